@@ -1,7 +1,7 @@
-//! The agent against the fake GitLab of the tests, beside the limits of the machine: `cargo bench`.
+//! Measures the agent with the fake GitLab of the tests, and a lower bound on the same machine: `cargo bench`.
 //!
-//! With `GITLAB_RUNNER=/path/to/gitlab-runner` the same work goes through it as well, in the same run. Names of figures
-//! as arguments choose: `cargo bench --bench agent -- empty queue`.
+//! With `GITLAB_RUNNER=/path/to/gitlab-runner`, the same jobs also run with gitlab-runner, in the same rounds.
+//! Arguments select measurements by name: `cargo bench --bench agent -- empty queue`.
 
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/support/mod.rs"]
@@ -22,15 +22,15 @@ use support::http::{Answer, listen, read_request, write_answer};
 use support::job::job;
 use support::mayfly::peak_memory_of_shims;
 
-/// Rounds of which the median is told.
+/// The number of rounds; the median is printed.
 const ROUNDS: usize = 20;
-/// Jobs that wait for the agent.
+/// The number of jobs in the queue.
 const WAITING: usize = 1000;
 
-/// Measures a program and tells.
+/// Measures a program and prints the result.
 type Measure = fn(&Path);
 
-/// What can be measured, by the names that choose it.
+/// The measurements by name.
 const FIGURES: [(&str, Measure); 9] = [
     ("start", start_to_request),
     ("empty", empty_job),
@@ -60,7 +60,7 @@ fn main() {
     }
 }
 
-/// What nobody can be quicker than: a login shell started once, and three requests that are answered at once.
+/// The lower bound for a job: starting one login shell, and three requests that the server answers immediately.
 struct Limit {
     server: TcpStream,
 }
@@ -120,7 +120,7 @@ fn start_to_request(program: &Path) {
     println!("{:<44} {:>12} KiB", "idle memory (RSS)", memory(scene.child.id()));
 }
 
-/// The limit and the job in turn, so that both see the same machine.
+/// Alternates between the lower bound and the job, so that the load of the machine affects both.
 fn empty_job(program: &Path) {
     let (scene, mut limit) = (Scene::start(program, 1), Limit::new());
     let (mut shells, mut trips, mut jobs) = (Vec::new(), Vec::new(), Vec::new());
@@ -162,7 +162,8 @@ fn clone(program: &Path) {
     tell_ratio("  times git clone and the empty job", job, cloned + empty);
 }
 
-/// A repository of 5,000 files: cloned, and updated by a commit that changes 50 of them. The agent verifies what it reuses.
+/// Clones a repository of 5,000 files, then fetches a commit that changes 50 of them. The agent verifies the checkout
+/// that it reuses.
 fn checkout(program: &Path) {
     const FILES: usize = 5000;
     const CHANGED: usize = 50;
@@ -213,7 +214,7 @@ fn checkout(program: &Path) {
     tell_ratio("  times that and the empty job", reused, updated + empty);
 }
 
-/// Jobs that wait, one after the other.
+/// Jobs that wait in the queue; the agent runs one at a time.
 fn queue(program: &Path) {
     let scene = Scene::start(program, 1);
     scene.job(job(&["true"]).build());
@@ -230,7 +231,7 @@ fn queue(program: &Path) {
     println!("{:<44} {:>5} to {} KiB", "  RSS before and after", before.0, memory(scene.child.id()));
 }
 
-/// `docker run` and the job in turn, on an engine of our own.
+/// Alternates between `docker run` and the job, on a container engine of this benchmark.
 fn empty_container(program: &Path) {
     let scene = Scene::with_containers(program);
     let (mut runs, mut jobs) = (Vec::new(), Vec::new());
@@ -240,7 +241,8 @@ fn empty_container(program: &Path) {
         docker().run(&["run", "--rm", "busybox:local", "true"]);
         runs.push(began.elapsed());
         jobs.push(scene.job(job(&["true"]).build()));
-        // What is removed beside the next job must not be on the way of the next `docker run`.
+        // The agent removes the job's container in the background; the removal must not slow down the next `docker
+        // run`.
         std::thread::sleep(Duration::from_millis(500));
     }
     let (run, job) = (median(runs), median(jobs));
@@ -249,7 +251,7 @@ fn empty_container(program: &Path) {
     tell_ratio("  times docker run", job, run);
 }
 
-/// 100 MB of log out of a container.
+/// A container writes 100 MB of log.
 fn container_log(program: &Path) {
     let scene = Scene::with_containers(program);
     let script =
@@ -260,7 +262,7 @@ fn container_log(program: &Path) {
     println!("{:<44} {:>12.0} MB/s", "100 MB of log out of a container", 100.0 / seconds);
 }
 
-/// 200 MB of log with 20 masked values.
+/// A script writes 200 MB of log; 20 values are masked.
 fn log_speed(program: &Path) {
     let scene = Scene::start(program, 1);
     let script =
@@ -285,7 +287,7 @@ fn log_speed(program: &Path) {
     println!("{:<44} {most:>12} KiB", "  RSS of agent and shim");
 }
 
-/// 100 MB, half of it random and half text: from the end of the script to the server's 201.
+/// An artifact of 100 MB, half random and half text: the time from the end of the script to the server's 201.
 fn artifact(program: &Path) {
     let scene = Scene::start(program, 1);
     let script = "head -c 50000000 /dev/urandom >random; { seq 1 9000000 || true; } | head -c 50000000 >text || true";
@@ -310,7 +312,7 @@ fn artifact(program: &Path) {
     }
 }
 
-/// An agent with its server.
+/// An agent and its server.
 struct Scene {
     gitlab: GitLab,
     child: Child,
@@ -322,7 +324,7 @@ impl Scene {
         Self::start_with(program, concurrent, "executor = \"shell\"", "")
     }
 
-    /// Its jobs run in containers of busybox.
+    /// A scene whose jobs run in containers of busybox.
     fn with_containers(program: &Path) -> Self {
         let keys = format!(
             "[runners.docker]\nhost = \"{}\"\nimage = \"busybox:local\"\npull_policy = \"if-not-present\"\n",
@@ -357,7 +359,7 @@ impl Scene {
         Self { gitlab, child, _home: home }
     }
 
-    /// The time from a job's payload to its final state.
+    /// The time from sending a job's payload to receiving its final state.
     fn job(&self, payload: Value) -> Duration {
         let id = self.gitlab.queue(payload);
         let done = self.gitlab.finished(id);
@@ -387,23 +389,23 @@ fn tell_ratio(what: &str, time: Duration, limit: Duration) {
     println!("{what:<44} {:>12.2}", time.as_secs_f64() / limit.as_secs_f64());
 }
 
-/// Seconds of processor time of a process and of all those below it that have ended.
+/// Processor time in seconds of a process and of its descendants that have ended.
 fn processor_time(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(4);
     let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
-    // USER_HZ is 100 on all that Linux runs on.
+    // USER_HZ is 100 on all platforms of Linux.
     ticks as f64 / 100.0
 }
 
-/// Resident memory of a process, KiB.
+/// The resident memory of a process in KiB.
 fn memory(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.trim().split(' ').next()?.parse().ok()).unwrap_or(0)
 }
 
-/// The same with the shims it started.
+/// The resident memory of a process and of its shims in KiB.
 fn family_memory(pid: u32) -> u64 {
     let mut all = memory(pid);
     for entry in fs::read_dir("/proc").expect("proc").flatten() {

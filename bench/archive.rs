@@ -1,8 +1,8 @@
-//! Packing and unpacking beside `zip`, `pigz`, and `tar` with `zstd`: `cargo bench --bench archive`.
+//! Compares packing and unpacking with `zip`, `pigz`, and `tar` with `zstd`: `cargo bench --bench archive`.
 //!
-//! 200 MB of mixed files and 20,000 small ones, all in turn, several rounds, the median told. With
-//! `GITLAB_RUNNER=/path/to/gitlab-runner` its own archiver does the same in the same rounds. Names of figures as arguments
-//! choose (`-- mixed zip`); `BENCH_PLACE` is the directory to work in.
+//! The trees are 200 MB of mixed files, and 20,000 small files. The tools run in turn in each round; the median is
+//! printed. With `GITLAB_RUNNER=/path/to/gitlab-runner`, its archiver runs in the same rounds. Arguments select
+//! measurements by name (`-- mixed zip`); `BENCH_PLACE` is the working directory.
 
 #[allow(dead_code, unused_imports, reason = "the agent uses the rest")]
 #[path = "../src/archive/mod.rs"]
@@ -26,13 +26,13 @@ use archive::select::{SelectionRequest, select};
 use archive::unpack::unpack;
 use archive::{Format, Level};
 
-/// Rounds of which the median is told.
+/// The number of rounds; the median is printed.
 const ROUNDS: usize = 3;
-/// What a caller of this program as a packer says first.
+/// The first argument of this program when it is started as the packer under test.
 const AS_PACKER: &str = "as-packer";
 
-/// What can be packed, how it is packed and how it is unpacked by a shell in the tree or in an empty directory; `$FILE`
-/// is the archive, `$SELF` this program.
+/// The tools: name, shell command that packs the current directory, shell command that unpacks into the current
+/// directory. `$FILE` is the archive, `$SELF` is this program.
 const TOOLS: [(&str, &str, &str); 10] = [
     ("zip", "zip -qr $FILE .", "unzip -q $FILE"),
     ("tar", "tar cf $FILE .", "tar xf $FILE"),
@@ -46,13 +46,13 @@ const TOOLS: [(&str, &str, &str); 10] = [
     ("mayfly tar.zst", "$SELF as-packer tarzstd default $FILE", "$SELF as-packer unpack - $FILE"),
 ];
 
-/// What is packed, and how it is made.
+/// The trees: name, and the function that creates it.
 const TREES: [(&str, MakeTree); 2] = [("mixed", mixed), ("small", small)];
 
-/// Makes a tree that is the same in every run.
+/// Creates a tree with the same content in every run.
 type MakeTree = fn(&Path);
 
-/// The same by gitlab-runner, where there is one.
+/// The commands for gitlab-runner.
 const OTHER: (&str, &str, &str) = (
     "gitlab-runner zip",
     "$GITLAB_RUNNER cache-archiver --path . --file $FILE >/dev/null 2>&1",
@@ -83,7 +83,7 @@ fn main() {
     }
 }
 
-/// All tools in turn, so that all see the same machine.
+/// Runs the tools in turn, so that the load of the machine affects all of them.
 fn compare(name: &str, tree: &Path, place: &Path, tools: &[(&str, &str, &str)]) {
     let (files, bytes) = count(tree);
     println!("-- {name}: {files} files, {:.0} MB; load {}", bytes as f64 / 1e6, load());
@@ -117,7 +117,7 @@ fn compare(name: &str, tree: &Path, place: &Path, tools: &[(&str, &str, &str)]) 
     }
 }
 
-/// Time, processor time and memory.
+/// Formats time, processor time and memory.
 fn columns(runs: &[Ran]) -> [String; 3] {
     let peak = runs.iter().filter_map(|ran| ran.peak).max();
     [
@@ -127,13 +127,13 @@ fn columns(runs: &[Ran]) -> [String; 3] {
     ]
 }
 
-/// How a tool ran.
+/// The resources that one run of a tool used.
 #[derive(Clone)]
 struct Ran {
     time: Duration,
-    /// Of all cores: on a machine that does other work, too, this says more.
+    /// Processor time of all cores. On a machine with other load it is a better measure than the elapsed time.
     processor: Duration,
-    /// Most memory, KiB; only of this program.
+    /// Peak memory in KiB; only known for this program.
     peak: Option<u64>,
 }
 
@@ -153,7 +153,7 @@ fn run(script: &str, file: &Path, directory: &Path) -> Ran {
     Ran { time, processor, peak: String::from_utf8_lossy(&output.stdout).trim().parse().ok() }
 }
 
-/// Packs or unpacks the current directory as the agent does, and tells the memory that it took.
+/// Packs or unpacks the current directory with the agent's code, and prints the peak memory.
 fn as_packer(what: &str, level: &str, file: &Path) {
     let root = Root::open(&std::env::current_dir().expect("a directory")).expect("opened");
     let format = match what {
@@ -177,7 +177,7 @@ fn as_packer(what: &str, level: &str, file: &Path) {
     println!("{}", peak.trim().trim_end_matches(" kB"));
 }
 
-/// 200 MB as a build leaves them: sources, logs, what is compressed already, and programs.
+/// 200 MB of files as a build creates them: sources, logs, compressed files, and programs.
 fn mixed(tree: &Path) {
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     for n in 0..1200 {
@@ -212,11 +212,11 @@ fn write(tree: &Path, name: &str, content: &[u8]) {
     fs::write(path, content).expect("written");
 }
 
-/// Text whose words come again as those of a language do.
+/// Text with the word frequencies of a natural language.
 fn prose(dice: &mut Dice, size: usize) -> Vec<u8> {
     let mut text = Vec::with_capacity(size + 32);
     while text.len() < size {
-        // The smaller a number, the more often it comes.
+        // A word with a smaller number is more frequent.
         let rank = 1 + dice.below(6000);
         let word = dice.below(rank);
         let mut letters = Dice(word as u64 + 1);
@@ -248,7 +248,7 @@ fn log(dice: &mut Dice, size: usize) -> Vec<u8> {
     text
 }
 
-/// Machine code of this machine.
+/// Machine code of this platform.
 fn programs(size: usize) -> Vec<u8> {
     let mut found = Vec::new();
     let mut names: Vec<_> = fs::read_dir("/usr/bin").expect("programs").flatten().map(|entry| entry.path()).collect();
@@ -263,7 +263,7 @@ fn programs(size: usize) -> Vec<u8> {
     found
 }
 
-/// Numbers that are the same in every run.
+/// Pseudo-random numbers, the same in every run.
 struct Dice(u64);
 
 impl Dice {
@@ -283,7 +283,7 @@ impl Dice {
     }
 }
 
-/// Regular files below a directory, and their bytes.
+/// The number of regular files below a directory, and their total size.
 fn count(directory: &Path) -> (usize, u64) {
     fs::read_dir(directory).expect("listed").flatten().fold((0, 0), |(files, bytes), entry| {
         let metadata = entry.metadata().expect("there");
@@ -296,7 +296,7 @@ fn load() -> String {
     fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
-/// What all programs that were waited for have used.
+/// The processor time of all ended child processes.
 fn processor_time() -> Duration {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("usage");
     let spent = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();

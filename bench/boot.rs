@@ -1,5 +1,5 @@
-//! A machine that boots from an image with the package (systemd-nspawn, cloud-init), until its agent asks for a job and
-//! until that job is done: `cargo bench --bench boot`, as root, after `tests/setup.sh`.
+//! Boots a machine from an image with the package (systemd-nspawn, cloud-init) and measures the time until its agent
+//! polls and until its first job is finished: `cargo bench --bench boot`, as root, after `tests/setup.sh`.
 
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/support/mod.rs"]
@@ -12,7 +12,7 @@ use support::imds::Imds;
 use support::job::job;
 use support::machine::{Image, in_own_network, with_image};
 
-/// Boots of which the median is told.
+/// The number of boots; the median is printed.
 const ROUNDS: usize = 5;
 
 fn main() {
@@ -22,7 +22,8 @@ fn main() {
     tell("boot to first job done", lives.iter().map(|(_, job_done)| *job_done));
 }
 
-/// From the unit's start to the first request, and from the machine's start to the end of the job that it brought.
+/// The time from the start of the unit to the first poll, and the time from the start of the machine to the end of the
+/// first job.
 fn life(image: &Image) -> (Duration, Duration) {
     let mut life = None;
     in_own_network(|| {
@@ -39,7 +40,7 @@ fn life(image: &Image) -> (Duration, Duration) {
         let machine = image.boot();
         let done = gitlab.finished(id);
         let job_done = done.ended.expect("ended") - began;
-        // The job waited already: the first request brought it.
+        // The job was in the queue, so the first poll returned it.
         let taken = SystemTime::now() - done.taken.expect("taken").elapsed();
         let journal = machine.read_journal(&["--unit", "mayfly.service", "--output", "short-unix"]);
         let start = journal.lines().find(|line| line.contains("Starting mayfly.service")).expect("a start");

@@ -1,8 +1,8 @@
-//! `mayfly exec` beside the limits of the machine: `cargo bench --bench exec`.
+//! Measures `mayfly exec`, and a lower bound on the same machine: `cargo bench --bench exec`.
 //!
-//! With `GITLAB_CI_LOCAL=/path/to/gitlab-ci-local` the same pipelines go through it as well, in the same run. Names of
-//! figures as arguments choose; `MAYFLY=/path/to/mayfly` measures another build. The figure `container` needs root and
-//! starts an engine of its own.
+//! With `GITLAB_CI_LOCAL=/path/to/gitlab-ci-local`, it runs the same pipelines in the same rounds. Arguments select
+//! measurements by name; `MAYFLY=/path/to/mayfly` measures another build. The measurement `container` needs root and
+//! starts its own container engine.
 
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/support/mod.rs"]
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use support::docker::docker;
 use support::git::git;
 
-/// Rounds of which the median is told.
+/// The number of rounds; the median is printed.
 const ROUNDS: usize = 15;
 
 /// A program that runs pipelines.
@@ -27,10 +27,10 @@ struct Program {
     is_mayfly: bool,
 }
 
-/// Measures a program and tells.
+/// Measures a program and prints the result.
 type Measure = fn(&Program);
 
-/// What can be measured, by the names that choose it.
+/// The measurements by name.
 const FIGURES: [(&str, Measure); 7] = [
     ("one", one_job),
     ("hundred", hundred_jobs),
@@ -58,7 +58,7 @@ fn main() {
     }
 }
 
-/// A checkout with one file of configuration.
+/// A checkout with one configuration file.
 struct Checkout {
     directory: tempfile::TempDir,
 }
@@ -100,7 +100,7 @@ impl Checkout {
         command
     }
 
-    /// Runs a command that must pass, and tells how long it takes.
+    /// Runs a command, which must succeed, and returns the elapsed time.
     fn time(&self, program: &Program, arguments: &[&str]) -> Duration {
         let began = Instant::now();
         let status = self.command(program, arguments).status().expect("started");
@@ -125,7 +125,7 @@ fn time(command: &mut Command) -> Duration {
     began.elapsed()
 }
 
-/// What isolates jobs of the other program from the work tree.
+/// The option with which the other program isolates its jobs from the work tree.
 fn isolated(program: &Program) -> &'static [&'static str] {
     if program.is_mayfly { &[] } else { &["--shell-isolation"] }
 }
@@ -219,7 +219,7 @@ fn memory(program: &Program) {
     println!("{:<44} {:>9.1} MiB aim 11.4 MiB", "most memory, 100 jobs", most as f64 / 1024.0);
 }
 
-/// Kilobytes that a process has had at most.
+/// The peak memory of a process in KiB.
 fn peak(process: u32) -> u64 {
     let status = fs::read_to_string(Path::new("/proc").join(process.to_string()).join("status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,6 +1,6 @@
-//! The manager with the fake GitLab of the tests and light agents: `cargo bench --bench manager`.
+//! Measures the manager with the fake GitLab of the tests and simulated agents: `cargo bench --bench manager`.
 //!
-//! Names of figures as arguments choose: `cargo bench --bench manager -- latency queue`.
+//! Arguments select measurements by name: `cargo bench --bench manager -- latency queue`.
 
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/support/mod.rs"]
@@ -51,7 +51,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// From GitLab's 201 to the agent's `running`, with a manager and without.
+/// The time from GitLab's 201 to the agent's `running`, with a manager and without.
 fn latency() {
     let through_manager = {
         let gitlab = GitLab::start();
@@ -76,14 +76,14 @@ fn times_to_running(gitlab: &GitLab) -> Vec<Duration> {
         let id = gitlab.queue(job(&["true"]).build());
         let done = gitlab.finished(id);
         let (taken, running) = (done.taken.expect("taken"), done.running.expect("running"));
-        // The agent asks again before the next job comes.
+        // Waits until the agent polls again, before the next job is queued.
         thread::sleep(Duration::from_millis(100));
         running - taken
     };
     (0..ROUNDS).map(round).collect()
 }
 
-/// Memory and CPU time with agents that wait over TLS and others whose jobs run.
+/// Memory and processor time of the manager while some agents wait over TLS and others run jobs.
 fn waiting() {
     let gitlab = GitLab::start();
     let (fleet, pki) = tls_fleet(&gitlab, RELAY);
@@ -108,7 +108,7 @@ fn waiting() {
     }
     tell(&format!("{WAITING} waiting agents and {RUNNING} jobs, RSS"), format!("{} KiB", manager.memory()));
     let (cpu, began) = (cpu_time(&manager), Instant::now());
-    // As long as requests wait, and one heartbeat each: what goes on in every minute.
+    // The load of one minute: each poll times out once, and each agent with a job sends heartbeats.
     for agent in &mut agents[RUNNING..] {
         let _ = agent.read();
         agent.ask();
@@ -123,7 +123,7 @@ fn waiting() {
     tell("the same, RSS after it", format!("{} KiB", manager.memory()));
 }
 
-/// Jobs that wait at GitLab, over agents that take one after the other.
+/// Jobs that wait at GitLab are distributed to agents that take one after the other.
 fn queue() {
     let gitlab = GitLab::start();
     let fleet = Fleet::with(&gitlab, "", "plain_http = true", "request_concurrency = 10", RELAY);
@@ -156,7 +156,7 @@ fn queue() {
     tell("the same, CPU time of the manager for each", format!("{each:.0} us"));
 }
 
-/// From a job's arrival at an empty fleet to the call that raises the group.
+/// The time from the arrival of a job at an empty fleet to the call that increases the desired capacity.
 fn empty() {
     let gitlab = GitLab::start();
     let fleet = Fleet::new(&gitlab, "", HOLD);
@@ -197,7 +197,7 @@ fn trust(pki: &Pki) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-/// User and system time of the manager so far.
+/// The manager's user and system time so far.
 fn cpu_time(manager: &Manager) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{}/stat", manager.pid())).unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().collect();
@@ -208,7 +208,7 @@ fn cpu_time(manager: &Manager) -> Duration {
 trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
-/// An agent that runs nothing.
+/// An agent that accepts jobs and runs nothing.
 struct LightAgent {
     stream: BufReader<Box<dyn Stream>>,
     token: String,
@@ -276,7 +276,7 @@ impl LightAgent {
         self.send("POST", "jobs/request", &json!({}));
     }
 
-    /// The job that the request brings, and its offer.
+    /// Polls for a job; returns its id and the id of its offer.
     fn job(&mut self) -> Option<(String, String)> {
         let (status, body) = self.read();
         let offer = body["mayfly"]["offer"].as_str().map(str::to_owned);

@@ -1,7 +1,7 @@
-//! What the sandbox adds to a stage of a container job: `cargo bench --bench sandbox`, as root.
+//! Measures the time that the sandbox adds to a stage of a container job: `cargo bench --bench sandbox`, as root.
 //!
-//! A stage with file work is a shim that does one task. The task here is the smallest one, emptying a directory, with the
-//! rights that a stage of a shell job has and in the sandbox that a stage of a container job has. Both run in turn.
+//! A stage with file work is a shim that runs one task. The task here is the smallest one, emptying a directory. It
+//! runs alternately with the rights of a stage of a shell job, and in the sandbox of a stage of a container job.
 
 use std::fs;
 use std::io::Write;
@@ -18,7 +18,7 @@ fn main() {
     let program = std::env::var_os("MAYFLY").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_mayfly")), PathBuf::from);
     let directory = tempfile::tempdir().expect("a directory");
     let bench = Bench { program, directory: directory.path().to_owned() };
-    // The first runs read the program from the disk.
+    // The first runs load the program from the disk.
     for rights in [json!("User"), bench.sandbox(true)] {
         for _ in 0..10 {
             bench.run(&rights);
@@ -56,7 +56,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// As `src/shim/spec.rs` has it.
+    /// The JSON form of `Rights::Sandbox` in `src/shim/spec.rs`.
     fn sandbox(&self, has_servers: bool) -> Value {
         let network = has_servers.then(|| json!({"allowed": [], "proxies": []}));
         json!({"Sandboxed": {
@@ -70,7 +70,7 @@ impl Bench {
         self.directory.join("ground")
     }
 
-    /// One stage, from the start of its shim to its end.
+    /// Runs one stage; returns the time from the start of its shim to its end.
     fn run(&self, rights: &Value) -> Duration {
         fs::create_dir_all(self.ground()).expect("made");
         let is_sandboxed = rights != "User";
@@ -101,7 +101,7 @@ impl Bench {
     }
 }
 
-/// Control groups in the places that the agent uses.
+/// Creates control groups where the agent creates them.
 fn groups(is_sandboxed: bool) -> Vec<PathBuf> {
     let controllers: &[&str] = if is_sandboxed { &["memory", "pids", "cpu"] } else { &["pids"] };
     let first = |controller: &&str| PathBuf::from(format!("/sys/fs/cgroup/{controller}"));
@@ -120,7 +120,7 @@ fn millis(seconds: f64) -> f64 {
     seconds * 1000.0
 }
 
-/// Seconds of processor time of all children that have ended.
+/// Processor time in seconds of all ended child processes.
 fn processor_time() -> f64 {
     let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_CHILDREN).expect("usage");
     [usage.user_time(), usage.system_time()].iter().map(|time| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6).sum()

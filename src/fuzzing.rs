@@ -1,4 +1,4 @@
-//! What reads bytes of others, each reader as a function that takes any bytes and must return.
+//! The fuzz targets: each reader of untrusted bytes as a function that takes any bytes and must return.
 //!
 //! The targets of `fuzz/` call these functions with inputs that libFuzzer finds. The unit tests call them with the corpora
 //! of `fuzz/corpus` and with mutations of them, so that each change passes a short run without the tools for fuzzing.
@@ -18,10 +18,10 @@ use crate::config::Config;
 use crate::pipeline::syntax;
 use crate::{config, job, payload};
 
-/// A reader by the name of its target and its corpus.
+/// The name of a target and of its corpus, and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them; each has a file in `fuzz/fuzz_targets` and a folder in `fuzz/corpus`.
+/// All targets; each has a file in `fuzz/fuzz_targets` and a directory in `fuzz/corpus`.
 pub const TARGETS: [Target; 12] = [
     ("payload", payload),
     ("job_inputs", job_inputs),
@@ -37,16 +37,16 @@ pub const TARGETS: [Target; 12] = [
     ("http", servers::http),
 ];
 
-/// The target of a name.
+/// Returns the target with this name.
 ///
 /// # Panics
 ///
-/// There is none of that name.
+/// Panics if no target has this name.
 pub fn target(name: &str) -> fn(&[u8]) {
     TARGETS.iter().find(|(known, _)| *known == name).map(|(_, target)| *target).expect("the name of a target")
 }
 
-/// A job as GitLab sends it.
+/// Decodes the input as a job payload.
 fn payload(body: &[u8]) {
     match payload::decode(body) {
         Ok(mut payload) => {
@@ -58,7 +58,7 @@ fn payload(body: &[u8]) {
     }
 }
 
-/// A line of a script with expressions of job inputs.
+/// Interpolates the input as a script line with expressions of job inputs.
 fn job_inputs(line: &[u8]) {
     let Ok(line) = std::str::from_utf8(line) else { return };
     let inputs = json!([
@@ -75,7 +75,7 @@ fn job_inputs(line: &[u8]) {
     }
 }
 
-/// A YAML document; what is printed of it is read as the same.
+/// Parses a YAML document, prints it, and parses the output: the result must be equal.
 fn yaml(text: &[u8]) {
     let Ok(text) = std::str::from_utf8(text) else { return };
     let parse = |text: &str| syntax::parse(text, 0, &|line| line, &mut syntax::Budget::default());
@@ -88,7 +88,7 @@ fn yaml(text: &[u8]) {
     assert_eq!(again.root.to_json(), document.root.to_json(), "{printed}");
 }
 
-/// A `config.toml`.
+/// Parses the input as a `config.toml`.
 fn configuration(text: &[u8]) {
     let Ok(text) = std::str::from_utf8(text) else { return };
     if let Ok(config) = Config::parse(Path::new("/etc/mayfly/config.toml"), text) {
@@ -96,7 +96,7 @@ fn configuration(text: &[u8]) {
     }
 }
 
-/// A pattern of `artifacts:paths` in the first line, paths in the others.
+/// Matches the pattern in the first line (`artifacts:paths`) against the paths in the other lines.
 fn glob(text: &[u8]) {
     let Ok(text) = std::str::from_utf8(text) else { return };
     let mut lines = text.lines();

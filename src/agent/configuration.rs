@@ -70,7 +70,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Applies the limits of what jobs leave on the machine.
+    /// Applies the limits for build directories and pulled images.
     fn limit_storage(&self) {
         let builds: Vec<_> =
             self.contexts.iter().map(|context| (context.builds.clone(), context.runner.build_limits)).collect();
@@ -161,7 +161,7 @@ impl Agent {
         }
     }
 
-    /// What the jobs of a runner need on this machine.
+    /// The requirements of a runner's jobs on this machine.
     fn requirements(&self, runner: &Runner, context: &RunnerContext) -> Requirements {
         let user = self.options.user.as_deref().or(self.config.user.as_deref());
         let (builds, caches) = (context.builds.clone(), context.caches.clone());

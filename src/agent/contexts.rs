@@ -33,7 +33,7 @@ pub struct ContextFactory {
     pub working_directory: PathBuf,
     /// The user of the jobs from the command line.
     pub user: Option<String>,
-    /// What jobs leave on this machine.
+    /// The build directories and images that jobs leave on this machine.
     pub storage: Arc<Storage>,
     /// The system id of this machine.
     pub system_id: String,

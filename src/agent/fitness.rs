@@ -32,7 +32,7 @@ pub const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1800);
 
-/// What the jobs of a runner need on this machine.
+/// The requirements of a runner's jobs on this machine.
 pub struct Requirements {
     /// The thresholds of the configuration.
     pub limits: fitness::Fitness,
@@ -52,7 +52,7 @@ impl Requirements {
     }
 }
 
-/// What runs the scripts of a runner.
+/// The program that runs the scripts of a runner.
 pub enum ScriptRunner {
     /// A shell of this machine.
     Shell {
@@ -78,7 +78,7 @@ impl ScriptRunner {
     }
 }
 
-/// Why a machine is unfit.
+/// The reason why a machine is unfit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unfit {
     /// A file system has too little free space.

@@ -19,7 +19,7 @@ const JITTER: f64 = 0.2;
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
 /// Minimum time that a new instance waits for its first job, if the idle time comes from the tables of a fleet.
 const FIRST_JOB_TIMEOUT: Duration = Duration::from_secs(120);
-/// The minimum wait after the group refused to terminate the instance.
+/// The minimum delay before the agent asks again, after the group refused to terminate the instance.
 const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 
 /// The lifetime of an agent.

@@ -148,7 +148,7 @@ struct Agent {
     /// Labels that mark the containers of this agent's jobs.
     owner: Owner,
     removals: ContainerRemovals,
-    /// What jobs leave on this machine.
+    /// The build directories and images that jobs leave on this machine.
     storage: Arc<Storage>,
     slots: Arc<Slots>,
     jobs: Arc<JobManager>,
@@ -179,7 +179,7 @@ struct Agent {
     readiness: Readiness,
     /// When this agent started, in nanoseconds of `CLOCK_BOOTTIME`.
     began: u64,
-    /// This agent has polled, or an earlier agent may have.
+    /// Whether this agent, or perhaps an earlier one, has polled.
     has_polled: bool,
 }
 

@@ -80,7 +80,7 @@ pub struct Monitoring {
     listener: Option<Listener>,
 }
 
-/// What the pages show.
+/// The state that the pages show.
 struct MonitoringPages {
     slots: Arc<Slots>,
     fitness: Arc<fitness::FitnessStatus>,

@@ -103,7 +103,7 @@ impl Agent {
             Interruption::Hibernate => return self.prepare_hibernation(),
         });
         let Some(shutdown) = &mut self.shutdown else { return };
-        // A notice may come late: then scripts get half of the time that is left.
+        // If a notice arrives late, scripts get half of the remaining time.
         let evict_at = deadline.checked_sub(EVICT_BEFORE_DEADLINE.min(left / 2)).unwrap_or(now);
         shutdown.interrupt(evict_at, deadline.checked_sub(INTERRUPT_BEFORE_DEADLINE.min(left / 4)).unwrap_or(now));
     }

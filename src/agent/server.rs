@@ -1,4 +1,4 @@
-//! The server of a runner: GitLab or a manager. The first answer tells which.
+//! The server of a runner: GitLab or a manager. The first response shows which one it is.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub struct Server {
     pub gitlab: Arc<GitLab>,
     manager: OnceLock<Arc<ManagerClient>>,
     make: MakeManager,
-    /// The runner has no executor, so it needs a manager that sends one.
+    /// The runner has no executor of its own, so it needs a manager that sends one with each job.
     needs_manager: bool,
 }
 

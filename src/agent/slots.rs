@@ -68,11 +68,11 @@ struct State {
     idle_since: Option<Duration>,
     /// Idle time before that.
     idle_before: Duration,
-    /// A request has returned no job since the last job.
+    /// Whether a request has returned no job since the last job.
     polled: bool,
-    /// No more requests are sent.
+    /// Whether requests are stopped permanently.
     closed: bool,
-    /// No requests are sent for now, and the idle time stands still.
+    /// Whether requests are stopped for now; the idle time does not advance.
     paused: bool,
 }
 

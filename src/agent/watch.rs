@@ -99,7 +99,8 @@ impl Watcher {
         Ok(is_ours)
     }
 
-    /// Whether the path leads to another file or content than before. Its directory may have changed, too.
+    /// Whether the path leads to another file or content than before. The directory of the file may have changed as
+    /// well.
     fn compare(&mut self) -> bool {
         let now = file_stamp(&self.path);
         let has_changed = now.is_some() && now != self.stamp;

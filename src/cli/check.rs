@@ -204,7 +204,7 @@ fn check_listen_address(report: &mut Report, config: &Config, state: &Path) {
     }
 }
 
-/// Checks that the container engine answers, and which layers the sandbox beside containers has.
+/// Checks that the container engine answers, and reports which layers of the sandbox for file tasks work.
 fn check_engine(report: &mut Report, place: &str, runner: &Runner) {
     let address = match host::address(&runner.docker) {
         Ok(address) => address,
@@ -225,7 +225,7 @@ fn check_engine(report: &mut Report, place: &str, runner: &Runner) {
     }
 }
 
-/// Checks whether the sandbox for work beside containers works, and which layers the machine lacks.
+/// Checks whether the sandbox for file tasks works, and which of its layers the machine lacks.
 fn check_confinement(report: &mut Report, place: &str, options: &Options, runner: &Runner) {
     let directory = match agent::working_directory(options.working_directory.as_deref()) {
         Ok(directory) => directory,
@@ -241,7 +241,7 @@ fn check_confinement(report: &mut Report, place: &str, options: &Options, runner
     }
 }
 
-/// Whether another user can replace the directories for builds and caches.
+/// Warns if another user can replace the directories for builds and caches.
 fn check_roots(report: &mut Report, place: &str, roots: &[PathBuf], user: Option<&User>) {
     roots.iter().filter_map(|path| roots::warning(path, user)).for_each(|why| report.warn(place, &why));
 }

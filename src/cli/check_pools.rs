@@ -1,4 +1,4 @@
-//! What `lint` and `check` say of the pools of a manager.
+//! The checks of `lint` and `check` for the pools of a manager.
 
 use std::time::Duration;
 
@@ -15,21 +15,21 @@ use crate::manager::server::certificate;
 use crate::manager::{findings, settings};
 use crate::monitor::listener::probe_address;
 
-/// A certificate that ends within this time should be replaced.
+/// The manager's certificate should be renewed this long before it expires.
 const RENEWAL: Duration = Duration::from_secs(14 * 24 * 3600);
 
-/// What the file alone tells of its pools.
+/// The findings of `lint`, from the configuration file alone.
 #[derive(Default)]
 pub struct PoolFindings {
-    /// Pools that cannot be used, and why.
+    /// Errors: pools that cannot be used, each with the reason.
     pub errors: Vec<String>,
-    /// Settings that contradict each other.
+    /// Warnings: settings that contradict each other.
     pub warnings: Vec<String>,
-    /// Pools that can be used.
+    /// The number of pools without errors.
     pub usable: usize,
 }
 
-/// Reads the pools of a manager's file.
+/// Checks the pools of a manager's configuration without network access.
 pub fn lint(config: &Config) -> PoolFindings {
     let settings = match settings::read(config.clone()) {
         Ok(settings) => settings,
@@ -46,7 +46,7 @@ pub fn lint(config: &Config) -> PoolFindings {
     }
 }
 
-/// The manager itself and each pool, with GitLab and the engine.
+/// Checks the manager and each pool, with requests to GitLab and to the engine.
 pub fn check(report: &mut Report, config: &Config) {
     let settings = match settings::read(config.clone()) {
         Ok(settings) => settings,
@@ -69,7 +69,8 @@ fn check_listener(report: &mut Report, manager: &Manager) {
     }
 }
 
-/// Files, whether they belong together, the names that agents may use, and how long the certificate is valid.
+/// Checks that the certificate and key can be read and match, prints the host names of the certificate, and warns
+/// before it expires.
 fn check_certificate(report: &mut Report, manager: &Manager) {
     let Some((certificate, key)) = &manager.certificate else {
         return report.warn(

@@ -24,7 +24,7 @@ pub struct Options {
 
 #[derive(Subcommand)]
 enum ManagerCommand {
-    /// Show what the fleet of a configuration would do over a day, without any instance
+    /// Simulate a day of the pools in a configuration, without starting an instance
     Simulate(simulate::Options),
 }
 

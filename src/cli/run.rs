@@ -70,7 +70,7 @@ fn run(options: Options, logging: &logging::Options) -> Result<ExitCode, String>
 }
 
 impl Options {
-    /// What the agent is told. Errors: the working directory is not there.
+    /// Converts the options. Fails if the working directory does not exist.
     fn of_agent(&self) -> Result<agent::Options, String> {
         Ok(agent::Options {
             config: self.file.path(),

@@ -1,4 +1,4 @@
-//! `manager simulate`: what the pools of a configuration would do over a day, or at one moment.
+//! `manager simulate`: simulates the pools of a configuration over a day, or prints their targets at one moment.
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,48 +17,48 @@ use crate::manager::pool::PoolSettings;
 use crate::manager::scaling::Sizing;
 use crate::manager::simulation::{Scenario, at, load, report, simulate};
 
-/// What `manager simulate` takes.
+/// The options of `manager simulate`.
 #[derive(Args)]
 pub struct Options {
     #[command(flatten)]
     file: ConfigFile,
-    /// Only the pool of this name
+    /// Simulate only the pool with this name
     #[arg(short, long, value_name = "NAME")]
     pool: Option<String>,
-    /// Show the policy of this moment and its targets: 'Sat 01:30', '2026-07-11 01:30'
+    /// Print the policy and the targets at this time, for example 'Sat 01:30' or '2026-07-11 01:30'
     #[arg(long, value_name = "TIME", conflicts_with_all = ["load", "jobs"])]
     at: Option<String>,
-    /// With --at: numbers of running jobs to show
+    /// With --at: print the targets for these numbers of running jobs
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',', requires = "at")]
     running: Vec<u32>,
-    /// The jobs of the day: a CSV file of start time and duration
+    /// Read the jobs of the day from a CSV file: start time,duration
     #[arg(long, value_name = "FILE", conflicts_with = "jobs")]
     load: Option<PathBuf>,
-    /// The jobs of the day: so many
+    /// Create this number of jobs
     #[arg(long, value_name = "NUMBER", requires = "duration")]
     jobs: Option<u32>,
-    /// How long each of them runs
+    /// The duration of each job
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     duration: Option<Duration>,
-    /// When the first of them is created
+    /// The time at which the first job is created
     #[arg(long, value_name = "HH:MM", value_parser = time_of_day, default_value = "00:00")]
     start: Duration,
-    /// They are created evenly over this time; 0 for all at once
+    /// Create the jobs evenly over this time; 0 creates all at once
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "24h")]
     over: Duration,
-    /// The day; today if none is given
+    /// The date of the simulated day [default: today]
     #[arg(long, value_name = "DATE", value_parser = date)]
     day: Option<Date>,
-    /// How long the simulation lasts
+    /// The length of the simulation
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "24h")]
     length: Duration,
-    /// From the start of an instance to the registration of its agent
+    /// The time from the start of an instance to the registration of its agent
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "90s")]
     boot: Duration,
-    /// The time zone of the given times; that of this machine if none is given
+    /// The time zone of the given times [default: that of this machine]
     #[arg(long, value_name = "ZONE", value_parser = zone)]
     timezone: Option<TimeZone>,
-    /// Write a chart to this file
+    /// Write a chart (SVG) to this file
     #[arg(long, value_name = "FILE", conflicts_with = "at")]
     svg: Option<PathBuf>,
 }
@@ -79,7 +79,7 @@ fn zone(text: &str) -> Result<TimeZone, String> {
     TimeZone::get(text).map_err(|_| "write a time zone, for example Europe/Amsterdam".to_owned())
 }
 
-/// Prints the simulation of each pool.
+/// Simulates each pool and prints the result.
 pub fn main(options: &Options) -> Result<ExitCode, String> {
     let pools = pools(options)?;
     let zone = options.timezone.clone().unwrap_or_else(TimeZone::system);
@@ -136,7 +136,7 @@ fn jobs(options: &Options) -> Result<Vec<load::Job>, String> {
     Ok(load::even(jobs, duration, options.start, options.over))
 }
 
-/// The pools of the configuration file.
+/// The settings of the selected pools.
 fn pools(options: &Options) -> Result<Vec<PoolSettings>, String> {
     let path = options.file.path();
     let config = Config::load_as(&path, Role::Manager).map_err(|error| error.to_string())?.config;

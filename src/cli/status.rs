@@ -1,4 +1,4 @@
-//! `status`: what the agent or the manager on this machine does, in a terminal.
+//! `mayfly status`: prints the state of the agent or the manager on this machine.
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -13,19 +13,19 @@ use crate::agent::status::AgentStatus;
 use crate::manager::status::view::{InstanceView, ManagerView, PoolView, duration};
 use crate::monitor::listener::split_address;
 
-/// How long the process may take to answer.
+/// The timeout for the response.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of an answer that are read at most.
+/// The maximum size of the response in bytes.
 const ANSWER_MAX: usize = 16 << 20;
-/// Decisions that are shown.
+/// The number of decisions to print.
 const DECISIONS: usize = 10;
 
-/// What `status` takes.
+/// The options of `status`.
 #[derive(Args)]
 pub struct Options {
     #[command(flatten)]
     file: ConfigFile,
-    /// Ask this address instead of the `listen_address` of the configuration
+    /// The address to query [default: the listen_address of the configuration]
     #[arg(short, long, value_name = "HOST:PORT")]
     address: Option<String>,
     /// Print JSON
@@ -33,7 +33,7 @@ pub struct Options {
     json: bool,
 }
 
-/// Asks the process, and prints its answer.
+/// Queries the process and prints its state.
 pub fn main(options: &Options) -> Result<ExitCode, String> {
     let address = match &options.address {
         Some(address) => address.clone(),
@@ -63,7 +63,7 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
 
 fn get(address: &str) -> Result<String, String> {
     let (host, port) = split_address(address)?;
-    // An address of every interface is this machine.
+    // An address that means all interfaces cannot be connected to; localhost reaches the same process.
     let host = if matches!(host, "" | "0.0.0.0" | "::") { "localhost" } else { host };
     let error = |what: &str, why: &dyn std::fmt::Display| {
         format!("cannot {what} {host}:{port}: {why}; is `mayfly run` or `mayfly manager` running here?")
@@ -88,7 +88,7 @@ fn request(mut stream: TcpStream, host: &str) -> Result<String, String> {
         .map_err(io)?;
     let mut answer = Vec::new();
     let mut buffer = [0; 16 * 1024];
-    // A server may keep the connection open.
+    // The loop does not wait for the end of the connection, because the server may keep it open.
     while !is_whole(&answer) && answer.len() < ANSWER_MAX {
         match stream.read(&mut buffer).map_err(io)? {
             0 => break,
@@ -103,7 +103,7 @@ fn request(mut stream: TcpStream, host: &str) -> Result<String, String> {
     }
 }
 
-/// Whether an answer has all bytes that its `Content-Length` names.
+/// Whether a response contains all bytes of its `Content-Length`.
 fn is_whole(answer: &[u8]) -> bool {
     let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
     let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
@@ -111,12 +111,12 @@ fn is_whole(answer: &[u8]) -> bool {
     length.is_some_and(|length| answer.len() >= end + 4 + length)
 }
 
-/// Without characters that move the cursor or change colours: some of the text comes from jobs.
+/// Removes control characters, which could move the cursor or change colours: parts of the text come from jobs.
 fn printable(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() && letter != '\n' { '\u{fffd}' } else { letter }).collect()
 }
 
-// Writing into a text cannot fail, here and below.
+// Writing to a `String` cannot fail, here and below.
 fn agent(agent: &AgentStatus) -> String {
     let mut text = format!("mayfly agent {}, system id {}\n", agent.version, agent.system_id);
     let reason = agent.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
@@ -208,7 +208,7 @@ fn pool(text: &mut String, pool: &PoolView) {
     }
 }
 
-/// Columns as wide as their longest text.
+/// Formats a table; each column is as wide as its longest text.
 fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);

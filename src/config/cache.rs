@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// An object store for caches; without `Type` there is none.
+/// An object store for caches; without `Type`, caches are stored only on the machine.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 pub struct Cache {

@@ -1,7 +1,8 @@
-//! Configuration that outlives its file: what a job and the agent itself need when `config.toml` cannot be used any more.
+//! Configuration that outlives `config.toml`: the settings that a job and the agent need when the file is missing or
+//! invalid.
 //!
-//! A job in the journal carries the table of its runner, as a `config.toml` with that runner alone. The agent keeps its
-//! own settings, all but `[[runners]]`, in the state directory. Neither holds a runner's token.
+//! The journal contains the table of each job's runner, as a `config.toml` with only that runner. The agent keeps its
+//! own settings, everything except `[[runners]]`, in the state directory. Neither contains a runner's token.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,13 +12,13 @@ use toml::{Table, Value};
 
 use super::{Config, Runner, state_dir};
 
-/// The file in the state directory with the agent's own settings.
+/// The file with the agent's own settings in the state directory.
 const SETTINGS: &str = "settings.toml";
 
-/// Keys of a runner that tell of its token.
+/// The keys of a runner that describe its token.
 const OF_TOKEN: [&str; 3] = ["token", "token_obtained_at", "token_expires_at"];
 
-/// The tables of a file without tokens: the agent's own settings, and each of `[[runners]]`.
+/// Splits a file, without tokens, into the agent's own settings and the tables of `[[runners]]`.
 pub(super) fn split(text: &str) -> (Table, Vec<Table>) {
     let Ok(mut settings) = text.parse::<Table>() else { return Default::default() };
     let runners = match settings.remove("runners") {
@@ -34,15 +35,14 @@ pub(super) fn split(text: &str) -> (Table, Vec<Table>) {
     (settings, runners.into_iter().map(table).collect())
 }
 
-/// The configuration that a job of this runner carries: it runs as `user`, with these directories, in one of `concurrent`
-/// slots.
+/// The configuration for the journal of a job: it runs as `user`, with these directories, in one of `concurrent` slots.
 pub fn of_job(runner: &Runner, user: Option<&str>, concurrent: u32, [builds, caches]: [&Path; 2]) -> String {
     let mut table = runner.written.clone();
     let text = |text: &str| Value::String(text.to_owned());
-    // Variables in them may mean something else to a later agent.
+    // The values are stored expanded, because a later agent may have other environment variables.
     table.insert("url".to_owned(), text(&runner.url));
     table.insert("token".to_owned(), text(&runner.token.short()));
-    // A relative directory is below the working directory of the agent that took the job.
+    // A relative directory is relative to the working directory of the agent that accepted the job.
     let directories = [("builds_dir", builds), ("cache_dir", caches)];
     let directories = directories.map(|(key, path)| (key.to_owned(), Value::String(path.display().to_string())));
     if runner.executor.has_containers() {
@@ -62,15 +62,15 @@ pub fn of_job(runner: &Runner, user: Option<&str>, concurrent: u32, [builds, cac
     whole.to_string()
 }
 
-/// The runner of a job, as the job carries it; `None` where it carries none, or one that this version cannot read.
-/// `path` is the configuration file, beside which certificates may be.
+/// The runner from the journal of a job; `None` if the journal has none, or this version cannot read it. `path` is the
+/// configuration file; certificate files may be beside it.
 pub fn runner_of_job(path: &Path, text: &str) -> Option<(Config, Runner)> {
     let config = Config::parse(path, text).ok()?;
     let runner = config.runners.first()?.clone();
     Some((config, runner))
 }
 
-/// Keeps the agent's own settings for a start without a usable file. Errors: the state directory cannot be written.
+/// Stores the agent's own settings for a start without a usable file. Fails if the state directory cannot be written.
 pub fn keep_settings(config: &Config) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
@@ -86,8 +86,8 @@ pub fn keep_settings(config: &Config) -> std::io::Result<()> {
     fs::rename(&draft, &path)
 }
 
-/// The agent's own settings when the file at `path` cannot be used: those that were in force last, without runners; or
-/// defaults. Errors: not even these can be.
+/// The agent's own settings if the file at `path` is unusable: the last settings in use, without runners, or else the
+/// defaults. Fails if neither can be read.
 pub fn last_settings(path: &Path) -> Result<Config, super::Error> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let mut defaults = Config::parse(path, "")?;
@@ -98,7 +98,7 @@ pub fn last_settings(path: &Path) -> Result<Config, super::Error> {
     Ok(settings)
 }
 
-/// `state_dir` in a text that is not TOML as a whole: what can be read of its table, or its line there.
+/// `state_dir` from a text that is not valid TOML: from the readable part of its table, or from its line.
 fn salvaged_state_dir(text: &str) -> Option<PathBuf> {
     let in_lines = || {
         let mut own = text.lines().skip_while(|line| line.trim() != "[mayfly]").skip(1);

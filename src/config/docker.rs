@@ -177,7 +177,7 @@ pub struct Docker {
     /// `host` for the machine's IPC namespace.
     pub ipcmode: String,
 
-    /// Services for every job.
+    /// Services that every job gets.
     pub services: Vec<Service>,
     /// The largest number of services of a job; negative for no limit.
     pub services_limit: Option<i64>,

@@ -64,7 +64,7 @@ pub fn of_unusable(text: &str, unusable: &[Unusable]) -> Vec<Finding> {
     unusable.iter().map(finding).collect()
 }
 
-/// Names the runners that say nothing of how jobs run: only a manager does that in their place.
+/// Reports runners without an executor: a runner of a manager gets it with each job.
 pub fn of_executors(text: &str, runners: &[Runner]) -> Vec<Finding> {
     let without = runners.iter().filter(|runner| runner.executor == ExecutorKind::FromManager);
     let finding = |runner: &Runner| Finding {
@@ -77,7 +77,7 @@ pub fn of_executors(text: &str, runners: &[Runner]) -> Vec<Finding> {
     without.map(finding).collect()
 }
 
-/// Tells what cannot be kept together below `[runners.docker]`, and what stands in the wrong place there.
+/// Reports contradictions below `[runners.docker]`, and keys that belong to another table.
 pub fn of_containers(text: &str, runners: &[Runner]) -> Vec<Finding> {
     let of_runner = |runner: &Runner| {
         let place = |key| Location { runner: Some(runner.position), key };

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-/// The default for free space: this fraction of the file system,
+/// The default for required free space: this fraction of the file system, but at most [`MOST_SPACE`].
 const SPACE_DIVISOR: u64 = 20;
-/// but at most this many bytes. So an 8 GB disk keeps 400 MB free, a 500 GB disk 1 GiB.
+/// In bytes. An 8 GB disk keeps 400 MB free, a 500 GB disk 1 GiB.
 const MOST_SPACE: u64 = 1 << 30;
-/// The default for free inodes: this fraction of the file system's inodes,
+/// The default for required free inodes: this fraction of the file system's inodes, but at most [`MOST_INODES`].
 const INODES_DIVISOR: u64 = 100;
-/// but at most this many.
+/// A number of inodes.
 const MOST_INODES: u64 = 10_000;
 
 /// The reaction to a machine that stays unfit (`[mayfly] unfit`).

@@ -24,11 +24,11 @@ pub enum FleetTable {
 pub struct AutoscalerTable {
     /// `aws` or `command`; gitlab-runner also allows a path or an OCI reference.
     pub plugin: String,
-    /// Jobs at once on an instance.
+    /// The number of concurrent jobs on an instance.
     pub capacity_per_instance: u32,
     /// The number of jobs before an instance terminates; 0 for no limit.
     pub max_use_count: u32,
-    /// Instances in every state; 0 for no limit.
+    /// The maximum number of instances in any state; 0 for no limit.
     pub max_instances: u32,
     /// Whether draining the manager terminates all instances.
     pub delete_instances_on_shutdown: bool,
@@ -65,13 +65,13 @@ pub struct AutoscalerTable {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct ScaleThrottle {
-    /// Per second; 0 for 100, −1 for no limit.
+    /// New instances per second; 0 for 100, −1 for no limit.
     pub limit: i64,
-    /// At once; 0 for `max_instances`, or else `limit`.
+    /// The size of the bucket: new instances at the same time; 0 for `max_instances`, or else `limit`.
     pub burst: u32,
 }
 
-/// `[runners.autoscaler.plugin_config]`: the keys of both engines, and others, which only their owner knows.
+/// `[runners.autoscaler.plugin_config]`: the keys of both engines; other keys are passed to the operator's program.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct PluginConfig {
@@ -109,7 +109,7 @@ pub struct PolicyTable {
     /// Idle capacity, in jobs.
     #[serde(default)]
     pub idle_count: u32,
-    /// How long a surplus idle instance lives.
+    /// The time after which a surplus idle instance is terminated.
     #[serde(default, deserialize_with = "duration::read")]
     pub idle_time: Option<Duration>,
     /// Idle capacity as a multiple of the capacity in use.
@@ -134,7 +134,7 @@ pub struct MachineTable {
     pub idle_scale_factor: f64,
     /// Lower bound of idle machines, with a factor only.
     pub idle_count_min: u32,
-    /// Seconds that a surplus idle machine lives.
+    /// The number of seconds after which a surplus idle machine is removed.
     pub idle_time: u64,
     /// The number of jobs before a machine is removed; 0 for no limit.
     pub max_builds: u32,
@@ -155,16 +155,16 @@ pub struct MachinePolicyTable {
     /// The time zone of `Periods`.
     #[serde(default)]
     pub timezone: Zone,
-    /// As in the table above.
+    /// See [`MachineTable::idle_count`].
     #[serde(default)]
     pub idle_count: u32,
-    /// As in the table above.
+    /// See [`MachineTable::idle_scale_factor`].
     #[serde(default, deserialize_with = "factor")]
     pub idle_scale_factor: f64,
-    /// As in the table above.
+    /// See [`MachineTable::idle_count_min`].
     #[serde(default)]
     pub idle_count_min: u32,
-    /// As in the table above.
+    /// See [`MachineTable::idle_time`].
     #[serde(default)]
     pub idle_time: u64,
 }
@@ -214,8 +214,8 @@ pub fn of_runner(runner: &toml::Table) -> Result<Option<FleetTable>, String> {
     }
 }
 
-/// Keys of `[[runners]]` that agents do not get: secrets, the runner's bounds in the fleet, and what is of the manager's
-/// machine.
+/// Keys of `[[runners]]` that are not sent to agents: secrets, limits of the runner in the fleet, and settings of the
+/// manager's machine.
 const KEPT_FROM_AGENTS: [&str; 17] = [
     "url",
     "token",
@@ -235,10 +235,10 @@ const KEPT_FROM_AGENTS: [&str; 17] = [
     "autoscaler",
     "instance",
 ];
-/// The same below `[runners.mayfly]`.
+/// Keys of `[runners.mayfly]` that are not sent to agents.
 const KEPT_BELOW_MAYFLY: [&str; 3] = ["auto_scaling_group", "region", "agent_role"];
 
-/// The runner's table as agents get it: TOML without the keys of [`KEPT_FROM_AGENTS`].
+/// The runner's table for agents: TOML without [`KEPT_FROM_AGENTS`] and [`KEPT_BELOW_MAYFLY`].
 pub fn for_agents(runner: &toml::Table) -> String {
     let mut table = runner.clone();
     KEPT_FROM_AGENTS.iter().for_each(|key| drop(table.remove(*key)));

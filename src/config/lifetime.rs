@@ -75,7 +75,7 @@ impl IdleTimes {
         self.windows.iter().rev().find(holds)
     }
 
-    /// The window that holds, in the words of the file.
+    /// The current period, as written in the file.
     fn policy(&self, now: Timestamp) -> String {
         let Some(window) = self.window(now) else { return "outside of all periods".to_owned() };
         let periods: Vec<String> = window.periods.iter().map(|period| format!("`{period}`")).collect();
@@ -92,7 +92,7 @@ pub struct Terms {
     pub capacity: Option<u32>,
     /// The idle times.
     pub idle: Option<IdleTimes>,
-    /// The command that tells whether the instance is ready for jobs.
+    /// The command that succeeds when the instance is ready for jobs.
     pub ready_command: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! `[mayfly.manager]`: how `mayfly manager` serves its agents.
+//! `[mayfly.manager]`: the server of `mayfly manager` for its agents.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::expand;
 use super::reference::Reference;
 use crate::token::Token;
 
-/// The port that agents connect to where `listen` names none.
+/// The default port for connections of agents.
 const DEFAULT_PORT: u16 = 9443;
 
 /// The table as written.
@@ -30,22 +30,22 @@ pub struct Table {
 /// `[mayfly.manager]`.
 #[derive(Clone, Debug)]
 pub struct Manager {
-    /// Where agents connect: `host:port`.
+    /// The address for connections of agents: `host:port`.
     pub listen: String,
-    /// The files of the certificate that agents see and of its key; `None` for plain HTTP.
+    /// The files of the server certificate and of its key; `None` for plain HTTP.
     pub certificate: Option<(PathBuf, PathBuf)>,
-    /// The token that proves membership of the fleet; empty until it is fetched, if it is stored in AWS.
+    /// The fleet token, which agents send to register; empty until it is fetched, if it is stored in AWS.
     pub agent_token: Token,
-    /// Where that token is stored, if not in the file.
+    /// The reference to the token, if it is not in the file.
     pub agent_token_reference: Option<Reference>,
-    /// Where the durable state is kept.
+    /// The directory for the durable state.
     pub state_dir: Option<PathBuf>,
-    /// How long a running instance may take to register; `None` for the usual time.
+    /// The time within which a running instance must register; `None` for the default.
     pub registration_timeout: Option<Duration>,
 }
 
 impl Table {
-    /// What the table means. Errors: the key that is missing or wrong, and why.
+    /// Checks the table. The error has the missing or invalid key, and the reason.
     pub fn meaning(self) -> Result<Manager, (&'static str, String)> {
         let given = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
         let listen = self.listen.filter(|listen| !listen.trim().is_empty());

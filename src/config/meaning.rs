@@ -31,7 +31,7 @@ impl InvalidValue {
     }
 }
 
-/// What the whole file means. Errors: a value makes no sense.
+/// Converts the whole file. Fails for an invalid value.
 pub(super) fn of(path: &Path, raw: raw::Config, role: Role) -> Result<Config, InvalidValue> {
     let concurrent_is_set = raw.concurrent.is_some();
     let concurrent = raw.concurrent.unwrap_or(1);
@@ -54,7 +54,7 @@ pub(super) fn of(path: &Path, raw: raw::Config, role: Role) -> Result<Config, In
     };
     let mut terms: Vec<Terms> = usable.iter_mut().map(terms).collect();
     if role == Role::Manager {
-        // `concurrent` and `limit` are those of the fleet there, not of one instance.
+        // For a manager, `concurrent` and `limit` apply to the fleet, not to one instance.
         terms.iter_mut().for_each(|terms| terms.capacity = None);
     }
     if let Some(aws) = &raw.mayfly.aws
@@ -180,10 +180,10 @@ fn leave(own: &raw::Mayfly) -> Result<Leave, (&'static str, &'static str)> {
     }
 }
 
-/// How long an agent of a manager does without it where nothing is configured.
+/// The default of `orphan_timeout`.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
-/// What `log_level` may be, in any case; `panic` and `fatal` are gitlab-runner's.
+/// The values of `log_level`, in any case; `panic` and `fatal` are gitlab-runner's.
 pub const LOG_LEVELS: [&str; 8] = ["trace", "debug", "info", "warn", "warning", "error", "fatal", "panic"];
 /// The values of `log_format`.
 const LOG_FORMATS: [&str; 3] = ["runner", "text", "json"];
@@ -340,8 +340,8 @@ fn positive(time: Option<Duration>) -> Option<Duration> {
     time.filter(|time| !time.is_zero())
 }
 
-/// Keeps the tables as they are written, without tokens: jobs carry those of their runner, and the process that makes a
-/// job's containers reads `[runners.docker]` again.
+/// Stores the tables as written, without tokens: the journal contains the table of each job's runner, and the process
+/// that creates a job's containers parses `[runners.docker]` again.
 pub(super) fn note_written(text: &str, config: &mut Config) {
     let (settings, tables) = carried::split(text);
     config.settings = settings;

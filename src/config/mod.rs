@@ -46,11 +46,11 @@ use lifetime::Lifetime;
 #[derive(Clone, Debug)]
 pub struct Config {
     pub path: PathBuf,
-    /// The number of jobs at the same time, at least 1.
+    /// The number of concurrent jobs, at least 1.
     pub concurrent: u32,
-    /// The file says `concurrent`; an agent of a manager takes it from its pool otherwise.
+    /// Whether the file sets `concurrent`; without it, an agent takes the number from the pool of its manager.
     pub concurrent_is_set: bool,
-    /// Between two requests of a runner that got no job.
+    /// The interval between two polls of a runner that got no job.
     pub check_interval: Duration,
     /// `debug`, `info`, `warn`, `error`, as written.
     pub log_level: Option<String>,
@@ -71,16 +71,16 @@ pub struct Config {
     pub runners: Vec<Runner>,
     /// Runners that mayfly cannot use; the others work without them.
     pub unusable: Vec<Unusable>,
-    /// The file as it is written, without `[[runners]]`.
+    /// The file as written, without `[[runners]]`.
     pub settings: toml::Table,
 }
 
 /// A `[[runners]]` that mayfly cannot use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unusable {
-    /// Its index, from 0.
+    /// The index of the runner, from 0.
     pub position: usize,
-    /// Its name, the reason, and what to do.
+    /// The name of the runner, the reason, and what to do.
     pub why: String,
 }
 
@@ -98,9 +98,9 @@ pub struct Mayfly {
     pub ready: Option<fitness::Ready>,
     /// The time after which an agent without any runner powers the machine off; `None` for never.
     pub give_up_after: Option<Duration>,
-    /// An agent of a manager that does not answer for this time leaves once it has no job; `None` for never.
+    /// The time without a response of its managers after which an agent without jobs leaves; `None` for never.
     pub orphan_timeout: Option<Duration>,
-    /// The instance id that a manager knows this machine by, where it is not found out.
+    /// The instance id for managers, if it cannot be detected.
     pub instance_id: Option<String>,
     /// `[mayfly.manager]`.
     pub manager: Option<manager::Manager>,
@@ -147,7 +147,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Who reads a configuration: some keys mean something else for each.
+/// The program that reads a configuration: some keys have another meaning for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// The agent on an instance.

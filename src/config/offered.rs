@@ -1,11 +1,11 @@
-//! The runner of a manager's job: the table that the manager sends, with the agent's own file over it.
+//! The runner of a job from a manager: the table that the manager sends, overridden by the agent's own file.
 
 use toml::{Table, Value};
 
 use super::Config;
 use crate::http::tls::TlsFiles;
 
-/// Keys of the agent's own runner that are about the manager, not about GitLab or the job.
+/// Keys of the agent's own runner that configure the connection to the manager, not to GitLab or the job.
 const OF_THE_MANAGER: [&str; 9] = [
     "url",
     "token",
@@ -18,24 +18,24 @@ const OF_THE_MANAGER: [&str; 9] = [
     "limit",
 ];
 
-/// What a manager sends of the runner with a job.
+/// The runner's data in the offer of a manager.
 #[derive(Clone, Copy, Debug)]
 pub struct OfferedRunner<'a> {
     /// The URL of GitLab.
     pub url: &'a str,
-    /// Certificate authorities for it, PEM.
+    /// Additional certificate authorities for GitLab, PEM.
     pub authorities: Option<&'a str>,
-    /// The runner's table, TOML.
+    /// The table of the runner (TOML).
     pub table: &'a str,
     /// The short form of the runner's token.
     pub short_token: &'a str,
-    /// Jobs at once on an instance of the pool.
+    /// The number of concurrent jobs on an instance of the pool.
     pub capacity: u32,
 }
 
 impl Config {
-    /// This configuration with one runner: that of an offered job. Keys in the own file win. Errors: the tables cannot be
-    /// read, or a value makes no sense.
+    /// Adds the runner of an offered job to this configuration. Keys in the agent's own file take precedence. Fails if
+    /// a table cannot be parsed or a value is invalid.
     pub fn with_offered_runner(&self, position: usize, offer: OfferedRunner<'_>) -> Result<Self, String> {
         let sent: Table = offer.table.parse().map_err(|error: toml::de::Error| {
             format!("the manager's table of the runner cannot be read: {}", error.message())
@@ -52,7 +52,7 @@ impl Config {
         let mut config = Self::parse(&self.path, &file.to_string()).map_err(|error| error.to_string())?;
         config.concurrent = if self.concurrent_is_set { self.concurrent } else { offer.capacity.max(1) };
         for runner in &mut config.runners {
-            // The short token is no secret.
+            // The short token is not secret.
             runner.key.clone_from(&key);
             if let Some(authorities) = offer.authorities {
                 runner.tls = TlsFiles::of_authorities(authorities.to_owned());
@@ -65,7 +65,7 @@ impl Config {
     }
 }
 
-/// Puts `over` over `under`, table by table.
+/// Merges `over` into `under`, table by table.
 fn merge(under: &mut Table, over: Table) {
     for (key, value) in over {
         match (under.get_mut(&key), value) {

@@ -149,7 +149,7 @@ pub struct RunnerMayfly {
     pub agent_role: Option<String>,
     /// The size limit of local caches, in bytes.
     pub cache_max_size: Option<u64>,
-    /// Bytes of the build directories that finished jobs left.
+    /// The maximum size of the build directories that finished jobs left, in bytes.
     pub builds_max_size: Option<u64>,
     /// How long an unused build directory is kept.
     #[serde(deserialize_with = "duration::read")]

@@ -19,7 +19,7 @@ pub(super) const UPLOAD_ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 /// One of `[[runners]]`.
 #[derive(Clone, Debug)]
 pub struct Runner {
-    /// Its index among `[[runners]]`, from 0.
+    /// The index among `[[runners]]`, from 0.
     pub position: usize,
     /// The name in logs and commands.
     pub name: String,
@@ -63,7 +63,7 @@ pub struct Runner {
     pub cache_limits: StorageLimits,
     /// The limits of the build directories that finished jobs left.
     pub build_limits: StorageLimits,
-    /// How long an unused image that a job pulled is kept; `None` for ever.
+    /// The time after which an unused image that a job pulled is removed; `None` to keep it.
     pub images_max_age: Option<Duration>,
     /// Timeout of one upload of artifacts.
     pub upload_timeout: Duration,
@@ -71,7 +71,7 @@ pub struct Runner {
     pub upload_answer_timeout: Duration,
     /// The URL that git clones from, instead of the server's.
     pub clone_url: Option<String>,
-    /// Variables for every job.
+    /// Variables that every job gets.
     pub environment: Vec<(String, String)>,
     /// Script before the sources are fetched.
     pub pre_get_sources_script: Option<String>,
@@ -103,9 +103,9 @@ pub struct Runner {
     pub docker: Docker,
     /// The text of `[runners.docker]`, for the process that uses the engine.
     pub docker_text: String,
-    /// The table as it is written, without the token.
+    /// The table as written, without the token.
     pub written: toml::Table,
-    /// What stands for the token of a runner that a job in the journal carries.
+    /// The value that replaces the token for a runner from the journal; see [`Runner::key`].
     pub key: Option<Token>,
     /// Where builds of containers are kept on the machine; `None` for `builds` in the working directory.
     pub container_builds_dir: Option<PathBuf>,
@@ -129,8 +129,7 @@ impl Runner {
         self.token_reference.as_ref().map_or_else(|| self.token.reveal().to_owned(), Reference::to_string)
     }
 
-    /// A secret that only agents with this runner's token know, for what jobs must not forge or guess. It does not give
-    /// the token away.
+    /// A secret that only agents with this runner's token know. Jobs can neither guess it nor derive the token from it.
     pub fn key(&self) -> Token {
         let derived = || Token::new(crate::digest::sha256(format!("mayfly key\0{}", self.token.reveal()).as_bytes()));
         self.key.clone().unwrap_or_else(derived)
@@ -226,7 +225,7 @@ pub enum ExecutorKind {
     DockerAutoscaler,
     /// Containers, in a fleet of docker+machine.
     DockerMachine,
-    /// The manager at the runner's URL says, with each job.
+    /// The manager at the runner's URL sends the executor with each job.
     FromManager,
 }
 

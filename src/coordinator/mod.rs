@@ -1,5 +1,5 @@
-//! The source of jobs, and the receiver of their logs and states: GitLab over HTTPS, or a local pipeline (in the layers
-//! above).
+//! The source of jobs, and the receiver of their logs and states: GitLab over HTTPS, a manager, or a local pipeline (in
+//! the layers above).
 //!
 //! This layer implements only the protocol: it never runs a job, writes a log or decides to shut down.
 

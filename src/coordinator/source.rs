@@ -1,4 +1,4 @@
-//! Where jobs come from: GitLab itself, or a manager that polls it for a fleet.
+//! The source of jobs: GitLab itself, or a manager that polls GitLab for a fleet.
 
 use std::time::Duration;
 
@@ -7,82 +7,82 @@ use super::gitlab::{ApiError, Registration};
 use super::manager::protocol::Offer;
 use crate::token::Token;
 
-/// Who asks for a job, and how.
+/// A request for a job.
 #[derive(Clone, Debug)]
 pub struct JobRequest<'a> {
     /// The runner's token.
     pub token: &'a Token,
-    /// The machine.
+    /// The id of the machine.
     pub system_id: &'a str,
-    /// Let the server hold the request until its queue changes.
+    /// Long polling: the server may delay its response until the queue changes.
     pub hold: bool,
 }
 
-/// What came of a request for a job.
+/// The result of a poll, and when the next one may follow.
 #[derive(Debug)]
 pub struct PollResponse {
     /// The answer.
     pub outcome: PollOutcome,
-    /// The server answered that it is overloaded or down.
+    /// The server answered with 429 or 5xx.
     pub server_overloaded: bool,
-    /// How long to wait at least before the next poll.
+    /// The minimum delay before the next poll.
     pub wait: Duration,
 }
 
-/// The answer to a request for a job.
+/// The outcome of a poll.
 #[derive(Debug)]
 pub enum PollOutcome {
-    /// The payload of a job, and the id of the request that brought it. It is ours, unless a manager offers it.
+    /// A job. Without an offer, it is assigned to this runner already.
     Job {
-        /// As GitLab sent it.
+        /// The payload as GitLab sent it.
         payload: Vec<u8>,
-        /// Id of the request to GitLab.
+        /// The id of the request to GitLab that returned the job.
         request_id: String,
-        /// A manager offers the job: it is ours once the offer is accepted.
+        /// The offer of a manager: the job is assigned when the offer is accepted.
         offer: Option<Box<Offer>>,
     },
-    /// There is none.
+    /// No job is available.
     NoJob,
-    /// The manager wants the agent to leave, for this reason.
+    /// The manager orders the agent to leave, for this reason.
     Leave(String),
-    /// The server is a manager, and was taken for GitLab.
+    /// The server is a manager, but the client is for GitLab.
     IsManager,
-    /// The token is not (any longer) valid.
+    /// The server rejected the token.
     Refused(String),
-    /// Lost a race, or something else that the next poll may do better.
+    /// A temporary failure: the next poll may succeed.
     Failed(String),
-    /// The URL or the certificates cannot be used.
+    /// The URL or the certificates are unusable.
     Misconfigured(String),
 }
 
-/// What became of the acceptance of an offered job.
+/// The outcome of accepting an offer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AcceptOutcome {
-    /// The job is ours: it may begin.
+    /// The job is assigned to this agent, which may start it.
     Accepted,
-    /// The job is not ours: it must not begin.
+    /// The offer has expired: the agent must not start the job.
     Void,
-    /// Nobody answered, or not clearly: it is to be asked again.
+    /// Unknown result: the request must be repeated.
     Unsettled(String),
 }
 
-/// Hands out jobs to a runner. One implementation a kind of server.
+/// Hands out jobs to a runner. Each kind of server has one implementation.
 pub trait JobSource: Send + Sync {
-    /// Asks for a job. A job that comes without an offer is ours from then on: whoever calls runs it or fails it.
+    /// Polls for a job. A job without an offer is assigned: the caller must run it or report it as failed.
     fn request_job(&self, request: &JobRequest<'_>) -> PollResponse;
 
     /// Accepts an offered job.
     fn accept(&self, job: &JobId, offer: &Offer) -> AcceptOutcome;
 
-    /// Takes this machine off its runner.
+    /// Unregisters this machine from its runner.
     fn unregister(&self, token: &Token, system_id: &str) -> Result<(), ApiError>;
 
     /// Replaces the runner's token.
     fn reset_token(&self, token: &Token) -> Result<Registration, ApiError>;
 
-    /// Ends waits between attempts: the agent is about to be gone.
+    /// Ends the delays between retries, because the agent is about to exit.
     fn stop_waiting(&self);
 
-    /// For how long a manager has not answered; `None` for GitLab.
+    /// The time for which a manager has not answered; `None` for GitLab.
     fn silence(&self) -> Option<Duration>;
 }

@@ -82,7 +82,7 @@ fn unified(mounts: &str, own: &str) -> Option<(PathBuf, PathBuf)> {
     Some((PathBuf::from(*top?.get(1)?), group))
 }
 
-/// A group of version 2 whose children have controllers, as many as there are, and which ones.
+/// The group of version 2 with the most controllers for its children, and those controllers.
 fn with_controllers(top: &Path, own: &Path) -> Option<(PathBuf, Vec<&'static str>)> {
     let of_own = controllers_of_children(own);
     if of_own.len() == CONTROLLERS.len() && is_writable(own) {
@@ -98,7 +98,8 @@ fn with_controllers(top: &Path, own: &Path) -> Option<(PathBuf, Vec<&'static str
     (!has.is_empty() && is_writable(&parent)).then_some((parent, has))
 }
 
-/// The controllers that the children of a group have, now at the latest. Each is asked for by itself: a kernel may lack one.
+/// Enables the controllers for the children of a group, and returns those that are enabled. Each is enabled with its
+/// own write, because one missing controller would make a combined write fail.
 fn controllers_of_children(group: &Path) -> Vec<&'static str> {
     let control = group.join("cgroup.subtree_control");
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
@@ -170,7 +171,7 @@ mod tests {
         assert_eq!((top, group.ends_with("system.slice/mayfly.service")), ("/sys/fs/cgroup/unified".into(), true));
     }
 
-    /// A group as files, whose children have all that it has.
+    /// Creates a group as plain files; its children have all of its controllers.
     fn group(at: &Path, controllers: &str) {
         fs::create_dir_all(at).expect("made");
         fs::write(at.join("cgroup.controllers"), controllers).expect("written");

@@ -25,7 +25,7 @@ const LINKS_MAX: usize = 40;
 
 const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// Owner and mode of a directory that is made.
+/// Owner and mode of a directory to create.
 #[derive(Clone, Copy)]
 struct Ownership {
     uid: u32,
@@ -45,7 +45,7 @@ pub fn make(path: &Path, user: Option<&User>, mode: u32) -> io::Result<()> {
     }
 }
 
-/// Creates a directory of root that everybody may write; an existing one gets that mode. Errors: as [`make`].
+/// Creates a directory of root that every user may write; sets the mode of an existing one. Fails as [`make`] does.
 pub fn make_open(path: &Path) -> io::Result<()> {
     if !Uid::effective().is_root() {
         make_as_caller(path, 0o777)?;
@@ -81,7 +81,7 @@ fn make_for(path: &Path, user: &User, wanted: Ownership) -> io::Result<()> {
     }
 }
 
-/// Makes a directory with the rights of this process, which follow links as those of any program do.
+/// Creates a directory with the rights of this process, and follows links.
 fn make_as_caller(path: &Path, mode: u32) -> io::Result<()> {
     if let Some(above) = path.parent() {
         std::fs::create_dir_all(above)?;
@@ -99,7 +99,7 @@ fn make_as_caller(path: &Path, mode: u32) -> io::Result<()> {
     }
 }
 
-/// Makes a directory of root's; returns it. Below a directory that others can write, no link is followed.
+/// Creates and returns a directory of root. Below a directory that other users can write, it follows no link.
 fn make_as_root(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     let wanted = Ownership { mode, ..OF_ROOT };
     let (mut directory, rest) = match walk(path, None, wanted)? {
@@ -137,8 +137,8 @@ pub fn writable_above(path: &Path, user: Option<&User>) -> Option<PathBuf> {
     above.into_iter().find(is_held).map(Path::to_owned)
 }
 
-/// The warning about a directory that jobs of the user can replace, or without a user any user but root. None for an agent
-/// that is not root: everything it has belongs to its user.
+/// The warning about a directory that the job's user can replace, or without one any user but root. An agent that does
+/// not run as root gets no warning: all its directories belong to its user.
 pub fn warning(path: &Path, user: Option<&User>) -> Option<String> {
     if user.is_none() && !Uid::effective().is_root() {
         return None;
@@ -173,7 +173,7 @@ fn walk(path: &Path, user: Option<&User>, wanted: Ownership) -> io::Result<WalkE
         let access = write_access(&fstat(&directory)?, user);
         let found = fstatat(&directory, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
         let is_link = found.is_ok_and(|stat| kind(&stat) == SFlag::S_IFLNK);
-        // A link of anybody else leads where that user wants, whoever the jobs' user is.
+        // A link of any user other than root is not followed as root.
         let is_own = found.is_ok_and(|stat| match user {
             Some(user) if !is_link => stat.st_uid == user.uid,
             _ => stat.st_uid != 0,
@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(writable_above(&home.join("other/builds"), None), Some(home));
     }
 
-    /// Where there is no user of jobs, root follows no link that is not root's.
+    /// If jobs have no user of their own, root follows only links of root.
     #[test]
     fn root_follows_links_of_root_only() {
         let Some((directory, home)) = home() else { return };
@@ -360,7 +360,7 @@ mod tests {
         let mode = |path: &Path| fs::symlink_metadata(path).expect("there").mode() & 0o7777;
         assert_eq!((mode(&closed.join("of")), mode(&closed.join("of/root"))), (0o755, 0o700));
         assert_eq!((mode(&home.join("new")), mode(&home.join("new/caches"))), (0o755, 0o777));
-        // In a directory that everybody can write, a link belongs to whoever made it.
+        // In a directory that every user can write, any user can create a link.
         let shared = directory.path().join("shared");
         fs::create_dir(&shared).expect("made");
         fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).expect("opened");

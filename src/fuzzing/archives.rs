@@ -1,4 +1,4 @@
-//! Archives, unpacked for real into a directory that nothing may leave.
+//! Targets for archives: each archive is unpacked into a directory, and nothing may be written outside of it.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,34 +10,34 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use crate::archive::root::Root;
 use crate::archive::unpack;
 
-/// Where tests put files that need not outlive them; `/tmp` where there is none.
+/// The directory for temporary files: in memory, or `/tmp` if it does not exist.
 const MEMORY: &str = "/dev/shm";
-/// Larger archives only take longer.
+/// The maximum size of an archive. Larger archives only take longer.
 const MOST: usize = 64 << 10;
 /// The content of a file beside the project.
 const UNTOUCHED: &str = "untouched";
 
-/// A zip archive, as it is.
+/// Unpacks the input as a zip archive.
 pub fn zip(archive: &[u8]) {
-    // What begins like another archive has targets of its own.
+    // Archives of other formats have their own targets.
     if !archive.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) && !archive.starts_with(&[0x1f, 0x8b]) {
         unpacked(archive);
     }
 }
 
-/// A tar archive, which is compressed first: mutations of what is compressed seldom come to a header.
+/// Compresses the input and unpacks it as a tar archive: few mutations of compressed data reach a tar header.
 pub fn tar(archive: &[u8]) {
     if let Ok(compressed) = zstd::encode_all(archive, 1) {
         unpacked(&compressed);
     }
 }
 
-/// A tar archive that is compressed with zstd, as it is.
+/// Unpacks the input as a tar archive that is compressed with zstd.
 pub fn tar_zstd(archive: &[u8]) {
     begun_with(&[0x28, 0xb5, 0x2f, 0xfd], archive);
 }
 
-/// Members of gzip, as they are.
+/// Unpacks the input as gzip members.
 pub fn gzip(archive: &[u8]) {
     begun_with(&[0x1f, 0x8b], archive);
 }

@@ -1,4 +1,4 @@
-//! Answers of servers: of GitLab to all calls that carry jobs, and of a container engine.
+//! Targets for responses of servers: GitLab's responses to all requests about jobs, and those of a container engine.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -16,15 +16,15 @@ use crate::http::Address;
 use crate::payload;
 use crate::token::Token;
 
-/// Longer answers only take longer.
+/// The maximum size of a response. Larger ones only take longer.
 const MOST: usize = 64 << 10;
-/// Lines of progress that are read.
+/// The number of progress lines to read.
 const LINES: usize = 1000;
 
-/// What the server says next.
+/// The next response of the server.
 static ANSWER: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-/// All bytes that a server sends on a connection, which it then closes.
+/// Sends the input as the bytes of a connection, then closes the connection.
 pub fn http(answer: &[u8]) {
     if answer.len() > MOST {
         return;
@@ -39,7 +39,7 @@ fn of_gitlab(port: u16) {
     let info = Info::new(ExecutorKind::Shell, "bash", &std::collections::BTreeMap::new());
     let url = format!("http://127.0.0.1:{port}");
     let gitlab = GitLab::new(&url, &Default::default(), info, Duration::ZERO).expect("a client");
-    // It waits between two tries of a request otherwise.
+    // Without this, the client would wait between two attempts.
     gitlab.stop_waiting();
     let token = Token::new("glrt-token");
     let polled = gitlab.request_job(&JobRequest { token: &token, system_id: "s_1", hold: true });
@@ -82,7 +82,7 @@ fn of_engine(port: u16) {
     }
 }
 
-/// The port of a server that reads requests and sends [`ANSWER`] to each.
+/// Returns the port of a server that reads requests and answers each with [`ANSWER`].
 fn server() -> u16 {
     static PORT: OnceLock<u16> = OnceLock::new();
     *PORT.get_or_init(|| {
@@ -90,7 +90,7 @@ fn server() -> u16 {
         let port = listener.local_addr().expect("an address").port();
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                // A client that goes away is none of its business.
+                // An error means that the client has closed the connection.
                 let _ = answered(BufReader::new(stream));
             }
         });
@@ -98,7 +98,7 @@ fn server() -> u16 {
     })
 }
 
-/// Reads a whole request first: a connection that is closed with something unread loses the answer.
+/// Reads the whole request first: closing a connection with unread data would discard the response.
 fn answered(mut stream: BufReader<std::net::TcpStream>) -> io::Result<()> {
     let mut length = 0;
     loop {

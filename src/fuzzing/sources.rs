@@ -1,4 +1,4 @@
-//! Configurations of pipelines, planned without any file but themselves.
+//! Targets for pipeline configurations, planned without any other file.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use crate::pipeline::listing::Listing;
 use crate::pipeline::request::{Base, ComponentVersion, Content, Facts, Request, Source, SourceError, Sources, Tree};
 use crate::pipeline::{self, JobRun};
 
-/// Larger files only take longer.
+/// The maximum size of a file. Larger files only take longer.
 const MOST: usize = 64 << 10;
 
-/// A `.gitlab-ci.yml`.
+/// Plans the input as a `.gitlab-ci.yml`.
 pub fn pipeline(text: &[u8]) {
     if text.len() > MOST {
         return;
@@ -30,7 +30,7 @@ pub fn pipeline(text: &[u8]) {
     }
 }
 
-/// An expression of `rules:if`, and a pattern of `rules:exists`.
+/// Evaluates an expression of `rules:if` and a pattern of `rules:exists`.
 pub fn rules(text: &[u8]) {
     let Ok(text) = std::str::from_utf8(text) else { return };
     let file = json!({
@@ -40,7 +40,7 @@ pub fn rules(text: &[u8]) {
     pipeline(file.to_string().as_bytes());
 }
 
-/// A project of these files alone.
+/// A project that consists only of these files.
 struct Alone(BTreeMap<&'static str, Vec<u8>>);
 
 impl Alone {

@@ -1,4 +1,4 @@
-//! The targets, called with their corpora and with mutations of them.
+//! Calls the fuzz targets with their corpora and with mutations of them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,10 +11,10 @@ use proptest::test_runner::{Config, TestRunner};
 
 use super::TARGETS;
 
-/// Runs of each target, of which the slowest takes a millisecond.
+/// The number of runs of each target; the slowest target takes a millisecond per run.
 const RUNS: u32 = 400;
 
-/// Bytes that mean something to one of the readers.
+/// Byte sequences with a meaning for one of the readers.
 const PIECES: [&[u8]; 24] = [
     b"\0",
     b"\xff",
@@ -48,7 +48,7 @@ enum Mutation {
     Insert(Index, &'static [u8]),
     Set(Index, u8),
     Double(Index, usize),
-    /// What follows is that of another input.
+    /// Continues with the end of another input.
     Splice(Index, Index, Index),
 }
 
@@ -87,7 +87,7 @@ fn apply(input: &mut Vec<u8>, mutation: &Mutation, corpus: &[Vec<u8>]) {
     }
 }
 
-/// The corpus of a target: what fuzzing found and somebody chose.
+/// The corpus of a target: inputs that fuzzing found, and hand-written ones.
 fn corpus(name: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
     let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
@@ -123,7 +123,7 @@ macro_rules! survive {
 
 survive!(payload, job_inputs, rules, pipeline, yaml, configuration, glob, zip, tar, tar_zstd, gzip, http);
 
-/// A target without a program of its own would never be fuzzed.
+/// A target without a program in `fuzz/fuzz_targets` would never be fuzzed.
 #[test]
 fn each_target_can_be_fuzzed() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");

@@ -40,12 +40,12 @@ impl Certificate {
         }
     }
 
-    /// The host names and addresses that it is for.
+    /// The host names and addresses for which the certificate is valid.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// When its validity ends, for messages.
+    /// The end of the validity, for messages.
     pub fn not_after(&self) -> &str {
         &self.not_after
     }

@@ -133,7 +133,8 @@ impl Client {
             if !is_same_server && (changes_state || !request.body.is_empty()) {
                 return Err(Error::Redirected { from: origin(&request.url), to: origin(&target) });
             }
-            // A browser would go on with GET, mostly to a page for signing in, whose 200 is no answer to the request.
+            // A browser would continue with GET, usually to a sign-in page. Its 200 would not mean that the server has
+            // changed its state.
             if changes_state && matches!(response.status, 301..=303) {
                 return Ok(response);
             }

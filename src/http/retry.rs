@@ -117,8 +117,8 @@ impl RetryBudget {
 mod tests {
     use super::*;
 
-    /// The attempts and seconds until a limit of a minute is used up, if every attempt takes `each` and fails in this
-    /// way.
+    /// The number of attempts and the seconds until a limit of one minute is used up, if every attempt takes `each` and
+    /// fails in this way.
     fn used_up(each: Duration, failure: impl Fn(u32) -> Failure) -> (u32, u64) {
         let began = Instant::now();
         let (mut budget, mut attempts, mut now) = (RetryBudget::new(Duration::from_secs(60)), 1, began);

@@ -105,7 +105,7 @@ fn a_redirect_to_another_server_carries_no_token() {
     }
 }
 
-/// The answer to another request, at another place, says nothing of what was to be done.
+/// A 200 after a redirect to another page does not mean that the request took effect.
 #[test]
 fn a_redirect_turns_no_request_into_another_one() {
     for (status, method) in [(301, Method::Post), (302, Method::Put), (303, Method::Patch), (302, Method::Delete)] {

@@ -57,7 +57,7 @@ impl TlsFiles {
         Self { ca_file: self.ca_file.clone(), contents, ..Self::default() }
     }
 
-    /// These certificate authorities, PEM, without a file.
+    /// Trusts these additional certificate authorities (PEM), without a file.
     pub fn of_authorities(pem: String) -> Self {
         let contents = Contents { ca: Some(pem), ..Contents::default() };
         Self { ca_file: Some(PathBuf::from("the manager's authorities")), contents, ..Self::default() }

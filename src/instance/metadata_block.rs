@@ -90,7 +90,7 @@ impl MetadataBlock {
     }
 }
 
-/// The version of `nft`. Errors: `nft` is not usable.
+/// The version of `nft`. Fails if `nft` is unusable.
 pub fn check_tool() -> Result<String, String> {
     nft(&["--version"], "").map(|version| version.trim().to_owned())
 }

@@ -35,12 +35,12 @@ pub trait Instance: Send + Sync {
     /// id is derived from it.
     fn cloud_id(&self) -> Option<String>;
 
-    /// Whether the instance is in an Auto Scaling group, as the metadata service told at the start.
+    /// Whether the instance is in an Auto Scaling group, according to the metadata service at the start.
     fn is_in_group(&self) -> bool {
         false
     }
 
-    /// The cloud whose instance this is, if it is one of a known cloud: an instance that keeps running costs money.
+    /// The cloud of the instance, if it is a known one: an instance that keeps running costs money.
     fn cloud(&self) -> Option<&'static str> {
         None
     }
@@ -79,7 +79,7 @@ pub trait Instance: Send + Sync {
     fn complete_hooks(&self, timeout: Duration) -> Result<(), Refusal>;
 }
 
-/// What the agent requires of its machine.
+/// The requirement of the agent on its machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requirement {
     /// Nothing.
@@ -91,7 +91,7 @@ pub enum Requirement {
 }
 
 impl Requirement {
-    /// What an agent requires that shuts down in this way.
+    /// The requirement of an agent that shuts down in this way.
     pub fn of(leave: &Leave) -> Self {
         match leave.configured {
             None => Self::GroupIfMember,
@@ -111,14 +111,14 @@ pub fn find(settings: Option<&Aws>, requirement: Requirement) -> Result<Arc<dyn 
     })
 }
 
-/// Subject of the check that tells what a power off does.
+/// The subject of the check that reports the effect of a power off.
 pub const POWER_OFF: &str = "power-off";
 
 /// The result of a check.
 pub struct CheckResult {
-    /// What was checked.
+    /// The subject of the check.
     pub subject: &'static str,
-    /// The state, or what is wrong.
+    /// The state, or the problem.
     pub outcome: Result<String, String>,
 }
 
@@ -133,7 +133,7 @@ pub enum Notice {
     Target(TargetState),
 }
 
-/// What an interruption does to the instance.
+/// The effect of an interruption on the instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interruption {
     Terminate,
@@ -178,7 +178,7 @@ pub enum Activity {
     Idle,
 }
 
-/// What a job says about the queue.
+/// The state of the queue, derived from how long a job waited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum JobDemand {
     /// The job did not wait: an agent was polling for it.
@@ -187,7 +187,7 @@ pub enum JobDemand {
     More,
 }
 
-/// What a termination does to the desired capacity of the group.
+/// The effect of a termination on the desired capacity of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CapacityChange {
     /// The group replaces the instance.

@@ -1,9 +1,9 @@
-//! The build directories of finished jobs, and which of them go: those unused for longest, while they are too old or too
-//! large together.
+//! Records the build directories of finished jobs, and removes those that no job has used for the longest time while
+//! they are too old or too large in total.
 //!
-//! The agent notes each directory that a job works in, and when. So nothing is removed that no job of this agent made,
-//! and a job cannot keep its directory by changing times. A directory is removed only while no job uses it, and a job
-//! that is about to use it waits for the end of the removal.
+//! The agent records each directory in which a job works, and the time. So it removes only directories of its own jobs,
+//! and a job cannot keep its directory by changing file times. A directory is removed only while no job uses it; a job
+//! that needs the directory waits for the end of the removal.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,35 +28,35 @@ use crate::monitor::machine;
 use crate::sync;
 use crate::sys;
 
-/// The file in the state directory.
+/// The name of the record in the state directory.
 const FILE: &str = "builds.json";
-/// Directories below each other that are measured. What is deeper counts for nothing.
+/// The maximum depth of directories that are measured. Deeper files are not counted.
 const DEEPEST: usize = 64;
 
-/// A directory that goes as a whole.
+/// A directory that is removed as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BuildDir {
-    /// The root of builds that the configuration names.
+    /// The configured root of builds.
     pub root: PathBuf,
-    /// A directory below it, which jobs cannot replace and below which they can change everything.
+    /// A directory below the root. Jobs cannot replace it, but can change everything below it.
     pub trusted: PathBuf,
-    /// What goes, below `trusted`; empty for `trusted` itself.
+    /// The path of the directory to remove, relative to `trusted`; empty for `trusted` itself.
     pub below: PathBuf,
-    /// Whom jobs there run as; `None` for the agent's own user, or for containers.
+    /// The user of the jobs in this directory; `None` for the agent's own user and for containers.
     pub user: Option<String>,
 }
 
-/// When a directory was last used, and how large it was then.
+/// The last use of a directory, and its size at that time.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Usage {
-    /// Seconds since the epoch.
+    /// The time of the last use, in seconds since the epoch.
     used: u64,
-    /// Bytes on the disk, once they are measured.
+    /// The size on the disk in bytes, once it is measured.
     bytes: Option<u64>,
 }
 
-/// What removals came to.
+/// The result of removals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Removed {
     count: u64,
@@ -73,21 +73,21 @@ pub struct BuildDirs {
 #[derive(Default)]
 struct Inner {
     known: BTreeMap<BuildDir, Usage>,
-    /// Jobs in each directory.
+    /// The number of jobs in each directory.
     in_use: BTreeMap<BuildDir, u32>,
     removing: Option<BuildDir>,
-    /// The limits below each root.
+    /// The limits of each root.
     limits: BTreeMap<PathBuf, StorageLimits>,
 }
 
-/// A directory that a job uses.
+/// A directory that a job uses; it is not removed until this is dropped.
 pub struct InUse {
     dirs: Arc<BuildDirs>,
     dir: BuildDir,
 }
 
 impl BuildDirs {
-    /// Those that are noted in the state directory.
+    /// Loads the record from the state directory.
     pub fn load(state: &Path) -> Arc<Self> {
         let read = fs::read(state.join(FILE)).ok().and_then(|text| decode::json::<Vec<(BuildDir, Usage)>>(&text).ok());
         let known = read.unwrap_or_default().into_iter().collect();
@@ -98,17 +98,17 @@ impl BuildDirs {
         })
     }
 
-    /// From now on the builds below `root` have these limits.
+    /// Sets the limits of the builds below `root`.
     pub fn limit(&self, root: &Path, limits: StorageLimits) {
         self.lock().limits.insert(root.to_owned(), limits);
     }
 
-    /// Whether anything may be removed at all.
+    /// Whether any root has limits.
     pub fn has_limits(&self) -> bool {
         self.lock().limits.values().any(|limits| *limits != StorageLimits::default())
     }
 
-    /// Keeps a directory while a job uses it; waits for a removal that has begun.
+    /// Marks a directory as used by a job until the result is dropped; waits for a running removal of it.
     pub fn claim(self: &Arc<Self>, dir: BuildDir) -> InUse {
         let mut inner = self.lock();
         while inner.removing.as_ref() == Some(&dir) {
@@ -120,7 +120,7 @@ impl BuildDirs {
         InUse { dirs: Arc::clone(self), dir }
     }
 
-    /// Removes what is beyond the limits.
+    /// Removes directories until the limits are met.
     pub fn tidy(&self) {
         let limits: Vec<(PathBuf, StorageLimits)> = self.lock().limits.clone().into_iter().collect();
         for (root, limits) in limits {
@@ -152,7 +152,7 @@ impl BuildDirs {
                     removed.bytes += bytes;
                     log::info!("build directory removed path={} bytes={bytes}", dir.path().display());
                 }
-                // It is not tried again before a job has used it.
+                // A directory that cannot be removed is not retried until a job has used it again.
                 Err(error) => {
                     log::warn!("cannot remove a build directory path={} error={error}", dir.path().display());
                 }
@@ -161,13 +161,13 @@ impl BuildDirs {
         removed
     }
 
-    /// Bytes of the directories below `root`, as far as they are measured.
+    /// The total size of the measured directories below `root`.
     fn bytes(&self, root: &Path) -> u64 {
         self.lock().known.iter().filter(|(dir, _)| dir.root == root).filter_map(|(_, usage)| usage.bytes).sum()
     }
 
-    /// Measures what was used since it was measured last. Nothing is locked meanwhile: a measure that a job outdates is
-    /// made again after that job.
+    /// Measures the directories that were used since their last measurement, without holding the lock. A size that a
+    /// job has made outdated is measured again after that job.
     fn measure(&self, root: &Path) {
         let is_due = |(dir, usage): &(&BuildDir, &Usage)| dir.root == root && usage.bytes.is_none();
         let due: Vec<(BuildDir, u64)> =
@@ -182,7 +182,7 @@ impl BuildDirs {
         self.save(&self.lock());
     }
 
-    /// The directory that was not used for longest, if it must go and no job uses it; it is marked as being removed.
+    /// The least recently used directory that exceeds a limit and that no job uses. Marks it as being removed.
     fn next_to_remove(&self, root: &Path, limits: StorageLimits) -> Option<(BuildDir, u64)> {
         let mut inner = self.lock();
         let mut here: Vec<(&BuildDir, &Usage)> = inner.known.iter().filter(|(dir, _)| dir.root == root).collect();
@@ -202,7 +202,7 @@ impl BuildDirs {
         let all: Vec<(&BuildDir, &Usage)> = inner.known.iter().collect();
         let (path, draft) = (self.state.join(FILE), self.state.join(FILE).with_extension("draft"));
         let written = serde_json::to_vec(&all).map_err(io::Error::other).and_then(|text| fs::write(&draft, text));
-        // A directory that is not noted stays: that is all.
+        // If the record cannot be written, the agent forgets the directories after a restart and keeps them.
         if let Err(error) = written.and_then(|()| fs::rename(&draft, &path)) {
             log::debug!("cannot note the build directories path={} error={error}", path.display());
         }
@@ -228,18 +228,18 @@ impl Drop for InUse {
 }
 
 impl BuildDir {
-    /// The directory of a job, as far as a later job uses it.
+    /// The directory that a later job would reuse.
     pub fn of_job(job: &Job<'_>) -> Option<Self> {
         let (context, dirs) = (job.context, &job.settings.dirs);
         let executor = &context.executor;
         if dirs.container_builds.is_some() && !executor.shares_builds(context) {
-            // The agent made the directory, and everything in it is the job's.
+            // The agent created this directory, and everything in it belongs to the job.
             let (root, trusted) = (context.builds.clone(), dirs.builds.clone());
             let dir = Self { root, trusted, below: PathBuf::new(), user: None };
             return (!is_job_dir(&dirs.builds)).then_some(dir);
         }
         let below = dirs.project.strip_prefix(&dirs.builds).ok().filter(|below| !below.as_os_str().is_empty())?;
-        // Each user of a pool has a directory below the root.
+        // Each user of a pool of users has a directory below the root.
         let above = executor.shares_caches().then(|| dirs.builds.parent()).flatten();
         Some(Self {
             root: above.unwrap_or(&dirs.builds).to_owned(),
@@ -253,7 +253,7 @@ impl BuildDir {
         self.trusted.join(&self.below)
     }
 
-    /// Removes the directory with all in it, and the files of the job beside it. Errors: something cannot be removed.
+    /// Removes the directory with its content, and the job's files beside it. Fails if a file cannot be removed.
     fn remove(&self) -> io::Result<()> {
         if self.below.as_os_str().is_empty() {
             return remove::remove(&self.trusted);
@@ -267,7 +267,7 @@ impl BuildDir {
         })?
     }
 
-    /// Bytes on the disk; 0 for what cannot be opened.
+    /// The size on the disk in bytes; 0 for files that cannot be opened.
     fn measure(&self) -> u64 {
         let measured = match self.below.as_os_str().is_empty() {
             true => open_directory(&self.trusted).map(|directory| size_of(directory, 0)),
@@ -282,7 +282,7 @@ impl BuildDir {
         measured.unwrap_or(0)
     }
 
-    /// The directory above what goes, opened without following a link that a job may have made, and the name there.
+    /// The parent of the directory to remove, opened without following a link of a job, and the name in it.
     fn open_above(&self) -> io::Result<(OwnedFd, PathBuf)> {
         let (Some(above), Some(name)) = (self.below.parent(), self.below.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -296,7 +296,7 @@ impl BuildDir {
         Ok((above, PathBuf::from(name)))
     }
 
-    /// Acts with the rights of the jobs that worked there: what they put in the way leads to nothing of others.
+    /// Acts with the rights of the jobs that worked there, so that a link of a job cannot lead to files of other users.
     fn as_owner<T>(&self, act: impl FnOnce() -> T) -> io::Result<T> {
         let user = self.user.as_deref().map(user::look_up).transpose().map_err(io::Error::other)?;
         as_job(user.as_ref(), act)
@@ -307,7 +307,7 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
-/// Bytes on the disk of all below a directory. No link is followed.
+/// The size on the disk of everything below a directory. Follows no link.
 fn size_of(directory: OwnedFd, depth: usize) -> u64 {
     let Ok(mut listing) = Dir::from_fd(directory) else { return 0 };
     let names: Vec<_> = listing.iter().flatten().map(|entry| entry.file_name().to_owned()).collect();
@@ -372,7 +372,7 @@ mod tests {
         assert_eq!(dirs.tidy_root(&root, limits), Removed::default());
         assert_eq!(dirs.tidy_root(&root, StorageLimits { size: None, age: Some(Duration::from_secs(20)) }).count, 1);
         assert_eq!(left(&root), ["new", "new.tmp"]);
-        // A later agent knows them.
+        // A later agent loads the record.
         assert_eq!(
             BuildDirs::load(directory.path()).tidy_root(&root, StorageLimits { size: Some(0), age: None }).count,
             1

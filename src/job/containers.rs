@@ -188,7 +188,7 @@ pub(super) fn sandbox(job: &Job<'_>, plan: &FileTask) -> Sandbox {
     }
 }
 
-/// What work beside the containers of a runner's job may take: as much as a container.
+/// The limits of the sandbox beside the containers of a runner's job: the same as those of a container.
 pub(super) fn limits(runner: &Runner) -> Limits {
     let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
     let (memory, processor) = (&runner.docker.memory, &runner.docker.cpus);

@@ -32,8 +32,7 @@ use crate::version::{REVISION, VERSION, architecture};
 #[derive(Clone)]
 pub struct RunnerContext {
     pub runner: Arc<Runner>,
-    /// What a job of this runner needs of the configuration, for an agent that resumes it: see
-    /// [`crate::config::carried`].
+    /// The configuration that an agent needs to resume a job of this runner; see [`crate::config::carried`].
     pub carried: Arc<str>,
     /// The files and images that jobs leave on this machine; `None` for local runs.
     pub storage: Option<Arc<Storage>>,
@@ -60,7 +59,7 @@ pub struct RunnerContext {
 /// The differences of a job of a local run.
 #[derive(Clone)]
 pub struct LocalRun {
-    /// Its directories: a copy of the developer's checkout, which already contains the sources.
+    /// The directories of the job: a copy of the developer's checkout, which already contains the sources.
     pub dirs: JobDirs,
     /// The local artifacts directory.
     pub artifacts: PathBuf,

@@ -16,7 +16,7 @@ use crate::sync;
 pub struct JobControl {
     stop_requests: Mutex<StopRequests>,
     wake_fd: EventFd,
-    /// Ends the delivery of the final state.
+    /// The function that ends the delivery of the final state.
     abandon: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 

@@ -69,7 +69,7 @@ impl TaskReport {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Parses the report of a finished task; `None` if there is none.
+    /// Parses the report of a finished task; `None` if the task wrote no report.
     pub fn parse(text: &str) -> Option<Self> {
         decode::json(text.as_bytes()).ok()
     }

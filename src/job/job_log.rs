@@ -158,7 +158,7 @@ impl JobLog {
 /// A starting stage.
 #[derive(Clone, Copy)]
 pub struct StagePosition {
-    /// Its index in the list.
+    /// The index of the stage in the list.
     pub index: usize,
     /// Whether an earlier agent started it.
     pub resumed: bool,

@@ -1,5 +1,5 @@
-//! Removing the directories of container jobs that have ended: in the sandbox, as all work on what containers left, and
-//! beside the jobs that follow.
+//! Removes the directories of ended container jobs, in the sandbox because containers wrote their content, and in the
+//! background while other jobs run.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
@@ -21,23 +21,24 @@ use crate::shim::{RunningShim, StepOutcome};
 use crate::sys;
 use crate::trace::FilterSpec;
 
-/// A directory takes longer only where something is wrong with the disk.
+/// The time limit for one directory. Only a faulty disk takes longer.
 const TIMEOUT: Duration = Duration::from_secs(3600);
-/// From TERM to KILL.
+/// The time between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
-/// Bytes of an error that are taken.
+/// The maximum length of an error message in bytes.
 const ERROR_MAX: u64 = 1000;
-/// Where root keeps the files of the shim that removes: in memory, since the disk of the directory may be full.
+/// The directory for the files of the shim that removes. It is in memory, because the disk of the directory may be
+/// full.
 const RUNTIME: &str = "/run";
 
-/// Removes directories of one runner's jobs.
+/// Removes the directories of one runner's jobs.
 pub struct DirectoryRemoval {
     sandbox: Sandbox,
     parents: CgroupParents,
 }
 
 impl DirectoryRemoval {
-    /// For jobs of this runner; `parents` have the control groups of steps.
+    /// Creates it for the jobs of this runner; `parents` are the parents of the control groups of steps.
     pub fn new(runner: &Runner, parents: CgroupParents) -> Self {
         let sandbox = Sandbox {
             writable: Vec::new(),
@@ -51,7 +52,7 @@ impl DirectoryRemoval {
         Self { sandbox, parents }
     }
 
-    /// Removes a directory; says in the agent's log when it cannot.
+    /// Removes a directory; logs an error if that fails.
     pub fn remove(&self, directory: &Path) {
         if let Err(error) = self.try_to_remove(directory) {
             log::warn!("cannot remove the directory of a job directory={} error={error}", directory.display());
@@ -89,7 +90,7 @@ impl DirectoryRemoval {
             id,
         };
         let running = RunningShim::start(&spec)?;
-        // Nothing wakes this wait but the end.
+        // Nobody writes to this pipe, so only the end of the shim ends the wait.
         let (never, _open) = pipe2(OFlag::O_CLOEXEC)?;
         running.wait(never.as_fd(), None);
         match running.outcome() {
@@ -107,7 +108,7 @@ impl DirectoryRemoval {
     }
 }
 
-/// The directories of jobs below the root of builds in containers that belong to no job in the journal.
+/// The job directories below the root of container builds that belong to no job in the journal.
 pub fn abandoned_dirs(builds: &Path, kept: &[PathBuf]) -> Vec<PathBuf> {
     let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let all = entries(builds).flat_map(|of_runner| entries(&of_runner));

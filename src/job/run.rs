@@ -33,18 +33,18 @@ use crate::sys;
 use crate::trace::colours::{GREEN, RESET};
 use crate::trace::{Delivery, UploadOptions, Uploader};
 
-/// The first and the longest delay between two attempts of a stage,
+/// The first and the longest delay between two attempts of a stage.
 const RETRY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
-/// and with `FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY`.
+/// The same with `FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY`.
 const LONG_RETRY_WAITS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
 
-/// When the record of a new job is synced to the disk. fsync blocks other file creation on ext4, and a job that has
-/// just started creates many files.
+/// The delay before the record of a new job is synced to the disk. fsync blocks other file creation on ext4, and a job
+/// that has just started creates many files.
 const SYNC_DELAY: Duration = Duration::from_millis(100);
 
-/// A job fails if more than this number of agents die in one of its stages,
+/// A job fails if more than this number of agents die in one of its stages within [`DEATHS_WITHIN`].
 const DEATHS_MAX: usize = 5;
-/// within this time (nanoseconds): restarts for other reasons are further apart.
+/// In nanoseconds. Restarts for other reasons are further apart.
 const DEATHS_WITHIN: u64 = 60_000_000_000;
 
 /// The result of running a job.

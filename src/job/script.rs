@@ -1,4 +1,4 @@
-//! The text of a script: exports, then the job's lines, for bash, dash and busybox alike.
+//! The text of a script: exports, then the job's lines, for bash, dash and busybox ash.
 //!
 //! The lines are in one quoted string that a subshell evaluates. So a syntax error in the last line does not prevent
 //! the first ones, and the lines have an empty standard input although the script itself arrives on standard input.

@@ -28,7 +28,7 @@ pub fn run_step(steps: &mut StepRunner<'_>, index: usize) -> StageResult {
     steps.run(task, &limit, StopPolicy::CancelOrEviction)
 }
 
-/// after_script: in a shell of its own, however the scripts came out.
+/// Runs after_script in a new shell, regardless of the result of the scripts.
 pub fn run_after_script(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     let lines = job.payload.step("after_script").map(|step| step.script.clone()).unwrap_or_default();
@@ -57,8 +57,8 @@ pub fn script_task(
         check_each_line: settings.flags.is_on("FF_ENABLE_BASH_EXIT_CODE_CHECK"),
         sections: settings.flags.is_on("FF_SCRIPT_SECTIONS") && job.payload.features.trace_sections,
     };
-    // A timestamp tells which stream a line came from. Without timestamps, or with the shell's trace between the output,
-    // the exact order of the two streams matters more.
+    // With timestamps, each line shows its stream. Without timestamps, or if the shell's trace is in the output, the
+    // exact order of the two streams matters more than their separation.
     let merge = settings.debug || !settings.filters.timestamps;
     let text = script::script(&script_settings, groups, own);
     job.context.executor.script(job, progress, text, merge)

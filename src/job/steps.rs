@@ -226,8 +226,8 @@ impl StepRunner<'_> {
         }
     }
 
-    /// Waits for the end of a step, and stops it on request. The request is recorded in the journal first: the result
-    /// of a stopped step does not tell why it was stopped.
+    /// Waits for the end of a step, and stops it on request. The request is recorded in the journal first, because the
+    /// result of a stopped step does not contain the cause.
     fn wait(&mut self, running: RunningShim, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
         let control = &self.job.control;
         loop {

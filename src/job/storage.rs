@@ -1,4 +1,4 @@
-//! What jobs leave on the machine for later jobs, and the thread that keeps it within its limits.
+//! The build directories and images that jobs leave on the machine, and the thread that enforces their limits.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -11,30 +11,30 @@ use crate::executor::docker::pulled::PulledImages;
 use crate::http::Address;
 use crate::sync;
 
-/// How often the limits are checked while no job ends.
+/// The interval of the checks while no job ends.
 const CHECK_INTERVAL: Duration = Duration::from_secs(3600);
-/// Directories are measured to some depth.
+/// The stack of the thread; measuring directories recurses.
 const STACK: usize = 1 << 20;
 
-/// What jobs leave on the machine.
+/// The build directories and images that jobs leave on the machine.
 pub struct Storage {
     /// The build directories.
     pub build_dirs: Arc<BuildDirs>,
     /// The images that jobs have pulled.
     pub images: Arc<PulledImages>,
-    /// Wakes the thread, once it runs.
+    /// Wakes the thread; `None` until it runs.
     wake: Mutex<Option<Sender<()>>>,
 }
 
 impl Storage {
-    /// What is noted in the state directory.
+    /// Loads the records from the state directory.
     pub fn load(state: &Path) -> Arc<Self> {
         let (build_dirs, images) = (BuildDirs::load(state), PulledImages::load(state));
         Arc::new(Self { build_dirs, images, wake: Mutex::default() })
     }
 
-    /// Applies limits: of the builds below each root, and of the unused images of each engine. The thread starts with the
-    /// first limit.
+    /// Sets the limits: for the builds below each root, and for the unused images of each engine. The first limit
+    /// starts the thread.
     pub fn limit(&self, builds: &[(PathBuf, StorageLimits)], images: Vec<(Address, Duration)>) {
         builds.iter().for_each(|(root, limits)| self.build_dirs.limit(root, *limits));
         self.images.limit(images);
@@ -52,7 +52,7 @@ impl Storage {
         }
     }
 
-    /// A job has ended: the limits are checked.
+    /// Wakes the thread after the end of a job.
     pub fn job_ended(&self) {
         if let Some(wake) = &*sync::lock(&self.wake) {
             let _ = wake.send(());
@@ -67,7 +67,7 @@ fn run(build_dirs: &BuildDirs, images: &PulledImages, woken: &Receiver<()>) {
         if woken.recv_timeout(CHECK_INTERVAL) == Err(RecvTimeoutError::Disconnected) {
             return;
         }
-        // Several jobs that ended meanwhile are one reason.
+        // One check is enough for all jobs that ended meanwhile.
         while woken.try_recv().is_ok() {}
     }
 }

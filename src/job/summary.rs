@@ -1,4 +1,4 @@
-//! What a job came to, as facts for one line of the agent's log.
+//! The summary of a job for one line of the agent's log.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::context::Job;
 use crate::journal::Progress;
 
-/// What a job came to.
+/// The summary of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
     project: String,
@@ -18,7 +18,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Of a job that has ended at `now`, in nanoseconds of `CLOCK_BOOTTIME`, with a log of this size.
+    /// The summary of a job that ended at `now` (nanoseconds of `CLOCK_BOOTTIME`), with a log of this size.
     pub fn new(job: &Job<'_>, progress: &Progress, log_bytes: u64, now: u64) -> Self {
         let path = job.settings.variables.value("CI_PROJECT_PATH").filter(|path| !path.is_empty());
         Self {
@@ -42,7 +42,7 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Each stage lasted until the next one began.
+/// The duration of each stage: from its start to the start of the next one.
 fn durations(starts: &[(String, u64)], now: u64) -> Vec<(String, Duration)> {
     let ends = starts.iter().skip(1).map(|(_, start)| *start).chain([now]);
     starts.iter().zip(ends).map(|((stage, start), end)| (stage.clone(), between(*start, end))).collect()
@@ -52,7 +52,7 @@ fn between(start: u64, end: u64) -> Duration {
     Duration::from_nanos(end.saturating_sub(start))
 }
 
-/// A text of the job as the value of a fact: it must not look like another fact.
+/// Formats text from the job as the value of a fact, so that it cannot imitate another fact.
 fn as_value(text: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '/' | '-' | '_' | '.' | '+');
     text.chars().map(|c| if is_plain(c) { c } else { '_' }).collect()

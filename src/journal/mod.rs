@@ -1,4 +1,4 @@
-//! What must survive a crash of the agent: the running jobs, and the number of jobs taken.
+//! State that survives a crash of the agent: the running jobs, and the number of accepted jobs.
 //!
 //! Each slot has a directory with the record of its job, the log and the step results. A record is written to a new
 //! file and renamed; it is bound to the machine and the boot. Progress is appended to the record as lines, because
@@ -114,7 +114,7 @@ pub struct Progress {
     pub failure: Option<JobError>,
     /// The scripts of the job have started.
     pub scripts_started: bool,
-    /// The stop requests for which a step was stopped: its result does not tell why.
+    /// The stop requests for which a step was stopped; the result of a stopped step does not contain the cause.
     pub stop_requests: StopRequests,
     /// Deadline of the sources over all attempts (`get_sources_timeout`).
     pub sources_deadline: Option<u64>,

@@ -179,7 +179,8 @@ impl Facts<'_> {
             None => false,
         };
         let tree = context.trees.take(source, is_empty, &restore_ownership)?;
-        // The script makes a directory that is missing with two programs; in a container it belongs to the job's user.
+        // If the directory is missing, the script creates it with two programs. In a container it belongs to the job's
+        // user.
         if self.image.is_none() {
             tree.make_temporary()?;
         }
@@ -243,7 +244,7 @@ impl Facts<'_> {
         };
         RunnerContext {
             runner,
-            // Nothing resumes a job of a local run.
+            // A job of a local run is never resumed.
             carried: "".into(),
             storage: None,
             system_id: "local".to_owned(),

@@ -28,7 +28,7 @@ use crate::sync;
 
 /// How long the end of a run waits for the removal of containers.
 const REMOVAL: Duration = Duration::from_secs(60);
-/// How long an engine that is there takes to remove a container.
+/// The time that a working engine needs to remove a container.
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// A connected engine and its executor.
@@ -158,7 +158,7 @@ pub fn remove_forgotten(address: &Address, run: &Path) -> bool {
     let owner = Owner { life: "later".to_owned(), ..owner_of(run) };
     let done = Arc::clone(&is_done);
     removals.sweep(address, &owner, Vec::new(), move || done.store(true, Ordering::Release));
-    // The wait also ends when the engine is away.
+    // The wait also ends if the engine is unavailable.
     removals.are_done_within(REMOVAL);
     is_done.load(Ordering::Acquire)
 }

@@ -9,7 +9,7 @@ use super::containers;
 use crate::http::Address;
 use crate::job::sources::remove::remove;
 
-/// The file that names the engine which may have containers of a run.
+/// The file with the address of the engine that may have containers of the run.
 pub const ENGINE: &str = "engine";
 
 /// Cleans up after runs that were killed.
@@ -22,7 +22,8 @@ pub fn remove_forgotten(runs: &Path) {
     }
 }
 
-/// Removes the containers and the directory of a killed run. If the engine is away, a later run removes the containers.
+/// Removes the containers and the directory of a killed run. If the engine is unavailable, a later run removes the
+/// containers.
 pub fn remove_killed(directory: &Path) {
     let engine = fs::read(directory.join(ENGINE)).ok().and_then(|text| serde_json::from_slice::<Address>(&text).ok());
     match engine.is_none_or(|address| containers::remove_forgotten(&address, directory)) {
@@ -31,7 +32,7 @@ pub fn remove_killed(directory: &Path) {
     }
 }
 
-/// Leaves of a run only what a later one needs to remove its containers.
+/// Removes everything of a run except the data that a later run needs to remove its containers.
 pub fn remove_all_but_the_engine(directory: &Path) {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name() != ENGINE && entry.file_name() != "lock") {

@@ -31,7 +31,7 @@ pub struct Task {
 pub enum State {
     /// It waits for other jobs.
     Waiting,
-    /// Its delay ends at this time.
+    /// The job is delayed until this time.
     Delayed(Instant),
     /// A person must start it.
     Manual,

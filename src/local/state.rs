@@ -44,7 +44,7 @@ pub struct Run {
     pub number: u64,
     pub directory: PathBuf,
     pub state: PathBuf,
-    /// The engine still has containers of this run.
+    /// Whether the engine still has containers of this run.
     has_containers: AtomicBool,
     /// Held during the run; another run that gets the lock knows that this run was killed.
     _lock: Flock<File>,
@@ -73,7 +73,7 @@ impl Run {
         })
     }
 
-    /// Leaves the containers of this run to the next one, as the engine does not remove them now.
+    /// Leaves the removal of this run's containers to the next run, because the engine does not remove them now.
     pub fn leave_containers(&self) {
         self.has_containers.store(true, Ordering::Release);
     }

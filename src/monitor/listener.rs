@@ -91,8 +91,8 @@ pub fn probe_address(address: &str) -> Result<(), String> {
     bind(address).map(drop).map_err(|error| format!("`listen_address = \"{address}\"`: {error}"))
 }
 
-/// Host and port of an address: an empty host for every interface, [`DEFAULT_PORT`] where it names no port. Errors: what
-/// is wrong with it.
+/// Host and port of an address. An empty host means every interface; the default port is [`DEFAULT_PORT`]. Fails if the
+/// address is malformed.
 pub fn split_address(address: &str) -> Result<(&str, u16), String> {
     let (host, port) = match address.rsplit_once(':') {
         // The colons of an IPv6 address without a port.
@@ -110,7 +110,7 @@ pub fn split_address(address: &str) -> Result<(&str, u16), String> {
     }
 }
 
-/// Listens at an address. Errors: it has no valid form, or cannot be had.
+/// Listens at an address. Fails if the address is malformed or cannot be bound.
 pub fn bind(address: &str) -> io::Result<TcpListener> {
     let (host, port) = split_address(address).map_err(io::Error::other)?;
     if host.is_empty() {

@@ -74,20 +74,20 @@ pub fn token_fetched(success: bool) {
     TOKENS_FETCHED.count(if success { "success" } else { "failure" });
 }
 
-/// Build directories and images that were removed since no job had used them for longest.
+/// The number of build directories that were removed because of the limits.
 static BUILDS_REMOVED: AtomicU64 = AtomicU64::new(0);
 static BUILD_BYTES_REMOVED: AtomicU64 = AtomicU64::new(0);
 static IMAGES_REMOVED: AtomicU64 = AtomicU64::new(0);
-/// Bytes of the build directories that are kept, by the directory below which they are.
+/// The size of the kept build directories in bytes, by root directory.
 static BUILD_BYTES: Mutex<BTreeMap<PathBuf, u64>> = Mutex::new(BTreeMap::new());
 
-/// Build directories were removed, with so many bytes as far as they were measured.
+/// Counts removed build directories and their measured size in bytes.
 pub fn builds_removed(count: u64, bytes: u64) {
     BUILDS_REMOVED.fetch_add(count, Ordering::Relaxed);
     BUILD_BYTES_REMOVED.fetch_add(bytes, Ordering::Relaxed);
 }
 
-/// The build directories below `root` have so many bytes; `None` where they are not measured.
+/// Sets the size of the build directories below `root`; `None` if they are not measured.
 pub fn builds_measured(root: &Path, bytes: Option<u64>) {
     let mut all = sync::lock(&BUILD_BYTES);
     match bytes {
@@ -96,7 +96,7 @@ pub fn builds_measured(root: &Path, bytes: Option<u64>) {
     };
 }
 
-/// An image was removed.
+/// Counts a removed image.
 pub fn image_removed() {
     IMAGES_REMOVED.fetch_add(1, Ordering::Relaxed);
 }

@@ -322,7 +322,7 @@ pub struct Features {
 pub struct Undecodable {
     /// The job to fail, if its id and token were found.
     pub job: Option<JobHandle>,
-    /// What is wrong, without content of the payload.
+    /// The reason, without content of the payload.
     pub why: String,
 }
 
@@ -338,7 +338,7 @@ pub fn decode(body: &[u8]) -> Result<Payload, Undecodable> {
 }
 
 impl Payload {
-    /// Whether the job is for a protected branch or tag. Older servers tell it by a variable or the name of a cache.
+    /// Whether the job is for a protected branch or tag. Older servers only set a variable or the name of a cache.
     pub fn is_protected(&self) -> bool {
         let by_variable =
             || self.variables.iter().any(|one| one.key == "CI_COMMIT_REF_PROTECTED" && one.value == "true");

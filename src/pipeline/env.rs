@@ -109,7 +109,7 @@ impl Plan {
     }
 }
 
-/// What replaces a masked value.
+/// The replacement of a masked value.
 const MASK: &str = "[MASKED]";
 
 /// A shorter value can occur anywhere; GitLab accepts none as the value of a masked variable.

@@ -27,11 +27,11 @@ pub struct Expanded {
     pub name: Arc<str>,
     /// The index of its draft.
     pub draft: usize,
-    /// Its position among the jobs of a `parallel`.
+    /// The position of the job among the jobs of a `parallel`.
     pub instance: Option<Instance>,
-    /// Its matrix values.
+    /// The matrix values of the job.
     pub combination: Combination,
-    /// Its needs, unless a rule overrides them.
+    /// The needs of the job, unless a rule overrides them.
     pub needs: Option<Vec<Need>>,
     pub dependencies: Option<Vec<Arc<str>>>,
 }

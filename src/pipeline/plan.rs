@@ -23,7 +23,7 @@ pub struct Plan {
     pub jobs: Vec<Job>,
     /// Jobs that the file defines and rules exclude.
     pub absent: Vec<Absent>,
-    /// What a local run does not do, and questionable configuration.
+    /// Warnings: features that a local run lacks, and questionable configuration.
     pub warnings: Vec<Warning>,
     /// The whole configuration after includes, `extends` and `!reference`, for `--preview`.
     pub merged: Node,
@@ -56,7 +56,7 @@ pub struct Job {
     pub script: Option<Vec<Arc<str>>>,
     /// Commands before `script`, in the same shell.
     pub before_script: Option<Vec<Arc<str>>>,
-    /// Commands after `script`, in a shell of their own.
+    /// Commands after `script`, in a new shell.
     pub after_script: Option<Vec<Arc<str>>>,
     /// A mapping with `name`.
     pub image: Option<Node>,
@@ -92,7 +92,7 @@ pub struct Job {
     pub id_tokens: Vec<Arc<str>>,
     /// Secrets, which only a server can fetch.
     pub secrets: Vec<Secret>,
-    /// Its position among the jobs of a `parallel`.
+    /// The position of the job among the jobs of a `parallel`.
     pub parallel: Option<Instance>,
     /// Why rules include it.
     pub decision: Decision,
@@ -316,7 +316,7 @@ pub struct Instance {
 pub enum Decision {
     /// A rule of `rules` matched.
     Rule {
-        /// Its number, from 1.
+        /// The number of the rule, from 1.
         number: usize,
         at: Origin,
         /// Why it matched: its `if` with values, or the file that changed or exists. Empty unless the request asks for

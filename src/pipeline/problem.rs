@@ -16,7 +16,7 @@ pub struct Problem {
     /// The line, from 1; 0 if unknown.
     pub line: usize,
     pub job: Option<Arc<str>>,
-    /// What is wrong, with which value, and what to do.
+    /// The problem, the value, and what to do.
     pub message: String,
 }
 

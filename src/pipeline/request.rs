@@ -24,7 +24,7 @@ pub struct Request<'a> {
     pub inputs: Vec<GivenInput>,
     /// Unknown keywords are warnings instead of errors.
     pub lax: bool,
-    /// The plan says why the rules of each job matched.
+    /// Whether the plan contains the reason why the rules of each job matched.
     pub explains: bool,
     /// Access to files and to other projects.
     pub sources: &'a dyn Sources,

@@ -215,7 +215,7 @@ pub fn collect_names<'a>(value: &'a str, names: &mut Vec<&'a str>) {
     }
 }
 
-/// What happens to references to unknown names.
+/// The treatment of references to unknown names.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Unknown {
     /// They are kept for the runner, as are references to file variables and raw variables.

@@ -124,7 +124,7 @@ fn run_file_task(work: FileTaskRunner, plan: &str, mut report: File) -> i32 {
     worked.code
 }
 
-/// Opens the way for output: the named pipe if one is wanted and can be created, otherwise an anonymous pipe.
+/// Opens the pipe for output: the named pipe if one is requested and can be created, otherwise an anonymous pipe.
 fn output(fifo: Option<(&OutputFifos, &Path)>, user: Option<&User>) -> io::Result<(OwnedFd, OwnedFd)> {
     match fifo.map(|(output_fifos, path)| open_fifo(&output_fifos.root, path)) {
         Some(Ok(pipe)) => Ok(pipe),
@@ -133,7 +133,7 @@ fn output(fifo: Option<(&OutputFifos, &Path)>, user: Option<&User>) -> io::Resul
     }
 }
 
-/// Creates a named pipe that everybody may write to, and replaces an existing file. Errors: the path is not usable, or
+/// Creates a named pipe that every user may write to, and replaces an existing file. Fails if the path is unusable, or
 /// the file system has no named pipes.
 fn open_fifo(root: &Path, path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {

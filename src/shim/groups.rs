@@ -43,8 +43,8 @@ fn settings(limits: Limits) -> Vec<(&'static str, String)> {
     settings
 }
 
-/// Enters a group. For version 1 the thread enters, because moving a process waits for all CPUs; this process has one
-/// thread only. Errors: of write(2).
+/// Enters a group. In version 1 only the thread enters, because moving a process waits for all CPUs; this process is
+/// single-threaded. Fails with the error of write(2).
 pub fn enter(group: &Path) -> io::Result<()> {
     match fs::write(group.join("tasks"), "0") {
         Err(error) if error.kind() == io::ErrorKind::NotFound => fs::write(group.join("cgroup.procs"), "0"),
@@ -67,7 +67,7 @@ mod tests {
         assert!(super::settings(Limits::default()).is_empty());
     }
 
-    /// With the control groups of this machine, whatever their version: needs root.
+    /// Uses the control groups of this machine, of either version; needs root.
     #[test]
     fn what_is_in_a_group_takes_no_more_than_its_limits() {
         use std::io::Write;
@@ -95,11 +95,11 @@ mod tests {
         assert_ne!(memory.trim(), "0", "200 MB were taken");
         let few = run("head -c 2000000 /dev/zero | tail -n 1 >/dev/null; echo $?");
         assert_eq!(few.trim(), "0", "2 MB are allowed");
-        // A shell that can start no more processes ends, and says nothing.
+        // A shell that cannot start more processes exits without a message.
         let started = run("for i in $(seq 100); do sleep 1 & echo $i; done");
         let started = started.lines().count();
         assert!((5..20).contains(&started), "{started} processes");
-        // Nothing here is the subreaper of what the shell started: process 1 reaps that in its own time.
+        // No subreaper adopts the processes that the shell started; process 1 reaps them with a delay.
         for _ in 0..500 {
             super::super::descendants::remove_groups(&groups);
             if !groups.iter().any(|group| group.exists()) {

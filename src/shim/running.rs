@@ -91,7 +91,7 @@ pub struct RunningShim {
     status: PathBuf,
 }
 
-/// What ended a wait.
+/// The event that ended a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShimEvent {
     /// The shim has ended.
@@ -245,7 +245,7 @@ mod tests {
 
     impl Drop for Impostor {
         fn drop(&mut self) {
-            // The shell has a child, too.
+            // The shell also has a child process.
             let _ = nix::sys::signal::killpg(Pid::from_raw(self.pid()), Signal::SIGKILL);
             let _ = self.0.kill();
             let _ = self.0.wait();
@@ -263,7 +263,7 @@ mod tests {
         for other in [
             ShimIdentity { start_time: identity.start_time + 1, ..identity },
             ShimIdentity { program: Some((device, inode + 1)), ..identity },
-            // A journal of an older version has no program: then it is this one.
+            // A journal of an older version does not name the program.
             ShimIdentity { program: None, ..identity },
         ] {
             assert!(RunningShim::adopt(other, status).is_none(), "{other:?}");

@@ -1,4 +1,4 @@
-//! The contract between the agent and the shim: what the shim gets, and what it leaves.
+//! The interface between the agent and the shim: the input of the shim, and the files that it writes.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -45,7 +45,7 @@ impl StepSpec {
     }
 }
 
-/// What a step runs.
+/// The program or task of a step.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Task {
     /// A program, usually a shell that reads the script from standard input.
@@ -83,7 +83,7 @@ pub enum Rights {
     All,
 }
 
-/// What a sandboxed task may access besides the machine's programs.
+/// The access of a sandboxed task, in addition to the machine's programs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sandbox {
     /// Directories that the task may change.
@@ -96,7 +96,7 @@ pub struct Sandbox {
     pub uid: u32,
     /// Access to servers; `None` for a task without network.
     pub network: Option<NetworkAccess>,
-    /// Programs that the task starts may change files of other users, too.
+    /// Whether programs that the task starts may change files of other users.
     pub ambient_capabilities: bool,
     /// Limits of the control group.
     pub limits: Limits,

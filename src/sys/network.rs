@@ -22,17 +22,17 @@ pub fn bring_up_loopback() -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Takes the listening socket that the program before this one kept open. Errors: the number is not that of a socket.
+/// Takes over a listening socket that was inherited across exec. Fails if the number is not that of a socket.
 pub fn inherited_listener(number: i32) -> io::Result<std::net::TcpListener> {
     if number < 3 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: the number is open, or the next call fails; nothing else in this process knows it, since the program before
-    // this one kept it open for this purpose alone.
+    // SAFETY: the next call fails if the number is not open. No other code in this process knows the number: the
+    // program before exec kept the descriptor open only for this function.
     let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
     match nix::sys::socket::getsockopt(&descriptor, nix::sys::socket::sockopt::AcceptConn) {
         Ok(true) => {}
-        // The descriptor belongs to other code, which must not find it closed.
+        // Another descriptor has this number; dropping it here would close it.
         Ok(false) | Err(_) => {
             std::mem::forget(descriptor);
             return Err(io::ErrorKind::InvalidInput.into());

@@ -53,7 +53,7 @@ const PIECE: usize = 128;
 enum Kind {
     /// The text itself is secret.
     Value,
-    /// The next piece of a secret; directly after the previous piece it gets no mask of its own.
+    /// The next piece of a secret; directly after the previous piece it gets no separate mask.
     Continuation,
     /// The text is shown, and the token characters after it are masked.
     Token,
@@ -87,7 +87,7 @@ impl Run {
 /// The patterns that begin at a position of the text.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    /// The length of the longest value; 0 if there is none.
+    /// The length of the longest value; 0 if no value matches.
     pub(super) value: usize,
     /// Whether the longest value continues one that ended directly before.
     pub(super) continues: bool,

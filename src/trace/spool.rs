@@ -4,7 +4,7 @@
 //! that a full disk cut short. A log over its limit is cut there with a notice; the agent's last lines still fit.
 //!
 //! Space for the agent's last lines is allocated after the end of the file. So the log of a job that fills the disk
-//! still says how the job ended, and that lines are missing.
+//! still contains the result of the job and a notice about missing lines.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -25,7 +25,7 @@ const RESERVE: u64 = 16 << 10;
 /// Bytes allocated at a time for output, so that few appends need a system call for it.
 const ALLOCATION: u64 = 256 << 10;
 
-/// Who appends; decides the behaviour at the limit.
+/// The kind of text that is appended; decides the behaviour at the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
     /// Output of a script; dropped after the limit.
@@ -187,7 +187,7 @@ mod tests {
         let spool = Spool::open(&path, 10).expect("opened");
         spool.append("12345678ü".as_bytes(), Claim::Output).expect("appended");
         spool.append(b"more", Claim::Output).expect("appended");
-        // As another process would.
+        // Another process would open the file in the same way.
         Spool::open(&path, 10).expect("opened").append(b"even more", Claim::Output).expect("appended");
         spool.append(b"Job succeeded\n", Claim::Result).expect("appended");
         let text = std::fs::read_to_string(&path).expect("text");

@@ -121,14 +121,14 @@ impl Uploader {
         }
     }
 
-    /// Returns a function that tells how much of the log GitLab has acknowledged.
+    /// Returns a function that returns the number of bytes of the log that GitLab has acknowledged.
     pub fn acknowledged(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
         let shared = Arc::clone(&self.shared);
         move || shared.acknowledged.load(Ordering::Relaxed)
     }
 
     fn ring(&self) {
-        // If the counter is full, the bell has rung already.
+        // If the counter is full, the event is signalled already.
         let _ = self.shared.bell.write(1);
     }
 }
@@ -177,11 +177,11 @@ struct Upload {
 /// The event that ended a wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Woken {
-    /// The bell rang: there is other work.
+    /// The event was signalled: there is other work.
     Bell,
     /// The spool was written to.
     Output,
-    /// The time is over.
+    /// The timeout has passed.
     Not,
 }
 
@@ -261,8 +261,8 @@ impl Upload {
         self.shared.abandoned.load(Ordering::SeqCst)
     }
 
-    /// Waits until the interval is over or the bell rings; if a user watches the log, also for new output; and for so
-    /// much output that it fills a request.
+    /// Waits until the interval has passed or the event is signalled; if a user watches the log, also until there is
+    /// new output; and until the output fills a request.
     fn wait_for_tick(&mut self) {
         let until = Instant::now() + self.interval;
         if self.follow.is_none() {
@@ -288,7 +288,7 @@ impl Upload {
         }
     }
 
-    /// Waits for `duration`, for the bell, or for output that `follow` reports.
+    /// Waits for `duration`, for the event, or for output that `follow` reports.
     fn wait(&self, duration: Duration, follow: Option<&Inotify>) -> Woken {
         let timeout = PollTimeout::try_from(duration).unwrap_or(PollTimeout::MAX);
         let bell = PollFd::new(self.shared.bell.as_fd(), PollFlags::POLLIN);

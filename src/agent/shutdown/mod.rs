@@ -55,7 +55,7 @@ pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: Str
 }
 
 /// Whether the group keeps the instance in service although the agent asked to terminate it. The target state lags
-/// behind a request, so it is checked twice.
+/// behind a request, so the agent checks it twice.
 fn is_kept_by_group(instance: &dyn Instance) -> bool {
     let goes_on = || matches!(instance.target_state(), Ok(TargetState::InService | TargetState::Standby));
     goes_on() && {

@@ -1,4 +1,4 @@
-//! The state of a shutdown in this process: what was requested, and how far it is. This file only decides; it neither
+//! The state of a shutdown in this process: the requested actions and the progress. This file only decides; it neither
 //! waits nor acts.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub struct Shutdown {
     termination: TerminationStage,
 }
 
-/// What a signal requested.
+/// The request of a signal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 enum ExitRequest {
     /// Nothing: the instance shuts down by itself, and may resume work.
@@ -29,7 +29,7 @@ enum ExitRequest {
     Soon,
 }
 
-/// What comes next for jobs that do not end.
+/// The next action for jobs that do not end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum JobDeadline {
     /// Nothing.
@@ -41,7 +41,7 @@ enum JobDeadline {
     GiveUpAt(Instant),
 }
 
-/// When the cloud takes the instance.
+/// The deadlines before the cloud takes the instance.
 #[derive(Clone, Copy, Debug, Default)]
 struct Interruption {
     /// When the agent stops the scripts; jobs still upload their artifacts.
@@ -50,12 +50,13 @@ struct Interruption {
     interrupt_at: Option<Instant>,
 }
 
-/// How far the termination of the instance is. A deadline comes from SIGTERM: after it, the next start resumes.
+/// The progress of the instance's termination. The deadline comes from SIGTERM; after it, the agent exits and the next
+/// start resumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TerminationStage {
-    /// It has not started, or starts once more.
+    /// The termination has not started, or must start again.
     Pending(Option<Instant>),
-    /// Its thread runs.
+    /// The termination thread runs.
     Running(Option<Instant>),
 }
 
@@ -65,7 +66,7 @@ impl Default for TerminationStage {
     }
 }
 
-/// What a stop signal leads to.
+/// The effect of a stop signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopOutcome {
     /// The agent stops polling and waits for its jobs.
@@ -91,7 +92,7 @@ pub enum Due {
     GiveUp,
 }
 
-/// What an agent without jobs does.
+/// The next action of an agent without jobs.
 pub enum WhenIdle {
     /// Nothing: the termination runs.
     Wait,
@@ -114,13 +115,13 @@ impl Shutdown {
         self.tracker.as_ref().map_or("signal", |tracker| tracker.state().reason.as_str())
     }
 
-    /// SIGQUIT came.
+    /// Handles SIGQUIT.
     pub fn drain(&mut self) {
         self.exit = self.exit.max(ExitRequest::AfterJobs);
     }
 
-    /// SIGTERM came. A second one exits at once. The current step of the termination has the same time as jobs: a hook
-    /// that the agent does not complete would hold the instance until the hook times out.
+    /// Handles SIGTERM. A second one makes the agent exit immediately. The timeout also limits the current step of the
+    /// termination: a lifecycle hook that the agent does not complete would keep the instance until the hook times out.
     pub fn stop(&mut self, now: Instant, timeout: Duration) -> StopOutcome {
         match (self.termination, self.exit) {
             (TerminationStage::Running(Some(_)), _) | (TerminationStage::Running(None), ExitRequest::Soon) => {
@@ -139,12 +140,12 @@ impl Shutdown {
         }
     }
 
-    /// The cloud takes the instance.
+    /// Sets the deadlines before the cloud takes the instance.
     pub fn interrupt(&mut self, evict_at: Instant, interrupt_at: Instant) {
         self.interruption = Interruption { evict_at: Some(evict_at), interrupt_at: Some(interrupt_at) };
     }
 
-    /// What is due by now; each comes once.
+    /// The deadlines that have passed; each is returned once.
     pub fn due(&mut self, now: Instant, timeout: Duration) -> Vec<Due> {
         let mut due = Vec::new();
         if self.interruption.evict_at.take_if(|at| now >= *at).is_some() {
@@ -167,7 +168,7 @@ impl Shutdown {
         due
     }
 
-    /// When something is due next.
+    /// The next deadline.
     pub fn next_due(&self) -> Option<Instant> {
         let jobs = match self.jobs {
             JobDeadline::None => None,
@@ -177,7 +178,8 @@ impl Shutdown {
         [jobs, evict_at, interrupt_at, self.termination.deadline()].into_iter().flatten().min()
     }
 
-    /// What the agent does now; `is_idle` tells whether it has no jobs. A termination that is to start counts as started.
+    /// The next action of the agent; `is_idle` is true if it has no jobs. [`WhenIdle::Terminate`] marks the termination
+    /// as started.
     pub fn when_idle(&mut self, now: Instant, timeout: Duration, is_idle: bool) -> WhenIdle {
         let deadline = self.termination.deadline();
         if deadline.is_some_and(|deadline| now >= deadline) {
@@ -198,8 +200,8 @@ impl Shutdown {
         }
     }
 
-    /// The termination starts once more, because the cloud takes an instance that its group keeps. The deadline of a
-    /// signal stays.
+    /// Marks the termination as pending again, because the cloud takes an instance that its group keeps. The deadline
+    /// of a signal stays.
     pub fn restart_termination(&mut self) {
         self.termination = TerminationStage::Pending(self.termination.deadline());
     }

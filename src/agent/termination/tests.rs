@@ -280,7 +280,7 @@ fn hooks_are_completed_if_the_group_already_terminates_the_instance() {
 #[test]
 fn the_fallback_time_counts_from_the_unregistration_across_restarts() {
     let case = Case::new([]);
-    // Works however short the machine has been up.
+    // The test must not depend on the uptime of the machine.
     let earlier = sys::boottime() / 2;
     let fallback_after = Duration::from_nanos(sys::boottime() - earlier) + Duration::from_millis(500);
     let mut state = ShutdownState::new(&identity(), ShutdownReason::Idle);

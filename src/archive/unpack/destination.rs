@@ -43,7 +43,7 @@ pub struct Destination<'a> {
 struct DeferredMetadata {
     links: Vec<(PathBuf, OsString)>,
     directories: BTreeMap<PathBuf, Meta>,
-    /// Directories that were there and that their owner could not write to, with their modes.
+    /// Existing directories that their owner could not write to, with their modes.
     read_only: BTreeMap<PathBuf, u32>,
     warnings: Warnings,
     /// The bytes that paths and targets take.
@@ -189,7 +189,7 @@ impl<'a> Destination<'a> {
             let name = path.as_os_str().as_encoded_bytes();
             self.make_link(&mut parent, path, target).map_err(|why| UnpackError::of_io(name, &why))?;
         }
-        // Links may have opened further ones.
+        // Creating links may have made further directories writable.
         let read_only =
             std::mem::take(&mut later.read_only).into_iter().chain(std::mem::take(&mut self.later().read_only));
         for (path, mode) in read_only {
@@ -231,7 +231,7 @@ impl<'a> Destination<'a> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         match self.root.open_beneath(path, flags, Links::Inside) {
             Err(why) if why.kind() == io::ErrorKind::NotFound => {}
-            // Above it is a directory that its owner may not enter.
+            // A parent directory denies its owner access.
             Err(why) if why.kind() == io::ErrorKind::PermissionDenied && !path.as_os_str().is_empty() => {}
             result => return result,
         }
@@ -246,8 +246,8 @@ impl<'a> Destination<'a> {
 }
 
 impl Destination<'_> {
-    /// Lets the owner write to a directory that is there, such as one of Go's module cache; its mode is restored at the
-    /// end. Directories of others are left as they are.
+    /// Gives the owner write permission on an existing directory, such as one of Go's module cache; its mode is
+    /// restored at the end. Directories of other users are not changed.
     fn make_writable(&self, directory: &OwnedFd, path: &Path) -> io::Result<()> {
         let (stat, user) = (fstat(directory)?, geteuid());
         let mode = stat.st_mode & 0o7777;

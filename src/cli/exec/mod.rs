@@ -203,7 +203,7 @@ fn refuse(options: &Options, problems: &[Problem]) -> Result<u8, String> {
     Ok(REFUSED)
 }
 
-/// The facts about the run of a job, as the first run of a project has them.
+/// The predefined variables' facts about a job, as in the first pipeline of a project.
 fn job_run(options: &Options, facts: &Facts, directory: &Path, index: usize, job: &Job) -> JobRun {
     let name = facts::project_name(facts);
     let has_image = job.image.is_some() || options.default_image.is_some();
@@ -341,7 +341,7 @@ impl<'a> Session<'a> {
         let directory = &self.run.state;
         let name = facts::project_name(&self.given.facts);
         let containers = self.containers(plan, jobs, &runner, screen)?;
-        // The sandbox for file work can bind only directories that exist.
+        // The sandbox for file tasks can bind only directories that exist.
         let artifacts = self.run.directory.join("artifacts");
         std::fs::create_dir(&artifacts).map_err(|error| format!("{}: {error}", artifacts.display()))?;
         let listed = self.given.listed.as_deref().unwrap_or_default();

@@ -40,7 +40,7 @@ impl Docker {
         found
     }
 
-    /// A container that shares a network has no name or address of its own in it.
+    /// A container that shares the network of another one cannot have its own name or address.
     fn network(&self, tell: &mut impl FnMut(&'static str, String)) {
         let mode = &self.network_mode;
         let of_container = mode.starts_with("container:");

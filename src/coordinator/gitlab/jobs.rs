@@ -19,16 +19,16 @@ use crate::token::Token;
 /// The longest interval that the agent accepts from a server.
 const INTERVAL_MAX: Duration = Duration::from_secs(15 * 60);
 
-/// What GitLab says to a runner that keeps a job pending.
+/// GitLab's response to a runner that keeps a job pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pending {
-    /// The job stays pending, and this is its status.
+    /// The job stays pending; this is its status.
     Holds(JobStatus),
-    /// This server does not know the two-phase commit: the job is running already.
+    /// The server does not support `two_phase_job_commit`: the job is already running.
     Unknown,
-    /// The job is not this runner's (any longer).
+    /// The job does not belong to this runner any more.
     Gone,
-    /// Nothing settled (network, 429, 5xx).
+    /// Unknown result (network, 429, 5xx).
     Failed,
 }
 
@@ -94,8 +94,8 @@ impl GitLab {
         PollResponse { outcome, server_overloaded: pressed, wait }
     }
 
-    /// Asks the server to keep a job pending that no script runs for yet (`two_phase_job_commit`). A server may know that
-    /// or not; its answer tells.
+    /// Asks the server to keep a job pending until its script starts (`two_phase_job_commit`). The response shows
+    /// whether the server supports that.
     pub fn keep_pending(&self, job: &JobHandle) -> Pending {
         let body = UpdateBody {
             token: job.token.reveal(),
@@ -159,7 +159,7 @@ impl JobSource for GitLab {
         Self::request_job(self, request)
     }
 
-    /// Jobs of GitLab come without an offer.
+    /// GitLab assigns a job with the poll response, so there is no offer to accept.
     fn accept(&self, _: &JobId, _: &Offer) -> AcceptOutcome {
         AcceptOutcome::Void
     }

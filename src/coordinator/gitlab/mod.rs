@@ -36,7 +36,8 @@ pub struct GitLab {
     base: String,
     client: Client,
     info: Info,
-    /// The opaque value by which GitLab tells whether a runner's queue may have changed.
+    /// An opaque value from GitLab's last response. GitLab compares it to find out whether the runner's queue may have
+    /// changed.
     last_update: Mutex<String>,
     stopping: Mutex<bool>,
     stopped: Condvar,
@@ -98,7 +99,7 @@ impl GitLab {
         *sync::lock(&self.server_date)
     }
 
-    /// The certificate chain of the server, fetched once; if the server is unreachable now, the next call tries again.
+    /// The server's certificate chain, fetched once. If the server is unreachable, the next call retries.
     fn chain(&self) -> Option<String> {
         if let Some(known) = self.chain.get() {
             return known.clone();
@@ -175,7 +176,7 @@ fn endpoint(method: Method, path: &str) -> &'static str {
     }
 }
 
-/// The base URL of the API: the configured URL without trailing slashes and an old `/ci`.
+/// The base URL of the API: the configured URL without trailing slashes and without the old suffix `/ci`.
 pub fn api_base(url: &str) -> String {
     let trimmed = url.trim().trim_end_matches('/');
     let trimmed = trimmed.strip_suffix("/ci").unwrap_or(trimmed).trim_end_matches('/');

@@ -1,4 +1,4 @@
-//! The jobs that an agent has from a manager, and the thread that tells the manager of them.
+//! The jobs that an agent has from a manager, and the thread that reports them to the manager.
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -13,13 +13,13 @@ use crate::sync;
 use crate::token::Token;
 
 const STACK: usize = 256 * 1024;
-/// Between two attempts while the manager does not answer.
+/// The delay between two attempts while the manager does not answer.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Told that the agent is to leave.
+/// Called with the reason when the manager orders the agent to leave.
 type OnLeave = Box<dyn Fn(&str) + Send + Sync>;
 
-/// The jobs that an agent has from one manager; they outlive the configuration that brought them.
+/// The jobs that an agent has from one manager. They outlive a reload of the configuration.
 #[derive(Default)]
 pub struct ManagedJobs {
     inner: Mutex<Inner>,
@@ -31,7 +31,7 @@ pub struct ManagedJobs {
 struct Inner {
     jobs: Vec<Job>,
     ended: Vec<String>,
-    /// Something changed that the manager is to hear of.
+    /// A change that the next heartbeat must report immediately.
     news: bool,
     unfit_since: Option<Instant>,
     leaving: bool,
@@ -44,19 +44,19 @@ struct Job {
 }
 
 impl ManagedJobs {
-    /// Who is told that the agent is to leave.
+    /// Sets the function to call when the manager orders the agent to leave.
     pub fn set_on_leave(&self, on_leave: OnLeave) {
         *sync::lock(&self.on_leave) = Some(on_leave);
     }
 
-    /// A job was accepted.
+    /// Adds an accepted job.
     pub fn add(&self, id: String, offer: String, token: Token) {
         let mut inner = lock(&self.inner);
         inner.jobs.retain(|job| job.offer != offer);
         inner.jobs.push(Job { id, offer, token });
     }
 
-    /// A job ended, and nothing of it is left.
+    /// Removes a job that has ended and is reported to GitLab.
     pub fn remove(&self, offer: &str) {
         let mut inner = lock(&self.inner);
         let ended: Vec<String> = inner.jobs.iter().filter(|job| job.offer == offer).map(|job| job.id.clone()).collect();
@@ -66,7 +66,7 @@ impl ManagedJobs {
         self.rung.notify_all();
     }
 
-    /// Whether the machine is fit for jobs.
+    /// Sets whether the machine is fit for jobs.
     pub fn set_fit(&self, fit: bool) {
         let mut inner = lock(&self.inner);
         if fit {
@@ -76,7 +76,7 @@ impl ManagedJobs {
         }
     }
 
-    /// The agent takes no more jobs.
+    /// Sets whether the agent is leaving and takes no more jobs.
     pub fn set_leaving(&self, leaving: bool) {
         let mut inner = lock(&self.inner);
         inner.news |= inner.leaving != leaving;
@@ -84,7 +84,7 @@ impl ManagedJobs {
         self.rung.notify_all();
     }
 
-    /// Has the manager told now.
+    /// Sends the next heartbeat immediately.
     pub(super) fn ring(&self) {
         lock(&self.inner).news = true;
         self.rung.notify_all();
@@ -107,7 +107,7 @@ impl ManagedJobs {
         }
     }
 
-    /// The manager has heard of the end of these jobs.
+    /// Forgets ended jobs that the manager has acknowledged.
     fn told(&self, ended: &[String]) {
         lock(&self.inner).ended.retain(|id| !ended.contains(id));
     }
@@ -118,7 +118,7 @@ impl ManagedJobs {
     }
 }
 
-/// The phase that a stage of a job belongs to.
+/// The phase of a job that contains this stage.
 fn phase_of(stage: Option<&str>) -> &'static str {
     match stage {
         None => "accepted",
@@ -129,7 +129,7 @@ fn phase_of(stage: Option<&str>) -> &'static str {
 }
 
 impl ManagerClient {
-    /// Starts the thread that tells the manager of the agent's jobs, once.
+    /// Starts the thread that sends heartbeats, unless it runs already.
     pub fn start_heartbeats(self: &Arc<Self>) {
         let mut beating = lock(&self.beating);
         if *beating {
@@ -149,11 +149,11 @@ impl ManagerClient {
             Ok(_) => *beating = true,
             Err(error) => log::error!("cannot start the thread that sends heartbeats error={error}"),
         }
-        // What it has is told at once: the manager may have lost its state.
+        // The first heartbeat is sent immediately: the manager may have lost its state.
         self.jobs.ring();
     }
 
-    /// One heartbeat. False: the manager did not take it.
+    /// Sends one heartbeat. Returns false if the manager did not acknowledge it.
     fn beat(&self) -> bool {
         let Some(token) = self.token() else { return false };
         let heartbeat = self.jobs.heartbeat();

@@ -1,4 +1,4 @@
-//! The agent's side of a manager: registers the instance, waits for jobs, accepts them, and says how they are.
+//! The client of a manager: registers the agent, waits for jobs, accepts them, and reports their phases.
 
 mod heartbeat;
 pub mod protocol;
@@ -30,39 +30,39 @@ use crate::monitor::metrics;
 use crate::token::Token;
 use crate::version::{VERSION, user_agent};
 
-/// Waits until the machine is ready for the pool's jobs, and takes over what the manager says of it.
+/// Called after the registration with the manager's settings for the pool. Returns when the machine is ready for jobs.
 pub type OnWelcome = Box<dyn Fn(&Welcome) + Send + Sync>;
 
-/// The `token` of an agent that proves its instance's role instead.
+/// The value of `token` for an agent that proves the role of its instance instead of sending a fleet token.
 pub const STS_TOKEN: &str = "aws-sts";
 
-/// Signs a proof of the instance's role for this binding. Errors: why there is none.
+/// Signs a proof of the instance's role for a binding. The error is the reason why it cannot be signed.
 pub type Prove = fn(&str) -> Result<SignedIdentity, String>;
 
-/// The agent as its manager knows it.
+/// The identity and the settings with which the agent registers.
 #[derive(Clone)]
 pub struct AgentIdentity {
     /// The manager's URL.
     pub url: String,
-    /// Certificates for it.
+    /// The certificate files for the connection.
     pub tls: TlsFiles,
-    /// The fleet's token.
+    /// The fleet token.
     pub fleet_token: Token,
-    /// The instance and its boot.
+    /// The ids of the instance and of its boot.
     pub identity: Identity,
     /// Signs a proof of the instance's role.
     pub prove: Prove,
-    /// Jobs at once, where the agent's own file says that.
+    /// The number of concurrent jobs, if the agent's own configuration sets it.
     pub capacity: Option<u32>,
     /// Labels of the agent.
     pub labels: std::collections::BTreeMap<String, String>,
-    /// Where the agent's token is kept.
+    /// The state directory, which stores the agent's token.
     pub state_dir: PathBuf,
-    /// How long an unused connection is kept.
+    /// The maximum age of an unused connection.
     pub connection_max_age: Duration,
 }
 
-/// What is kept of a registration over a restart of the agent.
+/// The registration on disk; it survives a restart of the agent.
 #[derive(Clone, Serialize, Deserialize)]
 struct Kept {
     url: String,
@@ -76,10 +76,11 @@ pub struct ManagerClient {
     agent: AgentIdentity,
     client: Client,
     welcome: Mutex<Option<Welcome>>,
-    /// The welcome was taken in.
+    /// Whether [`OnWelcome`] has returned.
     is_ready: Mutex<bool>,
     on_welcome: OnWelcome,
-    /// Since when the manager has not answered; `None` while it does. A request that waits is no silence.
+    /// The time of the first request since which the manager has not answered; `None` while it answers. A pending poll
+    /// does not count.
     silent_since: Mutex<Option<Instant>>,
     jobs: Arc<ManagedJobs>,
     beating: Mutex<bool>,
@@ -88,8 +89,8 @@ pub struct ManagerClient {
 }
 
 impl ManagerClient {
-    /// A client that takes up the registration of an earlier agent of this boot. Errors: the URL or a certificate file
-    /// cannot be used.
+    /// A client that reuses the registration of an earlier agent in this boot. Fails if the URL or a certificate file
+    /// is unusable.
     pub fn new(agent: AgentIdentity, jobs: Arc<ManagedJobs>, on_welcome: OnWelcome) -> Result<Self, Error> {
         let base = api_base(&agent.url);
         let client = Client::new(&base, &agent.tls, &user_agent(), agent.connection_max_age)?;
@@ -127,7 +128,7 @@ impl ManagerClient {
             ("X-Request-Id", request_id()),
         ];
         let request = Request { method, url: format!("{}{path}", self.base), headers, body: &body };
-        // Sent once: whoever calls has a rhythm of its own.
+        // Sent once: the caller retries at its own interval.
         let answer = self.client.call(&request, &|_| false);
         let status = answer.as_ref().ok().map(|response| response.status);
         metrics::called("manager", status);
@@ -147,17 +148,17 @@ impl ManagerClient {
         answer
     }
 
-    /// Jobs at once on an instance of the pool, once that is known.
+    /// The number of concurrent jobs on an instance of the pool, known after the registration.
     pub fn capacity(&self) -> Option<u32> {
         lock(&self.welcome).as_ref().map(|welcome| welcome.capacity)
     }
 
-    /// The agent's token, if it is registered.
+    /// The agent's token; `None` before the registration.
     fn token(&self) -> Option<Token> {
         lock(&self.welcome).as_ref().map(|welcome| welcome.token.clone())
     }
 
-    /// Registers the agent unless it is registered. Errors: what the poll came to instead.
+    /// Registers the agent unless it is registered. The error is the outcome of the poll.
     fn register(&self) -> Result<Token, PollOutcome> {
         let mut welcome = lock(&self.welcome);
         if let Some(known) = &*welcome {
@@ -212,7 +213,7 @@ impl ManagerClient {
         }
     }
 
-    /// Takes in what the manager said at the registration, once in the life of this client.
+    /// Calls [`OnWelcome`] with the settings of the pool, once for each client.
     fn get_ready(&self) {
         let mut is_ready = lock(&self.is_ready);
         let welcome = lock(&self.welcome).clone();
@@ -222,7 +223,8 @@ impl ManagerClient {
         }
     }
 
-    /// The manager does not know the agent: it lost its state, or this agent said farewell.
+    /// Drops the registration after a response that rejects the token: the manager lost its state, or the agent has
+    /// unregistered.
     fn forget_registration(&self, token: &Token) {
         let mut welcome = lock(&self.welcome);
         if welcome.as_ref().is_some_and(|known| known.token == *token) {
@@ -256,7 +258,7 @@ impl ManagerClient {
                     request_id: with.mayfly.request_id.clone(),
                     offer: Some(Box::new(with.mayfly)),
                 },
-                // The manager offers it again.
+                // The manager repeats the offer after its timeout.
                 _ => PollOutcome::Failed("the manager's offer cannot be read".to_owned()),
             },
             204 if response.header(ORDER_HEADER) == Some(LEAVE) => {
@@ -276,7 +278,7 @@ impl ManagerClient {
     }
 }
 
-/// A manager's client as a source of jobs.
+/// Polls a manager instead of GitLab.
 impl JobSource for Arc<ManagerClient> {
     fn request_job(&self, _: &JobRequest<'_>) -> PollResponse {
         let outcome = self.poll();
@@ -293,7 +295,7 @@ impl JobSource for Arc<ManagerClient> {
 
     fn accept(&self, job: &JobId, offer: &Offer) -> AcceptOutcome {
         let Some(token) = self.token() else {
-            // A manager that does not know the agent does not know the offer.
+            // After a new registration the old offer is invalid.
             return match self.register() {
                 Ok(_) | Err(PollOutcome::Refused(_)) => AcceptOutcome::Void,
                 Err(_) => AcceptOutcome::Unsettled("the agent is not registered".to_owned()),
@@ -356,7 +358,7 @@ fn file_of(agent: &AgentIdentity) -> PathBuf {
     agent.state_dir.join(format!("manager-{}.json", &sha256(agent.url.as_bytes())[..12]))
 }
 
-/// The registration of an earlier agent of this boot.
+/// Loads the registration of an earlier agent in this boot.
 fn load(agent: &AgentIdentity) -> Option<Welcome> {
     let kept: Kept = decode::json(&fs::read(file_of(agent)).ok()?).ok()?;
     (kept.url == agent.url && kept.identity == agent.identity).then_some(kept.welcome)

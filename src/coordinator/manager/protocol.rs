@@ -1,12 +1,14 @@
-//! What an agent and its manager say to each other: GitLab's Runner API with a few additions.
+//! The protocol between an agent and its manager: GitLab's Runner API with a few additions.
 //!
 //! | Call | Meaning |
 //! |---|---|
-//! | `POST runners/verify` | the agent registers: [`Introduction`]; the answer is a [`Welcome`] |
-//! | `POST jobs/request` | waits for a job; 201 is GitLab's payload with an [`Offer`] in `mayfly`; 204 says stay or leave |
-//! | `PUT jobs/:id` | accepts an offer ([`Acceptance`]): only after its 200 may the agent begin; 409 for an old offer |
-//! | `POST runners/heartbeat` | the agent's jobs: [`Heartbeat`]; the answer is [`Orders`] |
-//! | `DELETE runners/managers` | the agent leaves |
+//! | `POST runners/verify` | registers the agent ([`Introduction`]); the response is a [`Welcome`] |
+//! | `POST jobs/request` | long poll for a job: 201 contains GitLab's payload with an [`Offer`] in its member `mayfly`;
+//! 204 contains `stay` or `leave` |
+//! | `PUT jobs/:id` | accepts an offer ([`Acceptance`]); the agent starts the job only after a 200; 409 for an expired
+//! offer |
+//! | `POST runners/heartbeat` | reports the agent's jobs ([`Heartbeat`]); the response is [`Orders`] |
+//! | `DELETE runners/managers` | unregisters the agent |
 
 use std::collections::BTreeMap;
 
@@ -17,45 +19,46 @@ use crate::token::Token;
 
 /// The version of this protocol.
 pub const PROTOCOL: u32 = 1;
-/// In every response of a manager: its version. An agent tells a manager from GitLab by it.
+/// The version of the manager; present in each of its responses. The agent distinguishes a manager from GitLab by this
+/// header.
 pub const MANAGER_HEADER: &str = "X-Mayfly-Manager";
-/// In a 204: `stay`, or `leave`.
+/// In a 204: `stay` or `leave`.
 pub const ORDER_HEADER: &str = "X-Mayfly-Agent";
-/// Beside `leave`: why.
+/// With `leave`: the reason.
 pub const REASON_HEADER: &str = "X-Mayfly-Reason";
-/// The value of [`ORDER_HEADER`] for an agent that is to leave.
+/// The value of [`ORDER_HEADER`] that orders the agent to leave.
 pub const LEAVE: &str = "leave";
-/// The member of a job's payload that holds an [`Offer`].
+/// The member of a job's payload that contains an [`Offer`].
 pub const OFFER_KEY: &str = "mayfly";
-/// How long the manager lets a request for a job wait, in seconds.
+/// The duration of a long poll in seconds.
 pub const WAIT_SECONDS: u64 = 50;
-/// Between two heartbeats, in seconds.
+/// The interval of heartbeats in seconds.
 pub const HEARTBEAT_SECONDS: u64 = 30;
 
-/// An agent that registers.
+/// The data of an agent that registers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Introduction {
-    /// The version of the protocol that it speaks.
+    /// The version of the protocol that the agent supports.
     pub protocol: u32,
-    /// Its instance.
+    /// The id of the agent's instance.
     pub instance: String,
     /// The boot of the instance.
     pub boot: String,
-    /// Jobs that it runs at once, where its own file says that.
+    /// The number of concurrent jobs, if the agent's own configuration sets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<u32>,
-    /// Its version.
+    /// The version of the agent.
     pub version: String,
-    /// Its labels.
+    /// The labels of the agent.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// A signed request that proves its role, where the pool asks for that.
+    /// A signed request that proves the role of the instance, if the pool requires it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<SignedIdentity>,
 }
 
 impl Introduction {
-    /// What a signed proof must hold for: this instance in this boot.
+    /// The text that a proof is bound to: this instance in this boot.
     pub fn binding(&self) -> String {
         format!("{} {}", self.instance, self.boot)
     }
@@ -64,57 +67,57 @@ impl Introduction {
 /// The body of `POST runners/verify`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VerifyBody {
-    /// The fleet's token; empty with a proof.
+    /// The fleet token; empty if the agent sends a proof.
     #[serde(default)]
     pub token: Option<Token>,
-    /// The agent; absent in a request of something else.
+    /// The agent; absent in requests of other clients, such as gitlab-runner.
     #[serde(default)]
     pub mayfly: Option<Introduction>,
 }
 
-/// The manager's answer to an agent that may work.
+/// The manager's response to an agent that it accepts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Welcome {
     /// The agent's own token, bound to its instance.
     pub token: Token,
     /// The pool that the instance belongs to.
     pub pool: String,
-    /// Jobs that an instance of the pool runs at once.
+    /// The number of concurrent jobs on an instance of the pool.
     pub capacity: u32,
-    /// Must succeed before the first request for a job.
+    /// A command that must succeed before the first poll.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_command: Option<String>,
 }
 
-/// A job for an agent; beside GitLab's payload, in its member `mayfly`.
+/// The offer of a job to an agent, in the member `mayfly` of GitLab's payload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     /// The id of this offer.
     pub offer: String,
-    /// Seconds in which the agent must accept it.
+    /// The number of seconds within which the agent must accept.
     pub accept_seconds: u64,
-    /// GitLab: where the job is reported.
+    /// The GitLab server to which the agent reports the job.
     pub coordinator: CoordinatorPart,
-    /// What the manager wrote into the job's log.
+    /// The lines that the manager wrote to the job's log.
     #[serde(default, skip_serializing_if = "TracePart::is_empty")]
     pub trace: TracePart,
-    /// The runner's table (TOML), without its token and the fleet's settings.
+    /// The table of the runner (TOML), without its token and the settings of the fleet.
     pub runner: String,
-    /// The short form of the runner's token: part of the keys of caches.
+    /// The short form of the runner's token, a part of cache keys.
     pub short_token: String,
-    /// Jobs at once on an instance of the pool.
+    /// The number of concurrent jobs on an instance of the pool.
     pub capacity: u32,
-    /// The id of GitLab's request that brought the job.
+    /// The id of the request to GitLab that returned the job.
     #[serde(default)]
     pub request_id: String,
 }
 
-/// GitLab, as the agent reaches it.
+/// The GitLab server as the agent reaches it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CoordinatorPart {
-    /// Its URL.
+    /// The URL of the server.
     pub url: String,
-    /// Certificate authorities to trust beside the system's, PEM.
+    /// Additional certificate authorities, PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorities: Option<String>,
 }
@@ -122,11 +125,11 @@ pub struct CoordinatorPart {
 /// The beginning of a job's log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TracePart {
-    /// How many bytes of `text` GitLab has for certain.
+    /// The number of bytes of `text` that GitLab has acknowledged.
     pub offset: u64,
     /// CRC-32 of `text`.
     pub crc32: u32,
-    /// The bytes themselves: GitLab may ask for the log from its start.
+    /// The lines themselves: GitLab may request the log from its start.
     pub text: String,
 }
 
@@ -141,7 +144,7 @@ impl TracePart {
         self.text.is_empty()
     }
 
-    /// Whether offset and checksum fit the text.
+    /// Whether offset and checksum match the text.
     pub fn is_whole(&self) -> bool {
         self.offset <= self.text.len() as u64 && crc32fast::hash(self.text.as_bytes()) == self.crc32
     }
@@ -152,22 +155,22 @@ impl TracePart {
 pub struct Acceptance {
     /// The offer.
     pub offer: String,
-    /// `pending`: the agent is about to accept; `running`: it accepts.
+    /// `pending`: the agent prepares the job; `running`: the agent starts the job.
     pub state: String,
 }
 
 /// The body of `POST runners/heartbeat`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Heartbeat {
-    /// The jobs that the agent accepted and has not ended.
+    /// The jobs that the agent has accepted and not finished.
     pub jobs: Vec<JobReport>,
-    /// Jobs that ended since the last heartbeat that was answered.
+    /// Jobs that ended since the last acknowledged heartbeat.
     #[serde(default)]
     pub ended: Vec<String>,
-    /// How long the machine has been unfit for jobs, in seconds; 0 while it is fit.
+    /// The number of seconds for which the machine has been unfit for jobs; 0 if it is fit.
     #[serde(default)]
     pub unfit_seconds: u64,
-    /// The agent takes no more jobs.
+    /// The agent is leaving and takes no more jobs.
     #[serde(default)]
     pub leaving: bool,
 }
@@ -175,20 +178,21 @@ pub struct Heartbeat {
 /// A job of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobReport {
-    /// Its id in GitLab.
+    /// The id of the job in GitLab.
     pub id: String,
-    /// The offer that brought it.
+    /// The offer that the agent accepted.
     pub offer: String,
-    /// Where it is: `accepted`, `preparing`, `script`, `finishing`.
+    /// `accepted`, `preparing`, `script` or `finishing`.
     pub phase: String,
-    /// Its token: a manager that lost its state must still be able to fail the job of an instance that is lost.
+    /// The job's token: a manager that has lost its state must still be able to fail the job if its instance
+    /// disappears.
     pub token: Token,
 }
 
-/// The answer to a heartbeat.
+/// The response to a heartbeat.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Orders {
-    /// The agent is to leave, for this reason.
+    /// The reason, if the agent must leave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leave: Option<String>,
 }

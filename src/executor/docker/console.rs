@@ -39,7 +39,7 @@ impl JobConsole for StdoutConsole {
         let mut polled: Vec<PollFd<'_>> = ready.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            // Less than a millisecond is none for the system.
+            // `poll` counts whole milliseconds, so the timeout is rounded up.
             let poll_timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
             match poll(&mut polled, poll_timeout) {
                 Ok(0) if left.is_zero() => return Ok(false),

@@ -44,7 +44,7 @@ pub struct ImageProvider<'a> {
     console: &'a dyn JobConsole,
     /// Images that were pulled for this job, by name and platform; they are not pulled again.
     provided: RefCell<BTreeMap<(String, String), LocalImage>>,
-    /// Their ids, and whether a pull brought them.
+    /// The images of the job's containers, and whether a pull of this job downloaded them.
     used: RefCell<Vec<UsedImage>>,
 }
 
@@ -67,7 +67,8 @@ impl<'a> ImageProvider<'a> {
         if let Some(had) = self.provided.borrow().get(&key) {
             return Ok(had.clone());
         }
-        // A pull of an image that is here already may bring nothing.
+        // A pull does not download an image that the machine already has; only downloaded images are recorded as
+        // pulled.
         let here = self.engine.image(&resolved.reference.full(), platform(resolved));
         let before_pull = here.ok().map(|image| image.id);
         let mut failure = JobError::system(format!("no pull policy applies to `{name}`"));

@@ -50,7 +50,7 @@ pub struct Docker {
     pub removals: removal::ContainerRemovals,
     /// Tokens for Amazon ECR.
     pub tokens: Tokens,
-    /// Below which steps have their control groups.
+    /// The parents of the control groups of steps.
     pub parents: CgroupParents,
     home: PathBuf,
 }

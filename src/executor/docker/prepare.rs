@@ -183,7 +183,8 @@ fn create_network_and_volumes(plan: &PrepareTask, engine: &Engine) -> Result<(),
         engine.create_volume(volume).map_err(|error| failed(&format!("volume {}", volume.name), error))?;
     }
     if let Some(network) = &plan.network {
-        // An agent that died may have made it already, or the engine makes it at this moment for an attempt that was killed.
+        // Another request may have created the network: that of an earlier agent, or that of an attempt that was
+        // killed.
         if engine.network(&network.name).is_err_and(|error| error.is_missing()) {
             match engine.create_network(network) {
                 Err(error) if !error.is_conflict() => return Err(failed(&format!("network {}", network.name), error)),

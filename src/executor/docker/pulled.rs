@@ -1,7 +1,8 @@
-//! Images that jobs of this agent have pulled, and their removal once no job has used them for a time (`images_max_age`).
+//! Records the images that jobs of this agent have pulled, and removes those that no job has used for a time
+//! (`images_max_age`).
 //!
-//! Only images that a pull brought are noted, by their ids. What was on the machine before, what somebody else named or
-//! what a container uses stays. Nothing is removed while a job gets its containers ready.
+//! Only images that a pull downloaded are recorded, by id. The agent keeps images that were on the machine before, that
+//! another user tagged, or that a container uses. It removes no image while a job prepares its containers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,16 +22,16 @@ use crate::sync;
 /// The file in the state directory.
 const FILE: &str = "images.json";
 
-/// An image that a job's containers are made of.
+/// An image of a job's containers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsedImage {
-    /// Its id.
+    /// The id of the image.
     pub id: String,
-    /// It was not on the machine before this job.
+    /// Whether a pull for this job downloaded the image.
     pub pulled: bool,
 }
 
-/// The images of all engines that jobs of this agent have pulled.
+/// The images that jobs of this agent have pulled, of all engines.
 pub struct PulledImages {
     state: PathBuf,
     inner: Mutex<Inner>,
@@ -39,21 +40,21 @@ pub struct PulledImages {
 
 #[derive(Default)]
 struct Inner {
-    /// When each was last used, in seconds since the epoch, by engine and id.
+    /// The time at which each image was last used, in seconds since the epoch, by engine and id.
     used: BTreeMap<(String, String), u64>,
-    /// Jobs that are getting their containers ready.
+    /// The number of jobs that prepare their containers.
     preparing: u32,
-    /// An image is being removed.
+    /// Whether an image is being removed.
     removing: bool,
-    /// Where unused images go, and after which time.
+    /// For each engine, the time after which unused images are removed.
     limits: Vec<(Address, Duration)>,
 }
 
-/// A job gets its containers ready.
+/// A job that prepares its containers; no image is removed until this is dropped.
 pub struct Preparing(Arc<PulledImages>);
 
 impl PulledImages {
-    /// Those that are noted in the state directory.
+    /// Loads the record from the state directory.
     pub fn load(state: &Path) -> Arc<Self> {
         let read = fs::read(state.join(FILE)).ok();
         let noted = read.and_then(|text| decode::json::<Vec<(String, String, u64)>>(&text).ok()).unwrap_or_default();
@@ -62,17 +63,17 @@ impl PulledImages {
         Arc::new(Self { state: state.to_owned(), inner: Mutex::new(inner), changed: Condvar::new() })
     }
 
-    /// From now on images of these engines go when they were unused for that long.
+    /// Sets the time after which unused images are removed, for each engine.
     pub fn limit(&self, limits: Vec<(Address, Duration)>) {
         self.lock().limits = limits;
     }
 
-    /// Whether anything may be removed at all.
+    /// Whether any engine has a limit.
     pub fn has_limits(&self) -> bool {
         !self.lock().limits.is_empty()
     }
 
-    /// Keeps all images until the job has its containers; waits for a removal that has begun.
+    /// Prevents the removal of images until the result is dropped; waits for a running removal.
     pub fn prepare(self: &Arc<Self>) -> Preparing {
         let mut inner = self.lock();
         while inner.removing {
@@ -82,7 +83,7 @@ impl PulledImages {
         Preparing(Arc::clone(self))
     }
 
-    /// A job has containers of these images.
+    /// Records that a job uses these images.
     pub fn note(&self, engine: &Address, images: &[UsedImage]) {
         let mut inner = self.lock();
         for image in images {
@@ -94,7 +95,7 @@ impl PulledImages {
         self.save(&inner);
     }
 
-    /// Removes the images that were unused for too long.
+    /// Removes the images that no job has used within the limit.
     pub fn tidy(&self) {
         let limits = self.lock().limits.clone();
         for (address, age) in limits {
@@ -114,7 +115,7 @@ impl PulledImages {
         self.lock().used.iter().filter(is_due).map(|((_, id), _)| id.clone()).collect()
     }
 
-    /// Removes one image, unless a job gets its containers ready or has used it meanwhile.
+    /// Removes an image, unless a job prepares its containers or has used the image meanwhile.
     fn remove(&self, engine: &Engine, address: &Address, id: &str, age: Duration) {
         let key = (address.to_string(), id.to_owned());
         {
@@ -133,7 +134,7 @@ impl PulledImages {
                 machine::image_removed();
                 log::info!("unused image removed id={id} engine={address}");
             }
-            // A container uses it, or somebody else gave it another name.
+            // A container uses the image, or another user has tagged it.
             Err(error) if error.is_conflict() => {
                 log::debug!("an unused image stays id={id} error={error}");
             }
@@ -148,7 +149,7 @@ impl PulledImages {
         let all: Vec<_> = inner.used.iter().map(|((engine, id), used)| (engine, id, used)).collect();
         let (path, draft) = (self.state.join(FILE), self.state.join(FILE).with_extension("draft"));
         let written = serde_json::to_vec(&all).map_err(io::Error::other).and_then(|text| fs::write(&draft, text));
-        // An image that is not noted stays: that is all.
+        // If the record cannot be written, the agent forgets the images after a restart and keeps them.
         if let Err(error) = written.and_then(|()| fs::rename(&draft, &path)) {
             log::debug!("cannot note the images path={} error={error}", path.display());
         }

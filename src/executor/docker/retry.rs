@@ -10,7 +10,7 @@ const ATTEMPTS: u32 = 3;
 /// The delay between two attempts.
 pub const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Retries while the error is retryable; `tell` gets each error.
+/// Retries while the error is retryable; calls `tell` for each error.
 pub fn retry<T>(
     work: impl Fn() -> Result<T, Error>,
     is_worth_it: impl Fn(&Error) -> bool,
@@ -33,8 +33,8 @@ pub fn retry_when_disk_full<T>(work: impl Fn() -> Result<T, Error>) -> Result<T,
     retry(work, Error::is_disk_full, |_| {})
 }
 
-/// Creates a container in the place of one that an earlier attempt left. The engine may still be creating that one, when
-/// the attempt was killed: then the name is taken a moment later. Returns its id, and warnings.
+/// Creates a container and removes one that an earlier attempt left. If that attempt was killed, the engine may still
+/// be creating its container, so a name conflict is retried. Returns the id of the container, and warnings.
 pub fn create_anew(
     engine: &Engine,
     name: &str,

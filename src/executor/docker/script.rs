@@ -110,7 +110,7 @@ fn run_once(plan: &ContainerScript, renew: bool, engine: &Engine, signals: &Sign
 
 /// Why a script did not succeed.
 enum ScriptFailure {
-    /// Its container has disappeared.
+    /// The container has disappeared.
     Vanished,
     /// Any other failure.
     Job(JobError),

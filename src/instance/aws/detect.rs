@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-/// What the firmware says about the machine.
+/// The machine according to its firmware.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct FirmwareInfo {
     /// The machine is an EC2 instance.

@@ -40,8 +40,8 @@ fn names(hooks: &[Hook]) -> String {
     }
 }
 
-/// What a power off does to the instance, because it is the last resort of a shutdown; `None` if the agent may not read
-/// that.
+/// The effect of a power off on the instance, because it is the last resort of a shutdown; `None` if the agent may not
+/// read it.
 fn effect_of_power_off(id: &str, region: Option<&str>) -> Option<Result<String, String>> {
     let parameters = [("InstanceId", id), ("Attribute", "instanceInitiatedShutdownBehavior")];
     let request = Request::query("2016-11-15", "DescribeInstanceAttribute", &parameters);

@@ -30,7 +30,7 @@ pub struct CapacityRaiser {
 
 #[derive(Default)]
 struct State {
-    /// A job was taken since the last check.
+    /// The demand of the jobs that were taken since the last check.
     taken: Option<JobDemand>,
     is_busy: bool,
     /// When the next check is due.

@@ -89,7 +89,7 @@ impl fmt::Display for RequestFailure {
     }
 }
 
-/// Error codes that allow a retry, whatever the status (AWS SDKs and Tools Reference Guide, retry behavior).
+/// Error codes that allow a retry, regardless of the status (AWS SDKs and Tools Reference Guide, retry behavior).
 const RETRYABLE_CODES: [&str; 19] = [
     "Throttling",
     "ThrottlingException",

@@ -2,8 +2,8 @@
 //!
 //! With the shell executor, git runs as the job's user, who may run any program. It receives all variables except those
 //! that select another repository and those that print HTTP headers or bodies into the log. If the job runs in a
-//! container, git runs outside and receives only variables from a list: those that say how to reach a server. None of
-//! them makes git start a program or read or write a file.
+//! container, git runs outside and receives only variables from a list: those that configure the connection to a
+//! server. None of them makes git start a program or read or write a file.
 
 use super::settings::{self, Setting};
 
@@ -20,7 +20,7 @@ pub enum GitContext {
 pub const PROXIES: [&str; 8] =
     ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "all_proxy", "http_proxy", "https_proxy", "no_proxy"];
 
-/// Variables that only say how to reach a server.
+/// Variables that only configure the connection to a server.
 const ALLOWED_VARIABLES: [&str; 17] = [
     "ALL_PROXY",
     "CI_JOB_TOKEN",

@@ -33,7 +33,8 @@ const TIMESTAMP_RESOLUTION: Duration = Duration::from_millis(10);
 pub struct CheckoutRecord(HashMap<Vec<u8>, String>);
 
 impl CheckoutRecord {
-    /// Reads the record of the project directory; an empty one if there is none or the agent did not write it.
+    /// Reads the record of the project directory; returns an empty one if it does not exist or the agent did not write
+    /// it.
     pub fn read(plan: &SourcesPlan) -> Self {
         Self::try_read(plan).unwrap_or_default()
     }

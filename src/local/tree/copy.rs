@@ -82,8 +82,8 @@ fn one(from: &Path, to: &Path, buffer: &mut [u8]) -> io::Result<(Stamp, Stamp)> 
     Ok((original, Stamp::of(&made)))
 }
 
-/// Copies the content. The kernel shares the blocks of large files where the file system supports it; for a small file,
-/// asking it for that takes longer than the copy.
+/// Copies the content. For large files, the kernel shares blocks if the file system supports that; for a small file,
+/// the system call takes longer than the copy.
 fn fill(original: &mut File, length: u64, copy: &mut File, buffer: &mut [u8]) -> io::Result<()> {
     if length > buffer.len() as u64 {
         return io::copy(original, copy).map(drop);

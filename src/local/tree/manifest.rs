@@ -16,7 +16,8 @@ const FORMAT: &[u8] = b"mayfly tree 2\n";
 pub struct Manifest(HashMap<PathBuf, (Stamp, Stamp)>);
 
 impl Manifest {
-    /// Loads a manifest. Of a missing or damaged file only that is loaded which can be read; the others are copied again.
+    /// Loads a manifest. If the file is missing or damaged, loads only the readable entries; other files are copied
+    /// again.
     pub fn load(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap_or_default();
         let mut copies = HashMap::new();
@@ -61,7 +62,8 @@ impl Manifest {
     }
 }
 
-/// The first entry, and what follows it: the length of the path, the path, the stamps of the original and of the copy.
+/// The first entry, and the remaining bytes. An entry is the length of the path, the path, and the stamps of the
+/// original and of the copy.
 #[allow(clippy::type_complexity)]
 fn entry(bytes: &[u8]) -> Option<(PathBuf, (Stamp, Stamp), &[u8])> {
     let (length, rest) = bytes.split_first_chunk()?;

@@ -26,7 +26,7 @@ use manifest::Manifest;
 use repository::Repository;
 use stamp::Stamp;
 
-/// The number of trees of one project; more jobs never run at once.
+/// The maximum number of trees of one project, and so of concurrent jobs.
 const TREES_MOST: usize = 1024;
 
 /// The files for the trees; read once per run.
@@ -118,8 +118,8 @@ impl Trees {
     }
 
     /// Takes a tree that contains exactly `source`, or nothing if `empty` is set (`GIT_STRATEGY: none` and `empty`).
-    /// `restore_ownership` makes the user the owner of files that containers of other users left in a directory; if it fails,
-    /// the tree is not used.
+    /// `restore_ownership` makes the user the owner of files that containers created as other users; if it fails, the
+    /// tree is not used.
     pub fn take(&self, source: &Source, empty: bool, restore_ownership: &dyn Fn(&Path) -> bool) -> io::Result<Tree> {
         for number in 0..TREES_MOST {
             let Some(tree) = self.lock(number)? else { continue };
@@ -137,7 +137,7 @@ impl Trees {
         Err(io::Error::other(format!("all {TREES_MOST} trees below {} are in use", self.directory.display())))
     }
 
-    /// The builds directory of the first tree, which a job gets that runs alone.
+    /// The builds directory of the first tree. A job that runs alone gets this tree.
     pub fn first_builds(&self) -> PathBuf {
         self.directory.join("0/builds")
     }
@@ -186,7 +186,7 @@ impl Tree {
         source.repository.write(&self.project.join(".git"))
     }
 
-    /// Makes the directory for temporary files, for a job of this user.
+    /// Creates the directory for temporary files, for a job that runs as this user.
     pub fn make_temporary(&self) -> io::Result<()> {
         fs::DirBuilder::new().mode(0o700).create(&self.temporary)
     }

@@ -104,7 +104,7 @@ pub const DEFAULT_KEYS: [&str; 13] = [
     "timeout",
 ];
 
-/// A job as written.
+/// A job as written in the file.
 #[derive(Clone, Debug)]
 pub struct Draft {
     /// The parts of the job that do not depend on other jobs.
@@ -127,7 +127,7 @@ pub struct Draft {
     pub environment: Option<Node>,
 }
 
-/// What a job inherits.
+/// Keyword `inherit`: the inherited entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inherit {
     All,

@@ -35,7 +35,7 @@ pub struct Entry {
     rules: Vec<(Clause, bool)>,
 }
 
-/// What to fetch, after variables are expanded.
+/// The files to fetch, after variables are expanded.
 pub enum Location {
     /// Files in the same tree as the including file.
     Local(String),

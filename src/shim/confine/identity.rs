@@ -27,7 +27,7 @@ const UNMAPPED_UID: u32 = u32::MAX;
 const FILE_CAPABILITIES: [Capability; 3] =
     [Capability::CAP_CHOWN, Capability::CAP_DAC_OVERRIDE, Capability::CAP_FOWNER];
 
-/// Who has the capabilities for files.
+/// The scope of the capabilities for files.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum FileCapabilities {
     /// This process, but no program that it starts.

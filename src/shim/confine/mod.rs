@@ -25,7 +25,7 @@ use super::spec::Sandbox;
 pub use identity::DEFAULT_UID;
 use identity::FileCapabilities;
 
-/// What the shim prepares before it forks.
+/// The parts of the sandbox that the shim prepares before it forks.
 pub struct PreparedSandbox {
     /// The user namespace for id-mapped mounts; `None` if the kernel does not support them.
     owners: Option<OwnedFd>,

@@ -15,8 +15,8 @@ use crate::sys;
 /// The argument with which a shim runs the test.
 pub const ARGUMENT: &str = "--try-confinement";
 
-/// Tests the sandbox with a process that works in `directory` as `uid`, which nobody else may use. Errors: the sandbox
-/// cannot be set up, and container jobs would fail.
+/// Tests the sandbox with a process that works in `directory` as `uid`, which must not be assigned to another user.
+/// Fails if the sandbox cannot be set up; then container jobs would fail.
 pub fn examine(directory: &Path, uid: u32) -> Result<MissingProtections, String> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     if let Some(owner) = owner_of(uid, &read("/etc/passwd"), &read("/etc/subuid")) {

@@ -203,8 +203,8 @@ fn connect_or_code(host: &str, port: u16, network: &NetworkAccess) -> Result<Tcp
     let (login, address) = address.rsplit_once('@').map_or((None, address), |(login, rest)| (Some(login), rest));
     let (proxy, number) = address.rsplit_once(':').unwrap_or((address, "80"));
     let number = number.parse().map_err(|_| UNREACHABLE)?;
-    // A proxy on this machine would open what is not opened here. Other names are the proxy's to resolve: there may be no
-    // DNS here.
+    // A proxy on this machine could connect to addresses that the relay must not. The proxy resolves other names,
+    // because this machine may have no DNS.
     let needs_no_lookup =
         host == "localhost" || host.contains(':') || host.starts_with(|first: char| first.is_ascii_digit());
     if needs_no_lookup
@@ -258,7 +258,7 @@ fn open(host: &str, port: u16, network: &NetworkAccess) -> Result<TcpStream, u8>
     Err(outcome)
 }
 
-/// The addresses of a host; `None` for one that is not known here.
+/// The addresses of a host; `None` if its name cannot be resolved here.
 fn resolve(host: &str, port: u16) -> Option<impl Iterator<Item = IpAddr>> {
     Some((host, port).to_socket_addrs().ok()?.map(|address| address.ip()))
 }
@@ -267,7 +267,7 @@ fn is_configured(host: &str, port: u16, network: &NetworkAccess) -> bool {
     network.allowed.iter().any(|(allowed, number)| allowed == host && *number == port)
 }
 
-/// Whether the address is of this machine, its link, or its cloud's services.
+/// Whether the address belongs to this machine, its link, or the services of its cloud.
 fn is_of_the_machine(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {

@@ -10,7 +10,7 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(65 * 60);
 /// The longest delay between attempts to send the final state.
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
-/// Why the end must be tried again.
+/// Why the final state must be sent again.
 enum RetryReason {
     /// The server is still processing the log.
     AfterInterval,
@@ -57,7 +57,7 @@ impl Upload {
         }
     }
 
-    /// Waits; ignores the bell, which has rung for the end already.
+    /// Waits; ignores the event, which is signalled already.
     fn pause(&self, duration: Duration) {
         let until = Instant::now() + duration;
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {

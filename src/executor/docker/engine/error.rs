@@ -105,7 +105,7 @@ impl Error {
         self.status() == Some(404)
     }
 
-    /// What was asked for does not go together with what there is: a name is taken, something is in use.
+    /// Whether the request conflicts with the engine's state: the name is taken, or the object is in use.
     pub fn is_conflict(&self) -> bool {
         self.status() == Some(409)
     }

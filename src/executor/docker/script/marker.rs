@@ -10,12 +10,12 @@ pub struct MarkerFilter {
 }
 
 impl MarkerFilter {
-    /// `marker`: see [`super::shell::prologue`].
+    /// `marker` is the argument of [`super::shell::prologue`].
     pub fn new(marker: &str) -> Self {
         Self { begin: format!("\x1e{marker} ").into_bytes(), held: Vec::new(), found: None, over: false }
     }
 
-    /// The text after the marker, once the whole line was received.
+    /// The rest of the marker's line, once the whole line has arrived.
     pub fn found(&self) -> Option<String> {
         self.found.clone()
     }

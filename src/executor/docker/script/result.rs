@@ -29,7 +29,7 @@ pub struct EndedScript<'a> {
     pub phase: Phase,
     /// Whether the agent stopped the script.
     pub was_stopped: bool,
-    /// The error of the last ping, if the engine was given up.
+    /// The error of the last ping, if the agent has given up the engine.
     pub engine_failure: Option<Error>,
     pub began: SystemTime,
     /// The error that ended the output, if the connection broke.
@@ -37,7 +37,8 @@ pub struct EndedScript<'a> {
 }
 
 impl EndedScript<'_> {
-    /// Waits for the end of the container, and determines the result. Errors: the script failed, or its result is unknown.
+    /// Waits for the end of the container and determines the result. Fails if the script failed, or if its result is
+    /// unknown.
     pub fn result(&self) -> Result<(), ScriptFailure> {
         if let Some(error) = &self.engine_failure {
             return Err(
@@ -74,7 +75,7 @@ impl EndedScript<'_> {
         Ok(self.exit_result(&state)?)
     }
 
-    /// Whether a signal ended it that neither the agent nor its own processes sent.
+    /// Whether a signal ended the script that neither the agent nor a process of the job sent.
     fn was_stopped_by_others(&self, state: &ContainerState) -> bool {
         // A script that handles SIGTERM may exit with any status.
         let failed = state.exit_code != 0 && !state.oom_killed;

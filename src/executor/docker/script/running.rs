@@ -25,7 +25,7 @@ const PINGS_MAX: u32 = 3;
 /// The time limit for an engine to end a container after a kill.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How far the stop of a script is.
+/// The progress of stopping a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StopPhase {
     No,
@@ -33,7 +33,7 @@ enum StopPhase {
     KillSent { give_up: Instant },
 }
 
-/// A script that runs, and the connection to its container.
+/// A running script, and the connection to its container.
 pub struct ScriptRun<'a> {
     plan: &'a ContainerScript,
     engine: &'a Engine,
@@ -45,7 +45,7 @@ pub struct ScriptRun<'a> {
     stopping: StopPhase,
     /// Consecutive pings without a response.
     failed_pings: u32,
-    /// The error of the last ping, when the engine was given up.
+    /// The error of the last ping, if the agent has given up the engine.
     engine_failure: Option<Error>,
     began: SystemTime,
 }

@@ -30,9 +30,9 @@ const PORT_VARIABLE: &str = "HEALTHCHECK_TCP_PORT=";
 enum ServiceHealth {
     /// It accepts connections, or its image's health check succeeds.
     Up,
-    /// It cannot be checked; why.
+    /// It cannot be checked, for this reason.
     Unknown(&'static str),
-    /// It is not up; why.
+    /// It is not up, for this reason.
     Down(String),
 }
 
@@ -40,7 +40,7 @@ enum ServiceHealth {
 struct HealthWaiter {
     stopped: Mutex<bool>,
     change: Condvar,
-    /// Rings after each result.
+    /// Signalled after each result.
     checked: EventFd,
     until: Instant,
 }

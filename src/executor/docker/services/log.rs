@@ -19,7 +19,7 @@ const LINE_MAX: usize = 16 << 10;
 /// Receives a line.
 pub type LogWriter = Box<dyn FnMut(&str) + Send>;
 
-/// Threads that copy the output of services to the job's log, until the services end or this is dropped.
+/// Threads that copy the output of services to the job's log until the services end or this value is dropped.
 pub struct ServiceLogs {
     writer: Arc<Mutex<Option<LogWriter>>>,
 }
