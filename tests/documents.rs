@@ -172,6 +172,28 @@ fn log_lines_in_the_documentation_are_written_by_the_agent() {
     }
 }
 
+/// The events of the log lines at a level: the literal text before the first fact.
+fn events(source: &str, level: &str) -> Vec<String> {
+    let call = format!("log::{level}!(");
+    let literals = source.split(call.as_str()).skip(1).filter_map(|text| text.trim_start().strip_prefix('"'));
+    literals
+        .filter_map(|text| text.split(['"', '{']).next())
+        .filter(|text| !text.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_warning_and_error_of_the_log_is_in_the_documentation() {
+    let page = fs::read_to_string(root().join("docs/troubleshooting.md")).expect("docs/troubleshooting.md");
+    let documented: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let source = source();
+    let all = [events(&source, "warn"), events(&source, "error")].concat();
+    assert!(all.len() >= 150, "{all:#?}");
+    let missing: Vec<_> = all.iter().filter(|event| !documented.iter().any(|line| event.starts_with(line))).collect();
+    assert!(missing.is_empty(), "docs/troubleshooting.md does not explain these lines: {missing:#?}");
+}
+
 #[test]
 fn paths_in_the_pages_for_developers_exist() {
     for page in ["docs/architecture.md", "CONTRIBUTING.md"] {

@@ -170,7 +170,7 @@ fn an_instance_that_the_group_already_terminates_is_not_powered_off() {
     fleet.cloud.refuse(TERMINATE, 403, "AccessDenied");
     fleet.queue(job(&["true"]));
     let mut agent = fleet.start();
-    agent.wait_for_log("powering off in");
+    agent.wait_for_log("powering off unless");
     fleet.cloud.scale_in();
     assert!(agent.wait().success());
     assert_eq!((fleet.completed(), fleet.times_off()), (vec!["drain".to_owned()], 0));
@@ -257,7 +257,7 @@ fn cut_off(phase: &str, cut: Cut) {
     let is_there = || match phase {
         "ending" => fleet.ends().0 == 1,
         "hooks" => !fleet.cloud.calls(TERMINATE).is_empty(),
-        "waiting" => agent.log().contains("powering off in"),
+        "waiting" => agent.log().contains("powering off unless"),
         phase => read(&mark).contains(&format!("\"{phase}\"")),
     };
     let until = Instant::now() + Duration::from_secs(60);

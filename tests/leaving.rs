@@ -67,7 +67,7 @@ fn an_unreachable_server_does_not_prevent_a_shutdown() {
     gitlab.wait_until("a request", |server| polls(server) > 0);
     gitlab.set_away(true);
     assert!(agent.wait().success());
-    assert!(agent.log().contains("this machine is still on a runner"), "{}", agent.log());
+    assert!(agent.log().contains("cannot unregister this runner manager"), "{}", agent.log());
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn a_machine_powers_off_if_the_leave_command_does_not_end_it_in_time() {
     let mut agent = home.start(&[]);
     assert!(agent.wait().success());
     assert_eq!(lines(&said), ["command", "off"]);
-    assert!(agent.log().contains("leave_command failed: it ended with status 1"), "{}", agent.log());
+    assert!(agent.log().contains("leave_command failed error=it ended with status 1"), "{}", agent.log());
 }
 
 #[test]

@@ -264,7 +264,11 @@ fn a_spent_agent_is_told_to_leave_and_exits() {
     let id = gitlab.queue(job(&["echo once"]).build());
     assert_eq!(gitlab.finished(id).state, "success");
     assert!(agent.wait().success(), "{}", agent.log());
-    assert!(agent.log().contains("the manager dismisses this agent reason=max_use_count"), "{}", agent.log());
+    assert!(
+        agent.log().contains("the manager requested the shutdown of this agent reason=max_use_count"),
+        "{}",
+        agent.log()
+    );
     manager.wait_for_log("agent removed pool=pool instance=i-1");
 }
 
@@ -332,7 +336,7 @@ fn a_manager_that_lost_its_state_takes_up_the_jobs_that_agents_run() {
     manager.kill();
     fs::remove_dir_all(fleet.home.path("manager")).expect("removed");
     let manager = fleet.start();
-    manager.wait_for_log(&format!("job of an agent taken up pool=pool job={id} instance=i-1"));
+    manager.wait_for_log(&format!("job adopted from its agent pool=pool job={id} instance=i-1"));
     fs::write(&go, "").expect("write a file");
     assert_eq!(gitlab.finished(id).state, "success");
     manager.wait_for_log(&format!("job ended pool=pool job={id}"));

@@ -46,7 +46,7 @@ fn a_job_is_finished_and_reported_without_a_usable_configuration() {
                 fs::write(home.config(), format!("{broken}{good}")).expect("written");
                 let waiting = gitlab.queue(job(&["true"]).build());
                 let mut next = home.start(&[]);
-                next.wait_for_log("the configuration cannot be used; finishing without it");
+                next.wait_for_log("the configuration cannot be used; finishing the jobs");
                 next.wait_for_log("job resumed from journal");
                 let polls = gitlab.count("POST jobs/request");
                 go(&home);

@@ -48,12 +48,12 @@ impl Agent {
         self.servers = servers;
         self.contexts = contexts;
         if let Some(advice) = advice::of_shutdown(&self.lifetime.bounds, &config.leave, &*self.instance) {
-            log::warn!("{}: {advice}", config.path.display());
+            log::warn!("problem in the configuration path={} problem={advice}", config.path.display());
         }
         self.config = config;
         self.unconfigured = None;
         if let Err(error) = carried::keep_settings(&self.config) {
-            log::warn!("cannot keep the settings for a start without a usable configuration error={error}");
+            log::warn!("cannot store the settings for a start without a usable configuration error={error}");
         }
         if let Some(recovered) = self.recovered.take() {
             self.sweep_containers(&recovered);

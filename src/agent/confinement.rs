@@ -30,15 +30,12 @@ pub fn warn(runner: &Runner, working_directory: &Path, parents: &CgroupParents) 
     }
     match confinement(runner, working_directory, parents) {
         Err(why) => log::error!(
-            "file work of jobs in containers cannot be confined, so these jobs will fail runner={} error={why}",
+            "the sandbox for file tasks cannot be set up; jobs in containers will fail runner={} error={why}",
             runner.name
         ),
         Ok(missing) => {
-            for wall in missing {
-                log::warn!(
-                    "file work of jobs in containers is confined less than usual runner={} missing={wall}",
-                    runner.name
-                );
+            for protection in missing {
+                log::warn!("the sandbox for file tasks lacks a protection runner={} missing={protection}", runner.name);
             }
         }
     }

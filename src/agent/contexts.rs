@@ -70,11 +70,14 @@ impl ContextFactory {
         let [builds, caches] = directories_of(&self.working_directory, runner);
         for directory in [&builds, &caches] {
             if let Some(why) = roots::warning(directory, executor.user()) {
-                log::warn!("runner `{}`: {why}", runner.name);
+                log::warn!("a directory of jobs is not safe runner={} problem={why}", runner.name);
             }
         }
         let store = S3Store::new(&runner.cache, &runner.token.short()).unwrap_or_else(|why| {
-            log::warn!("runner `{}`: {why}", runner.name);
+            log::warn!(
+                "the object store for caches cannot be used; caches stay on the machine runner={} error={why}",
+                runner.name
+            );
             None
         });
         let carried = carried::of_job(runner, user, config.concurrent, [&builds, &caches]);

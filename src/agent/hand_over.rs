@@ -57,7 +57,7 @@ fn process() -> Option<String> {
 fn leave_mark(state: &Path) {
     let written = process().map_or(Ok(()), |process| fs::write(state.join(MARKER_FILE), process));
     if let Err(error) = written {
-        log::warn!("cannot note the hand-over; the new program counts it as a death of the agent error={error}");
+        log::warn!("cannot record the hand-over; the new program counts it as a crash of the agent error={error}");
     }
 }
 

@@ -92,7 +92,7 @@ impl Agent {
     /// A manager requested the shutdown of this agent.
     pub(super) fn handle_dismissal(&mut self, reason: &str) {
         if self.shutdown.is_none() {
-            log::info!("the manager dismisses this agent reason={reason}");
+            log::info!("the manager requested the shutdown of this agent reason={reason}");
             self.begin_shutdown(ShutdownReason::Dismissed);
         }
     }

@@ -128,7 +128,9 @@ impl Monitoring {
         if started.is_err()
             && let Some(before) = before
         {
-            self.listener = Listener::start(&before, self.page_handler()).inspect_err(|why| log::error!("{why}")).ok();
+            self.listener = Listener::start(&before, self.page_handler())
+                .inspect_err(|why| log::error!("cannot serve metrics and health error={why}"))
+                .ok();
         }
         self.listener = Some(started?);
         log::info!("serving metrics address={address}");

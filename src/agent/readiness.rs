@@ -35,7 +35,7 @@ impl Agent {
         self.readiness = Readiness::Ready;
         let Some(ready) = self.config.mayfly.ready.clone() else { return };
         log::info!(
-            "polling starts once {} command(s) succeed timeout={}s",
+            "polling starts when the readiness commands have succeeded commands={} timeout={}s",
             ready.commands.len(),
             ready.timeout.as_secs()
         );
@@ -91,12 +91,15 @@ fn wait_for(command: &str, until: Instant, ready: &Ready, status: &FitnessStatus
         let why = format!("`{command}`: {why}");
         if Instant::now() >= until {
             if !is_told {
-                log::error!("the machine is not ready for jobs after {} seconds cause={why}", ready.timeout.as_secs());
+                log::error!(
+                    "the readiness commands have not succeeded in time; the machine is unfit timeout={}s error={why}",
+                    ready.timeout.as_secs()
+                );
                 is_told = true;
             }
             status.set_ready(Err(why));
         } else {
-            log::debug!("the machine is not ready for jobs yet cause={why}");
+            log::debug!("a readiness command failed; retrying error={why}");
         }
         thread::sleep(RETRY_INTERVAL);
     }

@@ -69,7 +69,7 @@ impl Agent {
         self.last_token_fetch = Some(Instant::now());
         match Config::load(&self.options.config) {
             Ok(loaded) => self.fetch_tokens(loaded, FetchReason::Rejected),
-            Err(error) => log::error!("stored tokens are not fetched again error={error}"),
+            Err(error) => log::error!("cannot fetch the stored tokens again error={error}"),
         }
     }
 
@@ -160,7 +160,7 @@ impl Agent {
                     self.apply_configuration(Ok(loaded));
                 }
             }
-            Err(why) => log::error!("stored tokens cannot be fetched again error={why}"),
+            Err(why) => log::error!("cannot fetch the stored tokens again error={why}"),
         }
     }
 
@@ -169,7 +169,7 @@ impl Agent {
             Ok(()) => log::info!("configuration loaded path={}", self.options.config.display()),
             Err(why) if self.unconfigured.is_some() => {
                 self.monitoring.record_rejected_configuration();
-                log::error!("the configuration cannot be used yet; polling starts once it can error={why}");
+                log::error!("the configuration still cannot be used; polling is stopped error={why}");
                 self.await_configuration(why);
             }
             Err(why) => {

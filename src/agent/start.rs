@@ -77,7 +77,8 @@ impl Agent {
         match adopted {
             Err(why) if must_finish => {
                 log::error!(
-                    "the configuration cannot be used; finishing without it, polling starts once it can running={} error={why}",
+                    "the configuration cannot be used; finishing the jobs of the journal, polling is stopped running={} \
+                     error={why}",
                     self.slots.jobs()
                 );
                 self.await_configuration(why);

@@ -105,7 +105,7 @@ impl Supervisor {
     fn send(&self, notice: &str) {
         let Some((socket, address)) = &self.socket else { return };
         if let Err(error) = socket.send_to_addr(notice.as_bytes(), address) {
-            log::warn!("the service manager did not take a notification: {} error={error}", notice.replace('\n', " "));
+            log::warn!("cannot notify the service manager notification={notice:?} error={error}");
         }
     }
 }

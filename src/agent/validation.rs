@@ -22,7 +22,7 @@ const TOKEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// Errors: why the agent cannot start.
 pub fn validate(options: &Options, mut loaded: Loaded) -> Result<(), String> {
     if let Some(unusable) = loaded.findings.iter().find(|finding| finding.severity == Severity::UnusableRunner) {
-        log::warn!("{}: {unusable}", loaded.config.path.display());
+        log::warn!("problem in the configuration path={} problem={unusable}", loaded.config.path.display());
     }
     let config = &mut loaded.config;
     let state = config::state_dir(config);

@@ -119,7 +119,7 @@ impl Loaded {
     pub fn log(&self) {
         for finding in &self.findings {
             let level = if finding.severity == Severity::UnusableRunner { log::Level::Error } else { log::Level::Warn };
-            log::log!(level, "{}: {finding}", self.config.path.display());
+            log::log!(level, "problem in the configuration path={} problem={finding}", self.config.path.display());
         }
     }
 }

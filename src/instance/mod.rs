@@ -250,11 +250,13 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AtMinimum => f.write_str("the Auto Scaling group has its minimum size already"),
+            Self::AtMinimum => f.write_str("message=the Auto Scaling group is at its minimum size"),
             Self::Denied { action, code, message } => write!(f, "action={action} code={code} message={message}"),
-            Self::Throttled { action, code } => write!(f, "action={action} code={code} message=refused for too long"),
+            Self::Throttled { action, code } => {
+                write!(f, "action={action} code={code} message=throttled until the timeout")
+            }
             Self::Unreachable { action, why } => write!(f, "action={action} code=Unreachable message={why}"),
-            Self::NotHere => f.write_str("this machine is in no Auto Scaling group"),
+            Self::NotHere => f.write_str("message=this machine is not in an Auto Scaling group"),
         }
     }
 }

@@ -204,7 +204,7 @@ impl BuildDirs {
         let written = serde_json::to_vec(&all).map_err(io::Error::other).and_then(|text| fs::write(&draft, text));
         // If the record cannot be written, the agent forgets the directories after a restart and keeps them.
         if let Err(error) = written.and_then(|()| fs::rename(&draft, &path)) {
-            log::debug!("cannot note the build directories path={} error={error}", path.display());
+            log::debug!("cannot record the build directories path={} error={error}", path.display());
         }
     }
 

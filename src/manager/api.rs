@@ -82,7 +82,7 @@ impl Api {
                 "the agent (version {}) speaks protocol {}, the manager {PROTOCOL}; update the older of both",
                 introduction.version, introduction.protocol
             );
-            log::warn!("registration refused instance={} cause={why}", introduction.instance);
+            log::warn!("registration refused instance={} error={why}", introduction.instance);
             return Response::message(426, &why);
         }
         if !is_name(&introduction.instance) || !is_name(&introduction.boot) {
@@ -98,7 +98,7 @@ impl Api {
     fn admit(&self, introduction: &Introduction, token: Option<&Token>) -> Result<Arc<Broker>, Response> {
         let has_token = self.is_fleet_token(token);
         let refused = |why: &str| {
-            log::warn!("registration refused instance={} cause={why}", introduction.instance);
+            log::warn!("registration refused instance={} error={why}", introduction.instance);
             Response::message(403, why)
         };
         if !has_token && introduction.proof.is_none() {
@@ -110,7 +110,10 @@ impl Api {
             // It may be newer than the last look at its group.
             brokers.iter().for_each(|broker| broker.look_for_members());
             let why = format!("instance {} is not a running member of a pool's group (yet)", introduction.instance);
-            log::info!("registration deferred instance={} cause=not a member", introduction.instance);
+            log::info!(
+                "registration deferred: the instance is not in the group yet instance={}",
+                introduction.instance
+            );
             return Err(Response::message(404, &why).with("Retry-After", "3"));
         };
         match broker.settings().sts_proof.as_deref() {
@@ -157,7 +160,7 @@ impl Api {
 
 impl Handler for Api {
     fn handle(&self, request: Request, exchange: Exchange) {
-        log::debug!("called by an agent method={} path={}", request.method, request.path);
+        log::debug!("request of an agent method={} path={}", request.method, request.path);
         self.route(&request, exchange);
     }
 
@@ -182,7 +185,7 @@ fn register(broker: &Broker, introduction: &Introduction) -> Response {
                  removed, reboot or replace the instance",
                 introduction.instance
             );
-            log::warn!("registration refused pool={} cause={why}", broker.name);
+            log::warn!("registration refused pool={} error={why}", broker.name);
             Response::message(409, &why)
         }
         Err(RegistrationError::Store(why)) => {

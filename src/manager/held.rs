@@ -65,7 +65,7 @@ impl HeldJobs {
             jobs.iter().map(|((pool, id), sealed)| format!("{} {id} {sealed}\n", pool.replace(' ', "%20"))).collect();
         if let Err(error) = write(&self.path, &lines) {
             log::warn!(
-                "cannot note held jobs outside of the state directory path={} error={error}",
+                "cannot record the held jobs outside of the state directory path={} error={error}",
                 self.path.display()
             );
         }

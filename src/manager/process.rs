@@ -103,7 +103,9 @@ impl Manager {
     /// Starts everything. Errors: the state, a socket, or a certificate cannot be used.
     fn start(options: Options, settings: Settings, inherited: Option<i32>) -> Result<Self, String> {
         let Settings { manager, config, pools, refused } = settings;
-        refused.iter().for_each(|why| log::error!("{}: {why}", config.path.display()));
+        refused
+            .iter()
+            .for_each(|why| log::error!("problem in the configuration path={} problem={why}", config.path.display()));
         let state = manager.state_dir.clone().unwrap_or_else(|| config::state_dir(&config).join("manager"));
         let store = Arc::new(Store::open(&state)?);
         let api = Api::new(&manager.agent_token);
@@ -218,7 +220,7 @@ impl Manager {
             };
             match event {
                 Ok(Event::Signal(SignalRequest::Stop)) if draining => {
-                    log::warn!("second stop signal: exiting now; held jobs stay in the state directory");
+                    log::warn!("second stop signal received; exiting now, held jobs stay in the state directory");
                     return ExitCode::FAILURE;
                 }
                 Ok(Event::Signal(request @ (SignalRequest::Stop | SignalRequest::Drain))) => {
@@ -290,16 +292,18 @@ impl Manager {
         let path = self.options.config.clone();
         match read(&path).and_then(|settings| self.adopt(settings)) {
             Ok(()) => log::info!("configuration loaded path={}", path.display()),
-            Err(why) => log::error!("the configuration is not applied; the previous one stays in force: {why}"),
+            Err(why) => log::error!("cannot apply the configuration; the old one stays in use error={why}"),
         }
     }
 
     fn adopt(&mut self, settings: Settings) -> Result<(), String> {
         let Settings { manager, config, pools, refused } = settings;
         let tls = tls_of(&manager)?;
-        refused.iter().for_each(|why| log::error!("{}: {why}", config.path.display()));
+        refused
+            .iter()
+            .for_each(|why| log::error!("problem in the configuration path={} problem={why}", config.path.display()));
         if self.config.mayfly.manager.as_ref().is_some_and(|known| known.listen != manager.listen) {
-            log::warn!("`listen` of [mayfly.manager] has changed; restart the manager to use it");
+            log::warn!("the address of the manager (`listen`) has changed; restart the manager to use it");
         }
         self.server.set_tls(tls);
         self.api.set_fleet_token(&manager.agent_token);
@@ -309,7 +313,9 @@ impl Manager {
         for pool in pools {
             let name = pool.name.clone();
             if let Err(why) = self.adopt_pool(pool) {
-                log::error!("the pool keeps its settings pool={name} error={why}");
+                log::error!(
+                    "cannot apply the configuration of the pool; the old one stays in use pool={name} error={why}"
+                );
             }
         }
         self.publish();

@@ -49,7 +49,7 @@ pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: Str
     log::info!("resuming the shutdown reason={} phase={:?}", earlier.reason.as_str(), earlier.phase);
     if matches!(earlier.phase, ShutdownPhase::Left | ShutdownPhase::Stranded) {
         let path = shutdown::path(state);
-        log::warn!("this machine has shut down already; to have it take jobs again, remove {}", path.display());
+        log::warn!("this machine has shut down already; to use it again, delete the file path={}", path.display());
     }
     Some(earlier)
 }
@@ -125,7 +125,7 @@ impl Agent {
                 None
             }
             StopOutcome::ExitNow => {
-                log::warn!("second stop signal: exiting now; the next start reports the running jobs");
+                log::warn!("second stop signal received; exiting now, the next start reports the running jobs");
                 Some(ExitCode::FAILURE)
             }
             StopOutcome::DeferTermination => Some(defer_to_next_start()),

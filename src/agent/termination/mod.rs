@@ -167,7 +167,7 @@ impl Termination {
         match command::run(line, reason, self.step_timeout()) {
             Ok(()) => self.finish(),
             Err(why) => {
-                log::error!("leave_command failed: {why}");
+                log::error!("leave_command failed error={why}");
                 self.wait_or_power_off()
             }
         }
@@ -184,7 +184,7 @@ impl Termination {
     /// Logs the time until the power off, and returns it.
     fn announce_power_off(&self) -> Duration {
         let left = self.time_until_power_off();
-        log::warn!("powering off in {} s unless the instance is terminated before", left.as_secs());
+        log::warn!("powering off unless the instance is terminated before wait={}s", left.as_secs());
         left
     }
 
@@ -194,7 +194,7 @@ impl Termination {
         match command::run(&self.leave.poweroff_command, self.tracker.state().reason, POWEROFF_TIMEOUT) {
             Ok(()) => self.finish(),
             Err(why) => {
-                log::error!("poweroff_command failed; the machine still runs, terminate it by hand: {why}");
+                log::error!("poweroff_command failed; the machine still runs, terminate it by hand error={why}");
                 self.tracker.enter_phase(ShutdownPhase::Stranded);
                 TerminationOutcome::Failed
             }

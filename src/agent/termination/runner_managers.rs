@@ -47,9 +47,7 @@ pub fn unregister(runner_managers: &[RunnerManager]) {
         match answers.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => {}
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                log::warn!(
-                    "GitLab did not answer in time; this runner manager stays listed there until GitLab removes it"
-                );
+                log::warn!("GitLab did not answer in time; it removes this runner manager later");
                 return;
             }
         }
@@ -66,8 +64,7 @@ impl RunnerManager {
                 Err(ApiError::Answer(404, _) | ApiError::Refused(_)) => return,
                 Err(error) if Instant::now() + RETRY_INTERVAL >= until => {
                     return log::warn!(
-                        "this machine is still on a runner, from which the server will drop it by itself runner={name} \
-                         error={error}"
+                        "cannot unregister this runner manager; GitLab removes it later runner={name} error={error}"
                     );
                 }
                 Err(_) => thread::sleep(RETRY_INTERVAL),

@@ -86,8 +86,8 @@ fn acceptable(labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let (good, bad): (Vec<_>, Vec<_>) = labels.iter().partition(|(key, value)| is_label(key, value));
     for (key, _) in bad.into_iter().chain(good.iter().skip(LABELS_MAX).copied()) {
         log::warn!(
-            "a label is not sent: names have 3 to 65 and values 1 to 256 of the characters A-Z a-z 0-9 . _ -, names \
-             begin with none of . and -, and there are {LABELS_MAX} at most label={key:?}"
+            "a label is not sent to GitLab, which accepts {LABELS_MAX} labels; a name has 3 to 65 and a value 1 to 256 of \
+             the characters A-Z a-z 0-9 . _ -, and a name does not begin with . or - label={key:?}"
         );
     }
     good.into_iter().take(LABELS_MAX).map(|(key, value)| (key.clone(), value.clone())).collect()

@@ -140,7 +140,7 @@ impl GitLab {
         let response = answer?;
         let date = response.header("Date").and_then(crate::http::http_date);
         *sync::lock(&self.server_date) = date;
-        log::debug!("called method={method:?} path={path} status={}", response.status);
+        log::debug!("request answered method={method:?} path={path} status={}", response.status);
         match &response.cut {
             // A poll response counts as a job even if its payload is incomplete. Any other request can be repeated, and
             // an incomplete response does not prove that the request took effect.

@@ -136,7 +136,7 @@ impl PulledImages {
             }
             // A container uses the image, or another user has tagged it.
             Err(error) if error.is_conflict() => {
-                log::debug!("an unused image stays id={id} error={error}");
+                log::debug!("unused image kept because it is in use id={id} error={error}");
             }
             Err(error) => log::warn!("cannot remove an unused image id={id} error={error}"),
         }
@@ -151,7 +151,7 @@ impl PulledImages {
         let written = serde_json::to_vec(&all).map_err(io::Error::other).and_then(|text| fs::write(&draft, text));
         // If the record cannot be written, the agent forgets the images after a restart and keeps them.
         if let Err(error) = written.and_then(|()| fs::rename(&draft, &path)) {
-            log::debug!("cannot note the images path={} error={error}", path.display());
+            log::debug!("cannot record the pulled images path={} error={error}", path.display());
         }
     }
 

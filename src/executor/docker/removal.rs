@@ -45,7 +45,7 @@ impl ContainerRemovals {
     /// Waits until no removal runs, at most for `timeout`.
     pub fn wait(&self, timeout: Duration) {
         if !self.are_done_within(timeout) {
-            log::warn!("exiting before all containers of jobs were removed; the next start removes them");
+            log::warn!("not all containers of jobs are removed; exiting, the next start removes them");
         }
     }
 

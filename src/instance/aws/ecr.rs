@@ -120,7 +120,7 @@ impl Tokens {
                 }
                 (Err(why), Some(known)) if left(&known) > 0 => {
                     log::warn!(
-                        "cannot renew the token for Amazon ECR; using the old one, which is still valid region={} {why}",
+                        "cannot renew the token for Amazon ECR; using the old one, which is still valid region={} error={why}",
                         registry.region
                     );
                     known

@@ -90,7 +90,7 @@ fn has_target_state(service: &Metadata) -> bool {
             Ok(_) => return true,
             Err(metadata::Error::Absent | metadata::Error::Off) => return false,
             Err(error) => {
-                log::debug!("the metadata service does not tell whether there is an Auto Scaling group error={error}");
+                log::debug!("cannot find out whether the instance is in an Auto Scaling group error={error}");
             }
         }
         thread::sleep(EFFECT_POLL_INTERVAL);

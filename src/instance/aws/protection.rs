@@ -34,7 +34,7 @@ impl Protection {
         let (protection, group) = (Arc::clone(self), Arc::clone(group));
         let spawned = sync::spawn("protection", STACK, move || {
             if let Err(refusal) = group.prepare() {
-                log::debug!("the Auto Scaling group is not known yet; retrying {refusal}");
+                log::debug!("cannot find the Auto Scaling group; retrying {refusal}");
             }
             protection.run(&group);
         });
@@ -56,7 +56,7 @@ impl Protection {
             let outcome = group.protect(activity);
             let mut state = self.lock();
             let Err(refusal) = outcome else {
-                log::debug!("scale-in protection set work={activity:?}");
+                log::debug!("scale-in protection set activity={activity:?}");
                 *state = State { applied: Some(activity), has_logged_failure: false, ..*state };
                 tries = 0;
                 continue;

@@ -87,7 +87,7 @@ impl CapacityRaiser {
             match self.check(group, trigger) {
                 Ok(()) => has_complained = false,
                 Err(why) if !std::mem::replace(&mut has_complained, true) => {
-                    log::warn!("cannot raise the desired capacity of the group {why}");
+                    log::warn!("cannot raise the desired capacity of the group error={why}");
                 }
                 Err(_) => {}
             }

@@ -242,7 +242,7 @@ fn pack(root: &Root, entries: &[Entry], format: Format, plan: &UploadPlan, mut s
 
 fn print_warnings(written: &Written) {
     written.warnings.iter().for_each(warning);
-    log::debug!("packed entries={} bytes={}", written.entries, bytes(written.bytes as f64));
+    log::debug!("archive written entries={} bytes={}", written.entries, bytes(written.bytes as f64));
 }
 
 fn file_name(upload: &Upload) -> String {

@@ -209,7 +209,11 @@ impl Broker {
             }
             // GitLab still moves the log, or wants it again: the next attempt does that.
             UpdateOutcome::Accepted | UpdateOutcome::TraceInvalid | UpdateOutcome::Failed => {
-                log::debug!("job not failed yet pool={} job={id} attempts={}", self.name, job.attempts + 1);
+                log::debug!(
+                    "cannot fail the job yet; retrying pool={} job={id} attempts={}",
+                    self.name,
+                    job.attempts + 1
+                );
             }
         }
     }

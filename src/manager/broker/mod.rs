@@ -215,7 +215,7 @@ impl Broker {
 
     /// Fails a job at GitLab, over a restart if need be.
     fn fail(&self, id: &str, reason: FailureReason, why: &str) {
-        log::warn!("job fails pool={} job={id} reason={} cause={why}", self.name, reason.as_str());
+        log::warn!("failing the job pool={} job={id} reason={} error={why}", self.name, reason.as_str());
         self.note(Event::Failed { pool: self.name.clone(), id: id.to_owned(), why: why.to_owned() });
         self.lock().fail(id, reason, why.to_owned(), Instant::now());
         self.bell.ring();

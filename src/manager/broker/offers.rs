@@ -219,7 +219,7 @@ impl Broker {
             self.total.take(1);
         }
         self.held.remove(&self.name, id);
-        log::info!("job of an agent taken up pool={} job={id} instance={instance}", self.name);
+        log::info!("job adopted from its agent pool={} job={id} instance={instance}", self.name);
         self.bell.ring();
     }
 

@@ -64,7 +64,10 @@ impl Broker {
                 }
                 PollOutcome::NoJob => health.healthy(),
                 PollOutcome::Leave(_) | PollOutcome::IsManager => {
-                    log::error!("the pool's `url` is a mayfly manager; write the URL of GitLab pool={}", self.name);
+                    log::error!(
+                        "the URL of the pool is that of a mayfly manager; write the URL of GitLab pool={}",
+                        self.name
+                    );
                     rest = Duration::from_secs(60);
                 }
                 PollOutcome::Failed(why) => {

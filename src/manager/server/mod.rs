@@ -212,7 +212,7 @@ impl Shared {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
                 Err(error) => {
-                    log::error!("cannot wait for agents error={error}");
+                    log::error!("cannot wait for connections of agents error={error}");
                     return;
                 }
             };
@@ -269,7 +269,7 @@ impl Shared {
         };
         match armed {
             Ok(()) => drop(table.insert(number, entry)),
-            Err(error) => log::warn!("cannot wait for an agent error={error}"),
+            Err(error) => log::warn!("cannot watch the connection of an agent error={error}"),
         }
     }
 

@@ -161,7 +161,9 @@ fn read(path: &Path) -> io::Result<Records> {
     for (index, line) in lines.iter().enumerate() {
         match decode(line) {
             Some(event) => records.apply(event),
-            None if index + 1 == lines.len() => log::warn!("the last change was cut short by a crash and is dropped"),
+            None if index + 1 == lines.len() => {
+                log::warn!("the last change in the manager's state is incomplete after a crash; it is ignored")
+            }
             None => log::error!("a change in the manager's state cannot be read line={}", index + 1),
         }
     }

@@ -141,7 +141,7 @@ fn log_errors(program: &str, errors: impl Read) {
     // A line without an end is cut, not kept.
     while let Ok(1..) = (&mut reader).take(LONGEST as u64).read_until(b'\n', &mut line) {
         let text: String = String::from_utf8_lossy(&line).trim_end().chars().take(LOGGED).collect();
-        log::warn!("engine program: {text} program={program}");
+        log::warn!("message of the engine program program={program} message={text}");
         line.clear();
     }
 }
