@@ -1,25 +1,32 @@
 //! Measures the manager with the fake GitLab of the tests and simulated agents: `cargo bench --bench manager`.
 //!
-//! Arguments select measurements by name: `cargo bench --bench manager -- latency queue`.
+//! Arguments select measurements by name: `cargo bench --bench manager -- latency queue`. `MAYFLY=/path/to/mayfly` measures
+//! another build.
 
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+#[path = "manager/light_agent.rs"]
+mod light_agent;
+#[path = "manager/meter.rs"]
+mod meter;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use light_agent::LightAgent;
+use meter::{Meter, cpu_of};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
-use support::fleet::{FLEET_TOKEN, Fleet, Manager, wait_until};
-use support::gitlab::GitLab;
+use support::fleet::{Fleet, wait_until};
+use support::gitlab::{GitLab, RUNNER_TOKEN};
 use support::job::job;
 use support::pki::Pki;
 
@@ -28,10 +35,25 @@ const WAITING: usize = 1000;
 const RUNNING: usize = 200;
 const QUEUED: usize = 1000;
 const AGENTS: usize = 100;
+const MINUTE: Duration = Duration::from_secs(60);
+/// Between two heartbeats of an agent with a job.
+const HEARTBEAT: Duration = Duration::from_secs(30);
 const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2000\nidle_time = \"1h\"\npreemptive_mode = true\n";
 const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
 
-const FIGURES: [(&str, fn()); 4] = [("latency", latency), ("waiting", waiting), ("queue", queue), ("empty", empty)];
+type Figure = (&'static str, fn());
+const FIGURES: [Figure; 6] = [
+    ("latency", latency),
+    ("waiting", waiting),
+    ("queue", queue),
+    ("empty", empty),
+    ("bytes", bytes),
+    ("gitlab-runner", gitlab_runner),
+];
+/// Bytes of log and of artifact of a job that has much of both.
+const LARGE: usize = 10_000_000;
+/// Such jobs at the same time.
+const LARGE_JOBS: usize = 10;
 
 fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
@@ -107,18 +129,33 @@ fn waiting() {
         agents.push(agent);
     }
     tell(&format!("{WAITING} waiting agents and {RUNNING} jobs, RSS"), format!("{} KiB", manager.memory()));
-    let (cpu, began) = (cpu_time(&manager), Instant::now());
-    // The load of one minute: each poll times out once, and each agent with a job sends heartbeats.
-    for agent in &mut agents[RUNNING..] {
-        let _ = agent.read();
-        agent.ask();
-    }
-    for agent in &mut agents[..RUNNING] {
-        agent.heartbeat();
-    }
-    let left = Duration::from_secs(60).saturating_sub(began.elapsed());
-    thread::sleep(left);
-    let share = (cpu_time(&manager) - cpu).as_secs_f64() / began.elapsed().as_secs_f64() * 100.0;
+    let mut waiting = agents.split_off(RUNNING);
+    let mut running = agents;
+    let (cpu, began) = (cpu_of(manager.pid()), Instant::now());
+    let until = began + MINUTE;
+    // Agents with jobs send heartbeats, evenly spread; the others ask again as soon as their requests are answered.
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..MINUTE.as_secs() / HEARTBEAT.as_secs() {
+                for (number, agent) in running.iter_mut().enumerate() {
+                    let due = HEARTBEAT * round as u32 + HEARTBEAT * number as u32 / RUNNING as u32;
+                    thread::sleep((began + due).saturating_duration_since(Instant::now()));
+                    agent.heartbeat();
+                }
+            }
+        });
+        // The oldest request is answered first.
+        for number in (0..WAITING).cycle() {
+            let agent = &mut waiting[number];
+            if !agent.is_answered_before(until) {
+                break;
+            }
+            let _ = agent.read();
+            agent.ask();
+        }
+    });
+    thread::sleep(until.saturating_duration_since(Instant::now()));
+    let share = (cpu_of(manager.pid()) - cpu).as_secs_f64() / began.elapsed().as_secs_f64() * 100.0;
     tell("the same, share of a core over a minute", format!("{share:.2} %"));
     tell("the same, RSS after it", format!("{} KiB", manager.memory()));
 }
@@ -134,7 +171,7 @@ fn queue() {
     for _ in 0..QUEUED {
         gitlab.queue(job(&["true"]).build());
     }
-    let (done, began, cpu) = (Arc::new(AtomicUsize::new(0)), Instant::now(), cpu_time(&manager));
+    let (done, began, cpu) = (Arc::new(AtomicUsize::new(0)), Instant::now(), cpu_of(manager.pid()));
     for mut agent in agents {
         let done = Arc::clone(&done);
         thread::spawn(move || {
@@ -152,7 +189,7 @@ fn queue() {
     wait_until("all jobs must be handed over", || done.load(Ordering::SeqCst) >= QUEUED);
     let rate = QUEUED as f64 / began.elapsed().as_secs_f64();
     tell(&format!("{QUEUED} queued jobs over {AGENTS} agents"), format!("{rate:.0} jobs/s"));
-    let each = (cpu_time(&manager) - cpu).as_secs_f64() * 1e6 / QUEUED as f64;
+    let each = (cpu_of(manager.pid()) - cpu).as_secs_f64() * 1e6 / QUEUED as f64;
     tell("the same, CPU time of the manager for each", format!("{each:.0} us"));
 }
 
@@ -170,6 +207,93 @@ fn empty() {
     drop(manager);
 }
 
+/// Bytes on the sockets of the manager for a job with much log and a large artifact, and for one with neither.
+fn bytes() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "output_limit = 20000", RELAY);
+    fleet.set_members(&["i-1"]);
+    let manager = fleet.start();
+    let (_home, _agent) = fleet.agent(&manager, "i-1");
+    let run = |what: &str, payload: Value| {
+        let meter = Meter::start(manager.pid());
+        let id = gitlab.queue(payload);
+        let done = gitlab.finished(id);
+        assert_eq!(done.state, "success", "{}", done.log());
+        manager.wait_for_log(&format!("job ended pool=pool job={id}"));
+        let sizes = (done.trace.len(), done.artifacts.iter().map(|artifact| artifact.content.len()).sum::<usize>());
+        let bytes = meter.stop();
+        tell(&format!("{what}, bytes of log and of artifact"), format!("{} + {}", sizes.0, sizes.1));
+        tell("the same, bytes through the manager's sockets", bytes);
+    };
+    run("a job without log and artifact", job(&["true"]).build());
+    run("a job with both", large_job());
+}
+
+/// The jobs of [`large_job`] over one agent with a manager, and in a gitlab-runner's shell executor if `GITLAB_RUNNER` names
+/// its program.
+fn gitlab_runner() {
+    {
+        let gitlab = GitLab::start();
+        let fleet = Fleet::new(&gitlab, "output_limit = 20000", RELAY);
+        let text = fs::read_to_string(fleet.home.config()).expect("a file");
+        let capacity = format!("capacity_per_instance = {LARGE_JOBS}\n");
+        fs::write(fleet.home.config(), text.replace("capacity_per_instance = 1\n", &capacity)).expect("written");
+        fleet.set_members(&["i-1"]);
+        let manager = fleet.start();
+        let (_home, _agent) = fleet.agent(&manager, "i-1");
+        tell_cost("mayfly manager", manager.pid(), || run_large_jobs(&gitlab));
+    }
+    let Some(program) = std::env::var_os("GITLAB_RUNNER") else {
+        return tell("gitlab-runner (GITLAB_RUNNER names no program)", "skipped");
+    };
+    let gitlab = GitLab::start();
+    let home = support::mayfly::Home::empty();
+    let text = format!(
+        "concurrent = {LARGE_JOBS}\ncheck_interval = 1\n[[runners]]\nname = \"bench\"\nurl = \"{}\"\ntoken = \"{RUNNER_TOKEN}\"\n\
+         executor = \"shell\"\noutput_limit = 20000\nrequest_concurrency = {LARGE_JOBS}\n",
+        gitlab.url
+    );
+    fs::write(home.config(), text).expect("written");
+    let directory = home.path("").display().to_string();
+    let mut runner = Command::new(program)
+        .args(["run", "--config", &home.config().display().to_string(), "--working-directory", &directory])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("gitlab-runner");
+    tell_cost("gitlab-runner", runner.id() as i32, || run_large_jobs(&gitlab));
+    runner.kill().expect("killed");
+    runner.wait().expect("must end");
+}
+
+fn large_job() -> Value {
+    let line = "x".repeat(99);
+    let log = format!("(yes {line} || true) | head -c {LARGE}");
+    let artifact = format!("head -c {LARGE} /dev/urandom > out");
+    let artifacts = json!([{"name": "out", "paths": ["out"], "when": "on_success", "artifact_type": "archive",
+        "artifact_format": "zip"}]);
+    job(&[&log, &artifact]).set("artifacts", artifacts).build()
+}
+
+fn run_large_jobs(gitlab: &GitLab) {
+    let ids: Vec<i64> = (0..LARGE_JOBS).map(|_| gitlab.queue(large_job())).collect();
+    for id in ids {
+        let done = gitlab.finished(id);
+        assert_eq!(done.state, "success", "{}", done.log());
+    }
+}
+
+/// CPU time of a process, without that of its children, and the most memory that it had.
+fn tell_cost(what: &str, pid: i32, work: impl FnOnce()) {
+    let cpu = cpu_of(pid);
+    work();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    let jobs = format!("{what}, {LARGE_JOBS} jobs with 10 MB of log and of artifact");
+    tell(&format!("{jobs}, CPU"), format!("{:.2} s", (cpu_of(pid) - cpu).as_secs_f64()));
+    tell(&format!("{jobs}, RSS"), peak.trim());
+}
+
 fn tls_fleet(gitlab: &GitLab, policy: &str) -> (Fleet, Pki) {
     let pki = Pki::new();
     let identity = pki.server();
@@ -182,6 +306,9 @@ fn tls_fleet(gitlab: &GitLab, policy: &str) -> (Fleet, Pki) {
     fleet.configure(&gitlab.url, "", &files, "", &format!("{more}{policy}").replace("max_instances = 3000\n", ""));
     let text = fs::read_to_string(fleet.home.config()).expect("a file");
     let text = text.replace("max_instances = 10\n", more).replace("concurrent = 100\n", "concurrent = 3000\n");
+    // The tests look at the group each second; the default is once a minute.
+    let text =
+        text.replace("update_interval = \"1s\"\n", "").replace("update_interval_when_expecting = \"200ms\"\n", "");
     fs::write(fleet.home.config(), text).expect("written");
     (fleet, pki)
 }
@@ -195,107 +322,4 @@ fn trust(pki: &Pki) -> Arc<ClientConfig> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Arc::new(config)
-}
-
-/// The manager's user and system time so far.
-fn cpu_time(manager: &Manager) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", manager.pid())).unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
-    Duration::from_millis((ticks(11) + ticks(12)) * 10)
-}
-
-trait Stream: Read + Write + Send {}
-impl<T: Read + Write + Send> Stream for T {}
-
-/// An agent that accepts jobs and runs nothing.
-struct LightAgent {
-    stream: BufReader<Box<dyn Stream>>,
-    token: String,
-    running: Option<(String, String)>,
-    ended: Vec<String>,
-}
-
-impl LightAgent {
-    fn register(fleet: &Fleet, trust: Option<&Arc<ClientConfig>>, instance: &str) -> Self {
-        let socket = TcpStream::connect(("127.0.0.1", fleet.port)).expect("connected");
-        socket.set_nodelay(true).expect("set");
-        let stream: Box<dyn Stream> = match trust {
-            None => Box::new(socket),
-            Some(trust) => {
-                let name = ServerName::try_from("localhost").expect("a name");
-                Box::new(StreamOwned::new(ClientConnection::new(Arc::clone(trust), name).expect("TLS"), socket))
-            }
-        };
-        let stream = BufReader::with_capacity(2048, stream);
-        let mut agent = Self { stream, token: FLEET_TOKEN.to_owned(), running: None, ended: Vec::new() };
-        let introduction = json!({"protocol": 1, "instance": instance, "boot": "b", "version": "0", "labels": {}});
-        loop {
-            agent.send("POST", "runners/verify", &json!({"token": FLEET_TOKEN, "mayfly": introduction}));
-            let (status, body) = agent.read();
-            if status == 200 {
-                agent.token = body["mayfly"]["token"].as_str().expect("a token").to_owned();
-                return agent;
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    fn send(&mut self, method: &str, path: &str, body: &Value) {
-        let body = body.to_string();
-        let request = format!(
-            "{method} /api/v4/{path} HTTP/1.1\r\nHost: h\r\nRUNNER-TOKEN: {}\r\nContent-Length: {}\r\n\r\n{body}",
-            self.token,
-            body.len()
-        );
-        self.stream.get_mut().write_all(request.as_bytes()).expect("sent");
-        self.stream.get_mut().flush().expect("sent");
-    }
-
-    fn read(&mut self) -> (u16, Value) {
-        let (mut status, mut length) = (0, 0);
-        loop {
-            let mut line = String::new();
-            self.stream.read_line(&mut line).expect("a line");
-            if let Some(rest) = line.strip_prefix("HTTP/1.1 ") {
-                status = rest[..3].parse().expect("a status");
-            }
-            if let Some(rest) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
-                length = rest.trim().parse().expect("a length");
-            }
-            if line.trim().is_empty() {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).expect("a body");
-        (status, serde_json::from_slice(&body).unwrap_or_default())
-    }
-
-    fn ask(&mut self) {
-        self.send("POST", "jobs/request", &json!({}));
-    }
-
-    /// Polls for a job; returns its id and the id of its offer.
-    fn job(&mut self) -> Option<(String, String)> {
-        let (status, body) = self.read();
-        let offer = body["mayfly"]["offer"].as_str().map(str::to_owned);
-        (status == 201).then(|| (body["id"].to_string(), offer.expect("an offer")))
-    }
-
-    fn accept(&mut self, id: &str, offer: &str) -> bool {
-        self.send("PUT", &format!("jobs/{id}"), &json!({"offer": offer, "state": "running"}));
-        self.read().0 == 200
-    }
-
-    fn heartbeat(&mut self) {
-        let jobs: Vec<Value> = self
-            .running
-            .iter()
-            .map(|(id, offer)| json!({"id": id, "offer": offer, "phase": "script", "token": "t"}))
-            .collect();
-        let ended = std::mem::take(&mut self.ended);
-        self.send("POST", "runners/heartbeat", &json!({"jobs": jobs, "ended": ended}));
-        assert_eq!(self.read().0, 200);
-    }
 }

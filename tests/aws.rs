@@ -17,14 +17,7 @@ fn text(output: &std::process::Output) -> String {
 
 /// The agent's environment for using moto as this user.
 fn of_user(moto: &Moto, user: &User) -> Vec<(String, String)> {
-    [
-        ("AWS_ENDPOINT_URL", moto.url.as_str()),
-        ("AWS_REGION", "eu-west-1"),
-        ("AWS_ACCESS_KEY_ID", &user.access_key),
-        ("AWS_SECRET_ACCESS_KEY", &user.secret_key),
-    ]
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .to_vec()
+    user.environment(moto)
 }
 
 #[test]

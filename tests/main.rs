@@ -32,6 +32,7 @@ mod leaving;
 mod machines;
 mod manager;
 mod manager_check;
+mod manager_reload;
 mod manager_templates;
 mod metrics;
 mod packages;

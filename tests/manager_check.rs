@@ -31,16 +31,7 @@ fn pools(home: &mut Home, moto: &Moto, user: &User, group: &str) {
          [[runners.autoscaler.policy]]\nidle_time = \"5m\"\n"
     );
     fs::write(home.config(), text).expect("write a file");
-    home.set_environment(
-        [
-            ("AWS_ENDPOINT_URL", moto.url.as_str()),
-            ("AWS_REGION", "eu-west-1"),
-            ("AWS_ACCESS_KEY_ID", &user.access_key),
-            ("AWS_SECRET_ACCESS_KEY", &user.secret_key),
-        ]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .to_vec(),
-    );
+    home.set_environment(user.environment(moto));
 }
 
 fn check(home: &Home) -> String {
@@ -76,6 +67,12 @@ fn a_group_of_the_recipe_is_good_with_the_permissions_of_the_recipe() {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert!(!said.contains("AccessDenied"), "{said}");
+    moto.check_rights(false);
+    let group = moto.python(
+        "g = client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]\n\
+         print(g['DesiredCapacity'], len(g['Instances']))",
+    );
+    assert_eq!(group.trim(), "0 0", "a check changes nothing");
 }
 
 #[test]

@@ -60,6 +60,7 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
             for finding in &loaded.findings {
                 match finding.severity {
                     Severity::UnusableRunner => report.fail("configuration", &finding.to_string()),
+                    Severity::Note => report.ok("configuration", &finding.to_string()),
                     Severity::Warning | Severity::UnknownKey => report.warn("configuration", &finding.to_string()),
                 }
             }

@@ -187,9 +187,14 @@ fn warn_about_shutdown(config: &Config) {
 fn lint(file: &ConfigFile) -> Result<ExitCode, String> {
     let loaded = file.load_for_role()?;
     let path = loaded.config.path.display();
-    let is_error = |finding: &&Finding| finding.severity != Severity::Warning;
+    let kind = |finding: &Finding| match finding.severity {
+        Severity::Note => "note",
+        Severity::Warning => "warning",
+        Severity::UnknownKey | Severity::UnusableRunner => "error",
+    };
+    let is_error = |finding: &&Finding| kind(finding) == "error";
     for finding in &loaded.findings {
-        println!("{path}: {}: {finding}", if is_error(&finding) { "error" } else { "warning" });
+        println!("{path}: {}: {finding}", kind(finding));
     }
     if loaded.config.mayfly.manager.is_none() {
         warn_about_shutdown(&loaded.config);

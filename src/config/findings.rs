@@ -18,6 +18,8 @@ use super::{ExecutorKind, Role, Runner, Unusable, expand};
 /// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
+    /// Nothing is wrong, but the file relies on something outside of it. `lint` and `check` print it, `run` does not.
+    Note,
     /// The agent works, but a key has no effect or should be changed.
     Warning,
     /// An unknown key, probably a spelling mistake. `run` continues, `lint` fails.
@@ -68,11 +70,12 @@ pub fn of_unusable(text: &str, unusable: &[Unusable]) -> Vec<Finding> {
 pub fn of_executors(text: &str, runners: &[Runner]) -> Vec<Finding> {
     let without = runners.iter().filter(|runner| runner.executor == ExecutorKind::FromManager);
     let finding = |runner: &Runner| Finding {
-        severity: Severity::Warning,
+        severity: Severity::Note,
         line: Location { runner: Some(runner.position), key: "url" }.line(text),
-        message: "`runners.executor` is missing: `url` must be the address of a `mayfly manager`, which sends it; for \
+        message:
+            "`runners.executor` is missing, so `url` must be the address of a `mayfly manager`, which sends it; for \
                   GitLab write executor = \"shell\""
-            .to_owned(),
+                .to_owned(),
     };
     without.map(finding).collect()
 }

@@ -76,6 +76,7 @@ pub(super) fn of(path: &Path, raw: raw::Config, role: Role) -> Result<Config, In
     };
     let unusable = unusable.into_iter().map(|(index, runner)| Unusable {
         position: index,
+        name: runner.name.clone(),
         why: format!("{}: {}", name_of(index, &runner.name), executor(&runner.executor).err().unwrap_or_default()),
     });
     let runners = usable.into_iter().zip(&terms).map(|((index, runner), terms)| {

@@ -80,6 +80,8 @@ pub struct Config {
 pub struct Unusable {
     /// The index of the runner, from 0.
     pub position: usize,
+    /// The `name` in the file.
+    pub name: String,
     /// The name of the runner, the reason, and what to do.
     pub why: String,
 }
@@ -118,7 +120,11 @@ impl Loaded {
     /// Writes the findings into the log.
     pub fn log(&self) {
         for finding in &self.findings {
-            let level = if finding.severity == Severity::UnusableRunner { log::Level::Error } else { log::Level::Warn };
+            let level = match finding.severity {
+                Severity::Note => log::Level::Debug,
+                Severity::Warning | Severity::UnknownKey => log::Level::Warn,
+                Severity::UnusableRunner => log::Level::Error,
+            };
             log::log!(level, "problem in the configuration path={} problem={finding}", self.config.path.display());
         }
     }

@@ -5,7 +5,8 @@ use toml::{Table, Value};
 use super::Config;
 use crate::http::tls::TlsFiles;
 
-/// Keys of the agent's own runner that configure the connection to the manager, not to GitLab or the job.
+/// Keys of the agent's own runner that configure the connection to the manager, not the job. The client certificate is for
+/// GitLab; it does not come from the merged table.
 const OF_THE_MANAGER: [&str; 9] = [
     "url",
     "token",
@@ -57,6 +58,11 @@ impl Config {
             if let Some(authorities) = offer.authorities {
                 runner.tls = TlsFiles::of_authorities(authorities.to_owned());
             }
+            // A manager asks for no client certificate and sends none, so this one is for GitLab.
+            if let Some(own) = own {
+                runner.tls.cert_file.clone_from(&own.tls.cert_file);
+                runner.tls.key_file.clone_from(&own.tls.key_file);
+            }
         }
         if let Some(unusable) = config.unusable.first() {
             return Err(unusable.why.clone());
@@ -105,6 +111,23 @@ mod tests {
         assert_eq!(runner.environment, [("A".to_owned(), "1".to_owned())]);
         let docker: Table = runner.docker_text.parse().expect("TOML");
         assert_eq!((docker["image"].as_str(), docker["memory"].as_str()), (Some("busybox"), Some("1g")));
+    }
+
+    #[test]
+    fn gitlab_gets_the_client_certificate_of_the_agents_own_file_and_the_authorities_of_the_manager() {
+        let text = OWN.replace(
+            "[runners.docker]",
+            "tls-ca-file = \"/manager.pem\"\ntls-cert-file = \"/client.pem\"\ntls-key-file = \"/client.key\"\n[runners.docker]",
+        );
+        let own = Config::parse(Path::new("config.toml"), &text).expect("a configuration");
+        let sent = OfferedRunner { authorities: Some("PEM"), ..offer("name = \"pool\"\nexecutor = \"instance\"\n") };
+        let tls = own.with_offered_runner(0, sent).expect("a configuration").runners.remove(0).tls;
+        assert_eq!(tls.cert_file.as_deref(), Some(Path::new("/client.pem")));
+        assert_eq!(tls.key_file.as_deref(), Some(Path::new("/client.key")));
+        assert_eq!(tls.ca_file, TlsFiles::of_authorities("PEM".to_owned()).ca_file);
+        let sent = offer("name = \"pool\"\nexecutor = \"instance\"\n");
+        let tls = own.with_offered_runner(0, sent).expect("a configuration").runners.remove(0).tls;
+        assert_eq!(tls.ca_file, None, "the manager's authority is not GitLab's");
     }
 
     #[test]

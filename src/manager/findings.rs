@@ -59,6 +59,13 @@ pub fn of(pool: &PoolSettings) -> Vec<String> {
             pool.registration_timeout.as_secs()
         ));
     }
+    if pool.runner.tls.cert_file.is_some() || pool.runner.tls.key_file.is_some() {
+        found.push(
+            "`tls-cert-file` and `tls-key-file` are used by the manager alone; the key never leaves it, so each agent that \
+             reports to GitLab with a client certificate needs both keys in its own file"
+                .to_owned(),
+        );
+    }
     if let Some(room) = room.filter(|room| sizing.max_jobs < *room) {
         found.push(format!(
             "`concurrent` or `limit` allows {} jobs, but the instances have room for {room}; raise them, or lower {}",
@@ -108,6 +115,9 @@ mod tests {
         ] {
             assert!(said.contains(part), "{part}: {said}");
         }
+        let said =
+            warnings("instance", "tls-cert-file = \"/c\"\ntls-key-file = \"/k\"\n", "capacity_per_instance = 1\n");
+        assert!(said.contains("needs both keys in its own file"), "{said}");
         let said = warnings("docker+machine", "limit = 50\n", "IdleCountMin = 3\nIdleTime = 60\n");
         assert!(said.contains("`IdleCountMin` has no effect"), "{said}");
         assert!(said.contains("allows 40 jobs, but the instances have room for 50"), "{said}");

@@ -138,6 +138,11 @@ impl PoolSettings {
         }
     }
 
+    /// How many requests to GitLab may be in flight at once (`request_concurrency`).
+    pub fn takers(&self) -> u32 {
+        self.runner.request_concurrency.max(1)
+    }
+
     /// With what agents and GitLab see of it: the runner's table as agents get it, certificate authorities for GitLab, and
     /// the rest between two requests.
     pub fn serving(self, runner_text: String, authorities: Option<String>, check_interval: Duration) -> Self {

@@ -1,8 +1,10 @@
-//! The manager as a process: its start, its signals, its end.
+//! The manager as a process: its start, its signals, its end. How it takes up another configuration is in [`reload`].
 //!
 //! SIGTERM drains for `shutdown_timeout` and SIGQUIT without a limit: held jobs are handed to agents, and what is left
 //! fails at GitLab so that it can be retried there. SIGHUP reloads. SIGUSR2 becomes the program file on disk; the socket
 //! that agents connect to stays open. Running jobs do not notice any of it.
+
+mod reload;
 
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
@@ -10,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -42,6 +43,7 @@ const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long failing the jobs that are left may take.
 const FAIL_TIMEOUT: Duration = Duration::from_secs(20);
+const STACK: usize = 512 * 1024;
 /// The number of the socket that a program before this one kept open.
 const LISTENER_VARIABLE: &str = "MAYFLY_MANAGER_SOCKET";
 
@@ -58,6 +60,12 @@ pub struct Options {
 enum Event {
     Signal(SignalRequest),
     ConfigurationChanged,
+    /// GitLab rejected a runner's token.
+    TokenRejected,
+    /// The configuration was read again because of that.
+    TokensFetched(Box<Result<Settings, String>>),
+    /// Nothing is left of a pool that is no longer configured.
+    PoolEmptied(String),
     Drained,
 }
 
@@ -74,9 +82,9 @@ pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
     secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT)?;
     loaded.log();
     let settings = settings::read(loaded.config)?;
-    let mut manager = Manager::start(options, settings, inherited)?;
+    let mut manager = Manager::start(options, settings, inherited, events)?;
     supervisor.ready();
-    Ok(manager.run_loop(&mut supervisor, &events, &inbox))
+    Ok(manager.run_loop(&mut supervisor, &inbox))
 }
 
 struct Manager {
@@ -87,9 +95,12 @@ struct Manager {
     shared: Shared,
     board: Arc<StatusBoard>,
     pools: Arc<Mutex<Vec<Pool>>>,
-    /// Pools that are no longer configured, until their jobs have ended.
-    retired: Vec<Arc<Broker>>,
+    /// Pools that are no longer configured, until their jobs have ended and their instances are gone.
+    retired: Vec<Pool>,
     status: Option<Listener>,
+    events: Sender<Event>,
+    /// When stored tokens were last fetched because GitLab rejected one.
+    refetched: Option<Instant>,
 }
 
 struct Pool {
@@ -101,8 +112,13 @@ struct Pool {
 
 impl Manager {
     /// Starts everything. Errors: the state, a socket, or a certificate cannot be used.
-    fn start(options: Options, settings: Settings, inherited: Option<i32>) -> Result<Self, String> {
-        let Settings { manager, config, pools, refused } = settings;
+    fn start(
+        options: Options,
+        settings: Settings,
+        inherited: Option<i32>,
+        events: Sender<Event>,
+    ) -> Result<Self, String> {
+        let Settings { manager, config, pools, refused, .. } = settings;
         refused
             .iter()
             .for_each(|why| log::error!("problem in the configuration path={} problem={why}", config.path.display()));
@@ -124,6 +140,7 @@ impl Manager {
             responder: server.responder(),
             board: Arc::new(StatusBoard::new()),
             held: Arc::new(held),
+            on_rejected: rejection_sender(&events),
         };
         let board = Arc::clone(&shared.board);
         let pool_count = pools.len();
@@ -137,6 +154,8 @@ impl Manager {
             pools: Arc::default(),
             retired: Vec::new(),
             status: None,
+            events,
+            refetched: None,
         };
         for pool in pools {
             this.start_pool(pool);
@@ -189,7 +208,8 @@ impl Manager {
     /// Has agents reach the pools of now.
     fn publish(&self) {
         let current = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect::<Vec<_>>();
-        self.api.set_brokers(current.into_iter().chain(self.retired.iter().cloned()).collect());
+        let retired = self.retired.iter().map(|pool| Arc::clone(&pool.broker));
+        self.api.set_brokers(current.into_iter().chain(retired).collect());
     }
 
     /// Serves the status page and metrics where that is configured. Errors: the address cannot be used.
@@ -211,7 +231,7 @@ impl Manager {
         Ok(())
     }
 
-    fn run_loop(&mut self, supervisor: &mut Supervisor, events: &Sender<Event>, inbox: &Receiver<Event>) -> ExitCode {
+    fn run_loop(&mut self, supervisor: &mut Supervisor, inbox: &Receiver<Event>) -> ExitCode {
         let mut draining = false;
         loop {
             let event = match supervisor.ping_watchdog() {
@@ -227,7 +247,7 @@ impl Manager {
                     draining = true;
                     supervisor.status("draining");
                     let limit = (request == SignalRequest::Stop).then_some(self.config.shutdown_timeout);
-                    self.start_drain(limit, events);
+                    self.start_drain(limit);
                 }
                 Ok(Event::Drained) => {
                     supervisor.stopping();
@@ -244,19 +264,24 @@ impl Manager {
                     self.hand_over(supervisor);
                     supervisor.ready();
                 }
+                Ok(Event::TokenRejected) if !draining => self.fetch_tokens(),
+                Ok(Event::TokensFetched(read)) if !draining => self.apply_fetched_tokens(*read),
+                Ok(Event::PoolEmptied(pool)) => self.forget_pool(&pool),
                 Ok(Event::Signal(_) | Event::ConfigurationChanged) => log::info!("draining; the signal is ignored"),
+                Ok(Event::TokenRejected | Event::TokensFetched(_)) => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
         }
     }
 
     /// Hands held jobs over for as long as that may take, then fails those that are left, in a thread.
-    fn start_drain(&self, limit: Option<Duration>, events: &Sender<Event>) {
+    fn start_drain(&self, limit: Option<Duration>) {
         let pools = Arc::clone(&self.pools);
-        let brokers: Vec<Arc<Broker>> = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect();
+        let mut brokers: Vec<Arc<Broker>> = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect();
+        brokers.extend(self.retired.iter().map(|pool| Arc::clone(&pool.broker)));
         brokers.iter().for_each(|broker| broker.close());
         log::info!("draining: no more jobs are taken limit={limit:?}");
-        let events = events.clone();
+        let events = self.events.clone();
         let drain = move || {
             let polls = Instant::now() + POLL_TIMEOUT;
             for broker in &brokers {
@@ -282,89 +307,8 @@ impl Manager {
             brokers.iter().for_each(|broker| broker.stop());
             let _ = events.send(Event::Drained);
         };
-        if let Err(error) = thread::Builder::new().name("drain".to_owned()).spawn(drain) {
+        if let Err(error) = sync::spawn("drain", STACK, drain) {
             log::error!("cannot start the thread that drains error={error}");
-        }
-    }
-
-    /// Reads the configuration again; one that cannot be used changes nothing.
-    fn reload(&mut self) {
-        let path = self.options.config.clone();
-        match read(&path).and_then(|settings| self.adopt(settings)) {
-            Ok(()) => log::info!("configuration loaded path={}", path.display()),
-            Err(why) => log::error!("cannot apply the configuration; the old one stays in use error={why}"),
-        }
-    }
-
-    fn adopt(&mut self, settings: Settings) -> Result<(), String> {
-        let Settings { manager, config, pools, refused } = settings;
-        let tls = tls_of(&manager)?;
-        refused
-            .iter()
-            .for_each(|why| log::error!("problem in the configuration path={} problem={why}", config.path.display()));
-        if self.config.mayfly.manager.as_ref().is_some_and(|known| known.listen != manager.listen) {
-            log::warn!("the address of the manager (`listen`) has changed; restart the manager to use it");
-        }
-        self.server.set_tls(tls);
-        self.api.set_fleet_token(&manager.agent_token);
-        self.shared.total.set_most(config.concurrent);
-        self.config = config;
-        self.retire(|name| !pools.iter().any(|pool| pool.name == name));
-        for pool in pools {
-            let name = pool.name.clone();
-            if let Err(why) = self.adopt_pool(pool) {
-                log::error!(
-                    "cannot apply the configuration of the pool; the old one stays in use pool={name} error={why}"
-                );
-            }
-        }
-        self.publish();
-        self.serve_status()
-    }
-
-    fn adopt_pool(&self, settings: PoolSettings) -> Result<(), String> {
-        let mut pools = self.pools();
-        let Some(pool) = pools.iter_mut().find(|pool| pool.settings.name == settings.name) else {
-            drop(pools);
-            return self.try_start_pool(settings);
-        };
-        let gitlab = self.gitlab(&settings)?;
-        let has_new_engine = pool.settings.engine != settings.engine;
-        pool.settings = Arc::new(settings);
-        pool.broker.reconfigure(Arc::clone(&pool.settings), gitlab);
-        if has_new_engine {
-            pool.scaler.stop();
-            pool.engine = engine::of(&pool.settings.engine, &pool.settings.name);
-            let (workload, board) = (pool.broker.workload(), Arc::clone(&self.board));
-            pool.scaler = Scaler::start((*pool.settings).clone(), workload, Arc::clone(&pool.engine), board)?;
-        } else {
-            pool.scaler.reload((*pool.settings).clone());
-        }
-        Ok(())
-    }
-
-    /// Ends pools that are no longer configured: they take no more jobs, their held jobs fail, their agents leave.
-    fn retire(&mut self, is_gone: impl Fn(&str) -> bool) {
-        let mut gone = Vec::new();
-        {
-            let mut pools = self.pools();
-            let mut index = 0;
-            while index < pools.len() {
-                if is_gone(&pools[index].settings.name) {
-                    gone.push(pools.remove(index));
-                } else {
-                    index += 1;
-                }
-            }
-        }
-        for pool in gone {
-            log::warn!("the pool is no longer configured; its agents leave pool={}", pool.settings.name);
-            pool.scaler.stop();
-            self.board.remove(&pool.settings.name);
-            pool.broker.close();
-            pool.broker.fail_held("the pool of this job was removed from the manager's configuration");
-            pool.broker.dismiss_all("the pool was removed");
-            self.retired.push(pool.broker);
         }
     }
 
@@ -390,14 +334,14 @@ impl Manager {
         };
         let program = program.strip_suffix(" (deleted)").unwrap_or(&program).to_owned();
         let socket = self.server.listener();
-        if let Err(error) = fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())) {
+        if let Err(error) = fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty())) {
             return error.into();
         }
         let mut next = std::process::Command::new(&program);
         next.args(std::env::args_os().skip(1)).envs(supervisor.variables());
         next.env(LISTENER_VARIABLE, socket.as_raw_fd().to_string());
         let error = sys::exec_holding(next, signals::handled());
-        let _ = fcntl(socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+        let _ = fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
         error
     }
 }
@@ -408,6 +352,12 @@ fn read(path: &Path) -> Result<Settings, String> {
     secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT)?;
     loaded.log();
     settings::read(loaded.config)
+}
+
+/// Tells the main loop that GitLab rejected a runner's token.
+fn rejection_sender(events: &Sender<Event>) -> Arc<dyn Fn() + Send + Sync> {
+    let events = Mutex::new(events.clone());
+    Arc::new(move || drop(sync::lock(&events).send(Event::TokenRejected)))
 }
 
 fn tls_of(manager: &config::manager::Manager) -> Result<Option<Arc<rustls::ServerConfig>>, String> {

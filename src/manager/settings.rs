@@ -18,6 +18,8 @@ pub struct Settings {
     pub pools: Vec<PoolSettings>,
     /// Why others cannot: the pool's name, the cause, and what to do.
     pub refused: Vec<String>,
+    /// The names of all pools in the file, also of those that cannot be used.
+    pub named: Vec<String>,
 }
 
 /// Reads them. Errors: there is no `[mayfly.manager]`, or two pools use one group.
@@ -54,7 +56,9 @@ pub fn read(config: Config) -> Result<Settings, String> {
             ));
         }
     }
-    Ok(Settings { manager, config, pools, refused })
+    let mut named: Vec<String> = config.runners.iter().map(name_of).collect();
+    named.extend(config.unusable.iter().map(|unusable| pool_name(&unusable.name, unusable.position)));
+    Ok(Settings { manager, config, pools, refused, named })
 }
 
 /// The pool of a runner; `None` for an executor that is not of a fleet. Errors: what is missing, and what to write.
@@ -85,8 +89,12 @@ fn pool(config: &Config, runner: &Runner) -> Result<Option<PoolSettings>, String
 }
 
 fn name_of(runner: &Runner) -> String {
-    match runner.name.as_str() {
-        "" => format!("pool-{}", runner.position + 1),
+    pool_name(&runner.name, runner.position)
+}
+
+fn pool_name(name: &str, position: usize) -> String {
+    match name {
+        "" => format!("pool-{}", position + 1),
         name => name.to_owned(),
     }
 }

@@ -9,7 +9,7 @@ mod network;
 mod process;
 mod signals;
 
-pub use clock::{asleep, boottime, monotonic};
+pub use clock::{asleep, boottime, monotonic, thread_time};
 pub use files::{open_beneath, open_regular, reopen};
 pub use network::{bring_up_loopback, inherited_listener};
 pub use process::{

@@ -19,6 +19,20 @@ pub struct User {
     pub secret_key: String,
 }
 
+impl User {
+    /// The variables with which mayfly calls moto as this user.
+    pub fn environment(&self, moto: &Moto) -> Vec<(String, String)> {
+        [
+            ("AWS_ENDPOINT_URL", moto.url.as_str()),
+            ("AWS_REGION", "eu-west-1"),
+            ("AWS_ACCESS_KEY_ID", &self.access_key),
+            ("AWS_SECRET_ACCESS_KEY", &self.secret_key),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec()
+    }
+}
+
 impl Moto {
     /// Starts an empty server, which `tests/setup.sh` installs.
     pub fn start() -> Self {

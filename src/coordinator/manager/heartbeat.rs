@@ -1,10 +1,9 @@
 //! The jobs that an agent has from a manager, and the thread that reports them to the manager.
 
 use std::sync::{Arc, Condvar, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use super::protocol::{HEARTBEAT_SECONDS, Heartbeat, JobReport, Orders};
+use super::protocol::{HEARTBEAT_SECONDS, Heartbeat, JobReport, Orders, WAIT_SECONDS};
 use super::{ManagerClient, lock};
 use crate::decode;
 use crate::http::Method;
@@ -13,6 +12,10 @@ use crate::sync;
 use crate::token::Token;
 
 const STACK: usize = 256 * 1024;
+const HEARTBEAT: Duration = Duration::from_secs(HEARTBEAT_SECONDS);
+/// An agent without a job sends a heartbeat only if the manager has answered no other request of it for this long: longer
+/// than a request for a job waits.
+const IDLE_HEARTBEAT: Duration = Duration::from_secs(WAIT_SECONDS + 10);
 /// The delay between two attempts while the manager does not answer.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -84,6 +87,13 @@ impl ManagedJobs {
         self.rung.notify_all();
     }
 
+    /// Whether a heartbeat would tell the manager more than that the agent lives.
+    fn has_facts(&self) -> bool {
+        let inner = lock(&self.inner);
+        let has_jobs = !inner.jobs.is_empty() || !inner.ended.is_empty();
+        has_jobs || inner.news || inner.leaving || inner.unfit_since.is_some()
+    }
+
     /// Sends the next heartbeat immediately.
     pub(super) fn ring(&self) {
         lock(&self.inner).news = true;
@@ -138,14 +148,16 @@ impl ManagerClient {
         let client = Arc::downgrade(self);
         let jobs = Arc::clone(&self.jobs);
         let beat = move || {
-            let mut wait = Duration::from_secs(HEARTBEAT_SECONDS);
+            let mut wait = HEARTBEAT;
             loop {
                 jobs.wait(wait);
                 let Some(client) = client.upgrade().filter(|client| !client.has_stopped()) else { return };
-                wait = if client.beat() { Duration::from_secs(HEARTBEAT_SECONDS) } else { RETRY };
+                // The request for a job of an idle agent is its sign of life.
+                let is_needed = jobs.has_facts() || !client.has_answered_within(IDLE_HEARTBEAT);
+                wait = if !is_needed || client.beat() { HEARTBEAT } else { RETRY };
             }
         };
-        match thread::Builder::new().name("heartbeat".to_owned()).stack_size(STACK).spawn(beat) {
+        match sync::spawn("heartbeat", STACK, beat) {
             Ok(_) => *beating = true,
             Err(error) => log::error!("cannot start the thread that sends heartbeats error={error}"),
         }
@@ -166,7 +178,12 @@ impl ManagerClient {
         };
         if response.status == 401 {
             self.forget_registration(&token);
-            return self.register().is_ok();
+            let registered = self.register().is_ok();
+            if registered {
+                // A manager that does not know the agent does not know its jobs either.
+                self.jobs.ring();
+            }
+            return registered;
         }
         if response.status != 200 {
             return false;

@@ -82,6 +82,8 @@ pub struct ManagerClient {
     /// The time of the first request since which the manager has not answered; `None` while it answers. A pending poll
     /// does not count.
     silent_since: Mutex<Option<Instant>>,
+    /// When the manager last answered.
+    answered: Mutex<Option<Instant>>,
     jobs: Arc<ManagedJobs>,
     beating: Mutex<bool>,
     stopping: Mutex<bool>,
@@ -103,6 +105,7 @@ impl ManagerClient {
             is_ready: Mutex::new(false),
             on_welcome,
             silent_since: Mutex::new(None),
+            answered: Mutex::new(None),
             jobs,
             beating: Mutex::new(false),
             stopping: Mutex::new(false),
@@ -133,19 +136,29 @@ impl ManagerClient {
         let status = answer.as_ref().ok().map(|response| response.status);
         metrics::called("manager", status);
         let answer = answer.and_then(|response| match &response.cut {
-            _ if response.header(MANAGER_HEADER).is_none() => {
-                Err(Error::Transport(format!("status {} from something that is no manager", response.status)))
-            }
+            _ if response.header(MANAGER_HEADER).is_none() => Err(Error::Transport(format!(
+                "status {} from a server that is not a mayfly manager; correct `url`, or, if it is GitLab's, write \
+                     `executor` below [[runners]]",
+                response.status
+            ))),
             Some(why) => Err(Error::Transport(why.clone())),
             None => Ok(response),
         });
         let mut silent_since = lock(&self.silent_since);
         match &answer {
-            Ok(_) => *silent_since = None,
+            Ok(_) => {
+                *silent_since = None;
+                *lock(&self.answered) = Some(Instant::now());
+            }
             Err(_) => drop(silent_since.get_or_insert_with(Instant::now)),
         }
         drop(silent_since);
         answer
+    }
+
+    /// Whether the manager has answered a request in this time.
+    fn has_answered_within(&self, time: Duration) -> bool {
+        lock(&self.answered).is_some_and(|answered| answered.elapsed() < time)
     }
 
     /// The number of concurrent jobs on an instance of the pool, known after the registration.

@@ -3,6 +3,7 @@
 //! What happens is decided in [`state`], under one lock; this module carries it out. Nothing is sent to an agent or to
 //! GitLab under the lock.
 
+mod agents;
 mod bell;
 mod keeper;
 mod offers;
@@ -16,9 +17,9 @@ mod total;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use agents::Agent;
 use bell::Bell;
 use state::{Job, Phase, State};
 pub use total::Total;
@@ -44,8 +45,13 @@ const STACK: usize = 512 * 1024;
 const SMALL_STACK: usize = 128 * 1024;
 /// How long agents have to name a job that the manager has forgotten, before it is failed.
 const FORGOTTEN_GRACE: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 60 });
+/// Between two looks at the instances of a pool that ends.
+const EMPTY_LOOK: Duration = Duration::from_secs(5);
 /// How long a thread waits that waits for nothing in particular.
 const LONG: Duration = Duration::from_secs(3600);
+
+/// Why held jobs of a retired pool fail.
+pub const REMOVED: &str = "the pool of this job was removed from the manager's configuration";
 
 /// A pool's broker.
 pub struct Broker {
@@ -60,8 +66,13 @@ pub struct Broker {
     responder: Arc<dyn Responder>,
     board: Arc<StatusBoard>,
     held: Arc<HeldJobs>,
+    on_rejected: Arc<dyn Fn() + Send + Sync>,
     state: Mutex<State>,
+    /// Rings for the broker's own threads.
     bell: Arc<Bell>,
+    /// Rings for the scaler: jobs or agents changed. A request that waits or ends changes neither, and with a thousand agents
+    /// there are twenty of these in a second.
+    changes: Bell,
     /// Changes that the scaler has seen.
     seen: Mutex<u64>,
     pace: Mutex<f64>,
@@ -83,6 +94,8 @@ pub struct Shared {
     pub board: Arc<StatusBoard>,
     /// Held jobs, outside of the state directory.
     pub held: Arc<HeldJobs>,
+    /// Called when GitLab rejects a runner's token.
+    pub on_rejected: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Broker {
@@ -98,10 +111,12 @@ impl Broker {
             responder: Arc::clone(&shared.responder),
             board: Arc::clone(&shared.board),
             held: Arc::clone(&shared.held),
+            on_rejected: Arc::clone(&shared.on_rejected),
             state: Mutex::new(State { max_use_count: settings.max_use_count, ..State::default() }),
             settings: RwLock::new(settings),
             gitlab: RwLock::new(gitlab),
             bell,
+            changes: Bell::default(),
             seen: Mutex::new(0),
             pace: Mutex::new(1.0),
             stopped: AtomicBool::new(false),
@@ -112,23 +127,68 @@ impl Broker {
 
     /// Starts its threads. Errors: there can be no more threads.
     pub fn start(self: &Arc<Self>) -> std::io::Result<()> {
-        let spawn = |name: &str, stack: usize, work: fn(&Self)| {
-            let broker = Arc::clone(self);
-            thread::Builder::new().name(name.to_owned()).stack_size(stack).spawn(move || work(&broker)).map(drop)
-        };
-        for _ in 0..self.settings().runner.request_concurrency.max(1) {
-            spawn("take", STACK, Self::take_jobs)?;
-        }
-        spawn("keep", STACK, Self::keep_jobs)?;
-        spawn("clock", SMALL_STACK, Self::watch_clock)
+        self.start_takers()?;
+        self.spawn("keep", STACK, Self::keep_jobs)?;
+        self.spawn("clock", SMALL_STACK, Self::watch_clock)
     }
 
-    /// Takes over other settings (reload). The number of threads that ask GitLab follows at the next start.
-    pub fn reconfigure(&self, settings: Arc<PoolSettings>, gitlab: Arc<GitLab>) {
+    fn spawn(self: &Arc<Self>, name: &str, stack: usize, work: fn(&Self)) -> std::io::Result<()> {
+        let broker = Arc::clone(self);
+        sync::spawn(name, stack, move || work(&broker)).map(drop)
+    }
+
+    /// Has as many threads poll GitLab as `request_concurrency` says. Those beyond the number end after their request.
+    fn start_takers(self: &Arc<Self>) -> std::io::Result<()> {
+        let wanted = self.settings().takers();
+        loop {
+            let mut state = self.lock();
+            if state.takers >= wanted {
+                return Ok(());
+            }
+            state.takers += 1;
+            drop(state);
+            if let Err(error) = self.spawn("take", STACK, Self::take_jobs) {
+                self.lock().takers -= 1;
+                return Err(error);
+            }
+        }
+    }
+
+    /// Takes over other settings (reload).
+    pub fn reconfigure(self: &Arc<Self>, settings: Arc<PoolSettings>, gitlab: Arc<GitLab>) {
+        let has_new_token = self.settings().runner.token != settings.runner.token;
         self.lock().max_use_count = settings.max_use_count;
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
         *self.gitlab.write().unwrap_or_else(PoisonError::into_inner) = gitlab;
+        if has_new_token {
+            self.record_held_again();
+        }
+        if let Err(error) = self.start_takers() {
+            log::error!(
+                "cannot start a thread that polls GitLab; fewer than configured poll pool={} error={error}",
+                self.name
+            );
+        }
         self.bell.ring();
+    }
+
+    /// The record of held jobs can only be read with the runner's token, and that is another one now.
+    fn record_held_again(&self) {
+        let token = &self.settings().runner.token;
+        let state = self.lock();
+        let held = state.jobs.iter().filter(|(_, job)| job.phase == Phase::Held && !job.trace.is_empty());
+        let held: Vec<_> = held.map(|(id, job)| (id.clone(), job.handle.token.clone())).collect();
+        drop(state);
+        for (id, job) in held {
+            self.held.remove(&self.name, &id);
+            self.held.add(&self.name, &id, token, &job);
+        }
+    }
+
+    /// Jobs or agents changed, of which the scaler must hear as well.
+    fn changed(&self) {
+        self.bell.ring();
+        self.changes.ring();
     }
 
     /// The settings in force.
@@ -183,20 +243,52 @@ impl Broker {
         }
     }
 
-    /// Tells all agents to leave, those with jobs once these have ended.
-    pub fn dismiss_all(&self, reason: &str) {
+    /// Takes no more jobs, and tells all agents to leave, those with jobs once these have ended, and also those that register
+    /// from now on.
+    pub fn retire(&self, reason: &str) {
         let tickets: Vec<_> = {
             let mut state = self.lock();
-            let instances: Vec<String> = state.agents.keys().cloned().collect();
-            for agent in state.agents.values_mut() {
+            state.closed = true;
+            state.retired = Some(reason.to_owned());
+            for agent in state.agents.iter_mut() {
                 agent.leave.get_or_insert_with(|| reason.to_owned());
             }
-            instances.iter().flat_map(|instance| state.take_waiters(instance)).collect()
+            std::mem::take(&mut state.waiting).into_iter().map(|waiter| waiter.ticket).collect()
         };
         for ticket in tickets {
             self.responder.respond(ticket, offers::leave(reason));
         }
-        self.bell.ring();
+        self.changed();
+    }
+
+    /// Takes jobs again after [`Broker::retire`]. Agents that have heard that they are to leave do so.
+    pub fn take_back(&self) {
+        {
+            let mut state = self.lock();
+            state.closed = false;
+            state.retired = None;
+        }
+        self.changed();
+    }
+
+    /// Waits until a retired pool has no jobs, agents and instances; after `give_up`, instances without an agent do not count.
+    /// False: it is not retired any more.
+    pub fn wait_until_empty(&self, give_up: Instant) -> bool {
+        loop {
+            let seen = self.bell.count();
+            {
+                let state = self.lock();
+                if state.retired.is_none() {
+                    return false;
+                }
+                let has_instances = state.members.as_ref().is_none_or(|members| !members.is_empty());
+                let is_unused = state.jobs.is_empty() && state.agents.len() == 0 && state.polls == 0;
+                if is_unused && (!has_instances || Instant::now() >= give_up) {
+                    return true;
+                }
+            }
+            self.bell.wait_past(seen, EMPTY_LOOK);
+        }
     }
 
     /// Its threads end.
@@ -218,7 +310,7 @@ impl Broker {
         log::warn!("failing the job pool={} job={id} reason={} error={why}", self.name, reason.as_str());
         self.note(Event::Failed { pool: self.name.clone(), id: id.to_owned(), why: why.to_owned() });
         self.lock().fail(id, reason, why.to_owned(), Instant::now());
-        self.bell.ring();
+        self.changed();
     }
 
     /// Fails a job that an earlier manager held, and that the state directory does not know any more, unless an agent says
@@ -244,7 +336,7 @@ impl Broker {
         }
         log::warn!("held job not in the state directory; it fails at GitLab pool={} job={id}", self.name);
         self.total.take(1);
-        self.bell.ring();
+        self.changed();
     }
 
     /// A job ended, or is no longer the manager's.
@@ -254,7 +346,7 @@ impl Broker {
         if self.lock().remove(id, Instant::now()) {
             self.total.give();
         }
-        self.bell.ring();
+        self.changed();
     }
 
     /// Writes a change that need not survive a loss of power.
@@ -268,9 +360,8 @@ impl Broker {
     fn restore(&self, records: &Records) {
         let (now, wall) = (Instant::now(), SystemTime::now());
         let mut state = self.lock();
-        for ((_, instance), record) in records.agents.iter().filter(|((pool, _), _)| *pool == self.name) {
-            let agent = state::Agent { record: record.clone(), heard: now, idle_since: now, leave: None };
-            state.agents.insert(instance.clone(), agent);
+        for (_, record) in records.agents.iter().filter(|((pool, _), _)| *pool == self.name) {
+            state.agents.insert(Agent { record: record.clone(), heard: now, idle_since: now, leave: None });
         }
         let mut unreadable = Vec::new();
         for ((_, id), record) in records.jobs.iter().filter(|((pool, _), _)| *pool == self.name) {
@@ -377,7 +468,7 @@ impl Workload for Broker {
         for ticket in tickets {
             self.responder.respond(ticket, offers::leave(reason));
         }
-        self.bell.ring();
+        self.changed();
         true
     }
 
@@ -398,12 +489,12 @@ impl Workload for Broker {
 
     fn wait_for_change(&self, timeout: Duration) {
         let seen = *sync::lock(&self.seen);
-        let now = self.bell.wait_past(seen, timeout);
+        let now = self.changes.wait_past(seen, timeout);
         *sync::lock(&self.seen) = now;
     }
 
     fn wake(&self) {
-        self.bell.ring();
+        self.changes.ring();
     }
 
     fn set_members(&self, members: &[String]) {

@@ -19,6 +19,8 @@ use crate::version::VERSION;
 
 /// How long a request for a job waits.
 const WAIT: Duration = Duration::from_secs(protocol::WAIT_SECONDS);
+/// Requests that are due within this time are answered together: with a thousand agents a thread would wake for each.
+const TOGETHER: Duration = Duration::from_millis(500);
 /// An agent on a machine that has been unfit for so long makes room for another.
 const UNFIT_MOST: u64 = 300;
 
@@ -40,8 +42,8 @@ pub fn leave(reason: &str) -> Response {
 impl Broker {
     /// An agent asks for a job.
     pub fn wait(&self, instance: &str, exchange: Exchange) {
-        let now = Instant::now();
         let mut state = self.lock();
+        let now = Instant::now();
         if let Some(agent) = state.agents.get_mut(instance) {
             agent.heard = now;
         }
@@ -52,9 +54,12 @@ impl Broker {
         // Under the lock: nobody is told that the client is gone before it is on the list.
         let ticket = exchange.wait();
         state.waiting.push(Waiter { ticket, instance: instance.to_owned(), until: now + WAIT });
+        let starved = std::mem::take(&mut state.starved);
         drop(state);
         self.assign();
-        self.bell.ring();
+        if starved {
+            self.bell.ring();
+        }
     }
 
     /// Offers held jobs to agents that wait, for as long as there are both.
@@ -71,7 +76,7 @@ impl Broker {
                 true => log::info!("job offered pool={} job={id} instance={}", self.name, offered.instance),
                 false => drop(self.lock().void(&id, &offered.id)),
             }
-            self.bell.ring();
+            self.changed();
         }
     }
 
@@ -103,7 +108,7 @@ impl Broker {
     pub fn gone(&self, ticket: Ticket) {
         if self.lock().gone(ticket) {
             self.assign();
-            self.bell.ring();
+            self.changed();
         }
     }
 
@@ -154,7 +159,7 @@ impl Broker {
             }
         };
         drop(state);
-        self.bell.ring();
+        self.changed();
         response
     }
 
@@ -193,7 +198,7 @@ impl Broker {
         for ticket in tickets {
             self.responder.respond(ticket, stay());
         }
-        self.bell.ring();
+        self.changed();
         None
     }
 
@@ -220,7 +225,7 @@ impl Broker {
         }
         self.held.remove(&self.name, id);
         log::info!("job adopted from its agent pool={} job={id} instance={instance}", self.name);
-        self.bell.ring();
+        self.changed();
     }
 
     /// Answers requests that have waited long enough, and takes back offers that nobody accepted in time.
@@ -230,11 +235,10 @@ impl Broker {
             let now = Instant::now();
             let (late, void, next) = {
                 let mut state = self.lock();
-                let (late, stay): (Vec<_>, Vec<_>) =
-                    std::mem::take(&mut state.waiting).into_iter().partition(|waiter| waiter.until <= now);
-                state.waiting = stay;
+                let late = state.waiting.iter().take_while(|waiter| waiter.until <= now).count();
+                let late: Vec<Waiter> = state.waiting.drain(..late).collect();
                 let mut void = Vec::new();
-                let mut next = state.waiting.iter().map(|waiter| waiter.until).min();
+                let mut next = state.waiting.first().map(|waiter| waiter.until + TOGETHER);
                 for (id, job) in &mut state.jobs {
                     let Phase::Offered(offered) = &job.phase else { continue };
                     if offered.until <= now {
@@ -254,11 +258,12 @@ impl Broker {
             }
             if !void.is_empty() {
                 self.assign();
-                self.bell.ring();
+                self.changed();
                 continue;
             }
-            let left = next.map_or(LONG, |next| next.saturating_duration_since(Instant::now()));
-            self.bell.wait_past(seen, left);
+            let left = next.map_or(ACCEPT_TIMEOUT, |next| next.saturating_duration_since(Instant::now()));
+            // Requests and offers that come meanwhile are due later than this.
+            self.bell.wait_past(seen, left.min(ACCEPT_TIMEOUT));
         }
     }
 }

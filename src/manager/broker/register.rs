@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::state::{Agent, Phase};
+use super::agents::Agent;
+use super::state::Phase;
 use super::{Broker, seconds};
 use crate::coordinator::manager::protocol::{Introduction, Welcome};
 use crate::digest::{hex, sha256};
@@ -48,7 +49,7 @@ impl Broker {
 
     /// Has the scaler look at the group: an instance that is not known as a member came.
     pub fn look_for_members(&self) {
-        self.bell.ring();
+        self.changes.ring();
     }
 
     /// Registers an agent whose proof and membership are established. Errors: see [`RegistrationError`].
@@ -73,7 +74,7 @@ impl Broker {
             };
             let now = Instant::now();
             let agent = Agent { record: record.clone(), heard: now, idle_since: now, leave: None };
-            state.agents.insert(instance.clone(), agent);
+            state.agents.insert(agent);
             record
         };
         let capacity = record.capacity;
@@ -86,7 +87,7 @@ impl Broker {
             self.name,
             introduction.version
         );
-        self.bell.ring();
+        self.changed();
         Ok(Welcome {
             token,
             pool: self.name.clone(),
@@ -97,9 +98,7 @@ impl Broker {
 
     /// The instance of the agent with this token.
     pub fn agent_of(&self, token_hash: &str) -> Option<String> {
-        let state = self.lock();
-        let found = state.agents.values().find(|agent| agent.record.token_hash == token_hash);
-        found.map(|agent| agent.record.instance.clone())
+        self.lock().agents.of_token(token_hash).map(str::to_owned)
     }
 
     /// An agent said farewell.
@@ -134,7 +133,7 @@ impl Broker {
             log::info!("agent removed pool={} instance={instance}", self.name);
         }
         self.assign();
-        self.bell.ring();
+        self.changed();
     }
 
     /// The broker as the scaler sees it.

@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::agents::{Agent, Agents};
 use crate::coordinator::JobHandle;
 use crate::coordinator::manager::protocol::JobReport;
 use crate::failure::FailureReason;
 use crate::manager::server::Ticket;
-use crate::manager::store::records::{Accepted, AgentRecord};
+use crate::manager::store::records::Accepted;
 use crate::manager::workload::{AgentState, AgentView, JobView, Snapshot};
 
 /// How long an agent may take to accept an offer.
@@ -23,12 +24,16 @@ const MISSING_MOST: u32 = 3;
 /// Everything about a pool that changes.
 #[derive(Default)]
 pub struct State {
-    /// Registered agents by instance.
-    pub agents: HashMap<String, Agent>,
+    /// Registered agents.
+    pub agents: Agents,
     /// Jobs by their id in GitLab.
     pub jobs: BTreeMap<String, Job>,
-    /// Requests for jobs, oldest first.
+    /// Requests for jobs, oldest first. All wait equally long, so the first one is also due first.
     pub waiting: Vec<Waiter>,
+    /// A thread that polls GitLab waits because no agent could take another job.
+    pub starved: bool,
+    /// Threads that poll GitLab.
+    pub takers: u32,
     /// Members of the pool's group; `None` until the engine has answered.
     pub members: Option<HashSet<String>>,
     /// Requests to GitLab in flight.
@@ -37,20 +42,10 @@ pub struct State {
     pub hold_budget: u32,
     /// No more jobs are taken.
     pub closed: bool,
+    /// Why all agents are to leave: the pool is no longer configured.
+    pub retired: Option<String>,
     /// An agent leaves after so many jobs.
     pub max_use_count: Option<u32>,
-}
-
-/// A registered agent.
-pub struct Agent {
-    /// What is kept of it.
-    pub record: AgentRecord,
-    /// When it was last heard.
-    pub heard: Instant,
-    /// Since when it has had no job.
-    pub idle_since: Instant,
-    /// Why it is to leave.
-    pub leave: Option<String>,
 }
 
 /// A request for a job that waits.
@@ -189,24 +184,35 @@ impl State {
     /// The request that gets the next job: of an agent that has jobs already, so that others become idle; then of the one
     /// that worked last, so that those that are idle for long can leave.
     fn best_waiter(&self) -> Option<usize> {
+        let offers = self.offers();
+        let busy: HashSet<&str> = self.jobs.values().filter_map(|job| job.phase.instance()).collect();
         let rank = |waiter: &Waiter| {
             let agent = self.agents.get(&waiter.instance)?;
-            let free = agent.leave.is_none() && !self.is_spent(agent);
-            free.then_some((self.jobs_of(&waiter.instance) > 0, agent.idle_since))
+            let free = agent.leave.is_none() && !self.is_spent(agent, &offers);
+            free.then_some((busy.contains(waiter.instance.as_str()), agent.idle_since))
         };
         let ranked = self.waiting.iter().enumerate().filter_map(|(index, waiter)| Some((rank(waiter)?, index)));
         // Of equal ones the first, which has waited longest.
         ranked.max_by_key(|(rank, index)| (*rank, std::cmp::Reverse(*index))).map(|(_, index)| index)
     }
 
-    /// An agent has had its number of jobs.
-    fn is_spent(&self, agent: &Agent) -> bool {
-        let offered = self.jobs.values().filter(|job| match &job.phase {
-            Phase::Offered(offered) | Phase::Accepting(offered) => offered.instance == agent.record.instance,
-            _ => false,
-        });
-        let used = agent.record.builds + u32::try_from(offered.count()).unwrap_or(u32::MAX);
-        self.max_use_count.is_some_and(|most| used >= most)
+    /// Jobs by instance that are offered and not accepted yet. Only counted where `max_use_count` needs the numbers.
+    fn offers(&self) -> HashMap<&str, u32> {
+        let mut offers = HashMap::new();
+        if self.max_use_count.is_some() {
+            for job in self.jobs.values() {
+                if let Phase::Offered(offered) | Phase::Accepting(offered) = &job.phase {
+                    *offers.entry(offered.instance.as_str()).or_default() += 1;
+                }
+            }
+        }
+        offers
+    }
+
+    /// Whether an agent has had its number of jobs. `offers` is of [`State::offers`].
+    fn is_spent(&self, agent: &Agent, offers: &HashMap<&str, u32>) -> bool {
+        let offered = offers.get(agent.record.instance.as_str()).copied().unwrap_or(0);
+        self.max_use_count.is_some_and(|most| agent.record.builds.saturating_add(offered) >= most)
     }
 
     /// Jobs that an agent has or is asked to take.
@@ -216,10 +222,13 @@ impl State {
 
     /// Why an agent is to leave, if so: it was told, or it had its number of jobs.
     pub fn leave_reason(&mut self, instance: &str) -> Option<String> {
-        let spent = self.agents.get(instance).is_some_and(|agent| self.is_spent(agent));
+        let spent = self.agents.get(instance).is_some_and(|agent| self.is_spent(agent, &self.offers()));
         let agent = self.agents.get_mut(instance)?;
         if spent && agent.leave.is_none() {
             agent.leave = Some("max_use_count".to_owned());
+        }
+        if agent.leave.is_none() {
+            agent.leave.clone_from(&self.retired);
         }
         agent.leave.clone()
     }
@@ -395,8 +404,10 @@ impl State {
         if self.closed {
             return 0;
         }
+        let offers = self.offers();
         let free = self.waiting.iter().filter(|waiter| {
-            self.agents.get(&waiter.instance).is_some_and(|agent| agent.leave.is_none() && !self.is_spent(agent))
+            let agent = self.agents.get(&waiter.instance);
+            agent.is_some_and(|agent| agent.leave.is_none() && !self.is_spent(agent, &offers))
         });
         let held = self.jobs.values().filter(|job| job.phase == Phase::Held).count();
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
@@ -439,18 +450,18 @@ impl State {
         snapshot.agents = self
             .agents
             .iter()
-            .map(|(instance, agent)| AgentView {
-                instance: instance.clone(),
+            .map(|agent| AgentView {
+                instance: agent.record.instance.clone(),
                 state: match &agent.leave {
                     Some(_) => AgentState::Leaving,
-                    None if busy.contains(instance.as_str()) => AgentState::Busy,
+                    None if busy.contains(agent.record.instance.as_str()) => AgentState::Busy,
                     None => AgentState::Idle { since: agent.idle_since },
                 },
                 registered: SystemTime::UNIX_EPOCH + Duration::from_secs(agent.record.registered),
                 version: agent.record.version.clone(),
                 capacity: agent.record.capacity,
                 builds: agent.record.builds,
-                jobs: jobs.remove(instance.as_str()).unwrap_or_default(),
+                jobs: jobs.remove(agent.record.instance.as_str()).unwrap_or_default(),
                 last_heard: agent.heard,
             })
             .collect();

@@ -1,18 +1,25 @@
 //! Takes jobs from GitLab: only while an agent waits for one, or instances may be started for it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::state::{Job, Phase};
 use super::{Broker, LONG, failing};
+use crate::config::Runner;
 use crate::coordinator::JobHandle;
 use crate::coordinator::gitlab::Health;
 use crate::coordinator::source::{JobRequest, PollOutcome};
+use crate::failure::FailureReason;
 use crate::manager::store::records::Event;
 use crate::payload::{self, Payload, Undecodable};
 use crate::sync;
+use crate::token::Token;
 
 /// The flag that lets the number of requests at once follow what comes of them; on by default.
 const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
+
+/// The longest pause after rejections of a token that is kept in a secret store.
+const STORED_TOKEN_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 impl Job {
     /// A job that was just taken.
@@ -42,11 +49,16 @@ impl Job {
 impl Broker {
     /// Asks GitLab for jobs until the broker stops.
     pub(super) fn take_jobs(&self) {
-        let runner = self.settings().runner.clone();
-        let mut health = Health::new(runner.unhealthy_requests_limit, runner.unhealthy_interval);
+        let mut known = self.settings();
+        let health_of = |runner: &Runner| Health::new(runner.unhealthy_requests_limit, runner.unhealthy_interval);
+        let mut health = health_of(&known.runner);
         while self.wait_for_room() {
             let settings = self.settings();
             let runner = &settings.runner;
+            if runner.token != known.runner.token {
+                health = health_of(runner);
+            }
+            known = Arc::clone(&settings);
             let hold = !self.total.is_contended();
             let request = JobRequest { token: &runner.token, system_id: &self.system_id, hold };
             let polled = self.gitlab().request_job(&request);
@@ -81,7 +93,11 @@ impl Broker {
                         "GitLab rejected the runner of the pool; check its token with `mayfly verify` pool={} error={why}",
                         self.name
                     );
+                    (self.on_rejected)();
                     if let Some(pause) = health.unhealthy() {
+                        // A new token may appear in the store after GitLab has revoked the old one.
+                        let is_stored = runner.token_reference.is_some();
+                        let pause = if is_stored { pause.min(STORED_TOKEN_PAUSE_MAX) } else { pause };
                         log::error!(
                             "rejected too often; polling paused pool={} seconds={}",
                             self.name,
@@ -92,11 +108,11 @@ impl Broker {
                 }
             }
             self.end_request(took, factor);
-            self.rest(rest);
+            self.rest(rest, &runner.token);
         }
     }
 
-    /// Waits until a job may be asked for. False: the broker stops.
+    /// Waits until a job may be asked for. False: the broker stops, or fewer threads are to poll.
     fn wait_for_room(&self) -> bool {
         loop {
             let seen = self.bell.count();
@@ -109,9 +125,17 @@ impl Broker {
             let requests = if adaptive { pace.ceil() as u32 } else { settings.runner.request_concurrency };
             {
                 let mut state = self.lock();
-                if state.polls < requests && state.room(settings.runner.limit) > 0 && self.total.try_take() {
-                    state.polls += 1;
-                    return true;
+                if state.takers > settings.takers() {
+                    state.takers -= 1;
+                    return false;
+                }
+                if state.polls < requests {
+                    let has_room = state.room(settings.runner.limit) > 0;
+                    state.starved |= !has_room;
+                    if has_room && self.total.try_take() {
+                        state.polls += 1;
+                        return true;
+                    }
                 }
             }
             self.bell.wait_past(seen, LONG);
@@ -132,13 +156,14 @@ impl Broker {
         self.bell.ring();
     }
 
-    /// Waits before the next request, unless the broker stops.
-    fn rest(&self, duration: Duration) {
+    /// Waits before the next request, unless the broker stops or the runner gets another token.
+    fn rest(&self, duration: Duration, token: &Token) {
         let until = Instant::now() + duration;
         loop {
             let seen = self.bell.count();
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.has_stopped() || self.lock().closed {
+            let is_over = left.is_zero() || self.has_stopped() || self.lock().closed;
+            if is_over || self.settings().runner.token != *token {
                 return;
             }
             self.bell.wait_past(seen, left);
@@ -189,16 +214,22 @@ impl Broker {
             job.phase = failing(&format!("the manager cannot write its state: {error}"), Instant::now());
             job.keep_at = Instant::now();
         }
+        let is_retired;
         {
             let mut state = self.lock();
             if state.jobs.contains_key(&id) {
                 log::warn!("GitLab sent a job that this manager has already pool={} job={id}", self.name);
                 return false;
             }
-            state.jobs.insert(id, job);
+            state.jobs.insert(id.clone(), job);
+            is_retired = state.retired.is_some();
         }
-        self.assign();
-        self.bell.ring();
+        match is_retired {
+            // The pool was removed while the request was in flight.
+            true => self.fail(&id, FailureReason::RunnerSystemFailure, super::REMOVED),
+            false => self.assign(),
+        }
+        self.changed();
         if let Ok(position) = written
             && let Err(error) = self.store.sync(position)
         {

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::state::{ACCEPT_TIMEOUT, Acceptance, Agent, Job, Phase, State, Waiter};
+use super::agents::Agent;
+use super::state::{ACCEPT_TIMEOUT, Acceptance, Job, Phase, State, Waiter};
 use crate::coordinator::JobHandle;
 use crate::coordinator::manager::protocol::JobReport;
 use crate::failure::FailureReason;
@@ -34,7 +35,7 @@ impl Pool {
             builds: 0,
         };
         let agent = Agent { record, heard: self.now, idle_since: self.now, leave: None };
-        self.state.agents.insert(instance.to_owned(), agent);
+        self.state.agents.insert(agent);
     }
 
     fn waits(&mut self, instance: &str) -> Ticket {

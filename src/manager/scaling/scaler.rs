@@ -19,15 +19,18 @@ use crate::manager::engine::{Engine, EngineError, ErrorKind, FailedStart, Group,
 use crate::manager::pool::PoolSettings;
 use crate::manager::status::StatusBoard;
 use crate::manager::workload::{AgentState, Snapshot, Workload};
-use crate::sync;
+use crate::{sync, sys};
 
 const STACK: usize = 512 * 1024;
 /// A decision is due this often at least: periods begin with a minute.
 const EACH_MINUTE: Duration = Duration::from_secs(60);
 /// The group as it was last seen is good for decisions for this long while the engine does not answer.
 const STALE: Duration = Duration::from_secs(150);
-/// From one decision to the next at least.
+/// From one decision to the next at least,
 const LEAST_ROUND: Duration = Duration::from_millis(50);
+/// and at least this many times the CPU time of the decision: so that those of a large fleet take a small part of a core.
+const PAUSE: u32 = 50;
+const MOST_PAUSE: Duration = Duration::from_millis(500);
 /// Between two looks at failed starts while instances are awaited.
 const FAILED_STARTS: Duration = Duration::from_secs(20);
 /// Agents reconnect within this time after a restart of the manager.
@@ -56,7 +59,7 @@ impl Scaler {
         let shared = Arc::new(Shared { stop: AtomicBool::new(false), settings: Mutex::new((pool.clone(), false)) });
         let name = format!("scale-{}", pool.name);
         let mut rounds = Rounds::new(pool, Arc::clone(&workload), engine, board, Arc::clone(&shared));
-        let thread = thread::Builder::new().name(name).stack_size(STACK).spawn(move || rounds.run());
+        let thread = sync::spawn(name, STACK, move || rounds.run());
         let thread = thread.map_err(|error| format!("cannot start the thread that scales the pool: {error}"))?;
         Ok(Self { shared, workload, thread: Mutex::new(Some(thread)) })
     }
@@ -184,11 +187,13 @@ impl Rounds {
     fn run(&mut self) {
         while !self.shared.stop.load(Ordering::Acquire) {
             self.take_settings();
-            let began = Instant::now();
+            let (began, cpu) = (Instant::now(), sys::thread_time());
             let wait = self.round();
+            let spent = sys::thread_time().saturating_sub(cpu);
             self.workload.wait_for_change(wait);
             // Many jobs that begin and end at the same time are one change.
-            thread::sleep(LEAST_ROUND.saturating_sub(began.elapsed()));
+            let least = (spent * PAUSE).clamp(LEAST_ROUND, MOST_PAUSE);
+            thread::sleep(least.saturating_sub(began.elapsed()));
         }
     }
 

@@ -73,7 +73,7 @@ pub struct Server {
 struct Shared {
     handler: Weak<dyn Handler>,
     tls: RwLock<Option<Arc<ServerConfig>>>,
-    listener: TcpListener,
+    listener: RwLock<Arc<TcpListener>>,
     epoll: Epoll,
     bell: EventFd,
     next: AtomicU64,
@@ -116,7 +116,7 @@ impl Server {
         let shared = Arc::new(Shared {
             handler,
             tls: RwLock::new(tls),
-            listener,
+            listener: RwLock::new(Arc::new(listener)),
             epoll,
             bell,
             next: AtomicU64::new(FIRST),
@@ -124,8 +124,7 @@ impl Server {
             workers: Workers::default(),
         });
         let inner = Arc::clone(&shared);
-        let thread =
-            thread::Builder::new().name("agents".to_owned()).stack_size(STACK).spawn(move || inner.listen())?;
+        let thread = sync::spawn("agents", STACK, move || inner.listen())?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -139,9 +138,20 @@ impl Server {
         Arc::new(Line(Arc::clone(&self.shared)))
     }
 
+    /// Accepts connections on another socket, which listens already; those that are open stay. Errors: no descriptors are
+    /// left.
+    pub fn set_listener(&self, listener: TcpListener) -> io::Result<()> {
+        listener.set_nonblocking(true)?;
+        let mut current = self.shared.listener.write().unwrap_or_else(PoisonError::into_inner);
+        self.shared.epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+        self.shared.epoll.delete(&**current)?;
+        *current = Arc::new(listener);
+        Ok(())
+    }
+
     /// The socket that listens, for the program that takes over.
-    pub fn listener(&self) -> &TcpListener {
-        &self.shared.listener
+    pub fn listener(&self) -> Arc<TcpListener> {
+        self.shared.listener()
     }
 }
 
@@ -230,9 +240,14 @@ impl Shared {
         }
     }
 
+    fn listener(&self) -> Arc<TcpListener> {
+        Arc::clone(&self.listener.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn accept(self: &Arc<Self>) {
+        let listener = self.listener();
         loop {
-            let stream = match self.listener.accept() {
+            let stream = match listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if is_passing(&error) => continue,

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use super::connection::Connection;
@@ -70,8 +69,7 @@ impl Workers {
         state.threads += 1;
         drop(state);
         let inner = Arc::clone(&self.inner);
-        let thread = thread::Builder::new().name("agent-request".to_owned()).stack_size(STACK);
-        if let Err(error) = thread.spawn(move || inner.work()) {
+        if let Err(error) = sync::spawn("agent-request", STACK, move || inner.work()) {
             log::error!("cannot start a thread for agents error={error}");
             self.inner.lock().threads -= 1;
         }

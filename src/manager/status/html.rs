@@ -24,11 +24,11 @@ pub fn page(manager: &ManagerView) -> String {
     // Writing into a text cannot fail, here and below.
     let _ = write!(
         body,
-        "<header><h1>mayfly manager</h1><p>version {} · running since {} · <time id=\"now\">{}</time> \
+        "<header><h1>mayfly manager</h1><p>version {} · running since {} · now <time id=\"now\">{}</time> \
          <span id=\"live\"></span></p></header><main>",
         escape(&manager.version),
-        escape(&manager.started),
-        escape(&manager.time)
+        escape(&for_people(&manager.started)),
+        escape(&for_people(&manager.time))
     );
     if manager.pools.is_empty() {
         body.push_str("<p class=\"empty\">No pool is configured.</p>");
@@ -78,6 +78,11 @@ fn write_pool(body: &mut String, pool: &PoolView) {
     write_instances(body, &pool.instances);
     write_decisions(body, pool);
     body.push_str("</section>");
+}
+
+/// A time as people write it: `2026-07-06 12:00:00 UTC`.
+fn for_people(time: &str) -> String {
+    time.replacen('T', " ", 1).replacen('Z', " UTC", 1)
 }
 
 fn write_numbers(body: &mut String, pool: &PoolView) {
@@ -144,7 +149,7 @@ fn write_instances(body: &mut String, instances: &[InstanceView]) {
         return;
     }
     body.push_str(
-        "<table><thead><tr><th>instance</th><th>state</th><th>age</th><th>idle</th><th>builds</th><th>agent</th>\
+        "<div class=\"scroll\"><table><thead><tr><th>instance</th><th>state</th><th>age</th><th>idle</th><th>builds</th><th>agent</th>\
          <th>jobs</th></tr></thead><tbody>",
     );
     for instance in instances {
@@ -166,7 +171,7 @@ fn write_instances(body: &mut String, instances: &[InstanceView]) {
         instance.jobs.iter().for_each(|job| write_job(body, job));
         body.push_str("</td></tr>");
     }
-    body.push_str("</tbody></table>");
+    body.push_str("</tbody></table></div>");
 }
 
 fn write_job(body: &mut String, job: &JobView) {
@@ -191,7 +196,8 @@ fn write_decisions(body: &mut String, pool: &PoolView) {
     }
     body.push_str("<h3>Recent decisions</h3><ol class=\"decisions\">");
     for decision in &pool.decisions {
-        let _ = write!(body, "<li><time>{}</time> {}</li>", escape(&decision.time), escape(&decision.text));
+        let _ =
+            write!(body, "<li><time>{}</time> {}</li>", escape(&for_people(&decision.time)), escape(&decision.text));
     }
     body.push_str("</ol>");
 }

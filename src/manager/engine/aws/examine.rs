@@ -26,23 +26,24 @@ pub fn examine(aws: &Aws) -> Vec<Examined> {
     found.push(looked(aws, "lifecycle hooks", hooks_of(aws)));
     found.push(looked(aws, "scaling activities", activities(aws)));
     found.push(looked(aws, "launch template", template(aws, &answer)));
-    found.extend(rights(aws, &answer));
+    found.extend(rights(aws));
     found
 }
 
-/// Whether the manager may do what it must do, as far as that can be found out without doing it.
-fn rights(aws: &Aws, answer: &str) -> Vec<Examined> {
+/// Whether the manager may do what it must do, as far as that can be found out without doing it. A termination has no dry
+/// run, so its permission is not examined.
+fn rights(aws: &Aws) -> Vec<Examined> {
     let what = "permissions";
     let mut found = Vec::new();
-    if let Some(most) = element(answer, "MaxSize").and_then(|most| most.parse::<u32>().ok()) {
-        // Above the maximum AWS refuses the call of whoever may make it with `ValidationError`.
-        let outcome = super::Engine::set_target(aws, most.saturating_add(1));
-        found.push(match outcome {
-            Err(error) if error.why.contains("AccessDenied") => bad(what, error.to_string()),
-            Err(error) if error.kind == ErrorKind::Temporary => doubtful(what, format!("cannot be examined: {error}")),
-            _ => good(what, "autoscaling:SetDesiredCapacity is allowed"),
-        });
-    }
+    found.push(match set_to_what_it_is(aws) {
+        Ok(()) => good(what, "autoscaling:SetDesiredCapacity is allowed"),
+        // AWS checks permissions first.
+        Err(error) if error.why.contains("ScalingActivityInProgress") => {
+            good(what, "autoscaling:SetDesiredCapacity is allowed")
+        }
+        Err(error) if error.why.contains("AccessDenied") => bad(what, error.to_string()),
+        Err(error) => doubtful(what, format!("cannot be examined: {error}")),
+    });
     match super::Engine::ended(aws, &["i-00000000000000000".to_owned()]) {
         Err(error) if error.why.contains("UnauthorizedOperation") || error.why.contains("AccessDenied") => {
             found.push(doubtful(what, format!("a lost instance cannot be told from a detached one: {error}")));
@@ -50,6 +51,16 @@ fn rights(aws: &Aws, answer: &str) -> Vec<Examined> {
         _ => found.push(good(what, "ec2:DescribeInstances is allowed")),
     }
     found
+}
+
+/// Sets the desired capacity to its present number, which changes nothing. A number that AWS refuses for another reason
+/// would not prove the permission, and a simulation of the policy needs a permission of its own.
+fn set_to_what_it_is(aws: &Aws) -> Result<(), EngineError> {
+    let answer = aws.describe()?;
+    let desired = element(&answer, "DesiredCapacity").ok_or_else(|| aws.no_group())?;
+    let parameters =
+        [("AutoScalingGroupName", aws.group.as_str()), ("DesiredCapacity", &desired), ("HonorCooldown", "true")];
+    aws.call("SetDesiredCapacity", &parameters, LOOK).map(drop)
 }
 
 fn good(what: &'static str, text: impl Into<String>) -> Examined {

@@ -11,6 +11,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::sync;
+
 /// Bytes of an answer.
 const LONGEST: usize = 1 << 20;
 /// Letters of a line on standard error that are logged.
@@ -54,8 +56,7 @@ impl Conversation {
         };
         if let Some(errors) = child.stderr.take() {
             let name = program.to_owned();
-            let thread = thread::Builder::new().name("engine-errors".to_owned()).stack_size(STACK);
-            if let Err(error) = thread.spawn(move || log_errors(&name, errors)) {
+            if let Err(error) = sync::spawn("engine-errors", STACK, move || log_errors(&name, errors)) {
                 log::warn!("cannot read the standard error of the engine program program={program} error={error}");
             }
         }

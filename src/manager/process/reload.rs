@@ -1,0 +1,194 @@
+//! Another configuration while the manager runs: SIGHUP, a changed file, or a new token in a secret store. Agents stay
+//! connected, and jobs that were taken stay with their pools.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Event, Manager, Pool, STACK, bind, read, tls_of};
+use crate::manager::broker::REMOVED;
+use crate::manager::engine;
+use crate::manager::pool::PoolSettings;
+use crate::manager::scaling::scaler::Scaler;
+use crate::manager::settings::Settings;
+use crate::sync;
+
+/// Between two times that stored tokens are fetched because GitLab rejects one.
+const REFETCH_INTERVAL: Duration = Duration::from_secs(if cfg!(debug_assertions) { 1 } else { 60 });
+/// A pool that is no longer configured is given up after this if it has neither jobs nor agents, even though its group still
+/// has instances: its minimum size may not be 0.
+const EMPTIED_AT_LAST: Duration = Duration::from_secs(3600);
+
+impl Manager {
+    /// Reads the configuration again; one that cannot be used changes nothing.
+    pub(super) fn reload(&mut self) {
+        let path = self.options.config.clone();
+        match read(&path).and_then(|settings| self.adopt(settings)) {
+            Ok(()) => log::info!("configuration loaded path={}", path.display()),
+            Err(why) => log::error!("cannot apply the configuration; the old one stays in use error={why}"),
+        }
+    }
+
+    fn adopt(&mut self, settings: Settings) -> Result<(), String> {
+        let Settings { manager, config, pools, refused, named } = settings;
+        let tls = tls_of(&manager)?;
+        self.listen_on(&manager.listen)?;
+        if self.config.mayfly.manager.as_ref().is_some_and(|known| known.state_dir != manager.state_dir) {
+            log::warn!("the state directory of the manager (`state_dir`) has changed; restart the manager to use it");
+        }
+        refused
+            .iter()
+            .for_each(|why| log::error!("problem in the configuration path={} problem={why}", config.path.display()));
+        self.server.set_tls(tls);
+        self.api.set_fleet_token(&manager.agent_token);
+        self.shared.total.set_most(config.concurrent);
+        self.config = config;
+        // A pool whose new settings cannot be used keeps those that it has.
+        self.retire(&pools, |name| !named.iter().any(|named| named == name));
+        for pool in pools {
+            let name = pool.name.clone();
+            if let Err(why) = self.adopt_pool(pool) {
+                log::error!(
+                    "cannot apply the configuration of the pool; the old one stays in use pool={name} error={why}"
+                );
+            }
+        }
+        self.publish();
+        self.serve_status()
+    }
+
+    /// Accepts agents on another address. Connections that are open stay open. Errors: the address cannot be used.
+    fn listen_on(&mut self, address: &str) -> Result<(), String> {
+        let known = self.config.mayfly.manager.as_ref().map(|manager| manager.listen.as_str());
+        if known == Some(address) {
+            return Ok(());
+        }
+        let unusable = |why: std::io::Error| format!("`listen = \"{address}\"` below [mayfly.manager]: {why}");
+        let listener = bind(address).map_err(unusable)?;
+        self.server.set_listener(listener).map_err(unusable)?;
+        log::info!("agents are accepted on another address listen={address}");
+        Ok(())
+    }
+
+    fn adopt_pool(&mut self, settings: PoolSettings) -> Result<(), String> {
+        self.take_back(&settings.name);
+        let mut pools = self.pools();
+        let Some(pool) = pools.iter_mut().find(|pool| pool.settings.name == settings.name) else {
+            drop(pools);
+            return self.try_start_pool(settings);
+        };
+        let gitlab = self.gitlab(&settings)?;
+        let has_new_engine = pool.settings.engine != settings.engine;
+        pool.settings = Arc::new(settings);
+        pool.broker.reconfigure(Arc::clone(&pool.settings), gitlab);
+        if has_new_engine {
+            pool.scaler.stop();
+            pool.engine = engine::of(&pool.settings.engine, &pool.settings.name);
+            let (workload, board) = (pool.broker.workload(), Arc::clone(&self.board));
+            pool.scaler = Scaler::start((*pool.settings).clone(), workload, Arc::clone(&pool.engine), board)?;
+        } else {
+            pool.scaler.reload((*pool.settings).clone());
+        }
+        Ok(())
+    }
+
+    /// Ends pools that are no longer configured: they take no more jobs, their held jobs fail at GitLab, running jobs end,
+    /// agents leave, and the group shrinks to its minimum. `pools` are those of the new configuration.
+    fn retire(&mut self, pools: &[PoolSettings], is_gone: impl Fn(&str) -> bool) {
+        let all = std::mem::take(&mut *self.pools());
+        let (gone, kept): (Vec<Pool>, Vec<Pool>) = all.into_iter().partition(|pool| is_gone(&pool.settings.name));
+        *self.pools() = kept;
+        for pool in gone {
+            let name = pool.settings.name.clone();
+            log::warn!("the pool is no longer configured; its agents leave after their jobs pool={name}");
+            pool.broker.retire("the pool was removed");
+            pool.broker.fail_held(REMOVED);
+            let group = pool.settings.engine.group();
+            match pools.iter().find(|other| other.engine.group() == group) {
+                Some(other) => {
+                    log::warn!(
+                        "another pool uses the group from now on pool={name} group={group} other={}",
+                        other.name
+                    );
+                    pool.scaler.stop();
+                    self.board.remove(&name);
+                }
+                None => pool.scaler.reload(PoolSettings { max_instances: Some(0), ..(*pool.settings).clone() }),
+            }
+            self.await_end(&pool);
+            self.retired.push(pool);
+        }
+    }
+
+    /// Waits in a thread until nothing is left of a pool. [`Event::PoolEmptied`] follows, unless the pool is configured again.
+    fn await_end(&self, pool: &Pool) {
+        let (broker, events) = (Arc::clone(&pool.broker), self.events.clone());
+        let wait = move || {
+            if broker.wait_until_empty(Instant::now() + EMPTIED_AT_LAST) {
+                let _ = events.send(Event::PoolEmptied(broker.name.clone()));
+            }
+        };
+        if let Err(error) = sync::spawn("retire", STACK, wait) {
+            log::error!(
+                "cannot start the thread that waits for a pool's end pool={} error={error}",
+                pool.settings.name
+            );
+        }
+    }
+
+    /// Ends the threads of a pool of which nothing is left.
+    pub(super) fn forget_pool(&mut self, name: &str) {
+        let Some(index) = self.retired.iter().position(|pool| pool.settings.name == name) else { return };
+        let pool = self.retired.remove(index);
+        pool.scaler.stop();
+        pool.broker.stop();
+        self.board.remove(name);
+        self.publish();
+        log::info!("the pool has ended pool={name}");
+    }
+
+    /// A pool that is configured again before it has ended continues with its jobs and agents.
+    fn take_back(&mut self, name: &str) {
+        let Some(index) = self.retired.iter().position(|pool| pool.settings.name == name) else { return };
+        let mut pool = self.retired.remove(index);
+        pool.broker.take_back();
+        let (workload, board) = (pool.broker.workload(), Arc::clone(&self.board));
+        pool.scaler.stop();
+        match Scaler::start((*pool.settings).clone(), workload, Arc::clone(&pool.engine), board) {
+            Ok(scaler) => pool.scaler = scaler,
+            Err(why) => log::error!("cannot scale the pool pool={name} error={why}"),
+        }
+        log::info!("the pool is configured again pool={name}");
+        self.pools().push(pool);
+    }
+
+    /// Reads the configuration again in a thread, with the tokens in its secret stores: GitLab rejected one.
+    pub(super) fn fetch_tokens(&mut self) {
+        let is_stored = self.config.runners.iter().any(|runner| runner.token_reference.is_some());
+        let is_recent = self.refetched.is_some_and(|fetched| fetched.elapsed() < REFETCH_INTERVAL);
+        if !is_stored || is_recent {
+            return;
+        }
+        self.refetched = Some(Instant::now());
+        let (path, events) = (self.options.config.clone(), self.events.clone());
+        let fetch = move || drop(events.send(Event::TokensFetched(Box::new(read(&path)))));
+        if let Err(error) = sync::spawn("tokens", STACK, fetch) {
+            log::error!("cannot start the thread that fetches tokens error={error}");
+        }
+    }
+
+    /// Takes new tokens into use; the rest of the configuration comes with them.
+    pub(super) fn apply_fetched_tokens(&mut self, read: Result<Settings, String>) {
+        let tokens = |config: &crate::config::Config| -> Vec<crate::token::Token> {
+            config.runners.iter().map(|runner| runner.token.clone()).collect()
+        };
+        let outcome = match read {
+            Ok(settings) if tokens(&settings.config) == tokens(&self.config) => return,
+            Ok(settings) => self.adopt(settings),
+            Err(why) => Err(why),
+        };
+        match outcome {
+            Ok(()) => log::info!("new runner tokens are in use"),
+            Err(why) => log::error!("stored tokens cannot be fetched again error={why}"),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! `mayfly manager` takes up another configuration while it runs.
+
+use std::fs;
+use std::net::TcpListener;
+
+use crate::support::fleet::{Fleet, Manager, wait_until};
+use crate::support::gitlab::{GitLab, RUNNER_TOKEN};
+use crate::support::job::{job, until_there};
+use crate::support::mayfly::{Home, read};
+use crate::support::moto::Moto;
+
+const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
+const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
+const TOKEN_AFTER_RESET: &str = "glrt-tokenAfterReset";
+
+/// Replaces a part of the manager's file.
+fn replace(fleet: &Fleet, old: &str, new: &str) {
+    let text = read(&fleet.home.config());
+    assert!(text.contains(old), "`{old}` is not in:\n{text}");
+    fs::write(fleet.home.config(), text.replace(old, new)).expect("write a file");
+}
+
+/// The threads of the manager that poll GitLab.
+fn takers(manager: &Manager) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{}/task", manager.pid())).expect("a process");
+    let is_taker = |task: &fs::DirEntry| read(&task.path().join("comm")).trim() == "take";
+    tasks.filter_map(Result::ok).filter(is_taker).count()
+}
+
+#[test]
+fn the_number_of_polls_at_once_follows_the_file() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "request_concurrency = 1", RELAY);
+    let manager = fleet.start();
+    wait_until("one thread polls", || takers(&manager) == 1);
+    for (before, after) in [(1, 4), (4, 2)] {
+        replace(&fleet, &format!("request_concurrency = {before}"), &format!("request_concurrency = {after}"));
+        manager.signal("HUP");
+        wait_until("as many threads poll as configured", || takers(&manager) == after);
+    }
+}
+
+#[test]
+fn agents_are_accepted_on_another_address_after_a_reload() {
+    let gitlab = GitLab::start();
+    let mut fleet = Fleet::new(&gitlab, "", RELAY);
+    fleet.set_members(&["i-1"]);
+    let manager = fleet.start();
+    let old = fleet.port;
+    // A port that is in use is refused, and the manager stays where it is.
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("an address").port();
+    replace(&fleet, &format!("127.0.0.1:{old}"), &format!("127.0.0.1:{port}"));
+    manager.signal("HUP");
+    manager.wait_for_log("cannot apply the configuration; the old one stays in use error=`listen");
+    drop(taken);
+    manager.signal("HUP");
+    manager.wait_for_log("agents are accepted on another address");
+    fleet.port = port;
+    let (_home, _agent) = fleet.agent(&manager, "i-1");
+    let id = gitlab.queue(job(&["true"]).build());
+    assert_eq!(gitlab.finished(id).state, "success");
+    assert!(TcpListener::bind(("127.0.0.1", old)).is_ok(), "the old address is free");
+}
+
+#[test]
+fn a_new_token_in_the_file_ends_the_pause_after_rejections() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "", RELAY);
+    fleet.set_members(&["i-1"]);
+    replace(&fleet, RUNNER_TOKEN, "glrt-wrong-at-first");
+    let manager = fleet.start();
+    let (_home, _agent) = fleet.agent(&manager, "i-1");
+    manager.wait_for_log("rejected too often; polling paused");
+    replace(&fleet, "glrt-wrong-at-first", RUNNER_TOKEN);
+    manager.signal("HUP");
+    let id = gitlab.queue(job(&["true"]).build());
+    assert_eq!(gitlab.finished(id).state, "success");
+}
+
+#[test]
+fn a_stored_token_is_fetched_again_when_gitlab_rejects_it() {
+    let moto = Moto::start();
+    let put = |value: &str| {
+        moto.check_rights(false);
+        moto.python(&format!(
+            "client('ssm').put_parameter(Name='/ci/token', Type='SecureString', Value='{value}', Overwrite=True)"
+        ));
+        moto.check_rights(true);
+    };
+    put(RUNNER_TOKEN);
+    moto.check_rights(false);
+    let user = moto.user("manager", &["ssm:GetParameter"]);
+    moto.check_rights(true);
+    let gitlab = GitLab::start();
+    let mut fleet = Fleet::new(&gitlab, "", RELAY);
+    fleet.set_members(&["i-1"]);
+    replace(&fleet, RUNNER_TOKEN, "aws-ssm:/ci/token");
+    fleet.home.set_environment(user.environment(&moto));
+    let manager = fleet.start();
+    let (_home, _agent) = fleet.agent(&manager, "i-1");
+    put(TOKEN_AFTER_RESET);
+    let rotator = Home::new(&gitlab, "", "");
+    let config = rotator.config().display().to_string();
+    assert!(rotator.call(&["reset-token", "--config", &config, "--name", "test"]).status.success());
+    manager.wait_for_log("new runner tokens are in use");
+    let id = gitlab.queue(job(&["true"]).build());
+    assert_eq!(gitlab.finished(id).state, "success");
+    let log = manager.log();
+    assert!(!log.contains(TOKEN_AFTER_RESET) && !log.contains(RUNNER_TOKEN), "{log}");
+}
+
+#[test]
+fn a_removed_pool_ends_its_jobs_then_its_instances_and_threads() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "", HOLD);
+    fleet.set_members(&["i-1"]);
+    let manager = fleet.start();
+    let (home, agent) = fleet.agent(&manager, "i-1");
+    let go = home.path("go");
+    let running = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
+    gitlab.wait_for_log(running, "begun");
+    let held = gitlab.queue(job(&["true"]).build());
+    gitlab.wait_for_log(held, "waiting for an instance of pool pool");
+    let directory = fleet.home.path("").display().to_string();
+    fs::create_dir(fleet.home.path("other")).expect("a directory");
+    fs::write(fleet.home.path("other/members"), "{\"members\": []}\n").expect("write a file");
+    replace(&fleet, "name = \"pool\"", "name = \"other\"");
+    replace(&fleet, &format!(", \"{directory}\"]"), &format!(", \"{directory}/other\"]"));
+    manager.signal("HUP");
+    let failed = gitlab.finished(held);
+    assert_eq!((failed.state.as_str(), failed.failure_reason.as_deref()), ("failed", Some("runner_system_failure")));
+    assert!(failed.has("the pool of this job was removed"), "{}", failed.log());
+    fs::write(&go, "").expect("write a file");
+    assert_eq!(gitlab.finished(running).state, "success", "a running job ends as usual");
+    agent.wait_for_log("the pool was removed");
+    wait_until("the instance is terminated", || fleet.engine_calls().contains("\"terminate\""));
+    fleet.set_members(&[]);
+    manager.wait_for_log("the pool has ended pool=pool");
+    wait_until("its threads end", || takers(&manager) == 1);
+}
+
+#[test]
+fn a_pool_whose_new_settings_cannot_be_used_keeps_the_old_ones() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "", RELAY);
+    fleet.set_members(&["i-1"]);
+    let manager = fleet.start();
+    let (_home, _agent) = fleet.agent(&manager, "i-1");
+    replace(&fleet, "executor = \"instance\"", "executor = \"instance\"\ntls-ca-file = \"/missing.pem\"");
+    manager.signal("HUP");
+    manager.wait_for_log("pool `pool`: /missing.pem");
+    let id = gitlab.queue(job(&["true"]).build());
+    assert_eq!(gitlab.finished(id).state, "success");
+    assert!(!manager.log().contains("no longer configured"), "{}", manager.log());
+}
