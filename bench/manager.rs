@@ -85,7 +85,7 @@ fn latency() {
     };
     let direct = {
         let gitlab = GitLab::start();
-        let home = support::mayfly::Home::new(&gitlab, "", "");
+        let home = support::scenario::Scenario::shell().home(&gitlab);
         let _agent = home.start(&[]);
         median(times_to_running(&gitlab))
     };

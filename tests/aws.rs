@@ -10,6 +10,7 @@ use crate::support::http::{listen, read_request, write_answer};
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::{Home, read};
 use crate::support::moto::{Moto, User};
+use crate::support::scenario::Scenario;
 
 fn text(output: &std::process::Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
@@ -23,7 +24,7 @@ fn of_user(moto: &Moto, user: &User) -> Vec<(String, String)> {
 #[test]
 fn an_instance_from_a_used_image_starts_with_clean_state() {
     let gitlab = GitLab::start();
-    let mut home = Home::new(&gitlab, "", "");
+    let mut home = Scenario::shell().home(&gitlab);
     let mut ids = Vec::new();
     for _ in 0..2 {
         let cloud = Cloud::start();
@@ -50,9 +51,8 @@ fn jobs_do_not_get_the_agents_credentials() {
     for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION"] {
         environment.push((name.to_owned(), "of-the-agent".to_owned()));
     }
-    let mut home = Home::new(&gitlab, "", "");
+    let mut home = Scenario::shell().mayfly("leave = \"exit\"").home(&gitlab);
     home.set_environment(environment);
-    home.add_to_mayfly("leave = \"exit\"");
     let id = gitlab.queue(job(&["echo \"seen: $(env | grep -c -e AWS -e of-the-agent)\""]).build());
     let mut agent = home.start(&["--once"]);
     let done = gitlab.finished(id);
@@ -65,7 +65,7 @@ fn check_reports_the_state_of_the_instance_in_its_group() {
     let gitlab = GitLab::start();
     let cloud = Cloud::start();
     cloud.metadata.remove("tags/instance/aws:autoscaling:groupName");
-    let mut home = Home::new(&gitlab, "", "");
+    let mut home = Scenario::shell().home(&gitlab);
     home.set_environment(cloud.environment());
     let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
     assert!(told.contains(&format!("ok       instance: {} in eu-west-1", cloud.instance)), "{told}");
@@ -75,7 +75,7 @@ fn check_reports_the_state_of_the_instance_in_its_group() {
     let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
     assert!(told.contains("autoscaling:DescribeLifecycleHooks") && told.contains("AccessDenied"), "{told}");
 
-    home.add_to_mayfly("aws = { raise_on_job = {} }");
+    Scenario::shell().mayfly("aws = { raise_on_job = {} }").write(&home, &gitlab.url);
     let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
     assert!(told.contains("ok       raise_on_job: 3 instances wanted, 10 at most"), "{told}");
 
@@ -90,7 +90,7 @@ fn recovers_from_an_expired_token_and_throttling() {
     let gitlab = GitLab::start();
     let cloud = Cloud::start();
     cloud.metadata.fail([503, 401, 503]);
-    let mut home = Home::new(&gitlab, "", "");
+    let mut home = Scenario::shell().home(&gitlab);
     home.set_environment(cloud.environment());
     let agent = home.start(&[]);
     agent.wait_for_log("mayfly is up");
@@ -101,7 +101,7 @@ fn recovers_from_an_expired_token_and_throttling() {
 #[test]
 fn a_machine_outside_ec2_sends_no_metadata_requests() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let agent = home.start(&[]);
     agent.wait_for_log("mayfly is up");
     for word in ["metadata", "AWS", "EC2", "instance"] {
@@ -120,10 +120,9 @@ fn fetches_a_runner_token_from_its_store() {
     let denied = moto.user("other", &["ec2:DescribeInstances"]);
     moto.check_rights(true);
     let gitlab = GitLab::start();
-    let mut home = Home::new(&gitlab, "", "");
-    let plain = read(&home.config());
+    let mut home = Home::empty();
     for reference in ["aws-ssm:/ci/token", "aws-secretsmanager:ci/runner#token"] {
-        fs::write(home.config(), plain.replace(RUNNER_TOKEN, reference)).expect("write a file");
+        Scenario::shell().token(reference).write(&home, &gitlab.url);
         home.set_environment(of_user(&moto, &allowed));
         let id = gitlab.queue(job(&["true"]).build());
         let mut agent = home.start(&["--once"]);
@@ -142,9 +141,7 @@ fn fetches_a_runner_token_from_its_store() {
 
 /// A configuration whose runner token is in Parameter Store.
 fn home_of_parameter(gitlab: &GitLab, more: &str) -> Home {
-    let home = Home::new(gitlab, "", more);
-    fs::write(home.config(), read(&home.config()).replace(RUNNER_TOKEN, "aws-ssm:/ci/token")).expect("write a file");
-    home
+    Scenario::shell().token("aws-ssm:/ci/token").runner(more).home(gitlab)
 }
 
 /// Runs one job, which shows that the agent got the token.
@@ -174,7 +171,7 @@ fn credentials_come_from_roles_and_from_a_container_endpoint() {
     let common = [("AWS_ENDPOINT_URL".to_owned(), moto.url.clone()), ("AWS_REGION".to_owned(), "eu-west-1".to_owned())];
 
     // A profile that assumes a role with the keys of another profile.
-    fs::create_dir(home.path(".aws")).expect("create a file or directory");
+    fs::create_dir(home.path(".aws")).expect("create the directory");
     let arn = "arn:aws:iam::123456789012:role/reader";
     let config = format!("[profile ci]\nrole_arn = {arn}\nsource_profile = base\n");
     fs::write(home.path(".aws/config"), &config).expect("write a file");
@@ -254,7 +251,7 @@ fn fetches_a_rotated_token_when_gitlab_rejects_the_old_one() {
     let agent = home.start(&[]);
     agent.wait_for_log("mayfly is up");
     put("glrt-tokenAfterReset");
-    let rotator = Home::new(&gitlab, "", "");
+    let rotator = Scenario::shell().home(&gitlab);
     let config = rotator.config().display().to_string();
     assert!(rotator.call(&["reset-token", "--config", &config, "--name", "test"]).status.success());
     agent.wait_for_log("stored tokens have changed");
@@ -286,7 +283,7 @@ fn a_job_is_finished_and_reported_while_its_token_store_is_away() {
     let next = home.start(&[]);
     next.wait_for_log("job resumed from journal");
     let polls = gitlab.count("POST jobs/request");
-    fs::write(&go, "").expect("written");
+    fs::write(&go, "").expect("write the file");
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success", "{}\n{}", job.log(), next.log());
     assert_eq!((gitlab.count("POST jobs/request"), next.log().contains(RUNNER_TOKEN)), (polls, false));
@@ -321,7 +318,7 @@ fn in_a_network_with_the_real_metadata_addresses() {
     for (address, mode) in [("169.254.169.254:80", "IPv4"), ("[fd00:ec2::254]:80", "IPv6")] {
         let gitlab = GitLab::start();
         let cloud = Cloud::start_with(Metadata::start_at(address));
-        let mut home = Home::new(&gitlab, "", "[mayfly.aws]\nregion = \"eu-west-1\"");
+        let mut home = Scenario::shell().runner("[mayfly.aws]\nregion = \"eu-west-1\"").home(&gitlab);
         // No proxy runs at this address: a request through the proxy fails.
         let set = [
             ("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", mode),
@@ -372,9 +369,7 @@ fn the_documented_permissions_suffice_to_leave_a_group() {
     );
     moto.check_rights(true);
     let gitlab = GitLab::start();
-    let mut home = Home::new(&gitlab, "", "");
-    let config = read(&home.config()).replace("[mayfly]", "[mayfly]\nleave = \"aws-asg\"\nidle_timeout = \"2s\"");
-    fs::write(home.config(), config).expect("write a file");
+    let mut home = Scenario::shell().mayfly("leave = \"aws-asg\"\nidle_timeout = \"2s\"").home(&gitlab);
     let mut environment = of_user(&moto, &user);
     environment.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), metadata.url.clone()));
     home.set_environment(environment);
@@ -402,13 +397,9 @@ fn a_missing_permission_is_named_and_the_machine_powers_off() {
     let user = moto.user("agent", &["autoscaling:DescribeAutoScalingInstances"]);
     moto.check_rights(true);
     let gitlab = GitLab::start();
-    let mut home = Home::new(&gitlab, "", "");
-    let keys = format!(
-        "[mayfly]\nleave = \"aws-asg\"\nidle_timeout = \"1s\"\nleave_fallback_after = \"2s\"\n\
-         poweroff_command = \"echo off >> {}\"",
-        home.path("power").display()
-    );
-    fs::write(home.config(), read(&home.config()).replace("[mayfly]", &keys)).expect("write a file");
+    let keys = "leave = \"aws-asg\"\nidle_timeout = \"1s\"\nleave_fallback_after = \"2s\"\n\
+                poweroff_command = \"echo off >>$HOME/power\"";
+    let mut home = Scenario::shell().mayfly(keys).home(&gitlab);
     let mut environment = of_user(&moto, &user);
     environment.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), metadata.url.clone()));
     home.set_environment(environment);
@@ -437,8 +428,7 @@ fn two_more_permissions_suffice_to_raise_a_group() {
     let desired =
         "print(client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]['DesiredCapacity'])";
     for (user, expected) in [(denied, "3"), (raiser, "4")] {
-        let mut home = Home::new(&gitlab, "", "");
-        home.add_to_mayfly("aws = { raise_on_job = { idle_count = 3 } }");
+        let mut home = Scenario::shell().mayfly("aws = { raise_on_job = { idle_count = 3 } }").home(&gitlab);
         let mut environment = of_user(&moto, &user);
         environment.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), metadata.url.clone()));
         home.set_environment(environment);
@@ -455,8 +445,8 @@ fn two_more_permissions_suffice_to_raise_a_group() {
 
 /// An agent that terminates its instance through its group when idle; `keys` are further keys for `[mayfly]`.
 fn leaving_home(gitlab: &GitLab, cloud: &Cloud, keys: &str) -> Home {
-    let mut home = Home::new(gitlab, "", "");
-    home.add_to_mayfly(&format!("leave = \"aws-asg\"\nidle_timeout = \"1s\"\npoweroff_command = \"false\"\n{keys}"));
+    let leave = "leave = \"aws-asg\"\nidle_timeout = \"1s\"\npoweroff_command = \"false\"";
+    let mut home = Scenario::shell().mayfly(leave).mayfly(keys).home(gitlab);
     home.set_environment(cloud.environment());
     home
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::Home;
+use crate::support::scenario::Scenario;
 
 fn cache(key: &str) -> Value {
     json!({"key": key, "paths": ["vendor/"], "policy": "pull-push", "when": "on_success", "untracked": false,
@@ -16,12 +17,7 @@ fn cache(key: &str) -> Value {
 
 fn run(gitlab: &GitLab, home: &Home, job: JobBuilder) -> Job {
     // The project directory starts empty, so files can come only from the cache.
-    let id = gitlab.queue(job.variable("GIT_STRATEGY", "empty").build());
-    let mut agent = home.start(&["--once"]);
-    let job = gitlab.finished(id);
-    assert!(agent.wait().success(), "{}", agent.log());
-    gitlab.assert_strict();
-    job
+    home.run(gitlab, job.variable("GIT_STRATEGY", "empty"))
 }
 
 /// The archives of all caches on the machine.
@@ -33,7 +29,7 @@ fn archives(home: &Home) -> Vec<PathBuf> {
 #[test]
 fn restores_caches_by_key_fallback_and_policy() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "user = \"nobody\"", "");
+    let home = Scenario::shell().config("user = \"nobody\"").home(&gitlab);
     let fill = job(&["mkdir -p vendor/deep; echo kept >vendor/deep/f; ln -s f vendor/deep/link"])
         .set("cache", json!([cache("deps-$CI_JOB_NAME")]));
     let filled = run(&gitlab, &home, fill);
@@ -60,11 +56,11 @@ fn restores_caches_by_key_fallback_and_policy() {
 #[test]
 fn a_cache_never_fails_a_job() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let fill = job(&["mkdir vendor; echo x >vendor/f"]).set("cache", json!([cache("k")]));
     run(&gitlab, &home, fill);
     for archive in archives(&home) {
-        std::fs::write(archive, "half of an archive").expect("broken");
+        std::fs::write(archive, "half of an archive").expect("write the file");
     }
     let broken = run(&gitlab, &home, job(&["echo on"]).set("cache", json!([cache("k")])));
     assert_eq!(broken.state, "success", "{}", broken.log());
@@ -83,7 +79,7 @@ fn a_cache_never_fails_a_job() {
 #[test]
 fn a_failed_cache_does_not_affect_the_other_caches_of_a_job() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let other = || {
         let mut other = cache("other");
         other["paths"] = json!(["[tools", "tools/*"]);
@@ -93,7 +89,7 @@ fn a_failed_cache_does_not_affect_the_other_caches_of_a_job() {
     let filled = run(&gitlab, &home, fill.set("cache", json!([cache("broken"), other()])));
     assert!(filled.has("WARNING: [tools: invalid pattern: a [ without its ]"), "{}", filled.log());
     let broken = archives(&home).into_iter().find(|path| path.ends_with("broken/cache.zip")).expect("an archive");
-    std::fs::write(broken, "<html>sign in</html>").expect("broken");
+    std::fs::write(broken, "<html>sign in</html>").expect("write the file");
     let script = "cat vendor/f tools/f || true";
     let used = run(&gitlab, &home, job(&[script]).set("cache", json!([cache("broken"), other()])));
     let lines = used.lines();

@@ -6,6 +6,7 @@ use std::process::{Output, Stdio};
 
 use crate::support::gitlab::{ACCESS_TOKEN, GitLab, REGISTRATION_TOKEN, RUNNER_TOKEN};
 use crate::support::mayfly::{Home, read};
+use crate::support::scenario::Scenario;
 
 fn call_with_input(home: &Home, arguments: &[&str], input: &str) -> Output {
     let mut child = home
@@ -108,7 +109,7 @@ fn register_creates_a_runner_with_an_access_token_and_refuses_conflicting_option
 #[test]
 fn verify_unregister_reset_and_list() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "# kept", "");
+    let home = Scenario::shell().config("# kept").home(&gitlab);
     let config = home.config().display().to_string();
     assert!(text(&home.call(&["list", "--config", &config])).contains("test\texecutor=shell"));
     assert!(home.call(&["verify", "--config", &config]).status.success());
@@ -122,7 +123,7 @@ fn verify_unregister_reset_and_list() {
     assert!(home.call(&["unregister", "--config", &config, "--name", "test"]).status.success());
     assert!(gitlab.managers().is_empty());
     assert!(!read(&home.config()).contains("[[runners]]") && read(&home.config()).contains("# kept"));
-    home.configure(&gitlab.url, "", "");
+    Scenario::shell().write(&home, &gitlab.url);
     gitlab.delete_runner();
     assert!(!home.call(&["verify", "--config", &config]).status.success());
     assert!(home.call(&["verify", "--config", &config, "--delete"]).status.success());
@@ -133,7 +134,7 @@ fn verify_unregister_reset_and_list() {
 #[test]
 fn check_passes_only_when_jobs_would_run() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "odd_key = 1");
+    let home = Scenario::shell().runner("odd_key = 1").home(&gitlab);
     let config = home.config().display().to_string();
     let good = home.call(&["check", "--config", &config]);
     assert!(good.status.success(), "{}", text(&good));
@@ -146,11 +147,11 @@ fn check_passes_only_when_jobs_would_run() {
         ("", "builds_dir = \"/dev/null/builds\"", "cannot write"),
         ("concurrent = 0", "", "at least 1"),
     ] {
-        home.configure(&gitlab.url, global, runner);
+        Scenario::shell().config(global).runner(runner).write(&home, &gitlab.url);
         let bad = home.call(&["check", "--config", &config]);
         assert!(!bad.status.success() && text(&bad).contains(part), "{part} in {}", text(&bad));
     }
-    home.configure(&gitlab.url, "", "odd_key = 1");
+    Scenario::shell().runner("odd_key = 1").write(&home, &gitlab.url);
     assert_eq!(read(&home.config()), before, "check edits nothing");
     gitlab.delete_runner();
     let dead = home.call(&["check", "--config", &config]);
@@ -173,7 +174,7 @@ fn usage_errors_go_to_standard_error() {
 #[test]
 fn log_format_json_writes_json_lines() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let mut agent = home.start(&["--log-format", "json", "--idle-timeout", "1s"]);
     agent.wait();
     for line in agent.log().lines() {
@@ -203,7 +204,7 @@ fn register_for_containers_needs_an_image_and_adds_the_cache_volume() {
 #[test]
 fn unregister_takes_the_token_of_the_environment() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let config = home.config().display().to_string();
     let mut command = home.command(&["unregister", "--config", &config]);
     let done = command.env("CI_SERVER_TOKEN", RUNNER_TOKEN).output().expect("mayfly");
@@ -216,15 +217,13 @@ fn check_finds_problems_that_prevent_a_start() {
     let gitlab = GitLab::start();
     let check = |home: &Home| text(&home.call(&["check", "--config", &home.config().display().to_string()]));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let home = Home::new(&gitlab, &format!("listen_address = \"{}\"", taken.local_addr().expect("an address")), "");
+    let home = Scenario::shell()
+        .config(&format!("listen_address = \"{}\"", taken.local_addr().expect("an address")))
+        .home(&gitlab);
     assert!(check(&home).contains("FAIL     listen_address"), "{}", check(&home));
-    let home = Home::new(&gitlab, "", "");
-    let config = read(&home.config());
-    let state = format!("state_dir = \"{}\"", home.path("state").display());
-    assert!(config.contains(&state));
-    std::fs::write(home.config(), config.replace(&state, "state_dir = \"/proc/x\"")).expect("write a file");
+    let home = Scenario::shell().state_dir("/proc/x").home(&gitlab);
     assert!(check(&home).contains("FAIL     state directory: /proc/x cannot be written"), "{}", check(&home));
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let mut without_git = home.command(&["check", "--config", &home.config().display().to_string()]);
     let told = text(&without_git.env("PATH", home.path("empty")).output().expect("mayfly"));
     assert!(told.contains("FAIL     git: no working `git` in the PATH"), "{told}");
@@ -242,7 +241,7 @@ fn check_names_the_target_of_a_redirect() {
         }
     });
     let home = Home::empty();
-    home.configure(&server, "", "");
+    Scenario::shell().write(&home, &server);
     let told = home.call(&["check", "--config", &home.config().display().to_string()]);
     assert!(text(&told).contains("the server redirects to https://gitlab.test; write that address"), "{}", text(&told));
 }

@@ -9,7 +9,7 @@ use crate::support::between::{Between, Fate};
 use crate::support::docker::docker;
 use crate::support::gitlab::GitLab;
 use crate::support::job::{JobBuilder, job, until_there};
-use crate::support::mayfly::Home;
+use crate::support::scenario::Scenario;
 use crate::support::unique_number;
 
 /// The output of `docker inspect` for the containers of a running job: the job's own container, and that of its
@@ -17,7 +17,7 @@ use crate::support::unique_number;
 fn inspected(keys: &str, job: JobBuilder) -> (Value, Value) {
     let docker = docker();
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", keys);
+    let home = Scenario::containers().docker(keys).home(&gitlab);
     let service = json!([{"name": "busybox:local", "alias": "side", "command": ["sleep", "600"]}]);
     let id = gitlab.queue(job.set("services", service).build());
     let mut agent = home.start(&["--once"]);
@@ -260,8 +260,10 @@ fn asked(keys: &str, job: JobBuilder) -> Vec<Value> {
         }
     });
     let gitlab = GitLab::start();
-    let home =
-        Home::with_containers_of(&gitlab, &between.host(), "", &format!("wait_for_services_timeout = -1\n{keys}"));
+    let home = Scenario::containers()
+        .engine(&between.host())
+        .docker(&format!("wait_for_services_timeout = -1\n{keys}"))
+        .home(&gitlab);
     let service = json!([{"name": "busybox:local", "alias": "side", "command": ["sleep", "600"]}]);
     let id = gitlab.queue(job.set("services", service).build());
     let mut agent = home.start(&["--once"]);

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use crate::support::git::GitServer;
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job, until_there};
-use crate::support::mayfly::{Home, is_running, kill_shims, nap, read};
+use crate::support::mayfly::{is_running, kill_shims, nap, read};
+use crate::support::scenario::Scenario;
 use crate::support::unique_number;
 
 /// The output of the stages of [`staged`], in order.
@@ -69,7 +70,7 @@ fn the_next_agent_resumes_a_job_in_any_stage() {
             let (runner, job) = staged(&url, &sha, None);
             scope.spawn(move || {
                 let gitlab = GitLab::start();
-                let home = Home::new(&gitlab, "", &runner);
+                let home = Scenario::shell().runner(&runner).home(&gitlab);
                 let id = gitlab.queue(job.build());
                 let agent = home.start(&[]);
                 gitlab.wait_for_log(id, stage);
@@ -90,7 +91,7 @@ fn a_job_is_resumed_after_each_of_many_crashes() {
     let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
     let (runner, job) = staged(&url, &sha, None);
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", &runner);
+    let home = Scenario::shell().runner(&runner).home(&gitlab);
     let id = gitlab.queue(job.build());
     let mut life = 5;
     while gitlab.job_state(id) != "success" {
@@ -123,7 +124,7 @@ fn a_job_whose_shim_died_in_any_stage_is_reported_as_failed() {
             let (runner, job) = staged(&url, &sha, Some(stage));
             scope.spawn(move || {
                 let gitlab = GitLab::start();
-                let home = Home::new(&gitlab, "", &runner);
+                let home = Scenario::shell().runner(&runner).home(&gitlab);
                 let id = gitlab.queue(job.build());
                 let agent = home.start(&[]);
                 gitlab.wait_for_log(id, stage);
@@ -168,7 +169,7 @@ fn assert_whole(job: &Job) {
 fn a_killed_agent_has_no_effect_on_its_job() {
     for moment in ["tick 1", "tick 4", "after"] {
         let gitlab = GitLab::start();
-        let home = Home::new(&gitlab, "", "");
+        let home = Scenario::shell().home(&gitlab);
         let id = gitlab.queue(counting().build());
         let agent = home.start(&[]);
         gitlab.wait_for_log(id, moment);
@@ -186,7 +187,7 @@ fn no_log_line_is_lost_or_duplicated_if_the_agent_is_killed_at_any_time() {
     // Moments all over the life of the job, within stages and between them.
     for millis in (0..1200).step_by(150) {
         let gitlab = GitLab::start();
-        let home = Home::new(&gitlab, "", "");
+        let home = Scenario::shell().home(&gitlab);
         let id = gitlab.queue(job(&["echo only once", "sleep 0.4", "echo done"]).after_script(&["echo after"]).build());
         let agent = home.start(&[]);
         gitlab.wait_until("the job is taken", |server| server.job(id).state == "running");
@@ -219,7 +220,7 @@ fn no_log_line_is_lost_or_duplicated_if_the_agent_is_killed_at_any_time() {
 #[test]
 fn a_job_that_repeatedly_crashes_the_agent_is_failed() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let nap = nap();
     let id = gitlab.queue(job(&["echo begun", &nap]).build());
     let agent = home.start(&[]);
@@ -245,7 +246,7 @@ fn a_job_that_repeatedly_crashes_the_agent_is_failed() {
 #[test]
 fn the_next_agent_reads_the_result_of_a_script_that_ended_meanwhile() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let go = home.path("go");
     let lines = ["echo begun", &until_there(go.display()), "echo over; exit 7"];
     let id = gitlab.queue(job(&lines).after_script(&["echo after"]).build());
@@ -266,7 +267,7 @@ fn the_next_agent_reads_the_result_of_a_script_that_ended_meanwhile() {
 #[test]
 fn the_job_timeout_applies_while_no_agent_runs() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let waited = nap();
     let id = gitlab.queue(job(&["echo begun", &waited]).after_script(&[&waited]).timeout(6).build());
     let agent = home.start(&[]);
@@ -289,7 +290,7 @@ fn the_job_timeout_applies_while_no_agent_runs() {
 #[test]
 fn a_job_whose_shim_died_is_reported_and_cleaned_up() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let (detached, waited) = (nap(), nap());
     let id = gitlab.queue(job(&["echo begun", &format!("setsid {detached} & {waited}")]).build());
     let agent = home.start(&[]);
@@ -310,7 +311,7 @@ fn a_job_whose_shim_died_is_reported_and_cleaned_up() {
 fn a_job_of_an_earlier_boot_is_reported_but_not_one_of_another_machine() {
     for (key, reported) in [("boot", true), ("instance", false)] {
         let gitlab = GitLab::start();
-        let home = Home::new(&gitlab, "", "");
+        let home = Scenario::shell().home(&gitlab);
         let pid = home.path("pid");
         let id = gitlab.queue(
             job(&["echo $BASHPID >$PID_FILE", "echo begun", "exec sleep 600"])
@@ -338,14 +339,14 @@ fn a_job_of_an_earlier_boot_is_reported_but_not_one_of_another_machine() {
         // Processes on this machine are cleaned up; a journal of another machine is no evidence of them.
         let script = read(&pid).trim().to_owned();
         assert_eq!(read(format!("/proc/{script}/cmdline").as_ref()).is_empty(), reported);
-        std::process::Command::new("kill").args(["-9", &script]).output().expect("kill");
+        std::process::Command::new("kill").args(["-9", &script]).output().expect("run the program");
     }
 }
 
 #[test]
 fn the_next_agent_sends_an_unsent_final_state() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let go = home.path("go");
     let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
     let agent = home.start(&[]);
@@ -368,7 +369,7 @@ fn the_next_agent_sends_an_unsent_final_state() {
 #[test]
 fn max_builds_counts_across_a_crash() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let go = home.path("go");
     let first = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
     let agent = home.start(&["--max-builds", "1"]);
@@ -412,7 +413,7 @@ impl Drop for Bound {
 #[test]
 fn a_job_without_a_thread_fails_at_once_and_the_next_one_runs() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let agent = home.start(&[]);
     let bound = Bound::of(agent.pid());
     gitlab.wait_until("a request", |server| server.count("POST jobs/request") > 0);

@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use crate::support::docker::Docker;
 use crate::support::gitlab::GitLab;
 use crate::support::job::job;
-use crate::support::mayfly::Home;
+use crate::support::scenario::Scenario;
 
 const SECRET: &str = "the-credentials";
 const V4: &str = "169.254.169.254";
@@ -23,7 +23,7 @@ const OTHER: &str = "169.254.169.253";
 /// Runs a test, and all processes that it starts, in a network namespace of its own.
 fn secluded(test: impl FnOnce() + Send + 'static) {
     let thread = thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).expect("root");
+        unshare(CloneFlags::CLONE_NEWNET).expect("namespaces need root");
         ip("link set lo up");
         test();
     });
@@ -84,7 +84,8 @@ fn a_job_is_blocked_root_is_not_and_removed_rules_are_restored() {
     secluded(|| {
         serve_metadata();
         let gitlab = GitLab::start();
-        let home = Home::new(&gitlab, "user = \"nobody\"", "");
+        let scenario = Scenario::shell().config("user = \"nobody\"");
+        let home = scenario.home(&gitlab);
         let ran = |id: i64| gitlab.finished(id).lines();
         let has = |lines: &[String], line: &str| lines.iter().any(|other| other == line);
         let mut agent = home.start(&[]);
@@ -97,10 +98,7 @@ fn a_job_is_blocked_root_is_not_and_removed_rules_are_restored() {
         assert!(agent.wait().success());
 
         let block = |on: bool| {
-            let text = fs::read_to_string(home.config()).expect("a configuration");
-            let text = text.replace("block_instance_metadata = true\n", "");
-            let with = if on { "[mayfly]\nblock_instance_metadata = true\n" } else { "[mayfly]\n" };
-            fs::write(home.config(), text.replace("[mayfly]\n", with)).expect("write a file");
+            scenario.clone().mayfly(&format!("block_instance_metadata = {on}")).write(&home, &gitlab.url);
         };
         block(true);
         for _ in 0..2 {
@@ -160,7 +158,7 @@ impl Elsewhere {
     fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let network = fs::File::open(format!("/proc/{}/ns/net", self.0.id())).expect("a network");
         let thread = thread::spawn(move || {
-            setns(network, CloneFlags::CLONE_NEWNET).expect("root");
+            setns(network, CloneFlags::CLONE_NEWNET).expect("namespaces need root");
             work()
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -196,10 +194,8 @@ fn only_forwarded_traffic_to_the_metadata_service_is_blocked() {
         assert_eq!([ask(V4), ask(OTHER)], [SECRET, SECRET]);
 
         let gitlab = GitLab::start();
-        let home = Home::new(&gitlab, "user = \"nobody\"", "");
-        let text = fs::read_to_string(home.config()).expect("a configuration");
-        let blocked = text.replace("[mayfly]\n", "[mayfly]\nblock_instance_metadata = true\n");
-        fs::write(home.config(), blocked).expect("write a file");
+        let scenario = Scenario::shell().config("user = \"nobody\"").mayfly("block_instance_metadata = true");
+        let home = scenario.home(&gitlab);
         let mut agent = home.start(&[]);
         agent.wait_for_log("mayfly is up");
         assert_eq!([ask(V4).as_str(), ask(OTHER).as_str()], ["", SECRET]);
@@ -220,13 +216,14 @@ fn a_container_is_blocked_from_the_metadata_service_only() {
         cloud.run(&format!("ip addr add {V4}/16 dev eth0; ip addr add {OTHER}/32 dev eth0; ip link set eth0 up"));
         cloud.inside(|| [V4, OTHER].map(|address| serve(address, 80)));
         let gitlab = GitLab::start();
-        let home = Home::with_containers_of(&gitlab, &engine.host(), "", "");
+        let scenario = Scenario::containers().engine(&engine.host());
+        let home = scenario.home(&gitlab);
         let ask = |name: &str, address: &str| {
             format!("echo {name}=$(timeout 10 nc {address} 80 </dev/null || echo shut out)")
         };
         for (block, four) in [(false, SECRET), (true, "shut out")] {
             if block {
-                home.add_to_mayfly("block_instance_metadata = true");
+                scenario.clone().mayfly("block_instance_metadata = true").write(&home, &gitlab.url);
             }
             let mut agent = home.start(&[]);
             let id = gitlab.queue(job(&[&ask("four", V4), &ask("other", OTHER)]).build());
@@ -242,8 +239,8 @@ fn a_container_is_blocked_from_the_metadata_service_only() {
 }
 
 /// Asserts that `run` and `check` refuse the configuration, with all these words in the message.
-fn assert_refused(gitlab: &GitLab, home: &Home, parts: &[&str]) {
-    home.add_to_mayfly("block_instance_metadata = true");
+fn assert_refused(gitlab: &GitLab, scenario: Scenario, parts: &[&str]) {
+    let home = scenario.mayfly("block_instance_metadata = true").home(gitlab);
     let config = home.config().display().to_string();
     for command in ["run", "check"] {
         let refused = home.call(&[command, "--config", &config]);
@@ -259,25 +256,23 @@ fn assert_refused(gitlab: &GitLab, home: &Home, parts: &[&str]) {
 #[test]
 fn the_agent_does_not_start_if_jobs_cannot_be_blocked() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
-    assert_refused(&gitlab, &home, &["runner `test`", "jobs run as the agent's own user"]);
+    assert_refused(&gitlab, Scenario::shell(), &["runner `test`", "jobs run as the agent's own user"]);
     for key in ["privileged = true", "network_mode = \"host\"", "volumes = [\"/var/run/docker.sock:/s\"]"] {
-        let home = Home::with_containers_of(&gitlab, "unix:///run/none.sock", "", key);
+        let scenario = Scenario::containers().engine("unix:///run/none.sock").docker(key);
         let (name, _) = key.split_once(' ').expect("a key");
-        assert_refused(&gitlab, &home, &["runner `test`", &format!("`{name}` below [runners.docker]")]);
+        assert_refused(&gitlab, scenario, &["runner `test`", &format!("`{name}` below [runners.docker]")]);
     }
 }
 
 #[test]
 fn the_agent_does_not_start_if_it_cannot_load_rules() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "user = \"nobody\"", "");
     thread::scope(|scope| {
         let without_the_tool = || {
-            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("root");
+            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("namespaces need root");
             let hide = "mount --make-rprivate / && mount --bind /bin/false \"$(command -v nft)\"";
             assert!(Command::new("sh").args(["-c", hide]).status().expect("sh").success());
-            assert_refused(&gitlab, &home, &["nft"]);
+            assert_refused(&gitlab, Scenario::shell().config("user = \"nobody\""), &["nft"]);
         };
         scope.spawn(without_the_tool).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });

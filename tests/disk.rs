@@ -9,13 +9,14 @@ use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::Home;
 use crate::support::s3::S3;
+use crate::support::scenario::Scenario;
 
 /// A small file system; unmounted when the test ends.
 pub struct Small(std::path::PathBuf);
 
 impl Small {
     pub fn mount(place: std::path::PathBuf) -> Self {
-        std::fs::create_dir_all(&place).expect("create a file or directory");
+        std::fs::create_dir_all(&place).expect("create the directory");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(&place).status();
         assert!(mounted.expect("mount").success(), "these tests need root");
         Self(place)
@@ -37,7 +38,7 @@ impl Drop for Small {
 #[test]
 fn a_job_that_fills_the_journals_disk_still_reports_its_result() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let small = Small::mount(home.path("state"));
     let fill = format!("dd if=/dev/zero of={}/filler bs=64k 2>/dev/null || true", small.0.display());
     let free = format!("rm {}/filler", small.0.display());
@@ -60,7 +61,7 @@ fn a_job_that_fills_the_journals_disk_still_reports_its_result() {
 #[test]
 fn a_disk_that_stays_full_does_not_hide_the_result() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let small = Small::mount(home.path("state"));
     let fill = format!("dd if=/dev/zero of={}/filler bs=4k 2>/dev/null || exit 8", small.0.display());
     let id = gitlab.queue(job(&[&fill]).build());
@@ -75,7 +76,7 @@ fn a_disk_that_stays_full_does_not_hide_the_result() {
 fn a_log_that_lost_lines_on_a_full_disk_says_so() {
     for (code, state, last) in [(0, "success", "Job succeeded"), (7, "failed", "Job failed: exit status 7")] {
         let gitlab = GitLab::start();
-        let home = Home::new(&gitlab, "", "");
+        let home = Scenario::shell().home(&gitlab);
         let small = Small::mount(home.path("state"));
         let fill = format!("dd if=/dev/zero of={}/filler bs=4k 2>/dev/null || true", small.0.display());
         // More output than the agent allocates in advance.
@@ -100,7 +101,7 @@ fn fill(file: &str) -> String {
 fn a_container_that_fills_the_engines_disk_fails_only_its_job() {
     let engine = Docker::on_small_disk("48m");
     let gitlab = GitLab::start();
-    let home = Home::with_containers_of(&gitlab, &engine.host(), "", "");
+    let home = Scenario::containers().engine(&engine.host()).home(&gitlab);
     let full = [&fill("/filler"), "echo not reached"];
     let loud = [&format!("({}) || echo full", fill("/filler")), "seq 1 20000", "exit 6"];
     let ids = [
@@ -137,10 +138,8 @@ fn a_container_that_fills_the_builds_disk_keeps_its_result_and_its_log() {
     let engine = Docker::start();
     let gitlab = GitLab::start();
     let keys = "[runners.docker.tmpfs]\n\"/scratch\" = \"size=1m\"";
-    let home = Home::with_containers_of(&gitlab, &engine.host(), "", keys);
-    let text = std::fs::read_to_string(home.config()).expect("read");
-    let own = format!("[runners.mayfly]\nbuilds_dir = \"{}\"\n[runners.docker]\n", builds.0.display());
-    std::fs::write(home.config(), text.replace("[runners.docker]\n", &own)).expect("write a file");
+    let own = format!("[runners.mayfly]\nbuilds_dir = \"{}\"", builds.0.display());
+    let home = Scenario::containers().engine(&engine.host()).runner(&own).docker(keys).home(&gitlab);
     let artifact = json!([{"name": "out", "paths": ["small.txt"], "when": "always", "artifact_format": "zip",
         "artifact_type": "archive"}]);
     let cache = json!([{"key": "k", "paths": ["small.txt"], "policy": "push", "when": "always"}]);
@@ -178,12 +177,8 @@ fn run_with_cache(gitlab: &GitLab, home: &Home, job: JobBuilder) -> Job {
 }
 
 fn run(gitlab: &GitLab, home: &Home, job: JobBuilder) -> Job {
-    let id = gitlab.queue(job.variable("GIT_STRATEGY", "empty").build());
-    let mut agent = home.start(&["--once"]);
-    let job = gitlab.finished(id);
-    assert!(agent.wait().success(), "{}", agent.log());
+    let job = home.run(gitlab, job.variable("GIT_STRATEGY", "empty"));
     assert_eq!(job.state, "success", "{}", job.log());
-    gitlab.assert_strict();
     job
 }
 
@@ -200,10 +195,10 @@ fn a_cache_too_large_to_extract_is_a_miss_and_its_archive_is_kept() {
     let gitlab = GitLab::start();
     let home = Home::empty();
     let caches = format!("cache_dir = \"{}\"", home.path("cache").display());
-    home.configure(&gitlab.url, "", &caches);
+    Scenario::shell().runner(&caches).write(&home, &gitlab.url);
     fill_cache(&gitlab, &home);
     let small = Small::mount(home.path("small"));
-    let cramped = Home::new(&gitlab, "", &format!("{caches}\nbuilds_dir = \"{}\"", small.0.display()));
+    let cramped = Scenario::shell().runner(&format!("{caches}\nbuilds_dir = \"{}\"", small.0.display())).home(&gitlab);
     let script = "wc -c vendor/* || true; echo on";
     for clean_up in ["false", "true"] {
         let job = job(&[script]).variable("FF_CLEAN_UP_FAILED_CACHE_EXTRACT", clean_up);
@@ -224,10 +219,10 @@ fn a_cache_too_large_to_extract_is_a_miss_and_its_archive_is_kept() {
 fn a_cache_too_large_to_save_is_a_miss() {
     let (gitlab, s3) = (GitLab::start(), S3::start());
     let shared = s3.configuration("Shared = true", &S3::keys());
-    fill_cache(&gitlab, &Home::new(&gitlab, "", &shared));
+    fill_cache(&gitlab, &Scenario::shell().runner(&shared).home(&gitlab));
     let home = Home::empty();
     let small = Small::mount(home.path("small"));
-    home.configure(&gitlab.url, "", &format!("cache_dir = \"{}\"\n{shared}", small.0.display()));
+    Scenario::shell().runner(&format!("cache_dir = \"{}\"\n{shared}", small.0.display())).write(&home, &gitlab.url);
     let full = run_with_cache(&gitlab, &home, job(&["ls vendor || echo nothing"]));
     assert!(full.has("WARNING: cache deps: the disk is full; no space for the cache in "), "{}", full.log());
     assert!(full.lines().contains(&"nothing".to_owned()), "{}", full.log());

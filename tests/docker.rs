@@ -8,7 +8,8 @@ use crate::support::docker::{Docker, docker};
 use crate::support::git::GitServer;
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job, until_there};
-use crate::support::mayfly::{Home, is_running, kill_shims, nap};
+use crate::support::mayfly::{is_running, kill_shims, nap};
+use crate::support::scenario::Scenario;
 use crate::support::write_program;
 
 /// Runs one job in a container, on an agent of its own, and asserts that nothing of the job is left.
@@ -18,7 +19,7 @@ fn run(job: JobBuilder) -> Job {
 
 fn run_with(runner: &str, keys: &str, job: JobBuilder) -> Job {
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, runner, keys);
+    let home = Scenario::containers().runner(runner).docker(keys).home(&gitlab);
     let id = gitlab.queue(job.build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);
@@ -75,7 +76,7 @@ fn sources_caches_and_artifacts_need_no_tools_in_the_image() {
     let git = GitServer::start(root.path());
     let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n"), ("dir/run.sh", "echo ran\n")]);
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", "");
+    let home = Scenario::containers().home(&gitlab);
     let with_cache = |script: &[&str]| {
         job(script).sources(&url, &sha).set(
             "cache",
@@ -125,10 +126,8 @@ fn fleet_executors_are_read_as_docker() {
         ),
     ] {
         let gitlab = GitLab::start();
-        let home = Home::with_containers(&gitlab, "", &format!("memory = \"64m\"\n{tables}"));
-        let text = std::fs::read_to_string(home.config()).expect("read");
-        let text = text.replace("executor = \"docker\"", &format!("executor = \"{executor}\""));
-        std::fs::write(home.config(), text).expect("write a file");
+        let keys = format!("memory = \"64m\"\n{tables}");
+        let home = Scenario::containers().executor(executor).docker(&keys).home(&gitlab);
         let ids = [0; 2].map(|_| gitlab.queue(job(&["cat /proc/1/comm; cat /etc/passwd | grep builder"]).build()));
         let mut agent = home.start(&[]);
         let done = gitlab.finished(ids[0]);
@@ -172,7 +171,7 @@ fn the_images_user_can_write_to_the_jobs_directories() {
 #[test]
 fn a_cancel_ends_every_process_and_after_script_gets_a_container_of_its_own() {
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", "");
+    let home = Scenario::containers().home(&gitlab);
     let (nap, detached) = (nap(), nap());
     let lines = [
         "touch /left-behind",
@@ -261,7 +260,7 @@ fn a_runner_without_an_engine_takes_no_job_and_says_what_to_do() {
     let missing = directory.path().join("none.sock");
     for (socket, part) in [(&missing, "install or start it"), (&odd, "should be a container engine")] {
         let gitlab = GitLab::start();
-        let home = Home::with_containers_of(&gitlab, &format!("unix://{}", socket.display()), "", "");
+        let home = Scenario::containers().engine(&format!("unix://{}", socket.display())).home(&gitlab);
         let id = gitlab.queue(job(&["echo never"]).build());
         let agent = home.start(&[]);
         agent.wait_for_log("polling paused runner=test reason=container_engine");
@@ -274,7 +273,7 @@ fn a_runner_without_an_engine_takes_no_job_and_says_what_to_do() {
 #[test]
 fn an_agent_starts_without_its_engine() {
     let gitlab = GitLab::start();
-    let home = Home::with_containers_of(&gitlab, "unix:///nonexistent/engine.sock", "", "");
+    let home = Scenario::containers().engine("unix:///nonexistent/engine.sock").home(&gitlab);
     let mut agent = home.start(&[]);
     agent.wait_for_log("polling paused runner=test reason=container_engine");
     agent.wait_for_log("of jobs yet; retrying");
@@ -306,7 +305,7 @@ fn an_engine_that_hangs_does_not_extend_the_job_timeout() {
         }
     });
     let gitlab = GitLab::start();
-    let home = Home::with_containers_of(&gitlab, &format!("unix://{}", socket.display()), "", "");
+    let home = Scenario::containers().engine(&format!("unix://{}", socket.display())).home(&gitlab);
     let id = gitlab.queue(job(&["echo never"]).timeout(3).build());
     let _agent = home.start(&[]);
     let done = gitlab.finished(id);
@@ -316,7 +315,7 @@ fn an_engine_that_hangs_does_not_extend_the_job_timeout() {
 #[test]
 fn the_next_agent_resumes_a_job_whose_container_runs() {
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", "");
+    let home = Scenario::containers().home(&gitlab);
     let count = "for i in 1 2 3 4 5 6; do echo \"tick $i\"; sleep 0.5; done";
     let id = gitlab.queue(job(&[count]).after_script(&["echo after; sleep 1; echo end"]).build());
     for moment in ["tick 1", "tick 4", "after"] {
@@ -340,7 +339,7 @@ fn the_next_agent_resumes_a_job_whose_container_runs() {
 fn the_next_agent_resumes_a_job_whose_container_is_being_created() {
     for millis in [0, 60, 150, 300, 500] {
         let gitlab = GitLab::start();
-        let home = Home::with_containers(&gitlab, "", "");
+        let home = Scenario::containers().home(&gitlab);
         let id = gitlab.queue(job(&["echo only once"]).build());
         let agent = home.start(&[]);
         gitlab.wait_for_log(id, "Preparing the \"docker\" executor");
@@ -363,7 +362,7 @@ fn the_next_agent_resumes_a_job_whose_container_is_being_created() {
 #[test]
 fn the_timeout_of_a_job_in_a_container_applies_while_no_agent_runs() {
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", "");
+    let home = Scenario::containers().home(&gitlab);
     let nap = nap();
     let id = gitlab.queue(job(&["echo begun", &nap]).after_script(&[&nap]).timeout(10).build());
     let agent = home.start(&[]);
@@ -383,7 +382,7 @@ fn the_timeout_of_a_job_in_a_container_applies_while_no_agent_runs() {
 #[test]
 fn a_job_whose_shim_died_is_reported_and_its_container_removed() {
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", "");
+    let home = Scenario::containers().home(&gitlab);
     let nap = nap();
     let id = gitlab.queue(job(&["echo begun", &nap]).build());
     let agent = home.start(&[]);
@@ -403,14 +402,14 @@ fn a_job_whose_shim_died_is_reported_and_its_container_removed() {
 #[test]
 fn a_job_whose_journal_cannot_be_written_is_removed_and_the_agent_continues() {
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", "volumes = [\"/scratch\"]\ndisable_cache = true");
+    let home = Scenario::containers().docker("volumes = [\"/scratch\"]\ndisable_cache = true").home(&gitlab);
     let nap = nap();
     let lines = ["echo begun", &format!("{}; ({nap} &) ; echo never heard", until_there("go"))];
     let id = gitlab.queue(job(&lines).variable("FF_NETWORK_PER_BUILD", "true").after_script(&[&nap]).build());
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     // The journal cannot be written, so the job cannot be resumed.
-    std::fs::remove_file(home.path("state/slot-0/job.json")).expect("remove");
+    std::fs::remove_file(home.path("state/slot-0/job.json")).expect("remove the file or directory");
     let container = docker().containers(&format!("com.gitlab.gitlab-runner.job.id={id}")).swap_remove(0);
     docker().run(&["exec", "--detach", &container, "touch", "/builds/team/demo/go"]);
     let done = gitlab.finished(id);
@@ -430,7 +429,7 @@ fn a_job_whose_journal_cannot_be_written_is_removed_and_the_agent_continues() {
 #[test]
 fn removes_orphaned_containers_and_no_foreign_ones() {
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", "");
+    let home = Scenario::containers().home(&gitlab);
     let nap = nap();
     let id = gitlab.queue(job(&["echo begun", &nap]).variable("FF_NETWORK_PER_BUILD", "true").build());
     let agent = home.start(&[]);
@@ -446,7 +445,7 @@ fn removes_orphaned_containers_and_no_foreign_ones() {
     ]);
     agent.kill();
     kill_shims(id);
-    std::fs::remove_dir_all(home.path("state/slot-0")).expect("remove");
+    std::fs::remove_dir_all(home.path("state/slot-0")).expect("remove the file or directory");
     let mut next = home.start(&[]);
     next.wait_for_log("mayfly is up");
     next.signal("QUIT");
@@ -461,7 +460,7 @@ fn removes_orphaned_containers_and_no_foreign_ones() {
 fn an_engine_restart_fails_only_its_running_jobs() {
     let engine = Docker::start();
     let gitlab = GitLab::start();
-    let home = Home::with_containers_of(&gitlab, &engine.host(), "", "");
+    let home = Scenario::containers().engine(&engine.host()).home(&gitlab);
     let id = gitlab.queue(job(&["echo begun", "sleep 600"]).build());
     let next = gitlab.queue(job(&["echo well"]).build());
     let mut agent = home.start(&[]);
@@ -481,7 +480,7 @@ fn a_project_reuses_its_volumes_but_not_from_protected_to_unprotected_jobs() {
     let gitlab = GitLab::start();
     let host = tempfile::tempdir().expect("a directory");
     let keys = format!("volumes = [\"/cache\", \"{}:/host:ro\"]", host.path().display());
-    let home = Home::with_containers(&gitlab, "", &keys);
+    let home = Scenario::containers().docker(&keys).home(&gitlab);
     std::fs::write(host.path().join("file"), "of the machine\n").expect("write a file");
     let protected = |lines: &[&str]| job(lines).variable("CI_COMMIT_REF_PROTECTED", "true");
     let jobs = [
@@ -507,7 +506,7 @@ fn a_project_reuses_its_volumes_but_not_from_protected_to_unprotected_jobs() {
 #[test]
 fn twenty_jobs_leave_nothing() {
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", "volumes = [\"/scratch\"]\ndisable_cache = true");
+    let home = Scenario::containers().docker("volumes = [\"/scratch\"]\ndisable_cache = true").home(&gitlab);
     let ids: Vec<i64> = (0..20)
         .map(|number| {
             let job = job(&["echo x >/scratch/x; echo y >y; echo \"in ${CI_BUILD_NETWORK_NAME-none}\""]);
@@ -583,10 +582,10 @@ fn files_left_by_a_job_are_neither_run_nor_followed() {
     let git = GitServer::start(root.path());
     let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", "");
+    let home = Scenario::containers().home(&gitlab);
     let (witness, outside) = (home.path("witness"), home.path("outside"));
     for directory in [&witness, &outside] {
-        std::fs::create_dir(directory).expect("create a file or directory");
+        std::fs::create_dir(directory).expect("create the directory");
         std::fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("open a file");
     }
     std::fs::write(outside.join("precious"), "stays").expect("write a file");
@@ -638,7 +637,7 @@ fn files_left_by_a_job_are_neither_run_nor_followed() {
     };
     assert_eq!(names(&witness), Vec::<String>::new(), "something was run");
     assert_eq!(names(&outside), ["precious"], "something was written");
-    assert_eq!(std::fs::read_to_string(outside.join("precious")).expect("must exist"), "stays");
+    assert_eq!(std::fs::read_to_string(outside.join("precious")).expect("read the file"), "stays");
 }
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {
@@ -717,17 +716,17 @@ fn no_part_of_a_repository_can_redirect_the_agent_outside() {
     let work = root.path().join("team/demo.work");
     crate::support::git::git(&work, &[&add[..], &of_sub.each_ref().map(String::as_str)].concat());
     let modules = work.join(".gitmodules");
-    let text = std::fs::read_to_string(&modules).expect("read").replace(&of_sub[0], "../sub.git");
+    let text = std::fs::read_to_string(&modules).expect("read the file").replace(&of_sub[0], "../sub.git");
     std::fs::write(modules, text).expect("write a file");
     let sha = git.commit("team/demo", &[], "with a submodule");
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", "");
+    let home = Scenario::containers().home(&gitlab);
     // Besides the builds directory, file tasks may write only to the caches, here those of another project.
     let outside = home.path("cache/other");
     let witness = outside.join("witness");
-    std::fs::create_dir_all(outside.join("empty")).expect("create a file or directory");
+    std::fs::create_dir_all(outside.join("empty")).expect("create the directory");
     std::fs::write(outside.join("precious"), "stays").expect("write a file");
-    std::fs::create_dir(outside.join("repo")).expect("create a file or directory");
+    std::fs::create_dir(outside.join("repo")).expect("create the directory");
     let run = format!("touch {}", witness.display());
     let repository = outside.join("repo");
     crate::support::git::git(&repository, &["init", "-q", "--bare", "."]);
@@ -778,9 +777,9 @@ fn a_service_that_changes_files_while_git_runs_gains_nothing() {
     let git = GitServer::start(root.path());
     let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", "wait_for_services_timeout = -1");
+    let home = Scenario::containers().docker("wait_for_services_timeout = -1").home(&gitlab);
     let witness = home.path("witness");
-    std::fs::create_dir(&witness).expect("create a file or directory");
+    std::fs::create_dir(&witness).expect("create the directory");
     let run = format!("touch {}/x; touch /builds/team/witness", witness.display());
     let service = format!(
         "while :; do cd /builds/team/demo/.git 2>/dev/null && {{ printf '[core]\\n\\trepositoryformatversion = 0\\n\\tfsmonitor = {run}\\n\
@@ -799,5 +798,5 @@ fn a_service_that_changes_files_while_git_runs_gains_nothing() {
         gitlab.finished(id);
     }
     assert!(agent.wait().success());
-    assert_eq!(std::fs::read_dir(&witness).expect("must exist").count(), 0, "something was run on the machine");
+    assert_eq!(std::fs::read_dir(&witness).expect("list the directory").count(), 0, "something was run on the machine");
 }

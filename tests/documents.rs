@@ -53,7 +53,7 @@ fn anchors(page: &str) -> Vec<String> {
 pub fn lint(what: &str, configuration: &str) {
     let home = Home::empty();
     fs::write(home.config(), configuration).expect("write a file");
-    fs::set_permissions(home.config(), fs::Permissions::from_mode(0o600)).expect("close");
+    fs::set_permissions(home.config(), fs::Permissions::from_mode(0o600)).expect("set the permissions");
     let output = home.call(&["lint", "--config", &home.config().display().to_string()]);
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(output.status.success() && !said.contains("warning"), "{what}: {said}\n{configuration}");
@@ -78,7 +78,7 @@ fn list_jobs_with(settings: &str) {
     let project = tempfile::tempdir().expect("a directory");
     let write = |name: &str, text: &str| {
         let path = project.path().join(name);
-        fs::create_dir_all(path.parent().expect("a directory")).expect("create a file or directory");
+        fs::create_dir_all(path.parent().expect("a directory")).expect("create the directory");
         fs::write(path, text).expect("write a file");
     };
     write(".gitlab-ci.yml", "hello:\n  script: [echo hello]\n");

@@ -100,7 +100,7 @@ fn fake_hcloud(directory: &Path) -> String {
         Command::new("sh").args(["-c", "cat >\"$1\"", "sh"]).arg(&path).stdin(Stdio::piped()).spawn().expect("sh");
     writer.stdin.take().expect("a pipe").write_all(script.as_bytes()).expect("write a file");
     assert!(writer.wait().expect("sh").success());
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("set the permissions");
     format!("{}:/usr/bin:/bin", bin.display())
 }
 

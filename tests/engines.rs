@@ -10,8 +10,9 @@ use crate::support::between::{Between, Fate};
 use crate::support::docker::{Docker, docker};
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::job;
-use crate::support::mayfly::{Home, kill_shims};
+use crate::support::mayfly::kill_shims;
 use crate::support::pki::Pki;
+use crate::support::scenario::Scenario;
 
 /// Longer than the time after which the agent declares a hanging engine dead.
 const LONG: Duration = Duration::from_secs(300);
@@ -27,7 +28,9 @@ impl Hung {
     }
 
     fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args(["-s", signal, &self.0.to_string()]).status().expect("kill").success());
+        assert!(
+            Command::new("kill").args(["-s", signal, &self.0.to_string()]).status().expect("run the program").success()
+        );
     }
 }
 
@@ -51,7 +54,7 @@ fn assert_empty(engine: &Docker, log: &str) {
 fn an_engine_that_hangs_while_a_script_runs_fails_only_that_job() {
     let engine = Docker::start();
     let gitlab = GitLab::start();
-    let home = Home::with_containers_of(&gitlab, &engine.host(), "", "");
+    let home = Scenario::containers().engine(&engine.host()).home(&gitlab);
     let lines = ["echo begun", "while :; do echo tick; sleep 1; done"];
     let id = gitlab.queue(job(&lines).after_script(&["echo never"]).build());
     let mut agent = home.start(&[]);
@@ -79,7 +82,7 @@ fn a_cancel_reaches_a_job_whose_engine_hangs() {
     let engine = Docker::start();
     let gitlab = GitLab::start();
     let runner = "[runners.mayfly]\nkill_grace = \"1s\"";
-    let home = Home::with_containers_of(&gitlab, &engine.host(), runner, "");
+    let home = Scenario::containers().engine(&engine.host()).runner(runner).home(&gitlab);
     let id = gitlab.queue(job(&["echo begun", "sleep 600"]).build());
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
@@ -97,7 +100,7 @@ fn a_cancel_reaches_a_job_whose_engine_hangs() {
 fn a_slow_engine_runs_jobs() {
     let between = Between::start(docker(), |_| Fate::Late(Duration::from_millis(200)));
     let gitlab = GitLab::start();
-    let home = Home::with_containers_of(&gitlab, &between.host(), "", "");
+    let home = Scenario::containers().engine(&between.host()).home(&gitlab);
     let id = gitlab.queue(job(&["echo well", "exit 4"]).after_script(&["echo after"]).build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);
@@ -125,7 +128,7 @@ fn an_engine_error_fails_only_its_job_and_is_quoted_in_the_log() {
             if meant { fate.clone() } else { Fate::Pass }
         });
         let gitlab = GitLab::start();
-        let home = Home::with_containers_of(&gitlab, &between.host(), "", "");
+        let home = Scenario::containers().engine(&between.host()).home(&gitlab);
         let ids = [gitlab.queue(job(&["echo one"]).build()), gitlab.queue(job(&["echo two"]).build())];
         let mut agent = home.start(&["--max-builds", "2"]);
         let [first, second] = ids.map(|id| gitlab.finished(id));
@@ -151,7 +154,7 @@ fn remove_container(id: i64) {
 fn a_script_whose_container_disappears_is_retried_as_the_job_configures() {
     for (attempts, state) in [("1", "failed"), ("2", "success")] {
         let gitlab = GitLab::start();
-        let home = Home::with_containers(&gitlab, "", "");
+        let home = Scenario::containers().home(&gitlab);
         let lines = [
             "n=$(cat n 2>/dev/null || echo 1); echo $((n + 1)) >n; echo \"run $n of script\"; [ $n = 2 ] || sleep 600",
         ];
@@ -175,7 +178,10 @@ fn a_script_whose_container_disappears_is_retried_as_the_job_configures() {
 fn jobs_and_containers_from_before_a_reboot_are_reported_and_removed() {
     let engine = Docker::start();
     let gitlab = GitLab::start();
-    let home = Home::with_containers_of(&gitlab, &engine.host(), "", "volumes = [\"/scratch\"]\ndisable_cache = true");
+    let home = Scenario::containers()
+        .engine(&engine.host())
+        .docker("volumes = [\"/scratch\"]\ndisable_cache = true")
+        .home(&gitlab);
     let service = json!([{"name": "busybox:local", "alias": "side", "command": ["sleep", "600"]}]);
     let script = job(&["echo begun; touch file", "sleep 600"]).variable("FF_NETWORK_PER_BUILD", "true");
     let id = gitlab.queue(script.set("services", service).build());
@@ -236,7 +242,7 @@ fn an_engine_with_tls_is_verified_and_verifies_its_clients() {
             (String::new(), "set `tls_verify = true`"),
         ] {
             let gitlab = GitLab::start();
-            let home = Home::with_containers_of(&gitlab, "tcp://127.0.0.1:2376", "", &keys);
+            let home = Scenario::containers().engine("tcp://127.0.0.1:2376").docker(&keys).home(&gitlab);
             let lines = ["seq 1 5000; echo aside >&2", "exit 5"];
             let id = gitlab.queue(job(&lines).after_script(&["echo after"]).build());
             let mut agent = home.start(&["--once"]);

@@ -20,7 +20,7 @@ pub fn checkout(file: &str) -> Home {
 /// Creates a checkout with this configuration in a home.
 pub fn in_checkout(home: Home, file: &str) -> Home {
     let root = home.path("checkout");
-    std::fs::create_dir(&root).expect("create a file or directory");
+    std::fs::create_dir(&root).expect("create the directory");
     git(&root, &["init", "-q", "-b", "main"]);
     std::fs::write(root.join(".gitlab-ci.yml"), file).expect("write a file");
     git(&root, &["add", "-A"]);
@@ -40,7 +40,7 @@ pub fn command(home: &Home, arguments: &[&str]) -> Command {
 
 /// Asserts that no directory of a finished run exists.
 pub fn assert_nothing_left(home: &Home) {
-    for project in std::fs::read_dir(home.path("cache/mayfly/exec")).expect("read") {
+    for project in std::fs::read_dir(home.path("cache/mayfly/exec")).expect("list the directory") {
         let runs = project.expect("an entry").path().join("runs");
         let left = std::fs::read_dir(runs).into_iter().flatten().count();
         assert_eq!(left, 0, "the directory of a run is left");
@@ -58,9 +58,9 @@ fn contents(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
     let mut waiting = vec![root.to_owned()];
     while let Some(directory) = waiting.pop() {
-        for entry in std::fs::read_dir(directory).expect("read") {
+        for entry in std::fs::read_dir(directory).expect("list the directory") {
             let path = entry.expect("an entry").path();
-            match path.symlink_metadata().expect("must exist").is_dir() {
+            match path.symlink_metadata().expect("the file must exist").is_dir() {
                 true => waiting.push(path),
                 false => found.push((path.clone(), std::fs::read(&path).unwrap_or_default())),
             }
@@ -181,7 +181,7 @@ fn a_closed_output_pipe_ends_the_run_quietly() {
     let home = checkout("a: {script: ['while true; do echo line; done']}\nb: {stage: deploy, script: echo never}\n");
     let mut child = command(&home, &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mayfly");
     let mut start = [0; 64];
-    child.stdout.take().expect("a pipe").read_exact(&mut start).expect("read");
+    child.stdout.take().expect("a pipe").read_exact(&mut start).expect("read the file");
     let output = child.wait_with_output().expect("must end");
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && !complaint.contains("panicked"), "{complaint}");
@@ -241,7 +241,7 @@ fn an_interrupt_or_a_kill_ends_all_jobs_and_leaves_nothing() {
         }
         wait_until("the job's processes end", || !lives(&process));
         wait_until("the run's directory goes", || {
-            let projects = std::fs::read_dir(home.path("cache/mayfly/exec")).expect("read");
+            let projects = std::fs::read_dir(home.path("cache/mayfly/exec")).expect("list the directory");
             projects
                 .flatten()
                 .all(|project| std::fs::read_dir(project.path().join("runs")).into_iter().flatten().count() == 0)
@@ -278,15 +278,15 @@ bad: {stage: deploy, script: [echo one, exit 7]}
     let (output, text) = exec_with(&home, &arguments, &[("KEY", "hunter2hunter2")]);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("secret: [MASKED]") && !text.contains("hunter2"), "{text}");
-    assert_eq!(std::fs::read_to_string(home.path("wanted/out/x")).expect("text"), "made\n");
-    let report: Value = serde_json::from_str(&std::fs::read_to_string(&report).expect("text")).expect("JSON");
+    assert_eq!(std::fs::read_to_string(home.path("wanted/out/x")).expect("read the file"), "made\n");
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(&report).expect("read the file")).expect("JSON");
     assert_eq!(report["status"], "failed");
     let bad = &report["jobs"]["bad"];
     assert_eq!((&bad["status"], &bad["exit_code"], &bad["attempts"]), (&"failed".into(), &7.into(), &1.into()));
     assert_eq!(bad["failure_reason"], "script_failure");
-    let log = std::fs::read_to_string(bad["log"].as_str().expect("a path")).expect("text");
+    let log = std::fs::read_to_string(bad["log"].as_str().expect("a path")).expect("read the file");
     assert_eq!(log, "$ echo one\none\n$ exit 7\n");
-    assert!(std::fs::read_to_string(&junit).expect("text").contains("failures=\"1\""));
+    assert!(std::fs::read_to_string(&junit).expect("read the file").contains("failures=\"1\""));
     assert_nothing_left(&home);
 }
 
@@ -353,11 +353,11 @@ fn bad_input_is_refused_quickly_and_nothing_runs() {
     };
     let home = checkout("a: {script: echo}\n");
     let file = home.path("checkout/.gitlab-ci.yml");
-    std::fs::remove_file(&file).expect("remove");
+    std::fs::remove_file(&file).expect("remove the file or directory");
     nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("create a pipe");
     refused(&home, &[], ".gitlab-ci.yml");
-    std::fs::remove_file(&file).expect("remove");
-    std::fs::File::create(&file).and_then(|file| file.set_len(100 << 20)).expect("create a file or directory");
+    std::fs::remove_file(&file).expect("remove the file or directory");
+    std::fs::File::create(&file).and_then(|file| file.set_len(100 << 20)).expect("create the file");
     refused(&home, &[], ".gitlab-ci.yml");
     for (content, word) in [
         ("a: [", ".gitlab-ci.yml:"),
@@ -399,9 +399,9 @@ fn ten_thousand_jobs_are_listed() {
 #[test]
 fn options_come_from_files_and_the_command_line_wins() {
     let home = checkout("a: {script: 'echo $A $B $C'}\n");
-    std::fs::create_dir_all(home.path("config/mayfly")).expect("create a file or directory");
+    std::fs::create_dir_all(home.path("config/mayfly")).expect("create the directory");
     std::fs::write(home.path("config/mayfly/exec.toml"), "[var]\nA = \"user\"\nB = \"user\"\n").expect("write a file");
-    std::fs::create_dir_all(home.path("checkout/.mayfly")).expect("create a file or directory");
+    std::fs::create_dir_all(home.path("checkout/.mayfly")).expect("create the directory");
     std::fs::write(home.path("checkout/.mayfly/exec.toml"), "[var]\nB = \"project\"\n").expect("write a file");
     let config = home.path("config").display().to_string();
     let environment = [("XDG_CONFIG_HOME", config.as_str())];

@@ -49,10 +49,10 @@ look: {stage: deploy, image: 'busybox:local', script: ['test ! -e closed && echo
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success() && text.contains("\nclean\n") && text.contains("\n1234\n"), "{text}");
     }
-    let projects = fs::read_dir(home.path("cache/mayfly/exec")).expect("read").flatten();
+    let projects = fs::read_dir(home.path("cache/mayfly/exec")).expect("list the directory").flatten();
     let trees: Vec<PathBuf> =
         projects.map(|project| project.path().join("trees")).filter(|trees| trees.exists()).collect();
-    assert_eq!(fs::read_dir(&trees[0]).expect("read").count(), 1, "the same tree is used again");
+    assert_eq!(fs::read_dir(&trees[0]).expect("list the directory").count(), 1, "the same tree is used again");
 }
 
 #[test]
@@ -87,7 +87,8 @@ fn a_child_pipeline_may_need_containers_when_its_parent_does_not() {
     let docker = docker();
     let home = in_checkout(Home::empty(), "kid: {trigger: {include: child.yml, strategy: depend}}\n");
     let root = home.path("checkout");
-    fs::write(root.join("child.yml"), "c: {image: 'busybox:local', script: [echo inside $(pwd)]}\n").expect("write");
+    fs::write(root.join("child.yml"), "c: {image: 'busybox:local', script: [echo inside $(pwd)]}\n")
+        .expect("write the file");
     git(&root, &["add", "-A"]);
     let (output, text) = exec_with(&home, &[], &[("DOCKER_HOST", &docker.host())]);
     assert!(output.status.success() && text.contains("\ninside /builds/"), "{text}");
@@ -149,7 +150,7 @@ fn tools(root: &Path) -> String {
         /usr/lib/node_modules/npm /usr/lib/python3* 2>/dev/null";
     others.extend(said("bash", &["-c", listed]).lines().map(str::to_owned));
     install(root, &programs, &others);
-    fs::create_dir_all(root.join("tmp")).expect("create a file or directory");
+    fs::create_dir_all(root.join("tmp")).expect("create the directory");
     let npm = "#!/bin/sh\nexec node /usr/lib/node_modules/npm/bin/npm-cli.js \"$@\"\n";
     fs::write(root.join("usr/bin/npm"), npm).expect("write a file");
     fs::set_permissions(root.join("usr/bin/npm"), fs::Permissions::from_mode(0o755)).expect("set the mode");

@@ -63,7 +63,7 @@ fn serve(root: &Path) -> GitServer {
 fn projects_and_components_are_fetched_once_with_the_credentials_of_the_user() {
     let home = in_checkout(Home::empty(), FILE);
     let root = home.path("repositories");
-    fs::create_dir_all(root.join("group")).expect("create a file or directory");
+    fs::create_dir_all(root.join("group")).expect("create the directory");
     let server = serve(&root);
     set_origin(&home, &server.url);
     let refused = listed(&home, &[]).expect_err("nobody is logged in");
@@ -72,23 +72,23 @@ fn projects_and_components_are_fetched_once_with_the_credentials_of_the_user() {
     assert!(refused.contains("--offline"), "{refused}");
     log_in(&home);
     let expected = ["from-b", "from-a", "own-1.2.0", "j"].map(str::to_owned);
-    assert_eq!(listed(&home, &[]).expect("planned"), expected);
+    assert_eq!(listed(&home, &[]).expect("the pipeline must be valid"), expected);
     let requests = server.authorizations().len();
     assert!(requests > 0);
-    assert_eq!(listed(&home, &["--offline"]).expect("planned"), expected);
+    assert_eq!(listed(&home, &["--offline"]).expect("the pipeline must be valid"), expected);
     assert_eq!(server.authorizations().len(), requests, "nothing is asked");
     // A new commit is fetched; offline, the old one stays.
     server.commit("group/tools", &[("ci/b.yml", "new: {script: echo}\n")], "second");
-    assert_eq!(listed(&home, &["--offline"]).expect("planned"), expected);
-    assert_eq!(listed(&home, &[]).expect("planned")[0], "new");
-    assert_eq!(listed(&home, &["--offline"]).expect("planned")[0], "new");
+    assert_eq!(listed(&home, &["--offline"]).expect("the pipeline must be valid"), expected);
+    assert_eq!(listed(&home, &[]).expect("the pipeline must be valid")[0], "new");
+    assert_eq!(listed(&home, &["--offline"]).expect("the pipeline must be valid")[0], "new");
 }
 
 #[test]
 fn a_missing_ref_version_or_file_is_refused_with_its_position() {
     let home = in_checkout(Home::empty(), FILE);
     let root = home.path("repositories");
-    fs::create_dir_all(root.join("group")).expect("create a file or directory");
+    fs::create_dir_all(root.join("group")).expect("create the directory");
     let server = serve(&root);
     set_origin(&home, &server.url);
     log_in(&home);
@@ -135,8 +135,8 @@ fn remote_files_and_templates_come_over_http_and_their_hash_is_checked() {
         "'{url}/moved.yml', {{template: Own.gitlab-ci.yml}}, {{remote: '{url}/ci.yml', integrity: 'sha256-{hash}'}}"
     ));
     let expected = ["remote", "template", "j"].map(str::to_owned);
-    assert_eq!(listed(&home, &[]).expect("planned"), expected);
-    assert_eq!(listed(&home, &["--offline"]).expect("planned"), expected);
+    assert_eq!(listed(&home, &[]).expect("the pipeline must be valid"), expected);
+    assert_eq!(listed(&home, &["--offline"]).expect("the pipeline must be valid"), expected);
     write(&format!("{{remote: '{url}/ci.yml', integrity: 'sha256-AAAA'}}"));
     assert!(listed(&home, &[]).expect_err("changed").contains(&hash));
     for include in [format!("'{url}/none.yml'"), "{template: None.gitlab-ci.yml}".to_owned()] {
@@ -154,7 +154,7 @@ without: {script: ['test -d lib && test ! -e lib/inner && echo empty']}
 ";
     let home = in_checkout(Home::empty(), file);
     let (root, library) = (home.path("checkout"), home.path("library"));
-    fs::create_dir(&library).expect("create a file or directory");
+    fs::create_dir(&library).expect("create the directory");
     git(&library, &["init", "-q", "-b", "main"]);
     fs::write(library.join("inner"), "from the submodule\n").expect("write a file");
     git(&library, &["add", "-A"]);

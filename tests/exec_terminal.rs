@@ -68,10 +68,13 @@ fn a_failed_job_can_be_looked_at_in_a_shell_and_its_tree_kept() {
     let (output, text) = exec(&home, &["--keep"]);
     assert_eq!(output.status.code(), Some(1), "{text}");
     let kept = text.lines().find_map(|line| line.strip_prefix("the work tree of bad is kept in ")).expect("a place");
-    assert_eq!(fs::read_to_string(format!("{kept}/made")).expect("kept"), "made\n");
+    assert_eq!(fs::read_to_string(format!("{kept}/made")).expect("read the file"), "made\n");
     // The next job does not work there.
     let (_, text) = exec(&home, &[]);
-    assert!(text.contains("exit status 3") && fs::exists(format!("{kept}/made")).expect("kept"), "{text}");
+    assert!(
+        text.contains("exit status 3") && fs::exists(format!("{kept}/made")).expect("read the directory"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -109,13 +112,13 @@ fn a_second_interrupt_ends_the_run_at_once() {
     // The first interrupt ends the job in order, which takes longer than the patience of a developer.
     wait_until("the run ends", || {
         let _ = kill(pid, Signal::SIGINT);
-        child.try_wait().expect("waited").is_some()
+        child.try_wait().expect("read the state of the process").is_some()
     });
     let status = child.wait().expect("the run must end");
     assert_eq!((status.code(), status.signal()), (Some(130), None));
     wait_until("the job's processes end", || !lives(&process));
     wait_until("the run's directory goes", || {
-        let projects = fs::read_dir(home.path("cache/mayfly/exec")).expect("read").flatten();
+        let projects = fs::read_dir(home.path("cache/mayfly/exec")).expect("list the directory").flatten();
         projects.into_iter().all(|project| fs::read_dir(project.path().join("runs")).into_iter().flatten().count() == 0)
     });
 }

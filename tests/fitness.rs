@@ -7,16 +7,19 @@ use crate::metrics::{free_address, wait_for};
 use crate::support::gitlab::GitLab;
 use crate::support::job::job;
 use crate::support::mayfly::Home;
+use crate::support::scenario::Scenario;
 
 #[test]
 fn a_machine_whose_disk_is_full_takes_no_job_until_there_is_room() {
     let gitlab = GitLab::start();
     let address = free_address();
-    let home = Home::new(&gitlab, &format!("listen_address = \"{address}\""), "");
+    let home = Scenario::shell()
+        .config(&format!("listen_address = \"{address}\""))
+        .mayfly("min_free_space = 2000000")
+        .home(&gitlab);
     let small = Small::mount(home.path("state"));
     let filler = small.path().join("filler");
     fs::write(&filler, vec![0; 3 << 20]).expect("write a file");
-    home.add_to_mayfly("min_free_space = 2000000");
     let id = gitlab.queue(job(&["echo ran"]).build());
     let mut agent = home.start(&["--once"]);
     let (status, body) = wait_for(&agent, &address, "/healthz", "unfit");
@@ -27,7 +30,7 @@ fn a_machine_whose_disk_is_full_takes_no_job_until_there_is_room() {
     let check = home.call(&["check", "--config", &home.config().display().to_string()]);
     let report = String::from_utf8_lossy(&check.stdout).into_owned();
     assert!(!check.status.success() && report.contains("bytes free"), "{report}");
-    fs::remove_file(filler).expect("remove");
+    fs::remove_file(filler).expect("remove the file or directory");
     assert_eq!(gitlab.finished(id).state, "success");
     assert!(agent.wait().success());
     assert_eq!(agent.log().matches("polling paused").count(), 1, "{}", agent.log());
@@ -40,7 +43,7 @@ fn a_docker_runner_takes_no_job_while_the_engine_is_unreachable() {
     let gitlab = GitLab::start();
     let socket = tempfile::tempdir().expect("a directory");
     let host = format!("unix://{}", socket.path().join("docker.sock").display());
-    let home = Home::with_containers_of(&gitlab, &host, "", "");
+    let home = Scenario::containers().engine(&host).home(&gitlab);
     let ids: Vec<i64> = (0..3).map(|_| gitlab.queue(job(&["true"]).build())).collect();
     let agent = home.start(&[]);
     agent.wait_for_log("polling paused runner=test reason=container_engine");
@@ -57,7 +60,9 @@ fn a_runner_pauses_after_repeated_system_failures() {
     let gitlab = GitLab::start();
     let home = Home::empty();
     fs::write(home.path("file"), "").expect("write a file");
-    home.configure(&gitlab.url, "", &format!("builds_dir = \"{}\"", home.path("file/builds").display()));
+    Scenario::shell()
+        .runner(&format!("builds_dir = \"{}\"", home.path("file/builds").display()))
+        .write(&home, &gitlab.url);
     let ids: Vec<i64> = (0..5).map(|_| gitlab.queue(job(&["true"]).build())).collect();
     let agent = home.start(&[]);
     agent.wait_for_log("polling paused runner=test reason=system_failures");
@@ -69,13 +74,10 @@ fn a_runner_pauses_after_repeated_system_failures() {
 #[test]
 fn a_machine_that_stays_unfit_shuts_down_if_configured() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let keys = "min_free_space = 9000000000000000\nunfit = \"leave\"\nunfit_timeout = \"1s\"\nleave = \"command\"\n\
+                leave_command = \"echo $MAYFLY_LEAVE_REASON >$HOME/told\"";
+    let home = Scenario::shell().mayfly(keys).home(&gitlab);
     let told = home.path("told");
-    home.add_to_mayfly(&format!(
-        "min_free_space = 9000000000000000\nunfit = \"leave\"\nunfit_timeout = \"1s\"\nleave = \"command\"\n\
-         leave_command = \"echo $MAYFLY_LEAVE_REASON >{}\"",
-        told.display()
-    ));
     let mut agent = home.start(&[]);
     assert!(agent.wait().success(), "{}", agent.log());
     assert_eq!(fs::read_to_string(told).expect("must be reported"), "unfit\n");
@@ -86,15 +88,12 @@ fn a_machine_that_stays_unfit_shuts_down_if_configured() {
 fn polling_starts_only_when_the_machine_is_ready() {
     let gitlab = GitLab::start();
     let address = free_address();
-    let home = Home::empty();
+    let home = Scenario::shell()
+        .config(&format!("listen_address = \"{address}\""))
+        .mayfly("ready_command = \"echo >>$HOME/tries; test -e $HOME/own\"\nready_timeout = \"1s\"")
+        .runner("[runners.autoscaler]\ninstance_ready_command = \"test -e $HOME/of-runner\"")
+        .home(&gitlab);
     let [own, of_runner, tries] = ["own", "of-runner", "tries"].map(|name| home.path(name));
-    let runner = format!("[runners.autoscaler]\ninstance_ready_command = \"test -e {}\"", of_runner.display());
-    home.configure(&gitlab.url, &format!("listen_address = \"{address}\""), &runner);
-    home.add_to_mayfly(&format!(
-        "ready_command = \"echo >>{}; test -e {}\"\nready_timeout = \"1s\"",
-        tries.display(),
-        own.display()
-    ));
     let id = gitlab.queue(job(&["echo ran"]).build());
     let mut agent = home.start(&["--once"]);
     let (status, body) = wait_for(&agent, &address, "/healthz", "reason=not_ready");
@@ -105,7 +104,7 @@ fn polling_starts_only_when_the_machine_is_ready() {
     fs::write(of_runner, "").expect("write a file");
     assert_eq!(gitlab.finished(id).state, "success");
     assert!(agent.wait().success());
-    assert!(fs::read_to_string(tries).expect("tried").lines().count() >= 2);
+    assert!(fs::read_to_string(tries).expect("read the file").lines().count() >= 2);
     gitlab.assert_strict();
 }
 
@@ -128,16 +127,16 @@ fn a_machine_without_runners_powers_off_after_the_configured_time() {
 fn a_machine_whose_agent_keeps_failing_powers_off_after_the_configured_time() {
     let home = Home::empty();
     let (told, runtime) = (home.path("told"), home.path("runtime"));
-    fs::create_dir(&runtime).expect("create a file or directory");
+    fs::create_dir(&runtime).expect("create the directory");
     fs::write(home.config(), "runners = 1\n").expect("write a file");
     let program = home.path("systemctl");
     fs::write(&program, format!("#!/bin/sh\necho \"$@\" >{}\n", told.display())).expect("write a file");
-    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set the permissions");
     let socket = home.path("notify").display().to_string();
     let path = format!("{}:/usr/bin:/bin", home.path("").display());
     let variables = [
         ("NOTIFY_SOCKET", socket.as_str()),
-        ("RUNTIME_DIRECTORY", runtime.to_str().expect("text")),
+        ("RUNTIME_DIRECTORY", runtime.to_str().expect("the path must be UTF-8")),
         ("GIVE_UP_AFTER", "2s"),
         ("PATH", &path),
     ];

@@ -10,6 +10,7 @@ use crate::support::git::GitServer;
 use crate::support::gitlab::{Fault, GitLab};
 use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::{Agent, Home, is_running, kill_shims, nap, read};
+use crate::support::scenario::Scenario;
 
 const TERMINATE: &str = "TerminateInstanceInAutoScalingGroup";
 
@@ -22,14 +23,15 @@ struct Fleet {
 
 impl Fleet {
     fn new(keys: &str) -> Self {
+        Self::without_leave(&format!("leave = \"aws-asg\"\n{keys}"))
+    }
+
+    /// An instance whose configuration does not set `leave`, unless `keys` do.
+    fn without_leave(keys: &str) -> Self {
         let (gitlab, cloud) = (GitLab::start(), Cloud::start());
-        let mut home = Home::new(&gitlab, "", "");
+        let mut home =
+            Scenario::shell().mayfly("poweroff_command = \"echo off >>$HOME/off\"").mayfly(keys).home(&gitlab);
         home.set_environment(cloud.environment());
-        let off = home.path("off");
-        home.add_to_mayfly(&format!(
-            "leave = \"aws-asg\"\npoweroff_command = \"echo off >>{}\"\n{keys}",
-            off.display()
-        ));
         Self { gitlab, cloud, home }
     }
 
@@ -698,17 +700,9 @@ fn a_notice_during_the_shutdown_of_an_idle_instance_keeps_the_desired_capacity()
     assert_eq!(fleet.ends(), (1, 0), "{}", agent.log());
 }
 
-/// An instance whose configuration does not say how it shuts down.
-fn without_leave(keys: &str) -> Fleet {
-    let fleet = Fleet::new(keys);
-    let text = read(&fleet.home.config());
-    fs::write(fleet.home.config(), text.replace("leave = \"aws-asg\"\n", "")).expect("written");
-    fleet
-}
-
 #[test]
 fn inside_a_group_the_agent_terminates_its_instance_unless_told_otherwise() {
-    let fleet = without_leave("max_builds = 1");
+    let fleet = Fleet::without_leave("max_builds = 1");
     let id = fleet.queue(job(&["true"]));
     let mut agent = fleet.start();
     assert!(agent.wait().success());
@@ -719,7 +713,7 @@ fn inside_a_group_the_agent_terminates_its_instance_unless_told_otherwise() {
 
 #[test]
 fn outside_a_group_the_agent_only_exits_and_warns_that_the_instance_keeps_running() {
-    let fleet = without_leave("max_builds = 1");
+    let fleet = Fleet::without_leave("max_builds = 1");
     fleet.cloud.metadata.remove("autoscaling/target-lifecycle-state");
     fleet.queue(job(&["true"]));
     let mut agent = fleet.start();
@@ -736,7 +730,7 @@ fn what_is_likely_a_mistake_in_a_shutdown_is_a_warning_of_every_command() {
         ("leave = \"exit\"\nidle_timeout = \"1h\"", false, "set `leave = \"poweroff\"`"),
         ("leave = \"poweroff\"", true, "the group replaces each instance that powers off"),
     ] {
-        let fleet = without_leave(keys);
+        let fleet = Fleet::without_leave(keys);
         if !is_in_group {
             fleet.cloud.metadata.remove("autoscaling/target-lifecycle-state");
         }
@@ -752,7 +746,7 @@ fn what_is_likely_a_mistake_in_a_shutdown_is_a_warning_of_every_command() {
         agent.signal("QUIT");
         assert!(agent.wait().success());
     }
-    let fleet = without_leave("leave = \"exit\"");
+    let fleet = Fleet::without_leave("leave = \"exit\"");
     let lint = fleet.home.call(&["lint", "--config", &fleet.home.config().display().to_string()]);
     assert!(!String::from_utf8_lossy(&lint.stdout).contains("keeps running"), "nothing ends this agent");
 }

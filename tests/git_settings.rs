@@ -29,8 +29,8 @@ fn image_with_git() -> String {
     let paths = libraries.split_whitespace().filter(|word| word.starts_with('/'));
     for path in paths.chain(["/usr/bin/git"]) {
         let place = root.path().join(path.trim_start_matches('/'));
-        std::fs::create_dir_all(place.parent().expect("a parent")).expect("made");
-        std::fs::copy(path, place).expect("copied");
+        std::fs::create_dir_all(place.parent().expect("a parent")).expect("create the directory");
+        std::fs::copy(path, place).expect("copy the file");
     }
     docker().image_of(root.path(), &["CMD [\"sh\"]", "ENV HOME=/tmp PATH=/usr/bin:/bin"])
 }

@@ -10,20 +10,15 @@ use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::Home;
 use crate::support::moto::Moto;
 use crate::support::registry::{PASSWORD, Registry, USER, login};
+use crate::support::scenario::Scenario;
 use crate::support::write_program;
 
 fn run(gitlab: &GitLab, home: &Home, environment: &[(&str, &str)], job: JobBuilder) -> Job {
-    let id = gitlab.queue(job.build());
-    let mut agent = home.start_with(&["--once"], environment);
-    let job = gitlab.finished(id);
-    assert!(agent.wait().success(), "{}", agent.log());
-    job
+    home.run_with(gitlab, environment, job)
 }
 
 fn run_with(keys: &str, job: JobBuilder) -> Job {
-    let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", keys);
-    run(&gitlab, &home, &[], job)
+    Scenario::containers().docker(keys).job(job)
 }
 
 fn of(image: &str) -> JobBuilder {
@@ -56,9 +51,10 @@ struct Source<'a> {
 fn home_of(gitlab: &GitLab, source: &Source<'_>, registry: &Registry<'_>) -> Home {
     let runner = source.runner.map(|text| format!("environment = ['DOCKER_AUTH_CONFIG={text}']")).unwrap_or_default();
     let allowed = "[runners.mayfly]\nallowed_credential_helpers = [\"test\"]\n";
-    let home = Home::with_containers(gitlab, &runner, &format!("pull_policy = \"always\"\n{allowed}"));
+    let home =
+        Scenario::containers().runner(&runner).docker(&format!("pull_policy = \"always\"\n{allowed}")).home(gitlab);
     if let Some(config) = source.file {
-        fs::create_dir(home.path(".docker")).expect("create a file or directory");
+        fs::create_dir(home.path(".docker")).expect("create the directory");
         fs::write(home.path(".docker/config.json"), config).expect("write a file");
     }
     let helper = home.path("docker-credential-test");
@@ -132,7 +128,7 @@ fn a_failed_pull_gives_the_cause_and_the_failure_reason() {
         ("security_opt = [\"seccomp=/none\"]", of(""), configuration, "security_opt"),
         ("allowed_users = [\"ci\"]", of("").set("image", as_root), system, "allowed_users"),
     ] {
-        let home = Home::with_containers(&gitlab, "", keys);
+        let home = Scenario::containers().docker(keys).home(&gitlab);
         let job = run(&gitlab, &home, &[], job);
         assert_eq!(job.failure_reason.as_deref(), Some(reason), "{keys} {part}: {}", job.log());
         let last = job.lines().into_iter().find(|line| line.contains("ERROR: Job failed")).unwrap_or_default();
@@ -233,7 +229,11 @@ fn an_ecr_image_needs_only_the_instances_credentials() {
         (&may_not, "", "failed", "WARNING: no token for 123456789012.dkr.ecr.eu-west-1.amazonaws.com: "),
         (&may, "[runners.mayfly]\necr_login = false", "failed", "no basic auth credentials"),
     ] {
-        let home = Home::with_containers_of(&gitlab, &docker.host(), runner, "pull_policy = \"always\"");
+        let home = Scenario::containers()
+            .engine(&docker.host())
+            .runner(runner)
+            .docker("pull_policy = \"always\"")
+            .home(&gitlab);
         let environment = [
             ("AWS_ENDPOINT_URL", moto.url.as_str()),
             ("AWS_ACCESS_KEY_ID", &user.access_key),

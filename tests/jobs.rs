@@ -4,22 +4,15 @@ use serde_json::json;
 
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job};
-use crate::support::mayfly::Home;
+use crate::support::scenario::Scenario;
 
 /// Runs one job on an agent of its own.
 fn run(job: JobBuilder) -> Job {
-    run_with("", job)
+    Scenario::shell().job(job)
 }
 
 fn run_with(runner: &str, job: JobBuilder) -> Job {
-    let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", runner);
-    let id = gitlab.queue(job.build());
-    let mut agent = home.start(&["--once"]);
-    let job = gitlab.finished(id);
-    assert!(agent.wait().success(), "{}", agent.log());
-    gitlab.assert_strict();
-    job
+    Scenario::shell().runner(runner).job(job)
 }
 
 #[test]
@@ -123,7 +116,7 @@ fn gitlab_env_passes_variables_from_step_to_step() {
 #[test]
 fn no_secret_is_left_on_the_machine() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     for script in ["true", "sleep 600"] {
         let id = gitlab.queue(
             job(&[script, "true"])
@@ -137,7 +130,7 @@ fn no_secret_is_left_on_the_machine() {
             .args(["-rl", "private"])
             .arg(home.path("builds"))
             .output()
-            .expect("grep");
+            .expect("run the program");
         assert_eq!(String::from_utf8_lossy(&found.stdout), "");
     }
     assert!(!home.path("state/slot-0").exists(), "the journal of a finished job is gone");
@@ -165,7 +158,7 @@ fn a_script_timeout_leaves_time_for_after_script() {
 #[test]
 fn a_graceful_cancel_stops_the_script_and_runs_after_script() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let id = gitlab.queue(job(&["echo begun", "sleep 600"]).after_script(&["echo \"after: $CI_JOB_STATUS\""]).build());
     let mut agent = home.start(&["--once"]);
     gitlab.wait_for_log(id, "begun");
@@ -180,7 +173,7 @@ fn a_graceful_cancel_stops_the_script_and_runs_after_script() {
 #[test]
 fn a_job_that_has_ended_on_the_server_is_stopped_at_once() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let marker = home.path("after");
     let after = format!("touch {}", marker.display());
     let id = gitlab.queue(job(&["echo begun", "sleep 600"]).after_script(&[&after]).build());
@@ -222,7 +215,7 @@ fn a_log_over_its_limit_is_cut_and_still_shows_the_result() {
 #[test]
 fn hostile_payloads_fail_their_job_and_not_the_agent() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "concurrent = 4", "");
+    let home = Scenario::shell().config("concurrent = 4").home(&gitlab);
     let many: Vec<_> = (0..10_000).map(|n| json!({"key": format!("V{n}"), "value": "x"})).collect();
     let big = "x".repeat(1 << 20);
     let jobs = [
@@ -255,7 +248,7 @@ fn hostile_payloads_fail_their_job_and_not_the_agent() {
 #[test]
 fn the_end_of_a_job_is_one_line_of_facts() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let artifact = serde_json::json!({"name": "a", "paths": ["a.txt"], "artifact_type": "archive",
         "artifact_format": "zip", "when": "always"});
     let script = job(&["echo some >a.txt", "exit 3"]).variable("CI_PROJECT_PATH", "team/demo project");

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::support::gitlab::{Fault, GitLab, Job};
 use crate::support::job::job;
 use crate::support::mayfly::{Agent, Home, read};
+use crate::support::scenario::Scenario;
 
 fn change(home: &Home, change: impl FnOnce(&mut Value)) {
     let mut record = home.record();
@@ -39,7 +40,7 @@ fn end(mut agent: Agent) {
 #[test]
 fn the_next_agent_knows_of_a_cancel() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let gate = home.path("gate");
     // The script notices the stop and continues for a while, so that the agent dies between the stop and the result.
     let script = format!(
@@ -69,7 +70,7 @@ fn the_next_agent_knows_of_a_cancel() {
 fn a_pending_warning_is_written_once() {
     for said in [false, true] {
         let gitlab = GitLab::start();
-        let home = Home::new(&gitlab, "", "");
+        let home = Scenario::shell().home(&gitlab);
         let gate = home.path("gate");
         let id = gitlab.queue(job(&["echo begun", &wait_for(&gate), "echo over"]).build());
         let agent = home.start(&[]);
@@ -96,7 +97,7 @@ fn a_pending_warning_is_written_once() {
 #[test]
 fn a_finished_stage_is_not_repeated() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let (gate, mark) = (home.path("gate"), home.path("mark"));
     let count_runs = format!("echo x >>{}", mark.display());
     let script = ["echo begun", &count_runs, &wait_for(&gate), "exit 4"];
@@ -125,7 +126,7 @@ fn a_finished_stage_is_not_repeated() {
 #[test]
 fn a_resumed_job_keeps_its_directories_after_a_configuration_change() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let gate = home.path("gate");
     let script = ["echo \"script in $PWD\"", "echo begun", &wait_for(&gate)];
     let after = ["echo \"after in $PWD\"", "cat \"$KEY\""];
@@ -133,7 +134,9 @@ fn a_resumed_job_keeps_its_directories_after_a_configuration_change() {
     let agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     agent.kill();
-    home.configure(&gitlab.url, "", &format!("builds_dir = \"{}\"", home.path("elsewhere").display()));
+    Scenario::shell()
+        .runner(&format!("builds_dir = \"{}\"", home.path("elsewhere").display()))
+        .write(&home, &gitlab.url);
     let next = home.start(&[]);
     std::fs::write(&gate, "").expect("open a file");
     let job = gitlab.finished(id);
@@ -150,7 +153,7 @@ fn a_resumed_job_keeps_its_directories_after_a_configuration_change() {
 #[test]
 fn a_job_that_was_not_acknowledged_is_acknowledged_by_the_next_agent() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     gitlab.fail("PUT job", [Fault::Slow(Duration::from_secs(5))]);
     let id = gitlab.queue(job(&["echo begun"]).build());
     let agent = home.start(&[]);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::support::gitlab::{Fault, GitLab};
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::{Home, read};
+use crate::support::scenario::Scenario;
 
 /// The number of job requests so far.
 fn polls(gitlab: &GitLab) -> usize {
@@ -30,7 +31,7 @@ fn wait_for_file(path: &Path) {
 #[test]
 fn an_idle_agent_unregisters_its_runner_manager_and_can_start_again() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let mut agent = home.start(&["--idle-timeout", "1s"]);
     assert!(agent.wait().success());
     assert!(agent.log().contains("mayfly exits reason=idle_timeout"), "{}", agent.log());
@@ -49,7 +50,7 @@ fn an_idle_agent_unregisters_its_runner_manager_and_can_start_again() {
 fn a_stopped_agent_stays_registered() {
     for signal in ["QUIT", "TERM"] {
         let gitlab = GitLab::start();
-        let home = Home::new(&gitlab, "", "");
+        let home = Scenario::shell().home(&gitlab);
         let mut agent = home.start(&[]);
         gitlab.wait_until("a request", |server| polls(server) > 0);
         agent.signal(signal);
@@ -62,7 +63,7 @@ fn a_stopped_agent_stays_registered() {
 #[test]
 fn an_unreachable_server_does_not_prevent_a_shutdown() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let mut agent = home.start(&["--idle-timeout", "2s"]);
     gitlab.wait_until("a request", |server| polls(server) > 0);
     gitlab.set_away(true);
@@ -73,7 +74,7 @@ fn an_unreachable_server_does_not_prevent_a_shutdown() {
 #[test]
 fn a_job_from_the_last_poll_runs_before_the_shutdown() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     // The second request is slow; meanwhile the agent becomes idle and the job arrives.
     gitlab.fail("POST jobs/request", [Fault::Slow(Duration::ZERO), Fault::Slow(Duration::from_secs(4))]);
     let mut agent = home.start(&["--idle-timeout", "2s"]);
@@ -92,7 +93,7 @@ fn fleet_tables_set_the_lifetime_of_an_instance() {
     let autoscaler = "[runners.autoscaler]\nmax_use_count = 2\ncapacity_per_instance = 1\n";
     for (tables, told) in [(machine, "`runners.machine.IdleCount` has no effect"), (autoscaler, "mayfly is up")] {
         let gitlab = GitLab::start();
-        let home = Home::new(&gitlab, "concurrent = 8", tables);
+        let home = Scenario::shell().config("concurrent = 8").runner(tables).home(&gitlab);
         let ids: Vec<i64> = (0..3).map(|_| gitlab.queue(job(&["true"]).build())).collect();
         let mut agent = home.start(&[]);
         assert!(agent.wait().success());
@@ -109,7 +110,7 @@ fn the_last_matching_period_sets_the_idle_time() {
     let windows = "[runners.machine]\nIdleTime = 3600\n\
         [[runners.machine.autoscaling]]\nPeriods = [\"* * * * *\"]\nTimezone = \"Europe/Amsterdam\"\nIdleTime = 1\n\
         [[runners.machine.autoscaling]]\nPeriods = [\"* * * * * * 1999\"]\nIdleTime = 7200\n";
-    let home = Home::new(&gitlab, "", windows);
+    let home = Scenario::shell().runner(windows).home(&gitlab);
     // A new instance of a fleet waits longer for its first job.
     let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&[]);
@@ -122,7 +123,7 @@ fn the_last_matching_period_sets_the_idle_time() {
 #[test]
 fn a_reload_does_not_reset_the_idle_time() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let mut agent = home.start(&["--idle-timeout", "4s"]);
     let began = Instant::now();
     agent.wait_for_log("mayfly is up");
@@ -138,8 +139,7 @@ fn a_reload_does_not_reset_the_idle_time() {
 #[test]
 fn an_agent_past_its_maximum_age_shuts_down_after_its_job() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
-    home.add_to_mayfly("max_age = \"2s\"");
+    let home = Scenario::shell().mayfly("max_age = \"2s\"").home(&gitlab);
     let id = gitlab.queue(job(&["sleep 3", "echo end"]).build());
     let mut agent = home.start(&[]);
     assert!(agent.wait().success());
@@ -150,12 +150,9 @@ fn an_agent_past_its_maximum_age_shuts_down_after_its_job() {
 #[test]
 fn the_leave_command_powers_off_the_machine() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let keys = "max_builds = 1\nleave = \"poweroff\"\npoweroff_command = \"echo off $MAYFLY_LEAVE_REASON >>$HOME/off\"";
+    let home = Scenario::shell().mayfly(keys).home(&gitlab);
     let off = home.path("off");
-    home.add_to_mayfly(&format!(
-        "max_builds = 1\nleave = \"poweroff\"\npoweroff_command = \"echo off $MAYFLY_LEAVE_REASON >>{}\"",
-        off.display()
-    ));
     let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&[]);
     assert!(agent.wait().success());
@@ -172,8 +169,8 @@ fn the_leave_command_powers_off_the_machine() {
 #[test]
 fn an_agent_works_after_power_off_and_boot() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
-    home.add_to_mayfly("max_builds = 1\nleave = \"poweroff\"\npoweroff_command = \"true\"");
+    let keys = "max_builds = 1\nleave = \"poweroff\"\npoweroff_command = \"true\"";
+    let home = Scenario::shell().mayfly(keys).home(&gitlab);
     gitlab.queue(job(&["true"]).build());
     assert!(home.start(&[]).wait().success());
     home.reboot();
@@ -186,11 +183,10 @@ fn an_agent_works_after_power_off_and_boot() {
 #[test]
 fn a_machine_powers_off_if_the_leave_command_does_not_end_it_in_time() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let keys = "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo command >>$HOME/said; exit 1\"\n\
+                poweroff_command = \"echo off >>$HOME/said\"\nleave_fallback_after = \"2s\"";
+    let home = Scenario::shell().mayfly(keys).home(&gitlab);
     let said = home.path("said");
-    let keys = "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo command >>SAID; exit 1\"\n\
-                poweroff_command = \"echo off >>SAID\"\nleave_fallback_after = \"2s\"";
-    home.add_to_mayfly(&keys.replace("SAID", &said.display().to_string()));
     let mut agent = home.start(&[]);
     assert!(agent.wait().success());
     assert_eq!(lines(&said), ["command", "off"]);
@@ -200,8 +196,8 @@ fn a_machine_powers_off_if_the_leave_command_does_not_end_it_in_time() {
 #[test]
 fn a_machine_that_cannot_power_off_takes_no_more_jobs() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
-    home.add_to_mayfly("max_builds = 1\nleave = \"poweroff\"\npoweroff_command = \"exit 4\"");
+    let keys = "max_builds = 1\nleave = \"poweroff\"\npoweroff_command = \"exit 4\"";
+    let home = Scenario::shell().mayfly(keys).home(&gitlab);
     gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&[]);
     assert_eq!(agent.wait().code(), Some(70));
@@ -215,10 +211,10 @@ fn a_machine_that_cannot_power_off_takes_no_more_jobs() {
 /// A home whose agent shuts down under the condition `key`. Its leave command adds a line to the first file, then waits
 /// for the second file.
 fn leaves_by_a_command_that_waits(gitlab: &GitLab, key: &str) -> (Home, PathBuf, PathBuf) {
-    let home = Home::new(gitlab, "", "");
+    let command = format!("echo >>$HOME/ran; {}", until_there("$HOME/go"));
+    let keys = format!("{key}\nleave = \"command\"\nleave_command = \"{command}\"");
+    let home = Scenario::shell().mayfly(&keys).home(gitlab);
     let (ran, go) = (home.path("ran"), home.path("go"));
-    let command = format!("echo >>{}; {}", ran.display(), until_there(go.display()));
-    home.add_to_mayfly(&format!("{key}\nleave = \"command\"\nleave_command = \"{command}\""));
     (home, ran, go)
 }
 
@@ -302,8 +298,8 @@ fn an_agent_whose_start_fails_resumes_its_shutdown() {
 #[test]
 fn the_shutdown_state_of_another_machine_is_discarded() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
-    fs::create_dir(home.path("state")).expect("create a file or directory");
+    let home = Scenario::shell().home(&gitlab);
+    fs::create_dir(home.path("state")).expect("create the directory");
     let mark = "{\"identity\":{\"instance\":\"i-0000000000000000a\",\"boot\":\"b\"},\"reason\":\"max_builds\",\
                 \"interrupted\":false,\"terminated\":false,\"phase\":\"left\",\"unregistered_at\":5}";
     fs::write(home.path("state/leaving.json"), mark).expect("write a file");
@@ -319,7 +315,7 @@ fn the_shutdown_state_of_another_machine_is_discarded() {
 #[test]
 fn a_new_instance_is_not_idle_before_its_first_job() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "[[runners.autoscaler.policy]]\nidle_time = \"0s\"\n");
+    let home = Scenario::shell().runner("[[runners.autoscaler.policy]]\nidle_time = \"0s\"\n").home(&gitlab);
     let mut agent = home.start(&[]);
     gitlab.wait_until("empty answers", |server| polls(server) >= 3);
     assert!(!agent.log().contains("polling stopped"), "{}", agent.log());

@@ -243,7 +243,8 @@ fn user_data_keeps_the_images_own_runners() {
         in_own_network(|| {
             let gitlab = GitLab::start();
             let config = image.root().join("etc/mayfly/config.toml");
-            let written = std::fs::read_to_string(&config).expect("read").replace(gitlab_of_the_test, &gitlab.url);
+            let written =
+                std::fs::read_to_string(&config).expect("read the file").replace(gitlab_of_the_test, &gitlab.url);
             std::fs::write(&config, &written).expect("write a file");
             let _imds = Imds::start("i-0abc0000000000001", &example("token.yaml", &gitlab));
             let id = gitlab.queue(job(&["true"]).build());
@@ -285,7 +286,7 @@ fn user_data_is_valid_and_lint_finds_nothing_in_its_configuration() {
         let valid =
             Command::new("cloud-init").args(["schema", "--config-file"]).arg(&file).output().expect("cloud-init");
         assert!(valid.status.success(), "{}", String::from_utf8_lossy(&valid.stderr));
-        let text = std::fs::read_to_string(&file).expect("read");
+        let text = std::fs::read_to_string(&file).expect("read the file");
         assert!(text.starts_with("#cloud-config\n") && text.len() < 16 * 1024, "{}", file.display());
         // The schema accepts unknown keys.
         let keys = text.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_alphabetic()));
@@ -295,7 +296,8 @@ fn user_data_is_valid_and_lint_finds_nothing_in_its_configuration() {
         let content = content.lines().map_while(|line| line.strip_prefix("      "));
         let home = Home::empty();
         std::fs::write(home.config(), content.collect::<Vec<_>>().join("\n")).expect("write a file");
-        std::fs::set_permissions(home.config(), std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("close");
+        std::fs::set_permissions(home.config(), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .expect("set the permissions");
         let lint = home.call(&["lint", "--config", &home.config().display().to_string()]);
         let said = String::from_utf8_lossy(&lint.stdout).into_owned() + &String::from_utf8_lossy(&lint.stderr);
         // Only the manager that `url` names knows the executor of an agent without one.

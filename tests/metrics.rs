@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::gitlab::{Answer, Fault, GitLab};
 use crate::support::job::{job, until_there};
-use crate::support::mayfly::{Agent, Home};
+use crate::support::mayfly::Agent;
+use crate::support::scenario::Scenario;
 
 pub fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").to_string()
@@ -66,7 +67,10 @@ pub fn lint(metrics: &str) -> String {
 fn metrics_count_the_agents_work_and_promtool_accepts_them() {
     let gitlab = GitLab::start();
     let address = free_address();
-    let home = Home::new(&gitlab, &format!("concurrent = 2\nlisten_address = \"{address}\""), "limit = 2");
+    let home = Scenario::shell()
+        .config(&format!("concurrent = 2\nlisten_address = \"{address}\""))
+        .runner("limit = 2")
+        .home(&gitlab);
     let go = home.path("go");
     let mut waits = job(&["echo begun", &until_there(go.display())]).build();
     waits["job_info"]["time_in_queue_seconds"] = 7.25.into();
@@ -136,7 +140,7 @@ fn rows_of(section: &str) -> BTreeSet<String> {
 fn healthz_says_why_the_agent_takes_no_jobs() {
     let gitlab = GitLab::start();
     let address = free_address();
-    let home = Home::new(&gitlab, "", "unhealthy_requests_limit = 1");
+    let home = Scenario::shell().runner("unhealthy_requests_limit = 1").home(&gitlab);
     let refused = Answer::json(403, &serde_json::json!({"message": "403 Forbidden"}));
     gitlab.fail("POST jobs/request", [Fault::Answer(refused)]);
     let mut agent = home.start_with(&[], &[("LISTEN_ADDRESS", &address)]);
@@ -161,25 +165,25 @@ fn a_reload_moves_listen_address_and_refuses_an_address_in_use() {
     let gitlab = GitLab::start();
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = (taken.local_addr().expect("an address").to_string(), taken);
-    let home = Home::new(&gitlab, &format!("listen_address = \"{}\"", taken.0), "");
+    let home = Scenario::shell().config(&format!("listen_address = \"{}\"", taken.0)).home(&gitlab);
     let config = home.config().display().to_string();
     let refused = home.call(&["run", "--config", &config]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("listen_address") && said.contains(&taken.0), "{said}");
 
     let (first, second) = (free_address(), free_address());
-    home.configure(&gitlab.url, &format!("listen_address = \"{first}\""), "");
+    Scenario::shell().config(&format!("listen_address = \"{first}\"")).write(&home, &gitlab.url);
     let mut agent = home.start(&[]);
     wait_for(&agent, &first, "/healthz", "working");
-    home.configure(&gitlab.url, &format!("listen_address = \"{second}\""), "");
+    Scenario::shell().config(&format!("listen_address = \"{second}\"")).write(&home, &gitlab.url);
     wait_for(&agent, &second, "/healthz", "working");
     assert!(!is_healthy(&first));
-    home.configure(&gitlab.url, &format!("listen_address = \"{}\"", taken.0), "");
+    Scenario::shell().config(&format!("listen_address = \"{}\"", taken.0)).write(&home, &gitlab.url);
     agent.wait_for_log("the old one stays in use");
     let (_, body) = get(&second, "/metrics");
     assert!(body.contains("gitlab_runner_configuration_loading_error_total 1\n"), "{body}");
     assert!(body.contains("mayfly_configuration_current 0\n"), "{body}");
-    home.configure(&gitlab.url, "", "");
+    Scenario::shell().write(&home, &gitlab.url);
     let until = Instant::now() + Duration::from_secs(60);
     while is_healthy(&second) {
         assert!(Instant::now() < until, "still there: {}", agent.log());

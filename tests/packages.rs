@@ -72,7 +72,7 @@ fn every_package_contains_all_files() {
 /// Checks an OCI image from its index to the program in it.
 fn assert_image_is_whole(image: &Path, directory: &Path) {
     let layout = directory.join("layout");
-    fs::create_dir(&layout).expect("create a file or directory");
+    fs::create_dir(&layout).expect("create the directory");
     say(&format!("tar -C {} -xf \"$1\"", layout.display()), image);
     let json = |path: &Path| -> Value { serde_json::from_slice(&fs::read(path).expect("a file")).expect("JSON") };
     // Each blob has the digest and the size of its descriptor.
@@ -93,7 +93,7 @@ fn assert_image_is_whole(image: &Path, directory: &Path) {
     let unpacked = Command::new("gzip").arg("-dc").arg(&layer).output().expect("gzip").stdout;
     assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", hex(&unpacked)));
     let root = directory.join("root");
-    fs::create_dir(&root).expect("create a file or directory");
+    fs::create_dir(&root).expect("create the directory");
     say(&format!("tar -C {} -xzf \"$1\"", root.display()), &layer);
     let said = Command::new(root.join("usr/bin/mayfly")).arg("--version").output().expect("the program");
     assert!(String::from_utf8_lossy(&said.stdout).contains(env!("CARGO_PKG_VERSION")));

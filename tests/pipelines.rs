@@ -32,13 +32,13 @@ fn every_case_has_the_same_result_as_on_gitlab() {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::SeqCst)) {
                     let name = case.file_name().expect("a name").to_string_lossy().into_owned();
                     if let Err(why) = check(case) {
-                        wrong.lock().expect("locked").push(format!("{name}: {why}"));
+                        wrong.lock().expect("no thread may panic").push(format!("{name}: {why}"));
                     }
                 }
             });
         }
     });
-    let mut wrong = wrong.into_inner().expect("locked");
+    let mut wrong = wrong.into_inner().expect("no thread may panic");
     wrong.sort();
     assert!(wrong.is_empty(), "{} of {} cases are wrong:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 }
@@ -70,7 +70,7 @@ impl Given {
     fn set_up(case: &Path, expect: &Value) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let mut given = Self { directory, arguments: Vec::new(), environment: Vec::new() };
-        fs::create_dir_all(given.root()).expect("create a file or directory");
+        fs::create_dir_all(given.root()).expect("create the directory");
         given.make_repository(case, &expect["git"], &expect["pipeline"]);
         given.choose(case, expect);
         given
@@ -98,7 +98,7 @@ impl Given {
         let default = text("default_branch").unwrap_or("main");
         copy(case, &self.root(), &|name| name != "expect.json" && !name.starts_with('_'));
         if self.root().join("dot-gitignore").exists() {
-            fs::rename(self.root().join("dot-gitignore"), self.root().join(".gitignore")).expect("renamed");
+            fs::rename(self.root().join("dot-gitignore"), self.root().join(".gitignore")).expect("rename the file");
         }
         self.git(&["init", "-q", "-b", default]);
         self.git(&["config", "user.name", "Dev"]);
@@ -152,7 +152,7 @@ impl Given {
             option("--mr", format!("{source}:{target}:{}", request["iid"].as_i64().unwrap_or(1)));
         }
         let temporary = self.directory.path().join("tmp");
-        fs::create_dir_all(&temporary).expect("create a file or directory");
+        fs::create_dir_all(&temporary).expect("create the directory");
         for (key, value) in pipeline["variables"].as_object().into_iter().flatten() {
             let value = printed(value).replace("@TMP@", &temporary.display().to_string());
             option("--var", format!("{key}={value}"));
@@ -222,9 +222,9 @@ impl Given {
         let mut found = Vec::new();
         let mut waiting = vec![self.root()];
         while let Some(directory) = waiting.pop() {
-            for entry in fs::read_dir(directory).expect("read") {
+            for entry in fs::read_dir(directory).expect("list the directory") {
                 let path = entry.expect("an entry").path();
-                match path.symlink_metadata().expect("must exist").is_dir() {
+                match path.symlink_metadata().expect("the file must exist").is_dir() {
                     true => waiting.push(path),
                     false => found.push((path.clone(), fs::read(&path).unwrap_or_default())),
                 }
@@ -394,7 +394,7 @@ fn printed(value: &Value) -> String {
 
 /// Copies the content of a directory over another one; `is_wanted` selects top-level entries by name.
 fn copy(from: &Path, to: &Path, is_wanted: &dyn Fn(&str) -> bool) {
-    fs::create_dir_all(to).expect("create a file or directory");
+    fs::create_dir_all(to).expect("create the directory");
     for entry in fs::read_dir(from).unwrap_or_else(|error| panic!("{}: {error}", from.display())) {
         let entry = entry.expect("an entry");
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -403,7 +403,7 @@ fn copy(from: &Path, to: &Path, is_wanted: &dyn Fn(&str) -> bool) {
         }
         match entry.file_type().expect("a type").is_dir() {
             true => copy(&entry.path(), &to.join(&name), &|_| true),
-            false => drop(fs::copy(entry.path(), to.join(&name)).expect("copied")),
+            false => drop(fs::copy(entry.path(), to.join(&name)).expect("copy the file")),
         }
     }
 }

@@ -8,14 +8,15 @@ use crate::support::docker::{Docker, EngineKind, ROOTLESS_UID};
 use crate::support::git::GitServer;
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::job;
-use crate::support::mayfly::Home;
+use crate::support::scenario::Scenario;
 
 /// Sources, a service, caches, artifacts, the status of a script, and nothing left: twice, so that a checkout is reused.
 fn run_whole_jobs(engine: &Docker, uid: Option<u32>) {
     let root = tempfile::tempdir().expect("a directory");
     let (gitlab, git) = (GitLab::start(), GitServer::start(root.path()));
     let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
-    let mut home = Home::with_containers_of(&gitlab, &engine.host(), "", "wait_for_services_timeout = 30\n");
+    let mut home =
+        Scenario::containers().engine(&engine.host()).docker("wait_for_services_timeout = 30\n").home(&gitlab);
     if let Some(uid) = uid {
         home.run_as(uid);
     }
@@ -60,7 +61,7 @@ fn assert_missing_shell_is_reported(engine: &Docker) {
     std::fs::write(root.path().join("file"), "").expect("write a file");
     let image = engine.image_of(root.path(), &["CMD [\"/file\"]"]);
     let gitlab = GitLab::start();
-    let home = Home::with_containers_of(&gitlab, &engine.host(), "", "");
+    let home = Scenario::containers().engine(&engine.host()).home(&gitlab);
     let id = gitlab.queue(job(&["echo never"]).set("image", json!({"name": image})).build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);

@@ -5,16 +5,12 @@ use std::time::{Duration, Instant};
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::{Home, is_running, kill_shims, nap, read};
+use crate::support::scenario::Scenario;
 
 fn run(global: &str, job: JobBuilder) -> (Job, Home) {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, global, "[runners.mayfly]\nkill_grace = \"1s\"");
-    let id = gitlab.queue(job.build());
-    let mut agent = home.start(&["--once"]);
-    let job = gitlab.finished(id);
-    assert!(agent.wait().success(), "{}", agent.log());
-    gitlab.assert_strict();
-    (job, home)
+    let home = Scenario::shell().config(global).runner("[runners.mayfly]\nkill_grace = \"1s\"").home(&gitlab);
+    (home.run(&gitlab, job), home)
 }
 
 #[test]
@@ -79,7 +75,7 @@ fn a_job_with_a_user_of_its_own_cannot_reach_the_agent() {
         "echo end",
     ];
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "user = \"nobody\"", "");
+    let home = Scenario::shell().config("user = \"nobody\"").home(&gitlab);
     let config = home.config().display().to_string();
     let state = home.path("state").display().to_string();
     let id = gitlab.queue(job(&script).variable("CONFIG", &config).variable("STATE", &state).build());
@@ -95,7 +91,7 @@ fn a_job_with_a_user_of_its_own_cannot_reach_the_agent() {
 #[test]
 fn a_job_that_kills_its_shim_fails_alone() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "concurrent = 2", "");
+    let home = Scenario::shell().config("concurrent = 2").home(&gitlab);
     let left = nap();
     let killer = gitlab.queue(job(&[&format!("{left} & echo begun; sleep 600")]).build());
     let other = gitlab.queue(job(&["sleep 3; echo fine"]).build());
@@ -119,7 +115,7 @@ fn reports_a_script_that_was_killed_by_a_signal() {
 #[test]
 fn an_unfinished_line_appears_while_the_script_waits() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let gate = home.path("gate");
     let script = format!("printf 'waiting: '; while [ ! -e {} ]; do sleep 0.1; done; echo done", gate.display());
     let id = gitlab.queue(job(&[&script]).build());
@@ -142,7 +138,7 @@ fn a_fork_bomb_ends_with_its_job() {
 #[test]
 fn a_large_log_arrives_whole() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "output_limit = 100000");
+    let home = Scenario::shell().runner("output_limit = 100000").home(&gitlab);
     let id = gitlab.queue(job(&["seq 1 300000"]).masked("SECRET", "123456").build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);

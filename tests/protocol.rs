@@ -7,7 +7,7 @@ use std::thread;
 
 use crate::support::gitlab::{Answer, Fault, GitLab, read_request, write_answer};
 use crate::support::job::job;
-use crate::support::mayfly::Home;
+use crate::support::scenario::Scenario;
 
 fn answer(status: u16) -> Fault {
     Fault::Answer(Answer::new(status))
@@ -20,7 +20,7 @@ fn retries_requests_after_temporary_errors() {
     gitlab.fail("POST jobs/request", [answer(500), Fault::Answer(later), answer(503), Fault::Cut]);
     gitlab.fail("PUT job", [answer(502)]);
     gitlab.fail("PATCH trace", [answer(500), Fault::TakeAndCut, Fault::Cut]);
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let id = gitlab.queue(job(&["echo through it all"]).build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);
@@ -34,7 +34,7 @@ fn retries_requests_after_temporary_errors() {
 fn a_lost_response_never_duplicates_a_log_line() {
     let gitlab = GitLab::start();
     gitlab.fail("PATCH trace", [Fault::TakeAndCut, Fault::TakeAndCut]);
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let id = gitlab.queue(job(&["for i in 1 2 3; do echo line $i; sleep 1.2; done"]).build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);
@@ -48,7 +48,7 @@ fn a_lost_response_never_duplicates_a_log_line() {
 #[test]
 fn an_outage_at_the_end_loses_nothing() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let id = gitlab.queue(job(&["echo begun", "sleep 1", "echo the end"]).build());
     let mut agent = home.start(&["--once"]);
     gitlab.wait_for_log(id, "begun");
@@ -66,7 +66,7 @@ fn an_outage_at_the_end_loses_nothing() {
 fn a_final_state_is_sent_until_gitlab_accepts_it() {
     let gitlab = GitLab::start();
     gitlab.answer_finals([202, 202, 412, 500]);
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let id = gitlab.queue(job(&["echo once"]).build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);
@@ -80,7 +80,7 @@ fn a_final_state_is_sent_until_gitlab_accepts_it() {
 fn a_server_with_a_smaller_limit_ends_the_job() {
     let gitlab = GitLab::start();
     gitlab.limit_trace(3000);
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let id = gitlab.queue(job(&["head -c 5000 /dev/zero | tr '\\0' x; echo; sleep 600"]).build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);
@@ -93,7 +93,7 @@ fn a_server_with_a_smaller_limit_ends_the_job() {
 fn a_rejected_runner_pauses_polling() {
     let gitlab = GitLab::start();
     gitlab.delete_runner();
-    let home = Home::new(&gitlab, "", "unhealthy_requests_limit = 2\nunhealthy_interval = \"1h\"");
+    let home = Scenario::shell().runner("unhealthy_requests_limit = 2\nunhealthy_interval = \"1h\"").home(&gitlab);
     let mut agent = home.start(&[]);
     agent.wait_for_log("rejected too often; polling paused");
     assert_eq!(gitlab.count("POST jobs/request"), 2);
@@ -124,7 +124,7 @@ fn a_token_is_never_sent_to_another_host() {
     let gitlab = GitLab::start();
     let redirect = |status| Fault::Answer(Answer::new(status).with("Location", &location));
     gitlab.fail("POST jobs/request", [redirect(307), redirect(302), redirect(308)]);
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&["--once"]);
     gitlab.finished(id);
@@ -140,7 +140,7 @@ fn survives_invalid_responses_to_a_poll() {
     let html = Answer::new(201).with("Content-Type", "text/html").body("<html>sign in</html>");
     let empty = Answer::new(201).with("Content-Type", "application/json");
     gitlab.fail("POST jobs/request", [Fault::Answer(html), Fault::Answer(empty)]);
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let id = gitlab.queue(job(&["echo ok"]).build());
     let mut agent = home.start(&[]);
     assert_eq!(gitlab.finished(id).state, "success");
@@ -151,9 +151,9 @@ fn survives_invalid_responses_to_a_poll() {
 #[test]
 fn queued_jobs_start_without_delay_within_the_limits() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "concurrent = 3", "limit = 2\nrequest_concurrency = 2");
+    let home = Scenario::shell().config("concurrent = 3").runner("limit = 2\nrequest_concurrency = 2").home(&gitlab);
     let marks = home.path("marks");
-    std::fs::create_dir(&marks).expect("create a file or directory");
+    std::fs::create_dir(&marks).expect("create the directory");
     let script = format!(
         "touch {0}/$CI_JOB_ID_; ls {0} | wc -l; test $(ls {0} | wc -l) -le 2; sleep 0.3; rm {0}/$CI_JOB_ID_",
         marks.display()
@@ -173,7 +173,7 @@ fn queued_jobs_start_without_delay_within_the_limits() {
 fn a_request_is_tried_five_times_with_one_request_id() {
     let gitlab = GitLab::start();
     gitlab.fail("PUT job", [500, 503, 429, 502].map(answer));
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&["--once"]);
     assert_eq!(gitlab.finished(id).state, "success");
@@ -186,11 +186,11 @@ fn a_request_is_tried_five_times_with_one_request_id() {
 fn polling_a_failing_server_backs_off() {
     let gitlab = GitLab::start();
     gitlab.fail("POST jobs/request", [500, 503, 502, 504].map(answer));
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let began = std::time::Instant::now();
     let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&["--once"]);
-    let taken = gitlab.finished(id).taken.expect("taken").duration_since(began);
+    let taken = gitlab.finished(id).taken.expect("an agent must have the job").duration_since(began);
     let ids = gitlab.request_ids("POST jobs/request");
     assert!(ids.len() == 5 && ids.iter().all(|id| ids.iter().filter(|other| *other == id).count() == 1), "{ids:?}");
     // 1, 1 to 2, 2 to 4 and 4 to 8 seconds.
@@ -206,12 +206,12 @@ fn obeys_retry_after() {
     let later = Answer::new(429).with("RateLimit-ResetTime", &date).with("Retry-After", "600");
     let then = Answer::new(503).with("Retry-After", "2");
     gitlab.fail("POST jobs/request", [Fault::Answer(later), Fault::Answer(then)]);
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let began = std::time::Instant::now();
     let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);
-    let waited = job.taken.expect("taken").duration_since(began);
+    let waited = job.taken.expect("an agent must have the job").duration_since(began);
     assert!(waited >= std::time::Duration::from_secs(4), "{waited:?}");
     assert!(agent.wait().success());
 }
@@ -224,7 +224,7 @@ fn survives_a_truncated_and_a_late_response() {
     gitlab.fail("POST jobs/request", [Fault::Half(half), Fault::Slow(late)]);
     gitlab.fail("PATCH trace", [Fault::Slow(late), Fault::Half(Answer::new(202).body("nobody needs it"))]);
     gitlab.fail("PUT job", [Fault::Slow(late)]);
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let id = gitlab.queue(job(&["for i in 1 2 3 4 5; do echo line $i; sleep 1; done"]).build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);
@@ -241,7 +241,7 @@ fn a_response_without_a_job_does_not_count_and_is_followed_by_a_pause() {
     let gitlab = GitLab::start();
     let nonsense = Answer::json(201, &serde_json::json!({"message": "maintenance"}));
     gitlab.fail("POST jobs/request", [Fault::Answer(nonsense)]);
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let id = gitlab.queue(job(&["true"]).build());
     let began = std::time::Instant::now();
     let mut agent = home.start(&["--once"]);
@@ -262,7 +262,7 @@ type MakePayload = fn(i64) -> Vec<u8>;
 #[test]
 fn a_job_that_cannot_be_decoded_is_failed_if_its_id_and_token_are_readable() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let payloads: [(&str, MakePayload); 13] = [
         ("id as text, steps as a number", |id| format!(r#"{{"id":"{id}","token":"glcbt-job-{id}","steps":5}}"#).into()),
         ("id as a fraction", |id| format!(r#"{{"id":{id}.0,"token":"glcbt-job-{id}","steps":5}}"#).into()),
@@ -340,7 +340,7 @@ fn a_job_that_cannot_be_decoded_is_failed_if_its_id_and_token_are_readable() {
 #[test]
 fn resends_the_log_from_the_offset_that_the_server_requests() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let gate = home.path("gate");
     let script = format!("echo first; while [ ! -e {} ]; do sleep 0.1; done; echo second", gate.display());
     let id = gitlab.queue(job(&[&script]).build());
@@ -360,7 +360,7 @@ fn a_job_that_the_server_withdraws_does_not_start() {
     for status in [403, 404] {
         let gitlab = GitLab::start();
         gitlab.fail("PUT job", [answer(status)]);
-        let home = Home::new(&gitlab, "", "");
+        let home = Scenario::shell().home(&gitlab);
         let mark = home.path("mark");
         let dropped = gitlab.queue(job(&[&format!("touch {}", mark.display())]).build());
         let next = gitlab.queue(job(&["true"]).build());
@@ -376,7 +376,7 @@ fn a_job_that_the_server_withdraws_does_not_start() {
 fn a_job_cancelled_before_its_start_runs_nothing() {
     let gitlab = GitLab::start();
     gitlab.fail("PUT job", [Fault::Answer(Answer::new(200).with("Job-Status", "canceling"))]);
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let mark = home.path("mark");
     let touch = format!("touch {}", mark.display());
     let id = gitlab.queue(job(&[&touch]).after_script(&[&touch]).build());
@@ -392,7 +392,7 @@ fn a_log_is_complete_although_its_first_parts_were_refused() {
     let gitlab = GitLab::start();
     gitlab.fail("PUT job", (0..5).map(|_| answer(500)));
     gitlab.fail("PATCH trace", [answer(404), answer(400), Fault::Cut]);
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let id = gitlab.queue(job(&["for i in 1 2 3 4 5 6; do echo line $i; sleep 1; done"]).build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);
@@ -404,7 +404,7 @@ fn a_log_is_complete_although_its_first_parts_were_refused() {
 #[test]
 fn a_job_without_output_sends_keepalives() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let id = gitlab.queue(job(&["sleep 36"]).build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);
@@ -416,7 +416,7 @@ fn a_job_without_output_sends_keepalives() {
 fn conflicts_and_unexpected_responses_do_not_pause_a_runner() {
     let gitlab = GitLab::start();
     gitlab.fail("POST jobs/request", [409, 409, 422, 400, 418].map(answer));
-    let home = Home::new(&gitlab, "", "unhealthy_requests_limit = 1");
+    let home = Scenario::shell().runner("unhealthy_requests_limit = 1").home(&gitlab);
     let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&["--once"]);
     assert_eq!(gitlab.finished(id).state, "success");

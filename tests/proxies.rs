@@ -7,6 +7,7 @@ use crate::support::job::job;
 use crate::support::mayfly::Home;
 use crate::support::pki::{Chain, Pki};
 use crate::support::proxy::Squid;
+use crate::support::scenario::Scenario;
 
 fn with_artifacts() -> serde_json::Value {
     job(&["seq 100000 >f"])
@@ -23,7 +24,7 @@ fn squid_forwards_plain_http_without_tunnels() {
     let port = gitlab.url.rsplit(':').next().expect("a port").to_owned();
     let squid = Squid::start(&[]);
     let home = Home::empty();
-    home.configure(&format!("http://gitlab.test:{port}"), "", "");
+    Scenario::shell().write(&home, &format!("http://gitlab.test:{port}"));
     let id = gitlab.queue(with_artifacts());
     let mut agent = home.start_with(&["--once"], &[("HTTP_PROXY", &squid.url)]);
     let job = gitlab.finished(id);
@@ -48,7 +49,7 @@ fn squid_opens_tunnels_for_https() {
     let home = Home::empty();
     std::fs::write(home.path("ca.pem"), &pki.root).expect("write a file");
     let trust = format!("tls-ca-file = \"{}\"", home.path("ca.pem").display());
-    home.configure(&format!("https://gitlab.test:{port}"), "", &trust);
+    Scenario::shell().runner(&trust).write(&home, &format!("https://gitlab.test:{port}"));
     let id = gitlab.queue(with_artifacts());
     let mut agent = home.start_with(&["--once"], &[("HTTPS_PROXY", &squid.url)]);
     let job = gitlab.finished(id);
@@ -65,7 +66,7 @@ fn a_proxy_error_is_not_taken_for_a_response_of_gitlab() {
     let squid = Squid::start(&[]);
     let home = Home::empty();
     // squid refuses this port (`Safe_ports`) with status 403. A 403 from GitLab would pause the runner.
-    home.configure("http://gitlab.test:81", "", "");
+    Scenario::shell().write(&home, "http://gitlab.test:81");
     let agent = home.start_with(&[], &[("HTTP_PROXY", &squid.url)]);
     agent.wait_for_log("the proxy returns status 403: ERR_ACCESS_DENIED");
     agent.wait_for_log("(through the proxy http://127.0.0.1:");

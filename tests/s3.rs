@@ -9,6 +9,7 @@ use crate::support::http::{listen, receive, write_half};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::Home;
 use crate::support::s3::{ACCESS_KEY, S3, SECRET_KEY};
+use crate::support::scenario::Scenario;
 
 fn cache(key: &str) -> Value {
     json!([{"key": key, "paths": ["vendor/"], "policy": "pull-push", "when": "on_success", "untracked": false,
@@ -17,12 +18,8 @@ fn cache(key: &str) -> Value {
 
 fn run(gitlab: &GitLab, home: &Home, environment: &[(&str, &str)], job: JobBuilder) -> Job {
     // The project directory starts empty, so files can come only from the cache.
-    let id = gitlab.queue(job.variable("GIT_STRATEGY", "empty").build());
-    let mut agent = home.start_with(&["--once"], environment);
-    let job = gitlab.finished(id);
-    assert!(agent.wait().success(), "{}", agent.log());
+    let job = home.run_with(gitlab, environment, job.variable("GIT_STRATEGY", "empty"));
     assert_eq!(job.state, "success", "{}", job.log());
-    gitlab.assert_strict();
     job
 }
 
@@ -38,7 +35,7 @@ fn used(key: &str) -> JobBuilder {
 fn machines_share_a_cache_and_do_not_upload_unchanged_content() {
     let (gitlab, s3) = (GitLab::start(), S3::start());
     let configuration = s3.configuration("Path = \"/some/path/\"", &S3::keys());
-    let machines = [0, 1].map(|_| Home::new(&gitlab, "user = \"nobody\"", &configuration));
+    let machines = [0, 1].map(|_| Scenario::shell().config("user = \"nobody\"").runner(&configuration).home(&gitlab));
     let key = "deps ü+main/1";
     let filled = run(&gitlab, &machines[0], &[], fill(key));
     assert!(filled.log().contains("Uploading cache.zip to http://127.0.0.1"), "{}", filled.log());
@@ -56,15 +53,16 @@ fn machines_share_a_cache_and_do_not_upload_unchanged_content() {
 #[test]
 fn uploads_with_the_configured_format_and_encryption() {
     let (gitlab, s3) = (GitLab::start(), S3::start());
-    let home =
-        Home::new(&gitlab, "", &s3.configuration("Shared = true", &(S3::keys() + "\nServerSideEncryption = \"S3\"")));
+    let home = Scenario::shell()
+        .runner(&s3.configuration("Shared = true", &(S3::keys() + "\nServerSideEncryption = \"S3\"")))
+        .home(&gitlab);
     for (format, magic) in [("tarzstd", &[0x28, 0xb5, 0x2f, 0xfd]), ("zipzstd", b"PK\x03\x04")] {
         let with = |job: JobBuilder| job.variable("CACHE_COMPRESSION_FORMAT", format);
         run(&gitlab, &home, &[], with(fill(format)));
         let content = std::fs::read(s3.bucket().join("project/9").join(format)).expect("an object");
         assert_eq!(&content[..4], magic, "{format}");
         // Another machine has only the object in S3.
-        std::fs::remove_dir_all(home.path("cache")).expect("remove");
+        std::fs::remove_dir_all(home.path("cache")).expect("remove the file or directory");
         let other = run(&gitlab, &home, &[], with(used(format)));
         assert!(other.lines().contains(&"kept".to_owned()), "{}", other.log());
     }
@@ -74,7 +72,7 @@ fn uploads_with_the_configured_format_and_encryption() {
 fn a_wrong_secret_key_does_not_fail_the_job() {
     let (gitlab, s3) = (GitLab::start(), S3::start());
     let wrong = format!("AccessKey = \"{ACCESS_KEY}\"\nSecretKey = \"wrong\"");
-    let home = Home::new(&gitlab, "", &s3.configuration("", &wrong));
+    let home = Scenario::shell().runner(&s3.configuration("", &wrong)).home(&gitlab);
     let filled = run(&gitlab, &home, &[], fill("k"));
     assert!(filled.log().contains("SignatureDoesNotMatch"), "{}", filled.log());
     assert!(filled.log().contains("Failed to create cache"), "{}", filled.log());
@@ -120,7 +118,7 @@ fn instance(access_key: &'static str, secret_key: &'static str) -> (String, Arc<
 #[test]
 fn without_configured_keys_the_instance_profile_signs() {
     let (gitlab, s3) = (GitLab::start(), S3::start());
-    let home = Home::new(&gitlab, "", &s3.configuration("", ""));
+    let home = Scenario::shell().runner(&s3.configuration("", "")).home(&gitlab);
     let (metadata, _) = instance(ACCESS_KEY, SECRET_KEY);
     let environment = [("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.as_str())];
     let filled = run(&gitlab, &home, &environment, fill("k"));
@@ -132,7 +130,9 @@ fn without_configured_keys_the_instance_profile_signs() {
 #[test]
 fn a_configured_role_signs() {
     let (gitlab, s3) = (GitLab::start(), S3::start());
-    let home = Home::new(&gitlab, "", &s3.configuration("", "RoleARN = \"arn:aws:iam::123456789012:role/caches\""));
+    let home = Scenario::shell()
+        .runner(&s3.configuration("", "RoleARN = \"arn:aws:iam::123456789012:role/caches\""))
+        .home(&gitlab);
     let (metadata, _) = instance("AKIDOFTHEINSTANCE", "of the instance");
     let (sts, asked) = service(|_| {
         Answer::new(200).with("Content-Type", "text/xml").body(format!(
@@ -182,7 +182,7 @@ fn an_invalid_response_of_the_store_is_reported_and_does_not_fail_the_job() {
              BucketName = \"caches\"\n{}\n",
             S3::keys()
         );
-        let home = Home::new(&gitlab, "", &store);
+        let home = Scenario::shell().runner(&store).home(&gitlab);
         let job = run(&gitlab, &home, &[], fill("deps"));
         assert!(job.has(&format!("WARNING: cache deps: {restoring}")), "{restoring}: {}", job.log());
         assert!(job.has("Failed to extract cache"), "{restoring}: {}", job.log());

@@ -6,13 +6,13 @@ use serde_json::json;
 use crate::support::docker::docker;
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job};
-use crate::support::mayfly::Home;
+use crate::support::scenario::Scenario;
 
 /// Runs a job on an agent of its own, in the engine's network namespace.
 fn run(keys: &str, job: JobBuilder) -> Job {
     docker().within(|| {
         let gitlab = GitLab::start();
-        let home = Home::with_containers(&gitlab, "", keys);
+        let home = Scenario::containers().docker(keys).home(&gitlab);
         let id = gitlab.queue(job.build());
         let mut agent = home.start(&["--once"]);
         let job = gitlab.finished(id);

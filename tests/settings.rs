@@ -5,22 +5,10 @@ use serde_json::json;
 use crate::support::git::GitServer;
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job};
-use crate::support::mayfly::Home;
-
-/// Runs a job on an agent that keeps its home for the next run.
-fn run_at(gitlab: &GitLab, home: &Home, job: JobBuilder) -> Job {
-    let id = gitlab.queue(job.build());
-    let mut agent = home.start(&["--once"]);
-    let job = gitlab.finished(id);
-    assert!(agent.wait().success(), "{}", agent.log());
-    gitlab.assert_strict();
-    job
-}
+use crate::support::scenario::Scenario;
 
 fn run(runner: &str, job: JobBuilder) -> Job {
-    let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", runner);
-    run_at(&gitlab, &home, job)
+    Scenario::shell().runner(runner).job(job)
 }
 
 #[test]
@@ -110,12 +98,12 @@ fn a_job_without_sources_does_not_change_the_checkout() {
     let server = GitServer::start(root.path());
     let (url, sha) = server.repository("team/demo", &[("a.txt", "b\n")]);
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
-    run_at(&gitlab, &home, job(&["touch left"]).sources(&url, &sha));
+    let home = Scenario::shell().home(&gitlab);
+    home.run(&gitlab, job(&["touch left"]).sources(&url, &sha));
     let empty = job(&["ls; pwd"]).sources(&url, &sha).variable("GIT_STRATEGY", "empty");
-    let empty = run_at(&gitlab, &home, empty);
+    let empty = home.run(&gitlab, empty);
     assert!(empty.has("/team/demo-empty") && !empty.has("a.txt"), "{:#?}", empty.lines());
-    let third = run_at(&gitlab, &home, job(&["cat a.txt"]).sources(&url, &sha));
+    let third = home.run(&gitlab, job(&["cat a.txt"]).sources(&url, &sha));
     assert!(!third.has("Created fresh repository."), "{:#?}", third.lines());
 }
 
@@ -125,20 +113,20 @@ fn cleans_the_project_directory_after_a_job_on_request() {
     let server = GitServer::start(root.path());
     let (url, sha) = server.repository("team/demo", &[("a.txt", "as it was\n")]);
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let ran = home.path("ran");
     let plant = format!("printf '#!/bin/sh\\ntouch {}\\n' >.git/hooks/post-checkout || :", ran.display());
     let script = ["pwd", "mkdir -p .git/hooks", &plant, "chmod +x .git/hooks/* || :", "echo new >a.txt", "touch left"];
     for (strategy, kept) in [("fetch", true), ("clone", false)] {
         let ask = |job: JobBuilder| job.variable("GIT_STRATEGY", strategy).variable("FF_ENABLE_JOB_CLEANUP", "true");
-        let done = run_at(&gitlab, &home, ask(job(&script).sources(&url, &sha)));
+        let done = home.run(&gitlab, ask(job(&script).sources(&url, &sha)));
         assert_eq!(done.state, "success", "{}", done.log());
         let lines = done.lines();
         let project = lines.iter().find(|line| line.starts_with('/')).expect("a directory");
         let project = std::path::Path::new(project);
         assert_eq!(project.exists(), kept, "{strategy}");
         if kept {
-            assert_eq!(std::fs::read_to_string(project.join("a.txt")).expect("must exist"), "as it was\n");
+            assert_eq!(std::fs::read_to_string(project.join("a.txt")).expect("read the file"), "as it was\n");
         }
         assert!(!project.join("left").exists() && !ran.exists(), "{strategy}");
     }

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use crate::support::gitlab::{GitLab, TOKEN_AFTER_RESET};
 use crate::support::job::{job, until_there};
-use crate::support::mayfly::Home;
+use crate::support::scenario::Scenario;
 use crate::support::write_program;
 
 #[test]
 fn quit_finishes_the_job_and_stops_polling() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let go = home.path("go");
     let wait = until_there(go.display());
     let id = gitlab.queue(job(&["echo begun", &wait, "echo finished"]).build());
@@ -29,7 +29,7 @@ fn quit_finishes_the_job_and_stops_polling() {
 #[test]
 fn a_poll_in_flight_is_awaited_and_its_job_runs() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let mut agent = home.start(&[]);
     gitlab.wait_until("a held request", |server| server.count("POST jobs/request") >= 2);
     agent.signal("QUIT");
@@ -40,7 +40,7 @@ fn a_poll_in_flight_is_awaited_and_its_job_runs() {
 #[test]
 fn term_interrupts_jobs_after_the_shutdown_timeout() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     // The configuration of every test home sets shutdown_timeout.
     let id = gitlab.queue(job(&["echo begun", "sleep 600"]).build());
     let mut agent = home.start(&[]);
@@ -58,7 +58,7 @@ fn term_interrupts_jobs_after_the_shutdown_timeout() {
 #[test]
 fn a_second_term_exits_immediately_and_the_next_agent_resumes() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let go = home.path("go");
     let id = gitlab.queue(job(&["echo begun", &until_there(go.display()), "echo finished"]).build());
     let mut agent = home.start(&[]);
@@ -80,7 +80,7 @@ fn a_second_term_exits_immediately_and_the_next_agent_resumes() {
 #[test]
 fn hup_applies_a_valid_configuration_and_refuses_a_broken_one() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let mut agent = home.start(&[]);
     agent.wait_for_log("mayfly is up");
     std::fs::write(home.config(), "concurrent = \"many\"\n").expect("write a file");
@@ -88,7 +88,7 @@ fn hup_applies_a_valid_configuration_and_refuses_a_broken_one() {
     agent.wait_for_log("the old one stays in use");
     let id = gitlab.queue(job(&["echo ${MARK:-none}"]).build());
     assert!(gitlab.finished(id).lines().contains(&"none".to_owned()));
-    home.configure(&gitlab.url, "", "environment = [\"MARK=new\"]");
+    Scenario::shell().runner("environment = [\"MARK=new\"]").write(&home, &gitlab.url);
     agent.wait_for_log("configuration loaded");
     gitlab.wait_for_fresh_request();
     let id = gitlab.queue(job(&["echo ${MARK:-none}"]).build());
@@ -101,7 +101,7 @@ fn hup_applies_a_valid_configuration_and_refuses_a_broken_one() {
 #[test]
 fn usr2_hands_over_while_a_job_runs() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let go = home.path("go");
     let lines = ["echo begun", &until_there(go.display()), "echo finished"];
     let id = gitlab.queue(job(&lines).after_script(&["echo after"]).build());
@@ -123,7 +123,7 @@ fn usr2_hands_over_while_a_job_runs() {
 #[test]
 fn a_signal_during_the_hand_over_takes_effect() {
     let gitlab = GitLab::start();
-    let mut home = Home::new(&gitlab, "", "");
+    let mut home = Scenario::shell().home(&gitlab);
     let program = home.own_program();
     let mut agent = home.start(&[]);
     agent.wait_for_log("mayfly is up");
@@ -132,7 +132,7 @@ fn a_signal_during_the_hand_over_takes_effect() {
     let signal = "case \"$*\" in *--validate) ;; *) kill -s QUIT $$ ;; esac";
     let text = format!("#!/bin/sh\n{signal}\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_mayfly"));
     write_program(&next, &text);
-    std::fs::rename(&next, program).expect("replaced");
+    std::fs::rename(&next, program).expect("rename the file");
     agent.signal("USR2");
     assert!(agent.wait().success(), "{}", agent.log());
     assert!(agent.log().contains("polling stopped"), "{}", agent.log());
@@ -142,7 +142,7 @@ fn a_signal_during_the_hand_over_takes_effect() {
 #[test]
 fn a_stopping_agent_does_not_hand_over() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let go = home.path("go");
     let wait = until_there(go.display());
     let id = gitlab.queue(job(&["echo begun", &wait]).build());
@@ -162,12 +162,12 @@ fn a_stopping_agent_does_not_hand_over() {
 #[test]
 fn a_stopped_and_continued_agent_notices_configuration_changes() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let mut agent = home.start(&[]);
     agent.wait_for_log("mayfly is up");
     agent.signal("STOP");
     agent.signal("CONT");
-    home.configure(&gitlab.url, "", "environment = [\"MARK=new\"]");
+    Scenario::shell().runner("environment = [\"MARK=new\"]").write(&home, &gitlab.url);
     agent.wait_for_log("configuration loaded");
     gitlab.wait_for_fresh_request();
     let id = gitlab.queue(job(&["echo $MARK"]).build());
@@ -180,7 +180,7 @@ fn a_stopped_and_continued_agent_notices_configuration_changes() {
 #[test]
 fn an_idle_agent_exits_and_a_busy_one_stays() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let id = gitlab.queue(job(&["sleep 3"]).build());
     let mut agent = home.start(&["--idle-timeout", "1s"]);
     assert!(agent.wait().success());
@@ -191,7 +191,7 @@ fn an_idle_agent_exits_and_a_busy_one_stays() {
 #[test]
 fn only_one_agent_uses_a_state_directory() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let mut first = home.start(&[]);
     first.wait_for_log("mayfly is up");
     let config = home.config().display().to_string();
@@ -206,7 +206,7 @@ fn only_one_agent_uses_a_state_directory() {
 fn a_token_is_rotated_before_it_expires_while_jobs_run() {
     let gitlab = GitLab::start();
     let life = "token_obtained_at = 2020-01-01T00:00:00Z\ntoken_expires_at = 2020-06-01T00:00:00Z # soon";
-    let home = Home::new(&gitlab, "# kept", life);
+    let home = Scenario::shell().config("# kept").runner(life).home(&gitlab);
     let mut agent = home.start(&[]);
     agent.wait_for_log("token rotated");
     let id = gitlab.queue(job(&["echo with the new token"]).build());

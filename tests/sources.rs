@@ -4,6 +4,7 @@ use crate::support::git::GitServer;
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::Home;
+use crate::support::scenario::Scenario;
 
 /// An agent with a git server.
 pub struct Scene {
@@ -16,12 +17,12 @@ pub struct Scene {
 impl Scene {
     /// Jobs run on the machine.
     pub fn new(global: &str, runner: &str) -> Self {
-        Self::of(|gitlab| Home::new(gitlab, global, runner))
+        Self::of(|gitlab| Scenario::shell().config(global).runner(runner).home(gitlab))
     }
 
     /// Jobs run in containers.
     pub fn in_containers(runner: &str, docker: &str) -> Self {
-        Self::of(|gitlab| Home::with_containers(gitlab, runner, docker))
+        Self::of(|gitlab| Scenario::containers().runner(runner).docker(docker).home(gitlab))
     }
 
     fn of(home: impl FnOnce(&GitLab) -> Home) -> Self {
@@ -33,12 +34,7 @@ impl Scene {
     }
 
     pub fn run(&self, job: JobBuilder) -> Job {
-        let id = self.gitlab.queue(job.build());
-        let mut agent = self.home.start(&["--once"]);
-        let job = self.gitlab.finished(id);
-        assert!(agent.wait().success());
-        self.gitlab.assert_strict();
-        job
+        self.home.run(&self.gitlab, job)
     }
 
     /// A job that must succeed.
@@ -81,7 +77,7 @@ fn the_token_is_not_stored_in_the_repository_but_git_can_log_in() {
         .args(["-rl", "glcbt-"])
         .arg(scene.home.path("builds"))
         .output()
-        .expect("grep");
+        .expect("run the program");
     assert_eq!(String::from_utf8_lossy(&left.stdout), "", "credentials are removed at the end");
 }
 
@@ -282,9 +278,9 @@ fn a_job_that_replaces_its_directories_by_links_gains_nothing() {
     std::fs::set_permissions(directory.path(), open).expect("open a file");
     let (theirs, victim) = (directory.path().join("theirs"), directory.path().join("victim"));
     for made in [&theirs, &victim] {
-        std::fs::create_dir(made).expect("create a file or directory");
+        std::fs::create_dir(made).expect("create the directory");
     }
-    std::os::unix::fs::chown(&theirs, Some(65534), Some(65534)).expect("given");
+    std::os::unix::fs::chown(&theirs, Some(65534), Some(65534)).expect("change the owner");
     let keys = format!("builds_dir = \"{0}/builds\"\ncache_dir = \"{0}/cache\"", theirs.display());
     let scene = Scene::new("user = \"nobody\"", &keys);
     let swap = |name: &str| {
@@ -293,7 +289,7 @@ fn a_job_that_replaces_its_directories_by_links_gains_nothing() {
     scene.pass(job(&[&swap("cache"), &swap("builds")]));
     let job = scene.run(job(&["true"]));
     assert_eq!(job.state, "failed", "{}", job.log());
-    assert_eq!(std::fs::read_dir(&victim).expect("must exist").count(), 0, "{}", job.log());
+    assert_eq!(std::fs::read_dir(&victim).expect("list the directory").count(), 0, "{}", job.log());
 }
 
 #[test]
@@ -304,7 +300,7 @@ fn each_slot_has_its_own_user_and_all_share_caches() {
     std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))
         .expect("open a file");
     let add = |name: &str, lines: &str| {
-        let text = std::fs::read_to_string(format!("/etc/{name}")).expect("read");
+        let text = std::fs::read_to_string(format!("/etc/{name}")).expect("read the file");
         std::fs::write(path(name), format!("{text}\n{lines}\n")).expect("write a file");
     };
     add("passwd", "ci-0:x:65100:65100::/nonexistent:/bin/sh\nci-1:x:65101:65100::/nonexistent:/bin/sh");
@@ -312,7 +308,7 @@ fn each_slot_has_its_own_user_and_all_share_caches() {
     let mut scene = Scene::new("user = \"ci-%n\"\nconcurrent = 2", "");
     let program = scene.home.own_program();
     let real = program.with_file_name("mayfly.real");
-    std::fs::rename(&program, &real).expect("renamed");
+    std::fs::rename(&program, &real).expect("rename the file");
     // Users that exist only for this agent.
     let script = format!(
         "#!/bin/sh\nexec unshare -m sh -c 'mount --bind {} /etc/passwd && mount --bind {} /etc/group && exec {} \"$@\"' sh \"$@\"\n",

@@ -8,6 +8,7 @@ use crate::metrics::{free_address, wait_for};
 use crate::support::gitlab::GitLab;
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::Home;
+use crate::support::scenario::Scenario;
 
 fn status(home: &Home, arguments: &[&str]) -> (bool, String) {
     let config = home.config().display().to_string();
@@ -19,8 +20,10 @@ fn status(home: &Home, arguments: &[&str]) -> (bool, String) {
 fn shows_the_jobs_of_an_agent_and_the_idle_time_that_is_left() {
     let gitlab = GitLab::start();
     let address = free_address();
-    let home = Home::new(&gitlab, &format!("concurrent = 2\nlisten_address = \"{address}\""), "");
-    home.add_to_mayfly("idle_timeout = \"1h\"\nmax_builds = 7");
+    let home = Scenario::shell()
+        .config(&format!("concurrent = 2\nlisten_address = \"{address}\""))
+        .mayfly("idle_timeout = \"1h\"\nmax_builds = 7")
+        .home(&gitlab);
     let end = home.path("end");
     let id = gitlab.queue(job(&[&until_there(end.display())]).build());
     let agent = home.start(&[]);
@@ -46,7 +49,7 @@ fn shows_the_jobs_of_an_agent_and_the_idle_time_that_is_left() {
 #[test]
 fn says_what_is_missing() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let (success, said) = status(&home, &[]);
     assert!(!success && said.contains("has no `listen_address`"), "{said}");
     let (success, said) = status(&home, &["--address", &free_address()]);

@@ -11,6 +11,7 @@ use crate::support::gitlab::GitLab;
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::{Agent, Home};
 use crate::support::registry::{PASSWORD, Registry, USER, login};
+use crate::support::scenario::Scenario;
 
 /// A job of a project that leaves 300 KB.
 fn of_project(name: &str) -> JobBuilder {
@@ -42,7 +43,7 @@ fn the_least_recently_used_build_directories_go_when_there_are_too_many_bytes() 
     let gitlab = GitLab::start();
     let address = free_address();
     let limits = "[runners.mayfly]\nbuilds_max_size = 700000";
-    let home = Home::new(&gitlab, &format!("listen_address = \"{address}\""), limits);
+    let home = Scenario::shell().config(&format!("listen_address = \"{address}\"")).runner(limits).home(&gitlab);
     let mut agent = home.start(&[]);
     for name in ["first", "second"] {
         run(&gitlab, &agent, of_project(name));
@@ -67,7 +68,7 @@ fn the_least_recently_used_build_directories_go_when_there_are_too_many_bytes() 
 #[test]
 fn without_limits_every_build_directory_stays() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let mut agent = home.start(&["--max-builds", "2"]);
     for name in ["first", "second"] {
         run(&gitlab, &agent, of_project(name));
@@ -81,7 +82,7 @@ fn the_build_directories_of_containers_are_limited_too() {
     let root = tempfile::tempdir().expect("a directory");
     let git = GitServer::start(root.path());
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "[runners.mayfly]\nbuilds_max_size = 600000", "");
+    let home = Scenario::containers().runner("[runners.mayfly]\nbuilds_max_size = 600000").home(&gitlab);
     let agent = home.start(&[]);
     for (number, name) in ["first", "second", "third"].into_iter().enumerate() {
         let (url, sha) = git.repository(&format!("team/{name}"), &[("file.txt", "x\n")]);
@@ -108,7 +109,7 @@ fn images_that_a_job_pulled_go_when_they_are_unused_and_others_stay() {
         "environment = ['DOCKER_AUTH_CONFIG={}']\n[runners.mayfly]\nimages_max_age = \"1s\"",
         login(&registry.address, USER, PASSWORD)
     );
-    let home = Home::with_containers(&gitlab, &runner, "");
+    let home = Scenario::containers().runner(&runner).home(&gitlab);
     let agent = home.start(&[]);
     let here = |image: &str| docker.command(&["image", "inspect", image]).output().expect("docker").status.success();
     for image in [&old, &local] {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::support::gitlab::GitLab;
 use crate::support::job::job;
 use crate::support::mayfly::Home;
+use crate::support::scenario::Scenario;
 
 /// The service manager's end of the notification socket.
 struct Manager(UnixDatagram);
@@ -14,7 +15,7 @@ struct Manager(UnixDatagram);
 impl Manager {
     fn listen(path: &Path) -> Self {
         let socket = UnixDatagram::bind(path).expect("bind");
-        socket.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
+        socket.set_read_timeout(Some(Duration::from_secs(60))).expect("set the timeout");
         Self(socket)
     }
 
@@ -34,7 +35,7 @@ impl Manager {
 #[test]
 fn notifies_the_service_manager_of_each_phase() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let manager = Manager::listen(&home.path("notify"));
     let socket = home.path("notify").display().to_string();
     let mut agent = home.start_with(&[], &[("NOTIFY_SOCKET", &socket), ("WATCHDOG_USEC", "400000")]);
@@ -70,7 +71,7 @@ fn notifies_the_service_manager_of_each_phase() {
 #[test]
 fn works_without_a_service_manager() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     drop(Manager::listen(&home.path("notify")));
     let socket = home.path("notify").display().to_string();
     let mut agent = home.start_with(&["--once"], &[("NOTIFY_SOCKET", &socket)]);
@@ -85,10 +86,13 @@ fn a_failed_start_is_logged_once_and_delays_the_exit() {
     let home = Home::empty();
     std::fs::write(home.config(), "concurrent = 0\n").expect("write a file");
     let runtime = home.path("runtime");
-    std::fs::create_dir(&runtime).expect("create a file or directory");
+    std::fs::create_dir(&runtime).expect("create the directory");
     let socket = home.path("notify").display().to_string();
     let start = || {
-        let variables = [("NOTIFY_SOCKET", socket.as_str()), ("RUNTIME_DIRECTORY", runtime.to_str().expect("text"))];
+        let variables = [
+            ("NOTIFY_SOCKET", socket.as_str()),
+            ("RUNTIME_DIRECTORY", runtime.to_str().expect("the path must be UTF-8")),
+        ];
         let mut agent = home.start_with(&[], &variables);
         assert_eq!(agent.wait().code(), Some(1));
         agent.log()
@@ -98,12 +102,15 @@ fn a_failed_start_is_logged_once_and_delays_the_exit() {
     std::fs::write(home.config(), "concurrent = \n").expect("write a file");
     assert!(start().contains("line 1"), "another error");
     // Stopping the unit must not wait for the delay after the fourth failure, which is eight seconds.
-    let mut agent =
-        home.start_with(&[], &[("NOTIFY_SOCKET", &socket), ("RUNTIME_DIRECTORY", runtime.to_str().expect("text"))]);
+    let mut agent = home.start_with(
+        &[],
+        &[("NOTIFY_SOCKET", &socket), ("RUNTIME_DIRECTORY", runtime.to_str().expect("the path must be UTF-8"))],
+    );
     let record = || std::fs::read_to_string(runtime.join("start-failures")).unwrap_or_default();
     while !record().contains("\"count\":4") {
         std::thread::sleep(Duration::from_millis(10));
     }
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent.pid()), nix::sys::signal::Signal::SIGTERM).expect("sent");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent.pid()), nix::sys::signal::Signal::SIGTERM)
+        .expect("send the signal");
     assert_eq!(agent.wait().code(), None, "ended by the signal");
 }

@@ -8,13 +8,14 @@ use crate::support::http::{Answer, listen, read_request, write_answer};
 use crate::support::job::job;
 use crate::support::mayfly::Home;
 use crate::support::pki::{Chain, INTERMEDIATE, Identity, Pki};
+use crate::support::scenario::Scenario;
 
 /// A GitLab with a certificate, and a home that trusts the certificates in `ca.pem`.
 fn scene(pki: &Pki, identity: &Identity, chain: Chain, trusted: &str) -> (GitLab, Home) {
     let gitlab = GitLab::start_with(Some(pki.serve(identity, chain)));
     let home = Home::empty();
     std::fs::write(home.path("ca.pem"), trusted).expect("write a file");
-    home.configure(&gitlab.url, "", &trusting(&home));
+    Scenario::shell().runner(&trusting(&home)).write(&home, &gitlab.url);
     (gitlab, home)
 }
 
@@ -34,7 +35,7 @@ fn a_private_authority_works_for_the_agent_and_the_jobs_git() {
     let pki = Pki::new();
     let identity = pki.server();
     let (gitlab, home) = scene(&pki, &identity, Chain::Complete, &pki.root);
-    home.configure(&gitlab.url, "user = \"nobody\"", &trusting(&home));
+    Scenario::shell().config("user = \"nobody\"").runner(&trusting(&home)).write(&home, &gitlab.url);
     let root = tempfile::tempdir().expect("a directory");
     let git = GitServer::start_with(root.path(), Some(pki.serve(&identity, Chain::Complete)));
     let (url, sha) = git.repository("team/demo", &[("f.txt", "over https\n")]);
@@ -61,12 +62,12 @@ fn a_self_signed_certificate_works_for_the_agent_and_the_jobs_git() {
     let (certificate, server) = Pki::self_signed();
     let gitlab = GitLab::start_with(Some(Arc::clone(&server)));
     let home = Home::empty();
-    home.configure(&gitlab.url, "", "");
+    Scenario::shell().write(&home, &gitlab.url);
     let (passed, text) = check(&home);
     let explained = "does not trust the root certificate `localhost`, with which the chain of localhost ends";
     assert!(!passed && text.contains(explained) && text.contains("tls-ca-file"), "{text}");
     std::fs::write(home.path("ca.pem"), &certificate).expect("write a file");
-    home.configure(&gitlab.url, "", &trusting(&home));
+    Scenario::shell().runner(&trusting(&home)).write(&home, &gitlab.url);
     let (passed, text) = check(&home);
     assert!(passed, "{text}");
     let root = tempfile::tempdir().expect("a directory");
@@ -83,7 +84,7 @@ fn a_self_signed_certificate_works_for_the_agent_and_the_jobs_git() {
 fn a_complete_chain_of_an_unknown_root_is_not_called_incomplete() {
     let pki = Pki::new();
     let gitlab = GitLab::start_with(Some(pki.serve(&pki.server(), Chain::Complete)));
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let (passed, text) = check(&home);
     assert!(!passed && text.contains("does not trust the authority `mayfly test root`"), "{text}");
     assert!(!text.contains("incomplete") && text.contains("tls-ca-file"), "{text}");
@@ -93,9 +94,9 @@ fn a_complete_chain_of_an_unknown_root_is_not_called_incomplete() {
 fn a_certificate_beside_the_configuration_is_trusted() {
     let pki = Pki::new();
     let gitlab = GitLab::start_with(Some(pki.serve(&pki.server(), Chain::Complete)));
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     assert!(!check(&home).0, "nobody trusts it yet");
-    std::fs::create_dir(home.path("certs")).expect("create a file or directory");
+    std::fs::create_dir(home.path("certs")).expect("create the directory");
     std::fs::write(home.path("certs/localhost.crt"), &pki.root).expect("write a file");
     let (passed, text) = check(&home);
     assert!(passed && text.contains("complete (2 certificate(s) sent)"), "{text}");
@@ -110,7 +111,7 @@ fn a_certificate_beside_the_configuration_is_trusted() {
 fn jobs_get_the_certificate_chain_of_a_trusted_server() {
     let pki = Pki::new();
     let gitlab = GitLab::start_with(Some(pki.serve(&pki.server(), Chain::Complete)));
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     std::fs::write(home.path("system.pem"), &pki.root).expect("write a file");
     let id = gitlab.queue(job(&["cat \"$CI_SERVER_TLS_CA_FILE\""]).build());
     let config = home.config().display().to_string();
@@ -162,7 +163,7 @@ fn supports_client_certificates() {
     let gitlab = GitLab::start_with(Some(pki.serve_known(&server)));
     let home = Home::empty();
     std::fs::write(home.path("ca.pem"), &pki.root).expect("write a file");
-    home.configure(&gitlab.url, "", &trusting(&home));
+    Scenario::shell().runner(&trusting(&home)).write(&home, &gitlab.url);
     let (passed, text) = check(&home);
     assert!(!passed, "{text}");
     std::fs::write(home.path("client.pem"), &client.chain).expect("write a file");
@@ -173,7 +174,7 @@ fn supports_client_certificates() {
         home.path("client.pem").display(),
         home.path("client.key").display()
     );
-    home.configure(&gitlab.url, "", &more);
+    Scenario::shell().runner(&more).write(&home, &gitlab.url);
     let (passed, text) = check(&home);
     assert!(passed, "{text}");
     let script = ["grep -c CERTIFICATE \"$CI_SERVER_TLS_CERT_FILE\"", "ls -l \"$CI_SERVER_TLS_KEY_FILE\" | cut -c1-10"];
@@ -216,12 +217,12 @@ fn a_proxy_from_the_environment_is_not_used_for_loopback() {
             }
         }
     });
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let config = home.config().display().to_string();
     let verify = || home.command(&["verify", "--config", &config]).env("HTTP_PROXY", &proxy).output().expect("mayfly");
     assert!(verify().status.success());
     assert!(seen.lock().expect("the thread must not panic").is_empty(), "loopback is asked directly");
-    home.configure("http://gitlab.test", "", "");
+    Scenario::shell().write(&home, "http://gitlab.test");
     verify();
     assert!(seen.lock().expect("the thread must not panic").iter().any(|line| line.contains("gitlab.test")));
 }

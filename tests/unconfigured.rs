@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::support::gitlab::{Fault, GitLab};
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::{Agent, Home, read};
+use crate::support::scenario::Scenario;
 
 /// Files that no agent can use.
 const BROKEN: [&str; 3] = ["concurrent = \"many\"\n", "concurrent = = 1\n", "[[runners]\n"];
@@ -23,7 +24,7 @@ fn dead_agent(home: &Home, gitlab: &GitLab) -> i64 {
 }
 
 fn go(home: &Home) {
-    fs::write(home.path("go"), "").expect("written");
+    fs::write(home.path("go"), "").expect("write the file");
 }
 
 fn assert_finished(gitlab: &GitLab, id: i64, agent: &Agent) {
@@ -40,10 +41,10 @@ fn a_job_is_finished_and_reported_without_a_usable_configuration() {
         for broken in BROKEN {
             scope.spawn(move || {
                 let gitlab = GitLab::start();
-                let home = Home::new(&gitlab, "", "");
+                let home = Scenario::shell().home(&gitlab);
                 let id = dead_agent(&home, &gitlab);
                 let good = read(&home.config());
-                fs::write(home.config(), format!("{broken}{good}")).expect("written");
+                fs::write(home.config(), format!("{broken}{good}")).expect("write the file");
                 let waiting = gitlab.queue(job(&["true"]).build());
                 let mut next = home.start(&[]);
                 next.wait_for_log("the configuration cannot be used; finishing the jobs");
@@ -63,13 +64,17 @@ fn a_job_is_finished_and_reported_without_a_usable_configuration() {
 #[test]
 fn polling_starts_once_the_configuration_is_mended() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "listen_address = \"127.0.0.1:0\"", "environment = [\"MARK=before\"]");
+    let marked = |mark: &str| {
+        let scenario = Scenario::shell().config("listen_address = \"127.0.0.1:0\"");
+        scenario.runner(&format!("environment = [\"MARK={mark}\"]"))
+    };
+    let home = marked("before").home(&gitlab);
     let id = dead_agent(&home, &gitlab);
     let good = read(&home.config());
-    fs::write(home.config(), format!("{}{good}", BROKEN[0])).expect("written");
+    fs::write(home.config(), format!("{}{good}", BROKEN[0])).expect("write the file");
     let mut next = home.start(&[]);
     next.wait_for_log("job resumed from journal");
-    fs::write(home.config(), good.replace("before", "after")).expect("written");
+    marked("after").write(&home, &gitlab.url);
     next.wait_for_log("configuration loaded");
     go(&home);
     assert_finished(&gitlab, id, &next);
@@ -83,8 +88,8 @@ fn polling_starts_once_the_configuration_is_mended() {
 #[test]
 fn an_agent_without_work_does_not_start_with_a_broken_file() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
-    fs::write(home.config(), BROKEN[0]).expect("written");
+    let home = Scenario::shell().home(&gitlab);
+    fs::write(home.config(), BROKEN[0]).expect("write the file");
     let output = home.call(&["run", "--config", &home.config().display().to_string()]);
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("concurrent"));
@@ -94,11 +99,12 @@ fn an_agent_without_work_does_not_start_with_a_broken_file() {
 #[test]
 fn a_job_keeps_the_settings_it_began_with() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "environment = [\"MARK=before\"]\npost_build_script = \"echo $MARK the end\"");
+    let home = Scenario::shell()
+        .runner("environment = [\"MARK=before\"]\npost_build_script = \"echo $MARK the end\"")
+        .home(&gitlab);
     let id = dead_agent(&home, &gitlab);
     // Its runner is gone, and with it everything that was configured.
-    let other = read(&home.config()).replace("environment", "#").replace("post_build_script", "#");
-    fs::write(home.config(), other.replace("glrt-tokenOfTheRunner", "glrt-another-token")).expect("written");
+    Scenario::shell().token("glrt-another-token").write(&home, &gitlab.url);
     let mut next = home.start(&[]);
     next.wait_for_log("job resumed from journal");
     let record = home.record();
@@ -113,7 +119,9 @@ fn a_job_keeps_the_settings_it_began_with() {
 #[test]
 fn a_job_in_a_container_keeps_its_sandbox_without_a_configuration() {
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "[runners.mayfly]\nconfined_uid = 64123\nconfined_memory = \"300m\"", "");
+    let home = Scenario::containers()
+        .runner("[runners.mayfly]\nconfined_uid = 64123\nconfined_memory = \"300m\"")
+        .home(&gitlab);
     let wait = "for i in $(seq 1200); do [ -e go ] && break; sleep 0.1; done";
     let artifacts = json!([{"name": "a", "paths": ["a.txt"], "artifact_type": "archive", "artifact_format": "zip"}]);
     let script = job(&["echo begun; echo x >a.txt", wait, "echo finished"]).set("artifacts", artifacts);
@@ -131,13 +139,13 @@ fn a_job_in_a_container_keeps_its_sandbox_without_a_configuration() {
         };
         groups.iter().map(limit).collect::<String>()
     };
-    fs::write(home.config(), format!("{}{}", BROKEN[0], read(&home.config()))).expect("written");
+    fs::write(home.config(), format!("{}{}", BROKEN[0], read(&home.config()))).expect("write the file");
     let mut next = home.start(&[]);
     next.wait_for_log("job resumed from journal");
     gitlab.fail("POST artifacts", [Fault::Slow(std::time::Duration::from_secs(5))]);
     let project = home.path("builds");
     let checkout = find(&project, "a.txt").expect("the project directory");
-    fs::write(checkout.with_file_name("go"), "").expect("written");
+    fs::write(checkout.with_file_name("go"), "").expect("write the file");
     gitlab.wait_until("the upload", |_| home.record()["progress"]["section"] == "upload_artifacts_on_success");
     gitlab.wait_until("limits", |_| !confinement(&home).is_empty());
     let limits = confinement(&home);
@@ -160,20 +168,20 @@ fn find(directory: &std::path::Path, name: &str) -> Option<std::path::PathBuf> {
 #[test]
 fn a_hand_over_with_a_broken_file_is_refused_and_tells_why() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let wait = until_there(home.path("go").display());
     let id = gitlab.queue(job(&["echo begun", &wait, "echo finished"]).after_script(&["echo after"]).build());
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     let good = read(&home.config());
-    fs::write(home.config(), format!("{}{good}", BROKEN[0])).expect("written");
+    fs::write(home.config(), format!("{}{good}", BROKEN[0])).expect("write the file");
     agent.wait_for_log("cannot apply the configuration");
     agent.signal("USR2");
     agent.wait_for_log("hand-over refused");
     let refused = agent.log().lines().find(|line| line.contains("hand-over refused")).map(str::to_owned);
     assert!(refused.is_some_and(|line| line.contains("concurrent")), "{}", agent.log());
     assert!(!agent.log().contains("job resumed"), "{}", agent.log());
-    fs::write(home.config(), good).expect("written");
+    fs::write(home.config(), good).expect("write the file");
     agent.wait_for_log("configuration loaded");
     agent.signal("USR2");
     agent.wait_for_log("job resumed from journal");
@@ -187,7 +195,7 @@ fn a_hand_over_with_a_broken_file_is_refused_and_tells_why() {
 #[test]
 fn many_hand_overs_are_no_deaths_of_the_agent() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let wait = until_there(home.path("go").display());
     let id = gitlab.queue(job(&["echo begun", &wait, "echo finished"]).after_script(&["echo after"]).build());
     let mut agent = home.start(&[]);
@@ -206,16 +214,14 @@ fn many_hand_overs_are_no_deaths_of_the_agent() {
 #[test]
 fn a_hand_over_that_would_lose_the_journal_is_refused() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let wait = until_there(home.path("go").display());
     let id = gitlab.queue(job(&["echo begun", &wait, "echo finished"]).after_script(&["echo after"]).build());
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     let state = home.path("state").display().to_string();
     for other in ["/proc/nowhere".to_owned(), format!("{state}-2")] {
-        let text = read(&home.config());
-        let line = text.lines().find(|line| line.starts_with("state_dir")).expect("a line").to_owned();
-        fs::write(home.config(), text.replace(&line, &format!("state_dir = {other:?}"))).expect("written");
+        Scenario::shell().state_dir(&other).write(&home, &gitlab.url);
         let before = agent.log().matches("hand-over refused").count();
         agent.signal("USR2");
         gitlab.wait_until("the refusal", |_| agent.log().matches("hand-over refused").count() > before);

@@ -8,6 +8,7 @@ use crate::support::docker::docker;
 use crate::support::gitlab::{Fault, GitLab};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::{Home, is_running, kill_workers, nap};
+use crate::support::scenario::Scenario;
 
 const AGAIN: &str = "was killed: memory ran out, or another program killed it. Repeating it";
 
@@ -28,7 +29,7 @@ fn wait_for_section(gitlab: &GitLab, home: &Home, section: &str) {
 #[test]
 fn file_work_that_is_killed_is_done_again() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     slow_uploads(&gitlab, 1);
     let id = gitlab.queue(with_artifacts(&["echo x >a.txt"]).build());
     let mut agent = home.start(&["--once"]);
@@ -43,7 +44,7 @@ fn file_work_that_is_killed_is_done_again() {
 #[test]
 fn file_work_that_is_killed_again_and_again_is_no_fault_of_the_script() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     slow_uploads(&gitlab, 10);
     let id = gitlab.queue(with_artifacts(&["echo x >a.txt"]).build());
     let mut agent = home.start(&["--once"]);
@@ -61,7 +62,7 @@ fn file_work_that_is_killed_again_and_again_is_no_fault_of_the_script() {
 #[test]
 fn a_script_that_kills_itself_is_to_blame() {
     let gitlab = GitLab::start();
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let id = gitlab.queue(job(&["kill -9 $$"]).build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);
@@ -72,7 +73,7 @@ fn a_script_that_kills_itself_is_to_blame() {
 #[test]
 fn a_script_in_a_container_is_not_blamed_for_the_process_that_speaks_for_it() {
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", "");
+    let home = Scenario::containers().home(&gitlab);
     let nap = nap();
     let id = gitlab.queue(job(&["echo begun", &nap]).build());
     let mut agent = home.start(&["--once"]);
@@ -89,7 +90,7 @@ fn a_script_in_a_container_is_not_blamed_for_the_process_that_speaks_for_it() {
 fn a_container_is_got_ready_again_when_that_was_killed() {
     let gitlab = GitLab::start();
     let service = docker().image(&["EXPOSE 9999", "CMD [\"sleep\", \"600\"]"]);
-    let home = Home::with_containers(&gitlab, "", "wait_for_services_timeout = 10");
+    let home = Scenario::containers().docker("wait_for_services_timeout = 10").home(&gitlab);
     let services = json!([{"name": service, "alias": "quiet"}]);
     let id = gitlab.queue(job(&["echo ran"]).set("services", services).build());
     let mut agent = home.start(&["--once"]);

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::*;
+use crate::support::scenario::Scenario;
 
 /// A naive matcher visits each directory once for each `**` of the pattern.
 #[test]
@@ -63,12 +64,12 @@ fn archive(entries: &[(&str, u8, &str, &[u8])]) -> Vec<u8> {
             header.set_device_minor(1).expect("a device");
         }
         header.set_cksum();
-        out.write_all(header.as_bytes()).expect("written");
-        out.write_all(content).expect("written");
-        out.write_all(&vec![0; (512 - content.len() % 512) % 512]).expect("written");
+        out.write_all(header.as_bytes()).expect("write all bytes");
+        out.write_all(content).expect("write all bytes");
+        out.write_all(&vec![0; (512 - content.len() % 512) % 512]).expect("write all bytes");
     }
-    out.write_all(&[0; 1024]).expect("written");
-    out.finish().expect("written")
+    out.write_all(&[0; 1024]).expect("write all bytes");
+    out.finish().expect("finish the archive")
 }
 
 /// An extended header of the next entry (pax).
@@ -155,17 +156,18 @@ fn an_earlier_job_puts_pipes_and_links_in_the_place_of_a_cache() {
 #[test]
 fn a_directory_is_swapped_for_a_link_while_it_is_removed() {
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", "");
+    let home = Scenario::containers().home(&gitlab);
     let left = home.path("builds/tokenOfTh/job-999");
     let victim = home.path("victim");
-    fs::create_dir_all(&victim).expect("made");
-    fs::write(victim.join("file"), "stays").expect("written");
-    fs::set_permissions(&victim, fs::Permissions::from_mode(0o500)).expect("closed");
-    fs::create_dir_all(&left).expect("made");
+    fs::create_dir_all(&victim).expect("create the directory");
+    fs::write(victim.join("file"), "stays").expect("write the file");
+    fs::set_permissions(&victim, fs::Permissions::from_mode(0o500)).expect("set the permissions");
+    fs::create_dir_all(&left).expect("create the directory");
     for number in 0..300 {
-        fs::create_dir_all(left.join(format!("{number}/swapped/inner"))).expect("made");
-        fs::set_permissions(left.join(format!("{number}/swapped")), fs::Permissions::from_mode(0o000)).expect("closed");
-        symlink(&victim, left.join(format!("{number}/link"))).expect("planted");
+        fs::create_dir_all(left.join(format!("{number}/swapped/inner"))).expect("create the directory");
+        fs::set_permissions(left.join(format!("{number}/swapped")), fs::Permissions::from_mode(0o000))
+            .expect("set the permissions");
+        symlink(&victim, left.join(format!("{number}/link"))).expect("create or read the link");
     }
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -185,8 +187,8 @@ fn a_directory_is_swapped_for_a_link_while_it_is_removed() {
         stop.store(true, Ordering::SeqCst);
         assert!(ended.state == "success" && done.success(), "{}", agent.log());
     });
-    assert_eq!(fs::read_to_string(victim.join("file")).expect("still there"), "stays");
-    assert_eq!(fs::metadata(&victim).expect("there").mode() & 0o777, 0o500);
+    assert_eq!(fs::read_to_string(victim.join("file")).expect("read the file"), "stays");
+    assert_eq!(fs::metadata(&victim).expect("the file must exist").mode() & 0o777, 0o500);
 }
 
 /// What a job leaves goes with it, however deep, closed and full of links it is.
@@ -202,6 +204,7 @@ fn a_job_leaves_what_is_hard_to_remove() {
         .run()
         .succeeded();
     assert!(!outcome.agent.contains("cannot remove"), "{}", outcome.agent);
-    let left: Vec<_> = fs::read_dir(outcome.home.path("builds/tokenOfTh")).expect("there").flatten().collect();
+    let left: Vec<_> =
+        fs::read_dir(outcome.home.path("builds/tokenOfTh")).expect("list the directory").flatten().collect();
     assert!(left.is_empty(), "{left:?}");
 }

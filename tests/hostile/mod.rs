@@ -25,6 +25,7 @@ use crate::support::gitlab::{Fault, GitLab, Job};
 use crate::support::http::Answer;
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::Home;
+use crate::support::scenario::Scenario;
 use crate::support::write_program;
 
 /// A program that prints its privileges to standard error, one per line (`hostile NAME VALUE`).
@@ -184,8 +185,10 @@ impl Attack {
         let gitlab = GitLab::start();
         let user = if self.user.is_empty() { String::new() } else { format!("user = \"{}\"", self.user) };
         let mut home = match self.containers {
-            true => Home::with_containers(&gitlab, "", &format!("wait_for_services_timeout = -1\n{}", self.keys)),
-            false => Home::new(&gitlab, &user, &self.keys),
+            true => {
+                Scenario::containers().docker(&format!("wait_for_services_timeout = -1\n{}", self.keys)).home(&gitlab)
+            }
+            false => Scenario::shell().config(&user).runner(&self.keys).home(&gitlab),
         };
         self.programs.iter().for_each(|(name, script)| write_program(&home.path(name), script));
         home.set_environment(vec![("PATH".to_owned(), format!("{}:/usr/bin:/bin", home.path("").display()))]);

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use crate::support::mayfly::{is_running, nap};
+use crate::support::scenario::Scenario;
 
 use super::*;
 
@@ -22,7 +23,7 @@ fn a_process_detaches_itself_and_stays() {
 #[test]
 fn a_process_says_that_it_is_the_shim() {
     let (gitlab, sleep) = (GitLab::start(), nap());
-    let home = Home::new(&gitlab, "user = \"nobody\"", "");
+    let home = Scenario::shell().config("user = \"nobody\"").home(&gitlab);
     let fake = format!(
         "d=$(mktemp -d); chmod 755 $d; cd $d; echo '{sleep}; :' >shim; env -i setsid sh shim $MAYFLY_STEP >/dev/null 2>&1 &"
     );
@@ -32,7 +33,7 @@ fn a_process_says_that_it_is_the_shim() {
     agent.kill();
     let mut record = home.record();
     let shim = record["progress"]["step"]["shim"]["pid"].as_i64().expect("a shim").to_string();
-    assert!(Command::new("kill").args(["-9", &shim]).status().expect("kill").success());
+    assert!(Command::new("kill").args(["-9", &shim]).status().expect("run the program").success());
     assert!(is_running(&sleep), "the false shim is there");
     // As if the agent had ended before it knew its shim.
     record["progress"]["step"]["shim"] = json!(null);
@@ -49,7 +50,7 @@ fn a_process_says_that_it_is_the_shim() {
 #[test]
 fn a_job_names_a_credential_helper() {
     let ground = tempfile::tempdir().expect("a directory");
-    fs::set_permissions(ground.path(), fs::Permissions::from_mode(0o777)).expect("opened");
+    fs::set_permissions(ground.path(), fs::Permissions::from_mode(0o777)).expect("set the permissions");
     let marker = ground.path().join("ran");
     let script = format!("#!/bin/sh\nid >{}\n", marker.display());
     let logins = json!({"credHelpers": {"registry.invalid": "hostile"}, "credsStore": "hostile"});
@@ -67,9 +68,9 @@ fn a_job_names_a_credential_helper() {
 fn the_file_of_variables_is_another_one() {
     let ground = tempfile::tempdir().expect("a directory");
     let secret = ground.path().join("secret");
-    fs::write(&secret, "STOLEN=secret-of-root\n").expect("written");
-    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("closed");
-    fs::set_permissions(ground.path(), fs::Permissions::from_mode(0o755)).expect("opened");
+    fs::write(&secret, "STOLEN=secret-of-root\n").expect("write the file");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("set the permissions");
+    fs::set_permissions(ground.path(), fs::Permissions::from_mode(0o755)).expect("set the permissions");
     let path = secret.display();
     for plant in
         [format!("ln -s {path} $GITLAB_ENV"), format!("ln {path} $GITLAB_ENV"), "mkfifo $GITLAB_ENV".to_owned()]

@@ -3,6 +3,7 @@
 use std::process::{Command, Stdio};
 
 use super::*;
+use crate::support::scenario::Scenario;
 
 /// A service's shell command that adds a program as a git filter after the agent has inspected `.git/config` and
 /// before the checkout.
@@ -84,7 +85,7 @@ fn a_filter_starts_more_processes_than_the_job_may() {
 #[test]
 fn without_the_privileges_for_a_sandbox_no_job_runs() {
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "", "");
+    let home = Scenario::containers().home(&gitlab);
     let config = home.config().display().to_string();
     let limited = |arguments: &[&str]| {
         let program = home.command(&[]);

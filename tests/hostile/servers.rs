@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::http::{listen, read_request, write_answer};
 use crate::support::pki::{Chain, Pki};
+use crate::support::scenario::Scenario;
 
 use super::*;
 
@@ -50,7 +51,7 @@ fn calls_are_redirected_to_another_host() {
         let redirect = |status| Fault::Answer(Answer::new(status).with("Location", &location));
         gitlab.fail(route, [307, 302].map(redirect));
     }
-    let home = Home::new(&gitlab, "", "");
+    let home = Scenario::shell().home(&gitlab);
     let artifact =
         json!({"name": "out", "paths": ["f"], "when": "always", "artifact_type": "archive", "artifact_format": "zip"});
     let id = gitlab.queue(job(&["echo x >f"]).set("artifacts", json!([artifact])).build());
@@ -68,8 +69,10 @@ fn a_server_has_the_certificate_of_another_name() {
     for identity in [pki.wrong_name(), pki.expired()] {
         let gitlab = GitLab::start_with(Some(pki.serve(&identity, Chain::Complete)));
         let home = Home::empty();
-        std::fs::write(home.path("ca.pem"), &pki.root).expect("written");
-        home.configure(&gitlab.url, "", &format!("tls-ca-file = \"{}\"", home.path("ca.pem").display()));
+        std::fs::write(home.path("ca.pem"), &pki.root).expect("write the file");
+        Scenario::shell()
+            .runner(&format!("tls-ca-file = \"{}\"", home.path("ca.pem").display()))
+            .write(&home, &gitlab.url);
         let id = gitlab.queue(job(&["true"]).build());
         let mut agent = home.start(&[]);
         agent.wait_for_log("invalid peer certificate");

@@ -138,7 +138,7 @@ impl Docker {
     fn start_with(kind: EngineKind, size: &str, arguments: &str) -> Self {
         // A short path: a socket path is limited to 108 bytes.
         let directory = PathBuf::from(format!("/tmp/mayfly-{}", unique_number()));
-        fs::create_dir_all(directory.join("data")).expect("create a file or directory");
+        fs::create_dir_all(directory.join("data")).expect("create the directory");
         fs::write(directory.join("containers.conf"), CONTAINERS_CONF).expect("write a file");
         let engine = match kind {
             EngineKind::Docker => "docker",
@@ -211,7 +211,7 @@ impl Docker {
     /// A directory that is removed with the engine.
     pub fn private_directory(&self, name: &str) -> PathBuf {
         let path = self.path(name);
-        fs::create_dir_all(&path).expect("create a file or directory");
+        fs::create_dir_all(&path).expect("create the directory");
         path
     }
 
@@ -335,11 +335,11 @@ pub fn busybox() -> PathBuf {
 /// Installs busybox with all its command names into the root of an image.
 pub fn write_busybox(root: &Path) {
     let bin = root.join("bin");
-    fs::create_dir_all(&bin).expect("create a file or directory");
+    fs::create_dir_all(&bin).expect("create the directory");
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
-    fs::create_dir_all(root.join("tmp")).expect("create a file or directory");
+    fs::create_dir_all(root.join("tmp")).expect("create the directory");
     fs::set_permissions(root.join("tmp"), open).expect("open a file");
-    fs::create_dir_all(root.join("etc")).expect("create a file or directory");
+    fs::create_dir_all(root.join("etc")).expect("create the directory");
     let users = "root:x:0:0:root:/root:/bin/sh\nbuilder:x:1234:1234::/home/builder:/bin/sh\n";
     fs::File::create(root.join("etc/passwd"))
         .and_then(|mut file| file.write_all(users.as_bytes()))
@@ -347,6 +347,6 @@ pub fn write_busybox(root: &Path) {
     fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
     let names = Command::new("/bin/busybox").arg("--list").output().expect("busybox");
     for name in String::from_utf8_lossy(&names.stdout).lines().filter(|name| *name != "busybox") {
-        symlink("busybox", bin.join(name)).expect("linked");
+        symlink("busybox", bin.join(name)).expect("create or read the link");
     }
 }

@@ -67,7 +67,7 @@ impl Fleet {
         );
         fs::write(self.home.config(), text).expect("write a file");
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-        fs::set_permissions(self.home.config(), private).expect("close");
+        fs::set_permissions(self.home.config(), private).expect("set the permissions");
     }
 
     /// Which instances the engine lists, all of them running.
@@ -76,7 +76,7 @@ impl Fleet {
         let text = format!("{}\n", json!({"members": members}));
         let draft = self.home.path("members.draft");
         fs::write(&draft, text).expect("write a file");
-        fs::rename(&draft, self.home.path("members")).expect("rename");
+        fs::rename(&draft, self.home.path("members")).expect("rename the file");
     }
 
     /// What the engine was asked for, beside its members.
@@ -116,7 +116,7 @@ impl Fleet {
         );
         fs::write(home.config(), text).expect("write a file");
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-        fs::set_permissions(home.config(), private).expect("close");
+        fs::set_permissions(home.config(), private).expect("set the permissions");
         home
     }
 
@@ -131,15 +131,15 @@ impl Fleet {
     /// A call of an agent, by hand. Returns the status, the head and the body.
     pub fn call(&self, method: &str, path: &str, token: &str, body: &Value) -> (u16, String, Value) {
         use std::io::{Read, Write};
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connected");
-        stream.set_read_timeout(Some(TIMEOUT)).expect("set");
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connect to the server");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("set the timeout");
         let body = body.to_string();
         let request = format!(
             "{method} /api/v4/{path} HTTP/1.1\r\nHost: h\r\nRUNNER-TOKEN: {token}\r\nContent-Length: {}\r\nConnection: \
              close\r\n\r\n{body}",
             body.len()
         );
-        stream.write_all(request.as_bytes()).expect("sent");
+        stream.write_all(request.as_bytes()).expect("write all bytes");
         let mut text = String::new();
         stream.read_to_string(&mut text).expect("a response");
         let (head, body) = text.split_once("\r\n\r\n").expect("a head");
@@ -161,11 +161,12 @@ impl Manager {
 
     /// Sends a signal, named without `SIG`.
     pub fn signal(&self, name: &str) {
-        kill(Pid::from_raw(self.pid()), format!("SIG{name}").parse::<Signal>().expect("a signal")).expect("sent");
+        kill(Pid::from_raw(self.pid()), format!("SIG{name}").parse::<Signal>().expect("a signal"))
+            .expect("send the signal");
     }
 
     pub fn kill(mut self) {
-        self.child.kill().expect("killed");
+        self.child.kill().expect("send the signal");
         self.child.wait().expect("must end");
     }
 

@@ -75,7 +75,7 @@ impl GitServer {
     pub fn repository(&self, name: &str, files: &[(&str, &str)]) -> (String, String) {
         let bare = self.root.join(format!("{name}.git"));
         let work = self.root.join(format!("{name}.work"));
-        std::fs::create_dir_all(&work).expect("create a file or directory");
+        std::fs::create_dir_all(&work).expect("create the directory");
         git(&self.root, &["init", "-q", "--bare", "-b", "main", &bare.display().to_string()]);
         git(&bare, &["config", "uploadpack.allowAnySHA1InWant", "true"]);
         git(&work, &["init", "-q", "-b", "main"]);
@@ -88,7 +88,7 @@ impl GitServer {
         let digest = ring::digest::digest(&ring::digest::SHA256, content);
         let oid: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         let store = self.root.join(format!("{name}.lfs"));
-        std::fs::create_dir_all(&store).expect("create a file or directory");
+        std::fs::create_dir_all(&store).expect("create the directory");
         std::fs::write(store.join(&oid), content).expect("write a file");
         format!("version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {}\n", content.len())
     }
@@ -105,7 +105,7 @@ impl GitServer {
         let modules = format!("[submodule \"lib\"]\n\tpath = \"{path}\"\n\turl = \"{address}\"\n{lines}");
         std::fs::write(work.join(".gitmodules"), modules).expect("write a file");
         git(&work, &["update-index", "--add", "--cacheinfo", &format!("160000,{library},{path}")]);
-        std::fs::create_dir_all(work.join(path)).expect("create a file or directory");
+        std::fs::create_dir_all(work.join(path)).expect("create the directory");
         self.commit(name, &[], "with a submodule")
     }
 
@@ -114,7 +114,7 @@ impl GitServer {
         let work = self.root.join(format!("{name}.work"));
         for (path, content) in files {
             let path = work.join(path);
-            std::fs::create_dir_all(path.parent().expect("a parent")).expect("create a file or directory");
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("create the directory");
             std::fs::write(path, content).expect("write a file");
         }
         git(&work, &["add", "-A"]);
@@ -232,7 +232,7 @@ fn backend(root: &Path, request: &Request) -> Answer {
     let body = request.body.clone();
     let feeder = thread::spawn(move || stdin.write_all(&body));
     let mut output = Vec::new();
-    child.stdout.take().expect("a pipe").read_to_end(&mut output).expect("read");
+    child.stdout.take().expect("a pipe").read_to_end(&mut output).expect("read the file");
     let _ = feeder.join();
     let _ = child.wait();
     let split = output.windows(4).position(|window| window == b"\r\n\r\n").expect("CGI headers");

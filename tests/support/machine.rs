@@ -68,14 +68,14 @@ pub fn debian_package() -> &'static Path {
         let made = tempfile::tempdir_in(directory).expect("a directory");
         let package = build_packages(made.path(), "deb").remove(0);
         let kept = directory.join("mayfly.deb");
-        fs::rename(package, &kept).expect("kept");
+        fs::rename(package, &kept).expect("rename the file");
         kept
     })
 }
 
 /// Builds packages of the program under test, without debugging symbols; returns their files.
 pub fn build_packages(directory: &Path, formats: &str) -> Vec<PathBuf> {
-    fs::create_dir_all(directory).expect("create a file or directory");
+    fs::create_dir_all(directory).expect("create the directory");
     let program = directory.join("mayfly");
     run("strip", &["-o", &program.display().to_string(), env!("CARGO_BIN_EXE_mayfly")]);
     let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("packages/build");
@@ -89,7 +89,7 @@ pub fn build_packages(directory: &Path, formats: &str) -> Vec<PathBuf> {
     let output = build.args(["--only", formats, "--binary"]).arg(&program).arg(directory).output();
     let output = output.expect("packages/build");
     assert!(output.status.success(), "packages/build: {}", String::from_utf8_lossy(&output.stderr));
-    fs::remove_file(program).expect("remove");
+    fs::remove_file(program).expect("remove the file or directory");
     String::from_utf8_lossy(&output.stdout).lines().map(PathBuf::from).collect()
 }
 
@@ -101,17 +101,17 @@ impl Image {
         let tree = String::from_utf8_lossy(&tree.stdout).trim().to_owned();
         // In memory and in this mount namespace; removed with it.
         let place = std::env::temp_dir().join(format!("mayfly-image-{}", unique_number()));
-        fs::create_dir(&place).expect("create a file or directory");
+        fs::create_dir(&place).expect("create the directory");
         let at = |name: &str| place.join(name).display().to_string();
         run("mount", &["--make-rprivate", "/"]);
         run("mount", &["-t", "tmpfs", "-o", "mode=0755", "image", &at("")]);
         for name in ["upper", "work", "root"] {
-            fs::create_dir(place.join(name)).expect("create a file or directory");
+            fs::create_dir(place.join(name)).expect("create the directory");
         }
         let layers = format!("lowerdir={tree},upperdir={},workdir={}", at("upper"), at("work"));
         run("mount", &["-t", "overlay", "-o", &layers, "image", &at("root")]);
         let image = Self { root: place.join("root") };
-        fs::copy(debian_package(), image.root.join("mayfly.deb")).expect("copied");
+        fs::copy(debian_package(), image.root.join("mayfly.deb")).expect("copy the file");
         image.run_inside("dpkg --install /mayfly.deb");
         image.run_inside(script);
         image
@@ -142,7 +142,7 @@ impl Image {
     /// A directory that outlives machines, for [`Image::boot_with`].
     pub fn disk(&self) -> PathBuf {
         let disk = self.root.with_file_name(format!("disk-{}", unique_number()));
-        fs::create_dir(&disk).expect("create a file or directory");
+        fs::create_dir(&disk).expect("create the directory");
         disk
     }
 
@@ -151,8 +151,8 @@ impl Image {
         let name = format!("mayfly-test-{}-{}", std::process::id(), unique_number());
         sweep_control_groups();
         let directory = self.root.with_file_name(&name);
-        fs::create_dir_all(directory.join("journal")).expect("create a file or directory");
-        let output = fs::File::create(directory.join("console")).expect("create a file or directory");
+        fs::create_dir_all(directory.join("journal")).expect("create the directory");
+        let output = fs::File::create(directory.join("console")).expect("create the file");
         let groups = control_group_roots()
             .iter()
             .map(|root| root.join(&name).display().to_string())
@@ -212,7 +212,7 @@ impl Machine {
     fn wait(&mut self) -> ExitStatus {
         let until = Instant::now() + TIMEOUT;
         loop {
-            if let Some(status) = self.child.try_wait().expect("wait") {
+            if let Some(status) = self.child.try_wait().expect("read the state of the process") {
                 return status;
             }
             assert!(Instant::now() < until, "the machine goes on");

@@ -10,7 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::gitlab::{GitLab, RUNNER_TOKEN};
+use super::gitlab::{GitLab, Job};
+use super::job::JobBuilder;
 
 /// The time limit for waits; most take milliseconds on an idle machine.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -30,34 +31,7 @@ pub struct Agent {
 }
 
 impl Home {
-    /// A home with a configuration for one runner of `gitlab`, and further lines for the configuration and for the
-    /// runner.
-    pub fn new(gitlab: &GitLab, global: &str, runner: &str) -> Self {
-        let home = Self::empty();
-        home.configure(&gitlab.url, global, runner);
-        home
-    }
-
-    /// A home whose runner runs jobs in busybox containers, with further lines for the runner and for
-    /// `[runners.docker]`.
-    pub fn with_containers(gitlab: &GitLab, runner: &str, docker: &str) -> Self {
-        let host = super::docker::docker().host();
-        Self::with_containers_of(gitlab, &host, runner, docker)
-    }
-
-    /// The same with another engine.
-    pub fn with_containers_of(gitlab: &GitLab, host: &str, runner: &str, docker: &str) -> Self {
-        let home = Self::empty();
-        let has = |key: &str| docker.lines().any(|line| line.starts_with(&format!("{key} =")));
-        let image = if has("image") { "" } else { "image = \"busybox:local\"\n" };
-        let policy = if has("pull_policy") { "" } else { "pull_policy = \"if-not-present\"\n" };
-        let docker = format!("[runners.docker]\nhost = \"{host}\"\n{image}{policy}{docker}");
-        home.configure(&gitlab.url, "", &format!("{runner}\n{docker}"));
-        let text = read(&home.config()).replace("executor = \"shell\"", "executor = \"docker\"");
-        fs::write(home.config(), text).expect("write a file");
-        home
-    }
-
+    /// A directory without a configuration; see [`super::scenario::Scenario`].
     pub fn empty() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         // The user of a job must be able to traverse this directory.
@@ -66,26 +40,6 @@ impl Home {
         // Benchmarks measure another build than that of the tests.
         let program = std::env::var_os("MAYFLY").map_or_else(|| env!("CARGO_BIN_EXE_mayfly").into(), PathBuf::from);
         Self { directory, program, environment: Vec::new(), user: None }
-    }
-
-    /// Writes the configuration.
-    pub fn configure(&self, url: &str, global: &str, runner: &str) {
-        let state = self.path("state");
-        let text = format!(
-            "check_interval = 1\nshutdown_timeout = 5\n{global}\n[mayfly]\nstate_dir = \"{}\"\n\n\
-             [[runners]]\nname = \"test\"\n\
-             url = \"{url}\"\ntoken = \"{RUNNER_TOKEN}\"\nexecutor = \"shell\"\n{runner}\n",
-            state.display()
-        );
-        fs::write(self.config(), text).expect("write a file");
-        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-        fs::set_permissions(self.config(), private).expect("close");
-    }
-
-    /// Adds keys below `[mayfly]`.
-    pub fn add_to_mayfly(&self, keys: &str) {
-        let text = read(&self.config()).replacen("[mayfly]\n", &format!("[mayfly]\n{keys}\n"), 1);
-        fs::write(self.config(), text).expect("write a file");
     }
 
     pub fn config(&self) -> PathBuf {
@@ -177,6 +131,21 @@ impl Home {
         self.start_with(arguments, &[])
     }
 
+    /// Runs one job on an agent that exits after it, and returns the job.
+    pub fn run(&self, gitlab: &GitLab, job: JobBuilder) -> Job {
+        self.run_with(gitlab, &[], job)
+    }
+
+    /// As [`Home::run`], with further variables in the agent's environment.
+    pub fn run_with(&self, gitlab: &GitLab, environment: &[(&str, &str)], job: JobBuilder) -> Job {
+        let id = gitlab.queue(job.build());
+        let mut agent = self.start_with(&["--once"], environment);
+        let job = gitlab.finished(id);
+        assert!(agent.wait().success(), "{}", agent.log());
+        gitlab.assert_strict();
+        job
+    }
+
     /// Starts the agent with further variables in its environment.
     pub fn start_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Agent {
         // Each agent of this home has its own log.
@@ -207,7 +176,7 @@ impl Agent {
             assert!(Instant::now() < until, "the agent does not handle {signal}:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(1));
         }
-        kill(Pid::from_raw(self.pid()), signal).expect("sent");
+        kill(Pid::from_raw(self.pid()), signal).expect("send the signal");
     }
 
     /// Whether the agent has installed a handler for a signal (proc_pid_status(5), `SigCgt`), or has exited.
@@ -220,7 +189,7 @@ impl Agent {
 
     /// Kills only the agent; the processes that it started continue.
     pub fn kill(mut self) {
-        self.child.kill().expect("killed");
+        self.child.kill().expect("send the signal");
         self.child.wait().expect("must end");
     }
 
@@ -298,7 +267,7 @@ pub fn is_running(marker: &str) -> bool {
 pub fn wait_for_exit(child: &mut Child, log: &Path) -> ExitStatus {
     let until = Instant::now() + TIMEOUT;
     loop {
-        if let Some(status) = child.try_wait().expect("wait") {
+        if let Some(status) = child.try_wait().expect("read the state of the process") {
             return status;
         }
         assert!(Instant::now() < until, "process {} does not end:\n{}", child.id(), read(log));

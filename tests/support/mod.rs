@@ -17,6 +17,7 @@ pub mod pki;
 pub mod proxy;
 pub mod registry;
 pub mod s3;
+pub mod scenario;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -59,7 +59,7 @@ impl Moto {
     fn is_up(&mut self) -> bool {
         let until = Instant::now() + Duration::from_secs(60);
         while Instant::now() < until {
-            if self.process.try_wait().expect("wait").is_some() {
+            if self.process.try_wait().expect("read the state of the process").is_some() {
                 return false;
             }
             if self.post("/moto-api/reset", "") {
@@ -80,7 +80,7 @@ impl Moto {
         let output = Command::new(program("python")).args(["-c", &format!("{head}{lines}")]).env_clear().output();
         let output = output.expect("python");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+        String::from_utf8(output.stdout).expect("the text must be UTF-8").trim().to_owned()
     }
 
     /// A user that may perform only these actions (`["ssm:GetParameter"]`), on all resources.

@@ -49,7 +49,7 @@ impl<'a> Registry<'a> {
         let identity = pki.server_of(AMAZON);
         let directory = docker.private_directory("amazon");
         let path = |name: &str| directory.join(name).display().to_string();
-        fs::create_dir_all(directory.join(format!("etc/certs.d/{AMAZON}"))).expect("create a file or directory");
+        fs::create_dir_all(directory.join(format!("etc/certs.d/{AMAZON}"))).expect("create the directory");
         for (name, text) in [
             (format!("etc/certs.d/{AMAZON}/ca.crt").as_str(), pki.root.as_str()),
             ("hosts", &format!("127.0.0.1 localhost\n10.99.0.1 {AMAZON}\n")),
@@ -121,7 +121,7 @@ impl<'a> Registry<'a> {
     pub fn push(&self, image: &str, name: &str) -> String {
         let full = format!("{}/{name}", self.address);
         let home = self.directory.path().join("docker");
-        fs::create_dir_all(&home).expect("create a file or directory");
+        fs::create_dir_all(&home).expect("create the directory");
         fs::write(home.join("config.json"), login(&self.address, self.login.0, self.login.1)).expect("write a file");
         let config = home.display().to_string();
         self.docker.run(&["tag", image, &full]);
@@ -133,7 +133,7 @@ impl<'a> Registry<'a> {
     /// Stops the registry process (SIGSTOP): it keeps its connections and does not respond.
     pub fn freeze(&self) {
         let stopped = Command::new("kill").args(["-s", "STOP", &self.process.id().to_string()]).status();
-        assert!(stopped.expect("kill").success());
+        assert!(stopped.expect("run the program").success());
     }
 
     /// Truncates the largest blob to half its size.
@@ -142,7 +142,7 @@ impl<'a> Registry<'a> {
         let entries =
             |path: PathBuf| fs::read_dir(path).expect("a directory").map(|entry| entry.expect("an entry").path());
         let all = entries(blobs).flat_map(entries).map(|blob| blob.join("data"));
-        let length = |path: &PathBuf| fs::metadata(path).expect("must exist").len();
+        let length = |path: &PathBuf| fs::metadata(path).expect("the file must exist").len();
         let largest = all.max_by_key(length).expect("a blob");
         let file = fs::OpenOptions::new().write(true).open(&largest).expect("open a file");
         file.set_len(length(&largest) / 2).expect("cut");

@@ -25,7 +25,7 @@ impl S3 {
         let program = super::installed("bin/s3s-fs");
         assert!(program.exists(), "run tests/setup.sh: {} is missing", program.display());
         let directory = tempfile::tempdir().expect("a directory");
-        fs::create_dir(directory.path().join(BUCKET)).expect("create a file or directory");
+        fs::create_dir(directory.path().join(BUCKET)).expect("create the directory");
         let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
         let child = Command::new(program)
             .args(["--host", "127.0.0.1", "--port", &port.to_string()])
@@ -63,7 +63,7 @@ impl S3 {
         let mut found = Vec::new();
         let mut directories = vec![bucket.clone()];
         while let Some(directory) = directories.pop() {
-            for entry in fs::read_dir(directory).expect("listed").flatten() {
+            for entry in fs::read_dir(directory).expect("list the directory").flatten() {
                 let name = entry.path().strip_prefix(&bucket).expect("below it").display().to_string();
                 match entry.file_type().expect("a type").is_dir() {
                     true => directories.push(entry.path()),
