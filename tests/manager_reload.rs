@@ -8,6 +8,7 @@ use crate::support::gitlab::{GitLab, RUNNER_TOKEN};
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::{Home, read};
 use crate::support::moto::Moto;
+use crate::support::scenario::Scenario;
 
 const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
 const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
@@ -100,7 +101,7 @@ fn a_stored_token_is_fetched_again_when_gitlab_rejects_it() {
     let manager = fleet.start();
     let (_home, _agent) = fleet.agent(&manager, "i-1");
     put(TOKEN_AFTER_RESET);
-    let rotator = Home::new(&gitlab, "", "");
+    let rotator = Scenario::shell().home(&gitlab);
     let config = rotator.config().display().to_string();
     assert!(rotator.call(&["reset-token", "--config", &config, "--name", "test"]).status.success());
     manager.wait_for_log("new runner tokens are in use");
