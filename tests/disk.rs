@@ -16,8 +16,13 @@ pub struct Small(std::path::PathBuf);
 
 impl Small {
     pub fn mount(place: std::path::PathBuf) -> Self {
+        Self::mount_with(place, "size=4m")
+    }
+
+    /// The same with mount options, such as a limit of inodes.
+    pub fn mount_with(place: std::path::PathBuf, options: &str) -> Self {
         std::fs::create_dir_all(&place).expect("create the directory");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"]).arg(&place).status();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&place).status();
         assert!(mounted.expect("mount").success(), "these tests need root");
         Self(place)
     }
@@ -26,6 +31,23 @@ impl Small {
 impl Small {
     pub fn path(&self) -> &std::path::Path {
         &self.0
+    }
+
+    /// Fills all blocks with one file, and returns its path.
+    pub fn fill(&self) -> std::path::PathBuf {
+        let filler = self.0.join("filler");
+        let mut file = std::fs::File::create(&filler).expect("create the directory");
+        while std::io::Write::write(&mut file, &[0; 4096]).is_ok() {}
+        filler
+    }
+
+    /// Uses all inodes with empty files in one directory, and returns its path.
+    pub fn use_all_inodes(&self) -> std::path::PathBuf {
+        let directory = self.0.join("many");
+        std::fs::create_dir(&directory).expect("create the directory");
+        let mut numbers = 0..1_000_000;
+        while numbers.next().is_some_and(|number| std::fs::write(directory.join(number.to_string()), "").is_ok()) {}
+        directory
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::disk::Small;
 use crate::metrics::{free_address, wait_for};
-use crate::support::gitlab::GitLab;
+use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::job;
 use crate::support::mayfly::Home;
 use crate::support::scenario::Scenario;
@@ -26,7 +26,7 @@ fn a_machine_whose_disk_is_full_takes_no_job_until_there_is_room() {
     assert_eq!(status, 503);
     assert!(body.contains("reason=disk_space") && body.contains("min_free_space"), "{body}");
     wait_for(&agent, &address, "/metrics", "mayfly_runner_unfit{runner_name=\"test\",reason=\"disk_space\"} 1");
-    assert_eq!((gitlab.count("POST /api/v4/jobs/request"), gitlab.job(id).state.as_str()), (0, "pending"));
+    assert_eq!((gitlab.count("POST jobs/request"), gitlab.job(id).state.as_str()), (0, "pending"));
     let check = home.call(&["check", "--config", &home.config().display().to_string()]);
     let report = String::from_utf8_lossy(&check.stdout).into_owned();
     assert!(!check.status.success() && report.contains("bytes free"), "{report}");
@@ -36,6 +36,80 @@ fn a_machine_whose_disk_is_full_takes_no_job_until_there_is_room() {
     assert_eq!(agent.log().matches("polling paused").count(), 1, "{}", agent.log());
     assert!(agent.log().contains("polling resumed"), "{}", agent.log());
     gitlab.assert_strict();
+}
+
+#[test]
+fn twenty_jobs_stay_pending_while_the_state_directory_is_full() {
+    let gitlab = GitLab::start();
+    let address = free_address();
+    let home = Scenario::shell().config(&format!("concurrent = 4\nlisten_address = \"{address}\"")).home(&gitlab);
+    let small = Small::mount(home.path("state"));
+    let mut agent = home.start(&["--max-builds", "20"]);
+    agent.wait_for_log("mayfly is up");
+    let filler = small.fill();
+    wait_for(&agent, &address, "/healthz", "reason=disk_space");
+    let polls = gitlab.count("POST jobs/request");
+    let ids: Vec<i64> = (0..20).map(|_| gitlab.queue(job(&["echo ran"]).build())).collect();
+    // Longer than the interval of the check.
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    assert!(ids.iter().all(|id| gitlab.job(*id).state == "pending"), "{}", agent.log());
+    assert_eq!(gitlab.count("POST jobs/request"), polls, "{}", agent.log());
+    fs::remove_file(filler).expect("remove");
+    assert!(ids.iter().all(|id| gitlab.finished(*id).state == "success"), "{}", agent.log());
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_lack_of_space_or_inodes_in_each_directory_makes_the_machine_unfit() {
+    for directory in ["state", "builds", "cache"] {
+        for lacks_inodes in [false, true] {
+            let gitlab = GitLab::start();
+            let address = free_address();
+            let scenario = Scenario::shell().config(&format!("listen_address = \"{address}\""));
+            let home = scenario.runner("builds_dir = \"$HOME/builds\"\ncache_dir = \"$HOME/cache\"").home(&gitlab);
+            let small = Small::mount_with(home.path(directory), "size=4m,nr_inodes=500");
+            let mut agent = home.start(&["--once"]);
+            agent.wait_for_log("mayfly is up");
+            let filler = if lacks_inodes { small.use_all_inodes() } else { small.fill() };
+            let reason = if lacks_inodes { "reason=inodes" } else { "reason=disk_space" };
+            let (status, body) = wait_for(&agent, &address, "/healthz", reason);
+            let place = home.path(directory).display().to_string();
+            assert!(status == 503 && body.contains(&place), "{directory}: {body}");
+            let id = gitlab.queue(job(&["echo ran"]).build());
+            if lacks_inodes { fs::remove_dir_all(filler) } else { fs::remove_file(filler) }.expect("remove");
+            assert_eq!(gitlab.finished(id).state, "success", "{directory}: {}", agent.log());
+            assert!(agent.wait().success());
+            gitlab.assert_strict();
+        }
+    }
+}
+
+#[test]
+fn a_job_that_meets_a_full_disk_says_so_in_its_log_and_the_runner_pauses() {
+    for lacks_inodes in [false, true] {
+        let gitlab = GitLab::start();
+        // As if the disk filled up after the check before the poll.
+        let home = Scenario::shell().mayfly("min_free_space = 0\nmin_free_inodes = 0").home(&gitlab);
+        let small = Small::mount_with(home.path("state"), "size=4m,nr_inodes=500");
+        let agent = home.start(&[]);
+        agent.wait_for_log("mayfly is up");
+        if lacks_inodes {
+            small.use_all_inodes()
+        } else {
+            small.fill()
+        };
+        let ids: Vec<i64> = (0..20).map(|_| gitlab.queue(job(&["echo ran"]).build())).collect();
+        agent.wait_for_log("polling paused runner=test reason=system_failures");
+        let (ended, waiting): (Vec<Job>, Vec<Job>) =
+            ids.iter().map(|id| gitlab.job(*id)).partition(|job| job.state == "failed");
+        assert_eq!((ended.len(), waiting.len()), (3, 17), "{}", agent.log());
+        for job in &ended {
+            assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"), "{}", job.log());
+            assert!(job.has("ERROR: Job failed (system failure)"), "{:?}\n{}", job.log(), agent.log());
+            assert!(job.has("No space left on device"), "{:?}\n{}", job.log(), agent.log());
+        }
+    }
 }
 
 #[test]
@@ -52,7 +126,7 @@ fn a_docker_runner_takes_no_job_while_the_engine_is_unreachable() {
     drop(std::os::unix::net::UnixListener::bind(socket.path().join("docker.sock")).expect("bind"));
     std::thread::sleep(std::time::Duration::from_secs(6));
     assert!(ids.iter().all(|id| gitlab.job(*id).state == "pending"));
-    assert_eq!(gitlab.count("POST /api/v4/jobs/request"), 0);
+    assert_eq!(gitlab.count("POST jobs/request"), 0);
 }
 
 #[test]
@@ -81,7 +155,7 @@ fn a_machine_that_stays_unfit_shuts_down_if_configured() {
     let mut agent = home.start(&[]);
     assert!(agent.wait().success(), "{}", agent.log());
     assert_eq!(fs::read_to_string(told).expect("must be reported"), "unfit\n");
-    assert_eq!(gitlab.count("POST /api/v4/jobs/request"), 0);
+    assert_eq!(gitlab.count("POST jobs/request"), 0);
 }
 
 #[test]
@@ -100,7 +174,7 @@ fn polling_starts_only_when_the_machine_is_ready() {
     assert_eq!(status, 503, "{body}");
     fs::write(own, "").expect("write a file");
     wait_for(&agent, &address, "/healthz", "of-runner");
-    assert_eq!(gitlab.count("POST /api/v4/jobs/request"), 0);
+    assert_eq!(gitlab.count("POST jobs/request"), 0);
     fs::write(of_runner, "").expect("write a file");
     assert_eq!(gitlab.finished(id).state, "success");
     assert!(agent.wait().success());

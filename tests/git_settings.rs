@@ -60,7 +60,9 @@ fn a_script_before_the_sources_chooses_the_server_of_large_files() {
         }
         assert!(found.has("WARNING: git setting `core.fsmonitor` is ignored: it names a program"), "{lines:#?}");
         assert!(!found.has("git config -z"), "{lines:#?}");
-        assert_eq!(run(&[make, set("http.extraHeader", "X-Test: of-script")], &["true"]).state, "success");
+        let ends = ["exit 0".to_owned(), "echo not reached".to_owned()];
+        let hook: Vec<String> = [make, set("http.extraHeader", "X-Test: of-script")].into_iter().chain(ends).collect();
+        assert_eq!(run(&hook, &["true"]).state, "success");
         assert!(scene.git.marks().contains(&"of-script".to_owned()));
         // Settings of an earlier job have no effect.
         let plant = "mkdir -p $RUNNER_TEMP_PROJECT_DIR/git-template; \

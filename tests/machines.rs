@@ -17,7 +17,7 @@ use crate::support::machine::{Image, Machine, in_own_network, with_image};
 use crate::support::mayfly::Home;
 
 /// User data that writes a configuration with one runner of `gitlab`.
-fn user_data(gitlab: &GitLab, mayfly: &str) -> String {
+pub fn user_data(gitlab: &GitLab, mayfly: &str) -> String {
     let config = format!(
         "check_interval = 1\nshutdown_timeout = 60\nuser = \"mayfly-job\"\n[mayfly]\n{mayfly}\n[[runners]]\nname = \"fleet\"\n\
          url = \"{}\"\ntoken = \"{RUNNER_TOKEN}\"\nexecutor = \"shell\"",
@@ -30,7 +30,7 @@ fn user_data(gitlab: &GitLab, mayfly: &str) -> String {
 }
 
 /// Boots a machine for a GitLab of its own.
-fn with_machine(image: &Image, mayfly: &str, test: impl FnOnce(&GitLab, &mut Machine) + Send) {
+pub fn with_machine(image: &Image, mayfly: &str, test: impl FnOnce(&GitLab, &mut Machine) + Send) {
     in_own_network(|| {
         let gitlab = GitLab::start();
         let _imds = Imds::start("i-0abc0000000000001", &user_data(&gitlab, mayfly));
@@ -42,7 +42,7 @@ fn with_machine(image: &Image, mayfly: &str, test: impl FnOnce(&GitLab, &mut Mac
 }
 
 /// How often a line occurs in a job's log.
-fn times(lines: &[String], line: &str) -> usize {
+pub fn times(lines: &[String], line: &str) -> usize {
     lines.iter().filter(|other| *other == line).count()
 }
 

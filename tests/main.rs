@@ -4,6 +4,7 @@ mod support;
 
 mod artifacts;
 mod aws;
+mod boots;
 mod caches;
 mod checkouts;
 mod commands;

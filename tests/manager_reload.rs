@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use crate::support::fleet::{Fleet, Manager, wait_until};
 use crate::support::gitlab::{GitLab, RUNNER_TOKEN};
 use crate::support::job::{job, until_there};
-use crate::support::mayfly::{Home, read};
+use crate::support::mayfly::read;
 use crate::support::moto::Moto;
 use crate::support::scenario::Scenario;
 

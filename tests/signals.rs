@@ -99,6 +99,30 @@ fn hup_applies_a_valid_configuration_and_refuses_a_broken_one() {
 }
 
 #[test]
+fn a_reload_names_a_changed_setting_that_needs_a_restart() {
+    let gitlab = GitLab::start();
+    let home = Scenario::shell().config("log_level = \"info\"").home(&gitlab);
+    let mut agent = home.start(&[]);
+    agent.wait_for_log("mayfly is up");
+    let text = std::fs::read_to_string(home.config()).expect("read");
+    let (state, other) = (home.path("state").display().to_string(), home.path("other").display().to_string());
+    std::fs::write(home.config(), text.replace(&state, &other).replace("\"info\"", "\"debug\"")).expect("write a file");
+    agent.wait_for_log("configuration loaded");
+    let told = format!(
+        "state_dir has changed; the agent keeps its journal in the old directory until it restarts in_use={state}"
+    );
+    for part in [told.as_str(), "a changed setting takes effect when the agent restarts key=log_level"] {
+        assert!(agent.log().contains(part), "{part} in {}", agent.log());
+    }
+    let id = gitlab.queue(job(&["true"]).build());
+    assert_eq!(gitlab.finished(id).state, "success");
+    assert!(!home.path("other").exists());
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
+}
+
+#[test]
 fn usr2_hands_over_while_a_job_runs() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().home(&gitlab);

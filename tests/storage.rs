@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use crate::metrics::{free_address, wait_for};
-use crate::support::docker::docker;
+use crate::support::docker::{Docker, docker};
 use crate::support::git::GitServer;
 use crate::support::gitlab::GitLab;
-use crate::support::job::{JobBuilder, job};
+use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::{Agent, Home};
 use crate::support::registry::{PASSWORD, Registry, USER, login};
 use crate::support::scenario::Scenario;
@@ -122,4 +122,49 @@ fn images_that_a_job_pulled_go_when_they_are_unused_and_others_stay() {
     agent.wait_for_log("unused image removed");
     gitlab.wait_until("the removal", |_| !here(&old));
     assert!(here(&local) && here("busybox:local"), "{}", agent.log());
+}
+
+/// The names of the engine's volumes of jobs.
+fn cache_volumes(engine: &Docker) -> Vec<String> {
+    let volumes = engine.run(&["volume", "ls", "--quiet", "--filter", "label=com.gitlab.gitlab-runner.managed=true"]);
+    volumes.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_least_recently_used_cache_volumes_go_and_none_that_a_job_uses() {
+    // An engine of its own: other tests make cache volumes as well.
+    let engine = Docker::start();
+    let gitlab = GitLab::start();
+    let address = free_address();
+    let limits = "[runners.mayfly]\ncache_volumes_max_size = 700000";
+    let scenario = Scenario::containers().engine(&engine.host()).docker("volumes = [\"/cache\"]").runner(limits);
+    let home = scenario.config(&format!("concurrent = 2\nlisten_address = \"{address}\"")).home(&gitlab);
+    engine.run(&["volume", "create", "--label", "com.gitlab.gitlab-runner.managed=true", "of-others"]);
+    let of_project = |project: u32, lines: &[&str]| {
+        let mut payload = job(lines).build();
+        payload["job_info"]["project_id"] = json!(project);
+        gitlab.queue(payload)
+    };
+    let fill = "head -c 300000 /dev/urandom >/cache/big";
+    let pass = |agent: &Agent, id: i64| {
+        let job = gitlab.finished(id);
+        assert_eq!(job.state, "success", "{}\n{}", job.log(), agent.log());
+    };
+    let mut agent = home.start(&[]);
+    // The first project's volume is the least recently used one, but its job runs until the end.
+    let held = of_project(1, &[fill, "touch here.txt; echo begun", &until_there("go"), "wc -c </cache/big"]);
+    gitlab.wait_for_log(held, "begun");
+    pass(&agent, of_project(2, &[fill]));
+    assert_eq!(cache_volumes(&engine).len(), 3, "{}", agent.log());
+    pass(&agent, of_project(3, &[fill]));
+    agent.wait_for_log("unused cache volume removed");
+    wait_for(&agent, &address, "/metrics", "mayfly_cache_volumes_removed_total 1");
+    let left = cache_volumes(&engine);
+    assert!(left.len() == 3 && left.contains(&"of-others".to_owned()), "{left:?}");
+    let here = project(&home, "here.txt").expect("the directory of the first job");
+    std::fs::write(here.with_file_name("go"), "").expect("write a file");
+    let first = gitlab.finished(held);
+    assert!(first.state == "success" && first.has("300000"), "{}", first.log());
+    agent.signal("QUIT");
+    assert!(agent.wait().success());
 }

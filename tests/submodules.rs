@@ -1,5 +1,7 @@
 //! Submodules: their large files, branches and options, and their files from one job to the next.
 
+use std::path::{Path, PathBuf};
+
 use crate::sources::Scene;
 use crate::support::job::job;
 
@@ -72,7 +74,7 @@ fn files_of_submodules_stay_and_what_they_hold_is_what_the_commit_says() {
             format!(
                 "for d in lib/.git lib/in/.git .git/modules/lib; do rm -rf $d; mkdir -p $d/objects $d/refs $d/hooks; \
                  echo 'ref: refs/heads/main' >$d/HEAD; echo '* filter=evil' >lib/.gitattributes; \
-                 printf '[core]\\n\\tfsmonitor = \"{run}\"\\n[filter \"evil\"]\\n\\tsmudge = \"{run}; cat\"\\n' >$d/config; done"
+                 mkdir -p $d/hooks; printf '[core]\\n\\tfsmonitor = \"{run}\"\\n[filter \"evil\"]\\n\\tsmudge = \"{run}; cat\"\\n' >$d/config; done"
             ),
             "rm -rf lib/in/.git; mkdir lib/in/.git; mkfifo lib/in/.git/HEAD; rm -f lib/.git; mkfifo lib/.git".to_owned(),
         ];
@@ -86,7 +88,7 @@ fn files_of_submodules_stay_and_what_they_hold_is_what_the_commit_says() {
             for part in ["junk", "evil", "ran"] {
                 assert!(!lines.contains(&part.to_owned()), "{part} after {plant}: {lines:#?}");
             }
-            assert!(!std::path::Path::new(mark).exists(), "{plant}");
+            assert!(!Path::new(mark).exists(), "{plant}");
             let of_same = |lines: &[String]| lines.iter().find(|line| line.starts_with("lib/same.txt")).cloned();
             assert_eq!(of_same(&lines), of_same(&first), "an unchanged file is written again: {lines:#?}");
         }
@@ -95,6 +97,61 @@ fn files_of_submodules_stay_and_what_they_hold_is_what_the_commit_says() {
         let lines = scene.pass(asked(&["cat lib/x.o lib/in/y.o"]));
         assert_eq!(lines.iter().filter(|line| *line == "built").count(), 2, "{lines:#?}");
     }
+}
+
+#[test]
+fn submodules_are_cleaned_after_a_job_on_request() {
+    for scene in scenes() {
+        let (inner, _) = scene.git.repository("team/inner", &[("inner.txt", "from the inner one\n")]);
+        let (library, _) = scene.git.repository("team/library", &[("lib.txt", "from the library\n")]);
+        scene.git.add_submodule_of("team/library", "team/inner", "in", &inner, "");
+        let (url, _) = scene.git.repository("team/demo", &[("a", "b")]);
+        let sha = scene.git.add_submodule("team/demo", "libs/lib", &library);
+        let mark = "/tmp/mayfly-planted-before-the-clean-up";
+        let run = format!("touch {mark}");
+        let plant = format!(
+            "for d in .git/modules/lib .git/modules/lib/modules/lib; do \
+             printf '[core]\\n\\tfsmonitor = \"{run}\"\\n\\thooksPath = hooks\\n' >>$d/config; \
+             printf '#!/bin/sh\\n{run}\\n' >$d/hooks/post-checkout; chmod +x $d/hooks/post-checkout; done"
+        );
+        let leave = "for d in libs/lib libs/lib/in; do echo junk >$d/junk; echo built >$d/kept.o; done; \
+                     echo evil >libs/lib/lib.txt; rm libs/lib/in/inner.txt; ln -s /etc/passwd libs/lib/link";
+        let all = [".gitmodules", "in/inner.txt", "in/kept.o", "kept.o", "lib.txt"];
+        // A work tree without a usable repository is emptied.
+        for (plant, left) in [
+            ("true", &all[..]),
+            (plant.as_str(), &all[..]),
+            ("rm -rf .git/modules/lib/objects", &[][..]),
+            ("rm -rf .git/modules; ln -s /etc .git/modules", &[][..]),
+        ] {
+            let asked = job(&[plant, leave]).sources(&url, &sha).variable("GIT_SUBMODULE_STRATEGY", "recursive");
+            scene.pass(asked.variable("FF_ENABLE_JOB_CLEANUP", "true").variable("GIT_CLEAN_FLAGS", "-ffdx -e *.o"));
+            let work_tree = find(&scene.home.path("builds"), "lib").expect("the submodule");
+            let mut found = files_below(&work_tree);
+            found.sort();
+            assert_eq!(found, left, "after {plant}");
+            assert!(!Path::new(mark).exists(), "{plant}");
+            if !left.is_empty() {
+                let text = std::fs::read_to_string(work_tree.join("lib.txt")).expect("a file");
+                assert_eq!(text, "from the library\n", "after {plant}");
+            }
+        }
+    }
+}
+
+/// A directory of this name below another one, not in `.git`.
+fn find(directory: &Path, name: &str) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path());
+    let directories: Vec<PathBuf> = entries.filter(|path| path.is_dir() && !path.ends_with(".git")).collect();
+    let found = directories.iter().find(|path| path.ends_with(name)).cloned();
+    found.or_else(|| directories.iter().find_map(|path| find(path, name)))
+}
+
+/// Everything below a directory except directories, as relative paths.
+fn files_below(directory: &Path) -> Vec<String> {
+    let output =
+        std::process::Command::new("find").arg(directory).args(["!", "-type", "d", "-printf", "%P\n"]).output();
+    String::from_utf8_lossy(&output.expect("find").stdout).lines().map(str::to_owned).collect()
 }
 
 #[test]

@@ -84,6 +84,50 @@ fn every_name_in_the_module_and_the_image_template_is_declared_and_used() {
     }
 }
 
+#[test]
+fn templates_get_exactly_the_values_that_they_use() {
+    for directory in ["docs/fleet/terraform", "docs/fleet/terraform-manager"] {
+        let mut number = 0;
+        let module = text(&files(directory, "tf"));
+        for (at, _) in module.match_indices("templatefile(\"${path.module}/") {
+            let rest = &module[at + "templatefile(\"${path.module}/".len()..];
+            let (file, rest) = rest.split_once("\", {").expect("a file and its values");
+            // The values contain no braces but those of `${…}`, which no line of theirs ends with.
+            let values = &rest[..rest.find("})").expect("the end of the values")];
+            let given: BTreeSet<String> = values
+                .split(['\n', ','])
+                .filter_map(|value| value.split_once('=').map(|(name, _)| name.trim().to_owned()))
+                .filter(|name| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
+                .collect();
+            let template = fs::read_to_string(root().join(directory).join(file)).expect(file);
+            let used: BTreeSet<String> = words_in_expressions(&template);
+            assert_eq!(used, given, "{directory}/{file}");
+            number += 1;
+        }
+        assert_eq!(number, files(directory, "tftpl").len(), "a template without values in {directory}");
+    }
+}
+
+/// The names in `${…}` and `%{…}` of a template, except functions and key words.
+fn words_in_expressions(template: &str) -> BTreeSet<String> {
+    let expressions = template.split(['$', '%']).skip(1).filter_map(|rest| rest.strip_prefix('{')?.split('}').next());
+    let mut found = BTreeSet::new();
+    for expression in expressions {
+        let outside_quotes: String = expression.split('"').step_by(2).collect();
+        for word in outside_quotes.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+            let is_name = word.starts_with(|c: char| c.is_ascii_alphabetic());
+            let is_call = outside_quotes.contains(&format!("{word}("));
+            if is_name
+                && !is_call
+                && !["if", "endif", "else", "null", "for", "in", "endfor", "true", "false"].contains(&word)
+            {
+                found.insert(word.to_owned());
+            }
+        }
+    }
+    found
+}
+
 /// The permissions in a text, such as `ssm:GetParameter`.
 pub fn actions(text: &str) -> BTreeSet<String> {
     let services = ["autoscaling", "ssm", "ssmmessages", "kms", "cloudwatch", "ec2", "logs"];

@@ -50,6 +50,7 @@ impl Agent {
         if let Some(advice) = advice::of_shutdown(&self.lifetime.bounds, &config.leave, &*self.instance) {
             log::warn!("problem in the configuration path={} problem={advice}", config.path.display());
         }
+        self.start_settings.warn_of_changes(&config);
         self.config = config;
         self.unconfigured = None;
         if let Err(error) = carried::keep_settings(&self.config) {
@@ -79,7 +80,15 @@ impl Agent {
             Some((host::address(&runner.docker).ok()?, age))
         };
         let images = self.contexts.iter().filter_map(|context| of_images(&context.runner)).collect();
-        self.storage.limit(&builds, images);
+        let of_volumes = |runner: &Arc<Runner>| {
+            let has_containers = runner.executor.has_containers();
+            has_containers
+                .then(|| host::address(&runner.docker).ok())
+                .flatten()
+                .map(|at| (at, runner.cache_volume_limits))
+        };
+        let volumes = self.contexts.iter().filter_map(|context| of_volumes(&context.runner)).collect();
+        self.storage.limit(&builds, images, volumes);
     }
 
     /// Starts the pollers, unless the instance shuts down, is in standby or is not ready.

@@ -503,12 +503,13 @@ fn fail_with_log(context: &RunnerContext, directory: &SlotDirectory, job: &JobHa
     }
 }
 
-/// Fails a job whose log cannot be written.
+/// Fails a job whose log cannot be written on this machine.
 fn fail(context: &RunnerContext, job: &JobHandle, why: &str) {
     metrics::job_ended(&context.runner_labels(), &job.id, FailureReason::RunnerSystemFailure.as_str());
     log::error!("job failed by the agent job={} error={why}", job.id);
     let error = JobError::new(FailureReason::RunnerSystemFailure, why);
     let state = JobState::Failed { reason: error.reason, exit_code: None };
+    fail_job::send_reason(context, job, why);
     context.coordinator.update_job(job, &state, TraceSummary::default());
 }
 

@@ -20,6 +20,7 @@ mod poller;
 mod readiness;
 mod recovery;
 mod reload;
+mod restart;
 mod rotation;
 mod runner_setup;
 mod server;
@@ -60,6 +61,7 @@ use poller::PollerSet;
 use readiness::Readiness;
 use recovery::Recovered;
 use reload::Unconfigured;
+use restart::StartSettings;
 use rotation::Rotation;
 pub use runner_setup::{directories_of, gitlab, working_directory};
 use server::Server;
@@ -140,6 +142,8 @@ impl Options {
 struct Agent {
     options: Options,
     config: Config,
+    /// What the agent read when it started and does not read again.
+    start_settings: StartSettings,
     state_dir: PathBuf,
     system_id: String,
     instance: Arc<dyn Instance>,
@@ -228,6 +232,7 @@ impl Agent {
             recovered: None,
             reloads: 0,
             last_token_fetch: None,
+            start_settings: StartSettings::new(config, &state),
             config: config.clone(),
             options,
             state_dir: state,

@@ -165,6 +165,8 @@ const RUNNER_MAYFLY: &[(&str, Support)] = &[
     ("builds_max_size", Honoured),
     ("builds_max_age", Honoured),
     ("images_max_age", Honoured),
+    ("cache_volumes_max_size", Honoured),
+    ("cache_volumes_max_age", Honoured),
     ("ecr_login", Honoured),
     ("confined_uid", Honoured),
     ("confined_memory", Honoured),

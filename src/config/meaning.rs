@@ -252,6 +252,10 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
         cache: raw.cache,
         build_limits: StorageLimits { size: raw.mayfly.builds_max_size, age: raw.mayfly.builds_max_age },
         images_max_age: raw.mayfly.images_max_age,
+        cache_volume_limits: StorageLimits {
+            size: raw.mayfly.cache_volumes_max_size,
+            age: raw.mayfly.cache_volumes_max_age,
+        },
         cache_limits: StorageLimits { size: raw.mayfly.cache_max_size, age: raw.mayfly.cache_max_age },
         upload_timeout: positive(raw.artifact.upload_timeout).unwrap_or(UPLOAD_TIMEOUT),
         upload_answer_timeout: positive(raw.artifact.response_header_timeout).unwrap_or(UPLOAD_ANSWER_TIMEOUT),

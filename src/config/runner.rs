@@ -65,6 +65,8 @@ pub struct Runner {
     pub build_limits: StorageLimits,
     /// The time after which an unused image that a job pulled is removed; `None` to keep it.
     pub images_max_age: Option<Duration>,
+    /// The limits of the volumes with caches of containers.
+    pub cache_volume_limits: StorageLimits,
     /// Timeout of one upload of artifacts.
     pub upload_timeout: Duration,
     /// Timeout from the end of an upload to the response.
@@ -161,6 +163,7 @@ impl Runner {
             cache_limits: StorageLimits::default(),
             build_limits: StorageLimits::default(),
             images_max_age: None,
+            cache_volume_limits: StorageLimits::default(),
             upload_timeout: UPLOAD_TIMEOUT,
             upload_answer_timeout: UPLOAD_ANSWER_TIMEOUT,
             clone_url: None,

@@ -107,7 +107,12 @@ impl JobExecutor for Docker {
         let builds = builds.filter(|builds| is_job_dir(builds)).map(Path::to_owned);
         let removal = DirectoryRemoval::new(&context.runner, self.parents.clone());
         let remove_builds = move || builds.iter().for_each(|directory| removal.remove(directory));
-        Some(Box::new(move || removals.start(&address, &owner, &job, remove_builds)))
+        Some(Box::new(move |then| {
+            removals.start(&address, &owner, &job, move || {
+                remove_builds();
+                then();
+            });
+        }))
     }
 }
 

@@ -105,8 +105,11 @@ pub struct Job<'a> {
     pub log_prefix: u64,
 }
 
-/// Removes everything that was created for a job, in the background.
-pub type CleanUp = Box<dyn FnOnce()>;
+/// Removes everything that was created for a job, in the background, and then calls its argument.
+pub type CleanUp = Box<dyn FnOnce(AfterCleanUp)>;
+
+/// What follows a [`CleanUp`].
+pub type AfterCleanUp = Box<dyn FnOnce() + Send>;
 
 /// Runs the stages of a job. Each executor has one implementation.
 pub trait JobExecutor: Executor {

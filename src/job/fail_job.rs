@@ -4,9 +4,10 @@ use std::io;
 use std::sync::Arc;
 
 use super::context::RunnerContext;
-use crate::coordinator::{JobHandle, JobState};
+use crate::coordinator::{JobHandle, JobState, TraceOutcome};
 use crate::failure::FailureReason;
 use crate::journal::SlotDirectory;
+use crate::trace::colours::{RED, RESET};
 use crate::trace::{Delivery, FilterSpec, Trace, UploadOptions, Uploader};
 
 /// Ends the step that may still run, and removes everything that was created for the job. `name` is the job's name for
@@ -18,7 +19,21 @@ pub fn stop_leftovers(context: &RunnerContext, directory: &SlotDirectory, name: 
     }
     let builds = progress.dirs.map(|place| place.builds);
     if let Some(clean_up) = context.executor.clean_up(context, name, builds.as_deref()) {
-        clean_up();
+        clean_up(Box::new(|| {}));
+    }
+}
+
+fn text_of(why: &str) -> String {
+    format!("Job failed (system failure): {why}")
+}
+
+/// Appends the reason of a failure to the job's log at GitLab without writing to this machine's disk, which may be full.
+pub fn send_reason(context: &RunnerContext, job: &JobHandle, why: &str) {
+    let line = format!("{RED}ERROR: {}{RESET}\n", text_of(why));
+    let send = |start| context.coordinator.append_trace(job, start, line.as_bytes(), false).outcome;
+    // GitLab has a part of the log already, which an earlier agent sent.
+    if let TraceOutcome::Resync(size) = send(0) {
+        send(size);
     }
 }
 
@@ -29,7 +44,11 @@ pub fn fail(context: &RunnerContext, directory: &SlotDirectory, job: &JobHandle,
     }
     let spec = FilterSpec { limit: context.runner.output_limit, timestamps: true, ..FilterSpec::default() };
     let trace = Trace::open(&directory.spool(), &spec, false)?;
-    trace.conclude(None, false, &format!("Job failed (system failure): {why}"));
+    let before = trace.size();
+    trace.conclude(None, false, &text_of(why));
+    if trace.size() == before {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
     let options = UploadOptions { debug_trace: false, offset: 0, final_tries: context.runner.final_tries };
     let coordinator = Arc::clone(&context.coordinator);
     let uploader = Uploader::start(coordinator, job.clone(), &directory.spool(), options, Box::new(|_| {}))?;

@@ -22,6 +22,7 @@ use super::steps::{StepRunner, StopPolicy};
 use super::summary::Summary;
 use super::{files, get_sources, prepare, scripts};
 use crate::coordinator::{JobState, JobStatus, TraceSummary};
+use crate::executor::docker::cache_volumes;
 use crate::executor::docker::engine::containers::LogStart;
 use crate::failure::{FailureReason, JobError};
 use crate::journal::{JobJournal, Predecessor, Record, SlotDirectory};
@@ -126,7 +127,10 @@ fn run_to_end(
     control.restore(&progress.stop_requests);
     let uploader = start_upload(&job, &directory, progress.acknowledged)?;
     let journal = JobJournal::new(directory, progress, job.payload.id, Box::new(uploader.acknowledged()));
-    let mut run = JobRun { job, journal, log };
+    // A resumed job has its containers already.
+    let container = journal.progress.container.as_deref();
+    let volumes = storage.and_then(|storage| Some(storage.note_containers(container?)));
+    let mut run = JobRun { job, journal, log, volumes };
     // An earlier agent has copied the output before.
     run.follow_services(LogStart::Now);
     run.log.header(&run.job);
@@ -139,13 +143,18 @@ fn run_to_end(
     let clean_up = run.executor_clean_up();
     let summary = Summary::new(&run.job, &run.journal.progress, run.log.size(), sys::boottime());
     let delivery = uploader.finish(state.clone());
-    // Removed in the background, so that neither the final state nor the next job waits.
-    if let Some(clean_up) = clean_up {
-        clean_up();
-    }
+    let volumes = run.volumes.take();
+    let tidied = storage.map(Arc::clone);
+    // The engine keeps the volumes of a container until that is gone.
+    let then = move || {
+        drop(volumes);
+        tidied.iter().for_each(|storage| storage.job_ended());
+    };
     drop(build_dir);
-    if let Some(storage) = storage {
-        storage.job_ended();
+    // Removed in the background, so that neither the final state nor the next job waits.
+    match clean_up {
+        Some(clean_up) => clean_up(Box::new(then)),
+        None => then(),
     }
     // An agent that is told to stop during the delivery leaves it to the next one.
     if delivery != Delivery::GivenUp || !control.stop_requests().abandoned {
@@ -159,6 +168,8 @@ struct JobRun<'a> {
     job: Job<'a>,
     journal: JobJournal,
     log: JobLog,
+    /// Keeps the cache volumes of its containers.
+    volumes: Option<cache_volumes::InUse>,
 }
 
 impl JobRun<'_> {
@@ -208,11 +219,9 @@ impl JobRun<'_> {
         let Some(task) = self.job.context.executor.prepare(&self.job)? else { return Ok(()) };
         let deadline = self.job.deadlines.prepare();
         let storage = self.job.context.storage.clone();
-        let _images = storage.as_ref().map(|storage| storage.images.prepare());
+        let _preparing = storage.as_ref().map(|storage| storage.prepare());
         if let Some(container) = self.steps().run_for_container(task, &deadline, StopPolicy::CancelOrEviction)? {
-            if let Some(storage) = &storage {
-                storage.images.note(&container.engine.address, &container.images);
-            }
+            self.volumes = storage.as_ref().map(|storage| storage.note_containers(&container));
             self.journal.progress.container = Some(container);
             self.follow_services(LogStart::Beginning);
         }

@@ -43,7 +43,8 @@ pub struct LineGroup<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct AgentText {
     pub before: String,
-    /// After the lines, if none of them failed.
+    /// After the lines, if none of them failed. It runs a second time in the shell around them, because the lines may
+    /// end their own shell by `exit 0`; so it must not repeat what it has done.
     pub after: String,
 }
 
@@ -73,7 +74,11 @@ pub fn script(settings: &ScriptSettings, groups: &[LineGroup<'_>], own: &AgentTe
     }
     let body = format!("{}{}{}", own.before, body(settings, groups), own.after);
     // A login shell runs `.bash_logout` at its end; a failure there must not fail the job.
-    text.push_str(&format!("(\ntrap 'exit 1' TERM\neval {}\n) </dev/null\nset +o errexit\nexit 0\n", quote(&body)));
+    text.push_str(&format!("(\ntrap 'exit 1' TERM\neval {}\n) </dev/null\n", quote(&body)));
+    if !own.after.is_empty() {
+        text.push_str(&format!("(\n{}) </dev/null\n", own.after));
+    }
+    text.push_str("set +o errexit\nexit 0\n");
     text
 }
 
@@ -237,6 +242,21 @@ mod tests {
         let (settings, lines, _directory) = of(&["false | cat", "echo after"]);
         let (output, code) = run("bash", &script(&settings, &lines, &AgentText::default()));
         assert!(code != 0 && !output.contains("\nafter"), "pipefail: {output}");
+    }
+
+    #[test]
+    fn text_after_the_lines_runs_unless_they_fail_and_also_after_exit_0() {
+        for shell in SHELLS {
+            for (line, expected) in [("true", 0), ("exit 0", 0), ("trap 'echo end' EXIT; exit 0", 0), ("false", 1)] {
+                let (settings, lines, directory) = of(&[line, "true"]);
+                let mark = directory.path().join("mark").display().to_string();
+                let after = format!("[ -e {mark} ] || echo once >{mark}\n");
+                let own = AgentText { before: String::new(), after };
+                let (output, code) = run(shell, &script(&settings, &lines, &own));
+                assert_eq!(code, expected, "{shell}, {line}: {output}");
+                assert_eq!(std::path::Path::new(&mark).exists(), expected == 0, "{shell}, {line}: {output}");
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use super::build_dirs::BuildDirs;
 use crate::config::cache::StorageLimits;
-use crate::executor::docker::pulled::PulledImages;
+use crate::executor::docker::cache_volumes::{self, CacheVolumes};
+use crate::executor::docker::prepared::PreparedContainer;
+use crate::executor::docker::pulled::{self, PulledImages};
 use crate::http::Address;
 use crate::sync;
 
@@ -22,34 +24,64 @@ pub struct Storage {
     pub build_dirs: Arc<BuildDirs>,
     /// The images that jobs have pulled.
     pub images: Arc<PulledImages>,
+    /// The volumes with caches of containers.
+    pub cache_volumes: Arc<CacheVolumes>,
     /// Wakes the thread; `None` until it runs.
     wake: Mutex<Option<Sender<()>>>,
+}
+
+/// Exists while a job's containers are created.
+pub struct Preparing {
+    _images: pulled::Preparing,
+    _cache_volumes: cache_volumes::Preparing,
 }
 
 impl Storage {
     /// Loads the records from the state directory.
     pub fn load(state: &Path) -> Arc<Self> {
-        let (build_dirs, images) = (BuildDirs::load(state), PulledImages::load(state));
-        Arc::new(Self { build_dirs, images, wake: Mutex::default() })
+        Arc::new(Self {
+            build_dirs: BuildDirs::load(state),
+            images: PulledImages::load(state),
+            cache_volumes: CacheVolumes::load(state),
+            wake: Mutex::default(),
+        })
     }
 
-    /// Sets the limits: for the builds below each root, and for the unused images of each engine. The first limit
-    /// starts the thread.
-    pub fn limit(&self, builds: &[(PathBuf, StorageLimits)], images: Vec<(Address, Duration)>) {
+    /// Sets the limits: for the builds below each root, and for the unused images and the cache volumes of each engine.
+    /// The first limit starts the thread.
+    pub fn limit(
+        self: &Arc<Self>,
+        builds: &[(PathBuf, StorageLimits)],
+        images: Vec<(Address, Duration)>,
+        cache_volumes: Vec<(Address, StorageLimits)>,
+    ) {
         builds.iter().for_each(|(root, limits)| self.build_dirs.limit(root, *limits));
         self.images.limit(images);
+        self.cache_volumes.limit(cache_volumes);
+        let has_limits = self.build_dirs.has_limits() || self.images.has_limits() || self.cache_volumes.has_limits();
         let mut wake = sync::lock(&self.wake);
-        if wake.is_some() || !(self.build_dirs.has_limits() || self.images.has_limits()) {
+        if wake.is_some() || !has_limits {
             return;
         }
         let (sender, woken) = mpsc::channel();
-        let (build_dirs, images) = (Arc::clone(&self.build_dirs), Arc::clone(&self.images));
-        match sync::spawn("storage", STACK, move || run(&build_dirs, &images, &woken)) {
+        let storage = Arc::clone(self);
+        match sync::spawn("storage", STACK, move || storage.tidy_when_woken(&woken)) {
             Ok(_) => *wake = Some(sender),
             Err(error) => {
-                log::error!("cannot start the thread that removes build directories and images error={error}")
+                log::error!("cannot start the thread that removes what jobs left on the machine error={error}")
             }
         }
+    }
+
+    /// Keeps all images and volumes while a job's containers are created.
+    pub fn prepare(&self) -> Preparing {
+        Preparing { _images: self.images.prepare(), _cache_volumes: self.cache_volumes.prepare() }
+    }
+
+    /// Records the images of a job's containers, and keeps their volumes until the result is dropped.
+    pub fn note_containers(&self, container: &PreparedContainer) -> cache_volumes::InUse {
+        self.images.note(&container.engine.address, &container.images);
+        self.cache_volumes.claim(&container.engine.address, &container.cache_volumes)
     }
 
     /// Wakes the thread after the end of a job.
@@ -58,16 +90,17 @@ impl Storage {
             let _ = wake.send(());
         }
     }
-}
 
-fn run(build_dirs: &BuildDirs, images: &PulledImages, woken: &Receiver<()>) {
-    loop {
-        build_dirs.tidy();
-        images.tidy();
-        if woken.recv_timeout(CHECK_INTERVAL) == Err(RecvTimeoutError::Disconnected) {
-            return;
+    fn tidy_when_woken(&self, woken: &Receiver<()>) {
+        loop {
+            self.build_dirs.tidy();
+            self.images.tidy();
+            self.cache_volumes.tidy();
+            if woken.recv_timeout(CHECK_INTERVAL) == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+            // One check is enough for all jobs that ended meanwhile.
+            while woken.try_recv().is_ok() {}
         }
-        // One check is enough for all jobs that ended meanwhile.
-        while woken.try_recv().is_ok() {}
     }
 }

@@ -96,6 +96,26 @@ pub fn builds_measured(root: &Path, bytes: Option<u64>) {
     };
 }
 
+static CACHE_VOLUMES_REMOVED: AtomicU64 = AtomicU64::new(0);
+static CACHE_VOLUME_BYTES_REMOVED: AtomicU64 = AtomicU64::new(0);
+/// Bytes of the cache volumes that are kept, by engine.
+static CACHE_VOLUME_BYTES: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
+
+/// Counts a removed cache volume and its bytes; 0 if it was not measured.
+pub fn cache_volume_removed(bytes: u64) {
+    CACHE_VOLUMES_REMOVED.fetch_add(1, Ordering::Relaxed);
+    CACHE_VOLUME_BYTES_REMOVED.fetch_add(bytes, Ordering::Relaxed);
+}
+
+/// Records the bytes of an engine's cache volumes; `None` if they are not measured.
+pub fn cache_volumes_measured(engine: &str, bytes: Option<u64>) {
+    let mut all = sync::lock(&CACHE_VOLUME_BYTES);
+    match bytes {
+        Some(bytes) => all.insert(engine.to_owned(), bytes),
+        None => all.remove(engine),
+    };
+}
+
 /// Counts a removed image.
 pub fn image_removed() {
     IMAGES_REMOVED.fetch_add(1, Ordering::Relaxed);
@@ -113,6 +133,16 @@ pub fn write(page: &mut Page) {
             &BUILD_BYTES_REMOVED,
         ),
         ("mayfly_images_removed_total", "Pulled images that were removed since no job used them.", &IMAGES_REMOVED),
+        (
+            "mayfly_cache_volumes_removed_total",
+            "Cache volumes of containers that were removed to keep their limits.",
+            &CACHE_VOLUMES_REMOVED,
+        ),
+        (
+            "mayfly_cache_volumes_removed_bytes_total",
+            "Bytes of removed cache volumes, where measured.",
+            &CACHE_VOLUME_BYTES_REMOVED,
+        ),
     ] {
         page.single(name, Kind::Counter, help, count.load(Ordering::Relaxed) as f64);
     }
@@ -120,6 +150,11 @@ pub fn write(page: &mut Page) {
     let mut bytes = page.metric("mayfly_builds_bytes", Kind::Gauge, help);
     for (root, size) in sync::lock(&BUILD_BYTES).iter() {
         bytes.sample(&[("path", &root.to_string_lossy())], *size as f64);
+    }
+    let help = "Bytes of the cache volumes of containers, where `cache_volumes_max_size` limits them.";
+    let mut bytes = page.metric("mayfly_cache_volumes_bytes", Kind::Gauge, help);
+    for (engine, size) in sync::lock(&CACHE_VOLUME_BYTES).iter() {
+        bytes.sample(&[("engine", engine)], *size as f64);
     }
 }
 

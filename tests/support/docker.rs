@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::ops::Range;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -35,7 +36,7 @@ docker)
 podman)
     begin() {
         rm -f $D/pid
-        CONTAINERS_CONF=$D/containers.conf podman --root $D/data --runroot $D/exec --network-config-dir $D/networks \
+        CONTAINERS_CONF=$D/containers.conf CONTAINERS_REGISTRIES_CONF=$D/registries.conf podman --root $D/data --runroot $D/exec --network-config-dir $D/networks \
             --volumepath $D/volumes --tmpdir $D/exec/tmp system service --time=0 unix://$D/s >>$D/log 2>&1 </dev/null &
         daemon=$!
         echo $daemon >$D/pid
@@ -54,7 +55,7 @@ rootless)
         rm -f $D/pid
         cd $D/home
         setpriv --reuid $ROOTLESS --regid $ROOTLESS --clear-groups env -i PATH="$PATH" HOME=$D/home XDG_RUNTIME_DIR=$D/run \
-            CONTAINERS_CONF=$D/containers.conf podman system service --time=0 unix://$D/s >>$D/log 2>&1 </dev/null &
+            CONTAINERS_CONF=$D/containers.conf CONTAINERS_REGISTRIES_CONF=$D/registries.conf podman system service --time=0 unix://$D/s >>$D/log 2>&1 </dev/null &
         daemon=$!
         echo $daemon >$D/pid
     };;
@@ -86,6 +87,15 @@ cgroup_manager = "cgroupfs"
 events_logger = "file"
 runtime = "runc"
 "#;
+
+/// The ports for the tests' registries on the loopback of an engine.
+pub const REGISTRY_PORTS: Range<u16> = 20_000..20_100;
+
+/// Podman speaks plain HTTP only to the registries that are listed. Docker does so with every one on loopback.
+fn registries_conf() -> String {
+    let of_port = |port| format!("[[registry]]\nlocation = \"127.0.0.1:{port}\"\ninsecure = true\n");
+    REGISTRY_PORTS.map(of_port).collect()
+}
 
 /// The user that rootless Podman runs as; it exists in the engine's mount namespace only.
 pub const ROOTLESS_UID: u32 = 64100;
@@ -140,6 +150,7 @@ impl Docker {
         let directory = PathBuf::from(format!("/tmp/mayfly-{}", unique_number()));
         fs::create_dir_all(directory.join("data")).expect("create the directory");
         fs::write(directory.join("containers.conf"), CONTAINERS_CONF).expect("write a file");
+        fs::write(directory.join("registries.conf"), registries_conf()).expect("write a file");
         let engine = match kind {
             EngineKind::Docker => "docker",
             EngineKind::Podman => "podman",

@@ -129,6 +129,14 @@ impl Image {
         said
     }
 
+    /// Gives the agent's unit these environment variables.
+    pub fn set_environment(&self, variables: &[(String, String)]) {
+        let directory = self.root.join("etc/systemd/system/mayfly.service.d");
+        fs::create_dir_all(&directory).expect("create a file or directory");
+        let lines: String = variables.iter().map(|(name, value)| format!("Environment={name}={value}\n")).collect();
+        fs::write(directory.join("environment.conf"), format!("[Service]\n{lines}")).expect("write a file");
+    }
+
     /// The path of the tree, for this thread.
     pub fn root(&self) -> &Path {
         &self.root

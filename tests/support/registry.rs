@@ -3,14 +3,14 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use super::docker::Docker;
+use super::docker::{Docker, REGISTRY_PORTS};
 use super::pki::Pki;
-use super::unique_number;
 
 /// The name of its user.
 pub const USER: &str = "ci";
@@ -39,7 +39,8 @@ impl<'a> Registry<'a> {
     /// Starts a registry on a port of the engine's loopback.
     pub fn start(docker: &'a Docker) -> Self {
         // Only other tests of this process use that namespace.
-        let address = format!("127.0.0.1:{}", 20_000 + unique_number() % 10_000);
+        static STARTED: AtomicU16 = AtomicU16::new(0);
+        let address = format!("127.0.0.1:{}", REGISTRY_PORTS.start + STARTED.fetch_add(1, Ordering::Relaxed));
         Self::start_at(docker, &address, &address, (USER, PASSWORD), USERS, "")
     }
 

@@ -4,6 +4,7 @@
 //! children of the engine, so a child process of the shim represents the script: it lives as long as the script runs.
 //! File tasks run beside the container, in a directory of the machine that the container sees as its builds directory.
 
+pub mod cache_volumes;
 pub mod console;
 pub mod create;
 pub mod credentials;

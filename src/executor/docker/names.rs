@@ -17,6 +17,8 @@ pub const LIFE: &str = "io.mayfly.life";
 pub const JOB: &str = "io.mayfly.job";
 /// The label of a container whose anonymous volumes are kept (`volume_keep`).
 pub const VOLUME_KEEP: &str = "io.mayfly.volume-keep";
+/// The label of a volume with caches for later jobs, with the agent's state directory.
+pub const CACHE_OF: &str = "io.mayfly.cache-of";
 /// The label of objects that are removed with the job.
 pub const LIFETIME: &str = "io.mayfly.temporary";
 

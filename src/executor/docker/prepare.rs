@@ -12,6 +12,7 @@ use super::credentials::{self, LoginSources, RegistryLogins};
 use super::engine::spec::{CreateContainer, CreateNetwork, CreateVolume};
 use super::engine::{Engine, Error};
 use super::images::ImageProvider;
+use super::names::CACHE_OF;
 use super::prepared::PreparedContainer;
 use super::resolved_image::{self, ResolvedImage};
 use super::retry::{RETRY_INTERVAL, retry};
@@ -116,6 +117,7 @@ pub fn run(plan: &PrepareTask) -> Result<PreparedContainer, JobError> {
         is_root,
         services: started,
         images: images.used(),
+        cache_volumes: cache_volumes(plan),
         request: with_script_command(request, plan),
     };
     prepared.create(&engine)?;
@@ -129,6 +131,11 @@ fn connect(address: &Address) -> Result<Engine, JobError> {
     let may_come_up = |error: &Error| error.is_unreachable() && !matches!(error, Error::Silent { .. });
     let tell = |error: &Error| StdoutConsole.warning(&format!("{error}; retrying in {} s", RETRY_INTERVAL.as_secs()));
     retry(|| Engine::connect(address), may_come_up, tell).map_err(|error| JobError::system(error.to_string()))
+}
+
+fn cache_volumes(plan: &PrepareTask) -> Vec<String> {
+    let lasting = plan.volumes.iter().filter(|volume| volume.labels.contains_key(CACHE_OF));
+    lasting.map(|volume| volume.name.clone()).collect()
 }
 
 /// The request for a container that gets a script on standard input each time it starts.

@@ -35,6 +35,9 @@ pub struct PreparedContainer {
     /// The images of the job's containers.
     #[serde(default)]
     pub images: Vec<UsedImage>,
+    /// The names of the volumes with caches for later jobs.
+    #[serde(default)]
+    pub cache_volumes: Vec<String>,
 }
 
 impl PreparedContainer {

@@ -150,7 +150,9 @@ fn cache(settings: &VolumeSettings<'_>, destination: &Path, volumes: &mut Volume
         labels.insert(super::names::LIFETIME.to_owned(), "true".to_owned());
     } else {
         // The cache outlives the job, so it must not have the labels by which the job's objects are removed.
+        let state = labels.remove(super::names::STATE).unwrap_or_default();
         labels.retain(|key, _| !key.starts_with("io.mayfly."));
+        labels.insert(super::names::CACHE_OF.to_owned(), state);
     }
     labels.insert("com.gitlab.gitlab-runner.destination".to_owned(), destination.display().to_string());
     labels.insert("com.gitlab.gitlab-runner.protected".to_owned(), settings.protected.to_string());

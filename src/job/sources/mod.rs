@@ -22,6 +22,7 @@ mod redirect;
 pub mod remove;
 mod repository;
 pub mod settings;
+mod submodule_cleanup;
 mod submodule_trees;
 mod submodules;
 mod unchanged;
@@ -29,6 +30,7 @@ mod update;
 mod verify;
 mod worktree;
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -145,6 +147,16 @@ impl From<io::Error> for SourcesError {
     }
 }
 
+impl fmt::Display for SourcesError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Git(code) => write!(f, "git ended with exit status {code}"),
+            Self::Io(error) => error.fmt(f),
+            Self::Repository(why) | Self::WorkTree(why) => f.write_str(why),
+        }
+    }
+}
+
 impl SourcesError {
     /// Errors of the machine: it lacks disk space, memory, processes or git. A new clone would need them as well.
     fn is_of_machine(error: &io::Error) -> bool {
@@ -214,9 +226,9 @@ fn status(plan: &SourcesPlan, outcome: Result<(), SourcesError>, what: &str) -> 
     let project = plan.project.display();
     match outcome {
         Ok(()) => return 0,
+        // Git has said why.
         Err(SourcesError::Git(code)) => return code,
-        Err(SourcesError::Io(error)) => eprintln!("cannot {what} {project}: {error}"),
-        Err(SourcesError::Repository(why) | SourcesError::WorkTree(why)) => eprintln!("cannot {what} {project}: {why}"),
+        Err(error) => eprintln!("cannot {what} {project}: {error}"),
     }
     1
 }
@@ -225,15 +237,23 @@ fn tidy(plan: &SourcesPlan) -> Result<(), SourcesError> {
     match plan.strategy {
         Strategy::None => Ok(()),
         Strategy::Clone | Strategy::Empty => Ok(remove::remove(&plan.project)?),
-        Strategy::Fetch => match repository::prepare(plan)? {
-            RepositoryOrigin::Created => Ok(remove::empty(&plan.project)?),
-            RepositoryOrigin::Reused => {
-                worktree::sanitise(&plan.project)?;
-                clean::clean(plan, &plan.project)?;
-                git::run(plan, &["reset", "--hard", "--quiet"])
-            }
-        },
+        Strategy::Fetch => {
+            let modules = submodule_cleanup::set_aside(plan)?;
+            let cleaned = tidy_checkout(plan, &modules);
+            remove::remove(&modules)?;
+            cleaned
+        }
     }
+}
+
+fn tidy_checkout(plan: &SourcesPlan, modules: &Path) -> Result<(), SourcesError> {
+    if repository::prepare(plan)? == RepositoryOrigin::Created {
+        return Ok(remove::empty(&plan.project)?);
+    }
+    worktree::sanitise(&plan.project)?;
+    clean::clean(plan, &plan.project)?;
+    git::run(plan, &["reset", "--hard", "--quiet"])?;
+    submodule_cleanup::clean_all(plan, modules, 1)
 }
 
 fn fetch(plan: &SourcesPlan) -> Result<(), SourcesError> {

@@ -284,8 +284,8 @@ pub fn before_script(temporary: &str) -> String {
     format!("rm -rf {}\n", paths.join(" "))
 }
 
-/// Shell commands after the lines of such a script: they list the settings that the lines made. `of_user`: also list
-/// the settings for all repositories, because the agent's git does not read them by itself.
+/// Shell commands after the lines of such a script: they list the settings that the lines made, unless they have done so
+/// already. `of_user`: also list the settings for all repositories, because the agent's git does not read them by itself.
 pub fn after_script(temporary: &str, of_user: bool) -> String {
     let path = |name: &str| crate::executor::shell::quote(&format!("{temporary}/{name}"));
     let user = match of_user {
@@ -293,7 +293,7 @@ pub fn after_script(temporary: &str, of_user: bool) -> String {
         false => String::new(),
     };
     format!(
-        "if command -v git >/dev/null 2>&1; then (umask 077; {user}\
+        "if [ ! -e {list} ] && command -v git >/dev/null 2>&1; then (umask 077; : >{list}; {user}\
          [ ! -f {template} ] || git config -f {template} -z --list >{list}) 2>/dev/null || :; fi\n",
         template = path(TEMPLATE),
         list = path(TEMPLATE_LIST),
@@ -400,9 +400,9 @@ mod tests {
             let path = temporary.display().to_string();
             let script = format!(
                 "set -e\n{}mkdir -p \"$T/{TEMPLATE_DIRECTORY}\"\ngit config -f \"$T/{TEMPLATE}\" lfs.url fresh\n\
-                 git config --global http.proxy p\n{}echo done",
+                 git config --global http.proxy p\n{after}git config -f \"$T/{TEMPLATE}\" lfs.url late\n{after}echo done",
                 before_script(&path),
-                after_script(&path, true)
+                after = after_script(&path, true)
             );
             let mut words = shell.split(' ');
             let mut command = std::process::Command::new(words.next().expect("a program"));

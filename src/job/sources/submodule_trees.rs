@@ -109,7 +109,7 @@ fn place_of(plan: &SourcesPlan, directory: &Path) -> PathBuf {
 }
 
 /// Whether the directory of a submodule exists. Removes a symbolic link or a file on the way to it.
-fn enter(directory: &Path, link: &Path) -> io::Result<bool> {
+pub fn enter(directory: &Path, link: &Path) -> io::Result<bool> {
     let mut place = directory.to_owned();
     for part in link.components() {
         let Component::Normal(part) = part else { return Ok(false) };

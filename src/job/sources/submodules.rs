@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use super::external::EXTERNAL_CONFIG;
 use super::{GREEN, RESET, SourcesError, SourcesPlan, Submodules, YELLOW, git, large_files, redirect, submodule_trees};
@@ -149,6 +149,22 @@ fn parse_branches(list: &str) -> Vec<(String, String)> {
     with_branch.collect()
 }
 
+/// Paths and names of the submodules in `.gitmodules` of the commit; git keeps their repositories below the names.
+pub fn names(plan: &SourcesPlan) -> Result<Vec<(PathBuf, PathBuf)>, SourcesError> {
+    let question = ["config", "--blob", "HEAD:.gitmodules", "-z", "--get-regexp", r"^submodule\..*\.path$"];
+    // Git complains about a commit without the file.
+    let mut command = git::command(plan, &plan.project, &question);
+    command.stderr(Stdio::null());
+    let answer = read_list(command)?;
+    let entries = answer.split(|byte| *byte == 0).filter_map(|entry| {
+        let at = entry.iter().position(|byte| *byte == b'\n')?;
+        let name = entry[..at].strip_prefix(b"submodule.")?.strip_suffix(b".path")?;
+        let to_path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+        Some((to_path(&entry[at + 1..]), to_path(name)))
+    });
+    Ok(entries.collect())
+}
+
 /// Whether a name is valid in a refspec.
 fn is_branch(name: &str) -> bool {
     !name.is_empty() && !name.contains("..") && !name.contains([':', '*', '?', '[', '\\', '^', '~', ' ']) && {
@@ -210,7 +226,11 @@ fn paths(plan: &SourcesPlan, directory: &Path) -> Result<Vec<PathBuf>, SourcesEr
 
 /// The output of a git query; empty if git fails.
 fn output(plan: &SourcesPlan, directory: &Path, arguments: &[&str]) -> Result<Vec<u8>, SourcesError> {
-    let mut child = git::command(plan, directory, arguments).stdout(Stdio::piped()).spawn()?;
+    read_list(git::command(plan, directory, arguments))
+}
+
+fn read_list(mut command: Command) -> Result<Vec<u8>, SourcesError> {
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
     let mut answer = Vec::new();
     let read = child.stdout.take().map(|stdout| stdout.take(LIST_MAX).read_to_end(&mut answer));
     child.wait()?;

@@ -1,6 +1,6 @@
 //! Volumes: create, list, remove.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 
@@ -26,6 +26,29 @@ struct List {
     volumes: Vec<Volume>,
 }
 
+/// The disk usage of the engine's volumes (`GET /system/df`).
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct DiskUsage {
+    #[serde(deserialize_with = "lenient")]
+    volumes: Vec<VolumeUsage>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct VolumeUsage {
+    name: String,
+    #[serde(deserialize_with = "lenient")]
+    usage_data: Usage,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Usage {
+    /// Bytes; -1 if the driver does not know them.
+    size: i64,
+}
+
 impl Engine {
     /// Creates a volume, or returns the existing one with that name.
     pub fn create_volume(&self, volume: &CreateVolume) -> Result<Volume, Error> {
@@ -37,6 +60,14 @@ impl Engine {
         let list: List =
             self.call_json(&Call::new(Method::Get, format!("/volumes?filters={}", with_labels(labels))))?;
         Ok(list.volumes)
+    }
+
+    /// Bytes of each volume. The engine reads all files of the volumes.
+    pub fn volume_sizes(&self) -> Result<HashMap<String, u64>, Error> {
+        let call = Call::new(Method::Get, "/system/df?type=volume").timeouts(SLOW_CALL_TIMEOUTS);
+        let usage: DiskUsage = self.call_json(&call)?;
+        let sizes = usage.volumes.into_iter().map(|volume| (volume.name, u64::try_from(volume.usage_data.size)));
+        Ok(sizes.filter_map(|(name, size)| Some((name, size.ok()?))).collect())
     }
 
     /// Removes a volume; it need not exist. Fails with 409 while a container uses it.

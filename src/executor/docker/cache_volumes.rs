@@ -1,0 +1,320 @@
+//! Records the volumes in which containers keep caches from job to job (`volumes = ["/cache"]`), and removes those that no
+//! job has used for the longest time while they are too old or too large in total (`cache_volumes_max_size`,
+//! `cache_volumes_max_age`).
+//!
+//! The agent records each cache volume that its jobs use, and finds others that it created by their label. It keeps the
+//! volumes of other programs. It removes a volume only while no job uses it and no job prepares its containers; the engine
+//! refuses to remove a volume of an existing container.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use super::engine::{Engine, Error};
+use super::names::CACHE_OF;
+use crate::config::cache::StorageLimits;
+use crate::decode;
+use crate::http::Address;
+use crate::monitor::machine;
+use crate::sync;
+
+/// The file in the state directory.
+const FILE: &str = "volumes.json";
+
+/// An engine's address and the name of a volume there.
+type Key = (String, String);
+
+/// The cache volumes of all engines.
+pub struct CacheVolumes {
+    state: PathBuf,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// The time at which each volume was last used, in seconds since the epoch.
+    used: BTreeMap<Key, u64>,
+    /// The number of jobs whose containers have the volume.
+    in_use: BTreeMap<Key, u32>,
+    /// The number of jobs that prepare their containers.
+    preparing: u32,
+    /// Whether a volume is being removed.
+    removing: bool,
+    limits: Vec<(Address, StorageLimits)>,
+}
+
+/// A job that prepares its containers; no volume is removed until this is dropped.
+pub struct Preparing(Arc<CacheVolumes>);
+
+/// The volumes of a job; they are not removed until this is dropped.
+pub struct InUse {
+    volumes: Arc<CacheVolumes>,
+    keys: Vec<Key>,
+}
+
+impl CacheVolumes {
+    /// Loads the record from the state directory.
+    pub fn load(state: &Path) -> Arc<Self> {
+        let read = fs::read(state.join(FILE)).ok();
+        let noted = read.and_then(|text| decode::json::<Vec<(Key, u64)>>(&text).ok()).unwrap_or_default();
+        let inner = Inner { used: noted.into_iter().collect(), ..Inner::default() };
+        Arc::new(Self { state: state.to_owned(), inner: Mutex::new(inner), changed: Condvar::new() })
+    }
+
+    /// Sets the limits of these engines' volumes. If an engine has several limits, each applies.
+    pub fn limit(&self, limits: Vec<(Address, StorageLimits)>) {
+        let mut inner = self.lock();
+        for (address, _) in &inner.limits {
+            machine::cache_volumes_measured(&address.to_string(), None);
+        }
+        inner.limits = limits.into_iter().filter(|(_, limits)| *limits != StorageLimits::default()).collect();
+    }
+
+    /// Whether any limit is set.
+    pub fn has_limits(&self) -> bool {
+        !self.lock().limits.is_empty()
+    }
+
+    /// Prevents removals while a job prepares its containers; waits for the end of a running removal.
+    pub fn prepare(self: &Arc<Self>) -> Preparing {
+        let mut inner = self.lock();
+        while inner.removing {
+            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        inner.preparing += 1;
+        Preparing(Arc::clone(self))
+    }
+
+    /// Keeps the volumes of a job until it ends.
+    pub fn claim(self: &Arc<Self>, engine: &Address, names: &[String]) -> InUse {
+        let keys: Vec<Key> = names.iter().map(|name| (engine.to_string(), name.clone())).collect();
+        let mut inner = self.lock();
+        for key in &keys {
+            *inner.in_use.entry(key.clone()).or_default() += 1;
+            inner.used.insert(key.clone(), now());
+        }
+        if !keys.is_empty() {
+            self.save(&inner);
+        }
+        InUse { volumes: Arc::clone(self), keys }
+    }
+
+    /// Removes the volumes that exceed the limits.
+    pub fn tidy(&self) {
+        let limits = self.lock().limits.clone();
+        for (address, limits) in limits {
+            let tidied = Engine::connect(&address).and_then(|engine| self.tidy_engine(&engine, &address, limits));
+            if let Err(error) = tidied {
+                log::warn!("cannot limit the cache volumes engine={address} error={error}");
+            }
+        }
+    }
+
+    fn tidy_engine(&self, engine: &Engine, address: &Address, limits: StorageLimits) -> Result<(), Error> {
+        self.match_with(engine, address)?;
+        let mut sizes = HashMap::new();
+        if limits.size.is_some() {
+            sizes = engine.volume_sizes()?;
+        }
+        let mut total = self.total(address, &sizes);
+        for (name, used) in self.oldest_first(address) {
+            let is_too_old = limits.age.is_some_and(|age| now().saturating_sub(used) > age.as_secs());
+            if !is_too_old && limits.size.is_none_or(|size| total <= size) {
+                continue;
+            }
+            let bytes = sizes.get(&name).copied().unwrap_or(0);
+            if self.remove(engine, address, &name, used) {
+                total = total.saturating_sub(bytes);
+                machine::cache_volume_removed(bytes);
+                log::info!("unused cache volume removed name={name} bytes={bytes} engine={address}");
+            }
+        }
+        machine::cache_volumes_measured(&address.to_string(), limits.size.map(|_| total));
+        Ok(())
+    }
+
+    /// Removes volumes from the record that the engine does not have, and adds those with this agent's label. Their last
+    /// use is unknown, so they count as used now.
+    fn match_with(&self, engine: &Engine, address: &Address) -> Result<(), Error> {
+        let label = self.state.display().to_string();
+        // A job that starts during the request records its volumes after this line.
+        let before: Vec<Key> = self.lock().used.keys().cloned().collect();
+        let all = engine.volumes(&[])?;
+        let address = address.to_string();
+        let mut inner = self.lock();
+        for key in before.iter().filter(|(of, name)| *of == address && !all.iter().any(|volume| volume.name == *name)) {
+            if !inner.in_use.contains_key(key) {
+                inner.used.remove(key);
+            }
+        }
+        for volume in all.iter().filter(|volume| volume.labels.get(CACHE_OF) == Some(&label)) {
+            inner.used.entry((address.clone(), volume.name.clone())).or_insert_with(now);
+        }
+        self.save(&inner);
+        Ok(())
+    }
+
+    fn total(&self, address: &Address, sizes: &HashMap<String, u64>) -> u64 {
+        let address = address.to_string();
+        let inner = self.lock();
+        let here = inner.used.keys().filter(|(of, _)| *of == address);
+        here.filter_map(|(_, name)| sizes.get(name)).sum()
+    }
+
+    fn oldest_first(&self, address: &Address) -> Vec<(String, u64)> {
+        let address = address.to_string();
+        let inner = self.lock();
+        let here = inner.used.iter().filter(|((of, _), _)| *of == address);
+        let mut found: Vec<(String, u64)> = here.map(|((_, name), used)| (name.clone(), *used)).collect();
+        found.sort_by_key(|(_, used)| *used);
+        found
+    }
+
+    /// Removes one volume unless a job uses it or has used it since `used`. Returns whether it was removed.
+    fn remove(&self, engine: &Engine, address: &Address, name: &str, used: u64) -> bool {
+        let key = (address.to_string(), name.to_owned());
+        {
+            let mut inner = self.lock();
+            let is_free =
+                inner.preparing == 0 && !inner.in_use.contains_key(&key) && inner.used.get(&key) == Some(&used);
+            if !is_free {
+                return false;
+            }
+            inner.removing = true;
+        }
+        let outcome = engine.remove_volume(name);
+        let mut inner = self.lock();
+        inner.removing = false;
+        match &outcome {
+            Ok(()) => drop(inner.used.remove(&key)),
+            // A container of another program uses it.
+            Err(error) if error.is_conflict() => {
+                log::debug!("unused cache volume kept because it is in use name={name} error={error}")
+            }
+            Err(error) => log::warn!("cannot remove an unused cache volume name={name} error={error}"),
+        }
+        self.save(&inner);
+        drop(inner);
+        self.changed.notify_all();
+        outcome.is_ok()
+    }
+
+    fn save(&self, inner: &Inner) {
+        let all: Vec<(&Key, &u64)> = inner.used.iter().collect();
+        let (path, draft) = (self.state.join(FILE), self.state.join(FILE).with_extension("draft"));
+        let written = serde_json::to_vec(&all).map_err(io::Error::other).and_then(|text| fs::write(&draft, text));
+        // If a volume is not in the record, its label identifies it.
+        if let Err(error) = written.and_then(|()| fs::rename(&draft, &path)) {
+            log::debug!("cannot record the cache volumes path={} error={error}", path.display());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        sync::lock(&self.inner)
+    }
+}
+
+impl Drop for Preparing {
+    fn drop(&mut self) {
+        self.0.lock().preparing -= 1;
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        if self.keys.is_empty() {
+            return;
+        }
+        let mut inner = self.volumes.lock();
+        for key in &self.keys {
+            if let Some(jobs) = inner.in_use.get_mut(key) {
+                *jobs -= 1;
+                if *jobs == 0 {
+                    inner.in_use.remove(key);
+                }
+            }
+            inner.used.insert(key.clone(), now());
+        }
+        self.volumes.save(&inner);
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::testing::Server;
+
+    const PING: &str = "HTTP/1.1 200 OK\r\nApi-Version: 1.43\r\nContent-Length: 2\r\n\r\nOK";
+
+    fn json(body: &str) -> String {
+        format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    /// Tidies with an engine that has the volumes `a`, `b`, `mine` (with the label) and `foreign`; returns the recorded names.
+    fn tidied(volumes: &Arc<CacheVolumes>, limits: StorageLimits, removals: usize) -> Vec<String> {
+        let label = format!("{{{CACHE_OF:?}: {:?}}}", volumes.state.display().to_string());
+        let listed = ["a", "b", "foreign"].map(|name| format!("{{\"Name\": \"{name}\", \"Labels\": null}}")).join(",");
+        let list = json(&format!("{{\"Volumes\": [{listed}, {{\"Name\": \"mine\", \"Labels\": {label}}}]}}"));
+        let size = |name: &str| format!("{{\"Name\": \"{name}\", \"UsageData\": {{\"Size\": 100, \"RefCount\": 0}}}}");
+        let sizes = json(&format!("{{\"Volumes\": [{}]}}", ["a", "b", "mine", "foreign"].map(size).join(",")));
+        let gone = "HTTP/1.1 204 No Content\r\n\r\n".to_owned();
+        let of_sizes = limits.size.map(|_| sizes);
+        let answers: Vec<String> =
+            [PING.to_owned(), list].into_iter().chain(of_sizes).chain(vec![gone; removals]).collect();
+        let answers: Vec<&str> = answers.iter().map(String::as_str).collect();
+        let server = Server::new(&answers);
+        let address = Address::Tcp(server.url.strip_prefix("http://").expect("a URL").to_owned(), None);
+        let rename = |inner: &mut Inner| {
+            let of_engine = |((_, name), used): ((String, String), u64)| ((address.to_string(), name), used);
+            inner.used = std::mem::take(&mut inner.used).into_iter().map(of_engine).collect();
+        };
+        rename(&mut volumes.lock());
+        let engine = Engine::connect(&address).expect("an engine");
+        volumes.tidy_engine(&engine, &address, limits).expect("tidied");
+        volumes.lock().used.keys().map(|(_, name)| name.clone()).collect()
+    }
+
+    fn noted(state: &Path, entries: &[(&str, u64)]) -> Arc<CacheVolumes> {
+        let volumes = CacheVolumes::load(state);
+        let used = entries.iter().map(|(name, ago)| ((String::new(), (*name).to_owned()), now() - ago));
+        volumes.lock().used = used.collect();
+        volumes
+    }
+
+    #[test]
+    fn the_least_recently_used_go_and_foreign_ones_stay() {
+        let state = tempfile::tempdir().expect("a directory");
+        let known = [("a", 30), ("b", 20), ("gone", 40)];
+        let size = |size| StorageLimits { size: Some(size), age: None };
+        assert_eq!(tidied(&noted(state.path(), &known), size(300), 0), ["a", "b", "mine"]);
+        assert_eq!(tidied(&noted(state.path(), &known), size(200), 1), ["b", "mine"]);
+        assert_eq!(tidied(&noted(state.path(), &known), size(0), 3), Vec::<String>::new());
+        let age = StorageLimits { size: None, age: Some(Duration::from_secs(25)) };
+        assert_eq!(tidied(&noted(state.path(), &known), age, 1), ["b", "mine"]);
+    }
+
+    #[test]
+    fn a_volume_stays_while_a_job_uses_it_or_prepares_its_containers() {
+        let state = tempfile::tempdir().expect("a directory");
+        let volumes = noted(state.path(), &[("a", 30)]);
+        let preparing = volumes.prepare();
+        let everything = StorageLimits { size: Some(0), age: None };
+        assert_eq!(tidied(&volumes, everything, 0), ["a", "mine"]);
+        drop(preparing);
+        let engine = volumes.lock().used.keys().next().expect("noted").0.clone();
+        let address = Address::Tcp(engine.strip_prefix("tcp://").unwrap_or(&engine).to_owned(), None);
+        let in_use = volumes.claim(&address, &["a".to_owned()]);
+        assert!(volumes.lock().in_use.keys().any(|(of, name)| *of == engine && name == "a"));
+        drop(in_use);
+        assert!(volumes.lock().in_use.is_empty());
+        assert_eq!(CacheVolumes::load(state.path()).lock().used.len(), 2, "recorded for the next start");
+    }
+}
