@@ -21,6 +21,17 @@ fn replace(fleet: &Fleet, old: &str, new: &str) {
     fs::write(fleet.home.config(), text.replace(old, new)).expect("write a file");
 }
 
+/// Gives the pool another name, and its engine other arguments, in one write: the manager watches the file.
+fn rename(fleet: &Fleet, arguments: &str) {
+    let directory = fleet.home.path("").display().to_string();
+    let text = read(&fleet.home.config()).replace("name = \"pool\"", "name = \"other\"");
+    let text = text.replace(&format!(", \"{directory}\"]"), &format!(", \"{directory}{arguments}\"]"));
+    let draft = fleet.home.path("draft");
+    fs::write(&draft, text).expect("write a file");
+    fs::set_permissions(&draft, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("close");
+    fs::rename(&draft, fleet.home.config()).expect("rename");
+}
+
 /// The threads of the manager that poll GitLab.
 fn takers(manager: &Manager) -> usize {
     let tasks = fs::read_dir(format!("/proc/{}/task", manager.pid())).expect("a process");
@@ -44,24 +55,25 @@ fn the_number_of_polls_at_once_follows_the_file() {
 #[test]
 fn agents_are_accepted_on_another_address_after_a_reload() {
     let gitlab = GitLab::start();
-    let mut fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Fleet::new(&gitlab, "", RELAY);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
-    let old = fleet.port;
-    // A port that is in use is refused, and the manager stays where it is.
-    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = taken.local_addr().expect("an address").port();
-    replace(&fleet, &format!("127.0.0.1:{old}"), &format!("127.0.0.1:{port}"));
+    // Another loopback address, on which no other test listens.
+    let (old, new) = (format!("127.0.0.1:{}", fleet.port), format!("127.0.0.2:{}", fleet.port));
+    let taken = TcpListener::bind(&new).expect("a free address");
+    replace(&fleet, &format!("listen = \"{old}\""), &format!("listen = \"{new}\""));
     manager.signal("HUP");
     manager.wait_for_log("cannot apply the configuration; the old one stays in use error=`listen");
     drop(taken);
     manager.signal("HUP");
     manager.wait_for_log("agents are accepted on another address");
-    fleet.port = port;
-    let (_home, _agent) = fleet.agent(&manager, "i-1");
+    let home = fleet.agent_home("i-1", "", "");
+    let text = read(&home.config()).replace(&old, &new);
+    fs::write(home.config(), text).expect("write a file");
+    let _agent = home.start(&[]);
+    manager.wait_for_log("agent registered pool=pool instance=i-1");
     let id = gitlab.queue(job(&["true"]).build());
     assert_eq!(gitlab.finished(id).state, "success");
-    assert!(TcpListener::bind(("127.0.0.1", old)).is_ok(), "the old address is free");
 }
 
 #[test]
@@ -123,11 +135,9 @@ fn a_removed_pool_ends_its_jobs_then_its_instances_and_threads() {
     gitlab.wait_for_log(running, "begun");
     let held = gitlab.queue(job(&["true"]).build());
     gitlab.wait_for_log(held, "waiting for an instance of pool pool");
-    let directory = fleet.home.path("").display().to_string();
     fs::create_dir(fleet.home.path("other")).expect("a directory");
     fs::write(fleet.home.path("other/members"), "{\"members\": []}\n").expect("write a file");
-    replace(&fleet, "name = \"pool\"", "name = \"other\"");
-    replace(&fleet, &format!(", \"{directory}\"]"), &format!(", \"{directory}/other\"]"));
+    rename(&fleet, "/other");
     manager.signal("HUP");
     let failed = gitlab.finished(held);
     assert_eq!((failed.state.as_str(), failed.failure_reason.as_deref()), ("failed", Some("runner_system_failure")));
@@ -139,6 +149,31 @@ fn a_removed_pool_ends_its_jobs_then_its_instances_and_threads() {
     fleet.set_members(&[]);
     manager.wait_for_log("the pool has ended pool=pool");
     wait_until("its threads end", || takers(&manager) == 1);
+}
+
+#[test]
+fn a_renamed_pool_keeps_its_instances_and_running_jobs() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "", HOLD);
+    fleet.set_members(&["i-1"]);
+    let manager = fleet.start();
+    let (home, _agent) = fleet.agent(&manager, "i-1");
+    let go = home.path("go");
+    let script = format!("echo >> {}", home.path("runs").display());
+    let running = gitlab.queue(job(&[&script, "echo begun", &until_there(go.display())]).build());
+    gitlab.wait_for_log(running, "begun");
+    rename(&fleet, "");
+    manager.signal("HUP");
+    manager.wait_for_log("agent registered pool=other instance=i-1");
+    manager.wait_for_log(&format!("job adopted from its agent pool=other job={running} instance=i-1"));
+    manager.wait_for_log("the pool has ended pool=pool");
+    fs::write(&go, "").expect("write a file");
+    assert_eq!(gitlab.finished(running).state, "success");
+    let next = gitlab.queue(job(&["true"]).build());
+    assert_eq!(gitlab.finished(next).state, "success");
+    manager.wait_for_log(&format!("job ended pool=other job={next}"));
+    assert_eq!(read(&home.path("runs")).lines().count(), 1, "the script ran once");
+    assert!(!fleet.engine_calls().contains("\"terminate\""), "{}", fleet.engine_calls());
 }
 
 #[test]

@@ -20,7 +20,8 @@ const BASE: &str = "/api/v4/";
 
 /// The pools' agents and what they may do.
 pub struct Api {
-    brokers: RwLock<Vec<Arc<Broker>>>,
+    /// `None` until the pools have started: an agent that is not found then may yet be known.
+    brokers: RwLock<Option<Vec<Arc<Broker>>>>,
     /// SHA-256 of the token that proves membership of the fleet; `None` where there is no such token.
     fleet_token: RwLock<Option<String>>,
 }
@@ -41,11 +42,11 @@ impl Api {
 
     /// Other pools.
     pub fn set_brokers(&self, brokers: Vec<Arc<Broker>>) {
-        *self.brokers.write().unwrap_or_else(PoisonError::into_inner) = brokers;
+        *self.brokers.write().unwrap_or_else(PoisonError::into_inner) = Some(brokers);
     }
 
     fn brokers(&self) -> Vec<Arc<Broker>> {
-        self.brokers.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.brokers.read().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default()
     }
 
     /// The agent that sent a request. Errors: none; the response.
@@ -130,6 +131,9 @@ impl Api {
         let Some(path) = request.path.strip_prefix(BASE) else {
             return answer(exchange, Response::message(404, "this is a mayfly manager; agents use it as their `url`"));
         };
+        if self.brokers.read().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return answer(exchange, Response::message(503, "the manager starts").with("Retry-After", "1"));
+        }
         if (request.method.as_str(), path) == ("POST", "runners/verify") {
             return answer(exchange, self.verify(request));
         }

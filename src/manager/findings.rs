@@ -1,4 +1,4 @@
-//! What is odd in the settings of a pool: warnings of `lint` and `check`.
+//! Warnings of `lint` and `check` about the settings of a pool.
 
 use super::pool::PoolSettings;
 use super::scaling::Sizing;

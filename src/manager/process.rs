@@ -27,6 +27,7 @@ use super::server::{Server, certificate};
 use super::settings::{self, Settings};
 use super::status::{self, StatusBoard};
 use super::store::Store;
+use super::store::records::Event as Change;
 use crate::agent::signals::{self, SignalRequest};
 use crate::agent::supervisor::Supervisor;
 use crate::agent::{gitlab, watch};
@@ -118,7 +119,7 @@ impl Manager {
         inherited: Option<i32>,
         events: Sender<Event>,
     ) -> Result<Self, String> {
-        let Settings { manager, config, pools, refused, .. } = settings;
+        let Settings { manager, config, pools, refused, named } = settings;
         refused
             .iter()
             .for_each(|why| log::error!("problem in the configuration path={} problem={why}", config.path.display()));
@@ -157,6 +158,7 @@ impl Manager {
             events,
             refetched: None,
         };
+        this.drop_pools(&named);
         for pool in pools {
             this.start_pool(pool);
         }
@@ -174,6 +176,29 @@ impl Manager {
             this.shared.system_id
         );
         Ok(this)
+    }
+
+    /// Drops what the store holds of pools that the file does not name any more. Their agents register with another pool or
+    /// leave.
+    fn drop_pools(&self, named: &[String]) {
+        let records = self.shared.store.records();
+        let is_gone = |pool: &String| !named.contains(pool);
+        let agents = records.agents.keys().filter(|(pool, _)| is_gone(pool));
+        let agents =
+            agents.map(|(pool, instance)| Change::AgentGone { pool: pool.clone(), instance: instance.clone() });
+        let jobs = records.jobs.iter().filter(|((pool, _), _)| is_gone(pool)).map(|((pool, id), job)| {
+            if job.accepted.is_none() {
+                log::error!(
+                    "the pool of a held job is no longer configured; GitLab fails the job later pool={pool} job={id}"
+                );
+            }
+            Change::JobGone { pool: pool.clone(), id: id.clone() }
+        });
+        for change in agents.chain(jobs) {
+            if let Err(error) = self.shared.store.write(change) {
+                log::error!("cannot write the manager's state error={error}");
+            }
+        }
     }
 
     fn pools(&self) -> std::sync::MutexGuard<'_, Vec<Pool>> {
@@ -208,7 +233,8 @@ impl Manager {
     /// Has agents reach the pools of now.
     fn publish(&self) {
         let current = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect::<Vec<_>>();
-        let retired = self.retired.iter().map(|pool| Arc::clone(&pool.broker));
+        let retired = self.retired.iter().filter(|pool| !pool.broker.is_released());
+        let retired = retired.map(|pool| Arc::clone(&pool.broker));
         self.api.set_brokers(current.into_iter().chain(retired).collect());
     }
 

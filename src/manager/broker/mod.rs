@@ -5,6 +5,7 @@
 
 mod agents;
 mod bell;
+mod ending;
 mod keeper;
 mod offers;
 mod register;
@@ -24,7 +25,7 @@ use bell::Bell;
 use state::{Job, Phase, State};
 pub use total::Total;
 
-use super::held::{self, HeldJobs};
+use super::held::HeldJobs;
 use super::pool::PoolSettings;
 use super::server::Responder;
 use super::status::StatusBoard;
@@ -37,21 +38,15 @@ use crate::failure::FailureReason;
 use crate::token::Token;
 
 use crate::sync;
+pub use ending::REMOVED;
 pub use register::{Admission, RegistrationError};
 
 /// Stack of threads that talk to GitLab.
 const STACK: usize = 512 * 1024;
 /// Stack of threads that do little.
 const SMALL_STACK: usize = 128 * 1024;
-/// How long agents have to name a job that the manager has forgotten, before it is failed.
-const FORGOTTEN_GRACE: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 60 });
-/// Between two looks at the instances of a pool that ends.
-const EMPTY_LOOK: Duration = Duration::from_secs(5);
-/// How long a thread waits that waits for nothing in particular.
+/// The wait of a thread that only a ring of the bell wakes.
 const LONG: Duration = Duration::from_secs(3600);
-
-/// Why held jobs of a retired pool fail.
-pub const REMOVED: &str = "the pool of this job was removed from the manager's configuration";
 
 /// A pool's broker.
 pub struct Broker {
@@ -77,6 +72,7 @@ pub struct Broker {
     seen: Mutex<u64>,
     pace: Mutex<f64>,
     stopped: AtomicBool,
+    released: AtomicBool,
 }
 
 /// What brokers of all pools share.
@@ -90,7 +86,7 @@ pub struct Shared {
     pub total: Arc<Total>,
     /// The way to requests that wait.
     pub responder: Arc<dyn Responder>,
-    /// What is shown of the pools.
+    /// The status page's data.
     pub board: Arc<StatusBoard>,
     /// Held jobs, outside of the state directory.
     pub held: Arc<HeldJobs>,
@@ -120,6 +116,7 @@ impl Broker {
             seen: Mutex::new(0),
             pace: Mutex::new(1.0),
             stopped: AtomicBool::new(false),
+            released: AtomicBool::new(false),
         };
         broker.restore(records);
         Arc::new(broker)
@@ -200,97 +197,6 @@ impl Broker {
         Arc::clone(&self.gitlab.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// No more jobs are asked for; requests in flight are waited for by [`Broker::wait_until_quiet`].
-    pub fn close(&self) {
-        self.lock().closed = true;
-        self.bell.ring();
-    }
-
-    /// Jobs are asked for again.
-    pub fn open(&self) {
-        self.lock().closed = false;
-        self.bell.ring();
-    }
-
-    /// Waits until no request to GitLab is in flight, and, if `held` says so, no job is held. False: time is over.
-    pub fn wait_until_quiet(&self, held: bool, until: Instant) -> bool {
-        loop {
-            let seen = self.bell.count();
-            {
-                let state = self.lock();
-                let holds = state.jobs.values().any(|job| !matches!(job.phase, Phase::Running { .. }));
-                if state.polls == 0 && !(held && holds) {
-                    return true;
-                }
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            self.bell.wait_past(seen, left);
-        }
-    }
-
-    /// Fails all jobs that no agent has.
-    pub fn fail_held(&self, why: &str) {
-        let held: Vec<String> = {
-            let state = self.lock();
-            let held = |phase: &Phase| matches!(phase, Phase::Held | Phase::Offered(_));
-            state.jobs.iter().filter(|(_, job)| held(&job.phase)).map(|(id, _)| id.clone()).collect()
-        };
-        for id in held {
-            self.fail(&id, FailureReason::RunnerSystemFailure, why);
-        }
-    }
-
-    /// Takes no more jobs, and tells all agents to leave, those with jobs once these have ended, and also those that register
-    /// from now on.
-    pub fn retire(&self, reason: &str) {
-        let tickets: Vec<_> = {
-            let mut state = self.lock();
-            state.closed = true;
-            state.retired = Some(reason.to_owned());
-            for agent in state.agents.iter_mut() {
-                agent.leave.get_or_insert_with(|| reason.to_owned());
-            }
-            std::mem::take(&mut state.waiting).into_iter().map(|waiter| waiter.ticket).collect()
-        };
-        for ticket in tickets {
-            self.responder.respond(ticket, offers::leave(reason));
-        }
-        self.changed();
-    }
-
-    /// Takes jobs again after [`Broker::retire`]. Agents that have heard that they are to leave do so.
-    pub fn take_back(&self) {
-        {
-            let mut state = self.lock();
-            state.closed = false;
-            state.retired = None;
-        }
-        self.changed();
-    }
-
-    /// Waits until a retired pool has no jobs, agents and instances; after `give_up`, instances without an agent do not count.
-    /// False: it is not retired any more.
-    pub fn wait_until_empty(&self, give_up: Instant) -> bool {
-        loop {
-            let seen = self.bell.count();
-            {
-                let state = self.lock();
-                if state.retired.is_none() {
-                    return false;
-                }
-                let has_instances = state.members.as_ref().is_none_or(|members| !members.is_empty());
-                let is_unused = state.jobs.is_empty() && state.agents.len() == 0 && state.polls == 0;
-                if is_unused && (!has_instances || Instant::now() >= give_up) {
-                    return true;
-                }
-            }
-            self.bell.wait_past(seen, EMPTY_LOOK);
-        }
-    }
-
     /// Its threads end.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
@@ -310,32 +216,6 @@ impl Broker {
         log::warn!("failing the job pool={} job={id} reason={} error={why}", self.name, reason.as_str());
         self.note(Event::Failed { pool: self.name.clone(), id: id.to_owned(), why: why.to_owned() });
         self.lock().fail(id, reason, why.to_owned(), Instant::now());
-        self.changed();
-    }
-
-    /// Fails a job that an earlier manager held, and that the state directory does not know any more, unless an agent says
-    /// in time that it has the job.
-    pub fn fail_forgotten(&self, id: &str, sealed: &str) {
-        let token = held::token_of(&self.settings().runner.token, &self.name, id, sealed);
-        let (Some(token), Some(job)) = (token, JobId::parse(id)) else { return };
-        let now = Instant::now();
-        {
-            let mut state = self.lock();
-            if state.jobs.contains_key(id) {
-                return;
-            }
-            let why = "the manager lost its state while it held this job";
-            let job = Job {
-                phase: failing(why, now),
-                keep_at: now + FORGOTTEN_GRACE,
-                // What its log holds is not known.
-                has_run: true,
-                ..Job::new(JobHandle { id: job, token }, now, Duration::ZERO)
-            };
-            state.jobs.insert(id.to_owned(), job);
-        }
-        log::warn!("held job not in the state directory; it fails at GitLab pool={} job={id}", self.name);
-        self.total.take(1);
         self.changed();
     }
 

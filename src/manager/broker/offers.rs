@@ -29,7 +29,7 @@ pub fn stay() -> Response {
     of_manager(Response::empty(204)).with(ORDER_HEADER, "stay")
 }
 
-/// A response that shows whose it is.
+/// Adds the header by which an agent recognises a manager.
 fn of_manager(response: Response) -> Response {
     response.with(MANAGER_HEADER, VERSION)
 }
@@ -51,7 +51,7 @@ impl Broker {
             drop(state);
             return exchange.respond(&leave(&reason));
         }
-        // Under the lock: nobody is told that the client is gone before it is on the list.
+        // Under the lock, because the server may report at once that the client is gone, and that removes it from the list.
         let ticket = exchange.wait();
         state.waiting.push(Waiter { ticket, instance: instance.to_owned(), until: now + WAIT });
         let starved = std::mem::take(&mut state.starved);
@@ -228,7 +228,7 @@ impl Broker {
         self.changed();
     }
 
-    /// Answers requests that have waited long enough, and takes back offers that nobody accepted in time.
+    /// Answers requests whose wait is over, and withdraws offers that no agent accepted in time.
     pub(super) fn watch_clock(&self) {
         while !self.has_stopped() {
             let seen = self.bell.count();

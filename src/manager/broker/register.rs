@@ -101,7 +101,7 @@ impl Broker {
         self.lock().agents.of_token(token_hash).map(str::to_owned)
     }
 
-    /// An agent said farewell.
+    /// An agent unregisters.
     pub fn leave(&self, instance: &str) {
         self.remove_agent(instance, &format!("the agent on instance {instance} left while it had this job"));
     }

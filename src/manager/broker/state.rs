@@ -71,9 +71,9 @@ pub struct Job {
     pub project: String,
     /// Its page.
     pub link: String,
-    /// When it was taken,
+    /// When the manager got it, by the wall clock.
     pub taken: SystemTime,
-    /// and in the clock that nobody sets.
+    /// The same by the monotonic clock.
     pub taken_at: Instant,
     /// When it was last offered.
     pub offered_at: Instant,
@@ -353,7 +353,7 @@ impl State {
         news
     }
 
-    /// Removes a job; whose it was becomes idle if it was the last. False: it was not there.
+    /// Removes a job. Its agent becomes idle if that was its last job. Returns false if the job is unknown.
     pub fn remove(&mut self, id: &str, now: Instant) -> bool {
         let Some(job) = self.jobs.remove(id) else { return false };
         if let Some(instance) = job.phase.instance() {

@@ -56,9 +56,9 @@ impl Aws {
         }
     }
 
-    fn call(&self, action: &str, parameters: &[(&str, &str)], patience: Duration) -> Result<String, EngineError> {
+    fn call(&self, action: &str, parameters: &[(&str, &str)], timeout: Duration) -> Result<String, EngineError> {
         let request = Request::query(AUTO_SCALING_VERSION, action, parameters);
-        self.auto_scaling.call(&request, patience).map_err(of_call)
+        self.auto_scaling.call(&request, timeout).map_err(of_call)
     }
 
     fn of_group(&self, action: &str) -> Result<String, EngineError> {

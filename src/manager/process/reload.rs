@@ -92,28 +92,32 @@ impl Manager {
     }
 
     /// Ends pools that are no longer configured: they take no more jobs, their held jobs fail at GitLab, running jobs end,
-    /// agents leave, and the group shrinks to its minimum. `pools` are those of the new configuration.
+    /// agents leave, and the group shrinks to its minimum. If another pool has the group now, that pool gets the instances
+    /// with their running jobs. `pools` are those of the new configuration.
     fn retire(&mut self, pools: &[PoolSettings], is_gone: impl Fn(&str) -> bool) {
         let all = std::mem::take(&mut *self.pools());
         let (gone, kept): (Vec<Pool>, Vec<Pool>) = all.into_iter().partition(|pool| is_gone(&pool.settings.name));
         *self.pools() = kept;
         for pool in gone {
             let name = pool.settings.name.clone();
-            log::warn!("the pool is no longer configured; its agents leave after their jobs pool={name}");
-            pool.broker.retire("the pool was removed");
-            pool.broker.fail_held(REMOVED);
             let group = pool.settings.engine.group();
             match pools.iter().find(|other| other.engine.group() == group) {
                 Some(other) => {
                     log::warn!(
-                        "another pool uses the group from now on pool={name} group={group} other={}",
+                        "the group has another pool now; its agents register there pool={name} other={}",
                         other.name
                     );
                     pool.scaler.stop();
                     self.board.remove(&name);
+                    pool.broker.release();
                 }
-                None => pool.scaler.reload(PoolSettings { max_instances: Some(0), ..(*pool.settings).clone() }),
+                None => {
+                    log::warn!("the pool is no longer configured; its agents leave after their jobs pool={name}");
+                    pool.broker.retire("the pool was removed");
+                    pool.scaler.reload(PoolSettings { max_instances: Some(0), ..(*pool.settings).clone() });
+                }
             }
+            pool.broker.fail_held(REMOVED);
             self.await_end(&pool);
             self.retired.push(pool);
         }

@@ -32,7 +32,7 @@ impl Throttle {
         Self { growth, tokens: f64::from(growth.burst), filled: Duration::ZERO }
     }
 
-    /// Other limits from now on; what is in the bucket stays.
+    /// Replaces the limits. The tokens in the bucket stay.
     pub fn change(&mut self, growth: Growth) {
         self.tokens = self.tokens.min(f64::from(growth.burst));
         self.growth = growth;

@@ -43,7 +43,7 @@ struct Expected {
     since: Duration,
 }
 
-/// What is to be done, and why.
+/// A step of the scaler, and its reason.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// How many instances the pool needs.
@@ -114,14 +114,14 @@ impl Planner {
         }
     }
 
-    /// Other settings from now on; what is known of instances stays.
+    /// Replaces the settings. The state of instances stays.
     pub fn change(&mut self, sizing: Sizing) {
         self.throttle.change(sizing.growth);
         self.watchdog.change(sizing.registration_timeout, sizing.failure_threshold);
         self.sizing = sizing;
     }
 
-    /// What is to be done now.
+    /// Decides the steps that are due now.
     pub fn plan(&mut self, seen: &Observation) -> Plan {
         let policy = self.sizing.policies.at(seen.now.time).clone();
         let bounds = Bounds {

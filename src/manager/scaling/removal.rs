@@ -1,4 +1,4 @@
-//! Instances on their way out: whose agent was told to leave, left by itself, or vanished.
+//! Instances to terminate: the manager told their agent to leave, or the agent left or vanished.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -64,7 +64,7 @@ impl Scaler {
         Ok(Self { shared, workload, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Other settings from the next round on; what is known of instances stays.
+    /// Replaces the settings from the next round on. The state of instances stays.
     pub fn reload(&self, pool: PoolSettings) {
         *self.shared.settings() = (pool, true);
         self.workload.wake();
@@ -284,7 +284,7 @@ impl Rounds {
         self.group = Some((group, Instant::now()));
     }
 
-    /// Agents whose instance is not in the group any more: the engine says whether it has ended.
+    /// Asks the engine whether instances that left the group, but have an agent, are terminated.
     fn report_lost(&mut self, group: &Group, snapshot: &Snapshot) {
         let listed: HashSet<&str> = group.members.iter().map(|member| member.instance.as_str()).collect();
         let missing: Vec<String> = snapshot
@@ -409,7 +409,7 @@ impl Rounds {
             Action::Terminate(instance, change) => {
                 let outcome = self.engine.terminate(instance, *change);
                 match outcome {
-                    // What is gone need not be terminated.
+                    // The instance is terminated already.
                     Err(error) if error.kind == ErrorKind::NoInstance => Ok(()),
                     Err(error) if error.kind == ErrorKind::AtMinimum => {
                         self.engine.terminate(instance, CapacityChange::Keep)

@@ -1,4 +1,5 @@
-//! One agent's connection, with or without TLS. Whoever works on it owns it; waiting costs no thread.
+//! One agent's connection, with or without TLS. The thread that reads or writes it owns it; a connection that waits needs no
+//! thread.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -104,7 +105,7 @@ impl Connection {
         }
     }
 
-    /// Says farewell.
+    /// Closes the connection, with TLS's close notification.
     pub fn close(mut self) {
         if let Some(tls) = self.tls.as_deref_mut() {
             tls.send_close_notify();

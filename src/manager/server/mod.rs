@@ -28,8 +28,8 @@ use connection::{Connection, NoRequest};
 use request::{Request, Response};
 use workers::{Task, Workers};
 
-/// How long a client may take to send a request or to take a response.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The timeout for receiving a request, and for sending a response.
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an unused connection is kept: longer than agents keep theirs.
 const IDLE: Duration = Duration::from_secs(20 * 60);
 /// Between two looks for unused connections.
@@ -135,7 +135,7 @@ impl Server {
 
     /// Answers requests that wait.
     pub fn responder(&self) -> Arc<dyn Responder> {
-        Arc::new(Line(Arc::clone(&self.shared)))
+        Arc::new(WaitingRequests(Arc::clone(&self.shared)))
     }
 
     /// Accepts connections on another socket, which listens already; those that are open stay. Errors: no descriptors are
@@ -164,10 +164,10 @@ impl Drop for Server {
     }
 }
 
-/// The way to requests that wait.
-struct Line(Arc<Shared>);
+/// Answers the requests in the table.
+struct WaitingRequests(Arc<Shared>);
 
-impl Responder for Line {
+impl Responder for WaitingRequests {
     fn respond(&self, ticket: Ticket, response: Response) -> bool {
         let entry = {
             let mut table = self.0.lock();
@@ -189,7 +189,7 @@ impl Responder for Line {
 impl Exchange {
     /// Sends the response.
     pub fn respond(mut self, response: &Response) {
-        if self.connection.write(response, Instant::now() + PATIENCE).is_ok() {
+        if self.connection.write(response, Instant::now() + TIMEOUT).is_ok() {
             self.shared.keep(self.number, self.connection);
         }
     }
@@ -292,7 +292,7 @@ impl Shared {
     fn wake(self: &Arc<Self>, number: u64) {
         let Some(entry) = self.lock().remove(&number) else { return };
         match entry.waits {
-            // Whoever waits for a response has nothing to say: the client is gone.
+            // A client that waits for a response sends nothing, so it closed the connection.
             true => {
                 drop(entry);
                 if let Some(handler) = self.handler() {
@@ -328,13 +328,13 @@ impl Shared {
 
     /// Reads one request and has it answered.
     fn serve(self: Arc<Self>, number: u64, mut connection: Connection) {
-        match connection.read(Instant::now() + PATIENCE) {
+        match connection.read(Instant::now() + TIMEOUT) {
             Ok(request) => {
                 let Some(handler) = self.handler() else { return connection.close() };
                 handler.handle(request, Exchange { shared: self, number, connection });
             }
             Err(NoRequest::Refused(status, why)) => {
-                let _ = connection.write(&Response::message(status, why), Instant::now() + PATIENCE);
+                let _ = connection.write(&Response::message(status, why), Instant::now() + TIMEOUT);
                 connection.close();
             }
             Err(NoRequest::Gone(error)) => log::debug!("connection closed error={error}"),
@@ -343,7 +343,7 @@ impl Shared {
 
     /// Sends the response of a request that waited.
     fn send(self: Arc<Self>, ticket: Ticket, mut connection: Connection, response: &Response) {
-        match connection.write(response, Instant::now() + PATIENCE) {
+        match connection.write(response, Instant::now() + TIMEOUT) {
             Ok(()) => self.keep(ticket.0, connection),
             Err(error) => {
                 log::debug!("cannot send a response error={error}");

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use crate::manager::scaling::Sizing;
 use load::Job;
 
-/// What is simulated.
+/// The input of a simulation.
 pub struct Scenario {
     /// The pool.
     pub sizing: Sizing,

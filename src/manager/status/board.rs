@@ -1,4 +1,4 @@
-//! What the scalers and brokers of a manager report, and what is made of it for those who look.
+//! Collects the reports of scalers and brokers, for the status page, the JSON and the metrics.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard};
@@ -179,7 +179,7 @@ impl StatusBoard {
         }
     }
 
-    /// Everything, for those who look.
+    /// The status of all pools.
     pub fn view(&self, workloads: &Workloads) -> ManagerView {
         let snapshots: Vec<(&str, Snapshot)> =
             workloads.iter().map(|(pool, workload)| (pool.as_str(), workload.snapshot())).collect();

@@ -1,5 +1,5 @@
 //! The manager's durable state: a file of changes that is only appended to, one line each with a checksum, and written
-//! anew when most of it is history. A line that a crash cut short is the last one, and counts for nothing.
+//! anew when most of it is history. Only the last line can be cut short by a crash; it is ignored.
 //!
 //! A change that is written survives the end of the process; one that is synced survives a loss of power. Changes of
 //! several threads share a sync.
@@ -76,7 +76,7 @@ impl Store {
         })
     }
 
-    /// What holds now.
+    /// The current records: all changes applied.
     pub fn records(&self) -> Records {
         self.lock().records.clone()
     }
@@ -86,14 +86,14 @@ impl Store {
         &self.sealer
     }
 
-    /// Writes a change. Errors: the disk; then it counts for nothing.
+    /// Appends a change to the file. If the write fails, the change is not applied.
     pub fn write(&self, event: Event) -> io::Result<Position> {
         let line = encode(&event)?;
         let mut inner = self.lock();
         if inner.size > COMPACT_AT && inner.size > 2 * inner.compact_size {
             match rewrite(&self.directory, &inner.records) {
                 Ok((file, size)) => (inner.file, inner.size, inner.compact_size) = (file, size, size),
-                // What is there goes on to hold; it is tried again with twice the size.
+                // The old file stays in use; the next attempt is at twice its size.
                 Err(error) => {
                     log::warn!("cannot compact the manager's state error={error}");
                     inner.compact_size = inner.size;
@@ -170,7 +170,7 @@ fn read(path: &Path) -> io::Result<Records> {
     Ok(records)
 }
 
-/// Writes what holds into a new file, which takes the place of the old one; returns it opened for appending.
+/// Writes the records into a new file and renames it over the old one. Returns it opened for appending, with its size.
 fn rewrite(directory: &Path, records: &Records) -> io::Result<(File, u64)> {
     let (path, draft) = (directory.join("state"), directory.join("state.draft"));
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;

@@ -1,4 +1,4 @@
-//! What the manager must still know after a crash.
+//! The records that must survive a crash of the manager.
 
 use std::collections::BTreeMap;
 
@@ -88,7 +88,7 @@ pub enum Event {
     JobGone { pool: String, id: String },
 }
 
-/// Everything that holds after all changes, by pool.
+/// The state after all changes, by pool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Records {
     /// Agents by pool and instance.
@@ -98,7 +98,7 @@ pub struct Records {
 }
 
 impl Records {
-    /// Takes a change in.
+    /// Applies a change.
     pub fn apply(&mut self, event: Event) {
         match event {
             Event::Agent { pool, agent } => drop(self.agents.insert((pool, agent.instance.clone()), agent)),
@@ -124,7 +124,7 @@ impl Records {
         }
     }
 
-    /// The changes that make up what holds.
+    /// The changes that produce this state.
     pub fn events(&self) -> impl Iterator<Item = Event> + '_ {
         let agents =
             self.agents.iter().map(|((pool, _), agent)| Event::Agent { pool: pool.clone(), agent: agent.clone() });

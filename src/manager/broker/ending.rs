@@ -1,0 +1,170 @@
+//! How a pool stops to take jobs: for a drain, for a new program, or because it is no longer configured.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::state::{Job, Phase};
+use super::{Broker, failing, offers};
+use crate::coordinator::{JobHandle, JobId};
+use crate::failure::FailureReason;
+use crate::manager::held;
+use crate::manager::store::records::Event;
+
+/// Why held jobs of a retired pool fail.
+pub const REMOVED: &str = "the pool of this job was removed from the manager's configuration";
+/// The time that agents have to name a job that the manager has forgotten, before the job fails.
+const FORGOTTEN_GRACE: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 60 });
+/// Between two looks at the instances of a pool that ends.
+const EMPTY_LOOK: Duration = Duration::from_secs(5);
+
+impl Broker {
+    /// No more jobs are asked for; requests in flight are waited for by [`Broker::wait_until_quiet`].
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.bell.ring();
+    }
+
+    /// Jobs are asked for again.
+    pub fn open(&self) {
+        self.lock().closed = false;
+        self.bell.ring();
+    }
+
+    /// Waits until no request to GitLab is in flight, and, if `held` says so, no job is held. False: time is over.
+    pub fn wait_until_quiet(&self, held: bool, until: Instant) -> bool {
+        loop {
+            let seen = self.bell.count();
+            {
+                let state = self.lock();
+                let holds = state.jobs.values().any(|job| !matches!(job.phase, Phase::Running { .. }));
+                if state.polls == 0 && !(held && holds) {
+                    return true;
+                }
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            self.bell.wait_past(seen, left);
+        }
+    }
+
+    /// Fails all jobs that no agent has.
+    pub fn fail_held(&self, why: &str) {
+        let held: Vec<String> = {
+            let state = self.lock();
+            let held = |phase: &Phase| matches!(phase, Phase::Held | Phase::Offered(_));
+            state.jobs.iter().filter(|(_, job)| held(&job.phase)).map(|(id, _)| id.clone()).collect()
+        };
+        for id in held {
+            self.fail(&id, FailureReason::RunnerSystemFailure, why);
+        }
+    }
+
+    /// Takes no more jobs, and tells all agents to leave, those with jobs once these have ended, and also those that register
+    /// from now on.
+    pub fn retire(&self, reason: &str) {
+        let tickets: Vec<_> = {
+            let mut state = self.lock();
+            state.closed = true;
+            state.retired = Some(reason.to_owned());
+            for agent in state.agents.iter_mut() {
+                agent.leave.get_or_insert_with(|| reason.to_owned());
+            }
+            std::mem::take(&mut state.waiting).into_iter().map(|waiter| waiter.ticket).collect()
+        };
+        for ticket in tickets {
+            self.responder.respond(ticket, offers::leave(reason));
+        }
+        self.changed();
+    }
+
+    /// Takes no more jobs, and forgets its agents and the jobs that they run: these register with another pool, which has the
+    /// group now and takes up their jobs.
+    pub fn release(&self) {
+        let (tickets, agents, running) = {
+            let mut state = self.lock();
+            state.closed = true;
+            state.retired = Some(REMOVED.to_owned());
+            state.members = Some(HashSet::new());
+            let waiting = std::mem::take(&mut state.waiting);
+            let agents: Vec<String> = state.agents.iter().map(|agent| agent.record.instance.clone()).collect();
+            agents.iter().for_each(|instance| drop(state.agents.remove(instance)));
+            let is_running = |job: &Job| matches!(job.phase, Phase::Accepting(_) | Phase::Running { .. });
+            let running: Vec<String> =
+                state.jobs.iter().filter(|(_, job)| is_running(job)).map(|(id, _)| id.clone()).collect();
+            (waiting, agents, running)
+        };
+        self.released.store(true, Ordering::SeqCst);
+        for waiter in tickets {
+            self.responder.respond(waiter.ticket, offers::stay());
+        }
+        for instance in agents {
+            self.note(Event::AgentGone { pool: self.name.clone(), instance });
+        }
+        running.iter().for_each(|id| self.forget(id));
+    }
+
+    /// Whether another pool has the agents.
+    pub fn is_released(&self) -> bool {
+        self.released.load(Ordering::SeqCst)
+    }
+
+    /// Takes jobs again after [`Broker::retire`]. Agents that have heard that they are to leave do so.
+    pub fn take_back(&self) {
+        {
+            let mut state = self.lock();
+            state.closed = false;
+            state.retired = None;
+        }
+        self.released.store(false, Ordering::SeqCst);
+        self.changed();
+    }
+
+    /// Waits until a retired pool has no jobs, agents and instances; after `give_up`, instances without an agent do not count.
+    /// False: it is not retired any more.
+    pub fn wait_until_empty(&self, give_up: Instant) -> bool {
+        loop {
+            let seen = self.bell.count();
+            {
+                let state = self.lock();
+                if state.retired.is_none() {
+                    return false;
+                }
+                let has_instances = state.members.as_ref().is_none_or(|members| !members.is_empty());
+                let is_unused = state.jobs.is_empty() && state.agents.len() == 0 && state.polls == 0;
+                if is_unused && (!has_instances || Instant::now() >= give_up) {
+                    return true;
+                }
+            }
+            self.bell.wait_past(seen, EMPTY_LOOK);
+        }
+    }
+
+    /// Fails a job that an earlier manager held, and that the state directory does not know any more, unless an agent says
+    /// in time that it has the job.
+    pub fn fail_forgotten(&self, id: &str, sealed: &str) {
+        let token = held::token_of(&self.settings().runner.token, &self.name, id, sealed);
+        let (Some(token), Some(job)) = (token, JobId::parse(id)) else { return };
+        let now = Instant::now();
+        {
+            let mut state = self.lock();
+            if state.jobs.contains_key(id) {
+                return;
+            }
+            let why = "the manager lost its state while it held this job";
+            let job = Job {
+                phase: failing(why, now),
+                keep_at: now + FORGOTTEN_GRACE,
+                // What its log holds is not known.
+                has_run: true,
+                ..Job::new(JobHandle { id: job, token }, now, Duration::ZERO)
+            };
+            state.jobs.insert(id.to_owned(), job);
+        }
+        log::warn!("held job not in the state directory; it fails at GitLab pool={} job={id}", self.name);
+        self.total.take(1);
+        self.changed();
+    }
+}
