@@ -20,7 +20,7 @@ use crate::executor::job_dirs::JobDirs;
 use crate::failure::JobError;
 use crate::instance::Identity;
 use crate::instance::metadata_block::MetadataBlock;
-use crate::journal::{Progress, Record};
+use crate::journal::{Progress, Record, Resumption};
 use crate::monitor::metrics::RunnerLabels;
 use crate::payload::variables::Variables;
 use crate::payload::{Payload, Variable};
@@ -210,6 +210,11 @@ impl RunnerContext {
                 Self { builds: self.builds.join(user), executor, ..self }
             }
         }
+    }
+
+    /// Whether another process may resume the job.
+    pub fn resumption(&self) -> Resumption {
+        if self.local.is_some() { Resumption::Never } else { Resumption::Possible }
     }
 
     /// The runner's labels in metrics.

@@ -25,7 +25,7 @@ use crate::coordinator::{JobState, JobStatus, TraceSummary};
 use crate::executor::docker::cache_volumes;
 use crate::executor::docker::engine::containers::LogStart;
 use crate::failure::{FailureReason, JobError};
-use crate::journal::{JobJournal, Predecessor, Record, SlotDirectory};
+use crate::journal::{JobJournal, Predecessor, Record, Resumption, SlotDirectory};
 use crate::monitor::metrics;
 use crate::payload::Payload;
 use crate::shim;
@@ -73,7 +73,7 @@ pub fn run(
     payload: Payload,
     control: &Arc<JobControl>,
 ) -> io::Result<JobOutcome> {
-    let _job = sync_later(&directory);
+    let _job = (context.resumption() == Resumption::Possible).then(|| sync_later(&directory));
     run_to_end(context, directory, record, payload, control)
 }
 
@@ -126,7 +126,8 @@ fn run_to_end(
     let build_dir = storage.and_then(|storage| Some(storage.build_dirs.claim(BuildDir::of_job(&job)?)));
     control.restore(&progress.stop_requests);
     let uploader = start_upload(&job, &directory, progress.acknowledged)?;
-    let journal = JobJournal::new(directory, progress, job.payload.id, Box::new(uploader.acknowledged()));
+    let acknowledged = Box::new(uploader.acknowledged());
+    let journal = JobJournal::new(directory, progress, job.payload.id, context.resumption(), acknowledged);
     // A resumed job has its containers already.
     let container = journal.progress.container.as_deref();
     let volumes = storage.and_then(|storage| Some(storage.note_containers(container?)));

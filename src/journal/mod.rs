@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::job::JobJournal;
+pub use self::job::{JobJournal, Resumption};
 use self::stop_requests::StopRequests;
 use crate::coordinator::JobState;
 use crate::coordinator::manager::protocol::Offer;

@@ -21,7 +21,7 @@ use crate::job::control::JobControl;
 use crate::job::run::{self, JobOutcome};
 use crate::journal::{Progress, Record, SlotDirectory};
 use crate::pipeline::JobRun;
-use crate::pipeline::plan::{Job, Plan};
+use crate::pipeline::plan::{EnvVariable, Job, Plan};
 use crate::sys;
 
 /// The parts that all jobs of a run share.
@@ -107,7 +107,7 @@ pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<JobControl>) ->
         job,
         id: attempt.id,
         dependencies: &attempt.dependencies,
-        dotenv: attempt.dotenv,
+        variables: variables(&attempt.plan, job, attempt.id, attempt.dotenv),
         image: attempt.image,
     };
     let (ended, tree) = match facts.tree(context) {
@@ -134,26 +134,18 @@ struct Facts<'a> {
     job: &'a Job,
     id: i64,
     dependencies: &'a [(i64, String)],
-    dotenv: Vec<(String, String)>,
+    variables: Vec<EnvVariable>,
     image: Option<serde_json::Value>,
 }
 
-impl Facts<'_> {
-    fn variables(&self) -> Vec<crate::pipeline::plan::EnvVariable> {
-        let run = JobRun {
-            id: self.id.cast_unsigned(),
-            started_at: jiff::Timestamp::from_second(jiff::Timestamp::now().as_second())
-                .unwrap_or_default()
-                .to_string(),
-            dotenv: self.dotenv.clone(),
-            predefined: Vec::new(),
-        };
-        self.plan.env(self.job, &run)
-    }
+fn variables(plan: &Plan, job: &Job, id: i64, dotenv: Vec<(String, String)>) -> Vec<EnvVariable> {
+    let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default();
+    plan.env(job, &JobRun { id: id.cast_unsigned(), started_at: now.to_string(), dotenv, predefined: Vec::new() })
+}
 
+impl Facts<'_> {
     fn left(&self, tree: Tree) -> FailedJob {
-        let variables = self.variables();
-        let exports = variables.iter().filter(|variable| !variable.file);
+        let exports = self.variables.iter().filter(|variable| !variable.file);
         FailedJob {
             exports: exports.map(|variable| (variable.key.to_string(), variable.value.clone())).collect(),
             image: self
@@ -166,9 +158,8 @@ impl Facts<'_> {
     }
 
     fn tree(&self, context: &RunContext) -> io::Result<Tree> {
-        let variables = self.variables();
         let value = |key: &str| {
-            let found = variables.iter().rev().find(|variable| &*variable.key == key);
+            let found = self.variables.iter().rev().find(|variable| &*variable.key == key);
             found.map(|variable| variable.value.as_str()).unwrap_or_default()
         };
         let is_empty = matches!(value("GIT_STRATEGY"), "none" | "empty");
@@ -194,12 +185,11 @@ impl Facts<'_> {
         recorder: Arc<Recorder>,
         control: &Arc<JobControl>,
     ) -> io::Result<JobOutcome> {
-        let variables = self.variables();
         let text = payload::of(
             self.job,
             &payload::Facts {
                 id: self.id,
-                variables: &variables,
+                variables: &self.variables,
                 dependencies: self.dependencies,
                 image: self.image.clone(),
                 project: &context.project,
@@ -225,7 +215,7 @@ impl Facts<'_> {
             progress: Progress::default(),
         };
         let directory = SlotDirectory::at(context.scratch.join(format!("job-{}", self.id)));
-        directory.begin(&record)?;
+        directory.create()?;
         run::run(&job_context, directory, record, payload, control)
     }
 

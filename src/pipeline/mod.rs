@@ -3,6 +3,7 @@
 //! This layer reads and plans, and never runs anything. It accesses files and the network only through
 //! [`request::Sources`]. [`plan()`] lists its steps in order.
 
+pub mod ahead;
 mod context;
 mod cycle;
 mod decide;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::ahead::Parsed;
 use super::syntax::Node;
 
 /// The largest configuration file, in bytes, as on GitLab.
@@ -178,6 +179,11 @@ pub enum SourceError {
 /// Access to files and to other projects; the planner does no I/O of its own. An implementation must refuse anything
 /// that is not a regular file, and may stop reading after [`FILE_LIMIT`] + 1 bytes.
 pub trait Sources {
+    /// A file of the project that is parsed already.
+    fn parsed(&self) -> Option<&Parsed> {
+        None
+    }
+
     /// The content of a file. `path` is relative to the root of the tree.
     fn read(&self, tree: &Tree, path: &str) -> Result<Vec<u8>, SourceError>;
 

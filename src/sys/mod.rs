@@ -4,6 +4,7 @@
 mod clock;
 mod files;
 pub mod identity;
+mod memory;
 pub mod mounts;
 mod network;
 mod process;

@@ -35,9 +35,10 @@ use crate::local::report;
 use crate::local::results::RunStatus;
 use crate::local::runner::{Event, Runner};
 use crate::local::screen::{DisplayOptions, Screen};
-use crate::local::sources::{Fetcher, LocalSources};
+use crate::local::sources::{Fetcher, LocalSources, parse_ahead};
 use crate::local::state::{self, Run};
 use crate::local::tree::{Source, Trees};
+use crate::pipeline::ahead::Parsed;
 use crate::pipeline::listing::{self, Listing};
 use crate::pipeline::plan::{Job, Plan, Trigger, Warning};
 use crate::pipeline::problem::Problem;
@@ -59,19 +60,19 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
 
 fn begin(options: &Options) -> Result<u8, String> {
     let here = std::env::current_dir().map_err(|error| format!("cannot determine the current directory: {error}"))?;
-    // Each git command takes milliseconds, so they run in parallel.
-    let (checkout, asked) = thread::scope(|scope| {
+    // Each git command takes milliseconds, so they run in parallel, and while this thread parses the configuration.
+    let (checkout, asked, parsed) = thread::scope(|scope| {
+        let checkout = scope.spawn(|| Checkout::find(&here));
         let asked = scope.spawn(|| GitState::ask(&here, !only_shows(options)));
-        (
-            Checkout::find(&here),
-            asked.join().unwrap_or_else(|_| Err("internal error: the thread that runs git panicked".to_owned())),
-        )
+        let parsed = parse_ahead(&here, &options.file);
+        let died = || "internal error: the thread that runs git panicked".to_owned();
+        (checkout.join().unwrap_or_else(|_| Err(died())), asked.join().unwrap_or_else(|_| Err(died())), parsed)
     });
     let (checkout, asked) = (checkout?, asked?);
     let options = settings::complete(options, &checkout.root)?;
     match options.watch {
         true => watch::run(&options, &checkout),
-        false => once(&options, &checkout, asked),
+        false => once(&options, &checkout, asked, parsed),
     }
 }
 
@@ -119,13 +120,13 @@ impl PlanInputs {
 }
 
 /// Plans the pipeline once, then runs or lists it.
-fn once(options: &Options, checkout: &Checkout, asked: GitState) -> Result<u8, String> {
+fn once(options: &Options, checkout: &Checkout, asked: GitState, parsed: Option<Parsed>) -> Result<u8, String> {
     let directory = state::of_project(&checkout.root)?;
     let only_shows = only_shows(options);
     let run = if only_shows { None } else { Some(Run::begin(&directory)?) };
     let given = PlanInputs::new(options, checkout, asked, run.as_ref().map_or(1, |run| run.number))?;
     let scratch = run.as_ref().map_or_else(|| directory.join("looks"), |run| run.directory.clone());
-    let sources = sources(options, checkout, &given, &scratch)?;
+    let sources = sources(options, checkout, &given, &scratch)?.with_parsed(parsed);
     let request = request(options, checkout, &given, &sources)?;
     let plan = match pipeline::plan(&request) {
         Ok(plan) => plan,

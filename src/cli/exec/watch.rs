@@ -27,7 +27,7 @@ pub fn run(options: &Options, checkout: &Checkout) -> Result<u8, String> {
                 checkout.root.display()
             )
         })?;
-        let status = GitState::ask(&checkout.root, true).and_then(|asked| once(options, checkout, asked));
+        let status = GitState::ask(&checkout.root, true).and_then(|asked| once(options, checkout, asked, None));
         let status = status.unwrap_or_else(|why| {
             eprintln!("mayfly: {why}");
             super::REFUSED

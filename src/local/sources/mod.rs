@@ -17,6 +17,7 @@ use super::checkout::{Checkout, Listed, git, output};
 use super::facts::resolve;
 use crate::archive::root::Root;
 use crate::archive::unpack::unpack;
+use crate::pipeline::ahead::Parsed;
 use crate::pipeline::request::{Base, ComponentVersion, FILE_LIMIT, SourceError, Sources, Tree};
 use crate::sync;
 
@@ -77,6 +78,13 @@ pub struct LocalSources {
     artifacts: Mutex<HashMap<String, PathBuf>>,
     scratch: PathBuf,
     untracked_reads: Mutex<Vec<String>>,
+    parsed: Option<Parsed>,
+}
+
+/// Reads and parses a file of the checkout that contains `directory`, before git has named the checkout.
+pub fn parse_ahead(directory: &Path, path: &str) -> Option<Parsed> {
+    let root = directory.ancestors().find(|directory| directory.join(".git").exists())?;
+    Parsed::new(read_below(root, path).ok()?)
 }
 
 impl LocalSources {
@@ -101,7 +109,13 @@ impl LocalSources {
             artifacts: Mutex::default(),
             scratch,
             untracked_reads: Mutex::default(),
+            parsed: None,
         }
+    }
+
+    /// Takes a file that was parsed already.
+    pub fn with_parsed(self, parsed: Option<Parsed>) -> Self {
+        Self { parsed, ..self }
     }
 
     /// Takes the files of the checkout from a listing that was read already.
@@ -151,6 +165,10 @@ impl LocalSources {
 }
 
 impl Sources for LocalSources {
+    fn parsed(&self) -> Option<&Parsed> {
+        self.parsed.as_ref()
+    }
+
     fn read(&self, tree: &Tree, path: &str) -> Result<Vec<u8>, SourceError> {
         let path = path.trim_start_matches('/');
         match tree {

@@ -183,7 +183,7 @@ impl Tree {
             return crate::job::sources::remove::empty(&self.project);
         }
         restore(source, self)?;
-        source.repository.write(&self.project.join(".git"))
+        source.repository.write(&self.project.join(".git"), &self.home.join("repository"))
     }
 
     /// Creates the directory for temporary files, for a job that runs as this user.
@@ -242,6 +242,10 @@ fn sweep(
     for entry in fs::read_dir(project.join(below))? {
         let path = below.join(entry?.file_name());
         let place = project.join(&path);
+        // The repository has its own record.
+        if path.as_os_str() == ".git" {
+            continue;
+        }
         let metadata = place.symlink_metadata()?;
         if metadata.is_dir() && source.directories.contains(&path) {
             open_up(&place, &metadata)?;

@@ -210,6 +210,14 @@ impl Loader<'_, '_> {
     }
 
     fn parse(&mut self, document: &Document<'_>, file: u32) -> Option<Node> {
+        let parsed = self.context.request.sources.parsed().filter(|parsed| file == 0 && parsed.is_of(document));
+        if let Some(parsed) = parsed {
+            self.context.budget = parsed.budget.clone();
+            for (at, message) in &parsed.duplicates {
+                self.context.report.warn(*at, None, message.clone());
+            }
+            return Some(parsed.root.clone());
+        }
         let first = document.first;
         self.parse_text(document.text, file, &move |line| line + first - 1)
     }

@@ -15,7 +15,7 @@ const DEPTH_LIMIT: usize = 100;
 const DUPLICATES_LIMIT: usize = 100;
 
 /// The size limit for all files of a pipeline together, after aliases are expanded.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Budget {
     nodes: usize,
     bytes: usize,

@@ -1,0 +1,35 @@
+//! Parses the first file ahead of planning, while the caller still collects the facts for its request.
+
+use super::file::document;
+use super::request::FILE_LIMIT;
+use super::syntax::{self, Budget, Node, Origin};
+
+/// A parsed file. Planning uses it in place of a file with the same text.
+pub struct Parsed {
+    text: String,
+    first: u32,
+    /// The content, with origins in the first file.
+    pub root: Node,
+    /// For each duplicate key: its position and a message.
+    pub duplicates: Vec<(Origin, String)>,
+    /// What parsing left of the budget.
+    pub budget: Budget,
+}
+
+impl Parsed {
+    /// Parses a file without a header. `None`: planning must parse it, because it has a header, or to report problems.
+    pub fn new(bytes: Vec<u8>) -> Option<Self> {
+        let text = String::from_utf8(bytes).ok().filter(|text| text.len() <= FILE_LIMIT)?;
+        let documents = document::split(&text);
+        let [only] = documents.as_slice() else { return None };
+        let (first, mut budget) = (only.first, Budget::default());
+        let document = syntax::parse(only.text, 0, &|line| line + first - 1, &mut budget).ok()?;
+        let text = only.text.to_owned();
+        Some(Self { text, first, root: document.root, duplicates: document.duplicates, budget })
+    }
+
+    /// Whether this is what parsing `document` would give.
+    pub(super) fn is_of(&self, document: &document::Document<'_>) -> bool {
+        self.first == document.first && self.text == document.text
+    }
+}
