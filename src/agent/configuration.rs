@@ -13,7 +13,10 @@ use super::{Agent, advice, metadata_blocking};
 use crate::config::{Config, ExecutorKind, Loaded, Runner, carried};
 use crate::coordinator::Coordinator;
 use crate::executor::docker::host;
+use crate::job::build_dir::BuildDir;
+use crate::job::build_dirs::Remove;
 use crate::job::context::RunnerContext;
+use crate::job::removal::DirectoryRemoval;
 use crate::monitor::metrics::RunnerLabels;
 
 impl Agent {
@@ -73,8 +76,12 @@ impl Agent {
 
     /// Applies the limits for build directories and pulled images.
     fn limit_storage(&self) {
-        let builds: Vec<_> =
-            self.contexts.iter().map(|context| (context.builds.clone(), context.runner.build_limits)).collect();
+        let of_builds = |context: &RunnerContext| {
+            let removal = DirectoryRemoval::new(&context.runner, self.factory().cgroup_parents(&context.runner));
+            let remove: Remove = Arc::new(move |dir: &BuildDir| dir.remove(&removal));
+            (context.builds.clone(), context.runner.build_limits, remove)
+        };
+        let builds = self.contexts.iter().map(of_builds).collect();
         let of_images = |runner: &Arc<Runner>| {
             let age = runner.images_max_age.filter(|_| runner.executor.has_containers())?;
             Some((host::address(&runner.docker).ok()?, age))
@@ -88,7 +95,7 @@ impl Agent {
                 .map(|at| (at, runner.cache_volume_limits))
         };
         let volumes = self.contexts.iter().filter_map(|context| of_volumes(&context.runner)).collect();
-        self.storage.limit(&builds, images, volumes);
+        self.storage.limit(builds, images, volumes);
     }
 
     /// Starts the pollers, unless the instance shuts down, is in standby or is not ready.

@@ -1,5 +1,6 @@
 //! The directories of a job.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -23,6 +24,9 @@ const NAME_MAX: usize = 245;
 
 /// The part of a job's file that is read, in bytes.
 const READ_MAX: u64 = 1 << 20;
+
+/// The prefix of directories that are removed with their job.
+const JOB_DIR_PREFIX: &str = "job-";
 
 /// The directories of one job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,6 +212,16 @@ impl JobDirs {
 }
 
 /// A path with `suffix` appended to its last part.
+/// The name of a directory for the builds of one container job alone.
+pub fn job_dir_name(job: i64) -> String {
+    format!("{JOB_DIR_PREFIX}{job}")
+}
+
+/// Whether a directory of builds belongs to one job alone.
+pub fn is_job_dir(builds: &Path) -> bool {
+    builds.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with(JOB_DIR_PREFIX))
+}
+
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

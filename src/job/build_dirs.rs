@@ -8,43 +8,23 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use nix::dir::Dir;
-use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::sys::stat::{Mode, SFlag, fstatat};
 use serde::{Deserialize, Serialize};
 
-use super::containers::is_job_dir;
-use super::context::Job;
-use super::sources::remove;
+use super::build_dir::BuildDir;
 use crate::config::cache::StorageLimits;
 use crate::decode;
-use crate::executor::user::{self, as_job};
 use crate::monitor::machine;
 use crate::sync;
-use crate::sys;
 
 /// The name of the record in the state directory.
 const FILE: &str = "builds.json";
-/// The maximum depth of directories that are measured. Deeper files are not counted.
-const DEEPEST: usize = 64;
 
-/// A directory that is removed as a whole.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct BuildDir {
-    /// The configured root of builds.
-    pub root: PathBuf,
-    /// A directory below the root. Jobs cannot replace it, but can change everything below it.
-    pub trusted: PathBuf,
-    /// The path of the directory to remove, relative to `trusted`; empty for `trusted` itself.
-    pub below: PathBuf,
-    /// The user of the jobs in this directory; `None` for the agent's own user and for containers.
-    pub user: Option<String>,
-}
+/// Removes a build directory. Errors: something in it cannot be removed.
+pub type Remove = Arc<dyn Fn(&BuildDir) -> io::Result<()> + Send + Sync>;
 
 /// The last use of a directory, and its size at that time.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -76,8 +56,8 @@ struct Inner {
     /// The number of jobs in each directory.
     in_use: BTreeMap<BuildDir, u32>,
     removing: Option<BuildDir>,
-    /// The limits of each root.
-    limits: BTreeMap<PathBuf, StorageLimits>,
+    /// The limits below each root, and how directories there are removed.
+    limits: BTreeMap<PathBuf, (StorageLimits, Remove)>,
 }
 
 /// A directory that a job uses; it is not removed until this is dropped.
@@ -99,13 +79,13 @@ impl BuildDirs {
     }
 
     /// Sets the limits of the builds below `root`.
-    pub fn limit(&self, root: &Path, limits: StorageLimits) {
-        self.lock().limits.insert(root.to_owned(), limits);
+    pub fn limit(&self, root: &Path, limits: StorageLimits, remove: Remove) {
+        self.lock().limits.insert(root.to_owned(), (limits, remove));
     }
 
     /// Whether any root has limits.
     pub fn has_limits(&self) -> bool {
-        self.lock().limits.values().any(|limits| *limits != StorageLimits::default())
+        self.lock().limits.values().any(|(limits, _)| *limits != StorageLimits::default())
     }
 
     /// Marks a directory as used by a job until the result is dropped; waits for a running removal of it.
@@ -122,15 +102,15 @@ impl BuildDirs {
 
     /// Removes directories until the limits are met.
     pub fn tidy(&self) {
-        let limits: Vec<(PathBuf, StorageLimits)> = self.lock().limits.clone().into_iter().collect();
-        for (root, limits) in limits {
-            let removed = self.tidy_root(&root, limits);
+        let limits: Vec<_> = self.lock().limits.clone().into_iter().collect();
+        for (root, (limits, remove)) in limits {
+            let removed = self.tidy_root(&root, limits, &remove);
             machine::builds_removed(removed.count, removed.bytes);
             machine::builds_measured(&root, limits.size.map(|_| self.bytes(&root)));
         }
     }
 
-    fn tidy_root(&self, root: &Path, limits: StorageLimits) -> Removed {
+    fn tidy_root(&self, root: &Path, limits: StorageLimits, remove: &Remove) -> Removed {
         let mut removed = Removed::default();
         if limits == StorageLimits::default() {
             return removed;
@@ -139,7 +119,7 @@ impl BuildDirs {
             self.measure(root);
         }
         while let Some((dir, bytes)) = self.next_to_remove(root, limits) {
-            let outcome = dir.remove();
+            let outcome = remove(&dir);
             let mut inner = self.lock();
             inner.removing = None;
             inner.known.remove(&dir);
@@ -227,115 +207,23 @@ impl Drop for InUse {
     }
 }
 
-impl BuildDir {
-    /// The directory that a later job would reuse.
-    pub fn of_job(job: &Job<'_>) -> Option<Self> {
-        let (context, dirs) = (job.context, &job.settings.dirs);
-        let executor = &context.executor;
-        if dirs.container_builds.is_some() && !executor.shares_builds(context) {
-            // The agent created this directory, and everything in it belongs to the job.
-            let (root, trusted) = (context.builds.clone(), dirs.builds.clone());
-            let dir = Self { root, trusted, below: PathBuf::new(), user: None };
-            return (!is_job_dir(&dirs.builds)).then_some(dir);
-        }
-        let below = dirs.project.strip_prefix(&dirs.builds).ok().filter(|below| !below.as_os_str().is_empty())?;
-        // Each user of a pool of users has a directory below the root.
-        let above = executor.shares_caches().then(|| dirs.builds.parent()).flatten();
-        Some(Self {
-            root: above.unwrap_or(&dirs.builds).to_owned(),
-            trusted: dirs.builds.clone(),
-            below: below.to_owned(),
-            user: executor.user().map(|user| user.name.clone()),
-        })
-    }
-
-    fn path(&self) -> PathBuf {
-        self.trusted.join(&self.below)
-    }
-
-    /// Removes the directory with its content, and the job's files beside it. Fails if a file cannot be removed.
-    fn remove(&self) -> io::Result<()> {
-        if self.below.as_os_str().is_empty() {
-            return remove::remove(&self.trusted);
-        }
-        self.as_owner(|| {
-            let (above, name) = self.open_above()?;
-            let at = |name: &Path| PathBuf::from(format!("/proc/self/fd/{}", above.as_raw_fd())).join(name);
-            let mut beside = name.clone().into_os_string();
-            beside.push(".tmp");
-            remove::remove(&at(&name)).and(remove::remove(&at(Path::new(&beside))))
-        })?
-    }
-
-    /// The size on the disk in bytes; 0 for files that cannot be opened.
-    fn measure(&self) -> u64 {
-        let measured = match self.below.as_os_str().is_empty() {
-            true => open_directory(&self.trusted).map(|directory| size_of(directory, 0)),
-            false => self
-                .as_owner(|| {
-                    let (above, name) = self.open_above()?;
-                    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                    io::Result::Ok(size_of(openat(&above, &name, flags, Mode::empty())?, 0))
-                })
-                .and_then(|outcome| outcome),
-        };
-        measured.unwrap_or(0)
-    }
-
-    /// The parent of the directory to remove, opened without following a link of a job, and the name in it.
-    fn open_above(&self) -> io::Result<(OwnedFd, PathBuf)> {
-        let (Some(above), Some(name)) = (self.below.parent(), self.below.file_name()) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        let trusted = open_directory(&self.trusted)?;
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-        let above = match above.as_os_str().is_empty() {
-            true => trusted,
-            false => sys::open_beneath(trusted.as_fd(), above, flags)?,
-        };
-        Ok((above, PathBuf::from(name)))
-    }
-
-    /// Acts with the rights of the jobs that worked there, so that a link of a job cannot lead to files of other users.
-    fn as_owner<T>(&self, act: impl FnOnce() -> T) -> io::Result<T> {
-        let user = self.user.as_deref().map(user::look_up).transpose().map_err(io::Error::other)?;
-        as_job(user.as_ref(), act)
-    }
-}
-
-fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    Ok(open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
-}
-
-/// The size on the disk of everything below a directory. Follows no link.
-fn size_of(directory: OwnedFd, depth: usize) -> u64 {
-    let Ok(mut listing) = Dir::from_fd(directory) else { return 0 };
-    let names: Vec<_> = listing.iter().flatten().map(|entry| entry.file_name().to_owned()).collect();
-    let mut bytes = 0;
-    for name in names.iter().filter(|name| !matches!(name.to_bytes(), b"." | b"..")) {
-        let Ok(stat) = fstatat(&listing, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
-        bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-        let is_directory = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFDIR;
-        if is_directory && depth < DEEPEST {
-            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            bytes +=
-                openat(&listing, name.as_c_str(), flags, Mode::empty()).map_or(0, |below| size_of(below, depth + 1));
-        }
-    }
-    bytes
-}
-
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
     use std::sync::mpsc;
     use std::thread;
 
     use super::*;
+    use crate::job::sources::remove::remove_below;
+
+    /// Applies limits; removes with the rights of this process.
+    fn tidy(dirs: &BuildDirs, root: &Path, limits: StorageLimits) -> Removed {
+        let remove: Remove = Arc::new(|dir: &BuildDir| remove_below(&dir.trusted, &dir.below));
+        dirs.tidy_root(root, limits, &remove)
+    }
 
     /// A build directory of 64 KiB, last used `ago` seconds ago.
     fn used(dirs: &Arc<BuildDirs>, root: &Path, name: &str, ago: u64) -> BuildDir {
@@ -363,18 +251,18 @@ mod tests {
             used(&dirs, &root, name, ago);
         }
         let limits = StorageLimits { size: Some(150 << 10), age: None };
-        let removed = dirs.tidy_root(&root, limits);
+        let removed = tidy(&dirs, &root, limits);
         assert_eq!(
             (left(&root), removed.count),
             (vec!["new".into(), "new.tmp".into(), "old".into(), "old.tmp".into()], 1)
         );
         assert!(removed.bytes >= 64 << 10 && dirs.bytes(&root) <= 150 << 10, "{removed:?}");
-        assert_eq!(dirs.tidy_root(&root, limits), Removed::default());
-        assert_eq!(dirs.tidy_root(&root, StorageLimits { size: None, age: Some(Duration::from_secs(20)) }).count, 1);
+        assert_eq!(tidy(&dirs, &root, limits), Removed::default());
+        assert_eq!(tidy(&dirs, &root, StorageLimits { size: None, age: Some(Duration::from_secs(20)) }).count, 1);
         assert_eq!(left(&root), ["new", "new.tmp"]);
         // A later agent loads the record.
         assert_eq!(
-            BuildDirs::load(directory.path()).tidy_root(&root, StorageLimits { size: Some(0), age: None }).count,
+            tidy(&BuildDirs::load(directory.path()), &root, StorageLimits { size: Some(0), age: None }).count,
             1
         );
         assert!(left(&root).is_empty());
@@ -387,9 +275,9 @@ mod tests {
         let dir = used(&dirs, &root, "busy", 100);
         let job = dirs.claim(dir);
         let nothing = StorageLimits { size: Some(0), age: Some(Duration::ZERO) };
-        assert_eq!(dirs.tidy_root(&root, nothing).count, 0);
+        assert_eq!(tidy(&dirs, &root, nothing).count, 0);
         drop(job);
-        assert_eq!(dirs.tidy_root(&root, nothing).count, 1);
+        assert_eq!(tidy(&dirs, &root, nothing).count, 1);
     }
 
     #[test]
@@ -411,18 +299,5 @@ mod tests {
         dirs.changed.notify_all();
         claimed.recv().expect("claimed");
         waiting.join().expect("ended").expect("sent");
-    }
-
-    #[test]
-    fn a_link_in_the_way_leads_nowhere() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let (root, dirs) = (directory.path().join("builds"), BuildDirs::load(directory.path()));
-        let outside = directory.path().join("outside");
-        fs::create_dir_all(outside.join("p")).expect("made");
-        used(&dirs, &root, "p", 100);
-        fs::rename(root.join("a"), root.join("b")).expect("moved");
-        symlink(&outside, root.join("a")).expect("planted");
-        assert_eq!(dirs.tidy_root(&root, StorageLimits { size: None, age: Some(Duration::ZERO) }).count, 0);
-        assert!(outside.join("p").exists());
     }
 }

@@ -1,34 +1,30 @@
 //! Runs the stages of a job in containers.
 
-use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::context::{CleanUp, Job, JobExecutor, RunnerContext};
 use super::file_task::FileTask;
 use super::flags::OWN_NETWORK;
+use super::limits::limits;
 use super::outcome::StageResult;
 use super::removal::DirectoryRemoval;
 use super::script::GITLAB_ENV_FILE;
 use super::sources::{self, Strategy};
-use crate::config::Runner;
 use crate::executor::docker::credentials::LoginSources;
 use crate::executor::docker::engine::spec::CreateNetwork;
 use crate::executor::docker::names::{self, JobNames};
 use crate::executor::docker::{Docker, prepare, resolved_image, script, volumes};
-use crate::executor::job_dirs::JobDirs;
+use crate::executor::job_dirs::{JobDirs, is_job_dir, job_dir_name};
 use crate::executor::roots;
 use crate::failure::JobError;
 use crate::journal::Progress;
 use crate::payload::Payload;
 use crate::payload::variables::Variables;
-use crate::shim::spec::{Limits, OutputFifos, Rights, Sandbox, Task};
+use crate::shim::spec::{OutputFifos, Rights, Sandbox, Task};
 
 /// The named pipes for the output of scripts, in the job's temporary directory.
 pub(super) const OUTPUT_FIFOS: [&str; 2] = ["mayfly.stdout", "mayfly.stderr"];
-
-/// The prefix of directories that are removed with their job.
-const JOB_DIR_PREFIX: &str = "job-";
 
 impl JobExecutor for Docker {
     /// A directory for the job's project; protected and unprotected jobs have separate ones. It is removed with the job
@@ -53,7 +49,7 @@ impl JobExecutor for Docker {
         let lasting = at(&own);
         match sources::strategy(payload, &variables(&lasting)) {
             Ok(Strategy::Fetch) | Err(_) => lasting,
-            Ok(_) => at(&format!("{JOB_DIR_PREFIX}{}", payload.id)),
+            Ok(_) => at(&job_dir_name(payload.id)),
         }
     }
 
@@ -193,17 +189,6 @@ pub(super) fn sandbox(job: &Job<'_>, plan: &FileTask) -> Sandbox {
     }
 }
 
-/// The limits of the sandbox beside the containers of a runner's job: the same as those of a container.
-pub(super) fn limits(runner: &Runner) -> Limits {
-    let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
-    let (memory, processor) = (&runner.docker.memory, &runner.docker.cpus);
-    Limits {
-        memory: memory.as_ref().and_then(|size| positive(size.0)).or(runner.confined.memory),
-        processes: Some(runner.confined.processes),
-        cpu_millis: processor.and_then(|cpus| positive(cpus.0 / 1_000_000)),
-    }
-}
-
 fn network(job: &Job<'_>, facts: &JobNames<'_>, docker: &Docker) -> Option<CreateNetwork> {
     let configured = &job.context.runner.docker;
     let mtu = configured.network_mtu;
@@ -251,9 +236,4 @@ fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) ->
     }));
     // A plan that cannot be serialised cannot be parsed either, which fails the step.
     Task::File { task: plan.to_text().unwrap_or_default(), rights: Rights::All, output_fifos: Some(output_fifos) }
-}
-
-/// Whether a directory of builds belongs to one job alone.
-pub(super) fn is_job_dir(builds: &Path) -> bool {
-    builds.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with(JOB_DIR_PREFIX))
 }

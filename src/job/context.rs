@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::build_dir::BuildDir;
 use super::cache::s3::S3Store;
 use super::control::JobControl;
 use super::deadlines::Deadlines;
@@ -16,7 +17,7 @@ use super::{inputs, settings, sources};
 use crate::config::Runner;
 use crate::coordinator::Coordinator;
 use crate::executor::Executor;
-use crate::executor::job_dirs::JobDirs;
+use crate::executor::job_dirs::{JobDirs, is_job_dir};
 use crate::failure::JobError;
 use crate::instance::Identity;
 use crate::instance::metadata_block::MetadataBlock;
@@ -187,6 +188,27 @@ impl<'a> Job<'a> {
     /// The unique name of the job for its steps and containers; see [`name_of`].
     pub fn name(&self) -> String {
         name_of(&self.payload, self.began)
+    }
+
+    /// The directory that a later job would reuse; `None` if it is removed with this job.
+    pub fn build_dir(&self) -> Option<BuildDir> {
+        let (context, dirs) = (self.context, &self.settings.dirs);
+        let executor = &context.executor;
+        if dirs.container_builds.is_some() && !executor.shares_builds(context) {
+            // The agent created this directory, and everything in it belongs to the job.
+            let (root, trusted) = (context.builds.clone(), dirs.builds.clone());
+            let dir = BuildDir { root, trusted, below: PathBuf::new(), user: None };
+            return (!is_job_dir(&dirs.builds)).then_some(dir);
+        }
+        let below = dirs.project.strip_prefix(&dirs.builds).ok().filter(|below| !below.as_os_str().is_empty())?;
+        // Each user of a pool of users has a directory below the root.
+        let above = executor.shares_caches().then(|| dirs.builds.parent()).flatten();
+        Some(BuildDir {
+            root: above.unwrap_or(&dirs.builds).to_owned(),
+            trusted: dirs.builds.clone(),
+            below: below.to_owned(),
+            user: executor.user().map(|user| user.name.clone()),
+        })
     }
 
     /// `CI_PROJECT_DIR`.

@@ -1,6 +1,7 @@
 //! File tasks: work on a job's files by the agent's own program, in a child of a shim and with the permissions of the
 //! job's user.
 
+use std::io;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -46,8 +47,10 @@ pub enum FileTask {
     UploadArtifacts(artifacts::UploadPlan),
     /// Prepare a container.
     PrepareContainer(Box<prepare::PrepareTask>),
-    /// Remove everything in the directory of a job that has ended.
+    /// Remove everything in a directory of jobs that have ended.
     EmptyDirectory(PathBuf),
+    /// Remove a directory of jobs that have ended, and the files beside it.
+    RemoveBelow { root: PathBuf, below: PathBuf },
     /// Run a script in a container.
     ContainerScript(Box<script::ContainerScript>),
 }
@@ -83,7 +86,7 @@ impl FileTask {
                 sources::Strategy::Clone | sources::Strategy::Fetch => vec![plan.url.as_str()],
                 sources::Strategy::None | sources::Strategy::Empty => return None,
             },
-            Self::CleanUp(_) | Self::EmptyDirectory(_) => return None,
+            Self::CleanUp(_) | Self::EmptyDirectory(_) | Self::RemoveBelow { .. } => return None,
             Self::RestoreCache(plan) => plan.remotes().map(|remote| remote.get.as_str()).collect(),
             Self::SaveCache(plan) => plan.remotes().map(|remote| remote.put.as_str()).collect(),
             Self::DownloadArtifacts(_) | Self::UploadArtifacts(_) => Vec::new(),
@@ -143,13 +146,8 @@ fn run_plan(plan: &str) -> TaskResult {
         Ok(FileTask::PrepareContainer(plan)) => {
             return result_with_report(prepare::run(&plan).map(|made| Some(Box::new(made))));
         }
-        Ok(FileTask::EmptyDirectory(directory)) => sources::remove::empty(&directory).map_or_else(
-            |error| {
-                eprintln!("{error}");
-                1
-            },
-            |()| 0,
-        ),
+        Ok(FileTask::EmptyDirectory(directory)) => code_of(sources::remove::empty(&directory)),
+        Ok(FileTask::RemoveBelow { root, below }) => code_of(sources::remove::remove_below(&root, &below)),
         Ok(FileTask::ContainerScript(plan)) => return result_with_report(script::run(&plan).map(|()| None)),
         Err(error) => {
             eprintln!("cannot read the task of this step: {error}");
@@ -157,6 +155,17 @@ fn run_plan(plan: &str) -> TaskResult {
         }
     };
     TaskResult { code, report: String::new() }
+}
+
+/// The exit status of a removal.
+fn code_of(removed: io::Result<()>) -> i32 {
+    match removed {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{error}");
+            1
+        }
+    }
 }
 
 fn result_with_report(outcome: Result<Option<Box<PreparedContainer>>, JobError>) -> TaskResult {

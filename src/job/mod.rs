@@ -1,7 +1,8 @@
 //! One job, from its payload to its final state. Start reading in `run`, which shows the life of a job on one page.
 
 pub mod artifacts;
-mod build_dirs;
+pub mod build_dir;
+pub mod build_dirs;
 pub mod cache;
 pub mod containers;
 pub mod context;
@@ -15,6 +16,7 @@ mod flags;
 mod get_sources;
 pub mod inputs;
 mod job_log;
+mod limits;
 mod outcome;
 mod prepare;
 pub mod removal;

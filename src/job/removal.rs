@@ -1,5 +1,5 @@
-//! Removes the directories of ended container jobs, in the sandbox because containers wrote their content, and in the
-//! background while other jobs run.
+//! Removes the directories of jobs that have ended, in a process with no more rights than the jobs had: in the sandbox, as
+//! all work on what containers left, or as the user of the jobs.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
@@ -11,12 +11,13 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::unistd::{Uid, pipe2};
 
-use super::containers::{is_job_dir, limits};
 use super::file_task::FileTask;
+use super::limits::limits;
 use crate::config::Runner;
 use crate::executor::cgroup::CgroupParents;
+use crate::executor::job_dirs::is_job_dir;
 use crate::random;
-use crate::shim::spec::{End, Rights, Sandbox, Status, StepSpec, Task};
+use crate::shim::spec::{End, Rights, Sandbox, Status, StepSpec, Task, User};
 use crate::shim::{RunningShim, StepOutcome};
 use crate::sys;
 use crate::trace::FilterSpec;
@@ -59,34 +60,54 @@ impl DirectoryRemoval {
         }
     }
 
-    fn try_to_remove(&self, directory: &Path) -> io::Result<()> {
+    /// Removes a directory of container jobs. Errors: something in it cannot be removed.
+    pub fn try_to_remove(&self, directory: &Path) -> io::Result<()> {
         match directory.symlink_metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             found => found?,
         };
-        let parent = if Uid::effective().is_root() { PathBuf::from(RUNTIME) } else { std::env::temp_dir() };
-        let own = parent.join(format!("mayfly-removal-{}", random::number()));
-        DirBuilder::new().mode(0o700).create(&own)?;
-        let emptied = self.empty(directory, &own);
-        let _ = fs::remove_dir_all(&own);
-        emptied.and_then(|()| fs::remove_dir(directory))
+        self.run(&FileTask::EmptyDirectory(directory.to_owned()), directory, None)?;
+        fs::remove_dir(directory)
     }
 
-    fn empty(&self, directory: &Path, own: &Path) -> io::Result<()> {
-        let name = |path: Option<&Path>| path.and_then(Path::file_name).unwrap_or_default().display().to_string();
-        let id = format!("removal-{}-{}-{}", std::process::id(), name(directory.parent()), name(Some(directory)));
-        let sandbox = Sandbox { writable: vec![directory.to_owned()], ..self.sandbox.clone() };
-        let task = FileTask::EmptyDirectory(directory.to_owned()).to_text()?;
+    /// Removes the directory at `below` in `root`, and the files of its jobs beside it. `user`: of the jobs; `None` for
+    /// container jobs. Follows no link below `root`. Errors: something cannot be removed.
+    pub fn remove_below(&self, root: &Path, below: &Path, user: Option<User>) -> io::Result<()> {
+        let task = FileTask::RemoveBelow { root: root.to_owned(), below: below.to_owned() };
+        self.run(&task, root, user)
+    }
+
+    /// Runs a task that changes only `directory`.
+    fn run(&self, task: &FileTask, directory: &Path, user: Option<User>) -> io::Result<()> {
+        let parent = if Uid::effective().is_root() { PathBuf::from(RUNTIME) } else { std::env::temp_dir() };
+        let name = format!("removal-{}-{}", std::process::id(), random::number());
+        let own = parent.join(format!("mayfly-{name}"));
+        DirBuilder::new().mode(0o700).create(&own)?;
+        let done = self.run_in(&own, name, task, directory, user);
+        let _ = fs::remove_dir_all(&own);
+        done
+    }
+
+    /// Runs a task whose files are in `own`.
+    fn run_in(&self, own: &Path, id: String, task: &FileTask, directory: &Path, user: Option<User>) -> io::Result<()> {
+        let (cgroups, rights) = match &user {
+            Some(_) => (self.parents.of_step(&id), Rights::User),
+            None => {
+                let sandbox = Sandbox { writable: vec![directory.to_owned()], ..self.sandbox.clone() };
+                (self.parents.of_confined(&id), Rights::Sandboxed(sandbox))
+            }
+        };
+        let task = task.to_text()?;
         let spec = StepSpec {
             spool: own.join("log"),
             status: own.join("status"),
             filters: FilterSpec { limit: ERROR_MAX, ..FilterSpec::default() },
-            user: None,
-            cgroups: self.parents.of_confined(&id),
+            user,
+            cgroups,
             grace: GRACE,
             deadline: Some(sys::boottime() + TIMEOUT.as_nanos() as u64),
             stop_with_pid: Some(std::process::id().cast_signed()),
-            task: Task::File { task, rights: Rights::Sandboxed(sandbox), output_fifos: None },
+            task: Task::File { task, rights, output_fifos: None },
             id,
         };
         let running = RunningShim::start(&spec)?;

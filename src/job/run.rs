@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-use super::build_dirs::BuildDir;
 use super::containers::OUTPUT_FIFOS;
 use super::context::{CleanUp, Job, RunnerContext};
 use super::control::JobControl;
@@ -123,7 +122,7 @@ fn run_to_end(
         return Ok(JobOutcome::Dropped);
     }
     let storage = context.storage.as_ref();
-    let build_dir = storage.and_then(|storage| Some(storage.build_dirs.claim(BuildDir::of_job(&job)?)));
+    let build_dir = storage.and_then(|storage| Some(storage.build_dirs.claim(job.build_dir()?)));
     control.restore(&progress.stop_requests);
     let uploader = start_upload(&job, &directory, progress.acknowledged)?;
     let acknowledged = Box::new(uploader.acknowledged());

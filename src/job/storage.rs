@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::build_dirs::BuildDirs;
+use super::build_dirs::{BuildDirs, Remove};
 use crate::config::cache::StorageLimits;
 use crate::executor::docker::cache_volumes::{self, CacheVolumes};
 use crate::executor::docker::prepared::PreparedContainer;
@@ -51,11 +51,11 @@ impl Storage {
     /// The first limit starts the thread.
     pub fn limit(
         self: &Arc<Self>,
-        builds: &[(PathBuf, StorageLimits)],
+        builds: Vec<(PathBuf, StorageLimits, Remove)>,
         images: Vec<(Address, Duration)>,
         cache_volumes: Vec<(Address, StorageLimits)>,
     ) {
-        builds.iter().for_each(|(root, limits)| self.build_dirs.limit(root, *limits));
+        builds.into_iter().for_each(|(root, limits, remove)| self.build_dirs.limit(&root, limits, remove));
         self.images.limit(images);
         self.cache_volumes.limit(cache_volumes);
         let has_limits = self.build_dirs.has_limits() || self.images.has_limits() || self.cache_volumes.has_limits();

@@ -191,6 +191,45 @@ fn a_directory_is_swapped_for_a_link_while_it_is_removed() {
     assert_eq!(fs::metadata(&victim).expect("the file must exist").mode() & 0o777, 0o500);
 }
 
+/// The removal of build directories beyond `builds_max_size` runs in the sandbox, which has only the directory itself: a
+/// file system that is mounted below it is not there, while root would empty it.
+#[test]
+fn a_build_directory_beyond_the_limits_contains_mounts_links_and_closed_directories() {
+    let root = tempfile::tempdir().expect("a directory");
+    let (url, sha) = GitServer::start(root.path()).repository("team/demo", &[("file.txt", "x\n")]);
+    let gitlab = GitLab::start();
+    let home = Home::with_containers(&gitlab, "[runners.mayfly]\nbuilds_max_size = 1", "");
+    let victim = home.path("victim");
+    fs::create_dir(&victim).expect("made");
+    fs::write(victim.join("file"), "stays").expect("written");
+    let plant = format!("ln -s {} link; ln -s / root", victim.display());
+    let script = [
+        "d=.; for i in $(seq 300); do mkdir $d/d; cd $d/d; done; cd $CI_PROJECT_DIR",
+        &plant,
+        "mkdir -p closed/inner; touch closed/inner/x; mkfifo closed/pipe; chmod 000 closed/inner closed",
+        "mkdir -p mounts/volume; while [ ! -e mounts/go ]; do sleep 0.1; done; chmod 000 .",
+    ];
+    let id = gitlab.queue(job(&script).sources(&url, &sha).variable("GIT_STRATEGY", "fetch").build());
+    let mut agent = home.start(&["--once"]);
+    let mounts = home.path("builds/tokenOfTh/project-1-0/team/demo/mounts");
+    gitlab.wait_until("the directory", |_| mounts.join("volume").exists());
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("victim"), &mounts.join("volume"), Some("tmpfs"), flags, Some("size=64k")).expect("mounted");
+    let volume = fs::File::open(mounts.join("volume")).expect("open");
+    let inside = format!("/proc/self/fd/{}/file", std::os::fd::AsRawFd::as_raw_fd(&volume));
+    fs::write(&inside, "stays").expect("written");
+    fs::write(mounts.join("go"), "").expect("written");
+    let ended = gitlab.finished(id);
+    assert_eq!(ended.state, "success", "{}", ended.log());
+    agent.wait_for_log("build directory removed");
+    assert!(agent.wait().success(), "{}", agent.log());
+    let _ = nix::mount::umount2(&mounts.join("volume"), nix::mount::MntFlags::MNT_DETACH);
+    for file in [Path::new(&inside), &victim.join("file")] {
+        assert_eq!(fs::read_to_string(file).expect("still there"), "stays", "{}", file.display());
+    }
+    assert!(!home.path("builds/tokenOfTh/project-1-0").exists(), "{}", agent.log());
+}
+
 /// What a job leaves goes with it, however deep, closed and full of links it is.
 #[test]
 fn a_job_leaves_what_is_hard_to_remove() {

@@ -1,20 +1,26 @@
 //! Removes files that a job left: directories deeper than the longest path, without permissions, full of links.
 //!
-//! The code follows no links, has at most two directories open and does not recurse: it moves each subdirectory up to
-//! the top level first, so that the depth is always one.
+//! The code follows no links, has at most three directories open, lists few names at a time and does not recurse: it moves
+//! each subdirectory up to the top level first, so that the depth is always one.
 
+use std::ffi::{CStr, CString, OsStr};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::NixPath;
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::sys;
+
+/// Names that are listed at a time.
+const NAMES_MAX: usize = 4096;
 
 /// Removes the file or directory at `path`, if there is one. Errors: this user cannot remove a file.
 pub fn remove(path: &Path) -> io::Result<()> {
@@ -34,14 +40,43 @@ pub fn remove(path: &Path) -> io::Result<()> {
 pub fn empty(path: &Path) -> io::Result<()> {
     let top = enter(&nix::fcntl::AT_FDCWD, path)?;
     let mut moved = 0_u64;
-    let mut waiting = clear(&top, &top, &mut moved)?;
-    while let Some(name) = waiting.pop() {
-        let directory = enter(&top, Path::new(&name))?;
-        waiting.extend(clear(&directory, &top, &mut moved)?);
-        drop(directory);
-        unlinkat(&top, name.as_str(), UnlinkatFlags::RemoveDir)?;
+    loop {
+        let names = list(&top)?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        for name in names {
+            if remove_entry(&top, &name)? {
+                continue;
+            }
+            let directory = enter(&top, name.as_c_str())?;
+            clear(&directory, &top, &mut moved)?;
+            drop(directory);
+            unlinkat(&top, name.as_c_str(), UnlinkatFlags::RemoveDir)?;
+        }
     }
-    Ok(())
+}
+
+/// Removes the directory at `below` in `root`, and the temporary files of its jobs beside it. Follows no link below
+/// `root`. Errors: as [`remove`], or a link is in the way.
+pub fn remove_below(root: &Path, below: &Path) -> io::Result<()> {
+    let (above, name) = open_above(root, below)?;
+    let at = |name: &OsStr| PathBuf::from(format!("/proc/self/fd/{}", above.as_raw_fd())).join(name);
+    let mut beside = name.to_owned();
+    beside.push(".tmp");
+    remove(&at(name)).and(remove(&at(&beside)))
+}
+
+/// The directory above `below` in `root`, opened without following a link that a job may have made, and the name there.
+pub fn open_above<'a>(root: &Path, below: &'a Path) -> io::Result<(OwnedFd, &'a OsStr)> {
+    let root = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let (Some(above), Some(name)) = (below.parent(), below.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    match above.as_os_str().is_empty() {
+        true => Ok((root, name)),
+        false => Ok((sys::open_beneath(root.as_fd(), above, OFlag::O_PATH | OFlag::O_DIRECTORY)?, name)),
+    }
 }
 
 /// Removes everything in the directory at `path` except one entry. Errors: as [`remove`].
@@ -75,37 +110,53 @@ fn open_up<P: NixPath + ?Sized>(above: &impl AsFd, name: &P) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes the files of `directory` and moves its subdirectories into `top`; returns their names there.
-fn clear(directory: &impl AsFd, top: &impl AsFd, moved: &mut u64) -> io::Result<Vec<String>> {
-    let mut directories = Vec::new();
-    // Read the whole listing before any change: a listing of a directory that changes may skip entries.
-    let listing = Dir::from_fd(directory.as_fd().try_clone_to_owned()?)?;
-    let names: Vec<_> =
-        listing.into_iter().map(|entry| Ok(entry?.file_name().to_owned())).collect::<nix::Result<_>>()?;
-    for name in names.iter().filter(|name| !matches!(name.to_bytes(), b"." | b"..")) {
-        let stat = fstatat(directory, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFDIR {
-            unlinkat(directory, name.as_c_str(), UnlinkatFlags::NoRemoveDir)?;
-            continue;
+/// Removes the files of `directory` and moves its other subdirectories into `top`.
+fn clear(directory: &impl AsFd, top: &impl AsFd, moved: &mut u64) -> io::Result<()> {
+    loop {
+        let names = list(directory)?;
+        if names.is_empty() {
+            return Ok(());
         }
-        match unlinkat(directory, name.as_c_str(), UnlinkatFlags::RemoveDir) {
-            Ok(()) => continue,
-            Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EACCES) => {}
-            Err(error) => return Err(error.into()),
-        }
-        // Moving a directory requires write permission on it.
-        let _ = open_up(directory, name.as_c_str());
-        let place = loop {
-            *moved += 1;
-            let place = format!(".mayfly-removed-{moved}");
-            if fstatat(top, place.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) == Err(Errno::ENOENT) {
-                break place;
+        for name in names {
+            if remove_entry(directory, &name)? {
+                continue;
             }
-        };
-        renameat(directory, name.as_c_str(), top, place.as_str())?;
-        directories.push(place);
+            // Moving a directory requires write permission on it.
+            let _ = open_up(directory, name.as_c_str());
+            let place = loop {
+                *moved += 1;
+                let place = format!(".mayfly-removed-{moved}");
+                if fstatat(top, place.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) == Err(Errno::ENOENT) {
+                    break place;
+                }
+            };
+            renameat(directory, name.as_c_str(), top, place.as_str())?;
+        }
     }
-    Ok(directories)
+}
+
+/// The first names in a directory: a job may have created millions of files, and a listing of a directory that changes
+/// may skip entries.
+fn list(directory: &impl AsFd) -> io::Result<Vec<CString>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut listing = Dir::openat(directory, ".", flags, Mode::empty())?;
+    let names = listing.iter().map(|entry| Ok(entry?.file_name().to_owned()));
+    let names = names.filter(|name| !matches!(name.as_ref().map(|name| name.to_bytes()), Ok(b"." | b"..")));
+    names.take(NAMES_MAX).collect()
+}
+
+/// Removes a file or an empty directory; returns false for another directory.
+fn remove_entry(directory: &impl AsFd, name: &CStr) -> io::Result<bool> {
+    let stat = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFDIR {
+        unlinkat(directory, name, UnlinkatFlags::NoRemoveDir)?;
+        return Ok(true);
+    }
+    match unlinkat(directory, name, UnlinkatFlags::RemoveDir) {
+        Ok(()) => Ok(true),
+        Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]
@@ -139,6 +190,65 @@ mod tests {
         remove(&tree).expect("removed");
         assert!(!tree.exists());
         assert_eq!(fs::read_to_string(&outside).expect("still there"), "stays");
+    }
+
+    #[test]
+    fn removes_more_files_and_directories_than_it_lists_at_a_time() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let tree = directory.path().join("tree/inner");
+        for number in 0..NAMES_MAX + 10 {
+            let place = tree.join(format!("directory-{number}"));
+            fs::create_dir_all(&place).expect("made");
+            fs::write(place.join("file"), "").expect("written");
+            fs::write(tree.join(format!("file-{number}")), "").expect("written");
+        }
+        remove(&directory.path().join("tree")).expect("removed");
+        assert!(!directory.path().join("tree").exists());
+    }
+
+    #[test]
+    fn what_is_below_a_directory_goes_with_the_files_beside_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let root = directory.path();
+        for name in ["a/p/deep", "a/p.tmp/deep", "a/q", "outside"] {
+            fs::create_dir_all(root.join(name)).expect("made");
+        }
+        symlink(root.join("outside"), root.join("a/p/link")).expect("linked");
+        remove_below(root, Path::new("a/p")).expect("removed");
+        let exists = ["a/p", "a/p.tmp", "a/q", "outside"].map(|name| root.join(name).exists());
+        assert_eq!(exists, [false, false, true, true]);
+        remove_below(root, Path::new("..")).expect_err("not below");
+        symlink("a", root.join("b")).expect("linked");
+        remove_below(root, Path::new("b/q")).expect_err("a link");
+        assert!(root.join("a/q").exists());
+    }
+
+    #[test]
+    fn a_directory_that_becomes_a_link_meanwhile_leads_nowhere() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (tree, outside) = (directory.path().join("tree"), directory.path().join("outside"));
+        fs::create_dir_all(outside.join("inner")).expect("made");
+        fs::write(outside.join("inner/file"), "stays").expect("written");
+        let (place, hidden) = (tree.join("a"), directory.path().join("hidden"));
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    // Each may fail: the other thread removes meanwhile.
+                    let _ = fs::create_dir_all(place.join("inner"));
+                    let _ = fs::rename(&place, &hidden);
+                    let _ = symlink(&outside, &place);
+                    let _ = fs::remove_file(&place);
+                    let _ = fs::rename(&hidden, &place);
+                }
+            });
+            for _ in 0..300 {
+                let _ = remove(&tree);
+                let _ = remove_below(directory.path(), Path::new("tree/a/inner"));
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert_eq!(fs::read_to_string(outside.join("inner/file")).expect("still there"), "stays");
     }
 
     #[test]
