@@ -11,6 +11,7 @@ use nix::fcntl::{OFlag, open, openat};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat, umask};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use nix::unistd::{
     Gid, Pid, Uid, UnlinkatFlags, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, mkfifoat, pipe2, setgid,
     setgroups, setsid, setuid, unlinkat,
@@ -110,6 +111,7 @@ enum CgroupMembership {
 fn fork(groups: &[PathBuf]) -> io::Result<(Option<Pid>, CgroupMembership)> {
     if let [group] = groups
         && let Ok(group) = File::open(group)
+        && fstatfs(&group).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
         && let Ok(forked) = sys::fork_into(group.as_fd())
     {
         return Ok((forked, CgroupMembership::Created));

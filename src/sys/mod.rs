@@ -14,7 +14,7 @@ pub use clock::{asleep, boottime, monotonic, thread_time};
 pub use files::{open_beneath, open_regular, reopen};
 pub use network::{bring_up_loopback, inherited_listener};
 pub use process::{
-    exit_now, fork_into, fork_into_user_namespace, fork_single_threaded, pidfd_open, pidfd_signal, start_time,
-    take_variable, users_of,
+    NamespaceKeeper, exit_now, fork_into, fork_single_threaded, pidfd_open, pidfd_signal, start_time, take_variable,
+    users_of,
 };
 pub use signals::{default_action, exec_holding, exit_on_term, ignore, let_through};

@@ -4,9 +4,16 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
+use nix::errno::Errno;
 use nix::libc;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid};
+
+/// Bytes of the stack of a [`NamespaceKeeper`], a multiple of 16.
+const KEEPER_STACK: usize = 16 << 10;
 
 /// A descriptor for a process; it becomes readable when the process ends.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
@@ -45,11 +52,6 @@ pub fn fork_into(group: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
     fork_with(CLONE_INTO_CGROUP, Some(group))
 }
 
-/// Forks; the child is the first process of a user namespace without id mappings.
-pub fn fork_into_user_namespace() -> io::Result<Option<Pid>> {
-    fork_with(libc::CLONE_NEWUSER as u64, None)
-}
-
 fn fork_with(flags: u64, group: Option<BorrowedFd<'_>>) -> io::Result<Option<Pid>> {
     refuse_threads()?;
     // SAFETY: clone_args contains only integers, for which zero is valid.
@@ -68,9 +70,57 @@ fn fork_with(flags: u64, group: Option<BorrowedFd<'_>>) -> io::Result<Option<Pid
 }
 
 fn refuse_threads() -> io::Result<()> {
-    match fs::read_dir("/proc/self/task")?.count() {
-        1 => Ok(()),
-        _ => Err(io::Error::other("cannot fork a process with several threads")),
+    match is_single_threaded() {
+        true => Ok(()),
+        false => Err(io::Error::other("cannot fork a process with several threads")),
+    }
+}
+
+/// The directory has one link for each thread, `.` and `..`.
+fn is_single_threaded() -> bool {
+    fs::metadata("/proc/self/task").is_ok_and(|tasks| tasks.nlink() == 3)
+}
+
+/// A process that only waits, in a user namespace of its own without id mappings; it ends with this value. It shares the
+/// memory of this process, because a copy would take longer than all that the process is for.
+pub struct NamespaceKeeper {
+    pid: Pid,
+    /// Must outlive the process.
+    _stack: Vec<u8>,
+}
+
+impl NamespaceKeeper {
+    /// Starts the process. Errors: of clone(2).
+    pub fn start() -> io::Result<Self> {
+        extern "C" fn wait(_: *mut libc::c_void) -> libc::c_int {
+            loop {
+                // SAFETY: the call has no arguments.
+                unsafe { libc::pause() };
+            }
+        }
+        let mut stack = vec![0_u8; KEEPER_STACK];
+        // SAFETY: the end of the stack, rounded down to the alignment that a stack needs.
+        let top = unsafe { stack.as_mut_ptr().add(KEEPER_STACK - stack.as_ptr().addr() % 16) };
+        let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::SIGCHLD;
+        // SAFETY: the process runs `wait` on a stack that lives until the process has ended. It makes one system call and
+        // writes to no other memory of this process.
+        let pid = unsafe { libc::clone(wait, top.cast(), flags, std::ptr::null_mut()) };
+        if pid < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { pid: Pid::from_raw(pid), _stack: stack })
+    }
+
+    /// The process.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+}
+
+impl Drop for NamespaceKeeper {
+    fn drop(&mut self) {
+        let _ = kill(self.pid, Signal::SIGKILL);
+        while waitpid(self.pid, None) == Err(Errno::EINTR) {}
     }
 }
 
@@ -78,7 +128,7 @@ fn refuse_threads() -> io::Result<()> {
 /// could be reading the environment.
 pub fn take_variable(name: &str) -> Option<OsString> {
     let value = std::env::var_os(name)?;
-    if fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1) {
+    if is_single_threaded() {
         // SAFETY: there is one thread, so no other thread reads the environment.
         unsafe { std::env::remove_var(name) };
     }
@@ -111,6 +161,26 @@ mod tests {
     use super::*;
     use std::os::fd::AsFd;
     use std::process::Command;
+
+    #[test]
+    fn threads_are_counted() {
+        // The test runs in a thread beside the main one.
+        assert!(!is_single_threaded());
+        assert!(fork_single_threaded().is_err());
+    }
+
+    #[test]
+    fn a_namespace_keeper_has_a_user_namespace_and_ends() {
+        if !nix::unistd::Uid::effective().is_root() {
+            return;
+        }
+        let keeper = NamespaceKeeper::start().expect("started");
+        let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/user")).expect("a namespace");
+        assert_ne!(namespace(&keeper.pid().to_string()), namespace("self"));
+        let pid = keeper.pid();
+        drop(keeper);
+        assert_eq!(kill(pid, None), Err(Errno::ESRCH));
+    }
 
     #[test]
     fn a_pidfd_becomes_readable_at_the_end() {

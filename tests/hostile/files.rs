@@ -209,9 +209,12 @@ fn a_build_directory_beyond_the_limits_contains_mounts_links_and_closed_director
         "mkdir -p closed/inner; touch closed/inner/x; mkfifo closed/pipe; chmod 000 closed/inner closed",
         "mkdir -p mounts/volume; while [ ! -e mounts/go ]; do sleep 0.1; done; chmod 000 .",
     ];
-    let id = gitlab.queue(job(&script).sources(&url, &sha).variable("GIT_STRATEGY", "fetch").build());
-    let mut agent = home.start(&["--once"]);
-    let mounts = home.path("builds/tokenOfTh/project-1-0/team/demo/mounts");
+    let mut payload = job(&script).sources(&url, &sha).variable("GIT_STRATEGY", "fetch").build();
+    payload["job_info"]["project_id"] = json!(77);
+    let id = gitlab.queue(payload);
+    let mut agent = home.start(&[]);
+    let builds = home.path("builds/tokenOfTh/project-77-0");
+    let mounts = builds.join("team/demo/mounts");
     gitlab.wait_until("the directory", |_| mounts.join("volume").exists());
     let flags = nix::mount::MsFlags::empty();
     nix::mount::mount(Some("victim"), &mounts.join("volume"), Some("tmpfs"), flags, Some("size=64k")).expect("mounted");
@@ -222,12 +225,13 @@ fn a_build_directory_beyond_the_limits_contains_mounts_links_and_closed_director
     let ended = gitlab.finished(id);
     assert_eq!(ended.state, "success", "{}", ended.log());
     agent.wait_for_log("build directory removed");
+    agent.signal("QUIT");
     assert!(agent.wait().success(), "{}", agent.log());
     let _ = nix::mount::umount2(&mounts.join("volume"), nix::mount::MntFlags::MNT_DETACH);
     for file in [Path::new(&inside), &victim.join("file")] {
         assert_eq!(fs::read_to_string(file).expect("still there"), "stays", "{}", file.display());
     }
-    assert!(!home.path("builds/tokenOfTh/project-1-0").exists(), "{}", agent.log());
+    assert!(!builds.exists(), "{}", agent.log());
 }
 
 /// What a job leaves goes with it, however deep, closed and full of links it is.

@@ -7,6 +7,7 @@
 
 mod checkout;
 mod files;
+mod kernel;
 mod processes;
 mod sandbox;
 mod servers;
@@ -235,25 +236,8 @@ impl Outcome {
     /// Asserts that the attacker's program did not run, or had no privileges.
     fn got_nowhere(self) -> Self {
         let findings = self.findings();
-        let confined = [
-            ("config", "hidden"),
-            ("processes", "own"),
-            ("devices", "harmless"),
-            ("uid", "1900000000"),
-            ("CapEff", "0000000000000000"),
-            ("CapBnd", "0000000000000000"),
-            ("NoNewPrivs", "1"),
-            ("Seccomp", "2"),
-            ("core_pattern", "closed"),
-            ("proc", "closed"),
-            ("root", "closed"),
-            ("calls", "closed"),
-            ("network", "closed"),
-        ];
-        for (name, expected) in confined.into_iter().filter(|_| !findings.is_empty()) {
-            // The sandbox may keep the capabilities for files: git must be able to clean files of other users.
-            let found = findings.get(name).map(|found| if OF_FILES.contains(&found.as_str()) { NONE } else { found });
-            assert_eq!(found, Some(expected), "{name} in {findings:#?}");
+        if !findings.is_empty() {
+            assert_confined(&findings);
         }
         assert_eq!(REACHED.load(Ordering::SeqCst), 0, "the machine's loopback was reached");
         self
@@ -295,6 +279,31 @@ impl Outcome {
     fn made_no(self, path: &Path) -> Self {
         assert!(path.symlink_metadata().is_err(), "{} is there\n{}", path.display(), self.job.log());
         self
+    }
+}
+
+/// Asserts that [`probe`] ran without privileges.
+fn assert_confined(findings: &BTreeMap<String, String>) {
+    let confined = [
+        ("config", "hidden"),
+        ("processes", "own"),
+        ("devices", "harmless"),
+        ("uid", "1900000000"),
+        ("CapEff", "0000000000000000"),
+        ("CapBnd", "0000000000000000"),
+        ("NoNewPrivs", "1"),
+        ("Seccomp", "2"),
+        ("core_pattern", "closed"),
+        ("proc", "closed"),
+        ("root", "closed"),
+        ("ways", "closed"),
+        ("calls", "closed"),
+        ("network", "closed"),
+    ];
+    for (name, expected) in confined {
+        // The sandbox may keep the capabilities for files: git must be able to clean files of other users.
+        let found = findings.get(name).map(|found| if OF_FILES.contains(&found.as_str()) { NONE } else { found });
+        assert_eq!(found, Some(expected), "{name} in {findings:#?}");
     }
 }
 

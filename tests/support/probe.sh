@@ -27,6 +27,18 @@ if (: >>/proc/sys/kernel/core_pattern) 2>/dev/null; then say core_pattern writab
 if (echo 1000 >/proc/self/oom_score_adj) 2>/dev/null; then say proc writable; else say proc closed; fi
 if (: >/usr/bin/hostile || : >/etc/hostile || : >/hostile) 2>/dev/null; then say root writable; else say root closed; fi
 say host "$(hostname)"
+# Ways out that the kernel shows of each process: its program (the agent's own, for process 1), its root, its directories.
+ways=closed
+for process in /proc/[0-9]*; do
+    if (: >>"$process/exe") 2>/dev/null; then ways="$process/exe is writable"; fi
+    for way in "$process/root" "$process/cwd" "$process"/fd/*; do
+        for file in /etc/shadow /etc/machine-id; do
+            [ ! -e "$way$file" ] || ways=$way$file
+            [ ! -e "$way/..$file" ] || ways=$way/..$file
+        done
+    done
+done
+say ways "$ways"
 # A listener of the test on the loopback of the machine, by any way that there is.
 network=closed
 for place in 127.0.0.1/WITNESS; do

@@ -11,8 +11,6 @@ use std::os::fd::OwnedFd;
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl::set_keepcaps;
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 
 use crate::sys;
@@ -39,17 +37,12 @@ pub enum FileCapabilities {
 /// A user namespace for id-mapped mounts that swaps root and `uid`. Errors: it cannot be created, or the agent itself
 /// runs in a user namespace that does not map all ids.
 pub fn owner_mapping(uid: u32) -> io::Result<OwnedFd> {
-    let Some(keeper) = sys::fork_into_user_namespace()? else {
-        nix::unistd::pause();
-        sys::exit_now(0)
-    };
+    let keeper = sys::NamespaceKeeper::start()?;
     let map = swap_root_with(uid);
-    let write = |name: &str| fs::write(format!("/proc/{keeper}/{name}"), &map);
-    let opened =
-        write("uid_map").and_then(|()| write("gid_map")).and_then(|()| File::open(format!("/proc/{keeper}/ns/user")));
-    let _ = kill(keeper, Signal::SIGKILL);
-    let _ = waitpid(keeper, None);
-    opened.map(OwnedFd::from)
+    let path = |name: &str| format!("/proc/{}/{name}", keeper.pid());
+    fs::write(path("uid_map"), &map)?;
+    fs::write(path("gid_map"), &map)?;
+    Ok(File::open(path("ns/user"))?.into())
 }
 
 /// Lines of `uid_map`: id on the disk, id in the sandbox, count.

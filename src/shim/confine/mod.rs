@@ -6,6 +6,7 @@
 //! control group with the job's limits. No protection depends on another one.
 
 mod calls;
+mod filter;
 mod identity;
 mod network;
 pub mod probe;
@@ -29,8 +30,8 @@ use identity::FileCapabilities;
 pub struct PreparedSandbox {
     /// The user namespace for id-mapped mounts; `None` if the kernel does not support them.
     owners: Option<OwnedFd>,
-    /// The network namespace of the task.
-    network: OwnedFd,
+    /// The network namespace of a task with servers; another task creates one itself.
+    network: Option<OwnedFd>,
     /// The relay process through which the task reaches servers.
     pub relay: Option<Pid>,
 }
@@ -47,7 +48,12 @@ pub fn prepare(sandbox: &Sandbox) -> Result<Option<PreparedSandbox>, String> {
         return Ok(None);
     }
     let owners = identity::owner_mapping(sandbox.uid).ok();
-    let (network, relay) = network::isolate(sandbox)?;
+    let (network, relay) = match &sandbox.network {
+        Some(access) => {
+            network::with_relay(access, sandbox.uid).map(|(network, relay)| (Some(network), Some(relay)))?
+        }
+        None => (None, None),
+    };
     unshare(CloneFlags::CLONE_NEWPID).map_err(|error| refused("a process namespace", error.into()))?;
     Ok(Some(PreparedSandbox { owners, network, relay }))
 }
@@ -56,10 +62,14 @@ pub fn prepare(sandbox: &Sandbox) -> Result<Option<PreparedSandbox>, String> {
 pub fn confine(sandbox: &Sandbox, prepared: Option<&PreparedSandbox>) -> Result<MissingProtections, String> {
     let mut missing = MissingProtections::default();
     if let Some(prepared) = prepared {
-        setns(prepared.network.as_fd(), CloneFlags::CLONE_NEWNET)
-            .map_err(|error| refused("the network namespace", error.into()))?;
-        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)
-            .map_err(|error| refused("namespaces for mounts, IPC and the host name", error.into()))?;
+        let mut own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+        match &prepared.network {
+            Some(network) => setns(network.as_fd(), CloneFlags::CLONE_NEWNET)
+                .map_err(|error| refused("the network namespace", error.into()))?,
+            None => own |= CloneFlags::CLONE_NEWNET,
+        }
+        unshare(own)
+            .map_err(|error| refused("namespaces for the network, mounts, IPC and the host name", error.into()))?;
         let built =
             root::build(sandbox, prepared.owners.as_ref()).map_err(|error| refused("a root directory", error))?;
         if !built.has_process_table {

@@ -10,32 +10,26 @@ use nix::unistd::Pid;
 
 use super::refused;
 use super::relay::{self, Listeners};
-use crate::shim::spec::{NetworkAccess, Sandbox};
+use crate::shim::spec::NetworkAccess;
 use crate::sys;
 
-/// Creates the network namespace and its relay. Errors: what the kernel refused.
-pub fn isolate(sandbox: &Sandbox) -> Result<(OwnedFd, Option<Pid>), String> {
+/// Creates the network namespace of a task, and the relay to the servers that it may reach. Errors: what the kernel
+/// refused.
+pub fn with_relay(access: &NetworkAccess, uid: u32) -> Result<(OwnedFd, Pid), String> {
     let ours = current().map_err(|error| refused("a network namespace", error))?;
-    let made = create_namespace(sandbox.network.as_ref());
+    let made = create_namespace(access);
     // The shim returns to its own namespace in any case.
     setns(ours.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|error| refused("the network namespace", error.into()))?;
     let (namespace, listeners) = made.map_err(|error| refused("a network namespace", error))?;
-    let relay = match sandbox.network.as_ref().zip(listeners) {
-        Some((network, listeners)) => {
-            let relay = relay::start(listeners, network, sandbox);
-            Some(relay.map_err(|error| refused("the way to servers", error))?)
-        }
-        None => None,
-    };
+    let relay = relay::start(listeners, access, uid).map_err(|error| refused("the way to servers", error))?;
     Ok((namespace, relay))
 }
 
-fn create_namespace(network: Option<&NetworkAccess>) -> io::Result<(OwnedFd, Option<Listeners>)> {
+fn create_namespace(access: &NetworkAccess) -> io::Result<(OwnedFd, Listeners)> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     let namespace = current()?;
-    let Some(network) = network else { return Ok((namespace, None)) };
     sys::bring_up_loopback()?;
-    Ok((namespace, Some(Listeners::bind(network)?)))
+    Ok((namespace, Listeners::bind(access)?))
 }
 
 fn current() -> io::Result<OwnedFd> {

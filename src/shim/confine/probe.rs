@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
@@ -12,7 +13,7 @@ use super::{MissingProtections, confine, prepare};
 use crate::shim::spec::{Limits, NetworkAccess, Sandbox};
 use crate::sys;
 
-/// The argument with which a shim runs the test.
+/// The argument with which a shim runs the test: `mayfly shim --try-confinement DIRECTORY UID [PROGRAM [ARGUMENT…]]`.
 pub const ARGUMENT: &str = "--try-confinement";
 
 /// Tests the sandbox with a process that works in `directory` as `uid`, which must not be assigned to another user.
@@ -52,7 +53,8 @@ fn owner_of(uid: u32, users: &str, subordinate: &str) -> Option<String> {
     user.or_else(range)
 }
 
-/// Runs the test in a single-threaded process: prints each missing protection as a line.
+/// Runs the test in a single-threaded process: prints each missing protection as a line. A program runs in the sandbox
+/// afterwards, so that its strength can be examined from inside.
 pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let directory = arguments.next().unwrap_or_default();
     let uid = arguments.next().and_then(|uid| uid.to_str()?.parse().ok());
@@ -66,7 +68,8 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         ambient_capabilities: false,
         limits: Limits::default(),
     };
-    match probe_sandbox(&sandbox) {
+    let program: Vec<OsString> = arguments.collect();
+    match probe_sandbox(&sandbox, &program) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(why) => {
@@ -76,14 +79,14 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn probe_sandbox(sandbox: &Sandbox) -> Result<bool, String> {
+fn probe_sandbox(sandbox: &Sandbox, program: &[OsString]) -> Result<bool, String> {
     let prepared = prepare(sandbox)?;
     let forked = sys::fork_single_threaded().map_err(|error| error.to_string())?;
     let Some(child) = forked else {
         let code = match confine(sandbox, prepared.as_ref()) {
             Ok(MissingProtections(missing)) => {
                 missing.iter().for_each(|wall| println!("{wall}"));
-                0
+                run(program)
             }
             Err(why) => {
                 eprintln!("{why}");
@@ -98,6 +101,14 @@ fn probe_sandbox(sandbox: &Sandbox) -> Result<bool, String> {
         let _ = waitpid(relay, None);
     }
     Ok(matches!(ended, Ok(WaitStatus::Exited(_, 0))))
+}
+
+/// Replaces this process by the program, if there is one. Returns the exit status.
+fn run(program: &[OsString]) -> i32 {
+    let Some((name, arguments)) = program.split_first() else { return 0 };
+    let error = Command::new(name).args(arguments).exec();
+    eprintln!("cannot start {}: {error}", name.display());
+    127
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 
 use super::{calls, identity};
 use crate::http::proxy;
-use crate::shim::spec::{NetworkAccess, Sandbox};
+use crate::shim::spec::NetworkAccess;
 use crate::sync;
 use crate::sys;
 
@@ -68,12 +68,12 @@ fn loopback_address(host: &str) -> Option<IpAddr> {
 }
 
 /// Starts the relay, which ends with its parent. Errors: no process can be created.
-pub fn start(listeners: Listeners, network: &NetworkAccess, sandbox: &Sandbox) -> io::Result<Pid> {
+pub fn start(listeners: Listeners, network: &NetworkAccess, uid: u32) -> io::Result<Pid> {
     if let Some(pid) = sys::fork_single_threaded()? {
         return Ok(pid);
     }
     let _ = set_pdeathsig(Signal::SIGKILL);
-    let given_up = identity::become_confined(Some(sandbox.uid), None).is_ok() && set_no_new_privs().is_ok();
+    let given_up = identity::become_confined(Some(uid), None).is_ok() && set_no_new_privs().is_ok();
     // Set again, because a change of the user clears it.
     let _ = set_pdeathsig(Signal::SIGKILL);
     // The sandbox test reports a kernel without seccomp.

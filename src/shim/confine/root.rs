@@ -3,12 +3,13 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::{Mode, umask};
-use nix::unistd::{chdir, pivot_root};
+use nix::sys::stat::{Mode, SFlag, mknod, umask};
+use nix::unistd::{chdir, mkdir, pivot_root};
 
 use crate::shim::spec::Sandbox;
 use crate::sys::mounts;
@@ -67,9 +68,10 @@ fn build_at_staging(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<S
     mount(NO_FS, "/", NO_FS, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NO_FS)?;
     // Cloned before the staging directory hides anything.
     let copies = owners.and_then(|owners| clone_mounts(&sandbox.writable, owners).ok());
-    // The staging directory hides what is below it, so no source may be there.
     let bare = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    // The staging directory hides what is below it, so no source may be there.
     mount(Some("root"), STAGING_DIR, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("size=1m,mode=755"))?;
+    chdir(STAGING_DIR)?;
     for path in PROGRAMS {
         bind_mount(Path::new(path), MsFlags::MS_RDONLY | MsFlags::MS_NOSUID)?;
     }
@@ -81,24 +83,21 @@ fn build_at_staging(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<S
         bind_mount(Path::new(path), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC)?;
     }
     // Mounted before the directories that may be below it.
-    let temporary = staged(Path::new("/tmp"));
-    fs::create_dir_all(&temporary)?;
-    mount(Some("tmp"), &temporary, Some("tmpfs"), bare, Some("size=64m,mode=1777"))?;
+    create_mount_point(Path::new("/tmp"), true)?;
+    mount(Some("tmp"), "tmp", Some("tmpfs"), bare, Some("size=64m,mode=1777"))?;
     match &copies {
         Some(copies) => {
             for (path, copy) in sandbox.writable.iter().zip(copies) {
                 create_mount_point(path, true)?;
-                mounts::put(copy.as_fd(), &staged(path))?;
+                mounts::put(copy.as_fd(), staged(path))?;
                 remount(path, bare)?;
             }
         }
         None => sandbox.writable.iter().try_for_each(|path| bind_mount(path, bare))?,
     }
-    let processes = staged(Path::new("/proc"));
-    fs::create_dir(&processes)?;
+    create_mount_point(Path::new("/proc"), true)?;
     let has_process_table =
-        mount(Some("proc"), &processes, Some("proc"), bare | MsFlags::MS_RDONLY, Some("subset=pid")).is_ok();
-    chdir(STAGING_DIR)?;
+        mount(Some("proc"), "proc", Some("proc"), bare | MsFlags::MS_RDONLY, Some("subset=pid")).is_ok();
     pivot_root(".", ".")?;
     umount2(".", MntFlags::MNT_DETACH)?;
     chdir("/")?;
@@ -119,46 +118,51 @@ fn clone_mounts(paths: &[PathBuf], owners: &OwnedFd) -> io::Result<Vec<OwnedFd>>
 
 /// Writes user files for the sandbox; the machine's own are not shown.
 fn write_users(uid: u32) -> io::Result<()> {
-    let etc = staged(Path::new("/etc"));
-    fs::create_dir_all(&etc)?;
+    create_mount_point(Path::new("/etc"), true)?;
     let users = format!("root:x:0:0::/:/sbin/nologin\nmayfly-confined:x:{uid}:{uid}::/:/sbin/nologin\n");
-    fs::write(etc.join("passwd"), users)?;
-    fs::write(etc.join("group"), format!("root:x:0:\nmayfly-confined:x:{uid}:\n"))?;
-    fs::write(etc.join("hosts"), "127.0.0.1 localhost\n::1 localhost\n")
+    fs::write("etc/passwd", users)?;
+    fs::write("etc/group", format!("root:x:0:\nmayfly-confined:x:{uid}:\n"))?;
+    fs::write("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")
 }
 
-fn staged(path: &Path) -> PathBuf {
-    Path::new(STAGING_DIR).join(path.strip_prefix("/").unwrap_or(path))
+/// The place of a path in the new root, which is the working directory.
+fn staged(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
 }
 
-/// Bind-mounts a path of the machine at the same path in the sandbox; a missing path is skipped.
+/// Bind-mounts a path of the machine at the same path in the sandbox; a missing path is skipped, and a link to a directory
+/// of programs stays one.
 fn bind_mount(path: &Path, flags: MsFlags) -> io::Result<()> {
-    let place = staged(path);
-    let Ok(metadata) = path.symlink_metadata() else { return Ok(()) };
-    if metadata.is_symlink() && PROGRAMS.iter().any(|program| Path::new(program) == path) {
-        return symlink(fs::read_link(path)?, &place);
+    if PROGRAMS.iter().any(|program| Path::new(program) == path)
+        && let Ok(target) = fs::read_link(path)
+    {
+        return symlink(target, staged(path));
     }
     let Ok(target) = path.metadata() else { return Ok(()) };
     create_mount_point(path, target.is_dir())?;
-    mount(Some(path), &place, NO_FS, MsFlags::MS_BIND, NO_FS)?;
+    mount(Some(path), staged(path), NO_FS, MsFlags::MS_BIND, NO_FS)?;
     remount(path, flags)
 }
 
+/// Creates a directory or an empty file. Tried first, and the directories above only if that fails: the kernel's answers
+/// take most of the time in which a root is built.
 fn create_mount_point(path: &Path, is_directory: bool) -> io::Result<()> {
     let place = staged(path);
-    if is_directory {
-        return fs::create_dir_all(place);
+    let create = || match is_directory {
+        true => mkdir(place, Mode::from_bits_truncate(0o755)),
+        false => mknod(place, SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0),
+    };
+    match create() {
+        Err(Errno::ENOENT) => {
+            place.parent().map_or(Ok(()), fs::create_dir_all)?;
+            Ok(create()?)
+        }
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(error) => Err(error.into()),
     }
-    if let Some(parent) = place.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    if !place.exists() {
-        fs::File::create(place)?.set_permissions(fs::Permissions::from_mode(0o644))?;
-    }
-    Ok(())
 }
 
 fn remount(path: &Path, flags: MsFlags) -> io::Result<()> {
     let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags;
-    Ok(mount(NO_FS, &staged(path), NO_FS, flags, NO_FS)?)
+    Ok(mount(NO_FS, staged(path), NO_FS, flags, NO_FS)?)
 }
