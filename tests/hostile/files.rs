@@ -198,7 +198,7 @@ fn a_build_directory_beyond_the_limits_contains_mounts_links_and_closed_director
     let root = tempfile::tempdir().expect("a directory");
     let (url, sha) = GitServer::start(root.path()).repository("team/demo", &[("file.txt", "x\n")]);
     let gitlab = GitLab::start();
-    let home = Home::with_containers(&gitlab, "[runners.mayfly]\nbuilds_max_size = 1", "");
+    let home = Scenario::containers().runner("[runners.mayfly]\nbuilds_max_size = 1").home(&gitlab);
     let victim = home.path("victim");
     fs::create_dir(&victim).expect("made");
     fs::write(victim.join("file"), "stays").expect("written");
