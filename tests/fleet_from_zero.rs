@@ -10,6 +10,7 @@ use crate::engine_programs::LocalAgents;
 use crate::manager_templates::granted;
 use crate::metrics::{free_address, get, lint as lint_metrics};
 use crate::support::fleet::{FLEET_TOKEN, Fleet, Manager, wait_until};
+use crate::support::front::Front;
 use crate::support::gitlab::GitLab;
 use crate::support::imds::Imds;
 use crate::support::job::{job, until_there};
@@ -18,11 +19,11 @@ use crate::support::mayfly::read;
 use crate::support::moto::Moto;
 
 /// Jobs are held, and an idle instance leaves after a second.
-const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_time = \"1s\"\n";
+pub const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_time = \"1s\"\n";
 
 /// A fleet and the address of its status.
-struct Scaled {
-    fleet: Fleet,
+pub struct Scaled {
+    pub fleet: Fleet,
     address: String,
 }
 
@@ -48,13 +49,14 @@ impl Scaled {
         fs::write(self.fleet.home.config(), text).expect("write a file");
     }
 
-    fn status(&self) -> Value {
+    /// The pool in `/status`.
+    pub fn status(&self) -> Value {
         let (_, body) = get(&self.address, "/status");
         serde_json::from_str::<Value>(&body).unwrap_or_else(|error| panic!("{error}: {body}"))["pools"][0].clone()
     }
 
     /// Waits until the pool is empty.
-    fn wait_until_empty(&self, manager: &Manager) {
+    pub fn wait_until_empty(&self, manager: &Manager) {
         let is_empty = || {
             let pool = self.status();
             pool["instances"].as_array().is_some_and(Vec::is_empty) && pool["group"]["desired"] == 0
@@ -143,14 +145,26 @@ fn a_machine_from_zero_to_zero() {
 }
 
 /// A group without instances, and a manager with the permissions of the recipe.
-struct Cloud {
-    scaled: Scaled,
-    moto: Moto,
+pub struct Cloud {
+    pub scaled: Scaled,
+    pub moto: Moto,
+    /// Between the manager and moto, if the test asks for that.
+    pub front: Option<Front>,
 }
 
 impl Cloud {
     fn new(gitlab: &GitLab, policy: &str) -> Self {
+        Self::with(gitlab, policy, |_| None)
+    }
+
+    /// The same, with a front for moto.
+    pub fn behind_front(gitlab: &GitLab, policy: &str) -> Self {
+        Self::with(gitlab, policy, |moto| Some(Front::start(moto)))
+    }
+
+    fn with(gitlab: &GitLab, policy: &str, front: impl FnOnce(&Moto) -> Option<Front>) -> Self {
         let moto = Moto::start();
+        let front = front(&moto);
         moto.python(
             "ec2 = client('ec2')\n\
              image = ec2.register_image(Name='image', RootDeviceName='/dev/xvda')['ImageId']\n\
@@ -166,17 +180,17 @@ impl Cloud {
         let mut scaled = Scaled::new(gitlab, policy);
         scaled.set_engine("aws", "name = \"pool\"\nregion = \"eu-west-1\"\n");
         let environment = [
-            ("AWS_ENDPOINT_URL", moto.url.as_str()),
+            ("AWS_ENDPOINT_URL", front.as_ref().map_or(moto.url.as_str(), |front| &front.url)),
             ("AWS_ACCESS_KEY_ID", &user.access_key),
             ("AWS_SECRET_ACCESS_KEY", &user.secret_key),
         ];
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
         scaled.fleet.home.set_environment(environment.to_vec());
-        Self { scaled, moto }
+        Self { scaled, moto, front }
     }
 
     /// The group's desired capacity and instances.
-    fn group(&self) -> (u64, Vec<String>) {
+    pub fn group(&self) -> (u64, Vec<String>) {
         self.moto.check_rights(false);
         let text = self.moto.python(
             "g = client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]\n\
@@ -245,7 +259,7 @@ fn without_aws_idle_agents_still_get_jobs() {
     let home = cloud.scaled.fleet.agent_home(&instances[0], "", "");
     let agent = home.start(&[]);
     wait_until("the agent is idle", || cloud.scaled.status()["instances"][0]["state"] == "idle");
-    let Cloud { scaled, moto } = cloud;
+    let Cloud { scaled, moto, .. } = cloud;
     drop(moto);
     manager.wait_for_log("engine call failed; the next round tries again pool=pool");
     let id = gitlab.queue(job(&["echo relayed"]).build());

@@ -58,12 +58,12 @@ impl Agent {
         let name = runner.name.clone();
         Box::new(move || {
             let (slots, status) = (Arc::clone(&slots), Arc::clone(&status));
-            let on_welcome = Box::new(move |welcome: &Welcome| {
+            let on_welcome = Box::new(move |welcome: &Welcome, failed: &dyn Fn()| {
                 if !own {
                     slots.set_concurrent(welcome.capacity);
                 }
                 if let Some(command) = &welcome.ready_command {
-                    readiness::wait_for_pool(command, &status);
+                    readiness::wait_for_pool(command, &status, failed);
                 }
             });
             ManagerClient::new(agent.clone(), Arc::clone(&jobs), on_welcome)

@@ -65,7 +65,7 @@ fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<Event
     let wait = move || {
         let until = Instant::now() + ready.timeout;
         for command in &ready.commands {
-            wait_for(command, until, &ready, &status);
+            wait_for(command, until, &ready, &status, &|| ());
         }
         status.set_ready(Ok(()));
         log::info!("the machine is ready for jobs");
@@ -74,14 +74,14 @@ fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<Event
     sync::spawn("ready", STACK, wait).map(drop)
 }
 
-/// Repeats the readiness command of a manager's pool until it succeeds.
-pub(super) fn wait_for_pool(command: &str, status: &FitnessStatus) {
+/// Repeats the readiness command of a manager's pool until it succeeds. Calls `failed` after each attempt that fails.
+pub(super) fn wait_for_pool(command: &str, status: &FitnessStatus, failed: &dyn Fn()) {
     let ready = Ready { commands: vec![command.to_owned()], timeout: READY_TIMEOUT };
-    wait_for(command, Instant::now() + READY_TIMEOUT, &ready, status);
+    wait_for(command, Instant::now() + READY_TIMEOUT, &ready, status, failed);
     status.set_ready(Ok(()));
 }
 
-fn wait_for(command: &str, until: Instant, ready: &Ready, status: &FitnessStatus) {
+fn wait_for(command: &str, until: Instant, ready: &Ready, status: &FitnessStatus, failed: &dyn Fn()) {
     let mut is_told = false;
     loop {
         let left = until.saturating_duration_since(Instant::now());
@@ -89,6 +89,7 @@ fn wait_for(command: &str, until: Instant, ready: &Ready, status: &FitnessStatus
         let timeout = if left.is_zero() { ready.timeout } else { left };
         let Err(why) = run_line(command, &[], timeout.max(Duration::from_secs(1))) else { return };
         let why = format!("`{command}`: {why}");
+        failed();
         if Instant::now() >= until {
             if !is_told {
                 log::error!(

@@ -94,11 +94,17 @@ impl Fleet {
     }
 
     pub fn start(&self) -> Manager {
+        self.start_with(&[])
+    }
+
+    /// Starts a manager with further variables in its environment.
+    pub fn start_with(&self, environment: &[(&str, String)]) -> Manager {
         let count = fs::read_dir(self.home.path("")).expect("a directory").count();
         let log = self.home.path(&format!("manager-{count}.log"));
         let output = fs::OpenOptions::new().create(true).append(true).open(&log).expect("a log");
         let config = self.home.config().display().to_string();
         let mut command = self.home.command(&["manager", "--config", &config]);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).spawn().expect("mayfly");
         let manager = Manager { child, log };
         manager.wait_for_log("mayfly manager is up");

@@ -123,6 +123,8 @@ struct State {
     faults: BTreeMap<String, VecDeque<Fault>>,
     /// The server does not respond.
     away: bool,
+    /// The routes of requests to which it did not respond, with their times.
+    unanswered: Vec<(String, Instant)>,
     requests: Vec<(String, String)>,
     /// For each request id: the status of the response, and the checksum of the request body.
     request_ids: BTreeMap<String, (u16, u32)>,
@@ -133,6 +135,8 @@ struct State {
     interval: u32,
     trace_limit: Option<usize>,
     final_answers: VecDeque<u16>,
+    /// A job stays pending until its runner acknowledges it (`two_phase_job_commit`).
+    two_phase: bool,
     created: Vec<Value>,
 }
 
@@ -228,6 +232,16 @@ impl GitLab {
     /// Stops or resumes responding.
     pub fn set_away(&self, away: bool) {
         self.lock().away = away;
+    }
+
+    /// When requests to a route came to which the server did not respond.
+    pub fn unanswered(&self, route: &str) -> Vec<Instant> {
+        self.lock().unanswered.iter().filter(|(name, _)| name == route).map(|(_, at)| *at).collect()
+    }
+
+    /// Leaves jobs pending until their runner acknowledges them (`two_phase_job_commit`).
+    pub fn enable_two_phase(&self) {
+        self.lock().two_phase = true;
     }
 
     /// The statuses of the next responses to a final state, before one is accepted.
@@ -341,10 +355,15 @@ impl GitLab {
 
     fn serve(&self, mut connection: Connection) {
         while let Some(request) = receive(&mut connection) {
-            if self.lock().away {
-                return;
-            }
             let route = route(&request);
+            {
+                let mut state = self.lock();
+                if state.away {
+                    state.unanswered.push((route, Instant::now()));
+                    self.shared.changed.notify_all();
+                    return;
+                }
+            }
             let fault = {
                 let mut state = self.lock();
                 state.requests.push((route.clone(), request.header("X-Request-Id").to_owned()));
@@ -464,8 +483,12 @@ impl GitLab {
         let Some(id) = state.queue.pop_front() else {
             return Answer::new(204).with("X-GitLab-Last-Update", &value);
         };
+        let two_phase = state.two_phase;
+        if two_phase && body["info"]["features"]["two_phase_job_commit"] != true {
+            state.violations.push("feature two_phase_job_commit is not announced".to_owned());
+        }
         let job = state.jobs.iter_mut().find(|job| job.id == id).expect("the job");
-        job.state = "running".into();
+        job.state = if two_phase { "pending" } else { "running" }.into();
         job.taken = Some(Instant::now());
         job.heard = job.taken;
         Answer::new(201)
@@ -479,6 +502,11 @@ impl GitLab {
         let mut state = self.lock();
         let (interval, limit) = (state.interval.to_string(), state.trace_limit);
         let Some(job) = own_job(&mut state, request, request.header("JOB-TOKEN")) else { return Answer::new(403) };
+        if job.state == "pending" {
+            let violation = format!("job {}: a log before the acknowledgement", job.id);
+            state.violations.push(violation);
+            return Answer::new(403);
+        }
         if !is_live(job) {
             return Answer::new(403).with("Job-Status", &job.state.clone());
         }
@@ -520,16 +548,30 @@ impl GitLab {
         let mut violations = Vec::new();
         let mut state = self.lock();
         let final_answer = if body["state"] == "running" { None } else { state.final_answers.pop_front() };
+        let two_phase = state.two_phase;
         let Some(job) = own_job(&mut state, request, body["token"].as_str().unwrap_or_default()) else {
             return Answer::new(403);
         };
+        let told = body["state"].as_str().unwrap_or_default().to_owned();
+        // Acknowledged: a runner starts the job.
+        if job.state == "pending" && told == "running" {
+            job.state = "running".into();
+        }
+        if job.state == "pending" {
+            job.was_silent();
+            job.updates.push(told.clone());
+            return Answer::new(if told == "pending" { 200 } else { 400 }).with("Job-Status", "pending");
+        }
         if !is_live(job) {
             return Answer::new(403).with("Job-Status", &job.state.clone());
+        }
+        if two_phase && told == "pending" {
+            job.updates.push(told);
+            return Answer::new(409).with("Job-Status", &job.state.clone());
         }
         if job.was_silent() {
             violations.push(format!("job {}: no sign of life for more than a minute", job.id));
         }
-        let told = body["state"].as_str().unwrap_or_default().to_owned();
         job.updates.push(told.clone());
         if told == "running" {
             job.running.get_or_insert_with(Instant::now);

@@ -2,14 +2,17 @@
 
 pub mod between;
 pub mod cloud;
+pub mod death;
 #[allow(dead_code, reason = "tests of images and services use the rest")]
 pub mod docker;
 pub mod fleet;
+pub mod front;
 pub mod git;
 pub mod gitlab;
 pub mod http;
 pub mod imds;
 pub mod job;
+pub mod light;
 pub mod machine;
 pub mod mayfly;
 pub mod moto;
@@ -18,6 +21,7 @@ pub mod proxy;
 pub mod registry;
 pub mod s3;
 pub mod scenario;
+pub mod tap;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

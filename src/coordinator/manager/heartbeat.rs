@@ -36,6 +36,8 @@ struct Inner {
     ended: Vec<String>,
     /// A change that the next heartbeat must report immediately.
     news: bool,
+    /// The manager has not acknowledged the latest heartbeat, or asked for another one.
+    due: bool,
     unfit_since: Option<Instant>,
     leaving: bool,
 }
@@ -91,7 +93,7 @@ impl ManagedJobs {
     fn has_facts(&self) -> bool {
         let inner = lock(&self.inner);
         let has_jobs = !inner.jobs.is_empty() || !inner.ended.is_empty();
-        has_jobs || inner.news || inner.leaving || inner.unfit_since.is_some()
+        has_jobs || inner.news || inner.due || inner.leaving || inner.unfit_since.is_some()
     }
 
     /// Sends the next heartbeat immediately.
@@ -103,6 +105,7 @@ impl ManagedJobs {
     fn heartbeat(&self) -> Heartbeat {
         let mut inner = lock(&self.inner);
         inner.news = false;
+        inner.due = true;
         let report = |job: &Job| JobReport {
             id: job.id.clone(),
             offer: job.offer.clone(),
@@ -117,9 +120,17 @@ impl ManagedJobs {
         }
     }
 
-    /// Forgets ended jobs that the manager has acknowledged.
-    fn told(&self, ended: &[String]) {
-        lock(&self.inner).ended.retain(|id| !ended.contains(id));
+    /// The manager has acknowledged a heartbeat with these ended jobs. `again`: it asks for the next one.
+    fn told(&self, ended: &[String], again: bool) {
+        let mut inner = lock(&self.inner);
+        inner.ended.retain(|id| !ended.contains(id));
+        inner.due = again;
+    }
+
+    /// Waits until something holds, or the agent leaves. [`Self::ring`] has it looked at again.
+    pub(super) fn wait_unless_leaving(&self, holds: impl Fn() -> bool) {
+        let inner = lock(&self.inner);
+        drop(self.rung.wait_while(inner, |inner| !inner.leaving && !holds()));
     }
 
     fn wait(&self, timeout: Duration) {
@@ -188,8 +199,8 @@ impl ManagerClient {
         if response.status != 200 {
             return false;
         }
-        self.jobs.told(&heartbeat.ended);
         let orders: Orders = decode::json(&response.body).unwrap_or_default();
+        self.jobs.told(&heartbeat.ended, orders.again);
         if let Some(reason) = orders.leave.filter(|_| !heartbeat.leaving)
             && let Some(on_leave) = &*lock(&self.jobs.on_leave)
         {

@@ -27,11 +27,16 @@ use crate::http::{Client, Error, Method, Request, Response};
 use crate::instance::Identity;
 use crate::instance::aws::caller_identity::SignedIdentity;
 use crate::monitor::metrics;
+use crate::sync;
 use crate::token::Token;
 use crate::version::{VERSION, user_agent};
 
-/// Called after the registration with the manager's settings for the pool. Returns when the machine is ready for jobs.
-pub type OnWelcome = Box<dyn Fn(&Welcome) + Send + Sync>;
+/// Called after the registration with the manager's settings for the pool. Returns when the machine is ready for jobs;
+/// calls the second argument after each attempt that fails.
+pub type OnWelcome = Box<dyn Fn(&Welcome, &dyn Fn()) + Send + Sync>;
+
+/// Stack of the thread that runs the pool's command.
+const STACK: usize = 256 * 1024;
 
 /// The value of `token` for an agent that proves the role of its instance instead of sending a fleet token.
 pub const STS_TOKEN: &str = "aws-sts";
@@ -70,14 +75,23 @@ struct Kept {
     welcome: Welcome,
 }
 
+/// Whether the machine is ready for the pool's jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Readiness {
+    /// The agent has not registered yet.
+    Unknown,
+    /// The pool's command has not succeeded yet.
+    Waiting,
+    Ready,
+}
+
 /// A client of a manager.
 pub struct ManagerClient {
     base: String,
     agent: AgentIdentity,
     client: Client,
     welcome: Mutex<Option<Welcome>>,
-    /// Whether [`OnWelcome`] has returned.
-    is_ready: Mutex<bool>,
+    readiness: Mutex<Readiness>,
     on_welcome: OnWelcome,
     /// The time of the first request since which the manager has not answered; `None` while it answers. A pending poll
     /// does not count.
@@ -102,7 +116,7 @@ impl ManagerClient {
             agent,
             client,
             welcome: Mutex::new(kept),
-            is_ready: Mutex::new(false),
+            readiness: Mutex::new(Readiness::Unknown),
             on_welcome,
             silent_since: Mutex::new(None),
             answered: Mutex::new(None),
@@ -147,12 +161,16 @@ impl ManagerClient {
         let mut silent_since = lock(&self.silent_since);
         match &answer {
             Ok(_) => {
-                *silent_since = None;
+                let was_silent = silent_since.take().is_some();
+                drop(silent_since);
                 *lock(&self.answered) = Some(Instant::now());
+                if was_silent {
+                    // It may have restarted with an older state of the agent's jobs.
+                    self.jobs.ring();
+                }
             }
             Err(_) => drop(silent_since.get_or_insert_with(Instant::now)),
         }
-        drop(silent_since);
         answer
     }
 
@@ -226,14 +244,33 @@ impl ManagerClient {
         }
     }
 
-    /// Calls [`OnWelcome`] with the settings of the pool, once for each client.
-    fn get_ready(&self) {
-        let mut is_ready = lock(&self.is_ready);
-        let welcome = lock(&self.welcome).clone();
-        if let Some(welcome) = welcome.filter(|_| !*is_ready) {
-            (self.on_welcome)(&welcome);
-            *is_ready = true;
+    /// Calls [`OnWelcome`] with the settings of the pool, once for each client, and waits until it returns. It runs in a
+    /// thread of its own, because the pool's command may hang. Returns false if the agent leaves before.
+    fn get_ready(self: &Arc<Self>) -> bool {
+        let is_new = {
+            let mut readiness = lock(&self.readiness);
+            let is_new = *readiness == Readiness::Unknown;
+            if is_new {
+                *readiness = Readiness::Waiting;
+            }
+            is_new
+        };
+        if is_new && let Some(welcome) = lock(&self.welcome).clone() {
+            let client = Arc::clone(self);
+            let prepare = move || {
+                (client.on_welcome)(&welcome, &|| client.jobs.set_fit(false));
+                *lock(&client.readiness) = Readiness::Ready;
+                client.jobs.set_fit(true);
+                client.jobs.ring();
+            };
+            if let Err(error) = sync::spawn("welcome", STACK, prepare) {
+                log::error!("cannot start the thread that prepares for the pool's jobs error={error}");
+                *lock(&self.readiness) = Readiness::Unknown;
+                return false;
+            }
         }
+        self.jobs.wait_unless_leaving(|| self.has_stopped() || *lock(&self.readiness) == Readiness::Ready);
+        *lock(&self.readiness) == Readiness::Ready
     }
 
     /// Drops the registration after a response that rejects the token: the manager lost its state, or the agent has
@@ -252,8 +289,10 @@ impl ManagerClient {
             Ok(token) => token,
             Err(outcome) => return outcome,
         };
-        self.get_ready();
         self.start_heartbeats();
+        if !self.get_ready() {
+            return PollOutcome::NoJob;
+        }
         let body = serde_json::json!({});
         let response = match self.send(Method::Post, "jobs/request", &token, &body) {
             Ok(response) => response,

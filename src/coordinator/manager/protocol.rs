@@ -195,4 +195,8 @@ pub struct Orders {
     /// The reason, if the agent must leave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leave: Option<String>,
+    /// The manager expects jobs of the agent that the heartbeat does not name. An agent without jobs must send the next
+    /// heartbeat as well: the manager fails such a job only after several of them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
 }

@@ -155,7 +155,7 @@ impl Broker {
             }
             let why = "the manager lost its state while it held this job";
             let job = Job {
-                phase: failing(why, now),
+                phase: failing(why, true, now),
                 keep_at: now + FORGOTTEN_GRACE,
                 // What its log holds is not known.
                 has_run: true,

@@ -15,6 +15,8 @@ use crate::trace::{Output, Stamper};
 pub const ANNOUNCE_AFTER: Duration = Duration::from_millis(500);
 /// Between two signs of life of a held job.
 const KEEP_ALIVE: Duration = Duration::from_secs(40);
+/// The same after a sign of life that did not reach GitLab.
+const KEEP_ALIVE_RETRY: Duration = Duration::from_secs(5);
 /// First and longest wait between two attempts to fail a job, and how long that is tried.
 const FAIL_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 const FAIL_FOR: Duration = Duration::from_secs(3600);
@@ -43,11 +45,11 @@ struct Held {
 struct Failing {
     handle: JobHandle,
     reason: FailureReason,
-    why: String,
+    line: String,
     trace: String,
     trace_sent: u64,
-    two_phase: bool,
-    timestamps: bool,
+    /// GitLab may wait for the acknowledgement of the job (`two_phase_job_commit`), without which it takes no other state.
+    may_be_pending: bool,
     has_run: bool,
     since: Instant,
     attempts: u32,
@@ -88,15 +90,14 @@ impl Broker {
         let (id, handle) = (id.clone(), job.handle.clone());
         let (trace, trace_sent, timestamps) = (job.trace.clone(), job.trace_sent, job.timestamps);
         match &mut job.phase {
-            Phase::Failing { reason, why, since, attempts } => {
+            Phase::Failing { reason, line, since, attempts, .. } => {
                 let failing = Failing {
                     handle,
                     reason: *reason,
-                    why: why.clone(),
+                    line: line.clone(),
                     trace,
                     trace_sent,
-                    two_phase: job.two_phase == Some(true),
-                    timestamps,
+                    may_be_pending: job.two_phase != Some(false),
                     has_run: job.has_run,
                     since: *since,
                     attempts: *attempts,
@@ -123,6 +124,9 @@ impl Broker {
             let Some(job) = state.jobs.get_mut(&held.id) else { return };
             job.kept_busy = false;
             job.two_phase = held.two_phase;
+            if status.is_none() {
+                job.keep_at = Instant::now() + KEEP_ALIVE_RETRY;
+            }
             let changed = job.trace_sent != held.trace_sent || job.trace.len() != held.trace.len();
             job.trace.clone_from(&held.trace);
             job.trace_sent = held.trace_sent;
@@ -131,7 +135,7 @@ impl Broker {
         if changed {
             self.note_trace(&held);
         }
-        match status {
+        match status.unwrap_or(JobStatus::Ongoing) {
             JobStatus::Finished => {
                 log::info!("held job dropped: GitLab no longer expects it pool={} job={}", self.name, held.id);
                 self.forget(&held.id);
@@ -144,18 +148,22 @@ impl Broker {
         self.bell.ring();
     }
 
-    /// Tells GitLab that the job lives, and its log what it waits for.
-    fn tell_that_it_waits(&self, held: &mut Held) -> JobStatus {
+    /// Tells GitLab that the job lives, and its log what it waits for. Returns the job's status; `None` if GitLab did not
+    /// answer.
+    fn tell_that_it_waits(&self, held: &mut Held) -> Option<JobStatus> {
         let gitlab = self.gitlab();
+        if held.two_phase.is_none() {
+            self.held.add(&self.name, &held.id, &self.settings().runner.token, &held.handle.token);
+        }
         if held.two_phase != Some(false) {
             match gitlab.keep_pending(&held.handle) {
                 Pending::Holds(status) => {
                     held.two_phase = Some(true);
-                    return status;
+                    return Some(status);
                 }
                 Pending::Unknown => held.two_phase = Some(false),
-                Pending::Gone => return JobStatus::Finished,
-                Pending::Failed => return JobStatus::Ongoing,
+                Pending::Gone => return Some(JobStatus::Finished),
+                Pending::Failed => return None,
             }
         }
         if held.trace.is_empty() {
@@ -165,7 +173,6 @@ impl Broker {
                 held.left.as_secs()
             );
             held.trace = line(&text, held.timestamps);
-            self.held.add(&self.name, &held.id, &self.settings().runner.token, &held.handle.token);
             // Before GitLab has it: a manager that dies over it must write the very same line.
             self.note_trace(held);
         }
@@ -175,11 +182,13 @@ impl Broker {
             match reply.outcome {
                 TraceOutcome::Accepted => held.trace_sent = held.trace.len() as u64,
                 TraceOutcome::Resync(size) => held.trace_sent = size.min(held.trace.len() as u64),
+                TraceOutcome::Failed if reply.status == JobStatus::Ongoing => return None,
                 TraceOutcome::NotFound | TraceOutcome::Failed => {}
             }
-            return reply.status;
+            return Some(reply.status);
         }
-        gitlab.update_job(&held.handle, &JobState::Running, summary(&held.trace)).status
+        let reply = gitlab.update_job(&held.handle, &JobState::Running, summary(&held.trace));
+        (reply.outcome != UpdateOutcome::Failed).then_some(reply.status)
     }
 
     fn note_trace(&self, held: &Held) {
@@ -195,11 +204,12 @@ impl Broker {
             return self.forget(id);
         }
         let gone = |outcome: &UpdateOutcome| *outcome == UpdateOutcome::Gone;
-        if job.two_phase && gone(&gitlab.update_job(&job.handle, &JobState::Running, TraceSummary::default()).outcome) {
+        if job.may_be_pending
+            && gone(&gitlab.update_job(&job.handle, &JobState::Running, TraceSummary::default()).outcome)
+        {
             return self.forget(id);
         }
-        let text = line(&format!("\x1b[31;1mERROR: Job failed (system failure): {}\x1b[0;m", job.why), job.timestamps);
-        let trace = if job.has_run { self.append_to_foreign_log(&job, &text) } else { self.append(&job, &text) };
+        let trace = if job.has_run { self.append_to_foreign_log(&job) } else { self.append(&job) };
         let state = JobState::Failed { reason: job.reason, exit_code: None };
         let outcome = gitlab.update_job(&job.handle, &state, trace).outcome;
         match outcome {
@@ -219,8 +229,8 @@ impl Broker {
     }
 
     /// Completes the log of a job that only the manager wrote to.
-    fn append(&self, job: &Failing, text: &str) -> TraceSummary {
-        let whole = format!("{}{text}", job.trace);
+    fn append(&self, job: &Failing) -> TraceSummary {
+        let whole = format!("{}{}", job.trace, job.line);
         let mut start = job.trace_sent.min(whole.len() as u64);
         for _ in 0..2 {
             let chunk = &whole.as_bytes()[usize::try_from(start).unwrap_or(0)..];
@@ -236,14 +246,14 @@ impl Broker {
     }
 
     /// Adds a line to a log that an agent wrote: GitLab says how long it is.
-    fn append_to_foreign_log(&self, job: &Failing, text: &str) -> TraceSummary {
-        let gitlab = self.gitlab();
+    fn append_to_foreign_log(&self, job: &Failing) -> TraceSummary {
+        let (gitlab, text) = (self.gitlab(), job.line.as_bytes());
         // An attempt before this one may have written the line.
         if job.attempts == 0
-            && let TraceOutcome::Resync(size) = gitlab.append_trace(&job.handle, 0, text.as_bytes(), false).outcome
+            && let TraceOutcome::Resync(size) = gitlab.append_trace(&job.handle, 0, text, false).outcome
             && size > 0
         {
-            gitlab.append_trace(&job.handle, size, text.as_bytes(), false);
+            gitlab.append_trace(&job.handle, size, text, false);
         }
         TraceSummary::default()
     }
@@ -251,6 +261,11 @@ impl Broker {
 
 fn summary(text: &str) -> TraceSummary {
     TraceSummary { size: text.len() as u64, crc32: crc32fast::hash(text.as_bytes()) }
+}
+
+/// The last line of the log of a job that the manager fails.
+pub fn last_line(why: &str, timestamps: bool) -> String {
+    line(&format!("\x1b[31;1mERROR: Job failed (system failure): {why}\x1b[0;m"), timestamps)
 }
 
 /// A line of a job's log.

@@ -173,7 +173,8 @@ impl Broker {
     fn record_held_again(&self) {
         let token = &self.settings().runner.token;
         let state = self.lock();
-        let held = state.jobs.iter().filter(|(_, job)| job.phase == Phase::Held && !job.trace.is_empty());
+        let is_recorded = |job: &Job| job.two_phase.is_some() || !job.trace.is_empty();
+        let held = state.jobs.iter().filter(|(_, job)| job.phase == Phase::Held && is_recorded(job));
         let held: Vec<_> = held.map(|(id, job)| (id.clone(), job.handle.token.clone())).collect();
         drop(state);
         for (id, job) in held {
@@ -213,9 +214,14 @@ impl Broker {
 
     /// Fails a job at GitLab, over a restart if need be.
     fn fail(&self, id: &str, reason: FailureReason, why: &str) {
+        let fails = |job: &&Job| matches!(job.phase, Phase::Failing { .. });
+        let timestamps = self.lock().jobs.get(id).filter(|job| !fails(job)).map(|job| job.timestamps);
+        let Some(timestamps) = timestamps else { return };
         log::warn!("failing the job pool={} job={id} reason={} error={why}", self.name, reason.as_str());
-        self.note(Event::Failed { pool: self.name.clone(), id: id.to_owned(), why: why.to_owned() });
-        self.lock().fail(id, reason, why.to_owned(), Instant::now());
+        let line = keeper::last_line(why, timestamps);
+        let (pool, id) = (self.name.clone(), id.to_owned());
+        self.note(Event::Failed { pool, id: id.clone(), why: why.to_owned(), line: line.clone() });
+        self.lock().fail(&id, reason, why.to_owned(), line, Instant::now());
         self.changed();
     }
 
@@ -275,10 +281,14 @@ impl Broker {
         let age = wall.duration_since(taken).unwrap_or_default();
         let taken_at = now.checked_sub(age).unwrap_or(now);
         let phase = match (&record.failed, &record.accepted, &payload) {
-            (Some(why), ..) => failing(why, now),
+            (Some(why), ..) => {
+                let reason = FailureReason::RunnerSystemFailure;
+                let (why, line) = (why.clone(), record.last_line.clone());
+                Phase::Failing { reason, why, line, since: now, attempts: 0 }
+            }
             (None, Some(by), _) => Phase::Running { by: by.clone(), stage: "accepted", missing: 0 },
             (None, None, Some(_)) => Phase::Held,
-            (None, None, None) => failing("the manager lost the job's payload", now),
+            (None, None, None) => failing("the manager lost the job's payload", record.timestamps, now),
         };
         Some(Job {
             handle,
@@ -324,13 +334,17 @@ impl Broker {
                 Phase::Failing { why, .. } => Some(why.clone()),
                 _ => None,
             },
+            last_line: match &job.phase {
+                Phase::Failing { line, .. } => line.clone(),
+                _ => String::new(),
+            },
         })
     }
 }
 
-fn failing(why: &str, now: Instant) -> Phase {
+fn failing(why: &str, timestamps: bool, now: Instant) -> Phase {
     let reason = FailureReason::RunnerSystemFailure;
-    Phase::Failing { reason, why: why.to_owned(), since: now, attempts: 0 }
+    Phase::Failing { reason, why: why.to_owned(), line: keeper::last_line(why, timestamps), since: now, attempts: 0 }
 }
 
 fn seconds(time: SystemTime) -> u64 {

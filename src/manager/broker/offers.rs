@@ -22,7 +22,7 @@ const WAIT: Duration = Duration::from_secs(protocol::WAIT_SECONDS);
 /// Requests that are due within this time are answered together: with a thousand agents a thread would wake for each.
 const TOGETHER: Duration = Duration::from_millis(500);
 /// An agent on a machine that has been unfit for so long makes room for another.
-const UNFIT_MOST: u64 = 300;
+const UNFIT_MOST: u64 = if cfg!(debug_assertions) { 5 } else { 300 };
 
 /// There is no job.
 pub fn stay() -> Response {
@@ -185,7 +185,7 @@ impl Broker {
             }
             leave => leave,
         };
-        Response::json(200, &Orders { leave })
+        Response::json(200, &Orders { leave, again: news.lacks_jobs })
     }
 
     /// The agent leaves for a reason of its own.

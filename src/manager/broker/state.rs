@@ -119,8 +119,10 @@ pub enum Phase {
     Failing {
         /// The failure reason.
         reason: FailureReason,
-        /// For the job's log.
+        /// The cause.
         why: String,
+        /// The last line of the job's log. Each attempt sends the same bytes: GitLab may have them from an earlier one.
+        line: String,
         /// Since when that is tried.
         since: Instant,
         /// Attempts so far.
@@ -163,6 +165,8 @@ pub struct Heard {
     pub adopted: Vec<String>,
     /// Jobs that the agent does not have though it accepted them.
     pub vanished: Vec<String>,
+    /// The heartbeat lacks jobs that have not vanished yet.
+    pub lacks_jobs: bool,
     /// Why the agent is to leave.
     pub leave: Option<String>,
 }
@@ -341,8 +345,9 @@ impl State {
                 && !news.ended.contains(id)
             {
                 *missing += 1;
-                if *missing >= MISSING_MOST {
-                    news.vanished.push(id.clone());
+                match *missing >= MISSING_MOST {
+                    true => news.vanished.push(id.clone()),
+                    false => news.lacks_jobs = true,
                 }
             }
         }
@@ -372,10 +377,10 @@ impl State {
     }
 
     /// The job is to be failed at GitLab.
-    pub fn fail(&mut self, id: &str, reason: FailureReason, why: String, now: Instant) {
+    pub fn fail(&mut self, id: &str, reason: FailureReason, why: String, line: String, now: Instant) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let instance = job.phase.instance().map(str::to_owned);
-        job.phase = Phase::Failing { reason, why, since: now, attempts: 0 };
+        job.phase = Phase::Failing { reason, why, line, since: now, attempts: 0 };
         job.keep_at = now;
         if let Some(instance) = instance {
             self.note_idle(&instance, now);

@@ -187,7 +187,7 @@ impl Broker {
                 ..Job::new(payload.handle(), now, settings.instance_acquire_timeout)
             },
             Err(Undecodable { why, job: Some(handle) }) => Job {
-                phase: failing(&format!("the payload of this job cannot be read: {why}"), now),
+                phase: failing(&format!("the payload of this job cannot be read: {why}"), true, now),
                 ..Job::new(handle, now, Duration::ZERO)
             },
             Err(Undecodable { why, job: None }) => {
@@ -211,7 +211,8 @@ impl Broker {
             .and_then(|record| self.store.write(Event::Job { pool: self.name.clone(), job: Box::new(record) }));
         if let Err(error) = &written {
             log::error!("cannot write the manager's state pool={} error={error}", self.name);
-            job.phase = failing(&format!("the manager cannot write its state: {error}"), Instant::now());
+            let why = format!("the manager cannot write its state: {error}");
+            job.phase = failing(&why, job.timestamps, Instant::now());
             job.keep_at = Instant::now();
         }
         let is_retired;

@@ -143,7 +143,7 @@ fn a_job_of_a_lost_instance_is_not_accepted_any_more() {
     pool.waits("i-1");
     pool.offer("a");
     let Acceptance::Write(by) = pool.state.accept("i-1", &job, "a", 1) else { panic!("not accepted") };
-    pool.state.fail(&job, FailureReason::RunnerSystemFailure, "lost".to_owned(), pool.now);
+    pool.state.fail(&job, FailureReason::RunnerSystemFailure, "lost".to_owned(), String::new(), pool.now);
     assert!(!pool.state.accepted(&job, by));
     assert!(matches!(pool.state.jobs[&job].phase, Phase::Failing { .. }));
 }
@@ -250,8 +250,8 @@ fn a_job_that_an_agent_forgets_is_noticed_and_one_that_the_manager_forgot_is_tak
     pool.state.heartbeat("i-1", &[report("7", "a")], &[], pool.now);
     assert_eq!(pool.state.snapshot().agents[0].jobs[0].phase, "script");
     for number in 0..3 {
-        let vanished = pool.state.heartbeat("i-1", &[], &[], pool.now).vanished;
-        assert_eq!(vanished.is_empty(), number < 2, "heartbeat {number}");
+        let heard = pool.state.heartbeat("i-1", &[], &[], pool.now);
+        assert_eq!((heard.vanished.is_empty(), heard.lacks_jobs), (number < 2, number < 2), "heartbeat {number}");
     }
     let heard = pool.state.heartbeat("i-1", &[report("9", "x")], &[], pool.now);
     assert_eq!(heard.adopted, ["9"]);

@@ -2,7 +2,7 @@
 //!
 //! One refused or throttled call never stops it: the next round decides anew.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -150,8 +150,8 @@ struct Rounds {
     group: Option<(Group, Instant)>,
     looked: Option<Instant>,
     looked_for_failures: Option<Instant>,
-    /// Calls that fail and were logged.
-    failing: BTreeSet<&'static str>,
+    /// Calls that fail, with the kind of error that was logged.
+    failing: BTreeMap<&'static str, ErrorKind>,
     /// Instances that have had an agent, as far as this process knows.
     known: BTreeSet<String>,
     wanted: Option<u32>,
@@ -178,7 +178,7 @@ impl Rounds {
             group: None,
             looked: None,
             looked_for_failures: None,
-            failing: BTreeSet::new(),
+            failing: BTreeMap::new(),
             known: BTreeSet::new(),
             wanted: None,
         }
@@ -463,16 +463,16 @@ impl Rounds {
         }
     }
 
-    /// Each kind of call that fails is logged once, until it succeeds.
+    /// Logs a failed call once, and again if it fails for another kind of reason, until it succeeds.
     fn complain(&mut self, call: &'static str, error: &EngineError) {
         self.board.engine_failed(&self.pool.name, call, error);
-        if self.failing.insert(call) {
+        if self.failing.insert(call, error.kind) != Some(error.kind) {
             log::warn!("engine call failed; the next round tries again pool={} error=\"{error}\"", self.pool.name);
         }
     }
 
     fn succeeded(&mut self, call: &'static str) {
-        if self.failing.remove(call) {
+        if self.failing.remove(call).is_some() {
             log::info!("engine call succeeded again pool={} call={call}", self.pool.name);
         }
     }

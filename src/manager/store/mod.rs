@@ -207,6 +207,7 @@ mod tests {
             trace_sent: 0,
             accepted: None,
             failed: None,
+            last_line: String::new(),
         }
     }
 

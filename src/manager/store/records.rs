@@ -55,6 +55,9 @@ pub struct JobRecord {
     /// It is to be failed at GitLab, for this reason.
     #[serde(default)]
     pub failed: Option<String>,
+    /// The last line of its log, if it is to be failed.
+    #[serde(default)]
+    pub last_line: String,
 }
 
 /// Who accepted a job.
@@ -83,7 +86,7 @@ pub enum Event {
     /// An agent accepted a job.
     Accepted { pool: String, id: String, by: Accepted },
     /// A job is to be failed at GitLab.
-    Failed { pool: String, id: String, why: String },
+    Failed { pool: String, id: String, why: String, line: String },
     /// A job ended, or is no longer the manager's.
     JobGone { pool: String, id: String },
 }
@@ -113,7 +116,9 @@ impl Records {
                 }
                 self.change(pool, id, |job| (job.payload, job.accepted) = (None, Some(by)));
             }
-            Event::Failed { pool, id, why } => self.change(pool, id, |job| job.failed = Some(why)),
+            Event::Failed { pool, id, why, line } => {
+                self.change(pool, id, |job| (job.failed, job.last_line) = (Some(why), line));
+            }
             Event::JobGone { pool, id } => drop(self.jobs.remove(&(pool, id))),
         }
     }

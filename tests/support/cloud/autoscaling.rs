@@ -301,7 +301,8 @@ const KNOWN: [(&str, &[&str], &[&str]); 8] = [
     ("RecordLifecycleActionHeartbeat", &["AutoScalingGroupName", "LifecycleHookName", "InstanceId"], &[]),
 ];
 
-fn result(action: &str, content: &str) -> Answer {
+/// A response of the service.
+pub fn result(action: &str, content: &str) -> Answer {
     Answer::new(200).with("Content-Type", "text/xml").body(format!(
         "<{action}Response xmlns=\"http://autoscaling.amazonaws.com/doc/2011-01-01/\"><{action}Result>{content}\
          </{action}Result><ResponseMetadata><RequestId>r-1</RequestId></ResponseMetadata></{action}Response>"
@@ -316,7 +317,8 @@ pub fn refusal(status: u16, code: &str, message: &str) -> Answer {
     ))
 }
 
-fn parameters(body: &[u8]) -> Parameters {
+/// The parameters of a call.
+pub fn parameters(body: &[u8]) -> Parameters {
     let text = String::from_utf8_lossy(body).into_owned();
     let pairs = text.split('&').filter_map(|pair| pair.split_once('='));
     pairs.map(|(name, value)| (unescape(name), unescape(value))).collect()

@@ -1,0 +1,134 @@
+//! Jobs that a manager holds, at a GitLab that leaves them pending until they are acknowledged (`two_phase_job_commit`), and
+//! at one that does not.
+
+use std::fs;
+
+use crate::support::fleet::{Fleet, wait_until};
+use crate::support::gitlab::GitLab;
+use crate::support::job::job;
+
+const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
+const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
+
+fn two_phase() -> GitLab {
+    let gitlab = GitLab::start();
+    gitlab.enable_two_phase();
+    gitlab
+}
+
+/// Waits until the manager has told GitLab that it holds a job.
+fn wait_until_kept(gitlab: &GitLab, id: i64) {
+    gitlab.wait_until("the job must be kept", |gitlab| !gitlab.job(id).updates.is_empty());
+}
+
+#[test]
+fn a_held_job_stays_pending_and_runs_when_an_instance_takes_it() {
+    let gitlab = two_phase();
+    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let manager = fleet.start();
+    let id = gitlab.queue(job(&["echo started"]).build());
+    wait_until_kept(&gitlab, id);
+    let held = gitlab.job(id);
+    assert_eq!((held.state.as_str(), held.updates[0].as_str(), held.log().as_str()), ("pending", "pending", ""));
+    fleet.set_members(&["i-1"]);
+    let (_home, agent) = fleet.agent(&manager, "i-1");
+    let done = gitlab.finished(id);
+    assert_eq!(done.state, "success", "{}\n{}\n{}", done.log(), agent.log(), manager.log());
+    assert!(done.has("started") && !done.has("waiting for an instance"), "{}", done.log());
+    let acknowledged = done.updates.iter().position(|state| state == "running").expect("an acknowledgement");
+    assert!(done.updates[..acknowledged].iter().all(|state| state == "pending"), "{:?}", done.updates);
+    assert!(!done.updates[acknowledged..].contains(&"pending".to_owned()), "{:?}", done.updates);
+}
+
+#[test]
+fn a_relayed_job_is_acknowledged_by_its_agent() {
+    let gitlab = two_phase();
+    let fleet = Fleet::new(&gitlab, "", RELAY);
+    fleet.set_members(&["i-1"]);
+    let manager = fleet.start();
+    let (_home, agent) = fleet.agent(&manager, "i-1");
+    let id = gitlab.queue(job(&["echo relayed"]).build());
+    let done = gitlab.finished(id);
+    assert_eq!((done.state.as_str(), done.updates[0].as_str()), ("success", "running"), "{}", agent.log());
+}
+
+#[test]
+fn a_pending_job_whose_hold_expires_fails() {
+    let gitlab = two_phase();
+    let fleet = Fleet::new(&gitlab, "", &format!("instance_acquire_timeout = \"2s\"\n{HOLD}"));
+    let manager = fleet.start();
+    let id = gitlab.queue(job(&["echo never"]).build());
+    wait_until_kept(&gitlab, id);
+    assert_eq!(gitlab.job_state(id), "pending");
+    let done = gitlab.finished(id);
+    assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());
+    assert!(done.has("no instance of pool pool took the job within 2 s"), "{}", done.log());
+}
+
+/// What the manager knew of the server is not in its state: a job that may be pending is acknowledged before it fails.
+#[test]
+fn a_pending_job_fails_after_a_restart() {
+    let gitlab = two_phase();
+    let fleet = Fleet::new(&gitlab, "", &format!("instance_acquire_timeout = \"2s\"\n{HOLD}"));
+    let manager = fleet.start();
+    let id = gitlab.queue(job(&["echo never"]).build());
+    wait_until_kept(&gitlab, id);
+    gitlab.set_away(true);
+    manager.wait_for_log("no instance of pool pool took the job");
+    manager.kill();
+    gitlab.set_away(false);
+    let manager = fleet.start();
+    let done = gitlab.finished(id);
+    assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());
+}
+
+#[test]
+fn a_pending_job_fails_when_the_state_directory_is_lost() {
+    let gitlab = two_phase();
+    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let manager = fleet.start();
+    let id = gitlab.queue(job(&["echo never"]).build());
+    wait_until_kept(&gitlab, id);
+    manager.kill();
+    fs::remove_dir_all(fleet.home.path("manager")).expect("removed");
+    let manager = fleet.start();
+    let done = gitlab.finished(id);
+    assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());
+}
+
+#[test]
+fn a_pending_job_that_is_canceled_is_dropped() {
+    let gitlab = two_phase();
+    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let manager = fleet.start();
+    let id = gitlab.queue(job(&["echo never"]).build());
+    wait_until_kept(&gitlab, id);
+    gitlab.set_job_state(id, "canceled");
+    let dropped = format!("held job dropped: GitLab no longer expects it pool=pool job={id}");
+    wait_until("the job must be dropped", || manager.log().contains(&dropped));
+}
+
+#[test]
+fn an_undecodable_job_fails_though_it_is_pending() {
+    let gitlab = two_phase();
+    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let manager = fleet.start();
+    let id = gitlab.queue_text(|id| format!("{{\"id\":{id},\"token\":\"glcbt-job-{id}\",\"variables\":[{{\"key\":"));
+    let done = gitlab.finished(id);
+    assert!(done.state == "failed" && done.has("cannot be read"), "{}\n{}", done.log(), manager.log());
+}
+
+/// A server without the feature answers 400 to the first attempt, and is not asked again.
+#[test]
+fn a_server_without_the_feature_is_asked_once() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let manager = fleet.start();
+    let id = gitlab.queue(job(&["echo started"]).build());
+    gitlab.wait_for_log(id, "waiting for an instance of pool pool");
+    fleet.set_members(&["i-1"]);
+    let (_home, _agent) = fleet.agent(&manager, "i-1");
+    let done = gitlab.finished(id);
+    assert_eq!(done.updates.iter().filter(|state| *state == "pending").count(), 1, "{:?}", done.updates);
+    assert_eq!((done.state.as_str(), done.updates[0].as_str()), ("success", "pending"));
+}

@@ -1,0 +1,104 @@
+//! An agent that speaks the protocol with a manager and runs nothing: hundreds of them fit into a test.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::fleet::FLEET_TOKEN;
+
+/// How long a manager may take to answer anything; a request for a job waits for 50 s.
+const TIMEOUT: Duration = Duration::from_secs(150);
+
+/// An agent.
+pub struct LightAgent {
+    stream: BufReader<TcpStream>,
+    port: u16,
+    token: String,
+}
+
+/// A job that was offered.
+pub struct Offered {
+    pub id: String,
+    pub offer: String,
+}
+
+impl LightAgent {
+    /// Registers an agent on an instance, which must become a member soon.
+    pub fn register(port: u16, instance: &str) -> Self {
+        let mut agent = Self { stream: connect(port), port, token: FLEET_TOKEN.to_owned() };
+        let introduction = json!({"protocol": 1, "instance": instance, "boot": "b", "version": "0", "labels": {}});
+        let until = Instant::now() + TIMEOUT;
+        loop {
+            let body = json!({"token": FLEET_TOKEN, "mayfly": introduction});
+            let (status, answer) = agent.call("POST", "runners/verify", &body);
+            if status == 200 {
+                agent.token = answer["mayfly"]["token"].as_str().expect("a token").to_owned();
+                return agent;
+            }
+            assert!(status == 404 && Instant::now() < until, "{status} {answer}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Asks for a job; `None` if there is none, or the manager is gone.
+    pub fn job(&mut self) -> Option<Offered> {
+        let (status, body) = self.call("POST", "jobs/request", &json!({}));
+        assert!(matches!(status, 201 | 204 | 0), "{status} {body}");
+        let offer = || body["mayfly"]["offer"].as_str().expect("an offer").to_owned();
+        (status == 201).then(|| Offered { id: body["id"].to_string(), offer: offer() })
+    }
+
+    /// Accepts an offer; returns the status of the response.
+    pub fn accept(&mut self, offered: &Offered) -> u16 {
+        self.call("PUT", &format!("jobs/{}", offered.id), &json!({"offer": offered.offer, "state": "running"})).0
+    }
+
+    /// Reports the end of a job.
+    pub fn end(&mut self, id: &str) {
+        let (status, body) = self.call("POST", "runners/heartbeat", &json!({"jobs": [], "ended": [id]}));
+        assert_eq!(status, 200, "{body}");
+    }
+
+    /// Loses its connection and makes another.
+    pub fn reconnect(&mut self) {
+        self.stream = connect(self.port);
+    }
+
+    /// The status, which is 0 if the manager closed the connection, and the body.
+    fn call(&mut self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let body = body.to_string();
+        let request = format!(
+            "{method} /api/v4/{path} HTTP/1.1\r\nHost: h\r\nRUNNER-TOKEN: {}\r\nContent-Length: {}\r\n\r\n{body}",
+            self.token,
+            body.len()
+        );
+        self.stream.get_mut().write_all(request.as_bytes()).expect("sent");
+        let (mut status, mut length) = (0, 0);
+        loop {
+            let mut line = String::new();
+            self.stream.read_line(&mut line).expect("a line");
+            if let Some(rest) = line.strip_prefix("HTTP/1.1 ") {
+                status = rest[..3].parse().expect("a status");
+            }
+            if let Some(rest) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
+                length = rest.trim().parse().expect("a length");
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body).expect("a body");
+        (status, serde_json::from_slice(&body).unwrap_or_default())
+    }
+}
+
+fn connect(port: u16) -> BufReader<TcpStream> {
+    let stream = TcpStream::connect(("127.0.0.1", port)).expect("connected");
+    stream.set_nodelay(true).expect("set");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("set");
+    BufReader::with_capacity(2048, stream)
+}
