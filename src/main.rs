@@ -20,6 +20,7 @@
 
 mod agent;
 mod archive;
+mod backoff;
 mod cli;
 mod config;
 mod coordinator;

@@ -79,8 +79,8 @@ fn a_pending_warning_is_written_once() {
         // The same state as if the agent had died while it wrote the warning: before the write, or just after it.
         let size = std::fs::metadata(home.path("state/slot-0/trace")).expect("a log").len();
         change(&home, |record| {
-            record["progress"]["pending_warning"] = json!("only once");
-            record["progress"]["log_size"] = json!(if said { size - 1 } else { size });
+            record["progress"]["log"]["pending_warning"] = json!("only once");
+            record["progress"]["log"]["size"] = json!(if said { size - 1 } else { size });
         });
         let next = home.start(&[]);
         next.wait_for_log("job resumed from journal");
@@ -110,9 +110,7 @@ fn a_finished_stage_is_not_repeated() {
     // The same state as if the agent had died right after it recorded the result of the script.
     change(&home, |record| {
         let progress = &mut record["progress"];
-        progress["settled"] = json!(true);
-        progress["step"] = Value::Null;
-        progress["status"] = json!("failed");
+        progress["stage"]["state"] = json!("settled");
         progress["failure"] = json!({"reason": "script_failure", "exit_code": 4, "message": "exit status 4"});
     });
     let next = home.start(&[]);
@@ -165,5 +163,28 @@ fn a_job_that_was_not_acknowledged_is_acknowledged_by_the_next_agent() {
     // The one without a response, the one of the next agent, and the final state.
     assert_eq!(gitlab.count("PUT job"), 3);
     end(next);
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_job_of_another_versions_journal_is_reported_as_failed() {
+    let gitlab = GitLab::start();
+    let home = Scenario::shell().home(&gitlab);
+    let id = gitlab.queue(job(&["echo begun", "sleep 1000"]).build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.kill();
+    change(&home, |record| {
+        record["version"] = json!(99);
+        record["progress"]["stage"] = json!({"running": record["progress"]["stage"]["state"]});
+    });
+    let next = home.start(&[]);
+    let job = gitlab.finished(id);
+    assert_eq!((job.state.as_str(), job.failure_reason.as_deref()), ("failed", Some("runner_system_failure")));
+    assert_eq!(count(&job, "begun"), 1, "{:#?}", job.lines());
+    assert!(job.log().contains("another version of mayfly"), "{}", job.log());
+    assert!(next.log().contains("version=99 own_version="), "{}", next.log());
+    end(next);
+    assert!(!home.path("state/slot-0").exists());
     gitlab.assert_strict();
 }

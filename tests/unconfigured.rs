@@ -131,7 +131,7 @@ fn a_job_in_a_container_keeps_its_sandbox_without_a_configuration() {
     agent.kill();
     let confinement = |home: &Home| {
         let record = home.record();
-        let groups = record["progress"]["step"]["cgroups"].as_array().cloned().unwrap_or_default();
+        let groups = record["progress"]["stage"]["state"]["step"]["cgroups"].as_array().cloned().unwrap_or_default();
         let limit = |group: &serde_json::Value| {
             let group = std::path::PathBuf::from(group.as_str().expect("a path"));
             let v1 = read(&group.join("memory.limit_in_bytes"));
@@ -146,7 +146,7 @@ fn a_job_in_a_container_keeps_its_sandbox_without_a_configuration() {
     let project = home.path("builds");
     let checkout = find(&project, "a.txt").expect("the project directory");
     fs::write(checkout.with_file_name("go"), "").expect("write the file");
-    gitlab.wait_until("the upload", |_| home.record()["progress"]["section"] == "upload_artifacts_on_success");
+    gitlab.wait_until("the upload", |_| home.record()["progress"]["stage"]["section"] == "upload_artifacts_on_success");
     gitlab.wait_until("limits", |_| !confinement(&home).is_empty());
     let limits = confinement(&home);
     assert!(limits.contains(&(300_u64 << 20).to_string()), "{limits}");

@@ -23,7 +23,7 @@ fn slow_uploads(gitlab: &GitLab, number: usize) {
 }
 
 fn wait_for_section(gitlab: &GitLab, home: &Home, section: &str) {
-    gitlab.wait_until(section, |_| home.record()["progress"]["section"] == section);
+    gitlab.wait_until(section, |_| home.record()["progress"]["stage"]["section"] == section);
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_container_is_got_ready_again_when_that_was_killed() {
     let services = json!([{"name": service, "alias": "quiet"}]);
     let id = gitlab.queue(job(&["echo ran"]).set("services", services).build());
     let mut agent = home.start(&["--once"]);
-    let is_preparing = || home.record()["progress"]["section"] == "prepare_executor";
+    let is_preparing = || home.record()["progress"]["stage"]["section"] == "prepare_executor";
     gitlab.wait_until("a worker", |_| is_preparing() && kill_workers(id) > 0);
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success", "{}", job.log());

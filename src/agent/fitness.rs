@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::statvfs::statvfs;
 
+use crate::backoff::Backoff;
 use crate::config::{self, Config, Runner, fitness};
 use crate::executor::docker::engine::Engine;
 use crate::executor::docker::host;
@@ -18,7 +19,7 @@ use crate::executor::user;
 use crate::http::Address;
 use crate::monitor::metrics::RunnerLabels;
 use crate::sync;
-use crate::sys;
+use crate::sys::BootTime;
 
 /// Timeout of a ping to the container engine.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,9 +29,8 @@ const ENGINE_VALID_FOR: Duration = Duration::from_secs(1);
 const GIT_VALID_FOR: Duration = Duration::from_secs(60);
 /// Interval between two checks of an unfit machine.
 pub const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// The first pause after too many system failures in a row; each further failure doubles it.
-const FIRST_PAUSE: Duration = Duration::from_secs(30);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1800);
+/// The pause of a runner after system failures in a row; doubled after each further one.
+const FAILURE_PAUSE: Backoff = Backoff::new(Duration::from_secs(30), Duration::from_secs(1800));
 
 /// The requirements of a runner's jobs on this machine.
 pub struct Requirements {
@@ -244,10 +244,10 @@ pub struct FitnessStatus {
 
 #[derive(Default)]
 struct Inner {
-    /// By runner: the reason, and since when, in nanoseconds of `CLOCK_BOOTTIME`.
-    unfit: BTreeMap<RunnerLabels, (Unfit, u64)>,
+    /// By runner: the reason, and since when.
+    unfit: BTreeMap<RunnerLabels, (Unfit, BootTime)>,
     /// The same for the whole machine, while the readiness commands have timed out.
-    not_ready: Option<(Unfit, u64)>,
+    not_ready: Option<(Unfit, BootTime)>,
 }
 
 impl FitnessStatus {
@@ -270,7 +270,7 @@ impl FitnessStatus {
                         unfit.reason()
                     );
                 }
-                let since = before.map_or_else(sys::boottime, |(_, since)| since);
+                let since = before.map_or_else(BootTime::now, |(_, since)| since);
                 inner.unfit.insert(runner_labels.clone(), (unfit.clone(), since));
                 is_new
             }
@@ -279,7 +279,7 @@ impl FitnessStatus {
 
     /// Records that the readiness commands have timed out, or that they have succeeded.
     pub fn set_ready(&self, ready: Result<(), String>) {
-        self.lock().not_ready = ready.err().map(|why| (Unfit::NotReady(why), sys::boottime()));
+        self.lock().not_ready = ready.err().map(|why| (Unfit::NotReady(why), BootTime::now()));
     }
 
     /// Removes runners that are no longer configured.
@@ -302,7 +302,7 @@ impl FitnessStatus {
     pub fn unfit_for(&self) -> Option<Duration> {
         let inner = self.lock();
         let since = inner.unfit.values().chain(&inner.not_ready).map(|(_, since)| *since).min()?;
-        Some(Duration::from_nanos(sys::boottime().saturating_sub(since)))
+        Some(since.elapsed())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -313,8 +313,8 @@ impl FitnessStatus {
 /// Counts the system failures in a row of each runner.
 #[derive(Default)]
 pub struct FailureStreaks {
-    /// The number of failures, and the time of the last one, in nanoseconds of `CLOCK_BOOTTIME`.
-    streaks: Mutex<BTreeMap<RunnerLabels, (u32, u64)>>,
+    /// The number of failures, and the time of the last one.
+    streaks: Mutex<BTreeMap<RunnerLabels, (u32, BootTime)>>,
 }
 
 impl FailureStreaks {
@@ -325,7 +325,7 @@ impl FailureStreaks {
             true => {
                 let (count, at) = streaks.entry(runner_labels.clone()).or_default();
                 *count = count.saturating_add(1);
-                *at = sys::boottime();
+                *at = BootTime::now();
             }
             false => drop(streaks.remove(runner_labels)),
         }
@@ -336,7 +336,7 @@ impl FailureStreaks {
         let streaks = sync::lock(&self.streaks);
         let (Some(most), Some((count, at))) = (most, streaks.get(runner_labels)) else { return Ok(()) };
         let pause = pause_after(*count, most);
-        let over = Duration::from_nanos(sys::boottime().saturating_sub(*at)) >= pause;
+        let over = at.elapsed() >= pause;
         if over { Ok(()) } else { Err(Unfit::Failures { count: *count, pause }) }
     }
 }
@@ -345,7 +345,7 @@ impl FailureStreaks {
 fn pause_after(count: u32, most: u32) -> Duration {
     match count.checked_sub(most) {
         None => Duration::ZERO,
-        Some(further) => FIRST_PAUSE.saturating_mul(1 << further.min(16)).min(LONGEST_PAUSE),
+        Some(further) => FAILURE_PAUSE.delay(further),
     }
 }
 

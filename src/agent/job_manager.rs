@@ -8,22 +8,23 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::Event;
+use super::concurrent_ids::{ConcurrentIdPool, IdScope};
 use super::fitness::FailureStreaks;
 use super::offers::OfferedJob;
 use super::slots::Permit;
-use crate::coordinator::{JobHandle, JobState, TraceSummary};
-use crate::failure::{FailureReason, JobError};
+use super::{Event, job_reports};
+use crate::coordinator::JobHandle;
+use crate::executor::ConcurrentIds;
 use crate::instance::{Activity, Instance, JobDemand};
 use crate::job::context::{RunnerContext, name_of};
 use crate::job::control::JobControl;
 use crate::job::fail_job;
 use crate::job::run::{self, JobOutcome};
-use crate::journal::{JobCount, Predecessor, Progress, Record, SlotDirectory};
-use crate::monitor::metrics::{self, RunnerLabels};
+use crate::journal::{self, JobCount, OfferState, Predecessor, Progress, Record, SlotDirectory};
+use crate::monitor::metrics;
 use crate::payload::{self, Payload, Undecodable};
 use crate::sync;
-use crate::sys;
+use crate::sys::BootTime;
 
 /// Large enough to parse large payloads.
 const JOB_STACK: usize = 1 << 20;
@@ -44,8 +45,7 @@ struct State {
     count: JobCount,
     /// By slot, because jobs of two GitLab servers may have the same id.
     controls: HashMap<usize, Arc<JobControl>>,
-    /// `CI_CONCURRENT_ID`s in use by runner, and `CI_CONCURRENT_PROJECT_ID`s by runner and project.
-    concurrent_ids: HashMap<ConcurrentIdScope, Vec<u32>>,
+    concurrent_ids: ConcurrentIdPool,
     /// The reason of an eviction, which also applies to jobs that arrive later.
     evicted: Option<String>,
     /// The reason of an interruption, which also applies to jobs that arrive later.
@@ -58,8 +58,13 @@ impl JobManager {
         if let Err(error) = count.save(&state) {
             log::error!("cannot save the job count error={error}");
         }
-        let (controls, numbers) = (HashMap::new(), HashMap::new());
-        let inner = State { count, controls, concurrent_ids: numbers, evicted: None, interrupted: None };
+        let inner = State {
+            count,
+            controls: HashMap::new(),
+            concurrent_ids: ConcurrentIdPool::default(),
+            evicted: None,
+            interrupted: None,
+        };
         Arc::new(Self {
             state_dir: state,
             instance,
@@ -107,7 +112,9 @@ impl JobManager {
                 return true;
             }
         };
+        let concurrent = self.lock().concurrent_ids.assign(&IdScope::of(&context, &payload), None);
         let record = Record {
+            version: journal::VERSION,
             identity: context.identity.clone(),
             url: context.runner.url.clone(),
             tls: context.runner.tls.clone(),
@@ -116,8 +123,8 @@ impl JobManager {
             key: Some(context.runner.key()),
             payload: text,
             request_id,
-            concurrent: self.assign_concurrent_ids(&context, &payload, None),
-            began: sys::boottime(),
+            concurrent,
+            began: BootTime::now(),
             number: self.count_job(),
             offer: offered.as_ref().map(|offered| Box::new(offered.record())),
             progress: Progress::default(),
@@ -147,7 +154,7 @@ impl JobManager {
         offered: Option<OfferedJob>,
     ) {
         let context = context.in_slot(permit.slot);
-        self.assign_concurrent_ids(&context, &payload, Some(record.concurrent));
+        self.lock().concurrent_ids.assign(&IdScope::of(&context, &payload), Some(record.concurrent));
         metrics::job_resumed(&context.runner_labels(), payload.id, record.began);
         log::info!("job resumed from journal job={} runner={}", payload.id, context.runner.name);
         self.start(PendingJob { permit, context, record, payload, begin: Start::Resumed(predecessor), offered });
@@ -206,14 +213,14 @@ impl JobManager {
     fn run_job(&self, task: PendingJob, control: &Arc<JobControl>) {
         let PendingJob { permit, context, mut record, payload, mut begin, offered } = task;
         let (id, handle) = (payload.id, payload.handle());
-        let (numbers, keys) = (record.concurrent, concurrent_id_scopes(&context, &payload));
+        let (ids, scope) = (record.concurrent, IdScope::of(&context, &payload));
         let directory = SlotDirectory::new(&self.state_dir, permit.slot);
         let (left, name) = (directory.clone(), name_of(&payload, record.began));
         if let Some(offered) = &offered
             && let Err(()) = self.take_over(offered, &mut record, &mut begin, &handle, &directory, control)
         {
             metrics::job_ended(&context.runner_labels(), id, "offer_void");
-            return self.release(permit, numbers, &keys);
+            return self.release(permit, ids, &scope);
         }
         // A panic in one job must neither end the agent nor leave the job unreported.
         let outcome = catch_unwind(AssertUnwindSafe(|| match begin {
@@ -222,9 +229,9 @@ impl JobManager {
         }));
         let trouble = match outcome {
             Ok(Ok(ended)) => {
-                report_outcome(&context.runner_labels(), id, &ended);
+                job_reports::outcome(&context.runner_labels(), id, &ended);
                 if let JobOutcome::Reported { state, .. } = &ended {
-                    self.failures.record(&context.runner_labels(), is_system_failure(state));
+                    self.failures.record(&context.runner_labels(), job_reports::is_system_failure(state));
                 }
                 None
             }
@@ -233,14 +240,14 @@ impl JobManager {
         };
         if let Some(why) = trouble {
             fail_job::stop_leftovers(&context, &left, name);
-            fail_with_log(&context, &left, &handle, &why);
+            job_reports::fail_with_log(&context, &left, &handle, &why);
             self.failures.record(&context.runner_labels(), true);
         }
         // If the job's result is not delivered yet, the next agent delivers it.
         if let Some(offered) = offered.filter(|_| left.load().is_none()) {
             offered.note_ended();
         }
-        self.release(permit, numbers, &keys);
+        self.release(permit, ids, &scope);
     }
 
     /// Takes over an offered job before any of it runs. Errors: the job belongs to another agent, and everything local
@@ -262,12 +269,12 @@ impl JobManager {
             // The manager then offers the job to an agent whose disk is not full.
             log::error!("cannot write the journal; the offered job is not accepted job={} error={why}", handle.id);
         }
-        let accepted = match record.progress.accepted {
-            true => {
+        let accepted = match record.progress.offer {
+            OfferState::Accepted => {
                 offered.note_accepted(handle);
                 true
             }
-            false => written.is_ok() && offered.accept(handle, control),
+            OfferState::Open => written.is_ok() && offered.accept(handle, control),
         };
         if !accepted {
             self.uncount_job();
@@ -276,11 +283,11 @@ impl JobManager {
             }
             return Err(());
         }
-        record.progress.accepted = true;
+        record.progress.offer = OfferState::Accepted;
         // The agent appends to the log that the manager has started.
         let trace = &offered.offer.trace;
         if !trace.is_empty() && !directory.spool().exists() {
-            record.progress.acknowledged = trace.offset;
+            record.progress.log.acknowledged = trace.offset;
             if let Err(error) = write_log_prefix(&directory.spool(), &trace.text) {
                 *begin = Start::New(Err(error));
             }
@@ -318,10 +325,10 @@ impl JobManager {
         let name = name_of(&task.payload, task.record.began);
         let directory = SlotDirectory::new(&self.state_dir, task.permit.slot);
         fail_job::stop_leftovers(&task.context, &directory, name);
-        match task.offered.is_some() && !task.record.progress.accepted {
+        match task.offered.is_some() && task.record.progress.offer == OfferState::Open {
             // The manager offers the job to another agent.
             true => log::error!("cannot start the offered job; it is not accepted job={} error={why}", task.payload.id),
-            false => fail(&task.context, &task.payload.handle(), why),
+            false => job_reports::fail(&task.context, &task.payload.handle(), why),
         }
         self.failures.record(&task.context.runner_labels(), true);
         if let Err(error) = directory.discard() {
@@ -330,12 +337,12 @@ impl JobManager {
         if let Some(offered) = &task.offered {
             offered.note_ended();
         }
-        self.release(task.permit, task.record.concurrent, &concurrent_id_scopes(&task.context, &task.payload));
+        self.release(task.permit, task.record.concurrent, &IdScope::of(&task.context, &task.payload));
     }
 
-    /// Fails a job whose payload cannot be decoded; GitLab would wait an hour for it otherwise. Runs in its own thread,
-    /// because GitLab may be slow.
-    fn fail_undecodable(
+    /// Fails a job that cannot be decoded; GitLab would wait an hour for it otherwise. Runs in its own thread, because
+    /// GitLab may be slow.
+    pub fn fail_undecodable(
         self: &Arc<Self>,
         permit: Permit,
         context: RunnerContext,
@@ -348,7 +355,7 @@ impl JobManager {
         let refused = spawn_job_thread(job.id.clone(), (permit, context, job), move |(permit, context, job)| {
             let directory = SlotDirectory::new(&jobs.state_dir, permit.slot);
             if offered.as_ref().is_none_or(|offered| offered.accept_to_fail(&job)) {
-                fail_with_log(&context, &directory, &job, &told);
+                job_reports::fail_with_log(&context, &directory, &job, &told);
             }
             if let Some(offered) = offered {
                 offered.note_ended();
@@ -357,7 +364,7 @@ impl JobManager {
             let _ = jobs.events.send(Event::Changed);
         });
         if let Err(((_permit, context, job), error)) = refused {
-            fail(&context, &job, &format!("{why}; no thread can be created to report it: {error}"));
+            job_reports::fail(&context, &job, &format!("{why}; no thread can be created to report it: {error}"));
         }
     }
 
@@ -374,33 +381,16 @@ impl JobManager {
         }
     }
 
-    /// Assigns the smallest free concurrent ids, or restores those of a resumed job.
-    fn assign_concurrent_ids(&self, context: &RunnerContext, payload: &Payload, had: Option<(u32, u32)>) -> (u32, u32) {
-        let mut inner = self.lock();
-        let [of_runner, of_project] = concurrent_id_scopes(context, payload);
-        let mut take = |key: ConcurrentIdScope, had: Option<u32>| {
-            let used = inner.concurrent_ids.entry(key).or_default();
-            let number = had.unwrap_or_else(|| (0..).find(|number| !used.contains(number)).unwrap_or(0));
-            used.push(number);
-            number
-        };
-        (take(of_runner, had.map(|had| had.0)), take(of_project, had.map(|had| had.1)))
-    }
-
     /// Releases the slot of a job that has ended. The permit is dropped last, because the next job in the slot
     /// registers its own control.
-    fn release(&self, permit: Permit, numbers: (u32, u32), keys: &[ConcurrentIdScope; 2]) {
+    fn release(&self, permit: Permit, ids: ConcurrentIds, scope: &IdScope) {
         {
             let mut inner = self.lock();
             inner.controls.remove(&permit.slot);
             if inner.controls.is_empty() {
                 self.instance.set_activity(Activity::Idle);
             }
-            for (key, number) in keys.iter().zip([numbers.0, numbers.1]) {
-                if let Some(used) = inner.concurrent_ids.get_mut(key) {
-                    used.retain(|used| *used != number);
-                }
-            }
+            inner.concurrent_ids.release(scope, ids);
         }
         drop(permit);
         let _ = self.events.send(Event::Changed);
@@ -410,9 +400,6 @@ impl JobManager {
         sync::lock(&self.state)
     }
 }
-
-/// The scope of a concurrent id: a runner, or a runner and a project.
-type ConcurrentIdScope = (String, Option<i64>);
 
 /// A job with everything that its thread needs.
 struct PendingJob {
@@ -452,65 +439,6 @@ fn write_log_prefix(spool: &std::path::Path, text: &str) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(spool)?;
     io::Write::write_all(&mut file, text.as_bytes())
-}
-
-fn concurrent_id_scopes(context: &RunnerContext, payload: &Payload) -> [ConcurrentIdScope; 2] {
-    let runner = context.runner.token.short();
-    [(runner.clone(), None), (runner, Some(payload.job_info.project_id))]
-}
-
-fn report_outcome(runner: &RunnerLabels, id: i64, outcome: &JobOutcome) {
-    metrics::job_ended(runner, id, metric_result(outcome));
-    let name = &runner.name;
-    match outcome {
-        JobOutcome::Reported { state, delivery, summary } => {
-            let result = match state {
-                JobState::Failed { reason, exit_code } => {
-                    let code = exit_code.map(|code| format!(" exit_code={code}")).unwrap_or_default();
-                    format!("failed reason={}{code}", reason.as_str())
-                }
-                _ => "success".to_owned(),
-            };
-            log::info!("job ended job={id} runner={name} state={result} {summary} delivery={delivery:?}");
-        }
-        JobOutcome::Dropped => {
-            log::info!("job dropped: GitLab no longer expects it from this runner job={id} runner={name}");
-        }
-    }
-}
-
-fn is_system_failure(state: &JobState) -> bool {
-    matches!(state, JobState::Failed { reason: FailureReason::RunnerSystemFailure, .. })
-}
-
-/// The result, as a label for metrics.
-fn metric_result(ended: &JobOutcome) -> &'static str {
-    match ended {
-        JobOutcome::Reported { state: JobState::Failed { reason, .. }, .. } => reason.as_str(),
-        JobOutcome::Reported { .. } => "success",
-        JobOutcome::Dropped => "dropped",
-    }
-}
-
-/// Fails a job, with the error in its log.
-fn fail_with_log(context: &RunnerContext, directory: &SlotDirectory, job: &JobHandle, why: &str) {
-    match fail_job::fail(context, directory, job, why) {
-        Ok(_) => {
-            log::error!("job failed by the agent job={} error={why}", job.id);
-            metrics::job_ended(&context.runner_labels(), &job.id, FailureReason::RunnerSystemFailure.as_str());
-        }
-        Err(error) => fail(context, job, &format!("{why}; its log cannot be written: {error}")),
-    }
-}
-
-/// Fails a job whose log cannot be written on this machine.
-fn fail(context: &RunnerContext, job: &JobHandle, why: &str) {
-    metrics::job_ended(&context.runner_labels(), &job.id, FailureReason::RunnerSystemFailure.as_str());
-    log::error!("job failed by the agent job={} error={why}", job.id);
-    let error = JobError::new(FailureReason::RunnerSystemFailure, why);
-    let state = JobState::Failed { reason: error.reason, exit_code: None };
-    fail_job::send_reason(context, job, why);
-    context.coordinator.update_job(job, &state, TraceSummary::default());
 }
 
 /// The payload of a job in the journal; `None` if it cannot be decoded.

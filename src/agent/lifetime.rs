@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use super::slots::Slots;
 use crate::config::lifetime::Lifetime as Bounds;
 use crate::journal::shutdown::ShutdownReason;
+use crate::sys::BootTime;
 
 /// Random part of the limits: the idle timeout is up to this part longer and the maximum age up to half of it shorter,
 /// so that instances that started together do not shut down together.
@@ -27,8 +28,8 @@ const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 pub struct Lifetime {
     /// The limits of the configuration and the command line.
     pub bounds: Bounds,
-    /// Start of the lifetime, in nanoseconds of `CLOCK_BOOTTIME`.
-    pub began: u64,
+    /// Start of the lifetime.
+    pub began: BootTime,
     /// The random share of [`JITTER`], from 0 to 1.
     jitter_fraction: f64,
     /// The group has refused to terminate the idle instance.
@@ -37,7 +38,7 @@ pub struct Lifetime {
 
 impl Lifetime {
     /// A lifetime that started at `began`.
-    pub fn new(bounds: Bounds, began: u64) -> Self {
+    pub fn new(bounds: Bounds, began: BootTime) -> Self {
         Self { bounds, began, jitter_fraction: crate::random::fraction(), refused: false }
     }
 
@@ -48,11 +49,11 @@ impl Lifetime {
     }
 
     /// The reason to shut down now, or the time until there may be one; `None` if only an event can give one.
-    /// `boottime` is the current `CLOCK_BOOTTIME` in nanoseconds, `now` the time of day.
+    /// `boottime` is the current time of the boot, `now` the time of day.
     pub fn shutdown_reason(
         &self,
         slots: &Slots,
-        boottime: u64,
+        boottime: BootTime,
         now: Timestamp,
     ) -> Result<ShutdownReason, Option<Duration>> {
         if slots.are_builds_used_up() {
@@ -70,9 +71,9 @@ impl Lifetime {
         Err([age, idle, minute].into_iter().flatten().min())
     }
 
-    fn until_old(&self, boottime: u64) -> Option<Duration> {
+    fn until_old(&self, boottime: BootTime) -> Option<Duration> {
         let most = self.bounds.max_age?.mul_f64(1.0 - self.jitter_fraction * JITTER / 2.0);
-        Some(most.saturating_sub(Duration::from_nanos(boottime.saturating_sub(self.began))))
+        Some(most.saturating_sub(boottime.since(self.began)))
     }
 
     fn until_idle(&self, slots: &Slots, now: Timestamp) -> Option<Duration> {
@@ -107,11 +108,11 @@ mod tests {
 
     fn idle_after(seconds: u64) -> Lifetime {
         let idle = vec![IdleTimes::always(Duration::from_secs(seconds))];
-        Lifetime::new(Bounds { idle, ..Bounds::default() }, 0)
+        Lifetime::new(Bounds { idle, ..Bounds::default() }, BootTime::default())
     }
 
     fn verdict(lifetime: &Lifetime, slots: &Slots) -> Result<ShutdownReason, Option<Duration>> {
-        lifetime.shutdown_reason(slots, 0, Timestamp::now())
+        lifetime.shutdown_reason(slots, BootTime::default(), Timestamp::now())
     }
 
     #[test]
@@ -168,7 +169,7 @@ mod tests {
         }
 
         fn verdict(&self, lifetime: &Lifetime) -> Result<ShutdownReason, Option<Duration>> {
-            let boottime = (*self.awake.lock().expect("no panic") + self.asleep).as_nanos() as u64;
+            let boottime = BootTime::default() + *self.awake.lock().expect("no panic") + self.asleep;
             lifetime.shutdown_reason(&self.slots, boottime, self.time_of_day)
         }
     }
@@ -211,7 +212,8 @@ mod tests {
     #[test]
     fn standby_and_sleep_count_for_the_age_but_not_as_idle_time() {
         let bounds = Bounds { max_age: Some(Duration::from_secs(10 * HOUR)), ..idle_after(600).bounds };
-        let (mut machine, lifetime) = (Machine::boot(), Lifetime { jitter_fraction: 0.0, ..Lifetime::new(bounds, 0) });
+        let (mut machine, lifetime) =
+            (Machine::boot(), Lifetime { jitter_fraction: 0.0, ..Lifetime::new(bounds, BootTime::default()) });
         machine.slots.pause();
         machine.pass(HOUR);
         machine.sleep(HOUR);
@@ -232,7 +234,7 @@ mod tests {
     #[test]
     fn shuts_down_after_max_builds() {
         let slots = Slots::new(1, Some(1), 0);
-        let lifetime = Lifetime::new(Bounds::default(), 0);
+        let lifetime = Lifetime::new(Bounds::default(), BootTime::default());
         let mut permit = slots.acquire(&key(), BOUNDS, || false).expect("a permit");
         assert_eq!(verdict(&lifetime, &slots), Err(None));
         permit.begin_job();
@@ -242,10 +244,13 @@ mod tests {
     #[test]
     fn shuts_down_at_the_maximum_age_even_during_a_job() {
         let max_age = Some(Duration::from_secs(10 * HOUR));
-        let lifetime = Lifetime::new(Bounds { max_age, ..Bounds::default() }, 5);
+        let lifetime = Lifetime::new(Bounds { max_age, ..Bounds::default() }, BootTime::from_nanos(5));
         let slots = Slots::new(1, None, 0);
         let _job = slots.occupy(key(), 0);
-        let at = |hours: u64| lifetime.shutdown_reason(&slots, 5 + hours * HOUR * 1_000_000_000, Timestamp::now());
+        let at = |hours: u64| {
+            let boottime = BootTime::from_nanos(5) + Duration::from_secs(hours * HOUR);
+            lifetime.shutdown_reason(&slots, boottime, Timestamp::now())
+        };
         assert!(matches!(at(1), Err(Some(left)) if (8 * HOUR..=9 * HOUR).contains(&left.as_secs())), "{:?}", at(1));
         assert!(at(8).is_err());
         assert_eq!(at(10), Ok(ShutdownReason::MaxAge));
@@ -272,9 +277,9 @@ mod tests {
         let text = "concurrent = 1\n[[runners]]\nexecutor = \"shell\"\n[runners.machine]\nIdleTime = 3600\n\
                     [[runners.machine.autoscaling]]\nPeriods = [\"* * * * * sat,sun *\"]\nTimezone = \"UTC\"\nIdleTime = 0\n";
         let config = crate::config::Config::parse(std::path::Path::new("config.toml"), text).expect("a configuration");
-        let lifetime = Lifetime::new(config.lifetime, 0);
+        let lifetime = Lifetime::new(config.lifetime, BootTime::default());
         let slots: Arc<Slots> = Slots::new(1, None, 1);
-        let at = |time: &str| lifetime.shutdown_reason(&slots, 0, time.parse().expect("a time"));
+        let at = |time: &str| lifetime.shutdown_reason(&slots, BootTime::default(), time.parse().expect("a time"));
         assert_eq!(at("2026-07-10T23:59:15Z"), Err(Some(Duration::from_secs(45))));
         assert_eq!(at("2026-07-11T00:00:00Z"), Ok(ShutdownReason::Idle));
         // The time of day was set back, so the machine is not idle any more.

@@ -12,7 +12,7 @@ use super::signals::SignalRequest;
 use super::{Agent, Event};
 use crate::config::fitness::WhenUnfit;
 use crate::journal::shutdown::ShutdownReason;
-use crate::sys;
+use crate::sys::BootTime;
 
 impl Agent {
     /// Runs the main loop. Errors: there is no usable configuration, and nothing is left to finish without one.
@@ -118,7 +118,7 @@ impl Agent {
             }
             other => other.map(|(left, _)| left),
         };
-        match self.lifetime.shutdown_reason(&self.slots, sys::boottime(), jiff::Timestamp::now()) {
+        match self.lifetime.shutdown_reason(&self.slots, BootTime::now(), jiff::Timestamp::now()) {
             Ok(reason) => {
                 self.begin_shutdown(reason);
                 Some(Duration::ZERO)
@@ -130,11 +130,10 @@ impl Agent {
     /// Time until a machine without a usable runner, or an unfit machine, shuts down; `None` if it does not.
     fn until_giving_up(&self) -> Option<(Duration, ShutdownReason)> {
         let mayfly = &self.config.mayfly;
-        let without_runner =
-            mayfly.give_up_after.filter(|_| self.servers.is_empty() && self.unconfigured.is_none()).map(|after| {
-                let since = Duration::from_nanos(sys::boottime().saturating_sub(self.began));
-                (after.saturating_sub(since), ShutdownReason::NoRunner)
-            });
+        let without_runner = mayfly
+            .give_up_after
+            .filter(|_| self.servers.is_empty() && self.unconfigured.is_none())
+            .map(|after| (after.saturating_sub(self.began.elapsed()), ShutdownReason::NoRunner));
         let leaves = mayfly.fitness.when_unfit == WhenUnfit::Leave;
         let unfit = self
             .status

@@ -3,12 +3,14 @@
 //! `start` starts the agent, `main_loop` runs it, and each other file has one duty.
 
 pub mod advice;
+mod concurrent_ids;
 mod configuration;
 mod confinement;
 mod contexts;
 pub mod fitness;
 mod hand_over;
 mod job_manager;
+mod job_reports;
 mod lifetime;
 mod main_loop;
 mod managers;
@@ -50,7 +52,7 @@ use crate::instance::{Identity, Instance, Notice};
 use crate::job::context::RunnerContext;
 use crate::job::storage::Storage;
 use crate::journal::JobCount;
-use crate::sys;
+use crate::sys::BootTime;
 pub use confinement::confinement;
 use hand_over::HandOver;
 use job_manager::JobManager;
@@ -181,8 +183,8 @@ struct Agent {
     /// The runners that must not poll, with the reasons.
     status: Arc<fitness::FitnessStatus>,
     readiness: Readiness,
-    /// When this agent started, in nanoseconds of `CLOCK_BOOTTIME`.
-    began: u64,
+    /// When this agent started.
+    began: BootTime,
     /// Whether this agent, or perhaps an earlier one, has polled.
     has_polled: bool,
 }
@@ -206,7 +208,7 @@ impl Agent {
             monitoring: Monitoring::new(Arc::clone(&slots), &system_id, Arc::clone(&status)),
             status,
             readiness: Readiness::Unknown,
-            began: sys::boottime(),
+            began: BootTime::now(),
             slots,
             has_polled: count.jobs > 0,
             lifetime: Lifetime::new(bounds, count.began),
@@ -216,7 +218,7 @@ impl Agent {
             owner: Owner {
                 instance: identity.instance.clone(),
                 state: state.display().to_string(),
-                life: format!("{}-{:x}", std::process::id(), crate::sys::boottime()),
+                life: format!("{}-{:x}", std::process::id(), BootTime::now().as_nanos()),
             },
             removals: ContainerRemovals::default(),
             storage: Storage::load(&state),

@@ -19,7 +19,7 @@ use crate::monitor::metrics::{self, RunnerLabels};
 use crate::monitor::text::{CONTENT_TYPE, Kind, Page};
 use crate::monitor::write_process;
 use crate::sync;
-use crate::sys;
+use crate::sys::BootTime;
 use crate::version::{REVISION, VERSION, architecture};
 
 /// Interval of the main loop while the listener runs.
@@ -85,7 +85,7 @@ struct MonitoringPages {
     slots: Arc<Slots>,
     fitness: Arc<fitness::FitnessStatus>,
     system_id: String,
-    /// When the main loop last ran, in nanoseconds of `CLOCK_BOOTTIME`.
+    /// When the main loop last ran; see [`BootTime::as_nanos`].
     last_loop: AtomicU64,
     state: Mutex<AgentState>,
 }
@@ -109,7 +109,7 @@ struct AgentState {
 impl Monitoring {
     /// Monitoring without a listener.
     pub fn new(slots: Arc<Slots>, system_id: &str, fitness: Arc<fitness::FitnessStatus>) -> Self {
-        let last_loop = AtomicU64::new(sys::boottime());
+        let last_loop = AtomicU64::new(BootTime::now().as_nanos());
         let pages =
             MonitoringPages { slots, fitness, system_id: system_id.to_owned(), last_loop, state: Mutex::default() };
         Self { pages: Arc::new(pages), listener: None }
@@ -152,7 +152,7 @@ impl Monitoring {
 
     /// Records that the main loop runs. Returns the time until the next run; `None` without a listener.
     pub fn record_loop(&self) -> Option<Duration> {
-        self.pages.last_loop.store(sys::boottime(), Ordering::Relaxed);
+        self.pages.last_loop.store(BootTime::now().as_nanos(), Ordering::Relaxed);
         self.listener.as_ref().map(|_| LOOP_INTERVAL_MAX)
     }
 
@@ -187,7 +187,7 @@ impl MonitoringPages {
     }
 
     fn since_last_loop(&self) -> Duration {
-        Duration::from_nanos(sys::boottime().saturating_sub(self.last_loop.load(Ordering::Relaxed)))
+        BootTime::from_nanos(self.last_loop.load(Ordering::Relaxed)).elapsed()
     }
 
     /// 200 while the agent works; otherwise 503 with the reason.
@@ -343,9 +343,9 @@ mod tests {
             Arc::new(ShutdownTracker::begin(state.path(), ShutdownState::new(&identity, ShutdownReason::Idle)));
         monitoring.set_phase(AgentPhase::ShuttingDown(tracker));
         assert_eq!(monitoring.pages.health(), Answer::text(503, "draining (idle_timeout), jobs left: 0\n"));
-        let long_ago = sys::boottime().saturating_sub(HANG_TIMEOUT.as_nanos() as u64 * 2).max(1);
+        let long_ago = BootTime::now().as_nanos().saturating_sub(HANG_TIMEOUT.as_nanos() as u64 * 2).max(1);
         monitoring.pages.last_loop.store(long_ago, Ordering::Relaxed);
-        let hangs = sys::boottime() - long_ago > HANG_TIMEOUT.as_nanos() as u64;
+        let hangs = BootTime::now().as_nanos() - long_ago > HANG_TIMEOUT.as_nanos() as u64;
         assert_eq!(monitoring.pages.health().body.contains("main loop hangs"), hangs);
     }
 

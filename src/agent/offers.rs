@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::server::Server;
+use crate::backoff::Backoff;
 use crate::coordinator::JobHandle;
 use crate::coordinator::manager::ManagedJobs;
 use crate::coordinator::manager::protocol::Offer;
 use crate::coordinator::source::{AcceptOutcome, JobSource};
-use crate::http::Backoff;
 use crate::job::control::JobControl;
 use crate::journal::OfferRecord;
 
 /// Interval of retries while the manager does not answer.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5)).with_jitter(0.5);
 
 /// An offered job and its manager.
 #[derive(Clone)]
@@ -49,10 +49,10 @@ impl OfferedJob {
                     }
                 }
             }
-            control.wait(RETRY.at(attempts).mul_f64(0.5 + crate::random::fraction() / 2.0));
+            control.wait(RETRY.delay(attempts));
             attempts += 1;
             let requests = control.stop_requests();
-            if requests.stops_job() || requests.evict.is_some() || requests.abandoned {
+            if requests.stops_job() || requests.eviction().is_some() || control.is_abandoned() {
                 log::warn!(
                     "the agent stops before it could accept the job; the manager offers it again job={}",
                     job.id

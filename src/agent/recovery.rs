@@ -11,10 +11,13 @@ use crate::config::{Config, Runner, carried};
 use crate::executor::docker::host;
 use crate::failure::JobError;
 use crate::http::Address;
+use crate::http::tls::TlsFiles;
 use crate::job::context::name_of;
 use crate::job::removal::{self, DirectoryRemoval};
-use crate::journal::{self, Predecessor, Record, SlotDirectory};
+use crate::journal::{self, ForeignRecord, Predecessor, Record, SlotDirectory, StoredRecord};
+use crate::payload;
 use crate::shim;
+use crate::sys::BootTime;
 use crate::token::Token;
 
 /// The jobs of an earlier agent that this agent resumes.
@@ -30,7 +33,16 @@ impl Agent {
     pub(super) fn recover(&mut self, config: &Config, predecessor: Predecessor) {
         let mut recovered = Recovered { jobs: Vec::new(), directories: Vec::new() };
         for (number, directory) in journal::slots(&self.state_dir) {
-            let record = directory.load();
+            let record = match directory.read() {
+                StoredRecord::Current(record) => Some(*record),
+                StoredRecord::Absent => None,
+                StoredRecord::Foreign(record) if self.fail_foreign(config, number, &record) => continue,
+                StoredRecord::Foreign(_) => None,
+                StoredRecord::Unreadable => {
+                    log::error!("cannot read the journal; its job is lost slot={number}");
+                    None
+                }
+            };
             // Containers end with the machine, so they are not resumed after a reboot.
             let lives_on = record.as_ref().filter(|record| record.identity.boot == self.identity.boot);
             let job = lives_on.and_then(|record| Some(name_of(&payload_of(record)?, record.began)));
@@ -81,15 +93,15 @@ impl Agent {
             return false;
         };
         if record.identity.boot != self.identity.boot {
-            if let Some(step) = record.progress.step.take() {
+            if let Some(step) = record.progress.end_step() {
                 shim::sweep(&step.id, &step.cgroups);
             }
             record.identity = self.identity.clone();
             // `CLOCK_BOOTTIME` starts anew with each boot.
-            record.began = crate::sys::boottime();
+            record.began = BootTime::now();
             if record.progress.final_state.is_none() {
                 record.progress.failure = Some(JobError::system("the machine went down while the job was running"));
-                record.progress.aborted = true;
+                record.progress.abort();
             }
             if let Err(error) = directory.save(&record) {
                 log::error!("cannot write the journal slot={number} error={error}");
@@ -112,6 +124,53 @@ impl Agent {
         self.jobs.resume(permit, context, record, payload, predecessor, offered);
         true
     }
+
+    /// Reports the job in a record of another version as failed: GitLab would wait an hour for it. Returns false if that
+    /// is not possible.
+    fn fail_foreign(&self, config: &Config, number: usize, record: &ForeignRecord) -> bool {
+        if record.identity.instance != self.identity.instance {
+            log::info!("discarding the journal of another machine slot={number}");
+            return false;
+        }
+        if let Some(step) = &record.step {
+            shim::sweep(&step.id, &step.cgroups);
+        }
+        let version = record.version.map_or_else(|| "unknown".to_owned(), |version| version.to_string());
+        let own = journal::VERSION;
+        let job = match payload::decode(record.payload.as_bytes()) {
+            Ok(payload) => Some(payload.handle()),
+            Err(undecodable) => undecodable.job,
+        };
+        let Some(job) = job else {
+            log::error!("cannot read a job in the journal slot={number} version={version} own_version={own}");
+            return false;
+        };
+        log::error!(
+            "the journal was written by another version of mayfly; its job cannot be resumed job={} slot={number} \
+             version={version} own_version={own}",
+            job.id
+        );
+        // The manager learns from the next report of this agent that the job is gone.
+        if record.is_offered {
+            return false;
+        }
+        let runner = Arc::new(runner_for_report(config, &record.url, &record.short_token, &record.tls));
+        let context =
+            gitlab(config, &runner).and_then(|gitlab| self.factory().context(config, &runner, Arc::new(gitlab), None));
+        match context {
+            Ok(context) => {
+                let permit = self.slots.occupy(RunnerKey::of(&runner), number);
+                let why = "the agent was replaced by another version of mayfly, which cannot resume this job; run the \
+                           job again";
+                self.jobs.fail_undecodable(permit, context, job, why, None);
+                true
+            }
+            Err(why) => {
+                log::error!("cannot report a job from the journal job={} error={why}", job.id);
+                false
+            }
+        }
+    }
 }
 
 /// The configuration of a resumed job: the one in its record. The record of an earlier version has none; then the
@@ -122,11 +181,15 @@ fn configuration_of(config: &Config, record: &Record) -> (Config, Runner) {
         runner.key.clone_from(&record.key);
         return (carried, runner);
     }
-    let same = |runner: &&Runner| runner.url == record.url && runner.token.short() == record.short_token;
-    if let Some(runner) = config.runners.iter().find(same) {
-        return (config.clone(), runner.clone());
-    }
-    let mut runner = Runner::unnamed(&record.url, Token::new(record.short_token.as_str()));
-    runner.tls = record.tls.clone();
-    (config.clone(), runner)
+    (config.clone(), runner_for_report(config, &record.url, &record.short_token, &record.tls))
+}
+
+/// The runner of the configuration that has a job, or one that has just what a report to GitLab needs.
+fn runner_for_report(config: &Config, url: &str, short_token: &str, tls: &TlsFiles) -> Runner {
+    let same = |runner: &&Runner| runner.url == url && runner.token.short() == short_token;
+    config.runners.iter().find(same).cloned().unwrap_or_else(|| {
+        let mut runner = Runner::unnamed(url, Token::new(short_token));
+        runner.tls = tls.clone();
+        runner
+    })
 }

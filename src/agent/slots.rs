@@ -1,10 +1,15 @@
 //! Permits for polls and slots for jobs: `concurrent`, `limit`, `request_concurrency` and `MaxBuilds`. All limits are
 //! checked *before* a request is sent, so that the agent never receives a job that it cannot run at once.
 
+mod idle_clock;
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use self::idle_clock::{Clock, IdleClock};
 use crate::config::Runner;
 use crate::sync;
 use crate::sys;
@@ -36,9 +41,6 @@ pub struct RunnerBounds {
     pub adaptive: bool,
 }
 
-/// A monotonic clock such as [`sys::monotonic`].
-type Clock = Box<dyn Fn() -> Duration + Send>;
-
 /// The running jobs and the requests in flight on this instance.
 pub struct Slots {
     state: Mutex<State>,
@@ -62,12 +64,7 @@ struct State {
     jobs: u32,
     /// Runners that poll.
     polling_runners: u32,
-    /// Measures the idle time.
-    clock: Clock,
-    /// Start of the current idle period; `None` while a job runs or the slots are paused.
-    idle_since: Option<Duration>,
-    /// Idle time before that.
-    idle_before: Duration,
+    idle: IdleClock,
     /// Whether a request has returned no job since the last job.
     polled: bool,
     /// Whether requests are stopped permanently.
@@ -148,9 +145,7 @@ impl Slots {
             next_queue_number: 0,
             jobs: 0,
             polling_runners: 0,
-            idle_since: Some(clock()),
-            clock,
-            idle_before: Duration::ZERO,
+            idle: IdleClock::start(clock),
             polled: false,
             closed: false,
             paused: false,
@@ -180,7 +175,7 @@ impl Slots {
             if state.first_eligible() == Some(number) {
                 break;
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = sync::wait(&self.changed, state);
         }
         state.queue.retain(|entry| entry.number != number);
         let slot = state.take_slot();
@@ -206,7 +201,7 @@ impl Slots {
         }
         state.taken[slot] = true;
         state.jobs += 1;
-        state.idle_since = None;
+        state.idle.stop();
         state.runners.entry(key.clone()).or_default().jobs += 1;
         Permit { slots: Arc::clone(self), key, slot, contended: false, requesting: false }
     }
@@ -246,15 +241,14 @@ impl Slots {
     pub fn pause(&self) {
         let mut state = self.lock();
         state.paused = true;
-        state.idle_before = state.idle_time();
-        state.idle_since = None;
+        state.idle.stop();
     }
 
     /// Ends a pause.
     pub fn unpause(&self) {
         let mut state = self.lock();
         if std::mem::take(&mut state.paused) && state.jobs == 0 {
-            state.idle_since = Some((state.clock)());
+            state.idle.resume();
         }
         self.changed.notify_all();
     }
@@ -304,7 +298,7 @@ impl Slots {
     /// The idle time; `None` while a job runs.
     pub fn idle_for(&self) -> Option<Duration> {
         let state = self.lock();
-        (state.jobs == 0).then(|| state.idle_time())
+        (state.jobs == 0).then(|| state.idle.elapsed())
     }
 
     /// True if a request has returned no job since the last job, or if no runner polls.
@@ -339,13 +333,11 @@ impl State {
     }
 
     fn start_idle_clock(&mut self) {
-        self.idle_before = Duration::ZERO;
-        self.idle_since = (self.jobs == 0 && !self.paused).then(|| (self.clock)());
+        self.idle.reset();
+        if self.jobs == 0 && !self.paused {
+            self.idle.resume();
+        }
         self.polled = false;
-    }
-
-    fn idle_time(&self) -> Duration {
-        self.idle_before + self.idle_since.map_or(Duration::ZERO, |since| (self.clock)().saturating_sub(since))
     }
 
     fn take_slot(&mut self) -> usize {
@@ -366,7 +358,7 @@ impl Permit {
         let mut state = self.slots.lock();
         self.requesting = false;
         state.jobs += 1;
-        state.idle_since = None;
+        state.idle.stop();
         let usage = state.runners.entry(self.key.clone()).or_default();
         usage.requests = usage.requests.saturating_sub(1);
         usage.jobs += 1;
@@ -391,240 +383,5 @@ impl Drop for Permit {
             }
         }
         self.slots.changed.notify_all();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::sync::mpsc;
-    use std::thread;
-
-    fn key(name: &str) -> RunnerKey {
-        RunnerKey { url: "https://gitlab.test".to_owned(), short_token: name.to_owned() }
-    }
-
-    const FREE: RunnerBounds = RunnerBounds { limit: None, requests: 8, adaptive: false };
-
-    fn acquire(slots: &Arc<Slots>, name: &str, bounds: RunnerBounds) -> Permit {
-        slots.acquire(&key(name), bounds, || false).expect("a permit")
-    }
-
-    /// Whether a permit is available now.
-    fn is_free(slots: &Arc<Slots>, name: &str, bounds: RunnerBounds) -> bool {
-        let mut state = slots.lock();
-        state.queue.push(QueueEntry { number: u64::MAX, key: key(name), bounds });
-        let free = state.first_eligible() == Some(u64::MAX);
-        state.queue.pop();
-        free
-    }
-
-    #[test]
-    fn holds_a_slot_from_the_request_to_the_end_of_the_job() {
-        let slots = Slots::new(1, None, 0);
-        let mut permit = acquire(&slots, "a", FREE);
-        assert!(!is_free(&slots, "a", FREE));
-        permit.begin_job();
-        assert!(!is_free(&slots, "a", FREE));
-        assert_eq!(slots.jobs(), 1);
-        assert!(slots.idle_for().is_none());
-        drop(permit);
-        assert!(is_free(&slots, "a", FREE));
-        assert!(slots.idle_for().is_some());
-    }
-
-    #[test]
-    fn keeps_limit_and_request_concurrency_of_each_runner() {
-        let slots = Slots::new(10, None, 0);
-        let one_request = RunnerBounds { limit: Some(2), requests: 1, adaptive: false };
-        let mut first = acquire(&slots, "a", one_request);
-        assert!(!is_free(&slots, "a", one_request), "one request at once");
-        assert!(is_free(&slots, "b", one_request), "another runner is free");
-        first.begin_job();
-        let mut second = acquire(&slots, "a", one_request);
-        second.begin_job();
-        assert!(!is_free(&slots, "a", one_request), "two jobs at once");
-    }
-
-    #[test]
-    fn concurrent_requests_adapt_to_their_outcomes() {
-        let slots = Slots::new(10, None, 0);
-        let bounds = RunnerBounds { limit: None, requests: 2, adaptive: true };
-        let first = acquire(&slots, "a", bounds);
-        assert!(!is_free(&slots, "a", bounds), "one at first");
-        slots.adapt_requests(&key("a"), bounds, RequestOutcome::Job);
-        assert!(is_free(&slots, "a", bounds), "a job came: two");
-        let second = acquire(&slots, "a", bounds);
-        (0..20).for_each(|_| slots.adapt_requests(&key("a"), bounds, RequestOutcome::Job));
-        assert!(!is_free(&slots, "a", bounds), "never more than configured");
-        drop((first, second));
-        slots.adapt_requests(&key("a"), bounds, RequestOutcome::Overloaded);
-        let _one = acquire(&slots, "a", bounds);
-        assert!(!is_free(&slots, "a", bounds), "the server has enough to do");
-    }
-
-    #[test]
-    fn never_takes_more_than_max_builds() {
-        let slots = Slots::new(4, Some(1), 0);
-        let request = acquire(&slots, "a", FREE);
-        assert!(!is_free(&slots, "a", FREE), "the one build is being asked for");
-        drop(request);
-        assert!(is_free(&slots, "a", FREE), "no job came, so the build is left");
-        let mut job = acquire(&slots, "a", FREE);
-        job.begin_job();
-        assert!(slots.are_builds_used_up());
-        drop(job);
-        assert!(slots.are_builds_used_up());
-        assert!(!is_free(&slots, "a", FREE));
-    }
-
-    #[test]
-    fn builds_of_an_earlier_agent_count_and_the_maximum_can_change() {
-        let slots = Slots::new(4, Some(3), 2);
-        let mut job = acquire(&slots, "a", FREE);
-        job.begin_job();
-        assert!(slots.are_builds_used_up());
-        slots.set_max_builds(Some(4));
-        assert!(is_free(&slots, "a", FREE));
-        slots.set_max_builds(Some(1));
-        assert!(slots.are_builds_used_up(), "fewer than were taken already");
-        slots.set_max_builds(None);
-        assert!(!slots.are_builds_used_up());
-    }
-
-    #[test]
-    fn the_idle_time_stands_still_in_a_pause() {
-        let slots = Slots::new(1, None, 0);
-        std::thread::sleep(Duration::from_millis(20));
-        slots.pause();
-        assert!(!is_free(&slots, "a", FREE));
-        let idle = slots.idle_for().expect("no job");
-        assert!(idle >= Duration::from_millis(20));
-        std::thread::sleep(Duration::from_millis(20));
-        assert_eq!(slots.idle_for(), Some(idle));
-        slots.unpause();
-        assert!(is_free(&slots, "a", FREE));
-        std::thread::sleep(Duration::from_millis(20));
-        assert!(slots.idle_for().expect("no job") >= idle + Duration::from_millis(20));
-    }
-
-    #[test]
-    fn idle_time_restarts_when_a_job_ends_in_a_pause() {
-        let slots = Slots::new(1, None, 0);
-        let job = slots.occupy(key("a"), 0);
-        slots.pause();
-        assert_eq!(slots.idle_for(), None);
-        drop(job);
-        assert_eq!(slots.idle_for(), Some(Duration::ZERO));
-    }
-
-    #[test]
-    fn knows_whether_there_was_a_request_since_the_last_job() {
-        let slots = Slots::new(2, None, 0);
-        assert!(slots.has_polled(), "nobody asks");
-        slots.set_polling_runners(1);
-        assert!(!slots.has_polled());
-        drop(acquire(&slots, "a", FREE));
-        assert!(slots.has_polled());
-        let mut job = acquire(&slots, "a", FREE);
-        job.begin_job();
-        drop(acquire(&slots, "a", FREE));
-        drop(job);
-        assert!(!slots.has_polled(), "the request that brought nothing was answered while the job ran");
-    }
-
-    #[test]
-    fn reopening_restarts_the_idle_time() {
-        let slots = Slots::new(1, None, 0);
-        std::thread::sleep(Duration::from_millis(20));
-        slots.close();
-        slots.open();
-        assert!(slots.idle_for().expect("no job") < Duration::from_millis(20));
-        assert!(is_free(&slots, "a", FREE));
-    }
-
-    #[test]
-    fn a_request_is_not_held_when_runners_outnumber_the_free_slots() {
-        let slots = Slots::new(2, None, 0);
-        slots.set_polling_runners(2);
-        let mut first = acquire(&slots, "a", FREE);
-        assert!(!first.contended);
-        first.begin_job();
-        assert!(acquire(&slots, "b", FREE).contended, "one free slot, two runners");
-    }
-
-    #[test]
-    fn slots_are_given_in_the_order_of_the_queue() {
-        let slots = Slots::new(1, None, 0);
-        let first = acquire(&slots, "a", FREE);
-        let (sender, receiver) = mpsc::channel();
-        let mut waiting = Vec::new();
-        for (queued, name) in ["b", "a"].into_iter().enumerate() {
-            let (slots, sender) = (Arc::clone(&slots), sender.clone());
-            let ask = Arc::clone(&slots);
-            waiting.push(thread::spawn(move || {
-                let permit = acquire(&ask, name, FREE);
-                sender.send(name).expect("sent");
-                drop(permit);
-            }));
-            while slots.lock().queue.len() <= queued {
-                thread::yield_now();
-            }
-        }
-        drop(first);
-        assert_eq!([receiver.recv(), receiver.recv()], [Ok("b"), Ok("a")]);
-        for thread in waiting {
-            thread.join().expect("ended");
-        }
-    }
-
-    #[test]
-    fn gives_up_when_closed_or_cancelled() {
-        let slots = Slots::new(0, None, 0);
-        let cancelled = Arc::new(AtomicBool::new(false));
-        let waiter = {
-            let (slots, cancelled) = (Arc::clone(&slots), Arc::clone(&cancelled));
-            thread::spawn(move || slots.acquire(&key("a"), FREE, || cancelled.load(Ordering::SeqCst)).is_none())
-        };
-        cancelled.store(true, Ordering::SeqCst);
-        slots.wake();
-        assert!(waiter.join().expect("ended"));
-        slots.close();
-        assert!(slots.acquire(&key("a"), FREE, || false).is_none());
-    }
-
-    #[test]
-    fn a_cancelled_poller_does_not_block_the_queue() {
-        for _ in 0..50 {
-            let slots = Slots::new(1, None, 0);
-            let first = acquire(&slots, "a", FREE);
-            let ended = Arc::new(AtomicBool::new(false));
-            let mut waiting = Vec::new();
-            for (queued, gives_up) in [true, false].into_iter().enumerate() {
-                let (waiter, ended) = (Arc::clone(&slots), Arc::clone(&ended));
-                let cancelled = move || gives_up && ended.load(Ordering::SeqCst);
-                waiting.push(thread::spawn(move || waiter.acquire(&key("a"), FREE, cancelled).is_some()));
-                while slots.lock().queue.len() <= queued {
-                    thread::yield_now();
-                }
-            }
-            ended.store(true, Ordering::SeqCst);
-            drop(first);
-            slots.wake();
-            let got: Vec<bool> = waiting.into_iter().map(|thread| thread.join().expect("ended")).collect();
-            assert!(got[1], "the one behind gets its permit");
-        }
-    }
-
-    #[test]
-    fn a_resumed_job_takes_its_old_slot() {
-        let slots = Slots::new(1, Some(5), 0);
-        let resumed = slots.occupy(key("a"), 2);
-        assert!(!is_free(&slots, "b", FREE));
-        assert_eq!(slots.jobs(), 1);
-        drop(resumed);
-        let next = acquire(&slots, "b", FREE);
-        assert_eq!(next.slot, 0);
     }
 }

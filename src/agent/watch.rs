@@ -3,19 +3,21 @@
 //! not report.
 
 use std::fs;
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::time::SystemTime;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
 use crate::sync;
+use crate::sys;
 
 /// Interval of the comparison.
-const COMPARE_INTERVAL_MS: u16 = 10_000;
+const COMPARE_INTERVAL: Duration = Duration::from_millis(10_000);
 
 /// Device, inode, modification time and size of the file; `None` if it does not exist.
 type FileStamp = Option<(u64, u64, SystemTime, u64)>;
@@ -47,8 +49,7 @@ fn start(path: &Path, report: impl Fn() -> bool + Send + 'static) -> nix::Result
             }
         }
     };
-    sync::spawn("watch", super::STACK, watch)
-        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN)))?;
+    sync::spawn("watch", super::STACK, watch).map_err(|error| errno_of(&error))?;
     Ok(())
 }
 
@@ -80,12 +81,10 @@ impl Watcher {
 
     /// Waits for a change or for the next comparison. Returns true if the file has changed.
     fn wait(&mut self) -> nix::Result<bool> {
-        let mut polled = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut polled, PollTimeout::from(COMPARE_INTERVAL_MS)) {
-            Ok(0) => return Ok(self.compare()),
-            Ok(_) => {}
-            Err(Errno::EINTR) => return Ok(false),
-            Err(error) => return Err(error),
+        let waited = sys::wait([Some(self.inotify.as_fd())], Some(COMPARE_INTERVAL));
+        match waited.map_err(|error| errno_of(&error))? {
+            [true] => {}
+            [false] => return Ok(self.compare()),
         }
         let changes = match self.inotify.read_events() {
             Ok(changes) => changes,
@@ -120,6 +119,10 @@ impl Watcher {
 fn file_stamp(path: &Path) -> FileStamp {
     let metadata = fs::metadata(path).ok()?;
     Some((metadata.dev(), metadata.ino(), metadata.modified().ok()?, metadata.len()))
+}
+
+fn errno_of(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN))
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use std::thread;
 
 use super::compress::{BLOCK, Compressor, Method};
 
+use crate::sync;
+
 /// More threads would use more memory, but disk or network would not be faster.
 const WORKERS_MAX: usize = 8;
 
@@ -45,6 +47,9 @@ impl<T> Pending<T> {
     }
 }
 
+/// The stack of a thread that compresses.
+const STACK: usize = 1 << 20;
+
 /// Runs `body` with one thread per core.
 pub fn with_pool<'a, R>(method: Method, body: impl FnOnce(&Pool<'a>) -> io::Result<R>) -> io::Result<R> {
     let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_MAX));
@@ -53,7 +58,7 @@ pub fn with_pool<'a, R>(method: Method, body: impl FnOnce(&Pool<'a>) -> io::Resu
     thread::scope(|scope| {
         for n in 0..workers {
             let (queue, mut compressor) = (&queue, Compressor::new(method)?);
-            thread::Builder::new().name(format!("compress-{n}")).spawn_scoped(scope, move || {
+            sync::spawn_scoped(scope, format!("compress-{n}"), STACK, move || {
                 while let Some(job) = next(queue) {
                     job(&mut compressor);
                 }

@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::{Arc, mpsc};
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
@@ -29,6 +28,7 @@ use crate::instance::metadata_block::{self, MetadataBlock};
 use crate::instance::{self, CheckResult, POWER_OFF, Plain, Requirement};
 use crate::monitor::listener::probe_address;
 use crate::shim::spec::User;
+use crate::sync;
 
 /// A larger clock error breaks certificates and tokens.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(120);
@@ -368,11 +368,14 @@ fn check_server(report: &mut Report, place: &str, config: &Config, runner: &Runn
     }
 }
 
+/// The stack of the thread that calls GitLab.
+const VERIFY_STACK: usize = 1 << 20;
+
 /// Verifies the token; `None` if GitLab does not answer in time. The agent itself would wait for minutes.
 fn ask(gitlab: &Arc<GitLab>, runner: &Runner, system_id: &str) -> Option<Result<TokenStatus, ApiError>> {
     let (sender, verdict) = mpsc::channel();
     let (asking, token, system_id) = (Arc::clone(gitlab), runner.token.clone(), system_id.to_owned());
-    let asked = thread::Builder::new().name("verify".to_owned()).spawn(move || {
+    let asked = sync::spawn("verify", VERIFY_STACK, move || {
         // The receiver is gone after the timeout.
         let _ = sender.send(asking.verify(&token, &system_id));
     });

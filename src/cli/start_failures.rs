@@ -13,13 +13,12 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 
+use crate::backoff::Backoff;
 use crate::decode;
-use crate::sys;
+use crate::sys::{self, BootTime};
 
-/// The delay after the first failure; doubled after each further one.
-const FIRST_DELAY: Duration = Duration::from_secs(1);
-/// The longest delay.
-const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// The delays after failures in a row.
+const DELAY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 /// The same error is written at most once in this time.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
 /// Failures this far apart are unrelated: the service ran in between.
@@ -35,12 +34,12 @@ pub struct StartFailures {
 struct Record {
     /// The number of failures in a row.
     count: u32,
-    /// The time of the first one, in nanoseconds of `CLOCK_BOOTTIME`.
-    first_at: u64,
-    /// The time of the last one, on the same clock. The runtime directory does not survive a reboot.
-    failed_at: u64,
-    /// When the error was last written, on the same clock.
-    written_at: u64,
+    /// The time of the first one.
+    first_at: BootTime,
+    /// The time of the last one. The runtime directory does not survive a reboot.
+    failed_at: BootTime,
+    /// When the error was last written.
+    written_at: BootTime,
     error: String,
 }
 
@@ -59,7 +58,7 @@ impl StartFailures {
     /// delay. If starts have failed for `give_up_after`, powers the machine off.
     pub fn fail(&self, error: &str, give_up_after: Option<Duration>) {
         let before = fs::read(&self.record).ok().and_then(|text| decode::json(&text).ok()).unwrap_or_default();
-        let (record, is_due, delay) = next(&before, error, sys::boottime());
+        let (record, is_due, delay) = next(&before, error, BootTime::now());
         if is_due {
             let attempts = if record.count > 1 { format!(" failed_starts={}", record.count) } else { String::new() };
             eprintln!("mayfly: {error}{attempts}");
@@ -73,7 +72,7 @@ impl StartFailures {
             let _ = sys::default_action(signal);
         }
         sys::let_through(SigSet::all());
-        let failing_for = Duration::from_nanos(record.failed_at.saturating_sub(record.first_at));
+        let failing_for = record.failed_at.since(record.first_at);
         if give_up_after.is_some_and(|after| failing_for >= after) {
             power_off(failing_for);
         }
@@ -93,13 +92,13 @@ fn power_off(failing_for: Duration) {
 }
 
 /// The record after one more failure, whether to write its error, and the delay.
-fn next(before: &Record, error: &str, now: u64) -> (Record, bool, Duration) {
-    let since = |at: u64| Duration::from_nanos(now.saturating_sub(at));
+fn next(before: &Record, error: &str, now: BootTime) -> (Record, bool, Duration) {
+    let since = |at: BootTime| now.since(at);
     let is_same_series = before.count > 0 && since(before.failed_at) < FORGET_AFTER;
     let is_due = !is_same_series || before.error != error || since(before.written_at) >= REPEAT_AFTER;
     let count = if is_same_series { before.count.saturating_add(1) } else { 1 };
     let written_at = if is_due { now } else { before.written_at };
-    let delay = FIRST_DELAY.saturating_mul(1 << (count - 1).min(16)).min(LONGEST_DELAY);
+    let delay = DELAY.delay(count - 1);
     let first_at = if is_same_series { before.first_at } else { now };
     (Record { count, first_at, failed_at: now, written_at, error: error.to_owned() }, is_due, delay)
 }
@@ -108,19 +107,21 @@ fn next(before: &Record, error: &str, now: u64) -> (Record, bool, Duration) {
 mod tests {
     use super::*;
 
-    const SECOND: u64 = 1_000_000_000;
+    fn at(seconds: u64) -> BootTime {
+        BootTime::default() + Duration::from_secs(seconds)
+    }
 
     #[test]
     fn delays_grow_and_the_same_error_is_written_once_a_minute() {
-        let (mut record, mut now, mut written, mut delays) = (Record::default(), 5 * SECOND, Vec::new(), Vec::new());
+        let (mut record, mut now, mut written, mut delays) = (Record::default(), at(5), Vec::new(), Vec::new());
         for _ in 0..10 {
             let (after, is_due, delay) = next(&record, "no such user", now);
             if is_due {
-                written.push(now / SECOND);
+                written.push(now.since(at(0)).as_secs());
             }
             delays.push(delay.as_secs());
             record = after;
-            now += delay.as_nanos() as u64;
+            now = now + delay;
         }
         assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60, 60, 60]);
         assert!(written.windows(2).all(|pair| pair[1] - pair[0] >= 60), "{written:?}");
@@ -129,10 +130,10 @@ mod tests {
 
     #[test]
     fn another_error_is_written_at_once_and_old_failures_are_forgotten() {
-        let (record, ..) = next(&Record::default(), "a", SECOND);
-        let (other, is_due, _) = next(&record, "b", 2 * SECOND);
+        let (record, ..) = next(&Record::default(), "a", at(1));
+        let (other, is_due, _) = next(&record, "b", at(2));
         assert!(is_due && other.count == 2);
-        let (later, is_due, delay) = next(&other, "b", 700 * SECOND);
-        assert!(is_due && later.count == 1 && delay == FIRST_DELAY);
+        let (later, is_due, delay) = next(&other, "b", at(700));
+        assert!(is_due && later.count == 1 && delay == DELAY.delay(0));
     }
 }

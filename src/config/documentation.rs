@@ -1,30 +1,15 @@
-//! Tests that the documentation of `config.toml` agrees with the table of keys.
-//!
-//! A key with an effect is described by hand, in the section of its table. The table of keys without effect is
-//! generated: after a change of a reason, run `UPDATE_DOCS=1 cargo test --bin mayfly reference_page`.
+//! Tests that the reference pages agree with the tables of keys and flags, from which they are generated: after a change,
+//! run `UPDATE_DOCS=1 cargo test --bin mayfly reference_page`.
 
-use std::collections::BTreeSet;
 use std::fs;
 
 use super::feature_flags::{FLAGS, Support as Effect};
-use super::keys::{Support, TABLES};
+use super::keys::{Row, Support, TABLES, Table};
 
 const CONFIGURATION: &str = "docs/reference/configuration.md";
 const DOCKER: &str = "docs/reference/docker.md";
-/// The start of the generated part of [`CONFIGURATION`]; it ends at an empty line.
-const GENERATED: &str = "| Key | Table | Why |\n|---|---|---|\n";
-
-fn page(name: &str) -> String {
-    fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).expect(name)
-}
-
-/// The names in the first cells of the rows of a section.
-fn described(page: &str, heading: &str) -> BTreeSet<String> {
-    let section = page.split(&format!("\n## {heading}\n")).nth(1).unwrap_or_default();
-    let section = section.split("\n## ").next().unwrap_or_default();
-    let cells = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
-    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
-}
+/// The head of the table of keys without effect.
+const WITHOUT_EFFECT: &str = "| Key | Table | Why |\n|---|---|---|\n";
 
 /// The heading of the section for a table.
 fn heading(table: &str) -> String {
@@ -37,47 +22,91 @@ fn heading(table: &str) -> String {
     }
 }
 
+fn row(names: &[&str], cells: &[&str]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    let cells = cells.iter().map(|cell| if cell.is_empty() { " |".to_owned() } else { format!(" {cell} |") });
+    format!("| {} |{}\n", names.join(", "), cells.collect::<String>())
+}
+
+/// The rows for the keys of a table that have an effect.
+fn rows(table: &Table) -> String {
+    if table.path == "runners.feature_flags" {
+        let shown = FLAGS.iter().filter(|flag| matches!(flag.support, Effect::Honoured | Effect::InContainers));
+        return shown.map(|flag| row(&[flag.name], &[&format!("`{}`", flag.default), flag.meaning])).collect();
+    }
+    let mut text = String::new();
+    let mut keys = table.keys.iter().peekable();
+    while let Some(key) = keys.next() {
+        let Some(Row::Cells(second, third)) = key.row else { continue };
+        let mut names = vec![key.name];
+        while let Some(same) = keys.next_if(|key| key.row == Some(Row::AsAbove)) {
+            names.push(same.name);
+        }
+        let has_two_columns = table.path == "runners.docker.services";
+        text += &if has_two_columns { row(&names, &[third]) } else { row(&names, &[second, third]) };
+    }
+    text
+}
+
+/// The page with generated rows in the section of a table. A table whose keys have no effect has no section.
+fn with_rows(page: &str, section: &str, rows: &str) -> String {
+    let heading = format!("\n## {section}\n");
+    if rows.is_empty() {
+        assert!(!page.contains(&heading), "{section} has no key with an effect");
+        return page.to_owned();
+    }
+    let at = page.find(&heading).unwrap_or_else(|| panic!("no section {section}"));
+    let begin = at + page[at..].find("|---|").unwrap_or_else(|| panic!("no table in section {section}"));
+    let begin = begin + page[begin..].find('\n').expect("rows") + 1;
+    let end = page[begin..].find("\n\n").map_or(page.len(), |end| begin + end + 1);
+    format!("{}{rows}{}", &page[..begin], &page[end..])
+}
+
+/// The page with the table of keys without effect. The migration guide lists those of fleets.
+fn with_keys_without_effect(page: &str) -> String {
+    let mut rows = String::new();
+    let is_of_fleets = |table: &str| table.starts_with("runners.machine") || table.starts_with("runners.autoscaler");
+    for table in TABLES.iter().filter(|table| !is_of_fleets(table.path)) {
+        for key in table.keys {
+            if let Support::NoEffect(why) = key.support {
+                let place = if table.path.is_empty() { "top level".to_owned() } else { heading(table.path) };
+                rows += &row(&[key.name], &[&place, why]);
+            }
+        }
+    }
+    let begin = page.find(WITHOUT_EFFECT).expect("the table of keys without effect") + WITHOUT_EFFECT.len();
+    let end = page[begin..].find("\n\n").map_or(page.len(), |end| begin + end + 1);
+    format!("{}{rows}{}", &page[..begin], &page[end..])
+}
+
 #[test]
-fn reference_pages_describe_every_key_with_an_effect_and_no_other() {
-    let pages = [page(CONFIGURATION), page(DOCKER)];
-    for (table, keys) in TABLES {
-        let (name, text) = match table.starts_with("runners.docker") {
-            true => (DOCKER, &pages[1]),
-            false => (CONFIGURATION, &pages[0]),
-        };
-        let known =
-            keys.iter().filter(|(_, support)| !matches!(support, Support::NoEffect(_) | Support::ManagerOnly(_)));
-        let known = known.map(|(key, _)| *key);
-        let flags = FLAGS.iter().filter(|(_, _, effect)| matches!(effect, Effect::Honoured | Effect::InContainers));
-        let known: BTreeSet<String> = match *table {
-            "runners.feature_flags" => flags.map(|(flag, ..)| (*flag).to_owned()).collect(),
-            _ => known.map(str::to_owned).collect(),
-        };
-        let section = heading(table);
-        assert_eq!(described(text, &section), known, "{name}, section {section}");
+fn the_reference_pages_are_those_of_the_tables() {
+    for name in [CONFIGURATION, DOCKER] {
+        let path = format!("{}/{name}", env!("CARGO_MANIFEST_DIR"));
+        let page = fs::read_to_string(&path).expect(name);
+        let is_of_docker = name == DOCKER;
+        let of_page = TABLES.iter().filter(|table| table.path.starts_with("runners.docker") == is_of_docker);
+        let mut expected =
+            of_page.fold(page.clone(), |page, table| with_rows(&page, &heading(table.path), &rows(table)));
+        if !is_of_docker {
+            expected = with_keys_without_effect(&expected);
+        }
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            fs::write(path, expected).expect("written");
+        } else {
+            let differs = page.lines().zip(expected.lines()).find(|(one, other)| one != other);
+            assert!(
+                page == expected,
+                "run UPDATE_DOCS=1 cargo test --bin mayfly reference_page; {name} differs: {differs:?}"
+            );
+        }
     }
 }
 
 #[test]
-fn the_reference_page_lists_the_keys_without_effect() {
-    let mut expected = GENERATED.to_owned();
-    // Keys of fleets are documented in the migration guide.
-    let is_of_fleets = |table: &str| table.starts_with("runners.machine") || table.starts_with("runners.autoscaler");
-    for (table, keys) in TABLES.iter().filter(|(table, _)| !is_of_fleets(table)) {
-        for (key, support) in *keys {
-            if let Support::NoEffect(why) = support {
-                let table = if table.is_empty() { "top level".to_owned() } else { heading(table) };
-                expected += &format!("| `{key}` | {table} | {why} |\n");
-            }
-        }
-    }
-    let text = page(CONFIGURATION);
-    let begin = text.find(GENERATED).expect("the generated table");
-    let end = text[begin..].find("\n\n").map_or(text.len(), |end| begin + end + 1);
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        let path = format!("{}/{CONFIGURATION}", env!("CARGO_MANIFEST_DIR"));
-        fs::write(path, text[..begin].to_owned() + &expected + &text[end..]).expect("written");
-    } else {
-        assert_eq!(&text[begin..end], expected, "run UPDATE_DOCS=1 cargo test --bin mayfly reference_page");
+fn each_key_with_an_effect_is_documented() {
+    for key in TABLES.iter().flat_map(|table| table.keys) {
+        let has_effect = matches!(key.support, Support::Honoured | Support::Table);
+        assert_eq!(key.row.is_some(), has_effect, "{}", key.name);
     }
 }

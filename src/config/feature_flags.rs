@@ -1,4 +1,4 @@
-//! Feature flags (`FF_…`) with gitlab-runner's names: default and effect of each.
+//! Feature flags (`FF_…`) with gitlab-runner's names: default, effect and meaning of each.
 
 /// The effect of a flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,78 +22,127 @@ const LOCAL: &str = "the agent runs on the instance itself";
 const FETCH: &str = "mayfly has only one way to fetch sources";
 const STREAM: &str = "archives are streamed in one request";
 
-/// A flag: name, default, effect.
-pub type Flag = (&'static str, bool, Support);
+/// A flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flag {
+    pub name: &'static str,
+    /// The value that gitlab-runner uses by default.
+    pub default: bool,
+    pub support: Support,
+    /// What the flag does, for the documentation.
+    #[cfg(test)]
+    pub meaning: &'static str,
+}
+
+const fn flag(name: &'static str, default: bool, support: Support, meaning: &'static str) -> Flag {
+    #[cfg(not(test))]
+    let _ = meaning;
+    Flag {
+        name,
+        default,
+        support,
+        #[cfg(test)]
+        meaning,
+    }
+}
+
+const fn honoured(name: &'static str, default: bool, meaning: &'static str) -> Flag {
+    flag(name, default, Honoured, meaning)
+}
+
+const fn in_containers(name: &'static str, default: bool, meaning: &'static str) -> Flag {
+    flag(name, default, InContainers, meaning)
+}
+
+const fn always(name: &'static str, default: bool, value: bool) -> Flag {
+    flag(name, default, Always(value), "")
+}
+
+const fn no_effect(name: &'static str, default: bool, why: &'static str) -> Flag {
+    flag(name, default, NoEffect(why), "")
+}
 
 /// All flags, sorted by name. Each is exported to jobs as a variable.
 pub const FLAGS: &[Flag] = &[
-    ("FF_CLEAN_UP_FAILED_CACHE_EXTRACT", false, Honoured),
-    ("FF_CONCRETE", false, NoEffect(STEPS)),
-    ("FF_DISABLE_AUTOMATIC_TOKEN_ROTATION", false, Honoured),
-    ("FF_DISABLE_POWERSHELL_STDIN", false, NoEffect(WINDOWS)),
-    ("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR", false, InContainers),
-    ("FF_DISABLE_UMASK_FOR_KUBERNETES_EXECUTOR", false, NoEffect(KUBERNETES)),
-    ("FF_ENABLE_BASH_EXIT_CODE_CHECK", false, Honoured),
-    ("FF_ENABLE_JOB_CLEANUP", false, Honoured),
-    ("FF_ENABLE_JOB_INPUTS_INTERPOLATION", true, Honoured),
-    ("FF_EXPORT_HIGH_CARDINALITY_METRICS", false, NoEffect("mayfly's metrics have no labels for single jobs")),
-    ("FF_GIT_URLS_WITHOUT_TOKENS", false, Honoured),
-    ("FF_HASH_CACHE_KEYS", false, Honoured),
-    ("FF_KUBERNETES_HONOR_ENTRYPOINT", false, NoEffect(KUBERNETES)),
-    ("FF_LOG_IMAGES_CONFIGURED_FOR_JOB", false, NoEffect(KUBERNETES)),
-    ("FF_MASK_ALL_DEFAULT_TOKENS", true, Always(true)),
-    ("FF_NETWORK_PER_BUILD", false, InContainers),
-    ("FF_POSIXLY_CORRECT_ESCAPES", false, Always(true)),
-    ("FF_PRINT_POD_EVENTS", false, NoEffect(KUBERNETES)),
-    ("FF_RESOLVE_FULL_TLS_CHAIN", false, NoEffect("jobs always get the chain up to the trusted authority")),
-    ("FF_SCRIPT_SECTIONS", false, Honoured),
-    ("FF_SCRIPT_TO_STEP_MIGRATION", false, NoEffect(STEPS)),
-    ("FF_SECRET_RESOLVING_FAILS_IF_MISSING", true, Always(true)),
-    ("FF_SUSPENDABLE_ENVIRONMENTS", false, NoEffect("mayfly does not suspend environments")),
-    ("FF_TEST_FEATURE", false, NoEffect("it exists only for the tests of gitlab-runner")),
-    ("FF_TIMESTAMPS", true, Honoured),
-    ("FF_USE_ADAPTIVE_REQUEST_CONCURRENCY", true, Honoured),
-    ("FF_USE_ADVANCED_POD_SPEC_CONFIGURATION", false, NoEffect(KUBERNETES)),
-    ("FF_USE_DIRECT_DOWNLOAD", true, Honoured),
-    ("FF_USE_DOCKER_AUTOSCALER_DIAL_STDIO", true, NoEffect(LOCAL)),
-    ("FF_USE_DUMB_INIT_WITH_KUBERNETES_EXECUTOR", false, NoEffect(KUBERNETES)),
-    ("FF_USE_DYNAMIC_TRACE_FORCE_SEND_INTERVAL", false, NoEffect("GitLab sets the interval")),
-    ("FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY", true, Honoured),
-    ("FF_USE_FASTZIP", true, Always(true)),
-    ("FF_USE_FLEETING_ACQUIRE_HEARTBEATS", false, NoEffect(LOCAL)),
-    ("FF_USE_GITALY_CORRELATION_ID", true, Honoured),
-    ("FF_USE_GIT_BUNDLE_URIS", true, Always(true)),
-    ("FF_USE_GIT_NATIVE_CLONE", false, NoEffect(FETCH)),
-    ("FF_USE_GIT_PROACTIVE_AUTH", false, NoEffect(FETCH)),
-    ("FF_USE_INIT_WITH_DOCKER_EXECUTOR", false, InContainers),
-    ("FF_USE_JOB_ROUTER", false, NoEffect("mayfly polls GitLab directly")),
-    ("FF_USE_LEGACY_BASH_EVAL", false, NoEffect("mayfly never runs scripts with `eval`")),
-    ("FF_USE_LEGACY_GCS_CACHE_ADAPTER", false, NoEffect("mayfly stores caches only on the instance and in S3")),
-    ("FF_USE_LEGACY_KUBERNETES_EXECUTION_STRATEGY", false, NoEffect(KUBERNETES)),
-    ("FF_USE_LEGACY_S3_CACHE_ADAPTER", false, NoEffect("mayfly has only one S3 client")),
-    ("FF_USE_NATIVE_CONTAINER_STOP", false, InContainers),
-    ("FF_USE_PARALLEL_ARTIFACT_TRANSFER", false, NoEffect(STREAM)),
-    ("FF_USE_PARALLEL_CACHE_TRANSFER", false, NoEffect(STREAM)),
-    ("FF_USE_POD_ACTIVE_DEADLINE_SECONDS", true, NoEffect(KUBERNETES)),
-    ("FF_USE_POWERSHELL_PATH_RESOLVER", false, NoEffect(WINDOWS)),
-    ("FF_USE_WINDOWS_JOB_OBJECT", false, NoEffect(WINDOWS)),
-    ("FF_USE_WINDOWS_LEGACY_PROCESS_STRATEGY", false, NoEffect(WINDOWS)),
-    ("FF_WAIT_FOR_POD_TO_BE_REACHABLE", false, NoEffect(KUBERNETES)),
+    honoured("FF_CLEAN_UP_FAILED_CACHE_EXTRACT", false, "Delete the files that a failed cache extraction wrote"),
+    no_effect("FF_CONCRETE", false, STEPS),
+    honoured("FF_DISABLE_AUTOMATIC_TOKEN_ROTATION", false, "Do not replace the runner token before it expires"),
+    no_effect("FF_DISABLE_POWERSHELL_STDIN", false, WINDOWS),
+    in_containers(
+        "FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR",
+        false,
+        "Containers: keep the usual umask and give the files to the container's user",
+    ),
+    no_effect("FF_DISABLE_UMASK_FOR_KUBERNETES_EXECUTOR", false, KUBERNETES),
+    honoured("FF_ENABLE_BASH_EXIT_CODE_CHECK", false, "Check the exit status after each line, in addition to `set -e`"),
+    honoured("FF_ENABLE_JOB_CLEANUP", false, "Clean the project directory after the job"),
+    honoured("FF_ENABLE_JOB_INPUTS_INTERPOLATION", true, "Replace `${{ … }}` expressions in the job"),
+    no_effect("FF_EXPORT_HIGH_CARDINALITY_METRICS", false, "mayfly's metrics have no labels for single jobs"),
+    honoured("FF_GIT_URLS_WITHOUT_TOKENS", false, "Git gets the job token from the agent, so that no file contains it"),
+    honoured("FF_HASH_CACHE_KEYS", false, "Name caches by the SHA-256 of their key"),
+    no_effect("FF_KUBERNETES_HONOR_ENTRYPOINT", false, KUBERNETES),
+    no_effect("FF_LOG_IMAGES_CONFIGURED_FOR_JOB", false, KUBERNETES),
+    always("FF_MASK_ALL_DEFAULT_TOKENS", true, true),
+    in_containers("FF_NETWORK_PER_BUILD", false, "Containers: one network for each job"),
+    always("FF_POSIXLY_CORRECT_ESCAPES", false, true),
+    no_effect("FF_PRINT_POD_EVENTS", false, KUBERNETES),
+    no_effect("FF_RESOLVE_FULL_TLS_CHAIN", false, "jobs always get the chain up to the trusted authority"),
+    honoured("FF_SCRIPT_SECTIONS", false, "A collapsible log section for each multi-line command"),
+    no_effect("FF_SCRIPT_TO_STEP_MIGRATION", false, STEPS),
+    always("FF_SECRET_RESOLVING_FAILS_IF_MISSING", true, true),
+    no_effect("FF_SUSPENDABLE_ENVIRONMENTS", false, "mayfly does not suspend environments"),
+    no_effect("FF_TEST_FEATURE", false, "it exists only for the tests of gitlab-runner"),
+    honoured("FF_TIMESTAMPS", true, "Timestamps in the job's log"),
+    honoured(
+        "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY",
+        true,
+        "Start with one poll of a runner, and adapt up to `request_concurrency`",
+    ),
+    no_effect("FF_USE_ADVANCED_POD_SPEC_CONFIGURATION", false, KUBERNETES),
+    honoured("FF_USE_DIRECT_DOWNLOAD", true, "Download artifacts from the object store when GitLab offers it"),
+    no_effect("FF_USE_DOCKER_AUTOSCALER_DIAL_STDIO", true, LOCAL),
+    no_effect("FF_USE_DUMB_INIT_WITH_KUBERNETES_EXECUTOR", false, KUBERNETES),
+    no_effect("FF_USE_DYNAMIC_TRACE_FORCE_SEND_INTERVAL", false, "GitLab sets the interval"),
+    honoured(
+        "FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY",
+        true,
+        "Wait longer between attempts of a stage: 5 seconds at first, 5 minutes at most",
+    ),
+    always("FF_USE_FASTZIP", true, true),
+    no_effect("FF_USE_FLEETING_ACQUIRE_HEARTBEATS", false, LOCAL),
+    honoured("FF_USE_GITALY_CORRELATION_ID", true, "Send the correlation id of the job with git requests"),
+    always("FF_USE_GIT_BUNDLE_URIS", true, true),
+    no_effect("FF_USE_GIT_NATIVE_CLONE", false, FETCH),
+    no_effect("FF_USE_GIT_PROACTIVE_AUTH", false, FETCH),
+    in_containers("FF_USE_INIT_WITH_DOCKER_EXECUTOR", false, "Containers: run an init process as PID 1"),
+    no_effect("FF_USE_JOB_ROUTER", false, "mayfly polls GitLab directly"),
+    no_effect("FF_USE_LEGACY_BASH_EVAL", false, "mayfly never runs scripts with `eval`"),
+    no_effect("FF_USE_LEGACY_GCS_CACHE_ADAPTER", false, "mayfly stores caches only on the instance and in S3"),
+    no_effect("FF_USE_LEGACY_KUBERNETES_EXECUTION_STRATEGY", false, KUBERNETES),
+    no_effect("FF_USE_LEGACY_S3_CACHE_ADAPTER", false, "mayfly has only one S3 client"),
+    in_containers("FF_USE_NATIVE_CONTAINER_STOP", false, "Containers: stop scripts with the image's stop signal"),
+    no_effect("FF_USE_PARALLEL_ARTIFACT_TRANSFER", false, STREAM),
+    no_effect("FF_USE_PARALLEL_CACHE_TRANSFER", false, STREAM),
+    no_effect("FF_USE_POD_ACTIVE_DEADLINE_SECONDS", true, KUBERNETES),
+    no_effect("FF_USE_POWERSHELL_PATH_RESOLVER", false, WINDOWS),
+    no_effect("FF_USE_WINDOWS_JOB_OBJECT", false, WINDOWS),
+    no_effect("FF_USE_WINDOWS_LEGACY_PROCESS_STRATEGY", false, WINDOWS),
+    no_effect("FF_WAIT_FOR_POD_TO_BE_REACHABLE", false, KUBERNETES),
 ];
 
 pub fn find(name: &str) -> Option<&'static Flag> {
-    FLAGS.iter().find(|(known, ..)| *known == name)
+    FLAGS.iter().find(|flag| flag.name == name)
 }
 
 /// Why a flag with this value has no effect on the jobs of a runner; `None` if it has one.
-pub fn idle_reason((_, _, effect): &Flag, value: bool, has_containers: bool) -> Option<String> {
-    match effect {
+pub fn idle_reason(flag: &Flag, value: bool, has_containers: bool) -> Option<String> {
+    match flag.support {
         Honoured => None,
         InContainers if has_containers => None,
         InContainers => Some("it applies to jobs in containers only".to_owned()),
-        Always(ours) if value == *ours => None,
+        Always(ours) if value == ours => None,
         Always(ours) => Some(format!("mayfly always behaves as if it were {ours}")),
-        NoEffect(why) => Some((*why).to_owned()),
+        NoEffect(why) => Some(why.to_owned()),
     }
 }
 
@@ -103,7 +152,7 @@ mod tests {
 
     #[test]
     fn flags_are_sorted_and_unique() {
-        assert!(FLAGS.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        assert!(FLAGS.windows(2).all(|pair| pair[0].name < pair[1].name));
     }
 
     #[test]

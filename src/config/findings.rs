@@ -145,33 +145,33 @@ fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, role: Ro
             continue;
         }
         let mut tell = |message: String| findings.push(Finding { severity: Severity::Warning, line, message });
-        match known.iter().find(|(key, _)| *key == name) {
-            Some((_, Support::Honoured)) if full == "runners.cache.Type" => {
+        match known.iter().find(|key| key.name == name).map(|key| key.support) {
+            Some(Support::Honoured) if full == "runners.cache.Type" => {
                 let other = item.as_str().filter(|kind| !matches!(*kind, "" | "s3"));
                 other.iter().for_each(|kind| tell(format!("`{full} = \"{kind}\"` has no effect: {}", keys::KIND)));
             }
-            Some((_, Support::Honoured)) if full == "runners.docker.environment" => {
+            Some(Support::Honoured) if full == "runners.docker.environment" => {
                 tell(format!("`{full}` has an effect, but belongs below [[runners]]; move it there"));
             }
-            Some((_, Support::Honoured)) if keys::PERIODS.contains(&full.as_str()) => {
+            Some(Support::Honoured) if keys::PERIODS.contains(&full.as_str()) => {
                 oddities(text, item, findings);
             }
-            Some((_, Support::Honoured)) => {
+            Some(Support::Honoured) => {
                 let expanded = matches!(full.as_str(), "runners.url" | "runners.token");
                 let names = item.as_str().filter(|_| expanded).map(expand::unset).unwrap_or_default();
                 for name in names {
                     tell(format!("`{full}` uses the environment variable `${name}`, which is not set"));
                 }
             }
-            Some((_, Support::ManagerOnly(_))) if role == Role::Manager => {}
-            Some((_, Support::ManagerOnly(why))) => {
+            Some(Support::ManagerOnly(_)) if role == Role::Manager => {}
+            Some(Support::ManagerOnly(why)) => {
                 tell(format!("`{full}` has no effect for an agent (`mayfly manager` honours it): {why}"));
             }
-            Some((_, Support::NoEffect(why))) => tell(format!("`{full}` has no effect: {why}")),
-            Some((_, Support::Table)) if full == "runners.docker" && !is_of_containers(executor) => {
+            Some(Support::NoEffect(why)) => tell(format!("`{full}` has no effect: {why}")),
+            Some(Support::Table) if full == "runners.docker" && !is_of_containers(executor) => {
                 tell(format!("`{full}` has no effect: {}", keys::WITHOUT_CONTAINERS));
             }
-            Some((_, Support::Table)) => visit_tables(text, &full, executor, item, role, findings),
+            Some(Support::Table) => visit_tables(text, &full, executor, item, role, findings),
             None => findings.push(Finding {
                 severity: Severity::UnknownKey,
                 line,
@@ -184,7 +184,7 @@ fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, role: Ro
 /// The reason why a feature flag has no effect, if so.
 fn of_flag(name: &str, value: Option<bool>, has_containers: bool) -> Option<(Severity, String)> {
     let Some(flag) = feature_flags::find(name) else {
-        let near = nearest(name, feature_flags::FLAGS.iter().map(|(name, ..)| *name));
+        let near = nearest(name, feature_flags::FLAGS.iter().map(|flag| flag.name));
         let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
         return Some((Severity::UnknownKey, format!("is unknown and has no effect{hint}")));
     };
@@ -212,11 +212,11 @@ fn visit_tables(text: &str, path: &str, executor: &str, item: &Item, role: Role,
 
 /// A suggestion for an unknown key: a similar key of the same table, or the same key of another table.
 fn hint(path: &str, name: &str) -> String {
-    if let Some(key) = nearest(name, keys::of(path).iter().map(|(key, _)| *key)) {
+    if let Some(key) = nearest(name, keys::of(path).iter().map(|key| key.name)) {
         return format!("; did you mean `{key}`?");
     }
-    let home = keys::TABLES.iter().find(|(_, known)| known.iter().any(|(key, _)| *key == name));
-    home.map(|(table, _)| format!("; it belongs {}", keys::place_of(table))).unwrap_or_default()
+    let home = keys::TABLES.iter().find(|table| table.keys.iter().any(|key| key.name == name));
+    home.map(|table| format!("; it belongs {}", keys::place_of(table.path))).unwrap_or_default()
 }
 
 /// The most similar known word, if at most a third of its letters differ.
@@ -227,21 +227,8 @@ fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a s
 
 /// The edit distance of two words, with swaps of adjacent letters; case, dashes and underscores are ignored.
 fn distance(one: &str, other: &str) -> usize {
-    let plain = |text: &str| text.to_ascii_lowercase().replace(['-', '_'], "").chars().collect::<Vec<_>>();
-    let (one, other) = (plain(one), plain(other));
-    let mut rows = vec![(0..=other.len()).collect::<Vec<usize>>()];
-    for (i, a) in one.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, b) in other.iter().enumerate() {
-            let mut cost = (rows[i][j] + usize::from(a != b)).min(rows[i][j + 1] + 1).min(row[j] + 1);
-            if i > 0 && j > 0 && *a == other[j - 1] && one[i - 1] == *b {
-                cost = cost.min(rows[i - 1][j - 1] + 1);
-            }
-            row.push(cost);
-        }
-        rows.push(row);
-    }
-    rows[one.len()][other.len()]
+    let plain = |text: &str| text.to_ascii_lowercase().replace(['-', '_'], "");
+    strsim::osa_distance(&plain(one), &plain(other))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ pub mod feature_flags;
 mod findings;
 pub mod fitness;
 pub mod fleet;
-mod keys;
+pub mod keys;
 pub mod leave;
 pub mod lifetime;
 mod location;

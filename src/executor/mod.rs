@@ -9,7 +9,18 @@ pub mod user;
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::shim::spec::User;
+
+/// Numbers that distinguish the jobs that run at the same time on this machine; the smallest free ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConcurrentIds {
+    /// `CI_CONCURRENT_ID`: among the jobs of the runner.
+    pub of_runner: u32,
+    /// `CI_CONCURRENT_PROJECT_ID`: among the jobs of the runner and the project.
+    pub of_project: u32,
+}
 
 /// How the steps of one job run on this machine.
 pub trait Executor: Send + Sync {
@@ -28,6 +39,11 @@ pub trait Executor: Send + Sync {
     /// The control groups, with limits, for a step in the sandbox.
     fn confined_cgroups(&self, step: &str) -> Vec<PathBuf> {
         self.cgroups(step)
+    }
+
+    /// Whether scripts run in containers.
+    fn uses_containers(&self) -> bool {
+        false
     }
 
     /// `CI_SHARED_ENVIRONMENT` or `CI_DISPOSABLE_ENVIRONMENT`.

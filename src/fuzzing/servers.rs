@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +14,7 @@ use crate::executor::docker::engine::Engine;
 use crate::executor::docker::engine::attached::FrameReader;
 use crate::http::Address;
 use crate::payload;
+use crate::sync;
 use crate::token::Token;
 
 /// The maximum size of a response. Larger ones only take longer.
@@ -29,7 +30,7 @@ pub fn http(answer: &[u8]) {
     if answer.len() > MOST {
         return;
     }
-    answer.clone_into(&mut ANSWER.lock().unwrap_or_else(PoisonError::into_inner));
+    answer.clone_into(&mut sync::lock(&ANSWER));
     of_gitlab(server());
     of_engine(server());
     let _ = FrameReader::default().push(answer, &mut |_, bytes| assert!(!bytes.is_empty()));
@@ -115,6 +116,6 @@ fn answered(mut stream: BufReader<std::net::TcpStream>) -> io::Result<()> {
         }
     }
     io::copy(&mut stream.by_ref().take(length), &mut io::sink())?;
-    let answer = ANSWER.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let answer = sync::lock(&ANSWER).clone();
     stream.get_mut().write_all(&answer)
 }

@@ -32,7 +32,7 @@ pub use diagnose::redirect_to_https;
 pub use error::Error;
 pub use escape::escape;
 pub use proxy::Route;
-pub use retry::{Backoff, Failure, RetryBudget, http_date, is_retryable};
+pub use retry::{Failure, RetryBudget, http_date, is_retryable};
 pub use socket::{agent, connect_through, plain_config, way_out};
 pub use transfer::{Incoming, Outgoing, Timeouts, Transfer};
 pub use url::{is_same_server, origin, resolve};

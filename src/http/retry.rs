@@ -2,10 +2,16 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::backoff::Backoff;
+
 /// The number of attempts of one request while the response has a retryable status (GitLab Runner API).
 pub const ATTEMPTS: u32 = 5;
 /// The longest delay that the agent accepts from a server.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// The delay if the server requests none.
+const RETRY: Backoff = Backoff::new(LEAST_DELAY, Duration::from_secs(60)).with_jitter(1.0);
+const LEAST_DELAY: Duration = Duration::from_millis(100);
 
 /// Whether the same request may get another response later.
 pub fn is_retryable(status: u16) -> bool {
@@ -22,34 +28,7 @@ pub fn asked_wait(reset_time: Option<&str>, retry_after: Option<&str>) -> Option
 
 /// The delay before the next attempt: the requested one, else a random one that grows.
 pub fn wait(reset_time: Option<&str>, retry_after: Option<&str>, attempt: u32) -> Duration {
-    asked_wait(reset_time, retry_after).unwrap_or_else(|| jittered(Backoff::RETRY.at(attempt)))
-}
-
-/// A random time between 100 milliseconds and `most`.
-fn jittered(most: Duration) -> Duration {
-    let least = Duration::from_millis(100);
-    least + most.saturating_sub(least).mul_f64(crate::random::fraction())
-}
-
-/// Exponential back-off.
-#[derive(Clone, Copy, Debug)]
-pub struct Backoff {
-    first: Duration,
-    most: Duration,
-}
-
-impl Backoff {
-    const RETRY: Self = Self::new(Duration::from_millis(100), Duration::from_secs(60));
-
-    /// Starts with `first`, doubles each time, up to `most`.
-    pub const fn new(first: Duration, most: Duration) -> Self {
-        Self { first, most }
-    }
-
-    /// The delay after `attempt` earlier failures (0 for the first).
-    pub fn at(self, attempt: u32) -> Duration {
-        self.first.saturating_mul(1 << attempt.min(20)).min(self.most)
-    }
+    asked_wait(reset_time, retry_after).unwrap_or_else(|| RETRY.delay(attempt).max(LEAST_DELAY))
 }
 
 /// Parses an HTTP date (`Sun, 06 Nov 1994 08:49:37 GMT`, RFC 9110).
@@ -80,7 +59,7 @@ impl RetryBudget {
     /// The minimum number of attempts, even if each takes longer than the time limit; and the number of attempts if the
     /// response is not retryable.
     const LEAST: u32 = 3;
-    const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
+    const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10)).with_jitter(0.25);
 
     /// The time starts with the first failure.
     pub fn new(budget: Duration) -> Self {
@@ -107,9 +86,9 @@ impl RetryBudget {
         if self.attempts >= Self::LEAST && !is_within {
             return None;
         }
-        let pause = Self::PAUSES.at(self.attempts - 1);
+        let pause = Self::PAUSES.delay(self.attempts - 1);
         self.attempts += 1;
-        Some(asked.unwrap_or_else(|| pause.mul_f64(0.75 + crate::random::fraction() / 4.0)))
+        Some(asked.unwrap_or(pause))
     }
 }
 
@@ -165,11 +144,5 @@ mod tests {
         assert_eq!(wait(Some("nonsense"), Some("7"), 0), Duration::from_secs(7));
         let own = wait(None, Some("Sun, 06 Nov 1994 08:49:37 GMT"), 3);
         assert!((Duration::from_millis(100)..=Duration::from_millis(800)).contains(&own), "{own:?}");
-    }
-
-    #[test]
-    fn doubles_up_to_the_limit() {
-        let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-        assert_eq!([0, 1, 3, 6, 40].map(|attempt| backoff.at(attempt).as_secs()), [1, 2, 8, 60, 60]);
     }
 }

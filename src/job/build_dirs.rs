@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -92,7 +92,7 @@ impl BuildDirs {
     pub fn claim(self: &Arc<Self>, dir: BuildDir) -> InUse {
         let mut inner = self.lock();
         while inner.removing.as_ref() == Some(&dir) {
-            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner = sync::wait(&self.changed, inner);
         }
         *inner.in_use.entry(dir.clone()).or_default() += 1;
         inner.known.insert(dir.clone(), Usage { used: now(), bytes: None });

@@ -18,7 +18,7 @@ use crate::executor::docker::{Docker, prepare, resolved_image, script, volumes};
 use crate::executor::job_dirs::{JobDirs, is_job_dir, job_dir_name};
 use crate::executor::roots;
 use crate::failure::JobError;
-use crate::journal::Progress;
+use crate::journal::{ContainerCondition, Progress};
 use crate::payload::Payload;
 use crate::payload::variables::Variables;
 use crate::shim::spec::{OutputFifos, Rights, Sandbox, Task};
@@ -135,7 +135,7 @@ fn prepare_task(job: &Job<'_>, docker: &Docker) -> Result<prepare::PrepareTask, 
             runner.key().reveal(),
             job.context.system_id,
             job.payload.job_info.project_id,
-            job.concurrent.1
+            job.concurrent.of_project
         ),
         prefix: &prefix,
         protected: job.payload.is_protected(),
@@ -194,7 +194,7 @@ fn network(job: &Job<'_>, facts: &JobNames<'_>, docker: &Docker) -> Option<Creat
     let mtu = configured.network_mtu;
     let mtu = (mtu > 0).then(|| ("com.docker.network.driver.mtu".to_owned(), mtu.to_string()));
     let own_network = job.settings.flags.is_on(OWN_NETWORK);
-    let name = docker.network(job.context, &job.payload, own_network, job.concurrent.1)?;
+    let name = docker.network(job.context, &job.payload, own_network, job.concurrent.of_project)?;
     Some(CreateNetwork {
         name,
         driver: "bridge".to_owned(),
@@ -225,8 +225,8 @@ fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) ->
         directories: vec![dirs.project.clone(), dirs.temporary.clone()],
     });
     let plan = FileTask::ContainerScript(Box::new(script::ContainerScript {
-        container: *container,
-        recreate_container: progress.container_interrupted,
+        container: *container.prepared,
+        recreate_container: container.condition == ContainerCondition::Interrupted,
         attempts: job.settings.variables.attempts("EXECUTOR_JOB_SECTION_ATTEMPTS"),
         start_marker: format!("mayfly-{}-{}", job.name(), progress.steps),
         script: text,

@@ -16,8 +16,8 @@ use super::storage::Storage;
 use super::{inputs, settings, sources};
 use crate::config::Runner;
 use crate::coordinator::Coordinator;
-use crate::executor::Executor;
 use crate::executor::job_dirs::{JobDirs, is_job_dir};
+use crate::executor::{ConcurrentIds, Executor};
 use crate::failure::JobError;
 use crate::instance::Identity;
 use crate::instance::metadata_block::MetadataBlock;
@@ -26,6 +26,7 @@ use crate::monitor::metrics::RunnerLabels;
 use crate::payload::variables::Variables;
 use crate::payload::{Payload, Variable};
 use crate::shim::spec::{Rights, Task};
+use crate::sys::BootTime;
 use crate::trace::FilterSpec;
 use crate::version::{REVISION, VERSION, architecture};
 
@@ -96,10 +97,9 @@ pub struct Job<'a> {
     /// Stop requests to the job.
     pub control: Arc<JobControl>,
     pub deadlines: Deadlines,
-    /// When it began, in nanoseconds of `CLOCK_BOOTTIME`.
-    pub began: u64,
-    /// `CI_CONCURRENT_ID` and `CI_CONCURRENT_PROJECT_ID`.
-    pub concurrent: (u32, u32),
+    /// When it began.
+    pub began: BootTime,
+    pub concurrent: ConcurrentIds,
     /// The id of the poll that returned the job.
     pub request_id: String,
     /// The bytes of log that a manager wrote before the agent got the job.
@@ -218,8 +218,8 @@ impl<'a> Job<'a> {
 }
 
 /// A name that is unique on this machine: jobs of different servers can have the same id.
-pub fn name_of(payload: &Payload, began: u64) -> String {
-    format!("{}-{began:x}", payload.id)
+pub fn name_of(payload: &Payload, began: BootTime) -> String {
+    format!("{}-{:x}", payload.id, began.as_nanos())
 }
 
 impl RunnerContext {
@@ -267,7 +267,7 @@ impl RunnerContext {
     fn settings(
         &self,
         payload: &Payload,
-        concurrent: (u32, u32),
+        concurrent: ConcurrentIds,
         settled: Option<&JobDirs>,
     ) -> (JobSettings, Result<(), JobError>) {
         let (flags, mut warnings) = self.flags(payload);
@@ -276,7 +276,7 @@ impl RunnerContext {
         let at = |dirs: &JobDirs| self.variables(payload, &flags, dirs, concurrent, ca_certificates.as_deref());
         let (dirs, allowed) = match settled.or(self.local.as_ref().map(|local| &local.dirs)) {
             Some(fixed) => (fixed.clone(), Ok(())),
-            None => self.job_dirs(payload, concurrent.1, &at),
+            None => self.job_dirs(payload, concurrent.of_project, &at),
         };
         let variables = at(&dirs);
         let mut debugs = |key: &str| {
@@ -329,7 +329,7 @@ impl RunnerContext {
         payload: &Payload,
         flags: &Flags,
         dirs: &JobDirs,
-        concurrent: (u32, u32),
+        concurrent: ConcurrentIds,
         ca_certificates: Option<&str>,
     ) -> Variables {
         let seen = |path: &Path| dirs.as_seen_by_job(path).display().to_string();
@@ -346,8 +346,8 @@ impl RunnerContext {
         }
         variables.set("CI_BUILDS_DIR", seen(&dirs.builds));
         variables.set("CI_PROJECT_DIR", seen(&dirs.project));
-        variables.set("CI_CONCURRENT_ID", concurrent.0.to_string());
-        variables.set("CI_CONCURRENT_PROJECT_ID", concurrent.1.to_string());
+        variables.set("CI_CONCURRENT_ID", concurrent.of_runner.to_string());
+        variables.set("CI_CONCURRENT_PROJECT_ID", concurrent.of_project.to_string());
         variables.set("CI_SERVER", "yes");
         variables.set("CI_JOB_STATUS", "running");
         variables.set("CI_JOB_TIMEOUT", payload.timeout_seconds().to_string());
@@ -364,7 +364,7 @@ impl RunnerContext {
         variables.set("CI_RUNNER_EXECUTABLE_ARCH", format!("linux/{}", architecture()));
         variables.set("RUNNER_TEMP_PROJECT_DIR", seen(&dirs.temporary));
         let own_network = flags.is_on(OWN_NETWORK);
-        if let Some(network) = self.executor.network(self, payload, own_network, concurrent.1) {
+        if let Some(network) = self.executor.network(self, payload, own_network, concurrent.of_project) {
             variables.set("CI_BUILD_NETWORK_NAME", network);
         }
         variables

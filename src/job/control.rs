@@ -5,72 +5,83 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::coordinator::JobStatus;
-use crate::journal::stop_requests::StopRequests;
+use crate::journal::stop_requests::{StopRequest, StopRequests};
 use crate::sync;
+use crate::sys;
 
 /// Stop requests to a job, from any thread.
 pub struct JobControl {
     stop_requests: Mutex<StopRequests>,
     wake_fd: EventFd,
-    /// The function that ends the delivery of the final state.
-    abandon: Mutex<Option<Box<dyn Fn() + Send>>>,
+    delivery: Mutex<DeliveryState>,
+}
+
+/// The delivery of the job's final state.
+enum DeliveryState {
+    /// It has not begun.
+    Pending,
+    /// It can begin, and the function ends it.
+    Open(Box<dyn Fn() + Send>),
+    /// The agent does not wait for it. A later agent delivers the result.
+    Abandoned,
 }
 
 impl JobControl {
     /// Fails if no file descriptor is left.
     pub fn new() -> io::Result<Self> {
         let wake_fd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { stop_requests: Mutex::default(), wake_fd, abandon: Mutex::default() })
+        Ok(Self { stop_requests: Mutex::default(), wake_fd, delivery: Mutex::new(DeliveryState::Pending) })
     }
 
     /// Sets the job's status on the server.
     pub fn set_status(&self, status: JobStatus) {
-        self.change(|stop_requests| match status {
+        match status {
             JobStatus::Ongoing => {}
-            JobStatus::Canceling => stop_requests.cancel = true,
-            JobStatus::Finished => stop_requests.finished = true,
-        });
+            JobStatus::Canceling => self.request(StopRequest::Cancel),
+            JobStatus::Finished => self.request(StopRequest::Finished),
+        }
     }
 
     /// Restores the stop requests that an earlier agent recorded; the job's step was stopped because of them.
     pub fn restore(&self, earlier: &StopRequests) {
-        self.change(|stop_requests| {
-            stop_requests.cancel |= earlier.cancel;
-            stop_requests.finished |= earlier.finished;
-            stop_requests.evict = earlier.evict.clone().or(stop_requests.evict.take());
-            stop_requests.interrupt = earlier.interrupt.clone().or(stop_requests.interrupt.take());
-        });
+        sync::lock(&self.stop_requests).add_earlier(earlier);
+        self.wake();
     }
 
     /// Requests the end of the job because the instance is interrupted.
     pub fn evict(&self, why: &str) {
-        self.change(|stop_requests| {
-            stop_requests.evict.get_or_insert_with(|| why.to_owned());
-        });
+        self.request(StopRequest::Evict(why.to_owned()));
     }
 
     /// Requests the end of the job because the agent shuts down.
     pub fn interrupt(&self, why: &str) {
-        self.change(|stop_requests| {
-            stop_requests.interrupt.get_or_insert_with(|| why.to_owned());
-        });
+        self.request(StopRequest::Interrupt(why.to_owned()));
     }
 
-    /// Sets the function that ends the delivery of the final state.
+    /// Sets the function that ends the delivery of the final state. Calls it if the delivery was abandoned before.
     pub fn on_abandon(&self, abandon: Box<dyn Fn() + Send>) {
-        *sync::lock(&self.abandon) = Some(abandon);
+        let mut delivery = sync::lock(&self.delivery);
+        match *delivery {
+            DeliveryState::Abandoned => abandon(),
+            DeliveryState::Pending | DeliveryState::Open(_) => *delivery = DeliveryState::Open(abandon),
+        }
     }
 
     /// Leaves the delivery of the final state to the next agent.
     pub fn abandon(&self) {
-        self.change(|stop_requests| stop_requests.abandoned = true);
-        if let Some(abandon) = &*sync::lock(&self.abandon) {
+        let before = std::mem::replace(&mut *sync::lock(&self.delivery), DeliveryState::Abandoned);
+        if let DeliveryState::Open(abandon) = before {
             abandon();
         }
+        self.wake();
+    }
+
+    /// Whether the delivery of the final state is left to the next agent.
+    pub fn is_abandoned(&self) -> bool {
+        matches!(*sync::lock(&self.delivery), DeliveryState::Abandoned)
     }
 
     /// The requests so far.
@@ -95,14 +106,17 @@ impl JobControl {
             if self.stop_requests().stops_script() {
                 return;
             }
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let _ = poll(&mut [PollFd::new(self.wake_fd(), PollFlags::POLLIN)], timeout);
+            let _ = sys::wait([Some(self.wake_fd())], Some(left));
             self.clear_wake();
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut StopRequests)) {
-        change(&mut sync::lock(&self.stop_requests));
+    fn request(&self, request: StopRequest) {
+        sync::lock(&self.stop_requests).add(request);
+        self.wake();
+    }
+
+    fn wake(&self) {
         let _ = self.wake_fd.write(1);
     }
 }
@@ -135,8 +149,29 @@ mod tests {
         let written = serde_json::to_string(&first.stop_requests()).expect("written");
         let second = JobControl::new().expect("made");
         second.restore(&serde_json::from_str(&written).expect("read"));
-        let expected =
-            StopRequests { cancel: true, interrupt: Some("terminated".to_owned()), ..StopRequests::default() };
-        assert_eq!(second.stop_requests(), expected);
+        let restored = second.stop_requests();
+        assert!(restored.is_canceled() && !restored.is_finished());
+        assert_eq!((restored.interruption(), restored.eviction()), (Some("terminated"), None));
+        assert!(first.is_abandoned() && !second.is_abandoned());
+    }
+
+    #[test]
+    fn a_delivery_that_was_abandoned_before_it_began_ends_at_once() {
+        for abandoned_first in [true, false] {
+            let control = JobControl::new().expect("made");
+            let (sender, ended) = std::sync::mpsc::channel();
+            let begin = || control.on_abandon(Box::new(move || sender.send(()).expect("a receiver")));
+            match abandoned_first {
+                true => {
+                    control.abandon();
+                    begin();
+                }
+                false => {
+                    begin();
+                    control.abandon();
+                }
+            }
+            assert_eq!(ended.try_recv(), Ok(()), "{abandoned_first}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use crate::config::Runner;
 use crate::failure::{FailureReason, JobError};
 use crate::payload::Payload;
 use crate::payload::variables::Variables;
+use crate::sys::BootTime;
 
 /// The timeout of after_script unless the job sets `RUNNER_AFTER_SCRIPT_TIMEOUT`.
 const AFTER_SCRIPT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -22,8 +23,7 @@ pub enum DeadlineScope {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepDeadline {
     pub scope: DeadlineScope,
-    /// In nanoseconds of `CLOCK_BOOTTIME`.
-    pub deadline: u64,
+    pub deadline: BootTime,
     /// The error when it passes before the job's own deadline does.
     pub error: JobError,
 }
@@ -31,8 +31,8 @@ pub struct StepDeadline {
 /// The timeouts of one job.
 #[derive(Clone, Debug)]
 pub struct Deadlines {
-    /// When the job began, in nanoseconds of `CLOCK_BOOTTIME`.
-    began: u64,
+    /// When the job began.
+    began: BootTime,
     job: Duration,
     prepare: Option<Duration>,
     sources: Option<Duration>,
@@ -41,7 +41,7 @@ pub struct Deadlines {
 }
 
 impl Deadlines {
-    pub fn new(began: u64, runner: &Runner, payload: &Payload, variables: &Variables) -> Self {
+    pub fn new(began: BootTime, runner: &Runner, payload: &Payload, variables: &Variables) -> Self {
         let of_job = |key: &str| variables.duration(key).filter(|timeout| !timeout.is_zero());
         Self {
             began,
@@ -53,9 +53,9 @@ impl Deadlines {
         }
     }
 
-    /// The deadline of the job, in nanoseconds of `CLOCK_BOOTTIME`.
-    pub fn job_deadline(&self) -> u64 {
-        self.began.saturating_add(nanoseconds(self.job))
+    /// The deadline of the job.
+    pub fn job_deadline(&self) -> BootTime {
+        self.began + self.job
     }
 
     /// The error of a job that exceeded its timeout.
@@ -64,8 +64,8 @@ impl Deadlines {
     }
 
     /// Time left for the job at `now`.
-    pub fn time_left(&self, now: u64) -> Duration {
-        Duration::from_nanos(self.job_deadline().saturating_sub(now))
+    pub fn time_left(&self, now: BootTime) -> Duration {
+        self.job_deadline().since(now)
     }
 
     /// The deadline of a stage without its own timeout.
@@ -76,20 +76,20 @@ impl Deadlines {
     /// The deadline of the executor's preparation, counted from the start of the job.
     pub fn prepare(&self) -> StepDeadline {
         let Some(timeout) = self.prepare else { return self.job() };
-        self.limit(DeadlineScope::Job, self.began.saturating_add(nanoseconds(timeout)), "prepare", timeout)
+        self.limit(DeadlineScope::Job, self.began + timeout, "prepare", timeout)
     }
 
     /// The deadline for the sources. All attempts share the deadline that the first one stores in `noted`.
-    pub fn sources(&self, noted: &mut Option<u64>, now: u64) -> StepDeadline {
+    pub fn sources(&self, noted: &mut Option<BootTime>, now: BootTime) -> StepDeadline {
         let Some(timeout) = self.sources else { return self.job() };
-        let deadline = *noted.get_or_insert_with(|| now.saturating_add(nanoseconds(timeout)));
+        let deadline = *noted.get_or_insert_with(|| now + timeout);
         self.limit(DeadlineScope::Job, deadline, "get sources", timeout)
     }
 
     /// The deadline for the payload's steps. All steps share the deadline that the first one stores in `noted`.
-    pub fn scripts(&self, noted: &mut Option<u64>, now: u64) -> StepDeadline {
+    pub fn scripts(&self, noted: &mut Option<BootTime>, now: BootTime) -> StepDeadline {
         if let Some(timeout) = self.scripts {
-            noted.get_or_insert_with(|| now.saturating_add(nanoseconds(timeout)));
+            noted.get_or_insert_with(|| now + timeout);
         }
         match *noted {
             Some(deadline) => self.limit(DeadlineScope::Stage, deadline, "script", self.scripts.unwrap_or_default()),
@@ -98,12 +98,12 @@ impl Deadlines {
     }
 
     /// The deadline of after_script.
-    pub fn after_script(&self, now: u64) -> StepDeadline {
-        let deadline = now.saturating_add(nanoseconds(self.after_script));
+    pub fn after_script(&self, now: BootTime) -> StepDeadline {
+        let deadline = now + self.after_script;
         self.limit(DeadlineScope::Stage, deadline, "after_script", self.after_script)
     }
 
-    fn limit(&self, ends: DeadlineScope, deadline: u64, what: &str, timeout: Duration) -> StepDeadline {
+    fn limit(&self, ends: DeadlineScope, deadline: BootTime, what: &str, timeout: Duration) -> StepDeadline {
         StepDeadline {
             scope: ends,
             deadline: self.job_deadline().min(deadline),
@@ -116,20 +116,18 @@ fn timed_out(message: String) -> JobError {
     JobError::new(FailureReason::JobExecutionTimeout, message)
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SECOND: u64 = 1_000_000_000;
+    fn at(seconds: u64) -> BootTime {
+        BootTime::default() + Duration::from_secs(seconds)
+    }
 
     fn deadlines() -> Deadlines {
         let seconds = Duration::from_secs;
         Deadlines {
-            began: 100 * SECOND,
+            began: at(100),
             job: seconds(3600),
             prepare: Some(seconds(60)),
             sources: Some(seconds(30)),
@@ -141,17 +139,17 @@ mod tests {
     #[test]
     fn attempts_share_the_deadline_of_the_first_one() {
         let mut noted = None;
-        assert_eq!(deadlines().sources(&mut noted, 200 * SECOND).deadline, 230 * SECOND);
-        assert_eq!(deadlines().sources(&mut noted, 220 * SECOND).deadline, 230 * SECOND);
-        assert_eq!(noted, Some(230 * SECOND));
+        assert_eq!(deadlines().sources(&mut noted, at(200)).deadline, at(230));
+        assert_eq!(deadlines().sources(&mut noted, at(220)).deadline, at(230));
+        assert_eq!(noted, Some(at(230)));
     }
 
     #[test]
     fn no_deadline_is_later_than_that_of_the_job() {
-        let (mut noted, late) = (None, 3650 * SECOND);
-        assert_eq!(deadlines().prepare().deadline, 160 * SECOND);
-        assert_eq!(deadlines().scripts(&mut noted, late).deadline, 3700 * SECOND);
-        assert_eq!(deadlines().after_script(late).deadline, 3700 * SECOND);
+        let (mut noted, late) = (None, at(3650));
+        assert_eq!(deadlines().prepare().deadline, at(160));
+        assert_eq!(deadlines().scripts(&mut noted, late).deadline, at(3700));
+        assert_eq!(deadlines().after_script(late).deadline, at(3700));
         assert_eq!(deadlines().time_left(late), Duration::from_secs(50));
     }
 
@@ -161,7 +159,7 @@ mod tests {
         let plain = Deadlines { prepare: None, sources: None, scripts: None, ..deadlines() };
         let job = plain.job();
         assert_eq!(
-            [plain.prepare(), plain.sources(&mut noted, 0), plain.scripts(&mut noted, 0)],
+            [plain.prepare(), plain.sources(&mut noted, at(0)), plain.scripts(&mut noted, at(0))],
             [job.clone(), job.clone(), job]
         );
         assert_eq!(noted, None);

@@ -14,7 +14,7 @@ use crate::trace::{Delivery, FilterSpec, Trace, UploadOptions, Uploader};
 /// its containers.
 pub fn stop_leftovers(context: &RunnerContext, directory: &SlotDirectory, name: String) {
     let progress = directory.load().map(|record| record.progress).unwrap_or_default();
-    if let Some(step) = progress.step {
+    if let Some(step) = progress.step() {
         crate::shim::sweep(&step.id, &step.cgroups);
     }
     let builds = progress.dirs.map(|place| place.builds);

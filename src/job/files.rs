@@ -124,8 +124,7 @@ fn caches<'a>(job: &'a Job<'_>) -> cache::CacheSettings<'a> {
 fn statement(job: &Job<'_>) -> ProvenanceStatement {
     let runner = &job.context.runner;
     let now = jiff::Timestamp::now();
-    let ran = crate::sys::boottime().saturating_sub(job.began);
-    let started = now.as_second() - i64::try_from(ran / 1_000_000_000).unwrap_or(0);
+    let started = now.as_second() - i64::try_from(job.began.elapsed().as_secs()).unwrap_or(0);
     let variable = |key: &str| job.settings.variables.value(key).unwrap_or_default();
     ProvenanceStatement {
         version: VERSION.to_owned(),

@@ -22,7 +22,7 @@ impl Flags {
     pub fn resolve(config: &BTreeMap<String, bool>, variable: &dyn Fn(&str) -> Option<String>) -> (Self, Vec<String>) {
         let mut warnings = Vec::new();
         let mut flags = BTreeMap::new();
-        for (name, default, _) in FLAGS {
+        for Flag { name, default, .. } in FLAGS {
             let from_job = || {
                 let text = variable(name)?;
                 let parsed = crate::payload::lenient::boolean(&text);
@@ -49,17 +49,17 @@ impl Flags {
 
     /// The flags that differ from their default, for the header of the log.
     pub fn changed(&self) -> Vec<String> {
-        let differs = |(name, default, _): &&Flag| self.is_on(name) != *default;
-        FLAGS.iter().filter(differs).map(|(name, default, _)| format!("{name}:{}", !default)).collect()
+        let differs = |flag: &&Flag| self.is_on(flag.name) != flag.default;
+        FLAGS.iter().filter(differs).map(|flag| format!("{}:{}", flag.name, !flag.default)).collect()
     }
 
     /// The changed flags without effect for this job, `in_containers` or not.
     pub fn idle(&self, in_containers: bool) -> Vec<&'static str> {
         let is_idle = |flag: &&Flag| {
-            let value = self.is_on(flag.0);
-            value != flag.1 && idle_reason(flag, value, in_containers).is_some()
+            let value = self.is_on(flag.name);
+            value != flag.default && idle_reason(flag, value, in_containers).is_some()
         };
-        FLAGS.iter().filter(is_idle).map(|(name, ..)| *name).collect()
+        FLAGS.iter().filter(is_idle).map(|flag| flag.name).collect()
     }
 }
 

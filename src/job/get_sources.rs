@@ -10,7 +10,7 @@ use super::scripts::script_task;
 use super::sources::{self, Strategy, settings};
 use super::steps::{StepRunner, StopPolicy};
 use crate::failure::JobError;
-use crate::sys;
+use crate::sys::BootTime;
 
 /// The steps of the stage.
 #[derive(Clone, Copy)]
@@ -28,12 +28,12 @@ pub fn run(steps: &mut StepRunner<'_>) -> StageResult {
     }
     let plan = plan(job)?;
     let hooks = Hooks::of(job, plan.strategy);
-    let limit = job.deadlines.sources(&mut steps.journal.progress.sources_deadline, sys::boottime());
+    let limit = job.deadlines.sources(&mut steps.journal.progress.sources_deadline, BootTime::now());
     let has_lines = |groups: &[LineGroup<'_>]| groups.iter().any(|group| !group.lines.is_empty());
     let has_script_before = has_lines(&hooks.before);
     let wanted = [(Step::Before, has_script_before), (Step::Sources, true), (Step::After, has_lines(&hooks.after))];
     let wanted = wanted.into_iter().filter_map(|(step, is_wanted)| is_wanted.then_some(step));
-    for (index, step) in wanted.enumerate().skip(steps.journal.progress.steps_done) {
+    for (index, step) in wanted.enumerate().skip(steps.journal.progress.steps_done()) {
         let progress = &steps.journal.progress;
         let task = match step {
             Step::Before => script_task(job, progress, &hooks.before, None, &list_settings(job)),
@@ -137,7 +137,7 @@ pub fn plan(job: &Job<'_>) -> Result<sources::SourcesPlan, JobError> {
 /// Whether services of the job could change files of the checkout while git works on it.
 fn has_services(job: &Job<'_>) -> bool {
     let configured = &job.context.runner.docker.services;
-    job.context.runner.executor.has_containers() && !(job.payload.services.is_empty() && configured.is_empty())
+    job.context.executor.uses_containers() && !(job.payload.services.is_empty() && configured.is_empty())
 }
 
 /// Whether a protected job uses a custom directory that unprotected jobs can choose as well.

@@ -56,7 +56,7 @@ impl JobLog {
             false => format!("  on {} {}, system ID: {}", runner.name, runner.token.short(), job.context.system_id),
         });
         let flags = &job.settings.flags;
-        let (changed, idle) = (flags.changed(), flags.idle(runner.executor.has_containers()));
+        let (changed, idle) = (flags.changed(), flags.idle(job.context.executor.uses_containers()));
         if !changed.is_empty() {
             lines.push(format!("  feature flags: {}", changed.join(", ")));
         }
@@ -81,13 +81,15 @@ impl JobLog {
         let _quiet = self.services.as_deref().map(ServiceLogs::pause);
         if !at.resumed {
             journal.progress.begin_stage(at.index, section.clone(), self.size());
-            journal.progress.scripts_started |= matches!(stage, Stage::Step(..));
+            if matches!(stage, Stage::Step(..)) {
+                journal.progress.scripts.get_or_insert_default();
+            }
             journal.save()?;
         }
-        if self.size() == journal.progress.log_size {
+        if self.size() == journal.progress.log.size {
             let heading = stage.heading(executor, outcome);
-            let before = journal.progress.section_before.as_deref();
-            let section = journal.progress.section.as_deref().unwrap_or(&section);
+            let before = journal.progress.stage.as_ref().and_then(|stage| stage.section_before.as_deref());
+            let section = journal.progress.section().unwrap_or(&section);
             self.trace.turn_to(before, section, &heading, lines);
         }
         Ok(())
@@ -97,8 +99,8 @@ impl JobLog {
     /// writable.
     pub fn warn(&self, journal: &mut JobJournal, text: String) -> io::Result<()> {
         let _quiet = self.services.as_deref().map(ServiceLogs::pause);
-        journal.progress.log_size = self.size();
-        journal.progress.pending_warning = Some(text);
+        journal.progress.log.size = self.size();
+        journal.progress.log.pending_warning = Some(text);
         journal.save()?;
         self.write_noted_warning(&mut journal.progress);
         Ok(())
@@ -106,8 +108,8 @@ impl JobLog {
 
     /// Writes the recorded warning, unless an earlier agent did.
     pub fn write_noted_warning(&self, progress: &mut Progress) {
-        if let Some(text) = progress.pending_warning.take()
-            && self.size() == progress.log_size
+        if let Some(text) = progress.log.pending_warning.take()
+            && self.size() == progress.log.size
         {
             self.trace.warning(&text);
         }
@@ -115,7 +117,7 @@ impl JobLog {
 
     /// Writes the last line, unless an earlier agent did.
     pub fn conclude(&self, progress: &Progress) {
-        if self.size() != progress.log_size {
+        if self.size() != progress.log.size {
             return;
         }
         let text = match &progress.failure {
@@ -125,7 +127,7 @@ impl JobLog {
             }
             Some(error) => format!("Job failed: {error}"),
         };
-        self.trace.conclude(progress.section.as_deref(), progress.failure.is_none(), &text);
+        self.trace.conclude(progress.section(), progress.failure.is_none(), &text);
     }
 
     /// Copies the output of the job's services into the log, if the job requests it.

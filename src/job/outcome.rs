@@ -37,25 +37,29 @@ pub fn outcome_so_far(progress: &Progress) -> ScriptOutcome {
 
 /// Fails the job with `error`, unless it has failed already.
 pub fn record_failure(progress: &mut Progress, error: JobError) {
-    if progress.status.is_none() {
-        let status = match error.reason {
-            FailureReason::JobCanceled => "canceled",
-            FailureReason::JobExecutionTimeout => "timedout",
-            _ => "failed",
-        };
-        progress.status = Some(status.to_owned());
-    }
     // A job that is cancelled before its scripts ends at once: after_script has nothing to follow.
-    progress.aborted |= error.reason == FailureReason::JobCanceled && !progress.scripts_started;
-    if progress.aborted || progress.failure.is_none() {
+    if error.reason == FailureReason::JobCanceled && progress.scripts.is_none() {
+        progress.abort();
+    }
+    if progress.is_aborted() || progress.failure.is_none() {
         progress.failure = Some(error);
+    }
+}
+
+/// `CI_JOB_STATUS` for after_script.
+pub fn status_of(failure: Option<&JobError>) -> &'static str {
+    match failure.map(|error| error.reason) {
+        None => "success",
+        Some(FailureReason::JobCanceled) => "canceled",
+        Some(FailureReason::JobExecutionTimeout) => "timedout",
+        Some(_) => "failed",
     }
 }
 
 /// The error of a job whose scripts must stop; `None` if they may continue.
 pub fn stop_error(stop_requests: &StopRequests) -> Option<JobError> {
-    match &stop_requests.evict {
-        _ if stop_requests.cancel => Some(canceled()),
+    match stop_requests.eviction() {
+        _ if stop_requests.is_canceled() => Some(canceled()),
         Some(why) => Some(JobError::new(FailureReason::RunnerInterrupted, format!("aborted: {why}"))),
         None => None,
     }
@@ -63,8 +67,8 @@ pub fn stop_error(stop_requests: &StopRequests) -> Option<JobError> {
 
 /// The error of a job that is stopped at once.
 pub fn abort_error(stop_requests: &StopRequests) -> JobError {
-    match &stop_requests.interrupt {
-        Some(why) if !stop_requests.finished => {
+    match stop_requests.interruption() {
+        Some(why) if !stop_requests.is_finished() => {
             JobError::new(FailureReason::RunnerInterrupted, format!("aborted: {why}"))
         }
         _ => canceled(),

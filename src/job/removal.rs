@@ -19,7 +19,7 @@ use crate::executor::job_dirs::is_job_dir;
 use crate::random;
 use crate::shim::spec::{End, Rights, Sandbox, Status, StepSpec, Task, User};
 use crate::shim::{RunningShim, StepOutcome};
-use crate::sys;
+use crate::sys::BootTime;
 use crate::trace::FilterSpec;
 
 /// The time limit for one directory. Only a faulty disk takes longer.
@@ -105,7 +105,7 @@ impl DirectoryRemoval {
             user,
             cgroups,
             grace: GRACE,
-            deadline: Some(sys::boottime() + TIMEOUT.as_nanos() as u64),
+            deadline: Some(BootTime::now() + TIMEOUT),
             stop_with_pid: Some(std::process::id().cast_signed()),
             task: Task::File { task, rights, output_fifos: None },
             id,

@@ -13,30 +13,33 @@ use super::containers::OUTPUT_FIFOS;
 use super::context::{CleanUp, Job, RunnerContext};
 use super::control::JobControl;
 use super::job_log::{JobLog, StagePosition};
-use super::outcome::{StageError, StageResult, abort_error, record_failure, stop_error};
+use super::outcome::{StageError, StageResult, abort_error, record_failure, status_of, stop_error};
 use super::script::GITLAB_ENV_FILE;
 use super::sources::SECRET_FILES;
 use super::stages::{self, Stage};
 use super::steps::{StepRunner, StopPolicy};
 use super::summary::Summary;
 use super::{files, get_sources, prepare, scripts};
+use crate::backoff::Backoff;
 use crate::coordinator::{JobState, JobStatus, TraceSummary};
 use crate::executor::docker::cache_volumes;
 use crate::executor::docker::engine::containers::LogStart;
 use crate::failure::{FailureReason, JobError};
-use crate::journal::{JobJournal, Predecessor, Record, Resumption, SlotDirectory};
+use crate::journal::{
+    ContainerCondition, JobContainer, JobJournal, Predecessor, Record, RemainingStages, Resumption, SlotDirectory,
+};
 use crate::monitor::metrics;
 use crate::payload::Payload;
 use crate::shim;
 use crate::sync;
-use crate::sys;
+use crate::sys::BootTime;
 use crate::trace::colours::{GREEN, RESET};
 use crate::trace::{Delivery, UploadOptions, Uploader};
 
-/// The first and the longest delay between two attempts of a stage.
-const RETRY_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
+/// The delays between the attempts of a stage.
+const STAGE_RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
 /// The same with `FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY`.
-const LONG_RETRY_WAITS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(300)];
+const LONG_STAGE_RETRY: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(300));
 
 /// The delay before the record of a new job is synced to the disk. fsync blocks other file creation on ext4, and a job
 /// that has just started creates many files.
@@ -45,7 +48,7 @@ const SYNC_DELAY: Duration = Duration::from_millis(100);
 /// A job fails if more than this number of agents die in one of its stages within [`DEATHS_WITHIN`].
 const DEATHS_MAX: usize = 5;
 /// In nanoseconds. Restarts for other reasons are further apart.
-const DEATHS_WITHIN: u64 = 60_000_000_000;
+const DEATHS_WITHIN: Duration = Duration::from_secs(60);
 
 /// The result of running a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,15 +89,15 @@ pub fn resume(
     control: &Arc<JobControl>,
     predecessor: Predecessor,
 ) -> io::Result<JobOutcome> {
-    let now = sys::boottime();
+    let now = BootTime::now();
     let deaths = &mut record.progress.resumed_at;
-    deaths.retain(|at| now.saturating_sub(*at) < DEATHS_WITHIN);
+    deaths.retain(|at| now.since(*at) < DEATHS_WITHIN);
     if predecessor == Predecessor::Ended {
         deaths.push(now);
     }
     if deaths.len() > DEATHS_MAX {
         let why = format!("the agent died {} times in a row over this job", deaths.len());
-        record.progress.aborted = true;
+        record.progress.abort();
         record.progress.failure.get_or_insert(JobError::system(why));
     }
     directory.save(&record)?;
@@ -124,11 +127,11 @@ fn run_to_end(
     let storage = context.storage.as_ref();
     let build_dir = storage.and_then(|storage| Some(storage.build_dirs.claim(job.build_dir()?)));
     control.restore(&progress.stop_requests);
-    let uploader = start_upload(&job, &directory, progress.acknowledged)?;
+    let uploader = start_upload(&job, &directory, progress.log.acknowledged)?;
     let acknowledged = Box::new(uploader.acknowledged());
     let journal = JobJournal::new(directory, progress, job.payload.id, context.resumption(), acknowledged);
     // A resumed job has its containers already.
-    let container = journal.progress.container.as_deref();
+    let container = journal.progress.prepared_container();
     let volumes = storage.and_then(|storage| Some(storage.note_containers(container?)));
     let mut run = JobRun { job, journal, log, volumes };
     // An earlier agent has copied the output before.
@@ -141,7 +144,7 @@ fn run_to_end(
     };
     run.log.conclude(&run.journal.progress);
     let clean_up = run.executor_clean_up();
-    let summary = Summary::new(&run.job, &run.journal.progress, run.log.size(), sys::boottime());
+    let summary = Summary::new(&run.job, &run.journal.progress, run.log.size(), BootTime::now());
     let delivery = uploader.finish(state.clone());
     let volumes = run.volumes.take();
     let tidied = storage.map(Arc::clone);
@@ -157,7 +160,7 @@ fn run_to_end(
         None => then(),
     }
     // An agent that is told to stop during the delivery leaves it to the next one.
-    if delivery != Delivery::GivenUp || !control.stop_requests().abandoned {
+    if delivery != Delivery::GivenUp || !control.is_abandoned() {
         run.journal.directory.discard()?;
     }
     Ok(JobOutcome::Reported { state, delivery, summary })
@@ -176,17 +179,14 @@ impl JobRun<'_> {
     /// Runs the stages in order, and determines the job's final state.
     fn stages(&mut self) -> io::Result<JobState> {
         let progress = &self.journal.progress;
-        let (resumed, settled) = (progress.stage, progress.settled);
-        if let Some(step) = progress.step.as_ref().filter(|_| progress.aborted) {
+        let (first, unfinished) = (progress.next_stage(), progress.unfinished_stage());
+        if let Some(step) = progress.step().filter(|_| progress.is_aborted()) {
             shim::sweep(&step.id, &step.cgroups);
         }
-        for (index, stage) in stages::of(&self.job.payload).into_iter().enumerate() {
-            if resumed.is_some_and(|at| index < at || index == at && settled) {
-                continue;
-            }
+        for (index, stage) in stages::of(&self.job.payload).into_iter().enumerate().skip(first) {
             self.apply_stop_requests(&stage);
             // A stage in which an agent died has already been found due.
-            let resumed = resumed == Some(index) && !self.journal.progress.aborted;
+            let resumed = unfinished == Some(index) && !self.journal.progress.is_aborted();
             if !resumed && !stage.is_due(&self.journal.progress, &self.job.payload) {
                 continue;
             }
@@ -222,7 +222,8 @@ impl JobRun<'_> {
         let _preparing = storage.as_ref().map(|storage| storage.prepare());
         if let Some(container) = self.steps().run_for_container(task, &deadline, StopPolicy::CancelOrEviction)? {
             self.volumes = storage.as_ref().map(|storage| storage.note_containers(&container));
-            self.journal.progress.container = Some(container);
+            let condition = ContainerCondition::Usable;
+            self.journal.progress.container = Some(JobContainer { prepared: container, condition });
             self.follow_services(LogStart::Beginning);
         }
         Ok(())
@@ -234,7 +235,7 @@ impl JobRun<'_> {
     }
 
     fn after_script(&mut self) -> StageResult {
-        let status = self.journal.progress.status.clone().unwrap_or_else(|| "success".to_owned());
+        let status = status_of(self.journal.progress.failure.as_ref());
         self.job.settings.variables.set("CI_JOB_STATUS", status);
         scripts::run_after_script(&mut self.steps())
     }
@@ -248,9 +249,11 @@ impl JobRun<'_> {
     fn apply_stop_requests(&mut self, next: &Stage) {
         let stop_requests = self.job.control.stop_requests();
         let progress = &mut self.journal.progress;
-        progress.evicted |= stop_requests.evict.is_some();
+        if stop_requests.eviction().is_some() {
+            progress.limit(RemainingStages::Results);
+        }
         if stop_requests.stops_job() {
-            progress.aborted = true;
+            progress.abort();
             progress.failure = Some(abort_error(&stop_requests));
         } else if let Some(error) = stop_error(&stop_requests)
             && progress.failure.is_none()
@@ -277,7 +280,7 @@ impl JobRun<'_> {
             _ => Vec::new(),
         };
         if !at.resumed {
-            self.journal.progress.stage_starts.push((stage.kind().to_owned(), sys::boottime()));
+            self.journal.progress.stage_starts.push((stage.kind().to_owned(), BootTime::now()));
         }
         self.log.begin_stage(&mut self.journal, stage, at, context.runner.executor.as_str(), &lines)
     }
@@ -290,7 +293,7 @@ impl JobRun<'_> {
             Err(StageError::Failed(error)) => Some(error),
             Err(StageError::JournalUnusable(error)) => return Err(error),
         };
-        self.journal.progress.step = None;
+        self.journal.progress.end_step();
         let Some(error) = error else { return Ok(()) };
         let is_ignored = *stage == Stage::AfterScript && self.ignores_after_script();
         let progress = &mut self.journal.progress;
@@ -300,7 +303,7 @@ impl JobRun<'_> {
                 Some("script canceled externally (UI, API)".to_owned())
             }
             FailureReason::JobExecutionTimeout => {
-                let section = progress.section.as_deref().unwrap_or_default();
+                let section = progress.section().unwrap_or_default();
                 Some(format!("{section} could not run to completion because the timeout was exceeded"))
             }
             _ => None,
@@ -308,7 +311,7 @@ impl JobRun<'_> {
         if !is_ignored {
             record_failure(progress, error);
         }
-        progress.settled = true;
+        progress.settle();
         warning.map_or(Ok(()), |warning| self.log.warn(&mut self.journal, warning))
     }
 
@@ -316,7 +319,7 @@ impl JobRun<'_> {
     fn ignores_after_script(&self) -> bool {
         let progress = &self.journal.progress;
         let ignored = self.job.settings.variables.switch("AFTER_SCRIPT_IGNORE_ERRORS", true);
-        !progress.aborted && (ignored || progress.failure.is_some())
+        !progress.is_aborted() && (ignored || progress.failure.is_some())
     }
 
     /// Runs a stage, with the number of attempts that the job configures.
@@ -327,18 +330,18 @@ impl JobRun<'_> {
                 Err(StageError::Failed(error)) => error,
                 ended => return ended,
             };
-            let attempt = self.journal.progress.attempt + 1;
-            let is_over = self.job.control.stop_requests().stops_script() || self.journal.progress.aborted;
+            let attempt = self.journal.progress.attempt() + 1;
+            let is_over = self.job.control.stop_requests().stops_script() || self.journal.progress.is_aborted();
             if attempt >= attempts || is_over {
                 return Err(error.into());
             }
             self.journal.progress.begin_attempt(attempt);
             self.log.warn(&mut self.journal, format!("{error}. Retrying..."))?;
-            let wait = self.retry_delay(attempt).min(self.job.deadlines.time_left(sys::boottime()));
+            let wait = self.retry_delay(attempt).min(self.job.deadlines.time_left(BootTime::now()));
             self.job.control.wait(wait);
             let stop_requests = self.job.control.stop_requests();
             if stop_requests.stops_job() {
-                self.journal.progress.aborted = true;
+                self.journal.progress.abort();
                 return Err(abort_error(&stop_requests).into());
             }
             stop_error(&stop_requests).map_or(Ok(()), Err)?;
@@ -346,11 +349,9 @@ impl JobRun<'_> {
     }
 
     fn retry_delay(&self, attempt: u32) -> Duration {
-        let [first, longest] = match self.job.settings.flags.is_on("FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY") {
-            true => LONG_RETRY_WAITS,
-            false => RETRY_WAITS,
-        };
-        (first * 2_u32.saturating_pow(attempt - 1)).min(longest)
+        let is_long = self.job.settings.flags.is_on("FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY");
+        let backoff = if is_long { LONG_STAGE_RETRY } else { STAGE_RETRY };
+        backoff.delay(attempt - 1)
     }
 
     /// Removes file variables and credentials at the end of every job.
@@ -374,20 +375,20 @@ impl JobRun<'_> {
             },
         };
         progress.final_state = Some(state.clone());
-        progress.log_size = self.log.size();
+        progress.log.size = self.log.size();
         self.journal.save()?;
         Ok(state)
     }
 
     /// The function that removes everything that the executor created for the job.
     fn executor_clean_up(&self) -> Option<CleanUp> {
-        self.journal.progress.stage?;
+        self.journal.progress.stage.as_ref()?;
         let context = &self.job.context;
         context.executor.clean_up(context, self.job.name(), Some(&self.job.settings.dirs.builds))
     }
 
     fn follow_services(&mut self, from: LogStart) {
-        let container = self.journal.progress.container.as_deref();
+        let container = self.journal.progress.prepared_container();
         self.log.follow_services(&self.job, &self.journal.directory.spool(), container, from);
     }
 

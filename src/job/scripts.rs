@@ -6,7 +6,7 @@ use super::script::{self, AgentText, LineGroup, ScriptSettings};
 use super::steps::{StepRunner, StopPolicy};
 use crate::journal::Progress;
 use crate::shim::spec::Task;
-use crate::sys;
+use crate::sys::BootTime;
 
 /// One step of the payload, between the scripts that the runner puts around each.
 pub fn run_step(steps: &mut StepRunner<'_>, index: usize) -> StageResult {
@@ -24,7 +24,8 @@ pub fn run_step(steps: &mut StepRunner<'_>, index: usize) -> StageResult {
         LineGroup { origin: "post_build_script", lines: own(&runner.post_build_script) },
     ];
     let task = script_task(job, &steps.journal.progress, &groups, Some(job.project_directory()), &AgentText::default());
-    let limit = job.deadlines.scripts(&mut steps.journal.progress.scripts_deadline, sys::boottime());
+    let scripts = steps.journal.progress.scripts.get_or_insert_default();
+    let limit = job.deadlines.scripts(&mut scripts.deadline, BootTime::now());
     steps.run(task, &limit, StopPolicy::CancelOrEviction)
 }
 
@@ -35,7 +36,7 @@ pub fn run_after_script(steps: &mut StepRunner<'_>) -> StageResult {
     let groups = [LineGroup { origin: "after_script_step", lines }];
     let text = AgentText { before: script::print_line("Running after script..."), after: String::new() };
     let task = script_task(job, &steps.journal.progress, &groups, Some(job.project_directory()), &text);
-    let limit = job.deadlines.after_script(sys::boottime());
+    let limit = job.deadlines.after_script(BootTime::now());
     steps.run(task, &limit, StopPolicy::EvictionOnly)
 }
 

@@ -1,7 +1,7 @@
 //! The stages of a job: names, order, and conditions after a failure.
 
 use super::artifacts::ScriptOutcome;
-use crate::journal::Progress;
+use crate::journal::{Progress, RemainingStages};
 use crate::payload::Payload;
 
 /// A stage; each is a section of the log.
@@ -110,18 +110,18 @@ impl Stage {
         let well = progress.failure.is_none();
         let outcome = if well { ScriptOutcome::Success } else { ScriptOutcome::Failure };
         // If the sources stage did not start, there are no files.
-        let has_sources = progress.stage.is_some_and(|stage| stage >= SOURCES);
+        let has_sources = progress.stage.as_ref().is_some_and(|stage| stage.index >= SOURCES);
         match self {
-            _ if progress.aborted => false,
+            _ if progress.is_aborted() => false,
             // The instance is about to be interrupted: the remaining time is for results that cannot be recreated.
-            Self::SaveCache | Self::AfterScript if progress.evicted => false,
+            Self::SaveCache | Self::AfterScript if progress.remaining == RemainingStages::Results => false,
             Self::PrepareExecutor | Self::PrepareScript | Self::GetSources | Self::Step(..) => well,
             Self::RestoreCache => well && has_caches(payload),
             Self::DownloadArtifacts => well && has_dependencies(payload),
             Self::SaveCache => has_sources && has_caches_to_save(payload, outcome),
             Self::UploadArtifacts => has_sources && has_artifacts(payload, outcome),
             // If the scripts never started, after_script has nothing to follow.
-            Self::AfterScript => progress.scripts_started,
+            Self::AfterScript => progress.scripts.is_some(),
             Self::Cleanup => progress.stage.is_some(),
         }
     }
@@ -154,6 +154,7 @@ fn plain(name: &str) -> String {
 mod tests {
     use super::*;
     use crate::failure::JobError;
+    use crate::journal::progress::{ScriptsProgress, StageProgress};
     use crate::payload::{Artifact, Cache, Step};
 
     fn payload(steps: &[&str]) -> Payload {
@@ -193,19 +194,20 @@ mod tests {
             let due = of(&payload).into_iter().filter(|stage| stage.is_due(progress, &payload));
             due.map(|stage| stage.section(ScriptOutcome::Failure)).collect()
         };
-        let failed = Progress { stage: Some(SOURCES), failure: Some(JobError::system("x")), ..Progress::default() };
+        let at = |index| Some(StageProgress { index, ..StageProgress::default() });
+        let failed = Progress { stage: at(SOURCES), failure: Some(JobError::system("x")), ..Progress::default() };
         let files = ["archive_cache_on_failure", "upload_artifacts_on_failure", "cleanup_file_variables"];
         assert_eq!(due(&failed), files);
-        let script_failed = Progress { scripts_started: true, ..failed.clone() };
+        let script_failed = Progress { scripts: Some(ScriptsProgress::default()), ..failed.clone() };
         assert_eq!(due(&script_failed), ["after_script", files[0], files[1], files[2]]);
-        let aborted = Progress { aborted: true, ..script_failed };
+        let aborted = Progress { remaining: RemainingStages::Nothing, ..script_failed };
         assert!(due(&aborted).is_empty());
-        let evicted = Progress { evicted: true, aborted: false, ..aborted };
+        let evicted = Progress { remaining: RemainingStages::Results, ..aborted };
         assert_eq!(due(&evicted), [files[1], files[2]]);
         let evicted_behind_the_scripts = Progress { failure: None, ..evicted };
         let left = of(&payload).into_iter().skip(6).filter(|stage| stage.is_due(&evicted_behind_the_scripts, &payload));
         assert_eq!(left.collect::<Vec<_>>(), [Stage::Cleanup], "no artifacts for a success here");
-        let not_prepared = Progress { stage: Some(0), ..failed };
+        let not_prepared = Progress { stage: at(0), ..failed };
         assert_eq!(due(&not_prepared), ["cleanup_file_variables"]);
     }
 }

@@ -13,10 +13,10 @@ use super::outcome::{StageError, StageResult, abort_error, stop_error};
 use crate::executor::docker::prepared::PreparedContainer;
 use crate::failure::{FailureReason, JobError};
 use crate::journal::stop_requests::StopRequests;
-use crate::journal::{JobJournal, StepRecord};
+use crate::journal::{ContainerCondition, JobJournal, StepRecord};
 use crate::shim::spec::{End, Rights, Status, StepSpec, Stop, Task};
 use crate::shim::{self, RunningShim, ShimEvent, StepOutcome};
-use crate::sys;
+use crate::sys::BootTime;
 
 /// A file task fails its stage if its shim is killed this many times.
 const RESTARTS_MAX: u32 = 3;
@@ -41,7 +41,7 @@ impl StopPolicy {
     pub fn stops(self, stop_requests: &StopRequests) -> bool {
         match self {
             Self::CancelOrEviction => stop_requests.stops_script(),
-            Self::EvictionOnly => stop_requests.evict.is_some(),
+            Self::EvictionOnly => stop_requests.eviction().is_some(),
             Self::Never => false,
         }
     }
@@ -117,7 +117,7 @@ impl StepRunner<'_> {
     ) -> StageResult<Option<Box<PreparedContainer>>> {
         let kind = StepKind::of(&task);
         let again = (kind == StepKind::Idempotent).then(|| task.clone());
-        let mut outcome = match self.journal.progress.step.clone() {
+        let mut outcome = match self.journal.progress.step().cloned() {
             Some(step) => self.resume_step(task, &step, stop_policy)?,
             None => self.begin(task, limit, stop_policy)?,
         };
@@ -138,14 +138,16 @@ impl StepRunner<'_> {
 
     /// Clears the finished step before another one of the same stage starts. Fails if the journal is not writable.
     pub fn settle_step(&mut self, steps_done: usize) -> io::Result<()> {
-        self.journal.progress.steps_done = steps_done;
-        self.journal.progress.step = None;
+        self.journal.progress.end_step();
+        if let Some(stage) = &mut self.journal.progress.stage {
+            stage.steps_done = steps_done;
+        }
         self.journal.save()
     }
 
     /// Kills processes that a dead shim left running.
     pub fn sweep(&self) {
-        if let Some(step) = &self.journal.progress.step {
+        if let Some(step) = self.journal.progress.step() {
             shim::sweep(&step.id, &step.cgroups);
         }
     }
@@ -154,14 +156,13 @@ impl StepRunner<'_> {
     fn begin(&mut self, task: Task, limit: &StepDeadline, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
         // Another server, or another agent on this machine, may have a job with this id.
         let id = format!("{}-{}", self.job.name(), self.journal.progress.steps);
-        self.journal.progress.steps += 1;
         let executor = &self.job.context.executor;
         let cgroups = match &task {
             Task::File { rights: Rights::Sandboxed(_), .. } => executor.confined_cgroups(&id),
             _ => executor.cgroups(&id),
         };
         let step = StepRecord { id, shim: None, cgroups, deadline: Some(limit.deadline) };
-        self.journal.progress.step = Some(step.clone());
+        self.journal.progress.begin_step(step.clone());
         self.journal.save()?;
         self.start(task, &step, stop_policy)
     }
@@ -194,9 +195,7 @@ impl StepRunner<'_> {
                 }));
             }
         };
-        if let Some(step) = &mut self.journal.progress.step {
-            step.shim = Some(running.identity());
-        }
+        self.journal.progress.set_shim(running.identity());
         self.journal.save()?;
         self.wait(running, stop_policy)
     }
@@ -256,14 +255,14 @@ impl StepRunner<'_> {
     ) -> Result<Option<Box<PreparedContainer>>, JobError> {
         let stop_requests = self.job.control.stop_requests();
         if stop_requests.stops_job() {
-            self.journal.progress.aborted = true;
+            self.journal.progress.abort();
             return Err(abort_error(&stop_requests));
         }
         let status = match outcome {
             StepOutcome::Ended(status) => status,
             StepOutcome::Lost => {
                 self.sweep();
-                self.journal.progress.aborted = true;
+                self.journal.progress.abort();
                 return Err(JobError::system(
                     "the process that held the script was killed: by the script, for lack of memory, or with the \
                      machine",
@@ -272,19 +271,27 @@ impl StepRunner<'_> {
         };
         if kind.was_killed(outcome) {
             // If the process that represented a script in a container is gone, the state of the script is unknown.
-            self.journal.progress.aborted |= kind == StepKind::ContainerScript;
+            if kind == StepKind::ContainerScript {
+                self.journal.progress.abort();
+            }
             return Err(kind.killed());
         }
         let progress = &mut self.journal.progress;
-        progress.container_interrupted |= status.stopped.is_some();
+        if status.stopped.is_some()
+            && let Some(container) = &mut progress.container
+        {
+            container.condition = ContainerCondition::Interrupted;
+        }
         let deadlines: &Deadlines = &self.job.deadlines;
         match status.stopped {
-            Some(Stop::Deadline) if sys::boottime() >= deadlines.job_deadline() => {
-                progress.aborted = true;
+            Some(Stop::Deadline) if BootTime::now() >= deadlines.job_deadline() => {
+                progress.abort();
                 Err(deadlines.job_timed_out())
             }
             Some(Stop::Deadline) => {
-                progress.aborted |= limit.scope == DeadlineScope::Job;
+                if limit.scope == DeadlineScope::Job {
+                    progress.abort();
+                }
                 Err(limit.error.clone())
             }
             Some(Stop::Requested) if stop_policy.stops(&stop_requests) => {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::context::Job;
 use crate::journal::Progress;
+use crate::sys::BootTime;
 
 /// The summary of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,11 +20,11 @@ pub struct Summary {
 
 impl Summary {
     /// The summary of a job that ended at `now` (nanoseconds of `CLOCK_BOOTTIME`), with a log of this size.
-    pub fn new(job: &Job<'_>, progress: &Progress, log_bytes: u64, now: u64) -> Self {
+    pub fn new(job: &Job<'_>, progress: &Progress, log_bytes: u64, now: BootTime) -> Self {
         let path = job.settings.variables.value("CI_PROJECT_PATH").filter(|path| !path.is_empty());
         Self {
             project: as_value(&path.unwrap_or_else(|| job.payload.job_info.project_id.to_string())),
-            duration: between(job.began, now),
+            duration: now.since(job.began),
             stages: durations(&progress.stage_starts, now),
             log_bytes,
             artifact_bytes: progress.artifact_bytes,
@@ -43,13 +44,9 @@ impl fmt::Display for Summary {
 }
 
 /// The duration of each stage: from its start to the start of the next one.
-fn durations(starts: &[(String, u64)], now: u64) -> Vec<(String, Duration)> {
+fn durations(starts: &[(String, BootTime)], now: BootTime) -> Vec<(String, Duration)> {
     let ends = starts.iter().skip(1).map(|(_, start)| *start).chain([now]);
-    starts.iter().zip(ends).map(|((stage, start), end)| (stage.clone(), between(*start, end))).collect()
-}
-
-fn between(start: u64, end: u64) -> Duration {
-    Duration::from_nanos(end.saturating_sub(start))
+    starts.iter().zip(ends).map(|((stage, start), end)| (stage.clone(), end.since(*start))).collect()
 }
 
 /// Formats text from the job as the value of a fact, so that it cannot imitate another fact.
@@ -64,11 +61,12 @@ mod tests {
 
     #[test]
     fn facts_of_a_job() {
-        let starts = [("prepare_executor".to_owned(), 1_000_000_000), ("step_script".to_owned(), 1_250_000_000)];
+        let at = |milliseconds| BootTime::default() + Duration::from_millis(milliseconds);
+        let starts = [("prepare_executor".to_owned(), at(1000)), ("step_script".to_owned(), at(1250))];
         let summary = Summary {
             project: as_value("team/demo x=1\n"),
             duration: Duration::from_millis(61_040),
-            stages: durations(&starts, 62_000_000_000),
+            stages: durations(&starts, at(62_000)),
             log_bytes: 12,
             artifact_bytes: 0,
         };
@@ -77,6 +75,6 @@ mod tests {
             "project=team/demo_x_1_ duration=61.0s stages=prepare_executor:0.2s,step_script:60.8s log_bytes=12 \
              artifact_bytes=0"
         );
-        assert!(durations(&[], 5).is_empty());
+        assert!(durations(&[], at(5)).is_empty());
     }
 }

@@ -43,7 +43,7 @@ impl JobJournal {
         if self.resumption == Resumption::Never {
             return Ok(());
         }
-        self.progress.acknowledged = (self.acknowledged)();
+        self.progress.log.acknowledged = (self.acknowledged)();
         match self.directory.append_progress(&self.progress) {
             // A job that fills the disk must not lose its result; only a crash from here on would lose the progress.
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {

@@ -5,6 +5,7 @@
 //! creating a file for each step would make short jobs wait for the file system.
 
 mod job;
+pub mod progress;
 pub mod shutdown;
 pub mod stop_requests;
 
@@ -13,25 +14,28 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub use self::job::{JobJournal, Resumption};
-use self::stop_requests::StopRequests;
-use crate::coordinator::JobState;
+pub use self::progress::{ContainerCondition, JobContainer, OfferState, Progress, RemainingStages, StepRecord};
 use crate::coordinator::manager::protocol::Offer;
 use crate::decode;
-use crate::executor::docker::prepared::PreparedContainer;
-use crate::executor::job_dirs::JobDirs;
-use crate::failure::JobError;
+use crate::executor::ConcurrentIds;
 use crate::http::tls::TlsFiles;
 use crate::instance::Identity;
-use crate::shim;
-use crate::sys;
+use crate::sys::BootTime;
 use crate::token::Token;
+
+/// The version of the format of [`Record`]. An agent resumes only jobs with a record of its own version.
+pub const VERSION: u32 = 1;
 
 /// Everything that a later agent needs to resume a job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
+    /// See [`VERSION`].
+    pub version: u32,
     /// The machine and the boot that the job runs in.
     pub identity: Identity,
     /// The URL of GitLab.
@@ -51,10 +55,9 @@ pub struct Record {
     pub payload: String,
     /// Id of the request that returned the job.
     pub request_id: String,
-    /// `CI_CONCURRENT_ID` and `CI_CONCURRENT_PROJECT_ID`.
-    pub concurrent: (u32, u32),
-    /// Start of the job, in nanoseconds of `CLOCK_BOOTTIME`.
-    pub began: u64,
+    pub concurrent: ConcurrentIds,
+    /// Start of the job.
+    pub began: BootTime,
     /// Number of the job on this machine, starting at 1. The job count is written after the record.
     #[serde(default)]
     pub number: u32,
@@ -81,97 +84,35 @@ pub struct OfferRecord {
     pub offer: Offer,
 }
 
-/// The progress of a job. A field that an earlier version did not write gets its default.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Progress {
-    /// The manager has confirmed that this agent has the job.
-    pub accepted: bool,
-    /// The directories of the job; the configuration may have changed since.
-    pub dirs: Option<JobDirs>,
-    /// Index of the current stage; `None` before the first.
-    pub stage: Option<usize>,
-    /// Size of the log before the next line of the agent (the heading of the stage, `pending_warning`, the last line).
-    /// If the log is larger, the line was written.
-    pub log_size: u64,
-    /// A warning that is not in the log yet.
-    pub pending_warning: Option<String>,
-    /// The result of the stage is recorded; the next stage follows.
-    pub settled: bool,
-    /// The log section of the stage.
-    pub section: Option<String>,
-    /// The log section that was open before it.
-    pub section_before: Option<String>,
-    /// Steps of the stage that are complete.
-    pub steps_done: usize,
-    /// Attempts of the stage before this one.
-    pub attempt: u32,
-    /// Steps started so far, over all stages.
-    pub steps: u32,
-    /// The running step.
+/// A record that this version cannot resume, as far as it can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignRecord {
+    /// The version of its format; `None` if it has none.
+    pub version: Option<u32>,
+    pub identity: Identity,
+    /// The URL of GitLab.
+    pub url: String,
+    pub tls: TlsFiles,
+    pub short_token: String,
+    /// The payload as GitLab sent it.
+    pub payload: String,
+    /// Whether a manager offered the job.
+    pub is_offered: bool,
+    /// The step that may still run.
     pub step: Option<StepRecord>,
-    /// The first failure.
-    pub failure: Option<JobError>,
-    /// The scripts of the job have started.
-    pub scripts_started: bool,
-    /// The stop requests for which a step was stopped; the result of a stopped step does not contain the cause.
-    pub stop_requests: StopRequests,
-    /// Deadline of the sources over all attempts (`get_sources_timeout`).
-    pub sources_deadline: Option<u64>,
-    /// Deadline of the scripts (`RUNNER_SCRIPT_TIMEOUT`).
-    pub scripts_deadline: Option<u64>,
-    /// The job was aborted: no after_script.
-    pub aborted: bool,
-    /// The cloud takes the machine: no after_script, no caches.
-    pub evicted: bool,
-    /// `CI_JOB_STATUS` for after_script, once the scripts have ended.
-    pub status: Option<String>,
-    /// The final state, once it is decided.
-    pub final_state: Option<JobState>,
-    /// The job's container, once it is created.
-    pub container: Option<Box<PreparedContainer>>,
-    /// A script in the container was stopped, so the next script needs a new container.
-    pub container_interrupted: bool,
-    /// The stages so far, with the start of each in nanoseconds of `CLOCK_BOOTTIME`.
-    pub stage_starts: Vec<(String, u64)>,
-    /// Bytes of artifacts that GitLab has accepted.
-    pub artifact_bytes: u64,
-    /// Bytes of the log that GitLab has acknowledged.
-    pub acknowledged: u64,
-    /// When agents resumed the job in this stage, in nanoseconds of `CLOCK_BOOTTIME`.
-    pub resumed_at: Vec<u64>,
 }
 
-impl Progress {
-    /// Begins the next stage, whose heading is not in the log yet.
-    pub fn begin_stage(&mut self, index: usize, section: String, log_size: u64) {
-        self.section_before = self.section.replace(section);
-        self.stage = Some(index);
-        self.log_size = log_size;
-        self.steps_done = 0;
-        self.attempt = 0;
-        self.settled = false;
-        self.resumed_at.clear();
-        self.step = None;
-    }
-
-    /// Begins the next attempt of the stage.
-    pub fn begin_attempt(&mut self, attempt: u32) {
-        self.attempt = attempt;
-        self.steps_done = 0;
-        self.step = None;
-    }
-}
-
-/// A step that was started.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct StepRecord {
-    pub id: String,
-    /// The process of the shim, once it is known.
-    pub shim: Option<shim::ShimIdentity>,
-    pub cgroups: Vec<PathBuf>,
-    /// In nanoseconds of `CLOCK_BOOTTIME`.
-    pub deadline: Option<u64>,
+/// What the record of a slot holds.
+#[derive(Debug)]
+pub enum StoredRecord {
+    /// There is no record.
+    Absent,
+    /// A record of this version.
+    Current(Box<Record>),
+    /// A record of another version.
+    Foreign(Box<ForeignRecord>),
+    /// A text that is no record.
+    Unreadable,
 }
 
 /// The directory of one slot.
@@ -241,20 +182,68 @@ impl SlotDirectory {
         File::open(&self.0)?.sync_all()
     }
 
-    /// The record with its last progress, if there is a readable one.
+    /// The record with its last progress, if there is one of this version.
     pub fn load(&self) -> Option<Record> {
-        let text = fs::read(self.record()).ok()?;
-        let mut lines = text.split(|byte| *byte == b'\n');
-        let mut record: Record = decode::json(lines.next()?).ok()?;
-        if let Some(latest) = lines.rev().find_map(|line| decode::json(line).ok()) {
-            record.progress = latest;
+        match self.read() {
+            StoredRecord::Current(record) => Some(*record),
+            StoredRecord::Absent | StoredRecord::Foreign(_) | StoredRecord::Unreadable => None,
         }
-        Some(record)
+    }
+
+    /// The record with its last progress.
+    pub fn read(&self) -> StoredRecord {
+        let Ok(text) = fs::read(self.record()) else { return StoredRecord::Absent };
+        let mut lines = text.split(|byte| *byte == b'\n');
+        let first = lines.next().unwrap_or_default();
+        match decode::json::<Record>(first) {
+            Ok(mut record) if record.version == VERSION => {
+                if let Some(latest) = lines.rev().find_map(|line| decode::json(line).ok()) {
+                    record.progress = latest;
+                }
+                StoredRecord::Current(Box::new(record))
+            }
+            _ => {
+                let latest = lines.rev().find_map(|line| decode::json(line).ok());
+                ForeignRecord::of(first, latest)
+                    .map_or(StoredRecord::Unreadable, |record| StoredRecord::Foreign(Box::new(record)))
+            }
+        }
     }
 
     fn record(&self) -> PathBuf {
         self.0.join("job.json")
     }
+}
+
+impl ForeignRecord {
+    /// The parts that every version writes. `latest` is the last progress after the record.
+    fn of(record: &[u8], latest: Option<Value>) -> Option<Self> {
+        let record: Value = decode::json(record).ok()?;
+        let step = latest.as_ref().or(record.get("progress")).and_then(step_in);
+        Some(Self {
+            version: part(&record, "version"),
+            identity: part(&record, "identity")?,
+            url: part(&record, "url")?,
+            tls: part(&record, "tls").unwrap_or_default(),
+            short_token: part(&record, "short_token")?,
+            payload: part(&record, "payload")?,
+            is_offered: record.get("offer").is_some_and(|offer| !offer.is_null()),
+            step,
+        })
+    }
+}
+
+fn part<T: DeserializeOwned>(record: &Value, key: &str) -> Option<T> {
+    decode::json(record.get(key)?.to_string().as_bytes()).ok()
+}
+
+/// The running step, wherever another version keeps it.
+fn step_in(progress: &Value) -> Option<StepRecord> {
+    let Value::Object(fields) = progress else { return None };
+    if fields.contains_key("id") && fields.contains_key("cgroups") {
+        return decode::json(progress.to_string().as_bytes()).ok();
+    }
+    fields.values().find_map(step_in)
 }
 
 /// The existing slot directories below the state directory, by number.
@@ -274,10 +263,10 @@ const COUNT_FILE_SIZE: usize = 512;
 pub struct JobCount {
     identity: Identity,
     pub jobs: u32,
-    /// Start of the lifetime, in nanoseconds of `CLOCK_BOOTTIME`. It starts anew with each boot, because a machine of a
+    /// Start of the lifetime. It starts anew with each boot, because a machine of a
     /// warm pool was powered off for most of its age.
     #[serde(default)]
-    pub began: u64,
+    pub began: BootTime,
 }
 
 impl JobCount {
@@ -291,8 +280,8 @@ impl JobCount {
             records.filter(|record| record.identity.instance == identity.instance).map(|record| record.number);
         let counted = ours.as_ref().map_or(0, |count| count.jobs);
         let jobs = in_hand.max().unwrap_or(0).max(counted);
-        let began = ours.filter(|count| count.identity.boot == identity.boot && count.began > 0);
-        let began = began.map_or_else(sys::boottime, |count| count.began);
+        let began = ours.filter(|count| count.identity.boot == identity.boot && count.began > BootTime::default());
+        let began = began.map_or_else(BootTime::now, |count| count.began);
         Self { identity: identity.clone(), jobs, began }
     }
 
@@ -324,6 +313,7 @@ fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::progress::StageProgress;
     use super::*;
 
     #[test]
@@ -364,6 +354,7 @@ mod tests {
 
     fn record() -> Record {
         Record {
+            version: VERSION,
             identity: Identity { instance: "i-1".into(), boot: "b-1".into() },
             url: "https://gitlab.test".into(),
             tls: TlsFiles::default(),
@@ -372,8 +363,8 @@ mod tests {
             key: None,
             payload: "{\n}".into(),
             request_id: String::new(),
-            concurrent: (0, 0),
-            began: 1,
+            concurrent: ConcurrentIds::default(),
+            began: BootTime::from_nanos(1),
             number: 1,
             offer: None,
             progress: Progress::default(),
@@ -384,22 +375,50 @@ mod tests {
     fn a_record_has_the_last_complete_progress() {
         let directory = tempfile::tempdir().expect("a directory");
         let slot = SlotDirectory::at(directory.path().join("slot"));
-        let stage = |slot: &SlotDirectory| slot.load().expect("a record").progress.stage;
+        let at = |index| Progress {
+            stage: Some(StageProgress { index, ..StageProgress::default() }),
+            ..Progress::default()
+        };
+        let stage = |slot: &SlotDirectory| slot.load().expect("a record").progress.stage.map(|stage| stage.index);
         assert!(slot.append_progress(&Progress::default()).is_err(), "there is no record");
         slot.create().expect("made");
         slot.save(&record()).expect("saved");
         assert_eq!((stage(&slot), slot.load().expect("a record").payload.as_str()), (None, "{\n}"));
         for number in 1..=3 {
-            slot.append_progress(&Progress { stage: Some(number), ..Progress::default() }).expect("noted");
+            slot.append_progress(&at(number)).expect("noted");
             assert_eq!(stage(&slot), Some(number));
         }
         let mut file = OpenOptions::new().append(true).open(slot.record()).expect("opened");
-        file.write_all(b"\n{\"stage\":4,\"unsa").expect("an agent that dies while it writes");
+        file.write_all(b"\n{\"stage\":{\"index\":4,\"sec").expect("an agent that dies while it writes");
         assert_eq!(stage(&slot), Some(3));
-        slot.append_progress(&Progress { stage: Some(5), ..Progress::default() }).expect("noted");
+        slot.append_progress(&at(5)).expect("noted");
         assert_eq!(stage(&slot), Some(5));
         slot.save(&record()).expect("taken up");
         assert_eq!(stage(&slot), None);
+    }
+
+    #[test]
+    fn the_record_of_another_version_still_names_its_job_and_its_step() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let slot = SlotDirectory::at(directory.path().join("slot"));
+        assert!(matches!(slot.read(), StoredRecord::Absent));
+        slot.create().expect("made");
+        let step = StepRecord { id: "7-1".into(), shim: None, cgroups: vec!["/c".into()], deadline: None };
+        for version in [None, Some(VERSION + 1)] {
+            let mut text = serde_json::to_value(record()).expect("encoded");
+            text["version"] = version.into();
+            text["progress"] = serde_json::json!({"stage": 3, "other": {"step": step}});
+            fs::write(slot.record(), text.to_string()).expect("written");
+            assert!(slot.load().is_none());
+            let StoredRecord::Foreign(foreign) = slot.read() else { panic!("{:?}", slot.read()) };
+            assert_eq!((foreign.version, foreign.url.as_str()), (version, "https://gitlab.test"));
+            assert_eq!((foreign.payload.as_str(), foreign.is_offered), ("{\n}", false));
+            assert_eq!(foreign.step, Some(step.clone()));
+        }
+        for nonsense in ["", "[]", "{\"version\":1}", "{\"url\":"] {
+            fs::write(slot.record(), nonsense).expect("written");
+            assert!(matches!(slot.read(), StoredRecord::Unreadable), "{nonsense}");
+        }
     }
 
     #[test]

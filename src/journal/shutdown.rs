@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::replace_file;
 use crate::decode;
 use crate::instance::Identity;
+use crate::sys::BootTime;
 
 /// Why an instance shuts down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,33 +76,51 @@ pub enum ShutdownPhase {
     Stranded,
 }
 
+/// What the cloud has announced for an instance that shuts down; a later variant replaces an earlier one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Announced {
+    /// Nothing: the agent shuts the instance down by itself.
+    #[default]
+    Nothing,
+    /// The cloud takes the instance, or is likely to: the desired capacity must not be decremented.
+    Interruption,
+    /// The Auto Scaling group terminates the instance.
+    Termination,
+}
+
 /// The state of a shutdown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShutdownState {
     identity: Identity,
     pub reason: ShutdownReason,
-    /// The cloud takes the instance, or is likely to: the desired capacity must not be decremented.
-    pub interrupted: bool,
-    /// The Auto Scaling group terminates the instance.
-    pub terminated: bool,
+    /// What the cloud has announced for the instance.
+    #[serde(default)]
+    pub announced: Announced,
     pub phase: ShutdownPhase,
-    /// When the runner managers were unregistered, in nanoseconds of `CLOCK_BOOTTIME`.
-    pub unregistered_at: Option<u64>,
+    /// When the runner managers were unregistered.
+    pub unregistered_at: Option<BootTime>,
 }
 
 impl ShutdownState {
     /// The state at the begin of a shutdown.
     pub fn new(identity: &Identity, reason: ShutdownReason) -> Self {
-        let taken = matches!(reason, ShutdownReason::Rebalance | ShutdownReason::Interruption);
-        let ended = reason == ShutdownReason::Terminated;
-        Self {
-            identity: identity.clone(),
-            reason,
-            interrupted: taken,
-            terminated: ended,
-            phase: ShutdownPhase::Draining,
-            unregistered_at: None,
-        }
+        let announced = match reason {
+            ShutdownReason::Rebalance | ShutdownReason::Interruption => Announced::Interruption,
+            ShutdownReason::Terminated => Announced::Termination,
+            _ => Announced::Nothing,
+        };
+        Self { identity: identity.clone(), reason, announced, phase: ShutdownPhase::Draining, unregistered_at: None }
+    }
+
+    /// Records what the cloud announces.
+    pub fn announce(&mut self, announced: Announced) {
+        self.announced = self.announced.max(announced);
+    }
+
+    /// Whether the Auto Scaling group terminates the instance.
+    pub fn is_terminated(&self) -> bool {
+        self.announced == Announced::Termination
     }
 
     /// Loads the state of this instance. The state of another instance (a used image) is removed. After a reboot
@@ -174,7 +193,7 @@ mod tests {
         let state_dir = directory.path();
         assert_eq!(ShutdownState::load(state_dir, &identity("i-1", "b-1")), None);
         let mut state = ShutdownState::new(&identity("i-1", "b-1"), ShutdownReason::Idle);
-        state.unregistered_at = Some(7);
+        state.unregistered_at = Some(BootTime::from_nanos(7));
         state.save(state_dir);
         assert_eq!(ShutdownState::load(state_dir, &identity("i-1", "b-1")), Some((state.clone(), Boot::Same)));
         let (later, boot) = ShutdownState::load(state_dir, &identity("i-1", "b-2")).expect("a mark");

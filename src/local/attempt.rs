@@ -12,6 +12,7 @@ use super::screen::Screen;
 use super::tree::{Source, Tree, Trees};
 use crate::config::Runner;
 use crate::coordinator::{Coordinator, JobState};
+use crate::executor::ConcurrentIds;
 use crate::executor::job_dirs::JobDirs;
 use crate::executor::shell::Shell;
 use crate::failure::FailureReason;
@@ -19,10 +20,10 @@ use crate::instance::Identity;
 use crate::job::context::{JobExecutor, LocalRun, RunnerContext};
 use crate::job::control::JobControl;
 use crate::job::run::{self, JobOutcome};
-use crate::journal::{Progress, Record, SlotDirectory};
+use crate::journal::{self, Progress, Record, SlotDirectory};
 use crate::pipeline::JobRun;
 use crate::pipeline::plan::{EnvVariable, Job, Plan};
-use crate::sys;
+use crate::sys::BootTime;
 
 /// The parts that all jobs of a run share.
 pub struct RunContext {
@@ -200,6 +201,7 @@ impl Facts<'_> {
         let payload = crate::payload::decode(text.as_bytes()).map_err(|error| io::Error::other(error.why))?;
         let job_context = self.context(context, tree, recorder);
         let record = Record {
+            version: journal::VERSION,
             identity: job_context.identity.clone(),
             url: String::new(),
             tls: Default::default(),
@@ -208,8 +210,8 @@ impl Facts<'_> {
             key: None,
             payload: text,
             request_id: String::new(),
-            concurrent: (0, 0),
-            began: sys::boottime(),
+            concurrent: ConcurrentIds::default(),
+            began: BootTime::now(),
             number: 0,
             offer: None,
             progress: Progress::default(),

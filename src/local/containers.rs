@@ -131,7 +131,7 @@ impl Containers {
             },
             ..CreateContainer::default()
         };
-        let name = format!("mayfly-exec-owner-{}-{:x}", std::process::id(), crate::sys::boottime());
+        let name = format!("mayfly-exec-owner-{}-{:x}", std::process::id(), crate::sys::BootTime::now().as_nanos());
         let (id, _) = self.engine.create_container(&name, None, &request)?;
         let started = self.engine.start_container(&id);
         let exit = started.and_then(|()| self.engine.wait_container_for(&id, REMOVAL));

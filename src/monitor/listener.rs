@@ -7,14 +7,14 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::sync;
+use crate::sys;
 
 /// The port that Prometheus' list of default ports assigns to gitlab-runner.
 pub const DEFAULT_PORT: u16 = 9252;
@@ -132,9 +132,7 @@ fn serve(socket: &TcpListener, stop: &EventFd, pages: &Pages) {
     }
     let connections = Arc::new(Connections::default());
     loop {
-        let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
-        let _ = poll(&mut polled, PollTimeout::NONE);
-        if polled[1].any() == Some(true) {
+        if let Ok([_, true]) = sys::wait([Some(socket.as_fd()), Some(stop.as_fd())], None) {
             return connections.close_all();
         }
         match socket.accept() {
@@ -187,7 +185,7 @@ impl Connections {
             if let Some((_, oldest)) = open.streams.front() {
                 let _ = oldest.shutdown(Shutdown::Both);
             }
-            open = self.closed.wait(open).unwrap_or_else(PoisonError::into_inner);
+            open = sync::wait(&self.closed, open);
         }
         let number = open.next;
         open.next += 1;

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::text::{Histogram, Kind, Page};
 use crate::sync;
-use crate::sys;
+use crate::sys::BootTime;
 
 /// Histogram bounds for jobs, in seconds.
 const JOB_BUCKETS: &[f64] = &[30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 10800.0, 18000.0, 36000.0];
@@ -74,10 +74,10 @@ struct RunnerMetrics {
 }
 
 struct RunningJob {
-    /// When the job was received, by [`sys::boottime`].
-    began: u64,
+    /// When the job was received.
+    began: BootTime,
     /// The current stage, and when it began.
-    stage: Option<(&'static str, u64)>,
+    stage: Option<(&'static str, BootTime)>,
     /// Whether an earlier agent received the job.
     resumed: bool,
 }
@@ -157,12 +157,12 @@ pub fn job_received(runner_labels: &RunnerLabels, job: impl Display, queued: Opt
     }
     metrics.running.insert(
         (runner_labels.clone(), job.to_string()),
-        RunningJob { began: sys::boottime(), stage: None, resumed: false },
+        RunningJob { began: BootTime::now(), stage: None, resumed: false },
     );
 }
 
 /// Records a resumed job, which an earlier agent received at `began`.
-pub fn job_resumed(runner_labels: &RunnerLabels, job: impl Display, began: u64) {
+pub fn job_resumed(runner_labels: &RunnerLabels, job: impl Display, began: BootTime) {
     lock().running.insert((runner_labels.clone(), job.to_string()), RunningJob { began, stage: None, resumed: true });
 }
 
@@ -174,7 +174,7 @@ pub fn stage_of(job: &str) -> Option<&'static str> {
 
 /// Records the start of a stage.
 pub fn stage_began(runner_labels: &RunnerLabels, job: impl Display, stage: &'static str) {
-    let now = sys::boottime();
+    let now = BootTime::now();
     let mut metrics = lock();
     let Some(running) = metrics.running.get_mut(&(runner_labels.clone(), job.to_string())) else { return };
     let before = running.stage.replace((stage, now));
@@ -188,7 +188,7 @@ pub fn stage_began(runner_labels: &RunnerLabels, job: impl Display, stage: &'sta
 
 /// Records the end of a job: `success`, `dropped`, or the failure reason.
 pub fn job_ended(runner_labels: &RunnerLabels, job: impl Display, result: &'static str) {
-    let now = sys::boottime();
+    let now = BootTime::now();
     let mut metrics = lock();
     let Some(running) = metrics.running.remove(&(runner_labels.clone(), job.to_string())) else { return };
     let of_runner = metrics.runner(runner_labels);
@@ -212,7 +212,7 @@ pub struct JobProgress {
 
 /// The running jobs.
 pub fn running_jobs() -> Vec<JobProgress> {
-    let now = sys::boottime();
+    let now = BootTime::now();
     let progress = |((runner_labels, job), running): (&(RunnerLabels, String), &RunningJob)| JobProgress {
         job: job.clone(),
         runner: runner_labels.name.clone(),
@@ -223,15 +223,15 @@ pub fn running_jobs() -> Vec<JobProgress> {
 }
 
 impl RunnerMetrics {
-    fn end_stage(&mut self, stage: Option<(&'static str, u64)>, now: u64) {
+    fn end_stage(&mut self, stage: Option<(&'static str, BootTime)>, now: BootTime) {
         if let Some((stage, began)) = stage {
             self.stages.entry(stage).or_insert_with(|| Histogram::new(STAGE_BUCKETS)).observe(seconds(began, now));
         }
     }
 }
 
-fn seconds(from: u64, to: u64) -> f64 {
-    to.saturating_sub(from) as f64 / 1e9
+fn seconds(from: BootTime, to: BootTime) -> f64 {
+    to.since(from).as_secs_f64()
 }
 
 /// Writes all metrics. `runners` are shown even if nothing was counted for them yet.
@@ -369,7 +369,7 @@ mod tests {
         assert!(lines("busy").contains(&"gitlab_runner_jobs{*,state=\"running\",stage=\"step_script\"} 1".to_owned()));
         job_ended(&runner_labels, 71, "script_failure");
         job_ended(&runner_labels, 71, "script_failure");
-        job_resumed(&runner_labels, 72, 0);
+        job_resumed(&runner_labels, 72, BootTime::default());
         stage_began(&runner_labels, 72, "after_script");
         job_ended(&runner_labels, 72, "success");
         let lines = lines("busy");

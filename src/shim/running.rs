@@ -6,10 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, Uid};
@@ -18,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::descendants;
 use super::spec::{Status, StepSpec};
 use crate::decode;
+use crate::sync;
 use crate::sys;
 
 /// The variables of the agent's environment that file tasks and credential helpers of a job get: to find programs and
@@ -156,21 +155,11 @@ impl RunningShim {
 
     /// Waits until the shim ends, `wake` becomes readable, or `timeout` has passed.
     pub fn wait(&self, wake: BorrowedFd<'_>, timeout: Option<Duration>) -> ShimEvent {
-        let until = timeout.map(|timeout| Instant::now() + timeout);
-        loop {
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            let poll_timeout = left.map_or(PollTimeout::NONE, |left| {
-                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
-            });
-            let mut polled = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN), PollFd::new(wake, PollFlags::POLLIN)];
-            match poll(&mut polled, poll_timeout) {
-                Ok(0) => return ShimEvent::TimedOut,
-                Err(Errno::EINTR) => {}
-                // The poll failed; the caller checks by itself.
-                Err(_) => return ShimEvent::Woken,
-                Ok(_) if polled[0].any() == Some(true) => return ShimEvent::Ended,
-                Ok(_) => return ShimEvent::Woken,
-            }
+        match sys::wait([Some(self.pidfd.as_fd()), Some(wake)], timeout) {
+            Ok([true, _]) => ShimEvent::Ended,
+            Ok([false, false]) => ShimEvent::TimedOut,
+            // After an error, the caller checks by itself.
+            Ok([false, true]) | Err(_) => ShimEvent::Woken,
         }
     }
 
@@ -204,18 +193,18 @@ impl StepOutcome {
 /// Kills what a dead shim, or an earlier boot, left of a step: by its control groups and by the step's variable in the
 /// environment.
 pub fn sweep(step: &str, cgroups: &[PathBuf]) {
-    for _ in 0..50 {
+    sync::try_until(Duration::from_secs(1), Duration::from_millis(20), || {
         let marked = descendants::with_step_variable(step);
         let grouped: Vec<i32> = cgroups.iter().flat_map(|group| descendants::in_group(group)).collect();
         if marked.is_empty() && grouped.is_empty() {
-            break;
+            return Some(());
         }
         for group in cgroups {
             descendants::kill_group(group);
         }
         descendants::signal_all(&marked, Signal::SIGKILL);
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        None
+    });
     descendants::remove_groups(cgroups);
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sys::BootTime;
 use crate::trace::FilterSpec;
 
 /// Everything that a shim needs for one step. Passed as standard input from a sealed memory file, never in arguments,
@@ -27,8 +28,8 @@ pub struct StepSpec {
     /// Time from TERM to KILL.
     #[serde(with = "crate::shim::spec::seconds")]
     pub grace: Duration,
-    /// Deadline in nanoseconds of `CLOCK_BOOTTIME`. The shim enforces it even without the agent.
-    pub deadline: Option<u64>,
+    /// The shim enforces it even without the agent.
+    pub deadline: Option<BootTime>,
     /// The shim stops the step when this process ends; `None` for a step that outlives the agent.
     #[serde(default)]
     pub stop_with_pid: Option<i32>,

@@ -9,7 +9,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::{set_child_subreaper, set_dumpable};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -23,7 +22,8 @@ use super::groups;
 use super::running;
 use super::spec::{End, Status, StepSpec, Stop};
 use crate::decode;
-use crate::sys;
+use crate::sys::{self, BootTime};
+use crate::trace::colours::{RESET, YELLOW};
 use crate::trace::{Claim, Filter, Masks, Output, Spool};
 
 /// Size of the status file, reserved at the start.
@@ -193,40 +193,16 @@ impl<'a> Supervisor<'a> {
     /// Time until the next deadline or flush.
     fn next_timeout(&self) -> Option<Duration> {
         let deadline = self.spec.deadline.filter(|_| self.stopped.is_none());
-        let deadline = deadline.map(|at| Duration::from_nanos(at.saturating_sub(sys::boottime())));
+        let deadline = deadline.map(BootTime::time_left);
         let kill = self.kill_at.map(|at| at.saturating_duration_since(Instant::now()));
         let silence = self.unflushed.then_some(FLUSH_INTERVAL);
         [deadline, kill, silence].into_iter().flatten().min()
     }
 
     fn poll(&self, timeout: Option<Duration>) -> io::Result<[bool; 4]> {
-        let mut ready = [false; 4];
-        let mut polled = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        let mut which = vec![0];
-        if self.stdout.is_some() {
-            polled.push(PollFd::new(self.started.stdout.as_fd(), PollFlags::POLLIN));
-            which.push(1);
-        }
-        if let Some(stderr) = self.started.stderr.as_ref().filter(|_| self.stderr.is_some()) {
-            polled.push(PollFd::new(stderr.as_fd(), PollFlags::POLLIN));
-            which.push(2);
-        }
-        if let Some(agent) = &self.agent {
-            polled.push(PollFd::new(agent.as_fd(), PollFlags::POLLIN));
-            which.push(3);
-        }
-        // One millisecond more, because a rounded-down timeout would make the loop spin.
-        let poll_timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
-            PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
-        });
-        match poll(&mut polled, poll_timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        for (fd, index) in polled.iter().zip(which) {
-            ready[index] = fd.any().unwrap_or(false);
-        }
-        Ok(ready)
+        let stdout = self.stdout.as_ref().map(|_| self.started.stdout.as_fd());
+        let stderr = self.started.stderr.as_ref().filter(|_| self.stderr.is_some()).map(AsFd::as_fd);
+        sys::wait([Some(self.signals.as_fd()), stdout, stderr, self.agent.as_ref().map(AsFd::as_fd)], timeout)
     }
 
     fn read_signals(&mut self) -> io::Result<()> {
@@ -306,7 +282,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn enforce_deadlines(&mut self) {
-        if self.stopped.is_none() && self.spec.deadline.is_some_and(|at| sys::boottime() >= at) {
+        if self.stopped.is_none() && self.spec.deadline.is_some_and(|at| BootTime::now() >= at) {
             self.stop(Stop::Deadline);
         }
         if self.kill_at.is_some_and(|at| Instant::now() >= at) {
@@ -379,7 +355,7 @@ impl<'a> Supervisor<'a> {
     fn log_leftovers(&self, count: usize, names: &[String]) {
         let more = if count > names.len() { ", …" } else { "" };
         let text = format!(
-            "\x1b[0;33mWARNING: ended {count} process(es) that the script had left running: {}{more}\x1b[0;m\n",
+            "{YELLOW}WARNING: ended {count} process(es) that the script had left running: {}{more}{RESET}\n",
             names.join(", ")
         );
         let masks = Masks::new(&self.spec.filters.masks, &self.spec.filters.token_prefixes);
@@ -405,8 +381,7 @@ impl<'a> Supervisor<'a> {
             if left.is_zero() {
                 return false;
             }
-            let poll_timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], poll_timeout);
+            let _ = sys::wait([Some(self.signals.as_fd())], Some(left));
             while let Ok(Some(_)) = self.signals.read_signal() {}
         }
     }

@@ -1,19 +1,62 @@
 //! Clocks that cannot be set.
 
+use std::ops::Add;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 
-/// Nanoseconds since boot, including suspend (`CLOCK_BOOTTIME`): the clock for deadlines. It cannot be set, and all
-/// processes share it.
-pub fn boottime() -> u64 {
-    clock_gettime(ClockId::CLOCK_BOOTTIME)
-        .map_or(0, |time| (time.tv_sec().unsigned_abs()) * 1_000_000_000 + time.tv_nsec().unsigned_abs())
+/// A time of this boot, including suspend (`CLOCK_BOOTTIME`): the clock for deadlines. It cannot be set, and all
+/// processes share it. In files, it is a number of nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BootTime(u64);
+
+impl BootTime {
+    pub fn now() -> Self {
+        Self(
+            clock_gettime(ClockId::CLOCK_BOOTTIME)
+                .map_or(0, |time| (time.tv_sec().unsigned_abs()) * 1_000_000_000 + time.tv_nsec().unsigned_abs()),
+        )
+    }
+
+    /// The time this many nanoseconds after the boot.
+    pub const fn from_nanos(nanoseconds: u64) -> Self {
+        Self(nanoseconds)
+    }
+
+    /// Nanoseconds since the boot.
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// The time since `earlier`; zero if that is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// The time since then; zero for a time in the future.
+    pub fn elapsed(self) -> Duration {
+        Self::now().since(self)
+    }
+
+    /// The time until then; zero for a time in the past.
+    pub fn time_left(self) -> Duration {
+        self.since(Self::now())
+    }
+}
+
+impl Add<Duration> for BootTime {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))
+    }
 }
 
 /// The time in this boot during which the machine was suspended.
 pub fn asleep() -> Duration {
-    Duration::from_nanos(boottime()).saturating_sub(monotonic())
+    Duration::from_nanos(BootTime::now().0).saturating_sub(monotonic())
 }
 
 /// The time in this boot during which the machine was awake.
@@ -32,7 +75,15 @@ mod tests {
 
     #[test]
     fn the_boot_clock_runs() {
-        let first = boottime();
-        assert!(first > 0 && boottime() >= first);
+        let first = BootTime::now();
+        assert!(first > BootTime::default() && BootTime::now() >= first);
+    }
+
+    #[test]
+    fn times_do_not_overflow() {
+        let (early, late) = (BootTime::from_nanos(1), BootTime::from_nanos(u64::MAX));
+        assert_eq!((early.since(late), late.since(early)), (Duration::ZERO, Duration::from_nanos(u64::MAX - 1)));
+        assert_eq!(late + Duration::from_secs(1), late);
+        assert_eq!(early + Duration::MAX, late);
     }
 }

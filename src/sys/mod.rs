@@ -9,8 +9,9 @@ pub mod mounts;
 mod network;
 mod process;
 mod signals;
+mod wait;
 
-pub use clock::{asleep, boottime, monotonic, thread_time};
+pub use clock::{BootTime, asleep, monotonic, thread_time};
 pub use files::{open_beneath, open_regular, reopen};
 pub use network::{bring_up_loopback, inherited_listener};
 pub use process::{
@@ -18,3 +19,4 @@ pub use process::{
     users_of,
 };
 pub use signals::{default_action, exec_holding, exit_on_term, ignore, let_through};
+pub use wait::wait;

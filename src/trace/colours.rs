@@ -8,3 +8,4 @@ pub const GREY: &str = "\x1b[0;37m";
 pub const RED: &str = "\x1b[31;1m";
 pub const RESET: &str = "\x1b[0;m";
 pub const YELLOW: &str = "\x1b[0;33m";
+pub const BOLD_YELLOW: &str = "\x1b[33;1m";

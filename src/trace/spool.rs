@@ -15,6 +15,7 @@ use std::sync::Mutex;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use super::colours::{BOLD_YELLOW, RESET, YELLOW};
 use super::ledger::{Ledger, Losses};
 
 use crate::sync;
@@ -166,13 +167,13 @@ fn boundary(text: &[u8], room: usize) -> usize {
 }
 
 fn lost_notice(lost: u64) -> String {
-    format!("\n\x1b[0;33mWARNING: {lost} bytes of the log were lost because the disk was full.\x1b[0;m\n")
+    format!("\n{YELLOW}WARNING: {lost} bytes of the log were lost because the disk was full.{RESET}\n")
 }
 
 fn limit_notice(limit: u64) -> String {
     format!(
-        "\n\x1b[33;1mJob's log exceeded limit of {limit} bytes.\nJob execution will continue but no more output will be \
-         collected.\x1b[0;m\n"
+        "\n{BOLD_YELLOW}Job's log exceeded limit of {limit} bytes.\nJob execution will continue but no more output will be \
+         collected.{RESET}\n"
     )
 }
 

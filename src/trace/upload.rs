@@ -19,7 +19,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
@@ -27,6 +26,7 @@ use super::checksum::Checksum;
 use super::spool::settled_size;
 use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, UpdateOutcome, UpdateReply};
 use crate::sync;
+use crate::sys;
 
 /// The largest part of the log in one request (GitLab Runner API).
 const CHUNK: usize = 1 << 20;
@@ -290,12 +290,7 @@ impl Upload {
 
     /// Waits for `duration`, for the event, or for output that `follow` reports.
     fn wait(&self, duration: Duration, follow: Option<&Inotify>) -> Woken {
-        let timeout = PollTimeout::try_from(duration).unwrap_or(PollTimeout::MAX);
-        let bell = PollFd::new(self.shared.bell.as_fd(), PollFlags::POLLIN);
-        let _ = match follow {
-            Some(inotify) => poll(&mut [bell, PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], timeout),
-            None => poll(&mut [bell], timeout),
-        };
+        let _ = sys::wait([Some(self.shared.bell.as_fd()), follow.map(Inotify::as_fd)], Some(duration));
         let written = follow.is_some_and(|inotify| inotify.read_events().is_ok());
         match self.shared.bell.read() {
             Ok(_) => Woken::Bell,

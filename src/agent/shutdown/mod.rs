@@ -33,7 +33,7 @@ pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: Str
         && match strategy {
             _ if earlier.reason == ShutdownReason::Stop => true,
             Strategy::Poweroff | Strategy::Command => has_gone,
-            Strategy::AwsAsg if earlier.terminated && earlier.phase == ShutdownPhase::Left => {
+            Strategy::AwsAsg if earlier.is_terminated() && earlier.phase == ShutdownPhase::Left => {
                 is_kept_by_group(instance)
             }
             Strategy::AwsAsg | Strategy::Exit => false,
@@ -207,7 +207,7 @@ impl Agent {
                         | ShutdownReason::NoRunner
                         | ShutdownReason::Rebalance
                 );
-                if of_its_own && !earlier.terminated && self.config.leave.strategy == Strategy::Exit {
+                if of_its_own && !earlier.is_terminated() && self.config.leave.strategy == Strategy::Exit {
                     // The machine keeps running, and the next start of the agent counts its jobs from zero.
                     reset_shutdown_and_count(&self.state_dir);
                 }

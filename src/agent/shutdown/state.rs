@@ -191,7 +191,7 @@ impl Shutdown {
         let is_soon = self.exit == ExitRequest::Soon;
         // A group that terminates the instance waits for its lifecycle hooks, so they are completed even when a signal
         // stops the agent.
-        match self.tracker.clone().filter(|tracker| !is_soon || tracker.state().terminated) {
+        match self.tracker.clone().filter(|tracker| !is_soon || tracker.state().is_terminated()) {
             None => WhenIdle::Exit,
             Some(tracker) => {
                 self.termination = TerminationStage::Running(deadline.or(is_soon.then(|| now + timeout)));

@@ -6,7 +6,6 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -49,18 +48,8 @@ pub fn run_line(line: &str, variables: &[(&str, &str)], timeout: Duration) -> Re
 
 /// True if the process ended in time.
 pub fn wait(pidfd: std::os::fd::BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
-    let until = Instant::now() + timeout;
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        // Rounded up: a shorter wait would be repeated in small steps.
-        let poll_timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], poll_timeout) {
-            Ok(0) if until <= Instant::now() => return Ok(false),
-            Ok(0) | Err(nix::Error::EINTR) => {}
-            Ok(_) => return Ok(true),
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let [ended] = sys::wait([Some(pidfd)], Some(timeout))?;
+    Ok(ended)
 }
 
 fn describe_status(status: ExitStatus) -> String {

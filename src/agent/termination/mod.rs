@@ -21,7 +21,7 @@ use crate::config::leave::{Leave, Strategy};
 use crate::instance::{CapacityChange, Instance, Refusal, TerminateResult};
 use crate::journal::shutdown::{ShutdownPhase, ShutdownReason};
 use crate::monitor::machine;
-use crate::sys;
+use crate::sys::BootTime;
 
 pub use command::{run_line, wait};
 pub use runner_managers::RunnerManager;
@@ -87,16 +87,16 @@ impl Termination {
     fn unregister(&self) {
         self.tracker.enter_phase(ShutdownPhase::Unregistering);
         runner_managers::unregister(&self.runner_managers);
-        self.tracker.set_unregistered(sys::boottime());
+        self.tracker.set_unregistered(BootTime::now());
     }
 
     fn run_strategy(&self) -> TerminationOutcome {
         self.tracker.enter_phase(ShutdownPhase::Ending);
         // Again, because the clock starts anew with each boot.
-        self.tracker.set_unregistered(sys::boottime());
+        self.tracker.set_unregistered(BootTime::now());
         let state = self.tracker.state();
         match (state.reason, self.leave.strategy) {
-            _ if state.terminated => self.complete_hooks(),
+            _ if state.is_terminated() => self.complete_hooks(),
             // A machine without runners is of no use.
             (ShutdownReason::NoRunner | ShutdownReason::Orphaned, Strategy::Exit) => self.power_off(),
             // The manager terminates the instance and decrements the desired capacity of the group.
@@ -212,7 +212,7 @@ impl Termination {
 
     /// Time until `leave_fallback_after` has passed, counted from the unregistration of the runner managers.
     fn time_until_power_off(&self) -> Duration {
-        let since = self.tracker.state().unregistered_at.unwrap_or_else(sys::boottime);
-        self.leave.fallback_after.saturating_sub(Duration::from_nanos(sys::boottime().saturating_sub(since)))
+        let since = self.tracker.state().unregistered_at.unwrap_or_else(BootTime::now);
+        self.leave.fallback_after.saturating_sub(since.elapsed())
     }
 }

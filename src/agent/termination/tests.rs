@@ -210,7 +210,7 @@ fn a_later_agent_knows_that_the_group_accepted_the_request() {
     let tracker = Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
     case.go(&tracker);
     let mut state = tracker.state();
-    assert!(state.terminated);
+    assert!(state.is_terminated());
     state.phase = ShutdownPhase::Ending;
     // The agent does not wait and only completes the hooks.
     let case = Case::new([]);
@@ -281,8 +281,8 @@ fn hooks_are_completed_if_the_group_already_terminates_the_instance() {
 fn the_fallback_time_counts_from_the_unregistration_across_restarts() {
     let case = Case::new([]);
     // The test must not depend on the uptime of the machine.
-    let earlier = sys::boottime() / 2;
-    let fallback_after = Duration::from_nanos(sys::boottime() - earlier) + Duration::from_millis(500);
+    let earlier = BootTime::from_nanos(BootTime::now().as_nanos() / 2);
+    let fallback_after = earlier.elapsed() + Duration::from_millis(500);
     let mut state = ShutdownState::new(&identity(), ShutdownReason::Idle);
     state.unregistered_at = Some(earlier);
     let termination = Termination {

@@ -1,12 +1,13 @@
 //! The shutdown state in memory and on disk. The termination thread and the main loop both write it.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::instance::CapacityChange;
-use crate::journal::shutdown::{ShutdownPhase, ShutdownReason, ShutdownState};
+use crate::journal::shutdown::{Announced, ShutdownPhase, ShutdownReason, ShutdownState};
 use crate::sync;
+use crate::sys::BootTime;
 
 /// The shutdown state of this instance.
 pub struct ShutdownTracker {
@@ -32,8 +33,8 @@ impl ShutdownTracker {
         self.update(|state| state.phase = phase);
     }
 
-    /// Records when the runner managers were unregistered, in nanoseconds of `CLOCK_BOOTTIME`.
-    pub fn set_unregistered(&self, at: u64) {
+    /// Records when the runner managers were unregistered.
+    pub fn set_unregistered(&self, at: BootTime) {
         self.update(|state| {
             state.unregistered_at.get_or_insert(at);
         });
@@ -42,16 +43,16 @@ impl ShutdownTracker {
     /// Records a notice that came during the shutdown.
     pub fn add_reason(&self, reason: ShutdownReason) {
         self.update(|state| match reason {
-            ShutdownReason::Rebalance => state.interrupted = true,
+            ShutdownReason::Rebalance => state.announce(Announced::Interruption),
             ShutdownReason::Interruption | ShutdownReason::Stop => {
-                state.interrupted = true;
+                state.announce(Announced::Interruption);
                 // The cloud's reason replaces the agent's own until the agent has asked the group to terminate the
                 // instance.
                 if state.phase < ShutdownPhase::Ending {
                     state.reason = reason;
                 }
             }
-            ShutdownReason::Terminated => state.terminated = true,
+            ShutdownReason::Terminated => state.announce(Announced::Termination),
             ShutdownReason::Idle
             | ShutdownReason::MaxBuilds
             | ShutdownReason::MaxAge
@@ -66,7 +67,7 @@ impl ShutdownTracker {
     pub fn capacity_change(&self) -> CapacityChange {
         let state = self.lock();
         match state.reason {
-            ShutdownReason::Idle if !state.interrupted => CapacityChange::Decrement,
+            ShutdownReason::Idle if state.announced == Announced::Nothing => CapacityChange::Decrement,
             _ => CapacityChange::Keep,
         }
     }
@@ -75,19 +76,19 @@ impl ShutdownTracker {
     /// instance.
     pub fn may_resume_work(&self) -> bool {
         let state = self.state();
-        state.reason == ShutdownReason::Idle && !state.interrupted && !state.terminated
+        state.reason == ShutdownReason::Idle && state.announced == Announced::Nothing
     }
 
     /// Waits until the group terminates the instance. Returns false after `timeout`.
     pub fn wait_for_termination(&self, timeout: Duration) -> bool {
         let until = Instant::now() + timeout;
         let mut state = self.lock();
-        while !state.terminated {
+        while state.announced != Announced::Termination {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = sync::wait_timeout(&self.changed, state, left);
         }
         true
     }

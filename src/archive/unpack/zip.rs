@@ -22,6 +22,9 @@ use super::{PATH_MAX, UnpackError, link_target, relative, unreadable};
 use crate::archive::zip::{EXACT_TIME, EXACT_TIME_EPOCH, EXACT_TIME_START, EXACT_TIME_TICKS};
 use crate::sync;
 
+/// The stack of a thread that unpacks.
+const STACK: usize = 1 << 20;
+
 /// More decompression threads would be faster than any disk.
 const WORKERS_MAX: usize = 8;
 
@@ -102,9 +105,7 @@ fn unpack_batch(
     let result = thread::scope(|scope| {
         for n in 0..workers {
             let (queue, failure) = (&queue, &failure);
-            thread::Builder::new()
-                .name(format!("unzip-{n}"))
-                .spawn_scoped(scope, move || work(archive, destination, queue, failure))
+            sync::spawn_scoped(scope, format!("unzip-{n}"), STACK, move || work(archive, destination, queue, failure))
                 .map_err(UnpackError::of_place)?;
         }
         // Sending fails only after a worker failed; `failure` contains the cause.

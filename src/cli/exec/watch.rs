@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::options::Options;
@@ -14,8 +14,10 @@ use super::{GitState, is_interrupted, once};
 use crate::local::checkout::Checkout;
 use crate::local::results::RunStatus;
 
+use crate::sys;
+
 /// Editors save a file in several steps. The next run starts after this many milliseconds without a change.
-const QUIET: u16 = 200;
+const QUIET: Duration = Duration::from_millis(200);
 
 /// Repeats the run until the user interrupts it. Fails if the file system cannot be watched.
 pub fn run(options: &Options, checkout: &Checkout) -> Result<u8, String> {
@@ -85,19 +87,15 @@ impl Watched {
 
     /// Waits for a change followed by a quiet period, or for an interrupt.
     fn wait(&self, interrupts: &UnixStream) -> io::Result<Woken> {
-        let mut timeout = PollTimeout::NONE;
+        let mut timeout = None;
         loop {
-            let fds = [self.inotify.as_fd(), interrupts.as_fd()];
-            let mut polled = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-            match poll(&mut polled, timeout) {
-                Ok(0) => return Ok(Woken::Changed),
-                Ok(_) if polled[1].any() == Some(true) => return Ok(Woken::Interrupted),
-                Ok(_) => {
+            match sys::wait([Some(self.inotify.as_fd()), Some(interrupts.as_fd())], timeout)? {
+                [_, true] => return Ok(Woken::Interrupted),
+                [true, false] => {
                     let _ = self.inotify.read_events();
-                    timeout = PollTimeout::from(QUIET);
+                    timeout = Some(QUIET);
                 }
-                Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
+                [false, false] => return Ok(Woken::Changed),
             }
         }
     }

@@ -107,48 +107,6 @@ pub struct Settings {
     /// shell, instance, docker, docker-autoscaler or docker+machine
     #[arg(long, env = "RUNNER_EXECUTOR")]
     pub executor: Option<String>,
-    /// bash or sh
-    #[arg(long, env = "RUNNER_SHELL")]
-    pub shell: Option<String>,
-    /// Maximum number of concurrent jobs of this runner
-    #[arg(long, env = "RUNNER_LIMIT")]
-    pub limit: Option<u32>,
-    /// Maximum number of concurrent requests for jobs
-    #[arg(long, env = "RUNNER_REQUEST_CONCURRENCY")]
-    pub request_concurrency: Option<u32>,
-    /// Maximum size of a job's log in KiB
-    #[arg(long, env = "RUNNER_OUTPUT_LIMIT")]
-    pub output_limit: Option<u32>,
-    /// The directory for builds
-    #[arg(long, env = "RUNNER_BUILDS_DIR")]
-    pub builds_dir: Option<String>,
-    /// The URL that git clones from, instead of the server's
-    #[arg(long, env = "CLONE_URL")]
-    pub clone_url: Option<String>,
-    /// KEY=VALUE for every job; repeatable
-    #[arg(long = "env", value_name = "KEY=VALUE", env = "RUNNER_ENV")]
-    pub environment: Vec<String>,
-    /// Commands to run before the sources are fetched
-    #[arg(long, env = "RUNNER_PRE_GET_SOURCES_SCRIPT")]
-    pub pre_get_sources_script: Option<String>,
-    /// Commands to run after the sources are fetched
-    #[arg(long, env = "RUNNER_POST_GET_SOURCES_SCRIPT")]
-    pub post_get_sources_script: Option<String>,
-    /// Commands to run before each job's script
-    #[arg(long, env = "RUNNER_PRE_BUILD_SCRIPT")]
-    pub pre_build_script: Option<String>,
-    /// Commands to run after each job's script
-    #[arg(long, env = "RUNNER_POST_BUILD_SCRIPT")]
-    pub post_build_script: Option<String>,
-    /// A file with certificate authorities to trust in addition to the system's
-    #[arg(long, env = "CI_SERVER_TLS_CA_FILE")]
-    pub tls_ca_file: Option<String>,
-    /// The client certificate
-    #[arg(long, env = "CI_SERVER_TLS_CERT_FILE")]
-    pub tls_cert_file: Option<String>,
-    /// The key of the client certificate
-    #[arg(long, env = "CI_SERVER_TLS_KEY_FILE")]
-    pub tls_key_file: Option<String>,
 }
 
 /// The first pair of conflicting flags. A token in the environment is ignored if a file is given: the command line

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, value};
+use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::options::Options;
 use crate::config::edit::time;
@@ -15,7 +15,6 @@ const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// The table for the flags; the token is added later.
 pub fn of(options: &Options, name: &str, url: &str, executor: &str) -> Table {
-    let settings = &options.settings;
     let mut table = Table::new();
     table["name"] = value(name);
     table["url"] = value(url);
@@ -24,36 +23,6 @@ pub fn of(options: &Options, name: &str, url: &str, executor: &str) -> Table {
     table["token_obtained_at"] = time(NEVER);
     table["token_expires_at"] = time(NEVER);
     table["executor"] = value(executor);
-    let texts = [
-        ("shell", &settings.shell),
-        ("builds_dir", &settings.builds_dir),
-        ("clone_url", &settings.clone_url),
-        ("pre_get_sources_script", &settings.pre_get_sources_script),
-        ("post_get_sources_script", &settings.post_get_sources_script),
-        ("pre_build_script", &settings.pre_build_script),
-        ("post_build_script", &settings.post_build_script),
-        ("tls-ca-file", &settings.tls_ca_file),
-        ("tls-cert-file", &settings.tls_cert_file),
-        ("tls-key-file", &settings.tls_key_file),
-    ];
-    for (key, text) in texts {
-        if let Some(text) = text {
-            table[key] = value(text);
-        }
-    }
-    let numbers = [
-        ("limit", settings.limit),
-        ("request_concurrency", settings.request_concurrency),
-        ("output_limit", settings.output_limit),
-    ];
-    for (key, number) in numbers {
-        if let Some(number) = number {
-            table[key] = value(i64::from(number));
-        }
-    }
-    if !settings.environment.is_empty() {
-        table["environment"] = value(settings.environment.iter().collect::<Array>());
-    }
     options.others.write(&mut table);
     table
 }

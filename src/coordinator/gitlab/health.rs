@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::http::Backoff;
+use crate::backoff::Backoff;
 use crate::sync;
 
 /// The delays of all pollers of a failing server. A fleet must not overload a server that restarts.
-const OUTAGE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+const OUTAGE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60)).with_jitter(0.5);
 
 /// Failed polls in a row, by server.
 static OUTAGES: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
@@ -24,9 +24,9 @@ pub fn server_answered(server: &str) {
 pub fn server_failed(server: &str) -> Duration {
     let mut outages = sync::lock(&OUTAGES);
     let failures = outages.entry(server.to_owned()).or_default();
-    let wait = OUTAGE.at(*failures);
+    let wait = OUTAGE.delay(*failures);
     *failures = failures.saturating_add(1);
-    wait.mul_f64(0.5 + crate::random::fraction() / 2.0)
+    wait
 }
 
 /// The health of one runner. Only a rejected token or an unusable configuration counts as unhealthy, not an unreachable

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use super::ManagerClient;
 use super::protocol::{HEARTBEAT_SECONDS, Heartbeat, JobReport, Orders, WAIT_SECONDS};
-use super::{ManagerClient, lock};
 use crate::decode;
 use crate::http::Method;
 use crate::monitor::metrics;
@@ -56,14 +56,14 @@ impl ManagedJobs {
 
     /// Adds an accepted job.
     pub fn add(&self, id: String, offer: String, token: Token) {
-        let mut inner = lock(&self.inner);
+        let mut inner = sync::lock(&self.inner);
         inner.jobs.retain(|job| job.offer != offer);
         inner.jobs.push(Job { id, offer, token });
     }
 
     /// Removes a job that has ended and is reported to GitLab.
     pub fn remove(&self, offer: &str) {
-        let mut inner = lock(&self.inner);
+        let mut inner = sync::lock(&self.inner);
         let ended: Vec<String> = inner.jobs.iter().filter(|job| job.offer == offer).map(|job| job.id.clone()).collect();
         inner.jobs.retain(|job| job.offer != offer);
         inner.ended.extend(ended);
@@ -73,7 +73,7 @@ impl ManagedJobs {
 
     /// Sets whether the machine is fit for jobs.
     pub fn set_fit(&self, fit: bool) {
-        let mut inner = lock(&self.inner);
+        let mut inner = sync::lock(&self.inner);
         if fit {
             inner.unfit_since = None;
         } else {
@@ -83,7 +83,7 @@ impl ManagedJobs {
 
     /// Sets whether the agent is leaving and takes no more jobs.
     pub fn set_leaving(&self, leaving: bool) {
-        let mut inner = lock(&self.inner);
+        let mut inner = sync::lock(&self.inner);
         inner.news |= inner.leaving != leaving;
         inner.leaving = leaving;
         self.rung.notify_all();
@@ -91,19 +91,19 @@ impl ManagedJobs {
 
     /// Whether a heartbeat would tell the manager more than that the agent lives.
     fn has_facts(&self) -> bool {
-        let inner = lock(&self.inner);
+        let inner = sync::lock(&self.inner);
         let has_jobs = !inner.jobs.is_empty() || !inner.ended.is_empty();
         has_jobs || inner.news || inner.due || inner.leaving || inner.unfit_since.is_some()
     }
 
     /// Sends the next heartbeat immediately.
     pub(super) fn ring(&self) {
-        lock(&self.inner).news = true;
+        sync::lock(&self.inner).news = true;
         self.rung.notify_all();
     }
 
     fn heartbeat(&self) -> Heartbeat {
-        let mut inner = lock(&self.inner);
+        let mut inner = sync::lock(&self.inner);
         inner.news = false;
         inner.due = true;
         let report = |job: &Job| JobReport {
@@ -122,19 +122,19 @@ impl ManagedJobs {
 
     /// The manager has acknowledged a heartbeat with these ended jobs. `again`: it asks for the next one.
     fn told(&self, ended: &[String], again: bool) {
-        let mut inner = lock(&self.inner);
+        let mut inner = sync::lock(&self.inner);
         inner.ended.retain(|id| !ended.contains(id));
         inner.due = again;
     }
 
     /// Waits until something holds, or the agent leaves. [`Self::ring`] has it looked at again.
     pub(super) fn wait_unless_leaving(&self, holds: impl Fn() -> bool) {
-        let inner = lock(&self.inner);
+        let inner = sync::lock(&self.inner);
         drop(self.rung.wait_while(inner, |inner| !inner.leaving && !holds()));
     }
 
     fn wait(&self, timeout: Duration) {
-        let inner = lock(&self.inner);
+        let inner = sync::lock(&self.inner);
         drop(self.rung.wait_timeout_while(inner, timeout, |inner| !inner.news));
     }
 }
@@ -152,7 +152,7 @@ fn phase_of(stage: Option<&str>) -> &'static str {
 impl ManagerClient {
     /// Starts the thread that sends heartbeats, unless it runs already.
     pub fn start_heartbeats(self: &Arc<Self>) {
-        let mut beating = lock(&self.beating);
+        let mut beating = sync::lock(&self.beating);
         if *beating {
             return;
         }
@@ -202,7 +202,7 @@ impl ManagerClient {
         let orders: Orders = decode::json(&response.body).unwrap_or_default();
         self.jobs.told(&heartbeat.ended, orders.again);
         if let Some(reason) = orders.leave.filter(|_| !heartbeat.leaving)
-            && let Some(on_leave) = &*lock(&self.jobs.on_leave)
+            && let Some(on_leave) = &*sync::lock(&self.jobs.on_leave)
         {
             on_leave(&reason);
         }

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -158,12 +158,12 @@ impl ManagerClient {
             Some(why) => Err(Error::Transport(why.clone())),
             None => Ok(response),
         });
-        let mut silent_since = lock(&self.silent_since);
+        let mut silent_since = sync::lock(&self.silent_since);
         match &answer {
             Ok(_) => {
                 let was_silent = silent_since.take().is_some();
                 drop(silent_since);
-                *lock(&self.answered) = Some(Instant::now());
+                *sync::lock(&self.answered) = Some(Instant::now());
                 if was_silent {
                     // It may have restarted with an older state of the agent's jobs.
                     self.jobs.ring();
@@ -176,22 +176,22 @@ impl ManagerClient {
 
     /// Whether the manager has answered a request in this time.
     fn has_answered_within(&self, time: Duration) -> bool {
-        lock(&self.answered).is_some_and(|answered| answered.elapsed() < time)
+        sync::lock(&self.answered).is_some_and(|answered| answered.elapsed() < time)
     }
 
     /// The number of concurrent jobs on an instance of the pool, known after the registration.
     pub fn capacity(&self) -> Option<u32> {
-        lock(&self.welcome).as_ref().map(|welcome| welcome.capacity)
+        sync::lock(&self.welcome).as_ref().map(|welcome| welcome.capacity)
     }
 
     /// The agent's token; `None` before the registration.
     fn token(&self) -> Option<Token> {
-        lock(&self.welcome).as_ref().map(|welcome| welcome.token.clone())
+        sync::lock(&self.welcome).as_ref().map(|welcome| welcome.token.clone())
     }
 
     /// Registers the agent unless it is registered. The error is the outcome of the poll.
     fn register(&self) -> Result<Token, PollOutcome> {
-        let mut welcome = lock(&self.welcome);
+        let mut welcome = sync::lock(&self.welcome);
         if let Some(known) = &*welcome {
             return Ok(known.token.clone());
         }
@@ -248,35 +248,35 @@ impl ManagerClient {
     /// thread of its own, because the pool's command may hang. Returns false if the agent leaves before.
     fn get_ready(self: &Arc<Self>) -> bool {
         let is_new = {
-            let mut readiness = lock(&self.readiness);
+            let mut readiness = sync::lock(&self.readiness);
             let is_new = *readiness == Readiness::Unknown;
             if is_new {
                 *readiness = Readiness::Waiting;
             }
             is_new
         };
-        if is_new && let Some(welcome) = lock(&self.welcome).clone() {
+        if is_new && let Some(welcome) = sync::lock(&self.welcome).clone() {
             let client = Arc::clone(self);
             let prepare = move || {
                 (client.on_welcome)(&welcome, &|| client.jobs.set_fit(false));
-                *lock(&client.readiness) = Readiness::Ready;
+                *sync::lock(&client.readiness) = Readiness::Ready;
                 client.jobs.set_fit(true);
                 client.jobs.ring();
             };
             if let Err(error) = sync::spawn("welcome", STACK, prepare) {
                 log::error!("cannot start the thread that prepares for the pool's jobs error={error}");
-                *lock(&self.readiness) = Readiness::Unknown;
+                *sync::lock(&self.readiness) = Readiness::Unknown;
                 return false;
             }
         }
-        self.jobs.wait_unless_leaving(|| self.has_stopped() || *lock(&self.readiness) == Readiness::Ready);
-        *lock(&self.readiness) == Readiness::Ready
+        self.jobs.wait_unless_leaving(|| self.has_stopped() || *sync::lock(&self.readiness) == Readiness::Ready);
+        *sync::lock(&self.readiness) == Readiness::Ready
     }
 
     /// Drops the registration after a response that rejects the token: the manager lost its state, or the agent has
     /// unregistered.
     fn forget_registration(&self, token: &Token) {
-        let mut welcome = lock(&self.welcome);
+        let mut welcome = sync::lock(&self.welcome);
         if welcome.as_ref().is_some_and(|known| known.token == *token) {
             log::warn!("the manager does not know this agent any more; registering again url={}", self.agent.url);
             *welcome = None;
@@ -326,7 +326,7 @@ impl ManagerClient {
     }
 
     fn has_stopped(&self) -> bool {
-        *lock(&self.stopping)
+        *sync::lock(&self.stopping)
     }
 }
 
@@ -373,7 +373,7 @@ impl JobSource for Arc<ManagerClient> {
         let response = self.send(Method::Delete, "runners/managers", &token, &serde_json::json!({}))?;
         match response.status {
             204 | 401 => {
-                *lock(&self.welcome) = None;
+                *sync::lock(&self.welcome) = None;
                 let _ = fs::remove_file(file_of(&self.agent));
                 Ok(())
             }
@@ -386,18 +386,14 @@ impl JobSource for Arc<ManagerClient> {
     }
 
     fn stop_waiting(&self) {
-        *lock(&self.stopping) = true;
+        *sync::lock(&self.stopping) = true;
         self.stopped.notify_all();
         self.jobs.ring();
     }
 
     fn silence(&self) -> Option<Duration> {
-        Some(lock(&self.silent_since).map_or(Duration::ZERO, |since| since.elapsed()))
+        Some(sync::lock(&self.silent_since).map_or(Duration::ZERO, |since| since.elapsed()))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn message(response: &Response) -> String {

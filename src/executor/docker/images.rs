@@ -17,6 +17,7 @@ use super::policy::{self, PullFailure};
 use super::pulled::UsedImage;
 use super::reference::Reference;
 use super::resolved_image::ResolvedImage;
+use crate::backoff::Backoff;
 use crate::config::docker::PullPolicy;
 use crate::failure::JobError;
 use crate::sync;
@@ -24,7 +25,7 @@ use crate::sync;
 /// The number of attempts of a pull that cannot reach the registry.
 const PULL_ATTEMPTS: u32 = 3;
 /// The delays between them.
-const RETRY_DELAY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+const RETRY: Backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(10)).with_jitter(0.8);
 /// How often a running pull reports its progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -143,7 +144,7 @@ impl<'a> ImageProvider<'a> {
             if cause != PullFailure::Network || tried == PULL_ATTEMPTS {
                 return Ok(Err(cause.error(&error, login.is_some())));
             }
-            let delay = RETRY_DELAY.0 + (RETRY_DELAY.1 - RETRY_DELAY.0).mul_f64(crate::random::fraction());
+            let delay = RETRY.delay(0);
             let text = format!("cannot pull {}: {}; retrying in {} s", resolved.name, error.trim(), delay.as_secs());
             self.console.warning(&text);
             self.console.wait(None, delay)?;

@@ -87,6 +87,10 @@ impl Executor for Docker {
         None
     }
 
+    fn uses_containers(&self) -> bool {
+        true
+    }
+
     fn environment(&self) -> Vec<(String, String)> {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         vec![pair("HOME", &self.home.display().to_string()), pair("PATH", PATH)]

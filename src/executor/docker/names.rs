@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::executor::ConcurrentIds;
 use crate::payload::Payload;
 
 /// The prefix of gitlab-runner's labels.
@@ -39,8 +40,7 @@ pub struct Owner {
 /// The job that an object belongs to.
 pub struct JobNames<'a> {
     pub payload: &'a Payload,
-    /// `CI_CONCURRENT_ID` and `CI_CONCURRENT_PROJECT_ID`.
-    pub concurrent: (u32, u32),
+    pub concurrent: ConcurrentIds,
     /// See [`JOB`].
     pub job: &'a str,
     /// The runner's short token.
@@ -53,7 +53,7 @@ impl JobNames<'_> {
     /// The host name of the job's containers, and the prefix of all names.
     pub fn host_name(&self) -> String {
         let project = self.payload.job_info.project_id;
-        let name = format!("runner-{}-project-{project}-concurrent-{}", self.runner, self.concurrent.1);
+        let name = format!("runner-{}-project-{project}-concurrent-{}", self.runner, self.concurrent.of_project);
         let name = name.to_ascii_lowercase();
         name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(NAME_MAX).collect()
     }
@@ -82,10 +82,10 @@ impl JobNames<'_> {
             ("job.ref", git.reference.clone()),
             ("job.timeout", format!("{}s", self.payload.timeout_seconds())),
             ("project.id", job.project_id.to_string()),
-            ("project.runner_id", self.concurrent.1.to_string()),
+            ("project.runner_id", self.concurrent.of_project.to_string()),
             ("pipeline.id", variable("CI_PIPELINE_ID")),
             ("runner.id", self.runner.to_owned()),
-            ("runner.local_id", self.concurrent.0.to_string()),
+            ("runner.local_id", self.concurrent.of_runner.to_string()),
             ("runner.system_id", self.system_id.to_owned()),
         ];
         let ours = [
@@ -114,7 +114,8 @@ mod tests {
         payload.job_info.project_id = 9;
         let owner = Owner { instance: "i-1".into(), state: "/s".into(), life: "1".into() };
         let of = |job: &str, state: &str| {
-            let facts = JobNames { payload: &payload, concurrent: (0, 2), job, runner: "Abc_D-1", system_id: "s_1" };
+            let concurrent = ConcurrentIds { of_runner: 0, of_project: 2 };
+            let facts = JobNames { payload: &payload, concurrent, job, runner: "Abc_D-1", system_id: "s_1" };
             facts.prefix(&Owner { state: state.into(), ..owner.clone() })
         };
         let name = of("7-1", "/s");

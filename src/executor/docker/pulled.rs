@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -77,7 +77,7 @@ impl PulledImages {
     pub fn prepare(self: &Arc<Self>) -> Preparing {
         let mut inner = self.lock();
         while inner.removing {
-            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner = sync::wait(&self.changed, inner);
         }
         inner.preparing += 1;
         Preparing(Arc::clone(self))

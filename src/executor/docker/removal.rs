@@ -9,13 +9,12 @@ use std::time::{Duration, Instant};
 
 use super::engine::{Engine, Error};
 use super::names::{INSTANCE, JOB, LIFE, LIFETIME, Owner, STATE};
+use crate::backoff::Backoff;
 use crate::http::Address;
 use crate::sync;
 
-/// The first delay between attempts while the engine is unreachable.
-const FIRST_RETRY_DELAY: Duration = Duration::from_millis(500);
-/// The longest delay.
-const RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
+/// The delays between two attempts of a removal.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 /// After this time, the removal is left to the next start of an agent.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(600);
 /// Enough stack for requests to the engine.
@@ -104,9 +103,9 @@ type Labels = std::collections::BTreeMap<String, String>;
 /// Retries until success or for [`REMOVAL_TIMEOUT`]. The same error is logged once.
 fn retry_removal(what: &str, mut work: impl FnMut() -> Result<(), Error>) {
     let until = Instant::now() + REMOVAL_TIMEOUT;
-    let (mut rest, mut told) = (FIRST_RETRY_DELAY, String::new());
+    let (mut attempts, mut told) = (0, String::new());
     while let Err(error) = work() {
-        let trouble = error.to_string();
+        let (trouble, rest) = (error.to_string(), RETRY.delay(attempts));
         // A configuration error persists until the configuration changes.
         if Instant::now() + rest > until || matches!(error, Error::Configuration(_)) {
             log::error!(
@@ -119,7 +118,7 @@ fn retry_removal(what: &str, mut work: impl FnMut() -> Result<(), Error>) {
             told = trouble;
         }
         thread::sleep(rest);
-        rest = (rest * 2).min(RETRY_DELAY_MAX);
+        attempts += 1;
     }
 }
 

@@ -193,7 +193,7 @@ fn is_service_privileged(docker: &Docker, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::payload::{DockerOptions, ExecutorOptions};
+    use crate::payload::image::{DockerOptions, ExecutorOptions};
 
     fn texts(texts: &[&str]) -> Vec<String> {
         texts.iter().map(|text| (*text).to_owned()).collect()

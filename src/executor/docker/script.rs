@@ -12,7 +12,7 @@ mod shell;
 
 use std::io;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -26,11 +26,14 @@ use super::engine::{Engine, Error};
 use super::prepared::PreparedContainer;
 use super::retry::retry_when_disk_full;
 use crate::failure::{FailureReason, JobError};
+use crate::sync;
 
 /// The time limit for the response to a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// The time limit for an engine to come back after a restart.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(20);
+/// The interval of pings of an engine that restarts.
+const RETURN_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A script and its container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -82,15 +85,13 @@ pub fn run(plan: &ContainerScript) -> Result<(), JobError> {
 
 /// Waits for an engine that is restarting. Fails if it stays unreachable or hangs.
 fn wait_for_engine(engine: &Engine) -> Result<(), Error> {
-    let until = Instant::now() + RETURN_TIMEOUT;
-    loop {
-        match engine.ping(PING_TIMEOUT) {
-            Err(error) if error.is_unreachable() && Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(500))
-            }
-            outcome => return outcome,
-        }
-    }
+    let mut outcome = Ok(());
+    sync::try_until(RETURN_TIMEOUT, RETURN_CHECK_INTERVAL, || {
+        outcome = engine.ping(PING_TIMEOUT);
+        let is_away = outcome.as_ref().is_err_and(Error::is_unreachable);
+        (!is_away).then_some(())
+    });
+    outcome
 }
 
 fn run_once(plan: &ContainerScript, renew: bool, engine: &Engine, signals: &SignalFd) -> Result<(), ScriptFailure> {

@@ -1,8 +1,7 @@
 //! Identifies the EC2 instance. On other machines no request is sent.
 
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::detect::{is_instance_id, read_firmware};
 use super::environment::variable;
@@ -10,6 +9,7 @@ use super::member::Ec2Instance;
 use super::metadata::{Error, Metadata};
 use crate::config::aws::Aws as Settings;
 use crate::instance::Requirement;
+use crate::sync;
 
 /// How long the metadata service may not answer while an instance boots.
 const REQUIRED_TIMEOUT: Duration = Duration::from_secs(60);
@@ -56,18 +56,20 @@ pub fn ec2_instance(settings: Option<&Settings>, requirement: Requirement) -> Re
 }
 
 fn instance_id(service: &Metadata, timeout: Duration) -> Result<String, Error> {
-    let until = Instant::now() + timeout;
-    loop {
-        let error = match service.get("meta-data/instance-id") {
-            Ok(item) if is_instance_id(&item.text) => return Ok(item.text),
-            Ok(_) => Error::Silent("its instance id is not one".to_owned()),
-            Err(error @ (Error::Off | Error::Absent)) => return Err(error),
-            Err(error) => error,
+    let mut outcome = Err(Error::Silent("it was not asked".to_owned()));
+    sync::try_until(timeout, RETRY_INTERVAL, || {
+        outcome = match service.get("meta-data/instance-id") {
+            Ok(item) if is_instance_id(&item.text) => Ok(item.text),
+            Ok(_) => Err(Error::Silent("its instance id is not one".to_owned())),
+            Err(error) => Err(error),
         };
-        if Instant::now() + RETRY_INTERVAL >= until {
-            return Err(error);
+        match &outcome {
+            Ok(_) | Err(Error::Off | Error::Absent) => Some(()),
+            Err(error) => {
+                log::debug!("the metadata service did not return the instance id; retrying error={error}");
+                None
+            }
         }
-        log::debug!("the metadata service did not return the instance id; retrying error={error}");
-        thread::sleep(RETRY_INTERVAL);
-    }
+    });
+    outcome
 }

@@ -1,6 +1,6 @@
 //! Lifecycle hooks: extended with heartbeats while a job runs, and completed at the end.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -119,8 +119,7 @@ impl Hooks {
     /// Waits. Returns true if the heartbeats must stop.
     fn is_stopped_within(&self, wait: Duration) -> bool {
         let held = |heartbeat: &mut HookHeartbeat| *heartbeat == HookHeartbeat::Running;
-        let (heartbeat, _) =
-            self.changed.wait_timeout_while(self.lock(), wait, held).unwrap_or_else(PoisonError::into_inner);
+        let heartbeat = sync::wait_while(&self.changed, self.lock(), wait, held);
         *heartbeat == HookHeartbeat::Stopped
     }
 

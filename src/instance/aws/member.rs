@@ -19,6 +19,7 @@ use crate::instance::{
     Activity, CapacityChange, CheckResult, Identity, Instance, JobDemand, NoticeHandler, Refusal, Requirement,
     TargetState, TerminateResult,
 };
+use crate::sync;
 
 /// After a call without an answer: how long the agent waits for its effect before it repeats the call.
 const EFFECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,17 +69,11 @@ impl Ec2Instance {
 
     /// Waits for the effect of a call that was not answered; the reported state lags behind a request.
     fn wait_until_terminating(&self, timeout: Duration) -> bool {
-        let until = Instant::now() + timeout;
-        loop {
+        let is_terminating = || {
             let by_group = || self.group.state().is_some_and(|state| state.starts_with("Terminat"));
-            if self.is_terminating() || by_group() {
-                return true;
-            }
-            if Instant::now() + EFFECT_POLL_INTERVAL >= until {
-                return false;
-            }
-            thread::sleep(EFFECT_POLL_INTERVAL);
-        }
+            (self.is_terminating() || by_group()).then_some(())
+        };
+        sync::try_until(timeout, EFFECT_POLL_INTERVAL, is_terminating).is_some()
     }
 }
 

@@ -5,7 +5,7 @@
 //! may set a capacity that is one too low; a later check corrects that. No member lowers the capacity, because idle
 //! instances shut down by themselves.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::autoscaling::GroupState;
@@ -108,8 +108,8 @@ impl CapacityRaiser {
                     state.next = Some(Instant::now() + RECHECK_INTERVAL);
                     return CheckTrigger::Periodic;
                 }
-                Some(left) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(left) => sync::wait_timeout(&self.changed, state, left),
+                None => sync::wait(&self.changed, state),
             };
         }
     }

@@ -16,9 +16,10 @@ use super::environment::variable;
 use super::profile::Profiles;
 use super::sign::{Scope, SignedRequest, authorize};
 use super::xml;
+use crate::backoff::Backoff;
 use crate::decode;
 use crate::http::tls::TlsFiles;
-use crate::http::{Backoff, Incoming, Method, Outgoing, Timeouts, Transfer, escape, http_date};
+use crate::http::{Incoming, Method, Outgoing, Timeouts, Transfer, escape, http_date};
 
 /// The timeouts of one request.
 const TIMEOUTS: Timeouts = Timeouts { total: Duration::from_secs(15), response: Duration::from_secs(10) };
@@ -29,7 +30,7 @@ const MESSAGE_MAX: usize = 300;
 /// A signature is rejected because of the clock only if the clocks differ by more than this.
 const CLOCK_SKEW_MIN: Duration = Duration::from_secs(4 * 60);
 /// The delay of a retry is a random part of this back-off.
-const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(20));
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(20)).with_jitter(1.0);
 
 /// A request without its endpoint.
 pub struct Request {
@@ -314,7 +315,7 @@ pub fn retry_until<T>(
 
 /// The delay after `tries` failures: full jitter, so that clients that failed together do not retry together.
 pub fn retry_delay(tries: u32) -> Duration {
-    BACKOFF.at(tries).mul_f64(crate::random::fraction())
+    BACKOFF.delay(tries)
 }
 
 #[cfg(test)]

@@ -135,7 +135,8 @@ fn base_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::payload::{ArtifactsFile, Dependency, Variable};
+    use crate::payload::files::ArtifactsFile;
+    use crate::payload::{Dependency, Variable};
 
     fn settings() -> ArtifactSettings {
         let server = ArtifactServer {

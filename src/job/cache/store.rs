@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use crate::config::cache::StorageLimits;
 use crate::job::transfer::bytes;
 use crate::random;
+use crate::sync;
 use crate::sys::open_regular;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::futimens;
@@ -98,7 +99,7 @@ fn wait_for_lock(file: File, timeout: Duration) -> io::Result<Flock<File>> {
     };
     let (sender, receiver) = mpsc::channel();
     // A thread that waits too long ends with the process, and so does its lock.
-    thread::Builder::new().name("cache-lock".to_owned()).spawn(move || {
+    sync::spawn("cache-lock", 64 * 1024, move || {
         let _ = sender.send(Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, why)| why));
     })?;
     match receiver.recv_timeout(timeout) {

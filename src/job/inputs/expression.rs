@@ -1,7 +1,10 @@
 //! Moa expressions, evaluated while they are parsed. After a decided `&&` or `||`, the other operand is only parsed.
 
+mod words;
+
 use serde_json::{Map, Value};
 
+use self::words::RESERVED;
 use super::Scope;
 use super::operators::{self, Arithmetic, Comparison, is_true};
 
@@ -12,44 +15,6 @@ pub const CLOSING: &str = "}}";
 
 /// The nesting limit, which protects the thread's stack.
 const DEPTH_MAX: usize = 50;
-
-/// Reserved words of the language.
-const RESERVED: [&str; 34] = [
-    "array",
-    "as",
-    "break",
-    "case",
-    "const",
-    "continue",
-    "default",
-    "else",
-    "fallthrough",
-    "float",
-    "for",
-    "func",
-    "function",
-    "goto",
-    "if",
-    "import",
-    "in",
-    "int",
-    "let",
-    "loop",
-    "map",
-    "namespace",
-    "number",
-    "object",
-    "package",
-    "range",
-    "return",
-    "string",
-    "struct",
-    "switch",
-    "type",
-    "var",
-    "void",
-    "while",
-];
 
 /// The result of evaluating a part of an expression.
 type Evaluated = Result<Value, String>;
@@ -279,119 +244,9 @@ impl<'a> Reader<'a> {
         if self.takes(",") || self.rest.starts_with(closing) { Ok(()) } else { self.expect(closing) }
     }
 
-    /// Text in double quotes, which may contain expressions.
-    fn text(&mut self) -> Evaluated {
-        let mut text = String::new();
-        self.expect("\"")?;
-        loop {
-            if let Some(behind) = self.rest.strip_prefix(OPENING) {
-                self.rest = behind;
-                let value = self.deeper(Self::template)?;
-                text.push_str(&operators::text_of(&value));
-                continue;
-            }
-            match self.next_char()? {
-                '"' => return Ok(Value::String(text)),
-                '\\' => self.escaped(&mut text)?,
-                other => text.push(other),
-            }
-        }
-    }
-
-    fn escaped(&mut self, text: &mut String) -> Result<(), String> {
-        if let Some(behind) = self.rest.strip_prefix(OPENING) {
-            self.rest = behind;
-            text.push_str(OPENING);
-            return Ok(());
-        }
-        text.push(match self.next_char()? {
-            'n' => '\n',
-            'r' => '\r',
-            't' => '\t',
-            'a' => '\u{7}',
-            'b' => '\u{8}',
-            'f' => '\u{c}',
-            'v' => '\u{b}',
-            same @ ('\\' | '"' | '/') => same,
-            'u' => {
-                let digits = self.rest.get(..4).ok_or("`\\u` must be followed by four digits")?;
-                self.rest = &self.rest[4..];
-                let code = u32::from_str_radix(digits, 16).ok();
-                code.and_then(char::from_u32).ok_or_else(|| format!("`\\u{digits}` is not a character"))?
-            }
-            other => return Err(format!("`\\{other}` is an unknown escape")),
-        });
-        Ok(())
-    }
-
-    /// Text in single quotes.
-    fn raw_text(&mut self) -> Evaluated {
-        let mut text = String::new();
-        self.expect("'")?;
-        loop {
-            match self.next_char()? {
-                '\'' => return Ok(Value::String(text)),
-                '\\' if self.rest.starts_with(['\\', '\'']) => text.push(self.next_char()?),
-                other => text.push(other),
-            }
-        }
-    }
-
-    fn number(&mut self) -> Evaluated {
-        let mut before = ' ';
-        let end = self.rest.find(|next: char| {
-            let goes_on = next.is_ascii_digit() || matches!(next, '.' | 'e' | 'E') || is_sign_of_exponent(before, next);
-            before = next;
-            !goes_on
-        });
-        let (digits, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
-        self.rest = rest;
-        operators::number_of(digits).ok_or_else(|| format!("`{digits}` is not a number"))
-    }
-
-    /// The next name, if there is one.
-    fn name(&mut self) -> Option<&'a str> {
-        self.skip_blanks();
-        let begins = self.rest.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
-        let is_part = |next: char| next.is_ascii_alphanumeric() || next == '_';
-        let end = self.rest.find(|next| !is_part(next)).unwrap_or(self.rest.len());
-        let (name, rest) = self.rest.split_at(end);
-        begins.then(|| self.rest = rest).map(|()| name)
-    }
-
-    /// Consumes `sign` if it comes next and is not the beginning of a longer sign.
-    fn takes(&mut self, sign: &str) -> bool {
-        self.skip_blanks();
-        let Some(rest) = self.rest.strip_prefix(sign) else { return false };
-        if matches!(sign, "!" | "<" | ">") && rest.starts_with('=') {
-            return false;
-        }
-        self.rest = rest;
-        true
-    }
-
-    fn expect(&mut self, sign: &str) -> Result<(), String> {
-        if self.takes(sign) { Ok(()) } else { Err(format!("a `{sign}` is missing")) }
-    }
-
-    fn next_char(&mut self) -> Result<char, String> {
-        let mut chars = self.rest.chars();
-        let next = chars.next().ok_or("a quote in it is not closed")?;
-        self.rest = chars.as_str();
-        Ok(next)
-    }
-
-    fn skip_blanks(&mut self) {
-        self.rest = self.rest.trim_start();
-    }
-
     fn if_it_counts(&self, evaluate: impl FnOnce() -> Evaluated) -> Evaluated {
         if self.counts { evaluate() } else { Ok(Value::Null) }
     }
-}
-
-fn is_sign_of_exponent(before: char, sign: char) -> bool {
-    matches!(before, 'e' | 'E') && matches!(sign, '+' | '-')
 }
 
 #[cfg(test)]

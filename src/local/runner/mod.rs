@@ -24,9 +24,12 @@ use crate::local::schedule::{self, Conclusion, Schedule, State, Task};
 use crate::local::sources::LocalSources;
 use crate::pipeline::plan::{AllowFailure, Job, Plan, Strategy, Trigger, When};
 use crate::pipeline::request::Request;
+use crate::sync;
 
 /// The nesting depth of child pipelines, as on GitLab.
 const LEVELS: usize = 2;
+/// The stack of a job's thread: large enough to parse large payloads.
+const JOB_STACK: usize = 1 << 20;
 /// The refresh interval of the status lines.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -280,7 +283,7 @@ impl<'a> Runner<'a> {
         progress.id = id;
         progress.control = Some(Arc::clone(&control));
         let (context, sender) = (Arc::clone(&self.context), self.sender.clone());
-        let spawned = thread::Builder::new().name(format!("job-{id}")).spawn(move || {
+        let spawned = sync::spawn(format!("job-{id}"), JOB_STACK, move || {
             let outcome = attempt::run(&context, attempt, &control);
             // The receiver lives as long as any job runs.
             let _ = sender.send(Event::Ended(pipeline, job, Box::new(outcome)));

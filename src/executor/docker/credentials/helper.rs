@@ -11,7 +11,6 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::Deserialize;
@@ -20,6 +19,7 @@ use super::Secret;
 use crate::config::is_helper_name;
 use crate::decode;
 use crate::shim::PASSED_VARIABLES;
+use crate::sys;
 use crate::token::Token;
 
 /// The largest response, in bytes.
@@ -125,8 +125,7 @@ fn converse(child: &mut Child, server: &str, until: Instant) -> std::io::Result<
     let (mut answer, mut piece) = (Vec::new(), [0; 4096]);
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        if left.is_zero() || poll(&mut [PollFd::new(output.as_fd(), PollFlags::POLLIN)], timeout)? == 0 {
+        if left.is_zero() || sys::wait([Some(output.as_fd())], Some(left))? == [false] {
             return Ok(None);
         }
         match output.read(&mut piece)? {

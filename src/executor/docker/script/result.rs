@@ -1,15 +1,17 @@
 //! The result of a script, from the state of its container and the events of the engine.
 
 use std::io;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use super::super::engine::containers::ContainerState;
 use super::super::engine::{Engine, Error};
-use super::{ContainerScript, RETURN_TIMEOUT, ScriptFailure, engine_error};
+use super::{ContainerScript, RETURN_CHECK_INTERVAL, RETURN_TIMEOUT, ScriptFailure, engine_error};
 use crate::failure::{FailureReason, JobError};
+use crate::sync;
 
 /// The engine may report that memory ran out this much later than the end of the process.
 const OOM_EVENT_TIMEOUT: Duration = Duration::from_secs(2);
+const OOM_EVENT_INTERVAL: Duration = Duration::from_millis(50);
 /// The exit status of a process killed by SIGKILL.
 const EXIT_CODE_KILLED: i64 = 128 + 9;
 
@@ -85,39 +87,34 @@ impl EndedScript<'_> {
     /// The state after the end, and whether the engine was unreachable; waits for an engine that is restarting.
     fn wait_for_end(&self) -> Result<(ContainerState, bool), Error> {
         let name = &self.plan.container.name;
-        let until = Instant::now() + RETURN_TIMEOUT;
-        let mut was_away = false;
-        loop {
+        let (mut was_away, mut outcome) = (false, None);
+        sync::try_until(RETURN_TIMEOUT, RETURN_CHECK_INTERVAL, || {
             // The streams end shortly before the container does.
             let _ = self.engine.wait_container_for(name, Duration::from_secs(5));
-            match self.engine.container(name) {
-                Ok(container) => return Ok((self.wait_for_oom_event(container.state), was_away)),
-                Err(error) if error.is_unreachable() && Instant::now() < until => {
-                    was_away = true;
-                    std::thread::sleep(Duration::from_millis(500));
-                }
-                Err(error) => return Err(error),
-            }
-        }
+            let found = self.engine.container(name);
+            let is_away = found.as_ref().is_err_and(Error::is_unreachable);
+            was_away |= is_away;
+            outcome = Some(found);
+            (!is_away).then_some(())
+        });
+        let container = outcome.unwrap_or_else(|| self.engine.container(name))?;
+        Ok((self.wait_for_oom_event(container.state), was_away))
     }
 
     /// The engine learns of exhausted memory and of the end separately, so the former may arrive later: a killed
     /// container with a memory limit is inspected again for a moment.
     fn wait_for_oom_event(&self, mut state: ContainerState) -> ContainerState {
-        let until = Instant::now() + OOM_EVENT_TIMEOUT;
         let may_be = !self.was_stopped && self.plan.container.memory_limit() > 0;
-        while may_be
-            && state.exit_code == EXIT_CODE_KILLED
-            && !state.oom_killed
-            && !state.running
-            && Instant::now() < until
-        {
-            std::thread::sleep(Duration::from_millis(50));
+        sync::try_until(OOM_EVENT_TIMEOUT, OOM_EVENT_INTERVAL, || {
+            if !may_be || state.exit_code != EXIT_CODE_KILLED || state.oom_killed || state.running {
+                return Some(());
+            }
             match self.engine.container(&self.plan.container.name) {
                 Ok(container) => state = container.state,
-                Err(_) => break,
+                Err(_) => return Some(()),
             }
-        }
+            None
+        });
         state
     }
 

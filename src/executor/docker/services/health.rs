@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::super::engine::Engine;
 use super::super::engine::containers::Container;
 use super::{OUTPUT_MAX, RunningService, ServiceStarter, log};
+use crate::backoff::Backoff;
 use crate::failure::JobError;
 use crate::sync;
 use crate::trace::colours::{RESET, YELLOW};
@@ -21,7 +22,7 @@ const PORTS_MAX: usize = 20;
 /// The timeout of one connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The delay between two checks: the first and the longest.
-const CHECK_INTERVAL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+const CHECK_INTERVAL: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
 /// The variable that names the port to check.
 const PORT_VARIABLE: &str = "HEALTHCHECK_TCP_PORT=";
 
@@ -63,8 +64,7 @@ impl ServiceStarter<'_> {
                     let _ = waiter.checked.write(1);
                     health
                 };
-                let named = thread::Builder::new().name("service-wait".to_owned()).stack_size(256 * 1024);
-                named.spawn_scoped(scope, body)
+                sync::spawn_scoped(scope, "service-wait", 256 * 1024, body)
             };
             let threads: Vec<_> = services.iter().map(try_one).collect();
             let are_done = || threads.iter().all(|thread| thread.as_ref().is_ok_and(|it| it.is_finished()));
@@ -127,7 +127,7 @@ impl HealthWaiter {
 
     /// Checks a service until its health is known.
     fn wait_until_decided(&self, engine: &Engine, service: &RunningService) -> ServiceHealth {
-        let mut rest = CHECK_INTERVAL.0;
+        let mut checks = 0;
         loop {
             let container = match engine.container(&service.id) {
                 Ok(container) => container,
@@ -137,10 +137,10 @@ impl HealthWaiter {
                 HealthCheck::Decided(health) => return health,
                 HealthCheck::Undecided(why) => why,
             };
-            if !self.sleep(rest) {
+            if !self.sleep(CHECK_INTERVAL.delay(checks)) {
                 return ServiceHealth::Down(last);
             }
-            rest = (rest * 2).min(CHECK_INTERVAL.1);
+            checks += 1;
         }
     }
 
@@ -153,10 +153,7 @@ impl HealthWaiter {
     fn sleep(&self, rest: Duration) -> bool {
         let left = self.until.saturating_duration_since(Instant::now());
         let stopped = sync::lock(&self.stopped);
-        let (stopped, _) = self
-            .change
-            .wait_timeout_while(stopped, rest.min(left), |stopped| !*stopped)
-            .unwrap_or_else(PoisonError::into_inner);
+        let stopped = sync::wait_while(&self.change, stopped, rest.min(left), |stopped| !*stopped);
         !*stopped && Instant::now() < self.until
     }
 }
