@@ -1,7 +1,6 @@
 //! Each key of `[runners.docker]` that changes a container, checked with the engine.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -27,17 +26,15 @@ fn inspected(keys: &str, job: JobBuilder) -> (Value, Value) {
         let all = docker.run(&["ps", "-q", "--filter", &filters[0], "--filter", &filters[1]]);
         all.lines().next().map(str::to_owned)
     };
-    let until = Instant::now() + Duration::from_secs(60);
-    let container = loop {
-        let running = found("build").filter(|id| {
-            docker.command(&["exec", id, "test", "-e", "/tmp/up"]).status().is_ok_and(|status| status.success())
-        });
-        if let Some(container) = running {
-            break container;
-        }
-        assert!(Instant::now() < until, "no container runs:\n{}\n{}", agent.log(), gitlab.job(id).log());
-        std::thread::sleep(Duration::from_millis(50));
+    let is_up = |id: &String| {
+        docker.command(&["exec", id, "test", "-e", "/tmp/up"]).status().is_ok_and(|status| status.success())
     };
+    let mut running = None;
+    agent.wait_until("the job's container", || {
+        running = found("build").filter(is_up);
+        running.is_some()
+    });
+    let container = running.expect("a container must run");
     let both = (docker.inspect(&container), docker.inspect(&found("service").expect("a service")));
     docker.run(&["exec", "--detach", &container, "touch", "/tmp/go"]);
     let job = gitlab.finished(id);

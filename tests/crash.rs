@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::journal::has_outcome;
 use crate::support::git::GitServer;
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::{is_running, kill_shims, nap, read};
 use crate::support::scenario::Scenario;
 use crate::support::unique_number;
+use crate::support::wait_until;
 
 /// The output of the stages of [`staged`], in order.
 const STAGES: [&str; 8] = [
@@ -254,7 +256,7 @@ fn the_next_agent_reads_the_result_of_a_script_that_ended_meanwhile() {
     gitlab.wait_for_log(id, "begun");
     agent.kill();
     std::fs::write(&go, "").expect("write a file");
-    std::thread::sleep(std::time::Duration::from_secs(2));
+    gitlab.wait_until("the end of the script", |_| has_outcome(&home));
     let mut next = home.start(&[]);
     let job = gitlab.finished(id);
     assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(7)));
@@ -274,11 +276,7 @@ fn the_job_timeout_applies_while_no_agent_runs() {
     gitlab.wait_for_log(id, "begun");
     agent.kill();
     assert!(is_running(&waited), "the shim holds the script");
-    let until = Instant::now() + Duration::from_secs(60);
-    while is_running(&waited) {
-        assert!(Instant::now() < until, "nobody ended the script");
-        thread::sleep(Duration::from_millis(100));
-    }
+    wait_until("the end of the script", || !is_running(&waited));
     let mut next = home.start(&[]);
     let job = gitlab.finished(id);
     assert_eq!(job.failure_reason.as_deref(), Some("job_execution_timeout"), "{}", job.log());

@@ -5,7 +5,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -163,9 +162,5 @@ fn agents_on_this_machine_come_and_go() {
     for instance in &members {
         assert_eq!(program.terminate(instance, true), ok());
     }
-    let until = Instant::now() + Duration::from_secs(60);
-    while !program.members().is_empty() {
-        assert!(Instant::now() < until, "agents are still there");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    crate::support::wait_until("the end of all agents", || program.members().is_empty());
 }

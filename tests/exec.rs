@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::support::docker::docker;
 use crate::support::git::git;
 use crate::support::mayfly::Home;
+use crate::support::wait_until;
 
 pub fn checkout(file: &str) -> Home {
     in_checkout(Home::empty(), file)
@@ -197,14 +198,6 @@ fn the_pipeline_of_this_project_succeeds() {
         .output()
         .expect("mayfly");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-}
-
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(60);
-    while !is_so() {
-        assert!(Instant::now() < until, "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Starts a run, and waits until its job has created the file `sign`.

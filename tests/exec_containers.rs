@@ -8,10 +8,11 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::exec::{assert_nothing_left, checkout, command, exec_with, in_checkout, run_directory, wait_until};
+use crate::exec::{assert_nothing_left, checkout, command, exec_with, in_checkout, run_directory};
 use crate::support::docker::{Docker, docker, write_busybox};
 use crate::support::git::git;
 use crate::support::mayfly::Home;
+use crate::support::wait_until;
 
 /// Gives a directory and everything below to a user.
 fn give(place: &Path, user: u32) {

@@ -8,9 +8,10 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::exec::{checkout, command, exec, in_checkout, lives, started, wait_until};
+use crate::exec::{checkout, command, exec, in_checkout, lives, started};
 use crate::support::docker::docker;
 use crate::support::mayfly::Home;
+use crate::support::wait_until;
 
 /// Runs `mayfly exec` on a pseudo-terminal on which a person types `input`.
 fn on_terminal(home: &Home, arguments: &[&str], input: &str, environment: &[(&str, &str)]) -> (Output, String) {

@@ -1,6 +1,7 @@
 //! A machine that cannot run jobs takes no jobs.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 
 use crate::disk::Small;
 use crate::metrics::{free_address, wait_for};
@@ -122,9 +123,15 @@ fn a_docker_runner_takes_no_job_while_the_engine_is_unreachable() {
     let agent = home.start(&[]);
     agent.wait_for_log("polling paused runner=test reason=container_engine");
     assert!(agent.log().contains("docker.sock does not answer"), "{}", agent.log());
+    // The next check connects to an engine that closes the connection.
+    let broken = UnixListener::bind(socket.path().join("docker.sock")).expect("bind the address");
+    broken.set_nonblocking(true).expect("set the mode of the socket");
+    agent.wait_until("the next check", || broken.accept().is_ok());
+    drop(broken);
+    agent.kill();
     // A socket without a listener is the same as no socket.
-    drop(std::os::unix::net::UnixListener::bind(socket.path().join("docker.sock")).expect("bind"));
-    std::thread::sleep(std::time::Duration::from_secs(6));
+    let next = home.start(&[]);
+    next.wait_for_log("polling paused runner=test reason=container_engine");
     assert!(ids.iter().all(|id| gitlab.job(*id).state == "pending"));
     assert_eq!(gitlab.count("POST jobs/request"), 0);
 }

@@ -11,6 +11,7 @@ use crate::support::gitlab::{Fault, GitLab};
 use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::{Agent, Home, is_running, kill_shims, nap, read};
 use crate::support::scenario::Scenario;
+use crate::support::wait_until;
 
 const TERMINATE: &str = "TerminateInstanceInAutoScalingGroup";
 
@@ -28,11 +29,22 @@ impl Fleet {
 
     /// An instance whose configuration does not set `leave`, unless `keys` do.
     fn without_leave(keys: &str) -> Self {
+        Self::given(keys, "echo off >>$HOME/off")
+    }
+
+    fn given(keys: &str, poweroff_command: &str) -> Self {
         let (gitlab, cloud) = (GitLab::start(), Cloud::start());
-        let mut home =
-            Scenario::shell().mayfly("poweroff_command = \"echo off >>$HOME/off\"").mayfly(keys).home(&gitlab);
+        let poweroff = format!("poweroff_command = \"{poweroff_command}\"");
+        let mut home = Scenario::shell().mayfly(&poweroff).mayfly(keys).home(&gitlab);
         home.set_environment(cloud.environment());
         Self { gitlab, cloud, home }
+    }
+
+    /// Waits until the agent has polled the metadata service this number of times; it does so every 4 seconds.
+    fn wait_for_metadata_polls(&self, times: usize) {
+        let polls = || self.cloud.metadata.count("GET meta-data/autoscaling/target-lifecycle-state");
+        let before = polls();
+        wait_until("a poll of the metadata service", || polls() >= before + times);
     }
 
     fn start(&self) -> Agent {
@@ -122,11 +134,9 @@ fn at_the_minimum_size_an_idle_instance_resumes_work_until_the_minimum_is_lowere
     let id = fleet.queue(job(&["echo needed"]));
     assert_eq!(fleet.gitlab.finished(id).state, "success");
     let refused = lines_with(&agent.log(), &["at its minimum size; polling resumed"]);
-    let until = Instant::now() + Duration::from_secs(60);
-    while lines_with(&agent.log(), &["at its minimum size; polling resumed"]) == refused {
-        assert!(Instant::now() < until, "not tried again:\n{}", agent.log());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    agent.wait_until("the next attempt", || {
+        lines_with(&agent.log(), &["at its minimum size; polling resumed"]) > refused
+    });
     assert!(!fleet.home.path("state/leaving.json").exists() || fleet.ends() == (0, 0));
     fleet.cloud.change(|group| group.minimum = 0);
     assert!(agent.wait().success());
@@ -159,7 +169,7 @@ fn a_busy_group_terminates_the_instance_later() {
     fleet.queue(job(&["true"]));
     let mut agent = fleet.start();
     agent.wait_for_log("shutting down strategy");
-    std::thread::sleep(Duration::from_secs(3));
+    agent.wait_until("a retry", || fleet.cloud.calls(TERMINATE).len() > 1);
     fleet.cloud.allow(TERMINATE);
     assert!(agent.wait().success());
     assert_eq!((fleet.ends(), fleet.times_off()), ((1, 0), 0), "{}", agent.log());
@@ -244,10 +254,9 @@ fn cut_off(phase: &str, cut: Cut) {
         "hooks" => fleet.cloud.fail("DescribeLifecycleHooks", [Fault::Slow(Duration::from_secs(8))]),
         "waiting" => fleet.cloud.refuse(TERMINATE, 403, "AccessDenied"),
         "powering_off" => {
-            fleet = Fleet::new("max_builds = 1\nleave_fallback_after = \"1s\"");
+            let keys = "leave = \"aws-asg\"\nmax_builds = 1\nleave_fallback_after = \"1s\"";
+            fleet = Fleet::given(keys, &format!("{}; echo off >>$HOME/off", until_there("$HOME/go")));
             fleet.cloud.refuse(TERMINATE, 403, "AccessDenied");
-            let text = read(&fleet.home.config()).replacen("echo off", &format!("{}; echo off", wait(&fleet)), 1);
-            fs::write(fleet.home.config(), text).expect("write a file");
         }
         _ => {}
     }
@@ -262,11 +271,7 @@ fn cut_off(phase: &str, cut: Cut) {
         "waiting" => agent.log().contains("powering off unless"),
         phase => read(&mark).contains(&format!("\"{phase}\"")),
     };
-    let until = Instant::now() + Duration::from_secs(60);
-    while !is_there() {
-        assert!(Instant::now() < until, "{phase}: {}\n{}", read(&mark), agent.log());
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    agent.wait_until(phase, is_there);
     let polls = fleet.polls();
     match (phase, cut) {
         ("left", _) => assert!(agent.wait().success()),
@@ -298,8 +303,8 @@ fn cut_off(phase: &str, cut: Cut) {
     assert_eq!(fleet.completed(), if by_power { Vec::new() } else { vec!["drain".to_owned()] }, "{phase}");
     assert_eq!(fleet.times_off() > 0, by_power, "{phase}: {}", next.log());
     if by_power {
-        // The leave command of the killed agent continues.
-        std::thread::sleep(Duration::from_secs(1));
+        let go = fleet.home.path("go").display().to_string();
+        wait_until("the end of the killed agent's poweroff_command", || !is_running(&go));
     }
     fleet.assert_that_it_is_over();
 }
@@ -404,7 +409,7 @@ fn an_instance_in_a_warm_pool_sends_no_requests_and_has_no_idle_time() {
     fleet.cloud.metadata.set("autoscaling/target-lifecycle-state", "Warmed:Running");
     let mut agent = fleet.start();
     agent.wait_for_log("the instance is in standby or in the warm pool");
-    std::thread::sleep(Duration::from_secs(4));
+    fleet.wait_for_metadata_polls(2);
     assert_eq!(fleet.polls() + fleet.gitlab.count("POST runners/verify"), 0);
     assert!(!agent.log().contains("polling stopped"), "{}", agent.log());
     let id = fleet.queue(job(&["true"]));
@@ -662,7 +667,7 @@ fn a_hibernating_instance_ends_its_job_and_does_not_terminate() {
     fleet.cloud.metadata.set("spot/instance-action", notice);
     assert_eq!(fleet.gitlab.finished(id).failure_reason.as_deref(), Some("runner_interrupted"));
     let waiting = fleet.queue(job(&["true"]));
-    std::thread::sleep(Duration::from_secs(3));
+    fleet.wait_for_metadata_polls(1);
     assert_eq!((fleet.gitlab.job_state(waiting).as_str(), fleet.ends()), ("pending", (0, 0)));
     assert!(!agent.log().contains("polling stopped"), "{}", agent.log());
     agent.kill();
@@ -678,7 +683,8 @@ fn a_rebalance_recommendation_stops_polling_and_keeps_the_desired_capacity() {
     // The service does not answer for a while, and its tokens expire early.
     fleet.cloud.metadata.shorten_tokens(Duration::from_secs(1));
     fleet.cloud.metadata.set_silent(true);
-    std::thread::sleep(Duration::from_secs(3));
+    let before = fleet.cloud.metadata.requests().len();
+    agent.wait_until("a request without a response", || fleet.cloud.metadata.requests().len() > before);
     fleet.cloud.metadata.set_silent(false);
     fleet.cloud.recommend_rebalance();
     agent.wait_for_log("polling stopped reason=rebalance_recommendation");

@@ -22,7 +22,7 @@ fn count(job: &Job, line: &str) -> usize {
 }
 
 /// Whether a step has written its result.
-fn has_outcome(home: &Home) -> bool {
+pub fn has_outcome(home: &Home) -> bool {
     let entries = std::fs::read_dir(home.path("state/slot-0")).into_iter().flatten().flatten();
     entries.into_iter().any(|entry| entry.path().extension().is_some_and(|extension| extension == "status"))
 }

@@ -9,6 +9,7 @@ use crate::support::gitlab::{Fault, GitLab};
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::{Home, read};
 use crate::support::scenario::Scenario;
+use crate::support::wait_until;
 
 /// The number of job requests so far.
 fn polls(gitlab: &GitLab) -> usize {
@@ -21,11 +22,7 @@ fn lines(path: &Path) -> Vec<String> {
 
 /// Waits until a file exists.
 fn wait_for_file(path: &Path) {
-    let until = Instant::now() + Duration::from_secs(60);
-    while !path.exists() {
-        assert!(Instant::now() < until, "{} does not come", path.display());
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_until(&path.display().to_string(), || path.exists());
 }
 
 #[test]
@@ -125,13 +122,15 @@ fn a_reload_does_not_reset_the_idle_time() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().home(&gitlab);
     let mut agent = home.start(&["--idle-timeout", "4s"]);
-    let began = Instant::now();
+    let is_leaving = || agent.log().contains("polling stopped");
     agent.wait_for_log("mayfly is up");
-    // Reload repeatedly until the agent shuts down; if a reload reset the idle time, it never would.
-    while !agent.log().contains("polling stopped") {
+    // Reload before each poll until the agent shuts down; if a reload reset the idle time, it never would.
+    let began = Instant::now();
+    while !is_leaving() {
         assert!(began.elapsed() < Duration::from_secs(60), "{}", agent.log());
+        let before = polls(&gitlab);
         agent.signal("HUP");
-        std::thread::sleep(Duration::from_millis(500));
+        agent.wait_until("a poll or the shutdown", || polls(&gitlab) > before || is_leaving());
     }
     assert!(agent.wait().success());
 }
@@ -237,11 +236,9 @@ fn the_next_agent_resumes_an_interrupted_shutdown() {
                     gitlab.wait_for_log(id, "begun");
                 }
                 let mark = home.path("state/leaving.json");
-                let until = Instant::now() + Duration::from_secs(60);
-                while !read(&mark).contains(&format!("\"{phase}\"")) || (phase == "ending" && !ran.exists()) {
-                    assert!(Instant::now() < until, "{phase}: {}\n{}", read(&mark), agent.log());
-                    std::thread::sleep(Duration::from_millis(5));
-                }
+                agent.wait_until(phase, || {
+                    read(&mark).contains(&format!("\"{phase}\"")) && (phase != "ending" || ran.exists())
+                });
                 let before = polls(&gitlab);
                 agent.kill();
                 let waiting = gitlab.queue(job(&["true"]).build());

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::support::gitlab::{Answer, Fault, GitLab};
 use crate::support::job::{job, until_there};
@@ -37,15 +37,12 @@ fn is_healthy(address: &str) -> bool {
 
 /// Waits until a page contains a text.
 pub fn wait_for(agent: &Agent, address: &str, path: &str, part: &str) -> (u16, String) {
-    let until = Instant::now() + Duration::from_secs(60);
-    loop {
-        let page = try_get(address, path);
-        if let Some((status, body)) = page.clone().filter(|(_, body)| body.contains(part)) {
-            return (status, body);
-        }
-        assert!(Instant::now() < until, "no `{part}` in {page:?}\n{}", agent.log());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let mut page = None;
+    agent.wait_until(&format!("`{part}` in {path}"), || {
+        page = try_get(address, path).filter(|(_, body)| body.contains(part));
+        page.is_some()
+    });
+    page.expect("the page must have the text")
 }
 
 /// The findings of promtool; empty if there are none.
@@ -184,11 +181,7 @@ fn a_reload_moves_listen_address_and_refuses_an_address_in_use() {
     assert!(body.contains("gitlab_runner_configuration_loading_error_total 1\n"), "{body}");
     assert!(body.contains("mayfly_configuration_current 0\n"), "{body}");
     Scenario::shell().write(&home, &gitlab.url);
-    let until = Instant::now() + Duration::from_secs(60);
-    while is_healthy(&second) {
-        assert!(Instant::now() < until, "still there: {}", agent.log());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    agent.wait_until("the end of the listener", || !is_healthy(&second));
     agent.signal("QUIT");
     assert!(agent.wait().success());
     gitlab.assert_strict();

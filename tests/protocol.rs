@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use crate::support::gitlab::{Answer, Fault, GitLab, read_request, write_answer};
-use crate::support::job::job;
+use crate::support::job::{job, until_there};
 use crate::support::scenario::Scenario;
 
 fn answer(status: u16) -> Fault {
@@ -49,11 +49,17 @@ fn a_lost_response_never_duplicates_a_log_line() {
 fn an_outage_at_the_end_loses_nothing() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().home(&gitlab);
-    let id = gitlab.queue(job(&["echo begun", "sleep 1", "echo the end"]).build());
+    let go = home.path("go");
+    let lines = ["echo begun", &until_there(go.display()), "echo the end", "touch \"$OVER\""];
+    let over = home.path("over");
+    let id = gitlab.queue(job(&lines).variable("OVER", &over.display().to_string()).build());
     let mut agent = home.start(&["--once"]);
     gitlab.wait_for_log(id, "begun");
     gitlab.set_away(true);
-    thread::sleep(std::time::Duration::from_secs(4));
+    std::fs::write(&go, "").expect("write a file");
+    agent.wait_until("the end of the script", || over.exists());
+    let before = gitlab.unanswered("PATCH trace").len();
+    agent.wait_until("two requests without a response", || gitlab.unanswered("PATCH trace").len() >= before + 2);
     gitlab.set_away(false);
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success");

@@ -48,8 +48,10 @@ fn the_least_recently_used_build_directories_go_when_there_are_too_many_bytes() 
     for name in ["first", "second"] {
         run(&gitlab, &agent, of_project(name));
     }
-    // Used again: the other one is the least recently used.
-    std::thread::sleep(std::time::Duration::from_millis(1100));
+    // The record has whole seconds: use the first one again in a later second, so that the second one is older.
+    let seconds = || std::time::UNIX_EPOCH.elapsed().expect("the clock must be after 1970").as_secs();
+    let used = seconds();
+    agent.wait_until("the next second", || seconds() > used);
     run(&gitlab, &agent, of_project("first"));
     assert!(project(&home, "first").is_some() && project(&home, "second").is_some());
     run(&gitlab, &agent, of_project("third"));

@@ -107,9 +107,7 @@ fn a_failed_start_is_logged_once_and_delays_the_exit() {
         &[("NOTIFY_SOCKET", &socket), ("RUNTIME_DIRECTORY", runtime.to_str().expect("the path must be UTF-8"))],
     );
     let record = || std::fs::read_to_string(runtime.join("start-failures")).unwrap_or_default();
-    while !record().contains("\"count\":4") {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    agent.wait_until("the fourth failure", || record().contains("\"count\":4"));
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent.pid()), nix::sys::signal::Signal::SIGTERM)
         .expect("send the signal");
     assert_eq!(agent.wait().code(), None, "ended by the signal");

@@ -10,9 +10,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
 
-use super::unique_number;
+use super::{unique_number, wait_or_explain, wait_until};
 
 /// The engine. Its keeper process removes the engine and its directory when the keeper's standard input closes, at the
 /// latest at the end of this process.
@@ -177,12 +176,9 @@ impl Docker {
 
     /// Waits until the daemon answers.
     pub fn wait_until_up(&self) {
-        let until = Instant::now() + Duration::from_secs(60);
-        while !self.command(&["version"]).output().is_ok_and(|output| output.status.success()) {
-            let log = fs::read_to_string(self.path("log")).unwrap_or_default();
-            assert!(Instant::now() < until, "dockerd does not start; these tests need root and docker.io:\n{log}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let is_up = || self.command(&["version"]).output().is_ok_and(|output| output.status.success());
+        let log = || fs::read_to_string(self.path("log")).unwrap_or_default();
+        wait_or_explain(is_up, || format!("the start of dockerd, which needs root and docker.io:\n{}", log()));
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -309,12 +305,8 @@ impl Docker {
         let before = self.pid();
         let mut keeper = self.keeper.lock().expect("the thread must not panic");
         keeper.stdin.as_mut().expect("a pipe").write_all(b"again\n").expect("write a file");
-        let until = Instant::now() + Duration::from_secs(60);
         let pid = || fs::read_to_string(self.path("pid")).unwrap_or_default().trim().to_owned();
-        while pid().is_empty() || pid() == before.to_string() {
-            assert!(Instant::now() < until, "dockerd does not start again");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_until("the restart of dockerd", || !pid().is_empty() && pid() != before.to_string());
         self.wait_until_up();
     }
 }

@@ -4,7 +4,6 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -12,10 +11,11 @@ use serde_json::{Value, json};
 
 use super::gitlab::{GitLab, RUNNER_TOKEN};
 use super::mayfly::{Agent, Home, read, wait_for_exit};
+pub use super::wait_until;
+use super::{TIMEOUT, wait_or_explain};
 
 /// The token of the fleet.
 pub const FLEET_TOKEN: &str = "token-of-the-fleet-0123456789";
-const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// An engine that lists what `members` says and notes what it is asked.
 const ENGINE: &str = "#!/bin/sh\nwhile read -r line; do\n  case \"$line\" in\n    *'\"call\":\"group\"'*) cat \"$1/members\" ;;\n    \
@@ -84,7 +84,7 @@ impl Fleet {
         read(&self.home.path("calls"))
     }
 
-    /// Waits until something holds.
+    /// Waits until a condition holds.
     pub fn wait_until(&self, what: &str, holds: impl Fn() -> bool) {
         wait_until(what, holds);
     }
@@ -185,11 +185,8 @@ impl Manager {
     }
 
     pub fn wait_for_log(&self, part: &str) {
-        let until = Instant::now() + TIMEOUT;
-        while !self.log().contains(part) {
-            assert!(Instant::now() < until, "`{part}` is not in:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let explain = || format!("`{part}` in the log of the manager:\n{}", self.log());
+        wait_or_explain(|| self.log().contains(part), explain);
     }
 
     /// Resident memory in KiB.
@@ -205,14 +202,5 @@ impl Drop for Manager {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// Waits until something holds.
-pub fn wait_until(what: &str, holds: impl Fn() -> bool) {
-    let until = Instant::now() + TIMEOUT;
-    while !holds() {
-        assert!(Instant::now() < until, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -16,9 +16,6 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::unique_number;
 
-/// The time limit for every wait; a boot takes seconds, more on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(90);
-
 /// A machine image: a Debian tree with the package and the files of a test.
 pub struct Image {
     /// The path of the tree, in the mount namespace of the thread that created it.
@@ -218,23 +215,18 @@ impl Machine {
     }
 
     fn wait(&mut self) -> ExitStatus {
-        let until = Instant::now() + TIMEOUT;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("read the state of the process") {
-                return status;
-            }
-            assert!(Instant::now() < until, "the machine goes on");
-            thread::sleep(Duration::from_millis(50));
-        }
+        let mut status = None;
+        let ended = || {
+            status = self.child.try_wait().expect("read the state of the process");
+            status.is_some()
+        };
+        super::wait_until("the end of the machine", ended);
+        status.expect("the machine must have ended")
     }
 
     /// Waits until a condition holds.
     pub fn wait_until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let until = Instant::now() + TIMEOUT;
-        while !holds(self) {
-            assert!(Instant::now() < until, "waited in vain for {what}");
-            thread::sleep(Duration::from_millis(100));
-        }
+        super::wait_until(what, || holds(self));
     }
 
     /// Waits until the journal of the agent's unit contains a text `count` times.

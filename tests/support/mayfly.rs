@@ -4,7 +4,6 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -12,9 +11,7 @@ use serde_json::Value;
 
 use super::gitlab::{GitLab, Job};
 use super::job::JobBuilder;
-
-/// The time limit for waits; most take milliseconds on an idle machine.
-const TIMEOUT: Duration = Duration::from_secs(120);
+use super::wait_or_explain;
 
 /// The files of one agent.
 pub struct Home {
@@ -171,11 +168,7 @@ impl Agent {
     pub fn signal(&self, name: &str) {
         let signal: Signal = format!("SIG{name}").parse().expect("a signal");
         let handled = !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGCONT);
-        let until = Instant::now() + TIMEOUT;
-        while handled && !self.handles(signal) {
-            assert!(Instant::now() < until, "the agent does not handle {signal}:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.wait_until("the handler of the signal", || !handled || self.handles(signal));
         kill(Pid::from_raw(self.pid()), signal).expect("send the signal");
     }
 
@@ -205,13 +198,14 @@ impl Agent {
         text
     }
 
+    /// Waits until a condition holds; the message of a failure has the agent's log.
+    pub fn wait_until(&self, what: &str, holds: impl FnMut() -> bool) {
+        wait_or_explain(holds, || format!("{what}; the log of the agent:\n{}", self.log()));
+    }
+
     /// Waits until the agent's log contains a text.
     pub fn wait_for_log(&self, part: &str) {
-        let until = Instant::now() + TIMEOUT;
-        while !self.log().contains(part) {
-            assert!(Instant::now() < until, "`{part}` is not in:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        self.wait_until(&format!("`{part}` in the log"), || self.log().contains(part));
     }
 }
 
@@ -265,14 +259,13 @@ pub fn is_running(marker: &str) -> bool {
 
 /// Waits until a program of the test exits; the message of a failure has its log.
 pub fn wait_for_exit(child: &mut Child, log: &Path) -> ExitStatus {
-    let until = Instant::now() + TIMEOUT;
-    loop {
-        if let Some(status) = child.try_wait().expect("read the state of the process") {
-            return status;
-        }
-        assert!(Instant::now() < until, "process {} does not end:\n{}", child.id(), read(log));
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let (pid, mut status) = (child.id(), None);
+    let ended = || {
+        status = child.try_wait().expect("read the state of the process");
+        status.is_some()
+    };
+    wait_or_explain(ended, || format!("the end of process {pid}:\n{}", read(log)));
+    status.expect("the process must have ended")
 }
 
 /// The content of a file.

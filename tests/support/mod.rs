@@ -27,6 +27,24 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+/// The time limit for waits; most take milliseconds on an idle machine.
+pub const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Waits until a condition holds. Tests wait with this function instead of sleeping for a fixed time.
+pub fn wait_until(what: &str, holds: impl FnMut() -> bool) {
+    wait_or_explain(holds, || what.to_owned());
+}
+
+/// As [`wait_until`]; `explain` is called for the message of a failure.
+pub fn wait_or_explain(mut holds: impl FnMut() -> bool, explain: impl Fn() -> String) {
+    let until = Instant::now() + TIMEOUT;
+    while !holds() {
+        assert!(Instant::now() < until, "waited in vain for: {}", explain());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
 
 /// The path of a program that `tests/setup.sh` installs.
 pub fn installed(name: &str) -> PathBuf {

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A running squid; it ends with the value.
 pub struct Squid {
@@ -41,11 +41,7 @@ impl Squid {
         command.args(["-N", "-n", &service, "-f", &at("squid.conf")]).stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.spawn().expect("squid: run tests/setup.sh");
         let squid = Self { url: format!("http://127.0.0.1:{port}"), directory, process };
-        let until = Instant::now() + Duration::from_secs(60);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < until, "squid does not listen");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        super::wait_until("the start of squid", || TcpStream::connect(("127.0.0.1", port)).is_ok());
         squid
     }
 

@@ -4,13 +4,13 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use super::docker::{Docker, REGISTRY_PORTS};
 use super::pki::Pki;
+use super::wait_or_explain;
 
 /// The name of its user.
 pub const USER: &str = "ci";
@@ -104,18 +104,14 @@ impl<'a> Registry<'a> {
     }
 
     fn wait_until_up(&self, listen: &str) {
-        let until = Instant::now() + Duration::from_secs(60);
         let (host, port) = listen.rsplit_once(':').expect("a port");
         let connects = || {
             let mut command = self.docker.inside("busybox");
             command.args(["nc", "-w", "1", host, port]).stdin(Stdio::null()).stderr(Stdio::null());
             command.status().is_ok_and(|status| status.success())
         };
-        while !connects() {
-            let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
-            assert!(Instant::now() < until, "the registry does not start:\n{log}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let log = || fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+        wait_or_explain(connects, || format!("the start of the registry:\n{}", log()));
     }
 
     /// Tags an image of the engine for this registry, pushes it, and removes it from the engine. Returns the name.

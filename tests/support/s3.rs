@@ -4,7 +4,6 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// The access key of the only key pair that the server accepts.
 pub const ACCESS_KEY: &str = "AKIDOFTHETESTS";
@@ -36,11 +35,7 @@ impl S3 {
             .spawn()
             .expect("s3s-fs");
         let server = Self { address: format!("127.0.0.1:{port}"), directory, child };
-        let until = Instant::now() + Duration::from_secs(60);
-        while TcpStream::connect(&server.address).is_err() {
-            assert!(Instant::now() < until, "the S3 server does not start");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        super::wait_until("the start of the S3 server", || TcpStream::connect(&server.address).is_ok());
         server
     }
 

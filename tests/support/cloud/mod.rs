@@ -7,7 +7,7 @@ mod signature;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use autoscaling::{Call, Group, refusal};
 pub use metadata::Metadata;
@@ -163,11 +163,7 @@ impl Cloud {
 
     /// Waits until a condition holds.
     pub fn wait_until(&self, what: &str, holds: impl Fn(&Group) -> bool) {
-        let until = Instant::now() + Duration::from_secs(60);
-        while !self.look(&holds) {
-            assert!(Instant::now() < until, "never: {what}; {:#?}", self.lock().group);
-            thread::sleep(Duration::from_millis(20));
-        }
+        super::wait_or_explain(|| self.look(&holds), || format!("{what}; {:#?}", self.lock().group));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
