@@ -169,7 +169,7 @@ fn a_busy_group_terminates_the_instance_later() {
     fleet.queue(job(&["true"]));
     let mut agent = fleet.start();
     agent.wait_for_log("shutting down strategy");
-    agent.wait_until("a retry", || fleet.cloud.calls(TERMINATE).len() > 1);
+    agent.wait_until("a retry", || fleet.cloud.refusals(TERMINATE) > 1);
     fleet.cloud.allow(TERMINATE);
     assert!(agent.wait().success());
     assert_eq!((fleet.ends(), fleet.times_off()), ((1, 0), 0), "{}", agent.log());

@@ -23,6 +23,8 @@ struct State {
     faults: BTreeMap<String, VecDeque<Fault>>,
     /// Actions that are refused: status and code.
     refused: BTreeMap<String, (u16, String)>,
+    /// The actions of the refused calls.
+    refusals: Vec<String>,
     secret_key: String,
     access_key: String,
     session_token: String,
@@ -61,6 +63,7 @@ impl Cloud {
             group: Group::new(),
             faults: BTreeMap::new(),
             refused: BTreeMap::new(),
+            refusals: Vec::new(),
             access_key: String::new(),
             secret_key: String::new(),
             session_token: String::new(),
@@ -123,6 +126,11 @@ impl Cloud {
     /// Refuses an action with this status and code, until [`Self::allow`].
     pub fn refuse(&self, action: &str, status: u16, code: &str) {
         self.lock().refused.insert(action.to_owned(), (status, code.to_owned()));
+    }
+
+    /// The number of calls of an action that were refused.
+    pub fn refusals(&self, action: &str) -> usize {
+        self.lock().refusals.iter().filter(|refused| *refused == action).count()
     }
 
     /// Ends [`Self::refuse`].
@@ -235,12 +243,11 @@ impl Server {
             let place = format!("{} {} {kind}", request.method, request.path);
             state.group.violations.push(format!("a request that is no call: {place}"));
         }
-        if let Some((status, code)) = state.refused.get(&action(request)) {
-            return refusal(
-                *status,
-                code,
-                "User: arn:aws:sts::1:assumed-role/builder/i is not authorized to perform it",
-            );
+        let action = action(request);
+        if let Some((status, code)) = state.refused.get(&action).cloned() {
+            state.refusals.push(action);
+            let message = "User: arn:aws:sts::1:assumed-role/builder/i is not authorized to perform it";
+            return refusal(status, &code, message);
         }
         let was_ending = state.group.is_ending();
         let answer = state.group.answer(&self.instance, request);
