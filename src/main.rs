@@ -2,7 +2,7 @@
 //!
 //! A fleet of CI machines usually has a manager that creates machines, connects to them, and removes them. Every job
 //! then depends on that manager. With mayfly, each instance polls GitLab itself, runs its jobs, and terminates itself
-//! through its Auto Scaling group. So no port is open, no key is distributed, and there is no manager that can fail.
+//! through its Auto Scaling group. So no port is open, no key is distributed, and no job depends on a manager.
 //!
 //! This requires that the agent can die at any time. Each script runs under a [`shim`], a process that outlives the
 //! agent; the [`journal`] records the stage of each job, and the next agent resumes it.
@@ -12,7 +12,8 @@
 //! - [`agent`]: the loop on an instance, from the poll to the shutdown;
 //! - [`job`]: one job from its payload to its final state;
 //! - [`shim`]: the process that supervises a running script;
-//! - [`instance`]: the machine and its cloud.
+//! - [`instance`]: the machine and its cloud;
+//! - [`manager`]: the optional manager of a fleet that scales from zero; running jobs do not depend on it.
 //!
 //! A module uses only modules below it. `docs/architecture.md` has the layers, the life of a job and a glossary.
 

@@ -54,9 +54,9 @@ mod tests {
     #[test]
     fn checks_the_bits_of_owner_group_and_others() {
         let root = tempfile::tempdir().expect("a directory");
-        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).expect("set");
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).expect("set the permissions");
         let directory = root.path().join("builds");
-        fs::create_dir(&directory).expect("made");
+        fs::create_dir(&directory).expect("create the directory");
         let metadata = fs::metadata(&directory).expect("metadata");
         let (uid, gid) = (metadata.uid(), metadata.gid());
         let user = |uid, gid, groups| User {
@@ -77,10 +77,10 @@ mod tests {
             (0o776, user(other, other, vec![]), false),
             (0o077, user(uid, other, vec![]), uid == 0),
         ] {
-            fs::set_permissions(&directory, fs::Permissions::from_mode(mode)).expect("set");
+            fs::set_permissions(&directory, fs::Permissions::from_mode(mode)).expect("set the permissions");
             assert_eq!(can_write(&user, &directory).is_ok(), may, "{mode:o} {user:?}");
         }
-        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o700)).expect("set");
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o700)).expect("set the permissions");
         let missing = root.path().join("a/b");
         let why = can_reach(&user(other, other, vec![]), &missing).expect_err("in the way");
         assert!(why.contains("cannot enter"), "{why}");

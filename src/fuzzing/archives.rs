@@ -56,8 +56,8 @@ fn unpacked(archive: &[u8]) {
     }
     let ground = Ground::new().expect("a directory");
     let mut file = File::from(memfd_create(c"archive", MFdFlags::MFD_CLOEXEC).expect("a file in memory"));
-    file.write_all(archive).expect("written");
-    let root = Root::open(&ground.project()).expect("opened");
+    file.write_all(archive).expect("write all bytes");
+    let root = Root::open(&ground.project()).expect("open the file");
     if let Err(error) = unpack::unpack(&file, &root) {
         assert!(!error.why.is_empty());
     }
@@ -90,11 +90,11 @@ impl Ground {
     fn check(&self) {
         let names = |path: &Path| fs::read_dir(path).expect("a directory").flatten().map(|entry| entry.path());
         assert_eq!(names(&self.0).count(), 2, "something was made beside the project");
-        assert_eq!(fs::read_to_string(self.beside()).expect("still there"), UNTOUCHED);
+        assert_eq!(fs::read_to_string(self.beside()).expect("read the file"), UNTOUCHED);
         let mut left = vec![self.project()];
         while let Some(directory) = left.pop() {
             for path in names(&directory) {
-                let metadata = path.symlink_metadata().expect("there");
+                let metadata = path.symlink_metadata().expect("the file must exist");
                 let kind = metadata.file_type();
                 assert!(kind.is_file() || kind.is_dir() || kind.is_symlink(), "a special file");
                 assert_eq!(metadata.permissions().mode() & 0o6000, 0, "a program that runs as its owner");

@@ -273,13 +273,13 @@ mod tests {
     fn serve(answer: &'static [u8]) -> (tempfile::TempDir, Address, thread::JoinHandle<Vec<u8>>) {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("s");
-        let listener = UnixListener::bind(&path).expect("bound");
+        let listener = UnixListener::bind(&path).expect("bind the address");
         let served = thread::spawn(move || {
             let (mut stream, _) = listener.accept().expect("a client");
             let mut seen = vec![0; 5];
             stream.read_exact(&mut seen).expect("a head");
-            stream.write_all(answer).expect("written");
-            stream.read_to_end(&mut seen).expect("read");
+            stream.write_all(answer).expect("write all bytes");
+            stream.read_to_end(&mut seen).expect("read the file");
             seen
         });
         (directory, Address::Unix(path), served)
@@ -297,7 +297,9 @@ mod tests {
         conversation.write(&b"input".repeat(50_000));
         conversation.finish();
         let (mut event, mut block) = (Vec::new(), [0; 4]);
-        while let ReadEvent::Bytes(length) = conversation.read_event(&mut block, None, None).expect("heard") {
+        while let ReadEvent::Bytes(length) =
+            conversation.read_event(&mut block, None, None).expect("the connection must deliver bytes")
+        {
             event.extend_from_slice(&block[..length]);
         }
         assert_eq!(event, b"early words");

@@ -223,7 +223,7 @@ mod tests {
     use crate::http::testing::Server;
 
     fn stream_to(server: &Server) -> TcpStream {
-        TcpStream::connect(server.url.strip_prefix("http://").expect("plain http")).expect("connected")
+        TcpStream::connect(server.url.strip_prefix("http://").expect("plain http")).expect("connect to the server")
     }
 
     #[test]

@@ -141,7 +141,7 @@ fn ends_redirect_loops() {
 fn a_redirect_from_http_to_https_uses_the_certificate_authorities() {
     let (authority, directory) = (Authority::new(), tempfile::tempdir().expect("a directory"));
     let ca_file = directory.path().join("ca.pem");
-    fs::write(&ca_file, authority.pem()).expect("written");
+    fs::write(&ca_file, authority.pem()).expect("write the file");
     let files = TlsFiles { ca_file: Some(ca_file), ..TlsFiles::default() };
     let secure = Server::with_tls(&authority, &[GOOD]);
     let server = Server::new(&[&redirect(301, &format!("{}/b", secure.url))]);
@@ -158,9 +158,9 @@ fn a_key_of_another_certificate_is_an_error_that_names_both_files() {
     let (authority, directory) = (Authority::new(), tempfile::tempdir().expect("a directory"));
     let server = Server::with_tls(&authority, &[GOOD]);
     let path = |name: &str| directory.path().join(name);
-    fs::write(path("ca.pem"), authority.pem()).expect("written");
-    fs::write(path("agent.crt"), authority.leaf("agent").0).expect("written");
-    fs::write(path("agent.key"), authority.leaf("agent").1).expect("written");
+    fs::write(path("ca.pem"), authority.pem()).expect("write the file");
+    fs::write(path("agent.crt"), authority.leaf("agent").0).expect("write the file");
+    fs::write(path("agent.key"), authority.leaf("agent").1).expect("write the file");
     let files = TlsFiles {
         ca_file: Some(path("ca.pem")),
         cert_file: Some(path("agent.crt")),
@@ -176,16 +176,16 @@ fn a_key_of_another_certificate_is_an_error_that_names_both_files() {
 fn an_invalid_new_certificate_file_keeps_the_previous_trust() {
     let (authority, directory) = (Authority::new(), tempfile::tempdir().expect("a directory"));
     let ca_file = directory.path().join("ca.pem");
-    fs::write(&ca_file, authority.pem()).expect("written");
+    fs::write(&ca_file, authority.pem()).expect("write the file");
     let files = TlsFiles { ca_file: Some(ca_file.clone()), ..TlsFiles::default() };
     let closing = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
     let server = Server::with_tls(&authority, &[closing; 3]);
     let client = client(&server.url, &files);
     let ask = || client.call(&request(&server.url, Method::Get, b""), &|_| true);
     assert_eq!(ask().expect("an answer").status, 200);
-    fs::write(&ca_file, "half of a cert").expect("written");
+    fs::write(&ca_file, "half of a cert").expect("write the file");
     assert_eq!(ask().expect("an answer with the old trust").status, 200);
-    fs::write(&ca_file, Authority::new().pem()).expect("written");
+    fs::write(&ca_file, Authority::new().pem()).expect("write the file");
     assert!(matches!(ask(), Err(Error::Transport(_))), "a file that can be read again is taken up");
 }
 

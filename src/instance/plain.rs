@@ -83,9 +83,9 @@ mod tests {
             ("chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77", Some("Azure")),
             ("sys_vendor", "Hetzner", Some("Hetzner Cloud")),
         ] {
-            fs::write(dmi.path().join(file), format!("{text}\n")).expect("written");
+            fs::write(dmi.path().join(file), format!("{text}\n")).expect("write the file");
             assert_eq!(cloud_of_firmware(dmi.path()), cloud, "{text}");
-            fs::remove_file(dmi.path().join(file)).expect("removed");
+            fs::remove_file(dmi.path().join(file)).expect("remove the file or directory");
         }
     }
 }

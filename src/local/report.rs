@@ -123,7 +123,7 @@ mod tests {
             kept: None,
         };
         write_junit(&path, "app", &[job]).expect("written");
-        let text = fs::read_to_string(&path).expect("text");
+        let text = fs::read_to_string(&path).expect("read the file");
         let document = roxmltree::Document::parse(&text).expect("XML");
         let case = document.descendants().find(|node| node.has_tag_name("testcase")).expect("a case");
         assert_eq!(case.attribute("name"), Some("t: [\"<a>\"]"));

@@ -116,17 +116,17 @@ mod tests {
     #[test]
     fn counts_runs_and_removes_a_killed_run_at_the_next() {
         let directory = tempfile::tempdir().expect("a directory");
-        let first = Run::begin(directory.path()).expect("begun");
+        let first = Run::begin(directory.path()).expect("start a run");
         let (number, path) = (first.number, first.directory.clone());
-        let second = Run::begin(directory.path()).expect("begun");
+        let second = Run::begin(directory.path()).expect("start a run");
         assert!(second.number == number + 1 && path.exists(), "one that lives stays");
         drop(second);
         let killed = directory.path().join("runs/999");
-        fs::create_dir(&killed).expect("made");
-        fs::write(killed.join("lock"), "").expect("written");
-        let third = Run::begin(directory.path()).expect("begun");
+        fs::create_dir(&killed).expect("create the directory");
+        fs::write(killed.join("lock"), "").expect("write the file");
+        let third = Run::begin(directory.path()).expect("start a run");
         assert!(!killed.exists() && path.exists());
         drop((first, third));
-        assert_eq!(fs::read_dir(directory.path().join("runs")).expect("read").count(), 0);
+        assert_eq!(fs::read_dir(directory.path().join("runs")).expect("list the directory").count(), 0);
     }
 }

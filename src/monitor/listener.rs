@@ -336,9 +336,9 @@ mod tests {
     }
 
     fn ask(address: &str, request: &str) -> String {
-        let mut stream = TcpStream::connect(address).expect("connected");
-        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
-        stream.write_all(request.as_bytes()).expect("sent");
+        let mut stream = TcpStream::connect(address).expect("connect to the server");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set the timeout");
+        stream.write_all(request.as_bytes()).expect("write all bytes");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("an answer");
         answer
@@ -383,12 +383,12 @@ mod tests {
     fn silent_clients_do_not_block_others() {
         let (listener, address) = start();
         let silent: Vec<TcpStream> =
-            (0..3 * CONNECTIONS_MAX).map(|_| TcpStream::connect(&address).expect("connected")).collect();
+            (0..3 * CONNECTIONS_MAX).map(|_| TcpStream::connect(&address).expect("connect to the server")).collect();
         assert!(ask(&address, "GET /page HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200"));
         // Dropping the listener also closes them.
         drop(listener);
         for mut stream in silent {
-            stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
+            stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set the timeout");
             let read = stream.read(&mut [0; 8]).map_err(|error| error.kind());
             assert!(matches!(read, Ok(0) | Err(io::ErrorKind::ConnectionReset)), "{read:?}");
         }
@@ -399,7 +399,7 @@ mod tests {
         let (listener, address) = start();
         assert_eq!(listener.address(), address);
         let pages: Pages = Arc::new(|_| None);
-        let why = Listener::start(&address, pages).err().expect("refused");
+        let why = Listener::start(&address, pages).err().expect("must be refused");
         assert!(why.contains("listen_address") && why.contains(&address), "{why}");
     }
 }

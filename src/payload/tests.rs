@@ -6,7 +6,7 @@ fn ignores_nulls_and_unknown_keys() {
         br#"{"id": 7, "token": "t", "variables": null, "steps": [{"name": "script", "script": null, "x": 1}],
             "git_info": {"depth": null, "refspecs": null}, "run": null, "features": null, "news": {}}"#,
     )
-    .expect("decoded");
+    .expect("must decode");
     assert_eq!((payload.id, payload.steps.len(), payload.variables.len()), (7, 1, 0));
 }
 
@@ -17,7 +17,7 @@ fn drops_nulls_in_lists() {
             "steps": [null, {"name": "script", "script": ["a", null, "b"]}], "cache": [{"paths": [null]}],
             "dependencies": [null, {"artifacts_file": null}], "features": {"failure_reasons": [null, "x"]}}"#,
     )
-    .expect("decoded");
+    .expect("must decode");
     assert_eq!((payload.variables.len(), payload.hooks.len(), payload.dependencies.len()), (1, 0, 1));
     assert_eq!(payload.steps[0].script, ["a", "b"]);
     assert!(payload.cache[0].paths.is_empty());
@@ -31,7 +31,7 @@ fn accepts_numbers_as_text_and_text_as_numbers() {
             "git_info": {"depth": 20.0}, "variables": [{"key": "PORT", "value": 8080, "masked": 1, "raw": "false"},
             {"key": "ON", "value": true}], "steps": [{"name": "script", "script": ["echo", 5]}]}"#,
     )
-    .expect("decoded");
+    .expect("must decode");
     assert_eq!((payload.id, payload.timeout_seconds(), payload.git_info.depth), (7, 60, 20));
     let variable = &payload.variables[0];
     assert_eq!((variable.value.as_str(), variable.masked, variable.raw), ("8080", true, false));
@@ -42,7 +42,7 @@ fn accepts_numbers_as_text_and_text_as_numbers() {
 
 #[test]
 fn detects_unsupported_features() {
-    let of = |text: &str| decode(format!(r#"{{"id": 7, "token": "t", {text}}}"#).as_bytes()).expect("decoded");
+    let of = |text: &str| decode(format!(r#"{{"id": 7, "token": "t", {text}}}"#).as_bytes()).expect("must decode");
     for nothing in [r#""run": null"#, r#""run": """#, r#""run": "null""#, r#""run": []"#, r#""secrets": null"#] {
         let payload = of(nothing);
         assert!(!payload.run && payload.secrets.is_empty(), "{nothing}");
@@ -61,12 +61,12 @@ fn accepts_unknown_image_options() {
             {"docker": {"user": 1000, "platform": null, "gpus": "all"}, "kubernetes": {"user": "x"}, "podman": {}}},
             "services": [null, {"name": "db", "alias": null, "variables": null}], "credentials": null}"#,
     )
-    .expect("decoded");
+    .expect("must decode");
     let options = payload.image.executor_opts;
     assert_eq!((options.docker.user.as_str(), options.docker.platform.as_str()), ("1000", ""));
     assert_eq!((options.docker.unknown, options.unknown), (vec!["gpus".to_owned()], vec!["podman".to_owned()]));
     assert_eq!((payload.services.len(), payload.credentials.len()), (1, 0));
-    assert!(decode(br#"{"id": 7, "token": "t", "image": null}"#).expect("decoded").image.name.is_empty());
+    assert!(decode(br#"{"id": 7, "token": "t", "image": null}"#).expect("must decode").image.name.is_empty());
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn finds_the_job_to_fail_in_a_broken_payload() {
         r#"{"id": "7", "token": "glcbt-x", "variables": {}}"#,
     ] {
         let error = decode(broken.as_bytes()).expect_err("undecodable");
-        let job = error.job.expect("found");
+        let job = error.job.expect("the job must be found");
         assert_eq!((job.id.to_string().as_str(), job.token.reveal()), ("7", "glcbt-x"));
         assert!(!error.why.contains("glcbt"));
     }

@@ -174,7 +174,7 @@ mod tests {
         if !nix::unistd::Uid::effective().is_root() {
             return;
         }
-        let keeper = NamespaceKeeper::start().expect("started");
+        let keeper = NamespaceKeeper::start().expect("start the thread or process");
         let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/user")).expect("a namespace");
         assert_ne!(namespace(&keeper.pid().to_string()), namespace("self"));
         let pid = keeper.pid();
@@ -184,11 +184,11 @@ mod tests {
 
     #[test]
     fn a_pidfd_becomes_readable_at_the_end() {
-        let mut child = Command::new("sleep").arg("60").spawn().expect("started");
-        let pidfd = pidfd_open(child.id().cast_signed()).expect("opened");
+        let mut child = Command::new("sleep").arg("60").spawn().expect("start the program");
+        let pidfd = pidfd_open(child.id().cast_signed()).expect("open the pidfd");
         assert!(start_time(child.id().cast_signed()).is_some());
-        pidfd_signal(pidfd.as_fd(), libc::SIGKILL).expect("sent");
-        assert!(!child.wait().expect("ended").success());
+        pidfd_signal(pidfd.as_fd(), libc::SIGKILL).expect("send the signal");
+        assert!(!child.wait().expect("wait for the end of the process").success());
         assert!(pidfd_signal(pidfd.as_fd(), libc::SIGKILL).is_err());
     }
 }

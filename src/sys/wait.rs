@@ -46,9 +46,10 @@ mod tests {
         let (one, mut other_end) = std::io::pipe().expect("a pipe");
         let (closed, end) = std::io::pipe().expect("a pipe");
         let (silent, _open) = std::io::pipe().expect("a pipe");
-        other_end.write_all(b"x").expect("written");
+        other_end.write_all(b"x").expect("write all bytes");
         drop(end);
-        let ready = wait([Some(silent.as_fd()), None, Some(one.as_fd()), Some(closed.as_fd())], None).expect("waited");
+        let ready = wait([Some(silent.as_fd()), None, Some(one.as_fd()), Some(closed.as_fd())], None)
+            .expect("wait for the descriptors");
         assert_eq!(ready, [false, false, true, true]);
     }
 
@@ -56,8 +57,8 @@ mod tests {
     fn waits_at_least_for_the_timeout() {
         let (silent, _open) = std::io::pipe().expect("a pipe");
         let (began, timeout) = (Instant::now(), Duration::from_micros(20_500));
-        assert_eq!(wait([Some(silent.as_fd())], Some(timeout)).expect("waited"), [false]);
+        assert_eq!(wait([Some(silent.as_fd())], Some(timeout)).expect("wait for the descriptors"), [false]);
         assert!(began.elapsed() >= timeout);
-        assert_eq!(wait([Some(silent.as_fd())], Some(Duration::ZERO)).expect("waited"), [false]);
+        assert_eq!(wait([Some(silent.as_fd())], Some(Duration::ZERO)).expect("wait for the descriptors"), [false]);
     }
 }

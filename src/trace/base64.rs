@@ -62,8 +62,10 @@ mod tests {
 
     #[test]
     fn omits_characters_that_depend_on_neighbouring_bytes() {
-        let forms: Vec<String> =
-            forms(b"s3cr3t-value").into_iter().map(|form| String::from_utf8(form).expect("text")).collect();
+        let forms: Vec<String> = forms(b"s3cr3t-value")
+            .into_iter()
+            .map(|form| String::from_utf8(form).expect("the text must be UTF-8"))
+            .collect();
         assert_eq!(forms, ["czNjcjN0LXZhbHVl", "MzY3IzdC12YWx1Z", "zM2NyM3QtdmFsdW"]);
     }
 }

@@ -106,11 +106,11 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("trace");
         let spec = FilterSpec { masks: vec!["hunter22".into()], limit: 1 << 20, ..FilterSpec::default() };
-        let trace = Trace::open(&path, &spec, true).expect("opened");
+        let trace = Trace::open(&path, &spec, true).expect("open the file");
         trace.turn_to(None, "get_sources", "Getting source", &[]);
         trace.warning("the value is hunter22");
         trace.conclude(Some("get_sources"), true, "Job succeeded");
-        let text = std::fs::read_to_string(&path).expect("text");
+        let text = std::fs::read_to_string(&path).expect("read the file");
         let lines: Vec<&str> = text.split('\n').collect();
         assert!(
             lines[0].starts_with("section_start:")
@@ -125,10 +125,10 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("trace");
         let spec = FilterSpec { limit: 8, ..FilterSpec::default() };
-        let trace = Trace::open(&path, &spec, false).expect("opened");
-        Spool::open(&path, 8).expect("opened").append(b"1234567890", Claim::Output).expect("appended");
+        let trace = Trace::open(&path, &spec, false).expect("open the file");
+        Spool::open(&path, 8).expect("open the file").append(b"1234567890", Claim::Output).expect("write all bytes");
         trace.conclude(None, false, "Job failed");
-        let text = std::fs::read_to_string(&path).expect("text");
+        let text = std::fs::read_to_string(&path).expect("read the file");
         let expected = "WARNING: 2 bytes of output exceeded the limit of the log and are lost\x1b[0;m\n\x1b[31;1mERROR: Job failed";
         assert!(text.contains(expected), "{text}");
     }

@@ -176,7 +176,7 @@ mod tests {
             masker.push(part, &mut out);
         }
         masker.finish(&mut out);
-        String::from_utf8(out).expect("text")
+        String::from_utf8(out).expect("the text must be UTF-8")
     }
 
     #[test]
@@ -265,7 +265,7 @@ mod tests {
         masker.push(b"a value-01234-end b ", &mut out);
         masker.push(long.as_bytes(), &mut out);
         masker.finish(&mut out);
-        assert_eq!(String::from_utf8(out).expect("text"), "a [MASKED] b [MASKED]");
+        assert_eq!(String::from_utf8(out).expect("the text must be UTF-8"), "a [MASKED] b [MASKED]");
     }
 
     /// The rule for each byte of the whole text: which bytes are hidden.
@@ -309,7 +309,7 @@ mod tests {
                 let mut out = Vec::new();
                 parts.iter().for_each(|part| masker.push(part, &mut out));
                 masker.finish(&mut out);
-                String::from_utf8(out).expect("text")
+                String::from_utf8(out).expect("the text must be UTF-8")
             };
             let whole = run(&[text.as_bytes()]);
             let hidden = hidden(&values, text.as_bytes());

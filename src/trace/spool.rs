@@ -185,13 +185,13 @@ mod tests {
     fn cuts_once_at_the_limit_and_keeps_the_result() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("trace");
-        let spool = Spool::open(&path, 10).expect("opened");
-        spool.append("12345678ü".as_bytes(), Claim::Output).expect("appended");
-        spool.append(b"more", Claim::Output).expect("appended");
+        let spool = Spool::open(&path, 10).expect("open the file");
+        spool.append("12345678ü".as_bytes(), Claim::Output).expect("write all bytes");
+        spool.append(b"more", Claim::Output).expect("write all bytes");
         // Another process would open the file in the same way.
-        Spool::open(&path, 10).expect("opened").append(b"even more", Claim::Output).expect("appended");
-        spool.append(b"Job succeeded\n", Claim::Result).expect("appended");
-        let text = std::fs::read_to_string(&path).expect("text");
+        Spool::open(&path, 10).expect("open the file").append(b"even more", Claim::Output).expect("write all bytes");
+        spool.append(b"Job succeeded\n", Claim::Result).expect("write all bytes");
+        let text = std::fs::read_to_string(&path).expect("read the file");
         assert!(text.starts_with("12345678ü\n\x1b[33;1mJob's log exceeded limit of 10 bytes.\n"), "{text}");
         assert_eq!(text.matches("exceeded").count(), 1);
         assert!(!text.contains("more\n") && text.ends_with("collected.\x1b[0;m\nJob succeeded\n"), "{text}");
@@ -201,7 +201,10 @@ mod tests {
     fn does_not_cut_inside_a_character() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("trace");
-        Spool::open(&path, 9).expect("opened").append("12345678üü".as_bytes(), Claim::Output).expect("appended");
+        Spool::open(&path, 9)
+            .expect("open the file")
+            .append("12345678üü".as_bytes(), Claim::Output)
+            .expect("write all bytes");
         assert!(std::fs::read_to_string(&path).expect("valid UTF-8").starts_with("12345678\n"));
     }
 
@@ -213,15 +216,15 @@ mod tests {
             for letter in ["a", "b"] {
                 let path = &path;
                 scope.spawn(move || {
-                    let spool = Spool::open(path, u64::MAX).expect("opened");
+                    let spool = Spool::open(path, u64::MAX).expect("open the file");
                     for _ in 0..200 {
                         let line = format!("{}\n", letter.repeat(100));
-                        spool.append(line.as_bytes(), Claim::Output).expect("appended");
+                        spool.append(line.as_bytes(), Claim::Output).expect("write all bytes");
                     }
                 });
             }
         });
-        let text = std::fs::read_to_string(&path).expect("text");
+        let text = std::fs::read_to_string(&path).expect("read the file");
         assert_eq!(text.lines().count(), 400);
         assert!(text.lines().all(|line| line.len() == 100 && (!line.contains('a') || !line.contains('b'))));
     }
@@ -230,12 +233,13 @@ mod tests {
     fn the_notice_is_written_even_if_a_result_exceeded_the_limit_first() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("trace");
-        let (agent, shim) = (Spool::open(&path, 10).expect("opened"), Spool::open(&path, 10).expect("opened"));
-        agent.append(b"a warning that is long\n", Claim::Result).expect("appended");
-        shim.append(b"output\n", Claim::Output).expect("appended");
-        agent.append(b"output\n", Claim::Output).expect("appended");
-        agent.append(b"Job succeeded\n", Claim::Result).expect("appended");
-        let text = std::fs::read_to_string(&path).expect("text");
+        let (agent, shim) =
+            (Spool::open(&path, 10).expect("open the file"), Spool::open(&path, 10).expect("open the file"));
+        agent.append(b"a warning that is long\n", Claim::Result).expect("write all bytes");
+        shim.append(b"output\n", Claim::Output).expect("write all bytes");
+        agent.append(b"output\n", Claim::Output).expect("write all bytes");
+        agent.append(b"Job succeeded\n", Claim::Result).expect("write all bytes");
+        let text = std::fs::read_to_string(&path).expect("read the file");
         assert_eq!(text.matches("exceeded limit of 10 bytes").count(), 1, "{text}");
         assert!(text.ends_with("Job succeeded\n"));
         assert_eq!((agent.dropped(), shim.dropped()), (14, 14), "each knows what both dropped");
@@ -261,17 +265,18 @@ mod tests {
         in_own_process(name, || {
             let directory = tempfile::tempdir().expect("a directory");
             let path = directory.path().join("trace");
-            let (agent, shim) = (Spool::open(&path, 1000).expect("opened"), Spool::open(&path, 1000).expect("opened"));
+            let (agent, shim) =
+                (Spool::open(&path, 1000).expect("open the file"), Spool::open(&path, 1000).expect("open the file"));
             crate::sys::ignore(Signal::SIGXFSZ).expect("ignored");
             setrlimit(Resource::RLIMIT_FSIZE, 100, RLIM_INFINITY).expect("limited");
-            shim.append(b"before\n", Claim::Output).expect("appended");
-            shim.append(&[b'x'; 200], Claim::Output).expect("survived");
-            shim.append(&[b'y'; 200], Claim::Output).expect("survived");
-            assert_eq!(std::fs::read(&path).expect("read"), b"before\n");
+            shim.append(b"before\n", Claim::Output).expect("write all bytes");
+            shim.append(&[b'x'; 200], Claim::Output).expect("write all bytes");
+            shim.append(&[b'y'; 200], Claim::Output).expect("write all bytes");
+            assert_eq!(std::fs::read(&path).expect("read the file"), b"before\n");
             setrlimit(Resource::RLIMIT_FSIZE, RLIM_INFINITY, RLIM_INFINITY).expect("unlimited");
-            agent.append(b"after\n", Claim::Output).expect("appended");
-            shim.append(b"end\n", Claim::Output).expect("appended");
-            let text = std::fs::read_to_string(&path).expect("text");
+            agent.append(b"after\n", Claim::Output).expect("write all bytes");
+            shim.append(b"end\n", Claim::Output).expect("write all bytes");
+            let text = std::fs::read_to_string(&path).expect("read the file");
             let notice = "\n\x1b[0;33mWARNING: 400 bytes of the log were lost because the disk was full.\x1b[0;m\n";
             assert_eq!(text, format!("before\n{notice}after\nend\n"));
         });

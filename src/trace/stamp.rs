@@ -113,7 +113,7 @@ mod tests {
     /// The lines without their times.
     fn lines(out: &[u8]) -> Vec<&str> {
         std::str::from_utf8(out)
-            .expect("text")
+            .expect("the text must be UTF-8")
             .lines()
             .map(|line| &line["2000-01-01T00:00:00.000000Z".len()..])
             .collect()
@@ -126,7 +126,7 @@ mod tests {
         stamper.push("one\ntwo", &mut out);
         stamper.push(" more\n\n", &mut out);
         assert_eq!(lines(&out), [" 01E one", " 01E two more", " 01E "]);
-        let text = std::str::from_utf8(&out).expect("text");
+        let text = std::str::from_utf8(&out).expect("the text must be UTF-8");
         let stamp: jiff::Timestamp = text[..27].parse().expect("a time");
         assert!(jiff::Timestamp::now().duration_since(stamp).as_secs() < 60);
     }
@@ -174,7 +174,7 @@ mod tests {
                 }
             }
             let mut back = String::new();
-            for (index, line) in std::str::from_utf8(&out).expect("text").split_terminator('\n').enumerate() {
+            for (index, line) in std::str::from_utf8(&out).expect("the text must be UTF-8").split_terminator('\n').enumerate() {
                 let (header, content) = line.split_at(32);
                 prop_assert!(header[27..].starts_with(" 0fO"), "{}", header);
                 match &header[31..] {

@@ -144,7 +144,7 @@ mod tests {
             "--feature-flags",
             "FF_A:true,FF_B=0",
         ]);
-        let table: toml::Table = text.expect("parsed").parse().expect("TOML");
+        let table: toml::Table = text.expect("must parse").parse().expect("TOML");
         assert_eq!(table["docker"]["volumes"].as_array().map(Vec::len), Some(2));
         assert_eq!(table["docker"]["privileged"].as_bool(), Some(true));
         assert_eq!(table["docker"]["services_limit"].as_integer(), Some(-1));
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(table["unhealthy_requests_limit"].as_integer(), Some(5));
         assert_eq!(table["feature_flags"]["FF_A"].as_bool(), Some(true));
         assert_eq!(table["feature_flags"]["FF_B"].as_bool(), Some(false));
-        assert_eq!(written(&[]).expect("parsed"), "");
+        assert_eq!(written(&[]).expect("must parse"), "");
     }
 
     #[test]

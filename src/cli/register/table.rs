@@ -102,11 +102,11 @@ mod tests {
         let text = "[[runners]]\ntoken = \"template\"\nlimit = 3\nname = \"x\"\n\
                     [runners.cache]\nType = \"s3\"\nPath = \"p\"\n\
                     [runners.cache.s3]\nBucketName = \"b\"\n[[runners.docker.services]]\nname = \"db\"\n";
-        fs::write(&path, text).expect("written");
+        fs::write(&path, text).expect("write the file");
         let config = directory.path().join("config.toml");
         let old = "[[runners]]\nname = \"one\"\n[runners.cache]\nPath = \"1\"\n\
                    [[runners]]\nname = \"two\"\n[runners.cache]\nPath = \"2\"\n";
-        fs::write(&config, old).expect("written");
+        fs::write(&config, old).expect("write the file");
 
         let mut table: Table = "name = \"three\"\ntoken = \"\"\n[cache]\nPath = \"flag\"\n"
             .parse::<DocumentMut>()
@@ -115,11 +115,12 @@ mod tests {
             .clone();
         table = without_places(table);
         fill_from(&mut table, &template(&path).expect("a template"));
-        let mut editor = crate::config::edit::Editor::open(&config).expect("opened");
+        let mut editor = crate::config::edit::Editor::open(&config).expect("open the file");
         editor.add_runner(table).expect("added");
-        editor.save().expect("saved");
+        editor.save().expect("save the file");
 
-        let changed: toml::Table = fs::read_to_string(&config).expect("text").parse().expect("a configuration");
+        let changed: toml::Table =
+            fs::read_to_string(&config).expect("read the file").parse().expect("a configuration");
         let runners = changed["runners"].as_array().expect("runners");
         assert_eq!(runners.len(), 3);
         assert_eq!(runners[0]["cache"]["Path"].as_str(), Some("1"));
@@ -136,7 +137,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("template.toml");
         for text in ["", "[[runners]]\n[[runners]]\n"] {
-            fs::write(&path, text).expect("written");
+            fs::write(&path, text).expect("write the file");
             assert!(template(&path).expect_err("refused").contains("exactly one"));
         }
     }

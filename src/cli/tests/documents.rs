@@ -22,7 +22,7 @@ fn documents_every_subcommand() {
     let temporary = tempfile::tempdir().expect("a directory");
     let wanted = std::env::var_os(DIRECTORY).map(std::path::PathBuf::from);
     let directory = wanted.as_deref().unwrap_or(temporary.path());
-    write(directory).expect("written");
+    write(directory).expect("write the file");
     let text = |name: &str| fs::read_to_string(directory.join(name)).expect(name);
     for subcommand in command().get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
         let name = subcommand.get_name();
@@ -62,7 +62,7 @@ fn write(directory: &Path) -> std::io::Result<()> {
 #[test]
 fn bash_completes_job_names() {
     let directory = tempfile::tempdir().expect("a directory");
-    write(directory.path()).expect("written");
+    write(directory.path()).expect("write the file");
     let script = "mayfly() { printf '%s\\n' build 'build: [a, b]' test; }\n. ./mayfly.bash\n\
                   COMP_WORDS=(mayfly exec bu); COMP_CWORD=2; _mayfly_with_jobs mayfly bu exec\n\
                   printf '%s\\n' \"${COMPREPLY[@]}\"";

@@ -12,12 +12,12 @@ fn outcome(text: &str, arguments: &[&str]) -> (Result<bool, String>, String) {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("config.toml");
     if !text.is_empty() {
-        std::fs::write(&path, text).expect("written");
+        std::fs::write(&path, text).expect("write the file");
     }
     let path_text = path.display().to_string();
     let arguments = ["mayfly"].iter().chain(arguments).copied().chain(["--config", &path_text]);
-    let matches = command().try_get_matches_from(arguments).expect("parsed");
-    let outcome = dispatch(Cli::from_arg_matches(&matches).expect("parsed"));
+    let matches = command().try_get_matches_from(arguments).expect("must parse");
+    let outcome = dispatch(Cli::from_arg_matches(&matches).expect("must parse"));
     (outcome.map(|code| code == ExitCode::SUCCESS), std::fs::read_to_string(&path).unwrap_or_default())
 }
 
@@ -30,7 +30,7 @@ fn runner(url: &str, name: &str, token: &str) -> String {
 
 fn file(text: &str) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(file.path(), text).expect("written");
+    std::fs::write(file.path(), text).expect("write the file");
     file
 }
 
@@ -257,12 +257,13 @@ fn check_verifies_the_token_and_writes_nothing() {
         let state = directory.path().join("state");
         let path = directory.path().join("config.toml");
         let runner = runner(&server.url, "one", "glrt-a");
-        std::fs::write(&path, format!("[mayfly]\nstate_dir = \"{}\"\n{runner}", state.display())).expect("written");
+        std::fs::write(&path, format!("[mayfly]\nstate_dir = \"{}\"\n{runner}", state.display()))
+            .expect("write the file");
         let there = directory.path().display().to_string();
         let file = path.display().to_string();
         let arguments = ["mayfly", "check", "--config", &file, "--working-directory", &there];
-        let matches = command().try_get_matches_from(arguments).expect("parsed");
-        let outcome = dispatch(Cli::from_arg_matches(&matches).expect("parsed"));
+        let matches = command().try_get_matches_from(arguments).expect("must parse");
+        let outcome = dispatch(Cli::from_arg_matches(&matches).expect("must parse"));
         assert_eq!(outcome.map(|code| code == ExitCode::SUCCESS), Ok(passes), "{status}");
         assert_eq!(std::fs::read_dir(&there).expect("a directory").count(), 1, "something was written");
         // After a failure, `check` also tests whether the server redirects to https.
@@ -274,7 +275,7 @@ fn check_verifies_the_token_and_writes_nothing() {
 fn a_token_file_and_a_token_exclude_each_other() {
     let conflict = |flags: &[&str]| {
         let arguments = ["mayfly", "register"].iter().chain(flags);
-        let matches = command().try_get_matches_from(arguments).expect("parsed");
+        let matches = command().try_get_matches_from(arguments).expect("must parse");
         register::conflict(matches.subcommand_matches("register").expect("register"))
     };
     assert!(
@@ -306,7 +307,7 @@ fn accepts_booleans_with_and_without_a_value() {
         [(&["--debug"][..], true), (&["--debug=true"], true), (&["--debug=0"], false), (&[], false)]
     {
         let arguments = ["mayfly", "list"].iter().chain(arguments);
-        let matches = command().try_get_matches_from(arguments).expect("parsed");
+        let matches = command().try_get_matches_from(arguments).expect("must parse");
         assert!(Cli::from_arg_matches(&matches).is_ok());
         assert_eq!(matches.get_one::<bool>("debug"), Some(&debug));
     }

@@ -227,7 +227,7 @@ mod tests {
     fn reads_an_authorization() {
         let body = br#"{"authorizationData":[{"authorizationToken":"QVdTOnB3OjE=","expiresAt":1.7e9,
             "proxyEndpoint":"https://x"}]}"#;
-        let authorization = decode(body).expect("decoded");
+        let authorization = decode(body).expect("must decode");
         assert_eq!((authorization.username.as_str(), authorization.password.reveal()), ("AWS", "pw:1"));
         assert!(decode(b"{\"authorizationData\":[]}").is_none() && decode(b"<html>").is_none());
     }

@@ -353,7 +353,8 @@ mod tests {
     #[test]
     fn a_profile_that_is_named_has_priority_over_keys_of_the_environment() {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(file.path(), "[pool]\naws_access_key_id = A\naws_secret_access_key = S\n").expect("written");
+        std::fs::write(file.path(), "[pool]\naws_access_key_id = A\naws_secret_access_key = S\n")
+            .expect("write the file");
         let source = Source::of_profile(Some("pool"), None, file.path().to_str());
         assert_eq!(source.current().expect("credentials").access_key, "A");
         assert_eq!(

@@ -82,14 +82,14 @@ mod tests {
     fn loads_what_was_saved_and_nothing_from_a_damaged_file() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("manifest");
-        let stamp = Stamp::of(&directory.path().metadata().expect("there"));
+        let stamp = Stamp::of(&directory.path().metadata().expect("the file must exist"));
         let mut manifest = Manifest::default();
         manifest.note("a\nb/c d".into(), stamp, Stamp::default());
-        manifest.save(&file).expect("saved");
+        manifest.save(&file).expect("save the file");
         let loaded = Manifest::load(&file);
         assert_eq!(loaded, manifest);
         assert!(loaded.holds(Path::new("a\nb/c d"), stamp, Stamp::default()));
-        std::fs::write(&file, "a\x00junk\x001 2 3\x00").expect("written");
+        std::fs::write(&file, "a\x00junk\x001 2 3\x00").expect("write the file");
         assert_eq!(Manifest::load(&file), Manifest::default());
     }
 }

@@ -18,17 +18,17 @@ impl Given {
     fn checkout() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let root = directory.path().canonicalize().expect("a path").join("app");
-        fs::create_dir_all(root.join("src/deep")).expect("made");
-        fs::write(root.join("src/deep/a.txt"), "a\n").expect("written");
-        fs::write(root.join("run.sh"), "#!/bin/sh\n").expect("written");
-        fs::set_permissions(root.join("run.sh"), fs::Permissions::from_mode(0o755)).expect("set");
-        fs::write(root.join(".gitignore"), "ignored\n").expect("written");
-        symlink("src/deep/a.txt", root.join("link")).expect("made");
+        fs::create_dir_all(root.join("src/deep")).expect("create the directory");
+        fs::write(root.join("src/deep/a.txt"), "a\n").expect("write the file");
+        fs::write(root.join("run.sh"), "#!/bin/sh\n").expect("write the file");
+        fs::set_permissions(root.join("run.sh"), fs::Permissions::from_mode(0o755)).expect("set the permissions");
+        fs::write(root.join(".gitignore"), "ignored\n").expect("write the file");
+        symlink("src/deep/a.txt", root.join("link")).expect("create or read the link");
         git(&root, &["init", "-q", "-b", "main"]);
         git(&root, &["add", "-A"]);
         git(&root, &["commit", "-q", "-m", "first"]);
-        fs::write(root.join("ignored"), "x").expect("written");
-        fs::write(root.join("loose"), "x").expect("written");
+        fs::write(root.join("ignored"), "x").expect("write the file");
+        fs::write(root.join("loose"), "x").expect("write the file");
         Self { directory, root }
     }
 
@@ -47,9 +47,9 @@ fn names(root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut waiting = vec![root.to_owned()];
     while let Some(directory) = waiting.pop() {
-        for entry in fs::read_dir(directory).expect("read").map(|entry| entry.expect("an entry").path()) {
+        for entry in fs::read_dir(directory).expect("list the directory").map(|entry| entry.expect("an entry").path()) {
             let below = entry.strip_prefix(root).expect("below").display().to_string();
-            match entry.symlink_metadata().expect("there").is_dir() {
+            match entry.symlink_metadata().expect("the file must exist").is_dir() {
                 true if below == ".git" => {}
                 true => waiting.push(entry),
                 false => found.push(below),
@@ -63,12 +63,12 @@ fn names(root: &Path) -> Vec<String> {
 #[test]
 fn a_tree_contains_exactly_the_tracked_files_with_their_edits() {
     let given = Given::checkout();
-    fs::write(given.root.join("src/deep/a.txt"), "edited\n").expect("written");
+    fs::write(given.root.join("src/deep/a.txt"), "edited\n").expect("write the file");
     let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     assert_eq!(names(&tree.project), [".gitignore", "link", "run.sh", "src/deep/a.txt"]);
-    assert_eq!(fs::read_to_string(tree.project.join("link")).expect("text"), "edited\n");
-    assert!(tree.project.join("link").symlink_metadata().expect("there").is_symlink());
-    assert_eq!(tree.project.join("run.sh").metadata().expect("there").mode() & 0o777, 0o755);
+    assert_eq!(fs::read_to_string(tree.project.join("link")).expect("read the file"), "edited\n");
+    assert!(tree.project.join("link").symlink_metadata().expect("the file must exist").is_symlink());
+    assert_eq!(tree.project.join("run.sh").metadata().expect("the file must exist").mode() & 0o777, 0o755);
     assert_eq!(git(&tree.project, &["rev-parse", "HEAD"]), git(&given.root, &["rev-parse", "HEAD"]));
     assert_eq!(git(&tree.project, &["status", "--porcelain"]), "M src/deep/a.txt");
     assert_eq!(git(&tree.project, &["log", "--format=%s", "main"]), "first");
@@ -82,20 +82,20 @@ fn a_tree_is_clean_again_after_any_change_by_a_job() {
     let given = Given::checkout();
     let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     let project = tree.project.clone();
-    fs::write(project.join("src/deep/a.txt"), "b\n").expect("written");
-    fs::set_permissions(project.join("run.sh"), fs::Permissions::from_mode(0o700)).expect("set");
-    fs::remove_file(project.join("link")).expect("removed");
-    symlink("/etc", project.join("link")).expect("planted");
-    fs::create_dir_all(project.join("target/closed")).expect("made");
-    fs::write(project.join("target/closed/x"), "x").expect("written");
-    fs::set_permissions(project.join("target/closed"), fs::Permissions::from_mode(0o000)).expect("set");
-    fs::write(project.join(".git/hooks"), "x").expect("planted");
+    fs::write(project.join("src/deep/a.txt"), "b\n").expect("write the file");
+    fs::set_permissions(project.join("run.sh"), fs::Permissions::from_mode(0o700)).expect("set the permissions");
+    fs::remove_file(project.join("link")).expect("remove the file or directory");
+    symlink("/etc", project.join("link")).expect("create or read the link");
+    fs::create_dir_all(project.join("target/closed")).expect("create the directory");
+    fs::write(project.join("target/closed/x"), "x").expect("write the file");
+    fs::set_permissions(project.join("target/closed"), fs::Permissions::from_mode(0o000)).expect("set the permissions");
+    fs::write(project.join(".git/hooks"), "x").expect("write the file");
     drop(tree);
     let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     assert_eq!(tree.project, project, "the same tree");
     assert_eq!(names(&project), [".gitignore", "link", "run.sh", "src/deep/a.txt"]);
-    assert_eq!(fs::read_to_string(project.join("src/deep/a.txt")).expect("text"), "a\n");
-    assert_eq!(project.join("run.sh").metadata().expect("there").mode() & 0o777, 0o755);
+    assert_eq!(fs::read_to_string(project.join("src/deep/a.txt")).expect("read the file"), "a\n");
+    assert_eq!(project.join("run.sh").metadata().expect("the file must exist").mode() & 0o777, 0o755);
     assert_eq!(fs::read_link(project.join("link")).expect("a link"), Path::new("src/deep/a.txt"));
     assert!(!project.join(".git/hooks").exists());
 }
@@ -105,19 +105,23 @@ fn copies_only_changed_files_again() {
     let given = Given::checkout();
     // Older than the resolution of time stamps, so that a change is visible.
     let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
-    File::options().write(true).open(given.root.join("run.sh")).and_then(|file| file.set_modified(old)).expect("set");
+    File::options()
+        .write(true)
+        .open(given.root.join("run.sh"))
+        .and_then(|file| file.set_modified(old))
+        .expect("open the file");
     std::thread::sleep(std::time::Duration::from_millis(30));
-    let inode = |tree: &Tree, name: &str| tree.project.join(name).metadata().expect("there").ino();
+    let inode = |tree: &Tree, name: &str| tree.project.join(name).metadata().expect("the file must exist").ino();
     let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     let before = inode(&tree, "run.sh");
     drop(tree);
-    fs::write(given.root.join("src/deep/a.txt"), "new\n").expect("written");
-    fs::remove_file(given.root.join("link")).expect("removed");
+    fs::write(given.root.join("src/deep/a.txt"), "new\n").expect("write the file");
+    fs::remove_file(given.root.join("link")).expect("remove the file or directory");
     let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     assert_eq!(inode(&tree, "run.sh"), before);
-    assert_eq!(fs::read_to_string(tree.project.join("src/deep/a.txt")).expect("text"), "new\n");
+    assert_eq!(fs::read_to_string(tree.project.join("src/deep/a.txt")).expect("read the file"), "new\n");
     assert!(tree.project.join("link").symlink_metadata().is_err());
-    assert_ne!(inode(&tree, "run.sh"), given.root.join("run.sh").metadata().expect("there").ino());
+    assert_ne!(inode(&tree, "run.sh"), given.root.join("run.sh").metadata().expect("the file must exist").ino());
 }
 
 #[test]
@@ -127,20 +131,20 @@ fn two_jobs_never_share_a_tree_and_an_empty_one_is_empty() {
     let first = trees.take(&source, false, &|_| false).expect("a tree");
     let second = trees.take(&source, true, &|_| false).expect("a tree");
     assert_ne!(first.project, second.project);
-    assert_eq!(fs::read_dir(&second.project).expect("read").count(), 0);
+    assert_eq!(fs::read_dir(&second.project).expect("list the directory").count(), 0);
     let project = second.project.clone();
     drop(second);
     let again = trees.take(&source, false, &|_| false).expect("a tree");
     assert_eq!((again.project.clone(), names(&again.project).len()), (project, 4));
-    let kept = again.keep(&given.directory.path().join("kept")).expect("kept");
+    let kept = again.keep(&given.directory.path().join("kept")).expect("keep the tree");
     assert!(names(&kept).len() == 4 && !again.project.exists());
 }
 
 #[test]
 fn skips_a_pipe_in_place_of_a_tracked_file() {
     let given = Given::checkout();
-    fs::remove_file(given.root.join("run.sh")).expect("removed");
-    nix::unistd::mkfifo(&given.root.join("run.sh"), nix::sys::stat::Mode::S_IRWXU).expect("planted");
+    fs::remove_file(given.root.join("run.sh")).expect("remove the file or directory");
+    nix::unistd::mkfifo(&given.root.join("run.sh"), nix::sys::stat::Mode::S_IRWXU).expect("create the named pipe");
     let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     assert!(!tree.project.join("run.sh").exists());
 }

@@ -339,7 +339,7 @@ mod tests {
     fn explains_with_values_except_masked_ones() {
         let scope = scope();
         let view = View { scope: &scope, yaml: &[], defaults: &[], job: &[] };
-        let expression = Expression::parse(&"$V == 'one' && $SECRET && !$NO".into()).expect("parsed");
+        let expression = Expression::parse(&"$V == 'one' && $SECRET && !$NO".into()).expect("must parse");
         assert_eq!(
             expression.explain(&view),
             r#"$V == 'one' && $SECRET && !$NO with $V="one", $SECRET=[MASKED], $NO undefined"#

@@ -282,11 +282,11 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Node {
-        parse(text, 0, &|line| line, &mut Budget::default()).expect("parsed").root
+        parse(text, 0, &|line| line, &mut Budget::default()).expect("must parse").root
     }
 
     fn refusal(text: &str) -> SyntaxError {
-        parse(text, 0, &|line| line, &mut Budget::default()).err().expect("refused")
+        parse(text, 0, &|line| line, &mut Budget::default()).err().expect("must be refused")
     }
 
     #[test]
@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn the_last_of_two_equal_keys_wins_and_both_lines_are_reported() {
-        let document = parse("a: 1\nb: 2\na: 3\n", 0, &|line| line, &mut Budget::default()).expect("parsed");
+        let document = parse("a: 1\nb: 2\na: 3\n", 0, &|line| line, &mut Budget::default()).expect("must parse");
         assert_eq!(document.root.to_json(), serde_json::json!({"a": 3, "b": 2}));
         assert_eq!(document.duplicates[0].0.line, 3);
         assert!(document.duplicates[0].1.contains("line 1"));

@@ -113,7 +113,7 @@ fn reports_all_problems_and_each_cause_once() {
 #[test]
 fn unknown_keywords_are_warnings_when_lax() {
     let memory = Memory::new(&[(".gitlab-ci.yml", "j: {script: x, artefacts: {}}\n")]);
-    let listing = listed(&Request { lax: true, ..memory.request() }).expect("planned");
+    let listing = listed(&Request { lax: true, ..memory.request() }).expect("the pipeline must be valid");
     assert!(listing["warnings"][0]["message"].as_str().is_some_and(|text| text.contains("did you mean `artifacts`")));
 }
 
@@ -125,7 +125,7 @@ fn jobs_without_rules_stay_out_of_merge_requests() {
     request.source.name = "merge_request_event".to_owned();
     request.source.merge_request =
         Some(MergeRequest { iid: 7, source: "feature".into(), target: "main".into(), ..MergeRequest::default() });
-    let listing = listed(&request).expect("planned");
+    let listing = listed(&request).expect("the pipeline must be valid");
     assert_eq!(names(&listing), ["mr", "ruled"]);
     assert_eq!(job(&listing, "mr")["env"]["CI_COMMIT_REF_NAME"], "feature");
     assert_eq!(job(&listing, "mr")["env"]["CI_COMMIT_BRANCH"], Value::Null);
@@ -141,7 +141,7 @@ fn changes_compare_by_kind_of_pipeline() {
         let mut request = memory.request();
         request.source.name = source.to_owned();
         request.facts.before = before.map(str::to_owned);
-        names(&listed(&request).expect("planned")).contains(&"a")
+        names(&listed(&request).expect("the pipeline must be valid")).contains(&"a")
     };
     assert!(with("push", Some("abc"), "src/x"));
     assert!(!with("push", Some("abc"), "doc/x"));
@@ -201,7 +201,7 @@ fn resolves_includes_of_all_kinds() {
     let main = main.replace("rSvs0zFvqBdcXjxa3FtxGJ/1iyOu4kXGRUbJOnMVd8c=", &hash);
     let mut right = files;
     right[0].1 = &main;
-    let listing = listed(&Memory::new(&right).request()).expect("planned");
+    let listing = listed(&Memory::new(&right).request()).expect("the pipeline must be valid");
     assert_eq!(names(&listing), ["lint", "t", "r", "q", "p", "own"]);
     assert_eq!(job(&listing, "lint")["script"], json!(["echo high lint c0ffee 1.2.3 1"]));
     let wrong = refused(&files);
@@ -239,7 +239,7 @@ fn resolves_inputs_of_the_first_file_and_shared_definitions() {
     let memory = Memory::new(&[(".gitlab-ci.yml", main), ("shared.yml", "inputs: {shared: {options: [a, b]}}\n")]);
     let given = |key: &str, value: &str| GivenInput { key: key.into(), value: InputValue::Text(value.into()) };
     let listing = listed(&Request { inputs: vec![given("own", "7"), given("shared", "b")], ..memory.request() });
-    assert_eq!(job(&listing.expect("planned"), "j")["script"], json!(["echo 7 b"]));
+    assert_eq!(job(&listing.expect("the pipeline must be valid"), "j")["script"], json!(["echo 7 b"]));
     let problems = listed(&Request { inputs: vec![given("shared", "c")], ..memory.request() }).expect_err("refused");
     assert_eq!(problems[0].class, Class::InputOption);
 }
@@ -259,7 +259,7 @@ fn the_strongest_level_of_a_variable_wins() {
     request.project_variables =
         vec![given("C", "any", "*"), given("C", "prod", "prod"), given("SECRET", "s3cr3t99", "")];
     request.pipeline_variables = vec![given("A", "line", "")];
-    let plan = plan(&request).expect("planned");
+    let plan = plan(&request).expect("the pipeline must be valid");
     let run =
         JobRun { dotenv: vec![("B".into(), "dotenv".into()), ("C".into(), "dotenv".into())], ..JobRun::default() };
     let env = plan.env(&plan.jobs[0], &run);
@@ -277,7 +277,7 @@ fn local_values_replace_tokens_and_secrets() {
     let given = |key: &str| GivenVariable { key: key.into(), value: "v".into(), ..GivenVariable::default() };
     let mut request = memory.request();
     request.project_variables = vec![given("TOK"), given("DB"), given("KEY"), given("OTHER")];
-    let plan = plan(&request).expect("planned");
+    let plan = plan(&request).expect("the pipeline must be valid");
     let env = plan.env(&plan.jobs[0], &JobRun::default());
     let form =
         |key: &str| env.iter().find(|variable| &*variable.key == key).map(|variable| (variable.masked, variable.file));
@@ -293,12 +293,12 @@ fn a_child_pipeline_gets_the_forwarded_variables() {
     let mut request = memory.request();
     request.pipeline_variables =
         vec![GivenVariable { key: "LINE".into(), value: "l".into(), ..GivenVariable::default() }];
-    let parent = plan(&request).expect("planned");
+    let parent = plan(&request).expect("the pipeline must be valid");
     let keys = |name: &str| {
         let child = parent
             .child(job_of(&parent, name), &request, vec![("REPORT".to_owned(), "r".to_owned())])
             .expect("a child");
-        let listing = listed(&child).expect("planned");
+        let listing = listed(&child).expect("the pipeline must be valid");
         let variables: Vec<(String, String)> =
             child.pipeline_variables.iter().map(|given| (given.key.clone(), given.value.clone())).collect();
         (job(&listing, "c")["script"].clone(), variables)
@@ -312,7 +312,7 @@ fn a_child_pipeline_gets_the_forwarded_variables() {
 fn computes_cache_keys_from_files() {
     let text = "a: {script: x, cache: {key: {files: [lock], prefix: p}, paths: [c]}}\nb: {script: x, cache: {key: {files: [gone]}, paths: [c]}}\nc: {script: x, cache: [{paths: [c]}, {key: $CI_JOB_NAME, paths: [d]}]}\n";
     let memory = Memory::new(&[(".gitlab-ci.yml", text), ("lock", "1")]);
-    let plan = plan(&memory.request()).expect("planned");
+    let plan = plan(&memory.request()).expect("the pipeline must be valid");
     let keys = |name: &str| job_of(&plan, name).cache_keys.clone();
     assert!(keys("a")[0].starts_with("p-") && keys("a")[0].len() == 42, "{:?}", keys("a"));
     assert_eq!(keys("b"), ["default"]);

@@ -119,7 +119,12 @@ impl Case {
     }
 
     fn write(&self, text: &[u8]) {
-        OpenOptions::new().append(true).open(&self.path).expect("open").write_all(text).expect("written");
+        OpenOptions::new()
+            .append(true)
+            .open(&self.path)
+            .expect("open the file")
+            .write_all(text)
+            .expect("write all bytes");
     }
 
     fn job() -> JobHandle {
@@ -127,7 +132,7 @@ impl Case {
     }
 
     fn upload(&self, options: UploadOptions, on_status: Box<dyn Fn(JobStatus) + Send>) -> Upload {
-        let shared = Arc::new(Shared::new(options.offset).expect("shared"));
+        let shared = Arc::new(Shared::new(options.offset).expect("create the shared state"));
         let coordinator: Arc<dyn Coordinator> = self.fake.clone();
         let mut upload =
             Upload::new(coordinator, Self::job(), &self.path, options, on_status, shared).expect("an upload");
@@ -136,7 +141,8 @@ impl Case {
     }
 
     fn uploader(&self) -> Uploader {
-        Uploader::start(self.fake.clone(), Self::job(), &self.path, OPTIONS, Box::new(|_| {})).expect("started")
+        Uploader::start(self.fake.clone(), Self::job(), &self.path, OPTIONS, Box::new(|_| {}))
+            .expect("start the thread or process")
     }
 }
 
@@ -176,7 +182,8 @@ fn gives_up_on_a_server_that_never_accepts_the_log() {
 fn reports_each_status_once_and_sends_nothing_after_the_end() {
     let case = Case::new(Fake::default());
     let (sender, heard) = channel();
-    let mut upload = case.upload(OPTIONS, Box::new(move |status| sender.send(status).expect("heard")));
+    let mut upload =
+        case.upload(OPTIONS, Box::new(move |status| sender.send(status).expect("the receiver must exist")));
     for status in [None, Some(JobStatus::Canceling), Some(JobStatus::Finished), Some(JobStatus::Canceling)] {
         case.fake.server().status = status;
         for _ in 0..2 {
@@ -224,9 +231,9 @@ fn a_watching_user_sees_each_line_at_once() {
     let case = Case::new(Fake { watcher: Some(Mutex::new(sender)), interval, ..Fake::default() });
     case.write(b"one\n");
     let uploader = case.uploader();
-    assert_eq!(lines.recv_timeout(Duration::from_secs(60)).expect("shown"), b"one\n");
+    assert_eq!(lines.recv_timeout(Duration::from_secs(60)).expect("a message must arrive"), b"one\n");
     case.write(b"two\n");
-    assert_eq!(lines.recv_timeout(Duration::from_secs(60)).expect("shown"), b"two\n");
+    assert_eq!(lines.recv_timeout(Duration::from_secs(60)).expect("a message must arrive"), b"two\n");
     assert_eq!(uploader.finish(JobState::Success), Delivery::Delivered);
 }
 
