@@ -176,6 +176,9 @@ fn addresses_of_submodules_lead_to_the_machines_loopback() {
     ] {
         let outcome = in_containers().submodule("lib", &address).run().got_nowhere();
         assert_eq!(outcome.job.state, "failed", "{address}: {}", outcome.job.log());
+        if address.starts_with("ssh:") || address.starts_with("git:") {
+            assert!(outcome.job.has("use an https:// URL in .gitmodules"), "{address}: {}", outcome.job.log());
+        }
         outcome.made_no(Path::new("/tmp/mayfly-hostile-option"));
     }
 }

@@ -44,7 +44,7 @@ fn enter(directory: &OwnedFd, name: &Path, mode: u32) -> io::Result<OwnedFd> {
     Ok(made)
 }
 
-/// The deepest nesting that is followed: each level needs a descriptor.
+/// The deepest nesting that is followed: each level needs two descriptors.
 const DEPTH_MAX: usize = 256;
 
 /// Changes the owner of everything below `path`, which is below `root`; of links themselves, not of their targets. On
@@ -64,15 +64,18 @@ fn change_owner_below(directory: OwnedFd, whom: (Uid, Gid), depth: usize, outcom
     let Some(mut listing) = directory.try_clone().ok().and_then(|copy| Dir::from_fd(copy).ok()) else {
         return keep_first_error(Err(Errno::EMFILE), outcome);
     };
-    let names: Vec<_> = listing.iter().flatten().map(|entry| entry.file_name().to_owned()).collect();
-    drop(listing);
-    for name in names.iter().filter(|name| !matches!(name.to_bytes(), b"." | b"..")) {
-        match openat(&directory, name.as_c_str(), DIRECTORY, Mode::empty()) {
+    // One name at a time: a job may have created millions of files.
+    for entry in listing.iter().flatten() {
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        match openat(&directory, name, DIRECTORY, Mode::empty()) {
             Ok(found) if depth > 0 => change_owner_below(found, whom, depth - 1, outcome),
             Ok(_) => keep_first_error(Err(Errno::ENAMETOOLONG), outcome),
             Err(_) => {
                 let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
-                keep_first_error(fchownat(&directory, name.as_c_str(), owner, group, flags), outcome);
+                keep_first_error(fchownat(&directory, name, owner, group, flags), outcome);
             }
         }
     }

@@ -102,7 +102,38 @@ fn fetch(plan: &SourcesPlan, wanted: &Submodules, directory: &Path) -> Result<()
     if wanted.update_flags.iter().any(|flag| flag == "--remote") {
         fetch_branches(plan, wanted, directory)?;
     }
-    git::run_in(plan, directory, &update)
+    let updated = git::run_in(plan, directory, &update);
+    if updated.is_err() && plan.temporary_in_container.is_some() {
+        name_other_protocols(plan)?;
+    }
+    updated
+}
+
+/// Names the submodules whose servers git cannot reach beside a container: it has no SSH key there, and the relay is for
+/// HTTP.
+fn name_other_protocols(plan: &SourcesPlan) -> Result<(), SourcesError> {
+    let include = include_option(plan);
+    for address in addresses(plan)? {
+        // The address after the job's rewrites (`insteadOf`).
+        let used = output(plan, &plan.project, &["-c", &include, "ls-remote", "--get-url", "--", &address])?;
+        if is_other_protocol(String::from_utf8_lossy(&used).trim()) {
+            println!(
+                "{YELLOW}The submodule URL {} needs SSH or git://, but the sources of a container job are fetched without SSH \
+                 keys and over HTTP only; use an https:// URL in .gitmodules, or set GIT_SUBMODULE_FORCE_HTTPS to true for \
+                 repositories of this GitLab{RESET}",
+                address.escape_debug()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether git reaches an address by SSH (also in the form `host:path`) or by its own protocol.
+fn is_other_protocol(address: &str) -> bool {
+    match address.split_once("://") {
+        Some((scheme, _)) => matches!(scheme, "ssh" | "git" | "git+ssh" | "ssh+git"),
+        None => address.split('/').next().is_some_and(|host| host.contains(':') && !host.contains("::")),
+    }
 }
 
 fn include_option(plan: &SourcesPlan) -> String {
@@ -241,6 +272,16 @@ fn read_list(mut command: Command) -> Result<Vec<u8>, SourcesError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_other_protocols_are_known() {
+        for address in ["ssh://git@h/a.git", "git://h/a.git", "git@h:team/a.git", "h:a", "ssh+git://h/a"] {
+            assert!(is_other_protocol(address), "{address}");
+        }
+        for address in ["https://h:8443/a.git", "http://h/a:b", "../a.git", "/a:b", "ext::sh -c x", "file:///a", ""] {
+            assert!(!is_other_protocol(address), "{address}");
+        }
+    }
 
     #[test]
     fn branches_are_assigned_to_the_paths_of_their_submodules() {
