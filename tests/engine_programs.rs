@@ -18,6 +18,10 @@ impl Drop for LocalAgents {
     fn drop(&mut self) {
         for agent in fs::read_dir(&self.0).into_iter().flatten().flatten() {
             let pid = fs::read_to_string(agent.path().join("pid")).unwrap_or_default();
+            // The kernel may have given the number of an agent that has ended to another process.
+            if fs::read_link(format!("/proc/{}/cwd", pid.trim())).ok() != fs::canonicalize(agent.path()).ok() {
+                continue;
+            }
             let _ = Command::new("kill").args(["-9", pid.trim()]).stderr(Stdio::null()).status();
         }
     }

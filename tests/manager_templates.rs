@@ -93,3 +93,20 @@ fn systemd_accepts_the_unit() {
     let ours: Vec<&str> = said.lines().filter(|line| line.contains("mayfly-manager")).collect();
     assert!(ours.is_empty(), "{said}");
 }
+
+/// The program makes a call for each permission of the recipes. That the permissions suffice, `fleet_from_zero` and
+/// `manager_check` show: there, AWS refuses what the recipes do not grant.
+#[test]
+fn the_recipes_grant_nothing_that_the_program_does_not_call() {
+    let mut calls = String::new();
+    for directory in ["src/manager/engine/aws", "src/instance/aws"] {
+        for file in files(directory, "rs") {
+            calls.push_str(&fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())));
+        }
+    }
+    calls.push_str(&read("src/manager/engine/aws.rs"));
+    for permission in granted() {
+        let action = permission.split(':').nth(1).expect("an action");
+        assert!(calls.contains(&format!("\"{action}\"")), "{permission}");
+    }
+}

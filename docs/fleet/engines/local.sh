@@ -2,16 +2,16 @@
 # Engine for `mayfly manager`: instances are agent processes on this machine. A fleet from zero on a laptop.
 # Arguments: a directory for the agents, the URL of the manager, the file with the fleet's token, the program mayfly.
 directory=$1 url=$2 token_file=$3 mayfly=${4:-mayfly}
-mkdir -p "$directory"
+mkdir -p "$directory" && directory=$(cd "$directory" && pwd -P) || exit
 
 text() { printf '%s\n' "$request" | sed -n "s/.*\"$1\":\"\([A-Za-z0-9_-]*\)\".*/\1/p"; }
 number() { printf '%s\n' "$request" | sed -n "s/.*\"$1\":\([0-9]*\).*/\1/p"; }
 
+# True if the agent of a directory runs. The kernel may give its number to another process later, so the directory counts.
+runs() { [ -e "$1/pid" ] && [ "$(readlink "/proc/$(cat "$1/pid")/cwd")" = "$1" ]; }
 # Names of the agents that run. An agent that was told to leave has ended.
 agents() {
-    for pid in "$directory"/*/pid; do
-        [ -e "$pid" ] && kill -0 "$(cat "$pid")" 2>/dev/null && basename "$(dirname "$pid")"
-    done
+    for agent in "$directory"/*; do runs "$agent" && basename "$agent"; done
 }
 start() {
     name=local-$(od -An -N6 -tx1 /dev/urandom | tr -d ' ')
@@ -28,15 +28,18 @@ token = "$(cat "$token_file")"
 END
     chmod 600 "$directory/$name/config.toml"
     # A session of its own: the agent survives this program and the manager.
-    (cd "$directory/$name" && exec setsid "$mayfly" run --config config.toml </dev/null >agent.log 2>&1) &
-    echo $! >"$directory/$name/pid"
+    cd "$directory/$name" || return
+    setsid "$mayfly" run --config config.toml </dev/null >agent.log 2>&1 &
+    echo $! >pid
+    cd "$OLDPWD" || return
 }
 grow() {
     missing=$(($(number instances) - $(agents | wc -l)))
     while [ "$missing" -gt 0 ]; do start; missing=$((missing - 1)); done
 }
 terminate() {
-    kill -KILL "$(cat "$directory/$(text instance)/pid")" 2>/dev/null
+    agent=$directory/$(text instance)
+    runs "$agent" && kill -KILL "$(cat "$agent/pid")"
     case $request in *'"decrement":false'*) start ;; esac
 }
 group() {

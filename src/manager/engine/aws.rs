@@ -107,6 +107,7 @@ impl Engine for Aws {
         Ok(Group {
             name: self.group.clone(),
             desired,
+            desired_is_counted: false,
             least: number("MinSize").unwrap_or(0),
             most: number("MaxSize"),
             protects_new: element(&answer, "NewInstancesProtectedFromScaleIn").as_deref() == Some("true"),

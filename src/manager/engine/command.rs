@@ -188,6 +188,7 @@ impl Engine for Command {
         let counted = members.iter().filter(|member| member.state.counts()).count();
         Ok(Group {
             name: self.program.clone(),
+            desired_is_counted: answer.desired.is_none(),
             desired: answer.desired.unwrap_or(u32::try_from(counted).unwrap_or(u32::MAX)),
             least: answer.min,
             most: answer.max,

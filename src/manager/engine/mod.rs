@@ -20,6 +20,8 @@ pub struct Group {
     pub name: String,
     /// How many instances the group is to have.
     pub desired: u32,
+    /// The engine keeps no such number: `desired` is the number of members.
+    pub desired_is_counted: bool,
     /// How many it must have at least.
     pub least: u32,
     /// How many it may have; `None` for no limit.

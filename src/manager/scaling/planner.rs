@@ -240,6 +240,10 @@ impl Planner {
         match self.expected {
             Some(expected) if expected.desired == group.desired => {}
             Some(expected) if now.saturating_sub(expected.since) < SETTLING => {}
+            // The number changed because an instance ended by itself.
+            Some(_) if group.desired_is_counted => {
+                self.expected = Some(Expected { desired: group.desired, since: now });
+            }
             Some(expected) => {
                 plan.notes.push(Note::Warning(format!(
                     "something else changed the desired capacity of {} from {} to {}; the manager adopts it. Let only the \

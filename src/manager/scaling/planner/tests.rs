@@ -327,6 +327,18 @@ fn growth_is_limited_by_the_throttle_and_by_instances_in_flight() {
 }
 
 #[test]
+fn an_engine_that_keeps_no_desired_number_causes_no_warning() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.jobs.held = 2;
+    world.step();
+    world.pass(MINUTE);
+    (world.group.desired, world.group.desired_is_counted) = (1, true);
+    let plan = world.step();
+    assert_eq!(plan.notes, [], "{plan:?}");
+    assert_eq!(actions(&plan), [set(1, 2)], "{plan:?}");
+}
+
+#[test]
 fn a_desired_capacity_of_somebody_else_is_adopted_with_a_warning() {
     let mut world = World::new("docker-autoscaler", HOLD);
     world.jobs.held = 2;
