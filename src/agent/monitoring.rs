@@ -16,7 +16,7 @@ use crate::journal::shutdown::ShutdownPhase;
 use crate::monitor::listener::{Answer, Listener, Pages};
 use crate::monitor::machine;
 use crate::monitor::metrics::{self, RunnerLabels};
-use crate::monitor::text::{CONTENT_TYPE, Kind, Page};
+use crate::monitor::text::{CONTENT_TYPE, MetricKind, Page};
 use crate::monitor::write_process;
 use crate::sync;
 use crate::sys::BootTime;
@@ -245,7 +245,7 @@ impl MonitoringPages {
     fn metrics(&self) -> String {
         let mut page = Page::default();
         let state = self.state();
-        let help = "A constant 1, with what this program is.";
+        let help = "A constant 1, with the version as labels.";
         let labels = [
             ("name", "mayfly"),
             ("version", VERSION),
@@ -253,7 +253,7 @@ impl MonitoringPages {
             ("os", "linux"),
             ("architecture", architecture()),
         ];
-        page.metric("gitlab_runner_version_info", Kind::Gauge, help).sample(&labels, 1.0);
+        page.metric("gitlab_runner_version_info", MetricKind::Gauge, help).sample(&labels, 1.0);
         self.write_agent(&mut page, &state);
         write_configuration(&mut page, &state, &self.system_id);
         let runners: Vec<RunnerLabels> = state.runners.iter().map(|(runner_labels, _)| runner_labels.clone()).collect();
@@ -267,47 +267,66 @@ impl MonitoringPages {
     }
 
     fn write_agent(&self, page: &mut Page, state: &AgentState) {
-        let mut phases = page.metric("mayfly_phase", Kind::Gauge, "Where the agent is in its life: 1 for its phase.");
+        let mut phases = page.metric(
+            "mayfly_phase",
+            MetricKind::Gauge,
+            "The phase of the agent: 1 for the current phase, 0 for the others.",
+        );
         for phase in PHASES {
             phases.sample(&[("phase", phase)], f64::from(u8::from(phase == state.phase.phase())));
         }
         let mut unfit = page.metric(
             "mayfly_runner_unfit",
-            Kind::Gauge,
+            MetricKind::Gauge,
             "1 for a runner that must not ask for jobs, with the reason.",
         );
         for (runner, reason) in self.fitness.reasons() {
             unfit.sample(&[("runner_name", runner.as_deref().unwrap_or("")), ("reason", reason.reason())], 1.0);
         }
         let idle = self.slots.idle_for().unwrap_or_default().as_secs_f64();
-        page.single("mayfly_idle_seconds", Kind::Gauge, "How long no job has been running; 0 while one does.", idle);
+        page.single(
+            "mayfly_idle_seconds",
+            MetricKind::Gauge,
+            "Seconds since the last job ended; 0 while a job runs.",
+            idle,
+        );
         if let Some(left) = self.slots.builds_left() {
-            page.single("mayfly_builds_left", Kind::Gauge, "Jobs that may still be taken.", f64::from(left));
+            page.single(
+                "mayfly_builds_left",
+                MetricKind::Gauge,
+                "Jobs that the agent may still take before it shuts down.",
+                f64::from(left),
+            );
         }
         let since = self.since_last_loop().as_secs_f64();
-        page.single("mayfly_main_loop_age_seconds", Kind::Gauge, "Since the main loop last came round.", since);
+        page.single(
+            "mayfly_main_loop_age_seconds",
+            MetricKind::Gauge,
+            "Seconds since the last iteration of the main loop.",
+            since,
+        );
     }
 }
 
 fn write_configuration(page: &mut Page, state: &AgentState, system_id: &str) {
     let concurrent = f64::from(state.concurrent);
-    page.single("gitlab_runner_concurrent", Kind::Gauge, "The value of `concurrent`.", concurrent);
-    let mut limits = page.metric("gitlab_runner_limit", Kind::Gauge, "The value of `limit`; 0 for none.");
+    page.single("gitlab_runner_concurrent", MetricKind::Gauge, "The value of `concurrent`.", concurrent);
+    let mut limits = page.metric("gitlab_runner_limit", MetricKind::Gauge, "The value of `limit`; 0 for none.");
     for (runner_labels, limit) in &state.runners {
         let labels =
             [("runner", runner_labels.token.as_str()), ("runner_name", &runner_labels.name), ("system_id", system_id)];
         limits.sample(&labels, f64::from(limit.unwrap_or(0)));
     }
     for (name, help, value) in [
-        ("gitlab_runner_configuration_loaded_total", "Configurations that came into force.", state.loaded),
-        ("gitlab_runner_configuration_loading_error_total", "Configurations that cannot be used.", state.rejected),
+        ("gitlab_runner_configuration_loaded_total", "Configurations that were applied.", state.loaded),
+        ("gitlab_runner_configuration_loading_error_total", "Configurations that were rejected.", state.rejected),
     ] {
-        page.single(name, Kind::Counter, help, value as f64);
+        page.single(name, MetricKind::Counter, help, value as f64);
     }
     let help = "1 while the last configuration that was read is in force.";
-    page.single("mayfly_configuration_current", Kind::Gauge, help, f64::from(u8::from(state.current)));
-    let help = "When a configuration last came into force, since the epoch.";
-    page.single("mayfly_configuration_loaded_timestamp_seconds", Kind::Gauge, help, state.loaded_at as f64);
+    page.single("mayfly_configuration_current", MetricKind::Gauge, help, f64::from(u8::from(state.current)));
+    let help = "Time at which the current configuration was applied, in seconds since the epoch.";
+    page.single("mayfly_configuration_loaded_timestamp_seconds", MetricKind::Gauge, help, state.loaded_at as f64);
 }
 
 #[cfg(test)]

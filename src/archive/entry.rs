@@ -4,14 +4,14 @@ use std::cmp::Ordering;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use super::root::Kind;
+use super::root::FileKind;
 
 /// One file, directory or link to pack. Entries are sorted by the bytes of their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The path relative to the project directory.
     pub path: PathBuf,
-    pub kind: Kind,
+    pub kind: FileKind,
 }
 
 impl Ord for Entry {

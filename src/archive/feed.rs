@@ -12,7 +12,7 @@ use super::compress::{BLOCK, Compressor, FRAME, Piece, window};
 use super::entry::Entry;
 use super::pieces::Pieces;
 use super::pool::{Pending, Pool};
-use super::root::{Kind, Root};
+use super::root::{FileKind, Root};
 
 /// The largest number of small files in one unit of work: passing files between threads one by one would cost more than
 /// packing them.
@@ -155,7 +155,7 @@ fn load_some(mut compressor: Option<&mut Compressor>, root: &Root, entries: &[En
     let (mut loaded, mut size) = (Vec::with_capacity(entries.len()), 0);
     for entry in entries {
         let next = match entry.kind {
-            Kind::File => load(compressor.as_deref_mut(), root, entry),
+            FileKind::File => load(compressor.as_deref_mut(), root, entry),
             _ => look_at(root, entry).unwrap_or_else(Loaded::Unreadable),
         };
         size += next.weight();
@@ -169,7 +169,7 @@ fn load_some(mut compressor: Option<&mut Compressor>, root: &Root, entries: &[En
 
 fn look_at(root: &Root, entry: &Entry) -> io::Result<Loaded> {
     let stat = root.stat(&entry.path)?;
-    let target = if entry.kind == Kind::Link { Some(root.read_link(&entry.path)?) } else { None };
+    let target = if entry.kind == FileKind::Link { Some(root.read_link(&entry.path)?) } else { None };
     Ok(Loaded::Other(stat, target))
 }
 

@@ -8,7 +8,7 @@ use super::compress::{BLOCK, END, Method, stored};
 use super::entry::Entry;
 use super::feed::{Content, Feed, FileContent, Loaded, stream};
 use super::pool::{Pool, with_pool};
-use super::root::{Kind, Root};
+use super::root::{FileKind, Root};
 use super::{Level, Written};
 
 /// Writes each regular file as a member. Directories are skipped; links are skipped with a warning.
@@ -33,7 +33,7 @@ fn write_member(
 ) -> io::Result<()> {
     let path = &entry.path;
     match loaded {
-        Loaded::Other(..) if entry.kind == Kind::Directory => {}
+        Loaded::Other(..) if entry.kind == FileKind::Directory => {}
         Loaded::Other(..) => written.warn(path, "skipped: not a regular file"),
         Loaded::Unreadable(why) => written.leave_out(path, &why),
         Loaded::Small(small) => {

@@ -35,7 +35,7 @@ pub enum Links {
 
 /// The type of a directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub enum FileKind {
     /// A regular file.
     File,
     /// A directory.
@@ -123,7 +123,7 @@ impl Root {
     /// a device may have side effects.
     pub fn open_file(&self, name: &Path) -> io::Result<(File, FileStat)> {
         let is_file = |stat: FileStat| match kind_of(&stat) {
-            Kind::File => Ok(stat),
+            FileKind::File => Ok(stat),
             _ => Err(io::Error::other("it is no longer a regular file")),
         };
         let found = self.open_beneath(name, OFlag::O_PATH | OFlag::O_NOFOLLOW, Links::Refused)?;
@@ -140,11 +140,11 @@ impl Root {
     }
 
     /// Removes a file, a link, or an empty directory; follows no link.
-    pub fn remove(&self, name: &Path, kind: Kind) -> io::Result<()> {
+    pub fn remove(&self, name: &Path, kind: FileKind) -> io::Result<()> {
         let last = name.file_name().ok_or(Errno::EINVAL)?;
         let above = name.parent().unwrap_or(Path::new(""));
         let directory = self.open_beneath(above, OFlag::O_PATH | OFlag::O_DIRECTORY, Links::Refused)?;
-        let how = if kind == Kind::Directory { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
+        let how = if kind == FileKind::Directory { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
         Ok(unlinkat(&directory, last, how)?)
     }
 
@@ -171,10 +171,10 @@ impl Root {
     }
 
     /// The entries of a directory, sorted by name.
-    pub fn list(&self, name: &Path) -> io::Result<Vec<(OsString, Kind)>> {
+    pub fn list(&self, name: &Path) -> io::Result<Vec<(OsString, FileKind)>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
         let mut directory = Dir::from_fd(self.open_beneath(name, flags, Links::Refused)?)?;
-        let mut found: Vec<(CString, Option<Kind>)> = Vec::new();
+        let mut found: Vec<(CString, Option<FileKind>)> = Vec::new();
         for entry in directory.iter() {
             let entry = entry?;
             if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
@@ -198,7 +198,8 @@ impl Root {
 
     /// Whether a name refers to a directory after links are followed, even outside. For messages only.
     pub fn leads_to_directory(&self, name: &Path) -> bool {
-        fstatat(AT_FDCWD, &self.path.join(name), AtFlags::empty()).is_ok_and(|stat| kind_of(&stat) == Kind::Directory)
+        fstatat(AT_FDCWD, &self.path.join(name), AtFlags::empty())
+            .is_ok_and(|stat| kind_of(&stat) == FileKind::Directory)
     }
 
     /// The descriptor of the directory.
@@ -218,21 +219,21 @@ fn os_string(name: &CStr) -> OsString {
 }
 
 /// The type of a file from its metadata.
-pub fn kind_of(stat: &FileStat) -> Kind {
+pub fn kind_of(stat: &FileStat) -> FileKind {
     match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
-        SFlag::S_IFREG => Kind::File,
-        SFlag::S_IFDIR => Kind::Directory,
-        SFlag::S_IFLNK => Kind::Link,
-        _ => Kind::Special,
+        SFlag::S_IFREG => FileKind::File,
+        SFlag::S_IFDIR => FileKind::Directory,
+        SFlag::S_IFLNK => FileKind::Link,
+        _ => FileKind::Special,
     }
 }
 
-fn kind_of_type(kind: nix::dir::Type) -> Kind {
+fn kind_of_type(kind: nix::dir::Type) -> FileKind {
     match kind {
-        nix::dir::Type::File => Kind::File,
-        nix::dir::Type::Directory => Kind::Directory,
-        nix::dir::Type::Symlink => Kind::Link,
-        _ => Kind::Special,
+        nix::dir::Type::File => FileKind::File,
+        nix::dir::Type::Directory => FileKind::Directory,
+        nix::dir::Type::Symlink => FileKind::Link,
+        _ => FileKind::Special,
     }
 }
 
@@ -301,10 +302,10 @@ mod tests {
     #[test]
     fn removes_the_link_and_not_its_target() {
         let (temp, root) = tree();
-        assert!(root.remove(Path::new("out/secret"), Kind::File).is_err());
-        root.remove(Path::new("up"), Kind::Link).unwrap();
+        assert!(root.remove(Path::new("out/secret"), FileKind::File).is_err());
+        root.remove(Path::new("up"), FileKind::Link).unwrap();
         assert!(temp.path().join("secret").exists() && root.stat(Path::new("up")).is_err());
-        assert!(root.remove(Path::new("a"), Kind::Directory).is_err(), "it is not empty");
-        assert!(root.remove(Path::new(""), Kind::Directory).is_err());
+        assert!(root.remove(Path::new("a"), FileKind::Directory).is_err(), "it is not empty");
+        assert!(root.remove(Path::new(""), FileKind::Directory).is_err());
     }
 }

@@ -13,7 +13,7 @@ use std::thread;
 
 use super::entry::Entry;
 use super::glob::{Pattern, Segment};
-use super::root::{Kind, Root, kind_of};
+use super::root::{FileKind, Root, kind_of};
 use super::walk::{Found, walk};
 use super::warnings::LINES_MAX;
 
@@ -153,7 +153,7 @@ impl Finder<'_> {
                 return false;
             }
         }
-        if entry.kind == Kind::Special {
+        if entry.kind == FileKind::Special {
             self.warn(format!("{}: skipped: not a file, directory or link", entry.path.display()));
             return false;
         }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::entry::Entry;
 use super::glob::Segment;
-use super::root::{Kind, Root, kind_of};
+use super::root::{FileKind, Root, kind_of};
 use super::warnings::Warnings;
 
 /// The result of a walk.
@@ -30,7 +30,7 @@ type Position = (usize, usize);
 pub fn walk(root: &Root, alternatives: &[&[Segment]]) -> Found {
     let mut walk = Walk { root, alternatives, found: Found::default(), pending: Vec::new() };
     let start = walk.closed((0..alternatives.len()).map(|alternative| (alternative, 0)).collect());
-    walk.arrive(PathBuf::new(), Kind::Directory, start);
+    walk.arrive(PathBuf::new(), FileKind::Directory, start);
     while let Some((directory, positions)) = walk.pending.pop() {
         walk.visit(&directory, &positions);
     }
@@ -72,9 +72,9 @@ impl Walk<'_> {
     }
 
     /// The positions after a name.
-    fn after(&self, positions: &[Position], name: &OsStr, kind: Kind) -> Vec<Position> {
+    fn after(&self, positions: &[Position], name: &OsStr, kind: FileKind) -> Vec<Position> {
         let next = positions.iter().filter_map(|&(alternative, at)| match &self.alternatives[alternative][at] {
-            Segment::AnyDepth => (kind == Kind::Directory).then_some((alternative, at)),
+            Segment::AnyDepth => (kind == FileKind::Directory).then_some((alternative, at)),
             segment => segment.matches(name.as_bytes()).then_some((alternative, at + 1)),
         });
         self.closed(next.collect())
@@ -94,13 +94,13 @@ impl Walk<'_> {
         positions
     }
 
-    fn arrive(&mut self, path: PathBuf, kind: Kind, positions: Vec<Position>) {
+    fn arrive(&mut self, path: PathBuf, kind: FileKind, positions: Vec<Position>) {
         if positions.iter().any(|&(alternative, at)| at == self.alternatives[alternative].len()) {
             return self.take_all(path, kind);
         }
         match kind {
-            Kind::Directory => self.pending.push((path, positions)),
-            Kind::Link if self.root.leads_to_directory(&path) => {
+            FileKind::Directory => self.pending.push((path, positions)),
+            FileKind::Link if self.root.leads_to_directory(&path) => {
                 let link = path.display();
                 let what = "a symbolic link is packed as a link and not followed";
                 self.found.problems.push(format!("{link}: {what}"));
@@ -110,20 +110,20 @@ impl Walk<'_> {
     }
 
     /// Adds a match and, if it is a directory, everything below it.
-    fn take_all(&mut self, path: PathBuf, kind: Kind) {
+    fn take_all(&mut self, path: PathBuf, kind: FileKind) {
         let mut taken = vec![(path, kind)];
         while let Some((path, kind)) = taken.pop() {
             let is_root = path.as_os_str().is_empty();
             if !is_root && !self.found.matches.insert(Entry { path: path.clone(), kind }) {
                 continue;
             }
-            if kind == Kind::Directory {
+            if kind == FileKind::Directory {
                 taken.extend(self.list(&path).into_iter().map(|(name, kind)| (path.join(name), kind)));
             }
         }
     }
 
-    fn list(&mut self, path: &Path) -> Vec<(OsString, Kind)> {
+    fn list(&mut self, path: &Path) -> Vec<(OsString, FileKind)> {
         match self.root.list(path) {
             Ok(entries) => entries,
             Err(why) if why.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -169,7 +169,7 @@ mod tests {
         let alternatives = [segments.as_slice()];
         let mut walk = Walk { root: &root, alternatives: &alternatives, found: Found::default(), pending: Vec::new() };
         let start = walk.closed(vec![(0, 0)]);
-        walk.arrive(PathBuf::new(), Kind::Directory, start);
+        walk.arrive(PathBuf::new(), FileKind::Directory, start);
         let (mut visited, mut carried) = (0, 0);
         while let Some((directory, positions)) = walk.pending.pop() {
             (visited, carried) = (visited + 1, carried + positions.len());

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::statvfs::{Statvfs, statvfs};
 
-use super::text::{Kind, Page};
+use super::text::{MetricKind, Page};
 
 use crate::sync;
 
@@ -32,7 +32,7 @@ impl<const N: usize> Counter<N> {
     }
 
     fn write(&self, page: &mut Page) {
-        let mut metric = page.metric(self.name, Kind::Counter, self.help);
+        let mut metric = page.metric(self.name, MetricKind::Counter, self.help);
         for (value, count) in self.values.iter().zip(&self.counts) {
             metric.sample(&[(self.label, value)], count.load(Ordering::Relaxed) as f64);
         }
@@ -41,7 +41,7 @@ impl<const N: usize> Counter<N> {
 
 static NOTICES: Counter<4> = Counter::new(
     "mayfly_spot_notices_total",
-    "Notices of the cloud that it takes the instance back, by kind.",
+    "Notices of the cloud that it will interrupt the instance, by kind.",
     "notice",
     ["terminate", "stop", "hibernate", "rebalance"],
 );
@@ -126,33 +126,37 @@ pub fn write(page: &mut Page) {
     REFUSALS.write(page);
     TOKENS_FETCHED.write(page);
     for (name, help, count) in [
-        ("mayfly_builds_removed_total", "Build directories that were removed to keep their limits.", &BUILDS_REMOVED),
+        (
+            "mayfly_builds_removed_total",
+            "Build directories that were removed because of their limits.",
+            &BUILDS_REMOVED,
+        ),
         (
             "mayfly_builds_removed_bytes_total",
-            "Bytes of removed build directories, where measured.",
+            "Bytes of removed build directories that were measured.",
             &BUILD_BYTES_REMOVED,
         ),
-        ("mayfly_images_removed_total", "Pulled images that were removed since no job used them.", &IMAGES_REMOVED),
+        ("mayfly_images_removed_total", "Pulled images that were removed because no job used them.", &IMAGES_REMOVED),
         (
             "mayfly_cache_volumes_removed_total",
-            "Cache volumes of containers that were removed to keep their limits.",
+            "Cache volumes of containers that were removed because of their limits.",
             &CACHE_VOLUMES_REMOVED,
         ),
         (
             "mayfly_cache_volumes_removed_bytes_total",
-            "Bytes of removed cache volumes, where measured.",
+            "Bytes of removed cache volumes that were measured.",
             &CACHE_VOLUME_BYTES_REMOVED,
         ),
     ] {
-        page.single(name, Kind::Counter, help, count.load(Ordering::Relaxed) as f64);
+        page.single(name, MetricKind::Counter, help, count.load(Ordering::Relaxed) as f64);
     }
     let help = "Bytes of build directories that finished jobs left, where `builds_max_size` limits them.";
-    let mut bytes = page.metric("mayfly_builds_bytes", Kind::Gauge, help);
+    let mut bytes = page.metric("mayfly_builds_bytes", MetricKind::Gauge, help);
     for (root, size) in sync::lock(&BUILD_BYTES).iter() {
         bytes.sample(&[("path", &root.to_string_lossy())], *size as f64);
     }
     let help = "Bytes of the cache volumes of containers, where `cache_volumes_max_size` limits them.";
-    let mut bytes = page.metric("mayfly_cache_volumes_bytes", Kind::Gauge, help);
+    let mut bytes = page.metric("mayfly_cache_volumes_bytes", MetricKind::Gauge, help);
     for (engine, size) in sync::lock(&CACHE_VOLUME_BYTES).iter() {
         bytes.sample(&[("engine", engine)], *size as f64);
     }
@@ -164,19 +168,19 @@ pub fn write_space<'a>(page: &mut Page, directories: impl Iterator<Item = (&'sta
         directories.filter_map(|(purpose, path)| Some((purpose, path.to_string_lossy(), space(path)?))).collect();
     type StatField = fn(&Statvfs) -> u64;
     let metrics: [(&'static str, &str, StatField); 4] = [
-        ("mayfly_filesystem_avail_bytes", "Bytes that are free for users, by directory.", |fs| {
+        ("mayfly_filesystem_avail_bytes", "Bytes available to unprivileged users, by directory.", |fs| {
             fs.blocks_available() * fs.fragment_size()
         }),
         ("mayfly_filesystem_size_bytes", "Size of the file system, by directory.", |fs| {
             fs.blocks() * fs.fragment_size()
         }),
-        ("mayfly_filesystem_files_free", "Inodes that are free, by directory.", |fs| fs.files_available()),
-        ("mayfly_filesystem_files", "Inodes of the file system, by directory; 0 where it has no limit.", |fs| {
+        ("mayfly_filesystem_files_free", "Free inodes, by directory.", |fs| fs.files_available()),
+        ("mayfly_filesystem_files", "Inodes of the file system, by directory; 0 if it has no fixed number.", |fs| {
             fs.files()
         }),
     ];
     for (name, help, value) in metrics {
-        let mut metric = page.metric(name, Kind::Gauge, help);
+        let mut metric = page.metric(name, MetricKind::Gauge, help);
         for (purpose, path, space) in &known {
             metric.sample(&[("directory", purpose), ("path", path)], value(space) as f64);
         }

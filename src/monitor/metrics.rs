@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-use super::text::{Histogram, Kind, Page};
+use super::text::{Histogram, MetricKind, Page};
 use crate::sync;
 use crate::sys::BootTime;
 
@@ -242,7 +242,7 @@ pub fn write(page: &mut Page, system_id: &str, runners: impl Iterator<Item = Run
     });
     write_jobs(page, system_id, &metrics);
     write_durations(page, system_id, &metrics);
-    let mut polls = page.metric("mayfly_polls_total", Kind::Counter, "Requests for a job, by outcome.");
+    let mut polls = page.metric("mayfly_polls_total", MetricKind::Counter, "Requests for a job, by outcome.");
     for (runner_labels, of_runner) in &metrics.runners {
         for ((_, outcome), count) in POLLS.iter().zip(of_runner.polls) {
             polls
@@ -250,14 +250,14 @@ pub fn write(page: &mut Page, system_id: &str, runners: impl Iterator<Item = Run
         }
     }
     let help = "Requests to servers, by endpoint and status; status 0 means no response.";
-    let mut calls = page.metric("gitlab_runner_api_request_statuses_total", Kind::Counter, help);
+    let mut calls = page.metric("gitlab_runner_api_request_statuses_total", MetricKind::Counter, help);
     for ((endpoint, status), count) in &metrics.calls {
         let labels = [("system_id", system_id), ("endpoint", endpoint), ("status", &status.to_string())];
         calls.sample(&labels, *count as f64);
     }
     let sent = TRACE_BYTES.load(Ordering::Relaxed) as f64;
-    page.single("mayfly_trace_bytes_total", Kind::Counter, "Bytes of job logs that servers accepted.", sent);
-    let mut errors = page.metric("gitlab_runner_errors_total", Kind::Counter, "Lines of the log, by level.");
+    page.single("mayfly_trace_bytes_total", MetricKind::Counter, "Bytes of job logs that servers accepted.", sent);
+    let mut errors = page.metric("gitlab_runner_errors_total", MetricKind::Counter, "Lines of the log, by level.");
     for (level, count) in [("error", &ERRORS), ("warning", &WARNINGS)] {
         errors.sample(&[("level", level)], count.load(Ordering::Relaxed) as f64);
     }
@@ -277,17 +277,17 @@ fn write_jobs(page: &mut Page, system_id: &str, metrics: &Metrics) {
         let state = if running.stage.is_some() { "running" } else { "pending" };
         *now.entry((runner_labels, state, stage)).or_default() += 1;
     }
-    let mut jobs = page.metric("gitlab_runner_jobs", Kind::Gauge, "Running jobs, by state and stage.");
+    let mut jobs = page.metric("gitlab_runner_jobs", MetricKind::Gauge, "Running jobs, by state and stage.");
     for ((runner_labels, state, stage), count) in now {
         let labels = [labels(runner_labels, system_id).as_slice(), &[("state", state), ("stage", stage)]].concat();
         jobs.sample(&labels, f64::from(count));
     }
-    let mut taken = page.metric("gitlab_runner_jobs_total", Kind::Counter, "Received jobs.");
+    let mut taken = page.metric("gitlab_runner_jobs_total", MetricKind::Counter, "Received jobs.");
     for (runner_labels, of_runner) in &metrics.runners {
         taken.sample(&labels(runner_labels, system_id), of_runner.taken as f64);
     }
     let is_failure = |result: &str| !matches!(result, "success" | "dropped");
-    let mut failed = page.metric("gitlab_runner_failed_jobs_total", Kind::Counter, "Failed jobs, by reason.");
+    let mut failed = page.metric("gitlab_runner_failed_jobs_total", MetricKind::Counter, "Failed jobs, by reason.");
     for (runner_labels, of_runner) in &metrics.runners {
         for (reason, count) in of_runner.results.iter().filter(|(result, _)| is_failure(result)) {
             failed.sample(
@@ -297,7 +297,7 @@ fn write_jobs(page: &mut Page, system_id: &str, metrics: &Metrics) {
         }
     }
     let help = "Finished jobs, by result; dropped: the server no longer expected the job.";
-    let mut ended = page.metric("mayfly_jobs_ended_total", Kind::Counter, help);
+    let mut ended = page.metric("mayfly_jobs_ended_total", MetricKind::Counter, help);
     for (runner_labels, of_runner) in &metrics.runners {
         for (result, count) in &of_runner.results {
             let state = if is_failure(result) { "failed" } else { result };
@@ -319,13 +319,13 @@ fn write_durations(page: &mut Page, system_id: &str, metrics: &Metrics) {
         ("mayfly_job_start_seconds", "Time from receiving a job to its first stage.", |metrics| &metrics.starts),
     ];
     for (name, help, histogram) in of_jobs {
-        let mut metric = page.metric(name, Kind::Histogram, help);
+        let mut metric = page.metric(name, MetricKind::Histogram, help);
         for (runner_labels, of_runner) in &metrics.runners {
             metric.histogram(&labels(runner_labels, system_id), histogram(of_runner));
         }
     }
     let name = "gitlab_runner_job_stage_duration_seconds";
-    let mut metric = page.metric(name, Kind::Histogram, "Duration of the stages of jobs.");
+    let mut metric = page.metric(name, MetricKind::Histogram, "Duration of the stages of jobs.");
     for (runner_labels, of_runner) in &metrics.runners {
         for (stage, histogram) in &of_runner.stages {
             metric.histogram(&[labels(runner_labels, system_id).as_slice(), &[("stage", stage)]].concat(), histogram);

@@ -5,7 +5,7 @@ use std::fs;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{SysconfVar, sysconf};
 
-use super::text::{Kind, Page};
+use super::text::{MetricKind, Page};
 
 /// Writes the metrics; a value that the system does not provide is left out.
 pub fn write(page: &mut Page) {
@@ -15,10 +15,10 @@ pub fn write(page: &mut Page) {
     if let Ok(open) = fs::read_dir("/proc/self/fd") {
         // One of them belongs to this listing.
         let open = open.count().saturating_sub(1);
-        page.single("process_open_fds", Kind::Gauge, "Number of open file descriptors.", open as f64);
+        page.single("process_open_fds", MetricKind::Gauge, "Number of open file descriptors.", open as f64);
     }
     if let Ok((most, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        page.single("process_max_fds", Kind::Gauge, "Maximum number of open file descriptors.", most as f64);
+        page.single("process_max_fds", MetricKind::Gauge, "Maximum number of open file descriptors.", most as f64);
     }
 }
 
@@ -32,17 +32,17 @@ fn write_stat(page: &mut Page, stat: &str) {
     let ticks = constant(SysconfVar::CLK_TCK).unwrap_or(100.0);
     if let Some((user, system)) = field(14).zip(field(15)) {
         let seconds = (user + system) / ticks;
-        page.single("process_cpu_seconds_total", Kind::Counter, "User and system CPU time spent.", seconds);
+        page.single("process_cpu_seconds_total", MetricKind::Counter, "User and system CPU time spent.", seconds);
     }
     if let Some((started, booted)) = field(22).zip(booted()) {
         let help = "Start time of the process, in seconds since the epoch.";
-        page.single("process_start_time_seconds", Kind::Gauge, help, booted + started / ticks);
+        page.single("process_start_time_seconds", MetricKind::Gauge, help, booted + started / ticks);
     }
     if let Some(size) = field(23) {
-        page.single("process_virtual_memory_bytes", Kind::Gauge, "Virtual memory size.", size);
+        page.single("process_virtual_memory_bytes", MetricKind::Gauge, "Virtual memory size.", size);
     }
     if let Some((pages, size)) = field(24).zip(constant(SysconfVar::PAGE_SIZE)) {
-        page.single("process_resident_memory_bytes", Kind::Gauge, "Resident memory size.", pages * size);
+        page.single("process_resident_memory_bytes", MetricKind::Gauge, "Resident memory size.", pages * size);
     }
 }
 

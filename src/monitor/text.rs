@@ -7,7 +7,7 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// Only increases while the process runs.
     Counter,
     /// The current value.
@@ -16,7 +16,7 @@ pub enum Kind {
     Histogram,
 }
 
-impl Kind {
+impl MetricKind {
     fn as_str(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -58,14 +58,14 @@ pub struct Page(String);
 
 impl Page {
     /// Starts a metric.
-    pub fn metric(&mut self, name: &'static str, kind: Kind, help: &str) -> Metric<'_> {
+    pub fn metric(&mut self, name: &'static str, kind: MetricKind, help: &str) -> Metric<'_> {
         // Writing to a string cannot fail, here and below.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {}", kind.as_str());
         Metric { page: self, name }
     }
 
     /// A metric with one sample and no labels.
-    pub fn single(&mut self, name: &'static str, kind: Kind, help: &str, value: f64) {
+    pub fn single(&mut self, name: &'static str, kind: MetricKind, help: &str, value: f64) {
         self.metric(name, kind, help).sample(&[], value);
     }
 
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn writes_help_type_labels_and_values() {
         let mut page = Page::default();
-        let mut metric = page.metric("jobs", Kind::Gauge, "Jobs now.");
+        let mut metric = page.metric("jobs", MetricKind::Gauge, "Jobs now.");
         metric.sample(&[("runner", "a\"b\\c\nd"), ("state", "running")], 2.0);
         metric.sample(&[], 0.5);
         let expected = "# HELP jobs Jobs now.\n# TYPE jobs gauge\n\
@@ -143,7 +143,7 @@ mod tests {
         let mut histogram = Histogram::new(&[0.5, 10.0]);
         [0.1, 0.5, 3.0, 60.0].into_iter().for_each(|seconds| histogram.observe(seconds));
         let mut page = Page::default();
-        page.metric("took", Kind::Histogram, "x").histogram(&[("stage", "s")], &histogram);
+        page.metric("took", MetricKind::Histogram, "x").histogram(&[("stage", "s")], &histogram);
         let text = page.finish();
         let lines: Vec<&str> = text.lines().skip(2).collect();
         let expected = [

@@ -50,7 +50,7 @@ const PIECE: usize = 128;
 
 /// The kind of a pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+enum PatternKind {
     /// The text itself is secret.
     Value,
     /// The next piece of a secret; directly after the previous piece it gets no separate mask.
@@ -62,7 +62,7 @@ enum Kind {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Pattern {
     bytes: Vec<u8>,
-    kind: Kind,
+    kind: PatternKind,
 }
 
 /// The kind of text that follows a prefix.
@@ -101,11 +101,11 @@ impl Found {
     fn whole(&mut self, pattern: &Pattern) {
         // Patterns are passed in order of increasing length.
         match pattern.kind {
-            Kind::Value | Kind::Continuation => {
+            PatternKind::Value | PatternKind::Continuation => {
                 self.value = pattern.bytes.len();
-                self.continues = pattern.kind == Kind::Continuation;
+                self.continues = pattern.kind == PatternKind::Continuation;
             }
-            Kind::Token => self.prefix = Some((pattern.bytes.len(), Run::Token)),
+            PatternKind::Token => self.prefix = Some((pattern.bytes.len(), Run::Token)),
         }
     }
 
@@ -163,10 +163,10 @@ impl Masks {
         }
         let tokens = TOKEN_PREFIXES.iter().copied().chain(prefixes.iter().map(|prefix| prefix.trim()));
         let tokens = tokens.filter(|prefix| !prefix.is_empty());
-        patterns.extend(tokens.map(|text| Pattern { bytes: text.as_bytes().to_vec(), kind: Kind::Token }));
+        patterns.extend(tokens.map(|text| Pattern { bytes: text.as_bytes().to_vec(), kind: PatternKind::Token }));
         // For equal texts, the value sorts first; a prefix that is also a value stays both.
         patterns.sort_unstable();
-        patterns.dedup_by(|a, b| a.bytes == b.bytes && (a.kind == b.kind || a.kind != Kind::Token));
+        patterns.dedup_by(|a, b| a.bytes == b.bytes && (a.kind == b.kind || a.kind != PatternKind::Token));
         let mut masks = Self { patterns, buckets: [(0, 0); 256], pairs: Pairs::default() };
         masks.index();
         masks
@@ -299,12 +299,12 @@ fn common_length(a: &[u8], b: &[u8]) -> usize {
 /// Adds a value; a long one in pieces. The last piece overlaps the one before, so that no piece is too short.
 fn add_value(patterns: &mut Vec<Pattern>, value: &[u8]) {
     if value.len() <= PIECE {
-        patterns.push(Pattern { bytes: value.to_vec(), kind: Kind::Value });
+        patterns.push(Pattern { bytes: value.to_vec(), kind: PatternKind::Value });
         return;
     }
     for (index, piece) in value.chunks_exact(PIECE).enumerate() {
-        let kind = if index == 0 { Kind::Value } else { Kind::Continuation };
+        let kind = if index == 0 { PatternKind::Value } else { PatternKind::Continuation };
         patterns.push(Pattern { bytes: piece.to_vec(), kind });
     }
-    patterns.push(Pattern { bytes: value[value.len() - PIECE..].to_vec(), kind: Kind::Continuation });
+    patterns.push(Pattern { bytes: value[value.len() - PIECE..].to_vec(), kind: PatternKind::Continuation });
 }

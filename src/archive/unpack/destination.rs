@@ -19,7 +19,7 @@ use nix::unistd::{UnlinkatFlags, geteuid, linkat, symlinkat, unlinkat};
 
 use super::{UnpackError, Unpacked, unreadable};
 use crate::archive::Warnings;
-use crate::archive::root::{Kind, Links, Root, kind_of};
+use crate::archive::root::{FileKind, Links, Root, kind_of};
 use crate::sync;
 
 /// The disk space that unpacking leaves free, in bytes.
@@ -169,7 +169,7 @@ impl<'a> Destination<'a> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         let from = self.root.open_beneath(target.parent().unwrap_or(Path::new("")), flags, Links::Inside)?;
         let from_name = file_name(target)?;
-        if kind_of(&fstatat(&from, from_name, AtFlags::AT_SYMLINK_NOFOLLOW)?) != Kind::File {
+        if kind_of(&fstatat(&from, from_name, AtFlags::AT_SYMLINK_NOFOLLOW)?) != FileKind::File {
             return Err(io::Error::other("its target is not a file"));
         }
         let directory = self.open_parent(&mut writer.parent, path)?;

@@ -481,7 +481,7 @@ fn packed(format: Format) -> Vec<u8> {
     project.write("a/file", b"content").write("a/other", &[b'x'; 3000]).link("link", "a/file").mode("a/file", 0o755);
     let mut entries = project.entries();
     if format == Format::Gzip {
-        entries.retain(|entry| entry.kind == crate::archive::root::Kind::File);
+        entries.retain(|entry| entry.kind == crate::archive::root::FileKind::File);
     }
     let mut bytes = Vec::new();
     write(&project.root(), &entries, format, Level::Fast, &mut bytes).unwrap();

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::archive::entry::Entry;
-use crate::archive::root::{Kind, Root};
+use crate::archive::root::{FileKind, Root};
 use crate::digest::hex;
 
 /// The facts about the job in the statement.
@@ -44,7 +44,7 @@ impl ProvenanceStatement {
     /// Writes `NAME-metadata.json` to the project directory, and returns it as an entry of the archive.
     pub fn write(&self, root: &Root, entries: &[Entry], name: &str) -> io::Result<Entry> {
         let mut subjects = Vec::new();
-        for entry in entries.iter().filter(|entry| entry.kind == Kind::File) {
+        for entry in entries.iter().filter(|entry| entry.kind == FileKind::File) {
             // An unreadable file is not in the archive either, which has its own warning.
             if let Ok(digest) = digest(root, entry) {
                 subjects.push(json!({ "name": entry.path.to_string_lossy(), "digest": { "sha256": digest } }));
@@ -53,7 +53,7 @@ impl ProvenanceStatement {
         let path = PathBuf::from(format!("{name}-metadata.json"));
         let text = serde_json::to_vec_pretty(&self.document(subjects))?;
         root.replace_file(&path, &text)?;
-        Ok(Entry { path, kind: Kind::File })
+        Ok(Entry { path, kind: FileKind::File })
     }
 
     fn document(&self, subjects: Vec<Value>) -> Value {

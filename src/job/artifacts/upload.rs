@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::{ArtifactServer, RETRY_TIMEOUT, Upload, UploadFormat, UploadPlan, local_archive};
 use crate::archive::entry::Entry;
-use crate::archive::root::{Kind, Root};
+use crate::archive::root::{FileKind, Root};
 use crate::archive::select::{SelectionRequest, select};
 use crate::archive::stream::{Sink, pipe};
 use crate::archive::{self, Format, Written};
@@ -45,7 +45,7 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<u64, St
     notes(&selection.notes);
     // Only an archive can contain directories and links.
     if matches!(upload.format, UploadFormat::Raw | UploadFormat::Archive(Format::Gzip)) {
-        selection.entries.retain(|entry| entry.kind != Kind::Directory);
+        selection.entries.retain(|entry| entry.kind != FileKind::Directory);
     }
     if selection.entries.is_empty() {
         error("No files to upload");
@@ -61,7 +61,7 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<u64, St
             Err(why) => warning(format_args!("cannot write the provenance statement: {why}")),
         }
     }
-    let is_one_file = matches!(&selection.entries[..], [Entry { kind: Kind::File, .. }]);
+    let is_one_file = matches!(&selection.entries[..], [Entry { kind: FileKind::File, .. }]);
     if upload.format == UploadFormat::Raw && !is_one_file {
         return Err(format!("format raw needs exactly one file, but {} were found", selection.entries.len()));
     }

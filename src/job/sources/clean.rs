@@ -16,7 +16,7 @@ use nix::sys::stat::fstat;
 
 use super::git::{Echo, Ended};
 use super::{RESET, SourcesError, SourcesPlan, YELLOW, fault, git};
-use crate::archive::root::{Kind, Links, Root};
+use crate::archive::root::{FileKind, Links, Root};
 
 /// Limit for the list of files, in bytes.
 const LIST_MAX: u64 = 512 << 20;
@@ -142,7 +142,7 @@ fn walk(root: &Root, from: PathBuf, wanted: u32) -> io::Result<usize> {
         opened += usize::from(ensure(root, &directory, wanted).unwrap_or(false));
         // A directory that still cannot be listed has a path that is too long, or another owner.
         let Ok(entries) = root.list(&directory) else { continue };
-        let inner = entries.into_iter().filter(|(name, kind)| *kind == Kind::Directory && name != ".git");
+        let inner = entries.into_iter().filter(|(name, kind)| *kind == FileKind::Directory && name != ".git");
         waiting.extend(inner.map(|(name, _)| directory.join(name)));
     }
     Ok(opened)

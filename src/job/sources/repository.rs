@@ -77,7 +77,7 @@ fn is_sound(git: &Path, plan: &SourcesPlan) -> bool {
 /// Removes everything that git would run, follow, block on or trust.
 fn sanitise(git: &Path) -> io::Result<()> {
     clear(git, &|name, kind| KEPT_ENTRIES.contains(&name) && kind.fits(&DIRECTORIES, name))?;
-    let is_tree = |name: &str, kind| kind == Kind::Directory && kept::is_submodule_tree(name);
+    let is_tree = |name: &str, kind| kind == EntryKind::Directory && kept::is_submodule_tree(name);
     clear(&git.join(kept::SUBMODULE_TREES), &is_tree)?;
     for (name, max) in [("index", INDEX_MAX), ("packed-refs", PACKED_REFS_MAX), ("shallow", SHALLOW_MAX)] {
         if size_of(&git.join(name)).is_some_and(|size| size > max) {
@@ -88,8 +88,9 @@ fn sanitise(git: &Path) -> io::Result<()> {
     sanitise_refs(git)?;
     sanitise_objects(&git.join("objects"))?;
     let lfs = git.join("lfs");
-    clear(&lfs, &|name, kind| name == "objects" && kind == Kind::Directory)?;
-    let large_file = |name: &str, kind: Kind| kind == Kind::Directory || kind == Kind::File && is_hex(name, &[64]);
+    clear(&lfs, &|name, kind| name == "objects" && kind == EntryKind::Directory)?;
+    let large_file =
+        |name: &str, kind: EntryKind| kind == EntryKind::Directory || kind == EntryKind::File && is_hex(name, &[64]);
     clear_below(&lfs.join("objects"), 2, u64::MAX, &large_file)
 }
 
@@ -107,12 +108,12 @@ fn sanitise_head(git: &Path) -> io::Result<()> {
 
 fn sanitise_refs(git: &Path) -> io::Result<()> {
     let refs = git.join("refs");
-    clear(&refs, &|name, kind| KEPT_REFS.contains(&name) && kind == Kind::Directory)?;
+    clear(&refs, &|name, kind| KEPT_REFS.contains(&name) && kind == EntryKind::Directory)?;
     for name in KEPT_REFS {
         clear_below(&refs.join(name), LEVELS_MAX, REF_MAX, &|name, kind| match kind {
-            Kind::Directory => true,
-            Kind::File => !name.ends_with(".lock"),
-            Kind::Other => false,
+            EntryKind::Directory => true,
+            EntryKind::File => !name.ends_with(".lock"),
+            EntryKind::Other => false,
         })?;
     }
     let packed = git.join("packed-refs");
@@ -133,32 +134,32 @@ fn sanitise_refs(git: &Path) -> io::Result<()> {
 /// of commits (alternates, the commit graph, a multi-pack index, bitmaps).
 fn sanitise_objects(objects: &Path) -> io::Result<()> {
     let is_fan = |name: &str| is_hex(name, &[2]);
-    clear(objects, &|name, kind| kind == Kind::Directory && (is_fan(name) || ["info", "pack"].contains(&name)))?;
-    clear(&objects.join("info"), &|name, kind| name == FORMAT_FILE && kind == Kind::File)?;
+    clear(objects, &|name, kind| kind == EntryKind::Directory && (is_fan(name) || ["info", "pack"].contains(&name)))?;
+    clear(&objects.join("info"), &|name, kind| name == FORMAT_FILE && kind == EntryKind::File)?;
     clear(&objects.join("pack"), &|name, kind| {
         let is_pack = [".pack", ".idx", ".promisor"].iter().any(|end| name.ends_with(end));
-        kind == Kind::File && name.starts_with("pack-") && is_pack
+        kind == EntryKind::File && name.starts_with("pack-") && is_pack
     })?;
     for entry in entries(objects)?.into_iter().filter(|(name, _)| is_fan(name)) {
-        clear(&objects.join(entry.0), &|name, kind| kind == Kind::File && is_hex(name, &[38, 62]))?;
+        clear(&objects.join(entry.0), &|name, kind| kind == EntryKind::File && is_hex(name, &[38, 62]))?;
     }
     Ok(())
 }
 
 /// The types of directory entries that matter to git.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum EntryKind {
     File,
     Directory,
     /// A link, pipe, socket or device.
     Other,
 }
 
-impl Kind {
+impl EntryKind {
     /// Whether the entry has the type that its name requires: a directory if the list contains the name, otherwise a
     /// file.
     fn fits(self, directories: &[&str], name: &str) -> bool {
-        self == if directories.contains(&name) { Kind::Directory } else { Kind::File }
+        self == if directories.contains(&name) { EntryKind::Directory } else { EntryKind::File }
     }
 }
 
@@ -166,7 +167,7 @@ impl Kind {
 const LEVELS_MAX: usize = 64;
 
 /// The entries of a directory; none if it does not exist. A name that is not UTF-8 is `\u{fffd}`.
-fn entries(directory: &Path) -> io::Result<Vec<(String, Kind)>> {
+fn entries(directory: &Path) -> io::Result<Vec<(String, EntryKind)>> {
     if !directory.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
         return Ok(Vec::new());
     }
@@ -175,9 +176,9 @@ fn entries(directory: &Path) -> io::Result<Vec<(String, Kind)>> {
         let entry = entry?;
         let kind = entry.file_type()?;
         let kind = match () {
-            () if kind.is_file() => Kind::File,
-            () if kind.is_dir() => Kind::Directory,
-            () => Kind::Other,
+            () if kind.is_file() => EntryKind::File,
+            () if kind.is_dir() => EntryKind::Directory,
+            () => EntryKind::Other,
         };
         match entry.file_name().into_string() {
             Ok(name) => found.push((name, kind)),
@@ -188,7 +189,7 @@ fn entries(directory: &Path) -> io::Result<Vec<(String, Kind)>> {
 }
 
 /// Removes the unwanted entries of a directory.
-fn clear(directory: &Path, wanted: &dyn Fn(&str, Kind) -> bool) -> io::Result<()> {
+fn clear(directory: &Path, wanted: &dyn Fn(&str, EntryKind) -> bool) -> io::Result<()> {
     for (name, kind) in entries(directory)? {
         if !wanted(&name, kind) {
             remove::remove(&directory.join(name))?;
@@ -198,18 +199,18 @@ fn clear(directory: &Path, wanted: &dyn Fn(&str, Kind) -> bool) -> io::Result<()
 }
 
 /// As [`clear`], for all subdirectories. Also removes files larger than `max` and everything deeper than `levels`.
-fn clear_below(directory: &Path, levels: usize, max: u64, wanted: &dyn Fn(&str, Kind) -> bool) -> io::Result<()> {
+fn clear_below(directory: &Path, levels: usize, max: u64, wanted: &dyn Fn(&str, EntryKind) -> bool) -> io::Result<()> {
     let mut waiting = vec![(directory.to_owned(), 0)];
     while let Some((next, level)) = waiting.pop() {
         for (name, kind) in entries(&next)? {
             let path = next.join(&name);
             let is_too_much = match kind {
-                Kind::Directory => level == levels,
+                EntryKind::Directory => level == levels,
                 _ => size_of(&path).is_some_and(|size| size > max),
             };
             if !wanted(&name, kind) || is_too_much {
                 remove::remove(&path)?;
-            } else if kind == Kind::Directory {
+            } else if kind == EntryKind::Directory {
                 waiting.push((path, level + 1));
             }
         }

@@ -17,7 +17,7 @@ use nix::sys::stat::{FileStat, Mode, fstat, umask};
 use super::index::{self, IndexEntry, KnownFiles};
 use super::record::CheckoutRecord;
 use super::{SourcesPlan, files, object_id};
-use crate::archive::root::{Kind, Root, kind_of};
+use crate::archive::root::{FileKind, Root, kind_of};
 
 /// Limit for the threads that hash files.
 const THREADS_MAX: usize = 8;
@@ -72,14 +72,14 @@ fn unchanged(
 ) -> Option<FileStat> {
     let path = Path::new(OsStr::from_bytes(&entry.path));
     let stat = root.stat(path).ok()?;
-    let kind = if entry.mode & 0o170_000 == 0o120_000 { Kind::Link } else { Kind::File };
+    let kind = if entry.mode & 0o170_000 == 0o120_000 { FileKind::Link } else { FileKind::File };
     if kind_of(&stat) != kind || !matches!(entry.mode, 0o100_644 | 0o100_755 | 0o120_000) {
         return None;
     }
     if record.holds(entry, &stat) {
         return Some(stat);
     }
-    if kind == Kind::Link {
+    if kind == FileKind::Link {
         let target = root.read_link(path).ok()?;
         return (object_id::of_content(plan, "blob", target.as_bytes()) == entry.oid).then_some(stat);
     }

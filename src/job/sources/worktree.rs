@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::index::{self, IndexEntry};
 use super::{SourcesPlan, remove};
-use crate::archive::root::{Kind, Root};
+use crate::archive::root::{FileKind, Root};
 
 /// Files that git and Git LFS read from the work tree.
 const READ: [&str; 4] = [".gitattributes", ".gitignore", ".gitmodules", ".lfsconfig"];
@@ -31,17 +31,17 @@ pub fn sanitise(project: &Path) -> io::Result<Vec<PathBuf>> {
             let is_read = READ.iter().any(|read| name == *read) || name == "commondir";
             if name == ".git" && !directory.as_os_str().is_empty() {
                 nested.push(directory.clone());
-                if kind == Kind::Directory {
+                if kind == FileKind::Directory {
                     sanitise_nested(&root, &path)?;
                 }
             }
             let is_huge = || root.stat(&path).is_ok_and(|stat| stat.st_size > SIZE_MAX);
             match kind {
-                Kind::Directory if name != ".git" => waiting.push(path),
-                Kind::Special if is_read || OF_REPOSITORY.iter().any(|read| name == *read) => {
+                FileKind::Directory if name != ".git" => waiting.push(path),
+                FileKind::Special if is_read || OF_REPOSITORY.iter().any(|read| name == *read) => {
                     root.remove(&path, kind)?
                 }
-                Kind::File if is_read && is_huge() => root.remove(&path, kind)?,
+                FileKind::File if is_read && is_huge() => root.remove(&path, kind)?,
                 _ => {}
             }
         }
@@ -71,7 +71,7 @@ fn sanitise_nested(root: &Root, git: &Path) -> io::Result<()> {
     for (name, kind) in root.list(git).unwrap_or_default() {
         let path = git.join(&name);
         let is_huge = || name == "commondir" && root.stat(&path).is_ok_and(|stat| stat.st_size > SIZE_MAX);
-        if kind == Kind::Special || kind == Kind::File && is_huge() {
+        if kind == FileKind::Special || kind == FileKind::File && is_huge() {
             root.remove(&path, kind)?;
         }
     }

@@ -4,7 +4,7 @@ use super::Workloads;
 use super::board::{PoolStatus, STATES, StatusBoard, states};
 use crate::manager::engine::FailureKind;
 use crate::manager::workload::Snapshot;
-use crate::monitor::text::{Kind, Page};
+use crate::monitor::text::{MetricKind, Page};
 use crate::monitor::write_process;
 use crate::version::{REVISION, VERSION, architecture};
 
@@ -23,7 +23,7 @@ pub fn write(board: &StatusBoard, workloads: &Workloads) -> String {
         ("os", "linux"),
         ("architecture", architecture()),
     ];
-    page.metric("gitlab_runner_version_info", Kind::Gauge, "A constant 1, with what this program is.")
+    page.metric("gitlab_runner_version_info", MetricKind::Gauge, "A constant 1, with the version as labels.")
         .sample(&labels, 1.0);
     write_instances(&mut page, board, &pools);
     write_jobs(&mut page, &pools);
@@ -37,7 +37,7 @@ pub fn write(board: &StatusBoard, workloads: &Workloads) -> String {
 type Pools<'a> = [(&'a str, Snapshot)];
 
 fn write_instances(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
-    let mut instances = page.metric("mayfly_manager_instances", Kind::Gauge, "Instances of the pool, by state.");
+    let mut instances = page.metric("mayfly_manager_instances", MetricKind::Gauge, "Instances of the pool, by state.");
     for (pool, snapshot) in pools {
         board.with(pool, |status| {
             let all = states(status.group.as_ref(), snapshot);
@@ -54,7 +54,7 @@ fn write_instances(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
         ("mayfly_manager_group_maximum", "Maximum size of the pool's group, where there is one.", |group| group.most),
     ];
     for (name, help, of) in metrics {
-        let mut metric = page.metric(name, Kind::Gauge, help);
+        let mut metric = page.metric(name, MetricKind::Gauge, help);
         for (pool, _) in pools {
             board.with(pool, |status| {
                 if let Some(value) = status.group.as_ref().and_then(of) {
@@ -67,7 +67,7 @@ fn write_instances(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
 
 fn write_jobs(page: &mut Page, pools: &Pools<'_>) {
     let help = "Jobs of the pool: held by the manager until an agent accepts them, and running on agents.";
-    let mut jobs = page.metric("mayfly_manager_jobs", Kind::Gauge, help);
+    let mut jobs = page.metric("mayfly_manager_jobs", MetricKind::Gauge, help);
     for (pool, snapshot) in pools {
         jobs.sample(&[("pool", pool), ("state", "held")], f64::from(snapshot.held));
         jobs.sample(&[("pool", pool), ("state", "running")], f64::from(snapshot.running));
@@ -75,12 +75,16 @@ fn write_jobs(page: &mut Page, pools: &Pools<'_>) {
 }
 
 fn write_wanted(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
-    let mut metric = page.metric("mayfly_manager_wanted_instances", Kind::Gauge, "Instances that the pool needs.");
+    let mut metric = page.metric(
+        "mayfly_manager_wanted_instances",
+        MetricKind::Gauge,
+        "Instances that the pool needs for its jobs and its idle target.",
+    );
     for (pool, _) in pools {
         board.with(pool, |status| metric.sample(&[("pool", pool)], f64::from(status.plan.wanted.instances)));
     }
-    let help = "What the wanted instances are made of, in jobs: held, running, and idle capacity by the policy.";
-    let mut metric = page.metric("mayfly_manager_wanted_jobs", Kind::Gauge, help);
+    let help = "Terms of the wanted instances, in jobs: held jobs, running jobs, and the idle target of the policy.";
+    let mut metric = page.metric("mayfly_manager_wanted_jobs", MetricKind::Gauge, help);
     for (pool, _) in pools {
         board.with(pool, |status| {
             let wanted = &status.plan.wanted;
@@ -91,13 +95,13 @@ fn write_wanted(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
             }
         });
     }
-    let help = "Jobs that may be held beyond what idle agents take.";
-    let mut metric = page.metric("mayfly_manager_hold_budget", Kind::Gauge, help);
+    let help = "Jobs that the manager may hold in addition to those that idle agents take.";
+    let mut metric = page.metric("mayfly_manager_hold_budget", MetricKind::Gauge, help);
     for (pool, _) in pools {
         board.with(pool, |status| metric.sample(&[("pool", pool)], f64::from(status.plan.hold_budget)));
     }
     let help = "1 while growth of the pool is stopped because instances do not start or register.";
-    let mut metric = page.metric("mayfly_manager_growth_stopped", Kind::Gauge, help);
+    let mut metric = page.metric("mayfly_manager_growth_stopped", MetricKind::Gauge, help);
     for (pool, _) in pools {
         board.with(pool, |status| {
             metric.sample(&[("pool", pool)], f64::from(u8::from(status.plan.stopped.is_some())));
@@ -108,20 +112,24 @@ fn write_wanted(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
 fn write_times(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
     type Of = fn(&PoolStatus) -> &crate::monitor::text::Histogram;
     let metrics: [(&'static str, &str, Of); 3] = [
-        ("mayfly_manager_job_waiting_seconds", "From the receipt of a job to its acceptance by an agent.", |status| {
-            &status.counts.waiting
-        }),
+        (
+            "mayfly_manager_job_waiting_seconds",
+            "Seconds from the receipt of a job to its acceptance by an agent.",
+            |status| &status.counts.waiting,
+        ),
         (
             "mayfly_manager_boot_seconds",
-            "From the first sight of an instance to the registration of its agent.",
+            "Seconds from the first listing of an instance to the registration of its agent.",
             |status| &status.counts.boot,
         ),
-        ("mayfly_manager_hand_over_seconds", "From the offer of a job to its acceptance by the agent.", |status| {
-            &status.counts.hand_over
-        }),
+        (
+            "mayfly_manager_hand_over_seconds",
+            "Seconds from the offer of a job to its acceptance by the agent.",
+            |status| &status.counts.hand_over,
+        ),
     ];
     for (name, help, of) in metrics {
-        let mut metric = page.metric(name, Kind::Histogram, help);
+        let mut metric = page.metric(name, MetricKind::Histogram, help);
         for (pool, _) in pools {
             board.with(pool, |status| metric.histogram(&[("pool", pool)], of(status)));
         }
@@ -130,7 +138,7 @@ fn write_times(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
 
 fn write_failures(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
     let help = "Instances that the group could not start, by cause.";
-    let mut metric = page.metric("mayfly_manager_failed_starts_total", Kind::Counter, help);
+    let mut metric = page.metric("mayfly_manager_failed_starts_total", MetricKind::Counter, help);
     for (pool, _) in pools {
         board.with(pool, |status| {
             for kind in FailureKind::ALL {
@@ -139,8 +147,8 @@ fn write_failures(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
             }
         });
     }
-    let help = "Calls of the engine and of other services that failed, by call.";
-    let mut metric = page.metric("mayfly_manager_api_errors_total", Kind::Counter, help);
+    let help = "Failed calls of the engine and of other services, by call.";
+    let mut metric = page.metric("mayfly_manager_api_errors_total", MetricKind::Counter, help);
     for (pool, _) in pools {
         board.with(pool, |status| {
             let errors = &status.counts.api_errors;
