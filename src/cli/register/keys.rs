@@ -1,8 +1,10 @@
 //! Flags of `register` that only write keys to the configuration; the tables of keys name them.
 
+use std::collections::BTreeMap;
+
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
-use toml_edit::{Array, Item, Table, Value};
+use toml_edit::{Array, InlineTable, Item, Table, Value};
 
 use crate::cli::boolean;
 use crate::config::keys::{Flag, Key, Kind, TABLES};
@@ -79,7 +81,7 @@ fn argument(kind: Kind, flag: &Flag) -> Arg {
             .default_missing_value("true")
             .value_parser(ValueParser::new(boolean)),
         Kind::Number => argument.value_parser(value_parser!(i64)).allow_negative_numbers(true),
-        Kind::Map | Kind::Table => argument.value_parser(ValueParser::new(flags)),
+        Kind::Map | Kind::Table => argument.value_parser(ValueParser::new(table)),
         Kind::List => argument.action(ArgAction::Append),
         Kind::Text | Kind::Duration | Kind::Time => argument,
     }
@@ -93,33 +95,47 @@ fn given(matches: &ArgMatches, kind: Kind, flag: &str) -> Option<Value> {
         Kind::Number => matches.get_one::<i64>(flag).map(|number| Value::from(*number)),
         Kind::Bool => matches.get_one::<bool>(flag).map(|on| Value::from(*on)),
         Kind::List => matches.get_many::<String>(flag).map(|items| Value::from(items.collect::<Array>())),
-        Kind::Map | Kind::Table => {
-            matches.get_one::<toml_edit::InlineTable>(flag).map(|flags| Value::from(flags.clone()))
-        }
+        Kind::Map | Kind::Table => matches.get_one::<InlineTable>(flag).map(|table| Value::from(table.clone())),
     }
 }
 
-/// Parses feature flags: `{"FF_A": true}` or `FF_A:true,FF_B:false`.
-fn flags(text: &str) -> Result<toml_edit::InlineTable, String> {
+/// Parses a table: a JSON object (`{"FF_A": true}`), or pairs of a name and a boolean (`FF_A:true,FF_B:false`).
+fn table(text: &str) -> Result<InlineTable, String> {
     let wrong = |_| "write FF_NAME:true, or a JSON object".to_owned();
     if text.trim_start().starts_with('{') {
-        let flags: std::collections::BTreeMap<String, bool> =
+        let entries: BTreeMap<String, serde_json::Value> =
             decode::json(text.as_bytes()).map_err(|error| wrong(error.to_string()))?;
-        return Ok(flags.into_iter().collect());
+        return entries
+            .into_iter()
+            .map(|(name, value)| Ok((name, written(&value).ok_or_else(|| wrong(String::new()))?)))
+            .collect();
     }
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
     let pair = |pair: &str| {
         let (name, on) = pair.split_once([':', '=']).ok_or_else(|| wrong(String::new()))?;
-        Ok((name.trim().to_owned(), boolean(on).map_err(wrong)?))
+        Ok((name.trim().to_owned(), Value::from(boolean(on).map_err(wrong)?)))
     };
     pairs.map(pair).collect()
+}
+
+/// The value as in the configuration file: a boolean, a text, or a list of texts.
+fn written(value: &serde_json::Value) -> Option<Value> {
+    match value {
+        serde_json::Value::Bool(on) => Some(Value::from(*on)),
+        serde_json::Value::String(text) => Some(Value::from(text.as_str())),
+        serde_json::Value::Array(items) => {
+            let texts = items.iter().map(serde_json::Value::as_str).collect::<Option<Vec<&str>>>()?;
+            Some(Value::from(texts.into_iter().collect::<Array>()))
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn written(arguments: &[&str]) -> Result<String, clap::Error> {
+    fn register(arguments: &[&str]) -> Result<String, clap::Error> {
         let command = OtherKeys::augment_args(Command::new("register").no_binary_name(true));
         let matches = command.try_get_matches_from(arguments)?;
         let mut table = Table::new();
@@ -129,7 +145,7 @@ mod tests {
 
     #[test]
     fn writes_each_type_of_flag_to_its_table() {
-        let text = written(&[
+        let text = register(&[
             "--docker-volumes=/cache",
             "--docker-volumes",
             "/certs",
@@ -143,6 +159,7 @@ mod tests {
             "--unhealthy-requests-limit=5",
             "--feature-flags",
             "FF_A:true,FF_B=0",
+            r#"--docker-services-devices={"test/*": ["/dev/kvm"]}"#,
         ]);
         let table: toml::Table = text.expect("must parse").parse().expect("TOML");
         assert_eq!(table["docker"]["volumes"].as_array().map(Vec::len), Some(2));
@@ -151,10 +168,11 @@ mod tests {
         assert_eq!(table["cache"]["Type"].as_str(), Some("s3"));
         assert_eq!(table["cache"]["s3"]["BucketName"].as_str(), Some("b"));
         assert_eq!(table["cache"]["Shared"].as_bool(), Some(false));
+        assert_eq!(table["docker"]["services_devices"]["test/*"][0].as_str(), Some("/dev/kvm"));
         assert_eq!(table["unhealthy_requests_limit"].as_integer(), Some(5));
         assert_eq!(table["feature_flags"]["FF_A"].as_bool(), Some(true));
         assert_eq!(table["feature_flags"]["FF_B"].as_bool(), Some(false));
-        assert_eq!(written(&[]).expect("must parse"), "");
+        assert_eq!(register(&[]).expect("must parse"), "");
     }
 
     #[test]
@@ -162,7 +180,7 @@ mod tests {
         for flag in
             ["--docker-shm-size=big", "--docker-privileged=maybe", "--feature-flags=FF_A", "--docker-colour=red"]
         {
-            assert!(written(&[flag]).is_err(), "{flag}");
+            assert!(register(&[flag]).is_err(), "{flag}");
         }
     }
 }
