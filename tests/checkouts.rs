@@ -1,22 +1,22 @@
-//! Checkouts from one job to the next: what keeps them, and what makes the agent fetch them again.
+//! Checkouts from one job to the next: when the agent keeps them, and when it fetches them again.
 
 use crate::sources::Scene;
 use crate::support::git::Failure;
 use crate::support::job::{JobBuilder, job};
 
-/// Jobs on the machine, whose user is not root, and in containers.
+/// One scene with jobs on the machine that run as an ordinary user, and one with jobs in containers.
 fn scenes() -> [Scene; 2] {
     [Scene::new("user = \"nobody\"", ""), Scene::in_containers("", "")]
 }
 
-/// Fails where the agent fetched something again.
+/// Asserts that the agent fetched nothing again.
 fn assert_reused(lines: &[String]) {
     for part in ["starting afresh", "fetching it anew", "Created fresh repository"] {
         assert!(!lines.iter().any(|line| line.contains(part)), "{part} in {lines:#?}");
     }
 }
 
-/// The line of output that begins like this.
+/// The output line with this beginning.
 fn line<'a>(lines: &'a [String], start: &str) -> &'a str {
     lines.iter().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start} in {lines:#?}"))
 }
@@ -163,7 +163,7 @@ fn read_only_directories_are_cleaned_or_kept_as_the_job_says() {
     assert_reused(&lines);
     let warnings: Vec<&String> = lines.iter().filter(|line| line.to_lowercase().contains("warning")).collect();
     assert!(warnings.iter().all(|line| line.contains("read-only directories writable")), "{warnings:#?}");
-    // One of the checkout, one of the cleaning.
+    // One warning of the checkout, and one of the cleaning.
     assert!((1..=2).contains(&warnings.len()), "{warnings:#?}");
 }
 
@@ -197,7 +197,7 @@ fn locks_and_checkouts_of_other_tools_do_not_stop_git() {
         let locks = "mkdir -p .git/objects/info/commit-graphs; touch .git/objects/maintenance.lock \
                      .git/objects/info/commit-graph.lock .git/objects/info/commit-graphs/commit-graph-chain.lock \
                      .git/objects/pack/multi-pack-index.lock .git/index.lock .git/refs/heads/x.lock";
-        // What git takes for a repository, in the checkout and in the submodule.
+        // Directories that git takes for a repository, in the checkout and in the submodule.
         let other = "for d in build/_deps/x lib/build/y; do mkdir -p $d/.git/objects $d/.git/refs $d/src; \
                      echo 'ref: refs/heads/main' >$d/.git/HEAD; echo built >$d/src/f; done";
         let evil = "mkdir -p build/evil/.git/objects build/evil/.git/refs; mkfifo build/evil/.git/HEAD";

@@ -27,7 +27,7 @@ const STAGES: [&str; 8] = [
 ];
 
 /// A job that prints a line and sleeps in each of its stages, and the configuration of its runner. In the stage `last`
-/// the job sleeps for ever.
+/// the job never ends.
 fn staged(url: &str, sha: &str, last: Option<&str>) -> (String, JobBuilder) {
     let rest = |at: usize| {
         let stage = STAGES[at];
@@ -99,7 +99,7 @@ fn a_job_is_resumed_after_each_of_many_crashes() {
     while gitlab.job_state(id) != "success" {
         let agent = home.start(&[]);
         agent.wait_for_log("mayfly is up");
-        // Different lifetimes hit all stages and the gaps between them.
+        // Different lifetimes of the agents cover all stages and the gaps between them.
         let until = std::time::Instant::now() + Duration::from_millis(200 + life * 37 % 900);
         while std::time::Instant::now() < until && gitlab.job_state(id) != "success" {
             thread::sleep(Duration::from_millis(10));
@@ -186,7 +186,7 @@ fn a_killed_agent_has_no_effect_on_its_job() {
 
 #[test]
 fn no_log_line_is_lost_or_duplicated_if_the_agent_is_killed_at_any_time() {
-    // Moments all over the life of the job, within stages and between them.
+    // These moments cover the whole job, within stages and between them.
     for millis in (0..1200).step_by(150) {
         let gitlab = GitLab::start();
         let home = Scenario::shell().home(&gitlab);
@@ -334,7 +334,7 @@ fn a_job_of_an_earlier_boot_is_reported_but_not_one_of_another_machine() {
         assert!(next.wait().success());
         assert_eq!(gitlab.job(id).state == "failed", reported);
         assert!(!home.path("state/slot-0").exists());
-        // Processes on this machine are cleaned up; a journal of another machine is no evidence of them.
+        // The agent ends processes of its own machine only; the journal of another machine proves nothing about them.
         let script = read(&pid).trim().to_owned();
         assert_eq!(read(format!("/proc/{script}/cmdline").as_ref()).is_empty(), reported);
         std::process::Command::new("kill").args(["-9", &script]).output().expect("run the program");

@@ -20,7 +20,7 @@ const V6: &str = "fd00:ec2::254";
 /// The address of another AWS service.
 const OTHER: &str = "169.254.169.253";
 
-/// Runs a test, and all processes that it starts, in a network namespace of its own.
+/// Runs a test, and all processes that it starts, in a new network namespace.
 fn secluded(test: impl FnOnce() + Send + 'static) {
     let thread = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("namespaces need root");
@@ -132,7 +132,7 @@ fn a_job_is_blocked_root_is_not_and_removed_rules_are_restored() {
     });
 }
 
-/// A process in a network namespace of its own; killed when the test ends.
+/// A process in a new network namespace; killed when the test ends.
 struct Elsewhere(Child);
 
 impl Elsewhere {
@@ -154,7 +154,7 @@ impl Elsewhere {
         assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
     }
 
-    /// Runs a function in that network namespace.
+    /// Runs a function in this network namespace.
     fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let network = fs::File::open(format!("/proc/{}/ns/net", self.0.id())).expect("a network");
         let thread = thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! The engine programs below `docs/fleet/engines`, by the protocol that a manager speaks with them.
+//! The engine programs below `docs/fleet/engines`, tested with the protocol of the manager.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -27,7 +27,7 @@ impl Drop for LocalAgents {
     }
 }
 
-/// A program that runs, asked as the manager asks it.
+/// A running program; the test sends the requests of a manager.
 struct Program {
     child: Child,
     input: ChildStdin,
@@ -86,7 +86,7 @@ fn the_shell_is_clean() {
     }
 }
 
-/// A command `hcloud` that keeps its servers in files of a directory.
+/// Writes a program `hcloud` that stores its servers as files in a directory.
 fn fake_hcloud(directory: &Path) -> String {
     let bin = directory.join("bin");
     fs::create_dir_all(&bin).expect("a directory");
@@ -117,7 +117,7 @@ fn servers_of_hetzner_cloud_come_and_go() {
     assert_eq!(program.ask(&json!({"call": "set_target", "instances": 3})), ok());
     let members = program.members();
     assert!(members.len() == 3 && members.iter().all(|name| name.starts_with("ci-")), "{members:?}");
-    // A target is absolute, and never terminates anything.
+    // A target is absolute, and the program never terminates an instance for it.
     assert_eq!(program.ask(&json!({"call": "set_target", "instances": 2})), ok());
     assert_eq!(program.members(), members);
     assert_eq!(program.terminate(&members[0], true), ok());
@@ -126,7 +126,7 @@ fn servers_of_hetzner_cloud_come_and_go() {
     let after = program.members();
     assert!(after.len() == 2 && !after.contains(&members[1]), "{after:?}");
     assert_eq!(program.ask(&json!({"call": "failures", "since": "2026-07-06T12:00:00Z"})), ok());
-    // What the cloud refuses is an error that may pass, and the program goes on.
+    // A refusal of the cloud is a temporary error, and the program continues.
     fs::write(directory.path().join("full"), "").expect("write a file");
     let refused = program.ask(&json!({"call": "set_target", "instances": 9}));
     assert_eq!(refused["temporary"], true, "{refused}");
@@ -159,7 +159,7 @@ fn agents_on_this_machine_come_and_go() {
     assert_eq!(members.len(), 2, "{members:?}");
     let config = fs::read_to_string(fleet.join(&members[0]).join("config.toml")).expect("a configuration");
     assert!(config.contains(&format!("instance_id = \"{}\"", members[0])), "{config}");
-    // The agents outlive the program, as they outlive a manager.
+    // The agents outlive the program as they outlive a manager.
     drop(program);
     let mut program = Program::start("local.sh", &arguments, "/usr/bin:/bin");
     assert_eq!(program.members(), members);

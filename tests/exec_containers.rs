@@ -1,4 +1,5 @@
-//! `mayfly exec` with containers: who owns what they leave, engines that go away, images of real tools.
+//! `mayfly exec` with containers: owners of the files that jobs create, engines that become unavailable, images of real
+//! tools.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -14,7 +15,7 @@ use crate::support::git::git;
 use crate::support::mayfly::Home;
 use crate::support::wait_until;
 
-/// Gives a directory and everything below to a user.
+/// Makes a user the owner of a directory and of everything below.
 fn give(place: &Path, user: u32) {
     chown(place, Some(user), Some(user)).expect("change the owner");
     for entry in fs::read_dir(place).into_iter().flatten().flatten() {
@@ -106,7 +107,7 @@ fn services_of_jobs_in_the_shell_are_reported() {
     assert!(output.status.success() && text.contains("a run in the shell without their services"), "{text}");
 }
 
-/// Copies programs of this machine into the root of an image, with the libraries that they load, and further files.
+/// Copies programs of this machine, the libraries that they load, and further files into the root of an image.
 fn install(root: &Path, programs: &[String], others: &[String]) {
     let mut list = others.to_vec();
     for program in programs {
@@ -114,7 +115,7 @@ fn install(root: &Path, programs: &[String], others: &[String]) {
         let libraries = Command::new("ldd").arg(program).output().expect("ldd").stdout;
         let libraries = String::from_utf8_lossy(&libraries).into_owned();
         for word in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
-            // A library beside its program is found by a path with `..`, which tar does not take.
+            // The path of a library beside its program contains `..`, which tar does not accept.
             let real = fs::canonicalize(word).ok().filter(|_| word.contains(".."));
             list.push(real.map_or_else(|| word.to_owned(), |real| real.display().to_string()));
         }
@@ -133,7 +134,7 @@ fn said(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// An image with the compilers and package managers of this machine; returns what its `PATH` must be.
+/// Creates an image with the compilers and package managers of this machine; returns the value for its `PATH`.
 fn tools(root: &Path) -> String {
     write_busybox(root);
     let (rust, go) = (said("rustc", &["--print", "sysroot"]), said("go", &["env", "GOROOT"]));

@@ -22,7 +22,7 @@ fn set_origin(home: &Home, url: &str) {
     git(&home.path("checkout"), &["remote", "add", "origin", &format!("{url}/team/app.git")]);
 }
 
-/// The jobs of `--list`, or the complaint.
+/// The jobs of `--list`, or the error.
 fn listed(home: &Home, arguments: &[&str]) -> Result<Vec<String>, String> {
     let arguments = [&["--list", "--json"], arguments].concat();
     let config = home.path("gitconfig");

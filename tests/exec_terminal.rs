@@ -1,4 +1,4 @@
-//! `mayfly exec` where a person looks on: a terminal, shells in failed jobs, interrupts, completions.
+//! `mayfly exec` on a terminal: progress, shells in failed jobs, interrupts, completions.
 
 use std::fs;
 use std::io::Write;
@@ -13,7 +13,7 @@ use crate::support::docker::docker;
 use crate::support::mayfly::Home;
 use crate::support::wait_until;
 
-/// Runs `mayfly exec` on a pseudo-terminal on which a person types `input`.
+/// Runs `mayfly exec` on a pseudo-terminal and types `input`.
 fn on_terminal(home: &Home, arguments: &[&str], input: &str, environment: &[(&str, &str)]) -> (Output, String) {
     let plain = command(home, arguments);
     let words = [plain.get_program()].into_iter().chain(plain.get_args());
@@ -70,7 +70,7 @@ fn a_failed_job_can_be_looked_at_in_a_shell_and_its_tree_kept() {
     assert_eq!(output.status.code(), Some(1), "{text}");
     let kept = text.lines().find_map(|line| line.strip_prefix("the work tree of bad is kept in ")).expect("a place");
     assert_eq!(fs::read_to_string(format!("{kept}/made")).expect("read the file"), "made\n");
-    // The next job does not work there.
+    // The next job does not reuse that tree.
     let (_, text) = exec(&home, &[]);
     assert!(
         text.contains("exit status 3") && fs::exists(format!("{kept}/made")).expect("read the directory"),
@@ -103,14 +103,14 @@ fn timestamps_stand_before_each_line() {
 fn a_second_interrupt_ends_the_run_at_once() {
     let home = Home::empty();
     let sign = home.path("sign").display().to_string();
-    // The job ignores the request to end, for which it gets some time.
+    // The job ignores SIGTERM, so its grace period passes first.
     let script =
         format!("trap '' TERM INT HUP; sleep 1000 & echo $! >{sign}.new; mv {sign}.new {sign}; while :; do wait; done");
     let home = in_checkout(home, &format!("a: {{script: [\"{script}\"]}}\n"));
     let mut child = started(&home, &[], &[]);
     let process = fs::read_to_string(home.path("sign")).expect("a number");
     let pid = Pid::from_raw(child.id().cast_signed());
-    // The first interrupt ends the job in order, which takes longer than the patience of a developer.
+    // The first interrupt stops the job with its grace period; the second one ends the run immediately.
     wait_until("the run ends", || {
         let _ = kill(pid, Signal::SIGINT);
         child.try_wait().expect("read the state of the process").is_some()

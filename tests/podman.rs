@@ -10,7 +10,8 @@ use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::job;
 use crate::support::scenario::Scenario;
 
-/// Sources, a service, caches, artifacts, the status of a script, and nothing left: twice, so that a checkout is reused.
+/// Runs jobs with sources, a service, caches, artifacts and an exit status; twice, so that a checkout is reused.
+/// Asserts that no container remains.
 fn run_whole_jobs(engine: &Docker, uid: Option<u32>) {
     let root = tempfile::tempdir().expect("a directory");
     let (gitlab, git) = (GitLab::start(), GitServer::start(root.path()));

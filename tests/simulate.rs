@@ -1,10 +1,10 @@
-//! `mayfly manager simulate`: the worked examples of both dialects, and a day of load.
+//! `mayfly manager simulate`: the worked examples of both kinds of fleets, and a day with load.
 
 use std::fs;
 
 use crate::support::mayfly::Home;
 
-/// A fleet of docker+machine with three regimes, and one of the autoscaler with five idle instances.
+/// A fleet of docker+machine with three periods, and one of the autoscaler with five idle instances.
 const POOLS: &str = r#"concurrent = 40
 [[runners]]
 name = "dynamic"
@@ -79,7 +79,7 @@ fn simulate(arguments: &[&str]) -> String {
     said
 }
 
-/// The columns of idle capacity and instances.
+/// The columns for idle capacity and instances.
 fn columns(text: &str) -> (Vec<u32>, Vec<u32>) {
     let rows = text.lines().skip_while(|line| !line.starts_with("running jobs")).skip(1);
     let numbers = rows.map(|row| row.split_whitespace().map(|word| word.parse().expect("a number")).collect());

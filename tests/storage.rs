@@ -1,4 +1,4 @@
-//! What jobs leave on the machine stays within its limits: build directories, and images that jobs pulled.
+//! The limits for build directories, cache volumes and pulled images that jobs leave on the machine.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use crate::support::mayfly::{Agent, Home};
 use crate::support::registry::{PASSWORD, Registry, USER, login};
 use crate::support::scenario::Scenario;
 
-/// A job of a project that leaves 300 KB.
+/// A job of this project that leaves 300 KB.
 fn of_project(name: &str) -> JobBuilder {
     let url = format!("https://gitlab-ci-token:x@gitlab.test/team/{name}.git");
     job(&["head -c 300000 /dev/urandom >big"]).set("git_info", json!({"repo_url": url, "ref": "main", "sha": "0"}))
@@ -25,7 +25,7 @@ fn run(gitlab: &GitLab, agent: &Agent, job: JobBuilder) {
     assert_eq!(job.state, "success", "{}\n{}", job.log(), agent.log());
 }
 
-/// The directory of a project, wherever it is below the builds.
+/// The directory of a project below the builds directory.
 fn project(home: &Home, name: &str) -> Option<PathBuf> {
     fn find(directory: PathBuf, name: &str) -> Option<PathBuf> {
         let entries: Vec<_> = std::fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path()).collect();

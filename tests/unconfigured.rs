@@ -1,5 +1,5 @@
-//! Jobs outlive the configuration: they are resumed, finished and reported when `config.toml` cannot be used, and a
-//! hand-over does not happen then.
+//! Jobs outlive the configuration: the agent resumes, finishes and reports them if `config.toml` is unusable, and
+//! refuses a hand-over.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ use crate::support::scenario::Scenario;
 /// Files that no agent can use.
 const BROKEN: [&str; 3] = ["concurrent = \"many\"\n", "concurrent = = 1\n", "[[runners]\n"];
 
-/// An agent that died over a job which waits for the file `go`.
+/// Kills an agent while its job waits for the file `go`; returns the id of the job.
 fn dead_agent(home: &Home, gitlab: &GitLab) -> i64 {
     let wait = until_there(home.path("go").display());
     let id = gitlab.queue(job(&["echo begun", &wait, "echo finished"]).after_script(&["echo after"]).build());
@@ -52,7 +52,7 @@ fn a_job_is_finished_and_reported_without_a_usable_configuration() {
                 let polls = gitlab.count("POST jobs/request");
                 go(&home);
                 assert_finished(&gitlab, id, &next);
-                // There is nothing left to do without a configuration.
+                // Without a configuration the agent has nothing left to do.
                 assert!(!next.wait().success(), "{}", next.log());
                 assert_eq!((gitlab.count("POST jobs/request"), gitlab.job_state(waiting).as_str()), (polls, "pending"));
                 gitlab.assert_strict();
@@ -103,7 +103,7 @@ fn a_job_keeps_the_settings_it_began_with() {
         .runner("environment = [\"MARK=before\"]\npost_build_script = \"echo $MARK the end\"")
         .home(&gitlab);
     let id = dead_agent(&home, &gitlab);
-    // Its runner is gone, and with it everything that was configured.
+    // The configuration has neither the job's runner nor its settings any more.
     Scenario::shell().token("glrt-another-token").write(&home, &gitlab.url);
     let mut next = home.start(&[]);
     next.wait_for_log("job resumed from journal");
@@ -155,7 +155,7 @@ fn a_job_in_a_container_keeps_its_sandbox_without_a_configuration() {
     assert!(!next.wait().success(), "{}", next.log());
 }
 
-/// A file of this name below a directory.
+/// The file with this name below a directory.
 fn find(directory: &std::path::Path, name: &str) -> Option<std::path::PathBuf> {
     let entries = fs::read_dir(directory).ok()?.flatten();
     entries.map(|entry| entry.path()).find_map(|path| match path.file_name()? {

@@ -1,4 +1,4 @@
-//! The agent's own processes that work for a job are killed: what can be done again is, and the script is not blamed.
+//! The agent's own processes that work for a job are killed: file tasks are repeated, and the script is not blamed.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::scenario::Scenario;
 
 const AGAIN: &str = "was killed: memory ran out, or another program killed it. Repeating it";
 
-/// A job whose artifacts take their time.
+/// A job whose artifacts take time to upload.
 fn with_artifacts(script: &[&str]) -> JobBuilder {
     let artifact = json!({"name": "a", "paths": ["a.txt"], "artifact_type": "archive", "artifact_format": "zip"});
     job(script).set("artifacts", json!([artifact]))

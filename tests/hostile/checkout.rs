@@ -1,8 +1,8 @@
-//! Attacks on what a later job checks out, through what an earlier one leaves in the build directory.
+//! Attacks on the checkout of a later job, through files that an earlier job leaves in the build directory.
 
 use super::*;
 
-/// An earlier job puts a program into a submodule's configuration; the attacking job makes git fetch submodules.
+/// An earlier job writes a program into a submodule's configuration; the attacking job makes git fetch submodules.
 #[test]
 fn fetch_options_request_a_submodules_program() {
     for containers in [true, false] {
@@ -18,7 +18,7 @@ fn fetch_options_request_a_submodules_program() {
     }
 }
 
-/// An earlier job manipulates the repository so that git takes other content for that of the commit.
+/// An earlier job manipulates the repository so that git checks out other content than that of the commit.
 #[test]
 fn an_earlier_job_changes_what_is_checked_out() {
     let object = "o=$(git rev-parse HEAD:file.txt); n=$(echo evil | git hash-object -w --stdin)";
@@ -26,7 +26,7 @@ fn an_earlier_job_changes_what_is_checked_out() {
     for line in [
         "git update-index --skip-worktree file.txt; echo evil >file.txt",
         "git update-index --assume-unchanged file.txt; echo evil >file.txt",
-        // The same size and, as far as a job can forge it, the same time stamp.
+        // The file has the same size and, as far as a job can forge it, the same time stamp.
         "touch -r file.txt ../time; echo 'FROM git' >file.txt; touch -r ../time file.txt",
         &format!("{object}; git replace $o $n; git pack-refs --all; rm file.txt"),
         &format!("{object}; git replace $o $n; echo evil >file.txt; git add file.txt"),
@@ -44,7 +44,7 @@ fn an_earlier_job_changes_what_is_checked_out() {
     }
 }
 
-/// Pipes and endless files where git and the agent read.
+/// An earlier job leaves pipes and endless files in places that git and the agent read.
 #[test]
 fn an_earlier_job_leaves_files_that_block_readers() {
     let paths = [
@@ -85,7 +85,7 @@ fn an_unprotected_job_prepares_a_protected_one() {
     }
 }
 
-/// Every way by which git's configuration names a program, and by which a repository says that it is elsewhere.
+/// Each key of git's configuration that names a program, and each file that redirects a repository to another place.
 #[test]
 fn an_earlier_job_leaves_programs_in_gits_configuration() {
     let program = "sh @P";
@@ -138,7 +138,7 @@ fn an_earlier_job_leaves_programs_in_gits_configuration() {
         writes("$p", &probe()),
         writes("$i", &configuration(&keys)),
     );
-    // Each of these is a place where git looks, or takes for the repository.
+    // Git reads each of these places, or takes it for the repository.
     for leave in [
         "cat $i >>.git/config",
         "cp $i .git/config.worktree; printf '[extensions]\\n\\tworktreeConfig = true\\n' >>.git/config",
@@ -168,7 +168,7 @@ fn an_earlier_job_leaves_programs_in_gits_configuration() {
     }
 }
 
-/// A configuration of git with these keys.
+/// A git configuration with these keys.
 fn configuration(keys: &[(&str, &str)]) -> String {
     let line = |(key, value): &(&str, &str)| {
         let (section, name) = key.rsplit_once('.').expect("a key");
@@ -179,7 +179,7 @@ fn configuration(keys: &[(&str, &str)]) -> String {
     keys.iter().map(line).collect()
 }
 
-/// The name of a submodule is a path for git.
+/// Git uses the name of a submodule as a path.
 #[test]
 fn a_submodule_is_named_like_a_path_that_leads_out() {
     for name in ["../../escaped", "..", "lib/../../../escaped", "/tmp/mayfly-hostile-escaped"] {

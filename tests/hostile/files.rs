@@ -48,7 +48,7 @@ fn artifacts_lead_out_of_the_project_by_links() {
     }
 }
 
-/// A tar archive that no honest tool would write: name, type, target of a link, content; all with set-user-id bits.
+/// A tar archive that no tool would write: entries with name, type, link target and content, all with set-user-id bits.
 fn archive(entries: &[(&str, u8, &str, &[u8])]) -> Vec<u8> {
     let mut out = zstd::Encoder::new(Vec::new(), 1).expect("an encoder");
     for (name, kind, target, content) in entries {
@@ -72,7 +72,7 @@ fn archive(entries: &[(&str, u8, &str, &[u8])]) -> Vec<u8> {
     out.finish().expect("finish the archive")
 }
 
-/// An extended header of the next entry (pax).
+/// An extended header (pax) for the next entry.
 fn extended(key: &str, value: &str) -> Vec<u8> {
     let rest = format!(" {key}={value}\n");
     let length = (1..).find(|length| format!("{length}{rest}").len() == *length).expect("a length");
@@ -100,7 +100,7 @@ fn an_archive_of_another_job_leads_out() {
         &[("x", b'x', "", &path), ("y", b'0', "", content)],
         &[("x", b'x', "", &capability), ("y", b'0', "", content)],
     ];
-    // The log shows the commands themselves, so these do not spell the word that findings begin with.
+    // The log shows the commands, so they must not contain the word with which findings begin.
     let special = "-type b -o -type c -o -type p -o -type f -perm -4000 -o -type f -perm -2000";
     let found = format!("h=hostile; find . {special} | sed \"s/^/$h found /\"");
     let capable = "command -v getcap >/dev/null && getcap -r . | sed \"s/^/$h can /\" || :";
@@ -126,7 +126,7 @@ fn an_archive_of_another_job_is_broken_in_every_place() {
     }
 }
 
-/// What an earlier job puts in the place of the files of a cache keeps no later job waiting, and is not written through.
+/// An earlier job replaces files of a cache: a later job neither blocks on them nor writes through them.
 #[test]
 fn an_earlier_job_puts_pipes_and_links_in_the_place_of_a_cache() {
     let cache =
@@ -152,7 +152,7 @@ fn an_earlier_job_puts_pipes_and_links_in_the_place_of_a_cache() {
     }
 }
 
-/// The directory of a job that has ended, while something of the job still swaps parts of it for links.
+/// A process of an ended job swaps parts of the job's directory for links during the removal.
 #[test]
 fn a_directory_is_swapped_for_a_link_while_it_is_removed() {
     let gitlab = GitLab::start();
@@ -234,7 +234,7 @@ fn a_build_directory_beyond_the_limits_contains_mounts_links_and_closed_director
     assert!(!builds.exists(), "{}", agent.log());
 }
 
-/// What a job leaves goes with it, however deep, closed and full of links it is.
+/// The agent removes the directory of a job even if it is deep, without permissions and full of links.
 #[test]
 fn a_job_leaves_what_is_hard_to_remove() {
     let outcome = in_containers()

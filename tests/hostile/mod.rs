@@ -1,9 +1,10 @@
-//! Attacks by jobs on the machine. Each states in a few lines what the attacker prepares and what must hold afterwards.
+//! Attacks by jobs on the machine. Each states in a few lines what the attacker prepares and what must be true
+//! afterwards.
 //!
-//! Each attack is a test, so it can be run by name; the files of this folder are named after what the attack aims at. Most
-//! build an [`Attack`]: files of the repository, files left by an earlier job, services that run meanwhile, variables, an
-//! archive of another job. The result tells whether the attack failed. [`probe`] is a program that prints its own
-//! privileges, so the tests can judge the sandbox from inside.
+//! Each attack is a test, so it can be run by name; the files of this directory are named after the target of the
+//! attack. Most build an [`Attack`]: files of the repository, files of an earlier job, services that run meanwhile,
+//! variables, an archive of another job. The result shows whether the attack failed. [`probe`] is a program that prints
+//! its own privileges, so the tests can judge the sandbox from inside.
 
 mod checkout;
 mod files;
@@ -114,7 +115,7 @@ impl Attack {
         self
     }
 
-    /// Adds a script line to a job that runs before in the same directory.
+    /// Adds a script line to a job that runs first in the same directory.
     fn earlier(mut self, line: &str) -> Self {
         self.earlier.push(line.to_owned());
         self
@@ -155,7 +156,7 @@ impl Attack {
         self
     }
 
-    /// Sets another part of the payload, of the earlier job too.
+    /// Sets another part of the payload, also of the earlier job.
     fn with(mut self, key: &str, value: Value) -> Self {
         self.more.push((key.to_owned(), value));
         self
@@ -307,7 +308,7 @@ fn assert_confined(findings: &BTreeMap<String, String>) {
     }
 }
 
-/// No capabilities; and those for files (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER).
+/// No capabilities; and the capabilities for files (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER).
 const NONE: &str = "0000000000000000";
 const OF_FILES: [&str; 2] = [NONE, "000000000000000b"];
 

@@ -1,4 +1,5 @@
-//! Attacks by processes: those that stay, those that say they are the agent's, those that the agent is to start.
+//! Attacks by processes: processes that outlive their stage, that imitate the agent's shim, or that the agent would
+//! start.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -19,7 +20,7 @@ fn a_process_detaches_itself_and_stays() {
     }
 }
 
-/// After a crash the agent looks for its shim by the arguments, and a process of the job has the same.
+/// After a crash, the agent searches its shim by the arguments; a process of the job has the same arguments.
 #[test]
 fn a_process_says_that_it_is_the_shim() {
     let (gitlab, sleep) = (GitLab::start(), nap());
@@ -35,7 +36,7 @@ fn a_process_says_that_it_is_the_shim() {
     let shim = record["progress"]["step"]["shim"]["pid"].as_i64().expect("a shim").to_string();
     assert!(Command::new("kill").args(["-9", &shim]).status().expect("run the program").success());
     assert!(is_running(&sleep), "the false shim is there");
-    // As if the agent had ended before it knew its shim.
+    // The journal of an agent that died before it recorded its shim.
     record["progress"]["step"]["shim"] = json!(null);
     home.set_record(&record);
     let mut next = home.start(&["--once"]);
@@ -46,7 +47,7 @@ fn a_process_says_that_it_is_the_shim() {
     assert!(!is_running(&sleep), "it outlived its job");
 }
 
-/// A helper that the job names would run with the agent's rights.
+/// A credential helper that a job names must not run with the agent's rights.
 #[test]
 fn a_job_names_a_credential_helper() {
     let ground = tempfile::tempdir().expect("a directory");
@@ -63,7 +64,7 @@ fn a_job_names_a_credential_helper() {
         .made_no(&marker);
 }
 
-/// The file by which scripts hand on variables is something else when the agent reads it.
+/// A job replaces the file of `GITLAB_ENV` before the agent reads it.
 #[test]
 fn the_file_of_variables_is_another_one() {
     let ground = tempfile::tempdir().expect("a directory");

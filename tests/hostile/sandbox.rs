@@ -30,7 +30,7 @@ fn a_service_adds_a_filter_before_the_checkout() {
         .got_nowhere();
 }
 
-/// In an earlier version, the name of the directory was part of a shell script that ran outside the container.
+/// In an earlier version, the name of the directory was part of a shell script that ran outside of the container.
 #[test]
 fn the_name_of_the_directory_is_a_command() {
     in_containers()
@@ -107,7 +107,7 @@ fn without_the_privileges_for_a_sandbox_no_job_runs() {
     assert!(job.has("CAP_SYS_ADMIN"), "{}\n{}", job.log(), String::from_utf8_lossy(&ended.stderr));
 }
 
-/// Variables by which git and the libraries it uses start other programs, or take another repository.
+/// Variables with which git and its libraries start other programs, or select another repository.
 #[test]
 fn variables_name_programs_for_git() {
     let program = "sh $CI_PROJECT_DIR/probe.sh >&2";
@@ -157,7 +157,7 @@ fn variables_name_programs_for_git() {
     attack.run().ran_nothing();
 }
 
-/// What containers cannot reach, git beside them must not reach for their jobs.
+/// Git runs beside the container, but must not reach addresses that the container cannot reach.
 #[test]
 fn addresses_of_submodules_lead_to_the_machines_loopback() {
     let port = witness();
@@ -183,7 +183,7 @@ fn addresses_of_submodules_lead_to_the_machines_loopback() {
     }
 }
 
-/// The same by a proxy that the job chooses, for git and for git-lfs.
+/// The same through a proxy that the job chooses, for git and for git-lfs.
 #[test]
 fn proxies_of_the_job_lead_to_the_machines_loopback() {
     for scheme in ["http", "https", "socks5", "socks5h"] {
@@ -195,7 +195,7 @@ fn proxies_of_the_job_lead_to_the_machines_loopback() {
     }
 }
 
-/// git-lfs takes its server from a file of the repository.
+/// A file of the repository selects the server of git-lfs.
 #[test]
 fn git_lfs_is_sent_to_the_machines_loopback() {
     let pointer = format!("version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 5\n", "a".repeat(64));

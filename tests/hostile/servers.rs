@@ -1,4 +1,4 @@
-//! Attacks by servers: what they redirect to, and who they say they are.
+//! Attacks by servers: redirects to other hosts, and certificates of other hosts.
 
 use std::sync::{Arc, Mutex};
 
@@ -32,7 +32,7 @@ fn a_submodule_redirects_to_the_metadata_service() {
     }
 }
 
-/// Every call is redirected to another host, which would see its token.
+/// The server redirects each request to another host, which would receive the token.
 #[test]
 fn calls_are_redirected_to_another_host() {
     let seen = Arc::new(Mutex::new(String::new()));
@@ -45,7 +45,7 @@ fn calls_are_redirected_to_another_host() {
         }
     });
     let gitlab = GitLab::start();
-    // Another host: the other server is at the same address.
+    // The name of the other host differs, although its address is the same.
     let location = elsewhere.replace("127.0.0.1", "localhost") + "/api";
     for route in ["POST jobs/request", "PATCH trace", "PUT job", "POST artifacts"] {
         let redirect = |status| Fault::Answer(Answer::new(status).with("Location", &location));
@@ -62,7 +62,7 @@ fn calls_are_redirected_to_another_host() {
     assert!(!seen.contains("tokenOfTheRunner") && !seen.contains("glcbt-"), "{seen}");
 }
 
-/// A server whose certificate is for another name, by an authority that is trusted.
+/// A trusted authority issued the certificate of the server for another name.
 #[test]
 fn a_server_has_the_certificate_of_another_name() {
     let pki = Pki::new();

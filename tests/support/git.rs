@@ -17,7 +17,7 @@ pub struct GitServer {
     seen: Arc<Seen>,
 }
 
-/// What the server has seen, and how it is to fail.
+/// The recorded requests, and the failures to inject.
 #[derive(Default)]
 struct Seen {
     authorizations: Mutex<Vec<String>>,
@@ -26,14 +26,14 @@ struct Seen {
     failure: Mutex<Option<(String, Failure)>>,
 }
 
-/// How requests fail.
+/// The failure of a request.
 #[derive(Clone, Copy, Debug)]
 pub enum Failure {
-    /// With this status.
+    /// A response with this status.
     Status(u16),
-    /// The connection is closed without an answer.
+    /// The connection is closed without a response.
     Reset,
-    /// The connection is closed in the middle of the answer.
+    /// The connection is closed in the middle of the response.
     Cut,
 }
 
@@ -51,22 +51,22 @@ impl GitServer {
         Self { url, root: root.to_owned(), seen }
     }
 
-    /// Has requests fail whose method and path contain this (`GET /team/demo.git`), until [`GitServer::heal`].
+    /// Makes requests fail whose method and path contain this text (`GET /team/demo.git`), until [`GitServer::heal`].
     pub fn fail(&self, part: &str, failure: Failure) {
         *self.seen.failure.lock().expect("the thread must not panic") = Some((part.to_owned(), failure));
     }
 
-    /// Has all requests succeed again.
+    /// Ends [`GitServer::fail`].
     pub fn heal(&self) {
         *self.seen.failure.lock().expect("the thread must not panic") = None;
     }
 
-    /// The values of the header `X-Test` that requests had.
+    /// The values of the header `X-Test` in all requests.
     pub fn marks(&self) -> Vec<String> {
         self.seen.marks.lock().expect("the thread must not panic").clone()
     }
 
-    /// Names the latest commit a branch of a bare repository.
+    /// Creates a branch of a bare repository at its latest commit.
     pub fn branch(&self, name: &str, branch: &str) {
         git(&self.root.join(format!("{name}.git")), &["branch", "-f", branch, "main"]);
     }
