@@ -1,4 +1,4 @@
-//! What agents ask the manager over HTTP, and who they are.
+//! The requests of agents to the manager over HTTP, and the authentication of agents.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -15,7 +15,7 @@ use crate::digest::sha256;
 use crate::token::Token;
 use crate::version::VERSION;
 
-/// Everything below this.
+/// The path below which all requests are.
 const BASE: &str = "/api/v4/";
 
 /// The pools' agents and what they may do.
@@ -108,7 +108,7 @@ impl Api {
         let brokers = self.brokers();
         let member = brokers.iter().find(|broker| broker.admission(&introduction.instance) == Admission::Member);
         let Some(broker) = member else {
-            // It may be newer than the last look at its group.
+            // The instance may have started after the last read of its group.
             brokers.iter().for_each(|broker| broker.look_for_members());
             let why = format!("instance {} is not a running member of a pool's group (yet)", introduction.instance);
             log::info!(
@@ -205,6 +205,6 @@ fn is_name(text: &str) -> bool {
 }
 
 fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
-    // What a parser says may hold a part of a token.
+    // The parser's message may contain a part of a token.
     decode::json(&request.body).map_err(|_| Response::message(400, "the body is not what this call takes"))
 }

@@ -9,17 +9,17 @@ use crate::config::fleet::{AutoscalerTable, FleetTable, MachineTable, PluginConf
 
 /// Longest wait of a held job where nothing is configured.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-/// Between two looks at the group where nothing is configured, slow and while instances come or go.
+/// The default interval of reads of the group: normally, and while instances start or terminate.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(60);
 const UPDATE_INTERVAL_WHEN_EXPECTING: Duration = Duration::from_secs(2);
 const DELETION_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 const SHUTDOWN_DELETION_INTERVAL: Duration = Duration::from_secs(10);
 const SHUTDOWN_DELETION_RETRIES: u32 = 3;
 const FAILURE_THRESHOLD: u32 = 3;
-/// How long a running instance may take to register where nothing is configured.
+/// The default time within which a running instance must register.
 const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 const CHECK_INTERVAL: Duration = Duration::from_secs(3);
-/// How long the command engine may take to answer.
+/// The default timeout of a call of the engine program.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Everything about a pool that comes from the configuration.
@@ -33,7 +33,7 @@ pub struct PoolSettings {
     pub runner_text: String,
     /// Certificate authorities that agents need to reach GitLab, PEM.
     pub authorities: Option<String>,
-    /// Between two requests that brought no job.
+    /// The interval between two polls that return no job.
     pub check_interval: Duration,
     /// The fleet's table as written; the policies are in it.
     pub table: FleetTable,
@@ -51,7 +51,7 @@ pub struct PoolSettings {
     pub max_growth: Option<u32>,
     /// Longest wait of a held job.
     pub instance_acquire_timeout: Duration,
-    /// Between two looks at the group.
+    /// The interval between two reads of the group.
     pub update_interval: Duration,
     /// The same while instances start or terminate.
     pub update_interval_when_expecting: Duration,
@@ -59,21 +59,21 @@ pub struct PoolSettings {
     pub deletion_retry_interval: Duration,
     /// Instances in a row that do not register before growth stops.
     pub failure_threshold: u32,
-    /// How long a running instance may take to register.
+    /// The time within which a running instance must register.
     pub registration_timeout: Duration,
-    /// What lists, starts and terminates instances.
+    /// The engine that lists, starts and terminates instances.
     pub engine: EngineSettings,
     /// Sent to agents: must succeed before an instance's first job.
     pub instance_ready_command: Option<String>,
     /// A drain of the manager terminates all instances.
     pub delete_instances_on_shutdown: bool,
-    /// Between two attempts to do that, and how often it is tried.
+    /// The delay between two attempts of that, and the number of attempts.
     pub shutdown_deletion: (Duration, u32),
     /// Agents prove their membership with a signed STS request of this role (ARN) instead of the fleet token.
     pub sts_proof: Option<String>,
 }
 
-/// What lists, starts and terminates a pool's instances.
+/// The settings of the engine of a pool.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EngineSettings {
     /// `plugin = "aws"`.
@@ -85,9 +85,9 @@ pub enum EngineSettings {
 /// An Auto Scaling group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AwsGroup {
-    /// Its name.
+    /// The name of the group.
     pub name: String,
-    /// Its region; `None` to find out.
+    /// The region of the group; `None` to detect it.
     pub region: Option<String>,
     /// The profile of the configuration files.
     pub profile: Option<String>,
@@ -102,7 +102,7 @@ pub struct AwsGroup {
 pub struct CommandEngine {
     /// The program.
     pub program: PathBuf,
-    /// Its arguments.
+    /// The arguments of the program.
     pub args: Vec<String>,
     /// Longest wait for one answer.
     pub timeout: Duration,
@@ -111,7 +111,7 @@ pub struct CommandEngine {
 }
 
 impl EngineSettings {
-    /// What two pools must not share: an engine's group by name.
+    /// The group of the engine, which two pools must not share.
     pub fn group(&self) -> String {
         match self {
             Self::Aws(group) => {
@@ -138,7 +138,7 @@ impl PoolSettings {
         }
     }
 
-    /// How many requests to GitLab may be in flight at once (`request_concurrency`).
+    /// The maximum number of concurrent polls (`request_concurrency`).
     pub fn takers(&self) -> u32 {
         self.runner.request_concurrency.max(1)
     }

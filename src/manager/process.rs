@@ -38,26 +38,26 @@ use crate::monitor::listener::{Listener, bind};
 use crate::sync;
 use crate::sys;
 
-/// How long fetching stored tokens may take.
+/// The timeout for fetching stored tokens.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a request to GitLab in flight may take: it is never abandoned, since its answer may be a job.
+/// The time limit for a poll in flight. The manager never abandons a poll, because its response may contain a job.
 const POLL_TIMEOUT: Duration = Duration::from_secs(90);
-/// How long failing the jobs that are left may take.
+/// The time limit for failing the remaining jobs.
 const FAIL_TIMEOUT: Duration = Duration::from_secs(20);
 const STACK: usize = 512 * 1024;
 /// The number of the socket that a program before this one kept open.
 const LISTENER_VARIABLE: &str = "MAYFLY_MANAGER_SOCKET";
 
-/// What was asked for on the command line.
+/// The options of the command line.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The configuration.
     pub config: PathBuf,
-    /// Where status and metrics are served, instead of the configuration's `listen_address`.
+    /// The address for status and metrics, instead of the configuration's `listen_address`.
     pub listen_address: Option<String>,
 }
 
-/// What the main loop hears of.
+/// An event for the main loop.
 enum Event {
     Signal(SignalRequest),
     ConfigurationChanged,
@@ -100,7 +100,7 @@ struct Manager {
     retired: Vec<Pool>,
     status: Option<Listener>,
     events: Sender<Event>,
-    /// When stored tokens were last fetched because GitLab rejected one.
+    /// The last time that stored tokens were fetched because GitLab rejected one.
     refetched: Option<Instant>,
 }
 
@@ -230,7 +230,7 @@ impl Manager {
         gitlab(&self.config, &settings.runner).map(Arc::new)
     }
 
-    /// Has agents reach the pools of now.
+    /// Makes the current pools reachable for agents.
     fn publish(&self) {
         let current = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect::<Vec<_>>();
         let retired = self.retired.iter().filter(|pool| !pool.broker.is_released());

@@ -8,7 +8,7 @@ use super::pool::PoolSettings;
 use crate::config::manager::Manager;
 use crate::config::{Config, Runner, fleet};
 
-/// What a manager needs of its configuration.
+/// The settings of a manager.
 pub struct Settings {
     /// `[mayfly.manager]`.
     pub manager: Manager,

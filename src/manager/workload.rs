@@ -1,4 +1,4 @@
-//! What the scaler of a pool knows of the pool's jobs and agents, and what it may do to them.
+//! The interface between a pool's scaler and its broker: the jobs and agents of the pool, and the orders to agents.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,7 +18,7 @@ pub struct Snapshot {
 pub struct AgentView {
     /// The instance id.
     pub instance: String,
-    /// What it does.
+    /// The activity of the agent.
     pub state: AgentState,
     /// When it registered.
     pub registered: SystemTime,

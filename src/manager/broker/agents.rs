@@ -9,9 +9,9 @@ use crate::manager::store::records::AgentRecord;
 pub struct Agent {
     /// The part that the store keeps.
     pub record: AgentRecord,
-    /// When the manager last received a request of the agent.
+    /// The time of the agent's last request.
     pub heard: Instant,
-    /// When its last job ended, or when it registered.
+    /// The end of the agent's last job, or its registration.
     pub idle_since: Instant,
     /// Why the agent is to leave.
     pub leave: Option<String>,
@@ -66,7 +66,7 @@ impl Agents {
         self.by_instance.values_mut()
     }
 
-    /// How many agents there are.
+    /// The number of agents.
     pub fn len(&self) -> usize {
         self.by_instance.len()
     }

@@ -1,4 +1,4 @@
-//! A sign that something changed, for several threads that wait for it.
+//! A signal for several waiting threads that the state has changed.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};

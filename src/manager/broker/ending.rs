@@ -1,4 +1,4 @@
-//! How a pool stops to take jobs: for a drain, for a new program, or because it is no longer configured.
+//! Ends the intake of jobs of a pool: for a drain, for a new program, or because the pool is no longer configured.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -11,11 +11,11 @@ use crate::failure::FailureReason;
 use crate::manager::held;
 use crate::manager::store::records::Event;
 
-/// Why held jobs of a retired pool fail.
+/// The reason with which held jobs of a removed pool fail.
 pub const REMOVED: &str = "the pool of this job was removed from the manager's configuration";
 /// The time that agents have to name a job that the manager has forgotten, before the job fails.
 const FORGOTTEN_GRACE: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 60 });
-/// Between two looks at the instances of a pool that ends.
+/// The interval of reads of a pool's group while the pool ends.
 const EMPTY_LOOK: Duration = Duration::from_secs(5);
 
 impl Broker {
@@ -157,7 +157,7 @@ impl Broker {
             let job = Job {
                 phase: failing(why, true, now),
                 keep_at: now + FORGOTTEN_GRACE,
-                // What its log holds is not known.
+                // The content of the job's log is unknown.
                 has_run: true,
                 ..Job::new(JobHandle { id: job, token }, now, Duration::ZERO)
             };

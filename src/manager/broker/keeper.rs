@@ -13,7 +13,7 @@ use crate::trace::{Output, Stamper};
 
 /// A job that is held for longer says so in its log.
 pub const ANNOUNCE_AFTER: Duration = Duration::from_millis(500);
-/// Between two signs of life of a held job.
+/// The interval of requests that keep a held job alive at GitLab.
 const KEEP_ALIVE: Duration = Duration::from_secs(40);
 /// The same after a sign of life that did not reach GitLab.
 const KEEP_ALIVE_RETRY: Duration = Duration::from_secs(5);
@@ -21,7 +21,7 @@ const KEEP_ALIVE_RETRY: Duration = Duration::from_secs(5);
 const FAIL_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 const FAIL_FOR: Duration = Duration::from_secs(3600);
 
-/// What the keeper does next.
+/// The next action of the keeper.
 enum Work {
     /// Tells GitLab that a held job lives.
     KeepAlive(Held),

@@ -1,7 +1,7 @@
-//! The broker of a pool: takes jobs from GitLab, holds them, hands each to one agent, and knows what became of it.
+//! The broker of a pool: takes jobs from GitLab, holds them, hands each to one agent, and tracks its result.
 //!
-//! What happens is decided in [`state`], under one lock; this module carries it out. Nothing is sent to an agent or to
-//! GitLab under the lock.
+//! [`state`] decides, under one lock; this module executes the decisions. No request to an agent or to GitLab is sent
+//! under the lock.
 
 mod agents;
 mod bell;
@@ -75,7 +75,7 @@ pub struct Broker {
     released: AtomicBool,
 }
 
-/// What brokers of all pools share.
+/// The state that the brokers of all pools share.
 #[derive(Clone)]
 pub struct Shared {
     /// This manager, for GitLab.
@@ -198,7 +198,7 @@ impl Broker {
         Arc::clone(&self.gitlab.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Its threads end.
+    /// Ends the threads of the broker.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
         self.bell.ring();

@@ -1,4 +1,4 @@
-//! From a held job to an agent that has accepted it; and what agents say of their jobs.
+//! Hands a held job to an agent until the agent has accepted it, and processes the reports of agents.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,14 +17,14 @@ use crate::manager::store::records::{Accepted, Event};
 use crate::random;
 use crate::version::VERSION;
 
-/// How long a request for a job waits.
+/// The duration of a long poll.
 const WAIT: Duration = Duration::from_secs(protocol::WAIT_SECONDS);
 /// Requests that are due within this time are answered together: with a thousand agents a thread would wake for each.
 const TOGETHER: Duration = Duration::from_millis(500);
 /// An agent on a machine that has been unfit for so long makes room for another.
 const UNFIT_MOST: u64 = if cfg!(debug_assertions) { 5 } else { 300 };
 
-/// There is no job.
+/// The response if there is no job.
 pub fn stay() -> Response {
     of_manager(Response::empty(204)).with(ORDER_HEADER, "stay")
 }
@@ -34,7 +34,7 @@ fn of_manager(response: Response) -> Response {
     response.with(MANAGER_HEADER, VERSION)
 }
 
-/// There is no job, and the agent is to leave.
+/// The response if there is no job and the agent must leave.
 pub fn leave(reason: &str) -> Response {
     of_manager(Response::empty(204)).with(ORDER_HEADER, LEAVE).with(REASON_HEADER, reason)
 }
@@ -137,7 +137,7 @@ impl Broker {
     /// The acceptance is on the disk before the agent hears of it.
     fn write_acceptance(&self, id: &str, by: Accepted) -> Response {
         let instance = by.instance.clone();
-        // From here on the job may run: a manager that loses its state must not fail it.
+        // From now on the job may run: a manager that loses its state must not fail it.
         self.held.remove(&self.name, id);
         let event = Event::Accepted { pool: self.name.clone(), id: id.to_owned(), by: by.clone() };
         let written = self.store.commit(event);
@@ -163,7 +163,7 @@ impl Broker {
         response
     }
 
-    /// What an agent says of its jobs.
+    /// Processes a heartbeat of an agent.
     pub fn heartbeat(&self, instance: &str, heartbeat: &Heartbeat) -> Response {
         let news = self.lock().heartbeat(instance, &heartbeat.jobs, &heartbeat.ended, Instant::now());
         for id in &news.ended {

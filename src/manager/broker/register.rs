@@ -1,4 +1,4 @@
-//! Agents come and go. An agent's token is bound to its instance and to the boot in which it registered.
+//! Registers and removes agents. An agent's token is bound to its instance and to the boot in which it registered.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -14,15 +14,15 @@ use crate::manager::workload::Workload;
 use crate::random;
 use crate::token::Token;
 
-/// What every agent's token begins with.
+/// The prefix of all agent tokens.
 const PREFIX: &str = "mfa-";
 
 /// Whether an instance is a member of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// It is.
+    /// The instance is a member of the group.
     Member,
-    /// It is not, as far as is known.
+    /// The instance is not a known member of the group.
     Stranger,
     /// The engine has not said yet who is.
     Unknown,
@@ -47,7 +47,7 @@ impl Broker {
         }
     }
 
-    /// Has the scaler look at the group: an instance that is not known as a member came.
+    /// Makes the scaler read the group, because an unknown instance has registered.
     pub fn look_for_members(&self) {
         self.changes.ring();
     }

@@ -16,7 +16,7 @@ use crate::manager::server::Ticket;
 use crate::manager::store::records::Accepted;
 use crate::manager::workload::{AgentState, AgentView, JobView, Snapshot};
 
-/// How long an agent may take to accept an offer.
+/// The time within which an agent must accept an offer.
 pub const ACCEPT_TIMEOUT: Duration = Duration::from_secs(30);
 /// A job that its agent does not name in so many heartbeats in a row is no longer there.
 const MISSING_MOST: u32 = 3;
@@ -51,11 +51,11 @@ pub struct State {
 /// A request for a job that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiter {
-    /// Its way back.
+    /// The connection for the response.
     pub ticket: Ticket,
-    /// Whose it is.
+    /// The instance of the agent.
     pub instance: String,
-    /// When it is answered in any case.
+    /// The time at which the request is answered without a job.
     pub until: Instant,
 }
 
@@ -63,41 +63,41 @@ pub struct Waiter {
 pub struct Job {
     /// Id and token.
     pub handle: JobHandle,
-    /// As GitLab sent it; `None` once an agent has it.
+    /// The payload as GitLab sent it; `None` after an agent has accepted the job.
     pub payload: Option<Arc<[u8]>>,
     /// The id of the request that brought it.
     pub request_id: String,
-    /// Its project, for people.
+    /// The path of the project, for display.
     pub project: String,
-    /// Its page.
+    /// The URL of the job's page.
     pub link: String,
-    /// When the manager got it, by the wall clock.
+    /// The time at which the manager received the job, by the wall clock.
     pub taken: SystemTime,
     /// The same by the monotonic clock.
     pub taken_at: Instant,
-    /// When it was last offered.
+    /// The time of the last offer.
     pub offered_at: Instant,
-    /// When it fails if no agent has accepted it.
+    /// The time at which the job fails if no agent has accepted it.
     pub hold_until: Instant,
     /// Whether lines of its log begin with a time.
     pub timestamps: bool,
-    /// What the manager wrote into its log, and how much of it GitLab has.
+    /// The lines that the manager wrote to the job's log.
     pub trace: String,
-    /// See `trace`.
+    /// The number of bytes of `trace` that GitLab has.
     pub trace_sent: u64,
     /// The keeper talks to GitLab about it: it is not offered meanwhile.
     pub kept_busy: bool,
-    /// When GitLab is to hear of it next.
+    /// The time of the next request that keeps the job alive.
     pub keep_at: Instant,
     /// An agent accepted it, and wrote its log from then on.
     pub has_run: bool,
     /// GitLab leaves it pending until it is acknowledged.
     pub two_phase: Option<bool>,
-    /// Where it is.
+    /// The phase of the job.
     pub phase: Phase,
 }
 
-/// Where a job is.
+/// The phase of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// No agent has it.
@@ -110,12 +110,12 @@ pub enum Phase {
     Running {
         /// By which offer.
         by: Accepted,
-        /// What the agent last said.
+        /// The stage in the agent's last report.
         stage: &'static str,
         /// Heartbeats in a row that did not name it.
         missing: u32,
     },
-    /// It is to be failed at GitLab.
+    /// The job must be failed at GitLab.
     Failing {
         /// The failure reason.
         reason: FailureReason,
@@ -133,7 +133,7 @@ pub enum Phase {
 /// An offer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offered {
-    /// Its id.
+    /// The id of the job.
     pub id: String,
     /// To whom.
     pub instance: String,
@@ -143,12 +143,12 @@ pub struct Offered {
     pub until: Instant,
 }
 
-/// What becomes of an acceptance.
+/// The result of an acceptance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Acceptance {
-    /// It is to be written down: then the agent may begin.
+    /// The acceptance must be written to the state before the agent may start the job.
     Write(Accepted),
-    /// It was written down before.
+    /// The acceptance was written before.
     Known,
     /// The same acceptance is being written down now.
     UnderWay,
@@ -156,7 +156,7 @@ pub enum Acceptance {
     Void,
 }
 
-/// What a heartbeat changes.
+/// The changes that a heartbeat causes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Heard {
     /// Jobs that ended.
@@ -328,7 +328,7 @@ impl State {
                     *stage = stage_of(&report.phase);
                     *missing = 0;
                 }
-                // It was forgotten, and is not failed yet.
+                // The manager has forgotten the job and has not failed it yet.
                 Some(Job { phase: Phase::Failing { attempts: 0, .. }, payload: None, .. }) => {
                     news.adopted.push(report.id.clone());
                 }
@@ -404,7 +404,7 @@ impl State {
         gone.into_iter().map(|waiter| waiter.ticket).collect()
     }
 
-    /// How many jobs may be asked for beyond those that are in hand.
+    /// The number of jobs that may be requested in addition to the current ones.
     pub fn room(&self, limit: Option<u32>) -> u32 {
         if self.closed {
             return 0;

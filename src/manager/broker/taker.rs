@@ -1,4 +1,4 @@
-//! Takes jobs from GitLab: only while an agent waits for one, or instances may be started for it.
+//! Polls GitLab for jobs, only while an agent waits for a job or instances may be started for it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};

@@ -1,4 +1,4 @@
-//! `concurrent`: how many jobs all pools together may have in hand.
+//! `concurrent`: the maximum number of jobs of all pools together.
 
 use std::sync::{Arc, Mutex, Weak};
 

@@ -21,7 +21,7 @@ use crate::manager::pool::AwsGroup;
 
 const AUTO_SCALING_VERSION: &str = "2011-01-01";
 const EC2_VERSION: &str = "2016-11-15";
-/// How long a question is retried. The loop comes back with the next round anyway.
+/// The time limit for retries of a read. The next round reads again.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// One Auto Scaling group.

@@ -28,7 +28,7 @@ pub struct Command {
     conversation: Mutex<Option<Conversation>>,
 }
 
-/// What a program answers to `group`.
+/// The response of the program to `group`.
 #[derive(Debug, Deserialize)]
 struct GroupAnswer {
     desired: Option<u32>,

@@ -1,4 +1,4 @@
-//! What runs the instances of a pool: a small trait, Auto Scaling of AWS, and an operator's own program.
+//! The engines that run the instances of a pool: a small trait, Auto Scaling of AWS, and an operator's own program.
 //!
 //! An engine lists, sizes and terminates. It never decides anything, and it knows nothing of jobs.
 
@@ -18,13 +18,13 @@ use crate::instance::CapacityChange;
 pub struct Group {
     /// The group's name, or the program.
     pub name: String,
-    /// How many instances the group is to have.
+    /// The desired number of instances.
     pub desired: u32,
     /// The engine keeps no such number: `desired` is the number of members.
     pub desired_is_counted: bool,
-    /// How many it must have at least.
+    /// The minimum number of instances.
     pub least: u32,
-    /// How many it may have; `None` for no limit.
+    /// The maximum number of instances; `None` for no limit.
     pub most: Option<u32>,
     /// New instances are protected from scale-in: the group chooses no victim when it is made smaller.
     pub protects_new: bool,
@@ -35,41 +35,41 @@ pub struct Group {
 /// An instance of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Its id.
+    /// The id of the instance.
     pub instance: String,
-    /// Where it is in its life.
+    /// The lifecycle state of the instance.
     pub state: State,
     /// The group calls it healthy.
     pub healthy: bool,
-    /// It is protected from scale-in.
+    /// Whether the instance is protected from scale-in.
     pub protected: bool,
-    /// In the engine's own word, for people.
+    /// The state in the engine's words, for display.
     pub detail: String,
 }
 
-/// Where an instance is in its life.
+/// The lifecycle state of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It starts.
+    /// The instance is starting.
     Creating,
-    /// It is there.
+    /// The instance runs.
     Running,
-    /// It ends, or the group is taking it away.
+    /// The instance is terminating.
     Terminating,
-    /// It ends as soon as the manager lets it go: a lifecycle hook waits.
+    /// The instance is terminating, and a lifecycle hook waits for the manager.
     Held,
-    /// It exists and does not count: in a warm pool, on standby, detached.
+    /// The instance exists but does not count: in a warm pool, on standby, or detached.
     Aside,
 }
 
 /// An instance that a group could not start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailedStart {
-    /// When.
+    /// The time of the failure.
     pub at: Timestamp,
     /// The cause, in one line.
     pub cause: String,
-    /// What kind of cause it is.
+    /// The kind of the cause.
     pub kind: FailureKind,
 }
 
@@ -91,20 +91,20 @@ pub enum FailureKind {
 /// Something that was looked at, for `mayfly check`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Examined {
-    /// What.
+    /// The subject of the check.
     pub what: &'static str,
-    /// How it is.
+    /// The result of the check.
     pub verdict: Verdict,
-    /// What was found, and what to do.
+    /// The finding, and what to do.
     pub text: String,
 }
 
-/// How something is that was looked at.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// In order.
+    /// No problem.
     Good,
-    /// It works, with a drawback.
+    /// It works, with a disadvantage.
     Doubtful,
     /// The pool cannot work like this.
     Bad,
@@ -115,13 +115,13 @@ pub enum Verdict {
 pub struct EngineError {
     /// The kind, on which a caller can act.
     pub kind: ErrorKind,
-    /// What failed: "autoscaling:SetDesiredCapacity", "set_target".
+    /// The failed call: "autoscaling:SetDesiredCapacity", "set_target".
     pub call: String,
     /// Why, in one line, and what to do.
     pub why: String,
 }
 
-/// What can be done about a failed call.
+/// The kind of a failed call; decides about retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     /// The same call may succeed later.
@@ -138,7 +138,7 @@ pub enum ErrorKind {
     Nonsense,
 }
 
-/// What a pool's instances come from.
+/// Lists, starts and terminates the instances of a pool.
 pub trait Engine: Send + Sync {
     /// The group and its members.
     fn group(&self) -> Result<Group, EngineError>;
@@ -195,7 +195,7 @@ impl FailureKind {
         }
     }
 
-    /// What to do about it.
+    /// The remedy for an operator.
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Quota => "raise the quota of the account, or lower max_instances",

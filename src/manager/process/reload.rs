@@ -12,7 +12,7 @@ use crate::manager::scaling::scaler::Scaler;
 use crate::manager::settings::Settings;
 use crate::sync;
 
-/// Between two times that stored tokens are fetched because GitLab rejects one.
+/// The minimum interval of fetching stored tokens because GitLab rejects one.
 const REFETCH_INTERVAL: Duration = Duration::from_secs(if cfg!(debug_assertions) { 1 } else { 60 });
 /// A pool that is no longer configured is given up after this if it has neither jobs nor agents, even though its group still
 /// has instances: its minimum size may not be 0.

@@ -1,4 +1,4 @@
-//! How fast a fleet may grow: instances that start at the same time, and new instances a second.
+//! Limits the growth of a fleet: instances that start at the same time, and new instances per second.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ impl Throttle {
         self.growth = growth;
     }
 
-    /// How many instances may be added now, while `starting` have not registered yet.
+    /// The number of instances that may be added now, while `starting` have not registered yet.
     pub fn allowed(&mut self, now: Duration, starting: u32) -> u32 {
         let in_flight = self.growth.in_flight.map_or(u32::MAX, |most| most.saturating_sub(starting));
         let Some(rate) = self.growth.rate else { return in_flight };
@@ -56,7 +56,7 @@ impl Throttle {
         }
     }
 
-    /// When the next instance may be added, if time alone brings that about.
+    /// The time at which the next instance may be added, if only time must pass.
     pub fn next(&self) -> Option<Duration> {
         let rate = self.growth.rate.filter(|rate| *rate > 0.0)?;
         let missing = (1.0 - self.tokens).max(0.0);

@@ -1,5 +1,4 @@
-//! How many instances a pool has: decisions in pure code over a time that its caller names, and the thread that carries
-//! them out.
+//! The size of a pool: decisions in pure code with a time that the caller passes, and the thread that carries them out.
 //!
 //! The [`planner`] sees jobs, agents and the group, and names the next steps with their reasons. It asks nothing and
 //! waits for nothing, so that `mayfly manager simulate` can run it over a day in virtual time. The [`scaler`] feeds it and
@@ -26,7 +25,7 @@ use policy::Policies;
 
 use super::pool::PoolSettings;
 
-/// What decides about the size of a pool.
+/// The settings that decide the size of a pool.
 #[derive(Clone, Debug)]
 pub struct Sizing {
     /// Jobs at once on an instance, at least 1.
@@ -37,11 +36,11 @@ pub struct Sizing {
     pub max_use_count: Option<u32>,
     /// Jobs that run or are held at once.
     pub max_jobs: u32,
-    /// How fast the pool may grow.
+    /// The limits of growth.
     pub growth: Growth,
-    /// How much idle capacity is kept when.
+    /// The idle capacity by time.
     pub policies: Policies,
-    /// How long a running instance may take to register.
+    /// The time within which a running instance must register.
     pub registration_timeout: Duration,
     /// Instances in a row that do not register before growth stops.
     pub failure_threshold: u32,
@@ -50,7 +49,7 @@ pub struct Sizing {
 }
 
 impl Sizing {
-    /// Of a pool's settings.
+    /// The settings of a pool.
     pub fn of(pool: &PoolSettings) -> Self {
         let limit = pool.runner.limit.unwrap_or(u32::MAX);
         Self {

@@ -1,4 +1,4 @@
-//! What the planner sees of a pool at one moment.
+//! The input of the planner: the state of a pool at one moment.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -14,14 +14,14 @@ use crate::manager::workload::{AgentState, Snapshot};
 pub struct Now {
     /// Since the planner began.
     pub elapsed: Duration,
-    /// For policies.
+    /// The time of day, for policies.
     pub time: Timestamp,
 }
 
 /// Everything that a decision is made of.
 #[derive(Clone, Debug)]
 pub struct Observation {
-    /// When.
+    /// The time of the observation.
     pub now: Now,
     /// The pool's jobs.
     pub jobs: Jobs,
@@ -41,29 +41,29 @@ pub struct Agents {
 /// An agent, as far as the pool's size depends on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agent {
-    /// Its instance.
+    /// The instance of the agent.
     pub instance: String,
-    /// What it does.
+    /// The activity of the agent.
     pub work: Work,
     /// Jobs that it accepted.
     pub builds: u32,
-    /// How long nothing was heard of it.
+    /// The time since the agent's last request.
     pub silent: Duration,
 }
 
-/// What an agent does.
+/// The activity of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// It has had no job for this long.
+    /// The agent has had no job for this time.
     Idle(Duration),
-    /// It has one.
+    /// The agent has a job.
     Busy,
-    /// It leaves.
+    /// The agent leaves.
     Leaving,
 }
 
 impl Observation {
-    /// Of the workload at `at`, which is the instant of `now`.
+    /// Creates the observation from the workload at `at`, which is the instant of `now`.
     pub fn new(now: Now, at: Instant, snapshot: &Snapshot, group: Option<Group>) -> Self {
         let agent = |view: &crate::manager::workload::AgentView| Agent {
             instance: view.instance.clone(),
@@ -102,7 +102,7 @@ impl Agents {
         self.all.iter()
     }
 
-    /// How many there are.
+    /// The number of agents.
     pub fn len(&self) -> usize {
         self.all.len()
     }

@@ -46,43 +46,43 @@ struct Expected {
 /// A step of the scaler, and its reason.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
-    /// How many instances the pool needs.
+    /// The number of instances that the pool needs.
     pub wanted: Wanted,
     /// The policy that applies.
     pub policy: String,
-    /// How it requests jobs.
+    /// The mode in which the pool polls for jobs.
     pub intake: Option<Intake>,
-    /// In this order.
+    /// The steps in order.
     pub steps: Vec<Step>,
     /// Jobs that may be held beyond what idle agents take.
     pub hold_budget: u32,
-    /// What an operator should know.
+    /// Messages for the operator.
     pub notes: Vec<Note>,
     /// Why growth is stopped, if it is.
     pub stopped: Option<String>,
     /// The next decision is due after this time, even if nothing changes.
     pub again: Option<Duration>,
-    /// How long instances took to register that have just done so.
+    /// The boot times of instances that have just registered.
     pub boots: Vec<Duration>,
 }
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// What.
+    /// The action.
     pub action: Action,
     /// Why.
     pub reason: String,
 }
 
-/// What can be done.
+/// The actions of the planner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Set the desired capacity.
     SetTarget {
-        /// What it was.
+        /// The previous desired capacity.
         from: u32,
-        /// What it is to be.
+        /// The new desired capacity.
         to: u32,
     },
     /// Tell an idle agent to leave.
@@ -91,10 +91,10 @@ pub enum Action {
     Terminate(String, CapacityChange),
 }
 
-/// What an operator should know.
+/// A message for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// In order.
+    /// An expected change.
     Info(String),
     /// Something is wrong.
     Warning(String),
@@ -407,7 +407,7 @@ impl Planner {
         }
     }
 
-    /// As many jobs as instances can be added for.
+    /// The number of jobs for which instances can be added.
     fn hold_budget(&mut self, seen: &Observation, policy: &Policy, bounds: Bounds, counted: Counted) -> u32 {
         if policy.intake == Intake::Relay {
             return 0;
@@ -452,11 +452,11 @@ fn effect(change: CapacityChange) -> &'static str {
 struct Counted {
     /// The desired capacity.
     desired: u32,
-    /// That start or run, and are not terminated yet.
+    /// Instances that start or run and are not terminated yet.
     live: u32,
-    /// Of these, those whose agent leaves.
+    /// Of these, instances whose agent leaves.
     going: u32,
-    /// Of these, those with an agent that stays.
+    /// Of these, instances with an agent that stays.
     ready: u32,
     /// That stay, with those that the group is about to start.
     base: u32,

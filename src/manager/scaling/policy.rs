@@ -1,4 +1,4 @@
-//! Which idle target applies when: the policies of both dialects of gitlab-runner, normalised into one list.
+//! Selects the idle target for a time: the policies of both kinds of fleets of gitlab-runner, normalised into one list.
 //!
 //! One formula serves both dialects: `clamp(round(factor x active), floor, cap)`. The dialect decides the rounding and
 //! the bounds (see [`super::tables`]).
@@ -29,24 +29,24 @@ pub struct Window {
     pub periods: Vec<Period>,
     /// The clock by which the periods are meant.
     pub zone: Zone,
-    /// What applies then.
+    /// The policy at these times.
     pub policy: Policy,
 }
 
-/// How much idle capacity is kept, for how long, and when jobs are requested.
+/// The idle capacity, its idle time, and the mode of polling.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// Which one it is, for logs and pages: "policy 2 (`* 9-17 * * mon-fri`, Europe/Amsterdam)".
     pub label: String,
-    /// How much idle capacity.
+    /// The idle capacity.
     pub idle: IdleTarget,
-    /// How long a surplus idle instance stays.
+    /// The time after which a surplus idle instance is terminated.
     pub idle_time: Duration,
-    /// When jobs are requested.
+    /// The mode of polling.
     pub intake: Intake,
 }
 
-/// When the manager requests jobs from GitLab.
+/// The condition under which the manager polls for jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Intake {
     /// Only while an idle agent waits.
@@ -55,7 +55,7 @@ pub enum Intake {
     HoldAhead,
 }
 
-/// How a fraction of an idle slot counts.
+/// The rounding of a fraction of an idle slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rounding {
     /// As docker+machine does.
@@ -73,7 +73,7 @@ pub struct IdleTarget {
     pub factor: f64,
     /// The factor's result counts up to here; `None` for no bound.
     pub cap: Option<u32>,
-    /// Of the factor's result.
+    /// The rounding of the factor's result.
     pub rounding: Rounding,
 }
 

@@ -33,7 +33,7 @@ impl Removals {
         let is_new = !self.0.contains_key(instance);
         let known = self.0.entry(instance.to_owned()).or_default();
         if known.missing.take().is_some() {
-            // It came back: whatever it was told before was for the one that left.
+            // The instance registered again: the earlier order was for the agent that left.
             *known = Known::default();
         }
         known.builds = builds;
@@ -102,7 +102,7 @@ impl Removals {
         (now.saturating_sub(missing) >= RESTART).then_some("its agent is gone")
     }
 
-    /// When something may become due.
+    /// The time at which the next step may be due.
     pub fn next(&self, now: Duration) -> Option<Duration> {
         let due = |known: &Known| match (known.terminated, known.retry, known.missing) {
             (true, ..) => None,

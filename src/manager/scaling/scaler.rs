@@ -1,4 +1,4 @@
-//! The thread that keeps the size of one pool: looks at the group, asks the planner, and carries out its steps.
+//! The thread that keeps the size of one pool: reads the group, calls the planner, and carries out its steps.
 //!
 //! One refused or throttled call never stops it: the next round decides anew.
 
@@ -31,7 +31,7 @@ const LEAST_ROUND: Duration = Duration::from_millis(50);
 /// and at least this many times the CPU time of the decision: so that those of a large fleet take a small part of a core.
 const PAUSE: u32 = 50;
 const MOST_PAUSE: Duration = Duration::from_millis(500);
-/// Between two looks at failed starts while instances are awaited.
+/// The interval of reads of failed starts while instances are expected.
 const FAILED_STARTS: Duration = Duration::from_secs(20);
 /// Agents reconnect within this time after a restart of the manager.
 const RECONNECT: Duration = Duration::from_secs(120);
@@ -136,7 +136,7 @@ pub fn delete_instances(pool: &PoolSettings, workload: &dyn Workload, engine: &d
     left.len()
 }
 
-/// What the thread knows.
+/// The state of the thread.
 struct Rounds {
     pool: PoolSettings,
     workload: Arc<dyn Workload>,

@@ -1,4 +1,4 @@
-//! How many instances a pool needs, and why.
+//! Calculates the number of instances that a pool needs, with the reason.
 
 use super::policy::Policy;
 
@@ -11,7 +11,7 @@ pub struct Jobs {
     pub running: u32,
 }
 
-/// What bounds the number of instances.
+/// The bounds of the number of instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Jobs at once on an instance, at least 1.
@@ -22,7 +22,7 @@ pub struct Bounds {
     pub group: Option<(u32, u32)>,
 }
 
-/// How many instances are wanted, by what it is made of.
+/// The wanted number of instances, and its terms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Instances.

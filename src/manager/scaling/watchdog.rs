@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// How long growth is stopped at first, before one instance is tried; doubled with each failure.
+/// The first pause of growth before one instance is tried; doubled with each failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(5 * 60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// An instance may be starting for this many times the time in which a running one must register.
@@ -20,7 +20,7 @@ pub struct Watchdog {
     /// Instances that did not register, or could not be started, in a row.
     failures: u32,
     breaker: Breaker,
-    /// When the breaker last opened.
+    /// The time at which the breaker last opened.
     opened: Duration,
     pause: Duration,
 }
@@ -34,9 +34,9 @@ struct Boot {
 /// Whether the pool may grow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Breaker {
-    /// It may.
+    /// Growth is allowed.
     Closed,
-    /// It may not, until then.
+    /// Growth is stopped until this time.
     Open {
         /// Time of the next try.
         until: Duration,
@@ -50,12 +50,12 @@ pub enum Breaker {
     },
 }
 
-/// What became of an instance that did not register.
+/// The reaction to an instance that did not register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overdue {
     /// Another one is to take its place.
     Replace,
-    /// It is one too many in a row.
+    /// Too many instances in a row failed: stop growth.
     Stop,
 }
 
@@ -119,7 +119,7 @@ impl Watchdog {
         self.boots.iter().filter_map(|(instance, boot)| Some((instance.clone(), late(boot)?))).collect()
     }
 
-    /// When the next one will be overdue.
+    /// The time at which the next instance will be overdue.
     pub fn next(&self, now: Duration) -> Option<Duration> {
         let due = |boot: &Boot| boot.running.map_or(boot.seen + self.timeout * STARTING, |since| since + self.timeout);
         let breaker = match &self.breaker {

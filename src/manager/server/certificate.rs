@@ -1,4 +1,4 @@
-//! The certificate that agents see.
+//! The server certificate.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -16,7 +16,7 @@ use super::request::{Parsed, Request, Response, parse};
 pub enum NoRequest {
     /// The client closed the connection, was too slow, or the network failed.
     Gone(io::Error),
-    /// What came is no request; the status and the reason to answer with.
+    /// The bytes are not a request; the status and the reason of the response.
     Refused(u16, &'static str),
 }
 
@@ -28,7 +28,7 @@ pub struct Connection {
     early: Vec<u8>,
     /// The client keeps it after the response.
     keep: bool,
-    /// When it was last used.
+    /// The time of the last use.
     pub used: Instant,
 }
 

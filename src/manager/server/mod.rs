@@ -30,9 +30,9 @@ use workers::{Task, Workers};
 
 /// The timeout for receiving a request, and for sending a response.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an unused connection is kept: longer than agents keep theirs.
+/// The time after which an unused connection is closed: longer than agents keep theirs.
 const IDLE: Duration = Duration::from_secs(20 * 60);
-/// Between two looks for unused connections.
+/// The interval of checks for unused connections.
 const SWEEP: Duration = Duration::from_secs(60);
 /// Connections at once.
 const CONNECTIONS: usize = 8192;
@@ -55,7 +55,7 @@ impl Ticket {
     }
 }
 
-/// What requests mean.
+/// Answers requests.
 pub trait Handler: Send + Sync {
     /// Answers a request, now or later.
     fn handle(&self, request: Request, exchange: Exchange);

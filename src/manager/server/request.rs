@@ -29,14 +29,14 @@ impl Request {
     }
 }
 
-/// What bytes are so far.
+/// The state of the received bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed {
     /// More bytes are needed.
     Incomplete,
     /// A request, and how many bytes it takes.
     Request(Request, usize),
-    /// It cannot be answered but with this status.
+    /// The request is refused with this status.
     Refused(u16, &'static str),
 }
 
@@ -109,7 +109,7 @@ impl Response {
         Self { status, headers: Vec::new(), body: serde_json::to_vec(body).unwrap_or_default() }
     }
 
-    /// What is wrong, in GitLab's form.
+    /// A response with an error message in GitLab's format.
     pub fn message(status: u16, why: &str) -> Self {
         Self::json(status, &serde_json::json!({ "message": why }))
     }

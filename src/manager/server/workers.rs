@@ -19,9 +19,9 @@ const STACK: usize = 256 * 1024;
 
 /// Something to do for a connection.
 pub enum Task {
-    /// It has something to say.
+    /// The connection has bytes to read.
     Serve { shared: Arc<Shared>, number: u64, connection: Connection },
-    /// It gets the response it waits for.
+    /// The response that the connection waits for is ready.
     Respond { shared: Arc<Shared>, ticket: Ticket, connection: Connection, response: Response },
 }
 
@@ -55,7 +55,7 @@ struct State {
 }
 
 impl Workers {
-    /// Has something done.
+    /// Queues a task.
     pub fn put(&self, task: Task) {
         let mut state = self.inner.lock();
         if state.stopped {

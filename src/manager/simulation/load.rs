@@ -1,4 +1,4 @@
-//! The jobs of a simulated day: from a CSV file, or so many of one length.
+//! The jobs of a simulated day: from a CSV file, or a number of jobs of the same duration.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use crate::config::duration;
 /// A job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Job {
-    /// When it is created, since the day began.
+    /// The time at which the job is created, since the start of the day.
     pub start: Duration,
-    /// How long it runs.
+    /// The duration of the job.
     pub length: Duration,
 }
 

@@ -1,5 +1,5 @@
-//! What a fleet would do over a day: the manager's own decision code in virtual time, against a group that starts
-//! instances after a boot time and a GitLab that has jobs when a load says so.
+//! Simulates a fleet over a day: the manager's own decision code in virtual time, with a group that starts instances
+//! after a boot time, and a GitLab whose jobs come from a load.
 
 pub mod at;
 pub mod load;
@@ -21,9 +21,9 @@ pub struct Scenario {
     pub sizing: Sizing,
     /// Largest number of instances of the group.
     pub group_maximum: Option<u32>,
-    /// When the day begins.
+    /// The start of the day.
     pub begins: Timestamp,
-    /// How long it lasts.
+    /// The length of the simulation.
     pub length: Duration,
     /// From the start of an instance to the registration of its agent.
     pub boot: Duration,

@@ -1,4 +1,4 @@
-//! A simulated day for people: a table by the hour, totals, and a chart.
+//! Prints a simulated day: a table by the hour, totals, and a chart.
 
 use std::fmt::Write;
 use std::time::Duration;

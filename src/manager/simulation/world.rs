@@ -1,4 +1,4 @@
-//! The simulated world: a queue, a group and its instances, moved from one event to the next.
+//! The simulated world: a queue, a group and its instances, advanced from event to event.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,20 +16,20 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Decisions at one moment; each carries out the steps of the one before.
 const ROUNDS: usize = 20;
 
-/// What a day was like.
+/// The result of a day.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Day {
     /// One each minute.
     pub samples: Vec<Sample>,
-    /// How long each job waited, in the order of their creation; `None` for one that had not started at the end.
+    /// The waiting time of each job, in the order of creation; `None` for a job that had not started at the end.
     pub waits: Vec<Option<Duration>>,
     /// Instances that were started.
     pub started: u32,
     /// Time of all instances together.
     pub instance_time: Duration,
-    /// Of that, with a job.
+    /// The part of that time with a job.
     pub busy_time: Duration,
-    /// What the manager would have logged of its policies, with its time.
+    /// The changes of the policy that the manager would log, with their times.
     pub policies: Vec<(Duration, String)>,
 }
 
@@ -74,9 +74,9 @@ struct Instance {
     began: Duration,
     idle_since: Duration,
     builds: u32,
-    /// When each of its jobs ends.
+    /// The times at which the jobs of the instance end.
     jobs: Vec<Duration>,
-    /// Its agent has left.
+    /// Whether the agent of the instance has left.
     left: bool,
 }
 

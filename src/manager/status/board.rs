@@ -40,12 +40,12 @@ pub struct PoolStatus {
     pub engine_error: Option<String>,
     decisions: VecDeque<(Timestamp, String)>,
     history: History,
-    /// When the manager first saw each instance.
+    /// The time at which the manager first listed each instance.
     seen: BTreeMap<String, Instant>,
     pub counts: Counts,
 }
 
-/// What only grows.
+/// Counters that only increase.
 pub struct Counts {
     /// Failed calls, by what they ask for.
     pub api_errors: BTreeMap<String, u64>,

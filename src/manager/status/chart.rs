@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-/// Of a chart, in its own units.
+/// The width of a chart, in its own units.
 pub const WIDTH: f64 = 600.0;
 /// As [`WIDTH`].
 pub const HEIGHT: f64 = 200.0;
@@ -15,9 +15,9 @@ const COLUMNS: usize = 800;
 
 /// One line of a chart.
 pub struct Series<'a> {
-    /// Its name in the legend.
+    /// The name in the legend.
     pub name: &'a str,
-    /// Its colour.
+    /// The colour of the line.
     pub colour: &'a str,
     /// The numbers at equal distances.
     pub values: &'a [u32],

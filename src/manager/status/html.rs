@@ -1,4 +1,4 @@
-//! The status page: one document without external assets, whole without JavaScript, and live with it.
+//! The status page: one document without external assets. It is complete without JavaScript, and JavaScript updates it.
 
 use std::fmt::Write;
 use std::sync::OnceLock;

@@ -1,4 +1,4 @@
-//! What a manager shows: a page for people, the same as JSON, and metrics for Prometheus.
+//! The status of a manager: a page, the same data as JSON, and metrics for Prometheus.
 //!
 //! Everything is read-only. No secret is here to be shown: the board knows no token, and a job only by its number, project
 //! and link. All text from elsewhere is escaped.

@@ -113,7 +113,7 @@ fn shown_with_jobs() -> (Arc<StatusBoard>, Pages, Arc<Fixed>) {
     (board, pages, jobs)
 }
 
-/// What a browser makes of the page, and what it complains of. It is installed by `tests/setup.sh`.
+/// Loads the page in a browser, which `tests/setup.sh` installs; returns its text and the errors on its console.
 fn browse(address: &str, arguments: &[&str]) -> (String, String) {
     let profile = tempfile::tempdir().expect("a directory");
     let output = std::process::Command::new("chromium")

@@ -9,7 +9,7 @@ pub struct ManagerView {
     pub kind: String,
     /// The version of the program.
     pub version: String,
-    /// When this was made (RFC 3339).
+    /// The time of the status (RFC 3339).
     pub time: String,
     /// Since when the manager has been running (RFC 3339).
     pub started: String,
@@ -20,7 +20,7 @@ pub struct ManagerView {
 /// A pool.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PoolView {
-    /// Its name.
+    /// The name of the pool.
     pub name: String,
     /// The policy in force.
     pub policy: String,
@@ -44,7 +44,7 @@ pub struct PoolView {
     pub engine_error: Option<String>,
     /// The instances.
     pub instances: Vec<InstanceView>,
-    /// What was decided and what happened, the newest first.
+    /// Decisions and events, the newest first.
     pub decisions: Vec<DecisionView>,
     /// Over the last hours.
     pub history: HistoryView,
@@ -53,7 +53,7 @@ pub struct PoolView {
 /// A group.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GroupView {
-    /// Its name.
+    /// The name of the group.
     pub name: String,
     /// The desired capacity.
     pub desired: u32,
@@ -66,13 +66,13 @@ pub struct GroupView {
 /// An instance.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct InstanceView {
-    /// Its id.
+    /// The id of the instance.
     pub instance: String,
     /// `creating`, `starting`, `idle`, `busy`, `leaving`, `terminating`, `held`, `aside`, `lost`.
     pub state: String,
-    /// How long the manager has known it.
+    /// The time since the manager first listed the instance.
     pub age_seconds: u64,
-    /// How long it has had no job, if it has none.
+    /// The time since its last job; `None` while it has one.
     pub idle_seconds: Option<u64>,
     /// The version of its agent.
     pub version: String,
@@ -80,33 +80,33 @@ pub struct InstanceView {
     pub capacity: u32,
     /// Jobs that it accepted.
     pub builds: u32,
-    /// How long nothing was heard of its agent.
+    /// The time since the agent's last request.
     pub silent_seconds: Option<u64>,
-    /// Its jobs.
+    /// The jobs of the agent.
     pub jobs: Vec<JobView>,
 }
 
 /// A job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct JobView {
-    /// Its number.
+    /// The id of the job in GitLab.
     pub id: String,
-    /// Its project.
+    /// The path of the project.
     pub project: String,
-    /// Its page in GitLab; empty if unknown.
+    /// The URL of the job's page in GitLab; empty if unknown.
     pub link: String,
-    /// How long it has been running.
+    /// The time since the job started.
     pub seconds: u64,
-    /// Where it is.
+    /// The phase of the job.
     pub phase: String,
 }
 
 /// Something that was decided, or that happened.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DecisionView {
-    /// When (RFC 3339).
+    /// The time of the event (RFC 3339).
     pub time: String,
-    /// What, and why.
+    /// The event and its reason.
     pub text: String,
 }
 
@@ -115,7 +115,7 @@ pub struct DecisionView {
 pub struct HistoryView {
     /// The distance.
     pub interval_seconds: u64,
-    /// When the last point began, in seconds since the epoch.
+    /// The start of the last point, in seconds since the epoch.
     pub end: i64,
     /// Jobs that wait.
     pub waiting: Vec<u32>,

@@ -7,17 +7,17 @@ use serde::{Deserialize, Serialize};
 /// A registered agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentRecord {
-    /// Its instance.
+    /// The instance of the agent.
     pub instance: String,
     /// The boot in which it registered.
     pub boot: String,
     /// SHA-256 of its token.
     pub token_hash: String,
-    /// Its version.
+    /// The version of the agent.
     pub version: String,
     /// Jobs that it runs at once.
     pub capacity: u32,
-    /// When it registered, in seconds since the epoch.
+    /// The time of the registration, in seconds since the epoch.
     pub registered: u64,
     /// Jobs that it accepted.
     pub builds: u32,
@@ -26,15 +26,15 @@ pub struct AgentRecord {
 /// A job that was taken from GitLab and has not ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRecord {
-    /// Its id in GitLab.
+    /// The id of the job in GitLab.
     pub id: String,
-    /// When it was taken, in seconds since the epoch.
+    /// The time at which the job was received, in seconds since the epoch.
     pub taken: u64,
-    /// Its token, encrypted.
+    /// The token of the job, encrypted.
     pub token: String,
-    /// Its payload, encrypted; `None` once an agent accepted it.
+    /// The payload of the job, encrypted; `None` after an agent accepted it.
     pub payload: Option<String>,
-    /// Its project and page, for people.
+    /// The project of the job and the URL of its page, for display.
     pub project: String,
     /// See `project`.
     pub link: String,
@@ -43,16 +43,16 @@ pub struct JobRecord {
     /// Whether lines of its log begin with a time.
     #[serde(default)]
     pub timestamps: bool,
-    /// What the manager wrote into its log.
+    /// The lines that the manager wrote to the job's log.
     #[serde(default)]
     pub trace: String,
-    /// How much of that GitLab has for certain.
+    /// The number of bytes of the log that GitLab has acknowledged.
     #[serde(default)]
     pub trace_sent: u64,
     /// The agent that accepted it.
     #[serde(default)]
     pub accepted: Option<Accepted>,
-    /// It is to be failed at GitLab, for this reason.
+    /// The reason, if the job must be failed at GitLab.
     #[serde(default)]
     pub failed: Option<String>,
     /// The last line of its log, if it is to be failed.
@@ -60,14 +60,14 @@ pub struct JobRecord {
     pub last_line: String,
 }
 
-/// Who accepted a job.
+/// The agent that accepted a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
     /// The offer.
     pub offer: String,
     /// The instance.
     pub instance: String,
-    /// When, in seconds since the epoch.
+    /// The time of the acceptance, in seconds since the epoch.
     pub at: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Secrets at rest: job payloads and tokens are encrypted with a key that never leaves the state directory.
+//! Encrypts job payloads and tokens with a key that never leaves the state directory.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};

@@ -1,4 +1,4 @@
-//! Whether a group is set up for a manager: `mayfly check` prints what this finds.
+//! Checks whether a group is configured for a manager, for `mayfly check`.
 
 use super::{Aws, EC2_VERSION, EngineError, LOOK, hooks, of_call};
 use crate::instance::aws::transport::Request;
@@ -142,7 +142,7 @@ fn capacity_rebalance(answer: &str) -> Option<Examined> {
     })
 }
 
-/// Whatever else moves the desired capacity.
+/// Checks for other scaling policies and scheduled actions that change the desired capacity.
 fn policies(aws: &Aws) -> Examined {
     let names = |action: &str, list: &str, name: &'static str| -> Result<Vec<String>, EngineError> {
         let answer = aws.of_group(action)?;

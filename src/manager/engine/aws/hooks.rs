@@ -9,7 +9,7 @@ use super::{Aws, EngineError};
 use crate::instance::aws::xml::members;
 use crate::sync;
 
-/// What AWS takes for a hook without a timeout of its own.
+/// The default timeout of a lifecycle hook (AWS).
 const HOOK_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The group's hooks are read again after this time.
 const FRESH: Duration = Duration::from_secs(300);

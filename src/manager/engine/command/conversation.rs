@@ -1,4 +1,4 @@
-//! A program that runs, and one line to and from it at a time.
+//! A running program, which reads and writes one line at a time.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
