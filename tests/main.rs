@@ -8,6 +8,7 @@ mod boots;
 mod caches;
 mod checkouts;
 mod commands;
+mod configurations;
 mod containers;
 mod crash;
 mod credentials;

@@ -8,6 +8,7 @@ use crate::support::docker::{Docker, EngineKind, ROOTLESS_UID};
 use crate::support::git::GitServer;
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::job;
+use crate::support::registry::{PASSWORD, Registry, USER, login};
 use crate::support::scenario::Scenario;
 
 /// Runs jobs with sources, a service, caches, artifacts and an exit status; twice, so that a checkout is reused.
@@ -71,9 +72,25 @@ fn assert_missing_shell_is_reported(engine: &Docker) {
     assert!(job.has("cannot run scripts: it has no shell"), "{}", job.log());
 }
 
+/// A pull from a registry with a password and plain HTTP, with and without a login.
+fn assert_images_are_pulled(engine: &Docker) {
+    let registry = Registry::start(engine);
+    let image = registry.push(&engine.image(&[]), "team/app:1");
+    let gitlab = GitLab::start();
+    let scenario = Scenario::containers().engine(&engine.host()).docker("pull_policy = \"always\"");
+    let asked = || job(&["echo pulled"]).set("image", json!({"name": image}));
+    let login = login(&registry.address, USER, PASSWORD);
+    let pulled = scenario.home(&gitlab).run(&gitlab, asked().variable("DOCKER_AUTH_CONFIG", &login));
+    assert!(pulled.state == "success" && pulled.has("pulled"), "{}", pulled.log());
+    let refused = scenario.home(&gitlab).run(&gitlab, asked());
+    assert_eq!(refused.failure_reason.as_deref(), Some("runner_configuration_error"), "{}", refused.log());
+    assert!(refused.has("unauthorized"), "{}", refused.log());
+}
+
 #[test]
 fn podman_runs_jobs_as_root() {
     let engine = Docker::of_kind(EngineKind::Podman);
+    assert_images_are_pulled(&engine);
     run_whole_jobs(&engine, None);
     assert_missing_shell_is_reported(&engine);
 }

@@ -26,7 +26,7 @@ fn run(gitlab: &GitLab, agent: &Agent, job: JobBuilder) {
 }
 
 /// The directory of a project below the builds directory.
-fn project(home: &Home, name: &str) -> Option<PathBuf> {
+pub fn project(home: &Home, name: &str) -> Option<PathBuf> {
     fn find(directory: PathBuf, name: &str) -> Option<PathBuf> {
         let entries: Vec<_> = std::fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path()).collect();
         entries
@@ -65,6 +65,32 @@ fn the_least_recently_used_build_directories_go_when_there_are_too_many_bytes() 
     assert!((600_000.0..700_000.0).contains(&bytes), "{bytes}");
     agent.signal("QUIT");
     assert!(agent.wait().success());
+}
+
+#[test]
+fn build_directories_from_before_are_limited_too() {
+    let of_shell = ["old/0/team/left/big", "old/0/team/left.tmp/x", "data/0/team/no-project/big"];
+    let of_containers = ["old/project-5-0/team/left/big", "old/unknown-5-0/team/left/big"];
+    for (scenario, paths, gone, kept) in [
+        (Scenario::shell(), &of_shell[..], "old/0/team/left", "data/0/team/no-project/big"),
+        (Scenario::containers(), &of_containers[..], "old/project-5-0", "old/unknown-5-0/team/left/big"),
+    ] {
+        let gitlab = GitLab::start();
+        let home = scenario.runner("[runners.mayfly]\nbuilds_max_size = 100000").home(&gitlab);
+        let builds = home.path("builds");
+        for path in paths {
+            let path = builds.join(path);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("create the directory");
+            std::fs::write(path, vec![1; 300_000]).expect("write a file");
+        }
+        let mut agent = home.start(&[]);
+        run(&gitlab, &agent, job(&["true"]));
+        agent.wait_for_log("build directory removed");
+        assert!(!builds.join(gone).exists() && builds.join(kept).exists(), "{}", agent.log());
+        assert!(agent.log().contains("unrecorded build directories found"), "{}", agent.log());
+        agent.signal("QUIT");
+        assert!(agent.wait().success());
+    }
 }
 
 #[test]

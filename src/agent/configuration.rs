@@ -16,6 +16,7 @@ use crate::executor::docker::host;
 use crate::job::build_dir::BuildDir;
 use crate::job::build_dirs::Remove;
 use crate::job::context::RunnerContext;
+use crate::job::existing_builds::Layout;
 use crate::job::removal::DirectoryRemoval;
 use crate::monitor::metrics::RunnerLabels;
 
@@ -82,6 +83,9 @@ impl Agent {
             (context.builds.clone(), context.runner.build_limits, remove)
         };
         let builds = self.contexts.iter().map(of_builds).collect();
+        let layout = |context: &RunnerContext| layout_of(context, self.config.concurrent);
+        let layouts = self.contexts.iter().map(|context| (context.builds.clone(), layout(context)));
+        self.storage.build_dirs.set_layouts(layouts);
         let of_images = |runner: &Arc<Runner>| {
             let age = runner.images_max_age.filter(|_| runner.executor.has_containers())?;
             Some((host::address(&runner.docker).ok()?, age))
@@ -182,5 +186,20 @@ impl Agent {
         let user = self.options.user.as_deref().or(self.config.user.as_deref());
         let (builds, caches) = (context.builds.clone(), context.caches.clone());
         Requirements::new(&self.config, builds, caches, ScriptRunner::of(runner, user, self.config.concurrent))
+    }
+}
+
+/// Where the jobs of a runner have their build directories. `slots`: the number of slots, which may have separate users.
+fn layout_of(context: &RunnerContext, slots: u32) -> Layout {
+    if context.runner.executor.has_containers() {
+        return Layout::Containers;
+    }
+    let place = |context: RunnerContext| {
+        let user = context.executor.user().map(|user| user.name.clone());
+        (context.builds, user)
+    };
+    match context.executor.for_slot(0) {
+        None => Layout::Shell(vec![place(context.clone())]),
+        Some(_) => Layout::Shell((0..slots as usize).map(|slot| place(context.clone().in_slot(slot))).collect()),
     }
 }

@@ -5,7 +5,7 @@
 //! and a job cannot keep its directory by changing file times. A directory is removed only while no job uses it; a job
 //! that needs the directory waits for the end of the removal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::build_dir::BuildDir;
+use super::existing_builds::{self, Layout};
 use crate::config::cache::StorageLimits;
 use crate::decode;
 use crate::monitor::machine;
@@ -58,6 +59,10 @@ struct Inner {
     removing: Option<BuildDir>,
     /// The limits below each root, and how directories there are removed.
     limits: BTreeMap<PathBuf, (StorageLimits, Remove)>,
+    /// For each root, where the directories of its jobs are.
+    layouts: BTreeMap<PathBuf, Vec<Layout>>,
+    /// The roots in which unrecorded directories were searched.
+    searched: BTreeSet<PathBuf>,
 }
 
 /// A directory that a job uses; it is not removed until this is dropped.
@@ -81,6 +86,15 @@ impl BuildDirs {
     /// Sets the limits of the builds below `root`.
     pub fn limit(&self, root: &Path, limits: StorageLimits, remove: Remove) {
         self.lock().limits.insert(root.to_owned(), (limits, remove));
+    }
+
+    /// Sets where the directories of jobs are below each root, to find those that are not recorded.
+    pub fn set_layouts(&self, layouts: impl Iterator<Item = (PathBuf, Layout)>) {
+        let mut all: BTreeMap<PathBuf, Vec<Layout>> = BTreeMap::new();
+        for (root, layout) in layouts {
+            all.entry(root).or_default().push(layout);
+        }
+        self.lock().layouts = all;
     }
 
     /// Whether any root has limits.
@@ -110,11 +124,34 @@ impl BuildDirs {
         }
     }
 
+    /// Adds the directories below a root to the record that are not in it, once for each root.
+    fn find_existing(&self, root: &Path) {
+        let layouts = {
+            let mut inner = self.lock();
+            if !inner.searched.insert(root.to_owned()) {
+                return;
+            }
+            inner.layouts.get(root).cloned().unwrap_or_default()
+        };
+        let found: Vec<_> = layouts.iter().flat_map(|layout| existing_builds::find(root, layout)).collect();
+        let mut inner = self.lock();
+        let before = inner.known.len();
+        for (dir, changed) in found {
+            inner.known.entry(dir).or_insert(Usage { used: changed.min(now()), bytes: None });
+        }
+        let count = inner.known.len() - before;
+        if count > 0 {
+            log::info!("unrecorded build directories found path={} count={count}", root.display());
+            self.save(&inner);
+        }
+    }
+
     fn tidy_root(&self, root: &Path, limits: StorageLimits, remove: &Remove) -> Removed {
         let mut removed = Removed::default();
         if limits == StorageLimits::default() {
             return removed;
         }
+        self.find_existing(root);
         if limits.size.is_some() {
             self.measure(root);
         }

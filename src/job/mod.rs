@@ -8,6 +8,7 @@ pub mod containers;
 pub mod context;
 pub mod control;
 mod deadlines;
+pub mod existing_builds;
 pub mod fail_job;
 mod file_step;
 pub mod file_task;

@@ -15,6 +15,8 @@ use crate::sync;
 
 /// The interval of the checks while no job ends.
 const CHECK_INTERVAL: Duration = Duration::from_secs(3600);
+/// The delay of the first check, so that jobs of an earlier agent have claimed what they use.
+const FIRST_CHECK_DELAY: Duration = Duration::from_secs(60);
 /// The stack of the thread; measuring directories recurses.
 const STACK: usize = 1 << 20;
 
@@ -92,15 +94,17 @@ impl Storage {
     }
 
     fn tidy_when_woken(&self, woken: &Receiver<()>) {
+        let mut wait = FIRST_CHECK_DELAY;
         loop {
-            self.build_dirs.tidy();
-            self.images.tidy();
-            self.cache_volumes.tidy();
-            if woken.recv_timeout(CHECK_INTERVAL) == Err(RecvTimeoutError::Disconnected) {
+            if woken.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected) {
                 return;
             }
             // One check is enough for all jobs that ended meanwhile.
             while woken.try_recv().is_ok() {}
+            self.build_dirs.tidy();
+            self.images.tidy();
+            self.cache_volumes.tidy();
+            wait = CHECK_INTERVAL;
         }
     }
 }

@@ -117,6 +117,11 @@ impl EngineKind {
     }
 }
 
+/// Whether this test run uses Podman instead of Docker.
+pub fn is_podman_run() -> bool {
+    EngineKind::of_run() == EngineKind::Podman
+}
+
 /// The shared engine of this test run.
 pub fn docker() -> &'static Docker {
     static SHARED: OnceLock<Docker> = OnceLock::new();
