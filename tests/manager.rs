@@ -426,6 +426,26 @@ fn no_script_runs_twice_and_no_job_is_lost_whatever_dies() {
 }
 
 #[test]
+fn an_agent_registers_again_after_a_lost_response() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "", HOLD);
+    fleet.set_members(&["i-1"]);
+    let manager = fleet.start();
+    let register = |agent_token: &str| {
+        let introduction =
+            json!({"protocol": 1, "instance": "i-1", "boot": "b", "version": "0", "agent_token": agent_token});
+        fleet.call("POST", "runners/verify", FLEET_TOKEN, &json!({"token": FLEET_TOKEN, "mayfly": introduction}))
+    };
+    let [own, other] = ["1", "2"].map(|digit| format!("mfa-{}", digit.repeat(48)));
+    fleet.wait_until("the manager knows its members", || register(&own).0 != 404);
+    let (status, _, body) = register(&own);
+    assert_eq!((status, body["mayfly"]["token"].as_str()), (200, Some(own.as_str())), "{}", manager.log());
+    assert_eq!(register(&other).0, 409, "another agent on the same instance");
+    assert_eq!(register("mfa-1").0, 400, "a token that is easy to guess");
+    assert_eq!(manager.log().matches("agent registered").count(), 1, "{}", manager.log());
+}
+
+#[test]
 fn held_jobs_fail_when_the_state_directory_is_lost() {
     let gitlab = GitLab::start();
     let fleet = Fleet::new(&gitlab, "", HOLD);

@@ -8,7 +8,7 @@ use super::broker::{Admission, Broker, RegistrationError};
 use super::server::request::{Request, Response};
 use super::server::{Exchange, Handler, Ticket};
 use crate::coordinator::manager::protocol::{
-    Acceptance, Heartbeat, Introduction, MANAGER_HEADER, PROTOCOL, VerifyBody,
+    Acceptance, Heartbeat, Introduction, MANAGER_HEADER, PROTOCOL, VerifyBody, is_agent_token,
 };
 use crate::decode;
 use crate::digest::sha256;
@@ -88,6 +88,9 @@ impl Api {
         }
         if !is_name(&introduction.instance) || !is_name(&introduction.boot) {
             return Response::message(400, "instance and boot must have 1 to 128 visible characters");
+        }
+        if introduction.agent_token.as_ref().is_some_and(|token| !is_agent_token(token)) {
+            return Response::message(400, "agent_token must be `mfa-` and 48 hexadecimal digits");
         }
         match self.admit(&introduction, body.token.as_ref()) {
             Ok(broker) => register(&broker, &introduction),

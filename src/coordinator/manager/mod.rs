@@ -72,7 +72,10 @@ pub struct AgentIdentity {
 struct Kept {
     url: String,
     identity: Identity,
-    welcome: Welcome,
+    /// The agent's token, stored before the first request that contains it.
+    token: Token,
+    /// The manager's response; `None` until it has arrived.
+    welcome: Option<Welcome>,
 }
 
 /// Whether the machine is ready for the pool's jobs.
@@ -110,7 +113,7 @@ impl ManagerClient {
     pub fn new(agent: AgentIdentity, jobs: Arc<ManagedJobs>, on_welcome: OnWelcome) -> Result<Self, Error> {
         let base = api_base(&agent.url);
         let client = Client::new(&base, &agent.tls, &user_agent(), agent.connection_max_age)?;
-        let kept = load(&agent);
+        let kept = load(&agent).and_then(|kept| kept.welcome);
         Ok(Self {
             base,
             agent,
@@ -195,10 +198,19 @@ impl ManagerClient {
         if let Some(known) = &*welcome {
             return Ok(known.token.clone());
         }
+        let agent_token = match load(&self.agent) {
+            Some(kept) => kept.token,
+            None => {
+                let token = protocol::new_agent_token();
+                keep(&self.agent, &token, None);
+                token
+            }
+        };
         let mut introduction = Introduction {
             protocol: PROTOCOL,
             instance: self.agent.identity.instance.clone(),
             boot: self.agent.identity.boot.clone(),
+            agent_token: Some(agent_token),
             capacity: self.agent.capacity,
             version: VERSION.to_owned(),
             labels: self.agent.labels.clone(),
@@ -234,7 +246,7 @@ impl ManagerClient {
                     self.agent.identity.instance,
                     answer.mayfly.pool
                 );
-                keep(&self.agent, &answer.mayfly);
+                keep(&self.agent, &answer.mayfly.token, Some(&answer.mayfly));
                 let token = answer.mayfly.token.clone();
                 *welcome = Some(answer.mayfly);
                 Ok(token)
@@ -407,13 +419,18 @@ fn file_of(agent: &AgentIdentity) -> PathBuf {
 }
 
 /// Loads the registration of an earlier agent in this boot.
-fn load(agent: &AgentIdentity) -> Option<Welcome> {
+fn load(agent: &AgentIdentity) -> Option<Kept> {
     let kept: Kept = decode::json(&fs::read(file_of(agent)).ok()?).ok()?;
-    (kept.url == agent.url && kept.identity == agent.identity).then_some(kept.welcome)
+    (kept.url == agent.url && kept.identity == agent.identity).then_some(kept)
 }
 
-fn keep(agent: &AgentIdentity, welcome: &Welcome) {
-    let kept = Kept { url: agent.url.clone(), identity: agent.identity.clone(), welcome: welcome.clone() };
+fn keep(agent: &AgentIdentity, token: &Token, welcome: Option<&Welcome>) {
+    let kept = Kept {
+        url: agent.url.clone(),
+        identity: agent.identity.clone(),
+        token: token.clone(),
+        welcome: welcome.cloned(),
+    };
     let path = file_of(agent);
     let draft = path.with_extension("draft");
     let written = serde_json::to_vec(&kept).map_err(std::io::Error::other).and_then(|text| {

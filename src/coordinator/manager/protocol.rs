@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::{hex, sha256};
 use crate::instance::aws::caller_identity::SignedIdentity;
+use crate::random;
 use crate::token::Token;
 
 /// The version of this protocol.
@@ -28,6 +30,10 @@ pub const ORDER_HEADER: &str = "X-Mayfly-Agent";
 pub const REASON_HEADER: &str = "X-Mayfly-Reason";
 /// The value of [`ORDER_HEADER`] that orders the agent to leave.
 pub const LEAVE: &str = "leave";
+/// The prefix of every agent's token.
+const AGENT_TOKEN_PREFIX: &str = "mfa-";
+/// The number of random bytes in an agent's token.
+const AGENT_TOKEN_BYTES: usize = 24;
 /// The member of a job's payload that contains an [`Offer`].
 pub const OFFER_KEY: &str = "mayfly";
 /// The duration of a long poll in seconds.
@@ -44,6 +50,10 @@ pub struct Introduction {
     pub instance: String,
     /// The boot of the instance.
     pub boot: String,
+    /// The token that the agent chose for itself. A repeated registration with the same token succeeds, so the response
+    /// to the first may be lost. Without it the manager chooses a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_token: Option<Token>,
     /// The number of concurrent jobs, if the agent's own configuration sets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<u32>,
@@ -58,10 +68,23 @@ pub struct Introduction {
 }
 
 impl Introduction {
-    /// The text that a proof is bound to: this instance in this boot.
+    /// The text that a proof is bound to: this instance in this boot, and the agent's token, so that nobody else can use
+    /// the proof for a token of their own.
     pub fn binding(&self) -> String {
-        format!("{} {}", self.instance, self.boot)
+        let token = self.agent_token.as_ref().map(|token| sha256(token.reveal().as_bytes())).unwrap_or_default();
+        format!("{} {} {token}", self.instance, self.boot)
     }
+}
+
+/// A new token for an agent.
+pub fn new_agent_token() -> Token {
+    Token::new(format!("{AGENT_TOKEN_PREFIX}{}", hex(&random::bytes::<AGENT_TOKEN_BYTES>())))
+}
+
+/// Whether a token that an agent chose has the form of [`new_agent_token`].
+pub fn is_agent_token(token: &Token) -> bool {
+    let digits = token.reveal().strip_prefix(AGENT_TOKEN_PREFIX).unwrap_or_default();
+    digits.len() == 2 * AGENT_TOKEN_BYTES && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// The body of `POST runners/verify`.

@@ -6,16 +6,11 @@ use std::time::{Instant, SystemTime};
 use super::agents::Agent;
 use super::state::Phase;
 use super::{Broker, seconds};
-use crate::coordinator::manager::protocol::{Introduction, Welcome};
-use crate::digest::{hex, sha256};
+use crate::coordinator::manager::protocol::{Introduction, Welcome, new_agent_token};
+use crate::digest::sha256;
 use crate::failure::FailureReason;
 use crate::manager::store::records::{AgentRecord, Event};
 use crate::manager::workload::Workload;
-use crate::random;
-use crate::token::Token;
-
-/// The prefix of all agent tokens.
-const PREFIX: &str = "mfa-";
 
 /// Whether an instance is a member of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +26,7 @@ pub enum Admission {
 /// Why an agent may not register.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RegistrationError {
-    /// The instance has an agent in this boot.
+    /// The instance has an agent with another token in this boot.
     Taken,
     /// The state cannot be written.
     Store(String),
@@ -55,18 +50,28 @@ impl Broker {
     /// Registers an agent whose proof and membership are established. Errors: see [`RegistrationError`].
     pub fn register(&self, introduction: &Introduction) -> Result<Welcome, RegistrationError> {
         let settings = self.settings();
-        let token = Token::new(format!("{PREFIX}{}", hex(&random::bytes::<24>())));
+        let token = introduction.agent_token.clone().unwrap_or_else(new_agent_token);
+        let token_hash = sha256(token.reveal().as_bytes());
+        let welcome = Welcome {
+            token,
+            pool: self.name.clone(),
+            capacity: settings.capacity_per_instance,
+            ready_command: settings.instance_ready_command.clone(),
+        };
         let instance = introduction.instance.clone();
         let record = {
             let mut state = self.lock();
-            let known = state.agents.get(&instance).map(|agent| agent.record.boot.clone());
-            if known.is_some_and(|boot| boot == introduction.boot) {
-                return Err(RegistrationError::Taken);
+            let known = state.agents.get(&instance).filter(|agent| agent.record.boot == introduction.boot);
+            match known.map(|agent| agent.record.token_hash == token_hash) {
+                // The response to the first registration did not reach the agent.
+                Some(true) => return Ok(welcome),
+                Some(false) => return Err(RegistrationError::Taken),
+                None => {}
             }
             let record = AgentRecord {
                 instance: instance.clone(),
                 boot: introduction.boot.clone(),
-                token_hash: sha256(token.reveal().as_bytes()),
+                token_hash,
                 version: introduction.version.clone(),
                 capacity: introduction.capacity.unwrap_or(settings.capacity_per_instance).max(1),
                 registered: seconds(SystemTime::now()),
@@ -88,12 +93,7 @@ impl Broker {
             introduction.version
         );
         self.changed();
-        Ok(Welcome {
-            token,
-            pool: self.name.clone(),
-            capacity: settings.capacity_per_instance,
-            ready_command: settings.instance_ready_command.clone(),
-        })
+        Ok(welcome)
     }
 
     /// The instance of the agent with this token.
