@@ -600,7 +600,11 @@ impl GitLab {
                 && !may_be_silent
                 && (body["output"]["checksum"] != checksum.as_str() || body["output"]["bytesize"] != size)
             {
-                violations.push(format!("output {} for {checksum}, {size} bytes stored", body["output"]));
+                let log = String::from_utf8_lossy(&job.trace);
+                violations.push(format!(
+                    "job {}: output {} for {checksum}, {size} bytes stored:\n{log}",
+                    job.id, body["output"]
+                ));
             }
             job.ended = Some(Instant::now());
             job.exit_code = body["exit_code"].as_i64();

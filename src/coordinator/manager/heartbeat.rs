@@ -133,9 +133,11 @@ impl ManagedJobs {
         drop(self.rung.wait_while(inner, |inner| !inner.leaving && !holds()));
     }
 
-    fn wait(&self, timeout: Duration) {
+    /// Waits for the time of the next heartbeat. Returns true if there is a change to report.
+    fn wait(&self, timeout: Duration) -> bool {
         let inner = sync::lock(&self.inner);
-        drop(self.rung.wait_timeout_while(inner, timeout, |inner| !inner.news));
+        let mut inner = sync::wait_while(&self.rung, inner, timeout, |inner| !inner.news);
+        std::mem::take(&mut inner.news)
     }
 }
 
@@ -161,10 +163,14 @@ impl ManagerClient {
         let beat = move || {
             let mut wait = HEARTBEAT;
             loop {
-                jobs.wait(wait);
-                let Some(client) = client.upgrade().filter(|client| !client.has_stopped()) else { return };
+                let has_news = jobs.wait(wait);
+                let Some(client) = client.upgrade().filter(|client| !client.has_stopped()) else {
+                    // A reload made another client with the same jobs.
+                    jobs.ring();
+                    return;
+                };
                 // The request for a job of an idle agent is its sign of life.
-                let is_needed = jobs.has_facts() || !client.has_answered_within(IDLE_HEARTBEAT);
+                let is_needed = has_news || jobs.has_facts() || !client.has_answered_within(IDLE_HEARTBEAT);
                 wait = if !is_needed || client.beat() { HEARTBEAT } else { RETRY };
             }
         };
@@ -207,5 +213,18 @@ impl ManagerClient {
             on_leave(&reason);
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_reported_once_even_if_no_heartbeat_can_be_sent() {
+        let jobs = ManagedJobs::default();
+        jobs.ring();
+        assert!(jobs.wait(Duration::from_secs(3600)), "the change ends the wait");
+        assert!(!jobs.wait(Duration::ZERO), "without another change the thread waits");
     }
 }

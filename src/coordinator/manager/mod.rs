@@ -286,13 +286,13 @@ impl ManagerClient {
     }
 
     /// Drops the registration after a response that rejects the token: the manager lost its state, or the agent has
-    /// unregistered.
+    /// unregistered. The agent registers again with the same token.
     fn forget_registration(&self, token: &Token) {
         let mut welcome = sync::lock(&self.welcome);
         if welcome.as_ref().is_some_and(|known| known.token == *token) {
             log::warn!("the manager does not know this agent any more; registering again url={}", self.agent.url);
             *welcome = None;
-            let _ = fs::remove_file(file_of(&self.agent));
+            keep(&self.agent, token, None);
         }
     }
 
