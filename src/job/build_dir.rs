@@ -75,7 +75,7 @@ fn open_directory<P: nix::NixPath + ?Sized>(above: &impl AsFd, name: &P) -> io::
 /// The size on the disk of everything below a directory. Follows no link, and keeps no list of names: a job may have
 /// created millions of files.
 fn size_of(directory: OwnedFd, depth: usize) -> u64 {
-    let Ok(mut listing) = directory.try_clone().map_err(io::Error::from).and_then(|fd| Ok(Dir::from_fd(fd)?)) else {
+    let Ok(mut listing) = directory.try_clone().and_then(|fd| Ok(Dir::from_fd(fd)?)) else {
         return 0;
     };
     let mut bytes = 0;

@@ -111,7 +111,7 @@ impl Scenario {
     pub fn write(&self, home: &Home, url: &str) {
         fs::write(
             home.config(),
-            self.text(url).replace("$HOME", &home.path("").display().to_string().trim_end_matches('/')),
+            self.text(url).replace("$HOME", home.path("").display().to_string().trim_end_matches('/')),
         )
         .expect("config.toml must be writable");
         let private = fs::Permissions::from_mode(0o600);

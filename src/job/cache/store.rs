@@ -6,7 +6,6 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use crate::config::cache::StorageLimits;
@@ -302,6 +301,7 @@ fn directory_of(archive: &Path) -> io::Result<&Path> {
 mod tests {
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;
+    use std::thread;
 
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
