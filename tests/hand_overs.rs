@@ -226,7 +226,7 @@ fn agent_dies_when_its_acceptance_is_confirmed() {
 
 #[test]
 fn agent_dies_when_the_confirmation_is_in_its_journal() {
-    agent_dies("after write /slot-0/job.json \"accepted\":true");
+    agent_dies("after write /slot-0/job.json \"offer\":\"accepted\"");
 }
 
 #[test]

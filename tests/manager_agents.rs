@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::support::fleet::{Fleet, wait_until};
+use crate::support::fleet::Fleet;
 use crate::support::gitlab::GitLab;
 use crate::support::job::job;
 use crate::support::light::LightAgent;
@@ -16,6 +17,15 @@ use crate::support::mayfly::read;
 const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
 const AGENTS: usize = 500;
 const JOBS: usize = 1000;
+
+/// Waits until something holds, for so many agents longer than other tests.
+fn wait_for(what: &str, holds: impl Fn() -> bool) {
+    let until = Instant::now() + Duration::from_secs(300);
+    while !holds() {
+        assert!(Instant::now() < until, "{what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
 
 /// Each job is accepted once, although each tenth agent repeats itself, tries an offer of the past, or loses its
 /// connection with its first offer.
@@ -65,9 +75,9 @@ fn five_hundred_agents_accept_a_thousand_jobs_once_each() {
         };
         thread::Builder::new().stack_size(128 * 1024).spawn(work).expect("a thread");
     }
-    wait_until("all agents must register", || registered.load(Ordering::SeqCst) == AGENTS);
+    wait_for("all agents must register", || registered.load(Ordering::SeqCst) == AGENTS);
     let ids: Vec<i64> = (0..JOBS).map(|_| gitlab.queue(job(&["true"]).build())).collect();
-    wait_until("all jobs must be accepted", || done.load(Ordering::SeqCst) >= JOBS);
+    wait_for("all jobs must be accepted", || done.load(Ordering::SeqCst) >= JOBS);
     let accepted = accepted.lock().expect("no panic").clone();
     assert_eq!(accepted.len(), JOBS);
     for id in ids {

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::state::Phase;
+use super::state::{Job, Phase, State};
 use super::{Broker, LONG};
 use crate::coordinator::gitlab::Pending;
 use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceSummary, UpdateOutcome};
@@ -20,6 +20,9 @@ const KEEP_ALIVE_RETRY: Duration = Duration::from_secs(5);
 /// First and longest wait between two attempts to fail a job, and how long that is tried.
 const FAIL_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 const FAIL_FOR: Duration = Duration::from_secs(3600);
+/// GitLab is asked for the state of a running job whose agent has been silent for this long. Longer than the hour after which
+/// GitLab fails a job without a sign of life, because the question is one.
+const ASK_AFTER: Duration = Duration::from_secs(if cfg!(debug_assertions) { 40 } else { 70 * 60 });
 
 /// The next action of the keeper.
 enum Work {
@@ -29,6 +32,8 @@ enum Work {
     Expire(String),
     /// Fails a job at GitLab.
     Fail { id: String, job: Failing },
+    /// Asks GitLab whether a job still runs: its agent is silent.
+    Ask { id: String, handle: JobHandle },
 }
 
 /// A held job, as the keeper needs it.
@@ -68,6 +73,7 @@ impl Broker {
                     self.fail(&id, FailureReason::RunnerSystemFailure, &why);
                 }
                 Ok(Work::Fail { id, job }) => self.deliver_failure(&id, job),
+                Ok(Work::Ask { id, handle }) => self.ask(&id, &handle),
                 Err(left) => drop(self.bell.wait_past(seen, left)),
             }
         }
@@ -77,12 +83,17 @@ impl Broker {
     fn next_work(&self) -> Result<Work, Duration> {
         let now = Instant::now();
         let mut state = self.lock();
-        let due = |job: &super::state::Job| match job.phase {
+        let State { jobs, agents, .. } = &mut *state;
+        let due = |job: &Job| match &job.phase {
             Phase::Held => Some(job.keep_at.min(job.hold_until)),
             Phase::Failing { .. } => Some(job.keep_at),
-            _ => None,
+            Phase::Running { by, .. } => {
+                let heard = agents.get(&by.instance).map_or(job.taken_at, |agent| agent.heard);
+                Some(job.keep_at.max(heard + ASK_AFTER))
+            }
+            Phase::Offered(_) | Phase::Accepting(_) => None,
         };
-        let next = state.jobs.iter_mut().filter_map(|(id, job)| Some((due(job)?, id, job))).min_by_key(|next| next.0);
+        let next = jobs.iter_mut().filter_map(|(id, job)| Some((due(job)?, id, job))).min_by_key(|next| next.0);
         let Some((at, id, job)) = next else { return Err(LONG) };
         if at > now {
             return Err(at - now);
@@ -105,6 +116,10 @@ impl Broker {
                 *attempts += 1;
                 job.keep_at = now + FAIL_WAITS[0].saturating_mul(1 << (*attempts).min(10)).min(FAIL_WAITS[1]);
                 Ok(Work::Fail { id, job: failing })
+            }
+            Phase::Running { .. } => {
+                job.keep_at = now + ASK_AFTER;
+                Ok(Work::Ask { id, handle })
             }
             _ if job.hold_until <= now => Ok(Work::Expire(id)),
             _ => {
@@ -194,6 +209,15 @@ impl Broker {
     fn note_trace(&self, held: &Held) {
         let (pool, id) = (self.name.clone(), held.id.clone());
         self.note(Event::Trace { pool, id, trace: held.trace.clone(), sent: held.trace_sent });
+    }
+
+    /// An agent that is dead on a living instance never reports the end of its job; GitLab then fails the job.
+    fn ask(&self, id: &str, handle: &JobHandle) {
+        if self.gitlab().update_job(handle, &JobState::Running, TraceSummary::default()).outcome == UpdateOutcome::Gone
+        {
+            log::info!("job of a silent agent is over at GitLab pool={} job={id}", self.name);
+            self.forget(id);
+        }
     }
 
     /// One attempt to fail a job.

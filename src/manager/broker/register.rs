@@ -80,6 +80,8 @@ impl Broker {
             let now = Instant::now();
             let agent = Agent { record: record.clone(), heard: now, idle_since: now, leave: None };
             state.agents.insert(agent);
+            // It is one of the instances that jobs are held for; the scaler counts again soon.
+            state.hold_budget = state.hold_budget.saturating_sub(record.capacity);
             record
         };
         let capacity = record.capacity;

@@ -1,4 +1,5 @@
-//! Configurations as fleets have them in public, with the meaning of each key that decides about the size.
+//! Configurations as fleets have them in public, with the meaning of each key that decides about the size; and the effect of
+//! each key alone.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -186,4 +187,115 @@ fn an_engine_is_made_without_asking_it() {
     let engine = engine::of(&pool.engine, &pool.name);
     assert!(engine.group().is_err_and(|error| error.to_string().contains("/nowhere")));
     assert!(State::Running.counts() && !State::Aside.counts());
+}
+
+/// Everything that decides about a pool.
+fn effect(text: &str) -> String {
+    let pool = pool(text);
+    let sizing = Sizing::of(&pool);
+    let times = [MONDAY_NOON, SUNDAY_NOON, MONDAY_NIGHT, "2026-01-01T00:00:00Z"];
+    let policies = times.map(|at| (policy(&pool, at), targets(&pool, at, &[0, 3, 20])));
+    let bounds = (sizing.capacity, sizing.max_instances, sizing.max_use_count, sizing.max_jobs, sizing.growth);
+    let times = (pool.instance_acquire_timeout, pool.update_interval, pool.update_interval_when_expecting);
+    let ends =
+        (pool.shutdown_deletion, pool.delete_instances_on_shutdown, sizing.failure_threshold, sizing.deletion_retry);
+    format!("{policies:?} {bounds:?} {times:?} {ends:?} {:?} {:?}", pool.instance_ready_command, pool.engine)
+}
+
+/// A pool of the autoscaler with these keys of the runner, of its table, of the engine, and of the policy.
+fn autoscaler([runner, table, engine, policy]: [&str; 4]) -> String {
+    effect(&format!(
+        "concurrent = 100\n[[runners]]\nname = \"p\"\nexecutor = \"instance\"\n{runner}\n[runners.autoscaler]\n\
+         plugin = \"aws\"\n{table}\n[runners.autoscaler.plugin_config]\nname = \"g\"\n{engine}\n[[runners.autoscaler.policy]]\n\
+         idle_time = \"1m\"\n{policy}\n"
+    ))
+}
+
+/// A pool of docker+machine with these keys of the runner, of its table, and of a section for certain times.
+fn machine([runner, table, section]: [&str; 3]) -> String {
+    effect(&format!(
+        "concurrent = 100\n[[runners]]\nname = \"p\"\nexecutor = \"docker+machine\"\n{runner}\n[runners.docker]\n\
+         image = \"alpine\"\n[runners.mayfly]\nauto_scaling_group = \"g\"\n[runners.machine]\n{table}\n\
+         [[runners.machine.autoscaling]]\nPeriods = [\"* * 9-17 * * mon-fri *\"]\n{section}\n"
+    ))
+}
+
+#[test]
+fn each_key_of_the_autoscaler_has_an_effect() {
+    let plain = autoscaler([""; 4]);
+    for key in ["limit = 7"] {
+        assert_ne!(autoscaler([key, "", "", ""]), plain, "{key}");
+    }
+    for key in [
+        "capacity_per_instance = 7",
+        "max_use_count = 7",
+        "max_instances = 7",
+        "instance_ready_command = \"true\"",
+        "instance_acquire_timeout = \"7s\"",
+        "update_interval = \"7s\"",
+        "update_interval_when_expecting = \"7s\"",
+        "deletion_retry_interval = \"7s\"",
+        "delete_instances_on_shutdown = true",
+        "shutdown_deletion_interval = \"7s\"",
+        "shutdown_deletion_retries = 7",
+        "failure_threshold = 7",
+        "scale_throttle = { limit = 7 }",
+        "scale_throttle = { burst = 7 }",
+    ] {
+        assert_ne!(autoscaler(["", key, "", ""]), plain, "{key}");
+    }
+    for key in ["region = \"r\"", "profile = \"p\"", "config_file = \"/c\"", "credentials_file = \"/c\""] {
+        assert_ne!(autoscaler(["", "", key, ""]), plain, "{key}");
+    }
+    // Each key is added to what it needs for an effect.
+    for (before, key) in [
+        ("", "idle_count = 7"),
+        ("", "scale_factor = 2.0"),
+        ("scale_factor = 2.0\n", "scale_factor_limit = 7"),
+        ("idle_count = 7\n", "preemptive_mode = false"),
+        ("idle_count = 7\n", "periods = [\"* 9-17 * * 1-5\"]"),
+        ("idle_count = 7\nperiods = [\"* 9-17 * * 1-5\"]\n", "timezone = \"Asia/Tokyo\""),
+    ] {
+        let given = autoscaler(["", "", "", before]);
+        assert_ne!(autoscaler(["", "", "", &format!("{before}{key}")]), given, "{key}");
+    }
+    assert_ne!(autoscaler(["", "", "", "idle_count = 7"]), autoscaler(["", "", "", "idle_count = 8"]));
+}
+
+#[test]
+fn each_key_of_docker_machine_has_an_effect_or_describes_single_machines() {
+    for (runner, before, key) in [
+        ("limit = 7", "", ""),
+        ("", "", "IdleCount = 7"),
+        ("", "IdleCount = 7\n", "IdleScaleFactor = 2.0"),
+        ("", "IdleCount = 7\nIdleScaleFactor = 2.0\n", "IdleCountMin = 3"),
+        ("", "", "IdleTime = 7"),
+        ("", "", "MaxBuilds = 7"),
+        ("", "", "MaxGrowthRate = 7"),
+    ] {
+        let changed = machine([runner, &format!("{before}{key}"), ""]);
+        assert_ne!(changed, machine(["", before, ""]), "{runner}{key}");
+    }
+    for (before, key) in [
+        ("", "IdleCount = 7"),
+        ("IdleCount = 7\n", "IdleScaleFactor = 2.0"),
+        ("IdleCount = 7\nIdleScaleFactor = 2.0\n", "IdleCountMin = 3"),
+        ("", "IdleTime = 7"),
+        ("IdleCount = 7\n", "Timezone = \"Asia/Tokyo\""),
+    ] {
+        assert_ne!(machine(["", "", &format!("{before}{key}")]), machine(["", "", before]), "{key}");
+    }
+    let plain = machine([""; 3]);
+    for key in [
+        "MachineName = \"m-%s\"",
+        "MachineDriver = \"amazonec2\"",
+        "MachineOptions = [\"a=b\"]",
+        "MachineOptionsWithName = [\"a=%s\"]",
+        "MaxRemovalAttempts = 7",
+        "OffPeakPeriods = [\"* * * * * * *\"]",
+        "OffPeakIdleCount = 7",
+        "OffPeakIdleTime = 7",
+    ] {
+        assert_eq!(machine(["", key, ""]), plain, "{key}");
+    }
 }

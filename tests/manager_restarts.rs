@@ -1,0 +1,116 @@
+//! A manager that restarts, drains, or shares the load with another one; and agents that are lost or refused.
+
+use std::fs;
+
+use crate::support::fleet::{FLEET_TOKEN, Fleet};
+use crate::support::gitlab::GitLab;
+use crate::support::job::{job, until_there};
+use crate::support::mayfly::{kill_shims, read};
+
+const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
+const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
+
+#[test]
+fn instances_that_appear_or_vanish_while_no_manager_runs_are_detected() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "", RELAY);
+    fleet.set_members(&["i-1"]);
+    let manager = fleet.start();
+    let (home, agent) = fleet.agent(&manager, "i-1");
+    let lost = gitlab.queue(job(&["echo begun", &until_there(home.path("never").display())]).build());
+    gitlab.wait_for_log(lost, "begun");
+    manager.kill();
+    kill_shims(lost);
+    agent.kill();
+    fleet.set_members(&["i-2"]);
+    let home = fleet.agent_home("i-2", "", "");
+    let agent = home.start(&[]);
+    agent.wait_for_log("poll failed");
+    let manager = fleet.start();
+    manager.wait_for_log("agent registered pool=pool instance=i-2");
+    let failed = gitlab.finished(lost);
+    assert_eq!(failed.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());
+    assert!(failed.has("instance i-1 was terminated"), "{}", failed.log());
+    let next = gitlab.queue(job(&["echo next"]).build());
+    assert_eq!(gitlab.finished(next).state, "success", "{}\n{}", agent.log(), manager.log());
+    assert!(!fleet.engine_calls().contains("terminate"), "{}", fleet.engine_calls());
+}
+
+#[test]
+fn two_managers_with_one_runner_token_share_the_load() {
+    let gitlab = GitLab::start();
+    let fleets = [Fleet::new(&gitlab, "", RELAY), Fleet::new(&gitlab, "", RELAY)];
+    fleets.iter().for_each(|fleet| fleet.set_members(&["i-1"]));
+    let managers = fleets.each_ref().map(Fleet::start);
+    let agents = [0, 1].map(|at| fleets[at].agent(&managers[at], "i-1"));
+    let go = fleets[0].home.path("go");
+    let script = ["echo begun", &until_there(go.display())];
+    let ids = [gitlab.queue(job(&script).build()), gitlab.queue(job(&script).build())];
+    ids.iter().for_each(|id| gitlab.wait_for_log(*id, "begun"));
+    for manager in &managers {
+        assert_eq!(manager.log().matches("job accepted").count(), 1, "{}", manager.log());
+    }
+    // One of them is lost; the other one goes on.
+    let [first, second] = managers;
+    first.kill();
+    fs::write(&go, "").expect("write a file");
+    ids.iter().for_each(|id| assert_eq!(gitlab.finished(*id).state, "success"));
+    let next = gitlab.queue(job(&["echo next"]).build());
+    assert_eq!(gitlab.finished(next).state, "success", "{}\n{}", agents[1].1.log(), second.log());
+}
+
+#[test]
+fn a_drain_without_a_limit_waits_until_an_instance_takes_the_held_job() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let mut manager = fleet.start();
+    let held = gitlab.queue(job(&["echo was held"]).build());
+    gitlab.wait_for_log(held, "waiting for an instance");
+    manager.signal("QUIT");
+    manager.wait_for_log("draining");
+    let later = gitlab.queue(job(&["echo later"]).build());
+    fleet.set_members(&["i-1"]);
+    let (_home, agent) = fleet.agent(&manager, "i-1");
+    assert_eq!(gitlab.finished(held).state, "success", "{}\n{}", agent.log(), manager.log());
+    assert!(manager.wait().success(), "{}", manager.log());
+    assert_eq!(gitlab.job_state(later), "pending", "a manager that drains takes no more jobs");
+}
+
+#[test]
+fn agents_of_another_fleet_and_instances_of_no_group_are_told_why() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "", RELAY);
+    fleet.set_members(&["i-1"]);
+    let manager = fleet.start();
+    let home = fleet.agent_home("i-1", "", "");
+    let text = read(&home.config()).replace(FLEET_TOKEN, "token-of-another-fleet");
+    fs::write(home.config(), text).expect("write a file");
+    let stranger = home.start(&[]);
+    stranger.wait_for_log("the token is not the fleet's; write `agent_token` of the manager as `token`");
+    let home = fleet.agent_home("i-9", "", "");
+    let lost = home.start(&[]);
+    lost.wait_for_log("instance i-9 is not a running member of a pool's group (yet)");
+    let (_home, agent) = fleet.agent(&manager, "i-1");
+    let id = gitlab.queue(job(&["echo fine"]).build());
+    assert_eq!(gitlab.finished(id).state, "success", "{}\n{}", agent.log(), manager.log());
+    assert!(!manager.log().contains("token-of-another-fleet"), "{}", manager.log());
+}
+
+/// GitLab fails the job of an agent that is dead on a living instance; the manager then counts the instance as idle.
+#[test]
+fn a_job_of_a_silent_agent_ends_when_gitlab_has_failed_it() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "", RELAY);
+    fleet.set_members(&["i-1"]);
+    let manager = fleet.start();
+    let (home, agent) = fleet.agent(&manager, "i-1");
+    let id = gitlab.queue(job(&["echo begun", &until_there(home.path("never").display())]).build());
+    gitlab.wait_for_log(id, "begun");
+    kill_shims(id);
+    agent.kill();
+    gitlab.set_job_state(id, "failed");
+    manager.wait_for_log(&format!("job of a silent agent is over at GitLab pool=pool job={id}"));
+    let agent = home.start(&[]);
+    let next = gitlab.queue(job(&["echo next"]).build());
+    assert_eq!(gitlab.finished(next).state, "success", "{}\n{}", agent.log(), manager.log());
+}
