@@ -47,7 +47,7 @@ const SYNC_DELAY: Duration = Duration::from_millis(100);
 
 /// A job fails if more than this number of agents die in one of its stages within [`DEATHS_WITHIN`].
 const DEATHS_MAX: usize = 5;
-/// In nanoseconds. Restarts for other reasons are further apart.
+/// Restarts for other reasons are further apart.
 const DEATHS_WITHIN: Duration = Duration::from_secs(60);
 
 /// The result of running a job.
