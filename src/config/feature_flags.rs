@@ -29,7 +29,7 @@ pub struct Flag {
     /// The value that gitlab-runner uses by default.
     pub default: bool,
     pub support: Support,
-    /// What the flag does, for the documentation.
+    /// The effect of the flag, for the documentation.
     #[cfg(test)]
     pub meaning: &'static str,
 }

@@ -76,7 +76,7 @@ pub enum ShutdownPhase {
     Stranded,
 }
 
-/// What the cloud has announced for an instance that shuts down; a later variant replaces an earlier one.
+/// The cloud's announcement for an instance that shuts down; a later variant replaces an earlier one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Announced {
@@ -94,7 +94,7 @@ pub enum Announced {
 pub struct ShutdownState {
     identity: Identity,
     pub reason: ShutdownReason,
-    /// What the cloud has announced for the instance.
+    /// The cloud's announcement for the instance.
     #[serde(default)]
     pub announced: Announced,
     pub phase: ShutdownPhase,

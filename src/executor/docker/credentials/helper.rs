@@ -27,7 +27,7 @@ const ANSWER_MAX: usize = 1 << 20;
 /// The longest part of an error message that is shown, in characters.
 const ERROR_TEXT_MAX: usize = 200;
 
-/// Who configured a helper.
+/// The origin of a helper's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NamedBy {
     /// The administrator of the machine.

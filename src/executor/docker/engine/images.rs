@@ -22,7 +22,7 @@ const INSPECT_PLATFORM: Revision = Revision(1, 49);
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Image {
-    /// Its id (`sha256:…`).
+    /// The id of the image (`sha256:…`).
     pub id: String,
     /// Names with digests, by registry.
     #[serde(deserialize_with = "lenient")]

@@ -19,7 +19,7 @@ pub struct Info {
     pub security_options: Vec<String>,
     /// The host name of its machine.
     pub name: String,
-    /// Its data directory.
+    /// The data directory of the engine.
     pub docker_root_dir: String,
     /// `1` or `2`
     pub cgroup_version: String,
