@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use super::*;
@@ -94,6 +95,48 @@ fn a_program_in_one_sandbox_looks_for_another_ones() {
     ));
     assert!(found.contains("closed") && !found.contains("reached") && !found.contains("secret"), "{found}");
     assert_eq!(running.end(), "survived\n");
+}
+
+/// A control group below the root of the hierarchy that limits memory, of version 2 or 1; `None` if there is none here.
+fn memory_group() -> Option<PathBuf> {
+    let unified = Path::new("/sys/fs/cgroup/cgroup.subtree_control");
+    let has_memory = fs::read_to_string(unified).is_ok_and(|all| all.split_whitespace().any(|one| one == "memory"));
+    let of_version_1 = || Some(PathBuf::from("/sys/fs/cgroup/memory")).filter(|root| root.join("tasks").exists());
+    let root = if has_memory { Some(PathBuf::from("/sys/fs/cgroup")) } else { of_version_1() };
+    Some(root?.join(format!("mayfly-hostile-{}", std::process::id())))
+}
+
+/// The task of a stage is in the control group of its step from its start: it does not even begin with too little memory.
+#[test]
+fn a_task_needs_more_memory_than_its_step_may() {
+    let Some(group) = memory_group() else {
+        eprintln!("not tested: no hierarchy limits memory");
+        return;
+    };
+    let ground = Ground::new();
+    let path = |name: &str| ground.directory.path().join(name);
+    for (memory, is_enough) in [(64_u64 << 20, true), (128 << 10, false)] {
+        let limits = json!({"memory": memory, "processes": 64, "cpu_millis": null});
+        let sandbox = json!({
+            "writable": [path("builds")], "readable": [], "world_writable": false, "uid": 1_900_000_000, "network": null,
+            "ambient_capabilities": false, "limits": limits,
+        });
+        let task = json!({"EmptyDirectory": path("builds")}).to_string();
+        let spec = json!({
+            "id": "hostile-memory", "spool": path("log"), "status": path("status"),
+            "filters": {"masks": [], "token_prefixes": [], "timestamps": false, "limit": 1 << 20},
+            "user": null, "cgroups": [group], "grace": 5.0, "deadline": null,
+            "task": {"File": {"task": task, "rights": {"Sandboxed": sandbox}, "output_fifos": null}},
+        });
+        fs::write(path("builds/file"), "x").expect("written");
+        let mut shim = Command::new(env!("CARGO_BIN_EXE_mayfly"));
+        let mut shim = shim.args(["shim", "hostile-memory"]).env_clear().stdin(Stdio::piped()).spawn().expect("a shim");
+        shim.stdin.take().expect("a pipe").write_all(spec.to_string().as_bytes()).expect("told");
+        assert!(shim.wait().expect("ended").success());
+        let status: Value = serde_json::from_slice(&fs::read(path("status")).expect("a status")).expect("JSON");
+        let ended_well = status["end"] == json!({"Exited": 0});
+        assert_eq!((ended_well, path("builds/file").exists()), (is_enough, !is_enough), "{memory}: {status}");
+    }
 }
 
 /// Addresses of this machine and its cloud, in every form that a client may name: as IPv4 and IPv6 addresses, and as names
