@@ -74,7 +74,8 @@ fn a_pending_warning_is_written_once() {
         let gate = home.path("gate");
         let id = gitlab.queue(job(&["echo begun", &wait_for(&gate), "echo over"]).build());
         let agent = home.start(&[]);
-        gitlab.wait_for_log(id, "begun");
+        // The last line before the script waits: the log must not grow later.
+        gitlab.wait_for_log(id, "$ while");
         agent.kill();
         // The same state as if the agent had died while it wrote the warning: before the write, or just after it.
         let size = std::fs::metadata(home.path("state/slot-0/trace")).expect("a log").len();
