@@ -98,9 +98,10 @@ fn an_agent_proves_its_role_and_what_it_sent_is_of_no_use_to_others() {
     let sent = proven.registration();
     assert!(sent["token"].is_null() && !sent.to_string().contains("SecretAccessKey"), "{sent}");
 
-    // Replayed as it is.
-    proven.assert_refused(&manager, &sent, 409, "instance i-1 has an agent already");
-    // Forged: for another instance, for another boot, without the binding, with another signature.
+    // A repetition succeeds, and tells only the token that it contains.
+    let (status, _, answer) = proven.fleet.call("POST", "runners/verify", "", &sent);
+    assert_eq!((status, &answer["mayfly"]["token"]), (200, &sent["mayfly"]["agent_token"]), "{answer}");
+    // Forged: for another instance, another boot, or another agent, without the binding, with another signature.
     let with = |change: &dyn Fn(&mut Value)| {
         let mut body = sent.clone();
         change(&mut body["mayfly"]);
@@ -109,6 +110,8 @@ fn an_agent_proves_its_role_and_what_it_sent_is_of_no_use_to_others() {
     let bound = "the proof was signed for another instance or boot";
     proven.assert_refused(&manager, &with(&|agent| agent["instance"] = json!("i-2")), 403, bound);
     proven.assert_refused(&manager, &with(&|agent| agent["boot"] = json!("another-boot")), 403, bound);
+    let token = format!("mfa-{}", "0".repeat(48));
+    proven.assert_refused(&manager, &with(&|agent| agent["agent_token"] = json!(token)), 403, bound);
     let change_header = |name: &str, change: &dyn Fn(&str) -> String| {
         let mut body = sent.clone();
         let headers = body["mayfly"]["proof"]["headers"].as_array_mut().expect("headers");
