@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::containers::Containers;
 use super::payload;
+use super::project::LocalProject;
 use super::record::{Coverage, Extracted, Recorder};
 use super::screen::Screen;
-use super::tree::{Source, Tree, Trees};
+use super::tree::Tree;
 use crate::config::Runner;
 use crate::coordinator::{Coordinator, JobState};
 use crate::executor::ConcurrentIds;
@@ -27,19 +28,12 @@ use crate::sys::BootTime;
 
 /// The parts that all jobs of a run share.
 pub struct RunContext {
-    /// Clean copies of the checkout.
-    pub trees: Trees,
-    /// The files that trees are copied from.
-    pub source: Source,
-    /// The same with the files of submodules, if a job uses submodules.
-    pub with_submodules: Option<Source>,
+    /// The project of the checkout.
+    pub project: Arc<LocalProject>,
     /// The directory of this run: journals, file variables.
     pub scratch: PathBuf,
     /// The artifacts of jobs, by job id.
     pub artifacts: PathBuf,
-    /// The caches of the project.
-    pub caches: PathBuf,
-    pub project: String,
     /// The runner, as the job engine expects it.
     pub runner: Arc<Runner>,
     /// Runs scripts on this machine.
@@ -53,12 +47,12 @@ pub struct RunContext {
     pub keep: bool,
     /// The directory for kept trees.
     pub kept: PathBuf,
-    /// The object directory of the developer's repository.
-    pub objects: PathBuf,
 }
 
 /// The job to run.
 pub struct Attempt {
+    /// The project that the job belongs to.
+    pub project: Arc<LocalProject>,
     pub plan: Arc<Plan>,
     /// The index of the job in the plan.
     pub job: usize,
@@ -95,6 +89,8 @@ pub struct FailedJob {
     pub exports: Vec<(String, String)>,
     /// The image, if the job ran in a container.
     pub image: Option<String>,
+    /// The object directory of the developer's repository.
+    pub objects: PathBuf,
 }
 
 /// Runs an attempt to its end.
@@ -104,6 +100,7 @@ pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<JobControl>) ->
     let recorder = Arc::new(Recorder::new(screen, attempt.key, attempt.log.as_deref(), attempt.coverage));
     let job = &attempt.plan.jobs[attempt.job];
     let facts = Facts {
+        project: &attempt.project,
         plan: &attempt.plan,
         job,
         id: attempt.id,
@@ -131,6 +128,7 @@ pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<JobControl>) ->
 }
 
 struct Facts<'a> {
+    project: &'a LocalProject,
     plan: &'a Plan,
     job: &'a Job,
     id: i64,
@@ -141,7 +139,8 @@ struct Facts<'a> {
 
 fn variables(plan: &Plan, job: &Job, id: i64, dotenv: Vec<(String, String)>) -> Vec<EnvVariable> {
     let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default();
-    plan.env(job, &JobRun { id: id.cast_unsigned(), started_at: now.to_string(), dotenv, predefined: Vec::new() })
+    let predefined = payload::runner_variables();
+    plan.env(job, &JobRun { id: id.cast_unsigned(), started_at: now.to_string(), dotenv, predefined })
 }
 
 impl Facts<'_> {
@@ -154,6 +153,7 @@ impl Facts<'_> {
                 .as_ref()
                 .and_then(|image| image["name"].as_str())
                 .map(|name| self.plan.expand(self.job, name)),
+            objects: self.project.objects.clone(),
             tree,
         }
     }
@@ -165,12 +165,12 @@ impl Facts<'_> {
         };
         let is_empty = matches!(value("GIT_STRATEGY"), "none" | "empty");
         let wants_submodules = matches!(value("GIT_SUBMODULE_STRATEGY"), "normal" | "recursive");
-        let source = context.with_submodules.as_ref().filter(|_| wants_submodules).unwrap_or(&context.source);
+        let source = self.project.with_submodules.as_ref().filter(|_| wants_submodules).unwrap_or(&self.project.source);
         let restore_ownership = |directory: &Path| match &context.containers {
             Some(containers) => containers.restore_ownership(directory),
             None => false,
         };
-        let tree = context.trees.take(source, is_empty, &restore_ownership)?;
+        let tree = self.project.trees.take(source, is_empty, &restore_ownership)?;
         // If the directory is missing, the script creates it with two programs. In a container it belongs to the job's
         // user.
         if self.image.is_none() {
@@ -193,7 +193,7 @@ impl Facts<'_> {
                 variables: &self.variables,
                 dependencies: self.dependencies,
                 image: self.image.clone(),
-                project: &context.project,
+                project: &self.project.name,
                 is_in_container: self.image.is_some(),
             },
         )
@@ -231,7 +231,7 @@ impl Facts<'_> {
             builds: tree.builds.clone(),
             project: tree.project.clone(),
             temporary: tree.temporary.clone(),
-            cache: context.caches.clone(),
+            cache: self.project.caches.clone(),
             container_builds: containers.map(|containers| containers.builds()),
         };
         RunnerContext {
@@ -241,7 +241,7 @@ impl Facts<'_> {
             storage: None,
             system_id: "local".to_owned(),
             builds: tree.builds.clone(),
-            caches: context.caches.clone(),
+            caches: self.project.caches.clone(),
             store: None,
             local: Some(LocalRun { dirs, artifacts: context.artifacts.clone() }),
             coordinator: recorder as Arc<dyn Coordinator>,

@@ -1,6 +1,7 @@
 //! Child pipelines: planned when their trigger job starts.
 
 use super::attempt::RunContext;
+use super::mapped::MappedCheckout;
 use super::options::{Options, image_of, services_in_the_shell};
 use crate::pipeline::plan::{Job, Plan};
 use crate::pipeline::request::Request;
@@ -14,16 +15,37 @@ pub fn plan<'a>(
     id: u64,
     dotenv: Vec<(String, String)>,
 ) -> Result<(Plan, Request<'a>), String> {
-    let mut request =
-        parent.child(job, request, dotenv).ok_or("the job does not trigger a pipeline of this project")?;
+    let request = parent.child(job, request, dotenv).ok_or("the job does not trigger a pipeline of this project")?;
+    created(request, id, "the child pipeline")
+}
+
+/// Plans the pipeline of another project, on a branch or on the current one. Fails as [`plan`] does.
+pub fn plan_mapped<'a>(
+    parent: &Plan,
+    job: &Job,
+    request: &Request<'_>,
+    id: u64,
+    dotenv: Vec<(String, String)>,
+    (mapped, branch): (&'a MappedCheckout, Option<String>),
+) -> Result<(Plan, Request<'a>), String> {
+    let mut facts = mapped.facts.clone();
+    if let Some(branch) = branch {
+        facts.protected = branch == facts.default_branch;
+        facts.branch = Some(branch);
+    }
+    let request = parent.downstream(job, request, dotenv, facts, &mapped.sources);
+    created(request.ok_or("the job does not trigger a pipeline of another project")?, id, "the triggered pipeline")
+}
+
+fn created<'a>(mut request: Request<'a>, id: u64, what: &str) -> Result<(Plan, Request<'a>), String> {
     request.facts.pipeline_id = id;
     let plan = crate::pipeline::plan(&request).map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        format!("the configuration of the child pipeline is invalid: {}", lines.join("; "))
+        format!("the configuration of {what} is invalid: {}", lines.join("; "))
     })?;
     match plan.created {
         true => Ok((plan, request)),
-        false => Err(plan.not_created.unwrap_or_else(|| "the child pipeline has no jobs".to_owned())),
+        false => Err(plan.not_created.unwrap_or_else(|| format!("{what} has no jobs"))),
     }
 }
 

@@ -44,8 +44,8 @@ pub struct Containers {
 /// Settings for containers.
 #[derive(Clone, Debug)]
 pub struct ContainerOptions {
-    /// The object directory of the developer's repository; the repository of each tree refers to it.
-    pub objects: PathBuf,
+    /// The object directories of the developer's repositories; the repository of each tree refers to one.
+    pub objects: Vec<PathBuf>,
     /// The directory of the run; labels on its containers refer to it.
     pub run: PathBuf,
 }
@@ -58,14 +58,14 @@ fn owner_of(run: &Path) -> Owner {
 impl Containers {
     /// Connects to the engine. Fails if the engine does not answer or its address is invalid.
     pub fn connect(template: &Runner, options: &ContainerOptions) -> Result<Self, String> {
-        let objects = options.objects.display().to_string();
         let mut table = toml::Table::new();
         let texts = |list: &[&str]| toml::Value::from(list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
         table.insert("pull_policy".to_owned(), texts(&["if-not-present"]));
         table.insert("allowed_pull_policies".to_owned(), texts(&["always", "if-not-present", "never"]));
-        if !objects.contains(':') {
-            table.insert("volumes".to_owned(), texts(&[&format!("{objects}:{objects}:ro")]));
-        }
+        let objects = options.objects.iter().map(|path| path.display().to_string());
+        let volumes: Vec<String> =
+            objects.filter(|path| !path.contains(':')).map(|path| format!("{path}:{path}:ro")).collect();
+        table.insert("volumes".to_owned(), volumes.into());
         let text = table.to_string();
         let settings: Settings = decode::toml(&text).map_err(|error| error.to_string())?;
         let mut runner = template.clone();

@@ -31,7 +31,7 @@ pub fn open(context: &RunContext, name: &str, left: &FailedJob) {
 fn in_container(context: &RunContext, left: &FailedJob, image: &str) -> Command {
     let builds = context.containers.as_ref().map(|containers| containers.builds()).unwrap_or_else(|| "/builds".into());
     let inside = builds.join(left.tree.project.file_name().unwrap_or_default());
-    let objects = context.objects.display();
+    let objects = left.objects.display();
     let mut command = Command::new("docker");
     command.args(["run", "--rm", "-it", "--entrypoint", "sh"]);
     command.arg("-v").arg(format!("{}:{}", left.tree.builds.display(), builds.display()));

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
-use super::killed;
+use super::{killed, mapped};
 use super::tree::Trees;
 
 /// The hidden subcommand of the guard process.
@@ -40,6 +40,7 @@ pub fn main() -> ExitCode {
     // The run never writes to this pipe; the read returns when the run's end is closed.
     let _ = std::io::stdin().read(&mut [0]);
     if run.join("lock").exists() {
+        mapped::remove_secrets(&run);
         killed::remove_killed(&run);
         let project = run.parent().and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
         if fs::exists(project.join("trees")).unwrap_or(false) {

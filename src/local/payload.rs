@@ -81,6 +81,12 @@ fn variables(facts: &Facts<'_>) -> Vec<Value> {
     variables
 }
 
+/// Variables about the runner that a server knows.
+pub fn runner_variables() -> Vec<(String, String)> {
+    let own = [("CI_RUNNER_ID", "1"), ("CI_RUNNER_DESCRIPTION", "mayfly exec"), ("CI_RUNNER_TAGS", "[]")];
+    own.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+}
+
 /// An image or a service in the format of the payload.
 pub fn image(node: &Value) -> Value {
     let mut image = match node {

@@ -6,9 +6,13 @@ use super::JobRun;
 use super::hash::Index;
 use super::plan::{EnvVariable, Forward, Job, Plan, Trigger, When};
 use super::predefined::nodes;
-use super::request::{Content, GivenVariable, Request, Source};
+use super::request::{Content, Facts, GivenInput, GivenVariable, InputValue, Request, Source, Sources};
 use super::slug::slug;
+use super::syntax::Node;
 use super::variables::{Scope, Unknown, expand_all, expand_text};
+
+/// The configuration file of a project, by GitLab's default.
+const CONFIGURATION: &str = ".gitlab-ci.yml";
 
 /// `CI_JOB_TIMEOUT` in seconds for a job without a timeout.
 const TIMEOUT: u64 = 3600;
@@ -105,6 +109,38 @@ impl Plan {
             lax: parent.lax,
             explains: false,
             sources: parent.sources,
+        })
+    }
+}
+
+impl Plan {
+    /// The request for the pipeline of another project that a trigger job starts, with the facts and files of a
+    /// checkout of that project. `None` for any other job.
+    pub fn downstream<'a>(
+        &self,
+        job: &Job,
+        parent: &Request<'_>,
+        dotenv: Vec<(String, String)>,
+        facts: Facts,
+        sources: &'a dyn Sources,
+    ) -> Option<Request<'a>> {
+        let Some(Trigger::Project { node, .. }) = &job.trigger else { return None };
+        let inputs = node.get("inputs").and_then(Node::mapping).into_iter().flat_map(|inputs| inputs.iter());
+        let inputs = inputs.map(|(key, entry)| GivenInput {
+            key: key.to_string(),
+            value: InputValue::Typed(entry.node.to_json()),
+        });
+        Some(Request {
+            content: Content::File(CONFIGURATION.to_owned()),
+            source: Source { name: "pipeline".to_owned(), merge_request: None },
+            facts,
+            pipeline_variables: self.downstream_variables(job, parent, dotenv),
+            project_variables: Vec::new(),
+            predefined: parent.predefined.clone(),
+            inputs: inputs.collect(),
+            lax: parent.lax,
+            explains: false,
+            sources,
         })
     }
 }

@@ -171,6 +171,8 @@ impl Variables {
         self.set("CI_PAGES_URL", format!("{}://{}.{pages}/{name}", project.protocol, slug(root)));
         self.set("CI_PAGES_DOMAIN", pages);
         let proxy = format!("{}:{}", project.host, project.port);
+        // Docker allows no capital letters in the names of images.
+        let (root, namespace) = (root.to_lowercase(), namespace.to_lowercase());
         self.set("CI_DEPENDENCY_PROXY_GROUP_IMAGE_PREFIX", format!("{proxy}/{root}/dependency_proxy/containers"));
         self.set(
             "CI_DEPENDENCY_PROXY_DIRECT_GROUP_IMAGE_PREFIX",

@@ -184,6 +184,11 @@ pub trait Sources {
         None
     }
 
+    /// Whether the caller can run pipelines of another project.
+    fn runs_pipelines_of(&self, _project: &str) -> bool {
+        false
+    }
+
     /// The content of a file. `path` is relative to the root of the tree.
     fn read(&self, tree: &Tree, path: &str) -> Result<Vec<u8>, SourceError>;
 

@@ -30,21 +30,25 @@ use crate::local::checkout::{self, Checkout, Listed};
 use crate::local::color;
 use crate::local::containers::{ContainerOptions, Containers};
 use crate::local::facts::{self, Answers};
+use crate::local::mapped::MappedProjects;
 use crate::local::options::{self as run_options, Options as RunOptions, image_of};
+use crate::local::payload::runner_variables;
+use crate::local::project::LocalProject;
 use crate::local::report;
 use crate::local::results::RunStatus;
 use crate::local::runner::{Event, Runner};
 use crate::local::screen::{DisplayOptions, Screen};
 use crate::local::sources::{Fetcher, LocalSources, parse_ahead};
 use crate::local::state::{self, Run};
-use crate::local::tree::{Source, Trees};
+use crate::local::tree::Trees;
 use crate::pipeline::ahead::Parsed;
 use crate::pipeline::listing::{self, Listing};
-use crate::pipeline::plan::{Job, Plan, Trigger, Warning};
+use crate::pipeline::plan::{Job, Plan, Warning};
 use crate::pipeline::problem::Problem;
 use crate::pipeline::request::{Content, Facts, Request, Source as PipelineSource};
 use crate::pipeline::{self, JobRun};
 use crate::token::Token;
+use crate::version::{REVISION, VERSION, architecture};
 
 /// Exit status for an invalid configuration or command line.
 const REFUSED: u8 = 2;
@@ -151,20 +155,25 @@ fn once(options: &Options, checkout: &Checkout, asked: GitState, parsed: Option<
     let chosen = selection::select(&plan, options, may_ask)?;
     let plan = keep(plan, &chosen.jobs);
     tell_warnings(options, &plan, &sources, !chosen.named.is_empty());
-    let session = Session { options, checkout, given: &given, run: &run, sources: &sources };
+    let fetcher = fetcher(options, &given)?;
+    let mapped = MappedProjects::new(values::maps(options)?, fetcher, options.untracked, &run.directory);
+    let session = Session { options, checkout, given: &given, run: &run, sources: &sources, mapped: &mapped };
     session.run(plan, request, chosen.named, may_ask)
 }
 
 fn sources(options: &Options, checkout: &Checkout, given: &PlanInputs, scratch: &Path) -> Result<LocalSources, String> {
     let project = facts::project_path(&given.facts);
-    let fetcher =
-        Fetcher { cache: state::includes()?, origin: given.facts.remote.clone(), is_offline: options.offline };
+    let fetcher = fetcher(options, given)?;
     let (maps, scratch) = (values::maps(options)?, scratch.to_owned());
     let sources = LocalSources::new(checkout, &given.facts.sha, &project, options.untracked, maps, fetcher, scratch);
     Ok(match &given.listed {
         Some(files) => sources.with_listing(files),
         None => sources,
     })
+}
+
+fn fetcher(options: &Options, given: &PlanInputs) -> Result<Fetcher, String> {
+    Ok(Fetcher { cache: state::includes()?, origin: given.facts.remote.clone(), is_offline: options.offline })
 }
 
 fn request<'a>(
@@ -208,16 +217,28 @@ fn refuse(options: &Options, problems: &[Problem]) -> Result<u8, String> {
 fn job_run(options: &Options, facts: &Facts, directory: &Path, index: usize, job: &Job) -> JobRun {
     let name = facts::project_name(facts);
     let has_image = job.image.is_some() || options.default_image.is_some();
-    let builds = match has_image && !options.shell && job.trigger.is_none() {
+    let is_in_container = has_image && !options.shell && job.trigger.is_none();
+    let builds = match is_in_container {
         true => PathBuf::from(BUILDS),
         false => Trees::new(directory.join("trees"), &name).first_builds(),
     };
-    let predefined = [("CI_BUILDS_DIR", builds.clone()), ("CI_PROJECT_DIR", builds.join(&name))];
+    let marker = if is_in_container { "CI_DISPOSABLE_ENVIRONMENT" } else { "CI_SHARED_ENVIRONMENT" };
+    let predefined = [
+        ("CI_BUILDS_DIR", builds.display().to_string()),
+        ("CI_PROJECT_DIR", builds.join(&name).display().to_string()),
+        (marker, "true".to_owned()),
+        ("CI_CONCURRENT_ID", "0".to_owned()),
+        ("CI_CONCURRENT_PROJECT_ID", "0".to_owned()),
+        ("CI_RUNNER_VERSION", VERSION.to_owned()),
+        ("CI_RUNNER_REVISION", REVISION.to_owned()),
+        ("CI_RUNNER_EXECUTABLE_ARCH", format!("linux/{}", architecture())),
+    ];
+    let predefined = predefined.map(|(key, value)| (key.to_owned(), value)).into_iter();
     JobRun {
         id: index as u64 + 1,
         started_at: facts.created_at.clone(),
         dotenv: Vec::new(),
-        predefined: predefined.map(|(key, path)| (key.to_owned(), path.display().to_string())).into(),
+        predefined: predefined.chain(runner_variables()).collect(),
     }
 }
 
@@ -282,6 +303,7 @@ struct Session<'a> {
     given: &'a PlanInputs,
     run: &'a Run,
     sources: &'a LocalSources,
+    mapped: &'a MappedProjects,
 }
 
 impl<'a> Session<'a> {
@@ -314,7 +336,7 @@ impl<'a> Session<'a> {
         let (sender, events) = mpsc::channel();
         forward_signals(sender.clone())?;
         let first_id = i64::try_from(self.run.number).unwrap_or(1) * 10_000 + 1;
-        let runner = Runner::new(Arc::clone(&context), &jobs, self.sources, (sender, events), first_id);
+        let runner = Runner::new(Arc::clone(&context), &jobs, (self.sources, self.mapped), (sender, events), first_id);
         let (ending, results) = runner.run(plan, request);
         if let Some(containers) = context.containers.as_ref().filter(|containers| !containers.finish()) {
             eprint(&format!(
@@ -327,7 +349,7 @@ impl<'a> Session<'a> {
             report::write_json(path, ending, &results)?;
         }
         if let Some(path) = &options.junit {
-            report::write_junit(path, &context.project, &results)?;
+            report::write_junit(path, &context.project.name, &results)?;
         }
         summary::show(&screen, ending, &results);
         Ok(ending.exit_status())
@@ -346,20 +368,10 @@ impl<'a> Session<'a> {
         let artifacts = self.run.directory.join("artifacts");
         std::fs::create_dir(&artifacts).map_err(|error| format!("{}: {error}", artifacts.display()))?;
         let listed = self.given.listed.as_deref().unwrap_or_default();
-        let source = || Source::new(self.checkout, listed, &self.given.answers);
-        let has_submodules = listed.iter().any(|file| file.is_submodule);
-        let with_submodules = has_submodules.then(|| {
-            let mut source = source();
-            source.add_submodules(listed).map(|()| source)
-        });
         Ok(RunContext {
-            trees: Trees::new(directory.join("trees"), &name),
-            source: source(),
-            with_submodules: with_submodules.transpose()?,
+            project: Arc::new(LocalProject::new(self.checkout, listed, &self.given.answers, &name, directory)?),
             scratch: self.run.directory.clone(),
             artifacts,
-            caches: directory.join("cache"),
-            project: name,
             runner: Arc::new(runner),
             shell: Arc::new(Shell::new(None, None, 1, CgroupParents::find())?),
             containers,
@@ -367,7 +379,6 @@ impl<'a> Session<'a> {
             screen: Arc::clone(screen),
             keep: self.options.keep || self.options.shell_on_failure,
             kept: directory.join("kept"),
-            objects: self.checkout.objects.clone(),
         })
     }
 
@@ -404,11 +415,13 @@ impl<'a> Session<'a> {
                 without.join(", ")
             ));
         }
-        let settings = ContainerOptions { objects: self.checkout.objects.clone(), run: self.run.directory.clone() };
+        let starts_pipelines = plan.jobs.iter().any(|job| job.trigger.is_some());
+        let mut objects = if starts_pipelines { self.mapped.objects() } else { Vec::new() };
+        objects.push(self.checkout.objects.clone());
+        let settings = ContainerOptions { objects, run: self.run.directory.clone() };
         let Some((first, _)) = wanted.first() else {
-            // A child pipeline may need containers; without an engine its trigger job fails.
-            let has_child = plan.jobs.iter().any(|job| matches!(job.trigger, Some(Trigger::Child { .. })));
-            let containers = has_child.then(|| Containers::connect(runner, &settings).ok()).flatten();
+            // A triggered pipeline may need containers; without an engine its trigger job fails.
+            let containers = starts_pipelines.then(|| Containers::connect(runner, &settings).ok()).flatten();
             containers.iter().try_for_each(|containers| self.run.note_engine(containers.address()))?;
             return Ok(containers);
         };

@@ -18,16 +18,21 @@ use crate::local::children;
 use crate::local::conclusion::{retries, status_of};
 use crate::local::coverage;
 use crate::local::dotenv;
+use crate::local::mapped::{MappedCheckout, MappedProjects};
 use crate::local::options::{Options, image_of, matches};
+use crate::local::project::LocalProject;
 use crate::local::results::{JobResult, RunStatus};
 use crate::local::schedule::{self, Conclusion, Schedule, State, Task};
 use crate::local::sources::LocalSources;
 use crate::pipeline::plan::{AllowFailure, Job, Plan, Strategy, Trigger, When};
 use crate::pipeline::request::Request;
+use crate::pipeline::syntax::Node;
 use crate::sync;
 
 /// The nesting depth of child pipelines, as on GitLab.
 const LEVELS: usize = 2;
+/// The number of pipelines above one that a job starts, so that projects cannot trigger each other forever.
+const ANCESTORS_MOST: usize = 10;
 /// The stack of a job's thread: large enough to parse large payloads.
 const JOB_STACK: usize = 1 << 20;
 /// The refresh interval of the status lines.
@@ -46,6 +51,8 @@ pub enum Event {
 /// A running pipeline or child pipeline.
 struct Running<'a> {
     plan: Arc<Plan>,
+    project: Arc<LocalProject>,
+    sources: &'a LocalSources,
     /// The request that it was planned from; requests of child pipelines derive from it.
     request: Rc<Request<'a>>,
     schedule: Schedule,
@@ -54,8 +61,20 @@ struct Running<'a> {
     parent: Option<(usize, usize)>,
     /// The names of the trigger jobs above it, each followed by a slash.
     prefix: String,
+    /// The number of child pipelines within its project that it is nested in.
     level: usize,
     is_told: bool,
+}
+
+/// A pipeline to run.
+struct Planned<'a> {
+    plan: Plan,
+    request: Request<'a>,
+    project: Arc<LocalProject>,
+    sources: &'a LocalSources,
+    /// The trigger job that starts it: pipeline and job.
+    parent: Option<(usize, usize)>,
+    level: usize,
 }
 
 /// The progress of a job.
@@ -78,6 +97,7 @@ pub struct Runner<'a> {
     context: Arc<RunContext>,
     options: &'a Options,
     sources: &'a LocalSources,
+    mapped: &'a MappedProjects,
     pipelines: Vec<Running<'a>>,
     sender: Sender<Event>,
     events: Receiver<Event>,
@@ -95,7 +115,7 @@ impl<'a> Runner<'a> {
     pub fn new(
         context: Arc<RunContext>,
         options: &'a Options,
-        sources: &'a LocalSources,
+        (sources, mapped): (&'a LocalSources, &'a MappedProjects),
         (sender, events): (Sender<Event>, Receiver<Event>),
         first_id: i64,
     ) -> Self {
@@ -103,6 +123,7 @@ impl<'a> Runner<'a> {
             context,
             options,
             sources,
+            mapped,
             pipelines: Vec::new(),
             sender,
             events,
@@ -117,7 +138,8 @@ impl<'a> Runner<'a> {
 
     /// Runs the plan. Returns the result, and all jobs in the order of the file.
     pub fn run(mut self, plan: Plan, request: Request<'a>) -> (RunStatus, Vec<JobResult>) {
-        self.add(Arc::new(plan), Rc::new(request), None, String::new(), 0);
+        let (project, sources) = (Arc::clone(&self.context.project), self.sources);
+        self.add(Planned { plan, request, project, sources, parent: None, level: 0 });
         loop {
             self.advance();
             if self.is_stalled() && !self.ask() {
@@ -141,16 +163,12 @@ impl<'a> Runner<'a> {
         (ending, self.results())
     }
 
-    fn add(
-        &mut self,
-        plan: Arc<Plan>,
-        request: Rc<Request<'a>>,
-        parent: Option<(usize, usize)>,
-        prefix: String,
-        level: usize,
-    ) {
+    fn add(&mut self, planned: Planned<'a>) {
+        let Planned { plan, request, project, sources, parent, level } = planned;
+        let (plan, request) = (Arc::new(plan), Rc::new(request));
+        let prefix = parent.map(|(pipeline, job)| format!("{}/", self.name(pipeline, job))).unwrap_or_default();
         let index: HashMap<&str, usize> = plan.jobs.iter().enumerate().map(|(at, job)| (&*job.name, at)).collect();
-        let tasks = plan.jobs.iter().map(|job| self.task(&plan, job, &index, level)).collect();
+        let tasks = plan.jobs.iter().map(|job| self.task(&plan, job, &index, parent.is_none())).collect();
         let mut schedule = Schedule::new(tasks);
         for (at, job) in plan.jobs.iter().enumerate() {
             let name = format!("{prefix}{}", job.name);
@@ -163,10 +181,11 @@ impl<'a> Runner<'a> {
             Progress { key: self.next_key - 1, ..Progress::default() }
         });
         let jobs = jobs.collect();
-        self.pipelines.push(Running { plan, request, schedule, jobs, parent, prefix, level, is_told: false });
+        let is_told = false;
+        self.pipelines.push(Running { plan, project, sources, request, schedule, jobs, parent, prefix, level, is_told });
     }
 
-    fn task(&self, plan: &Plan, job: &Job, index: &HashMap<&str, usize>, level: usize) -> Task {
+    fn task(&self, plan: &Plan, job: &Job, index: &HashMap<&str, usize>, is_first: bool) -> Task {
         let needs = job.needs.as_ref().map(|needs| {
             let known = needs.iter().filter_map(|need| index.get(&*need.job).copied());
             known.collect()
@@ -178,7 +197,7 @@ impl<'a> Runner<'a> {
             allow_failure: job.allow_failure.clone(),
             delay: job.start_in.as_ref().map(|delay| delay.duration).filter(|_| !self.options.skip_delays),
             resource_group: job.resource_group.as_ref().map(|group| plan.expand(job, group)),
-            named: level == 0 && job.when != When::Manual && self.options.named.contains(&*job.name),
+            named: is_first && job.when != When::Manual && self.options.named.contains(&*job.name),
             is_trigger: job.trigger.is_some(),
         }
     }
@@ -259,6 +278,7 @@ impl<'a> Runner<'a> {
         let name = self.name(pipeline, job);
         let planned = &plan.jobs[job];
         let attempt = Attempt {
+            project: Arc::clone(&self.pipelines[pipeline].project),
             job,
             id,
             key: self.pipelines[pipeline].jobs[job].key,
@@ -340,39 +360,81 @@ impl<'a> Runner<'a> {
 
     fn trigger(&mut self, pipeline: usize, job: usize, trigger: &Trigger) {
         let (Trigger::Child { strategy, .. } | Trigger::Project { strategy, .. }) = trigger;
-        if let Trigger::Project { project, .. } = trigger {
-            let running = &self.pipelines[pipeline];
-            let name = running.plan.expand(&running.plan.jobs[job], project);
-            self.pipelines[pipeline].jobs[job].message =
-                Some(format!("the pipeline of {name} was not started: only a GitLab server can start it"));
-            return self.settle(pipeline, job, Conclusion::Success);
-        }
-        if self.pipelines[pipeline].level == LEVELS {
-            return self.fail(pipeline, job, format!("child pipelines may nest {LEVELS} levels deep"));
-        }
-        for (at, progress) in self.pipelines[pipeline].jobs.iter().enumerate().filter(|(_, progress)| progress.id > 0) {
-            let archive = local_archive(&self.context.artifacts, progress.id, "archive");
-            if archive.exists() {
-                self.sources.set_artifact(&self.pipelines[pipeline].plan.jobs[at].name, archive);
+        let planned = match trigger {
+            Trigger::Child { .. } => self.child(pipeline, job),
+            Trigger::Project { project, node, .. } => {
+                let running = &self.pipelines[pipeline];
+                let expand = |text: &str| running.plan.expand(&running.plan.jobs[job], text);
+                let (project, branch) = (expand(project), node.get("branch").and_then(Node::printed));
+                let branch = branch.map(|branch| expand(&branch));
+                match self.mapped.checkout(&project, branch.as_deref()) {
+                    Ok(mapped) => self.of_project(pipeline, job, mapped, branch),
+                    Err(why) => {
+                        let message = format!("the pipeline of {project} was not started: {why}");
+                        self.pipelines[pipeline].jobs[job].message = Some(message);
+                        return self.settle(pipeline, job, Conclusion::Success);
+                    }
+                }
             }
-        }
-        let id = self.next_id.cast_unsigned();
-        self.next_id += 1;
-        let running = &self.pipelines[pipeline];
-        let dotenv = self.dotenv(&self.dependencies(pipeline, job));
-        let planned = children::plan(&running.plan, &running.plan.jobs[job], &running.request, id, dotenv);
-        let (plan, request) = match planned {
-            Ok(planned) => planned,
-            Err(why) => return self.fail(pipeline, job, why),
         };
-        let (prefix, level) = (format!("{}/", self.name(pipeline, job)), running.level + 1);
-        if let Err(why) = children::check(&plan, self.options, &self.context) {
-            return self.fail(pipeline, job, why);
+        let checked = planned.and_then(|planned| {
+            children::check(&planned.plan, self.options, &self.context)?;
+            Ok(planned)
+        });
+        match checked {
+            Ok(planned) => self.add(planned),
+            Err(why) => return self.fail(pipeline, job, why),
         }
-        self.add(Arc::new(plan), Rc::new(request), Some((pipeline, job)), prefix, level);
         if *strategy == Strategy::None {
             self.settle(pipeline, job, Conclusion::Success);
         }
+    }
+
+    /// Plans the child pipeline of a trigger job.
+    fn child(&mut self, pipeline: usize, job: usize) -> Result<Planned<'a>, String> {
+        let id = self.pipeline_id();
+        let running = &self.pipelines[pipeline];
+        if running.level == LEVELS {
+            return Err(format!("child pipelines may nest {LEVELS} levels deep"));
+        }
+        for (planned, progress) in running.plan.jobs.iter().zip(&running.jobs).filter(|(_, progress)| progress.id > 0) {
+            let archive = local_archive(&self.context.artifacts, progress.id, "archive");
+            if archive.exists() {
+                running.sources.set_artifact(&planned.name, archive);
+            }
+        }
+        let dotenv = self.dotenv(&self.dependencies(pipeline, job));
+        let (plan, request) =
+            children::plan(&running.plan, &running.plan.jobs[job], &running.request, id, dotenv)?;
+        let (project, sources) = (Arc::clone(&running.project), running.sources);
+        Ok(Planned { plan, request, project, sources, parent: Some((pipeline, job)), level: running.level + 1 })
+    }
+
+    /// Plans the pipeline of another project.
+    fn of_project(
+        &mut self,
+        pipeline: usize,
+        job: usize,
+        mapped: &'a MappedCheckout,
+        branch: Option<String>,
+    ) -> Result<Planned<'a>, String> {
+        let id = self.pipeline_id();
+        let ancestors = std::iter::successors(Some(pipeline), |at| self.pipelines[*at].parent.map(|(above, _)| above));
+        if ancestors.count() > ANCESTORS_MOST {
+            return Err(format!("more than {ANCESTORS_MOST} pipelines start each other"));
+        }
+        let running = &self.pipelines[pipeline];
+        let dotenv = self.dotenv(&self.dependencies(pipeline, job));
+        let planned = &running.plan.jobs[job];
+        let (plan, request) =
+            children::plan_mapped(&running.plan, planned, &running.request, id, dotenv, (mapped, branch))?;
+        let (project, sources) = (Arc::clone(&mapped.project), &mapped.sources);
+        Ok(Planned { plan, request, project, sources, parent: Some((pipeline, job)), level: 0 })
+    }
+
+    fn pipeline_id(&mut self) -> u64 {
+        self.next_id += 1;
+        (self.next_id - 1).cast_unsigned()
     }
 
     /// Finishes trigger jobs whose pipelines have finished. Returns whether there was one.
@@ -393,7 +455,7 @@ impl<'a> Runner<'a> {
                 let well = status == schedule::Status::Success;
                 let badly = if self.is_interrupted { Conclusion::Canceled } else { Conclusion::Failed };
                 if !well {
-                    self.pipelines[pipeline].jobs[job].message = Some("the child pipeline failed".to_owned());
+                    self.pipelines[pipeline].jobs[job].message = Some("the pipeline that it started failed".to_owned());
                 }
                 self.settle(pipeline, job, if well { Conclusion::Success } else { badly });
             }

@@ -39,6 +39,16 @@ pub struct Maps {
     pub templates: Option<PathBuf>,
 }
 
+impl Maps {
+    /// The index of the map for a project: the one for this ref, else the one for all refs.
+    pub fn position(&self, project: &str, reference: Option<&str>) -> Option<usize> {
+        let of_project = |with: Option<&str>| {
+            self.projects.iter().position(|map| map.project == project && map.reference.as_deref() == with)
+        };
+        reference.and_then(|_| of_project(reference)).or_else(|| of_project(None))
+    }
+}
+
 /// A project that is mapped to a local directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MappedProject {
@@ -142,9 +152,7 @@ impl LocalSources {
     }
 
     fn mapped_directory(&self, project: &str, reference: Option<&str>) -> Option<&Path> {
-        let of_project = || self.maps.projects.iter().filter(|map| map.project == project);
-        let exact = of_project().find(|map| map.reference.is_some() && map.reference.as_deref() == reference);
-        exact.or_else(|| of_project().find(|map| map.reference.is_none())).map(|map| map.directory.as_path())
+        self.maps.position(project, reference).map(|at| self.maps.projects[at].directory.as_path())
     }
 
     fn unpacked(&self, job: &str) -> Result<PathBuf, SourceError> {
@@ -167,6 +175,10 @@ impl LocalSources {
 impl Sources for LocalSources {
     fn parsed(&self) -> Option<&Parsed> {
         self.parsed.as_ref()
+    }
+
+    fn runs_pipelines_of(&self, project: &str) -> bool {
+        self.maps.projects.iter().any(|map| map.project == project)
     }
 
     fn read(&self, tree: &Tree, path: &str) -> Result<Vec<u8>, SourceError> {

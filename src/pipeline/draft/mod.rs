@@ -341,8 +341,13 @@ impl Reader<'_, '_> {
             "environment" => draft.environment = Some(self.environment(node)?),
             "trigger" => {
                 let trigger = self.trigger(node)?;
-                if let Trigger::Project { project, .. } = &trigger {
-                    let message = format!("`trigger`: a local run does not start the pipeline of {project}");
+                if let Trigger::Project { project, .. } = &trigger
+                    && !self.context.request.sources.runs_pipelines_of(project)
+                {
+                    let message = format!(
+                        "`trigger`: a local run starts the pipeline of {project} only from a checkout: add --map-project \
+                         {project}=DIR"
+                    );
                     self.context.report.warn(node.at, self.job, message);
                 }
                 job.trigger = Some(trigger);

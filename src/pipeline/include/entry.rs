@@ -11,6 +11,9 @@ use crate::pipeline::rules::clause::{Clause, Owner};
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{Node, Origin};
 
+/// Keywords of which an entry has exactly one.
+const KINDS: [&str; 6] = ["local", "project", "remote", "template", "component", "artifact"];
+
 const KEYS: [&str; 12] = [
     "local",
     "project",
@@ -71,7 +74,15 @@ impl Loader<'_, '_> {
         let Some(mapping) = item.mapping() else {
             return self.refuse(at, format!("`include` takes a path, a URL or a mapping, not {}", item.kind()));
         };
-        for (key, entry) in mapping.iter().filter(|(key, _)| !KEYS.contains(&&***key)) {
+        let mut unknown = mapping.iter().filter(|(key, _)| !KEYS.contains(&&***key)).peekable();
+        // Without a location, a misspelled keyword is probably the location: one problem, not two.
+        if unknown.peek().is_some() && !KINDS.into_iter().any(|kind| item.get(kind).is_some()) {
+            let (key, entry) = unknown.next()?;
+            let message = format!("unknown keyword `include:{key}`{}", did_you_mean(key, &KEYS));
+            self.context.error(Class::UnknownKeyword, entry.key_at, None, message);
+            return None;
+        }
+        for (key, entry) in unknown {
             let message = format!("unknown keyword `include:{key}`{}", did_you_mean(key, &KEYS));
             self.context.report.unknown(entry.key_at, message);
         }
@@ -91,8 +102,7 @@ impl Loader<'_, '_> {
     }
 
     fn location(&mut self, item: &Node) -> Option<Location> {
-        let kinds = ["local", "project", "remote", "template", "component", "artifact"];
-        let given: Vec<&str> = kinds.into_iter().filter(|kind| item.get(kind).is_some()).collect();
+        let given: Vec<&str> = KINDS.into_iter().filter(|kind| item.get(kind).is_some()).collect();
         let [kind] = given.as_slice() else {
             let message = "`include` takes exactly one of local, project, remote, template, component";
             return self.refuse(item.at, message.to_owned());

@@ -11,6 +11,7 @@ use crate::pipeline::syntax::{Node, Origin};
 use crate::pipeline::variables::View;
 
 use super::expression::Expression;
+use super::files::Kind;
 
 /// The number of patterns that a list may have.
 const PATTERNS_LIMIT: usize = 50;
@@ -168,15 +169,15 @@ impl Paths {
         }
     }
 
-    fn find(&self, paths: &Arc<Vec<String>>, what: &str, view: &View<'_>, context: &mut Context<'_>) -> Option<String> {
+    fn find(&self, paths: &Arc<Vec<String>>, kind: Kind, view: &View<'_>, context: &mut Context<'_>) -> Option<String> {
         match self {
             Self::Globs(globs) => {
                 let expanded: Vec<Arc<str>> = globs.iter().map(|glob| expand(glob, view)).collect();
-                context.files.find(&expanded, paths, what)
+                context.files.find(&expanded, paths, kind)
             }
             Self::Regexp(text, pattern) => {
                 let path = paths.iter().find(|path| pattern.is_match(path))?;
-                Some(format!("{what} {path} ({text})"))
+                Some(format!("{} {path} ({text})", kind.word()))
             }
         }
     }
@@ -241,7 +242,7 @@ impl Changes {
                 return Err(());
             }
         };
-        Ok(self.paths.find(&paths, "changed:", view, context))
+        Ok(self.paths.find(&paths, Kind::Changed, view, context))
     }
 }
 
@@ -279,7 +280,7 @@ impl Exists {
             }
         };
         match paths {
-            Ok(paths) => Ok(self.paths.find(&paths, "exists:", view, context)),
+            Ok(paths) => Ok(self.paths.find(&paths, Kind::Existing, view, context)),
             Err(SourceError::Missing(why) | SourceError::Failed(why)) => {
                 let at = self.project.as_ref().map_or(Origin::default(), |node| node.at);
                 let message = format!("`{}:exists`: files cannot be listed: {why}", owner.keyword);

@@ -9,6 +9,25 @@ use crate::pipeline::request::{Base, SourceError, Sources, Tree};
 /// Above this number of comparisons, GitLab treats the rule as fulfilled.
 const COMPARISONS_LIMIT: usize = 50_000;
 
+/// What a list of paths contains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Changed files; a pattern with a trailing slash matches none.
+    Changed,
+    /// Existing files; a pattern with a trailing slash matches directories.
+    Existing,
+}
+
+impl Kind {
+    /// The word for explanations.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Changed => "changed:",
+            Self::Existing => "exists:",
+        }
+    }
+}
+
 /// Paths, sorted by their bytes.
 type Paths = Arc<Vec<String>>;
 
@@ -44,10 +63,11 @@ impl<'a> Files<'a> {
         glob.or_insert_with(|| Glob::new(pattern).map(Arc::new)).clone()
     }
 
-    /// The first pattern that matches a path, as an explanation. A pattern with a trailing slash matches a directory.
-    pub fn find(&mut self, patterns: &[Arc<str>], paths: &Paths, what: &str) -> Option<String> {
+    /// The first pattern that matches a path, as an explanation.
+    pub fn find(&mut self, patterns: &[Arc<str>], paths: &Paths, kind: Kind) -> Option<String> {
+        let what = kind.word();
         let mut comparisons = 0;
-        for pattern in patterns {
+        for pattern in patterns.iter().filter(|pattern| kind == Kind::Existing || !pattern.ends_with('/')) {
             let Some(glob) = self.glob(pattern) else { continue };
             if let Some(path) = glob.literal() {
                 if contains(paths, &path) {

@@ -1,0 +1,102 @@
+//! Pipelines of other projects (`trigger:project`): run from checkouts that the user maps with `--map-project`.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use super::checkout::Checkout;
+use super::facts::{self, Answers, Wanted};
+use super::project::LocalProject;
+use super::sources::{Fetcher, LocalSources, Maps};
+use super::state;
+use super::tree::Trees;
+use crate::pipeline::request::Facts;
+
+/// The file in the directory of a run that names the state directories of the mapped projects whose jobs it ran.
+const USED: &str = "mapped";
+
+/// The mapped projects of a run. Each is opened when a job triggers its pipeline.
+pub struct MappedProjects {
+    maps: Maps,
+    fetcher: Fetcher,
+    with_untracked: bool,
+    scratch: PathBuf,
+    /// In the order of [`Maps::projects`].
+    opened: Vec<OnceLock<Result<MappedCheckout, String>>>,
+}
+
+/// A checkout of another project.
+pub struct MappedCheckout {
+    pub project: Arc<LocalProject>,
+    pub sources: LocalSources,
+    pub facts: Facts,
+}
+
+impl MappedProjects {
+    /// The projects of `maps`. `scratch` is the directory of the run.
+    pub fn new(maps: Maps, fetcher: Fetcher, with_untracked: bool, scratch: &Path) -> Self {
+        let opened = maps.projects.iter().map(|_| OnceLock::new()).collect();
+        Self { maps, fetcher, with_untracked, scratch: scratch.to_owned(), opened }
+    }
+
+    /// The checkout for a project and branch. Fails if it is not mapped, or not to a checkout.
+    pub fn checkout(&self, project: &str, branch: Option<&str>) -> Result<&MappedCheckout, String> {
+        let position = self.maps.position(project, branch).ok_or_else(|| {
+            format!("only a GitLab server can start it; to run it here, add --map-project {project}=CHECKOUT")
+        })?;
+        let opened = self.opened[position].get_or_init(|| self.open(&self.maps.projects[position].directory));
+        opened.as_ref().map_err(Clone::clone)
+    }
+
+    /// The object directories of all mapped checkouts; jobs in containers read them.
+    pub fn objects(&self) -> Vec<PathBuf> {
+        let checkouts = self.maps.projects.iter().filter_map(|mapped| find(&mapped.directory).ok());
+        checkouts.map(|checkout| checkout.objects).collect()
+    }
+
+    fn open(&self, directory: &Path) -> Result<MappedCheckout, String> {
+        let checkout = find(directory)?;
+        let answers = Answers::ask(&checkout.root)?;
+        let listed = checkout.files(self.with_untracked)?;
+        let facts = answers.facts(&checkout, &Wanted::default(), 1)?;
+        let state = state::of_project(&checkout.root)?;
+        self.note(&state)?;
+        let path = facts::project_path(&facts);
+        let fetcher = Fetcher { origin: facts.remote.clone(), ..self.fetcher.clone() };
+        let sources = LocalSources::new(
+            &checkout,
+            &facts.sha,
+            &path,
+            self.with_untracked,
+            self.maps.clone(),
+            fetcher,
+            self.scratch.join(format!("mapped-{}", facts.sha)),
+        );
+        let name = facts::project_name(&facts);
+        let project = Arc::new(LocalProject::new(&checkout, &listed, &answers, &name, &state)?);
+        Ok(MappedCheckout { project, sources: sources.with_listing(&listed), facts })
+    }
+
+    /// Notes the state directory, so that secrets of its trees are removed if this process is killed.
+    fn note(&self, state: &Path) -> Result<(), String> {
+        let path = self.scratch.join(USED);
+        let noted = File::options().create(true).append(true).open(&path);
+        let noted = noted.and_then(|mut file| writeln!(file, "{}", state.display()));
+        noted.map_err(|error| format!("{}: {error}", path.display()))
+    }
+}
+
+/// The checkout at a directory; not one that contains the directory.
+fn find(directory: &Path) -> Result<Checkout, String> {
+    let place = directory.canonicalize().map_err(|error| format!("{}: {error}", directory.display()))?;
+    let checkout = Checkout::find(&place).ok().filter(|checkout| checkout.root == place);
+    checkout.ok_or_else(|| format!("{} is not the top directory of a git checkout", directory.display()))
+}
+
+/// Removes the secrets in the trees of mapped projects whose jobs a killed run ran.
+pub fn remove_secrets(run: &Path) {
+    for state in fs::read_to_string(run.join(USED)).unwrap_or_default().lines() {
+        Trees::new(Path::new(state).join("trees"), "").remove_secrets();
+    }
+}
