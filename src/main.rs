@@ -54,6 +54,10 @@ mod version;
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: sys::counted::Counted = sys::counted::Counted;
+
 fn main() -> std::process::ExitCode {
     cli::main()
 }

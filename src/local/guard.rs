@@ -7,8 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
-use super::{killed, mapped};
 use super::tree::Trees;
+use super::{killed, mapped};
 
 /// The hidden subcommand of the guard process.
 pub const WORD: &str = "exec-guard";

@@ -126,10 +126,8 @@ impl Plan {
     ) -> Option<Request<'a>> {
         let Some(Trigger::Project { node, .. }) = &job.trigger else { return None };
         let inputs = node.get("inputs").and_then(Node::mapping).into_iter().flat_map(|inputs| inputs.iter());
-        let inputs = inputs.map(|(key, entry)| GivenInput {
-            key: key.to_string(),
-            value: InputValue::Typed(entry.node.to_json()),
-        });
+        let inputs = inputs
+            .map(|(key, entry)| GivenInput { key: key.to_string(), value: InputValue::Typed(entry.node.to_json()) });
         Some(Request {
             content: Content::File(CONFIGURATION.to_owned()),
             source: Source { name: "pipeline".to_owned(), merge_request: None },

@@ -3,14 +3,59 @@
 use std::sync::Arc;
 
 use super::hash::{Index, Map};
-use super::plan::{EnvVariable, Variable};
 use super::request::GivenVariable;
+use super::syntax::Origin;
 
 /// The longest expanded value, in bytes.
 pub const VALUE_LIMIT: usize = 1 << 18;
 
 /// The longest chain of variables that refer to each other.
 pub const DEPTH_LIMIT: usize = 200;
+
+/// A variable of the configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Variable {
+    pub key: Arc<str>,
+    /// The value as written.
+    pub value: Arc<str>,
+    /// `expand: false`
+    pub raw: bool,
+    pub at: Origin,
+    pub level: Level,
+}
+
+/// Levels of variables in the configuration, from the weakest to the strongest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Top-level `variables`.
+    Default,
+    /// The matching rule of `workflow:rules`.
+    Workflow,
+    /// The job's own.
+    Job,
+    /// `parallel:matrix`
+    Matrix,
+    /// The job's matching rule.
+    Rule,
+}
+
+/// A variable of a job, after the server's expansion.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EnvVariable {
+    pub key: Arc<str>,
+    /// The value, or the content of the file.
+    pub value: String,
+    /// The job gets the path of a file that contains the value.
+    pub file: bool,
+    /// The value must not appear in a log.
+    pub masked: bool,
+    /// The runner must not expand the value again.
+    pub raw: bool,
+    /// A predefined variable: its value is not expanded, and other variables may refer to it.
+    pub predefined: bool,
+    /// The caller gave it, as a variable of the pipeline or the project.
+    pub given: bool,
+}
 
 /// All variables of a pipeline except those of its jobs.
 #[derive(Clone, Debug, Default)]

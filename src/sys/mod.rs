@@ -2,6 +2,8 @@
 #![allow(unsafe_code)]
 
 mod clock;
+#[cfg(test)]
+pub mod counted;
 mod files;
 pub mod identity;
 mod memory;

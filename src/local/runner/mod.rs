@@ -182,7 +182,18 @@ impl<'a> Runner<'a> {
         });
         let jobs = jobs.collect();
         let is_told = false;
-        self.pipelines.push(Running { plan, project, sources, request, schedule, jobs, parent, prefix, level, is_told });
+        self.pipelines.push(Running {
+            plan,
+            project,
+            sources,
+            request,
+            schedule,
+            jobs,
+            parent,
+            prefix,
+            level,
+            is_told,
+        });
     }
 
     fn task(&self, plan: &Plan, job: &Job, index: &HashMap<&str, usize>, is_first: bool) -> Task {
@@ -404,8 +415,7 @@ impl<'a> Runner<'a> {
             }
         }
         let dotenv = self.dotenv(&self.dependencies(pipeline, job));
-        let (plan, request) =
-            children::plan(&running.plan, &running.plan.jobs[job], &running.request, id, dotenv)?;
+        let (plan, request) = children::plan(&running.plan, &running.plan.jobs[job], &running.request, id, dotenv)?;
         let (project, sources) = (Arc::clone(&running.project), running.sources);
         Ok(Planned { plan, request, project, sources, parent: Some((pipeline, job)), level: running.level + 1 })
     }

@@ -15,7 +15,9 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use nix::fcntl::{Flock, FlockArg};
 
@@ -52,9 +54,12 @@ impl Source {
 
     /// Adds files and symbolic links that exist; a tracked file that the developer deleted is skipped.
     fn add(&mut self, listed: &[Listed], below: &Path) {
-        for file in listed {
+        let looked = in_parts(listed, |file| {
             let path = below.join(&file.path);
-            let Ok(metadata) = self.root.join(&path).symlink_metadata() else { continue };
+            let metadata = self.root.join(&path).symlink_metadata().ok()?;
+            Some((path, metadata, file))
+        });
+        for (path, metadata, file) in looked {
             if file.is_submodule && metadata.is_dir() {
                 self.add_directories(&path);
                 self.directories.insert(path);
@@ -208,11 +213,25 @@ fn restore(source: &Source, tree: &Tree) -> io::Result<()> {
     let file = tree.home.join("manifest");
     let mut manifest = Manifest::load(&file);
     let mut kept = HashSet::new();
-    sweep(source, &tree.project, Path::new(""), &manifest, &mut kept)?;
+    let mut files = Vec::with_capacity(source.files.len());
+    sweep(source, &tree.project, Path::new(""), &mut files)?;
+    let looked = in_parts(&files, |path| {
+        let metadata = tree.project.join(path).symlink_metadata();
+        let is_kept = metadata.as_ref().is_ok_and(|metadata| {
+            source.files.get(path).is_some_and(|original| manifest.holds(path, *original, Stamp::of(metadata)))
+        });
+        Some((path, is_kept))
+    });
+    for (path, is_kept) in looked {
+        match is_kept {
+            true => drop(kept.insert(path)),
+            false => remove(&tree.project.join(path))?,
+        }
+    }
     let lacking: Vec<(&Path, Stamp)> = source
         .files
         .iter()
-        .filter(|(path, _)| !kept.contains(*path))
+        .filter(|(path, _)| !kept.contains(path))
         .map(|(path, stamp)| (path.as_path(), *stamp))
         .collect();
     for directory in &source.directories {
@@ -231,34 +250,45 @@ fn restore(source: &Source, tree: &Tree) -> io::Result<()> {
     manifest.save(&file)
 }
 
-/// Removes everything that the source does not contain, and returns the files that are unchanged.
-fn sweep(
-    source: &Source,
-    project: &Path,
-    below: &Path,
-    manifest: &Manifest,
-    kept: &mut HashSet<PathBuf>,
-) -> io::Result<()> {
+/// Removes everything that cannot be a file of the source, and collects the paths of the others.
+fn sweep(source: &Source, project: &Path, below: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(project.join(below))? {
-        let path = below.join(entry?.file_name());
-        let place = project.join(&path);
+        let entry = entry?;
+        let path = below.join(entry.file_name());
         // The repository has its own record.
         if path.as_os_str() == ".git" {
             continue;
         }
-        let metadata = place.symlink_metadata()?;
-        if metadata.is_dir() && source.directories.contains(&path) {
-            open_up(&place, &metadata)?;
-            sweep(source, project, &path, manifest, kept)?;
-            continue;
-        }
-        let original = source.files.get(&path);
-        match original.is_some_and(|original| manifest.holds(&path, *original, Stamp::of(&metadata))) {
-            true => drop(kept.insert(path)),
-            false => remove(&place)?,
+        let is_directory = entry.file_type()?.is_dir();
+        if is_directory && source.directories.contains(&path) {
+            let place = project.join(&path);
+            open_up(&place, &place.symlink_metadata()?)?;
+            sweep(source, project, &path, files)?;
+        } else if is_directory || !source.files.contains_key(&path) {
+            remove(&project.join(&path))?;
+        } else {
+            files.push(path);
         }
     }
     Ok(())
+}
+
+/// Below this number of files, looking at them takes less time than starting a thread.
+const FEW: usize = 500;
+
+/// The results of a function for all items, in order; on all cores if there are many items.
+fn in_parts<'i, I: Sync, T: Send>(items: &'i [I], look: impl Fn(&'i I) -> Option<T> + Sync) -> Vec<T> {
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(8);
+    if items.len() < FEW || threads == 1 {
+        return items.iter().filter_map(look).collect();
+    }
+    thread::scope(|scope| {
+        let look = &look;
+        let parts = items.chunks(items.len().div_ceil(threads));
+        let parts: Vec<_> = parts.map(|part| scope.spawn(move || part.iter().filter_map(look).collect())).collect();
+        let joined = parts.into_iter().map(|part| part.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        joined.collect::<Vec<Vec<T>>>().into_iter().flatten().collect()
+    })
 }
 
 /// A job may have removed the permissions of a directory.

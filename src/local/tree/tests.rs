@@ -148,3 +148,37 @@ fn skips_a_pipe_in_place_of_a_tracked_file() {
     let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     assert!(!tree.project.join("run.sh").exists());
 }
+
+#[test]
+fn a_repository_is_written_again_only_after_a_change() {
+    let given = Given::checkout();
+    // Older than the resolution of time stamps, so that its stamp identifies it.
+    let index = given.root.join(".git/index");
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+    File::options().write(true).open(&index).and_then(|file| file.set_modified(old)).expect("set");
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    let take = || given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
+    let head = |tree: &Tree| tree.project.join(".git/HEAD");
+    let inode = |tree: &Tree| head(tree).metadata().expect("there").ino();
+    let now = || inode(&take());
+    assert_eq!(now(), now(), "nothing has changed");
+    let commit = fs::read_to_string(head(&take())).expect("text");
+    for change in ["a file", "a new file", "a reference of the developer"] {
+        let tree = take();
+        let before = inode(&tree);
+        let git_directory = tree.project.join(".git");
+        match change {
+            "a file" => fs::write(head(&tree), "ref: refs/heads/other\n").expect("written"),
+            "a new file" => fs::write(git_directory.join("refs/planted"), "x").expect("written"),
+            _ => drop(git(&given.root, &["branch", "new"])),
+        }
+        drop(tree);
+        let tree = take();
+        assert_ne!(inode(&tree), before, "{change}");
+        assert_eq!(fs::read_to_string(head(&tree)).expect("text"), commit, "{change}");
+        assert!(!git_directory.join("refs/planted").exists(), "{change}");
+        drop(tree);
+        assert_eq!(now(), now(), "{change}");
+    }
+    assert!(git(&take().project, &["branch", "--list", "new"]).contains("new"));
+}

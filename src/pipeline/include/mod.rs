@@ -58,13 +58,13 @@ pub fn load(context: &mut Context<'_>) -> Option<Node> {
             let bytes = match request.sources.read(&Tree::Project, path) {
                 Ok(bytes) => bytes,
                 Err(SourceError::Missing(why)) => {
-                    loader.context.report.add_file(path);
-                    loader.context.error(Class::IncludeMissing, Origin::default(), None, format!("{path}: {why}"));
+                    let at = Origin { file: loader.context.report.add_file(path), line: 1 };
+                    loader.context.error(Class::IncludeMissing, at, None, why);
                     return None;
                 }
                 Err(SourceError::Failed(why)) => {
-                    loader.context.report.add_file(path);
-                    loader.context.error(Class::IncludeFailed, Origin::default(), None, format!("{path}: {why}"));
+                    let at = Origin { file: loader.context.report.add_file(path), line: 1 };
+                    loader.context.error(Class::IncludeFailed, at, None, why);
                     return None;
                 }
             };
@@ -95,8 +95,8 @@ impl Loader<'_, '_> {
         let file = self.context.report.add_file(&name);
         let start = Origin { file, line: 0 };
         if bytes.len() > FILE_LIMIT {
-            let message = format!("{name} is larger than {} MiB", FILE_LIMIT >> 20);
-            self.context.error(Class::TooBig, start, None, message);
+            let message = format!("the file is larger than {} MiB", FILE_LIMIT >> 20);
+            self.context.error(Class::TooBig, Origin { file, line: 1 }, None, message);
             return None;
         }
         let text = match std::str::from_utf8(&bytes) {

@@ -8,6 +8,20 @@ use super::memory::Memory;
 use crate::pipeline::listing::Listing;
 use crate::pipeline::problem::{Class, Problem};
 use crate::pipeline::{JobRun, plan};
+use crate::sys::counted::measure;
+
+/// The memory that planning may hold.
+const BYTES_MOST: usize = 50_000_000;
+/// The number of allocations that planning may make. A release build makes more than 10 of them in a microsecond,
+/// together with the work between them, so that this is a bound of 100 ms.
+const ALLOCATIONS_MOST: usize = 1_000_000;
+
+/// The listing of a configuration, within the limits.
+fn answer_within_limits(text: &[u8]) -> Result<String, Vec<Problem>> {
+    let (answer, used) = measure(|| answer(text));
+    assert!(used.bytes <= BYTES_MOST && used.allocations <= ALLOCATIONS_MOST, "{used:?} for {text:?}");
+    answer
+}
 
 fn answer(text: &[u8]) -> Result<String, Vec<Problem>> {
     let mut memory = Memory::new(&[("tpl.yml", "t: {script: x}\n"), ("ci/base.yml", ".b: {script: x}\n")]);
@@ -65,7 +79,7 @@ proptest! {
         let samples = samples();
         let mut text = sample.get(&samples).clone();
         mutations.iter().for_each(|mutation| apply(&mut text, mutation));
-        let first = answer(&text);
+        let first = answer_within_limits(&text);
         if let Err(problems) = &first {
             prop_assert!(!problems.is_empty());
             for problem in problems {
@@ -118,4 +132,30 @@ fn plans_large_files() {
     let jobs: String = (0..10_000).map(|n| format!("j{n}: {{script: [echo {n}], needs: []}}\n")).collect();
     let memory = Memory::new(&[(".gitlab-ci.yml", &jobs)]);
     assert_eq!(plan(&memory.request()).expect("the pipeline must be valid").jobs.len(), 10_000);
+}
+
+/// Configurations that ask for much and stay within GitLab's limits are planned within the limits as well.
+#[test]
+fn mutations_that_multiply_stay_within_the_limits() {
+    let list = |item: &str| [item; 10].join(", ");
+    let aliases = (1..9).map(|n| format!(".a{n}: &a{n} [{}]\n", list(&format!("*a{}", n - 1)))).collect::<String>();
+    let matrix: String = (0..4).map(|n| format!("K{n}: [a, b, c], ")).collect();
+    let jobs: String = (0..200).map(|n| format!("j{n}: {{extends: .b, script: x, needs: []}}\n")).collect();
+    for text in [
+        format!(".a0: &a0 [x]\n{aliases}j: {{script: *a8}}\n"),
+        format!("j: {{script: x, parallel: {{matrix: [{{{matrix}}}]}}}}\n"),
+        format!(".b: {{variables: {{A: $B, B: $C, C: $D}}, rules: [{{if: $A}}, {{when: always}}]}}\n{jobs}"),
+        "[".repeat(100_000),
+        "a: ".repeat(50_000),
+        format!("j: {{script: [{}]}}\n", "[".repeat(5000)),
+        "&a [*a, *a]".to_owned(),
+        "? ".repeat(100_000),
+        "- ".repeat(100_000),
+        format!("j: {{script: x, rules: [{{if: '{}'}}]}}\n", "(".repeat(20_000)),
+        format!("j: {{script: 'x', rules: [{{changes: ['{}']}}]}}\n", "{a,".repeat(3000)),
+    ] {
+        if let Err(problems) = answer_within_limits(text.as_bytes()) {
+            assert!(problems.iter().all(|problem| problem.line > 0), "{problems:?}");
+        }
+    }
 }

@@ -1,0 +1,93 @@
+//! Counts the memory of each thread, for tests of limits.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+/// The allocator of the tests.
+pub struct Counted;
+
+#[derive(Clone, Copy)]
+struct Counts {
+    held: isize,
+    most: isize,
+    allocations: usize,
+}
+
+thread_local! {
+    static COUNTS: Cell<Counts> = const { Cell::new(Counts { held: 0, most: 0, allocations: 0 }) };
+}
+
+fn count(change: isize) {
+    // The thread may be ending.
+    let _ = COUNTS.try_with(|counts| {
+        let Counts { held, most, allocations } = counts.get();
+        let held = held + change;
+        counts.set(Counts { held, most: most.max(held), allocations: allocations + usize::from(change > 0) });
+    });
+}
+
+fn size(bytes: usize) -> isize {
+    bytes.cast_signed()
+}
+
+// SAFETY: every call goes to the allocator of the system; the counts allocate nothing.
+unsafe impl GlobalAlloc for Counted {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(size(layout.size()));
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        count(-size(layout.size()));
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(place, layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(size(layout.size()));
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, place: *mut u8, layout: Layout, length: usize) -> *mut u8 {
+        count(size(length) - size(layout.size()));
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(place, layout, length) }
+    }
+}
+
+/// The memory that a call used on this thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// Bytes that it held at most, in addition to what was held before.
+    pub bytes: usize,
+    /// The number of allocations and of growing reallocations.
+    pub allocations: usize,
+}
+
+/// Runs a function, and returns what it used.
+pub fn measure<T>(run: impl FnOnce() -> T) -> (T, Used) {
+    let before = COUNTS.get().held;
+    COUNTS.set(Counts { held: before, most: before, allocations: 0 });
+    let result = run();
+    let Counts { most, allocations, .. } = COUNTS.get();
+    (result, Used { bytes: (most - before).cast_unsigned(), allocations })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_what_was_held_at_once() {
+        let ((), used) = measure(|| {
+            for _ in 0..3 {
+                drop(std::hint::black_box(vec![0_u8; 5000]));
+            }
+        });
+        assert_eq!(used, Used { bytes: 5000, allocations: 3 });
+        let (kept, used) = measure(|| (vec![1_u8; 300], vec![2_u8; 200]));
+        assert_eq!((kept.0.len(), used.bytes, used.allocations), (300, 500, 2));
+    }
+}
