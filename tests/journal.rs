@@ -75,7 +75,9 @@ fn a_pending_warning_is_written_once() {
         let id = gitlab.queue(job(&["echo begun", &wait_for(&gate), "echo over"]).build());
         let agent = home.start(&[]);
         // The last line before the script waits: the log must not grow later.
-        gitlab.wait_for_log(id, "$ while");
+        gitlab.wait_until("the echo of the last command", |server| {
+            server.job(id).lines().iter().any(|line| line.starts_with("$ while"))
+        });
         agent.kill();
         // The same state as if the agent had died while it wrote the warning: before the write, or just after it.
         let size = std::fs::metadata(home.path("state/slot-0/trace")).expect("a log").len();

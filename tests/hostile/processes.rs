@@ -31,13 +31,15 @@ fn a_process_says_that_it_is_the_shim() {
     let id = gitlab.queue(job(&[&fake, "sleep 0.2; echo begun; sleep 1000"]).build());
     let agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
+    let shim = |record: &serde_json::Value| record["progress"]["stage"]["state"]["step"]["shim"]["pid"].as_i64();
+    gitlab.wait_until("the shim in the journal", |_| shim(&home.record()).is_some());
     agent.kill();
     let mut record = home.record();
-    let shim = record["progress"]["step"]["shim"]["pid"].as_i64().expect("a shim").to_string();
+    let shim = shim(&record).expect("the process of the shim").to_string();
     assert!(Command::new("kill").args(["-9", &shim]).status().expect("run the program").success());
     assert!(is_running(&sleep), "the false shim is there");
     // The journal of an agent that died before it recorded its shim.
-    record["progress"]["step"]["shim"] = json!(null);
+    record["progress"]["stage"]["state"]["step"]["shim"] = json!(null);
     home.set_record(&record);
     let mut next = home.start(&["--once"]);
     let ended = gitlab.finished(id);

@@ -197,7 +197,8 @@ pub(super) const RUNNER_MAYFLY: &[Key] = &[
         Number,
         "no limit",
         "Bytes of the build directories that finished jobs left; the agent deletes the least recently \
-         used first, never one that a job uses",
+         used first, never one that a job uses. Directories of an earlier version, of gitlab-runner and of former \
+         runner tokens count too, except those of `GIT_CLONE_PATH`",
     ),
     key("builds_max_age", Duration, "no limit", "The agent deletes build directories that no job used for this time"),
     key(

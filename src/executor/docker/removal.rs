@@ -86,11 +86,16 @@ impl ContainerRemovals {
                 labels.get(LIFE).is_none_or(|life| *life != owner.life)
                     && labels.get(JOB).is_none_or(|job| !kept.contains(job))
             };
+            // A caller that waits for the end of the removal must find the effects of `also`.
+            let mut last = None;
             retry_removal("of=earlier agents", || {
-                let _going = begun.take().unwrap_or_else(|| removals.begin());
-                remove_all(&Engine::connect(&address)?, &labels, &is_left)
+                let going = begun.take().unwrap_or_else(|| removals.begin());
+                remove_all(&Engine::connect(&address)?, &labels, &is_left)?;
+                last = Some(going);
+                Ok(())
             });
             also();
+            drop(last);
         });
         if let Err(error) = spawned {
             log::error!("cannot start the thread that removes containers of earlier agents error={error}");
