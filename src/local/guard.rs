@@ -7,11 +7,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
+use super::killed;
 use super::tree::Trees;
-use super::{killed, mapped};
 
 /// The hidden subcommand of the guard process.
 pub const WORD: &str = "exec-guard";
+/// The file in a run's directory that lists the state directories of the mapped projects whose jobs it ran, a line each.
+pub const MAPPED_STATES: &str = "mapped";
 
 /// The guard process of a run.
 pub struct Guard(Child);
@@ -40,7 +42,7 @@ pub fn main() -> ExitCode {
     // The run never writes to this pipe; the read returns when the run's end is closed.
     let _ = std::io::stdin().read(&mut [0]);
     if run.join("lock").exists() {
-        mapped::remove_secrets(&run);
+        remove_secrets(&run);
         killed::remove_killed(&run);
         let project = run.parent().and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
         if fs::exists(project.join("trees")).unwrap_or(false) {
@@ -48,4 +50,11 @@ pub fn main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Removes the secrets in the trees of mapped projects whose jobs a killed run ran.
+fn remove_secrets(run: &Path) {
+    for state in fs::read_to_string(run.join(MAPPED_STATES)).unwrap_or_default().lines() {
+        Trees::new(Path::new(state).join("trees"), "").remove_secrets();
+    }
 }

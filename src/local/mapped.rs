@@ -1,20 +1,17 @@
 //! Pipelines of other projects (`trigger:project`): run from checkouts that the user maps with `--map-project`.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::checkout::Checkout;
 use super::facts::{self, Answers, Wanted};
+use super::guard;
 use super::project::LocalProject;
 use super::sources::{Fetcher, LocalSources, Maps};
 use super::state;
-use super::tree::Trees;
 use crate::pipeline::request::Facts;
-
-/// The file in the directory of a run that names the state directories of the mapped projects whose jobs it ran.
-const USED: &str = "mapped";
 
 /// The mapped projects of a run. Each is opened when a job triggers its pipeline.
 pub struct MappedProjects {
@@ -80,7 +77,7 @@ impl MappedProjects {
 
     /// Notes the state directory, so that secrets of its trees are removed if this process is killed.
     fn note(&self, state: &Path) -> Result<(), String> {
-        let path = self.scratch.join(USED);
+        let path = self.scratch.join(guard::MAPPED_STATES);
         let noted = File::options().create(true).append(true).open(&path);
         let noted = noted.and_then(|mut file| writeln!(file, "{}", state.display()));
         noted.map_err(|error| format!("{}: {error}", path.display()))
@@ -92,11 +89,4 @@ fn find(directory: &Path) -> Result<Checkout, String> {
     let place = directory.canonicalize().map_err(|error| format!("{}: {error}", directory.display()))?;
     let checkout = Checkout::find(&place).ok().filter(|checkout| checkout.root == place);
     checkout.ok_or_else(|| format!("{} is not the top directory of a git checkout", directory.display()))
-}
-
-/// Removes the secrets in the trees of mapped projects whose jobs a killed run ran.
-pub fn remove_secrets(run: &Path) {
-    for state in fs::read_to_string(run.join(USED)).unwrap_or_default().lines() {
-        Trees::new(Path::new(state).join("trees"), "").remove_secrets();
-    }
 }

@@ -1,8 +1,7 @@
 //! Parses the first file ahead of planning, while the caller still collects the facts for its request.
 
 use super::file::document;
-use super::request::FILE_LIMIT;
-use super::syntax::{self, Budget, Node, Origin};
+use super::syntax::{self, Budget, FILE_LIMIT, Node, Origin};
 
 /// A parsed file. Planning uses it in place of a file with the same text.
 pub struct Parsed {

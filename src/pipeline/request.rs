@@ -5,9 +5,6 @@ use std::sync::Arc;
 use super::ahead::Parsed;
 use super::syntax::Node;
 
-/// The largest configuration file, in bytes, as on GitLab.
-pub const FILE_LIMIT: usize = 2 << 20;
-
 /// The request to plan the pipeline of one configuration for one commit.
 pub struct Request<'a> {
     /// Where the configuration starts.
@@ -177,7 +174,7 @@ pub enum SourceError {
 }
 
 /// Access to files and to other projects; the planner does no I/O of its own. An implementation must refuse anything
-/// that is not a regular file, and may stop reading after [`FILE_LIMIT`] + 1 bytes.
+/// that is not a regular file, and may stop reading after [`FILE_LIMIT`](super::syntax::FILE_LIMIT) + 1 bytes.
 pub trait Sources {
     /// A file of the project that is parsed already.
     fn parsed(&self) -> Option<&Parsed> {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::local::checkout::{git, output};
-use crate::pipeline::request::{FILE_LIMIT, SourceError};
+use crate::pipeline::request::SourceError;
+use crate::pipeline::syntax::FILE_LIMIT;
 
 use super::remote;
 

@@ -18,7 +18,8 @@ use super::facts::resolve;
 use crate::archive::root::Root;
 use crate::archive::unpack::unpack;
 use crate::pipeline::ahead::Parsed;
-use crate::pipeline::request::{Base, ComponentVersion, FILE_LIMIT, SourceError, Sources, Tree};
+use crate::pipeline::request::{Base, ComponentVersion, SourceError, Sources, Tree};
+use crate::pipeline::syntax::FILE_LIMIT;
 use crate::sync;
 
 pub use fetch::Fetcher;

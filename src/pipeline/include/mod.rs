@@ -11,8 +11,8 @@ use super::file::inputs::{self, Given, Spec};
 use super::file::interpolate::{self, Values};
 use super::merge::Merger;
 use super::problem::Class;
-use super::request::{Content, FILE_LIMIT, SourceError, Tree};
-use super::syntax::{self, Mapping, Node, Origin};
+use super::request::{Content, SourceError, Tree};
+use super::syntax::{self, FILE_LIMIT, Mapping, Node, Origin};
 
 /// The number of files that a pipeline may include, as on GitLab.
 const FILES_LIMIT: usize = 150;

@@ -13,3 +13,6 @@ pub use node::{Entry, Mapping, Node, Origin, Value};
 pub use parse::{Budget, parse};
 pub use print::print;
 pub use size::written_size;
+
+/// The largest configuration file, in bytes, as on GitLab.
+pub const FILE_LIMIT: usize = 2 << 20;
