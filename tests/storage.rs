@@ -48,10 +48,11 @@ fn the_least_recently_used_build_directories_go_when_there_are_too_many_bytes() 
     for name in ["first", "second"] {
         run(&gitlab, &agent, of_project(name));
     }
-    // The record has whole seconds: use the first one again in a later second, so that the second one is older.
+    // The record has whole seconds, and the agent notes a use shortly after the end of the job: use the first one again
+    // when two seconds have begun, so that the second one is older.
     let seconds = || std::time::UNIX_EPOCH.elapsed().expect("the clock must be after 1970").as_secs();
     let used = seconds();
-    agent.wait_until("the next second", || seconds() > used);
+    agent.wait_until("the second after the next", || seconds() > used + 1);
     run(&gitlab, &agent, of_project("first"));
     assert!(project(&home, "first").is_some() && project(&home, "second").is_some());
     run(&gitlab, &agent, of_project("third"));
