@@ -1,6 +1,6 @@
 //! An agent that speaks the manager's protocol and runs nothing.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 
 use crate::support::fleet::{FLEET_TOKEN, Fleet};
+use crate::support::light;
 
 trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
@@ -53,34 +54,11 @@ impl LightAgent {
     }
 
     fn send(&mut self, method: &str, path: &str, body: &Value) {
-        let body = body.to_string();
-        let request = format!(
-            "{method} /api/v4/{path} HTTP/1.1\r\nHost: h\r\nRUNNER-TOKEN: {}\r\nContent-Length: {}\r\n\r\n{body}",
-            self.token,
-            body.len()
-        );
-        self.stream.get_mut().write_all(request.as_bytes()).expect("sent");
-        self.stream.get_mut().flush().expect("sent");
+        light::send(self.stream.get_mut(), method, path, &self.token, body);
     }
 
     pub fn read(&mut self) -> (u16, Value) {
-        let (mut status, mut length) = (0, 0);
-        loop {
-            let mut line = String::new();
-            self.stream.read_line(&mut line).expect("a line");
-            if let Some(rest) = line.strip_prefix("HTTP/1.1 ") {
-                status = rest[..3].parse().expect("a status");
-            }
-            if let Some(rest) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
-                length = rest.trim().parse().expect("a length");
-            }
-            if line.trim().is_empty() {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).expect("a body");
-        (status, serde_json::from_slice(&body).unwrap_or_default())
+        light::read(&mut self.stream)
     }
 
     /// Waits until the manager has sent something.

@@ -11,6 +11,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::{Config, Runner, state_dir};
+use crate::sys;
 
 /// The file with the agent's own settings in the state directory.
 const SETTINGS: &str = "settings.toml";
@@ -72,18 +73,12 @@ pub fn runner_of_job(path: &Path, text: &str) -> Option<(Config, Runner)> {
 
 /// Stores the agent's own settings for a start without a usable file. Fails if the state directory cannot be written.
 pub fn keep_settings(config: &Config) -> std::io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-
     let path = state_dir(config).join(SETTINGS);
     let text = config.settings.to_string();
     if fs::read_to_string(&path).is_ok_and(|kept| kept == text) {
         return Ok(());
     }
-    let draft = path.with_extension("draft");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-    file.write_all(text.as_bytes())?;
-    fs::rename(&draft, &path)
+    sys::replace_file(&path, text.as_bytes())
 }
 
 /// The agent's own settings if the file at `path` is unusable: the last settings in use, without runners, or else the

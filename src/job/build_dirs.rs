@@ -10,7 +10,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +19,7 @@ use crate::config::cache::StorageLimits;
 use crate::decode;
 use crate::monitor::machine;
 use crate::sync;
+use crate::sys;
 
 /// The name of the record in the state directory.
 const FILE: &str = "builds.json";
@@ -109,7 +109,7 @@ impl BuildDirs {
             inner = sync::wait(&self.changed, inner);
         }
         *inner.in_use.entry(dir.clone()).or_default() += 1;
-        inner.known.insert(dir.clone(), Usage { used: now(), bytes: None });
+        inner.known.insert(dir.clone(), Usage { used: sys::unix_now(), bytes: None });
         self.save(&inner);
         InUse { dirs: Arc::clone(self), dir }
     }
@@ -137,7 +137,7 @@ impl BuildDirs {
         let mut inner = self.lock();
         let before = inner.known.len();
         for (dir, changed) in found {
-            inner.known.entry(dir).or_insert(Usage { used: changed.min(now()), bytes: None });
+            inner.known.entry(dir).or_insert(Usage { used: changed.min(sys::unix_now()), bytes: None });
         }
         let count = inner.known.len() - before;
         if count > 0 {
@@ -205,7 +205,8 @@ impl BuildDirs {
         let mut here: Vec<(&BuildDir, &Usage)> = inner.known.iter().filter(|(dir, _)| dir.root == root).collect();
         here.sort_by_key(|(_, usage)| usage.used);
         let total: u64 = here.iter().filter_map(|(_, usage)| usage.bytes).sum();
-        let is_too_old = |usage: &Usage| limits.age.is_some_and(|age| now().saturating_sub(usage.used) > age.as_secs());
+        let is_too_old =
+            |usage: &Usage| limits.age.is_some_and(|age| sys::unix_now().saturating_sub(usage.used) > age.as_secs());
         let is_too_much = limits.size.is_some_and(|size| total > size);
         let (dir, usage) = here
             .into_iter()
@@ -217,10 +218,10 @@ impl BuildDirs {
 
     fn save(&self, inner: &Inner) {
         let all: Vec<(&BuildDir, &Usage)> = inner.known.iter().collect();
-        let (path, draft) = (self.state.join(FILE), self.state.join(FILE).with_extension("draft"));
-        let written = serde_json::to_vec(&all).map_err(io::Error::other).and_then(|text| fs::write(&draft, text));
+        let path = self.state.join(FILE);
+        let written = serde_json::to_vec(&all).map_err(io::Error::other);
         // If the record cannot be written, the agent forgets the directories after a restart and keeps them.
-        if let Err(error) = written.and_then(|()| fs::rename(&draft, &path)) {
+        if let Err(error) = written.and_then(|text| sys::replace_file(&path, &text)) {
             log::debug!("cannot record the build directories path={} error={error}", path.display());
         }
     }
@@ -239,19 +240,16 @@ impl Drop for InUse {
                 inner.in_use.remove(&self.dir);
             }
         }
-        inner.known.insert(self.dir.clone(), Usage { used: now(), bytes: None });
+        inner.known.insert(self.dir.clone(), Usage { used: sys::unix_now(), bytes: None });
         self.dirs.save(&inner);
     }
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
     use std::thread;
+    use std::time::Duration;
 
     use super::*;
     use crate::job::sources::remove::remove_below;
@@ -269,7 +267,7 @@ mod tests {
         fs::create_dir_all(root.join(format!("a/{name}.tmp"))).expect("made");
         fs::write(dir.path().join("deep/deeper/file"), vec![1; 64 << 10]).expect("written");
         drop(dirs.claim(dir.clone()));
-        dirs.lock().known.get_mut(&dir).expect("known").used = now() - ago;
+        dirs.lock().known.get_mut(&dir).expect("known").used = sys::unix_now() - ago;
         dir
     }
 

@@ -25,7 +25,7 @@ use crate::decode;
 use crate::executor::ConcurrentIds;
 use crate::http::tls::TlsFiles;
 use crate::instance::Identity;
-use crate::sys::BootTime;
+use crate::sys::{self, BootTime};
 use crate::token::Token;
 
 /// The version of the format of [`Record`]. An agent resumes only jobs with a record of its own version.
@@ -162,7 +162,7 @@ impl SlotDirectory {
 
     /// Writes the whole record. Errors: the record cannot be written.
     pub fn save(&self, record: &Record) -> io::Result<()> {
-        replace_file(&self.record(), &serde_json::to_vec(record)?)
+        sys::replace_file(&self.record(), &serde_json::to_vec(record)?)
     }
 
     /// Appends the progress to the record. Errors: there is no record, or it cannot be written; then the earlier
@@ -302,13 +302,6 @@ impl JobCount {
             _ => Ok(()),
         }
     }
-}
-
-fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
-    let draft = path.with_extension("draft");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-    file.write_all(content)?;
-    fs::rename(&draft, path)
 }
 
 #[cfg(test)]

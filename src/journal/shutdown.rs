@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::replace_file;
 use crate::decode;
 use crate::instance::Identity;
-use crate::sys::BootTime;
+use crate::sys::{self, BootTime};
 
 /// Why an instance shuts down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,7 +148,7 @@ impl ShutdownState {
     }
 
     fn try_save(&self, state_dir: &Path) -> io::Result<()> {
-        replace_file(&path(state_dir), &serde_json::to_vec(self)?)?;
+        sys::replace_file(&path(state_dir), &serde_json::to_vec(self)?)?;
         File::open(path(state_dir))?.sync_all()?;
         File::open(state_dir)?.sync_all()
     }

@@ -6,13 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::store::Sealer;
 use crate::sync;
+use crate::sys;
 use crate::token::Token;
 
 const NAME: &str = "held-jobs";
@@ -63,7 +62,7 @@ impl HeldJobs {
         }
         let lines: String =
             jobs.iter().map(|((pool, id), sealed)| format!("{} {id} {sealed}\n", pool.replace(' ', "%20"))).collect();
-        if let Err(error) = write(&self.path, &lines) {
+        if let Err(error) = sys::replace_file(&self.path, lines.as_bytes()) {
             log::warn!(
                 "cannot record the held jobs outside of the state directory path={} error={error}",
                 self.path.display()
@@ -85,13 +84,6 @@ fn sealer(runner: &Token) -> Option<Sealer> {
 
 fn purpose(pool: &str, id: &str) -> String {
     format!("held {pool} {id}")
-}
-
-fn write(path: &Path, text: &str) -> std::io::Result<()> {
-    let draft = path.with_extension("draft");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-    file.write_all(text.as_bytes())?;
-    fs::rename(&draft, path)
 }
 
 #[cfg(test)]

@@ -1,10 +1,20 @@
-//! Clocks that cannot be set.
+//! Clocks that cannot be set, and the time of day in whole seconds.
 
 use std::ops::Add;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+
+/// Seconds since the epoch; zero for an earlier time.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// The present time in seconds since the epoch.
+pub fn unix_now() -> u64 {
+    unix_seconds(SystemTime::now())
+}
 
 /// A time of this boot, including suspend (`CLOCK_BOOTTIME`): the clock for deadlines. It cannot be set, and all
 /// processes share it. In files, it is a number of nanoseconds.

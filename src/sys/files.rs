@@ -1,7 +1,7 @@
-//! Opens files at paths that a job may have replaced.
+//! Opens files at paths that a job may have replaced, and replaces the agent's own files.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -31,6 +31,28 @@ pub fn open_regular(path: &Path, options: &mut fs::OpenOptions) -> io::Result<Fi
         true => Ok(file),
         false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")),
     }
+}
+
+/// Replaces a file that only its owner may read, by rename: if this process dies, the file has the old or the new content.
+pub fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    create_private(&draft)?.write_all(content)?;
+    fs::rename(&draft, path)
+}
+
+/// As [`replace_file`]; a loss of power does not damage the file either.
+pub fn replace_file_synced(path: &Path, content: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension("draft");
+    let mut file = create_private(&draft)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&draft, path)
+}
+
+fn create_private(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
 #[cfg(test)]

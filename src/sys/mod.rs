@@ -13,8 +13,8 @@ mod process;
 mod signals;
 mod wait;
 
-pub use clock::{BootTime, asleep, monotonic, thread_time};
-pub use files::{open_beneath, open_regular, reopen};
+pub use clock::{BootTime, asleep, monotonic, thread_time, unix_now, unix_seconds};
+pub use files::{open_beneath, open_regular, reopen, replace_file, replace_file_synced};
 pub use network::{bring_up_loopback, inherited_listener};
 pub use process::{
     NamespaceKeeper, exit_now, fork_into, fork_single_threaded, pidfd_open, pidfd_signal, start_time, take_variable,

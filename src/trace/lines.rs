@@ -2,13 +2,13 @@
 
 use std::io;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::colours::{CLEAR, CYAN, GREEN, RED, RESET, YELLOW};
 use super::filter::Filter;
 use super::spool::{Claim, Spool};
 use super::stamp::Output;
 use super::{FilterSpec, Masks};
+use crate::sys;
 
 /// The stream numbers that GitLab uses.
 const AGENT: u8 = 0;
@@ -78,7 +78,7 @@ impl Trace {
         if !self.sections {
             return String::new();
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = sys::unix_now();
         format!("{word}:{now}:{name}\r{CLEAR}")
     }
 

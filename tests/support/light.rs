@@ -1,6 +1,6 @@
 //! An agent that speaks the protocol with a manager and runs nothing: hundreds of them fit into a test.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -69,31 +69,41 @@ impl LightAgent {
 
     /// The status, which is 0 if the manager closed the connection, and the body.
     fn call(&mut self, method: &str, path: &str, body: &Value) -> (u16, Value) {
-        let body = body.to_string();
-        let request = format!(
-            "{method} /api/v4/{path} HTTP/1.1\r\nHost: h\r\nRUNNER-TOKEN: {}\r\nContent-Length: {}\r\n\r\n{body}",
-            self.token,
-            body.len()
-        );
-        self.stream.get_mut().write_all(request.as_bytes()).expect("sent");
-        let (mut status, mut length) = (0, 0);
-        loop {
-            let mut line = String::new();
-            self.stream.read_line(&mut line).expect("a line");
-            if let Some(rest) = line.strip_prefix("HTTP/1.1 ") {
-                status = rest[..3].parse().expect("a status");
-            }
-            if let Some(rest) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
-                length = rest.trim().parse().expect("a length");
-            }
-            if line.trim().is_empty() {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).expect("a body");
-        (status, serde_json::from_slice(&body).unwrap_or_default())
+        send(self.stream.get_mut(), method, path, &self.token, body);
+        read(&mut self.stream)
     }
+}
+
+/// Sends a request of an agent.
+pub fn send(stream: &mut impl Write, method: &str, path: &str, token: &str, body: &Value) {
+    let body = body.to_string();
+    let request = format!(
+        "{method} /api/v4/{path} HTTP/1.1\r\nHost: h\r\nRUNNER-TOKEN: {token}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).expect("send the request");
+    stream.flush().expect("send the request");
+}
+
+/// Reads a response: the status, which is 0 if the manager closed the connection, and the body.
+pub fn read(stream: &mut impl BufRead) -> (u16, Value) {
+    let (mut status, mut length) = (0, 0);
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).expect("a line");
+        if let Some(rest) = line.strip_prefix("HTTP/1.1 ") {
+            status = rest[..3].parse().expect("a status");
+        }
+        if let Some(rest) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
+            length = rest.trim().parse().expect("a length");
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).expect("a body");
+    (status, serde_json::from_slice(&body).unwrap_or_default())
 }
 
 fn connect(port: u16) -> BufReader<TcpStream> {

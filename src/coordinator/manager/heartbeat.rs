@@ -93,7 +93,7 @@ impl ManagedJobs {
     fn has_facts(&self) -> bool {
         let inner = sync::lock(&self.inner);
         let has_jobs = !inner.jobs.is_empty() || !inner.ended.is_empty();
-        has_jobs || inner.news || inner.due || inner.leaving || inner.unfit_since.is_some()
+        has_jobs || inner.due || inner.leaving || inner.unfit_since.is_some()
     }
 
     /// Sends the next heartbeat immediately.
@@ -104,7 +104,6 @@ impl ManagedJobs {
 
     fn heartbeat(&self) -> Heartbeat {
         let mut inner = sync::lock(&self.inner);
-        inner.news = false;
         inner.due = true;
         let report = |job: &Job| JobReport {
             id: job.id.clone(),

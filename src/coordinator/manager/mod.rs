@@ -4,8 +4,6 @@ mod heartbeat;
 pub mod protocol;
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -28,6 +26,7 @@ use crate::instance::Identity;
 use crate::instance::aws::caller_identity::SignedIdentity;
 use crate::monitor::metrics;
 use crate::sync;
+use crate::sys;
 use crate::token::Token;
 use crate::version::{VERSION, user_agent};
 
@@ -432,13 +431,8 @@ fn keep(agent: &AgentIdentity, token: &Token, welcome: Option<&Welcome>) {
         welcome: welcome.cloned(),
     };
     let path = file_of(agent);
-    let draft = path.with_extension("draft");
-    let written = serde_json::to_vec(&kept).map_err(std::io::Error::other).and_then(|text| {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&draft, &path)
-    });
+    let written = serde_json::to_vec(&kept).map_err(std::io::Error::other);
+    let written = written.and_then(|text| sys::replace_file_synced(&path, &text));
     if let Err(error) = written {
         log::error!(
             "cannot keep the agent's token; after a restart the manager refuses this agent until the next boot path={} \

@@ -11,7 +11,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
 
 use super::engine::{Engine, Error};
 use super::names::CACHE_OF;
@@ -20,6 +19,7 @@ use crate::decode;
 use crate::http::Address;
 use crate::monitor::machine;
 use crate::sync;
+use crate::sys;
 
 /// The file in the state directory.
 const FILE: &str = "volumes.json";
@@ -95,7 +95,7 @@ impl CacheVolumes {
         let mut inner = self.lock();
         for key in &keys {
             *inner.in_use.entry(key.clone()).or_default() += 1;
-            inner.used.insert(key.clone(), now());
+            inner.used.insert(key.clone(), sys::unix_now());
         }
         if !keys.is_empty() {
             self.save(&inner);
@@ -122,7 +122,7 @@ impl CacheVolumes {
         }
         let mut total = self.total(address, &sizes);
         for (name, used) in self.oldest_first(address) {
-            let is_too_old = limits.age.is_some_and(|age| now().saturating_sub(used) > age.as_secs());
+            let is_too_old = limits.age.is_some_and(|age| sys::unix_now().saturating_sub(used) > age.as_secs());
             if !is_too_old && limits.size.is_none_or(|size| total <= size) {
                 continue;
             }
@@ -152,7 +152,7 @@ impl CacheVolumes {
             }
         }
         for volume in all.iter().filter(|volume| volume.labels.get(CACHE_OF) == Some(&label)) {
-            inner.used.entry((address.clone(), volume.name.clone())).or_insert_with(now);
+            inner.used.entry((address.clone(), volume.name.clone())).or_insert_with(sys::unix_now);
         }
         self.save(&inner);
         Ok(())
@@ -205,10 +205,10 @@ impl CacheVolumes {
 
     fn save(&self, inner: &Inner) {
         let all: Vec<(&Key, &u64)> = inner.used.iter().collect();
-        let (path, draft) = (self.state.join(FILE), self.state.join(FILE).with_extension("draft"));
-        let written = serde_json::to_vec(&all).map_err(io::Error::other).and_then(|text| fs::write(&draft, text));
+        let path = self.state.join(FILE);
+        let written = serde_json::to_vec(&all).map_err(io::Error::other);
         // If a volume is not in the record, its label identifies it.
-        if let Err(error) = written.and_then(|()| fs::rename(&draft, &path)) {
+        if let Err(error) = written.and_then(|text| sys::replace_file(&path, &text)) {
             log::debug!("cannot record the cache volumes path={} error={error}", path.display());
         }
     }
@@ -237,18 +237,16 @@ impl Drop for InUse {
                     inner.in_use.remove(key);
                 }
             }
-            inner.used.insert(key.clone(), now());
+            inner.used.insert(key.clone(), sys::unix_now());
         }
         self.volumes.save(&inner);
     }
 }
 
-fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::http::testing::Server;
 
@@ -284,7 +282,7 @@ mod tests {
 
     fn noted(state: &Path, entries: &[(&str, u64)]) -> Arc<CacheVolumes> {
         let volumes = CacheVolumes::load(state);
-        let used = entries.iter().map(|(name, ago)| ((String::new(), (*name).to_owned()), now() - ago));
+        let used = entries.iter().map(|(name, ago)| ((String::new(), (*name).to_owned()), sys::unix_now() - ago));
         volumes.lock().used = used.collect();
         volumes
     }

@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,7 @@ use crate::decode;
 use crate::http::Address;
 use crate::monitor::machine;
 use crate::sync;
+use crate::sys;
 
 /// The file in the state directory.
 const FILE: &str = "images.json";
@@ -89,7 +90,7 @@ impl PulledImages {
         for image in images {
             let key = (engine.to_string(), image.id.clone());
             if image.pulled || inner.used.contains_key(&key) {
-                inner.used.insert(key, now());
+                inner.used.insert(key, sys::unix_now());
             }
         }
         self.save(&inner);
@@ -147,10 +148,10 @@ impl PulledImages {
 
     fn save(&self, inner: &Inner) {
         let all: Vec<_> = inner.used.iter().map(|((engine, id), used)| (engine, id, used)).collect();
-        let (path, draft) = (self.state.join(FILE), self.state.join(FILE).with_extension("draft"));
-        let written = serde_json::to_vec(&all).map_err(io::Error::other).and_then(|text| fs::write(&draft, text));
+        let path = self.state.join(FILE);
+        let written = serde_json::to_vec(&all).map_err(io::Error::other);
         // If the record cannot be written, the agent forgets the images after a restart and keeps them.
-        if let Err(error) = written.and_then(|()| fs::rename(&draft, &path)) {
+        if let Err(error) = written.and_then(|text| sys::replace_file(&path, &text)) {
             log::debug!("cannot record the pulled images path={} error={error}", path.display());
         }
     }
@@ -167,11 +168,7 @@ impl Drop for Preparing {
 }
 
 fn is_older(used: u64, age: Duration) -> bool {
-    now().saturating_sub(used) > age.as_secs()
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+    sys::unix_now().saturating_sub(used) > age.as_secs()
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ use super::workload::{Snapshot, Workload};
 use crate::coordinator::gitlab::GitLab;
 use crate::coordinator::{JobHandle, JobId};
 use crate::failure::FailureReason;
+use crate::sys;
 use crate::token::Token;
 
 use crate::sync;
@@ -317,7 +318,7 @@ impl Broker {
         let seal = |what: &str, text: &[u8]| self.store.sealer().seal(&purpose(what), text);
         Ok(JobRecord {
             id: id.to_owned(),
-            taken: seconds(job.taken),
+            taken: sys::unix_seconds(job.taken),
             token: seal("token", job.handle.token.reveal().as_bytes())?,
             payload: job.payload.as_ref().map(|payload| seal("payload", payload)).transpose()?,
             project: job.project.clone(),
@@ -345,10 +346,6 @@ impl Broker {
 fn failing(why: &str, timestamps: bool, now: Instant) -> Phase {
     let reason = FailureReason::RunnerSystemFailure;
     Phase::Failing { reason, why: why.to_owned(), line: keeper::last_line(why, timestamps), since: now, attempts: 0 }
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 impl Workload for Broker {

@@ -1,10 +1,10 @@
 //! Hands a held job to an agent until the agent has accepted it, and processes the reports of agents.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::state::{ACCEPT_TIMEOUT, Acceptance, Job, Offered, Phase, Waiter};
-use super::{Broker, LONG, seconds};
+use super::{Broker, LONG};
 use crate::coordinator::manager::protocol::{
     self, CoordinatorPart, Heartbeat, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, Orders, REASON_HEADER, TracePart,
 };
@@ -15,6 +15,7 @@ use crate::manager::server::request::Response;
 use crate::manager::server::{Exchange, Ticket};
 use crate::manager::store::records::{Accepted, Event};
 use crate::random;
+use crate::sys;
 use crate::version::VERSION;
 
 /// The duration of a long poll.
@@ -122,7 +123,7 @@ impl Broker {
                 false => void(),
             },
             "running" => {
-                let decision = self.lock().accept(instance, id, offer, seconds(SystemTime::now()));
+                let decision = self.lock().accept(instance, id, offer, sys::unix_now());
                 match decision {
                     Acceptance::Write(by) => self.write_acceptance(id, by),
                     Acceptance::Known => Response::message(200, "accepted before"),
@@ -207,8 +208,7 @@ impl Broker {
         let Some(report) = heartbeat.jobs.iter().find(|report| report.id == *id) else { return };
         let Some(job) = JobId::parse(id) else { return };
         let now = Instant::now();
-        let by =
-            Accepted { offer: report.offer.clone(), instance: instance.to_owned(), at: seconds(SystemTime::now()) };
+        let by = Accepted { offer: report.offer.clone(), instance: instance.to_owned(), at: sys::unix_now() };
         let job = Job {
             phase: Phase::Running { by, stage: "accepted", missing: 0 },
             has_run: true,

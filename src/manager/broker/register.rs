@@ -1,16 +1,17 @@
 //! Registers and removes agents. An agent's token is bound to its instance and to the boot in which it registered.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
+use super::Broker;
 use super::agents::Agent;
 use super::state::Phase;
-use super::{Broker, seconds};
 use crate::coordinator::manager::protocol::{Introduction, Welcome, new_agent_token};
 use crate::digest::sha256;
 use crate::failure::FailureReason;
 use crate::manager::store::records::{AgentRecord, Event};
 use crate::manager::workload::Workload;
+use crate::sys;
 
 /// Whether an instance is a member of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +75,7 @@ impl Broker {
                 token_hash,
                 version: introduction.version.clone(),
                 capacity: introduction.capacity.unwrap_or(settings.capacity_per_instance).max(1),
-                registered: seconds(SystemTime::now()),
+                registered: sys::unix_now(),
                 builds: 0,
             };
             let now = Instant::now();

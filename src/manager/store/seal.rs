@@ -1,14 +1,15 @@
 //! Encrypts job payloads and tokens with a key that never leaves the state directory.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
+
+use crate::sys;
 
 const KEY_LENGTH: usize = 32;
 
@@ -59,11 +60,7 @@ impl Sealer {
 fn make(path: &Path) -> io::Result<Vec<u8>> {
     let mut key = vec![0; KEY_LENGTH];
     SystemRandom::new().fill(&mut key).map_err(|_| io::Error::other("the system has no random numbers"))?;
-    let draft = path.with_extension("draft");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-    file.write_all(&key)?;
-    file.sync_all()?;
-    fs::rename(&draft, path)?;
+    sys::replace_file_synced(path, &key)?;
     Ok(key)
 }
 
