@@ -22,7 +22,7 @@ fn archive(paths: &[&str]) -> Value {
 fn unzipped(home: &Home, content: &[u8], file: &str) -> String {
     let path = home.path("archive.zip");
     std::fs::write(&path, content).expect("write a file");
-    let output = Command::new("unzip").arg("-p").arg(&path).arg(file).output().expect("unzip");
+    let output = Command::new("unzip").arg("-p").arg(&path).arg(file).output().expect("run unzip");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -53,7 +53,7 @@ fn uploads_artifacts_and_reports() {
     assert_eq!(unzipped(&home, &zip.content, "dist/c.tmp"), "");
     assert_eq!((gzip.name.as_str(), gzip.kind.as_str()), ("junit.xml.gz", "junit"));
     assert_eq!((zip.format.as_str(), gzip.format.as_str()), ("zip", "gzip"));
-    let mut gunzip = Command::new("gunzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("gunzip");
+    let mut gunzip = Command::new("gunzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start gunzip");
     gunzip.stdin.take().expect("a pipe").write_all(&gzip.content).expect("write a file");
     assert_eq!(gunzip.wait_with_output().expect("must end").stdout, b"<x/>\n<y/>\n");
     assert!(job.log().contains("upload_artifacts_on_success") && job.log().contains("found 4 matching artifact files"));
@@ -89,7 +89,7 @@ fn does_not_follow_links_out_of_the_project() {
     let content = &job.artifacts[0].content;
     let listed = {
         std::fs::write(home.path("archive.zip"), content).expect("write a file");
-        let output = Command::new("unzip").arg("-Z1").arg(home.path("archive.zip")).output().expect("unzip");
+        let output = Command::new("unzip").arg("-Z1").arg(home.path("archive.zip")).output().expect("run unzip");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     assert!(!listed.contains("secret.txt") && !listed.contains("passwd") && listed.contains('f'), "{listed}");
@@ -219,7 +219,7 @@ fn uploads_a_provenance_statement_with_an_archive() {
     let upload = &job.artifacts[0];
     assert_eq!(upload.name, "b\u{fc}ild-unit.zip", "a slash makes no directory");
     let statement = unzipped(&home, &upload.content, "b\u{fc}ild-unit-metadata.json");
-    let statement: Value = serde_json::from_str(&statement).expect("JSON");
+    let statement: Value = serde_json::from_str(&statement).expect("must be JSON");
     assert_eq!(statement["predicateType"], "https://slsa.dev/provenance/v1");
     let sha = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     assert_eq!(statement["subject"], json!([{"name": "f", "digest": {"sha256": sha}}]));

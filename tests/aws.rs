@@ -32,7 +32,8 @@ fn an_instance_from_a_used_image_starts_with_clean_state() {
         let id = gitlab.queue(job(&["true"]).build());
         let agent = home.start(&[]);
         gitlab.finished(id);
-        let count: serde_json::Value = serde_json::from_str(&read(&home.path("state/agent.json"))).expect("JSON");
+        let count: serde_json::Value =
+            serde_json::from_str(&read(&home.path("state/agent.json"))).expect("must be JSON");
         assert_eq!(count["identity"]["instance"], cloud.instance.as_str());
         assert_eq!(count["jobs"], 1, "the count of another instance is not this one's");
         agent.kill();
@@ -304,7 +305,7 @@ fn metadata_requests_bypass_the_proxy() {
     let program = std::env::current_exe().expect("the tests");
     let mut unshare = Command::new("unshare");
     unshare.arg("--net").arg(program).args(["--exact", inner, "--ignored"]);
-    let output = unshare.output().expect("unshare");
+    let output = unshare.output().expect("run unshare");
     let told = text(&output);
     assert!(output.status.success() && told.contains("1 passed"), "{told}");
 }
@@ -313,7 +314,7 @@ fn metadata_requests_bypass_the_proxy() {
 #[ignore = "another test runs it in a network of its own"]
 fn in_a_network_with_the_real_metadata_addresses() {
     for line in ["link set lo up", "addr add 169.254.169.254/32 dev lo", "addr add fd00:ec2::254/128 dev lo nodad"] {
-        assert!(Command::new("ip").args(line.split(' ')).status().expect("ip").success(), "{line}");
+        assert!(Command::new("ip").args(line.split(' ')).status().expect("run ip").success(), "{line}");
     }
     for (address, mode) in [("169.254.169.254:80", "IPv4"), ("[fd00:ec2::254]:80", "IPv6")] {
         let gitlab = GitLab::start();

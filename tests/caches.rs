@@ -22,7 +22,7 @@ fn run(gitlab: &GitLab, home: &Home, job: JobBuilder) -> Job {
 
 /// The archives of all caches on the machine.
 fn archives(home: &Home) -> Vec<PathBuf> {
-    let found = Command::new("find").arg(home.path("cache")).args(["-name", "cache.zip"]).output().expect("find");
+    let found = Command::new("find").arg(home.path("cache")).args(["-name", "cache.zip"]).output().expect("run find");
     String::from_utf8_lossy(&found.stdout).lines().map(PathBuf::from).collect()
 }
 

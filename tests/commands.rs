@@ -15,7 +15,7 @@ fn call_with_input(home: &Home, arguments: &[&str], input: &str) -> Output {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("mayfly");
+        .expect("start mayfly");
     child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("write a file");
     child.wait_with_output().expect("must end")
 }
@@ -51,7 +51,7 @@ fn register_with_a_token_from_standard_input() {
     for part in ["name = \"box\"", "limit = 2", "id = 7", RUNNER_TOKEN, "executor = \"shell\""] {
         assert!(written.contains(part), "{part} in {written}");
     }
-    assert_eq!(std::fs::metadata(home.config()).expect("file").permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::metadata(home.config()).expect("the file must exist").permissions().mode() & 0o777, 0o600);
     assert_eq!(gitlab.managers().len(), 1);
     gitlab.assert_strict();
 }
@@ -195,7 +195,7 @@ fn register_for_containers_needs_an_image_and_adds_the_cache_volume() {
     assert!(!home.config().exists());
     let made = home.call(&[&base[..], &["--docker-image", "alpine:3", "--docker-volumes", "/certs"]].concat());
     assert!(made.status.success(), "{}", text(&made));
-    let written: toml::Table = read(&home.config()).parse().expect("TOML");
+    let written: toml::Table = read(&home.config()).parse().expect("must be TOML");
     let docker = &written["runners"][0]["docker"];
     assert_eq!(docker["image"].as_str(), Some("alpine:3"));
     assert_eq!(docker["volumes"].to_string(), "[\"/certs\", \"/cache\"]");
@@ -207,7 +207,7 @@ fn unregister_takes_the_token_of_the_environment() {
     let home = Scenario::shell().home(&gitlab);
     let config = home.config().display().to_string();
     let mut command = home.command(&["unregister", "--config", &config]);
-    let done = command.env("CI_SERVER_TOKEN", RUNNER_TOKEN).output().expect("mayfly");
+    let done = command.env("CI_SERVER_TOKEN", RUNNER_TOKEN).output().expect("run mayfly");
     assert!(done.status.success(), "{}", text(&done));
     assert!(!read(&home.config()).contains("[[runners]]"));
 }
@@ -225,7 +225,7 @@ fn check_finds_problems_that_prevent_a_start() {
     assert!(check(&home).contains("FAIL     state directory: /proc/x cannot be written"), "{}", check(&home));
     let home = Scenario::shell().home(&gitlab);
     let mut without_git = home.command(&["check", "--config", &home.config().display().to_string()]);
-    let told = text(&without_git.env("PATH", home.path("empty")).output().expect("mayfly"));
+    let told = text(&without_git.env("PATH", home.path("empty")).output().expect("run mayfly"));
     assert!(told.contains("FAIL     git: no working `git` in the PATH"), "{told}");
 }
 

@@ -53,7 +53,7 @@ fn a_configuration_behind_a_link_is_reloaded_when_the_link_changes() {
     };
     assert!(of_job().has("release one"), "{}", agent.log());
     symlink("r2", home.path("next")).expect("the link");
-    fs::rename(home.path("next"), home.path("current")).expect("rename");
+    fs::rename(home.path("next"), home.path("current")).expect("rename the file");
     agent.wait_for_log("configuration loaded");
     gitlab.wait_for_fresh_request();
     assert!(of_job().has("release two"), "{}", agent.log());

@@ -205,14 +205,14 @@ fn volumes_have_the_configured_path_and_lifetime() {
     ] {
         let (job, _) = inspected(&keys, waiting().set("image", json!({"name": image})));
         assert_eq!(job["HostConfig"]["VolumeDriver"], "local");
-        let mounts = job["Mounts"].as_array().expect("mounts");
+        let mounts = job["Mounts"].as_array().expect("a list of mounts");
         let mount = |destination: &str| {
             let found = mounts.iter().find(|mount| mount["Destination"] == destination);
             found.unwrap_or_else(|| panic!("{destination} in {mounts:?}"))
         };
         let text = |value: &Value| value.as_str().expect("a text").to_owned();
         let is_there =
-            |name: &str| docker.command(&["volume", "inspect", name]).output().expect("docker").status.success();
+            |name: &str| docker.command(&["volume", "inspect", name]).output().expect("run docker").status.success();
         let (scratch, anonymous) = (mount("/scratch"), text(&mount("/anonymous")["Name"]));
         assert_eq!(is_there(&anonymous), anonymous_stays, "{keys}");
         assert_eq!(mount("/named")["Name"], own.as_str());

@@ -33,14 +33,14 @@ fn secluded(test: impl FnOnce() + Send + 'static) {
 }
 
 fn ip(arguments: &str) {
-    let done = Command::new("ip").args(arguments.split(' ')).output().expect("ip");
+    let done = Command::new("ip").args(arguments.split(' ')).output().expect("run ip");
     assert!(done.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
 /// Sends the secret to every client.
 fn serve(address: &str, port: u16) {
     let address: IpAddr = address.parse().expect("an address");
-    let listener = TcpListener::bind(SocketAddr::new(address, port)).expect("bind");
+    let listener = TcpListener::bind(SocketAddr::new(address, port)).expect("bind the address");
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let _ = stream.write_all(SECRET.as_bytes());
@@ -76,7 +76,7 @@ fn asking() -> serde_json::Value {
 }
 
 fn table() -> Output {
-    Command::new("nft").args(["list", "table", "inet", "mayfly"]).output().expect("nft")
+    Command::new("nft").args(["list", "table", "inet", "mayfly"]).output().expect("run nft")
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn a_job_is_blocked_root_is_not_and_removed_rules_are_restored() {
 
         let mut agent = home.start(&[]);
         agent.wait_for_log("mayfly is up");
-        let flushed = Command::new("nft").args(["flush", "ruleset"]).status().expect("nft");
+        let flushed = Command::new("nft").args(["flush", "ruleset"]).status().expect("run nft");
         assert!(flushed.success());
         let lines = ran(gitlab.queue(asking()));
         assert!(has(&lines, "four=shut out") && has(&lines, "six=shut out"), "{lines:#?}");
@@ -138,11 +138,11 @@ struct Elsewhere(Child);
 impl Elsewhere {
     fn start() -> Self {
         let child = Command::new("unshare").args(["--net", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-        let mut elsewhere = Self(child.expect("unshare"));
+        let mut elsewhere = Self(child.expect("run unshare"));
         // The process answers as soon as it is in the namespace.
         let mut echo = [0; 3];
         elsewhere.0.stdin.as_mut().expect("a pipe").write_all(b"in\n").expect("write a file");
-        elsewhere.0.stdout.as_mut().expect("a pipe").read_exact(&mut echo).expect("an echo");
+        elsewhere.0.stdout.as_mut().expect("a pipe").read_exact(&mut echo).expect("read the echo");
         elsewhere.run("ip link set lo up");
         elsewhere
     }
@@ -150,7 +150,7 @@ impl Elsewhere {
     fn run(&self, line: &str) {
         let target = self.0.id().to_string();
         let done = Command::new("nsenter").args(["--net", "--target", &target, "sh", "-c", line]).output();
-        let done = done.expect("nsenter");
+        let done = done.expect("run nsenter");
         assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
     }
 
@@ -188,7 +188,7 @@ fn only_forwarded_traffic_to_the_metadata_service_is_blocked() {
             "ip addr add {V4}/16 dev eth0; ip addr add {OTHER}/32 dev eth0; ip link set eth0 up; \
              ip route add 10.9.0.0/24 via 169.254.1.1"
         ));
-        fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("write the file");
         cloud.inside(|| [V4, OTHER].map(|address| serve(address, 80)));
         let ask = |address: &'static str| container.inside(move || ask(address).unwrap_or_default());
         assert_eq!([ask(V4), ask(OTHER)], [SECRET, SECRET]);
@@ -271,7 +271,7 @@ fn the_agent_does_not_start_if_it_cannot_load_rules() {
         let without_the_tool = || {
             unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("namespaces need root");
             let hide = "mount --make-rprivate / && mount --bind /bin/false \"$(command -v nft)\"";
-            assert!(Command::new("sh").args(["-c", hide]).status().expect("sh").success());
+            assert!(Command::new("sh").args(["-c", hide]).status().expect("run sh").success());
             assert_refused(&gitlab, Scenario::shell().config("user = \"nobody\""), &["nft"]);
         };
         scope.spawn(without_the_tool).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

@@ -19,17 +19,17 @@ fn packages() -> Vec<Value> {
         "--filter-platform",
         "x86_64-unknown-linux-musl",
     ];
-    let output = Command::new(env!("CARGO")).args(arguments).current_dir(root()).output().expect("cargo");
+    let output = Command::new(env!("CARGO")).args(arguments).current_dir(root()).output().expect("run cargo");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let nodes = metadata["resolve"]["nodes"].as_array().expect("nodes");
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("must be JSON");
+    let nodes = metadata["resolve"]["nodes"].as_array().expect("a list of nodes");
     let used: BTreeSet<&str> = nodes.iter().filter_map(|node| node["id"].as_str()).collect();
-    let packages = metadata["packages"].as_array().expect("packages").iter();
+    let packages = metadata["packages"].as_array().expect("a list of packages").iter();
     packages.filter(|package| package["id"].as_str().is_some_and(|id| used.contains(id))).cloned().collect()
 }
 
 fn policy() -> toml::Table {
-    fs::read_to_string(root().join("deny.toml")).expect("the policy").parse().expect("TOML")
+    fs::read_to_string(root().join("deny.toml")).expect("the policy").parse().expect("must be TOML")
 }
 
 fn text<'a>(package: &'a Value, key: &str) -> &'a str {
@@ -95,7 +95,7 @@ fn evaluates_licence_expressions_as_spdx_defines() {
 #[test]
 fn dependencies_have_allowed_licences_and_known_sources() {
     let policy = policy();
-    let allowed = policy["licenses"]["allow"].as_array().expect("licences");
+    let allowed = policy["licenses"]["allow"].as_array().expect("a list of licences");
     let allowed: Vec<&str> = allowed.iter().filter_map(toml::Value::as_str).collect();
     for package in packages() {
         let (name, licence) = (text(&package, "name"), text(&package, "license"));
@@ -114,8 +114,11 @@ fn no_dependency_has_two_versions_unless_the_policy_gives_a_reason() {
     }
     let policy = policy();
     let skipped = policy["bans"]["skip"].as_array().expect("a list").iter();
-    let skipped: Vec<(&str, &str)> =
-        skipped.map(|skip| skip["crate"].as_str().and_then(|it| it.split_once('@')).expect("crate@version")).collect();
+    let skipped: Vec<(&str, &str)> = skipped
+        .map(|skip| {
+            skip["crate"].as_str().and_then(|it| it.split_once('@')).expect("an entry must have the form crate@version")
+        })
+        .collect();
     for (name, version) in &skipped {
         let is_there = |other: &String| other == version || other.starts_with(&format!("{version}."));
         let is_needed = versions.get(*name).is_some_and(|versions| versions.len() > 1 && versions.iter().any(is_there));
@@ -135,7 +138,7 @@ fn no_dependency_has_two_versions_unless_the_policy_gives_a_reason() {
 fn fuzzing_uses_the_agents_dependencies() {
     let dependencies = |manifest: &str| {
         let manifest: toml::Table =
-            fs::read_to_string(root().join(manifest)).expect("a manifest").parse().expect("TOML");
+            fs::read_to_string(root().join(manifest)).expect("a manifest").parse().expect("must be TOML");
         manifest["dependencies"].as_table().expect("a table").clone()
     };
     let (agent, mut fuzz) = (dependencies("Cargo.toml"), dependencies("fuzz/Cargo.toml"));

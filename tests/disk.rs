@@ -23,7 +23,7 @@ impl Small {
     pub fn mount_with(place: std::path::PathBuf, options: &str) -> Self {
         std::fs::create_dir_all(&place).expect("create the directory");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&place).status();
-        assert!(mounted.expect("mount").success(), "these tests need root");
+        assert!(mounted.expect("run mount").success(), "these tests need root");
         Self(place)
     }
 }
@@ -248,6 +248,6 @@ fn a_cache_too_large_to_save_is_a_miss() {
     let full = run_with_cache(&gitlab, &home, job(&["ls vendor || echo nothing"]));
     assert!(full.has("WARNING: cache deps: the disk is full; no space for the cache in "), "{}", full.log());
     assert!(full.lines().contains(&"nothing".to_owned()), "{}", full.log());
-    let left = Command::new("find").arg(&small.0).args(["-type", "f", "-size", "+1k"]).output().expect("find");
+    let left = Command::new("find").arg(&small.0).args(["-type", "f", "-size", "+1k"]).output().expect("run find");
     assert_eq!(String::from_utf8_lossy(&left.stdout), "", "what came of it does not stay");
 }

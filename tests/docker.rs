@@ -238,7 +238,7 @@ fn entrypoints_run_before_the_script_and_must_run_it() {
 #[test]
 fn an_image_without_a_shell_is_reported() {
     let root = tempfile::tempdir().expect("a directory");
-    std::fs::copy("/bin/busybox", root.path().join("busybox")).expect("busybox");
+    std::fs::copy("/bin/busybox", root.path().join("busybox")).expect("copy busybox");
     let image = docker().image_of(root.path(), &["CMD [\"/busybox\"]"]);
     let done = run(job(&["echo never"]).set("image", json!({"name": image})));
     assert_eq!(done.failure_reason.as_deref(), Some("script_failure"), "{}", done.log());
@@ -249,7 +249,7 @@ fn an_image_without_a_shell_is_reported() {
 fn a_runner_without_an_engine_takes_no_job_and_says_what_to_do() {
     let directory = tempfile::tempdir().expect("a directory");
     let odd = directory.path().join("odd.sock");
-    let listener = std::os::unix::net::UnixListener::bind(&odd).expect("bind");
+    let listener = std::os::unix::net::UnixListener::bind(&odd).expect("bind the address");
     std::thread::spawn(move || {
         use std::io::{Read, Write};
         for mut stream in listener.incoming().flatten() {
@@ -288,7 +288,7 @@ fn an_agent_starts_without_its_engine() {
 fn an_engine_that_hangs_does_not_extend_the_job_timeout() {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("hung.sock");
-    let listener = std::os::unix::net::UnixListener::bind(&socket).expect("bind");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).expect("bind the address");
     std::thread::spawn(move || {
         use std::io::{Read, Write};
         // This engine answers pings and nothing else.
@@ -520,10 +520,12 @@ fn twenty_jobs_leave_nothing() {
     }
     assert!(agent.wait().success());
     ids.iter().for_each(|id| assert_nothing_left(*id, &agent.log()));
-    let of_runner = std::fs::read_dir(home.path("builds")).expect("builds").flatten().next().expect("a runner");
+    let of_runner =
+        std::fs::read_dir(home.path("builds")).expect("list the directory").flatten().next().expect("a runner");
     assert_eq!(std::fs::read_dir(of_runner.path()).expect("a directory").count(), 0);
     // The agent itself keeps these.
-    let state = std::fs::read_dir(home.path("state")).expect("state").flatten().map(|entry| entry.file_name());
+    let state =
+        std::fs::read_dir(home.path("state")).expect("list the directory").flatten().map(|entry| entry.file_name());
     let kept = ["lock", "settings.toml", "images.json"];
     let left: Vec<_> = state.filter(|name| !kept.iter().any(|kept| name == kept)).collect();
     assert!(left.is_empty(), "{left:?}");
@@ -740,7 +742,7 @@ fn no_part_of_a_repository_can_redirect_the_agent_outside() {
     let listing = || {
         let list = std::process::Command::new("find").arg(&outside).args(["-printf", "%p %y %m %s %T@ %l\\n"]).output();
         let mut lines: Vec<String> =
-            String::from_utf8_lossy(&list.expect("find").stdout).lines().map(str::to_owned).collect();
+            String::from_utf8_lossy(&list.expect("run find").stdout).lines().map(str::to_owned).collect();
         lines.sort();
         lines
     };

@@ -87,12 +87,12 @@ fn list_jobs_with(settings: &str) {
     let git = |arguments: &[&str]| {
         let identity = ["-c", "user.name=Dev", "-c", "user.email=dev@example.test"];
         let ran = Command::new("git").args(identity).args(arguments).current_dir(project.path()).output();
-        assert!(ran.expect("git").status.success(), "{arguments:?}");
+        assert!(ran.expect("run git").status.success(), "{arguments:?}");
     };
     git(&["init", "--quiet"]);
     git(&["add", "--all"]);
     git(&["commit", "--quiet", "--message", "Initial commit"]);
-    let listed = Home::empty().command(&["exec", "--list"]).current_dir(project.path()).output().expect("mayfly");
+    let listed = Home::empty().command(&["exec", "--list"]).current_dir(project.path()).output().expect("run mayfly");
     let said = String::from_utf8_lossy(&listed.stdout).into_owned() + &String::from_utf8_lossy(&listed.stderr);
     assert!(listed.status.success() && said.contains("hello"), "{said}");
 }
@@ -185,7 +185,7 @@ fn events(source: &str, level: &str) -> Vec<String> {
 
 #[test]
 fn every_warning_and_error_of_the_log_is_in_the_documentation() {
-    let page = fs::read_to_string(root().join("docs/troubleshooting.md")).expect("docs/troubleshooting.md");
+    let page = fs::read_to_string(root().join("docs/troubleshooting.md")).expect("read the file");
     let documented: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
     let source = source();
     let all = [events(&source, "warn"), events(&source, "error")].concat();

@@ -81,7 +81,7 @@ fn ok() -> Value {
 fn the_shell_is_clean() {
     for name in ["hetzner.sh", "local.sh"] {
         let script = root().join("docs/fleet/engines").join(name);
-        let output = Command::new("dash").arg("-n").arg(&script).output().expect("dash");
+        let output = Command::new("dash").arg("-n").arg(&script).output().expect("run dash");
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
@@ -99,10 +99,14 @@ fn fake_hcloud(directory: &Path) -> String {
     );
     // Written by another process: a fork of a test in parallel must not hold the file open for writing.
     let path = bin.join("hcloud");
-    let mut writer =
-        Command::new("sh").args(["-c", "cat >\"$1\"", "sh"]).arg(&path).stdin(Stdio::piped()).spawn().expect("sh");
+    let mut writer = Command::new("sh")
+        .args(["-c", "cat >\"$1\"", "sh"])
+        .arg(&path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("start sh");
     writer.stdin.take().expect("a pipe").write_all(script.as_bytes()).expect("write a file");
-    assert!(writer.wait().expect("sh").success());
+    assert!(writer.wait().expect("wait for the end of the process").success());
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("set the permissions");
     format!("{}:/usr/bin:/bin", bin.display())
 }
@@ -132,8 +136,12 @@ fn servers_of_hetzner_cloud_come_and_go() {
     assert_eq!(refused["temporary"], true, "{refused}");
     fs::write(directory.path().join(format!("server-{}", after[0])), "deleting").expect("write a file");
     let answer = program.ask(&json!({"call": "group"}));
-    let states: Vec<&str> =
-        answer["members"].as_array().expect("members").iter().filter_map(|one| one["state"].as_str()).collect();
+    let states: Vec<&str> = answer["members"]
+        .as_array()
+        .expect("a list of members")
+        .iter()
+        .filter_map(|one| one["state"].as_str())
+        .collect();
     assert!(states.contains(&"terminating") && states.contains(&"running"), "{answer}");
 }
 

@@ -49,7 +49,7 @@ pub fn assert_nothing_left(home: &Home) {
 }
 
 pub fn exec_with(home: &Home, arguments: &[&str], environment: &[(&str, &str)]) -> (Output, String) {
-    let output = command(home, arguments).envs(environment.iter().copied()).output().expect("mayfly");
+    let output = command(home, arguments).envs(environment.iter().copied()).output().expect("run mayfly");
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     (output, text)
 }
@@ -180,7 +180,7 @@ fn an_invalid_file_is_refused_with_all_its_problems() {
 #[test]
 fn a_closed_output_pipe_ends_the_run_quietly() {
     let home = checkout("a: {script: ['while true; do echo line; done']}\nb: {stage: deploy, script: echo never}\n");
-    let mut child = command(&home, &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mayfly");
+    let mut child = command(&home, &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start mayfly");
     let mut start = [0; 64];
     child.stdout.take().expect("a pipe").read_exact(&mut start).expect("read the file");
     let output = child.wait_with_output().expect("must end");
@@ -196,7 +196,7 @@ fn the_pipeline_of_this_project_succeeds() {
         .env("XDG_CACHE_HOME", home.path("cache"))
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
-        .expect("mayfly");
+        .expect("run mayfly");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
@@ -204,7 +204,7 @@ fn the_pipeline_of_this_project_succeeds() {
 pub fn started(home: &Home, arguments: &[&str], environment: &[(&str, &str)]) -> Child {
     let mut command = command(home, arguments);
     command.envs(environment.iter().copied()).stdout(Stdio::null()).stderr(Stdio::null());
-    let child = command.spawn().expect("mayfly");
+    let child = command.spawn().expect("start mayfly");
     wait_until("the job begins", || home.path("sign").exists());
     child
 }
@@ -272,7 +272,8 @@ bad: {stage: deploy, script: [echo one, exit 7]}
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("secret: [MASKED]") && !text.contains("hunter2"), "{text}");
     assert_eq!(std::fs::read_to_string(home.path("wanted/out/x")).expect("read the file"), "made\n");
-    let report: Value = serde_json::from_str(&std::fs::read_to_string(&report).expect("read the file")).expect("JSON");
+    let report: Value =
+        serde_json::from_str(&std::fs::read_to_string(&report).expect("read the file")).expect("must be JSON");
     assert_eq!(report["status"], "failed");
     let bad = &report["jobs"]["bad"];
     assert_eq!((&bad["status"], &bad["exit_code"], &bad["attempts"]), (&"failed".into(), &7.into(), &1.into()));
@@ -306,11 +307,15 @@ use:
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
         let home = in_checkout(Home::empty(), "a: {image: 'exec-base:local', script: 'sleep 1000'}\n");
         let mut command = command(&home, &[]);
-        let mut child =
-            command.env("DOCKER_HOST", &host).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("mayfly");
+        let mut child = command
+            .env("DOCKER_HOST", &host)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start mayfly");
         let of_run = || {
             let label = format!("label=io.mayfly.state={}", run_directory(&home));
-            let output = docker.command(&["ps", "-aq", "--filter", &label]).output().expect("docker");
+            let output = docker.command(&["ps", "-aq", "--filter", &label]).output().expect("run docker");
             String::from_utf8_lossy(&output.stdout).lines().count()
         };
         wait_until("the container runs", || of_run() > 0);
@@ -319,7 +324,7 @@ use:
         child.wait().expect("must end");
         wait_until("the containers go", || {
             let filter = format!("label=io.mayfly.state={label}");
-            let output = docker.command(&["ps", "-aq", "--filter", &filter]).output().expect("docker");
+            let output = docker.command(&["ps", "-aq", "--filter", &filter]).output().expect("run docker");
             output.stdout.is_empty()
         });
     }

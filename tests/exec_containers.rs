@@ -47,7 +47,7 @@ look: {stage: deploy, image: 'busybox:local', script: ['test ! -e closed && echo
         command.args(["--reuid", &user, "--regid", &user, "--groups", &group]).arg(&program).arg("exec");
         command.env_clear().envs(plain.get_envs().filter_map(|(key, value)| Some((key, value?))));
         command.env("DOCKER_HOST", docker.host()).current_dir(home.path("checkout")).stdin(Stdio::null());
-        let output = command.output().expect("setpriv");
+        let output = command.output().expect("run setpriv");
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success() && text.contains("\nclean\n") && text.contains("\n1234\n"), "{text}");
     }
@@ -66,7 +66,7 @@ fn an_engine_that_goes_away_fails_the_job_and_its_containers_go_later() {
     let arguments = ["--report", &report.display().to_string()];
     let mut command = command(&home, &arguments);
     let mut child =
-        command.env("DOCKER_HOST", &host).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("mayfly");
+        command.env("DOCKER_HOST", &host).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start mayfly");
     wait_until("the run begins", || run_directory(&home) != "none");
     let label = format!("io.mayfly.state={}", run_directory(&home));
     let runs = || docker.run(&["ps", "-q", "--filter", &format!("label={label}"), "--filter", "status=running"]);
@@ -74,7 +74,7 @@ fn an_engine_that_goes_away_fails_the_job_and_its_containers_go_later() {
     kill(Pid::from_raw(docker.pid()), Signal::SIGKILL).expect("send a signal");
     assert_eq!(child.wait().expect("the run must end").code(), Some(1));
     let text = fs::read_to_string(&report).expect("a report");
-    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let report: serde_json::Value = serde_json::from_str(&text).expect("must be JSON");
     assert_eq!(report["jobs"]["a"]["failure_reason"], "runner_system_failure", "{text}");
     docker.restart();
     fs::write(home.path("checkout/.gitlab-ci.yml"), "a: {script: echo next}\n").expect("write a file");
@@ -112,7 +112,7 @@ fn install(root: &Path, programs: &[String], others: &[String]) {
     let mut list = others.to_vec();
     for program in programs {
         list.push(program.clone());
-        let libraries = Command::new("ldd").arg(program).output().expect("ldd").stdout;
+        let libraries = Command::new("ldd").arg(program).output().expect("run ldd").stdout;
         let libraries = String::from_utf8_lossy(&libraries).into_owned();
         for word in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
             // The path of a library beside its program contains `..`, which tar does not accept.
@@ -125,7 +125,7 @@ fn install(root: &Path, programs: &[String], others: &[String]) {
     list.dedup();
     fs::write(root.join("list"), list.join("\n")).expect("write a file");
     let script = "tar -C / -chf - -T \"$1/list\" 2>/dev/null | tar -C \"$1\" -xf - && rm \"$1/list\"";
-    let status = Command::new("sh").args(["-c", script, "sh"]).arg(root).status().expect("tar");
+    let status = Command::new("sh").args(["-c", script, "sh"]).arg(root).status().expect("run tar");
     assert!(status.success());
 }
 

@@ -26,13 +26,13 @@ fn set_origin(home: &Home, url: &str) {
 fn listed(home: &Home, arguments: &[&str]) -> Result<Vec<String>, String> {
     let arguments = [&["--list", "--json"], arguments].concat();
     let config = home.path("gitconfig");
-    let output = command(home, &arguments).env("GIT_CONFIG_GLOBAL", config).output().expect("mayfly");
+    let output = command(home, &arguments).env("GIT_CONFIG_GLOBAL", config).output().expect("run mayfly");
     if !output.status.success() {
         assert_eq!(output.status.code(), Some(2));
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
-    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let jobs = plan["jobs"].as_array().expect("jobs").iter();
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).expect("must be JSON");
+    let jobs = plan["jobs"].as_array().expect("a list of jobs").iter();
     Ok(jobs.map(|job| job["name"].as_str().expect("a name").to_owned()).collect())
 }
 
@@ -66,7 +66,7 @@ fn projects_and_components_are_fetched_once_with_the_credentials_of_the_user() {
     fs::create_dir_all(root.join("group")).expect("create the directory");
     let server = serve(&root);
     set_origin(&home, &server.url);
-    let refused = listed(&home, &[]).expect_err("nobody is logged in");
+    let refused = listed(&home, &[]).expect_err("must be refused without a login");
     assert!(refused.contains(".gitlab-ci.yml:3: ") && refused.contains("group/tools"), "{refused}");
     let refused = listed(&home, &["--offline"]).expect_err("nothing is cached");
     assert!(refused.contains("--offline"), "{refused}");
@@ -138,10 +138,10 @@ fn remote_files_and_templates_come_over_http_and_their_hash_is_checked() {
     assert_eq!(listed(&home, &[]).expect("the pipeline must be valid"), expected);
     assert_eq!(listed(&home, &["--offline"]).expect("the pipeline must be valid"), expected);
     write(&format!("{{remote: '{url}/ci.yml', integrity: 'sha256-AAAA'}}"));
-    assert!(listed(&home, &[]).expect_err("changed").contains(&hash));
+    assert!(listed(&home, &[]).expect_err("a changed include must be refused").contains(&hash));
     for include in [format!("'{url}/none.yml'"), "{template: None.gitlab-ci.yml}".to_owned()] {
         write(&include);
-        let refused = listed(&home, &[]).expect_err("missing");
+        let refused = listed(&home, &[]).expect_err("a missing include must be refused");
         assert!(refused.starts_with(".gitlab-ci.yml:1: ") && refused.lines().count() == 1, "{refused}");
     }
 }

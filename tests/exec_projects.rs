@@ -41,7 +41,7 @@ fn two_checkouts(deploy: &str) -> (Home, String) {
 }
 
 fn statuses(home: &Home) -> Value {
-    serde_json::from_slice(&fs::read(home.path("report.json")).expect("the report")).expect("JSON")
+    serde_json::from_slice(&fs::read(home.path("report.json")).expect("the report")).expect("must be JSON")
 }
 
 #[test]

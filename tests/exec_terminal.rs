@@ -25,7 +25,7 @@ fn on_terminal(home: &Home, arguments: &[&str], input: &str, environment: &[(&st
     script.env("SHELL", "/bin/sh").env("TERM", "xterm").env("PS1", "> ").envs(environment.iter().copied());
     let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script (util-linux)");
     child.stdin.as_mut().expect("a pipe").write_all(input.as_bytes()).expect("write to the terminal");
-    let output = child.wait_with_output().expect("script");
+    let output = child.wait_with_output().expect("wait for the end of the process");
     let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
     (output, text)
 }
@@ -68,7 +68,10 @@ fn a_failed_job_can_be_looked_at_in_a_shell_and_its_tree_kept() {
     assert!(output.status.code() == Some(2) && text.contains("terminal"), "{text}");
     let (output, text) = exec(&home, &["--keep"]);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    let kept = text.lines().find_map(|line| line.strip_prefix("the work tree of bad is kept in ")).expect("a place");
+    let kept = text
+        .lines()
+        .find_map(|line| line.strip_prefix("the work tree of bad is kept in "))
+        .expect("the line must name a directory");
     assert_eq!(fs::read_to_string(format!("{kept}/made")).expect("read the file"), "made\n");
     // The next job does not reuse that tree.
     let (_, text) = exec(&home, &[]);

@@ -55,7 +55,7 @@ fn twenty_jobs_stay_pending_while_the_state_directory_is_full() {
     std::thread::sleep(std::time::Duration::from_secs(6));
     assert!(ids.iter().all(|id| gitlab.job(*id).state == "pending"), "{}", agent.log());
     assert_eq!(gitlab.count("POST jobs/request"), polls, "{}", agent.log());
-    fs::remove_file(filler).expect("remove");
+    fs::remove_file(filler).expect("remove the file");
     assert!(ids.iter().all(|id| gitlab.finished(*id).state == "success"), "{}", agent.log());
     assert!(agent.wait().success());
     gitlab.assert_strict();
@@ -78,7 +78,7 @@ fn a_lack_of_space_or_inodes_in_each_directory_makes_the_machine_unfit() {
             let place = home.path(directory).display().to_string();
             assert!(status == 503 && body.contains(&place), "{directory}: {body}");
             let id = gitlab.queue(job(&["echo ran"]).build());
-            if lacks_inodes { fs::remove_dir_all(filler) } else { fs::remove_file(filler) }.expect("remove");
+            if lacks_inodes { fs::remove_dir_all(filler) } else { fs::remove_file(filler) }.expect("remove the file");
             assert_eq!(gitlab.finished(id).state, "success", "{directory}: {}", agent.log());
             assert!(agent.wait().success());
             gitlab.assert_strict();

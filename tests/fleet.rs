@@ -479,7 +479,10 @@ fn an_instance_has_scale_in_protection_while_it_runs_a_job() {
     assert_eq!(done.state, "success");
     fleet.cloud.wait_until("the end of protection", |group| !group.is_protected);
     let calls = fleet.cloud.calls("SetInstanceProtection");
-    assert!(calls.len() == 2 && calls[1].at >= done.ended.expect("an end"), "while it was reported: {calls:#?}");
+    assert!(
+        calls.len() == 2 && calls[1].at >= done.ended.expect("the job must have ended"),
+        "while it was reported: {calls:#?}"
+    );
     agent.signal("QUIT");
     assert!(agent.wait().success());
     assert_eq!(fleet.ends(), (0, 0), "only told to stop");
@@ -585,7 +588,7 @@ fn a_job_is_interrupted_before_its_instance_with_log_and_artifacts() {
     assert!(agent.wait().success());
     let job = fleet.gitlab.job(id);
     assert_eq!(job.failure_reason.as_deref(), Some("runner_interrupted"), "{}", job.log());
-    assert!(job.ended.expect("an end") < deadline, "too late");
+    assert!(job.ended.expect("the job must have ended") < deadline, "too late");
     let lines = job.lines();
     assert!(lines.contains(&"first line".to_owned()) && !lines.contains(&"never".to_owned()), "{lines:#?}");
     assert_eq!(job.artifacts.len(), 1, "{lines:#?}");
@@ -650,7 +653,7 @@ fn an_interruption_in_each_stage_of_a_job() {
                 let job = fleet.gitlab.job(id);
                 let outcome = job.failure_reason.clone().unwrap_or(job.state.clone());
                 assert_eq!(outcome, expected, "{stage}: {}", job.log());
-                assert!(job.ended.expect("an end") < deadline, "{stage}: too late");
+                assert!(job.ended.expect("the job must have ended") < deadline, "{stage}: too late");
                 assert_eq!(job.artifacts.len(), usize::from(stage == "upload"), "{stage}: {}", job.log());
             });
         }

@@ -24,7 +24,7 @@ fn large_files_come_into_containers() {
 fn image_with_git() -> String {
     let root = tempfile::tempdir().expect("a directory");
     write_busybox(root.path());
-    let libraries = Command::new("ldd").arg("/usr/bin/git").output().expect("ldd");
+    let libraries = Command::new("ldd").arg("/usr/bin/git").output().expect("run ldd");
     let libraries = String::from_utf8_lossy(&libraries.stdout).into_owned();
     let paths = libraries.split_whitespace().filter(|word| word.starts_with('/'));
     for path in paths.chain(["/usr/bin/git"]) {

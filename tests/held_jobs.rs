@@ -90,7 +90,7 @@ fn a_pending_job_fails_when_the_state_directory_is_lost() {
     let id = gitlab.queue(job(&["echo never"]).build());
     wait_until_kept(&gitlab, id);
     manager.kill();
-    fs::remove_dir_all(fleet.home.path("manager")).expect("removed");
+    fs::remove_dir_all(fleet.home.path("manager")).expect("remove the directory");
     let manager = fleet.start();
     let done = gitlab.finished(id);
     assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());

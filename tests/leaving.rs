@@ -288,7 +288,7 @@ fn an_agent_whose_start_fails_resumes_its_shutdown() {
     let mut next = home.start(&[]);
     assert!(next.wait().success(), "{}", next.log());
     assert!(next.log().contains("no-such-user") && lines(&ran).len() == 2, "{}", next.log());
-    fs::remove_file(home.path("state/leaving.json")).expect("left");
+    fs::remove_file(home.path("state/leaving.json")).expect("remove the file");
     assert!(!home.start(&[]).wait().success(), "who does not leave must be able to begin");
 }
 

@@ -180,7 +180,7 @@ fn stopping_the_unit_drains_and_an_upgrade_hands_the_job_over() {
 fn give_up_soon() -> String {
     let guide = include_str!("../docs/guides/images.md");
     let drop_in = guide.split("```ini\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a drop-in");
-    let place = drop_in.lines().next().and_then(|line| line.strip_prefix("# ")).expect("its place");
+    let place = drop_in.lines().next().and_then(|line| line.strip_prefix("# ")).expect("a path in the first line");
     let quick = drop_in.replace("RestartSec=15", "RestartSec=100ms").replace("Burst=20", "Burst=4");
     assert!(quick.contains("RestartSec=100ms") && quick.contains("Burst=4\n"), "{quick}");
     format!("mkdir -p $(dirname {place})\ncat >{place} <<'END'\n{quick}END\n")
@@ -284,7 +284,7 @@ fn user_data_is_valid_and_lint_finds_nothing_in_its_configuration() {
     assert!(files.len() >= 5, "{files:?}");
     for file in files {
         let valid =
-            Command::new("cloud-init").args(["schema", "--config-file"]).arg(&file).output().expect("cloud-init");
+            Command::new("cloud-init").args(["schema", "--config-file"]).arg(&file).output().expect("run cloud-init");
         assert!(valid.status.success(), "{}", String::from_utf8_lossy(&valid.stderr));
         let text = std::fs::read_to_string(&file).expect("read the file");
         assert!(text.starts_with("#cloud-config\n") && text.len() < 16 * 1024, "{}", file.display());
@@ -329,7 +329,7 @@ fn machines_from_one_used_image_work_and_power_off() {
     with_image(USED, |image| {
         let mut ids = thread::scope(|scope| {
             let lives = lives.map(|(data, instance, end)| scope.spawn(move || life(image, data, instance, end)));
-            lives.map(|life| life.join().expect("a life"))
+            lives.map(|life| life.join().expect("the thread must not panic"))
         });
         ids.sort();
         assert!(ids.windows(2).all(|pair| pair[0] != pair[1]), "{ids:?}");

@@ -334,7 +334,7 @@ fn a_manager_that_lost_its_state_takes_up_the_jobs_that_agents_run() {
     let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
     gitlab.wait_for_log(id, "begun");
     manager.kill();
-    fs::remove_dir_all(fleet.home.path("manager")).expect("removed");
+    fs::remove_dir_all(fleet.home.path("manager")).expect("remove the directory");
     let manager = fleet.start();
     manager.wait_for_log(&format!("job adopted from its agent pool=pool job={id} instance=i-1"));
     fs::write(&go, "").expect("write a file");
@@ -453,7 +453,7 @@ fn held_jobs_fail_when_the_state_directory_is_lost() {
     let id = gitlab.queue(job(&["echo never"]).build());
     gitlab.wait_for_log(id, "waiting for an instance");
     manager.kill();
-    fs::remove_dir_all(fleet.home.path("manager")).expect("removed");
+    fs::remove_dir_all(fleet.home.path("manager")).expect("remove the directory");
     let manager = fleet.start();
     let done = gitlab.finished(id);
     assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());

@@ -33,7 +33,7 @@ fn wait_for(what: &str, holds: impl Fn() -> bool) {
 fn five_hundred_agents_accept_a_thousand_jobs_once_each() {
     // Each agent is a socket of this process, too.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("raised");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("set the resource limit");
     let gitlab = GitLab::start();
     let fleet = Fleet::new(&gitlab, "request_concurrency = 10", RELAY);
     let text = read(&fleet.home.config());

@@ -21,7 +21,7 @@ const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \
 fn a_lifecycle_hook_is_extended_while_a_job_runs_and_completed_after_it() {
     let gitlab = GitLab::start();
     let group = Group::behind_front(&gitlab, ONE_SECOND);
-    let front = group.front.clone().expect("a front");
+    let front = group.front.clone().expect("the proxy before the AWS API");
     group.moto.check_rights(false);
     group.moto.python(
         "client('autoscaling').put_lifecycle_hook(AutoScalingGroupName='pool', LifecycleHookName='drain', \

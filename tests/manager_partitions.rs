@@ -69,7 +69,7 @@ fn a_manager_that_restarts_in_an_outage_of_gitlab_keeps_its_jobs() {
 fn throttled_and_refused_calls_of_aws_do_not_stop_the_loop() {
     let gitlab = GitLab::start();
     let cloud = Cloud::behind_front(&gitlab, &format!("deletion_retry_interval = \"1s\"\n{ONE_SECOND}"));
-    let front = cloud.front.clone().expect("a front");
+    let front = cloud.front.clone().expect("the proxy before the AWS API");
     let throttled = || refusal(400, "Throttling", "Rate exceeded");
     front.answer("DescribeAutoScalingGroups", [throttled(), refusal(503, "ServiceUnavailable", "Try later")]);
     front.answer("SetDesiredCapacity", [throttled(), throttled(), refusal(403, "AccessDenied", "not authorized")]);
@@ -98,7 +98,7 @@ fn throttled_and_refused_calls_of_aws_do_not_stop_the_loop() {
 fn after_an_outage_of_aws_the_fleet_grows_again() {
     let gitlab = GitLab::start();
     let cloud = Cloud::behind_front(&gitlab, ONE_SECOND);
-    let front = cloud.front.clone().expect("a front");
+    let front = cloud.front.clone().expect("the proxy before the AWS API");
     let manager = cloud.scaled.fleet.start();
     wait_until("the group must be known", || cloud.scaled.status()["group"].is_object());
     front.rule(|_| Some(refusal(503, "ServiceUnavailable", "an outage")));
@@ -128,7 +128,7 @@ fn a_lost_state_directory_fails_held_jobs_and_leaves_running_ones_alone() {
     let held = gitlab.queue(job(&["echo never"]).build());
     gitlab.wait_for_log(held, "waiting for an instance");
     manager.kill();
-    fs::remove_dir_all(fleet.home.path("manager")).expect("removed");
+    fs::remove_dir_all(fleet.home.path("manager")).expect("remove the directory");
     let manager = fleet.start();
     let failed = gitlab.finished(held);
     assert_eq!(failed.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());

@@ -114,11 +114,11 @@ fn an_agent_proves_its_role_and_what_it_sent_is_of_no_use_to_others() {
     proven.assert_refused(&manager, &with(&|agent| agent["agent_token"] = json!(token)), 403, bound);
     let change_header = |name: &str, change: &dyn Fn(&str) -> String| {
         let mut body = sent.clone();
-        let headers = body["mayfly"]["proof"]["headers"].as_array_mut().expect("headers");
+        let headers = body["mayfly"]["proof"]["headers"].as_array_mut().expect("a list of headers");
         let header =
             headers.iter_mut().find(|header| header[0].as_str().is_some_and(|known| known.eq_ignore_ascii_case(name)));
         let header = header.unwrap_or_else(|| panic!("no header {name}"));
-        header[1] = json!(change(header[1].as_str().expect("text")));
+        header[1] = json!(change(header[1].as_str().expect("the header must be a text")));
         body
     };
     let unsigned = change_header("Authorization", &|text| text.replace("x-mayfly-binding", "x-mayfly-other"));

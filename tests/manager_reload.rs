@@ -28,8 +28,8 @@ fn rename(fleet: &Fleet, arguments: &str) {
     let text = text.replace(&format!(", \"{directory}\"]"), &format!(", \"{directory}{arguments}\"]"));
     let draft = fleet.home.path("draft");
     fs::write(&draft, text).expect("write a file");
-    fs::set_permissions(&draft, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("close");
-    fs::rename(&draft, fleet.home.config()).expect("rename");
+    fs::set_permissions(&draft, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("set the permissions");
+    fs::rename(&draft, fleet.home.config()).expect("rename the file");
 }
 
 /// The threads of the manager that poll GitLab.

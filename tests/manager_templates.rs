@@ -17,7 +17,7 @@ fn defaults(template: &str) -> Vec<(String, String)> {
     let section = template.split("\nParameters:\n").nth(1).and_then(|rest| rest.split("\nResources:\n").next());
     let mut found = Vec::new();
     let mut name = String::new();
-    for line in section.expect("parameters").lines() {
+    for line in section.expect("the section must end").lines() {
         if let Some(parameter) = line.strip_prefix("  ").filter(|line| !line.starts_with(' ')) {
             name = parameter.trim_end_matches(':').to_owned();
         } else if let Some(default) = line.trim().strip_prefix("Default: ") {
@@ -29,7 +29,7 @@ fn defaults(template: &str) -> Vec<(String, String)> {
 
 #[test]
 fn the_templates_of_a_manager_are_valid() {
-    let output = Command::new(cfn_lint()).args(files("docs/fleet/manager", "yaml")).output().expect("cfn-lint");
+    let output = Command::new(cfn_lint()).args(files("docs/fleet/manager", "yaml")).output().expect("run cfn-lint");
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(output.status.success() && said.trim().is_empty(), "{said}");
 }
@@ -88,7 +88,7 @@ fn systemd_accepts_the_unit() {
     let text = read("systemd/mayfly-manager.service").replace("/usr/bin/mayfly", env!("CARGO_BIN_EXE_mayfly"));
     fs::write(&unit, text).expect("write a file");
     let output =
-        Command::new("systemd-analyze").arg("verify").arg("--man=no").arg(&unit).output().expect("systemd-analyze");
+        Command::new("systemd-analyze").arg("verify").arg("--man=no").arg(&unit).output().expect("run systemd-analyze");
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     let ours: Vec<&str> = said.lines().filter(|line| line.contains("mayfly-manager")).collect();
     assert!(ours.is_empty(), "{said}");

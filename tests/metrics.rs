@@ -53,9 +53,9 @@ pub fn lint(metrics: &str) -> String {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("promtool");
+        .expect("start promtool");
     promtool.stdin.take().expect("a pipe").write_all(metrics.as_bytes()).expect("write a file");
-    let output = promtool.wait_with_output().expect("promtool");
+    let output = promtool.wait_with_output().expect("wait for the end of the process");
     assert!(output.status.success() || !output.stderr.is_empty());
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }

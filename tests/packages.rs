@@ -34,7 +34,7 @@ const FILES: [&str; 17] = [
 /// The output of a shell command, which must succeed.
 fn say(script: &str, file: &Path) -> String {
     let output =
-        Command::new("bash").args(["-euo", "pipefail", "-c", script, "bash"]).arg(file).output().expect("bash");
+        Command::new("bash").args(["-euo", "pipefail", "-c", script, "bash"]).arg(file).output().expect("run bash");
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -74,7 +74,8 @@ fn assert_image_is_whole(image: &Path, directory: &Path) {
     let layout = directory.join("layout");
     fs::create_dir(&layout).expect("create the directory");
     say(&format!("tar -C {} -xf \"$1\"", layout.display()), image);
-    let json = |path: &Path| -> Value { serde_json::from_slice(&fs::read(path).expect("a file")).expect("JSON") };
+    let json =
+        |path: &Path| -> Value { serde_json::from_slice(&fs::read(path).expect("a file")).expect("must be JSON") };
     // Each blob has the digest and the size of its descriptor.
     let blob = |descriptor: &Value| -> PathBuf {
         let name = descriptor["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:")).expect("a digest");
@@ -90,7 +91,7 @@ fn assert_image_is_whole(image: &Path, directory: &Path) {
     let config = json(&blob(&manifest["config"]));
     let layer = blob(&manifest["layers"][0]);
     assert_eq!(config["config"]["Entrypoint"][0], "/usr/bin/mayfly");
-    let unpacked = Command::new("gzip").arg("-dc").arg(&layer).output().expect("gzip").stdout;
+    let unpacked = Command::new("gzip").arg("-dc").arg(&layer).output().expect("run gzip").stdout;
     assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", hex(&unpacked)));
     let root = directory.join("root");
     fs::create_dir(&root).expect("create the directory");

@@ -87,7 +87,7 @@ impl Given {
             .args(arguments)
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             .output()
-            .expect("git");
+            .expect("run git");
         assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
@@ -214,7 +214,7 @@ impl Given {
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             .envs(self.environment.iter().cloned())
             .output()
-            .expect("mayfly")
+            .expect("run mayfly")
     }
 
     /// Every file of the checkout with its content.
@@ -265,7 +265,7 @@ impl Given {
             }
         }
         for wanted in wanted {
-            let job = jobs.iter().find(|job| job["name"] == wanted["name"]).expect("compared");
+            let job = jobs.iter().find(|job| job["name"] == wanted["name"]).expect("the job must be in both plans");
             of_job(wanted, job).map_err(|why| format!("job {}: {why}", wanted["name"]))?;
         }
         Ok(())

@@ -41,7 +41,8 @@ fn machines_share_a_cache_and_do_not_upload_unchanged_content() {
     assert!(filled.log().contains("Uploading cache.zip to http://127.0.0.1"), "{}", filled.log());
     let name = "some/path/runner/tokenOfTh/project/9/deps ü+main/1";
     assert_eq!(s3.objects(), [name], "the name that gitlab-runner gives it");
-    let listed = std::process::Command::new("unzip").arg("-Z1").arg(s3.bucket().join(name)).output().expect("unzip");
+    let listed =
+        std::process::Command::new("unzip").arg("-Z1").arg(s3.bucket().join(name)).output().expect("run unzip");
     assert_eq!(String::from_utf8_lossy(&listed.stdout), "vendor/\nvendor/f\n");
 
     let other = run(&gitlab, &machines[1], &[], used(key));

@@ -104,7 +104,7 @@ fn a_reload_names_a_changed_setting_that_needs_a_restart() {
     let home = Scenario::shell().config("log_level = \"info\"").home(&gitlab);
     let mut agent = home.start(&[]);
     agent.wait_for_log("mayfly is up");
-    let text = std::fs::read_to_string(home.config()).expect("read");
+    let text = std::fs::read_to_string(home.config()).expect("read the file");
     let (state, other) = (home.path("state").display().to_string(), home.path("other").display().to_string());
     std::fs::write(home.config(), text.replace(&state, &other).replace("\"info\"", "\"debug\"")).expect("write a file");
     agent.wait_for_log("configuration loaded");

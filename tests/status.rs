@@ -42,7 +42,7 @@ fn shows_the_jobs_of_an_agent_and_the_idle_time_that_is_left() {
     let (_, said) = status(&home, &[]);
     assert!(said.contains("idle time left 59m of 1h 0m") || said.contains("idle time left 1h 0m of 1h 0m"), "{said}");
     let (_, json) = status(&home, &["--json"]);
-    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let json: serde_json::Value = serde_json::from_str(&json).expect("must be JSON");
     assert_eq!((&json["kind"], &json["builds_left"]), (&"agent".into(), &6.into()), "{json}");
 }
 

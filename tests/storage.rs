@@ -140,7 +140,8 @@ fn images_that_a_job_pulled_go_when_they_are_unused_and_others_stay() {
     );
     let home = Scenario::containers().runner(&runner).home(&gitlab);
     let agent = home.start(&[]);
-    let here = |image: &str| docker.command(&["image", "inspect", image]).output().expect("docker").status.success();
+    let here =
+        |image: &str| docker.command(&["image", "inspect", image]).output().expect("run docker").status.success();
     for image in [&old, &local] {
         let id = gitlab.queue(job(&["echo ran"]).set("image", json!({"name": image})).build());
         let job = gitlab.finished(id);

@@ -151,7 +151,7 @@ fn find(directory: &Path, name: &str) -> Option<PathBuf> {
 fn files_below(directory: &Path) -> Vec<String> {
     let output =
         std::process::Command::new("find").arg(directory).args(["!", "-type", "d", "-printf", "%P\n"]).output();
-    String::from_utf8_lossy(&output.expect("find").stdout).lines().map(str::to_owned).collect()
+    String::from_utf8_lossy(&output.expect("run find").stdout).lines().map(str::to_owned).collect()
 }
 
 #[test]

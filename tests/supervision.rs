@@ -14,7 +14,7 @@ struct Manager(UnixDatagram);
 
 impl Manager {
     fn listen(path: &Path) -> Self {
-        let socket = UnixDatagram::bind(path).expect("bind");
+        let socket = UnixDatagram::bind(path).expect("bind the address");
         socket.set_read_timeout(Some(Duration::from_secs(60))).expect("set the timeout");
         Self(socket)
     }

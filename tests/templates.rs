@@ -19,7 +19,7 @@ pub fn cfn_lint() -> PathBuf {
 
 #[test]
 fn fleet_templates_are_valid() {
-    let output = Command::new(cfn_lint()).args(files("docs/fleet", "yaml")).output().expect("cfn-lint");
+    let output = Command::new(cfn_lint()).args(files("docs/fleet", "yaml")).output().expect("run cfn-lint");
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(output.status.success() && said.trim().is_empty(), "{said}");
 }
@@ -51,7 +51,7 @@ pub fn configuration(user_data: &str) -> String {
 
 /// The lines that are not comments, and the first line.
 pub fn without_comments(text: &str) -> String {
-    let (first, rest) = text.split_once('\n').expect("lines");
+    let (first, rest) = text.split_once('\n').expect("the text must have two lines");
     let lines = rest.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n"));
     format!("{first}\n{}", lines.collect::<String>())
 }
@@ -106,8 +106,8 @@ fn alert_rules_are_valid_fire_correctly_and_use_existing_metrics() {
     let directory = root().join("docs/fleet/monitoring");
     say("promtool", &["check", "rules", "alerts.yaml"], &directory);
     say("promtool", &["test", "rules", "alerts.test.yaml"], &directory);
-    let rules = fs::read_to_string(directory.join("alerts.yaml")).expect("rules");
-    let cases = fs::read_to_string(directory.join("alerts.test.yaml")).expect("cases");
+    let rules = fs::read_to_string(directory.join("alerts.yaml")).expect("read the file");
+    let cases = fs::read_to_string(directory.join("alerts.test.yaml")).expect("read the file");
     for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
         assert!(cases.contains(&format!("alertname=\"{alert}\"")), "no case has {alert} fire");
     }
@@ -119,8 +119,8 @@ fn alert_rules_are_valid_fire_correctly_and_use_existing_metrics() {
 #[test]
 fn the_dashboard_uses_existing_metrics_in_valid_queries() {
     let text = fs::read_to_string(root().join("docs/fleet/monitoring/grafana.json")).expect("a dashboard");
-    let dashboard: Value = serde_json::from_str(&text).expect("JSON");
-    let panels = dashboard["panels"].as_array().expect("panels");
+    let dashboard: Value = serde_json::from_str(&text).expect("must be JSON");
+    let panels = dashboard["panels"].as_array().expect("a list of panels");
     let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
     let queries: Vec<&str> = targets.map(|target| target["expr"].as_str().expect("a query")).collect();
     assert!(queries.len() >= 15, "{queries:?}");
@@ -128,7 +128,7 @@ fn the_dashboard_uses_existing_metrics_in_valid_queries() {
         let used = metrics(query);
         assert!(!used.is_empty() && used.is_subset(&documented()), "{query}");
     }
-    let labels = dashboard["templating"]["list"].as_array().expect("variables");
+    let labels = dashboard["templating"]["list"].as_array().expect("a list of variables");
     for query in labels.iter().filter_map(|variable| variable["definition"].as_str()) {
         assert!(metrics(query).is_subset(&documented()), "{query}");
     }

@@ -18,7 +18,7 @@ fn parse(paths: &[PathBuf]) -> Vec<Value> {
     let output = Command::new(cache.join("mayfly-tests/hcl2/bin/python")).args(["-c", script]).args(paths).output();
     let output = output.expect("python with hcl2");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("JSON")
+    serde_json::from_slice(&output.stdout).expect("must be JSON")
 }
 
 /// The blocks of one type, by their labels, such as `aws_iam_role.agent`.
@@ -66,7 +66,7 @@ fn every_name_in_the_module_and_the_image_template_is_declared_and_used() {
         let (documents, text) = (parse(&paths), text(&paths));
         assert_eq!(names(&text, "var.", 1), blocks(&documents, "variable"), "variables of {directory}");
         let locals = documents.iter().filter_map(|document| document["locals"].as_array()).flatten();
-        let locals = locals.flat_map(|block| block.as_object().expect("locals").keys().cloned());
+        let locals = locals.flat_map(|block| block.as_object().expect("a table of locals").keys().cloned());
         let locals: BTreeSet<String> = locals.filter(|name| !name.starts_with("__")).collect();
         assert_eq!(names(&text, "local.", 1), locals, "locals of {directory}");
         let sources: BTreeSet<String> = names(&text, "source.", 2);
@@ -186,7 +186,7 @@ fn the_module_writes_the_user_data_of_cloud_init() {
     let user_data = read("docs/fleet/terraform/user-data.yaml.tftpl");
     let user_data = user_data.replace("${indent(6, trimspace(configuration))}", &indented);
     let example = read("cloud-init/spot.yaml");
-    let (first, rest) = example.split_once('\n').expect("lines");
+    let (first, rest) = example.split_once('\n').expect("the text must have two lines");
     let rest = rest.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n"));
     assert_eq!(user_data, format!("{first}\n{}", rest.collect::<String>()));
     // With all options, and with the minimum.
@@ -214,7 +214,7 @@ fn terraform_validates_the_module_if_installed() {
             .env_remove("TF_CLI_CONFIG_FILE")
             .stdin(fs::File::open(file.path()).expect("open a file"))
             .output();
-        let output = output.expect("terraform");
+        let output = output.expect("run terraform");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     };

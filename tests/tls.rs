@@ -116,7 +116,7 @@ fn jobs_get_the_certificate_chain_of_a_trusted_server() {
     let id = gitlab.queue(job(&["cat \"$CI_SERVER_TLS_CA_FILE\""]).build());
     let config = home.config().display().to_string();
     let mut agent = home.command(&["run", "--once", "--config", &config]);
-    let ended = agent.env("SSL_CERT_FILE", home.path("system.pem")).output().expect("mayfly");
+    let ended = agent.env("SSL_CERT_FILE", home.path("system.pem")).output().expect("run mayfly");
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     let log = gitlab.job(id).lines().join("\n");
     assert_eq!(log.matches("BEGIN CERTIFICATE").count(), 3, "server, intermediate, root: {log}");
@@ -219,7 +219,8 @@ fn a_proxy_from_the_environment_is_not_used_for_loopback() {
     });
     let home = Scenario::shell().home(&gitlab);
     let config = home.config().display().to_string();
-    let verify = || home.command(&["verify", "--config", &config]).env("HTTP_PROXY", &proxy).output().expect("mayfly");
+    let verify =
+        || home.command(&["verify", "--config", &config]).env("HTTP_PROXY", &proxy).output().expect("run mayfly");
     assert!(verify().status.success());
     assert!(seen.lock().expect("the thread must not panic").is_empty(), "loopback is asked directly");
     Scenario::shell().write(&home, "http://gitlab.test");

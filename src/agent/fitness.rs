@@ -373,15 +373,15 @@ mod tests {
         let check = |limits: &fitness::Fitness, scripts| fitness_check(&not_there_yet, limits.clone(), scripts).run();
         assert_eq!(check(&fit, shell(None, None)), Ok(()));
         let full = fitness::Fitness { min_free_space: Some(u64::MAX), ..fit.clone() };
-        let unfit = check(&full, shell(None, None)).expect_err("full");
+        let unfit = check(&full, shell(None, None)).expect_err("a full disk must be reported");
         assert_eq!(unfit.reason(), "disk_space");
         assert!(unfit.to_string().contains("min_free_space") && unfit.to_string().contains("a/b"), "{unfit}");
-        let unfit = check(&fit, shell(Some("no-such-shell"), None)).expect_err("no shell");
+        let unfit = check(&fit, shell(Some("no-such-shell"), None)).expect_err("a missing shell must be reported");
         assert_eq!((unfit.reason(), unfit.to_string().contains("no-such-shell")), ("shell", true));
-        let unfit = check(&fit, shell(None, Some("no-such-user"))).expect_err("no user");
+        let unfit = check(&fit, shell(None, Some("no-such-user"))).expect_err("a missing user must be reported");
         assert_eq!((unfit.reason(), unfit.to_string().contains("no-such-user")), ("user", true));
         let socket = Address::Unix(directory.path().join("docker.sock"));
-        let unfit = check(&fit, ScriptRunner::Engine(socket)).expect_err("no engine");
+        let unfit = check(&fit, ScriptRunner::Engine(socket)).expect_err("an unreachable engine must be reported");
         assert_eq!((unfit.reason(), unfit.to_string().contains("docker.sock")), ("container_engine", true));
     }
 
@@ -396,7 +396,10 @@ mod tests {
             assert_eq!(streaks.check(&runner_labels, Some(3)), Ok(()));
         }
         streaks.record(&runner_labels, true);
-        assert_eq!(streaks.check(&runner_labels, Some(3)).expect_err("paused").reason(), "system_failures");
+        assert_eq!(
+            streaks.check(&runner_labels, Some(3)).expect_err("polling must be paused").reason(),
+            "system_failures"
+        );
         assert_eq!(streaks.check(&runner_labels, None), Ok(()));
         streaks.record(&runner_labels, false);
         assert_eq!(streaks.check(&runner_labels, Some(3)), Ok(()));

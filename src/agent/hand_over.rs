@@ -190,7 +190,7 @@ mod tests {
         leave_mark(state.path());
         assert_eq!(predecessor(state.path()), Predecessor::HandedOver);
         assert_eq!(predecessor(state.path()), Predecessor::Ended, "told once");
-        fs::write(state.path().join(MARKER_FILE), "1 1").expect("written");
+        fs::write(state.path().join(MARKER_FILE), "1 1").expect("write the file");
         assert_eq!(predecessor(state.path()), Predecessor::Ended, "the mark of another process");
     }
 
@@ -198,6 +198,10 @@ mod tests {
     fn a_program_that_cannot_start_tells_why() {
         assert_eq!(validate(Path::new("/bin/true")), Ok(()));
         assert_eq!(validate(Path::new("/bin/false")), Err("exit status: 1".to_owned()));
-        assert!(validate(Path::new("/nonexistent")).expect_err("missing").contains("cannot be started"));
+        assert!(
+            validate(Path::new("/nonexistent"))
+                .expect_err("a missing program must be refused")
+                .contains("cannot be started")
+        );
     }
 }

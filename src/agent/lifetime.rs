@@ -123,7 +123,9 @@ mod tests {
         assert_eq!(verdict(&idle_after(0), &slots), Err(None));
         drop(job);
         for _ in 0..20 {
-            let left = verdict(&idle_after(HOUR), &slots).expect_err("not yet").expect("some time");
+            let left = verdict(&idle_after(HOUR), &slots)
+                .expect_err("the instance must stay")
+                .expect("a time until the idle timeout");
             assert!((HOUR - 1..=HOUR * 12 / 10).contains(&left.as_secs()), "{left:?}");
         }
     }

@@ -129,12 +129,12 @@ mod tests {
     #[test]
     fn jobs_of_root_or_of_the_agents_user_cannot_be_blocked() {
         if !Uid::effective().is_root() {
-            assert!(users_with("user = \"nobody\"").expect_err("refused").contains("only root"));
+            assert!(users_with("user = \"nobody\"").expect_err("must be refused").contains("only root"));
             return;
         }
         for (user, part) in [("", "own user"), ("user = \"root\"", "as root"), ("user = \"no-such\"", "does not exist")]
         {
-            let why = users_with(user).expect_err("refused");
+            let why = users_with(user).expect_err("must be refused");
             assert!(
                 why.contains("block_instance_metadata") && why.contains("runner `r`") && why.contains(part),
                 "{why}"
@@ -147,12 +147,12 @@ mod tests {
             );
             job_users(&Config::parse(Path::new("config.toml"), &text).expect("a configuration"), None)
         };
-        let sandbox = docker("").expect("containers are kept from it as they are");
+        let sandbox = docker("").expect("the defaults must be accepted");
         assert_eq!(sandbox.iter().map(|user| user.uid).collect::<Vec<_>>(), [crate::shim::confine::DEFAULT_UID]);
         for keys in
             ["privileged = true", "network_mode = \"host\"", "volumes = [\"/run/docker.sock:/run/docker.sock\"]"]
         {
-            assert!(docker(keys).expect_err("refused").contains("below [runners.docker]"), "{keys}");
+            assert!(docker(keys).expect_err("must be refused").contains("below [runners.docker]"), "{keys}");
         }
         let users = users_with("user = \"nobody\"").expect("a user");
         assert_eq!(users.iter().map(|user| user.name.as_str()).collect::<Vec<_>>(), ["nobody"]);
@@ -174,7 +174,7 @@ mod tests {
             ("volumes = [\"/:/host\"]", "volumes"),
             ("host = \"tcp://10.0.0.1:2376\"", "host"),
         ] {
-            let why = check_containers(&docker(text)).expect_err("a way out");
+            let why = check_containers(&docker(text)).expect_err("must be refused");
             assert!(why.starts_with(&format!("`{key}`")), "{text}: {why}");
         }
         for text in [

@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     fn config(text: &str) -> Config {
-        Config::parse(Path::new("/c.toml"), text).expect("valid")
+        Config::parse(Path::new("/c.toml"), text).expect("the configuration must be valid")
     }
 
     #[test]

@@ -128,8 +128,8 @@ mod tests {
     use super::*;
 
     fn listen(address: &SocketAddr) -> UnixDatagram {
-        let socket = UnixDatagram::bind_addr(address).expect("bound");
-        socket.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
+        let socket = UnixDatagram::bind_addr(address).expect("bind the address");
+        socket.set_read_timeout(Some(Duration::from_secs(30))).expect("set the timeout");
         socket
     }
 
@@ -177,7 +177,7 @@ mod tests {
         let ours = process::id().to_string();
         let mut watched = supervisor(&path, "60000000", &ours);
         assert_eq!(watched.ping_watchdog(), Some(Duration::from_secs(30)));
-        assert!(watched.ping_watchdog().expect("watched") <= Duration::from_secs(30), "fed already");
+        assert!(watched.ping_watchdog().expect("ping the watchdog") <= Duration::from_secs(30), "fed already");
         watched.stopping();
         assert_eq!([heard(&socket), heard(&socket)], ["WATCHDOG=1", "STOPPING=1"]);
         assert_eq!(supervisor(&path, "60000000", "1").ping_watchdog(), None);

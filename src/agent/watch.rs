@@ -134,17 +134,17 @@ mod tests {
         let root = tempfile::tempdir().expect("a directory");
         let at = |name: &str| root.path().join(name);
         for release in ["1", "2"] {
-            fs::create_dir(at(release)).expect("made");
-            fs::write(at(release).join("config.toml"), "concurrent = 1\n").expect("written");
+            fs::create_dir(at(release)).expect("create the directory");
+            fs::write(at(release).join("config.toml"), "concurrent = 1\n").expect("write the file");
         }
-        std::os::unix::fs::symlink("1", at("current")).expect("linked");
-        let mut watcher = Watcher::new(&at("current/config.toml")).expect("watched");
+        std::os::unix::fs::symlink("1", at("current")).expect("create the link");
+        let mut watcher = Watcher::new(&at("current/config.toml")).expect("watch the file");
         assert!(!watcher.compare());
-        std::os::unix::fs::symlink("2", at("next")).expect("linked");
-        fs::rename(at("next"), at("current")).expect("swapped");
+        std::os::unix::fs::symlink("2", at("next")).expect("create the link");
+        fs::rename(at("next"), at("current")).expect("rename the file");
         assert!(watcher.compare());
         assert!(!watcher.compare(), "once");
-        fs::write(at("2/config.toml"), "concurrent = 2\n").expect("written");
+        fs::write(at("2/config.toml"), "concurrent = 2\n").expect("write the file");
         assert!(watcher.wait().expect("an event"), "the new directory is watched");
     }
 }

@@ -57,7 +57,7 @@ mod tests {
         fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).expect("set the permissions");
         let directory = root.path().join("builds");
         fs::create_dir(&directory).expect("create the directory");
-        let metadata = fs::metadata(&directory).expect("metadata");
+        let metadata = fs::metadata(&directory).expect("the file must exist");
         let (uid, gid) = (metadata.uid(), metadata.gid());
         let user = |uid, gid, groups| User {
             name: "job".to_owned(),
@@ -82,7 +82,7 @@ mod tests {
         }
         fs::set_permissions(root.path(), fs::Permissions::from_mode(0o700)).expect("set the permissions");
         let missing = root.path().join("a/b");
-        let why = can_reach(&user(other, other, vec![]), &missing).expect_err("in the way");
+        let why = can_reach(&user(other, other, vec![]), &missing).expect_err("the directory must be reported");
         assert!(why.contains("cannot enter"), "{why}");
     }
 }

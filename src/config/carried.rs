@@ -132,7 +132,7 @@ mod tests {
             let runner = &config.runners[index];
             let text = of_job(runner, Some("ci"), 3, [Path::new("/w/builds"), Path::new("/w/cache")]);
             assert!(!text.contains(runner.token.reveal()), "{text}");
-            let (carried, same) = runner_of_job(&config.path, &text).expect("readable");
+            let (carried, same) = runner_of_job(&config.path, &text).expect("the settings of the job must be readable");
             assert_eq!((same.name.as_str(), &same.url, same.token.short()), (name, &runner.url, runner.token.short()));
             assert_eq!((carried.concurrent, carried.user.as_deref()), (3, Some("ci")));
             assert_eq!((same.environment.clone(), same.confined), (runner.environment.clone(), runner.confined));
@@ -150,11 +150,11 @@ mod tests {
     fn the_agents_own_settings_outlive_the_file() {
         let directory = tempfile::tempdir().expect("a directory");
         let (path, state) = (directory.path().join("config.toml"), directory.path().join("state"));
-        fs::create_dir(&state).expect("made");
+        fs::create_dir(&state).expect("create the directory");
         let own = format!("[mayfly]\nstate_dir = {:?}\n", state.display().to_string());
         let text = TEXT.replace("[mayfly]\n", &own);
-        keep_settings(&Config::parse(&path, &text).expect("a configuration")).expect("kept");
-        assert!(!fs::read_to_string(state.join(SETTINGS)).expect("kept").contains("token"));
+        keep_settings(&Config::parse(&path, &text).expect("a configuration")).expect("keep the settings");
+        assert!(!fs::read_to_string(state.join(SETTINGS)).expect("read the file").contains("token"));
         for broken in [
             text.replace("concurrent = 3", "concurrent = \"many\""),
             text.replace("concurrent = 3", "concurrent = = 3"),
@@ -162,12 +162,12 @@ mod tests {
             format!("[[runners]\n{text}"),
         ] {
             assert!(Config::parse(&path, &broken).is_err(), "{broken}");
-            fs::write(&path, &broken).expect("written");
-            let settings = last_settings(&path).expect("settings");
+            fs::write(&path, &broken).expect("write the file");
+            let settings = last_settings(&path).expect("settings must be kept");
             assert_eq!(settings.mayfly.state_dir.as_ref(), Some(&state), "{broken}");
             assert_eq!((settings.lifetime.max_builds, settings.runners.len()), (Some(5), 0), "{broken}");
         }
-        fs::remove_file(&path).expect("removed");
-        assert_eq!(last_settings(&path).expect("defaults").lifetime.max_builds, None);
+        fs::remove_file(&path).expect("remove the file");
+        assert_eq!(last_settings(&path).expect("settings must be kept").lifetime.max_builds, None);
     }
 }

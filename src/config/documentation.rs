@@ -57,7 +57,7 @@ fn with_rows(page: &str, section: &str, rows: &str) -> String {
     }
     let at = page.find(&heading).unwrap_or_else(|| panic!("no section {section}"));
     let begin = at + page[at..].find("|---|").unwrap_or_else(|| panic!("no table in section {section}"));
-    let begin = begin + page[begin..].find('\n').expect("rows") + 1;
+    let begin = begin + page[begin..].find('\n').expect("the page must have rows") + 1;
     let end = page[begin..].find("\n\n").map_or(page.len(), |end| begin + end + 1);
     format!("{}{rows}{}", &page[..begin], &page[end..])
 }
@@ -92,7 +92,7 @@ fn the_reference_pages_are_those_of_the_tables() {
             expected = with_keys_without_effect(&expected);
         }
         if std::env::var_os("UPDATE_DOCS").is_some() {
-            fs::write(path, expected).expect("written");
+            fs::write(path, expected).expect("write the file");
         } else {
             let differs = page.lines().zip(expected.lines()).find(|(one, other)| one != other);
             assert!(

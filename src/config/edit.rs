@@ -182,22 +182,22 @@ mod tests {
         let text = "# ours\nconcurrent = 2 # two\n\n[[runners]]\n  name = \"a\"\n  url = \"https://h\"\n  \
                     token = \"old\" # secret\n  odd = 1\n\n\
                     # the other\n[[runners]]\n  name = \"b\"\n  token = \"other\"\n";
-        fs::write(&path, text).expect("written");
-        let mut editor = Editor::open(&path).expect("opened");
+        fs::write(&path, text).expect("write the file");
+        let mut editor = Editor::open(&path).expect("open the file");
         editor.replace_token(&Token::new("old"), &Token::new("new"), "2030-01-02T03:04:05Z", None);
-        editor.save().expect("saved");
-        let changed = fs::read_to_string(&path).expect("text");
+        editor.save().expect("save the file");
+        let changed = fs::read_to_string(&path).expect("read the file");
         assert!(changed.starts_with(
             "# ours\nconcurrent = 2 # two\n\n[[runners]]\n  name = \"a\"\n  url = \"https://h\"\n  \
              token = \"new\" # secret\n  odd = 1\n"
         ));
         assert!(changed.contains("token_obtained_at = 2030-01-02T03:04:05Z"));
         assert!(changed.ends_with("# the other\n[[runners]]\n  name = \"b\"\n  token = \"other\"\n"));
-        assert_eq!(fs::metadata(&path).expect("file").permissions().mode() & 0o777, 0o600);
-        let mut editor = Editor::open(&path).expect("opened");
+        assert_eq!(fs::metadata(&path).expect("the file must exist").permissions().mode() & 0o777, 0o600);
+        let mut editor = Editor::open(&path).expect("open the file");
         editor.remove_runners(&[&Runner::unnamed("https://h", Token::new("new"))]);
-        editor.save().expect("saved");
-        assert!(!fs::read_to_string(&path).expect("text").contains("\"a\""));
+        editor.save().expect("save the file");
+        assert!(!fs::read_to_string(&path).expect("read the file").contains("\"a\""));
     }
     fn edited(text: &str, change: impl FnOnce(&mut Editor)) -> io::Result<String> {
         let directory = tempfile::tempdir()?;
@@ -215,16 +215,16 @@ mod tests {
         let text = "[[runners]]\nurl = \"https://h\"\ntoken = \"$PATH\"\n";
         let changed =
             edited(text, |editor| editor.replace_token(&path, &Token::new("new"), "2030-01-02T03:04:05Z", None));
-        assert!(changed.expect("saved").contains("token = \"new\""));
+        assert!(changed.expect("save the file").contains("token = \"new\""));
         let changed = edited(text, |editor| editor.remove_runners(&[&Runner::unnamed("https://h", path.clone())]));
-        assert!(!changed.expect("saved").contains("https"));
+        assert!(!changed.expect("save the file").contains("https"));
     }
 
     #[test]
     fn keeps_the_same_token_of_another_server() {
         let text = "[[runners]]\nurl = \"https://a\"\ntoken = \"t\"\n[[runners]]\nurl = \"https://b\"\ntoken = \"t\"\n";
         let gone = Runner::unnamed("https://a", Token::new("t"));
-        let changed = edited(text, |editor| editor.remove_runners(&[&gone])).expect("saved");
+        let changed = edited(text, |editor| editor.remove_runners(&[&gone])).expect("save the file");
         assert!(changed.contains("https://b") && !changed.contains("https://a"), "{changed}");
     }
 
@@ -235,7 +235,7 @@ mod tests {
             assert!(editor.has("https://h", &Token::new("t")));
             editor.replace_token(&Token::new("t"), &Token::new("new"), "2030-01-02T03:04:05Z", None);
         });
-        let changed = changed.expect("saved");
+        let changed = changed.expect("save the file");
         assert!(changed.contains("token = \"new\"") && changed.ends_with("# one\n"), "{changed}");
     }
 
@@ -243,20 +243,20 @@ mod tests {
     fn a_replaced_token_is_never_lost_silently() {
         let text = "[[runners]]\ntoken = \"t\"\n";
         let lost = edited(text, |editor| editor.replace_token(&Token::new("x"), &Token::new("new"), "", None));
-        assert!(lost.expect_err("refused").to_string().contains("no longer in the file"));
+        assert!(lost.expect_err("must be refused").to_string().contains("no longer in the file"));
     }
 
     #[test]
     fn writes_through_links_even_to_a_missing_file() {
         let directory = tempfile::tempdir().expect("a directory");
         let (link, target) = (directory.path().join("config.toml"), directory.path().join("real.toml"));
-        std::os::unix::fs::symlink("real.toml", &link).expect("a link");
+        std::os::unix::fs::symlink("real.toml", &link).expect("create the link");
         for limit in [1, 2] {
-            let mut editor = Editor::open(&link).expect("opened");
+            let mut editor = Editor::open(&link).expect("open the file");
             editor.set_global("concurrent", limit);
-            editor.save().expect("saved");
+            editor.save().expect("save the file");
             assert!(link.is_symlink());
-            assert_eq!(fs::read_to_string(&target).expect("text"), format!("concurrent = {limit}\n"));
+            assert_eq!(fs::read_to_string(&target).expect("read the file"), format!("concurrent = {limit}\n"));
         }
     }
 }

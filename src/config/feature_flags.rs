@@ -157,7 +157,9 @@ mod tests {
 
     #[test]
     fn a_flag_without_effect_has_a_reason() {
-        let reason = |name, value, has_containers| idle_reason(find(name).expect("known"), value, has_containers);
+        let reason = |name, value, has_containers| {
+            idle_reason(find(name).expect("the feature flag must be known"), value, has_containers)
+        };
         assert_eq!(reason("FF_ENABLE_JOB_CLEANUP", true, false), None);
         assert_eq!(reason("FF_POSIXLY_CORRECT_ESCAPES", true, false), None, "what mayfly does anyway");
         assert!(reason("FF_USE_FASTZIP", false, false).is_some_and(|why| why.contains("as if it were true")));

@@ -263,7 +263,7 @@ mod tests {
              IdleCountMin = 1\nMaxGrowthRate = 3\n[[runners.machine.autoscaling]]\nPeriods = [\"* * 9-17 * * mon-fri *\"]\n\
              IdleCount = 20\n[[runners]]\nexecutor = \"shell\"\n",
         )
-        .expect("TOML");
+        .expect("must be TOML");
         let Ok(Some(FleetTable::Autoscaler(table))) = of(&file, 0) else { panic!("no table") };
         assert_eq!((table.plugin.as_str(), table.capacity_per_instance), ("aws:latest", 2));
         assert_eq!(table.plugin_config.name.as_deref(), Some("g"));
@@ -282,8 +282,9 @@ mod tests {
              environment = [\"A=1\"]\n[runners.mayfly]\nkill_grace = \"5s\"\nagent_role = \"arn\"\n[runners.autoscaler]\n\
              plugin = \"aws\"\n[runners.cache]\nType = \"s3\"\n",
         )
-        .expect("TOML");
-        let sent: toml::Table = for_agents(file["runners"][0].as_table().expect("a table")).parse().expect("TOML");
+        .expect("must be TOML");
+        let sent: toml::Table =
+            for_agents(file["runners"][0].as_table().expect("a table")).parse().expect("must be TOML");
         assert_eq!(sent.keys().collect::<Vec<_>>(), ["cache", "environment", "executor", "mayfly", "name"]);
         assert!(!sent.to_string().contains("arn"));
     }
@@ -292,7 +293,7 @@ mod tests {
     fn says_what_is_wrong() {
         let file: toml::Table =
             toml::from_str("[[runners]]\nexecutor = \"instance\"\n[runners.autoscaler]\nmax_instances = -1\n")
-                .expect("TOML");
+                .expect("must be TOML");
         assert!(of(&file, 0).is_err_and(|why| why.starts_with("[runners.autoscaler]")));
     }
 }

@@ -293,7 +293,7 @@ mod tests {
         let unbounded = autoscaler("max_use_count = 0\ncapacity_per_instance = 0\n");
         assert_eq!((unbounded.max_builds, unbounded.capacity, unbounded.idle), (None, None, None));
         let long = toml::from_str::<Autoscaler>("[[policy]]\nperiods = [\"* * * * * * *\"]\n");
-        assert!(long.expect_err("seven fields").to_string().contains("write minute hour"));
+        assert!(long.expect_err("seven fields must be refused").to_string().contains("write minute hour"));
     }
 
     #[test]

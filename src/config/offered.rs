@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(runner.executor, ExecutorKind::DockerAutoscaler);
         assert_eq!((runner.token.short().as_str(), runner.output_limit), ("abcdefghi", 1024));
         assert_eq!(runner.environment, [("A".to_owned(), "1".to_owned())]);
-        let docker: Table = runner.docker_text.parse().expect("TOML");
+        let docker: Table = runner.docker_text.parse().expect("must be TOML");
         assert_eq!((docker["image"].as_str(), docker["memory"].as_str()), (Some("busybox"), Some("1g")));
     }
 

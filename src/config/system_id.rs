@@ -85,9 +85,9 @@ mod tests {
         let first = load(&config, None);
         assert!(is_valid(&first), "{first}");
         assert_eq!(load(&config, None), first);
-        fs::write(directory.path().join(".runner_system_id"), "r_abcdefghij12\n").expect("written");
+        fs::write(directory.path().join(".runner_system_id"), "r_abcdefghij12\n").expect("write the file");
         assert_eq!(load(&config, None), "r_abcdefghij12");
-        fs::write(directory.path().join(".runner_system_id"), "nonsense").expect("written");
+        fs::write(directory.path().join(".runner_system_id"), "nonsense").expect("write the file");
         assert!(is_valid(&load(&config, None)));
     }
 

@@ -7,7 +7,7 @@ use super::*;
 fn load(text: &str) -> Result<Loaded, String> {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("config.toml");
-    fs::write(&path, text).expect("written");
+    fs::write(&path, text).expect("write the file");
     Config::load(&path).map_err(|error| error.to_string())
 }
 
@@ -15,7 +15,7 @@ const RUNNER: &str = "[[runners]]\nname = \"a\"\nurl = \"https://h\"\ntoken = \"
 
 #[test]
 fn fills_in_the_defaults() {
-    let config = load(RUNNER).expect("loaded").config;
+    let config = load(RUNNER).expect("the configuration must be valid").config;
     let runner = &config.runners[0];
     assert_eq!((config.concurrent, config.check_interval.as_secs(), config.shutdown_timeout.as_secs()), (1, 3, 30));
     assert_eq!((runner.output_limit, runner.limit, runner.request_concurrency), (4 << 20, None, 1));
@@ -26,7 +26,7 @@ fn fills_in_the_defaults() {
 #[test]
 fn uploads_have_the_configured_timeouts() {
     let artifact = "[runners.artifact]\nupload_timeout = \"2h\"\nresponse_header_timeout = \"0s\"\n";
-    let loaded = load(&format!("{RUNNER}{artifact}")).expect("loaded");
+    let loaded = load(&format!("{RUNNER}{artifact}")).expect("the configuration must be valid");
     let runner = &loaded.config.runners[0];
     assert_eq!((runner.upload_timeout.as_secs(), runner.upload_answer_timeout.as_secs()), (7200, 600));
     assert!(!loaded.findings.iter().any(|finding| finding.message.contains("artifact")));
@@ -34,11 +34,11 @@ fn uploads_have_the_configured_timeouts() {
 
 #[test]
 fn an_invalid_type_shows_its_line() {
-    let error = load(&format!("concurrent = \"two\"\n{RUNNER}")).expect_err("wrong");
+    let error = load(&format!("concurrent = \"two\"\n{RUNNER}")).expect_err("must be refused");
     assert!(error.contains("line 1") && error.contains("concurrent"), "{error}");
-    let error = load(&format!("{RUNNER}unhealthy_interval = \"soon\"\n")).expect_err("wrong");
+    let error = load(&format!("{RUNNER}unhealthy_interval = \"soon\"\n")).expect_err("must be refused");
     assert!(error.contains("line 6") && error.contains("not a duration"), "{error}");
-    assert!(load(&format!("concurrent = 0\n{RUNNER}")).expect_err("wrong").contains("at least 1"));
+    assert!(load(&format!("concurrent = 0\n{RUNNER}")).expect_err("must be refused").contains("at least 1"));
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn an_invalid_value_shows_its_line() {
         (format!("{RUNNER}[runners.mayfly]\nallowed_credential_helpers = [\"../x\"]\n"), "line 7", "not a name"),
     ];
     for (text, line, part) in cases {
-        let error = load(&text).expect_err("refused");
+        let error = load(&text).expect_err("must be refused");
         assert!(error.contains(line) && error.contains(part), "{error}");
         assert!(!error.contains("hidden"), "{error}");
     }
@@ -73,7 +73,7 @@ fn an_invalid_period_or_time_zone_shows_its_line() {
         (format!("{policy}periods = [\"* * * * * * *\"]\n"), "line 7", "has 7 fields"),
         (format!("{policy}idle_time = \"soon\"\n"), "line 7", "not a duration"),
     ] {
-        let error = load(&text).expect_err("refused");
+        let error = load(&text).expect_err("must be refused");
         assert!(error.contains(line) && error.contains(part), "{error}");
     }
 }
@@ -83,27 +83,29 @@ fn mayfly_keys_override_the_tables_of_a_fleet() {
     let tables = "limit = 10\n[runners.machine]\nMaxBuilds = 250\nIdleTime = 600\n\
                   [runners.autoscaler]\nmax_use_count = 9\ncapacity_per_instance = 2\n\
                   [[runners.autoscaler.policy]]\nidle_time = \"7m\"\n";
-    let config = load(&format!("concurrent = 40\n{RUNNER}{tables}")).expect("loaded").config;
+    let config = load(&format!("concurrent = 40\n{RUNNER}{tables}")).expect("the configuration must be valid").config;
     assert_eq!((config.concurrent, config.runners[0].limit), (2, Some(2)));
     let now = jiff::Timestamp::now();
     assert_eq!(config.lifetime.max_builds, Some(9));
     assert_eq!(config.lifetime.idle_timeout(now), Some(Duration::from_secs(420)));
     let own = "[mayfly]\nmax_builds = 3\nidle_timeout = \"1m\"\nmax_age = \"24h\"\n";
-    let config = load(&format!("concurrent = 40\n{own}{RUNNER}{tables}")).expect("loaded").config;
+    let config =
+        load(&format!("concurrent = 40\n{own}{RUNNER}{tables}")).expect("the configuration must be valid").config;
     assert_eq!(config.lifetime.max_builds, Some(3));
     assert_eq!(config.lifetime.idle_timeout(now), Some(Duration::from_secs(60)));
     assert_eq!(config.lifetime.max_age, Some(Duration::from_secs(86400)));
-    let unbounded = load(&format!("[mayfly]\nmax_builds = 0\n{RUNNER}{tables}")).expect("loaded").config;
+    let unbounded =
+        load(&format!("[mayfly]\nmax_builds = 0\n{RUNNER}{tables}")).expect("the configuration must be valid").config;
     assert_eq!(unbounded.lifetime.max_builds, None);
 }
 
 #[test]
 fn refuses_contradictory_leave_settings() {
     let leave = |text: &str| load(&format!("[mayfly]\n{text}\n{RUNNER}")).map(|loaded| loaded.config.leave);
-    assert_eq!(leave("").expect("loaded").strategy, Strategy::Exit);
+    assert_eq!(leave("").expect("the configuration must be valid").strategy, Strategy::Exit);
     let raise = "aws = { raise_on_job = {}, protect_while_busy = false }";
-    assert!(leave(raise).expect_err("no").to_string().contains("leave one of them out"));
-    let asg = leave("leave = \"aws-asg\"\nleave_fallback_after = \"2m\"").expect("loaded");
+    assert!(leave(raise).expect_err("must be refused").to_string().contains("leave one of them out"));
+    let asg = leave("leave = \"aws-asg\"\nleave_fallback_after = \"2m\"").expect("the configuration must be valid");
     assert_eq!((asg.strategy, asg.fallback_after), (Strategy::AwsAsg, Duration::from_secs(120)));
     assert_eq!(asg.poweroff_command, "systemctl poweroff");
     for (text, line, part) in [
@@ -111,7 +113,7 @@ fn refuses_contradictory_leave_settings() {
         ("leave = \"command\"", "line 2", "needs a `leave_command`"),
         ("\nleave_command = \"true\"", "line 3", "only"),
     ] {
-        let error = leave(text).expect_err("refused");
+        let error = leave(text).expect_err("must be refused");
         assert!(error.contains(line) && error.contains(part), "{error}");
     }
 }
@@ -134,7 +136,7 @@ fn does_not_show_an_invalid_line_with_a_secret() {
     for line in
         ["token = glrt-secret", "token = \"glrt-secret", "token = 4711", "SecretKey = \"secret", "\"token\" = secret"]
     {
-        let error = load(&format!("[[runners]]\n{line}\n")).expect_err("broken");
+        let error = load(&format!("[[runners]]\n{line}\n")).expect_err("must be refused");
         assert!(error.contains("line 2"), "{error}");
         assert!(!error.contains("secret") && !error.contains("4711"), "{error}");
     }
@@ -143,21 +145,21 @@ fn does_not_show_an_invalid_line_with_a_secret() {
 #[test]
 fn names_unknown_executors() {
     for executor in ["docker-windows", "kubernetes", "ssh", "custom"] {
-        let loaded = load(&RUNNER.replace("shell", executor)).expect("loaded");
+        let loaded = load(&RUNNER.replace("shell", executor)).expect("the configuration must be valid");
         let finding = &loaded.findings[0];
         assert_eq!((finding.severity, finding.line), (Severity::UnusableRunner, Some(5)));
         assert!(finding.message.contains("runner `a`") && finding.message.contains("does not exist"), "{finding}");
     }
     let text = RUNNER.replace("\"shell\"", "\"x\"");
-    let error = load(&text).expect_err("refused");
+    let error = load(&text).expect_err("must be refused");
     assert!(error.contains("runner `a`") && error.contains("unknown"), "{error}");
 }
 
 #[test]
 fn finds_certificates_beside_the_file() {
     let directory = tempfile::tempdir().expect("a directory");
-    fs::create_dir(directory.path().join("certs")).expect("made");
-    fs::write(directory.path().join("certs/gitlab.test.crt"), "x").expect("written");
+    fs::create_dir(directory.path().join("certs")).expect("create the directory");
+    fs::write(directory.path().join("certs/gitlab.test.crt"), "x").expect("write the file");
     let path = directory.path().join("config.toml");
     let files = tls_files(&path, "https://gitlab.test:8443/x", None, None, None);
     assert_eq!(files.ca_file, Some(directory.path().join("certs/gitlab.test.crt")));
@@ -189,7 +191,7 @@ fn an_empty_directory_counts_as_unset_and_a_relative_one_is_refused_for_containe
     assert_eq!(parse("").expect("a configuration"), None);
     assert_eq!(parse("/b").expect("a configuration"), Some("/b".into()));
     for directory in ["builds", "/"] {
-        let why = parse(directory).expect_err("refused").to_string();
+        let why = parse(directory).expect_err("must be refused").to_string();
         assert!(why.contains("line 5") && why.contains("an absolute path"), "{why}");
     }
 }

@@ -58,7 +58,7 @@ mod tests {
             assert_eq!(json::<Shape>(text.as_bytes()).expect(text), expected);
         }
         let points: std::collections::BTreeMap<String, Vec<Point>> =
-            toml("a = [{x = 1}]\n[[b]]\nx = 2\n").expect("read");
+            toml("a = [{x = 1}]\n[[b]]\nx = 2\n").expect("must be TOML");
         assert_eq!((&points["a"], &points["b"]), (&vec![point(1)], &vec![point(2)]));
     }
 
@@ -73,10 +73,10 @@ mod tests {
 
     #[test]
     fn errors_name_the_position() {
-        let error = json::<Point>(b"{\n \"x\": true}").expect_err("no number").to_string();
+        let error = json::<Point>(b"{\n \"x\": true}").expect_err("must be refused").to_string();
         assert_eq!(error, "invalid type: boolean `true`, expected i32 at line 2 column 10");
         assert!(json::<Point>(b"{\"x\":1} {").is_err(), "something behind it");
-        let error = toml::<Point>("note = \"n\"\nx = true\n").expect_err("no number");
+        let error = toml::<Point>("note = \"n\"\nx = true\n").expect_err("must be refused");
         assert_eq!(error.span(), Some(15..19));
     }
 }

@@ -167,15 +167,15 @@ mod tests {
             ]
         );
         assert!(candidates("", own).is_empty());
-        let (top, group) = unified(mounts, own).expect("mounted");
+        let (top, group) = unified(mounts, own).expect("find the cgroup");
         assert_eq!((top, group.ends_with("system.slice/mayfly.service")), ("/sys/fs/cgroup/unified".into(), true));
     }
 
     /// Creates a group as plain files; its children have all of its controllers.
     fn group(at: &Path, controllers: &str) {
-        fs::create_dir_all(at).expect("made");
-        fs::write(at.join("cgroup.controllers"), controllers).expect("written");
-        fs::write(at.join("cgroup.subtree_control"), controllers).expect("written");
+        fs::create_dir_all(at).expect("create the directory");
+        fs::write(at.join("cgroup.controllers"), controllers).expect("write the file");
+        fs::write(at.join("cgroup.subtree_control"), controllers).expect("write the file");
     }
 
     #[test]

@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(dirs.project, Path::new("/var/b/1/a/b"));
         assert_eq!(dirs.as_seen_by_job(&dirs.project), Path::new("/builds/a/b"));
         assert_eq!(dirs.as_seen_by_job(&dirs.builds).as_os_str(), "/builds");
-        let moved = dirs.with_project("/builds/go/src").expect("allowed");
+        let moved = dirs.with_project("/builds/go/src").expect("the project directory must be allowed");
         assert_eq!(
             (moved.project.as_path(), moved.as_seen_by_job(&moved.temporary)),
             (Path::new("/var/b/1/go/src"), "/builds/go/src.tmp".into())
@@ -299,7 +299,10 @@ mod tests {
     #[test]
     fn a_clone_path_must_be_below_the_builds_directory() {
         let dirs = of("https://h/a/b.git");
-        assert_eq!(dirs.with_project("/builds/go/src").expect("allowed").project, Path::new("/builds/go/src"));
+        assert_eq!(
+            dirs.with_project("/builds/go/src").expect("the project directory must be allowed").project,
+            Path::new("/builds/go/src")
+        );
         for path in ["/builds/it's", "/builds/a b", "/builds/[x]*?", "/builds/-n", "/builds/\u{fc}"] {
             assert!(dirs.with_project(path).is_ok(), "{path}");
         }
@@ -312,7 +315,7 @@ mod tests {
     fn reads_only_a_regular_file_of_the_user() {
         let directory = tempfile::tempdir().expect("a directory");
         let builds = directory.path().to_owned();
-        fs::create_dir(builds.join("p.tmp")).expect("made");
+        fs::create_dir(builds.join("p.tmp")).expect("create the directory");
         let dirs = JobDirs {
             project: builds.join("p"),
             temporary: builds.join("p.tmp"),
@@ -322,13 +325,13 @@ mod tests {
         };
         let path = dirs.temporary.join("env");
         assert_eq!(dirs.read_temporary("env", None), "");
-        fs::write(&path, "A=1\n").expect("written");
+        fs::write(&path, "A=1\n").expect("write the file");
         assert_eq!(dirs.read_temporary("env", None), "A=1\n");
-        fs::hard_link(&path, dirs.temporary.join("other")).expect("planted");
+        fs::hard_link(&path, dirs.temporary.join("other")).expect("create the link");
         assert_eq!(dirs.read_temporary("env", None), "", "it has another name");
-        fs::remove_file(dirs.temporary.join("other")).expect("removed");
-        std::os::unix::fs::symlink(&path, dirs.temporary.join("link")).expect("planted");
-        nix::unistd::mkfifo(&dirs.temporary.join("pipe"), Mode::S_IRWXU).expect("planted");
+        fs::remove_file(dirs.temporary.join("other")).expect("remove the file");
+        std::os::unix::fs::symlink(&path, dirs.temporary.join("link")).expect("create the link");
+        nix::unistd::mkfifo(&dirs.temporary.join("pipe"), Mode::S_IRWXU).expect("create the named pipe");
         assert_eq!(
             dirs.read_temporary("link", None) + &dirs.read_temporary("pipe", None) + &dirs.read_temporary(".", None),
             ""
@@ -339,10 +342,10 @@ mod tests {
     fn follows_no_planted_link_when_it_removes_secrets() {
         let directory = tempfile::tempdir().expect("a directory");
         let outside = directory.path().join("outside");
-        fs::create_dir(&outside).expect("made");
-        fs::write(outside.join("KEY"), "stays").expect("written");
+        fs::create_dir(&outside).expect("create the directory");
+        fs::write(outside.join("KEY"), "stays").expect("write the file");
         let builds = directory.path().join("builds");
-        fs::create_dir(&builds).expect("made");
+        fs::create_dir(&builds).expect("create the directory");
         let cache = builds.join("cache");
         let dirs = JobDirs {
             project: builds.join("p"),
@@ -351,12 +354,12 @@ mod tests {
             cache,
             container_builds: None,
         };
-        std::os::unix::fs::symlink(&outside, &dirs.temporary).expect("planted");
+        std::os::unix::fs::symlink(&outside, &dirs.temporary).expect("create the link");
         dirs.remove_temporary(&["KEY".to_owned()], None);
         assert!(outside.join("KEY").exists());
-        fs::remove_file(&dirs.temporary).expect("removed");
-        fs::create_dir(&dirs.temporary).expect("made");
-        fs::write(dirs.temporary.join("KEY"), "goes").expect("written");
+        fs::remove_file(&dirs.temporary).expect("remove the file");
+        fs::create_dir(&dirs.temporary).expect("create the directory");
+        fs::write(dirs.temporary.join("KEY"), "goes").expect("write the file");
         dirs.remove_temporary(&["KEY".to_owned()], None);
         assert!(!dirs.temporary.join("KEY").exists());
     }
@@ -366,7 +369,7 @@ mod tests {
         use std::os::unix::fs::symlink;
         let directory = tempfile::tempdir().expect("a directory");
         let outside = directory.path().join("outside");
-        fs::write(&outside, "stays").expect("written");
+        fs::write(&outside, "stays").expect("write the file");
         let builds = directory.path().join("builds");
         let cache = builds.join("cache");
         let dirs = JobDirs {
@@ -378,16 +381,16 @@ mod tests {
         };
         dirs.truncate_temporary("env", None);
         assert!(!dirs.temporary.exists(), "the directory is made by the first script");
-        fs::create_dir_all(&dirs.temporary).expect("made");
+        fs::create_dir_all(&dirs.temporary).expect("create the directory");
         let file = dirs.temporary.join("env");
-        symlink(&outside, &file).expect("planted");
+        symlink(&outside, &file).expect("create the link");
         dirs.truncate_temporary("env", None);
-        let made = fs::symlink_metadata(&file).expect("made");
+        let made = fs::symlink_metadata(&file).expect("the file must exist");
         assert_eq!((made.is_file(), made.len(), made.permissions().mode() & 0o777), (true, 0, 0o600));
-        fs::hard_link(&outside, dirs.temporary.join("link")).expect("planted");
+        fs::hard_link(&outside, dirs.temporary.join("link")).expect("create the link");
         dirs.truncate_temporary("link", None);
-        assert_eq!(fs::read_to_string(&outside).expect("text"), "stays");
-        fs::create_dir_all(dirs.temporary.join("directory/x")).expect("planted");
+        assert_eq!(fs::read_to_string(&outside).expect("read the file"), "stays");
+        fs::create_dir_all(dirs.temporary.join("directory/x")).expect("create the directory");
         dirs.truncate_temporary("directory", None);
         assert!(dirs.temporary.join("directory/x").exists(), "left to the script");
     }

@@ -98,15 +98,15 @@ mod tests {
     fn a_pattern_gives_one_user_per_slot() {
         assert!(is_pattern("ci-%n") && !is_pattern("ci-0"));
         assert_eq!(of_slot("ci-%n", 12), "ci-12");
-        let why = of_slots("no-such-%n", 2).expect_err("none");
+        let why = of_slots("no-such-%n", 2).expect_err("the user must be missing");
         assert!(why.contains("user `no-such-0` does not exist") && why.contains("2 slots"), "{why}");
-        assert_eq!(of_slots("root", 9).expect("root").len(), 1);
+        assert_eq!(of_slots("root", 9).expect("the user root must exist").len(), 1);
     }
 
     #[test]
     fn looks_up_existing_users_only() {
-        let root = look_up("root").expect("root");
+        let root = look_up("root").expect("the user root must exist");
         assert_eq!((root.uid, root.gid), (0, 0));
-        assert!(look_up("no-such-user").expect_err("none").contains("does not exist"));
+        assert!(look_up("no-such-user").expect_err("the user must be missing").contains("does not exist"));
     }
 }

@@ -128,7 +128,7 @@ survive!(payload, job_inputs, rules, pipeline, yaml, configuration, glob, zip, t
 fn each_target_can_be_fuzzed() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
     let names = |folder: &str| -> BTreeSet<String> {
-        let entries = fs::read_dir(top.join(folder)).expect("a folder").flatten();
+        let entries = fs::read_dir(top.join(folder)).expect("list the directory").flatten();
         entries.filter_map(|entry| Some(entry.path().file_stem()?.to_str()?.to_owned())).collect()
     };
     let expected: BTreeSet<String> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();

@@ -314,12 +314,12 @@ mod tests {
 
     #[test]
     fn parses_names_and_dates() {
-        let mut params =
-            CertificateParams::new(vec!["gitlab.test".to_owned(), "127.0.0.1".to_owned()]).expect("params");
+        let mut params = CertificateParams::new(vec!["gitlab.test".to_owned(), "127.0.0.1".to_owned()])
+            .expect("the names must be valid");
         params.distinguished_name.push(DnType::CommonName, "the leaf");
         params.not_after = rcgen::date_time_ymd(2031, 2, 3);
         let certificate = params.self_signed(&KeyPair::generate().expect("a key")).expect("a certificate");
-        let read = read(certificate.der()).expect("read");
+        let read = read(certificate.der()).expect("read the certificate");
         assert_eq!((read.subject_name.as_str(), read.issuer_name.as_str()), ("the leaf", "the leaf"));
         assert_eq!(read.names, ["gitlab.test", "127.0.0.1"]);
         assert_eq!(read.not_after, "2031-02-03 00:00:00 UTC");

@@ -277,7 +277,7 @@ mod tests {
         let served = thread::spawn(move || {
             let (mut stream, _) = listener.accept().expect("a client");
             let mut seen = vec![0; 5];
-            stream.read_exact(&mut seen).expect("a head");
+            stream.read_exact(&mut seen).expect("read the head of the request");
             stream.write_all(answer).expect("write all bytes");
             stream.read_to_end(&mut seen).expect("read the file");
             seen
@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn transfers_in_both_directions_and_closes_one() {
         let (_directory, address, served) = serve(b"HTTP/1.1 101 UPGRADED\r\nUpgrade: tcp\r\n\r\nearly words");
-        let mut conversation = opened(&address).expect("an answer").expect("taken over");
+        let mut conversation = opened(&address).expect("an answer").expect("the server must take over the connection");
         conversation.write(&b"input".repeat(50_000));
         conversation.write(&b"input".repeat(50_000));
         conversation.finish();
@@ -303,7 +303,7 @@ mod tests {
             event.extend_from_slice(&block[..length]);
         }
         assert_eq!(event, b"early words");
-        assert_eq!(served.join().expect("served").len(), 5 + 500_000);
+        assert_eq!(served.join().expect("the thread must not panic").len(), 5 + 500_000);
     }
 
     #[test]

@@ -223,7 +223,7 @@ mod tests {
     use crate::http::testing::Server;
 
     fn stream_to(server: &Server) -> TcpStream {
-        TcpStream::connect(server.url.strip_prefix("http://").expect("plain http")).expect("connect to the server")
+        TcpStream::connect(server.url.strip_prefix("http://").expect("an http URL")).expect("connect to the server")
     }
 
     #[test]
@@ -232,14 +232,14 @@ mod tests {
         let mut stream = tunnel(stream_to(&server), "::1", 443).expect("a tunnel");
         assert!(server.seen()[0].head.starts_with("connect [::1]:443 http/1.1\n"), "{:?}", server.seen());
         let mut rest = [0; 5];
-        stream.read_exact(&mut rest).expect("what follows");
+        stream.read_exact(&mut rest).expect("read the rest");
         assert_eq!(&rest, b"hello");
     }
 
     #[test]
     fn quotes_the_refusal_of_a_proxy() {
         let server = Server::new(&["HTTP/1.1 403 Not for you\r\n\r\n"]);
-        let error = tunnel(stream_to(&server), "h.test", 443).expect_err("refused").to_string();
+        let error = tunnel(stream_to(&server), "h.test", 443).expect_err("must be refused").to_string();
         assert!(error.contains("403 Not for you"), "{error}");
     }
 }

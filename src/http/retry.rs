@@ -135,8 +135,10 @@ mod tests {
         let soon = SystemTime::now() + Duration::from_secs(120);
         let date = jiff::fmt::rfc2822::DateTimePrinter::new()
             .timestamp_to_rfc9110_string(
-                &jiff::Timestamp::from_second(soon.duration_since(UNIX_EPOCH).expect("now").as_secs().cast_signed())
-                    .expect("a time"),
+                &jiff::Timestamp::from_second(
+                    soon.duration_since(UNIX_EPOCH).expect("the clock must be after 1970").as_secs().cast_signed(),
+                )
+                .expect("a time"),
             )
             .expect("a date");
         let waited = wait(Some(&date), Some("7"), 0);

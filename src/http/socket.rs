@@ -355,7 +355,7 @@ mod tests {
     fn the_kernel_probes_an_idle_connection() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let stream = TcpStream::connect(listener.local_addr().expect("an address")).expect("connect to the server");
-        let stream = prepare(stream).expect("prepared");
+        let stream = prepare(stream).expect("prepare the socket");
         assert!(getsockopt(&stream, sockopt::KeepAlive).expect("an option"));
         assert_eq!(getsockopt(&stream, sockopt::TcpKeepIdle).expect("an option"), 30);
         assert_eq!(getsockopt(&stream, sockopt::TcpKeepCount).expect("an option"), 3);

@@ -87,7 +87,8 @@ fn a_body_is_never_sent_to_another_server() {
     let other = Server::new(&[GOOD]);
     for status in [307, 308] {
         let server = Server::new(&[&redirect(status, &format!("{}/b", other.url))]);
-        let error = call(&server.url, Method::Post, b"{\"token\":\"secret\"}").expect_err("refused").to_string();
+        let error =
+            call(&server.url, Method::Post, b"{\"token\":\"secret\"}").expect_err("must be refused").to_string();
         assert!(error.contains(&server.url) && error.contains(&other.url) && !error.contains("secret"), "{error}");
     }
     assert!(other.seen().is_empty());
@@ -111,7 +112,7 @@ fn a_redirect_turns_no_request_into_another_one() {
     for (status, method) in [(301, Method::Post), (302, Method::Put), (303, Method::Patch), (302, Method::Delete)] {
         let other = Server::new(&[GOOD]);
         let server = Server::new(&[&redirect(status, &format!("{}/b", other.url))]);
-        let error = call(&server.url, method, b"").expect_err("refused").to_string();
+        let error = call(&server.url, method, b"").expect_err("must be refused").to_string();
         assert!(error.contains(&other.url) && other.seen().is_empty(), "{error}");
         let server = Server::new(&[&redirect(status, "/users/sign_in"), GOOD]);
         assert_eq!(call(&server.url, method, b"{}").expect("an answer").status, status);
@@ -132,7 +133,7 @@ fn a_redirect_on_the_same_server_repeats_the_whole_request() {
 fn ends_redirect_loops() {
     let circle = redirect(302, "/a");
     let server = Server::new(&[circle.as_str(); 20]);
-    let error = call(&server.url, Method::Get, b"").expect_err("no answer").to_string();
+    let error = call(&server.url, Method::Get, b"").expect_err("the request must fail").to_string();
     assert!(error.contains("more than 10 times"), "{error}");
     assert_eq!(server.seen().len(), 11);
 }

@@ -91,7 +91,7 @@ mod tests {
 
     /// A self-signed certificate with `CA:TRUE`, for `h.test`.
     fn self_signed(change: impl Fn(&mut CertificateParams)) -> CertificateDer<'static> {
-        let mut params = CertificateParams::new(vec!["h.test".to_owned()]).expect("params");
+        let mut params = CertificateParams::new(vec!["h.test".to_owned()]).expect("the names must be valid");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         change(&mut params);
         params.self_signed(&KeyPair::generate().expect("a key")).expect("a certificate").der().clone()

@@ -106,12 +106,12 @@ mod tests {
     fn a_link_in_the_way_leads_nowhere() {
         let directory = tempfile::tempdir().expect("a directory");
         let (root, outside) = (directory.path().join("builds"), directory.path().join("outside"));
-        fs::create_dir_all(outside.join("p")).expect("made");
-        fs::write(outside.join("p/file"), vec![1; 64 << 10]).expect("written");
-        fs::create_dir_all(&root).expect("made");
-        symlink(&outside, root.join("a")).expect("planted");
+        fs::create_dir_all(outside.join("p")).expect("create the directory");
+        fs::write(outside.join("p/file"), vec![1; 64 << 10]).expect("write the file");
+        fs::create_dir_all(&root).expect("create the directory");
+        symlink(&outside, root.join("a")).expect("create the link");
         let dir = BuildDir { root: root.clone(), trusted: root, below: "a/p".into(), user: None };
-        remove_below(&dir.trusted, &dir.below).expect_err("a link");
+        remove_below(&dir.trusted, &dir.below).expect_err("a link must be refused");
         assert!(outside.join("p/file").exists());
         assert_eq!(dir.measure(), 0);
     }

@@ -263,16 +263,16 @@ mod tests {
     /// A build directory of 64 KiB, last used `ago` seconds ago.
     fn used(dirs: &Arc<BuildDirs>, root: &Path, name: &str, ago: u64) -> BuildDir {
         let dir = BuildDir { root: root.into(), trusted: root.into(), below: format!("a/{name}").into(), user: None };
-        fs::create_dir_all(dir.path().join("deep/deeper")).expect("made");
-        fs::create_dir_all(root.join(format!("a/{name}.tmp"))).expect("made");
-        fs::write(dir.path().join("deep/deeper/file"), vec![1; 64 << 10]).expect("written");
+        fs::create_dir_all(dir.path().join("deep/deeper")).expect("create the directory");
+        fs::create_dir_all(root.join(format!("a/{name}.tmp"))).expect("create the directory");
+        fs::write(dir.path().join("deep/deeper/file"), vec![1; 64 << 10]).expect("write the file");
         drop(dirs.claim(dir.clone()));
-        dirs.lock().known.get_mut(&dir).expect("known").used = sys::unix_now() - ago;
+        dirs.lock().known.get_mut(&dir).expect("the directory must be known").used = sys::unix_now() - ago;
         dir
     }
 
     fn left(root: &Path) -> Vec<String> {
-        let entries = fs::read_dir(root.join("a")).expect("read").flatten();
+        let entries = fs::read_dir(root.join("a")).expect("list the directory").flatten();
         let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names
@@ -332,7 +332,7 @@ mod tests {
         assert!(claimed.recv_timeout(Duration::from_millis(50)).is_err(), "it waits");
         dirs.lock().removing = None;
         dirs.changed.notify_all();
-        claimed.recv().expect("claimed");
-        waiting.join().expect("ended").expect("sent");
+        claimed.recv().expect("the directory must be claimed");
+        waiting.join().expect("the thread must not panic").expect("the message must be sent");
     }
 }

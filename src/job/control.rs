@@ -127,28 +127,28 @@ mod tests {
 
     #[test]
     fn a_request_that_ends_the_job_ends_the_wait() {
-        let control = JobControl::new().expect("made");
+        let control = JobControl::new().expect("create the shared state");
         std::thread::scope(|scope| {
             let began = Instant::now();
             let waiting = scope.spawn(|| control.wait(Duration::from_secs(60)));
             control.set_status(JobStatus::Ongoing);
             assert!(!waiting.is_finished());
             control.set_status(JobStatus::Canceling);
-            waiting.join().expect("waited");
+            waiting.join().expect("the thread must not panic");
             assert!(began.elapsed() < Duration::from_secs(30));
         });
     }
 
     #[test]
     fn the_next_agent_restores_requests_except_the_agents_own_shutdown() {
-        let first = JobControl::new().expect("made");
+        let first = JobControl::new().expect("create the shared state");
         first.set_status(JobStatus::Canceling);
         first.interrupt("terminated");
         first.interrupt("again");
         first.abandon();
-        let written = serde_json::to_string(&first.stop_requests()).expect("written");
-        let second = JobControl::new().expect("made");
-        second.restore(&serde_json::from_str(&written).expect("read"));
+        let written = serde_json::to_string(&first.stop_requests()).expect("encode as JSON");
+        let second = JobControl::new().expect("create the shared state");
+        second.restore(&serde_json::from_str(&written).expect("must be JSON"));
         let restored = second.stop_requests();
         assert!(restored.is_canceled() && !restored.is_finished());
         assert_eq!((restored.interruption(), restored.eviction()), (Some("terminated"), None));
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn a_delivery_that_was_abandoned_before_it_began_ends_at_once() {
         for abandoned_first in [true, false] {
-            let control = JobControl::new().expect("made");
+            let control = JobControl::new().expect("create the shared state");
             let (sender, ended) = std::sync::mpsc::channel();
             let begin = || control.on_abandon(Box::new(move || sender.send(()).expect("a receiver")));
             match abandoned_first {

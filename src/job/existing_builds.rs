@@ -141,7 +141,7 @@ mod tests {
         ] {
             fs::create_dir_all(root.join("builds").join(path)).expect("create the directory");
         }
-        fs::rename(root.join("builds/outside"), root.join("outside")).expect("rename");
+        fs::rename(root.join("builds/outside"), root.join("outside")).expect("rename the file");
         symlink("../outside", root.join("builds/link")).expect("the link");
         let builds = root.join("builds");
         let mut of_shell: Vec<PathBuf> = find(&builds, &Layout::Shell(vec![(builds.clone(), Some("ci".to_owned()))]))

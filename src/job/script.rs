@@ -202,8 +202,8 @@ mod tests {
             .stderr(Stdio::piped())
             .spawn()
             .expect("a shell");
-        child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("written");
-        let output = child.wait_with_output().expect("ended");
+        child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("write all bytes");
+        let output = child.wait_with_output().expect("wait for the end of the process");
         let all = [output.stdout, output.stderr].concat();
         (String::from_utf8_lossy(&all).into_owned(), output.status.code().unwrap_or(-1))
     }
@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn a_failure_in_bash_logout_does_not_fail_the_job() {
         let (settings, lines, directory) = of(&["echo done"]);
-        std::fs::write(directory.path().join(".bash_logout"), "echo bye\nfalse\n").expect("written");
+        std::fs::write(directory.path().join(".bash_logout"), "echo bye\nfalse\n").expect("write the file");
         let mut child = Command::new("bash")
             .arg("-l")
             .env("HOME", directory.path())
@@ -275,8 +275,8 @@ mod tests {
             .take()
             .expect("a pipe")
             .write_all(script(&settings, &lines, &AgentText::default()).as_bytes())
-            .expect("written");
-        let output = child.wait_with_output().expect("ended");
+            .expect("write all bytes");
+        let output = child.wait_with_output().expect("wait for the end of the process");
         let shown = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success() && shown.ends_with("done\nbye\n"), "{shown}");
     }
@@ -300,7 +300,8 @@ mod tests {
     #[test]
     fn writes_file_variables_for_their_owner_only() {
         use std::os::unix::fs::PermissionsExt;
-        let mode = |path: &std::path::Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        let mode =
+            |path: &std::path::Path| std::fs::metadata(path).expect("the file must exist").permissions().mode() & 0o777;
         for shell in SHELLS {
             let (mut settings, lines, directory) = of(&["true"]);
             settings.files.push(("KEY".to_owned(), "line1\nline2".to_owned()));
@@ -309,7 +310,7 @@ mod tests {
                 ("\x1b[32;1m$ true\x1b[0;m\n".to_owned(), 0)
             );
             let temporary = directory.path().join("p.tmp");
-            assert_eq!(std::fs::read_to_string(temporary.join("KEY")).expect("text"), "line1\nline2");
+            assert_eq!(std::fs::read_to_string(temporary.join("KEY")).expect("read the file"), "line1\nline2");
             assert_eq!((mode(&temporary), mode(&temporary.join("KEY"))), (0o700, 0o600), "{shell}");
             assert_eq!(mode(&temporary.join("gitlab_runner_env")), 0o600);
         }
@@ -320,37 +321,43 @@ mod tests {
         use std::os::unix::fs::symlink;
         type Plant<'a> = &'a dyn Fn(&std::path::Path, &std::path::Path);
         let plants: [(&str, Plant<'_>); 6] = [
-            ("a link instead of the directory", &|temporary, outside| symlink(outside, temporary).expect("planted")),
-            ("a file instead of the directory", &|temporary, _| std::fs::write(temporary, "").expect("planted")),
+            ("a link instead of the directory", &|temporary, outside| {
+                symlink(outside, temporary).expect("create the link")
+            }),
+            ("a file instead of the directory", &|temporary, _| std::fs::write(temporary, "").expect("write the file")),
             ("links instead of the files", &|temporary, outside| {
-                std::fs::create_dir(temporary).expect("made");
-                symlink(outside.join("KEY"), temporary.join("KEY")).expect("planted");
-                symlink(outside.join("env"), temporary.join("gitlab_runner_env")).expect("planted");
+                std::fs::create_dir(temporary).expect("create the directory");
+                symlink(outside.join("KEY"), temporary.join("KEY")).expect("create the link");
+                symlink(outside.join("env"), temporary.join("gitlab_runner_env")).expect("create the link");
             }),
             ("directories instead of the files", &|temporary, _| {
-                std::fs::create_dir_all(temporary.join("KEY/x")).expect("planted");
-                std::fs::create_dir_all(temporary.join("gitlab_runner_env/x")).expect("planted");
+                std::fs::create_dir_all(temporary.join("KEY/x")).expect("create the directory");
+                std::fs::create_dir_all(temporary.join("gitlab_runner_env/x")).expect("create the directory");
             }),
             ("a pipe that would never end", &|temporary, _| {
-                std::fs::create_dir(temporary).expect("made");
+                std::fs::create_dir(temporary).expect("create the directory");
                 let pipe = temporary.join("gitlab_runner_env");
-                nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("planted");
+                nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("create the named pipe");
             }),
             ("a closed directory", &|temporary, _| {
-                std::fs::create_dir(temporary).expect("made");
+                std::fs::create_dir(temporary).expect("create the directory");
                 let closed = std::os::unix::fs::PermissionsExt::from_mode(0o0);
-                std::fs::set_permissions(temporary, closed).expect("planted");
+                std::fs::set_permissions(temporary, closed).expect("set the permissions");
             }),
         ];
         for (what, plant) in plants {
             let (mut settings, lines, directory) = of(&["cat \"$GITLAB_ENV\""]);
             settings.files.push(("KEY".to_owned(), "secret".to_owned()));
             let outside = directory.path().join("outside");
-            std::fs::create_dir(&outside).expect("made");
+            std::fs::create_dir(&outside).expect("create the directory");
             plant(&directory.path().join("p.tmp"), &outside);
             let (output, code) = run("dash", &script(&settings, &lines, &AgentText::default()));
             assert_eq!(code, 0, "{what}: {output}");
-            assert_eq!(std::fs::read_to_string(directory.path().join("p.tmp/KEY")).expect("text"), "secret", "{what}");
+            assert_eq!(
+                std::fs::read_to_string(directory.path().join("p.tmp/KEY")).expect("read the file"),
+                "secret",
+                "{what}"
+            );
             assert_eq!(std::fs::read_dir(&outside).expect("a directory").count(), 0, "{what}");
         }
     }

@@ -316,11 +316,11 @@ mod tests {
         let mut count = JobCount::load(directory.path(), &identity);
         for jobs in [4, 3] {
             count.jobs = jobs;
-            count.save(directory.path()).expect("saved");
+            count.save(directory.path()).expect("save the record");
             assert_eq!(JobCount::load(directory.path(), &identity).jobs, jobs);
-            fs::write(directory.path().join("agent.json"), [b'x'; 2 * COUNT_FILE_SIZE]).expect("something longer");
+            fs::write(directory.path().join("agent.json"), [b'x'; 2 * COUNT_FILE_SIZE]).expect("write the file");
         }
-        count.save(directory.path()).expect("saved");
+        count.save(directory.path()).expect("save the record");
         assert_eq!(JobCount::load(directory.path(), &identity).began, count.began, "the age goes on");
         let later = Identity { boot: "b-2".into(), ..identity.clone() };
         assert_eq!(JobCount::load(directory.path(), &later).jobs, 3);
@@ -335,13 +335,13 @@ mod tests {
         let identity = record().identity;
         let mut count = JobCount::load(directory.path(), &identity);
         count.jobs = 3;
-        count.save(directory.path()).expect("saved");
+        count.save(directory.path()).expect("save the record");
         let slot = SlotDirectory::new(directory.path(), 0);
         slot.begin(&Record { number: 4, ..record() }).expect("an agent that dies before it counts the job");
         assert_eq!(JobCount::load(directory.path(), &identity).jobs, 4);
         let other = Identity { instance: "i-2".into(), ..identity.clone() };
         assert_eq!(JobCount::load(directory.path(), &other).jobs, 0);
-        slot.discard().expect("over");
+        slot.discard().expect("discard the slot");
         assert_eq!(JobCount::load(directory.path(), &identity).jobs, 3);
     }
 
@@ -374,19 +374,19 @@ mod tests {
         };
         let stage = |slot: &SlotDirectory| slot.load().expect("a record").progress.stage.map(|stage| stage.index);
         assert!(slot.append_progress(&Progress::default()).is_err(), "there is no record");
-        slot.create().expect("made");
-        slot.save(&record()).expect("saved");
+        slot.create().expect("create the directory");
+        slot.save(&record()).expect("save the record");
         assert_eq!((stage(&slot), slot.load().expect("a record").payload.as_str()), (None, "{\n}"));
         for number in 1..=3 {
-            slot.append_progress(&at(number)).expect("noted");
+            slot.append_progress(&at(number)).expect("append the progress");
             assert_eq!(stage(&slot), Some(number));
         }
-        let mut file = OpenOptions::new().append(true).open(slot.record()).expect("opened");
+        let mut file = OpenOptions::new().append(true).open(slot.record()).expect("open the file");
         file.write_all(b"\n{\"stage\":{\"index\":4,\"sec").expect("an agent that dies while it writes");
         assert_eq!(stage(&slot), Some(3));
-        slot.append_progress(&at(5)).expect("noted");
+        slot.append_progress(&at(5)).expect("append the progress");
         assert_eq!(stage(&slot), Some(5));
-        slot.save(&record()).expect("taken up");
+        slot.save(&record()).expect("save the record");
         assert_eq!(stage(&slot), None);
     }
 
@@ -395,13 +395,13 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let slot = SlotDirectory::at(directory.path().join("slot"));
         assert!(matches!(slot.read(), StoredRecord::Absent));
-        slot.create().expect("made");
+        slot.create().expect("create the directory");
         let step = StepRecord { id: "7-1".into(), shim: None, cgroups: vec!["/c".into()], deadline: None };
         for version in [None, Some(VERSION + 1)] {
-            let mut text = serde_json::to_value(record()).expect("encoded");
+            let mut text = serde_json::to_value(record()).expect("encode as JSON");
             text["version"] = version.into();
             text["progress"] = serde_json::json!({"stage": 3, "other": {"step": step}});
-            fs::write(slot.record(), text.to_string()).expect("written");
+            fs::write(slot.record(), text.to_string()).expect("write the file");
             assert!(slot.load().is_none());
             let StoredRecord::Foreign(foreign) = slot.read() else { panic!("{:?}", slot.read()) };
             assert_eq!((foreign.version, foreign.url.as_str()), (version, "https://gitlab.test"));
@@ -409,7 +409,7 @@ mod tests {
             assert_eq!(foreign.step, Some(step.clone()));
         }
         for nonsense in ["", "[]", "{\"version\":1}", "{\"url\":"] {
-            fs::write(slot.record(), nonsense).expect("written");
+            fs::write(slot.record(), nonsense).expect("write the file");
             assert!(matches!(slot.read(), StoredRecord::Unreadable), "{nonsense}");
         }
     }
@@ -418,7 +418,7 @@ mod tests {
     fn finds_its_slots() {
         let directory = tempfile::tempdir().expect("a directory");
         for number in [11, 2] {
-            SlotDirectory::new(directory.path(), number).create().expect("made");
+            SlotDirectory::new(directory.path(), number).create().expect("create the directory");
         }
         let numbers: Vec<usize> = slots(directory.path()).into_iter().map(|(number, _)| number).collect();
         assert_eq!(numbers, [2, 11]);

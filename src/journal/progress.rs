@@ -296,8 +296,8 @@ mod tests {
                 remaining: RemainingStages::Results,
                 ..Progress::default()
             };
-            let text = serde_json::to_vec(&progress).expect("written");
-            let read: Progress = crate::decode::json(&text).expect("read");
+            let text = serde_json::to_vec(&progress).expect("encode as JSON");
+            let read: Progress = crate::decode::json(&text).expect("must be JSON");
             assert_eq!((read.stage, read.scripts, read.remaining), (Some(stage), progress.scripts, progress.remaining));
         }
     }

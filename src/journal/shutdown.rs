@@ -195,7 +195,7 @@ mod tests {
         state.unregistered_at = Some(BootTime::from_nanos(7));
         state.save(state_dir);
         assert_eq!(ShutdownState::load(state_dir, &identity("i-1", "b-1")), Some((state.clone(), Boot::Same)));
-        let (later, boot) = ShutdownState::load(state_dir, &identity("i-1", "b-2")).expect("a mark");
+        let (later, boot) = ShutdownState::load(state_dir, &identity("i-1", "b-2")).expect("a saved state");
         assert_eq!((later.unregistered_at, later.reason, boot), (None, ShutdownReason::Idle, Boot::Later));
         ShutdownState::remove(state_dir);
         assert_eq!(ShutdownState::load(state_dir, &identity("i-1", "b-1")), None);
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn an_unreadable_state_is_ignored() {
         let directory = tempfile::tempdir().expect("a directory");
-        fs::write(path(directory.path()), "{\"reason\":").expect("written");
+        fs::write(path(directory.path()), "{\"reason\":").expect("write the file");
         assert_eq!(ShutdownState::load(directory.path(), &identity("i-1", "b-1")), None);
     }
 }

@@ -122,9 +122,9 @@ mod tests {
             command: None,
             kept: None,
         };
-        write_junit(&path, "app", &[job]).expect("written");
+        write_junit(&path, "app", &[job]).expect("write the report");
         let text = fs::read_to_string(&path).expect("read the file");
-        let document = roxmltree::Document::parse(&text).expect("XML");
+        let document = roxmltree::Document::parse(&text).expect("must be XML");
         let case = document.descendants().find(|node| node.has_tag_name("testcase")).expect("a case");
         assert_eq!(case.attribute("name"), Some("t: [\"<a>\"]"));
     }

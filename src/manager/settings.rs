@@ -112,7 +112,7 @@ mod tests {
         );
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("config.toml");
-        std::fs::write(&path, text).expect("written");
+        std::fs::write(&path, text).expect("write the file");
         read(Config::load_as(&path, Role::Manager).expect("a configuration").config)
     }
 
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn bounds_are_those_of_the_fleet_and_agents_get_no_token() {
-        let settings = settings(&runner("a", "name = \"g\"")).expect("settings");
+        let settings = settings(&runner("a", "name = \"g\"")).expect("the settings must be valid");
         let pool = &settings.pools[0];
         assert_eq!((pool.concurrent, pool.runner.limit, pool.capacity_per_instance), (20, Some(7), 2));
         assert!(pool.runner_text.contains("docker-autoscaler") && !pool.runner_text.contains("secret"));
@@ -140,7 +140,7 @@ mod tests {
             runner("b", "name = \"g\""),
             "[[runners]]\nname = \"c\"\nurl = \"https://gitlab.test\"\ntoken = \"t\"\nexecutor = \"shell\"\n"
         ))
-        .expect("settings");
+        .expect("the settings must be valid");
         assert_eq!(settings.pools.iter().map(|pool| pool.name.as_str()).collect::<Vec<_>>(), ["b"]);
         assert!(settings.refused[0].contains("pool `a`") && settings.refused[0].contains("write `name`"));
         assert!(settings.refused[1].contains("runner `c`"));
@@ -150,6 +150,8 @@ mod tests {
     fn two_pools_of_one_group_are_refused() {
         let both = format!("{}{}", runner("a", "name = \"g\""), runner("b", "name = \"g\""));
         assert!(settings(&both).err().is_some_and(|why| why.contains("`a` and `b` use one group")));
-        assert!(read(Config::parse(Path::new("config.toml"), "").expect("empty")).is_err());
+        assert!(
+            read(Config::parse(Path::new("config.toml"), "").expect("an empty configuration must be valid")).is_err()
+        );
     }
 }

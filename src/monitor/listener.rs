@@ -357,7 +357,7 @@ mod tests {
             assert_eq!(split_address(address), expected, "{address}");
         }
         for address in ["h:http", "h:70000", "h:"] {
-            assert!(split_address(address).expect_err("refused").contains("is not a port"), "{address}");
+            assert!(split_address(address).expect_err("must be refused").contains("is not a port"), "{address}");
         }
     }
 

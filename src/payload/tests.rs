@@ -76,12 +76,12 @@ fn finds_the_job_to_fail_in_a_broken_payload() {
         r#"{"id": 7, "token": "glcbt-x", "steps": [{"na"#,
         r#"{"id": "7", "token": "glcbt-x", "variables": {}}"#,
     ] {
-        let error = decode(broken.as_bytes()).expect_err("undecodable");
+        let error = decode(broken.as_bytes()).expect_err("must not decode");
         let job = error.job.expect("the job must be found");
         assert_eq!((job.id.to_string().as_str(), job.token.reveal()), ("7", "glcbt-x"));
         assert!(!error.why.contains("glcbt"));
     }
-    assert!(decode(b"<html>").expect_err("undecodable").job.is_none());
+    assert!(decode(b"<html>").expect_err("must not decode").job.is_none());
 }
 
 #[test]

@@ -292,7 +292,7 @@ mod tests {
     use super::*;
 
     fn matches(pattern: &str, path: &str) -> bool {
-        Glob::new(pattern).expect("within limits").matches(path)
+        Glob::new(pattern).expect("the pattern must be within the limits").matches(path)
     }
 
     #[test]

@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     fn extended(text: &str) -> Result<serde_json::Value, Vec<Class>> {
-        let root = parse(text, 0, &|line| line, &mut Budget::default()).expect("YAML").root;
+        let root = parse(text, 0, &|line| line, &mut Budget::default()).expect("must be YAML").root;
         let mut report = Report::default();
         let merged = extend_all(&root, &mut report);
         let classes: Vec<Class> = report.problems.iter().map(|problem| problem.class).collect();
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn parents_merge_in_order_and_the_job_wins() {
         let text = ".a: {x: 1, v: {p: 1, q: 1}, l: [1]}\n.b: {extends: .a, x: 2, v: {q: 2}}\nj: {extends: [.b], v: {r: 3}, l: [2], x: null}\n";
-        let merged = extended(text).expect("merged");
+        let merged = extended(text).expect("merge the mappings");
         let expected = serde_json::json!({"x": null, "v": {"p": 1, "q": 2, "r": 3}, "l": [2], "extends": [".b"]});
         assert_eq!(merged["j"], expected);
     }

@@ -128,7 +128,10 @@ mod tests {
     use super::*;
 
     fn matches(pattern: &str, text: &str) -> bool {
-        Pattern::between_slashes(pattern).expect("slashes").expect(pattern).is_match(text)
+        Pattern::between_slashes(pattern)
+            .expect("the pattern must stand between slashes")
+            .expect(pattern)
+            .is_match(text)
     }
 
     #[test]

@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     fn resolved(text: &str) -> Result<serde_json::Value, Vec<Class>> {
-        let root = parse(text, 0, &|line| line, &mut Budget::default()).expect("YAML").root;
+        let root = parse(text, 0, &|line| line, &mut Budget::default()).expect("must be YAML").root;
         let mut report = Report::default();
         let resolved = resolve_all(&root, &mut report);
         let classes: Vec<Class> = report.problems.iter().map(|problem| problem.class).collect();
@@ -194,7 +194,10 @@ mod tests {
     #[test]
     fn resolves_references_to_references() {
         let text = ".a: {s: [x, !reference [.b, s]]}\n.b: {s: [y], v: {k: 1}}\nj: {script: [!reference [.a, s]], one: !reference [.b, v, k]}\n";
-        assert_eq!(resolved(text).expect("resolved")["j"], serde_json::json!({"script": [["x", ["y"]]], "one": 1}));
+        assert_eq!(
+            resolved(text).expect("resolve the references")["j"],
+            serde_json::json!({"script": [["x", ["y"]]], "one": 1})
+        );
     }
 
     #[test]

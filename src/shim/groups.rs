@@ -96,10 +96,11 @@ mod tests {
             shell.args(["-c", &format!("read go; {script}")]).stdin(Stdio::piped()).stdout(Stdio::piped());
             let mut shell = shell.stderr(Stdio::null()).spawn().expect("a shell");
             for group in &groups {
-                fs::write(group.join("cgroup.procs"), shell.id().to_string()).expect("entered");
+                fs::write(group.join("cgroup.procs"), shell.id().to_string()).expect("write the file");
             }
-            shell.stdin.take().expect("a pipe").write_all(b"go\n").expect("told");
-            String::from_utf8(shell.wait_with_output().expect("ended").stdout).expect("text")
+            shell.stdin.take().expect("a pipe").write_all(b"go\n").expect("write all bytes");
+            String::from_utf8(shell.wait_with_output().expect("wait for the end of the process").stdout)
+                .expect("the text must be UTF-8")
         };
         // tail keeps a line without an end in memory.
         let memory = run("head -c 200000000 /dev/zero | tail -n 1 >/dev/null; echo $?");

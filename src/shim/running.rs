@@ -224,7 +224,7 @@ mod tests {
             if let Some(user) = user {
                 command.uid(user);
             }
-            Self(command.spawn().expect("started"))
+            Self(command.spawn().expect("start the process"))
         }
 
         fn pid(&self) -> i32 {
@@ -245,7 +245,7 @@ mod tests {
     fn only_the_program_that_was_started_is_adopted() {
         let impostor = Impostor::start(None);
         let status = Path::new("/nonexistent");
-        let identity = ShimIdentity::of(impostor.pid()).expect("it runs");
+        let identity = ShimIdentity::of(impostor.pid()).expect("the process must run");
         // A recorded process is recognized by its whole record.
         assert!(RunningShim::adopt(identity, status).is_some());
         let (device, inode) = identity.program.expect("a program");
@@ -269,18 +269,18 @@ mod tests {
         while sys::users_of(impostor.pid()).is_some_and(|users| users[0] == 0) {
             std::thread::yield_now();
         }
-        let identity = ShimIdentity::of(impostor.pid()).expect("it runs");
+        let identity = ShimIdentity::of(impostor.pid()).expect("the process must run");
         assert!(RunningShim::adopt(identity, Path::new("/nonexistent")).is_none());
     }
 
     #[test]
     fn a_process_with_the_arguments_of_a_shim_is_not_found() {
         let directory = tempfile::tempdir().expect("a directory");
-        fs::write(directory.path().join("shim"), "while :; do sleep 60; done\n").expect("written");
+        fs::write(directory.path().join("shim"), "while :; do sleep 60; done\n").expect("write the file");
         let step = format!("step-{}", Pid::this());
         let mut command = Command::new("sh");
         command.args(["shim", &step]).current_dir(&directory).process_group(0);
-        let _impostor = Impostor(command.spawn().expect("started"));
+        let _impostor = Impostor(command.spawn().expect("start the process"));
         let looks_like_it = |pid: &i32| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             line.split(|byte| *byte == 0).any(|word| word == step.as_bytes())
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_journal_of_an_older_version_is_read() {
-        let identity: ShimIdentity = decode::json(br#"{"pid":7,"start_time":9}"#).expect("read");
+        let identity: ShimIdentity = decode::json(br#"{"pid":7,"start_time":9}"#).expect("must be JSON");
         assert_eq!(identity, ShimIdentity { pid: 7, start_time: 9, program: None });
     }
 }

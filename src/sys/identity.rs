@@ -63,11 +63,12 @@ mod tests {
         let (own, theirs) = (directory.path().join("own"), directory.path().join("theirs"));
         fs::write(&own, "secret").expect("write the file");
         fs::set_permissions(&own, fs::Permissions::from_mode(0o640)).expect("set the permissions");
-        let (read, written) = as_user(65534, 65534, &[], || (fs::read(&own), fs::write(&theirs, "x"))).expect("taken");
-        assert_eq!(read.expect_err("not readable").kind(), io::ErrorKind::PermissionDenied);
-        written.expect("written");
+        let (read, written) =
+            as_user(65534, 65534, &[], || (fs::read(&own), fs::write(&theirs, "x"))).expect("act as the user");
+        assert_eq!(read.expect_err("must be refused").kind(), io::ErrorKind::PermissionDenied);
+        written.expect("write the file");
         let made = fs::metadata(&theirs).expect("the file must exist");
         assert_eq!((made.uid(), made.gid()), (65534, 65534));
-        assert_eq!(fs::read_to_string(&own).expect("readable again"), "secret");
+        assert_eq!(fs::read_to_string(&own).expect("read the file"), "secret");
     }
 }

@@ -252,7 +252,7 @@ mod tests {
         }
         let mut again = std::process::Command::new(std::env::current_exe().expect("this program"));
         again.args(["--exact", name]).env("MAYFLY_TEST_INSIDE", "1");
-        let output = again.output().expect("run");
+        let output = again.output().expect("run the program");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{name} is not this test's name");
     }
@@ -267,13 +267,13 @@ mod tests {
             let path = directory.path().join("trace");
             let (agent, shim) =
                 (Spool::open(&path, 1000).expect("open the file"), Spool::open(&path, 1000).expect("open the file"));
-            crate::sys::ignore(Signal::SIGXFSZ).expect("ignored");
-            setrlimit(Resource::RLIMIT_FSIZE, 100, RLIM_INFINITY).expect("limited");
+            crate::sys::ignore(Signal::SIGXFSZ).expect("ignore the signal");
+            setrlimit(Resource::RLIMIT_FSIZE, 100, RLIM_INFINITY).expect("set the resource limit");
             shim.append(b"before\n", Claim::Output).expect("write all bytes");
             shim.append(&[b'x'; 200], Claim::Output).expect("write all bytes");
             shim.append(&[b'y'; 200], Claim::Output).expect("write all bytes");
             assert_eq!(std::fs::read(&path).expect("read the file"), b"before\n");
-            setrlimit(Resource::RLIMIT_FSIZE, RLIM_INFINITY, RLIM_INFINITY).expect("unlimited");
+            setrlimit(Resource::RLIMIT_FSIZE, RLIM_INFINITY, RLIM_INFINITY).expect("set the resource limit");
             agent.append(b"after\n", Claim::Output).expect("write all bytes");
             shim.append(b"end\n", Claim::Output).expect("write all bytes");
             let text = std::fs::read_to_string(&path).expect("read the file");

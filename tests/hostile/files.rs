@@ -200,8 +200,8 @@ fn a_build_directory_beyond_the_limits_contains_mounts_links_and_closed_director
     let gitlab = GitLab::start();
     let home = Scenario::containers().runner("[runners.mayfly]\nbuilds_max_size = 1").home(&gitlab);
     let victim = home.path("victim");
-    fs::create_dir(&victim).expect("made");
-    fs::write(victim.join("file"), "stays").expect("written");
+    fs::create_dir(&victim).expect("create the directory");
+    fs::write(victim.join("file"), "stays").expect("write the file");
     let plant = format!("ln -s {} link; ln -s / root", victim.display());
     let script = [
         "d=.; for i in $(seq 300); do mkdir $d/d; cd $d/d; done; cd $CI_PROJECT_DIR",
@@ -217,11 +217,12 @@ fn a_build_directory_beyond_the_limits_contains_mounts_links_and_closed_director
     let mounts = builds.join("team/demo/mounts");
     gitlab.wait_until("the directory", |_| mounts.join("volume").exists());
     let flags = nix::mount::MsFlags::empty();
-    nix::mount::mount(Some("victim"), &mounts.join("volume"), Some("tmpfs"), flags, Some("size=64k")).expect("mounted");
-    let volume = fs::File::open(mounts.join("volume")).expect("open");
+    nix::mount::mount(Some("victim"), &mounts.join("volume"), Some("tmpfs"), flags, Some("size=64k"))
+        .expect("mount the file system");
+    let volume = fs::File::open(mounts.join("volume")).expect("open the file");
     let inside = format!("/proc/self/fd/{}/file", std::os::fd::AsRawFd::as_raw_fd(&volume));
-    fs::write(&inside, "stays").expect("written");
-    fs::write(mounts.join("go"), "").expect("written");
+    fs::write(&inside, "stays").expect("write the file");
+    fs::write(mounts.join("go"), "").expect("write the file");
     let ended = gitlab.finished(id);
     assert_eq!(ended.state, "success", "{}", ended.log());
     agent.wait_for_log("build directory removed");
@@ -229,7 +230,7 @@ fn a_build_directory_beyond_the_limits_contains_mounts_links_and_closed_director
     assert!(agent.wait().success(), "{}", agent.log());
     let _ = nix::mount::umount2(&mounts.join("volume"), nix::mount::MntFlags::MNT_DETACH);
     for file in [Path::new(&inside), &victim.join("file")] {
-        assert_eq!(fs::read_to_string(file).expect("still there"), "stays", "{}", file.display());
+        assert_eq!(fs::read_to_string(file).expect("the file must still exist"), "stays", "{}", file.display());
     }
     assert!(!builds.exists(), "{}", agent.log());
 }

@@ -16,8 +16,8 @@ struct Ground {
 impl Ground {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        fs::create_dir(directory.path().join("builds")).expect("made");
-        fs::write(directory.path().join("config.toml"), "token = \"glrt-secret\"").expect("written");
+        fs::create_dir(directory.path().join("builds")).expect("create the directory");
+        fs::write(directory.path().join("config.toml"), "token = \"glrt-secret\"").expect("write the file");
         Self { directory }
     }
 
@@ -57,10 +57,10 @@ struct Running {
 
 impl Running {
     fn end(mut self) -> String {
-        self.child.stdin.take().expect("a pipe").write_all(b"end\n").expect("told");
+        self.child.stdin.take().expect("a pipe").write_all(b"end\n").expect("write all bytes");
         let mut rest = String::new();
-        std::io::Read::read_to_string(&mut self.output, &mut rest).expect("text");
-        self.child.wait().expect("ended");
+        std::io::Read::read_to_string(&mut self.output, &mut rest).expect("read the file");
+        self.child.wait().expect("wait for the end of the process");
         rest
     }
 }
@@ -68,7 +68,7 @@ impl Running {
 #[test]
 fn a_program_in_the_sandbox_has_no_privileges() {
     let ground = Ground::new();
-    fs::write(ground.directory.path().join("builds/probe.sh"), probe()).expect("written");
+    fs::write(ground.directory.path().join("builds/probe.sh"), probe()).expect("write the file");
     let output = ground.run("cd $BUILDS && sh probe.sh");
     let findings = output.lines().filter_map(|line| line.strip_prefix("hostile ")?.split_once(' '));
     let findings = findings.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect();
@@ -128,12 +128,12 @@ fn a_task_needs_more_memory_than_its_step_may() {
             "user": null, "cgroups": [group], "grace": 5.0, "deadline": null,
             "task": {"File": {"task": task, "rights": {"Sandboxed": sandbox}, "output_fifos": null}},
         });
-        fs::write(path("builds/file"), "x").expect("written");
+        fs::write(path("builds/file"), "x").expect("write the file");
         let mut shim = Command::new(env!("CARGO_BIN_EXE_mayfly"));
         let mut shim = shim.args(["shim", "hostile-memory"]).env_clear().stdin(Stdio::piped()).spawn().expect("a shim");
-        shim.stdin.take().expect("a pipe").write_all(spec.to_string().as_bytes()).expect("told");
-        assert!(shim.wait().expect("ended").success());
-        let status: Value = serde_json::from_slice(&fs::read(path("status")).expect("a status")).expect("JSON");
+        shim.stdin.take().expect("a pipe").write_all(spec.to_string().as_bytes()).expect("write all bytes");
+        assert!(shim.wait().expect("wait for the end of the process").success());
+        let status: Value = serde_json::from_slice(&fs::read(path("status")).expect("a status")).expect("must be JSON");
         let ended_well = status["end"] == json!({"Exited": 0});
         assert_eq!((ended_well, path("builds/file").exists()), (is_enough, !is_enough), "{memory}: {status}");
     }
@@ -150,7 +150,7 @@ fn a_program_in_the_sandbox_asks_the_relay_for_addresses_of_the_machine() {
         "127.0.0.1 localhost loop.test\n169.254.169.254 metadata.test\n169.254.170.23 pods.test\n\
          fd00:ec2::254 six.test\n::ffff:169.254.169.254 mapped.test\n0.0.0.0 zero.test\n",
     )
-    .expect("written");
+    .expect("write the file");
     let names = [
         "127.0.0.1",
         "localhost",

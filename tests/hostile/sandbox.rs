@@ -92,7 +92,7 @@ fn without_the_privileges_for_a_sandbox_no_job_runs() {
         let mut command = Command::new("setpriv");
         command.args(["--bounding-set", "-sys_admin"]).arg(program.get_program()).args(arguments).env_clear();
         command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        command.current_dir(home.path("")).stdin(Stdio::null()).output().expect("setpriv")
+        command.current_dir(home.path("")).stdin(Stdio::null()).output().expect("run setpriv")
     };
     let checked = limited(&["check", "--config", &config]);
     let text = String::from_utf8_lossy(&checked.stdout).into_owned();

@@ -40,7 +40,7 @@ impl Between {
     /// Serves a socket in front of an engine; `rule` decides about each request.
     pub fn start(engine: &Docker, rule: impl Fn(&Request) -> Fate + Send + Sync + 'static) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let listener = UnixListener::bind(directory.path().join("s")).expect("bind");
+        let listener = UnixListener::bind(directory.path().join("s")).expect("bind the address");
         let host = engine.host();
         let target = PathBuf::from(host.strip_prefix("unix://").expect("a path"));
         let rule: Arc<Rule> = Arc::new(rule);

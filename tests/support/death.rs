@@ -27,10 +27,10 @@ fn library() -> &'static Path {
         let draft = made.path().join("death.so");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/death.c");
         let output = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&draft).arg(source).output();
-        let output = output.expect("cc");
+        let output = output.expect("run cc");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let kept = directory.join("death.so");
-        fs::rename(draft, &kept).expect("kept");
+        fs::rename(draft, &kept).expect("rename the file");
         kept
     })
 }

@@ -172,7 +172,7 @@ impl Docker {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("unshare");
+            .expect("start unshare");
         let docker = Self { keeper: Mutex::new(keeper), directory };
         docker.wait_until_up();
         docker.import("busybox:local", &busybox(), &["CMD [\"sh\"]"]);
@@ -210,7 +210,8 @@ impl Docker {
     /// Runs a function in the daemon's network namespace, with all threads and programs that it starts.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let network = fs::File::open(format!("/proc/{}/ns/net", self.pid())).expect("a namespace");
-        let enter = || nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET).expect("entered");
+        let enter =
+            || nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET).expect("enter the network namespace");
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 enter();
@@ -232,7 +233,7 @@ impl Docker {
         let target_of = format!("--target={}", self.pid());
         let mut command = Command::new("nsenter");
         command.args([&target_of, "--mount", "mount", "--bind"]).arg(source).arg(target);
-        assert!(command.status().expect("nsenter").success(), "{target}");
+        assert!(command.status().expect("run nsenter").success(), "{target}");
     }
 
     /// Bind-mounts a directory to a path that need not exist on the machine. The daemon does not see other entries of
@@ -244,7 +245,7 @@ impl Docker {
         let done = Command::new("nsenter")
             .args([&format!("--target={}", self.pid()), "--mount", "sh", "-c", &script])
             .status();
-        assert!(done.expect("nsenter").success(), "{target}");
+        assert!(done.expect("run nsenter").success(), "{target}");
     }
 
     /// A docker command for this engine, not yet started. It is limited to two minutes, because `docker exec` can hang
@@ -262,7 +263,7 @@ impl Docker {
 
     /// Runs a docker command, which must succeed; returns its output.
     pub fn run(&self, arguments: &[&str]) -> String {
-        let output = self.command(arguments).output().expect("docker");
+        let output = self.command(arguments).output().expect("run docker");
         told(arguments, &output)
     }
 
@@ -284,12 +285,12 @@ impl Docker {
             .current_dir(root)
             .stdout(Stdio::piped())
             .spawn()
-            .expect("tar");
+            .expect("start tar");
         let changes = changes.iter().flat_map(|change| ["-c", change]);
         let arguments: Vec<&str> = ["import"].into_iter().chain(changes).chain(["-", name]).collect();
         let archive = tar.stdout.take().expect("a pipe");
-        let output = self.command(&arguments).stdin(archive).output().expect("docker");
-        assert!(tar.wait().expect("tar").success());
+        let output = self.command(&arguments).stdin(archive).output().expect("run docker");
+        assert!(tar.wait().expect("wait for the end of the process").success());
         told(&arguments, &output);
     }
 
@@ -301,7 +302,7 @@ impl Docker {
 
     /// The output of `docker inspect`.
     pub fn inspect(&self, id: &str) -> serde_json::Value {
-        let mut list: serde_json::Value = serde_json::from_str(&self.run(&["inspect", id])).expect("JSON");
+        let mut list: serde_json::Value = serde_json::from_str(&self.run(&["inspect", id])).expect("must be JSON");
         list[0].take()
     }
 
@@ -353,7 +354,7 @@ pub fn write_busybox(root: &Path) {
         .and_then(|mut file| file.write_all(users.as_bytes()))
         .expect("write a file");
     fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
-    let names = Command::new("/bin/busybox").arg("--list").output().expect("busybox");
+    let names = Command::new("/bin/busybox").arg("--list").output().expect("run busybox");
     for name in String::from_utf8_lossy(&names.stdout).lines().filter(|name| *name != "busybox") {
         symlink("busybox", bin.join(name)).expect("create or read the link");
     }

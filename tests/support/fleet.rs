@@ -105,7 +105,7 @@ impl Fleet {
         let config = self.home.config().display().to_string();
         let mut command = self.home.command(&["manager", "--config", &config]);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).spawn().expect("mayfly");
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).spawn().expect("start mayfly");
         let manager = Manager { child, log };
         manager.wait_for_log("mayfly manager is up");
         manager
@@ -148,7 +148,7 @@ impl Fleet {
         stream.write_all(request.as_bytes()).expect("write all bytes");
         let mut text = String::new();
         stream.read_to_string(&mut text).expect("a response");
-        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+        let (head, body) = text.split_once("\r\n\r\n").expect("the head of the response");
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
         (status, head.to_owned(), serde_json::from_str(body).unwrap_or_default())
     }

@@ -135,7 +135,7 @@ pub fn git(directory: &Path, arguments: &[&str]) -> String {
     let mut command = Command::new("git");
     // A machine-wide git-lfs set-up would push to an LFS server.
     command.args(arguments).current_dir(directory).env("GIT_LFS_SKIP_PUSH", "1");
-    let output = command.output().expect("git");
+    let output = command.output().expect("run git");
     assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }

@@ -47,7 +47,7 @@ impl LightAgent {
     pub fn job(&mut self) -> Option<Offered> {
         let (status, body) = self.call("POST", "jobs/request", &json!({}));
         assert!(matches!(status, 201 | 204 | 0), "{status} {body}");
-        let offer = || body["mayfly"]["offer"].as_str().expect("an offer").to_owned();
+        let offer = || body["mayfly"]["offer"].as_str().expect("the id of the offer").to_owned();
         (status == 201).then(|| Offered { id: body["id"].to_string(), offer: offer() })
     }
 
@@ -107,8 +107,8 @@ pub fn read(stream: &mut impl BufRead) -> (u16, Value) {
 }
 
 fn connect(port: u16) -> BufReader<TcpStream> {
-    let stream = TcpStream::connect(("127.0.0.1", port)).expect("connected");
-    stream.set_nodelay(true).expect("set");
-    stream.set_read_timeout(Some(TIMEOUT)).expect("set");
+    let stream = TcpStream::connect(("127.0.0.1", port)).expect("connect to the server");
+    stream.set_nodelay(true).expect("set the socket option");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("set the timeout");
     BufReader::with_capacity(2048, stream)
 }

@@ -84,7 +84,7 @@ pub fn build_packages(directory: &Path, formats: &str) -> Vec<PathBuf> {
         build.env_remove(name);
     }
     let output = build.args(["--only", formats, "--binary"]).arg(&program).arg(directory).output();
-    let output = output.expect("packages/build");
+    let output = output.expect("run packages/build");
     assert!(output.status.success(), "packages/build: {}", String::from_utf8_lossy(&output.stderr));
     fs::remove_file(program).expect("remove the file or directory");
     String::from_utf8_lossy(&output.stdout).lines().map(PathBuf::from).collect()
@@ -120,7 +120,7 @@ impl Image {
         let all = format!(
             "mount -t proc proc {root}/proc && chroot {root} sh -euc \"$SCRIPT\"; s=$?; umount {root}/proc; exit $s"
         );
-        let output = Command::new("sh").args(["-c", &all]).env("SCRIPT", script).output().expect("sh");
+        let output = Command::new("sh").args(["-c", &all]).env("SCRIPT", script).output().expect("run sh");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{script}\n{said}{}", String::from_utf8_lossy(&output.stderr));
         said
@@ -251,7 +251,7 @@ impl Machine {
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .output()
-            .expect("nsenter")
+            .expect("run nsenter")
     }
 
     /// Whether the machine can run commands.
@@ -282,7 +282,7 @@ impl Machine {
         let directory = self.directory.join("journal");
         let output =
             Command::new("journalctl").arg("--directory").arg(directory).args(["--no-pager"]).args(arguments).output();
-        String::from_utf8_lossy(&output.expect("journalctl").stdout).into_owned()
+        String::from_utf8_lossy(&output.expect("run journalctl").stdout).into_owned()
     }
 }
 

@@ -85,14 +85,14 @@ impl Home {
     pub fn own_program(&mut self) -> PathBuf {
         let own = self.path("mayfly");
         // Copied by another process, for the reason given at `write_program`.
-        assert!(Command::new("cp").args([&self.program, &own]).status().expect("cp").success());
+        assert!(Command::new("cp").args([&self.program, &own]).status().expect("run cp").success());
         self.program.clone_from(&own);
         own
     }
 
     /// Runs the program until it exits.
     pub fn call(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).stdin(Stdio::null()).output().expect("mayfly")
+        self.command(arguments).stdin(Stdio::null()).output().expect("run mayfly")
     }
 
     /// The agent runs as this user, who owns everything in this home from now on.
@@ -100,7 +100,7 @@ impl Home {
         self.own_program();
         let mut chown = Command::new("chown");
         let status = chown.arg("-R").arg(format!("{uid}:{uid}")).arg(self.directory.path()).status();
-        assert!(status.expect("chown").success());
+        assert!(status.expect("run chown").success());
         self.user = Some(uid);
     }
 
@@ -153,7 +153,7 @@ impl Home {
         let all = [&["run", "--config", &config], arguments].concat();
         let mut command = self.command(&all);
         command.envs(environment.iter().copied()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
-        let child = command.spawn().expect("mayfly");
+        let child = command.spawn().expect("start mayfly");
         Agent { child, log }
     }
 }
@@ -234,7 +234,7 @@ fn shims(job: i64) -> Vec<String> {
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
         matches!(words[..], [_, b"shim", id, ..] if id.starts_with(format!("{job}-").as_bytes()))
     };
-    let entries = fs::read_dir("/proc").expect("proc").flatten().filter(holds);
+    let entries = fs::read_dir("/proc").expect("list the directory").flatten().filter(holds);
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
@@ -250,7 +250,7 @@ pub fn peak_memory_of_shims(job: i64) -> u64 {
 
 /// Whether a process with this text in its arguments runs.
 pub fn is_running(marker: &str) -> bool {
-    let entries = fs::read_dir("/proc").expect("proc").flatten();
+    let entries = fs::read_dir("/proc").expect("list the directory").flatten();
     entries.filter(|entry| entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit())).any(|entry| {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&line).replace('\0', " ").contains(marker)

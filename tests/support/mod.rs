@@ -64,7 +64,7 @@ pub fn unique_number() -> i64 {
 pub fn write_program(path: &Path, text: &str) {
     let mut install = Command::new("install");
     install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped());
-    let mut child = install.spawn().expect("install");
+    let mut child = install.spawn().expect("start the installation");
     child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("write a file");
     assert!(child.wait().expect("must end").success());
 }

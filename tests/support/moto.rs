@@ -78,7 +78,7 @@ impl Moto {
             self.url
         );
         let output = Command::new(program("python")).args(["-c", &format!("{head}{lines}")]).env_clear().output();
-        let output = output.expect("python");
+        let output = output.expect("run python");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("the text must be UTF-8").trim().to_owned()
     }
@@ -95,7 +95,7 @@ impl Moto {
              key = iam.create_access_key(UserName='{name}')['AccessKey']\n\
              print(key['AccessKeyId'], key['SecretAccessKey'])"
         ));
-        let (access_key, secret_key) = keys.split_once(' ').expect("two keys");
+        let (access_key, secret_key) = keys.split_once(' ').expect("an access key and a secret key");
         User { access_key: access_key.to_owned(), secret_key: secret_key.to_owned() }
     }
 

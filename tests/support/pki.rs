@@ -92,14 +92,14 @@ impl Pki {
             .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
             .args(["-keyout", &at("key.pem"), "-out", &at("cert.pem")])
             .output()
-            .expect("openssl");
+            .expect("run openssl");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let read = |name: &str| std::fs::read_to_string(at(name)).expect("a file");
         let certificate = CertificateDer::from_pem_slice(read("cert.pem").as_bytes()).expect("a certificate");
         let key = PrivateKeyDer::from_pem_slice(read("key.pem").as_bytes()).expect("a key");
         let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
-            .expect("versions")
+            .expect("the protocol versions must be supported")
             .with_no_client_auth()
             .with_single_cert(vec![certificate], key);
         (read("cert.pem"), Arc::new(config.expect("a key that fits")))
@@ -107,7 +107,7 @@ impl Pki {
 
     fn identity(&self, names: &[&str], change: impl Fn(&mut CertificateParams)) -> Identity {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut params = CertificateParams::new(names).expect("names");
+        let mut params = CertificateParams::new(names).expect("the names must be valid");
         params.distinguished_name.push(DnType::CommonName, "mayfly test leaf");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
@@ -138,7 +138,7 @@ impl Pki {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .expect("versions");
+            .expect("the protocol versions must be supported");
         let builder = match clients {
             None => builder.with_no_client_auth(),
             Some(roots) => {

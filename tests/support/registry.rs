@@ -61,7 +61,7 @@ impl<'a> Registry<'a> {
         }
         // Not a loopback address: for those, engines fall back to HTTP.
         let added = docker.inside("ip").args(["address", "add", "10.99.0.1/32", "dev", "lo"]).status();
-        assert!(added.expect("ip").success());
+        assert!(added.expect("run ip").success());
         docker.mount(&directory.join("hosts"), "/etc/hosts");
         docker.mount(&directory.join("etc"), "/etc/docker");
         // The daemon caches the previous content of the file for some seconds.
@@ -142,7 +142,7 @@ impl<'a> Registry<'a> {
         let length = |path: &PathBuf| fs::metadata(path).expect("the file must exist").len();
         let largest = all.max_by_key(length).expect("a blob");
         let file = fs::OpenOptions::new().write(true).open(&largest).expect("open a file");
-        file.set_len(length(&largest) / 2).expect("cut");
+        file.set_len(length(&largest) / 2).expect("set the length of the file");
     }
 }
 

@@ -33,7 +33,7 @@ impl S3 {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("s3s-fs");
+            .expect("start s3s-fs");
         let server = Self { address: format!("127.0.0.1:{port}"), directory, child };
         super::wait_until("the start of the S3 server", || TcpStream::connect(&server.address).is_ok());
         server
@@ -59,7 +59,12 @@ impl S3 {
         let mut directories = vec![bucket.clone()];
         while let Some(directory) = directories.pop() {
             for entry in fs::read_dir(directory).expect("list the directory").flatten() {
-                let name = entry.path().strip_prefix(&bucket).expect("below it").display().to_string();
+                let name = entry
+                    .path()
+                    .strip_prefix(&bucket)
+                    .expect("the path must be below the bucket")
+                    .display()
+                    .to_string();
                 match entry.file_type().expect("a type").is_dir() {
                     true => directories.push(entry.path()),
                     false => found.push(name),

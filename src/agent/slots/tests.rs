@@ -102,14 +102,14 @@ fn the_idle_time_stands_still_in_a_pause() {
     std::thread::sleep(Duration::from_millis(20));
     slots.pause();
     assert!(!is_free(&slots, "a", FREE));
-    let idle = slots.idle_for().expect("no job");
+    let idle = slots.idle_for().expect("the slots must be idle");
     assert!(idle >= Duration::from_millis(20));
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(slots.idle_for(), Some(idle));
     slots.unpause();
     assert!(is_free(&slots, "a", FREE));
     std::thread::sleep(Duration::from_millis(20));
-    assert!(slots.idle_for().expect("no job") >= idle + Duration::from_millis(20));
+    assert!(slots.idle_for().expect("the slots must be idle") >= idle + Duration::from_millis(20));
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn reopening_restarts_the_idle_time() {
     std::thread::sleep(Duration::from_millis(20));
     slots.close();
     slots.open();
-    assert!(slots.idle_for().expect("no job") < Duration::from_millis(20));
+    assert!(slots.idle_for().expect("the slots must be idle") < Duration::from_millis(20));
     assert!(is_free(&slots, "a", FREE));
 }
 
@@ -168,7 +168,7 @@ fn slots_are_given_in_the_order_of_the_queue() {
         let ask = Arc::clone(&slots);
         waiting.push(thread::spawn(move || {
             let permit = acquire(&ask, name, FREE);
-            sender.send(name).expect("sent");
+            sender.send(name).expect("the receiver must exist");
             drop(permit);
         }));
         while slots.lock().queue.len() <= queued {
@@ -178,7 +178,7 @@ fn slots_are_given_in_the_order_of_the_queue() {
     drop(first);
     assert_eq!([receiver.recv(), receiver.recv()], [Ok("b"), Ok("a")]);
     for thread in waiting {
-        thread.join().expect("ended");
+        thread.join().expect("the thread must not panic");
     }
 }
 
@@ -192,7 +192,7 @@ fn gives_up_when_closed_or_cancelled() {
     };
     cancelled.store(true, Ordering::SeqCst);
     slots.wake();
-    assert!(waiter.join().expect("ended"));
+    assert!(waiter.join().expect("the thread must not panic"));
     slots.close();
     assert!(slots.acquire(&key("a"), FREE, || false).is_none());
 }
@@ -215,7 +215,8 @@ fn a_cancelled_poller_does_not_block_the_queue() {
         ended.store(true, Ordering::SeqCst);
         drop(first);
         slots.wake();
-        let got: Vec<bool> = waiting.into_iter().map(|thread| thread.join().expect("ended")).collect();
+        let got: Vec<bool> =
+            waiting.into_iter().map(|thread| thread.join().expect("the thread must not panic")).collect();
         assert!(got[1], "the one behind gets its permit");
     }
 }

@@ -85,7 +85,7 @@ mod tests {
         let mark = directory.path().join("pid");
         let line = format!("sleep 600 & echo $! >{}; wait", mark.display());
         assert_eq!(run(&line, ShutdownReason::Idle, Duration::from_secs(1)), Err("it took longer than 1 s".to_owned()));
-        let pid: i32 = std::fs::read_to_string(mark).expect("started").trim().parse().expect("a pid");
+        let pid: i32 = std::fs::read_to_string(mark).expect("read the file").trim().parse().expect("a pid");
         let until = Instant::now() + LONG;
         let lives = || {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

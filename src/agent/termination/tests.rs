@@ -315,7 +315,7 @@ fn the_leave_command_terminates_the_instance_or_it_powers_off() {
             runner_managers: Vec::new(),
         };
         assert_eq!(termination.run(), TerminationOutcome::Done);
-        assert_eq!(std::fs::read_to_string(ran).expect("it ran"), "max_age\n");
+        assert_eq!(std::fs::read_to_string(ran).expect("the command must have run"), "max_age\n");
         assert_eq!(path.join("off").exists(), off == 1);
         assert_eq!(phase(&tracker), ShutdownPhase::Left);
     }
@@ -335,7 +335,7 @@ fn a_failed_power_off_is_final() {
     };
     assert_eq!(termination.run(), TerminationOutcome::Failed);
     assert_eq!(termination.run(), TerminationOutcome::Failed, "not tried again by the next agent");
-    let off = std::fs::read_to_string(case.directory.path().join("off")).expect("tried");
+    let off = std::fs::read_to_string(case.directory.path().join("off")).expect("read the file");
     assert_eq!(off.lines().count(), 1);
 }
 
@@ -352,7 +352,7 @@ fn a_later_agent_runs_the_remaining_steps() {
         let mut state = ShutdownState::new(&identity(), ShutdownReason::Idle);
         state.phase = phase;
         state.save(case.state());
-        let (state, boot) = ShutdownState::load(case.state(), &identity()).expect("a mark");
+        let (state, boot) = ShutdownState::load(case.state(), &identity()).expect("a saved state");
         assert_eq!(boot, Boot::Same);
         let (outcome, was_asked, was_off) = case.go_on(state);
         assert_eq!((outcome, was_asked.len(), was_off), (TerminationOutcome::Done, asked, off), "{phase:?}");

@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn converts_a_file_to_arguments() {
         let text = "parallel = 4\nshell = true\nkeep = false\nmap_project = [\"a/b=/x\"]\n[var]\nA = 1\nB = \"x y\"\n";
-        let mut arguments = of_file(text).expect("arguments");
+        let mut arguments = of_file(text).expect("the arguments must be valid");
         arguments.sort();
         assert_eq!(arguments, ["--map-project=a/b=/x", "--parallel=4", "--shell", "--var=A=1", "--var=B=x y"]);
         assert!(of_file("x = [[1]]").is_err() && of_file("= 1").is_err() && of_file("jobs = [\"a\"]").is_err());

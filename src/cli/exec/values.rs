@@ -207,16 +207,16 @@ mod tests {
 
     #[test]
     fn parses_dotenv_files_with_comments_and_quotes() {
-        let variables = of_dotenv("# x\nA='one two'\nexport B=2\nA=3\n\n").expect("variables");
+        let variables = of_dotenv("# x\nA='one two'\nexport B=2\nA=3\n\n").expect("the variables must be valid");
         let pairs: Vec<_> = variables.iter().map(|one| (one.key.as_str(), one.value.as_str())).collect();
         assert_eq!(pairs, [("B", "2"), ("A", "3")]);
-        assert!(of_dotenv("junk").expect_err("refused").contains("line 1"));
+        assert!(of_dotenv("junk").expect_err("must be refused").contains("line 1"));
     }
 
     #[test]
     fn parses_yaml_files_with_types_and_scopes() {
         let text = "A: 1\nB: {value: x, type: file, masked: true, environment_scope: 'review/*'}\n";
-        let variables = of_yaml(text).expect("variables");
+        let variables = of_yaml(text).expect("the variables must be valid");
         assert_eq!(variables[0].value, "1");
         assert!(variables[1].file && variables[1].masked && variables[1].environment_scope == "review/*");
         assert!(of_yaml("A: {valeu: x}").is_err() && of_yaml("- a").is_err());

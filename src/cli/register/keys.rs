@@ -161,7 +161,7 @@ mod tests {
             "FF_A:true,FF_B=0",
             r#"--docker-services-devices={"test/*": ["/dev/kvm"]}"#,
         ]);
-        let table: toml::Table = text.expect("must parse").parse().expect("TOML");
+        let table: toml::Table = text.expect("must parse").parse().expect("must be TOML");
         assert_eq!(table["docker"]["volumes"].as_array().map(Vec::len), Some(2));
         assert_eq!(table["docker"]["privileged"].as_bool(), Some(true));
         assert_eq!(table["docker"]["services_limit"].as_integer(), Some(-1));

@@ -116,12 +116,12 @@ mod tests {
         table = without_places(table);
         fill_from(&mut table, &template(&path).expect("a template"));
         let mut editor = crate::config::edit::Editor::open(&config).expect("open the file");
-        editor.add_runner(table).expect("added");
+        editor.add_runner(table).expect("add the runner");
         editor.save().expect("save the file");
 
         let changed: toml::Table =
             fs::read_to_string(&config).expect("read the file").parse().expect("a configuration");
-        let runners = changed["runners"].as_array().expect("runners");
+        let runners = changed["runners"].as_array().expect("a list of runners");
         assert_eq!(runners.len(), 3);
         assert_eq!(runners[0]["cache"]["Path"].as_str(), Some("1"));
         assert_eq!(runners[1]["cache"].as_table().expect("a table").len(), 1);
@@ -138,7 +138,7 @@ mod tests {
         let path = directory.path().join("template.toml");
         for text in ["", "[[runners]]\n[[runners]]\n"] {
             fs::write(&path, text).expect("write the file");
-            assert!(template(&path).expect_err("refused").contains("exactly one"));
+            assert!(template(&path).expect_err("must be refused").contains("exactly one"));
         }
     }
 }

@@ -67,6 +67,6 @@ fn bash_completes_job_names() {
                   COMP_WORDS=(mayfly exec bu); COMP_CWORD=2; _mayfly_with_jobs mayfly bu exec\n\
                   printf '%s\\n' \"${COMPREPLY[@]}\"";
     let output = std::process::Command::new("bash").args(["-c", script]).current_dir(directory.path()).output();
-    let shown = String::from_utf8_lossy(&output.expect("bash").stdout).into_owned();
+    let shown = String::from_utf8_lossy(&output.expect("run bash").stdout).into_owned();
     assert_eq!(shown, "build\nbuild:\\ \\[a\\,\\ b\\]\n");
 }

@@ -71,7 +71,7 @@ fn register_refuses_attributes_that_belong_to_the_server() {
     let server = server::Server::start(&[("POST /api/v4/runners/verify", 200, VALID)]);
     let common = ["register", "-n", "--url", &server.url, "--executor", "shell", "--tag-list", "a,b"];
     let (refused, text) = outcome("", &[&common[..], &["--token", "glrt-given"]].concat());
-    assert!(refused.expect_err("refused").contains("--tag-list"));
+    assert!(refused.expect_err("must be refused").contains("--tag-list"));
     assert!(text.is_empty() && server.asked().is_empty());
     let (warned, _) = outcome("", &[&common[..], &["--registration-token", "glrt-given"]].concat());
     assert_eq!(warned, Ok(true));
@@ -175,7 +175,7 @@ fn verify_deletes_only_runners_that_the_server_does_not_know() {
 #[test]
 fn verify_of_an_unknown_runner_fails() {
     let (outcome, _) = outcome(&runner("http://127.0.0.1:9", "one", "glrt-a"), &["verify", "--name", "two"]);
-    assert!(outcome.expect_err("none").contains("has no runner with the name `two`"));
+    assert!(outcome.expect_err("must be refused").contains("has no runner with the name `two`"));
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn a_runner_stays_in_the_file_unless_gitlab_confirms_that_it_is_unregistered() {
 fn an_unknown_runner_is_named() {
     let text = runner("http://127.0.0.1:9", "one", "glrt-t");
     for command in ["unregister", "verify"] {
-        let why = outcome(&text, &[command, "--name", "two", "--token", "glrt-other"]).0.expect_err("not there");
+        let why = outcome(&text, &[command, "--name", "two", "--token", "glrt-other"]).0.expect_err("must be refused");
         assert!(why.contains("has no runner with the name `two` and the token `"), "{why}");
         assert!(!why.contains("glrt-other"), "{why}");
     }
@@ -276,7 +276,7 @@ fn a_token_file_and_a_token_exclude_each_other() {
     let conflict = |flags: &[&str]| {
         let arguments = ["mayfly", "register"].iter().chain(flags);
         let matches = command().try_get_matches_from(arguments).expect("must parse");
-        register::conflict(matches.subcommand_matches("register").expect("register"))
+        register::conflict(matches.subcommand_matches("register").expect("a subcommand"))
     };
     assert!(
         conflict(&["--token-file", "f", "--token", "t"])

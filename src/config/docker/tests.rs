@@ -23,7 +23,7 @@ fn reads_what_gitlab_runner_reads() {
          [runners.docker.services_devices]\n\"postgres:*\" = [\"/dev/kvm\"]\n\
          [[runners.docker.services]]\nname = \"redis\"\nenvironment = [\"A=B=C\"]\n",
     )
-    .expect("read");
+    .expect("the options must be valid");
     assert_eq!(docker.pull_policy, [PullPolicy::IfNotPresent]);
     assert_eq!(docker.permitted_policies(), [PullPolicy::Never, PullPolicy::IfNotPresent]);
     assert_eq!((docker.memory, docker.memory_swap), (Some(Size(512 << 20)), Some(Swap::Unlimited)));
@@ -92,7 +92,7 @@ fn reports_contradictions() {
         ("network_mode = \"host\"\nlinks = [\"a:b\"]", "docker.links"),
         ("network_mode = \"container:x\"\nhostname = \"y\"", "docker.hostname"),
     ] {
-        let told = read(lines).expect("read").contradictions();
+        let told = read(lines).expect("the options must be valid").contradictions();
         assert!(told.len() == 1 && told[0].key == key, "{lines}: {told:?}");
     }
 }

@@ -55,7 +55,9 @@ fn the_state_of_the_queue_is_kept_until_another_one_comes() {
     let sent: Vec<_> = server
         .seen()
         .iter()
-        .map(|seen| serde_json::from_slice::<serde_json::Value>(&seen.body).expect("JSON")["last_update"].clone())
+        .map(|seen| {
+            serde_json::from_slice::<serde_json::Value>(&seen.body).expect("must be JSON")["last_update"].clone()
+        })
         .collect();
     assert_eq!(sent, [serde_json::Value::Null, "value-1".into(), serde_json::Value::Null, "value-1".into()]);
 }
@@ -120,7 +122,7 @@ fn a_state_is_answered_in_every_way() {
         let server = Server::new(&[&answer(status, "", "")]);
         let reply = gitlab(&server).update_job(&job(), &JobState::Success, TraceSummary { size: 5, crc32: 0x1b });
         assert_eq!((reply.outcome, reply.status), (outcome, over), "{status}");
-        let sent: serde_json::Value = serde_json::from_slice(&server.seen()[0].body).expect("JSON");
+        let sent: serde_json::Value = serde_json::from_slice(&server.seen()[0].body).expect("must be JSON");
         assert_eq!(sent["output"], serde_json::json!({"checksum": "crc32:0000001b", "bytesize": 5}));
         assert_eq!((&sent["state"], &sent["exit_code"]), (&"success".into(), &serde_json::Value::Null));
     }
@@ -137,7 +139,8 @@ fn an_old_server_may_verify_with_a_bare_number() {
 fn a_token_that_does_not_come_back_whole_is_an_error() {
     let head = "HTTP/1.1 201 X\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n";
     let server = Server::new(&[&format!("{head}{{\"id\":7,\"token\":\"glrt-new")]);
-    let error = gitlab(&server).reset_token(&Token::new("glrt-old")).expect_err("no token");
+    let error =
+        gitlab(&server).reset_token(&Token::new("glrt-old")).expect_err("an answer without a token must be refused");
     assert!(matches!(&error, ApiError::Unreachable(why) if !why.contains("glrt")), "{error}");
 }
 

@@ -141,7 +141,8 @@ mod tests {
     #[test]
     fn a_request_is_small_enough_for_the_server_with_any_labels() {
         let labels = (0..40).map(|number| (format!("{number:065}"), "v".repeat(256))).collect();
-        let info = serde_json::to_vec(&Info::new(ExecutorKind::DockerAutoscaler, "bash", &labels)).expect("JSON");
+        let info =
+            serde_json::to_vec(&Info::new(ExecutorKind::DockerAutoscaler, "bash", &labels)).expect("encode as JSON");
         assert!(info.len() < 16 * 1024, "{}", info.len());
     }
 }

@@ -276,7 +276,7 @@ mod tests {
         };
         rename(&mut volumes.lock());
         let engine = Engine::connect(&address).expect("an engine");
-        volumes.tidy_engine(&engine, &address, limits).expect("tidied");
+        volumes.tidy_engine(&engine, &address, limits).expect("tidy the engine");
         volumes.lock().used.keys().map(|(_, name)| name.clone()).collect()
     }
 
@@ -307,7 +307,7 @@ mod tests {
         let everything = StorageLimits { size: Some(0), age: None };
         assert_eq!(tidied(&volumes, everything, 0), ["a", "mine"]);
         drop(preparing);
-        let engine = volumes.lock().used.keys().next().expect("noted").0.clone();
+        let engine = volumes.lock().used.keys().next().expect("the use must be recorded").0.clone();
         let address = Address::Tcp(engine.strip_prefix("tcp://").unwrap_or(&engine).to_owned(), None);
         let in_use = volumes.claim(&address, &["a".to_owned()]);
         assert!(volumes.lock().in_use.keys().any(|(of, name)| *of == engine && name == "a"));

@@ -300,7 +300,9 @@ mod tests {
     }
 
     fn resolved(docker: &Docker) -> ResolvedImage {
-        super::super::resolved_image::of_job(docker, &Image::default(), &|text| text.to_owned()).expect("chosen").0
+        super::super::resolved_image::of_job(docker, &Image::default(), &|text| text.to_owned())
+            .expect("the image must be allowed")
+            .0
     }
 
     fn settings() -> ContainerSettings {
@@ -314,11 +316,11 @@ mod tests {
     }
 
     fn job(docker: &Docker, network: &NetworkMode) -> CreateContainer {
-        of_job(docker, &resolved(docker), network, settings(), OLD).expect("made")
+        of_job(docker, &resolved(docker), network, settings(), OLD).expect("the container must be described")
     }
 
     fn json(container: &CreateContainer) -> serde_json::Value {
-        serde_json::to_value(container).expect("JSON")
+        serde_json::to_value(container).expect("encode as JSON")
     }
 
     #[test]
@@ -348,7 +350,10 @@ mod tests {
             (host["RestartPolicy"]["Name"].as_str(), host["LogConfig"]["Type"].as_str()),
             (Some("no"), Some("none"))
         );
-        let service = json(&of_service(&docker, &resolved(&docker), &NetworkMode::Bridge, settings()).expect("made"));
+        let service = json(
+            &of_service(&docker, &resolved(&docker), &NetworkMode::Bridge, settings())
+                .expect("the container must be described"),
+        );
         assert_eq!(service["HostConfig"]["LogConfig"]["Type"], "json-file");
     }
 
@@ -360,7 +365,8 @@ mod tests {
              [runners.docker.services_devices]\n\"a\" = [\"/dev/null\"]\n\"b:*\" = [\"/dev/zero\"]\n",
         );
         let job = json(&job(&docker, &NetworkMode::Bridge));
-        let service = of_service(&docker, &resolved(&docker), &NetworkMode::Bridge, settings()).expect("made");
+        let service = of_service(&docker, &resolved(&docker), &NetworkMode::Bridge, settings())
+            .expect("the container must be described");
         let service = json(&service);
         let (job_host, service_host) = (&job["HostConfig"], &service["HostConfig"]);
         assert_eq!((job_host["Memory"].as_i64(), job_host["NanoCpus"].as_i64()), (Some(1 << 30), Some(1_500_000_000)));
@@ -394,7 +400,8 @@ mod tests {
         let docker = docker("mac_address = \"92:d0:c6:0a:29:33\"");
         let old = json(&job(&docker, &NetworkMode::Bridge));
         assert_eq!(old["MacAddress"], "92:d0:c6:0a:29:33");
-        let new = of_job(&docker, &resolved(&docker), &NetworkMode::Bridge, settings(), MAC_OF_NETWORK).expect("made");
+        let new = of_job(&docker, &resolved(&docker), &NetworkMode::Bridge, settings(), MAC_OF_NETWORK)
+            .expect("the container must be described");
         let new = json(&new);
         assert!(new["MacAddress"].is_null());
         assert_eq!(new["NetworkingConfig"]["EndpointsConfig"]["bridge"]["MacAddress"], "92:d0:c6:0a:29:33");
@@ -404,18 +411,19 @@ mod tests {
     fn sends_the_content_of_a_profile() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("profile.json");
-        fs::write(&path, "{\"defaultAction\": \"SCMP_ACT_ALLOW\"}\n").expect("written");
+        fs::write(&path, "{\"defaultAction\": \"SCMP_ACT_ALLOW\"}\n").expect("write the file");
         let options = |texts: &[&str]| {
             let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
             security_options(&texts)
         };
         let named = format!("seccomp={}", path.display());
-        let inlined = options(&["no-new-privileges:true", "seccomp=unconfined", &named]).expect("read");
+        let inlined =
+            options(&["no-new-privileges:true", "seccomp=unconfined", &named]).expect("the options must be valid");
         assert_eq!(inlined[..2], ["no-new-privileges:true", "seccomp=unconfined"]);
         assert_eq!(inlined[2], "seccomp={\"defaultAction\": \"SCMP_ACT_ALLOW\"}");
-        fs::write(&path, "no JSON").expect("written");
+        fs::write(&path, "no JSON").expect("write the file");
         for broken in [named.as_str(), "seccomp=/no/such/file"] {
-            let error = options(&[broken]).expect_err("refused");
+            let error = options(&[broken]).expect_err("must be refused");
             assert_eq!(error.reason, FailureReason::RunnerConfigurationError);
             assert!(error.message.contains("security_opt"), "{error}");
         }
@@ -424,7 +432,7 @@ mod tests {
     #[test]
     fn a_contradiction_fails_the_job_and_names_the_key() {
         assert!(check(&docker("memory = \"1g\"")).is_ok());
-        let error = check(&docker("memory = \"2g\"\nmemory_swap = \"1g\"")).expect_err("refused");
+        let error = check(&docker("memory = \"2g\"\nmemory_swap = \"1g\"")).expect_err("must be refused");
         assert_eq!(error.reason, FailureReason::RunnerConfigurationError);
         assert!(error.message.contains("docker.memory_swap"), "{error}");
     }

@@ -76,7 +76,7 @@ mod tests {
         assert!(matches!(of("tcp://h:99", true), Ok(Address::Tcp(place, Some(_))) if place == "h:99"));
         assert!(matches!(of("https://h", false), Ok(Address::Tcp(place, Some(_))) if place == "h:2376"));
         for host in ["/var/run/docker.sock", "ssh://h", "unix://relative", "tcp://", "tcp://h/path"] {
-            let why = of(host, false).expect_err("refused");
+            let why = of(host, false).expect_err("must be refused");
             assert!(why.contains("`host` below [runners.docker]") && why.contains("unix:///path"), "{why}");
         }
     }

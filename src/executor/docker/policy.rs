@@ -128,7 +128,7 @@ mod tests {
         let docker: Docker = toml::from_str(text).expect("a table");
         assert!(super::super::create::check(&docker).is_ok(), "jobs are not failed for the runner's default");
         assert_eq!(of_image(&["never".to_owned()], &docker).expect("a policy"), [PullPolicy::Never]);
-        let error = of_image(&[], &docker).expect_err("no policy").message;
+        let error = of_image(&[], &docker).expect_err("must be refused").message;
         assert!(error.contains("the runner allows [never if-not-present]"), "{error}");
     }
 
@@ -139,11 +139,11 @@ mod tests {
         assert_eq!(of(&["if-not-present"], &docker(&[], &[Never, IfNotPresent])), Ok(vec![IfNotPresent]));
         let both = ["always", "never"];
         assert_eq!(of(&both, &docker(&[], &[Never])), Ok(vec![Never]), "the rest of the list");
-        let error = of(&["never"], &docker(&[], &[])).expect_err("refused");
+        let error = of(&["never"], &docker(&[], &[])).expect_err("must be refused");
         assert!(error.contains("of the job") && error.contains("[never]") && error.contains("[always]"), "{error}");
-        let error = of(&[], &docker(&[Always], &[Never])).expect_err("refused");
+        let error = of(&[], &docker(&[Always], &[Never])).expect_err("must be refused");
         assert!(error.contains("of the runner"), "{error}");
-        assert!(of(&["sometimes"], &docker(&[], &[])).expect_err("refused").contains("`sometimes`"));
+        assert!(of(&["sometimes"], &docker(&[], &[])).expect_err("must be refused").contains("`sometimes`"));
     }
 
     /// Messages of engines 20.10 to 28.

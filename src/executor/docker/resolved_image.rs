@@ -200,7 +200,7 @@ mod tests {
     }
 
     fn patterns(list: &[&str]) -> Patterns {
-        Patterns::parse(texts(list)).expect("patterns")
+        Patterns::parse(texts(list)).expect("the patterns must be valid")
     }
 
     fn image(name: &str) -> Image {
@@ -227,14 +227,22 @@ mod tests {
             allowed_images: patterns(&["r.test/*:*"]),
             ..Docker::default()
         };
-        assert_eq!(choose(&docker, &image("")).expect("chosen").name, "configured:1.2");
+        assert_eq!(choose(&docker, &image("")).expect("the image must be allowed").name, "configured:1.2");
         assert_eq!(choose(&docker, &image("configured:1.2")).expect("always allowed").name, "configured:1.2");
-        assert_eq!(choose(&docker, &image("r.test/a:$TAG")).expect("allowed").reference.full(), "r.test/a:1.2");
-        let error = choose(&docker, &image("alpine")).expect_err("refused");
+        assert_eq!(
+            choose(&docker, &image("r.test/a:$TAG")).expect("the image must be allowed").reference.full(),
+            "r.test/a:1.2"
+        );
+        let error = choose(&docker, &image("alpine")).expect_err("must be refused");
         assert_eq!(error.reason, FailureReason::RunnerSystemFailure);
         assert!(error.message.contains("r.test/*:*") && error.message.contains("allowed_images"), "{error}");
-        assert!(choose(&Docker::default(), &image("")).expect_err("none").message.contains("the image is missing"));
-        let error = choose(&Docker::default(), &image("Not A Name")).expect_err("no name");
+        assert!(
+            choose(&Docker::default(), &image(""))
+                .expect_err("an image must be required")
+                .message
+                .contains("the image is missing")
+        );
+        let error = choose(&Docker::default(), &image("Not A Name")).expect_err("must be refused");
         assert_eq!(error.reason, FailureReason::ImagePullFailure);
     }
 
@@ -243,7 +251,7 @@ mod tests {
         let mut docker = Docker::default();
         let with = |entrypoint: &[&str]| Image { entrypoint: texts(entrypoint), ..image("alpine") };
         let resolved = |docker: &Docker, entrypoint: &[&str]| {
-            let (resolved, warnings) = of_job(docker, &with(entrypoint), &expand).expect("chosen");
+            let (resolved, warnings) = of_job(docker, &with(entrypoint), &expand).expect("the image must be allowed");
             (resolved.entrypoint, warnings.len())
         };
         assert_eq!(resolved(&docker, &[]), (None, 0));
@@ -274,8 +282,10 @@ mod tests {
         ] {
             let outcome = resolved(&docker(configured, allowed), wanted);
             match expected {
-                Some(user) => assert_eq!(outcome.expect("allowed"), user, "{configured} {allowed:?} {wanted}"),
-                None => assert!(outcome.expect_err("refused").message.contains("allowed_users")),
+                Some(user) => {
+                    assert_eq!(outcome.expect("the image must be allowed"), user, "{configured} {allowed:?} {wanted}")
+                }
+                None => assert!(outcome.expect_err("must be refused").message.contains("allowed_users")),
             }
         }
     }
@@ -288,9 +298,11 @@ mod tests {
             allowed_privileged_services: patterns(&["**/dind:*"]),
             ..Docker::default()
         };
-        let privileged = |name| choose(&docker, &image(name)).expect("chosen").privileged;
+        let privileged = |name| choose(&docker, &image(name)).expect("the image must be allowed").privileged;
         assert!(privileged("docker:dind") && !privileged("alpine:3"));
-        let service = |docker: &Docker, name| of_service(docker, &image(name), &expand).expect("chosen").0.privileged;
+        let service = |docker: &Docker, name| {
+            of_service(docker, &image(name), &expand).expect("the image must be allowed").0.privileged
+        };
         assert!(service(&docker, "r.test/x/dind:1") && !service(&docker, "postgres:16"));
         assert!(!service(&Docker { services_privileged: Some(false), ..docker.clone() }, "r.test/dind:1"));
         assert!(!service(&Docker::default(), "dind:1"));
@@ -305,7 +317,7 @@ mod tests {
         };
         assert!(of_service(&docker, &image("redis:7"), &expand).is_ok());
         assert!(of_service(&docker, &image("db:1.2"), &expand).is_ok());
-        let error = of_service(&docker, &image("mysql:8"), &expand).expect_err("refused");
+        let error = of_service(&docker, &image("mysql:8"), &expand).expect_err("must be refused");
         assert!(error.message.contains("allowed_services"), "{error}");
         assert!(of_configured_service(&docker, &docker.services[0], &expand).is_ok());
     }
@@ -317,7 +329,7 @@ mod tests {
         payload.services.push(image("db"));
         payload.services[0].executor_opts.docker.unknown.push("gpus".to_owned());
         payload.image.executor_opts.unknown.push("podman".to_owned());
-        let error = check_options(&payload).expect_err("refused");
+        let error = check_options(&payload).expect_err("must be refused");
         assert_eq!((error.reason, error.exit_code), (FailureReason::RunnerSystemFailure, Some(3)));
         assert!(error.message.contains("image `alpine`: podman; service `db`: docker:gpus"), "{error}");
     }

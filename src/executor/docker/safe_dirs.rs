@@ -98,16 +98,17 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let outside = directory.path().join("outside");
         let root = directory.path().join("root");
-        fs::create_dir(&outside).expect("made");
-        fs::create_dir(&root).expect("made");
-        symlink(&outside, root.join("group")).expect("planted");
-        create(&root, &root.join("group/project"), 0o777).expect("made");
-        assert_eq!(fs::read_dir(&outside).expect("there").count(), 0);
-        let mode = |path: &str| fs::symlink_metadata(root.join(path)).expect("there").permissions().mode();
+        fs::create_dir(&outside).expect("create the directory");
+        fs::create_dir(&root).expect("create the directory");
+        symlink(&outside, root.join("group")).expect("create the link");
+        create(&root, &root.join("group/project"), 0o777).expect("create the directory");
+        assert_eq!(fs::read_dir(&outside).expect("list the directory").count(), 0);
+        let mode =
+            |path: &str| fs::symlink_metadata(root.join(path)).expect("the file must exist").permissions().mode();
         assert_eq!((mode("group") & 0o170_777, mode("group/project") & 0o777), (0o040_777, 0o777));
-        fs::remove_dir(root.join("group/project")).expect("removed");
-        fs::write(root.join("group/project"), "in the way").expect("planted");
-        create(&root, &root.join("group/project"), 0o700).expect("made");
+        fs::remove_dir(root.join("group/project")).expect("remove the directory");
+        fs::write(root.join("group/project"), "in the way").expect("write the file");
+        create(&root, &root.join("group/project"), 0o700).expect("create the directory");
         assert_eq!(mode("group/project") & 0o777, 0o700);
         for path in ["../outside/x", "/etc/x"] {
             assert!(create(&root, &root.join(path), 0o777).is_err(), "{path}");

@@ -189,7 +189,8 @@ mod tests {
 
     #[test]
     fn binds_a_directory_of_the_machine_as_written() {
-        let volumes = of(&with(&["/srv/data:/data:ro", "named:/named", "/x:$WHERE:rw,z"]), false).expect("volumes");
+        let volumes = of(&with(&["/srv/data:/data:ro", "named:/named", "/x:$WHERE:rw,z"]), false)
+            .expect("the volumes must be valid");
         assert_eq!(volumes.binds, ["/var/builds/1:/builds", "/srv/data:/data:ro", "named:/named", "/x:/where:rw,z"]);
         assert!(volumes.to_create.is_empty());
     }
@@ -197,19 +198,19 @@ mod tests {
     #[test]
     fn a_cache_is_reused_by_the_same_project_and_protection() {
         let docker = with(&["/cache", "relative"]);
-        let volumes = of(&docker, false).expect("volumes");
+        let volumes = of(&docker, false).expect("the volumes must be valid");
         assert_eq!(volumes.to_create.len(), 2);
         assert!(volumes.binds[1].starts_with("runner-") && volumes.binds[1].ends_with(":/cache"));
         assert!(volumes.binds[2].ends_with(":/builds/a/b/relative"));
         assert!(volumes.temporary.is_empty());
-        assert_eq!(of(&docker, false).expect("volumes"), volumes);
-        assert!(of(&docker, true).expect("volumes").to_create[0].name.ends_with("-protected"));
+        assert_eq!(of(&docker, false).expect("the volumes must be valid"), volumes);
+        assert!(of(&docker, true).expect("the volumes must be valid").to_create[0].name.ends_with("-protected"));
         let directory = Docker { cache_dir: "/srv/caches/".to_owned(), ..docker.clone() };
-        assert!(of(&directory, false).expect("volumes").binds[1].starts_with("/srv/caches/runner-"));
+        assert!(of(&directory, false).expect("the volumes must be valid").binds[1].starts_with("/srv/caches/runner-"));
         let relative = Docker { cache_dir: "caches".to_owned(), ..docker.clone() };
-        assert!(of(&relative, false).expect("volumes").binds[1].starts_with('/'));
+        assert!(of(&relative, false).expect("the volumes must be valid").binds[1].starts_with('/'));
         let none = Docker { disable_cache: true, ..docker };
-        assert_eq!(of(&none, false).expect("volumes").temporary.len(), 2);
+        assert_eq!(of(&none, false).expect("the volumes must be valid").temporary.len(), 2);
     }
 
     #[test]

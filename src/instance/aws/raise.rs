@@ -207,7 +207,7 @@ mod tests {
         raiser.job_taken(JobDemand::One);
         raiser.set_activity(Activity::Busy);
         assert_eq!(raiser.next_check(), MORE, "both at once");
-        let next = raiser.lock().next.expect("another look");
+        let next = raiser.lock().next.expect("a time of the next request");
         let left = next.saturating_duration_since(Instant::now());
         assert!(left > FIRST_RECHECK / 2 && left <= FIRST_RECHECK * 2, "{left:?}");
         raiser.lock().next = Some(Instant::now());

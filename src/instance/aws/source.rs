@@ -356,7 +356,7 @@ mod tests {
         std::fs::write(file.path(), "[pool]\naws_access_key_id = A\naws_secret_access_key = S\n")
             .expect("write the file");
         let source = Source::of_profile(Some("pool"), None, file.path().to_str());
-        assert_eq!(source.current().expect("credentials").access_key, "A");
+        assert_eq!(source.current().expect("credentials must be found").access_key, "A");
         assert_eq!(
             (source.variable("AWS_ACCESS_KEY_ID"), source.variable("AWS_PROFILE").as_deref()),
             (None, Some("pool"))

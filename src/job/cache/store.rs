@@ -314,7 +314,7 @@ mod tests {
         match what {
             "pipe" => mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).expect("a pipe"),
             "socket" => drop(UnixListener::bind(path).expect("a socket")),
-            "link" => symlink(outside, path).expect("a link"),
+            "link" => symlink(outside, path).expect("create the link"),
             _ => unreachable!(),
         }
     }
@@ -325,7 +325,7 @@ mod tests {
         let outside = temporary.path().join("outside");
         let archive = temporary.path().join("key/cache.zip");
         for what in ["pipe", "socket", "link"] {
-            fs::write(&outside, "stays").expect("written");
+            fs::write(&outside, "stays").expect("write the file");
             drop(lock(&archive).expect("a lock"));
             for name in [LOCK, METADATA, ETAG, ARCHIVE] {
                 plant(what, &archive.with_file_name(name), &outside);
@@ -333,7 +333,7 @@ mod tests {
             assert!(open(&archive).is_err(), "{what}");
             assert_eq!(etag(&archive), None, "{what}");
             let held = lock(&archive).expect(what);
-            PendingArchive::new(&archive).expect("a draft").commit("key").expect(what);
+            PendingArchive::new(&archive).expect("create the draft").commit("key").expect(what);
             set_etag(&archive, "\"e\"");
             drop(held);
             assert_eq!(etag(&archive).as_deref(), Some("\"e\""), "{what}");
@@ -341,7 +341,7 @@ mod tests {
             for name in [LOCK, METADATA, ETAG, ARCHIVE] {
                 assert!(archive.with_file_name(name).symlink_metadata().expect(name).is_file(), "{what} {name}");
             }
-            assert_eq!(fs::read_to_string(&outside).expect("there"), "stays", "{what}");
+            assert_eq!(fs::read_to_string(&outside).expect("read the file"), "stays", "{what}");
         }
     }
 
@@ -350,14 +350,14 @@ mod tests {
         let temporary = tempfile::tempdir().expect("a directory");
         let archive = temporary.path().join("key/cache.zip");
         let held = lock(&archive).expect("a lock");
-        let another = || open_lock(&archive.with_file_name(LOCK)).expect("opened");
-        let why = wait_for_lock(another(), Duration::from_millis(50)).expect_err("held");
+        let another = || open_lock(&archive.with_file_name(LOCK)).expect("open the file");
+        let why = wait_for_lock(another(), Duration::from_millis(50)).expect_err("the lock must be taken");
         assert_eq!(why.kind(), io::ErrorKind::TimedOut);
         let waiting = thread::spawn({
             let file = another();
             move || wait_for_lock(file, LOCK_TIMEOUT).is_ok()
         });
         drop(held);
-        assert!(waiting.join().expect("ended"));
+        assert!(waiting.join().expect("the thread must not panic"));
     }
 }

@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn interpolates_inputs_everywhere() {
         let line = "--level=${{ job.inputs.level }}";
-        let payload = filled(level(json!("fast"), "string", false), line).expect("filled");
+        let payload = filled(level(json!("fast"), "string", false), line).expect("the inputs must be filled in");
         let expected = "--level=fast";
         assert_eq!((&payload.steps[0].script[0][..], &payload.steps[1].script[0][..]), (expected, expected));
         let (image, service) = (&payload.image, &payload.services[0]);
@@ -117,7 +117,7 @@ mod tests {
             assert!(filled(level(good.clone(), kind, false), "x").is_ok(), "{kind}");
             assert!(filled(level(Value::Null, kind, false), "x").is_err(), "{kind}");
             let other = if kind == "array" { "string" } else { "array" };
-            let error = filled(level(good, other, false), "x").expect_err("another type");
+            let error = filled(level(good, other, false), "x").expect_err("another type must be refused");
             assert_eq!(error.reason, FailureReason::RunnerConfigurationError);
         }
         assert!(filled(level(json!("a"), "bytes", false), "x").is_err());
@@ -128,7 +128,7 @@ mod tests {
         let line = "login ${{ job.inputs.level }}";
         let error = filled(level(json!("s3cr3t"), "string", true), line).expect_err("an error").to_string();
         assert!(error.contains("`level` is sensitive") && !error.contains("s3cr3t"), "{error}");
-        let whole = filled(level(json!("s3cr3t"), "string", true), "${{ job }}").expect("filled");
+        let whole = filled(level(json!("s3cr3t"), "string", true), "${{ job }}").expect("the inputs must be filled in");
         assert_eq!(whole.steps[0].script, [r#"{"inputs":{}}"#]);
         assert!(filled(level(json!("s3cr3t"), "string", true), "nothing of it").is_ok());
     }

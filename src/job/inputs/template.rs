@@ -77,6 +77,6 @@ mod tests {
             assert_eq!(filled(text), Err(expected.to_owned()));
         }
         let long = format!("${{{{ {} }}}}", "é".repeat(50));
-        assert!(filled(&long).expect_err("no name").starts_with("`${{ ééé"));
+        assert!(filled(&long).expect_err("must be refused").starts_with("`${{ ééé"));
     }
 }

@@ -174,16 +174,16 @@ mod tests {
         let path = |name: &str| directory.path().join(name);
         let git = |arguments: &[&str]| {
             let output = std::process::Command::new("git").args(arguments).current_dir(directory.path()).output();
-            let output = output.expect("git");
+            let output = output.expect("run git");
             assert!(output.status.success(), "{arguments:?}: {output:?}");
             output.stdout
         };
         git(&["init", "-q"]);
         for name in ["a/b/x.o", "a/b/y", "build/dep/z", "kept/k", "e"] {
-            fs::create_dir_all(path(name).parent().expect("a parent")).expect("made");
-            fs::write(path(name), "").expect("written");
+            fs::create_dir_all(path(name).parent().expect("a parent")).expect("create the directory");
+            fs::write(path(name), "").expect("write the file");
         }
-        fs::write(path(".gitignore"), "*.o\n").expect("written");
+        fs::write(path(".gitignore"), "*.o\n").expect("write the file");
         git(&["add", ".gitignore"]);
         for (flags, expected) in [
             ("-ffdx", "a/b/x.o a/b/y build/dep/z e kept/k"),
@@ -206,16 +206,16 @@ mod tests {
     fn directories_of_files_become_writable_and_links_are_not_followed() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name);
-        let mode = |name: &str| fs::metadata(path(name)).expect("there").permissions().mode() & 0o777;
+        let mode = |name: &str| fs::metadata(path(name)).expect("the file must exist").permissions().mode() & 0o777;
         for name in ["top/a/b", "top/other", "top/repo/inner", "outside"] {
-            fs::create_dir_all(path(name)).expect("made");
+            fs::create_dir_all(path(name)).expect("create the directory");
         }
-        std::os::unix::fs::symlink("../outside", path("top/link")).expect("linked");
+        std::os::unix::fs::symlink("../outside", path("top/link")).expect("create the link");
         for name in ["top/a/b", "top/a", "top/other", "top/repo/inner", "top/repo", "outside"] {
-            fs::set_permissions(path(name), fs::Permissions::from_mode(0o555)).expect("closed");
+            fs::set_permissions(path(name), fs::Permissions::from_mode(0o555)).expect("set the permissions");
         }
         let files = ["a/b/file", "link/file", "repo/"].map(PathBuf::from);
-        assert_eq!(open_parents(&path("top"), files).expect("opened"), 4);
+        assert_eq!(open_parents(&path("top"), files).expect("open the directories"), 4);
         for (name, expected) in [
             ("top/a/b", 0o755),
             ("top/a", 0o755),

@@ -43,15 +43,15 @@ mod tests {
     fn only_small_regular_files_are_read() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name);
-        std::fs::write(path("file"), "text").expect("written");
-        std::os::unix::fs::symlink("file", path("link")).expect("linked");
-        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("made");
-        File::create(path("huge")).and_then(|file| file.set_len(4 << 30)).expect("made");
+        std::fs::write(path("file"), "text").expect("write the file");
+        std::os::unix::fs::symlink("file", path("link")).expect("create the link");
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("create the named pipe");
+        File::create(path("huge")).and_then(|file| file.set_len(4 << 30)).expect("create the file");
         assert_eq!(read_small(&path("file"), 4).as_deref(), Some(&b"text"[..]));
         for name in ["file", "link", "pipe", "huge", "none"] {
             assert_eq!(read_small(&path(name), 3), None, "{name}");
         }
-        replace(&path("pipe"), b"x").expect("written");
+        replace(&path("pipe"), b"x").expect("replace the file");
         assert_eq!(read_small(&path("pipe"), 3).as_deref(), Some(&b"x"[..]));
     }
 }

@@ -344,7 +344,7 @@ mod tests {
         {
             assert!(check(&SUBMODULE_UPDATE, flags).is_err(), "{flags}");
         }
-        let why = check(&FETCH, "--prune --upload-pack=evil").expect_err("refused");
+        let why = check(&FETCH, "--prune --upload-pack=evil").expect_err("must be refused");
         assert!(why.contains("GIT_FETCH_EXTRA_FLAGS") && why.contains("`--upload-pack=evil`"), "{why}");
     }
 }

@@ -168,10 +168,10 @@ mod tests {
 
     /// Makes nested directories, far deeper than PATH_MAX.
     fn dig(tree: &Path, levels: usize) {
-        let mut here = std::os::fd::OwnedFd::from(fs::File::open(tree).expect("opened"));
+        let mut here = std::os::fd::OwnedFd::from(fs::File::open(tree).expect("open the file"));
         for _ in 0..levels {
-            mkdirat(&here, "deep-directory", Mode::S_IRWXU).expect("made");
-            here = openat(&here, "deep-directory", OFlag::O_DIRECTORY, Mode::empty()).expect("opened");
+            mkdirat(&here, "deep-directory", Mode::S_IRWXU).expect("create the directory");
+            here = openat(&here, "deep-directory", OFlag::O_DIRECTORY, Mode::empty()).expect("open the file");
         }
     }
 
@@ -179,17 +179,17 @@ mod tests {
     fn removes_very_deep_directories_links_and_directories_without_permissions() {
         let directory = tempfile::tempdir().expect("a directory");
         let outside = directory.path().join("outside");
-        fs::write(&outside, "stays").expect("written");
+        fs::write(&outside, "stays").expect("write the file");
         let tree = directory.path().join("tree");
-        fs::create_dir_all(tree.join("closed/inner")).expect("made");
-        fs::write(tree.join("closed/inner/file"), "x").expect("written");
-        fs::set_permissions(tree.join("closed"), fs::Permissions::from_mode(0o000)).expect("closed");
-        symlink(&outside, tree.join("link")).expect("linked");
-        symlink(directory.path(), tree.join("loop")).expect("linked");
+        fs::create_dir_all(tree.join("closed/inner")).expect("create the directory");
+        fs::write(tree.join("closed/inner/file"), "x").expect("write the file");
+        fs::set_permissions(tree.join("closed"), fs::Permissions::from_mode(0o000)).expect("set the permissions");
+        symlink(&outside, tree.join("link")).expect("create the link");
+        symlink(directory.path(), tree.join("loop")).expect("create the link");
         dig(&tree, 1500);
-        remove(&tree).expect("removed");
+        remove(&tree).expect("remove the directory");
         assert!(!tree.exists());
-        assert_eq!(fs::read_to_string(&outside).expect("still there"), "stays");
+        assert_eq!(fs::read_to_string(&outside).expect("the file must still exist"), "stays");
     }
 
     #[test]
@@ -198,11 +198,11 @@ mod tests {
         let tree = directory.path().join("tree/inner");
         for number in 0..NAMES_MAX + 10 {
             let place = tree.join(format!("directory-{number}"));
-            fs::create_dir_all(&place).expect("made");
-            fs::write(place.join("file"), "").expect("written");
-            fs::write(tree.join(format!("file-{number}")), "").expect("written");
+            fs::create_dir_all(&place).expect("create the directory");
+            fs::write(place.join("file"), "").expect("write the file");
+            fs::write(tree.join(format!("file-{number}")), "").expect("write the file");
         }
-        remove(&directory.path().join("tree")).expect("removed");
+        remove(&directory.path().join("tree")).expect("remove the directory");
         assert!(!directory.path().join("tree").exists());
     }
 
@@ -211,15 +211,15 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let root = directory.path();
         for name in ["a/p/deep", "a/p.tmp/deep", "a/q", "outside"] {
-            fs::create_dir_all(root.join(name)).expect("made");
+            fs::create_dir_all(root.join(name)).expect("create the directory");
         }
-        symlink(root.join("outside"), root.join("a/p/link")).expect("linked");
-        remove_below(root, Path::new("a/p")).expect("removed");
+        symlink(root.join("outside"), root.join("a/p/link")).expect("create the link");
+        remove_below(root, Path::new("a/p")).expect("remove the directory");
         let exists = ["a/p", "a/p.tmp", "a/q", "outside"].map(|name| root.join(name).exists());
         assert_eq!(exists, [false, false, true, true]);
-        remove_below(root, Path::new("..")).expect_err("not below");
-        symlink("a", root.join("b")).expect("linked");
-        remove_below(root, Path::new("b/q")).expect_err("a link");
+        remove_below(root, Path::new("..")).expect_err("must be refused");
+        symlink("a", root.join("b")).expect("create the link");
+        remove_below(root, Path::new("b/q")).expect_err("a link must be refused");
         assert!(root.join("a/q").exists());
     }
 
@@ -227,8 +227,8 @@ mod tests {
     fn a_directory_that_becomes_a_link_meanwhile_leads_nowhere() {
         let directory = tempfile::tempdir().expect("a directory");
         let (tree, outside) = (directory.path().join("tree"), directory.path().join("outside"));
-        fs::create_dir_all(outside.join("inner")).expect("made");
-        fs::write(outside.join("inner/file"), "stays").expect("written");
+        fs::create_dir_all(outside.join("inner")).expect("create the directory");
+        fs::write(outside.join("inner/file"), "stays").expect("write the file");
         let (place, hidden) = (tree.join("a"), directory.path().join("hidden"));
         let stop = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -248,14 +248,14 @@ mod tests {
             }
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
         });
-        assert_eq!(fs::read_to_string(outside.join("inner/file")).expect("still there"), "stays");
+        assert_eq!(fs::read_to_string(outside.join("inner/file")).expect("the file must still exist"), "stays");
     }
 
     #[test]
     fn a_missing_path_is_no_error() {
         let directory = tempfile::tempdir().expect("a directory");
-        remove(&directory.path().join("none")).expect("nothing to do");
-        symlink("nowhere", directory.path().join("dangling")).expect("linked");
-        remove(&directory.path().join("dangling")).expect("removed");
+        remove(&directory.path().join("none")).expect("a missing directory must be accepted");
+        symlink("nowhere", directory.path().join("dangling")).expect("create the link");
+        remove(&directory.path().join("dangling")).expect("remove the directory");
     }
 }

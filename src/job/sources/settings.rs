@@ -382,9 +382,9 @@ mod tests {
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .to_vec();
         let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(file.path(), to_file(&settings)).expect("written");
+        std::fs::write(file.path(), to_file(&settings)).expect("write the file");
         let mut git = std::process::Command::new("git");
-        let output = git.args(["config", "-z", "--list", "-f"]).arg(file.path()).output().expect("git");
+        let output = git.args(["config", "-z", "--list", "-f"]).arg(file.path()).output().expect("run git");
         assert!(output.status.success(), "{}", to_file(&settings));
         assert_eq!(parse(&String::from_utf8_lossy(&output.stdout)), settings[..3]);
     }
@@ -394,9 +394,9 @@ mod tests {
         for shell in ["bash", "dash", "busybox ash"] {
             let directory = tempfile::tempdir().expect("a directory");
             let temporary = directory.path().join("it's.tmp");
-            std::fs::create_dir_all(temporary.join(TEMPLATE_DIRECTORY)).expect("made");
+            std::fs::create_dir_all(temporary.join(TEMPLATE_DIRECTORY)).expect("create the directory");
             std::fs::write(temporary.join(TEMPLATE), "[lfs]\n\turl = stale\n\tconcurrenttransfers = 3\n")
-                .expect("written");
+                .expect("write the file");
             let path = temporary.display().to_string();
             let script = format!(
                 "set -e\n{}mkdir -p \"$T/{TEMPLATE_DIRECTORY}\"\ngit config -f \"$T/{TEMPLATE}\" lfs.url fresh\n\
@@ -410,7 +410,7 @@ mod tests {
             command.env("GIT_CONFIG_GLOBAL", directory.path().join("global")).env("GIT_CONFIG_SYSTEM", "/dev/null");
             let output = command.output().expect("a shell");
             assert_eq!(String::from_utf8_lossy(&output.stdout), "done\n", "{shell}: {output:?}");
-            let read = |name: &str| parse(&std::fs::read_to_string(temporary.join(name)).expect("written"));
+            let read = |name: &str| parse(&std::fs::read_to_string(temporary.join(name)).expect("read the file"));
             assert_eq!(read(TEMPLATE_LIST), [("lfs.url".to_owned(), "fresh".to_owned())], "{shell}");
             assert_eq!(read(USER_LIST), [("http.proxy".to_owned(), "p".to_owned())], "{shell}");
         }

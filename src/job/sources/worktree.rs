@@ -87,16 +87,16 @@ mod tests {
     fn files_that_would_block_git_are_removed() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name);
-        fs::create_dir_all(path("a/b")).expect("made");
-        fs::write(path(".gitignore"), "x").expect("written");
-        fs::create_dir_all(path("a/nested/.git")).expect("made");
-        fs::write(path("a/nested/.git/config"), "x").expect("written");
+        fs::create_dir_all(path("a/b")).expect("create the directory");
+        fs::write(path(".gitignore"), "x").expect("write the file");
+        fs::create_dir_all(path("a/nested/.git")).expect("create the directory");
+        fs::write(path("a/nested/.git/config"), "x").expect("write the file");
         for name in [".gitattributes", "a/b/.gitignore", "a/pipe", "a/nested/.git/HEAD", "a/HEAD"] {
-            nix::unistd::mkfifo(&path(name), nix::sys::stat::Mode::S_IRWXU).expect("made");
+            nix::unistd::mkfifo(&path(name), nix::sys::stat::Mode::S_IRWXU).expect("create the named pipe");
         }
-        File::create(path("a/.lfsconfig")).and_then(|file| file.set_len(4 << 30)).expect("made");
-        File::create(path("a/nested/.git/commondir")).and_then(|file| file.set_len(4 << 30)).expect("made");
-        assert_eq!(sanitise(directory.path()).expect("sanitised"), [PathBuf::from("a/nested")]);
+        File::create(path("a/.lfsconfig")).and_then(|file| file.set_len(4 << 30)).expect("create the file");
+        File::create(path("a/nested/.git/commondir")).and_then(|file| file.set_len(4 << 30)).expect("create the file");
+        assert_eq!(sanitise(directory.path()).expect("sanitise the worktree"), [PathBuf::from("a/nested")]);
         for (name, stays) in [
             (".gitignore", true),
             (".gitattributes", false),

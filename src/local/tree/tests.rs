@@ -5,7 +5,7 @@ use super::*;
 fn git(root: &Path, arguments: &[&str]) -> String {
     let mut command = super::super::checkout::git(root);
     command.args(["-c", "user.name=Dev", "-c", "user.email=dev@example.test"]).args(arguments);
-    let output = super::super::checkout::output(command).expect("git");
+    let output = super::super::checkout::output(command).expect("run git");
     String::from_utf8_lossy(&output).trim().to_owned()
 }
 
@@ -34,8 +34,8 @@ impl Given {
 
     fn source(&self, untracked: bool) -> Source {
         let checkout = Checkout::find(&self.root.join("src")).expect("a checkout");
-        let answers = Answers::ask(&checkout.root).expect("answers");
-        Source::new(&checkout, &checkout.files(untracked).expect("files"), &answers)
+        let answers = Answers::ask(&checkout.root).expect("ask git");
+        Source::new(&checkout, &checkout.files(untracked).expect("list the files"), &answers)
     }
 
     fn trees(&self) -> Trees {
@@ -48,7 +48,7 @@ fn names(root: &Path) -> Vec<String> {
     let mut waiting = vec![root.to_owned()];
     while let Some(directory) = waiting.pop() {
         for entry in fs::read_dir(directory).expect("list the directory").map(|entry| entry.expect("an entry").path()) {
-            let below = entry.strip_prefix(root).expect("below").display().to_string();
+            let below = entry.strip_prefix(root).expect("the entry must be below the root").display().to_string();
             match entry.symlink_metadata().expect("the file must exist").is_dir() {
                 true if below == ".git" => {}
                 true => waiting.push(entry),
@@ -96,7 +96,7 @@ fn a_tree_is_clean_again_after_any_change_by_a_job() {
     assert_eq!(names(&project), [".gitignore", "link", "run.sh", "src/deep/a.txt"]);
     assert_eq!(fs::read_to_string(project.join("src/deep/a.txt")).expect("read the file"), "a\n");
     assert_eq!(project.join("run.sh").metadata().expect("the file must exist").mode() & 0o777, 0o755);
-    assert_eq!(fs::read_link(project.join("link")).expect("a link"), Path::new("src/deep/a.txt"));
+    assert_eq!(fs::read_link(project.join("link")).expect("read the link"), Path::new("src/deep/a.txt"));
     assert!(!project.join(".git/hooks").exists());
 }
 
@@ -155,7 +155,11 @@ fn a_repository_is_written_again_only_after_a_change() {
     // Older than the resolution of time stamps, so that its stamp identifies it.
     let index = given.root.join(".git/index");
     let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
-    File::options().write(true).open(&index).and_then(|file| file.set_modified(old)).expect("set");
+    File::options()
+        .write(true)
+        .open(&index)
+        .and_then(|file| file.set_modified(old))
+        .expect("set the modification time");
     std::thread::sleep(std::time::Duration::from_millis(30));
     let take = || given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     let head = |tree: &Tree| tree.project.join(".git/HEAD");
@@ -166,20 +170,20 @@ fn a_repository_is_written_again_only_after_a_change() {
     };
     let now = || identity(&take());
     assert_eq!(now(), now(), "nothing has changed");
-    let commit = fs::read_to_string(head(&take())).expect("text");
+    let commit = fs::read_to_string(head(&take())).expect("read the file");
     for change in ["a file", "a new file", "a reference of the developer"] {
         let tree = take();
         let before = identity(&tree);
         let git_directory = tree.project.join(".git");
         match change {
-            "a file" => fs::write(head(&tree), "ref: refs/heads/other\n").expect("written"),
-            "a new file" => fs::write(git_directory.join("refs/planted"), "x").expect("written"),
+            "a file" => fs::write(head(&tree), "ref: refs/heads/other\n").expect("write the file"),
+            "a new file" => fs::write(git_directory.join("refs/planted"), "x").expect("write the file"),
             _ => drop(git(&given.root, &["branch", "new"])),
         }
         drop(tree);
         let tree = take();
         assert_ne!(identity(&tree), before, "{change}");
-        assert_eq!(fs::read_to_string(head(&tree)).expect("text"), commit, "{change}");
+        assert_eq!(fs::read_to_string(head(&tree)).expect("read the file"), commit, "{change}");
         assert!(!git_directory.join("refs/planted").exists(), "{change}");
         drop(tree);
         assert_eq!(now(), now(), "{change}");

@@ -295,9 +295,9 @@ mod tests {
         let log = directory.path().join("log");
         let script = format!("while read -r line; do echo \"$line\" >>{}; echo '{{}}'; done", log.display());
         let command = program(&script, LONG);
-        command.set_target(3).expect("set");
-        command.terminate("vm-1", CapacityChange::Decrement).expect("terminated");
-        assert!(command.failed_starts(Timestamp::UNIX_EPOCH).expect("asked").is_empty());
+        command.set_target(3).expect("set the target");
+        command.terminate("vm-1", CapacityChange::Decrement).expect("terminate the instance");
+        assert!(command.failed_starts(Timestamp::UNIX_EPOCH).expect("ask for failed starts").is_empty());
         let expected = "{\"call\":\"init\",\"pool\":\"fleet\",\"settings\":{}}\n{\"call\":\"set_target\",\"instances\":3}\n{\"call\":\"terminate\",\"decrement\":true,\"instance\":\"vm-1\"}\n\
                         {\"call\":\"failures\",\"since\":\"1970-01-01T00:00:00Z\"}\n";
         assert_eq!(std::fs::read_to_string(log).expect("a log"), expected);
@@ -321,7 +321,7 @@ mod tests {
             {"at": "2026-01-01T00:00:00Z", "cause": "old"}]}"#
             .replace('\n', " ");
         let since = "2026-01-01T12:00:00Z".parse().expect("a time");
-        let failures = answering(&answer).failed_starts(since).expect("failures");
+        let failures = answering(&answer).failed_starts(since).expect("ask for failed starts");
         assert_eq!((failures.len(), failures[0].kind), (1, FailureKind::Quota));
     }
 
@@ -334,18 +334,18 @@ mod tests {
             mark.display()
         );
         let command = program(&script, LONG);
-        let error = command.set_target(1).expect_err("nonsense");
+        let error = command.set_target(1).expect_err("an invalid answer must be refused");
         assert_eq!(error.kind, ErrorKind::Nonsense);
         assert!(
             error.to_string().contains("the answer is not JSON") && error.to_string().ends_with("nonsense"),
             "{error}"
         );
-        command.set_target(1).expect("started again");
+        command.set_target(1).expect("start the program again");
         for answer in ["[]", "3"] {
-            let error = answering(answer).set_target(1).expect_err("no object");
+            let error = answering(answer).set_target(1).expect_err("must be refused");
             assert!(error.why.starts_with("the answer is not a JSON object"), "{error}");
         }
-        let error = answering(r#"{"members": 3}"#).group().expect_err("no list");
+        let error = answering(r#"{"members": 3}"#).group().expect_err("must be refused");
         assert!(error.why.starts_with("the answer cannot be used"), "{error}");
     }
 
@@ -358,7 +358,7 @@ mod tests {
             Duration::from_millis(300),
         );
         let began = Instant::now();
-        let error = command.group().expect_err("a time limit");
+        let error = command.group().expect_err("a timeout must be reported");
         assert_eq!(error.kind, ErrorKind::Temporary);
         assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
         let sleeper = std::fs::read_to_string(pid).expect("a process id");
@@ -373,11 +373,14 @@ mod tests {
 
     #[test]
     fn a_program_that_is_missing_or_ends_is_an_error() {
-        let error = engine("/nowhere/at/all", &[], LONG).group().expect_err("missing").to_string();
+        let error =
+            engine("/nowhere/at/all", &[], LONG).group().expect_err("a missing program must be reported").to_string();
         assert!(error.contains("cannot be started") && error.contains("correct `command`"), "{error}");
-        let error = program("exit 3", LONG).group().expect_err("ended").to_string();
+        let error = program("exit 3", LONG).group().expect_err("an exit status must be reported").to_string();
         assert!(error.contains("the program ended"), "{error}");
-        let endless = program("while :; do printf xxxxxxxxxxxxxxxx; done", LONG).group().expect_err("endless");
+        let endless = program("while :; do printf xxxxxxxxxxxxxxxx; done", LONG)
+            .group()
+            .expect_err("endless output must be refused");
         assert_eq!(endless.why, "the answer is longer than 1 MiB");
     }
 }

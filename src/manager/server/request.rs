@@ -200,7 +200,7 @@ mod tests {
             assert!(matches!(parse(head.as_bytes()), Parsed::Request(request, _) if request.keep == keep), "{head}");
         }
         let text = Response::message(409, "too late").with("X-A", "b").encode(false);
-        let text = String::from_utf8(text).expect("text");
+        let text = String::from_utf8(text).expect("the text must be UTF-8");
         assert!(
             text.starts_with("HTTP/1.1 409 Conflict\r\nX-A: b\r\n") && text.ends_with("{\"message\":\"too late\"}")
         );

@@ -16,14 +16,14 @@ impl Handler for Recorder {
         match request.path.as_str() {
             "/wait" => {
                 let ticket = exchange.wait();
-                self.tickets.lock().expect("lock").send(ticket).expect("sent");
+                self.tickets.lock().expect("no thread may panic").send(ticket).expect("the receiver must exist");
             }
             path => exchange.respond(&Response::message(200, path)),
         }
     }
 
     fn gone(&self, ticket: Ticket) {
-        self.gone.lock().expect("lock").send(ticket).expect("sent");
+        self.gone.lock().expect("no thread may panic").send(ticket).expect("the receiver must exist");
     }
 }
 
@@ -40,19 +40,20 @@ impl Running {
         let (gone, their_gone) = mpsc::channel();
         let handler: Arc<dyn Handler> = Arc::new(Recorder { tickets: Mutex::new(tickets), gone: Mutex::new(gone) });
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let server = Server::start(listener, None, Arc::downgrade(&handler)).expect("started");
+        let server = Server::start(listener, None, Arc::downgrade(&handler)).expect("start the server");
         Self { server, _handler: handler, tickets: their_tickets, gone: their_gone }
     }
 
     fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.server.listener().local_addr().expect("an address")).expect("connected");
-        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
+        let stream = TcpStream::connect(self.server.listener().local_addr().expect("an address"))
+            .expect("connect to the server");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set the timeout");
         stream
     }
 }
 
 fn ask(stream: &mut TcpStream, path: &str) {
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).expect("sent");
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).expect("write all bytes");
 }
 
 fn answer(stream: &mut TcpStream) -> String {
@@ -62,11 +63,11 @@ fn answer(stream: &mut TcpStream) -> String {
         stream.read_exact(&mut byte).expect("an answer");
         text.push(byte[0]);
     }
-    let head = String::from_utf8(text).expect("text");
+    let head = String::from_utf8(text).expect("the text must be UTF-8");
     let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok()).unwrap_or(0);
     let mut body = vec![0; length];
     stream.read_exact(&mut body).expect("a body");
-    head + &String::from_utf8(body).expect("text")
+    head + &String::from_utf8(body).expect("the text must be UTF-8")
 }
 
 #[test]
@@ -78,7 +79,7 @@ fn answers_one_request_after_the_other_on_a_connection() {
         let text = answer(&mut stream);
         assert!(text.starts_with("HTTP/1.1 200") && text.contains(path), "{text}");
     }
-    stream.write_all(b"GET /d HTTP/1.1\r\n\r\nGET /e HTTP/1.1\r\nConnection: close\r\n\r\n").expect("sent");
+    stream.write_all(b"GET /d HTTP/1.1\r\n\r\nGET /e HTTP/1.1\r\nConnection: close\r\n\r\n").expect("write all bytes");
     assert!(answer(&mut stream).contains("/d"));
     assert!(answer(&mut stream).contains("/e"), "it came with the one before");
     assert_eq!(stream.read(&mut [0]).expect("the end"), 0);
@@ -91,7 +92,7 @@ fn a_request_waits_without_a_thread_and_gets_its_response() {
     for stream in &mut streams {
         ask(stream, "/wait");
     }
-    let tickets: Vec<Ticket> = streams.iter().map(|_| running.tickets.recv().expect("it waits")).collect();
+    let tickets: Vec<Ticket> = streams.iter().map(|_| running.tickets.recv().expect("a request must arrive")).collect();
     let responder = running.server.responder();
     for ticket in &tickets {
         assert!(responder.respond(*ticket, Response::empty(204)));
@@ -109,9 +110,9 @@ fn tells_when_a_client_that_waited_is_gone() {
     let running = Running::start();
     let mut stream = running.connect();
     ask(&mut stream, "/wait");
-    let ticket = running.tickets.recv().expect("it waits");
+    let ticket = running.tickets.recv().expect("a request must arrive");
     drop(stream);
-    assert_eq!(running.gone.recv().expect("told"), ticket);
+    assert_eq!(running.gone.recv().expect("the disconnection must be reported"), ticket);
     assert!(!running.server.responder().respond(ticket, Response::empty(204)));
 }
 
@@ -120,10 +121,10 @@ fn tls_shows_the_certificate_and_carries_requests() {
     let directory = tempfile::tempdir().expect("a directory");
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     let (certificate, key) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
-    std::fs::write(&certificate, made.cert.pem()).expect("written");
-    std::fs::write(&key, made.signing_key.serialize_pem()).expect("written");
+    std::fs::write(&certificate, made.cert.pem()).expect("write the file");
+    std::fs::write(&key, made.signing_key.serialize_pem()).expect("write the file");
     let running = Running::start();
-    running.server.set_tls(Some(certificate::load(&certificate, &key).expect("loaded")));
+    running.server.set_tls(Some(certificate::load(&certificate, &key).expect("load the certificate")));
     let port = running.server.listener().local_addr().expect("an address").port();
     let files = crate::http::tls::TlsFiles { ca_file: Some(certificate.clone()), ..Default::default() };
     let url = format!("https://localhost:{port}");
@@ -139,6 +140,6 @@ fn tls_shows_the_certificate_and_carries_requests() {
         assert_eq!(response.status, 200);
         assert!(String::from_utf8_lossy(&response.body).contains(path));
     }
-    std::fs::write(&key, "nonsense").expect("written");
+    std::fs::write(&key, "nonsense").expect("write the file");
     assert!(certificate::load(&certificate, &key).is_err_and(|why| why.contains("no usable private key")));
 }

@@ -79,15 +79,15 @@ mod tests {
     #[test]
     fn reads_times_and_durations() {
         let text = "start,duration\n# a comment\n09:30, 5m\n34200,300\n\"00:00:01\";90s\n26:00,1h\n";
-        let jobs = read(text).expect("jobs");
+        let jobs = read(text).expect("the load must be valid");
         assert_eq!(jobs, [job(1, 90), job(34200, 300), job(34200, 300), job(93600, 3600)]);
     }
 
     #[test]
     fn names_the_line_that_is_wrong() {
-        assert!(read("09:30,5m\n10:70,5m\n").expect_err("wrong").starts_with("line 2: `10:70,5m`"));
-        assert!(read("09:30\n").expect_err("wrong").starts_with("line 1"));
-        assert!(read("start,duration\n").expect_err("empty").starts_with("no job"));
+        assert!(read("09:30,5m\n10:70,5m\n").expect_err("must be refused").starts_with("line 2: `10:70,5m`"));
+        assert!(read("09:30\n").expect_err("must be refused").starts_with("line 1"));
+        assert!(read("start,duration\n").expect_err("must be refused").starts_with("no job"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ fn ten_jobs_on_demand_start_one_boot_after_the_other() {
     );
     scenario.jobs = even(10, MINUTE * 60, MINUTE * 60, Duration::ZERO);
     let day = simulate(&scenario);
-    let mut waits: Vec<u64> = day.waits.iter().map(|wait| wait.expect("it started").as_secs()).collect();
+    let mut waits: Vec<u64> = day.waits.iter().map(|wait| wait.expect("the job must have started").as_secs()).collect();
     waits.sort_unstable();
     assert_eq!(waits, [90, 180, 270, 360, 450, 540, 630, 720, 810, 900]);
     // An instance that has been idle for 300 s goes; all of them are surplus.
@@ -125,7 +125,7 @@ fn a_report_has_hours_totals_and_a_chart() {
     assert!(table.contains("jobs             48 created, 48 started"), "{table}");
     assert_eq!(lines.iter().filter(|line| line.starts_with("Mon ")).count(), 24, "{table}");
     let svg = report::chart(&day, scenario.begins, &TimeZone::UTC);
-    roxmltree::Document::parse(&svg).expect("XML");
+    roxmltree::Document::parse(&svg).expect("must be XML");
 }
 
 #[test]

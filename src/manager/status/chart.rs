@@ -163,7 +163,7 @@ mod tests {
             Series { name: "none", colour: "#c70", values: &[], filled: false },
         ];
         let svg = draw("a \"chart\" & more", &series, &[(0.0, "12:00".to_owned()), (1.0, "now".to_owned())]);
-        let document = roxmltree::Document::parse(&svg).expect("XML");
+        let document = roxmltree::Document::parse(&svg).expect("must be XML");
         let paths: Vec<&str> = document.descendants().filter_map(|node| node.attribute("d")).collect();
         assert_eq!(paths.len(), 3);
         assert_eq!(paths[1], "M44.0 176.0 H318.0 V66.5 H592.0");

@@ -124,7 +124,7 @@ fn browse(address: &str, arguments: &[&str]) -> (String, String) {
         .arg(format!("http://{address}"))
         .stdin(std::process::Stdio::null())
         .output()
-        .expect("chromium");
+        .expect("run chromium");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     (text(output.stdout), text(output.stderr))
 }
@@ -194,7 +194,8 @@ fn text_from_elsewhere_is_never_part_of_the_page() {
 #[test]
 fn each_instance_has_its_state() {
     let (_, pages) = shown();
-    let status: view::ManagerView = serde_json::from_str(&pages("/status").expect("JSON").body).expect("a status");
+    let status: view::ManagerView =
+        serde_json::from_str(&pages("/status").expect("must be JSON").body).expect("a status");
     let pool = &status.pools[0];
     let states: Vec<&str> = pool.instances.iter().map(|instance| instance.state.as_str()).collect();
     assert_eq!(states, ["busy", "idle", "leaving", "starting", "creating", "held"]);
@@ -208,7 +209,7 @@ fn each_instance_has_its_state() {
 #[test]
 fn metrics_have_every_state_and_component() {
     let (_, pages) = shown();
-    let text = pages("/metrics").expect("metrics").body;
+    let text = pages("/metrics").expect("the page must be served").body;
     for line in [
         "mayfly_manager_instances{pool=\"fleet\",state=\"busy\"} 1",
         "mayfly_manager_instances{pool=\"fleet\",state=\"missing\"} 0",
@@ -232,7 +233,7 @@ fn metrics_have_every_state_and_component() {
 #[test]
 fn the_documentation_names_every_metric() {
     let (_, pages) = shown();
-    let text = pages("/metrics").expect("metrics").body;
+    let text = pages("/metrics").expect("the page must be served").body;
     let heads = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next());
     let served: std::collections::BTreeSet<&str> = heads.filter(|name| !name.starts_with("process_")).collect();
     let page = include_str!("../../../docs/reference/metrics.md");
@@ -245,7 +246,7 @@ fn the_documentation_names_every_metric() {
 #[test]
 fn a_manager_works_until_a_scaler_hangs() {
     let (board, pages) = shown();
-    assert_eq!(pages("/healthz").expect("health").status, 200);
+    assert_eq!(pages("/healthz").expect("the page must be served").status, 200);
     board.engine_answered("fleet");
     assert!(pages("/").expect("a page").body.contains("Growth is stopped"));
     assert!(!pages("/").expect("a page").body.contains("An engine call fails"));

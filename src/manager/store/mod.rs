@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn holds_what_was_written_over_a_crash() {
         let directory = tempfile::tempdir().expect("a directory");
-        let store = Store::open(directory.path()).expect("opened");
+        let store = Store::open(directory.path()).expect("open the store");
         assert!(Store::open(directory.path()).is_err_and(|why| why.contains("another manager")));
         for event in [
             Event::Agent { pool: "p".to_owned(), agent: agent("i-1") },
@@ -244,11 +244,11 @@ mod tests {
             accepted("1"),
             Event::Trace { pool: "p".to_owned(), id: "2".to_owned(), trace: "wait".to_owned(), sent: 4 },
         ] {
-            store.commit(event).expect("committed");
+            store.commit(event).expect("commit the event");
         }
         let before = store.records();
         drop(store);
-        let store = Store::open(directory.path()).expect("opened");
+        let store = Store::open(directory.path()).expect("open the store");
         assert_eq!(store.records(), before);
         let jobs = before.jobs;
         assert_eq!(jobs[&("p".to_owned(), "1".to_owned())].payload, None, "the agent has it");
@@ -259,19 +259,19 @@ mod tests {
     #[test]
     fn a_line_that_is_cut_short_counts_for_nothing() {
         let directory = tempfile::tempdir().expect("a directory");
-        let store = Store::open(directory.path()).expect("opened");
-        store.commit(taken("1")).expect("committed");
+        let store = Store::open(directory.path()).expect("open the store");
+        store.commit(taken("1")).expect("commit the event");
         let before = store.records();
         drop(store);
-        let whole = fs::read(directory.path().join("state")).expect("read");
+        let whole = fs::read(directory.path().join("state")).expect("read the file");
         for length in 0..whole.len() - 1 {
             let more: Vec<u8> = whole.iter().chain(&whole[..length]).copied().collect();
-            fs::write(directory.path().join("state"), more).expect("written");
-            let store = Store::open(directory.path()).expect("opened");
+            fs::write(directory.path().join("state"), more).expect("write the file");
+            let store = Store::open(directory.path()).expect("open the store");
             assert_eq!(store.records(), before);
-            store.commit(taken("2")).expect("committed");
+            store.commit(taken("2")).expect("commit the event");
             drop(store);
-            let store = Store::open(directory.path()).expect("opened");
+            let store = Store::open(directory.path()).expect("open the store");
             assert_eq!(store.records().jobs.len(), 2, "what comes after it is read");
             drop(store);
         }
@@ -280,11 +280,11 @@ mod tests {
     #[test]
     fn history_does_not_fill_the_disk() {
         let directory = tempfile::tempdir().expect("a directory");
-        let store = Store::open(directory.path()).expect("opened");
+        let store = Store::open(directory.path()).expect("open the store");
         for number in 0..5000 {
             let id = number.to_string();
-            store.write(taken(&id)).expect("written");
-            store.write(Event::JobGone { pool: "p".to_owned(), id }).expect("written");
+            store.write(taken(&id)).expect("write the event");
+            store.write(Event::JobGone { pool: "p".to_owned(), id }).expect("write the event");
         }
         let size = fs::metadata(directory.path().join("state")).expect("a file").len();
         assert!(size <= COMPACT_AT + 4096, "{size}");

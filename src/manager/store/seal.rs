@@ -73,17 +73,17 @@ mod tests {
     fn only_the_same_key_and_purpose_open() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("key");
-        let sealer = Sealer::load(&path).expect("made");
+        let sealer = Sealer::load(&path).expect("load or create the key");
         assert_eq!(fs::metadata(&path).expect("a file").permissions().mode() & 0o777, 0o600);
-        let sealed = sealer.seal("job 7", b"secret").expect("sealed");
+        let sealed = sealer.seal("job 7", b"secret").expect("seal the secret");
         assert!(!sealed.contains("secret"));
-        let again = Sealer::load(&path).expect("loaded");
+        let again = Sealer::load(&path).expect("load or create the key");
         assert_eq!(again.open("job 7", &sealed).as_deref(), Some(&b"secret"[..]));
         assert_eq!(again.open("job 8", &sealed), None);
         assert_eq!(again.open("job 7", "AAAA"), None);
-        fs::remove_file(&path).expect("removed");
-        assert_eq!(Sealer::load(&path).expect("made").open("job 7", &sealed), None);
-        fs::write(&path, "short").expect("written");
+        fs::remove_file(&path).expect("remove the file");
+        assert_eq!(Sealer::load(&path).expect("load or create the key").open("job 7", &sealed), None);
+        fs::write(&path, "short").expect("write the file");
         assert!(Sealer::load(&path).is_err());
     }
 }

@@ -350,7 +350,7 @@ mod tests {
     use super::*;
 
     fn resolved(spec: &str, given: &[(&str, InputValue)]) -> Result<Value, Vec<Class>> {
-        let node = syntax::parse(spec, 0, &|line| line, &mut Budget::default()).expect("YAML").root;
+        let node = syntax::parse(spec, 0, &|line| line, &mut Budget::default()).expect("must be YAML").root;
         let mut report = Report::default();
         let mut inputs = Index::default();
         read_inputs(&node, &mut inputs, &mut report);

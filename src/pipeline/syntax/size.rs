@@ -42,7 +42,9 @@ mod tests {
 
     #[test]
     fn counts_shared_parts_each_time() {
-        let size = |text: &str| written_size(&parse(text, 0, &|line| line, &mut Budget::default()).expect("YAML").root);
+        let size = |text: &str| {
+            written_size(&parse(text, 0, &|line| line, &mut Budget::default()).expect("must be YAML").root)
+        };
         assert_eq!(size("[x, x]"), 8 + 9 + 9);
         assert_eq!(size("[&a [x], *a]"), size("[[x], [x]]"));
         let mut node = Node { value: Value::Text("x".into()), at: Origin::default() };

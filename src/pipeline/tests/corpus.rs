@@ -21,7 +21,7 @@ fn copy(from: &Path, to: &Path) {
             std::fs::create_dir_all(&target).expect("a directory");
             copy(&entry.path(), &target);
         } else {
-            std::fs::copy(entry.path(), target).expect("a copy");
+            std::fs::copy(entry.path(), target).expect("copy the file");
         }
     }
 }
@@ -46,7 +46,7 @@ fn set_up(case: &Path, expect: &Value) -> Repository {
             std::fs::create_dir_all(&target).expect("a directory");
             copy(&entry.path(), &target);
         } else {
-            std::fs::copy(entry.path(), target).expect("a copy");
+            std::fs::copy(entry.path(), target).expect("copy the file");
         }
     }
     repository.git(&["remote", "add", "origin", text(git, "remote", "https://git.example.test/team/app.git")]);
@@ -150,7 +150,7 @@ fn answer(case: &Path, expect: &Value) -> Result<Value, Vec<Problem>> {
         sources: &repository,
     };
     let plan = plan(&request)?;
-    Ok(serde_json::to_value(Listing { plan: &plan, run: &|_, _| JobRun::default() }).expect("JSON"))
+    Ok(serde_json::to_value(Listing { plan: &plan, run: &|_, _| JobRun::default() }).expect("encode as JSON"))
 }
 
 /// The differences between expected and actual result.
@@ -254,8 +254,8 @@ fn plans_and_problems_are_the_same_as_on_gitlab() {
     let mut failures = Vec::new();
     let mut counts = std::collections::BTreeMap::new();
     for case in cases() {
-        let text = std::fs::read_to_string(case.join("expect.json")).expect("expectations");
-        let expect: Value = serde_json::from_str(&text).expect("JSON");
+        let text = std::fs::read_to_string(case.join("expect.json")).expect("read the file");
+        let expect: Value = serde_json::from_str(&text).expect("must be JSON");
         let mode = expect["mode"].as_str().unwrap_or_default().to_owned();
         let wrong = differences(&mode, &expect["expect"], answer(&case, &expect));
         let count = counts.entry(mode).or_insert((0, 0));

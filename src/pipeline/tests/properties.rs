@@ -27,7 +27,7 @@ fn answer(text: &[u8]) -> Result<String, Vec<Problem>> {
     let mut memory = Memory::new(&[("tpl.yml", "t: {script: x}\n"), ("ci/base.yml", ".b: {script: x}\n")]);
     memory.files.insert(".gitlab-ci.yml".to_owned(), text.to_vec());
     let plan = plan(&memory.request())?;
-    Ok(serde_json::to_string(&Listing { plan: &plan, run: &|_, _| JobRun::default() }).expect("JSON"))
+    Ok(serde_json::to_string(&Listing { plan: &plan, run: &|_, _| JobRun::default() }).expect("encode as JSON"))
 }
 
 /// The files of the shared cases.
@@ -110,7 +110,7 @@ fn refuses_configurations_that_multiply() {
     assert_eq!(class(&text), Some(Class::TooBig));
     let rule = |n: usize| format!("  - if: $X =~ /(a|b|c){{1,900}}x{n}/\n");
     let rules = (0..100).map(rule).collect::<String>();
-    let problems = answer(format!("j:\n  script: x\n  rules:\n{rules}").as_bytes()).expect_err("refused");
+    let problems = answer(format!("j:\n  script: x\n  rules:\n{rules}").as_bytes()).expect_err("must be refused");
     assert_eq!((problems[0].class, problems.len()), (Class::IfSyntax, 1));
     let aliases = format!("a: &a '{}'\nj: {{script: [{}]}}\n", "x".repeat(1 << 20), vec!["*a"; 3000].join(", "));
     assert_eq!(class(&aliases), Some(Class::YamlSyntax));
@@ -118,9 +118,9 @@ fn refuses_configurations_that_multiply() {
 
 #[test]
 fn entries_from_a_merge_key_have_a_position() {
-    let problems = answer(b".a: &a\n  scirpt: x\nj: {<<: *a}\n").expect_err("refused");
+    let problems = answer(b".a: &a\n  scirpt: x\nj: {<<: *a}\n").expect_err("must be refused");
     assert_eq!((problems[0].class, problems[0].line, problems.len()), (Class::UnknownKeyword, 2, 1), "{problems:?}");
-    let problems = answer(b"<<: {.a: x}\n").expect_err("refused");
+    let problems = answer(b"<<: {.a: x}\n").expect_err("must be refused");
     assert_eq!((problems[0].class, problems[0].line), (Class::NoVisibleJob, 1));
 }
 

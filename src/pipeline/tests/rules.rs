@@ -11,7 +11,7 @@ use crate::pipeline::{JobRun, plan};
 
 fn listed(request: &Request<'_>) -> Result<Value, Vec<Problem>> {
     let plan = plan(request)?;
-    Ok(serde_json::to_value(Listing { plan: &plan, run: &|_, _| JobRun::default() }).expect("JSON"))
+    Ok(serde_json::to_value(Listing { plan: &plan, run: &|_, _| JobRun::default() }).expect("encode as JSON"))
 }
 
 fn planned(text: &str) -> Value {
@@ -240,7 +240,8 @@ fn resolves_inputs_of_the_first_file_and_shared_definitions() {
     let given = |key: &str, value: &str| GivenInput { key: key.into(), value: InputValue::Text(value.into()) };
     let listing = listed(&Request { inputs: vec![given("own", "7"), given("shared", "b")], ..memory.request() });
     assert_eq!(job(&listing.expect("the pipeline must be valid"), "j")["script"], json!(["echo 7 b"]));
-    let problems = listed(&Request { inputs: vec![given("shared", "c")], ..memory.request() }).expect_err("refused");
+    let problems =
+        listed(&Request { inputs: vec![given("shared", "c")], ..memory.request() }).expect_err("must be refused");
     assert_eq!(problems[0].class, Class::InputOption);
 }
 
@@ -265,7 +266,7 @@ fn the_strongest_level_of_a_variable_wins() {
     let env = plan.env(&plan.jobs[0], &run);
     let value = |key: &str| env.iter().find(|variable| &*variable.key == key).map(|variable| variable.value.as_str());
     assert_eq!(["A", "B", "C", "P"].map(value), [Some("line"), Some("dotenv"), Some("prod"), Some("line-s3cr3t99")]);
-    let listing = serde_json::to_value(Listing { plan: &plan, run: &|_, _| run.clone() }).expect("JSON");
+    let listing = serde_json::to_value(Listing { plan: &plan, run: &|_, _| run.clone() }).expect("encode as JSON");
     assert!(!listing.to_string().contains("s3cr3t99"));
 }
 

@@ -143,7 +143,7 @@ pub mod tests {
             (3, Arguments::Any),
             (400, Arguments::Any),
         ];
-        let program = compile(list).expect("compiled");
+        let program = compile(list).expect("compile the filter");
         let answer = |number: u32, first: u32, second: u32| {
             run(&program, ARCHITECTURE, number, [first, second, 0, 0, 0, 0]) == ALLOW.k
         };
@@ -160,8 +160,8 @@ pub mod tests {
 
     #[test]
     fn an_empty_list_allows_nothing_and_a_huge_one_is_refused() {
-        let program = compile(Vec::new()).expect("compiled");
+        let program = compile(Vec::new()).expect("compile the filter");
         assert_eq!(run(&program, ARCHITECTURE, 0, [0; 6]), UNKNOWN.k);
-        compile((0..1000).map(|number| (number * 2, Arguments::Any)).collect()).expect_err("too large");
+        compile((0..1000).map(|number| (number * 2, Arguments::Any)).collect()).expect_err("must be refused");
     }
 }

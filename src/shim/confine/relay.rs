@@ -372,7 +372,7 @@ mod tests {
         for host in ["169.254.169.254", "127.0.0.1", "localhost", "::ffff:169.254.169.254", "fd00:ec2::254", "0"] {
             assert_eq!(connect_or_code(host, 443, &network).err(), Some(NOT_ALLOWED), "{host}");
         }
-        proxy.set_nonblocking(true).expect("set");
+        proxy.set_nonblocking(true).expect("set the socket option");
         assert!(proxy.accept().is_err(), "it was asked");
     }
 

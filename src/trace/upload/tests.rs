@@ -45,7 +45,7 @@ struct Fake {
 
 impl Fake {
     fn server(&self) -> std::sync::MutexGuard<'_, Server> {
-        self.server.lock().expect("server")
+        self.server.lock().expect("no thread may panic")
     }
 }
 
@@ -80,7 +80,7 @@ impl Coordinator for Fake {
             Fault::NotFound => TraceOutcome::NotFound,
         };
         if let Some(watcher) = &self.watcher {
-            watcher.lock().expect("watcher").send(chunk.to_vec()).expect("someone watches");
+            watcher.lock().expect("no thread may panic").send(chunk.to_vec()).expect("the receiver must exist");
         }
         TraceReply { outcome, status: server.status.unwrap_or(JobStatus::Ongoing), interval: Some(self.interval) }
     }
@@ -207,7 +207,12 @@ fn parts_end_between_characters() {
     let server = case.fake.server();
     assert_eq!(server.log, text.as_bytes());
     assert_eq!(server.starts.len(), 3);
-    assert!(server.starts.iter().all(|start| text.is_char_boundary(usize::try_from(*start).expect("small"))));
+    assert!(
+        server
+            .starts
+            .iter()
+            .all(|start| text.is_char_boundary(usize::try_from(*start).expect("the number must be small")))
+    );
 }
 
 #[test]

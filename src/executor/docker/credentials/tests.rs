@@ -57,12 +57,12 @@ impl Machine {
         // A child process writes the file: a concurrent fork of another test could hold it open for writing, and
         // executing it would fail with ETXTBSY.
         let line = format!("printf '%s\\n' '#!/bin/sh' \"$1\" >{0} && chmod 755 {0}", path.display());
-        assert!(Command::new("sh").args(["-c", &line, "sh", script]).status().expect("sh").success());
+        assert!(Command::new("sh").args(["-c", &line, "sh", script]).status().expect("run sh").success());
     }
 
     fn file(&self, text: &str) -> PathBuf {
         let path = self.directory.path().join("config.json");
-        fs::write(&path, text).expect("written");
+        fs::write(&path, text).expect("write the file");
         path
     }
 
@@ -123,7 +123,7 @@ fn sources_have_the_documented_order() {
     assert_eq!(user(places(&[], &[]), "own.test:5050/a").as_deref(), Some("payload"));
     assert_eq!(user(places(&[], &[]), "nobodys.test/a"), None);
     let (login, _) = found(places(&[("r.test", "job")], &[]), "r.test/a");
-    assert_eq!(login.expect("found").0, "$DOCKER_AUTH_CONFIG");
+    assert_eq!(login.expect("the login must be found").0, "$DOCKER_AUTH_CONFIG");
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn a_job_can_use_only_allowed_helpers() {
         let (login, warnings) = found(TestSources { job: store(name), ..machine.places() }, "r.test/a");
         assert!(login.is_none() && warnings[0].contains("does not allow"), "{warnings:?}");
     }
-    fs::set_permissions(machine.directory.path(), fs::Permissions::from_mode(0o755)).expect("open");
+    fs::set_permissions(machine.directory.path(), fs::Permissions::from_mode(0o755)).expect("set the permissions");
     machine.allowed = vec!["own".to_owned()];
     let user_id = if Uid::effective().is_root() { nobody().0 } else { Uid::effective().as_raw() };
     let places = || machine.places();
@@ -289,7 +289,7 @@ fn the_header_contains_the_fields_that_the_engine_needs() {
     let access = LoginSources::default();
     let logins = RegistryLogins::read(Some(auths(&[("docker.io", "me")])), &[], &access);
     let header = logins.find(&name("alpine"), &mut |_| ()).expect("a login").header();
-    let json = BASE64_URL_SAFE.decode(header.reveal()).expect("base64");
+    let json = BASE64_URL_SAFE.decode(header.reveal()).expect("must be base64");
     let expected = r#"{"username":"me","password":"pw-me","serveraddress":"https://index.docker.io/v1/"}"#;
-    assert_eq!(String::from_utf8(json).expect("text"), expected);
+    assert_eq!(String::from_utf8(json).expect("the text must be UTF-8"), expected);
 }

@@ -119,7 +119,7 @@ mod tests {
             (ContainerStream::Out, b"two".to_vec()),
         ];
         for cut in 0..=bytes.len() {
-            assert_eq!(taken(&[&bytes[..cut], &bytes[cut..]]).expect("frames"), expected, "{cut}");
+            assert_eq!(taken(&[&bytes[..cut], &bytes[cut..]]).expect("the frames must be valid"), expected, "{cut}");
         }
     }
 

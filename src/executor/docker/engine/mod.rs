@@ -221,7 +221,7 @@ mod tests {
         let newer = PING.replace("1.41", "1.99");
         assert_eq!(engine(&[&newer]).expect("an engine").revision(), NEWEST);
         let older = PING.replace("1.41", "1.24");
-        let why = engine(&[&older]).err().expect("refused").to_string();
+        let why = engine(&[&older]).err().expect("must be refused").to_string();
         assert!(why.contains("has API version 1.24") && why.contains("update the engine"), "{why}");
     }
 
@@ -236,7 +236,7 @@ mod tests {
             ("SSH-2.0-x\r\n\r\n", "should be a container engine"),
             ("HTTP/1.1 503 x\r\nContent-Length: 4\r\n\r\nbusy", "busy"),
         ] {
-            let why = engine(&[answer]).err().expect("refused").to_string();
+            let why = engine(&[answer]).err().expect("must be refused").to_string();
             assert!(why.contains(part), "{answer}: {why}");
         }
     }
@@ -245,9 +245,9 @@ mod tests {
     fn says_what_to_do_without_an_engine() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("docker.sock");
-        let connect = || Engine::connect(&Address::Unix(path.clone())).err().expect("refused").to_string();
+        let connect = || Engine::connect(&Address::Unix(path.clone())).err().expect("must be refused").to_string();
         assert!(connect().contains("install or start it"), "{}", connect());
-        drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("bind the address"));
         assert!(connect().contains("does not run"), "{}", connect());
     }
 
@@ -261,12 +261,13 @@ mod tests {
             &json("200 OK", r#"{"Id": 7}"#),
         ])
         .expect("an engine");
-        let taken = engine.create_container("a b", None, &spec::CreateContainer::default()).expect_err("refused");
+        let taken =
+            engine.create_container("a b", None, &spec::CreateContainer::default()).expect_err("must be refused");
         assert_eq!((taken.status(), taken.to_string().as_str()), (Some(409), "the name is taken"));
-        assert!(engine.container("x").expect_err("none").is_missing());
-        let redirected = engine.start_container("x").expect_err("refused");
+        assert!(engine.container("x").expect_err("the container must be missing").is_missing());
+        let redirected = engine.start_container("x").expect_err("must be refused");
         assert!(redirected.to_string().contains("an engine never does"), "{redirected}");
-        let odd = engine.container("x").expect_err("refused");
+        let odd = engine.container("x").expect_err("must be refused");
         assert!(matches!(odd, Error::Nonsense { .. }), "{odd}");
     }
 
@@ -274,9 +275,9 @@ mod tests {
     fn a_pull_that_fails_halfway_is_an_error() {
         let body = "{\"status\":\"Pulling\",\"id\":\"x\"}\r\n{\"errorDetail\":{},\"error\":\"manifest unknown\"}\r\n";
         let engine = engine(&[PING, &json("200 OK", body)]).expect("an engine");
-        let mut pull = engine.pull("a/b:1", None, Some("e30=")).expect("begun");
-        assert_eq!(pull.next_progress().expect("progress").expect("a line").status, "Pulling");
-        assert_eq!(pull.next_progress().expect_err("failed").to_string(), "manifest unknown");
+        let mut pull = engine.pull("a/b:1", None, Some("e30=")).expect("begin the pull");
+        assert_eq!(pull.next_progress().expect("read the progress of the pull").expect("a line").status, "Pulling");
+        assert_eq!(pull.next_progress().expect_err("the pull must fail").to_string(), "manifest unknown");
     }
 
     #[test]

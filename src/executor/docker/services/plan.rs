@@ -109,7 +109,7 @@ mod tests {
     }
 
     fn names(docker: &Docker, images: &[Image]) -> (Vec<Vec<String>>, Vec<String>) {
-        let (services, warnings) = planned(docker, images).expect("planned");
+        let (services, warnings) = planned(docker, images).expect("the services must be planned");
         (services.into_iter().map(|service| service.aliases).collect(), warnings)
     }
 
@@ -156,7 +156,7 @@ mod tests {
         };
         let mut second = image("second", "");
         second.variables = vec![own("USER_PASSWORD", "x-$PASSWORD", false), own("RAW", "$PASSWORD", true)];
-        let (services, _) = planned(&docker, &[second]).expect("planned");
+        let (services, _) = planned(&docker, &[second]).expect("the services must be planned");
         assert_eq!(services[0].environment, ["CI_JOB_ID=7", "A=B"]);
         assert_eq!(services[1].environment, ["CI_JOB_ID=7", "USER_PASSWORD=x-hidden", "RAW=$PASSWORD"]);
     }

@@ -102,7 +102,7 @@ mod tests {
             activity("Successful", "2026-01-02T00:00:04Z", "Launching a new EC2 instance: i-2"),
             activity("Failed", "2026-01-01T00:00:00Z", "Launching a new EC2 instance"),
         );
-        let failed = since(&xml, "2026-01-02T00:00:00Z".parse().expect("a time")).expect("XML");
+        let failed = since(&xml, "2026-01-02T00:00:00Z".parse().expect("a time")).expect("must be XML");
         let causes: Vec<&str> = failed.iter().map(|failed| failed.cause.as_str()).collect();
         assert_eq!(causes, ["Because of 2026-01-02T00:00:03Z", "Because of 2026-01-02T00:00:05Z"]);
         assert!(since("nonsense", Timestamp::UNIX_EPOCH).is_err());

@@ -112,7 +112,7 @@ impl Engine for TestGroup {
         let outcome = self.call(format!("set_target {instances}"));
         outcome?;
         group.desired = instances;
-        let listed = u32::try_from(group.members.len()).expect("few");
+        let listed = u32::try_from(group.members.len()).expect("the number must be small");
         for _ in listed..if self.refuses_starts { listed } else { instances } {
             let mut started = self.started.lock().expect("no panic");
             *started += 1;
@@ -259,7 +259,7 @@ fn a_reload_changes_the_policy_and_keeps_the_instances() {
 #[test]
 fn instances_without_a_job_are_deleted_at_shutdown() {
     let engine = TestGroup::new();
-    engine.set_target(3).expect("set");
+    engine.set_target(3).expect("set the target");
     let jobs = Jobs::default();
     jobs.change(|snapshot| snapshot.agents = vec![agent("i-2", AgentState::Busy)]);
     assert_eq!(delete_instances(&settings(), &jobs, &engine), 0);
