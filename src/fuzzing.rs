@@ -13,7 +13,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::archive::glob::Pattern;
+use crate::archive::glob::GlobPattern;
 use crate::config::Config;
 use crate::pipeline::syntax;
 use crate::{config, job, payload};
@@ -100,7 +100,7 @@ fn configuration(text: &[u8]) {
 fn glob(text: &[u8]) {
     let Ok(text) = std::str::from_utf8(text) else { return };
     let mut lines = text.lines();
-    let Ok(pattern) = Pattern::parse(lines.next().unwrap_or_default()) else { return };
+    let Ok(pattern) = GlobPattern::parse(lines.next().unwrap_or_default()) else { return };
     for path in lines.take(64) {
         let _ = pattern.matches(path.as_bytes());
     }

@@ -1,11 +1,11 @@
 //! Warnings about settings that are likely mistakes on this machine.
 
-use crate::config::leave::{Leave, Strategy};
-use crate::config::lifetime::Lifetime as Bounds;
+use crate::config::leave::{Leave, LeaveStrategy};
+use crate::config::lifetime::LifetimeBounds;
 use crate::instance::Instance;
 
 /// A warning if `leave` (with its defaults applied) does not suit the machine.
-pub fn of_shutdown(bounds: &Bounds, leave: &Leave, instance: &dyn Instance) -> Option<String> {
+pub fn of_shutdown(bounds: &LifetimeBounds, leave: &Leave, instance: &dyn Instance) -> Option<String> {
     let bound = [
         ("max_builds", bounds.max_builds.is_some()),
         ("idle_timeout", !bounds.idle.is_empty()),
@@ -13,15 +13,15 @@ pub fn of_shutdown(bounds: &Bounds, leave: &Leave, instance: &dyn Instance) -> O
     ];
     let bound = bound.into_iter().find(|(_, is_set)| *is_set).map(|(key, _)| key);
     match (leave.strategy, bound, instance.cloud(), instance.is_in_group()) {
-        (Strategy::Exit, Some(bound), Some(_), true) => Some(format!(
+        (LeaveStrategy::Exit, Some(bound), Some(_), true) => Some(format!(
             "`leave = \"exit\"` with `{bound}`: the agent exits, but its instance of the Auto Scaling group keeps running \
              without taking jobs, and costs money; remove `leave`, or set it to \"aws-asg\""
         )),
-        (Strategy::Exit, Some(bound), Some(cloud), false) => Some(format!(
+        (LeaveStrategy::Exit, Some(bound), Some(cloud), false) => Some(format!(
             "`leave = \"exit\"` with `{bound}`: the agent exits, but the {cloud} instance keeps running without taking \
              jobs, and costs money; set `leave = \"poweroff\"` below [mayfly]"
         )),
-        (Strategy::Poweroff, _, _, true) => Some(
+        (LeaveStrategy::Poweroff, _, _, true) => Some(
             "`leave = \"poweroff\"` inside an Auto Scaling group: the group replaces each instance that powers off; remove \
              `leave`, or set it to \"aws-asg\""
                 .to_owned(),

@@ -8,9 +8,9 @@ use super::notices::Availability;
 use super::poller::Poller;
 use super::readiness::Readiness;
 use super::runner_setup::gitlab;
-use super::server::Server;
+use super::server::RunnerServer;
 use super::{Agent, advice, metadata_blocking};
-use crate::config::{Config, ExecutorKind, Loaded, Runner, carried};
+use crate::config::{Config, ExecutorKind, LoadedConfig, Runner, carried};
 use crate::coordinator::Coordinator;
 use crate::executor::docker::host;
 use crate::job::build_dir::BuildDir;
@@ -23,7 +23,7 @@ use crate::monitor::metrics::RunnerLabels;
 impl Agent {
     /// Applies a configuration: starts new pollers, while requests in flight and running jobs keep the old settings.
     /// Errors: a runner cannot be set up; then nothing has changed.
-    pub(super) fn adopt_configuration(&mut self, loaded: Loaded) -> Result<(), String> {
+    pub(super) fn adopt_configuration(&mut self, loaded: LoadedConfig) -> Result<(), String> {
         loaded.log();
         let mut config = loaded.config;
         config.leave.apply_default(self.instance.is_in_group());
@@ -128,7 +128,7 @@ impl Agent {
 
     /// The client of a runner's server. A reload keeps the client, because it holds the queue state that GitLab
     /// returned (`last_update`).
-    fn server(&self, config: &Config, runner: &Arc<Runner>) -> Result<Arc<Server>, String> {
+    fn server(&self, config: &Config, runner: &Arc<Runner>) -> Result<Arc<RunnerServer>, String> {
         let known = self.servers.iter().find(|(known, _)| {
             known.url == runner.url
                 && known.token == runner.token
@@ -141,7 +141,7 @@ impl Agent {
         }
         let needs_manager = runner.executor == ExecutorKind::FromManager;
         let gitlab = Arc::new(gitlab(config, runner)?);
-        Ok(Arc::new(Server::new(gitlab, self.make_manager(config, runner), needs_manager)))
+        Ok(Arc::new(RunnerServer::new(gitlab, self.make_manager(config, runner), needs_manager)))
     }
 
     /// Creates the contexts of jobs.
@@ -161,7 +161,7 @@ impl Agent {
     fn poller(
         &self,
         runner: &Arc<Runner>,
-        server: &Arc<Server>,
+        server: &Arc<RunnerServer>,
         context: &RunnerContext,
         offers: &Arc<OfferContexts>,
     ) -> Poller {

@@ -12,7 +12,7 @@ use nix::sys::statvfs::statvfs;
 
 use crate::backoff::Backoff;
 use crate::config::{self, Config, Runner, fitness};
-use crate::executor::docker::engine::Engine;
+use crate::executor::docker::engine::DockerEngine;
 use crate::executor::docker::host;
 use crate::executor::shell::find_program;
 use crate::executor::user;
@@ -216,7 +216,7 @@ fn check_shell(shell: Option<&str>, user: Option<&str>, slots: u32) -> Result<()
 }
 
 fn check_engine(address: &Address) -> Result<(), Unfit> {
-    let answered = Engine::connect(address).and_then(|engine| engine.ping(ENGINE_TIMEOUT));
+    let answered = DockerEngine::connect(address).and_then(|engine| engine.ping(ENGINE_TIMEOUT));
     answered.map_err(|error| Unfit::Engine { address: address.to_string(), why: error.to_string() })
 }
 

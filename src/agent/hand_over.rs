@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::signals::{self, SignalRequest};
 use super::termination::wait;
-use super::{Agent, Event, STACK};
+use super::{Agent, AgentEvent, STACK};
 use crate::config::{self, Config};
 use crate::journal::Predecessor;
 use crate::sync;
@@ -81,7 +81,7 @@ impl Agent {
         }
         let events = self.events.clone();
         let validate = move || {
-            let _ = events.send(Event::NewProgramValidated(validate(&program())));
+            let _ = events.send(AgentEvent::NewProgramValidated(validate(&program())));
         };
         match sync::spawn("validate", STACK, validate) {
             Ok(_) => self.hand_over = HandOver::Validating,
@@ -113,9 +113,9 @@ impl Agent {
             // The new program would not receive the events that have arrived, so they are handled now.
             let event = if waits { self.next_event(None).ok() } else { self.inbox.try_recv().ok() };
             match event {
-                Some(Event::Notice(notice)) => self.handle_notice(notice),
+                Some(AgentEvent::Notice(notice)) => self.handle_notice(notice),
                 // A stop signal cancels the handover.
-                Some(event @ Event::Signal(SignalRequest::Drain | SignalRequest::Stop)) => {
+                Some(event @ AgentEvent::Signal(SignalRequest::Drain | SignalRequest::Stop)) => {
                     return self.handle_event(event);
                 }
                 None if !waits => break,

@@ -12,7 +12,7 @@ use super::concurrent_ids::{ConcurrentIdPool, IdScope};
 use super::fitness::FailureStreaks;
 use super::offers::OfferedJob;
 use super::slots::Permit;
-use super::{Event, job_reports};
+use super::{AgentEvent, job_reports};
 use crate::coordinator::JobHandle;
 use crate::executor::ConcurrentIds;
 use crate::instance::{Activity, Instance, JobDemand};
@@ -36,7 +36,7 @@ const SHORT_QUEUE_TIME: Duration = Duration::from_secs(10);
 pub struct JobManager {
     state_dir: PathBuf,
     instance: Arc<dyn Instance>,
-    events: Sender<Event>,
+    events: Sender<AgentEvent>,
     failures: FailureStreaks,
     state: Mutex<State>,
 }
@@ -54,7 +54,7 @@ struct State {
 
 impl JobManager {
     /// Manages the jobs of an instance with this state directory.
-    pub fn new(state: PathBuf, instance: Arc<dyn Instance>, count: JobCount, events: Sender<Event>) -> Arc<Self> {
+    pub fn new(state: PathBuf, instance: Arc<dyn Instance>, count: JobCount, events: Sender<AgentEvent>) -> Arc<Self> {
         if let Err(error) = count.save(&state) {
             log::error!("cannot save the job count error={error}");
         }
@@ -361,7 +361,7 @@ impl JobManager {
                 offered.note_ended();
             }
             drop(permit);
-            let _ = jobs.events.send(Event::Changed);
+            let _ = jobs.events.send(AgentEvent::Changed);
         });
         if let Err(((_permit, context, job), error)) = refused {
             job_reports::fail(&context, &job, &format!("{why}; no thread can be created to report it: {error}"));
@@ -393,7 +393,7 @@ impl JobManager {
             inner.concurrent_ids.release(scope, ids);
         }
         drop(permit);
-        let _ = self.events.send(Event::Changed);
+        let _ = self.events.send(AgentEvent::Changed);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

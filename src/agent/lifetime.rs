@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::slots::Slots;
-use crate::config::lifetime::Lifetime as Bounds;
+use crate::config::lifetime::LifetimeBounds;
 use crate::journal::shutdown::ShutdownReason;
 use crate::sys::BootTime;
 
@@ -27,7 +27,7 @@ const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct Lifetime {
     /// The limits of the configuration and the command line.
-    pub bounds: Bounds,
+    pub bounds: LifetimeBounds,
     /// Start of the lifetime.
     pub began: BootTime,
     /// The random share of [`JITTER`], from 0 to 1.
@@ -38,7 +38,7 @@ pub struct Lifetime {
 
 impl Lifetime {
     /// A lifetime that started at `began`.
-    pub fn new(bounds: Bounds, began: BootTime) -> Self {
+    pub fn new(bounds: LifetimeBounds, began: BootTime) -> Self {
         Self { bounds, began, jitter_fraction: crate::random::fraction(), refused: false }
     }
 
@@ -108,7 +108,7 @@ mod tests {
 
     fn idle_after(seconds: u64) -> Lifetime {
         let idle = vec![IdleTimes::always(Duration::from_secs(seconds))];
-        Lifetime::new(Bounds { idle, ..Bounds::default() }, BootTime::default())
+        Lifetime::new(LifetimeBounds { idle, ..LifetimeBounds::default() }, BootTime::default())
     }
 
     fn verdict(lifetime: &Lifetime, slots: &Slots) -> Result<ShutdownReason, Option<Duration>> {
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn standby_and_sleep_count_for_the_age_but_not_as_idle_time() {
-        let bounds = Bounds { max_age: Some(Duration::from_secs(10 * HOUR)), ..idle_after(600).bounds };
+        let bounds = LifetimeBounds { max_age: Some(Duration::from_secs(10 * HOUR)), ..idle_after(600).bounds };
         let (mut machine, lifetime) =
             (Machine::boot(), Lifetime { jitter_fraction: 0.0, ..Lifetime::new(bounds, BootTime::default()) });
         machine.slots.pause();
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn shuts_down_after_max_builds() {
         let slots = Slots::new(1, Some(1), 0);
-        let lifetime = Lifetime::new(Bounds::default(), BootTime::default());
+        let lifetime = Lifetime::new(LifetimeBounds::default(), BootTime::default());
         let mut permit = slots.acquire(&key(), BOUNDS, || false).expect("a permit");
         assert_eq!(verdict(&lifetime, &slots), Err(None));
         permit.begin_job();
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn shuts_down_at_the_maximum_age_even_during_a_job() {
         let max_age = Some(Duration::from_secs(10 * HOUR));
-        let lifetime = Lifetime::new(Bounds { max_age, ..Bounds::default() }, BootTime::from_nanos(5));
+        let lifetime = Lifetime::new(LifetimeBounds { max_age, ..LifetimeBounds::default() }, BootTime::from_nanos(5));
         let slots = Slots::new(1, None, 0);
         let _job = slots.occupy(key(), 0);
         let at = |hours: u64| {

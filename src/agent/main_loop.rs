@@ -9,7 +9,7 @@ use super::monitoring::AgentPhase;
 use super::notices::Availability;
 use super::shutdown::Shutdown;
 use super::signals::SignalRequest;
-use super::{Agent, Event};
+use super::{Agent, AgentEvent};
 use crate::config::fitness::WhenUnfit;
 use crate::journal::shutdown::ShutdownReason;
 use crate::sys::BootTime;
@@ -46,27 +46,27 @@ impl Agent {
     }
 
     /// Handles an event. Returns an exit code if the agent must exit.
-    pub(super) fn handle_event(&mut self, event: Event) -> Option<ExitCode> {
+    pub(super) fn handle_event(&mut self, event: AgentEvent) -> Option<ExitCode> {
         match event {
-            Event::Signal(SignalRequest::Drain) => self.drain(),
-            Event::Signal(SignalRequest::Stop) => return self.stop(),
-            Event::Signal(SignalRequest::HandOver) => self.prepare_hand_over(),
-            Event::NewProgramValidated(outcome) => return self.hand_over(outcome),
-            Event::Signal(SignalRequest::Reload) | Event::ConfigurationChanged => self.reload(),
-            Event::TokensFetched(fetched) => self.handle_fetched_tokens(fetched),
-            Event::StoredTokenRejected => self.fetch_rejected_tokens(),
-            Event::Notice(notice) => self.handle_notice(notice),
-            Event::Terminated(outcome) => return self.handle_termination(outcome),
-            Event::Ready => self.handle_ready(),
-            Event::Dismissed(reason) => self.handle_dismissal(&reason),
-            Event::Changed => {}
+            AgentEvent::Signal(SignalRequest::Drain) => self.drain(),
+            AgentEvent::Signal(SignalRequest::Stop) => return self.stop(),
+            AgentEvent::Signal(SignalRequest::HandOver) => self.prepare_hand_over(),
+            AgentEvent::NewProgramValidated(outcome) => return self.hand_over(outcome),
+            AgentEvent::Signal(SignalRequest::Reload) | AgentEvent::ConfigurationChanged => self.reload(),
+            AgentEvent::TokensFetched(fetched) => self.handle_fetched_tokens(fetched),
+            AgentEvent::StoredTokenRejected => self.fetch_rejected_tokens(),
+            AgentEvent::Notice(notice) => self.handle_notice(notice),
+            AgentEvent::Terminated(outcome) => return self.handle_termination(outcome),
+            AgentEvent::Ready => self.handle_ready(),
+            AgentEvent::Dismissed(reason) => self.handle_dismissal(&reason),
+            AgentEvent::Changed => {}
         }
         None
     }
 
     /// Waits for an event, at most for `timeout` and at most until the service manager's watchdog or the health check
     /// needs a sign of life.
-    pub(super) fn next_event(&mut self, timeout: Option<Duration>) -> Result<Event, RecvTimeoutError> {
+    pub(super) fn next_event(&mut self, timeout: Option<Duration>) -> Result<AgentEvent, RecvTimeoutError> {
         match [timeout, self.supervisor.ping_watchdog(), self.monitoring.record_loop()].into_iter().flatten().min() {
             Some(timeout) => self.inbox.recv_timeout(timeout),
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),

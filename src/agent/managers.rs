@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::offers::OfferedJob;
-use super::server::{MakeManager, Server};
-use super::{Agent, Event, gitlab, readiness};
+use super::server::{MakeManager, RunnerServer};
+use super::{Agent, AgentEvent, gitlab, readiness};
 use crate::config::{Config, Runner};
 use crate::coordinator::manager::protocol::Welcome;
 use crate::coordinator::manager::{AgentIdentity, ManagedJobs, ManagerClient};
@@ -24,7 +24,7 @@ impl Agent {
         let jobs = managed.entry(url.to_owned()).or_insert_with(|| {
             let jobs = Arc::<ManagedJobs>::default();
             let events = self.events.clone();
-            jobs.set_on_leave(Box::new(move |reason| drop(events.send(Event::Dismissed(reason.to_owned())))));
+            jobs.set_on_leave(Box::new(move |reason| drop(events.send(AgentEvent::Dismissed(reason.to_owned())))));
             jobs
         });
         Arc::clone(jobs)
@@ -76,7 +76,7 @@ impl Agent {
         let known = config.runners.iter().find(|runner| runner.url == offered.manager);
         let runner = known.cloned().unwrap_or_else(|| Runner::unnamed(&offered.manager, Token::new("")));
         let gitlab = Arc::new(gitlab(config, &runner)?);
-        let source = Server::new(gitlab, self.make_manager(config, &runner), true);
+        let source = RunnerServer::new(gitlab, self.make_manager(config, &runner), true);
         source.become_manager()?;
         if let Some(manager) = source.manager() {
             manager.start_heartbeats();

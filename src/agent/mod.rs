@@ -42,7 +42,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::config::lifetime::{IdleTimes, Lifetime as Bounds};
+use crate::config::lifetime::{IdleTimes, LifetimeBounds};
 use crate::config::{self, Config, Runner};
 use crate::coordinator::manager::ManagedJobs;
 use crate::executor::cgroup::CgroupParents;
@@ -66,7 +66,7 @@ use reload::Unconfigured;
 use restart::StartSettings;
 use rotation::Rotation;
 pub use runner_setup::{directories_of, gitlab, working_directory};
-use server::Server;
+use server::RunnerServer;
 use shutdown::Shutdown;
 use signals::SignalRequest;
 use slots::Slots;
@@ -86,7 +86,7 @@ const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An event for the main loop.
-pub enum Event {
+pub enum AgentEvent {
     /// The process received a signal.
     Signal(SignalRequest),
     /// The configuration file has changed.
@@ -111,7 +111,7 @@ pub enum Event {
 
 /// The command line options; they override the configuration.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct AgentOptions {
     /// Path of the configuration file.
     pub config: PathBuf,
     /// The user that jobs run as.
@@ -128,11 +128,11 @@ pub struct Options {
     pub working_directory: PathBuf,
 }
 
-impl Options {
+impl AgentOptions {
     /// The limits of the agent's lifetime: the command line overrides the configuration.
-    fn bounds(&self, config: &Config) -> Bounds {
+    fn bounds(&self, config: &Config) -> LifetimeBounds {
         let configured = config.lifetime.clone();
-        Bounds {
+        LifetimeBounds {
             max_builds: self.max_builds.or(configured.max_builds),
             max_age: self.max_age.or(configured.max_age),
             idle: self.idle_timeout.map_or(configured.idle, |timeout| vec![IdleTimes::always(timeout)]),
@@ -142,7 +142,7 @@ impl Options {
 }
 
 struct Agent {
-    options: Options,
+    options: AgentOptions,
     config: Config,
     /// What the agent read when it started and does not read again.
     start_settings: StartSettings,
@@ -161,7 +161,7 @@ struct Agent {
     lifetime: Lifetime,
     availability: Availability,
     pollers: Arc<PollerSet>,
-    servers: Vec<(Arc<Runner>, Arc<Server>)>,
+    servers: Vec<(Arc<Runner>, Arc<RunnerServer>)>,
     /// The jobs from managers, by the URL of the manager.
     managed: Mutex<HashMap<String, Arc<ManagedJobs>>>,
     contexts: Vec<RunnerContext>,
@@ -177,8 +177,8 @@ struct Agent {
     reloads: u64,
     /// When the agent last fetched tokens because GitLab rejected one.
     last_token_fetch: Option<Instant>,
-    events: Sender<Event>,
-    inbox: Receiver<Event>,
+    events: Sender<AgentEvent>,
+    inbox: Receiver<AgentEvent>,
     shutdown: Option<Shutdown>,
     /// The runners that must not poll, with the reasons.
     status: Arc<fitness::FitnessStatus>,
@@ -192,11 +192,11 @@ struct Agent {
 impl Agent {
     fn new(
         instance: Arc<dyn Instance>,
-        options: Options,
+        options: AgentOptions,
         config: &Config,
         state: PathBuf,
         supervisor: Supervisor,
-        (events, inbox): (Sender<Event>, Receiver<Event>),
+        (events, inbox): (Sender<AgentEvent>, Receiver<AgentEvent>),
     ) -> Self {
         let identity = instance.identity();
         let count = JobCount::load(&state, &identity);

@@ -11,9 +11,9 @@ use super::slots::Slots;
 use super::status::{AgentStatus, RunningJob};
 use super::termination::ShutdownTracker;
 use crate::config::Config;
-use crate::config::lifetime::Lifetime as Bounds;
+use crate::config::lifetime::LifetimeBounds;
 use crate::journal::shutdown::ShutdownPhase;
-use crate::monitor::listener::{Answer, Listener, Pages};
+use crate::monitor::listener::{Listener, PageResponse, Pages};
 use crate::monitor::machine;
 use crate::monitor::metrics::{self, RunnerLabels};
 use crate::monitor::text::{CONTENT_TYPE, MetricKind, Page};
@@ -95,7 +95,7 @@ struct AgentState {
     phase: AgentPhase,
     concurrent: u32,
     /// The limits of the agent's lifetime.
-    bounds: Bounds,
+    bounds: LifetimeBounds,
     runners: Vec<(RunnerLabels, Option<u32>)>,
     /// The state, build and cache directories, by purpose.
     directories: BTreeSet<(&'static str, PathBuf)>,
@@ -140,11 +140,11 @@ impl Monitoring {
     fn page_handler(&self) -> Pages {
         let pages = Arc::clone(&self.pages);
         Arc::new(move |path| match path {
-            "/metrics" => Some(Answer { status: 200, content_type: CONTENT_TYPE, body: pages.metrics() }),
+            "/metrics" => Some(PageResponse { status: 200, content_type: CONTENT_TYPE, body: pages.metrics() }),
             "/healthz" => Some(pages.health()),
             "/status" => {
                 let body = serde_json::to_string(&pages.status()).unwrap_or_default();
-                Some(Answer { status: 200, content_type: "application/json", body })
+                Some(PageResponse { status: 200, content_type: "application/json", body })
             }
             _ => None,
         })
@@ -191,22 +191,22 @@ impl MonitoringPages {
     }
 
     /// 200 while the agent works; otherwise 503 with the reason.
-    fn health(&self) -> Answer {
+    fn health(&self) -> PageResponse {
         let since = self.since_last_loop();
         let state = self.state();
         let refused = !state.runners.is_empty()
             && state.runners.iter().all(|(runner_labels, _)| metrics::is_paused(runner_labels));
         if since > HANG_TIMEOUT {
-            Answer::text(503, format!("the main loop hangs for {} seconds\n", since.as_secs()))
+            PageResponse::text(503, format!("the main loop hangs for {} seconds\n", since.as_secs()))
         } else if let Some(reason) = state.phase.reason() {
-            Answer::text(503, format!("{} ({reason}), jobs left: {}\n", state.phase.phase(), self.slots.jobs()))
+            PageResponse::text(503, format!("{} ({reason}), jobs left: {}\n", state.phase.phase(), self.slots.jobs()))
         } else if let Some((runner, unfit)) = self.fitness.reasons().into_iter().next() {
             let runner = runner.map(|name| format!(" runner={name}")).unwrap_or_default();
-            Answer::text(503, format!("unfit reason={}{runner}: {unfit}\n", unfit.reason()))
+            PageResponse::text(503, format!("unfit reason={}{runner}: {unfit}\n", unfit.reason()))
         } else if refused {
-            Answer::text(503, "every runner is refused; check them with `mayfly verify`\n")
+            PageResponse::text(503, "every runner is refused; check them with `mayfly verify`\n")
         } else {
-            Answer::text(200, format!("{}\n", state.phase.phase()))
+            PageResponse::text(200, format!("{}\n", state.phase.phase()))
         }
     }
 
@@ -349,19 +349,19 @@ mod tests {
     #[test]
     fn health_names_the_reason_without_polling() {
         let monitoring = monitoring("health");
-        assert_eq!(monitoring.pages.health(), Answer::text(200, "working\n"));
+        assert_eq!(monitoring.pages.health(), PageResponse::text(200, "working\n"));
         let runner_labels = RunnerLabels { token: Token::new("health").short(), name: "r".to_owned() };
         metrics::set_paused(&runner_labels, true);
         assert!(monitoring.pages.health().body.contains("refused"));
         metrics::set_paused(&runner_labels, false);
         monitoring.set_phase(AgentPhase::Stopping);
-        assert_eq!(monitoring.pages.health(), Answer::text(503, "draining (signal), jobs left: 0\n"));
+        assert_eq!(monitoring.pages.health(), PageResponse::text(503, "draining (signal), jobs left: 0\n"));
         let state = tempfile::tempdir().expect("a directory");
         let identity = Identity { instance: "i".to_owned(), boot: "b".to_owned() };
         let tracker =
             Arc::new(ShutdownTracker::begin(state.path(), ShutdownState::new(&identity, ShutdownReason::Idle)));
         monitoring.set_phase(AgentPhase::ShuttingDown(tracker));
-        assert_eq!(monitoring.pages.health(), Answer::text(503, "draining (idle_timeout), jobs left: 0\n"));
+        assert_eq!(monitoring.pages.health(), PageResponse::text(503, "draining (idle_timeout), jobs left: 0\n"));
         let long_ago = BootTime::now().as_nanos().saturating_sub(HANG_TIMEOUT.as_nanos() as u64 * 2).max(1);
         monitoring.pages.last_loop.store(long_ago, Ordering::Relaxed);
         let hangs = BootTime::now().as_nanos() - long_ago > HANG_TIMEOUT.as_nanos() as u64;

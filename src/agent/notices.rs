@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Agent, Event, Readiness};
+use super::{Agent, AgentEvent, Readiness};
 use crate::instance::{Interruption, Notice, TargetState};
 use crate::journal::shutdown::ShutdownReason;
 use crate::sys;
@@ -44,7 +44,7 @@ impl Agent {
         }
         let events = self.events.clone();
         self.instance.watch(Box::new(move |notice| {
-            let _ = events.send(Event::Notice(notice));
+            let _ = events.send(AgentEvent::Notice(notice));
         }));
     }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::server::Server;
+use super::server::RunnerServer;
 use crate::backoff::Backoff;
 use crate::coordinator::JobHandle;
 use crate::coordinator::manager::ManagedJobs;
@@ -21,7 +21,7 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_s
 pub struct OfferedJob {
     pub offer: Offer,
     /// The server that offers the job.
-    pub source: Arc<Server>,
+    pub source: Arc<RunnerServer>,
     /// URL of the manager.
     pub manager: String,
     /// The agent's jobs from this manager.

@@ -6,12 +6,12 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use super::Event;
+use super::AgentEvent;
 use super::contexts::OfferContexts;
 use super::fitness::{self, FitnessCheck};
 use super::job_manager::JobManager;
 use super::offers::OfferedJob;
-use super::server::Server;
+use super::server::RunnerServer;
 use super::slots::{Permit, RequestOutcome, RunnerBounds, RunnerKey, Slots};
 use crate::config::Runner;
 use crate::coordinator::gitlab::Health;
@@ -61,7 +61,7 @@ impl PollerSet {
 /// Polls for the jobs of one runner.
 pub struct Poller {
     pub runner: Arc<Runner>,
-    pub server: Arc<Server>,
+    pub server: Arc<RunnerServer>,
     /// The context of the runner's jobs.
     pub context: RunnerContext,
     /// The contexts of jobs that a manager offers.
@@ -74,8 +74,8 @@ pub struct Poller {
     pub slots: Arc<Slots>,
     /// Accepts the jobs.
     pub jobs: Arc<JobManager>,
-    /// Receives [`Event::Changed`] after each request.
-    pub events: Sender<Event>,
+    /// Receives [`AgentEvent::Changed`] after each request.
+    pub events: Sender<AgentEvent>,
     /// Runs before each request.
     pub fitness_check: FitnessCheck,
     /// System failures in a row before the runner pauses.
@@ -111,7 +111,7 @@ impl Poller {
                 }
             };
             // The main loop may wait for the last request.
-            let _ = self.events.send(Event::Changed);
+            let _ = self.events.send(AgentEvent::Changed);
             pollers.wait(rest);
         }
     }
@@ -154,9 +154,9 @@ impl Poller {
             PollOutcome::NoJob => health.healthy(),
             PollOutcome::Leave(reason) => {
                 health.healthy();
-                let _ = self.events.send(Event::Dismissed(reason));
+                let _ = self.events.send(AgentEvent::Dismissed(reason));
             }
-            // Answered by `Server`, which then switches to the manager's client.
+            // Answered by `RunnerServer`, which then switches to the manager's client.
             PollOutcome::IsManager => {}
             PollOutcome::Failed(why) => {
                 health.healthy();
@@ -174,7 +174,7 @@ impl Poller {
                 }
                 let is_stored = self.runner.token_reference.is_some();
                 if is_stored {
-                    let _ = self.events.send(Event::StoredTokenRejected);
+                    let _ = self.events.send(AgentEvent::StoredTokenRejected);
                 }
                 if let Some(pause) = health.unhealthy() {
                     // The new token may appear in the store after GitLab has revoked the old one.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::fitness::FitnessStatus;
 use super::notices::Availability;
 use super::termination::run_line;
-use super::{Agent, Event, STACK};
+use super::{Agent, AgentEvent, STACK};
 use crate::config::fitness::{READY_TIMEOUT, Ready};
 use crate::sync;
 
@@ -59,9 +59,9 @@ impl Agent {
     }
 }
 
-/// Repeats the commands in a thread until all have succeeded, then sends [`Event::Ready`]. After the timeout the
+/// Repeats the commands in a thread until all have succeeded, then sends [`AgentEvent::Ready`]. After the timeout the
 /// machine counts as unfit, and the commands are still repeated. Errors: no thread can be created.
-fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<Event>) -> std::io::Result<()> {
+fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<AgentEvent>) -> std::io::Result<()> {
     let wait = move || {
         let until = Instant::now() + ready.timeout;
         for command in &ready.commands {
@@ -69,7 +69,7 @@ fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<Event
         }
         status.set_ready(Ok(()));
         log::info!("the machine is ready for jobs");
-        let _ = events.send(Event::Ready);
+        let _ = events.send(AgentEvent::Ready);
     };
     sync::spawn("ready", STACK, wait).map(drop)
 }

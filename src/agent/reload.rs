@@ -4,8 +4,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Agent, Event, STACK, TOKEN_TIMEOUT};
-use crate::config::{Config, Loaded};
+use super::{Agent, AgentEvent, STACK, TOKEN_TIMEOUT};
+use crate::config::{Config, LoadedConfig};
 use crate::instance::aws::secrets;
 use crate::sync;
 use crate::token::Token;
@@ -40,7 +40,7 @@ pub struct FetchedTokens {
     /// Number of the reload; the result of an older reload is discarded.
     number: u64,
     reason: FetchReason,
-    loaded: Box<Loaded>,
+    loaded: Box<LoadedConfig>,
     /// Errors: a token cannot be fetched.
     outcome: Result<(), String>,
 }
@@ -73,8 +73,8 @@ impl Agent {
         }
     }
 
-    /// Fetches stored tokens in a thread; [`Event::TokensFetched`] follows.
-    pub(super) fn fetch_tokens(&mut self, loaded: Loaded, reason: FetchReason) {
+    /// Fetches stored tokens in a thread; [`AgentEvent::TokensFetched`] follows.
+    pub(super) fn fetch_tokens(&mut self, loaded: LoadedConfig, reason: FetchReason) {
         let (events, number, mut loaded) = (self.events.clone(), self.reloads, Box::new(loaded));
         if let Some(unconfigured) = &mut self.unconfigured {
             unconfigured.retry_at = None;
@@ -84,7 +84,7 @@ impl Agent {
                 thread::sleep(REFETCH_JITTER.mul_f64(crate::random::fraction()));
             }
             let outcome = secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT);
-            let _ = events.send(Event::TokensFetched(FetchedTokens { number, reason, loaded, outcome }));
+            let _ = events.send(AgentEvent::TokensFetched(FetchedTokens { number, reason, loaded, outcome }));
         };
         if let Err(error) = sync::spawn("tokens", STACK, fetch) {
             self.apply_configuration(Err(format!("cannot start the thread that fetches tokens: {error}")));
@@ -109,7 +109,7 @@ impl Agent {
 
     /// Applies the parts of a configuration that a shutdown needs. The shutdown continues without a token: an instance
     /// that keeps running costs more than a runner manager that stays registered.
-    fn shut_down_with(&mut self, loaded: Loaded, tokens: Result<(), String>) {
+    fn shut_down_with(&mut self, loaded: LoadedConfig, tokens: Result<(), String>) {
         if let Err(why) = tokens {
             log::error!("shutting down without a token, so the runner manager stays registered error={why}");
         }
@@ -147,7 +147,7 @@ impl Agent {
     }
 
     /// Applies the configuration if a token differs from those in use.
-    fn apply_new_tokens(&mut self, outcome: Result<Loaded, String>) {
+    fn apply_new_tokens(&mut self, outcome: Result<LoadedConfig, String>) {
         if self.shutdown.is_some() {
             return;
         }
@@ -164,7 +164,7 @@ impl Agent {
         }
     }
 
-    fn apply_configuration(&mut self, loaded: Result<Loaded, String>) {
+    fn apply_configuration(&mut self, loaded: Result<LoadedConfig, String>) {
         match loaded.and_then(|loaded| self.adopt_configuration(loaded)) {
             Ok(()) => log::info!("configuration loaded path={}", self.options.config.display()),
             Err(why) if self.unconfigured.is_some() => {

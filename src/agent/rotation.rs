@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use super::server::Server;
-use super::{Agent, Event, STACK};
+use super::server::RunnerServer;
+use super::{Agent, AgentEvent, STACK};
 use crate::config::Runner;
 use crate::config::edit::Editor;
 use crate::coordinator::source::JobSource;
@@ -42,11 +42,11 @@ impl Rotation {
 /// Held while tokens are rotated; its drop clears the flag, also after a panic.
 struct RotationGuard {
     flag: Arc<AtomicBool>,
-    events: Sender<Event>,
+    events: Sender<AgentEvent>,
 }
 
 impl RotationGuard {
-    fn begin(rotation: &Rotation, events: Sender<Event>) -> Self {
+    fn begin(rotation: &Rotation, events: Sender<AgentEvent>) -> Self {
         rotation.running.store(true, Ordering::SeqCst);
         Self { flag: Arc::clone(&rotation.running), events }
     }
@@ -55,7 +55,7 @@ impl RotationGuard {
 impl Drop for RotationGuard {
     fn drop(&mut self) {
         self.flag.store(false, Ordering::SeqCst);
-        let _ = self.events.send(Event::Changed);
+        let _ = self.events.send(AgentEvent::Changed);
     }
 }
 
@@ -65,7 +65,7 @@ impl Agent {
         if self.rotation.is_running() {
             return None;
         }
-        let left = |(runner, _): &(Arc<Runner>, Arc<Server>)| until_due(runner);
+        let left = |(runner, _): &(Arc<Runner>, Arc<RunnerServer>)| until_due(runner);
         let next = self.servers.iter().filter_map(left).min()?;
         let rest = self.rotation.until_retry();
         if !next.is_zero() || !rest.is_zero() {
@@ -77,7 +77,7 @@ impl Agent {
         None
     }
 
-    fn start_rotation(&self, due: Vec<(Arc<Runner>, Arc<Server>)>) {
+    fn start_rotation(&self, due: Vec<(Arc<Runner>, Arc<RunnerServer>)>) {
         let running = RotationGuard::begin(&self.rotation, self.events.clone());
         let config = self.options.config.clone();
         let rotate = move || {
@@ -92,7 +92,7 @@ impl Agent {
     }
 }
 
-fn rotate(config: &Path, runner: &Runner, server: &Server) {
+fn rotate(config: &Path, runner: &Runner, server: &RunnerServer) {
     if runner.feature_flags.get("FF_DISABLE_AUTOMATIC_TOKEN_ROTATION") == Some(&true) {
         log::warn!(
             "the token expires soon and is not rotated (FF_DISABLE_AUTOMATIC_TOKEN_ROTATION) runner={}",
@@ -107,7 +107,7 @@ fn rotate(config: &Path, runner: &Runner, server: &Server) {
     }
 }
 
-fn replace(config: &Path, runner: &Runner, server: &Server) -> Result<(), String> {
+fn replace(config: &Path, runner: &Runner, server: &RunnerServer) -> Result<(), String> {
     if let Some(reference) = &runner.token_reference {
         return Err(format!("the token is stored as {reference}; store a new one there and reload"));
     }

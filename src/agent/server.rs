@@ -14,7 +14,7 @@ use crate::token::Token;
 pub type MakeManager = Box<dyn Fn() -> Result<ManagerClient, String> + Send + Sync>;
 
 /// The server of a runner.
-pub struct Server {
+pub struct RunnerServer {
     /// The client for a GitLab at this URL.
     pub gitlab: Arc<GitLab>,
     manager: OnceLock<Arc<ManagerClient>>,
@@ -23,7 +23,7 @@ pub struct Server {
     needs_manager: bool,
 }
 
-impl Server {
+impl RunnerServer {
     /// A server whose kind is not known yet.
     pub fn new(gitlab: Arc<GitLab>, make: MakeManager, needs_manager: bool) -> Self {
         Self { gitlab, manager: OnceLock::new(), make, needs_manager }
@@ -52,7 +52,7 @@ impl Server {
     }
 }
 
-impl JobSource for Server {
+impl JobSource for RunnerServer {
     fn request_job(&self, request: &JobRequest<'_>) -> PollResponse {
         let misconfigured = |why| PollResponse {
             outcome: PollOutcome::Misconfigured(why),

@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 
 use super::reload::FetchReason;
-use super::{Agent, Event, Options, TOKEN_TIMEOUT, hand_over, job_manager, shutdown, signals, watch};
-use crate::config::{self, Config, Loaded, carried};
+use super::{Agent, AgentEvent, AgentOptions, TOKEN_TIMEOUT, hand_over, job_manager, shutdown, signals, watch};
+use crate::config::{self, Config, LoadedConfig, carried};
 use crate::instance::aws::secrets;
 use crate::instance::{self, Requirement};
 use crate::journal;
@@ -18,7 +18,7 @@ use crate::journal::shutdown as shutdown_state;
 
 /// Runs the agent until it shuts down. `loaded` is the configuration, or why it is not usable. Errors: why the agent
 /// cannot start, and what to do.
-pub fn run(options: Options, loaded: Result<Loaded, String>) -> Result<ExitCode, String> {
+pub fn run(options: AgentOptions, loaded: Result<LoadedConfig, String>) -> Result<ExitCode, String> {
     let supervisor = super::Supervisor::from_environment();
     let (mut config, loaded) = match loaded {
         Ok(loaded) => (loaded.config.clone(), Ok(loaded)),
@@ -33,9 +33,9 @@ pub fn run(options: Options, loaded: Result<Loaded, String>) -> Result<ExitCode,
     let predecessor = hand_over::predecessor(&state);
     let (events, inbox) = mpsc::channel();
     let (on_signal, on_change) = (events.clone(), events.clone());
-    signals::listen(move |request| on_signal.send(Event::Signal(request)).is_ok())
+    signals::listen(move |request| on_signal.send(AgentEvent::Signal(request)).is_ok())
         .map_err(|error| format!("signals cannot be handled: {error}"))?;
-    watch::watch(&options.config, move || on_change.send(Event::ConfigurationChanged).is_ok());
+    watch::watch(&options.config, move || on_change.send(AgentEvent::ConfigurationChanged).is_ok());
     let instance = instance::find(config.mayfly.aws.as_ref(), Requirement::of(&config.leave))?;
     config.leave.apply_default(instance.is_in_group());
     let earlier = shutdown::load_shutdown(&state, &*instance, config.leave.strategy);
@@ -60,7 +60,7 @@ fn settings_to_finish_with(path: &Path) -> Option<Config> {
 impl Agent {
     /// Starts with the configuration, or without one if there are jobs to finish or a shutdown to resume. Errors: there
     /// is nothing to do without one.
-    fn start_with(&mut self, loaded: Result<Loaded, String>) -> Result<(), String> {
+    fn start_with(&mut self, loaded: Result<LoadedConfig, String>) -> Result<(), String> {
         let must_finish = self.slots.jobs() > 0 || self.shutdown.is_some();
         let adopted = match loaded {
             Ok(loaded) if loaded.config.has_stored_tokens() && must_finish => {

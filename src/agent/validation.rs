@@ -5,8 +5,8 @@ use std::fs::File;
 use std::time::Duration;
 
 use super::runner_setup::executor_of;
-use super::{Options, gitlab, job_manager, metadata_blocking};
-use crate::config::{self, Loaded, Severity};
+use super::{AgentOptions, gitlab, job_manager, metadata_blocking};
+use crate::config::{self, LoadedConfig, Severity};
 use crate::executor::cgroup::CgroupParents;
 use crate::executor::docker::names::Owner;
 use crate::executor::docker::removal::ContainerRemovals;
@@ -20,7 +20,7 @@ const TOKEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// Checks everything that could keep an agent from polling with this configuration. Changes nothing, except that it creates
 /// the state directory. Skips what the running agent holds: the lock there and the address of the metrics listener.
 /// Errors: why the agent cannot start.
-pub fn validate(options: &Options, mut loaded: Loaded) -> Result<(), String> {
+pub fn validate(options: &AgentOptions, mut loaded: LoadedConfig) -> Result<(), String> {
     if let Some(unusable) = loaded.findings.iter().find(|finding| finding.severity == Severity::UnusableRunner) {
         log::warn!("problem in the configuration path={} problem={unusable}", loaded.config.path.display());
     }

@@ -9,7 +9,7 @@ use crc32fast::Hasher;
 use flate2::{Compress, Compression, FlushCompress, Status};
 use zstd::zstd_safe::compress_bound;
 
-use super::Level;
+use super::CompressionLevel;
 
 /// The size of one piece, and the largest size of a small file.
 pub const BLOCK: usize = 256 * 1024;
@@ -37,13 +37,13 @@ pub struct Piece {
 
 /// The compression method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
+pub enum Codec {
     /// No compression.
     Store,
     /// Deflate with a level from 1 to 9.
     Deflate(u32),
     /// zstd.
-    Zstd(Level),
+    Zstd(CompressionLevel),
 }
 
 /// A compressor that is reused for many blocks.
@@ -57,14 +57,14 @@ enum Encoder {
 
 impl Compressor {
     /// Fails if memory is exhausted.
-    pub fn new(method: Method) -> io::Result<Self> {
+    pub fn new(method: Codec) -> io::Result<Self> {
         Ok(Self(match method {
-            Method::Store => Encoder::None,
-            Method::Deflate(level) => Encoder::Deflate {
+            Codec::Store => Encoder::None,
+            Codec::Deflate(level) => Encoder::Deflate {
                 compress: Box::new(Compress::new(Compression::new(level), false)),
                 probe: Box::new(Compress::new(Compression::fast(), false)),
             },
-            Method::Zstd(level) => {
+            Codec::Zstd(level) => {
                 let mut compressor = zstd::bulk::Compressor::new(level.zstd())?;
                 // Neither tar nor zstd would otherwise detect a flipped bit.
                 compressor.include_checksum(true)?;
@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn concatenated_blocks_are_one_stream() {
         let blocks = [text(BLOCK), noise(BLOCK), text(70_000), noise(100), Vec::new(), text(1)];
-        let mut compressor = Compressor::new(Method::Deflate(6)).unwrap();
+        let mut compressor = Compressor::new(Codec::Deflate(6)).unwrap();
         let (mut stream, mut checksum, mut piece) = (Vec::new(), Hasher::new(), Piece::default());
         for block in &blocks {
             piece.block.clone_from(block);
@@ -218,8 +218,8 @@ mod tests {
 
     #[test]
     fn stores_incompressible_data() {
-        let mut compressor = Compressor::new(Method::Deflate(6)).unwrap();
-        let mut zstd = Compressor::new(Method::Zstd(Level::Default)).unwrap();
+        let mut compressor = Compressor::new(Codec::Deflate(6)).unwrap();
+        let mut zstd = Compressor::new(Codec::Zstd(CompressionLevel::Default)).unwrap();
         for compressor in [&mut compressor, &mut zstd] {
             assert!(compressor.whole(&noise(60_000)).unwrap().is_none());
             assert!(compressor.whole(&noise(20)).unwrap().is_none());

@@ -8,20 +8,20 @@ use super::root::FileKind;
 
 /// One file, directory or link to pack. Entries are sorted by the bytes of their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct ArchiveEntry {
     /// The path relative to the project directory.
     pub path: PathBuf,
     pub kind: FileKind,
 }
 
-impl Ord for Entry {
+impl Ord for ArchiveEntry {
     fn cmp(&self, other: &Self) -> Ordering {
         let names = [self, other].map(|entry| entry.path.as_os_str().as_bytes());
         names[0].cmp(names[1]).then(self.kind.cmp(&other.kind))
     }
 }
 
-impl PartialOrd for Entry {
+impl PartialOrd for ArchiveEntry {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }

@@ -9,10 +9,10 @@ use crc32fast::Hasher;
 use nix::sys::stat::{FileStat, fstat};
 
 use super::compress::{BLOCK, Compressor, FRAME, Piece, window};
-use super::entry::Entry;
+use super::entry::ArchiveEntry;
 use super::pieces::Pieces;
-use super::pool::{Pending, Pool};
-use super::root::{FileKind, Root};
+use super::pool::{Pending, WorkerPool};
+use super::root::{ArchiveRoot, FileKind};
 
 /// The largest number of small files in one unit of work: passing files between threads one by one would cost more than
 /// packing them.
@@ -20,10 +20,10 @@ const BATCH_MAX: usize = 32;
 
 /// The entries of an archive in order, each loaded in advance.
 pub struct Feed<'p, 'a> {
-    pool: &'p Pool<'a>,
-    root: &'a Root,
+    pool: &'p WorkerPool<'a>,
+    root: &'a ArchiveRoot,
     each: FileContent,
-    rest: &'a [Entry],
+    rest: &'a [ArchiveEntry],
     ahead: VecDeque<Batch<'a>>,
     /// How many entries fill about one block, estimated from the latest ones.
     at_once: usize,
@@ -39,18 +39,23 @@ pub enum FileContent {
 }
 
 struct Batch<'a> {
-    entries: &'a [Entry],
-    loading: Pending<Vec<Loaded>>,
+    entries: &'a [ArchiveEntry],
+    loading: Pending<Vec<LoadedFile>>,
 }
 
 impl<'p, 'a> Feed<'p, 'a> {
     /// Starts to load.
-    pub fn new(pool: &'p Pool<'a>, root: &'a Root, entries: &'a [Entry], each: FileContent) -> Self {
+    pub fn new(
+        pool: &'p WorkerPool<'a>,
+        root: &'a ArchiveRoot,
+        entries: &'a [ArchiveEntry],
+        each: FileContent,
+    ) -> Self {
         Self { pool, root, each, rest: entries, ahead: VecDeque::new(), at_once: 1 }
     }
 
     /// Calls `each` with every entry and its loaded content.
-    pub fn for_each(mut self, mut each: impl FnMut(&'a Entry, Loaded) -> io::Result<()>) -> io::Result<()> {
+    pub fn for_each(mut self, mut each: impl FnMut(&'a ArchiveEntry, LoadedFile) -> io::Result<()>) -> io::Result<()> {
         loop {
             let mut loaded = self.take()?.peekable();
             if loaded.peek().is_none() {
@@ -63,7 +68,7 @@ impl<'p, 'a> Feed<'p, 'a> {
     }
 
     /// The next entries; empty at the end.
-    fn take(&mut self) -> io::Result<impl Iterator<Item = (&'a Entry, Loaded)> + use<'a>> {
+    fn take(&mut self) -> io::Result<impl Iterator<Item = (&'a ArchiveEntry, LoadedFile)> + use<'a>> {
         while self.ahead.len() < self.pool.depth(self.each.piece()) && !self.rest.is_empty() {
             let (entries, rest) = self.rest.split_at(self.at_once.min(self.rest.len()));
             self.rest = rest;
@@ -75,7 +80,7 @@ impl<'p, 'a> Feed<'p, 'a> {
             None => (&[][..], Vec::new()),
         };
         let (done, left) = entries.split_at(loaded.len());
-        let size: usize = loaded.iter().map(Loaded::weight).sum();
+        let size: usize = loaded.iter().map(LoadedFile::weight).sum();
         self.at_once = (BLOCK * loaded.len() / size.max(1)).clamp(1, BATCH_MAX);
         if !left.is_empty() {
             let batch = self.submit(left);
@@ -84,7 +89,7 @@ impl<'p, 'a> Feed<'p, 'a> {
         Ok(done.iter().zip(loaded))
     }
 
-    fn submit(&self, entries: &'a [Entry]) -> Batch<'a> {
+    fn submit(&self, entries: &'a [ArchiveEntry]) -> Batch<'a> {
         let (root, each) = (self.root, self.each);
         let load_some = move |compressor: &mut Compressor| load_some(each.with(compressor), root, entries);
         Batch { entries, loading: self.pool.submit(load_some) }
@@ -107,7 +112,7 @@ impl FileContent {
 }
 
 /// A loaded entry.
-pub enum Loaded {
+pub enum LoadedFile {
     /// The content of a small file.
     Small(Small),
     /// A file larger than a block, to be streamed.
@@ -118,7 +123,7 @@ pub enum Loaded {
     Other(FileStat, Option<OsString>),
 }
 
-impl Loaded {
+impl LoadedFile {
     /// The memory that it takes, in bytes.
     fn weight(&self) -> usize {
         match self {
@@ -135,7 +140,7 @@ pub struct Small {
     pub stat: FileStat,
     /// The length of the content.
     pub size: usize,
-    pub data: Content,
+    pub data: LoadedContent,
     /// CRC-32 of the content.
     pub checksum: u32,
     /// Whether the file changed while it was read.
@@ -143,7 +148,7 @@ pub struct Small {
 }
 
 /// The content of a small file.
-pub enum Content {
+pub enum LoadedContent {
     /// Uncompressed, as requested or because compression would not make it shorter.
     Plain(Vec<u8>),
     /// A complete compressed stream.
@@ -151,12 +156,12 @@ pub enum Content {
 }
 
 /// Loads at least one entry, and stops after about one block, which bounds the memory for any file sizes.
-fn load_some(mut compressor: Option<&mut Compressor>, root: &Root, entries: &[Entry]) -> Vec<Loaded> {
+fn load_some(mut compressor: Option<&mut Compressor>, root: &ArchiveRoot, entries: &[ArchiveEntry]) -> Vec<LoadedFile> {
     let (mut loaded, mut size) = (Vec::with_capacity(entries.len()), 0);
     for entry in entries {
         let next = match entry.kind {
             FileKind::File => load(compressor.as_deref_mut(), root, entry),
-            _ => look_at(root, entry).unwrap_or_else(Loaded::Unreadable),
+            _ => look_at(root, entry).unwrap_or_else(LoadedFile::Unreadable),
         };
         size += next.weight();
         loaded.push(next);
@@ -167,38 +172,38 @@ fn load_some(mut compressor: Option<&mut Compressor>, root: &Root, entries: &[En
     loaded
 }
 
-fn look_at(root: &Root, entry: &Entry) -> io::Result<Loaded> {
+fn look_at(root: &ArchiveRoot, entry: &ArchiveEntry) -> io::Result<LoadedFile> {
     let stat = root.stat(&entry.path)?;
     let target = if entry.kind == FileKind::Link { Some(root.read_link(&entry.path)?) } else { None };
-    Ok(Loaded::Other(stat, target))
+    Ok(LoadedFile::Other(stat, target))
 }
 
 /// Opens a file, and reads it if it is small.
-fn load(compressor: Option<&mut Compressor>, root: &Root, entry: &Entry) -> Loaded {
+fn load(compressor: Option<&mut Compressor>, root: &ArchiveRoot, entry: &ArchiveEntry) -> LoadedFile {
     let (file, stat) = match root.open_file(&entry.path) {
         Ok(opened) => opened,
-        Err(why) => return Loaded::Unreadable(why),
+        Err(why) => return LoadedFile::Unreadable(why),
     };
     let expected = stat.st_size as u64;
     if expected > BLOCK as u64 {
-        return Loaded::Large(file, stat);
+        return LoadedFile::Large(file, stat);
     }
     let mut content = Vec::with_capacity(expected as usize);
     if let Err(why) = (&file).take(expected).read_to_end(&mut content) {
-        return Loaded::Unreadable(why);
+        return LoadedFile::Unreadable(why);
     }
     let (size, checksum) = (content.len(), crc32fast::hash(&content));
     let changed = size as u64 != expected || has_changed(&file, &stat);
     match compressor.map_or(Ok(None), |compressor| compressor.whole(&content)) {
         Ok(packed) => {
-            let data = packed.map_or(Content::Plain(content), Content::Packed);
-            Loaded::Small(Small { stat, size, data, checksum, changed })
+            let data = packed.map_or(LoadedContent::Plain(content), LoadedContent::Packed);
+            LoadedFile::Small(Small { stat, size, data, checksum, changed })
         }
-        Err(why) => Loaded::Unreadable(why),
+        Err(why) => LoadedFile::Unreadable(why),
     }
 }
 
-impl Content {
+impl LoadedContent {
     /// The bytes to write to the archive.
     pub fn bytes(&self) -> &[u8] {
         match self {
@@ -220,7 +225,7 @@ pub struct Streamed {
 /// Compresses a large file on the pool, in pieces of `at_once` bytes, and passes each to `write`, in order. Reads at
 /// most the size at opening time, so a file that keeps growing ends; a read error ends the file early.
 pub fn stream(
-    pool: &Pool<'_>,
+    pool: &WorkerPool<'_>,
     file: &File,
     stat: &FileStat,
     at_once: usize,

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use super::compress::{FRAME, Piece};
 use super::pieces::Pieces;
-use super::pool::Pool;
+use super::pool::WorkerPool;
 
 /// The writing end of the stream.
 pub struct Frames<'p, 'a, W> {
@@ -16,7 +16,7 @@ pub struct Frames<'p, 'a, W> {
 
 impl<'p, 'a, W: Write> Frames<'p, 'a, W> {
     /// Writes frames to `sink`; the pool must compress with zstd.
-    pub fn new(pool: &'p Pool<'a>, sink: W) -> Self {
+    pub fn new(pool: &'p WorkerPool<'a>, sink: W) -> Self {
         Self { pieces: Pieces::new(pool, FRAME), sink, piece: Piece::default() }
     }
 

@@ -12,7 +12,7 @@ use self::parse::{expand_braces, parse_segment, split_segments};
 
 /// A pattern; it matches if one of its alternatives matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern {
+pub struct GlobPattern {
     alternatives: Vec<Vec<Segment>>,
 }
 
@@ -24,12 +24,12 @@ pub enum Segment {
     /// A name without wildcards.
     Literal(Vec<u8>),
     /// A name with wildcards.
-    Wild(Vec<Token>),
+    Wild(Vec<GlobToken>),
 }
 
 /// A part of a [`Segment::Wild`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Token {
+pub enum GlobToken {
     /// A literal character.
     Char(u32),
     /// `?`
@@ -52,7 +52,7 @@ impl fmt::Display for BadPattern {
 
 impl std::error::Error for BadPattern {}
 
-impl Pattern {
+impl GlobPattern {
     /// Parses a pattern. Leading and trailing slashes and empty or `.` segments are ignored.
     pub fn parse(text: &str) -> Result<Self, BadPattern> {
         let mut alternatives = Vec::new();
@@ -71,7 +71,7 @@ impl Pattern {
         let segment = |segment: &Segment| match segment {
             Segment::AnyDepth => 1,
             Segment::Literal(name) => name.len(),
-            Segment::Wild(tokens) => tokens.len() * size_of::<Token>(),
+            Segment::Wild(tokens) => tokens.len() * size_of::<GlobToken>(),
         };
         self.alternatives.iter().flatten().map(segment).sum()
     }
@@ -130,12 +130,12 @@ fn matches_segments(segments: &[Segment], names: &[&[u8]]) -> bool {
     }
 }
 
-fn matches_tokens(tokens: &[Token], name: &[u8]) -> bool {
+fn matches_tokens(tokens: &[GlobToken], name: &[u8]) -> bool {
     let (mut t, mut at) = (0, 0);
     let mut retry: Option<(usize, usize)> = None;
     loop {
         match tokens.get(t) {
-            Some(Token::Star) => {
+            Some(GlobToken::Star) => {
                 retry = Some((t + 1, at));
                 t += 1;
                 continue;
@@ -163,7 +163,7 @@ fn matches_tokens(tokens: &[Token], name: &[u8]) -> bool {
     }
 }
 
-impl Token {
+impl GlobToken {
     fn matches(&self, c: u32) -> bool {
         match self {
             Self::Char(this) => *this == c,
@@ -191,10 +191,10 @@ mod tests {
     use super::*;
 
     fn matches(pattern: &str, path: &str) -> bool {
-        Pattern::parse(pattern).unwrap().matches(path.as_bytes())
+        GlobPattern::parse(pattern).unwrap().matches(path.as_bytes())
     }
 
-    /// Pattern, paths that match, paths that do not match.
+    /// A pattern, paths that match, paths that do not match.
     const TABLE: &[(&str, &[&str], &[&str])] = &[
         ("abc", &["abc"], &["ab", "abcd", "a/abc", ""]),
         ("*", &["abc", ".hidden", "a.b"], &["a/b", ""]),
@@ -273,19 +273,19 @@ mod tests {
     #[test]
     fn refuses_invalid_patterns() {
         for pattern in ["[", "[^", "[a", "a[", "[]", "[^]", "a\\", "{a", "{a,{b}", "x/[a-/y"] {
-            assert!(Pattern::parse(pattern).is_err(), "{pattern:?} should not parse");
+            assert!(GlobPattern::parse(pattern).is_err(), "{pattern:?} should not parse");
         }
-        assert!(Pattern::parse(&"{a,b}".repeat(20)).is_err());
-        assert!(Pattern::parse(&format!("{{{}}}{}", ["a"; 4000].join(","), "x".repeat(1 << 20))).is_err());
-        assert!(Pattern::parse(&format!("{{{}}}{}", ["a"; 4000].join(","), "x".repeat(1000))).is_err());
-        assert!(Pattern::parse(&"{".repeat(300_000)).is_err());
+        assert!(GlobPattern::parse(&"{a,b}".repeat(20)).is_err());
+        assert!(GlobPattern::parse(&format!("{{{}}}{}", ["a"; 4000].join(","), "x".repeat(1 << 20))).is_err());
+        assert!(GlobPattern::parse(&format!("{{{}}}{}", ["a"; 4000].join(","), "x".repeat(1000))).is_err());
+        assert!(GlobPattern::parse(&"{".repeat(300_000)).is_err());
     }
 
     #[test]
     fn matches_names_that_are_not_utf8() {
-        let pattern = Pattern::parse("a?b*").unwrap();
+        let pattern = GlobPattern::parse("a?b*").unwrap();
         assert!(pattern.matches(b"a\xffb\xfe"));
-        assert!(!Pattern::parse("a[\u{80}-\u{ff}]").unwrap().matches(b"a\xff"));
+        assert!(!GlobPattern::parse("a[\u{80}-\u{ff}]").unwrap().matches(b"a\xff"));
     }
 
     #[test]

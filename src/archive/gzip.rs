@@ -4,17 +4,22 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::compress::{BLOCK, END, Method, stored};
-use super::entry::Entry;
-use super::feed::{Content, Feed, FileContent, Loaded, stream};
-use super::pool::{Pool, with_pool};
-use super::root::{FileKind, Root};
-use super::{Level, Written};
+use super::compress::{BLOCK, Codec, END, stored};
+use super::entry::ArchiveEntry;
+use super::feed::{Feed, FileContent, LoadedContent, LoadedFile, stream};
+use super::pool::{WorkerPool, with_pool};
+use super::root::{ArchiveRoot, FileKind};
+use super::{CompressionLevel, Written};
 
 /// Writes each regular file as a member. Directories are skipped; links are skipped with a warning.
-pub fn write_gzip<W: Write>(root: &Root, entries: &[Entry], level: Level, mut sink: W) -> io::Result<Written> {
+pub fn write_gzip<W: Write>(
+    root: &ArchiveRoot,
+    entries: &[ArchiveEntry],
+    level: CompressionLevel,
+    mut sink: W,
+) -> io::Result<Written> {
     // gzip requires deflate: the level `fastest` becomes deflate's fastest level.
-    let method = if level == Level::Fastest { Method::Deflate(1) } else { level.deflate() };
+    let method = if level == CompressionLevel::Fastest { Codec::Deflate(1) } else { level.deflate() };
     with_pool(method, |pool| {
         let mut written = Written::default();
         let feed = Feed::new(pool, root, entries, FileContent::Packed);
@@ -25,22 +30,22 @@ pub fn write_gzip<W: Write>(root: &Root, entries: &[Entry], level: Level, mut si
 }
 
 fn write_member(
-    pool: &Pool<'_>,
-    entry: &Entry,
-    loaded: Loaded,
+    pool: &WorkerPool<'_>,
+    entry: &ArchiveEntry,
+    loaded: LoadedFile,
     sink: &mut impl Write,
     written: &mut Written,
 ) -> io::Result<()> {
     let path = &entry.path;
     match loaded {
-        Loaded::Other(..) if entry.kind == FileKind::Directory => {}
-        Loaded::Other(..) => written.warn(path, "skipped: not a regular file"),
-        Loaded::Unreadable(why) => written.leave_out(path, &why),
-        Loaded::Small(small) => {
+        LoadedFile::Other(..) if entry.kind == FileKind::Directory => {}
+        LoadedFile::Other(..) => written.warn(path, "skipped: not a regular file"),
+        LoadedFile::Unreadable(why) => written.leave_out(path, &why),
+        LoadedFile::Small(small) => {
             write_header(sink, path, small.stat.st_mtime)?;
             match &small.data {
-                Content::Packed(packed) => sink.write_all(packed)?,
-                Content::Plain(content) => {
+                LoadedContent::Packed(packed) => sink.write_all(packed)?,
+                LoadedContent::Plain(content) => {
                     let mut packed = Vec::new();
                     stored(content, &mut packed);
                     sink.write_all(&packed)?;
@@ -50,7 +55,7 @@ fn write_member(
             write_trailer(sink, small.checksum, small.size as u64)?;
             written.add_small(path, &small);
         }
-        Loaded::Large(file, stat) => {
+        LoadedFile::Large(file, stat) => {
             write_header(sink, path, stat.st_mtime)?;
             let streamed = stream(pool, &file, &stat, BLOCK, |data| sink.write_all(data))?;
             sink.write_all(&END)?;
@@ -115,7 +120,7 @@ mod tests {
         let project = Project::new();
         let large: Vec<u8> = (0..90_000).flat_map(|n| format!("<case id={n}/>\n").into_bytes()).collect();
         project.write("a.xml", b"<a/>\n").write("empty", b"").write("r\u{e9}/100%.xml", &large).link("link", "a.xml");
-        for level in [Level::Fastest, Level::Default, Level::Slowest] {
+        for level in [CompressionLevel::Fastest, CompressionLevel::Default, CompressionLevel::Slowest] {
             let out = File::create(project.beside("a.gz")).unwrap();
             let written = write_gzip(&project.root(), &project.entries(), level, out).unwrap();
             assert_eq!(*written.warnings, ["link: skipped: not a regular file"]);

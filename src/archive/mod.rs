@@ -29,15 +29,15 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use compress::Method;
-use entry::Entry;
+use compress::Codec;
+use entry::ArchiveEntry;
 use feed::Small;
-use root::Root;
+use root::ArchiveRoot;
 pub use warnings::Warnings;
 
 /// The compression level: the values of `ARTIFACT_COMPRESSION_LEVEL` and `CACHE_COMPRESSION_LEVEL`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Level {
+pub enum CompressionLevel {
     /// Stored without compression.
     Fastest,
     Fast,
@@ -47,7 +47,7 @@ pub enum Level {
     Slowest,
 }
 
-impl Level {
+impl CompressionLevel {
     /// Parses the name of a level; `None` for an unknown name.
     pub fn parse(name: &str) -> Option<Self> {
         match name.trim().to_ascii_lowercase().as_str() {
@@ -60,13 +60,13 @@ impl Level {
         }
     }
 
-    fn deflate(self) -> Method {
+    fn deflate(self) -> Codec {
         match self {
-            Self::Fastest => Method::Store,
-            Self::Fast => Method::Deflate(2),
-            Self::Default => Method::Deflate(6),
-            Self::Slow => Method::Deflate(8),
-            Self::Slowest => Method::Deflate(9),
+            Self::Fastest => Codec::Store,
+            Self::Fast => Codec::Deflate(2),
+            Self::Default => Codec::Deflate(6),
+            Self::Slow => Codec::Deflate(8),
+            Self::Slowest => Codec::Deflate(9),
         }
     }
 
@@ -81,7 +81,7 @@ impl Level {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Format {
+pub enum ArchiveFormat {
     /// zip with deflate.
     Zip,
     /// zip with zstd.
@@ -94,12 +94,18 @@ pub enum Format {
 
 /// Writes an archive of the entries to `sink`. Unreadable entries are skipped with a warning; only a write error of
 /// `sink` is an error.
-pub fn write<W: Write>(root: &Root, entries: &[Entry], format: Format, level: Level, sink: W) -> io::Result<Written> {
+pub fn write<W: Write>(
+    root: &ArchiveRoot,
+    entries: &[ArchiveEntry],
+    format: ArchiveFormat,
+    level: CompressionLevel,
+    sink: W,
+) -> io::Result<Written> {
     match format {
-        Format::Zip => zip::write_zip(root, entries, level.deflate(), sink),
-        Format::ZipZstd => zip::write_zip(root, entries, Method::Zstd(level), sink),
-        Format::Gzip => gzip::write_gzip(root, entries, level, sink),
-        Format::TarZstd => tar::write_tar_zstd(root, entries, level, sink),
+        ArchiveFormat::Zip => zip::write_zip(root, entries, level.deflate(), sink),
+        ArchiveFormat::ZipZstd => zip::write_zip(root, entries, Codec::Zstd(level), sink),
+        ArchiveFormat::Gzip => gzip::write_gzip(root, entries, level, sink),
+        ArchiveFormat::TarZstd => tar::write_tar_zstd(root, entries, level, sink),
     }
 }
 

@@ -4,18 +4,18 @@ use std::collections::VecDeque;
 use std::io;
 
 use super::compress::Piece;
-use super::pool::{Pending, Pool};
+use super::pool::{Pending, WorkerPool};
 
 /// The pieces in progress.
 pub struct Pieces<'p, 'a> {
-    pool: &'p Pool<'a>,
+    pool: &'p WorkerPool<'a>,
     size: usize,
     under_way: VecDeque<Pending<io::Result<Piece>>>,
 }
 
 impl<'p, 'a> Pieces<'p, 'a> {
     /// Each piece will contain at most `size` bytes.
-    pub fn new(pool: &'p Pool<'a>, size: usize) -> Self {
+    pub fn new(pool: &'p WorkerPool<'a>, size: usize) -> Self {
         Self { pool, size, under_way: VecDeque::new() }
     }
 

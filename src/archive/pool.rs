@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Mutex, mpsc};
 use std::thread;
 
-use super::compress::{BLOCK, Compressor, Method};
+use super::compress::{BLOCK, Codec, Compressor};
 
 use crate::sync;
 
@@ -13,7 +13,7 @@ const WORKERS_MAX: usize = 8;
 
 type Job<'a> = Box<dyn FnOnce(&mut Compressor) + Send + 'a>;
 
-pub struct Pool<'a> {
+pub struct WorkerPool<'a> {
     jobs: mpsc::Sender<Job<'a>>,
     workers: usize,
 }
@@ -21,7 +21,7 @@ pub struct Pool<'a> {
 /// A pending result.
 pub struct Pending<T>(mpsc::Receiver<T>);
 
-impl<'a> Pool<'a> {
+impl<'a> WorkerPool<'a> {
     /// Submits work to a thread. The caller limits the amount of work in progress.
     pub fn submit<T: Send + 'a>(&self, work: impl FnOnce(&mut Compressor) -> T + Send + 'a) -> Pending<T> {
         let (done, pending) = mpsc::sync_channel(1);
@@ -51,7 +51,7 @@ impl<T> Pending<T> {
 const STACK: usize = 1 << 20;
 
 /// Runs `body` with one thread per core.
-pub fn with_pool<'a, R>(method: Method, body: impl FnOnce(&Pool<'a>) -> io::Result<R>) -> io::Result<R> {
+pub fn with_pool<'a, R>(method: Codec, body: impl FnOnce(&WorkerPool<'a>) -> io::Result<R>) -> io::Result<R> {
     let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_MAX));
     let (jobs, queue) = mpsc::channel::<Job<'a>>();
     let queue = Mutex::new(queue);
@@ -65,7 +65,7 @@ pub fn with_pool<'a, R>(method: Method, body: impl FnOnce(&Pool<'a>) -> io::Resu
             })?;
         }
         // Dropping the pool ends the threads.
-        let pool = Pool { jobs, workers };
+        let pool = WorkerPool { jobs, workers };
         body(&pool)
     })
 }

@@ -17,7 +17,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// An open directory; all access to its content goes through this type.
-pub struct Root {
+pub struct ArchiveRoot {
     fd: OwnedFd,
     path: PathBuf,
     /// `/proc/self/fd`, if it exists.
@@ -46,7 +46,7 @@ pub enum FileKind {
     Special,
 }
 
-impl Root {
+impl ArchiveRoot {
     /// Opens the directory; its own path is trusted.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
@@ -243,7 +243,7 @@ mod tests {
 
     use super::*;
 
-    fn tree() -> (tempfile::TempDir, Root) {
+    fn tree() -> (tempfile::TempDir, ArchiveRoot) {
         let temp = tempfile::tempdir().unwrap();
         let project = temp.path().join("project");
         std::fs::create_dir_all(project.join("a/b")).unwrap();
@@ -252,7 +252,7 @@ mod tests {
         symlink("../secret", project.join("up")).unwrap();
         symlink(temp.path(), project.join("out")).unwrap();
         symlink("a", project.join("in")).unwrap();
-        let root = Root::open(&project).unwrap();
+        let root = ArchiveRoot::open(&project).unwrap();
         (temp, root)
     }
 

@@ -11,10 +11,10 @@ use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use super::entry::Entry;
-use super::glob::{Pattern, Segment};
-use super::root::{FileKind, Root, kind_of};
-use super::walk::{Found, walk};
+use super::entry::ArchiveEntry;
+use super::glob::{GlobPattern, Segment};
+use super::root::{ArchiveRoot, FileKind, kind_of};
+use super::walk::{FoundFile, walk};
 use super::warnings::LINES_MAX;
 
 /// The limit for the bytes of all exclude patterns together, after their braces are expanded.
@@ -36,9 +36,9 @@ pub struct SelectionRequest {
 
 /// The selected files, and notes for the author of the patterns.
 #[derive(Debug, Default)]
-pub struct Selection {
+pub struct FileSelection {
     /// Files, directories and links, sorted by name.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<ArchiveEntry>,
     /// One line for each pattern and each problem.
     pub notes: Vec<Note>,
 }
@@ -53,7 +53,7 @@ pub enum Note {
 }
 
 /// Selects the files.
-pub fn select(root: &Root, request: &SelectionRequest) -> Selection {
+pub fn select(root: &ArchiveRoot, request: &SelectionRequest) -> FileSelection {
     let mut finder = Finder { root, found: BTreeSet::new(), excludes: Vec::new(), notes: Vec::new(), warnings: 0 };
     if !finder.read_excludes(&request.exclude) {
         return finder.finish();
@@ -68,8 +68,8 @@ pub fn select(root: &Root, request: &SelectionRequest) -> Selection {
 }
 
 struct Finder<'a> {
-    root: &'a Root,
-    found: BTreeSet<Entry>,
+    root: &'a ArchiveRoot,
+    found: BTreeSet<ArchiveEntry>,
     excludes: Vec<Exclude>,
     notes: Vec<Note>,
     /// The number of warnings, including those that are not shown.
@@ -78,7 +78,7 @@ struct Finder<'a> {
 
 struct Exclude {
     text: String,
-    pattern: Pattern,
+    pattern: GlobPattern,
     hits: usize,
 }
 
@@ -96,7 +96,7 @@ impl Finder<'_> {
         let mut size = 0;
         for text in texts {
             let parsed = self.relative(text).and_then(|relative| {
-                Pattern::parse(&relative).map_err(|why| format!("{text}: invalid pattern: {why}"))
+                GlobPattern::parse(&relative).map_err(|why| format!("{text}: invalid pattern: {why}"))
             });
             match parsed {
                 Ok(pattern) => {
@@ -119,9 +119,9 @@ impl Finder<'_> {
         if text.is_empty() {
             return self.warn("No matching files. Path is empty.".to_owned());
         }
-        let pattern = self
-            .relative(text)
-            .and_then(|relative| Pattern::parse(&relative).map_err(|why| format!("{text}: invalid pattern: {why}")));
+        let pattern = self.relative(text).and_then(|relative| {
+            GlobPattern::parse(&relative).map_err(|why| format!("{text}: invalid pattern: {why}"))
+        });
         let pattern = match pattern {
             Ok(pattern) => pattern,
             Err(why) => return self.warn(why),
@@ -130,7 +130,7 @@ impl Finder<'_> {
         let (outer, inner): (Vec<_>, Vec<_>) = pattern.alternatives().iter().partition(leads_out);
         outer.iter().for_each(|_| self.warn(outside(text)));
         let inner: Vec<&[Segment]> = inner.into_iter().map(Vec::as_slice).collect();
-        let Found { matches, problems } = walk(self.root, &inner);
+        let FoundFile { matches, problems } = walk(self.root, &inner);
         problems.iter().for_each(|problem| self.warn(problem.clone()));
         let count = matches.into_iter().fold(0, |count, entry| count + usize::from(self.take(entry)));
         if count == 0 {
@@ -145,7 +145,7 @@ impl Finder<'_> {
     }
 
     /// Adds an entry, unless it is excluded or cannot be packed. Returns whether it was added.
-    fn take(&mut self, entry: Entry) -> bool {
+    fn take(&mut self, entry: ArchiveEntry) -> bool {
         let path = entry.path.as_os_str().as_bytes();
         for exclude in &mut self.excludes {
             if exclude.pattern.matches(path) {
@@ -185,7 +185,7 @@ impl Finder<'_> {
             let path: PathBuf = Path::new(&name).components().collect();
             let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
             if let Some(stat) = plain.then(|| root.stat(&path).ok()).flatten() {
-                count += usize::from(self.take(Entry { path, kind: kind_of(&stat) }));
+                count += usize::from(self.take(ArchiveEntry { path, kind: kind_of(&stat) }));
             }
         });
         if let Err(why) = listed {
@@ -194,7 +194,7 @@ impl Finder<'_> {
         self.notes.push(Note::Info(format!("untracked: found {count} files")));
     }
 
-    fn finish(mut self) -> Selection {
+    fn finish(mut self) -> FileSelection {
         for exclude in &self.excludes {
             if exclude.hits > 0 {
                 self.notes.push(Note::Info(format!("{}: excluded {} files", exclude.text, exclude.hits)));
@@ -203,7 +203,7 @@ impl Finder<'_> {
         if let Some(more @ 1..) = self.warnings.checked_sub(LINES_MAX) {
             self.notes.push(Note::Warning(format!("{more} more warnings are not shown")));
         }
-        Selection { entries: self.found.into_iter().collect(), notes: self.notes }
+        FileSelection { entries: self.found.into_iter().collect(), notes: self.notes }
     }
 }
 
@@ -229,7 +229,7 @@ fn clean(text: &str) -> String {
 /// Passes each file that git does not track, including ignored ones, to `take`. git reads no configuration except the
 /// repository's own, and everything by which that could make git run or fetch something is switched off: a job may have
 /// written it.
-fn untracked(root: &Root, mut take: impl FnMut(OsString)) -> Result<(), String> {
+fn untracked(root: &ArchiveRoot, mut take: impl FnMut(OsString)) -> Result<(), String> {
     let mut git = Command::new("git");
     std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"GIT_")).for_each(|(name, _)| {
         git.env_remove(name);
@@ -313,7 +313,7 @@ mod tests {
         fn select(&self, paths: &[&str], exclude: &[&str]) -> (Vec<String>, Vec<String>) {
             let strings = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
             let request = SelectionRequest { paths: strings(paths), exclude: strings(exclude), untracked: false };
-            let selection = super::select(&Root::open(&self.path()).unwrap(), &request);
+            let selection = super::select(&ArchiveRoot::open(&self.path()).unwrap(), &request);
             let names = selection.entries.iter().map(|entry| entry.path.to_str().unwrap().to_owned()).collect();
             let notes = selection.notes.into_iter().map(|note| match note {
                 Note::Info(text) => text,
@@ -443,7 +443,7 @@ mod tests {
             assert!(Command::new("git").args(arguments).current_dir(project.path()).status().unwrap().success());
         }
         let request = SelectionRequest { untracked: true, ..SelectionRequest::default() };
-        let selection = super::select(&Root::open(&project.path()).unwrap(), &request);
+        let selection = super::select(&ArchiveRoot::open(&project.path()).unwrap(), &request);
         let names: Vec<_> = selection.entries.iter().map(|entry| entry.path.to_str().unwrap()).collect();
         assert_eq!(names, ["dir/ignored.o", "new"]);
         assert_eq!(selection.notes, [Note::Info("untracked: found 2 files".to_owned())]);

@@ -9,28 +9,28 @@ const DEPTH: usize = 8;
 const PIECE: usize = 128 * 1024;
 
 /// The writing end.
-pub struct Sink {
+pub struct PipeWriter {
     pieces: SyncSender<io::Result<Vec<u8>>>,
     piece: Vec<u8>,
 }
 
 /// The reading end.
-pub struct Source {
+pub struct PipeReader {
     pieces: Receiver<io::Result<Vec<u8>>>,
     piece: Vec<u8>,
     read: usize,
     ended: bool,
 }
 
-/// Creates a pipe. If the reader is dropped, writing fails. If the writer is dropped without [`Sink::end`], reading
+/// Creates a pipe. If the reader is dropped, writing fails. If the writer is dropped without [`PipeWriter::end`], reading
 /// fails, so that half an archive is never taken for a complete one.
-pub fn pipe() -> (Sink, Source) {
+pub fn pipe() -> (PipeWriter, PipeReader) {
     let (sender, receiver) = sync_channel(DEPTH);
-    let sink = Sink { pieces: sender, piece: Vec::with_capacity(PIECE) };
-    (sink, Source { pieces: receiver, piece: Vec::new(), read: 0, ended: false })
+    let sink = PipeWriter { pieces: sender, piece: Vec::with_capacity(PIECE) };
+    (sink, PipeReader { pieces: receiver, piece: Vec::new(), read: 0, ended: false })
 }
 
-impl Sink {
+impl PipeWriter {
     /// Marks the content as complete.
     pub fn end(mut self) -> io::Result<()> {
         self.flush()?;
@@ -47,7 +47,7 @@ impl Sink {
     }
 }
 
-impl Write for Sink {
+impl Write for PipeWriter {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         if self.piece.len() + data.len() > PIECE {
             self.flush()?;
@@ -70,7 +70,7 @@ impl Write for Sink {
     }
 }
 
-impl Read for Source {
+impl Read for PipeReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.read == self.piece.len() && !self.ended {
             let broken = |_| io::Error::other("the archive is incomplete");

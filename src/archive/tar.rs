@@ -9,27 +9,32 @@ use std::path::Path;
 use nix::sys::stat::FileStat;
 use tar::{Builder, EntryType, Header};
 
-use super::compress::Method;
-use super::entry::Entry;
-use super::feed::{Feed, FileContent, Loaded, Small, has_changed};
+use super::compress::Codec;
+use super::entry::ArchiveEntry;
+use super::feed::{Feed, FileContent, LoadedFile, Small, has_changed};
 use super::frames::Frames;
 use super::pool::with_pool;
-use super::root::Root;
-use super::{Level, Written};
+use super::root::ArchiveRoot;
+use super::{CompressionLevel, Written};
 
 /// Writes an archive of the entries to `sink`. Unreadable entries are skipped with a warning; only a write error of
 /// `sink` is an error.
-pub fn write_tar_zstd<W: Write>(root: &Root, entries: &[Entry], level: Level, sink: W) -> io::Result<Written> {
-    with_pool(Method::Zstd(level), |pool| {
+pub fn write_tar_zstd<W: Write>(
+    root: &ArchiveRoot,
+    entries: &[ArchiveEntry],
+    level: CompressionLevel,
+    sink: W,
+) -> io::Result<Written> {
+    with_pool(Codec::Zstd(level), |pool| {
         let mut archive = Builder::new(Frames::new(pool, sink));
         let mut written = Written::default();
         Feed::new(pool, root, entries, FileContent::Plain).for_each(|entry, loaded| match loaded {
-            Loaded::Small(small) => pack_small(&mut archive, &entry.path, &small, &mut written),
-            Loaded::Large(file, stat) => pack_large(&mut archive, &entry.path, &file, &stat, &mut written),
-            Loaded::Other(stat, target) => {
+            LoadedFile::Small(small) => pack_small(&mut archive, &entry.path, &small, &mut written),
+            LoadedFile::Large(file, stat) => pack_large(&mut archive, &entry.path, &file, &stat, &mut written),
+            LoadedFile::Other(stat, target) => {
                 pack_other(&mut archive, &entry.path, &stat, target.as_deref(), &mut written)
             }
-            Loaded::Unreadable(why) => {
+            LoadedFile::Unreadable(why) => {
                 written.leave_out(&entry.path, &why);
                 Ok(())
             }
@@ -162,7 +167,7 @@ mod tests {
         let project = sample();
         let long = format!("long/{}/{}", "d".repeat(120), "f".repeat(200));
         project.write(&long, b"long").link("long/link", &"t/".repeat(100)).link("odd", "./a//b/.");
-        for level in [Level::Fastest, Level::Default] {
+        for level in [CompressionLevel::Fastest, CompressionLevel::Default] {
             let out = File::create(project.beside("a.tar.zst")).unwrap();
             let written = write_tar_zstd(&project.root(), &project.entries(), level, out).unwrap();
             assert_eq!(*written.warnings, Vec::<String>::new());
@@ -187,7 +192,7 @@ mod tests {
         fs::remove_file(project.path().join("a")).unwrap();
         fs::remove_file(project.path().join("link")).unwrap();
         let out = File::create(project.beside("a.tar.zst")).unwrap();
-        let written = write_tar_zstd(&project.root(), &entries, Level::Slowest, out).unwrap();
+        let written = write_tar_zstd(&project.root(), &entries, CompressionLevel::Slowest, out).unwrap();
         assert_eq!((written.entries, written.bytes), (2, 3_000_001));
         assert!(written.warnings[0].starts_with("a: skipped: "), "{:?}", written.warnings);
         assert!(written.warnings[1].starts_with("link: skipped: "), "{:?}", written.warnings);

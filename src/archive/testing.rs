@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::entry::Entry;
-use super::root::Root;
+use super::entry::ArchiveEntry;
+use super::root::ArchiveRoot;
 use super::select::{SelectionRequest, select};
 
 /// A temporary project directory with room for archives and secrets beside it.
@@ -52,8 +52,8 @@ impl Project {
         self.temp.path().join(name)
     }
 
-    pub fn root(&self) -> Root {
-        Root::open(&self.path()).unwrap()
+    pub fn root(&self) -> ArchiveRoot {
+        ArchiveRoot::open(&self.path()).unwrap()
     }
 
     pub fn write(&self, name: &str, content: &[u8]) -> &Self {
@@ -86,7 +86,7 @@ impl Project {
         self
     }
 
-    pub fn entries(&self) -> Vec<Entry> {
+    pub fn entries(&self) -> Vec<ArchiveEntry> {
         select(&self.root(), &SelectionRequest { paths: vec!["**".to_owned()], ..SelectionRequest::default() }).entries
     }
 

@@ -9,16 +9,16 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::entry::Entry;
+use super::entry::ArchiveEntry;
 use super::glob::Segment;
-use super::root::{FileKind, Root, kind_of};
+use super::root::{ArchiveRoot, FileKind, kind_of};
 use super::warnings::Warnings;
 
 /// The result of a walk.
 #[derive(Default)]
-pub struct Found {
+pub struct FoundFile {
     /// The matching entries, and everything below matching directories.
-    pub matches: BTreeSet<Entry>,
+    pub matches: BTreeSet<ArchiveEntry>,
     /// Messages for the author of the pattern.
     pub problems: Warnings,
 }
@@ -27,8 +27,8 @@ pub struct Found {
 type Position = (usize, usize);
 
 /// Finds the entries that match one of the alternatives; follows no link.
-pub fn walk(root: &Root, alternatives: &[&[Segment]]) -> Found {
-    let mut walk = Walk { root, alternatives, found: Found::default(), pending: Vec::new() };
+pub fn walk(root: &ArchiveRoot, alternatives: &[&[Segment]]) -> FoundFile {
+    let mut walk = Walk { root, alternatives, found: FoundFile::default(), pending: Vec::new() };
     let start = walk.closed((0..alternatives.len()).map(|alternative| (alternative, 0)).collect());
     walk.arrive(PathBuf::new(), FileKind::Directory, start);
     while let Some((directory, positions)) = walk.pending.pop() {
@@ -38,9 +38,9 @@ pub fn walk(root: &Root, alternatives: &[&[Segment]]) -> Found {
 }
 
 struct Walk<'a> {
-    root: &'a Root,
+    root: &'a ArchiveRoot,
     alternatives: &'a [&'a [Segment]],
-    found: Found,
+    found: FoundFile,
     /// The directories to visit.
     pending: Vec<(PathBuf, Vec<Position>)>,
 }
@@ -114,7 +114,7 @@ impl Walk<'_> {
         let mut taken = vec![(path, kind)];
         while let Some((path, kind)) = taken.pop() {
             let is_root = path.as_os_str().is_empty();
-            if !is_root && !self.found.matches.insert(Entry { path: path.clone(), kind }) {
+            if !is_root && !self.found.matches.insert(ArchiveEntry { path: path.clone(), kind }) {
                 continue;
             }
             if kind == FileKind::Directory {
@@ -142,11 +142,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::archive::glob::Pattern;
+    use crate::archive::glob::GlobPattern;
     use crate::archive::testing::{Project, tool};
 
     fn names(project: &Project, pattern: &str) -> Vec<String> {
-        let pattern = Pattern::parse(pattern).unwrap();
+        let pattern = GlobPattern::parse(pattern).unwrap();
         let alternatives: Vec<&[Segment]> = pattern.alternatives().iter().map(Vec::as_slice).collect();
         let found = walk(&project.root(), &alternatives);
         found.matches.iter().map(|entry| entry.path.to_str().unwrap().to_owned()).collect()
@@ -164,10 +164,12 @@ mod tests {
             let flags = nix::fcntl::OFlag::O_DIRECTORY;
             here = nix::fcntl::openat(&here, "d", flags, nix::sys::stat::Mode::empty()).unwrap().into();
         }
-        let segments: Vec<Segment> = Pattern::parse(&("**/d/".repeat(200) + "none")).unwrap().alternatives()[0].clone();
+        let segments: Vec<Segment> =
+            GlobPattern::parse(&("**/d/".repeat(200) + "none")).unwrap().alternatives()[0].clone();
         let root = project.root();
         let alternatives = [segments.as_slice()];
-        let mut walk = Walk { root: &root, alternatives: &alternatives, found: Found::default(), pending: Vec::new() };
+        let mut walk =
+            Walk { root: &root, alternatives: &alternatives, found: FoundFile::default(), pending: Vec::new() };
         let start = walk.closed(vec![(0, 0)]);
         walk.arrive(PathBuf::new(), FileKind::Directory, start);
         let (mut visited, mut carried) = (0, 0);
@@ -196,7 +198,7 @@ mod tests {
                     let _ = std::fs::write(path, "");
                 }
             }
-            let parsed = Pattern::parse(&pattern).unwrap();
+            let parsed = GlobPattern::parse(&pattern).unwrap();
             let all = names(&project, "**");
             // A matching directory includes everything below it.
             let is_meant = |name: &&String| {

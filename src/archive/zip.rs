@@ -12,15 +12,20 @@ use rawzip::time::UtcDateTime;
 use rawzip::{CompressionMethod, DataDescriptorOutput, Header, ZipArchiveWriter, ZipFileBuilder};
 
 use super::Written;
-use super::compress::{BLOCK, END, FRAME, Method};
-use super::entry::Entry;
-use super::feed::{Content, Feed, FileContent, Loaded, Small, stream};
-use super::pool::{Pool, with_pool};
-use super::root::Root;
+use super::compress::{BLOCK, Codec, END, FRAME};
+use super::entry::ArchiveEntry;
+use super::feed::{Feed, FileContent, LoadedContent, LoadedFile, Small, stream};
+use super::pool::{WorkerPool, with_pool};
+use super::root::ArchiveRoot;
 
 /// Writes an archive of the entries to `sink`, compressing on all cores. Unreadable entries are skipped with a warning;
 /// only a write error of `sink` is an error.
-pub fn write_zip<W: Write>(root: &Root, entries: &[Entry], method: Method, sink: W) -> io::Result<Written> {
+pub fn write_zip<W: Write>(
+    root: &ArchiveRoot,
+    entries: &[ArchiveEntry],
+    method: Codec,
+    sink: W,
+) -> io::Result<Written> {
     with_pool(method, |pool| {
         let archive = ZipArchiveWriter::builder().with_capacity(entries.len()).build(sink);
         let mut packer = Packer { archive, method, written: Written::default() };
@@ -33,21 +38,21 @@ pub fn write_zip<W: Write>(root: &Root, entries: &[Entry], method: Method, sink:
 
 struct Packer<W> {
     archive: ZipArchiveWriter<W>,
-    method: Method,
+    method: Codec,
     written: Written,
 }
 
 impl<W: Write> Packer<W> {
-    fn pack(&mut self, pool: &Pool<'_>, path: &Path, loaded: Loaded) -> io::Result<()> {
+    fn pack(&mut self, pool: &WorkerPool<'_>, path: &Path, loaded: LoadedFile) -> io::Result<()> {
         match loaded {
-            Loaded::Small(small) => self.pack_small(path, small),
-            Loaded::Other(stat, target) => self.pack_other(path, &stat, target.as_deref()),
-            Loaded::Large(file, stat) => {
+            LoadedFile::Small(small) => self.pack_small(path, small),
+            LoadedFile::Other(stat, target) => self.pack_other(path, &stat, target.as_deref()),
+            LoadedFile::Large(file, stat) => {
                 let builder = self.archive.new_file(entry_path(path)).compression_method(in_zip(self.method));
                 let (mut entry, _) = described(builder, &stat)?.start().map_err(broken)?;
-                let at_once = if matches!(self.method, Method::Zstd(_)) { FRAME } else { BLOCK };
+                let at_once = if matches!(self.method, Codec::Zstd(_)) { FRAME } else { BLOCK };
                 let streamed = stream(pool, &file, &stat, at_once, |data| entry.write_all(data))?;
-                if matches!(self.method, Method::Deflate(_)) {
+                if matches!(self.method, Codec::Deflate(_)) {
                     entry.write_all(&END)?;
                 }
                 entry.finish(DataDescriptorOutput::new(streamed.checksum, streamed.size)).map_err(broken)?;
@@ -57,7 +62,7 @@ impl<W: Write> Packer<W> {
                 }
                 Ok(())
             }
-            Loaded::Unreadable(why) => {
+            LoadedFile::Unreadable(why) => {
                 self.written.leave_out(path, &why);
                 Ok(())
             }
@@ -66,8 +71,8 @@ impl<W: Write> Packer<W> {
 
     fn pack_small(&mut self, path: &Path, small: Small) -> io::Result<()> {
         let method = match &small.data {
-            Content::Packed(_) => in_zip(self.method),
-            Content::Plain(_) => CompressionMethod::STORE,
+            LoadedContent::Packed(_) => in_zip(self.method),
+            LoadedContent::Plain(_) => CompressionMethod::STORE,
         };
         let builder = self.archive.new_file(entry_path(path)).compression_method(method);
         let (mut entry, _) = described(builder, &small.stat)?.start().map_err(broken)?;
@@ -107,11 +112,11 @@ impl<W: Write> Packer<W> {
     }
 }
 
-fn in_zip(method: Method) -> CompressionMethod {
+fn in_zip(method: Codec) -> CompressionMethod {
     match method {
-        Method::Store => CompressionMethod::STORE,
-        Method::Deflate(_) => CompressionMethod::DEFLATE,
-        Method::Zstd(_) => CompressionMethod::ZSTD,
+        Codec::Store => CompressionMethod::STORE,
+        Codec::Deflate(_) => CompressionMethod::DEFLATE,
+        Codec::Zstd(_) => CompressionMethod::ZSTD,
     }
 }
 
@@ -201,17 +206,19 @@ mod tests {
 
     use super::super::testing::{Project, assert_same, sample, snapshot, tool};
     use super::super::unpack::unpack;
-    use super::super::{Format, Level, write};
+    use super::super::{ArchiveFormat, CompressionLevel, write};
     use super::*;
 
-    fn pack(project: &Project, level: Level) -> Written {
+    fn pack(project: &Project, level: CompressionLevel) -> Written {
         let archive = File::create(project.beside("a.zip")).unwrap();
-        write(&project.root(), &project.entries(), Format::Zip, level, archive).unwrap()
+        write(&project.root(), &project.entries(), ArchiveFormat::Zip, level, archive).unwrap()
     }
 
     #[test]
     fn unzip_unpacks_the_archive() {
-        for level in [Level::Fastest, Level::Fast, Level::Default, Level::Slowest] {
+        for level in
+            [CompressionLevel::Fastest, CompressionLevel::Fast, CompressionLevel::Default, CompressionLevel::Slowest]
+        {
             let project = sample();
             let written = pack(&project, level);
             assert_eq!(*written.warnings, Vec::<String>::new());
@@ -228,10 +235,10 @@ mod tests {
 
     #[test]
     fn an_archive_with_zstd_is_a_valid_zip_archive() {
-        for level in [Level::Fastest, Level::Default, Level::Slowest] {
+        for level in [CompressionLevel::Fastest, CompressionLevel::Default, CompressionLevel::Slowest] {
             let project = sample();
             let archive = File::create(project.beside("a.zip")).unwrap();
-            let written = write(&project.root(), &project.entries(), Format::ZipZstd, level, archive).unwrap();
+            let written = write(&project.root(), &project.entries(), ArchiveFormat::ZipZstd, level, archive).unwrap();
             assert_eq!(*written.warnings, Vec::<String>::new());
             let out = project.beside("by bsdtar");
             fs::create_dir(&out).unwrap();
@@ -252,7 +259,7 @@ mod tests {
         fs::remove_file(project.path().join("b")).unwrap();
         project.link("b", "/etc/passwd");
         let archive = File::create(project.beside("a.zip")).unwrap();
-        let written = write(&project.root(), &entries, Format::Zip, Level::Default, archive).unwrap();
+        let written = write(&project.root(), &entries, ArchiveFormat::Zip, CompressionLevel::Default, archive).unwrap();
         assert_eq!(written.entries, 1);
         assert_eq!(written.warnings.len(), 2);
         assert!(written.warnings[0].starts_with("a: skipped: "), "{:?}", written.warnings);
@@ -276,7 +283,9 @@ mod tests {
         let project = Project::new();
         project.write("log", &vec![b'l'; 3_000_000]);
         let mut sink = Growing(&project, Vec::new());
-        let written = write(&project.root(), &project.entries(), Format::Zip, Level::Default, &mut sink).unwrap();
+        let written =
+            write(&project.root(), &project.entries(), ArchiveFormat::Zip, CompressionLevel::Default, &mut sink)
+                .unwrap();
         assert_eq!(*written.warnings, ["log: changed while it was packed"]);
         assert_eq!(written.bytes, 3_000_000);
         fs::write(project.beside("a.zip"), sink.1).unwrap();
@@ -295,7 +304,8 @@ mod tests {
             }
         }
         let project = sample();
-        let error = write(&project.root(), &project.entries(), Format::Zip, Level::Default, Full).unwrap_err();
+        let error = write(&project.root(), &project.entries(), ArchiveFormat::Zip, CompressionLevel::Default, Full)
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }
 
@@ -305,7 +315,7 @@ mod tests {
         let name = std::ffi::OsStr::from_bytes(b"caf\xe9");
         fs::write(project.path().join(name), "x").unwrap();
         project.write("back\\slash", b"y");
-        pack(&project, Level::Default);
+        pack(&project, CompressionLevel::Default);
         let out = project.beside("out");
         fs::create_dir(&out).unwrap();
         tool(Command::new("unzip").arg("-q").arg(project.beside("a.zip")).current_dir(&out));
@@ -320,7 +330,10 @@ mod tests {
         let entry = project.entries().remove(0);
         let entries: Vec<_> = std::iter::repeat_n(entry, 70_000).collect();
         let archive = File::create(project.beside("a.zip")).unwrap();
-        assert_eq!(write(&project.root(), &entries, Format::Zip, Level::Default, archive).unwrap().entries, 70_000);
+        assert_eq!(
+            write(&project.root(), &entries, ArchiveFormat::Zip, CompressionLevel::Default, archive).unwrap().entries,
+            70_000
+        );
         let listed = tool(Command::new("unzip").arg("-Z1").arg(project.beside("a.zip")));
         assert_eq!(listed.lines().count(), 70_000);
     }

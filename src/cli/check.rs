@@ -13,12 +13,12 @@ use super::report::Report;
 use super::{ConfigFile, check_pools, permission};
 use crate::agent::fitness::{FitnessCheck, Requirements, ScriptRunner};
 use crate::agent::{self, advice, metadata_blocking};
-use crate::config::leave::Strategy;
+use crate::config::leave::LeaveStrategy;
 use crate::config::{self, Config, Runner, Severity, system_id};
 use crate::coordinator::gitlab::{ApiError, GitLab, TokenStatus};
 use crate::executor::Executor;
 use crate::executor::cgroup::CgroupParents;
-use crate::executor::docker::engine::Engine;
+use crate::executor::docker::engine::DockerEngine;
 use crate::executor::docker::host;
 use crate::executor::roots;
 use crate::executor::shell::{Shell, find_program};
@@ -116,7 +116,7 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
     if let Some(advice) = advice::of_shutdown(&config.lifetime, &leave, &*instance) {
         report.warn("leave", &advice);
     }
-    let is_left_on = leave.strategy == Strategy::Exit;
+    let is_left_on = leave.strategy == LeaveStrategy::Exit;
     for CheckResult { subject: what, outcome } in instance.inspect() {
         if is_left_on && what == POWER_OFF {
             continue;
@@ -211,7 +211,7 @@ fn check_engine(report: &mut Report, place: &str, runner: &Runner) {
         Ok(address) => address,
         Err(why) => return report.fail(place, &why),
     };
-    match Engine::connect(&address).and_then(|engine| Ok((engine.info()?, engine.revision()))) {
+    match DockerEngine::connect(&address).and_then(|engine| Ok((engine.info()?, engine.revision()))) {
         Ok((info, revision)) => {
             let version = &info.server_version;
             report.ok(place, &format!("container engine {version} at {address}, version {revision} of its API"));

@@ -24,7 +24,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::agent::advice;
-use crate::config::{self, Config, Finding, Loaded, Role, Severity};
+use crate::config::{self, Config, Finding, LoadedConfig, Role, Severity};
 use crate::instance::aws::secrets;
 use crate::instance::{self, Requirement};
 use crate::job::file_task;
@@ -94,12 +94,12 @@ impl ConfigFile {
         std::path::absolute(&path).unwrap_or(path)
     }
 
-    fn load(&self) -> Result<Loaded, String> {
+    fn load(&self) -> Result<LoadedConfig, String> {
         Config::load(&self.path()).map_err(|error| error.to_string())
     }
 
     /// The same as a manager sees it, if the file has `[mayfly.manager]`.
-    fn load_for_role(&self) -> Result<Loaded, String> {
+    fn load_for_role(&self) -> Result<LoadedConfig, String> {
         let loaded = self.load()?;
         match loaded.config.mayfly.manager {
             None => Ok(loaded),

@@ -71,8 +71,8 @@ fn run(options: Options, logging: &logging::Options) -> Result<ExitCode, String>
 
 impl Options {
     /// Converts the options. Fails if the working directory does not exist.
-    fn of_agent(&self) -> Result<agent::Options, String> {
-        Ok(agent::Options {
+    fn of_agent(&self) -> Result<agent::AgentOptions, String> {
+        Ok(agent::AgentOptions {
             config: self.file.path(),
             user: self.user.clone(),
             max_builds: if self.once { Some(1) } else { self.max_builds.filter(|builds| *builds > 0) },

@@ -125,7 +125,7 @@ fn print_day(options: &Options, pool: &PoolSettings, begins: Timestamp, zone: &T
     Ok(())
 }
 
-fn jobs(options: &Options) -> Result<Vec<load::Job>, String> {
+fn jobs(options: &Options) -> Result<Vec<load::SimulatedJob>, String> {
     if let Some(path) = &options.load {
         let text = fs::read_to_string(path).map_err(|error| format!("the load {}: {error}", path.display()))?;
         return load::read(&text).map_err(|why| format!("the load {}: {why}", path.display()));

@@ -83,7 +83,7 @@ pub fn keep_settings(config: &Config) -> std::io::Result<()> {
 
 /// The agent's own settings if the file at `path` is unusable: the last settings in use, without runners, or else the
 /// defaults. Fails if neither can be read.
-pub fn last_settings(path: &Path) -> Result<Config, super::Error> {
+pub fn last_settings(path: &Path) -> Result<Config, super::ConfigError> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let mut defaults = Config::parse(path, "")?;
     defaults.mayfly.state_dir = salvaged_state_dir(&text);

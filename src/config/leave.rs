@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Strategy {
+pub enum LeaveStrategy {
     /// The agent exits; the instance keeps running.
     #[default]
     Exit,
@@ -18,7 +18,7 @@ pub enum Strategy {
     AwsAsg,
 }
 
-impl Strategy {
+impl LeaveStrategy {
     /// The value in the configuration and in logs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -34,10 +34,10 @@ impl Strategy {
 #[derive(Clone, Debug)]
 pub struct Leave {
     /// The strategy as configured; `None` for the default, which depends on the instance.
-    pub configured: Option<Strategy>,
+    pub configured: Option<LeaveStrategy>,
     /// The strategy that applies; see [`Leave::apply_default`].
-    pub strategy: Strategy,
-    /// The shell command for [`Strategy::Command`].
+    pub strategy: LeaveStrategy,
+    /// The shell command for [`LeaveStrategy::Command`].
     pub command: Option<String>,
     /// The shell command that powers the machine off.
     pub poweroff_command: String,
@@ -49,7 +49,7 @@ impl Default for Leave {
     fn default() -> Self {
         Self {
             configured: None,
-            strategy: Strategy::Exit,
+            strategy: LeaveStrategy::Exit,
             command: None,
             poweroff_command: "systemctl poweroff".to_owned(),
             fallback_after: Duration::from_secs(300),
@@ -60,7 +60,7 @@ impl Default for Leave {
 impl Leave {
     /// Applies the default where nothing is configured: `aws-asg` inside an Auto Scaling group, `exit` outside.
     pub fn apply_default(&mut self, is_in_group: bool) {
-        let default = if is_in_group { Strategy::AwsAsg } else { Strategy::Exit };
+        let default = if is_in_group { LeaveStrategy::AwsAsg } else { LeaveStrategy::Exit };
         self.strategy = self.configured.unwrap_or(default);
     }
 }

@@ -13,7 +13,7 @@ const POLICY_IDLE_TIME: Duration = Duration::from_secs(300);
 
 /// The limits of an instance's lifetime.
 #[derive(Clone, Debug, Default)]
-pub struct Lifetime {
+pub struct LifetimeBounds {
     /// The number of jobs.
     pub max_builds: Option<u32>,
     /// The age.
@@ -24,7 +24,7 @@ pub struct Lifetime {
     pub idle_is_of_fleet: bool,
 }
 
-impl Lifetime {
+impl LifetimeBounds {
     /// The idle timeout at this time; `None` for no limit.
     pub fn idle_timeout(&self, now: Timestamp) -> Option<Duration> {
         self.idle.iter().filter_map(|times| times.at(now)).max()
@@ -242,7 +242,7 @@ mod tests {
     }
 
     fn idle_seconds(terms: &Terms, at: &str) -> Option<u64> {
-        let lifetime = Lifetime { idle: terms.idle.clone().into_iter().collect(), ..Lifetime::default() };
+        let lifetime = LifetimeBounds { idle: terms.idle.clone().into_iter().collect(), ..LifetimeBounds::default() };
         lifetime.idle_timeout(at.parse().expect("a time")).map(|time| time.as_secs())
     }
 
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn the_longest_idle_time_of_all_runners_applies() {
         let of = |seconds| IdleTimes::always(Duration::from_secs(seconds));
-        let lifetime = Lifetime { idle: vec![of(10), of(30)], ..Lifetime::default() };
+        let lifetime = LifetimeBounds { idle: vec![of(10), of(30)], ..LifetimeBounds::default() };
         assert_eq!(lifetime.idle_timeout(Timestamp::now()), Some(Duration::from_secs(30)));
         assert!(!lifetime.has_periods());
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::cache::StorageLimits;
 use super::fitness::{Fitness, READY_TIMEOUT, Ready};
-use super::leave::{Leave, Strategy};
-use super::lifetime::{IdleTimes, Lifetime, Terms, capacity};
+use super::leave::{Leave, LeaveStrategy};
+use super::lifetime::{IdleTimes, LifetimeBounds, Terms, capacity};
 use super::location::Location;
 use super::reference::Reference;
 use super::runner::{Confined, UPLOAD_ANSWER_TIMEOUT, UPLOAD_TIMEOUT, executor, is_unsupported};
@@ -121,9 +121,9 @@ pub(super) fn of(path: &Path, raw: raw::Config, role: Role) -> Result<Config, In
 }
 
 /// The lifetime of the instance: from `[mayfly]`, else from the runners' tables.
-fn lifetime(own: &raw::Mayfly, terms: &[Terms]) -> Lifetime {
+fn lifetime(own: &raw::Mayfly, terms: &[Terms]) -> LifetimeBounds {
     let of_runners = || terms.iter().filter_map(|terms| terms.idle.clone()).collect();
-    Lifetime {
+    LifetimeBounds {
         max_builds: match own.max_builds {
             Some(builds) => Some(builds).filter(|builds| *builds > 0),
             None => terms.iter().filter_map(|terms| terms.max_builds).min(),
@@ -166,7 +166,7 @@ fn leave(own: &raw::Mayfly) -> Result<Leave, (&'static str, &'static str)> {
     let usual = Leave::default();
     let given = |command: &Option<String>| command.clone().filter(|command| !command.trim().is_empty());
     let (strategy, command) = (own.leave.unwrap_or_default(), given(&own.leave_command));
-    match (strategy == Strategy::Command, command.is_some()) {
+    match (strategy == LeaveStrategy::Command, command.is_some()) {
         (true, false) => {
             Err(("mayfly.leave", "`leave = \"command\"` needs a `leave_command`, which ends the instance"))
         }

@@ -40,7 +40,7 @@ pub use runner::{ExecutorKind, Runner, executor};
 
 use crate::decode;
 use leave::Leave;
-use lifetime::Lifetime;
+use lifetime::LifetimeBounds;
 
 /// The configuration of the agent.
 #[derive(Clone, Debug)]
@@ -64,7 +64,7 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// How long an unused connection is kept.
     pub connection_max_age: Duration,
-    pub lifetime: Lifetime,
+    pub lifetime: LifetimeBounds,
     pub leave: Leave,
     /// `[mayfly]`
     pub mayfly: Mayfly,
@@ -110,13 +110,13 @@ pub struct Mayfly {
 
 /// A configuration and the findings about it.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct LoadedConfig {
     pub config: Config,
     /// Keys without effect, unknown keys, a file that others can read.
     pub findings: Vec<Finding>,
 }
 
-impl Loaded {
+impl LoadedConfig {
     /// Writes the findings into the log.
     pub fn log(&self) {
         for finding in &self.findings {
@@ -131,14 +131,14 @@ impl Loaded {
 }
 
 #[derive(Debug)]
-pub enum Error {
+pub enum ConfigError {
     /// The file cannot be read.
     Unreadable(PathBuf, std::io::Error),
     /// The error in the file, with its line.
     Invalid(PathBuf, String),
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreadable(path, error) => write!(
@@ -151,7 +151,7 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for ConfigError {}
 
 /// The program that reads a configuration: some keys have another meaning for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,20 +165,20 @@ pub enum Role {
 impl Config {
     /// Reads the file at `path`. Fails if it is unreadable, not TOML, or has an invalid value; the message shows the
     /// line.
-    pub fn load(path: &Path) -> Result<Loaded, Error> {
+    pub fn load(path: &Path) -> Result<LoadedConfig, ConfigError> {
         Self::load_as(path, Role::Agent)
     }
 
     /// The same for `role`.
-    pub fn load_as(path: &Path, role: Role) -> Result<Loaded, Error> {
-        let text = fs::read_to_string(path).map_err(|error| Error::Unreadable(path.to_owned(), error))?;
+    pub fn load_as(path: &Path, role: Role) -> Result<LoadedConfig, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|error| ConfigError::Unreadable(path.to_owned(), error))?;
         let config = Self::parse_as(path, &text, role)?;
         let mut findings = findings::of_unusable(&text, &config.unusable);
         findings.extend(findings::of_keys(&text, role));
         findings.extend(findings::of_executors(&text, &config.runners));
         findings.extend(findings::of_containers(&text, &config.runners));
         findings.extend(findings::of_mode(path));
-        Ok(Loaded { config, findings })
+        Ok(LoadedConfig { config, findings })
     }
 
     /// Whether a runner's token is stored in AWS.
@@ -187,13 +187,13 @@ impl Config {
     }
 
     /// The configuration that a text is, or would be at `path`. Errors: as for [`Config::load`].
-    pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         Self::parse_as(path, text, Role::Agent)
     }
 
     /// The same for `role`. Errors: as for [`Config::load`].
-    pub fn parse_as(path: &Path, text: &str, role: Role) -> Result<Self, Error> {
-        let invalid = |why: String| Error::Invalid(path.to_owned(), why);
+    pub fn parse_as(path: &Path, text: &str, role: Role) -> Result<Self, ConfigError> {
+        let invalid = |why: String| ConfigError::Invalid(path.to_owned(), why);
         let raw: raw::Config = decode::toml(text).map_err(|error| invalid(location::of_error(text, &error)))?;
         let mut config = meaning::of(path, raw, role).map_err(|wrong| invalid(wrong.shown(text)))?;
         meaning::note_written(text, &mut config);

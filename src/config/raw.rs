@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::duration;
-use super::leave::Strategy;
+use super::leave::LeaveStrategy;
 use super::lifetime::{Autoscaler, Machine};
 
 #[derive(Debug, Default, Deserialize)]
@@ -37,7 +37,7 @@ pub struct Mayfly {
     pub idle_timeout: Option<Duration>,
     #[serde(deserialize_with = "duration::read")]
     pub max_age: Option<Duration>,
-    pub leave: Option<Strategy>,
+    pub leave: Option<LeaveStrategy>,
     pub leave_command: Option<String>,
     pub poweroff_command: Option<String>,
     #[serde(deserialize_with = "duration::read")]

@@ -1,10 +1,10 @@
 //! Tests of loading a configuration file, and of messages about invalid ones.
 
-use super::leave::Strategy;
+use super::leave::LeaveStrategy;
 use super::meaning::tls_files;
 use super::*;
 
-fn load(text: &str) -> Result<Loaded, String> {
+fn load(text: &str) -> Result<LoadedConfig, String> {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("config.toml");
     fs::write(&path, text).expect("write the file");
@@ -102,11 +102,11 @@ fn mayfly_keys_override_the_tables_of_a_fleet() {
 #[test]
 fn refuses_contradictory_leave_settings() {
     let leave = |text: &str| load(&format!("[mayfly]\n{text}\n{RUNNER}")).map(|loaded| loaded.config.leave);
-    assert_eq!(leave("").expect("the configuration must be valid").strategy, Strategy::Exit);
+    assert_eq!(leave("").expect("the configuration must be valid").strategy, LeaveStrategy::Exit);
     let raise = "aws = { raise_on_job = {}, protect_while_busy = false }";
     assert!(leave(raise).expect_err("must be refused").to_string().contains("leave one of them out"));
     let asg = leave("leave = \"aws-asg\"\nleave_fallback_after = \"2m\"").expect("the configuration must be valid");
-    assert_eq!((asg.strategy, asg.fallback_after), (Strategy::AwsAsg, Duration::from_secs(120)));
+    assert_eq!((asg.strategy, asg.fallback_after), (LeaveStrategy::AwsAsg, Duration::from_secs(120)));
     assert_eq!(asg.poweroff_command, "systemctl poweroff");
     for (text, line, part) in [
         ("leave = \"explode\"", "line 2", "aws-asg"),

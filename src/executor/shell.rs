@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::cgroup::CgroupParents;
 use super::{Executor, user};
 use crate::failure::JobError;
-use crate::shim::spec::{Task, User};
+use crate::shim::spec::{StepProgram, User};
 
 /// The PATH for jobs, and for programs that the agent runs for jobs.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -81,9 +81,9 @@ impl Shell {
     }
 
     /// Turns the text of a script into a task.
-    pub fn script_task(&self, text: String, merge_stderr: bool) -> Task {
+    pub fn script_task(&self, text: String, merge_stderr: bool) -> StepProgram {
         let program = self.program.clone().unwrap_or_else(|| PathBuf::from("/bin/sh"));
-        Task::Process {
+        StepProgram::Process {
             argv: vec![program.display().to_string(), "-l".to_owned()],
             env: self.environment(),
             // A missing home directory must not stop a job: its scripts change to the project directory themselves.

@@ -10,7 +10,7 @@ use crate::config::ExecutorKind;
 use crate::coordinator::gitlab::{GitLab, Info};
 use crate::coordinator::source::{JobRequest, PollOutcome};
 use crate::coordinator::{Coordinator, JobHandle, JobId, JobState, TraceSummary};
-use crate::executor::docker::engine::Engine;
+use crate::executor::docker::engine::DockerEngine;
 use crate::executor::docker::engine::attached::FrameReader;
 use crate::http::Address;
 use crate::payload;
@@ -55,7 +55,7 @@ fn of_gitlab(port: u16) {
 
 fn of_engine(port: u16) {
     let address = Address::Tcp(format!("127.0.0.1:{port}"), None);
-    let Ok(engine) = Engine::connect(&address) else { return };
+    let Ok(engine) = DockerEngine::connect(&address) else { return };
     let _ = engine.info();
     let _ = engine.image("busybox", None);
     let _ = engine.container("one");

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::pipeline::listing::Listing;
-use crate::pipeline::request::{Base, ComponentVersion, Content, Facts, Request, Source, SourceError, Sources, Tree};
+use crate::pipeline::request::{
+    Base, CommitFacts, ComponentVersion, Content, PipelineSource, PlanRequest, SourceError, Sources, Tree,
+};
 use crate::pipeline::{self, JobRun};
 
 /// The maximum size of a file. Larger files only take longer.
@@ -44,17 +46,17 @@ pub fn rules(text: &[u8]) {
 struct Alone(BTreeMap<&'static str, Vec<u8>>);
 
 impl Alone {
-    fn request(&self) -> Request<'_> {
-        Request {
+    fn request(&self) -> PlanRequest<'_> {
+        PlanRequest {
             content: Content::File(".gitlab-ci.yml".to_owned()),
-            source: Source { name: "push".to_owned(), merge_request: None },
-            facts: Facts {
+            source: PipelineSource { name: "push".to_owned(), merge_request: None },
+            facts: CommitFacts {
                 sha: "0123456789abcdef0123456789abcdef01234567".to_owned(),
                 branch: Some("main".to_owned()),
                 default_branch: "main".to_owned(),
                 before: Some("89abcdef0123456789abcdef0123456789abcdef".to_owned()),
                 pipeline_id: 1,
-                ..Facts::default()
+                ..CommitFacts::default()
             },
             pipeline_variables: vec![],
             project_variables: vec![],

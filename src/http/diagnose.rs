@@ -220,15 +220,15 @@ impl rustls::client::danger::ServerCertVerifier for Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::testing::Server;
+    use crate::http::testing::TestServer;
 
-    fn stream_to(server: &Server) -> TcpStream {
+    fn stream_to(server: &TestServer) -> TcpStream {
         TcpStream::connect(server.url.strip_prefix("http://").expect("an http URL")).expect("connect to the server")
     }
 
     #[test]
     fn requests_a_tunnel_that_begins_after_the_response_head() {
-        let server = Server::new(&["HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\nhello"]);
+        let server = TestServer::new(&["HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\nhello"]);
         let mut stream = tunnel(stream_to(&server), "::1", 443).expect("a tunnel");
         assert!(server.seen()[0].head.starts_with("connect [::1]:443 http/1.1\n"), "{:?}", server.seen());
         let mut rest = [0; 5];
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn quotes_the_refusal_of_a_proxy() {
-        let server = Server::new(&["HTTP/1.1 403 Not for you\r\n\r\n"]);
+        let server = TestServer::new(&["HTTP/1.1 403 Not for you\r\n\r\n"]);
         let error = tunnel(stream_to(&server), "h.test", 443).expect_err("must be refused").to_string();
         assert!(error.contains("403 Not for you"), "{error}");
     }

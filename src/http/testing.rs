@@ -25,12 +25,12 @@ impl Seen {
 }
 
 /// A server on loopback; runs until the process ends.
-pub struct Server {
+pub struct TestServer {
     pub url: String,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
-impl Server {
+impl TestServer {
     /// Sends these responses, one per request; closes the connection after the last one and after one with `Connection:
     /// close`. An empty response closes it without a response.
     pub fn new(answers: &[&str]) -> Self {

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::time::Duration;
 
-use super::testing::{Authority, Server};
+use super::testing::{Authority, TestServer};
 use super::tls::TlsFiles;
 use super::{Client, Error, Method, Request, Response};
 
@@ -36,7 +36,7 @@ fn redirect(status: u16, to: &str) -> String {
 
 #[test]
 fn retries_a_busy_server_five_times_with_the_same_request() {
-    let server = Server::new(&[BUSY, BUSY, BUSY, BUSY, BUSY, GOOD]);
+    let server = TestServer::new(&[BUSY, BUSY, BUSY, BUSY, BUSY, GOOD]);
     let waits = RefCell::new(Vec::new());
     let rest = |wait| {
         waits.borrow_mut().push(wait);
@@ -53,7 +53,7 @@ fn retries_a_busy_server_five_times_with_the_same_request() {
 
 #[test]
 fn a_caller_that_does_not_wait_gets_the_last_response() {
-    let server = Server::new(&[BUSY, GOOD]);
+    let server = TestServer::new(&[BUSY, GOOD]);
     let files = TlsFiles::default();
     let response = client(&server.url, &files).call(&request(&server.url, Method::Put, b"{}"), &|_| false);
     assert_eq!((response.expect("an answer").status, server.seen().len()), (503, 1));
@@ -62,21 +62,22 @@ fn a_caller_that_does_not_wait_gets_the_last_response() {
 #[test]
 fn does_not_retry_permanent_errors() {
     for status in [400, 403, 409, 501, 505, 511] {
-        let server = Server::new(&[&format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n")]);
+        let server = TestServer::new(&[&format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n")]);
         assert_eq!(call(&server.url, Method::Post, b"{}").expect("an answer").status, status);
     }
 }
 
 #[test]
 fn a_connection_closed_without_a_response_is_an_error() {
-    let server = Server::new(&[""]);
+    let server = TestServer::new(&[""]);
     assert!(matches!(call(&server.url, Method::Post, b"{}"), Err(Error::Transport(_))));
     assert_eq!(server.seen().len(), 1);
 }
 
 #[test]
 fn an_incomplete_response_keeps_its_beginning() {
-    let server = Server::new(&["HTTP/1.1 201 Created\r\nConnection: close\r\nContent-Length: 90\r\n\r\n{\"id\": 7"]);
+    let server =
+        TestServer::new(&["HTTP/1.1 201 Created\r\nConnection: close\r\nContent-Length: 90\r\n\r\n{\"id\": 7"]);
     let response = call(&server.url, Method::Post, b"{}").expect("a status");
     assert_eq!((response.status, response.body.as_slice()), (201, &b"{\"id\": 7"[..]));
     assert!(response.cut.is_some());
@@ -84,9 +85,9 @@ fn an_incomplete_response_keeps_its_beginning() {
 
 #[test]
 fn a_body_is_never_sent_to_another_server() {
-    let other = Server::new(&[GOOD]);
+    let other = TestServer::new(&[GOOD]);
     for status in [307, 308] {
-        let server = Server::new(&[&redirect(status, &format!("{}/b", other.url))]);
+        let server = TestServer::new(&[&redirect(status, &format!("{}/b", other.url))]);
         let error =
             call(&server.url, Method::Post, b"{\"token\":\"secret\"}").expect_err("must be refused").to_string();
         assert!(error.contains(&server.url) && error.contains(&other.url) && !error.contains("secret"), "{error}");
@@ -97,8 +98,8 @@ fn a_body_is_never_sent_to_another_server() {
 #[test]
 fn a_redirect_to_another_server_carries_no_token() {
     for status in [301, 302, 303, 307, 308] {
-        let other = Server::new(&[GOOD]);
-        let server = Server::new(&[&redirect(status, &format!("{}/b?c=d", other.url))]);
+        let other = TestServer::new(&[GOOD]);
+        let server = TestServer::new(&[&redirect(status, &format!("{}/b?c=d", other.url))]);
         assert_eq!(call(&server.url, Method::Get, b"").expect("an answer").status, 200);
         let seen = other.seen();
         assert!(seen[0].head.starts_with("get /b?c=d "), "{seen:?}");
@@ -110,11 +111,11 @@ fn a_redirect_to_another_server_carries_no_token() {
 #[test]
 fn a_redirect_turns_no_request_into_another_one() {
     for (status, method) in [(301, Method::Post), (302, Method::Put), (303, Method::Patch), (302, Method::Delete)] {
-        let other = Server::new(&[GOOD]);
-        let server = Server::new(&[&redirect(status, &format!("{}/b", other.url))]);
+        let other = TestServer::new(&[GOOD]);
+        let server = TestServer::new(&[&redirect(status, &format!("{}/b", other.url))]);
         let error = call(&server.url, method, b"").expect_err("must be refused").to_string();
         assert!(error.contains(&other.url) && other.seen().is_empty(), "{error}");
-        let server = Server::new(&[&redirect(status, "/users/sign_in"), GOOD]);
+        let server = TestServer::new(&[&redirect(status, "/users/sign_in"), GOOD]);
         assert_eq!(call(&server.url, method, b"{}").expect("an answer").status, status);
         assert_eq!(server.seen().len(), 1);
     }
@@ -122,7 +123,7 @@ fn a_redirect_turns_no_request_into_another_one() {
 
 #[test]
 fn a_redirect_on_the_same_server_repeats_the_whole_request() {
-    let server = Server::new(&[&redirect(308, "/b"), GOOD]);
+    let server = TestServer::new(&[&redirect(308, "/b"), GOOD]);
     assert_eq!(call(&server.url, Method::Post, b"{}").expect("an answer").status, 200);
     let seen = &server.seen()[1];
     assert!(seen.head.starts_with("post /b ") && seen.body == b"{}", "{seen:?}");
@@ -132,7 +133,7 @@ fn a_redirect_on_the_same_server_repeats_the_whole_request() {
 #[test]
 fn ends_redirect_loops() {
     let circle = redirect(302, "/a");
-    let server = Server::new(&[circle.as_str(); 20]);
+    let server = TestServer::new(&[circle.as_str(); 20]);
     let error = call(&server.url, Method::Get, b"").expect_err("the request must fail").to_string();
     assert!(error.contains("more than 10 times"), "{error}");
     assert_eq!(server.seen().len(), 11);
@@ -144,8 +145,8 @@ fn a_redirect_from_http_to_https_uses_the_certificate_authorities() {
     let ca_file = directory.path().join("ca.pem");
     fs::write(&ca_file, authority.pem()).expect("write the file");
     let files = TlsFiles { ca_file: Some(ca_file), ..TlsFiles::default() };
-    let secure = Server::with_tls(&authority, &[GOOD]);
-    let server = Server::new(&[&redirect(301, &format!("{}/b", secure.url))]);
+    let secure = TestServer::with_tls(&authority, &[GOOD]);
+    let server = TestServer::new(&[&redirect(301, &format!("{}/b", secure.url))]);
     let request = request(&server.url, Method::Get, b"");
     let response = client(&server.url, &files).call(&request, &|_| true);
     assert_eq!(response.expect("an answer").status, 200);
@@ -157,7 +158,7 @@ fn a_redirect_from_http_to_https_uses_the_certificate_authorities() {
 #[test]
 fn a_key_of_another_certificate_is_an_error_that_names_both_files() {
     let (authority, directory) = (Authority::new(), tempfile::tempdir().expect("a directory"));
-    let server = Server::with_tls(&authority, &[GOOD]);
+    let server = TestServer::with_tls(&authority, &[GOOD]);
     let path = |name: &str| directory.path().join(name);
     fs::write(path("ca.pem"), authority.pem()).expect("write the file");
     fs::write(path("agent.crt"), authority.leaf("agent").0).expect("write the file");
@@ -180,7 +181,7 @@ fn an_invalid_new_certificate_file_keeps_the_previous_trust() {
     fs::write(&ca_file, authority.pem()).expect("write the file");
     let files = TlsFiles { ca_file: Some(ca_file.clone()), ..TlsFiles::default() };
     let closing = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
-    let server = Server::with_tls(&authority, &[closing; 3]);
+    let server = TestServer::with_tls(&authority, &[closing; 3]);
     let client = client(&server.url, &files);
     let ask = || client.call(&request(&server.url, Method::Get, b""), &|_| true);
     assert_eq!(ask().expect("an answer").status, 200);
@@ -192,7 +193,7 @@ fn an_invalid_new_certificate_file_keeps_the_previous_trust() {
 
 #[test]
 fn a_forwarded_request_has_the_absolute_url_also_on_a_kept_connection() {
-    let proxy = Server::new(&[GOOD, GOOD]);
+    let proxy = TestServer::new(&[GOOD, GOOD]);
     let address = proxy.url.replace("http://", "http://agent:p%40ss@");
     let route = super::Route::Forward(super::proxy::Proxy::read(&address).expect("a proxy"));
     let agent = super::agent(super::plain_config(), &route, None).expect("an agent");
@@ -212,7 +213,7 @@ fn a_forwarded_request_has_the_absolute_url_also_on_a_kept_connection() {
 #[test]
 fn an_error_of_the_proxy_is_not_a_response_of_the_server() {
     for headers in ["X-Squid-Error: ERR_ACCESS_DENIED 0\r\n", "Proxy-Status: squid; error=http_request_denied\r\n"] {
-        let proxy = Server::new(&[&format!("HTTP/1.1 403 Forbidden\r\n{headers}Content-Length: 0\r\n\r\n")]);
+        let proxy = TestServer::new(&[&format!("HTTP/1.1 403 Forbidden\r\n{headers}Content-Length: 0\r\n\r\n")]);
         let route = super::Route::Forward(super::proxy::Proxy::read(&proxy.url).expect("a proxy"));
         let agent = super::agent(super::plain_config(), &route, None).expect("an agent");
         let response = agent.get("http://gitlab.test/").call().expect("a response");

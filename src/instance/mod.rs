@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::aws::Aws;
-use crate::config::leave::{Leave, Strategy};
+use crate::config::leave::{Leave, LeaveStrategy};
 pub use plain::Plain;
 
 /// The machine and the boot that the journal belongs to: an image of a used machine must not resume its jobs.
@@ -95,8 +95,8 @@ impl Requirement {
     pub fn of(leave: &Leave) -> Self {
         match leave.configured {
             None => Self::GroupIfMember,
-            Some(Strategy::AwsAsg) => Self::AutoScaling,
-            Some(Strategy::Exit | Strategy::Command | Strategy::Poweroff) => Self::Nothing,
+            Some(LeaveStrategy::AwsAsg) => Self::AutoScaling,
+            Some(LeaveStrategy::Exit | LeaveStrategy::Command | LeaveStrategy::Poweroff) => Self::Nothing,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::limits::limits;
 use super::outcome::StageResult;
 use super::removal::DirectoryRemoval;
 use super::script::GITLAB_ENV_FILE;
-use super::sources::{self, Strategy};
+use super::sources::{self, GitStrategy};
 use crate::executor::docker::credentials::LoginSources;
 use crate::executor::docker::engine::spec::CreateNetwork;
 use crate::executor::docker::names::{self, JobNames};
@@ -21,7 +21,7 @@ use crate::failure::JobError;
 use crate::journal::{ContainerCondition, Progress};
 use crate::payload::Payload;
 use crate::payload::variables::Variables;
-use crate::shim::spec::{OutputFifos, Rights, Sandbox, Task};
+use crate::shim::spec::{OutputFifos, Rights, Sandbox, StepProgram};
 
 /// The named pipes for the output of scripts, in the job's temporary directory.
 pub(super) const OUTPUT_FIFOS: [&str; 2] = ["mayfly.stdout", "mayfly.stderr"];
@@ -48,7 +48,7 @@ impl JobExecutor for Docker {
         let at = |own: &str| JobDirs::in_container(&below.join(own), &self.builds, caches, payload);
         let lasting = at(&own);
         match sources::strategy(payload, &variables(&lasting)) {
-            Ok(Strategy::Fetch) | Err(_) => lasting,
+            Ok(GitStrategy::Fetch) | Err(_) => lasting,
             Ok(_) => at(&job_dir_name(payload.id)),
         }
     }
@@ -75,14 +75,14 @@ impl JobExecutor for Docker {
         wanted.then(|| format!("runner-{}-{project}-{concurrent}-{}", runner.token.short(), payload.id))
     }
 
-    fn prepare(&self, job: &Job<'_>) -> StageResult<Option<Task>> {
+    fn prepare(&self, job: &Job<'_>) -> StageResult<Option<StepProgram>> {
         roots::make(&job.context.caches, None, 0o700).map_err(|error| {
             let caches = job.context.caches.display();
             JobError::system(format!("cannot create the directory of caches {caches}: {error}"))
         })?;
         let plan = FileTask::PrepareContainer(Box::new(prepare_task(job, self)?));
         let plan = plan.to_text().map_err(io::Error::other)?;
-        Ok(Some(Task::File { task: plan, rights: Rights::All, output_fifos: None }))
+        Ok(Some(StepProgram::File { task: plan, rights: Rights::All, output_fifos: None }))
     }
 
     /// Only the container knows its user, so the script creates the file.
@@ -90,7 +90,7 @@ impl JobExecutor for Docker {
         job.settings.dirs.remove_temporary(&[GITLAB_ENV_FILE.to_owned()], None);
     }
 
-    fn script(&self, job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> Task {
+    fn script(&self, job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> StepProgram {
         script_task(job, progress, text, merge)
     }
 
@@ -206,10 +206,10 @@ fn network(job: &Job<'_>, facts: &JobNames<'_>, docker: &Docker) -> Option<Creat
 }
 
 /// A script as a task in the job's container.
-fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> Task {
+fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> StepProgram {
     let Some(container) = progress.container.clone() else {
         // Scripts run only after the container was created.
-        return Task::File { task: String::new(), rights: Rights::All, output_fifos: None };
+        return StepProgram::File { task: String::new(), rights: Rights::All, output_fifos: None };
     };
     let dirs = &job.settings.dirs;
     let below = dirs.temporary.strip_prefix(&dirs.builds).map(PathBuf::from).unwrap_or_default();
@@ -235,5 +235,9 @@ fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) ->
         chown: hand_over,
     }));
     // A plan that cannot be serialised cannot be parsed either, which fails the step.
-    Task::File { task: plan.to_text().unwrap_or_default(), rights: Rights::All, output_fifos: Some(output_fifos) }
+    StepProgram::File {
+        task: plan.to_text().unwrap_or_default(),
+        rights: Rights::All,
+        output_fifos: Some(output_fifos),
+    }
 }

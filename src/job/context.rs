@@ -25,7 +25,7 @@ use crate::journal::{Progress, Record, Resumption};
 use crate::monitor::metrics::RunnerLabels;
 use crate::payload::variables::Variables;
 use crate::payload::{Payload, Variable};
-use crate::shim::spec::{Rights, Task};
+use crate::shim::spec::{Rights, StepProgram};
 use crate::sys::BootTime;
 use crate::trace::FilterSpec;
 use crate::version::{REVISION, VERSION, architecture};
@@ -132,13 +132,13 @@ pub trait JobExecutor: Executor {
 
     /// Creates the job's directories on the machine. Returns the task that prepares the job's container, if the
     /// executor uses containers.
-    fn prepare(&self, job: &Job<'_>) -> StageResult<Option<Task>>;
+    fn prepare(&self, job: &Job<'_>) -> StageResult<Option<StepProgram>>;
 
     /// Empties the file of `GITLAB_ENV`, which may contain variables of an earlier job.
     fn reset_env_file(&self, job: &Job<'_>);
 
     /// A script as a task; `merge` combines standard error with standard output.
-    fn script(&self, job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> Task;
+    fn script(&self, job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> StepProgram;
 
     /// The permissions of a file task.
     fn file_task_rights(&self, job: &Job<'_>, plan: &FileTask) -> Rights;

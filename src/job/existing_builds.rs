@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use super::build_dir::BuildDir;
-use crate::archive::root::{FileKind, Root};
+use crate::archive::root::{ArchiveRoot, FileKind};
 
 /// The maximum depth below a directory with a concurrent id: GitLab allows 20 nested groups.
 const DEPTH_MAX: usize = 24;
@@ -40,7 +40,7 @@ pub fn find(root: &Path, layout: &Layout) -> Vec<(BuildDir, u64)> {
 }
 
 fn find_of_containers(root: &Path, found: &mut Vec<(BuildDir, u64)>) {
-    let Ok(opened) = Root::open(root) else { return };
+    let Ok(opened) = ArchiveRoot::open(root) else { return };
     for token in directories(&opened, Path::new("")) {
         for name in directories(&opened, Path::new(&token)).iter().filter(|name| is_of_project(name)) {
             let below = Path::new(&token).join(name);
@@ -51,7 +51,7 @@ fn find_of_containers(root: &Path, found: &mut Vec<(BuildDir, u64)>) {
 }
 
 fn find_of_shell(root: &Path, trusted: &Path, user: Option<&String>, found: &mut Vec<(BuildDir, u64)>) {
-    let Ok(opened) = Root::open(trusted) else { return };
+    let Ok(opened) = ArchiveRoot::open(trusted) else { return };
     for token in directories(&opened, Path::new("")) {
         let numbers = directories(&opened, Path::new(&token)).into_iter().filter(|name| is_concurrent_id(name));
         let mut waiting: Vec<(PathBuf, usize)> = numbers.map(|number| (Path::new(&token).join(number), 0)).collect();
@@ -74,7 +74,7 @@ fn find_of_shell(root: &Path, trusted: &Path, user: Option<&String>, found: &mut
 }
 
 /// Adds a directory with the time at which the directory `changed` was last changed.
-fn add(opened: &Root, dir: BuildDir, changed: &Path, found: &mut Vec<(BuildDir, u64)>) {
+fn add(opened: &ArchiveRoot, dir: BuildDir, changed: &Path, found: &mut Vec<(BuildDir, u64)>) {
     if found.len() < FOUND_MAX
         && let Ok(stat) = opened.stat(changed)
     {
@@ -83,7 +83,7 @@ fn add(opened: &Root, dir: BuildDir, changed: &Path, found: &mut Vec<(BuildDir, 
 }
 
 /// The names of the directories in a directory; none if it cannot be listed.
-fn directories(opened: &Root, directory: &Path) -> BTreeSet<OsString> {
+fn directories(opened: &ArchiveRoot, directory: &Path) -> BTreeSet<OsString> {
     let entries = opened.list(directory).unwrap_or_default();
     entries.into_iter().filter(|(_, kind)| *kind == FileKind::Directory).map(|(name, _)| name).collect()
 }

@@ -83,8 +83,8 @@ impl FileTask {
     pub fn network(&self, servers: &[&str]) -> Option<NetworkAccess> {
         let own: Vec<&str> = match self {
             Self::Sources(plan) => match plan.strategy {
-                sources::Strategy::Clone | sources::Strategy::Fetch => vec![plan.url.as_str()],
-                sources::Strategy::None | sources::Strategy::Empty => return None,
+                sources::GitStrategy::Clone | sources::GitStrategy::Fetch => vec![plan.url.as_str()],
+                sources::GitStrategy::None | sources::GitStrategy::Empty => return None,
             },
             Self::CleanUp(_) | Self::EmptyDirectory(_) | Self::RemoveBelow { .. } => return None,
             Self::RestoreCache(plan) => plan.remotes().map(|remote| remote.get.as_str()).collect(),
@@ -112,7 +112,7 @@ impl FileTask {
     /// Whether programs that the task starts can access files that containers created, which may belong to any user.
     pub fn reuses_files(&self) -> bool {
         match self {
-            Self::Sources(plan) => plan.strategy == sources::Strategy::Fetch,
+            Self::Sources(plan) => plan.strategy == sources::GitStrategy::Fetch,
             Self::CleanUp(_) => true,
             _ => false,
         }

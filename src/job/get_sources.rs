@@ -7,7 +7,7 @@ use super::flags::WITHOUT_TOKENS;
 use super::outcome::StageResult;
 use super::script::{AgentText, LineGroup};
 use super::scripts::script_task;
-use super::sources::{self, Strategy, settings};
+use super::sources::{self, GitStrategy, settings};
 use super::steps::{StepRunner, StopPolicy};
 use crate::failure::JobError;
 use crate::sys::BootTime;
@@ -81,9 +81,9 @@ struct Hooks<'a> {
 }
 
 impl Hooks<'_> {
-    fn of(job: &Job<'_>, strategy: Strategy) -> Self {
+    fn of(job: &Job<'_>, strategy: GitStrategy) -> Self {
         let runner = &job.context.runner;
-        let has_hooks = strategy != Strategy::Empty;
+        let has_hooks = strategy != GitStrategy::Empty;
         let of_runner = |text: &Option<String>| -> Vec<String> { text.iter().filter(|_| has_hooks).cloned().collect() };
         let of_job = |name: &str| if has_hooks { job.payload.hook(name).to_vec() } else { Vec::new() };
         let before = [
@@ -105,7 +105,9 @@ pub fn is_skipped(job: &Job<'_>) -> bool {
     let has_hooks = !job.payload.hooks.iter().all(|hook| hook.script.is_empty())
         || runner.pre_get_sources_script.is_some()
         || runner.post_get_sources_script.is_some();
-    !has_hooks && !job.settings.flags.is_on(WITHOUT_TOKENS) && strategy.is_ok_and(|strategy| strategy == Strategy::None)
+    !has_hooks
+        && !job.settings.flags.is_on(WITHOUT_TOKENS)
+        && strategy.is_ok_and(|strategy| strategy == GitStrategy::None)
 }
 
 /// The plan for git. Errors: the job requests something that is not possible.

@@ -17,7 +17,7 @@ use crate::config::Runner;
 use crate::executor::cgroup::CgroupParents;
 use crate::executor::job_dirs::is_job_dir;
 use crate::random;
-use crate::shim::spec::{End, Rights, Sandbox, Status, StepSpec, Task, User};
+use crate::shim::spec::{Rights, Sandbox, StepEnd, StepProgram, StepSpec, StepStatus, User};
 use crate::shim::{RunningShim, StepOutcome};
 use crate::sys::BootTime;
 use crate::trace::FilterSpec;
@@ -107,7 +107,7 @@ impl DirectoryRemoval {
             grace: GRACE,
             deadline: Some(BootTime::now() + TIMEOUT),
             stop_with_pid: Some(std::process::id().cast_signed()),
-            task: Task::File { task, rights, output_fifos: None },
+            task: StepProgram::File { task, rights, output_fifos: None },
             id,
         };
         let running = RunningShim::start(&spec)?;
@@ -115,8 +115,8 @@ impl DirectoryRemoval {
         let (never, _open) = pipe2(OFlag::O_CLOEXEC)?;
         running.wait(never.as_fd(), None);
         match running.outcome() {
-            StepOutcome::Ended(Status { end: End::Exited(0), .. }) => Ok(()),
-            StepOutcome::Ended(Status { end: End::NotStarted(why), .. }) => Err(io::Error::other(why)),
+            StepOutcome::Ended(StepStatus { end: StepEnd::Exited(0), .. }) => Ok(()),
+            StepOutcome::Ended(StepStatus { end: StepEnd::NotStarted(why), .. }) => Err(io::Error::other(why)),
             outcome => {
                 let mut text = String::new();
                 let _ = File::open(&spec.spool).map(|log| log.take(ERROR_MAX).read_to_string(&mut text));

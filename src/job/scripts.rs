@@ -5,7 +5,7 @@ use super::outcome::StageResult;
 use super::script::{self, AgentText, LineGroup, ScriptSettings};
 use super::steps::{StepRunner, StopPolicy};
 use crate::journal::Progress;
-use crate::shim::spec::Task;
+use crate::shim::spec::StepProgram;
 use crate::sys::BootTime;
 
 /// One step of the payload, between the scripts that the runner puts around each.
@@ -47,7 +47,7 @@ pub fn script_task(
     groups: &[LineGroup<'_>],
     directory: Option<String>,
     own: &AgentText,
-) -> Task {
+) -> StepProgram {
     let settings = &job.settings;
     let script_settings = ScriptSettings {
         exports: settings.variables.exports(),

@@ -14,7 +14,7 @@ use crate::failure::JobError;
 use crate::journal::Progress;
 use crate::payload::Payload;
 use crate::payload::variables::Variables;
-use crate::shim::spec::{Rights, Task};
+use crate::shim::spec::{Rights, StepProgram};
 
 impl JobExecutor for Shell {
     fn dirs(
@@ -35,7 +35,7 @@ impl JobExecutor for Shell {
         None
     }
 
-    fn prepare(&self, job: &Job<'_>) -> StageResult<Option<Task>> {
+    fn prepare(&self, job: &Job<'_>) -> StageResult<Option<StepProgram>> {
         self.check()?;
         let (dirs, caches) = (&job.settings.dirs, &job.context.caches);
         let made = dirs.create(caches, self);
@@ -47,7 +47,7 @@ impl JobExecutor for Shell {
         job.settings.dirs.truncate_temporary(GITLAB_ENV_FILE, self.user());
     }
 
-    fn script(&self, _: &Job<'_>, _: &Progress, text: String, merge: bool) -> Task {
+    fn script(&self, _: &Job<'_>, _: &Progress, text: String, merge: bool) -> StepProgram {
         self.script_task(text, merge)
     }
 

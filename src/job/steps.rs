@@ -14,7 +14,7 @@ use crate::executor::docker::prepared::PreparedContainer;
 use crate::failure::{FailureReason, JobError};
 use crate::journal::stop_requests::StopRequests;
 use crate::journal::{ContainerCondition, JobJournal, StepRecord};
-use crate::shim::spec::{End, Rights, Status, StepSpec, Stop, Task};
+use crate::shim::spec::{Rights, StepEnd, StepProgram, StepSpec, StepStatus, Stop};
 use crate::shim::{self, RunningShim, ShimEvent, StepOutcome};
 use crate::sys::BootTime;
 
@@ -62,11 +62,11 @@ enum StepKind {
 const EXIT_KILLED: i32 = 128 + nix::libc::SIGKILL;
 
 impl StepKind {
-    fn of(task: &Task) -> Self {
+    fn of(task: &StepProgram) -> Self {
         match task {
-            Task::Process { .. } => Self::Script,
-            Task::File { output_fifos: Some(_), .. } => Self::ContainerScript,
-            Task::File { output_fifos: None, .. } => Self::Idempotent,
+            StepProgram::Process { .. } => Self::Script,
+            StepProgram::File { output_fifos: Some(_), .. } => Self::ContainerScript,
+            StepProgram::File { output_fifos: None, .. } => Self::Idempotent,
         }
     }
 
@@ -75,9 +75,9 @@ impl StepKind {
     fn was_killed(self, outcome: &StepOutcome) -> bool {
         let StepOutcome::Ended(status) = outcome else { return self != Self::Script };
         let is_own = match status.end {
-            End::Signaled(_) => self != Self::Script,
-            End::Exited(code) => self == Self::Idempotent && code == EXIT_KILLED,
-            End::NotStarted(_) => false,
+            StepEnd::Signaled(_) => self != Self::Script,
+            StepEnd::Exited(code) => self == Self::Idempotent && code == EXIT_KILLED,
+            StepEnd::NotStarted(_) => false,
         };
         is_own && status.stopped.is_none()
     }
@@ -104,14 +104,14 @@ pub struct StepRunner<'a> {
 
 impl StepRunner<'_> {
     /// Runs a step, or resumes one of an earlier agent. Fails if the step failed; see also [`StageError`].
-    pub fn run(&mut self, task: Task, limit: &StepDeadline, stop_policy: StopPolicy) -> StageResult {
+    pub fn run(&mut self, task: StepProgram, limit: &StepDeadline, stop_policy: StopPolicy) -> StageResult {
         self.run_for_container(task, limit, stop_policy).map(drop)
     }
 
     /// Runs a step that may prepare a container, and returns the container. Fails as [`StepRunner::run`] does.
     pub fn run_for_container(
         &mut self,
-        task: Task,
+        task: StepProgram,
         limit: &StepDeadline,
         stop_policy: StopPolicy,
     ) -> StageResult<Option<Box<PreparedContainer>>> {
@@ -153,12 +153,12 @@ impl StepRunner<'_> {
     }
 
     /// Records the start of a step, and runs it.
-    fn begin(&mut self, task: Task, limit: &StepDeadline, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
+    fn begin(&mut self, task: StepProgram, limit: &StepDeadline, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
         // Another server, or another agent on this machine, may have a job with this id.
         let id = format!("{}-{}", self.job.name(), self.journal.progress.steps);
         let executor = &self.job.context.executor;
         let cgroups = match &task {
-            Task::File { rights: Rights::Sandboxed(_), .. } => executor.confined_cgroups(&id),
+            StepProgram::File { rights: Rights::Sandboxed(_), .. } => executor.confined_cgroups(&id),
             _ => executor.cgroups(&id),
         };
         let step = StepRecord { id, shim: None, cgroups, deadline: Some(limit.deadline) };
@@ -167,7 +167,7 @@ impl StepRunner<'_> {
         self.start(task, &step, stop_policy)
     }
 
-    fn start(&mut self, task: Task, step: &StepRecord, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
+    fn start(&mut self, task: StepProgram, step: &StepRecord, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
         let spec = StepSpec {
             id: step.id.clone(),
             spool: self.journal.directory.spool(),
@@ -185,8 +185,8 @@ impl StepRunner<'_> {
             Ok(running) => running,
             // Processes or memory are exhausted: the job fails with its log.
             Err(error) => {
-                let end = End::NotStarted(format!("cannot start a process for the script: {error}"));
-                return Ok(StepOutcome::Ended(Status {
+                let end = StepEnd::NotStarted(format!("cannot start a process for the script: {error}"));
+                return Ok(StepOutcome::Ended(StepStatus {
                     id: spec.id,
                     end,
                     stopped: None,
@@ -202,15 +202,20 @@ impl StepRunner<'_> {
 
     /// The time between SIGTERM and SIGKILL; a child that communicates with a container engine itself waits for the
     /// script's grace period.
-    fn grace(&self, task: &Task) -> Duration {
+    fn grace(&self, task: &StepProgram) -> Duration {
         let grace = self.job.context.runner.kill_grace;
         match task {
-            Task::File { output_fifos: Some(_), .. } => grace + ENGINE_GRACE,
+            StepProgram::File { output_fifos: Some(_), .. } => grace + ENGINE_GRACE,
             _ => grace,
         }
     }
 
-    fn resume_step(&mut self, task: Task, step: &StepRecord, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
+    fn resume_step(
+        &mut self,
+        task: StepProgram,
+        step: &StepRecord,
+        stop_policy: StopPolicy,
+    ) -> io::Result<StepOutcome> {
         let status = self.journal.directory.status(&step.id);
         let running = match step.shim {
             Some(identity) => RunningShim::adopt(identity, &status),
@@ -310,15 +315,15 @@ impl StepRunner<'_> {
     }
 }
 
-fn end_result(end: &End) -> Result<(), JobError> {
+fn end_result(end: &StepEnd) -> Result<(), JobError> {
     let failed = |code: i32, message: String| {
         Err(JobError { reason: FailureReason::ScriptFailure, exit_code: Some(code), message })
     };
     match end {
-        End::Exited(0) => Ok(()),
-        End::Exited(code) => failed(*code, format!("exit status {code}")),
-        End::Signaled(number) => failed(-1, format!("signal: {}", name_of_signal(*number))),
-        End::NotStarted(why) => Err(JobError::system(why.clone())),
+        StepEnd::Exited(0) => Ok(()),
+        StepEnd::Exited(code) => failed(*code, format!("exit status {code}")),
+        StepEnd::Signaled(number) => failed(-1, format!("signal: {}", name_of_signal(*number))),
+        StepEnd::NotStarted(why) => Err(JobError::system(why.clone())),
     }
 }
 
@@ -351,16 +356,16 @@ fn name_of_signal(number: i32) -> String {
 mod tests {
     use super::*;
 
-    fn ended(end: End, stopped: Option<Stop>) -> StepOutcome {
-        StepOutcome::Ended(Status { id: String::new(), end, stopped, killed_processes: 0, report: String::new() })
+    fn ended(end: StepEnd, stopped: Option<Stop>) -> StepOutcome {
+        StepOutcome::Ended(StepStatus { id: String::new(), end, stopped, killed_processes: 0, report: String::new() })
     }
 
     #[test]
     fn detects_only_kills_of_the_agents_own_program() {
-        let by_signal = ended(End::Signaled(9), None);
-        let git_by_signal = ended(End::Exited(137), None);
-        let stopped = ended(End::Signaled(9), Some(Stop::Deadline));
-        let failed = ended(End::Exited(1), None);
+        let by_signal = ended(StepEnd::Signaled(9), None);
+        let git_by_signal = ended(StepEnd::Exited(137), None);
+        let stopped = ended(StepEnd::Signaled(9), Some(Stop::Deadline));
+        let failed = ended(StepEnd::Exited(1), None);
         for (kind, expected) in [
             (StepKind::Script, [false, false, false, false]),
             (StepKind::ContainerScript, [true, false, false, false]),

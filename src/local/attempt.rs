@@ -188,7 +188,7 @@ impl Facts<'_> {
     ) -> io::Result<JobOutcome> {
         let text = payload::of(
             self.job,
-            &payload::Facts {
+            &payload::PayloadFacts {
                 id: self.id,
                 variables: &self.variables,
                 dependencies: self.dependencies,

@@ -2,19 +2,19 @@
 
 use super::attempt::RunContext;
 use super::mapped::MappedCheckout;
-use super::options::{Options, image_of, services_in_the_shell};
+use super::options::{RunOptions, image_of, services_in_the_shell};
 use crate::pipeline::plan::{Job, Plan};
-use crate::pipeline::request::Request;
+use crate::pipeline::request::PlanRequest;
 
 /// Plans the child pipeline of a trigger job. Fails if its configuration is invalid or has no jobs.
 /// `dotenv` are the variables that the trigger job gets from other jobs.
 pub fn plan<'a>(
     parent: &Plan,
     job: &Job,
-    request: &Request<'a>,
+    request: &PlanRequest<'a>,
     id: u64,
     dotenv: Vec<(String, String)>,
-) -> Result<(Plan, Request<'a>), String> {
+) -> Result<(Plan, PlanRequest<'a>), String> {
     let request = parent.child(job, request, dotenv).ok_or("the job does not trigger a pipeline of this project")?;
     created(request, id, "the child pipeline")
 }
@@ -23,11 +23,11 @@ pub fn plan<'a>(
 pub fn plan_mapped<'a>(
     parent: &Plan,
     job: &Job,
-    request: &Request<'_>,
+    request: &PlanRequest<'_>,
     id: u64,
     dotenv: Vec<(String, String)>,
     (mapped, branch): (&'a MappedCheckout, Option<String>),
-) -> Result<(Plan, Request<'a>), String> {
+) -> Result<(Plan, PlanRequest<'a>), String> {
     let mut facts = mapped.facts.clone();
     if let Some(branch) = branch {
         facts.protected = branch == facts.default_branch;
@@ -37,7 +37,7 @@ pub fn plan_mapped<'a>(
     created(request.ok_or("the job does not trigger a pipeline of another project")?, id, "the triggered pipeline")
 }
 
-fn created<'a>(mut request: Request<'a>, id: u64, what: &str) -> Result<(Plan, Request<'a>), String> {
+fn created<'a>(mut request: PlanRequest<'a>, id: u64, what: &str) -> Result<(Plan, PlanRequest<'a>), String> {
     request.facts.pipeline_id = id;
     let plan = crate::pipeline::plan(&request).map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
@@ -50,7 +50,7 @@ fn created<'a>(mut request: Request<'a>, id: u64, what: &str) -> Result<(Plan, R
 }
 
 /// Checks that the jobs of a child pipeline can run here. Fails if a job needs a container and no engine is connected.
-pub fn check(plan: &Plan, options: &Options, context: &RunContext) -> Result<(), String> {
+pub fn check(plan: &Plan, options: &RunOptions, context: &RunContext) -> Result<(), String> {
     let is_script = |job: &&Job| job.trigger.is_none();
     let without_image = plan.jobs.iter().filter(is_script).find(|job| image_of(job, options).is_none());
     if let Some(job) = without_image.filter(|_| options.docker) {

@@ -1,20 +1,22 @@
 //! Derives the consequences of the end of an attempt: the job's status, and whether to retry.
 
-use super::results::Status;
-use super::schedule::{Conclusion, State};
+use super::results::ResultStatus;
+use super::schedule::{Conclusion, ScheduleState};
 use crate::failure::FailureReason;
 use crate::pipeline::plan::Job;
 
 /// The final status for a state.
-pub fn status_of(state: State) -> Status {
+pub fn status_of(state: ScheduleState) -> ResultStatus {
     match state {
-        State::Done(Conclusion::Success) => Status::Success,
-        State::Done(Conclusion::Warning) => Status::Warning,
-        State::Done(Conclusion::Failed) => Status::Failed,
-        State::Done(Conclusion::Skipped) => Status::Skipped,
-        State::Done(Conclusion::Canceled) => Status::Canceled,
-        State::Manual => Status::Manual,
-        State::Waiting | State::Delayed(_) | State::Due | State::Running => Status::Waiting,
+        ScheduleState::Done(Conclusion::Success) => ResultStatus::Success,
+        ScheduleState::Done(Conclusion::Warning) => ResultStatus::Warning,
+        ScheduleState::Done(Conclusion::Failed) => ResultStatus::Failed,
+        ScheduleState::Done(Conclusion::Skipped) => ResultStatus::Skipped,
+        ScheduleState::Done(Conclusion::Canceled) => ResultStatus::Canceled,
+        ScheduleState::Manual => ResultStatus::Manual,
+        ScheduleState::Waiting | ScheduleState::Delayed(_) | ScheduleState::Due | ScheduleState::Running => {
+            ResultStatus::Waiting
+        }
     }
 }
 

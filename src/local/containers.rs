@@ -15,7 +15,7 @@ use crate::executor::cgroup::CgroupParents;
 use crate::executor::docker::console::JobConsole;
 use crate::executor::docker::credentials::{LoginSources, RegistryLogins};
 use crate::executor::docker::engine::spec::{CreateContainer, HostConfig};
-use crate::executor::docker::engine::{Engine, Error};
+use crate::executor::docker::engine::{DockerEngine, DockerError};
 use crate::executor::docker::images::ImageProvider;
 use crate::executor::docker::names::{INSTANCE, LIFE, Owner, STATE};
 use crate::executor::docker::removal::ContainerRemovals;
@@ -35,7 +35,7 @@ const ANSWER: Duration = Duration::from_secs(2);
 pub struct Containers {
     docker: Arc<Docker>,
     runner: Arc<Runner>,
-    engine: Arc<Engine>,
+    engine: Arc<DockerEngine>,
     owner: Owner,
     /// An image that is present on this machine.
     image: Mutex<Option<String>>,
@@ -74,7 +74,7 @@ impl Containers {
         runner.docker_text = text;
         let owner = owner_of(&options.run);
         let docker = Docker::new(&runner, owner.clone(), ContainerRemovals::default(), CgroupParents::default())?;
-        let engine = Engine::connect(&docker.address).map_err(|error| error.to_string())?;
+        let engine = DockerEngine::connect(&docker.address).map_err(|error| error.to_string())?;
         let image = Mutex::default();
         Ok(Self { docker: Arc::new(docker), runner: Arc::new(runner), engine: Arc::new(engine), owner, image })
     }
@@ -115,7 +115,7 @@ impl Containers {
         image.is_some_and(|image| self.change_owner(directory, image).is_ok_and(|code| code == 0))
     }
 
-    fn change_owner(&self, directory: &Path, image: String) -> Result<i64, Error> {
+    fn change_owner(&self, directory: &Path, image: String) -> Result<i64, DockerError> {
         let (user, group) = (nix::unistd::Uid::effective(), nix::unistd::Gid::effective());
         let labels = [(INSTANCE, &self.owner.instance), (STATE, &self.owner.state), (LIFE, &self.owner.life)];
         let request = CreateContainer {

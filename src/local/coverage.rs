@@ -1,11 +1,11 @@
 //! Keyword `coverage`: extracts the number from the last match of a pattern.
 
 use super::record::Coverage;
-use crate::pipeline::pattern::Pattern;
+use crate::pipeline::pattern::RegexPattern;
 
 /// Compiles a pattern between slashes; `None` for an invalid one, which the planner has already refused.
 pub fn finder(text: &str) -> Option<Coverage> {
-    let pattern = Pattern::between_slashes(text)?.ok()?;
+    let pattern = RegexPattern::between_slashes(text)?.ok()?;
     Some(Box::new(move |line| pattern.last_match(line).and_then(|found| number(&found))))
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread;
 
 use super::checkout::{Checkout, git, output};
-use crate::pipeline::request::{Facts, MergeRequest};
+use crate::pipeline::request::{CommitFacts, MergeRequest};
 
 /// The pipeline that the user requests.
 #[derive(Clone, Debug, Default)]
@@ -109,7 +109,7 @@ impl Answers {
     }
 
     /// The facts for planning. Fails if a requested branch, tag or commit does not exist.
-    pub fn facts(&self, checkout: &Checkout, wanted: &Wanted, pipeline_id: u64) -> Result<Facts, String> {
+    pub fn facts(&self, checkout: &Checkout, wanted: &Wanted, pipeline_id: u64) -> Result<CommitFacts, String> {
         let mut fields = self.log.splitn(4, '\0');
         let mut next = || fields.next().unwrap_or_default().to_owned();
         let (sha, author, timestamp, message) = (next(), next(), next(), next());
@@ -128,7 +128,7 @@ impl Answers {
             Some(tag) if self.references.contains_key(&format!("refs/tags/{tag}")) => tag_message(checkout, tag),
             _ => String::new(),
         };
-        Ok(Facts {
+        Ok(CommitFacts {
             protected: branch.as_ref() == Some(&default_branch),
             sha,
             message: message.trim_end_matches('\n').to_owned(),
@@ -211,7 +211,7 @@ fn tag_message(checkout: &Checkout, tag: &str) -> String {
 }
 
 /// The path of the project on its server, or the name of its directory.
-pub fn project_path(facts: &Facts) -> String {
+pub fn project_path(facts: &CommitFacts) -> String {
     let url = facts.remote.as_deref().unwrap_or_default();
     let path = match url.split_once("://") {
         Some((_, rest)) => rest.split_once('/').map(|(_, path)| path),
@@ -223,7 +223,7 @@ pub fn project_path(facts: &Facts) -> String {
 }
 
 /// The last part of the project's path, which is the name of its directory in the builds directory.
-pub fn project_name(facts: &Facts) -> String {
+pub fn project_name(facts: &CommitFacts) -> String {
     let path = project_path(facts);
     path.rsplit('/').next().unwrap_or(&path).to_owned()
 }

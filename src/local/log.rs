@@ -6,14 +6,14 @@
 /// A line of a job's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    pub kind: Kind,
+    pub kind: LineKind,
     /// The text, with the job's escape codes and without the line ending.
     pub text: String,
 }
 
 /// The origin of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum LineKind {
     /// Output of a script.
     Output,
     /// A command of the script, shown before it runs.
@@ -52,18 +52,18 @@ const ERROR: &str = "\x1b[31;1mERROR: ";
 const LONGEST: usize = 64 * 1024;
 
 /// Splits a log into lines.
-pub struct Reader {
+pub struct LogReader {
     begun: Vec<u8>,
     part: Part,
 }
 
-impl Default for Reader {
+impl Default for LogReader {
     fn default() -> Self {
         Self { begun: Vec::new(), part: Part::Outside }
     }
 }
 
-impl Reader {
+impl LogReader {
     /// Processes the next part of the log.
     pub fn push(&mut self, piece: &[u8], take: &mut dyn FnMut(Line)) {
         let mut rest = piece;
@@ -101,7 +101,7 @@ impl Reader {
             }
         }
         match () {
-            () if is_heading => take(Line { kind: Kind::Preamble, text: rest.replace(CLEAR, "") }),
+            () if is_heading => take(Line { kind: LineKind::Preamble, text: rest.replace(CLEAR, "") }),
             () if rest.is_empty() && (has_marker || !ended) => {}
             () => self.give(rest, take),
         }
@@ -113,17 +113,17 @@ impl Reader {
         let text = text.rsplit('\r').find(|part| !part.is_empty()).unwrap_or_default();
         let is_notice = text.starts_with(WARNING) || text.starts_with(ERROR);
         let kind = match self.part {
-            Part::Script if text.starts_with(COMMAND) => Kind::Command,
-            Part::AfterScript if text.starts_with(COMMAND) => Kind::AfterScriptCommand,
-            Part::AfterScript if text.starts_with("\x1b[32;1mRunning after script...") => Kind::Preamble,
-            Part::Script | Part::AfterScript if text.starts_with(WARNING) => Kind::Notice,
-            Part::Script | Part::AfterScript => Kind::Output,
-            Part::Sources if text.starts_with(COMMAND) => Kind::Command,
-            Part::Sources if is_notice => Kind::Notice,
-            Part::Sources if OWN.iter().any(|own| text.starts_with(own)) => Kind::Preamble,
-            Part::Sources => Kind::Output,
-            Part::Artifacts | Part::Agent if is_notice => Kind::Notice,
-            _ => Kind::Preamble,
+            Part::Script if text.starts_with(COMMAND) => LineKind::Command,
+            Part::AfterScript if text.starts_with(COMMAND) => LineKind::AfterScriptCommand,
+            Part::AfterScript if text.starts_with("\x1b[32;1mRunning after script...") => LineKind::Preamble,
+            Part::Script | Part::AfterScript if text.starts_with(WARNING) => LineKind::Notice,
+            Part::Script | Part::AfterScript => LineKind::Output,
+            Part::Sources if text.starts_with(COMMAND) => LineKind::Command,
+            Part::Sources if is_notice => LineKind::Notice,
+            Part::Sources if OWN.iter().any(|own| text.starts_with(own)) => LineKind::Preamble,
+            Part::Sources => LineKind::Output,
+            Part::Artifacts | Part::Agent if is_notice => LineKind::Notice,
+            _ => LineKind::Preamble,
         };
         take(Line { kind, text: text.to_owned() });
     }
@@ -259,9 +259,9 @@ mod tests {
         Created cache\n\
         section_end:9:archive_cache\r\x1b[0K\x1b[32;1mJob succeeded\x1b[0;m\n";
 
-    fn lines(pieces: &[&[u8]]) -> Vec<(Kind, String)> {
+    fn lines(pieces: &[&[u8]]) -> Vec<(LineKind, String)> {
         let mut lines = Vec::new();
-        let mut reader = Reader::default();
+        let mut reader = LogReader::default();
         let mut take = |line: Line| lines.push((line.kind, plain(&line.text)));
         pieces.iter().for_each(|piece| reader.push(piece, &mut take));
         reader.finish(&mut take);
@@ -271,10 +271,10 @@ mod tests {
     #[test]
     fn extracts_script_output_from_a_log_in_pieces() {
         let whole = lines(&[LOG.as_bytes()]);
-        let shown: Vec<_> = whole.iter().filter(|(kind, _)| *kind != Kind::Preamble).collect();
+        let shown: Vec<_> = whole.iter().filter(|(kind, _)| *kind != LineKind::Preamble).collect();
         let texts: Vec<&str> = shown.iter().map(|(_, text)| text.as_str()).collect();
         assert_eq!(texts, ["from the hook", "$ make", "100%", "", "Mine", "red", "no end of line"]);
-        assert_eq!(shown[1].0, Kind::Command);
+        assert_eq!(shown[1].0, LineKind::Command);
         for size in [1, 3, 7] {
             let pieces: Vec<&[u8]> = LOG.as_bytes().chunks(size).collect();
             assert_eq!(lines(&pieces), whole, "{size}");

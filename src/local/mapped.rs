@@ -11,7 +11,7 @@ use super::guard;
 use super::project::LocalProject;
 use super::sources::{Fetcher, LocalSources, Maps};
 use super::state;
-use crate::pipeline::request::Facts;
+use crate::pipeline::request::CommitFacts;
 
 /// The mapped projects of a run. Each is opened when a job triggers its pipeline.
 pub struct MappedProjects {
@@ -27,7 +27,7 @@ pub struct MappedProjects {
 pub struct MappedCheckout {
     pub project: Arc<LocalProject>,
     pub sources: LocalSources,
-    pub facts: Facts,
+    pub facts: CommitFacts,
 }
 
 impl MappedProjects {

@@ -10,7 +10,7 @@ use crate::pipeline::plan::Job;
 
 /// The options of a local run.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct RunOptions {
     /// `-j`
     pub parallel: usize,
     /// Run jobs with an image in the shell.
@@ -37,7 +37,7 @@ pub struct Options {
 }
 
 /// The image of a job; `None` for the shell.
-pub fn image_of(job: &Job, options: &Options) -> Option<Value> {
+pub fn image_of(job: &Job, options: &RunOptions) -> Option<Value> {
     if options.shell || job.trigger.is_some() {
         return None;
     }
@@ -46,7 +46,7 @@ pub fn image_of(job: &Job, options: &Options) -> Option<Value> {
 }
 
 /// The jobs that have services and run in the shell, where they have none.
-pub fn services_in_the_shell<'a>(jobs: &'a [Job], options: &Options) -> Vec<&'a str> {
+pub fn services_in_the_shell<'a>(jobs: &'a [Job], options: &RunOptions) -> Vec<&'a str> {
     let has_services = |job: &&Job| {
         job.services.as_ref().and_then(|services| services.list()).is_some_and(|services| !services.is_empty())
     };

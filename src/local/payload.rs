@@ -8,7 +8,7 @@ use crate::pipeline::plan::{EnvVariable, Job};
 const TIMEOUT: u64 = 3600;
 
 /// Further input for the payload.
-pub struct Facts<'a> {
+pub struct PayloadFacts<'a> {
     /// `CI_JOB_ID`
     pub id: i64,
     pub variables: &'a [EnvVariable],
@@ -22,7 +22,7 @@ pub struct Facts<'a> {
     pub is_in_container: bool,
 }
 
-pub fn of(job: &Job, facts: &Facts<'_>) -> Value {
+pub fn of(job: &Job, facts: &PayloadFacts<'_>) -> Value {
     let text = |key: &str| {
         let found = facts.variables.iter().rev().find(|variable| &*variable.key == key);
         found.map(|variable| variable.value.clone()).unwrap_or_default()
@@ -61,7 +61,7 @@ pub fn of(job: &Job, facts: &Facts<'_>) -> Value {
     })
 }
 
-fn variables(facts: &Facts<'_>) -> Vec<Value> {
+fn variables(facts: &PayloadFacts<'_>) -> Vec<Value> {
     let given = facts.variables.iter().map(|variable| {
         json!({
             "key": &*variable.key, "value": variable.value, "public": !variable.masked && !variable.given,

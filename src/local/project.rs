@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::checkout::{Checkout, Listed};
 use super::facts::Answers;
-use super::tree::{Source, Trees};
+use super::tree::{TreeSource, Trees};
 
 /// What the jobs of one project share.
 pub struct LocalProject {
@@ -13,9 +13,9 @@ pub struct LocalProject {
     /// Clean copies of the checkout.
     pub trees: Trees,
     /// The files that trees are copied from.
-    pub source: Source,
+    pub source: TreeSource,
     /// The same with the files of submodules, if the project has submodules.
-    pub with_submodules: Option<Source>,
+    pub with_submodules: Option<TreeSource>,
     /// The caches of the project.
     pub caches: PathBuf,
     /// The object directory of the developer's repository.
@@ -31,7 +31,7 @@ impl LocalProject {
         name: &str,
         state: &Path,
     ) -> Result<Self, String> {
-        let source = || Source::new(checkout, listed, answers);
+        let source = || TreeSource::new(checkout, listed, answers);
         let has_submodules = listed.iter().any(|file| file.is_submodule);
         let with_submodules = has_submodules.then(|| {
             let mut source = source();

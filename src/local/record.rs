@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::log::{Kind, Line, Reader, plain};
+use super::log::{Line, LineKind, LogReader, plain};
 use super::results::TAIL;
 use super::screen::Screen;
 use crate::coordinator::{
@@ -47,7 +47,7 @@ pub struct Extracted {
 struct State {
     /// The number of log bytes that are already processed.
     size: u64,
-    reader: Reader,
+    reader: LogReader,
     taken: Extracted,
     file: Option<BufWriter<File>>,
     coverage: Option<Coverage>,
@@ -57,7 +57,7 @@ impl Recorder {
     /// Creates a recorder. The plain text of the log is written to `path`, if given; a failure to write is ignored.
     pub fn new(screen: Arc<Screen>, key: usize, path: Option<&Path>, coverage: Option<Coverage>) -> Self {
         let file = path.and_then(|path| File::options().create(true).append(true).open(path).ok()).map(BufWriter::new);
-        let state = State { size: 0, reader: Reader::default(), taken: Extracted::default(), file, coverage };
+        let state = State { size: 0, reader: LogReader::default(), taken: Extracted::default(), file, coverage };
         Self { screen, key, state: Mutex::new(state) }
     }
 
@@ -74,7 +74,7 @@ impl Recorder {
 impl State {
     fn take(&mut self, line: &Line) {
         let text = plain(&line.text);
-        if line.kind == Kind::Preamble {
+        if line.kind == LineKind::Preamble {
             let said = text.strip_prefix("ERROR: Job failed").map(|rest| rest.trim_start_matches(" (system failure)"));
             if let Some(said) = said.and_then(|rest| rest.strip_prefix(": ")) {
                 self.taken.message = Some(said.to_owned());
@@ -85,10 +85,10 @@ impl State {
             // A full disk must not stop the job.
             let _ = writeln!(file, "{text}");
         }
-        if line.kind == Kind::Command {
+        if line.kind == LineKind::Command {
             self.taken.command = Some(text.trim_start_matches("$ ").to_owned());
         }
-        if line.kind == Kind::Output
+        if line.kind == LineKind::Output
             && let Some(found) =
                 self.coverage.as_ref().filter(|_| text.len() < LONGEST_LINE).and_then(|find| find(&text))
         {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::results::{JobResult, RunStatus, Status};
+use super::results::{JobResult, ResultStatus, RunStatus};
 
 /// The name of the file for a job's output.
 pub fn log_name(job: &str) -> String {
@@ -44,15 +44,17 @@ fn of_job(job: &JobResult) -> Value {
 
 /// Writes a JUnit report.
 pub fn write_junit(path: &Path, name: &str, jobs: &[JobResult]) -> Result<(), String> {
-    let count = |wanted: &dyn Fn(Status) -> bool| jobs.iter().filter(|job| wanted(job.status)).count();
-    let did_not_run = |status| matches!(status, Status::Skipped | Status::Manual | Status::Waiting | Status::Canceled);
+    let count = |wanted: &dyn Fn(ResultStatus) -> bool| jobs.iter().filter(|job| wanted(job.status)).count();
+    let did_not_run = |status| {
+        matches!(status, ResultStatus::Skipped | ResultStatus::Manual | ResultStatus::Waiting | ResultStatus::Canceled)
+    };
     let seconds: f64 = jobs.iter().filter_map(|job| job.duration).map(|duration| duration.as_secs_f64()).sum();
     let mut text = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n<testsuite name=\"{}\" tests=\"{}\" failures=\"{}\" \
          errors=\"0\" skipped=\"{}\" time=\"{seconds:.3}\">\n",
         escape(name),
         jobs.len(),
-        count(&|status| status == Status::Failed),
+        count(&|status| status == ResultStatus::Failed),
         count(&did_not_run),
     );
     for job in jobs {
@@ -63,9 +65,9 @@ pub fn write_junit(path: &Path, name: &str, jobs: &[JobResult]) -> Result<(), St
         let output = escape(&lines.join("\n"));
         let message = escape(job.message.as_deref().unwrap_or(job.status.word()));
         let _ = match job.status {
-            Status::Failed => write!(text, "<failure message=\"{message}\">{output}</failure>"),
-            Status::Success => Ok(()),
-            Status::Warning => write!(text, "<system-out>{message}\n{output}</system-out>"),
+            ResultStatus::Failed => write!(text, "<failure message=\"{message}\">{output}</failure>"),
+            ResultStatus::Success => Ok(()),
+            ResultStatus::Warning => write!(text, "<system-out>{message}\n{output}</system-out>"),
             _ => write!(text, "<skipped message=\"{}\"/>", job.status.word()),
         };
         text.push_str("</testcase>\n");
@@ -109,7 +111,7 @@ mod tests {
         let job = JobResult {
             name: "t: [\"<a>\"]".to_owned(),
             stage: "test".to_owned(),
-            status: Status::Failed,
+            status: ResultStatus::Failed,
             is_blocking: false,
             exit_code: Some(1),
             duration: None,

@@ -15,7 +15,7 @@ pub struct JobResult {
     /// The name; for a job of a child pipeline, prefixed with the name of the trigger job and a slash.
     pub name: String,
     pub stage: String,
-    pub status: Status,
+    pub status: ResultStatus,
     /// The pipeline waits for a person to start this job.
     pub is_blocking: bool,
     /// The exit code of the last attempt.
@@ -41,7 +41,7 @@ pub struct JobResult {
 
 /// The final status of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub enum ResultStatus {
     Success,
     /// The job failed, and its failure is allowed.
     Warning,
@@ -55,7 +55,7 @@ pub enum Status {
     Canceled,
 }
 
-impl Status {
+impl ResultStatus {
     /// The status in reports and tables.
     pub fn word(self) -> &'static str {
         match self {

@@ -8,7 +8,7 @@ use crate::pipeline::plan::{AllowFailure, When};
 
 /// The static facts of a job.
 #[derive(Clone, Debug)]
-pub struct Task {
+pub struct ScheduledJob {
     /// The index of the stage.
     pub stage: usize,
     pub when: When,
@@ -28,7 +28,7 @@ pub struct Task {
 
 /// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum ScheduleState {
     /// It waits for other jobs.
     Waiting,
     /// The job is delayed until this time.
@@ -56,7 +56,7 @@ pub enum Conclusion {
 
 /// The status of a pipeline in which no job runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub enum PipelineStatus {
     /// Every job succeeded or was allowed to fail.
     Success,
     /// A job failed.
@@ -69,8 +69,8 @@ pub enum Status {
 
 /// The jobs of one pipeline and their states.
 pub struct Schedule {
-    tasks: Vec<Task>,
-    states: Vec<State>,
+    tasks: Vec<ScheduledJob>,
+    states: Vec<ScheduleState>,
     /// Manual jobs that a person has started.
     started: HashSet<usize>,
     canceled: bool,
@@ -92,12 +92,12 @@ struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, state: State, blocks: bool) {
+    fn add(&mut self, state: ScheduleState, blocks: bool) {
         match state {
-            State::Done(Conclusion::Failed | Conclusion::Canceled) => self.failed = true,
-            State::Done(Conclusion::Skipped) => self.skipped = true,
-            State::Done(_) => {}
-            State::Manual if !blocks => {}
+            ScheduleState::Done(Conclusion::Failed | Conclusion::Canceled) => self.failed = true,
+            ScheduleState::Done(Conclusion::Skipped) => self.skipped = true,
+            ScheduleState::Done(_) => {}
+            ScheduleState::Manual if !blocks => {}
             _ => self.open = true,
         }
     }
@@ -112,12 +112,12 @@ impl Sum {
 }
 
 impl Schedule {
-    pub fn new(tasks: Vec<Task>) -> Self {
-        let states = vec![State::Waiting; tasks.len()];
+    pub fn new(tasks: Vec<ScheduledJob>) -> Self {
+        let states = vec![ScheduleState::Waiting; tasks.len()];
         Self { tasks, states, started: HashSet::new(), canceled: false }
     }
 
-    pub fn state(&self, job: usize) -> State {
+    pub fn state(&self, job: usize) -> ScheduleState {
         self.states[job]
     }
 
@@ -129,15 +129,15 @@ impl Schedule {
             let before = self.before_stages();
             for job in 0..self.tasks.len() {
                 let next = match self.states[job] {
-                    State::Delayed(until) if until <= now => State::Due,
-                    State::Waiting => match self.readiness(job, &before) {
+                    ScheduleState::Delayed(until) if until <= now => ScheduleState::Due,
+                    ScheduleState::Waiting => match self.readiness(job, &before) {
                         Readiness::Wait => continue,
-                        Readiness::Skip => State::Done(Conclusion::Skipped),
+                        Readiness::Skip => ScheduleState::Done(Conclusion::Skipped),
                         Readiness::Go => self.reach(job, now),
                     },
                     _ => continue,
                 };
-                if next == State::Manual {
+                if next == ScheduleState::Manual {
                     reached.push(job);
                 }
                 self.states[job] = next;
@@ -149,12 +149,12 @@ impl Schedule {
         }
     }
 
-    fn reach(&self, job: usize, now: Instant) -> State {
+    fn reach(&self, job: usize, now: Instant) -> ScheduleState {
         let task = &self.tasks[job];
         match task.when {
-            When::Manual if !self.started.contains(&job) => State::Manual,
-            When::Delayed => task.delay.map_or(State::Due, |delay| State::Delayed(now + delay)),
-            _ => State::Due,
+            When::Manual if !self.started.contains(&job) => ScheduleState::Manual,
+            When::Delayed => task.delay.map_or(ScheduleState::Due, |delay| ScheduleState::Delayed(now + delay)),
+            _ => ScheduleState::Due,
         }
     }
 
@@ -199,8 +199,11 @@ impl Schedule {
 
     /// The resource groups of jobs that run. A trigger job does not keep its group from the jobs of its own pipeline.
     pub fn groups_in_use(&self) -> impl Iterator<Item = &str> {
-        let running =
-            self.tasks.iter().zip(&self.states).filter(|(task, state)| **state == State::Running && !task.is_trigger);
+        let running = self
+            .tasks
+            .iter()
+            .zip(&self.states)
+            .filter(|(task, state)| **state == ScheduleState::Running && !task.is_trigger);
         running.filter_map(|(task, _)| task.resource_group.as_deref())
     }
 
@@ -208,10 +211,10 @@ impl Schedule {
     /// slot. `elsewhere` are the resource groups that other pipelines use.
     pub fn take(&mut self, slots: usize, elsewhere: &HashSet<String>) -> Vec<usize> {
         let group_of = |job: usize| self.tasks[job].resource_group.as_deref();
-        let running = (0..self.tasks.len()).filter(|job| self.states[*job] == State::Running);
+        let running = (0..self.tasks.len()).filter(|job| self.states[*job] == ScheduleState::Running);
         let mut busy: HashSet<&str> =
             running.filter_map(group_of).chain(elsewhere.iter().map(String::as_str)).collect();
-        let mut due: Vec<usize> = (0..self.tasks.len()).filter(|job| self.states[*job] == State::Due).collect();
+        let mut due: Vec<usize> = (0..self.tasks.len()).filter(|job| self.states[*job] == ScheduleState::Due).collect();
         due.sort_by_key(|job| self.tasks[*job].stage);
         let mut left = slots;
         let mut taken = Vec::new();
@@ -223,20 +226,20 @@ impl Schedule {
             left -= usize::from(needs_slot);
             taken.push(job);
         }
-        taken.iter().for_each(|job| self.states[*job] = State::Running);
+        taken.iter().for_each(|job| self.states[*job] = ScheduleState::Running);
         taken
     }
 
     /// Records the result of a job.
     pub fn end(&mut self, job: usize, conclusion: Conclusion) {
-        self.states[job] = State::Done(conclusion);
+        self.states[job] = ScheduleState::Done(conclusion);
     }
 
     /// Starts a manual job on behalf of a person, even before it is startable.
     pub fn start(&mut self, job: usize) {
         self.started.insert(job);
-        if self.states[job] == State::Manual {
-            self.states[job] = State::Due;
+        if self.states[job] == ScheduleState::Manual {
+            self.states[job] = ScheduleState::Due;
         }
     }
 
@@ -244,15 +247,15 @@ impl Schedule {
     pub fn cancel(&mut self) {
         self.canceled = true;
         for state in &mut self.states {
-            if !matches!(state, State::Running | State::Done(_)) {
-                *state = State::Done(Conclusion::Canceled);
+            if !matches!(state, ScheduleState::Running | ScheduleState::Done(_)) {
+                *state = ScheduleState::Done(Conclusion::Canceled);
             }
         }
     }
 
     /// Marks a trigger job as waiting for a person in its downstream pipeline.
     pub fn hold(&mut self, job: usize) {
-        self.states[job] = State::Manual;
+        self.states[job] = ScheduleState::Manual;
     }
 
     /// Whether the pipeline was cancelled.
@@ -262,18 +265,21 @@ impl Schedule {
 
     /// Whether no job can start, now or later, until another one ends.
     pub fn is_stalled(&self) -> bool {
-        !self.states.iter().any(|state| matches!(state, State::Due | State::Delayed(_)))
+        !self.states.iter().any(|state| matches!(state, ScheduleState::Due | ScheduleState::Delayed(_)))
     }
 
     /// Whether no job runs and none will start.
     pub fn is_over(&self) -> bool {
-        !self.states.iter().any(|state| matches!(state, State::Running | State::Due | State::Delayed(_)))
+        !self
+            .states
+            .iter()
+            .any(|state| matches!(state, ScheduleState::Running | ScheduleState::Due | ScheduleState::Delayed(_)))
     }
 
     /// When the next delay ends.
     pub fn next_delay(&self) -> Option<Instant> {
         let until = self.states.iter().filter_map(|state| match state {
-            State::Delayed(until) => Some(*until),
+            ScheduleState::Delayed(until) => Some(*until),
             _ => None,
         });
         until.min()
@@ -281,17 +287,17 @@ impl Schedule {
 
     /// Whether the pipeline waits for a person to start this job.
     pub fn is_blocking(&self, job: usize) -> bool {
-        self.states[job] == State::Manual && self.tasks[job].allow_failure != AllowFailure::Yes
+        self.states[job] == ScheduleState::Manual && self.tasks[job].allow_failure != AllowFailure::Yes
     }
 
     /// The status of the pipeline.
-    pub fn status(&self) -> Status {
-        let has = |wanted: Conclusion| self.states.contains(&State::Done(wanted));
+    pub fn status(&self) -> PipelineStatus {
+        let has = |wanted: Conclusion| self.states.contains(&ScheduleState::Done(wanted));
         match () {
-            () if has(Conclusion::Failed) => Status::Failed,
-            () if self.canceled || has(Conclusion::Canceled) => Status::Canceled,
-            () if (0..self.tasks.len()).any(|job| self.is_blocking(job)) => Status::Blocked,
-            () => Status::Success,
+            () if has(Conclusion::Failed) => PipelineStatus::Failed,
+            () if self.canceled || has(Conclusion::Canceled) => PipelineStatus::Canceled,
+            () if (0..self.tasks.len()).any(|job| self.is_blocking(job)) => PipelineStatus::Blocked,
+            () => PipelineStatus::Success,
         }
     }
 }
@@ -300,8 +306,8 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    fn task(stage: usize, when: When, needs: Option<&[usize]>) -> Task {
-        Task {
+    fn task(stage: usize, when: When, needs: Option<&[usize]>) -> ScheduledJob {
+        ScheduledJob {
             stage,
             when,
             needs: needs.map(<[usize]>::to_vec),
@@ -345,16 +351,16 @@ mod tests {
             task(2, OnSuccess, None),
         ]);
         assert_eq!(run(&mut schedule, &[1]), [0, 1, 3, 4]);
-        assert_eq!(schedule.state(2), State::Done(Conclusion::Skipped));
-        assert_eq!((schedule.status(), schedule.is_over()), (Status::Failed, true));
+        assert_eq!(schedule.state(2), ScheduleState::Done(Conclusion::Skipped));
+        assert_eq!((schedule.status(), schedule.is_over()), (PipelineStatus::Failed, true));
     }
 
     #[test]
     fn an_allowed_failure_does_not_stop_the_pipeline() {
-        let soft = Task { allow_failure: AllowFailure::Yes, ..task(0, OnSuccess, None) };
+        let soft = ScheduledJob { allow_failure: AllowFailure::Yes, ..task(0, OnSuccess, None) };
         let mut schedule = Schedule::new(vec![soft, task(1, OnSuccess, Some(&[0])), task(1, OnFailure, None)]);
         assert_eq!(run(&mut schedule, &[0]), [0, 1]);
-        assert_eq!(schedule.status(), Status::Success);
+        assert_eq!(schedule.status(), PipelineStatus::Success);
     }
 
     #[test]
@@ -375,27 +381,32 @@ mod tests {
         schedule.end(0, Conclusion::Success);
         schedule.end(2, Conclusion::Success);
         assert_eq!(run(&mut schedule, &[]), [5]);
-        assert_eq!(schedule.state(4), State::Done(Conclusion::Skipped));
+        assert_eq!(schedule.state(4), ScheduleState::Done(Conclusion::Skipped));
     }
 
     #[test]
     fn a_blocking_manual_job_blocks_later_stages_and_an_optional_one_does_not() {
-        let jobs = |allow_failure| vec![Task { allow_failure, ..task(0, Manual, None) }, task(1, OnSuccess, None)];
+        let jobs =
+            |allow_failure| vec![ScheduledJob { allow_failure, ..task(0, Manual, None) }, task(1, OnSuccess, None)];
         let mut blocked = Schedule::new(jobs(AllowFailure::No));
         assert_eq!(blocked.advance(Instant::now()), [0]);
-        assert!(blocked.is_over() && blocked.status() == Status::Blocked && blocked.state(1) == State::Waiting);
+        assert!(
+            blocked.is_over()
+                && blocked.status() == PipelineStatus::Blocked
+                && blocked.state(1) == ScheduleState::Waiting
+        );
         blocked.start(0);
         assert_eq!(run(&mut blocked, &[]), [0, 1]);
         let mut optional = Schedule::new(jobs(AllowFailure::Yes));
         assert_eq!(run(&mut optional, &[]), [1]);
-        assert_eq!((optional.status(), optional.state(0)), (Status::Success, State::Manual));
+        assert_eq!((optional.status(), optional.state(0)), (PipelineStatus::Success, ScheduleState::Manual));
     }
 
     #[test]
     fn a_manual_job_after_a_failure_is_skipped_unless_it_was_started() {
         let mut schedule = Schedule::new(vec![task(0, OnSuccess, None), task(1, Manual, None)]);
         assert_eq!(run(&mut schedule, &[0]), [0]);
-        assert_eq!(schedule.state(1), State::Done(Conclusion::Skipped));
+        assert_eq!(schedule.state(1), ScheduleState::Done(Conclusion::Skipped));
         let mut schedule = Schedule::new(vec![task(0, OnSuccess, None), task(1, Manual, None)]);
         schedule.start(1);
         assert_eq!(run(&mut schedule, &[]), [0, 1]);
@@ -404,8 +415,8 @@ mod tests {
     #[test]
     fn delays_start_with_their_stage_and_resource_groups_serialise_jobs() {
         let now = Instant::now();
-        let delayed = Task { delay: Some(Duration::from_secs(60)), ..task(0, Delayed, None) };
-        let grouped = || Task { resource_group: Some("g".to_owned()), ..task(0, OnSuccess, None) };
+        let delayed = ScheduledJob { delay: Some(Duration::from_secs(60)), ..task(0, Delayed, None) };
+        let grouped = || ScheduledJob { resource_group: Some("g".to_owned()), ..task(0, OnSuccess, None) };
         let mut schedule = Schedule::new(vec![delayed, grouped(), grouped()]);
         schedule.advance(now);
         assert_eq!(schedule.groups_in_use().count(), 0);
@@ -422,7 +433,7 @@ mod tests {
 
     #[test]
     fn earlier_stages_get_slots_first_and_triggers_need_none() {
-        let trigger = Task { is_trigger: true, ..task(1, OnSuccess, Some(&[])) };
+        let trigger = ScheduledJob { is_trigger: true, ..task(1, OnSuccess, Some(&[])) };
         let mut schedule = Schedule::new(vec![
             task(1, OnSuccess, Some(&[])),
             task(0, OnSuccess, None),
@@ -433,13 +444,13 @@ mod tests {
         assert_eq!(schedule.take(1, &HashSet::new()), [1, 3]);
         assert_eq!(schedule.take(0, &HashSet::new()), [0; 0]);
         schedule.cancel();
-        assert_eq!(schedule.state(2), State::Done(Conclusion::Canceled));
+        assert_eq!(schedule.state(2), ScheduleState::Done(Conclusion::Canceled));
         assert!(!schedule.is_over(), "two still run");
     }
 
     #[test]
     fn a_named_job_runs_regardless_of_its_when() {
-        let mut schedule = Schedule::new(vec![Task { named: true, ..task(1, OnFailure, None) }]);
+        let mut schedule = Schedule::new(vec![ScheduledJob { named: true, ..task(1, OnFailure, None) }]);
         assert_eq!(run(&mut schedule, &[]), [0]);
     }
 }

@@ -5,8 +5,8 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::log::{Kind, Line, plain, styled};
-use super::results::{Status, in_words};
+use super::log::{Line, LineKind, plain, styled};
+use super::results::{ResultStatus, in_words};
 
 use crate::sync;
 
@@ -130,11 +130,11 @@ impl Screen {
     }
 
     fn is_shown(&self, line: &Line) -> bool {
-        !self.look.quiet && (line.kind != Kind::Preamble || self.look.verbose)
+        !self.look.quiet && (line.kind != LineKind::Preamble || self.look.verbose)
     }
 
     /// Ends the display of a job.
-    pub fn end(&self, key: usize, status: Status, duration: Duration, note: &str) {
+    pub fn end(&self, key: usize, status: ResultStatus, duration: Duration, note: &str) {
         let mut state = self.lock();
         let header = if self.look.live || self.look.quiet { String::new() } else { self.header(&mut state, key) };
         let prefix = if self.look.live { self.prefix(&state, key) } else { String::new() };
@@ -186,7 +186,7 @@ impl Screen {
     }
 
     /// A coloured status.
-    pub fn status(&self, status: Status) -> String {
+    pub fn status(&self, status: ResultStatus) -> String {
         self.paint(color_of(status), status.word())
     }
 
@@ -243,12 +243,12 @@ impl Screen {
     }
 }
 
-fn color_of(status: Status) -> &'static str {
+fn color_of(status: ResultStatus) -> &'static str {
     match status {
-        Status::Success => GREEN,
-        Status::Failed | Status::Canceled => RED,
-        Status::Warning => YELLOW,
-        Status::Skipped | Status::Manual | Status::Waiting => DIM,
+        ResultStatus::Success => GREEN,
+        ResultStatus::Failed | ResultStatus::Canceled => RED,
+        ResultStatus::Warning => YELLOW,
+        ResultStatus::Skipped | ResultStatus::Manual | ResultStatus::Waiting => DIM,
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use serde::de::DeserializeOwned;
 
 use super::broker::{Admission, Broker, RegistrationError};
-use super::server::request::{Request, Response};
+use super::server::request::{ServerRequest, ServerResponse};
 use super::server::{Exchange, Handler, Ticket};
 use crate::coordinator::manager::protocol::{
     Acceptance, Heartbeat, Introduction, MANAGER_HEADER, PROTOCOL, VerifyBody, is_agent_token,
@@ -50,14 +50,14 @@ impl Api {
     }
 
     /// The agent that sent a request. Errors: none; the response.
-    fn agent(&self, request: &Request) -> Result<(Arc<Broker>, String), Response> {
+    fn agent(&self, request: &ServerRequest) -> Result<(Arc<Broker>, String), ServerResponse> {
         let token = request.header("RUNNER-TOKEN").unwrap_or_default();
         let hash = sha256(token.as_bytes());
         let found = self.brokers().into_iter().find_map(|broker| {
             let instance = broker.agent_of(&hash)?;
             Some((broker, instance))
         });
-        found.ok_or_else(|| Response::message(401, "this manager does not know the agent; register again"))
+        found.ok_or_else(|| ServerResponse::message(401, "this manager does not know the agent; register again"))
     }
 
     fn is_fleet_token(&self, token: Option<&Token>) -> bool {
@@ -66,7 +66,7 @@ impl Api {
         fleet.is_some() && hash == fleet
     }
 
-    fn verify(&self, request: &Request) -> Response {
+    fn verify(&self, request: &ServerRequest) -> ServerResponse {
         let body: VerifyBody = match body(request) {
             Ok(body) => body,
             Err(response) => return response,
@@ -74,8 +74,8 @@ impl Api {
         let Some(introduction) = body.mayfly else {
             // `mayfly check` and `mayfly verify` only ask whether the token is good.
             return match self.is_fleet_token(body.token.as_ref()) {
-                true => Response::json(200, &serde_json::json!({ "id": 0 })),
-                false => Response::message(403, "the token is not the fleet's"),
+                true => ServerResponse::json(200, &serde_json::json!({ "id": 0 })),
+                false => ServerResponse::message(403, "the token is not the fleet's"),
             };
         };
         if introduction.protocol != PROTOCOL {
@@ -84,13 +84,13 @@ impl Api {
                 introduction.version, introduction.protocol
             );
             log::warn!("registration refused instance={} error={why}", introduction.instance);
-            return Response::message(426, &why);
+            return ServerResponse::message(426, &why);
         }
         if !is_name(&introduction.instance) || !is_name(&introduction.boot) {
-            return Response::message(400, "instance and boot must have 1 to 128 visible characters");
+            return ServerResponse::message(400, "instance and boot must have 1 to 128 visible characters");
         }
         if introduction.agent_token.as_ref().is_some_and(|token| !is_agent_token(token)) {
-            return Response::message(400, "agent_token must be `mfa-` and 48 hexadecimal digits");
+            return ServerResponse::message(400, "agent_token must be `mfa-` and 48 hexadecimal digits");
         }
         match self.admit(&introduction, body.token.as_ref()) {
             Ok(broker) => register(&broker, &introduction),
@@ -99,11 +99,11 @@ impl Api {
     }
 
     /// The pool that the instance may work for. Errors: none; the response.
-    fn admit(&self, introduction: &Introduction, token: Option<&Token>) -> Result<Arc<Broker>, Response> {
+    fn admit(&self, introduction: &Introduction, token: Option<&Token>) -> Result<Arc<Broker>, ServerResponse> {
         let has_token = self.is_fleet_token(token);
         let refused = |why: &str| {
             log::warn!("registration refused instance={} error={why}", introduction.instance);
-            Response::message(403, why)
+            ServerResponse::message(403, why)
         };
         if !has_token && introduction.proof.is_none() {
             return Err(refused("the token is not the fleet's; write `agent_token` of the manager as `token`"));
@@ -118,7 +118,7 @@ impl Api {
                 "registration deferred: the instance is not in the group yet instance={}",
                 introduction.instance
             );
-            return Err(Response::message(404, &why).with("Retry-After", "3"));
+            return Err(ServerResponse::message(404, &why).with("Retry-After", "3"));
         };
         match broker.settings().sts_proof.as_deref() {
             None if has_token => Ok(Arc::clone(broker)),
@@ -130,12 +130,15 @@ impl Api {
         }
     }
 
-    fn route(&self, request: &Request, exchange: Exchange) {
+    fn route(&self, request: &ServerRequest, exchange: Exchange) {
         let Some(path) = request.path.strip_prefix(BASE) else {
-            return answer(exchange, Response::message(404, "this is a mayfly manager; agents use it as their `url`"));
+            return answer(
+                exchange,
+                ServerResponse::message(404, "this is a mayfly manager; agents use it as their `url`"),
+            );
         };
         if self.brokers.read().unwrap_or_else(PoisonError::into_inner).is_none() {
-            return answer(exchange, Response::message(503, "the manager starts").with("Retry-After", "1"));
+            return answer(exchange, ServerResponse::message(503, "the manager starts").with("Retry-After", "1"));
         }
         if (request.method.as_str(), path) == ("POST", "runners/verify") {
             return answer(exchange, self.verify(request));
@@ -152,21 +155,21 @@ impl Api {
             },
             ("DELETE", "runners/managers") => {
                 broker.leave(&instance);
-                Response::empty(204)
+                ServerResponse::empty(204)
             }
             ("PUT", path) => match (path.strip_prefix("jobs/"), body::<Acceptance>(request)) {
                 (Some(job), Ok(acceptance)) => broker.accept(&instance, job, &acceptance),
                 (Some(_), Err(response)) => response,
-                (None, _) => Response::message(404, "no such call"),
+                (None, _) => ServerResponse::message(404, "no such call"),
             },
-            _ => Response::message(404, "no such call; jobs are reported to GitLab itself"),
+            _ => ServerResponse::message(404, "no such call; jobs are reported to GitLab itself"),
         };
         answer(exchange, response);
     }
 }
 
 impl Handler for Api {
-    fn handle(&self, request: Request, exchange: Exchange) {
+    fn handle(&self, request: ServerRequest, exchange: Exchange) {
         log::debug!("request of an agent method={} path={}", request.method, request.path);
         self.route(&request, exchange);
     }
@@ -179,13 +182,13 @@ impl Handler for Api {
 }
 
 /// Every response says that it is a manager's.
-fn answer(exchange: Exchange, response: Response) {
+fn answer(exchange: Exchange, response: ServerResponse) {
     exchange.respond(&response.with(MANAGER_HEADER, VERSION));
 }
 
-fn register(broker: &Broker, introduction: &Introduction) -> Response {
+fn register(broker: &Broker, introduction: &Introduction) -> ServerResponse {
     match broker.register(introduction) {
-        Ok(welcome) => Response::json(200, &serde_json::json!({ "mayfly": welcome })),
+        Ok(welcome) => ServerResponse::json(200, &serde_json::json!({ "mayfly": welcome })),
         Err(RegistrationError::Taken) => {
             let why = format!(
                 "instance {} has an agent already, which registered in the same boot; if its state directory was \
@@ -193,11 +196,11 @@ fn register(broker: &Broker, introduction: &Introduction) -> Response {
                 introduction.instance
             );
             log::warn!("registration refused pool={} error={why}", broker.name);
-            Response::message(409, &why)
+            ServerResponse::message(409, &why)
         }
         Err(RegistrationError::Store(why)) => {
             log::error!("cannot register an agent pool={} error={why}", broker.name);
-            Response::message(503, "the manager cannot write its state").with("Retry-After", "5")
+            ServerResponse::message(503, "the manager cannot write its state").with("Retry-After", "5")
         }
     }
 }
@@ -207,7 +210,7 @@ fn is_name(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
+fn body<T: DeserializeOwned>(request: &ServerRequest) -> Result<T, ServerResponse> {
     // The parser's message may contain a part of a token.
-    decode::json(&request.body).map_err(|_| Response::message(400, "the body is not what this call takes"))
+    decode::json(&request.body).map_err(|_| ServerResponse::message(400, "the body is not what this call takes"))
 }

@@ -23,7 +23,7 @@ use super::engine::{self, Engine};
 use super::held::HeldJobs;
 use super::pool::PoolSettings;
 use super::scaling::scaler::{Scaler, delete_instances};
-use super::server::{Server, certificate};
+use super::server::{HttpServer, certificate};
 use super::settings::{self, Settings};
 use super::status::{self, StatusBoard};
 use super::store::Store;
@@ -31,7 +31,7 @@ use super::store::records::Event as Change;
 use crate::agent::signals::{self, SignalRequest};
 use crate::agent::supervisor::Supervisor;
 use crate::agent::{gitlab, watch};
-use crate::config::{self, Config, Loaded, Role};
+use crate::config::{self, Config, LoadedConfig, Role};
 use crate::coordinator::gitlab::GitLab;
 use crate::instance::aws::secrets;
 use crate::monitor::listener::{Listener, bind};
@@ -71,7 +71,7 @@ enum Event {
 }
 
 /// Runs until a signal stops the manager. Errors: the manager cannot start; why, and what to do.
-pub fn run(options: Options, mut loaded: Loaded) -> Result<ExitCode, String> {
+pub fn run(options: Options, mut loaded: LoadedConfig) -> Result<ExitCode, String> {
     let mut supervisor = Supervisor::from_environment();
     let inherited = sys::take_variable(LISTENER_VARIABLE).and_then(|number| number.to_str()?.parse().ok());
     raise_descriptor_limit();
@@ -92,7 +92,7 @@ struct Manager {
     options: Options,
     config: Config,
     api: Arc<Api>,
-    server: Server,
+    server: HttpServer,
     shared: Shared,
     board: Arc<StatusBoard>,
     pools: Arc<Mutex<Vec<Pool>>>,
@@ -132,7 +132,7 @@ impl Manager {
         let is_encrypted = tls.is_some();
         let handler = Arc::downgrade(&api);
         let server =
-            Server::start(listener, tls, handler).map_err(|error| format!("agents cannot be served: {error}"))?;
+            HttpServer::start(listener, tls, handler).map_err(|error| format!("agents cannot be served: {error}"))?;
         let (held, left) = HeldJobs::open(&options.config);
         let shared = Shared {
             system_id: config::system_id::load(&options.config, None),

@@ -29,13 +29,13 @@ const UNREAD_MAX: usize = 64 * 1024;
 const STACK: usize = 128 * 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct PageResponse {
     pub status: u16,
     pub content_type: &'static str,
     pub body: String,
 }
 
-impl Answer {
+impl PageResponse {
     /// Plain text.
     pub fn text(status: u16, body: impl Into<String>) -> Self {
         Self { status, content_type: "text/plain; charset=utf-8", body: body.into() }
@@ -43,7 +43,7 @@ impl Answer {
 }
 
 /// Returns the page at a path; `None` if it does not exist.
-pub type Pages = Arc<dyn Fn(&str) -> Option<Answer> + Send + Sync>;
+pub type Pages = Arc<dyn Fn(&str) -> Option<PageResponse> + Send + Sync>;
 
 /// Listens until it is dropped.
 pub struct Listener {
@@ -216,13 +216,13 @@ fn handle_connection(stream: &TcpStream, pages: &Pages) -> io::Result<()> {
     let (answer, with_body) = match read_head(stream, until)? {
         Head::Request { method, path } => match method.as_str() {
             "GET" | "HEAD" => {
-                let answer = pages(&path).unwrap_or_else(|| Answer::text(404, "see /metrics and /healthz\n"));
+                let answer = pages(&path).unwrap_or_else(|| PageResponse::text(404, "see /metrics and /healthz\n"));
                 (answer, method == "GET")
             }
-            _ => (Answer::text(405, "only GET and HEAD are supported\n"), true),
+            _ => (PageResponse::text(405, "only GET and HEAD are supported\n"), true),
         },
-        Head::TooLarge => (Answer::text(431, "the request is too large\n"), true),
-        Head::Nonsense => (Answer::text(400, "the request is not valid HTTP\n"), true),
+        Head::TooLarge => (PageResponse::text(431, "the request is too large\n"), true),
+        Head::Nonsense => (PageResponse::text(400, "the request is not valid HTTP\n"), true),
         Head::Gone => return Ok(()),
     };
     let mut text = format!(
@@ -327,7 +327,7 @@ mod tests {
     fn start() -> (Listener, String) {
         for _ in 0..10 {
             let address = format!("127.0.0.1:{}", free_port());
-            let pages: Pages = Arc::new(|path| (path == "/page").then(|| Answer::text(200, "x".repeat(300_000))));
+            let pages: Pages = Arc::new(|path| (path == "/page").then(|| PageResponse::text(200, "x".repeat(300_000))));
             if let Ok(listener) = Listener::start(&address, pages) {
                 return (listener, address);
             }

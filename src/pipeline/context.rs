@@ -5,11 +5,11 @@ use std::sync::Arc;
 use super::hash::Map;
 use super::predefined::{self, Project};
 use super::problem::{Class, Report};
-use super::request::Request;
+use super::request::PlanRequest;
 use super::rules::expression::Expression;
 use super::rules::files::Files;
 use super::syntax::{Budget, Node, Origin};
-use super::variables::{Scope, View};
+use super::variables::{PipelineVariables, View};
 
 /// How deeply lists of commands, rules and needs may nest.
 const LIST_DEPTH: usize = 10;
@@ -22,10 +22,10 @@ const PATTERNS_LIMIT: usize = 32 << 20;
 
 /// The state of planning.
 pub struct Context<'a> {
-    pub request: &'a Request<'a>,
+    pub request: &'a PlanRequest<'a>,
     /// The project's address, from the URL of `origin`.
     pub project: Project,
-    pub scope: Arc<Scope>,
+    pub scope: Arc<PipelineVariables>,
     pub report: Report,
     /// How much all parsed YAML may still hold.
     pub budget: Budget,
@@ -37,10 +37,11 @@ pub struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    pub fn new(request: &'a Request<'a>) -> Self {
+    pub fn new(request: &'a PlanRequest<'a>) -> Self {
         let project = Project::new(request.facts.remote.as_deref(), &request.facts.directory);
         let predefined = predefined::of_pipeline(request, &project);
-        let scope = Scope::new(predefined, request.project_variables.clone(), request.pipeline_variables.clone());
+        let scope =
+            PipelineVariables::new(predefined, request.project_variables.clone(), request.pipeline_variables.clone());
         Self {
             request,
             project,
@@ -92,7 +93,7 @@ impl<'a> Context<'a> {
     }
 
     /// The variables that exist before any job is known.
-    pub fn view<'s>(scope: &'s Scope) -> View<'s> {
+    pub fn view<'s>(scope: &'s PipelineVariables) -> View<'s> {
         View { scope, yaml: &[], defaults: &[], job: &[] }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::context::Context;
 use super::cycle::{find_cycle, find_too_long};
-use super::draft::reader::Reader;
+use super::draft::reader::KeywordReader;
 use super::draft::storage::cache_keys;
 use super::draft::variables::overlay;
 use super::draft::{Draft, Inherit};
@@ -17,11 +17,11 @@ use super::problem::Class;
 use super::request::Tree;
 use super::root::Root;
 use super::rules::clause::{Owner, Reasons};
-use super::rules::policy::Policy;
+use super::rules::policy::OnlyExcept;
 use super::rules::rule::{self, Rule};
 use super::slug::{environment_slug, environment_tier, slug};
 use super::syntax::{Node, Origin};
-use super::variables::{Scope, View, has_reference};
+use super::variables::{PipelineVariables, View, has_reference};
 
 /// The number of variables that all jobs together may have.
 const VARIABLES_LIMIT: usize = 2_000_000;
@@ -200,7 +200,7 @@ fn by_policy(
         Some(only) if has_workflow_rules => Some(only.clone()),
         Some(only) => Some(only.clone().with_default_refs()),
         None if has_workflow_rules => None,
-        None => Some(Policy::branches_and_tags()),
+        None => Some(OnlyExcept::branches_and_tags()),
     };
     let mut reasons = Vec::new();
     if let Some(only) = only {
@@ -261,7 +261,7 @@ fn finish(
     }
     job.variables = variables;
     if let Some(caches) = &job.cache {
-        let mut reader = Reader { context, job: Some(&job.group) };
+        let mut reader = KeywordReader { context, job: Some(&job.group) };
         job.cache_keys = cache_keys(caches, &mut reader);
     }
     if let Some(node) = &draft.environment {
@@ -291,7 +291,7 @@ fn same_variables(a: &Job, b: &Job) -> bool {
     a.variables.len() == b.variables.len() && a.variables.iter().zip(&b.variables).all(same)
 }
 
-fn check_variables(job: &Job, scope: &Scope, context: &mut Context<'_>) {
+fn check_variables(job: &Job, scope: &PipelineVariables, context: &mut Context<'_>) {
     let refers = |variable: &&Variable| !variable.raw && has_reference(&variable.value);
     let names: Vec<&str> = job.variables.iter().filter(refers).map(|variable| &*variable.key).collect();
     if names.is_empty() {

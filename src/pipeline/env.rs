@@ -6,10 +6,12 @@ use super::JobRun;
 use super::hash::Index;
 use super::plan::{EnvVariable, Forward, Job, Plan, Trigger, When};
 use super::predefined::nodes;
-use super::request::{Content, Facts, GivenInput, GivenVariable, InputValue, Request, Source, Sources};
+use super::request::{
+    CommitFacts, Content, GivenInput, GivenVariable, InputValue, PipelineSource, PlanRequest, Sources,
+};
 use super::slug::slug;
 use super::syntax::Node;
-use super::variables::{Scope, Unknown, expand_all, expand_text};
+use super::variables::{PipelineVariables, Unknown, expand_all, expand_text};
 
 /// The configuration file of a project, by GitLab's default.
 const CONFIGURATION: &str = ".gitlab-ci.yml";
@@ -66,7 +68,7 @@ impl Plan {
     fn downstream_variables(
         &self,
         job: &Job,
-        parent: &Request<'_>,
+        parent: &PlanRequest<'_>,
         dotenv: Vec<(String, String)>,
     ) -> Vec<GivenVariable> {
         let Some(Trigger::Child { forward, .. } | Trigger::Project { forward, .. }) = &job.trigger else {
@@ -96,11 +98,19 @@ impl Plan {
 
     /// The request for the child pipeline of a trigger job; `None` for any other job. `dotenv` are the variables from
     /// reports of jobs before it. The caller sets the pipeline id of the child.
-    pub fn child<'a>(&self, job: &Job, parent: &Request<'a>, dotenv: Vec<(String, String)>) -> Option<Request<'a>> {
+    pub fn child<'a>(
+        &self,
+        job: &Job,
+        parent: &PlanRequest<'a>,
+        dotenv: Vec<(String, String)>,
+    ) -> Option<PlanRequest<'a>> {
         let Some(Trigger::Child { include, .. }) = &job.trigger else { return None };
-        Some(Request {
+        Some(PlanRequest {
             content: Content::Includes { include: include.clone(), files: self.files.clone() },
-            source: Source { name: "parent_pipeline".to_owned(), merge_request: parent.source.merge_request.clone() },
+            source: PipelineSource {
+                name: "parent_pipeline".to_owned(),
+                merge_request: parent.source.merge_request.clone(),
+            },
             facts: parent.facts.clone(),
             pipeline_variables: self.downstream_variables(job, parent, dotenv),
             project_variables: parent.project_variables.clone(),
@@ -119,18 +129,18 @@ impl Plan {
     pub fn downstream<'a>(
         &self,
         job: &Job,
-        parent: &Request<'_>,
+        parent: &PlanRequest<'_>,
         dotenv: Vec<(String, String)>,
-        facts: Facts,
+        facts: CommitFacts,
         sources: &'a dyn Sources,
-    ) -> Option<Request<'a>> {
+    ) -> Option<PlanRequest<'a>> {
         let Some(Trigger::Project { node, .. }) = &job.trigger else { return None };
         let inputs = node.get("inputs").and_then(Node::mapping).into_iter().flat_map(|inputs| inputs.iter());
         let inputs = inputs
             .map(|(key, entry)| GivenInput { key: key.to_string(), value: InputValue::Typed(entry.node.to_json()) });
-        Some(Request {
+        Some(PlanRequest {
             content: Content::File(CONFIGURATION.to_owned()),
-            source: Source { name: "pipeline".to_owned(), merge_request: None },
+            source: PipelineSource { name: "pipeline".to_owned(), merge_request: None },
             facts,
             pipeline_variables: self.downstream_variables(job, parent, dotenv),
             project_variables: Vec::new(),
@@ -159,7 +169,7 @@ fn masked<'a>(mut text: String, secrets: impl Iterator<Item = &'a str>) -> Strin
 }
 
 /// Expands the variables of a job in a text; unknown names become empty.
-pub fn expand_for_server(scope: &Scope, job: &Job, text: &str) -> String {
+pub fn expand_for_server(scope: &PipelineVariables, job: &Job, text: &str) -> String {
     if !super::variables::has_reference(text) {
         return text.to_owned();
     }
@@ -167,7 +177,7 @@ pub fn expand_for_server(scope: &Scope, job: &Job, text: &str) -> String {
 }
 
 /// The unexpanded variables of all levels; for each name, the value of the strongest level.
-fn levels(scope: &Scope, job: &Job, run: &JobRun) -> Levels {
+fn levels(scope: &PipelineVariables, job: &Job, run: &JobRun) -> Levels {
     let mut levels = Levels::with_capacity_and_hasher(scope.predefined.len() + 48, Default::default());
     for (key, value) in &scope.predefined {
         predefined(&mut levels, Arc::clone(key), value.to_string());
@@ -226,7 +236,7 @@ fn given(variable: &GivenVariable) -> EnvVariable {
 }
 
 /// Adds the predefined variables of the job.
-fn of_job(levels: &mut Levels, job: &Job, run: &JobRun, scope: &Scope) {
+fn of_job(levels: &mut Levels, job: &Job, run: &JobRun, scope: &PipelineVariables) {
     let mut add = |key: &str, value: String| predefined(levels, key.into(), value);
     let project = scope.predefined.get("CI_PROJECT_URL").map_or("", |url| url);
     add("CI_JOB_ID", run.id.to_string());

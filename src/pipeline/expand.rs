@@ -9,7 +9,7 @@ use super::draft::Draft;
 use super::draft::needs::{Needs, WrittenNeed};
 use super::draft::parallel::{Combination, Matrix, Parallel, combination_name, combinations};
 use super::hash::{Index, Map, Set};
-use super::plan::{Instance, Need, Variable};
+use super::plan::{Need, ParallelIndex, Variable};
 use super::problem::Class;
 use super::suggest::did_you_mean;
 use super::syntax::Origin;
@@ -28,7 +28,7 @@ pub struct Expanded {
     /// The index of its draft.
     pub draft: usize,
     /// The position of the job among the jobs of a `parallel`.
-    pub instance: Option<Instance>,
+    pub instance: Option<ParallelIndex>,
     /// The matrix values of the job.
     pub combination: Combination,
     /// The needs of the job, unless a rule overrides them.
@@ -81,7 +81,11 @@ impl<'d> Jobs<'d> {
             None => vec![single(Arc::clone(group), None, vec![])],
             Some(Parallel::Count(total)) => (1..=*total)
                 .map(|index| {
-                    single(format!("{group} {index}/{total}").into(), Some(Instance { index, total: *total }), vec![])
+                    single(
+                        format!("{group} {index}/{total}").into(),
+                        Some(ParallelIndex { index, total: *total }),
+                        vec![],
+                    )
                 })
                 .collect(),
             Some(Parallel::Matrix(matrix)) => {
@@ -91,7 +95,7 @@ impl<'d> Jobs<'d> {
                 numbered
                     .map(|(combination, index)| {
                         let name = combination_name(group, &combination).into();
-                        single(name, Some(Instance { index, total }), combination)
+                        single(name, Some(ParallelIndex { index, total }), combination)
                     })
                     .collect()
             }
@@ -326,7 +330,7 @@ pub fn matrix_variables(combination: &Combination, at: Origin) -> Vec<Variable> 
         value: Arc::clone(value),
         raw: false,
         at,
-        level: super::plan::Level::Matrix,
+        level: super::plan::VariableLevel::Matrix,
     };
     combination.iter().map(variable).collect()
 }

@@ -51,7 +51,8 @@ impl Merger {
 /// Applies every `extends` of a configuration. Also returns the names of entries with a problem, which are left out.
 pub fn extend_all(root: &Node, report: &mut Report) -> Node {
     let Some(mapping) = root.mapping() else { return root.clone() };
-    let extends = |entry: &super::syntax::Entry| entry.node.mapping().is_some_and(|own| own.contains_key("extends"));
+    let extends =
+        |entry: &super::syntax::MappingEntry| entry.node.mapping().is_some_and(|own| own.contains_key("extends"));
     if !mapping.values().any(extends) {
         return root.clone();
     }
@@ -69,7 +70,7 @@ pub fn extend_all(root: &Node, report: &mut Report) -> Node {
             break;
         }
         if let Some((node, _)) = extension.resolve(name, &mut Vec::new()) {
-            merged.insert(Arc::clone(name), super::syntax::Entry { key_at: entry.key_at, node });
+            merged.insert(Arc::clone(name), super::syntax::MappingEntry { key_at: entry.key_at, node });
         }
     }
     Node::mapping_at(merged, root.at)

@@ -48,7 +48,7 @@ pub struct JobRun {
 }
 
 /// Plans the pipeline for a configuration. On failure, returns all problems; a cause comes before its consequences.
-pub fn plan(request: &request::Request<'_>) -> Result<plan::Plan, Vec<problem::Problem>> {
+pub fn plan(request: &request::PlanRequest<'_>) -> Result<plan::Plan, Vec<problem::Problem>> {
     let mut context = Context::new(request);
     match steps(&mut context) {
         Some(plan) if context.report.problems.is_empty() => Ok(plan),

@@ -10,12 +10,12 @@ const SIZES: [usize; 2] = [16 << 10, 1 << 20];
 
 /// A compiled pattern.
 #[derive(Clone, Debug)]
-pub struct Pattern {
+pub struct RegexPattern {
     regex: Regex,
     size: usize,
 }
 
-impl Pattern {
+impl RegexPattern {
     /// Compiles `/…/flags`. `None`: the text does not have this form. The error says what is wrong with the pattern.
     pub fn between_slashes(text: &str) -> Option<Result<Self, String>> {
         let rest = text.strip_prefix('/')?;
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     fn matches(pattern: &str, text: &str) -> bool {
-        Pattern::between_slashes(pattern)
+        RegexPattern::between_slashes(pattern)
             .expect("the pattern must stand between slashes")
             .expect(pattern)
             .is_match(text)
@@ -163,11 +163,11 @@ mod tests {
 
     #[test]
     fn refuses_patterns_that_re2_refuses() {
-        assert!(Pattern::between_slashes("/(?=x)/").is_some_and(|result| result.is_err()));
-        assert!(Pattern::between_slashes("/a(/").is_some_and(|result| result.is_err()));
-        assert!(Pattern::between_slashes("/(x{900}){900}/").is_some_and(|result| result.is_err()));
-        assert!(Pattern::between_slashes("text").is_none());
-        assert!(Pattern::between_slashes("/text").is_none());
-        assert!(Pattern::between_slashes("/a/g").is_none());
+        assert!(RegexPattern::between_slashes("/(?=x)/").is_some_and(|result| result.is_err()));
+        assert!(RegexPattern::between_slashes("/a(/").is_some_and(|result| result.is_err()));
+        assert!(RegexPattern::between_slashes("/(x{900}){900}/").is_some_and(|result| result.is_err()));
+        assert!(RegexPattern::between_slashes("text").is_none());
+        assert!(RegexPattern::between_slashes("/text").is_none());
+        assert!(RegexPattern::between_slashes("/a/g").is_none());
     }
 }

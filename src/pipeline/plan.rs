@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::syntax::{Node, Origin};
-use super::variables::Scope;
-pub use super::variables::{EnvVariable, Level, Variable};
+use super::variables::PipelineVariables;
+pub use super::variables::{EnvVariable, Variable, VariableLevel};
 
 /// A pipeline, or the reason why GitLab would create none.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub struct Plan {
     pub files: Vec<Arc<str>>,
     /// `workflow:auto_cancel:on_job_failure: all`: the first failure cancels the pipeline.
     pub cancel_on_job_failure: bool,
-    pub(super) scope: std::sync::Arc<Scope>,
+    pub(super) scope: std::sync::Arc<PipelineVariables>,
 }
 
 /// A job of the pipeline.
@@ -94,7 +94,7 @@ pub struct Job {
     /// Secrets, which only a server can fetch.
     pub secrets: Vec<Secret>,
     /// The position of the job among the jobs of a `parallel`.
-    pub parallel: Option<Instance>,
+    pub parallel: Option<ParallelIndex>,
     /// Why rules include it.
     pub decision: Decision,
     /// Keyword `run`: steps instead of a script; they need the step runner.
@@ -210,7 +210,7 @@ pub enum Trigger {
         /// A list of mappings, for [`super::request::Content::Includes`].
         include: Node,
         /// How the downstream pipeline decides the state of the job.
-        strategy: Strategy,
+        strategy: TriggerStrategy,
         /// The variables that the child gets.
         forward: Forward,
         /// The mapping, with `include` always a list of mappings.
@@ -221,7 +221,7 @@ pub enum Trigger {
         /// The path of the project, not expanded.
         project: Arc<str>,
         /// How the downstream pipeline decides the state of the job.
-        strategy: Strategy,
+        strategy: TriggerStrategy,
         /// The variables that the downstream pipeline gets.
         forward: Forward,
         /// The mapping.
@@ -231,7 +231,7 @@ pub enum Trigger {
 
 /// `trigger:strategy`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Strategy {
+pub enum TriggerStrategy {
     /// The job succeeds as soon as the downstream pipeline has started.
     None,
     /// The job takes the result of the downstream pipeline.
@@ -260,7 +260,7 @@ pub struct Secret {
 
 /// The position of a job among the jobs of a `parallel`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Instance {
+pub struct ParallelIndex {
     /// From 1.
     pub index: usize,
     /// The number of jobs.

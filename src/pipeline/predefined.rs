@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::hash::Index;
-use super::plan::Instance;
-use super::request::{Content, MergeRequest, Request};
+use super::plan::ParallelIndex;
+use super::request::{Content, MergeRequest, PlanRequest};
 use super::slug::slug;
 
 /// The value of `CI_SERVER_VERSION` unless the caller sets one.
@@ -84,7 +84,7 @@ impl Project {
 }
 
 /// The predefined variables that all jobs share.
-pub fn of_pipeline(request: &Request<'_>, project: &Project) -> Index<Arc<str>, Arc<str>> {
+pub fn of_pipeline(request: &PlanRequest<'_>, project: &Project) -> Index<Arc<str>, Arc<str>> {
     let mut variables = Variables(Index::with_capacity_and_hasher(128, Default::default()));
     let given = |key: &str| request.predefined.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value);
     variables.server(project, given("CI_SERVER_VERSION").map_or(SERVER_VERSION, |version| version));
@@ -133,7 +133,7 @@ impl Variables {
         self.set("CI_TEMPLATE_REGISTRY_HOST", "registry.gitlab.com");
     }
 
-    fn project(&mut self, request: &Request<'_>, project: &Project) {
+    fn project(&mut self, request: &PlanRequest<'_>, project: &Project) {
         let path = project.path.as_str();
         let (namespace, name) = path.rsplit_once('/').unwrap_or(("", path));
         let root = path.split_once('/').map_or("", |(root, _)| root);
@@ -182,7 +182,7 @@ impl Variables {
         self.set("CI_DEPENDENCY_PROXY_USER", "gitlab-ci-token");
     }
 
-    fn commit(&mut self, request: &Request<'_>) {
+    fn commit(&mut self, request: &PlanRequest<'_>) {
         let facts = &request.facts;
         let message = facts.message.as_str();
         let (title, rest) = message.split_once('\n').unwrap_or((message, ""));
@@ -218,7 +218,7 @@ impl Variables {
         self.set("CI_COMMIT_REF_PROTECTED", facts.protected.to_string());
     }
 
-    fn pipeline(&mut self, request: &Request<'_>, project: &Project) {
+    fn pipeline(&mut self, request: &PlanRequest<'_>, project: &Project) {
         let facts = &request.facts;
         let id = facts.pipeline_id.to_string();
         let url = format!("{}/{}/-/pipelines/{id}", project.server_url(), project.path);
@@ -236,7 +236,7 @@ impl Variables {
         self.set("GITLAB_USER_LOGIN", facts.user_email.split('@').next().unwrap_or_default());
     }
 
-    fn merge_request(&mut self, request: &Request<'_>, merge_request: &MergeRequest, project: &Project) {
+    fn merge_request(&mut self, request: &PlanRequest<'_>, merge_request: &MergeRequest, project: &Project) {
         let mut set = |key: &str, value: &str| self.set(&format!("CI_MERGE_REQUEST_{key}"), value);
         let url = format!("{}/{}", project.server_url(), project.path);
         let iid = merge_request.iid.to_string();
@@ -273,7 +273,7 @@ impl Variables {
 }
 
 /// `CI_NODE_INDEX` and `CI_NODE_TOTAL`.
-pub fn nodes(instance: Option<Instance>) -> impl Iterator<Item = (&'static str, Arc<str>)> {
+pub fn nodes(instance: Option<ParallelIndex>) -> impl Iterator<Item = (&'static str, Arc<str>)> {
     let index = instance.map(|instance| ("CI_NODE_INDEX", instance.index.to_string().into()));
     let total = instance.map_or(1, |instance| instance.total).to_string();
     index.into_iter().chain([("CI_NODE_TOTAL", total.into())])

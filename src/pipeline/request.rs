@@ -6,11 +6,11 @@ use super::ahead::Parsed;
 use super::syntax::Node;
 
 /// The request to plan the pipeline of one configuration for one commit.
-pub struct Request<'a> {
+pub struct PlanRequest<'a> {
     /// Where the configuration starts.
     pub content: Content,
-    pub source: Source,
-    pub facts: Facts,
+    pub source: PipelineSource,
+    pub facts: CommitFacts,
     /// Variables of the pipeline itself (command line, trigger, parent pipeline). They override all others.
     pub pipeline_variables: Vec<GivenVariable>,
     /// Variables of project, group and instance; the nearest level first.
@@ -44,7 +44,7 @@ pub enum Content {
 
 /// The event that starts the pipeline.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct PipelineSource {
     /// `CI_PIPELINE_SOURCE`: `push`, `schedule`, `web`, `merge_request_event`, `parent_pipeline`, …
     pub name: String,
     /// Set for `merge_request_event`.
@@ -66,7 +66,7 @@ pub struct MergeRequest {
 
 /// Facts from git about the commit and its repository.
 #[derive(Clone, Debug, Default)]
-pub struct Facts {
+pub struct CommitFacts {
     /// The full commit id.
     pub sha: String,
     /// The whole commit message.
@@ -158,7 +158,7 @@ pub struct ComponentVersion {
 /// The base of a comparison for changed files.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Base {
-    /// The previous tip of the branch ([`Facts::before`]).
+    /// The previous tip of the branch ([`CommitFacts::before`]).
     Before(String),
     /// The merge base of HEAD and this ref or commit.
     MergeBase(String),

@@ -4,13 +4,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::context::Context;
-use super::draft::reader::Reader;
+use super::draft::reader::KeywordReader;
 use super::draft::{DEFAULT_KEYS, Draft};
-use super::plan::{Level, Variable};
+use super::plan::{Variable, VariableLevel};
 use super::problem::Class;
 use super::rules::rule::Rule;
 use super::suggest::did_you_mean;
-use super::syntax::{Entry, Mapping, Node, Origin};
+use super::syntax::{Mapping, MappingEntry, Node, Origin};
 
 const GLOBAL_KEYS: [&str; 10] = [
     "default",
@@ -66,8 +66,8 @@ impl Root {
         root.stages_are_known = stages.is_some();
         root.stages = with_edges(stages.unwrap_or_default());
         if let Some(variables) = node.get("variables") {
-            let mut reader = Reader { context, job: None };
-            root.variables = reader.variables(variables, Level::Default, "variables");
+            let mut reader = KeywordReader { context, job: None };
+            root.variables = reader.variables(variables, VariableLevel::Default, "variables");
         }
         if let Some(workflow) = node.get("workflow") {
             let _ = root.read_workflow(workflow, context);
@@ -79,7 +79,7 @@ impl Root {
     }
 
     fn read_workflow(&mut self, node: &Node, context: &mut Context<'_>) -> Option<()> {
-        let mut reader = Reader { context, job: None };
+        let mut reader = KeywordReader { context, job: None };
         reader.mapping(node, "workflow", &["rules", "name", "auto_cancel"])?;
         if let Some(name) = node.get("name") {
             self.name = reader.text(name, "workflow:name");
@@ -94,7 +94,7 @@ impl Root {
     }
 
     fn read_jobs(&mut self, mapping: &Mapping, at: Origin, defaults: &Mapping, context: &mut Context<'_>) {
-        let jobs: Vec<(&Arc<str>, &Entry)> =
+        let jobs: Vec<(&Arc<str>, &MappingEntry)> =
             mapping.iter().filter(|(name, _)| !name.starts_with('.') && !GLOBAL_KEYS.contains(&&***name)).collect();
         // Stages that cannot be read are reported once, not for every job.
         let stages = if self.stages_are_known { self.stages.iter().cloned().collect() } else { Default::default() };
@@ -117,7 +117,7 @@ impl Root {
 
 fn read_job(
     name: &Arc<str>,
-    entry: &Entry,
+    entry: &MappingEntry,
     defaults: &Mapping,
     stages: &HashSet<Arc<str>>,
     context: &mut Context<'_>,
@@ -163,7 +163,7 @@ fn read_job(
 /// The declared stages; `None`: they cannot be read, which is reported.
 fn read_stages(node: Option<&Node>, context: &mut Context<'_>) -> Option<Vec<Arc<str>>> {
     match node {
-        Some(node) => Reader { context, job: None }.texts(node, "stages"),
+        Some(node) => KeywordReader { context, job: None }.texts(node, "stages"),
         None => Some(["build", "test", "deploy"].map(Into::into).to_vec()),
     }
 }
@@ -181,7 +181,7 @@ fn with_edges(declared: Vec<Arc<str>>) -> Vec<Arc<str>> {
 fn read_defaults(mapping: &Mapping, context: &mut Context<'_>) -> Mapping {
     let mut defaults = Mapping::default();
     if let Some(entry) = mapping.get("default").filter(|entry| !entry.node.is_null()) {
-        let mut reader = Reader { context, job: None };
+        let mut reader = KeywordReader { context, job: None };
         if reader.mapping(&entry.node, "default", &DEFAULT_KEYS).is_some()
             && let Some(own) = entry.node.mapping()
         {
@@ -200,6 +200,6 @@ fn read_defaults(mapping: &Mapping, context: &mut Context<'_>) -> Mapping {
     defaults
 }
 
-fn clone_entry((key, entry): (&Arc<str>, &Entry)) -> (Arc<str>, Entry) {
+fn clone_entry((key, entry): (&Arc<str>, &MappingEntry)) -> (Arc<str>, MappingEntry) {
     (Arc::clone(key), entry.clone())
 }

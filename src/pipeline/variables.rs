@@ -21,12 +21,12 @@ pub struct Variable {
     /// `expand: false`
     pub raw: bool,
     pub at: Origin,
-    pub level: Level,
+    pub level: VariableLevel,
 }
 
 /// Levels of variables in the configuration, from the weakest to the strongest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
+pub enum VariableLevel {
     /// Top-level `variables`.
     Default,
     /// The matching rule of `workflow:rules`.
@@ -59,7 +59,7 @@ pub struct EnvVariable {
 
 /// All variables of a pipeline except those of its jobs.
 #[derive(Clone, Debug, Default)]
-pub struct Scope {
+pub struct PipelineVariables {
     /// Predefined variables that all jobs share.
     pub predefined: Index<Arc<str>, Arc<str>>,
     /// Variables of project, group and instance; the nearest level first.
@@ -69,7 +69,7 @@ pub struct Scope {
     by_name: Map<String, Vec<usize>>,
 }
 
-impl Scope {
+impl PipelineVariables {
     pub fn new(
         predefined: Index<Arc<str>, Arc<str>>,
         project: Vec<GivenVariable>,
@@ -130,7 +130,7 @@ fn scope_match(scope: &str, environment: Option<&str>) -> Option<usize> {
 /// Variables as rules see them: unexpanded values by name; the strongest level wins.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    pub scope: &'a Scope,
+    pub scope: &'a PipelineVariables,
     /// The job's variables in the configuration, or the default ones.
     pub yaml: &'a [Variable],
     /// Weaker variables of the configuration.
@@ -405,7 +405,7 @@ mod tests {
             environment_scope: scope.into(),
             ..Default::default()
         };
-        let scope = Scope::new(Index::default(), vec![given("any", "*"), given("prod", "prod*")], vec![]);
+        let scope = PipelineVariables::new(Index::default(), vec![given("any", "*"), given("prod", "prod*")], vec![]);
         let value = |environment| scope.given("K", environment).map(|given| given.value.as_str());
         assert_eq!([value(None), value(Some("prod")), value(Some("qa"))], [Some("any"), Some("prod"), Some("any")]);
     }

@@ -17,7 +17,7 @@ use nix::unistd::{
     setgroups, setsid, setuid, unlinkat,
 };
 
-use super::spec::{OutputFifos, Rights, Sandbox, StepSpec, Task, TaskResult, User};
+use super::spec::{OutputFifos, Rights, Sandbox, StepProgram, StepSpec, TaskResult, User};
 use super::{confine, groups};
 use crate::sys;
 
@@ -52,8 +52,8 @@ pub fn start(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Started> {
     };
     let user = spec.user.as_ref();
     let (output_fifos, merge) = match &spec.task {
-        Task::Process { merge_stderr, .. } => (None, *merge_stderr),
-        Task::File { output_fifos, .. } => {
+        StepProgram::Process { merge_stderr, .. } => (None, *merge_stderr),
+        StepProgram::File { output_fifos, .. } => {
             (output_fifos.as_ref(), output_fifos.as_ref().is_some_and(|output_fifos| output_fifos.error.is_none()))
         }
     };
@@ -69,8 +69,8 @@ pub fn start(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Started> {
     let (failure, failure_writer) = pipe2(OFlag::O_CLOEXEC)?;
     let report = memory_file(&[])?;
     let stdin = match &spec.task {
-        Task::Process { stdin, .. } => memory_file(stdin.as_bytes())?,
-        Task::File { .. } => File::open("/dev/null")?,
+        StepProgram::Process { stdin, .. } => memory_file(stdin.as_bytes())?,
+        StepProgram::File { .. } => File::open("/dev/null")?,
     };
     let (forked, membership) = fork(&spec.cgroups)?;
     if let Some(pid) = forked {
@@ -80,8 +80,8 @@ pub fn start(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Started> {
     let mut failure_writer = File::from(failure_writer);
     let entered = enter(spec, confinement.as_ref(), membership, &stdin, &stdout_writer, &stderr_writer);
     let outcome = entered.and_then(|()| match &spec.task {
-        Task::Process { argv, env, .. } => Err(exec(argv, env, &spec.id)),
-        Task::File { task: plan, .. } => Ok(plan),
+        StepProgram::Process { argv, env, .. } => Err(exec(argv, env, &spec.id)),
+        StepProgram::File { task: plan, .. } => Ok(plan),
     });
     match outcome {
         Ok(plan) => {
@@ -210,20 +210,20 @@ fn enter(
         sys::exit_on_term().map_err(|error| describe("signals", error))?;
         confine::confine(sandbox, confinement)?;
     }
-    if let Task::Process { cwd, .. } = &spec.task {
+    if let StepProgram::Process { cwd, .. } = &spec.task {
         chdir(cwd).map_err(|error| describe(&format!("cannot enter {}", cwd.display()), error))?;
     }
-    if let Task::File { .. } = &spec.task {
+    if let StepProgram::File { .. } = &spec.task {
         // If the shim is killed, the agent repeats the task, so this process must have ended by then.
         let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     }
     Ok(())
 }
 
-fn rights_of(task: &Task) -> &Rights {
+fn rights_of(task: &StepProgram) -> &Rights {
     match task {
-        Task::Process { .. } => &Rights::User,
-        Task::File { rights, .. } => rights,
+        StepProgram::Process { .. } => &Rights::User,
+        StepProgram::File { rights, .. } => rights,
     }
 }
 

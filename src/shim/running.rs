@@ -14,7 +14,7 @@ use nix::unistd::{Pid, Uid};
 use serde::{Deserialize, Serialize};
 
 use super::descendants;
-use super::spec::{Status, StepSpec};
+use super::spec::{StepSpec, StepStatus};
 use crate::decode;
 use crate::sync;
 use crate::sys;
@@ -104,7 +104,7 @@ pub enum ShimEvent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StepOutcome {
     /// The status that the shim wrote.
-    Ended(Status),
+    Ended(StepStatus),
     /// The shim ended without a status: it was killed, or the machine went down.
     Lost,
 }

@@ -16,7 +16,7 @@ pub struct StepSpec {
     pub id: String,
     /// The spool file of the job, which gets the filtered output.
     pub spool: PathBuf,
-    /// Where the shim writes the [`Status`] as its last act.
+    /// Where the shim writes the [`StepStatus`] as its last act.
     pub status: PathBuf,
     /// Masking, timestamps and size limit of the output.
     pub filters: FilterSpec,
@@ -33,14 +33,14 @@ pub struct StepSpec {
     /// The shim stops the step when this process ends; `None` for a step that outlives the agent.
     #[serde(default)]
     pub stop_with_pid: Option<i32>,
-    pub task: Task,
+    pub task: StepProgram,
 }
 
 impl StepSpec {
     /// The limits of the step's control groups.
     pub fn limits(&self) -> Limits {
         match &self.task {
-            Task::File { rights: Rights::Sandboxed(sandbox), .. } => sandbox.limits,
+            StepProgram::File { rights: Rights::Sandboxed(sandbox), .. } => sandbox.limits,
             _ => Limits::default(),
         }
     }
@@ -48,7 +48,7 @@ impl StepSpec {
 
 /// The program or task of a step.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Task {
+pub enum StepProgram {
     /// A program, usually a shell that reads the script from standard input.
     Process {
         /// The program (absolute path) and its arguments.
@@ -152,10 +152,10 @@ pub struct User {
 
 /// How a step ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
+pub struct StepStatus {
     /// The [`StepSpec::id`] of the step.
     pub id: String,
-    pub end: End,
+    pub end: StepEnd,
     /// Why the shim stopped the step, if it did.
     pub stopped: Option<Stop>,
     /// Processes that outlived the main process and were killed.
@@ -170,13 +170,13 @@ pub struct Status {
 pub struct TaskResult {
     /// The exit status of the step.
     pub code: i32,
-    /// See [`Status::report`].
+    /// See [`StepStatus::report`].
     pub report: String,
 }
 
 /// How the main process ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum End {
+pub enum StepEnd {
     /// Exit status.
     Exited(i32),
     /// Number of the signal.

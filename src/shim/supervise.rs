@@ -20,7 +20,7 @@ use super::confine::probe;
 use super::descendants;
 use super::groups;
 use super::running;
-use super::spec::{End, Status, StepSpec, Stop};
+use super::spec::{StepEnd, StepSpec, StepStatus, Stop};
 use crate::decode;
 use crate::sys::{self, BootTime};
 use crate::trace::colours::{RESET, YELLOW};
@@ -56,9 +56,9 @@ pub fn main(work: FileTaskRunner) -> ExitCode {
         }
     };
     drop(text);
-    let status = supervise(&spec, work).unwrap_or_else(|error| Status {
+    let status = supervise(&spec, work).unwrap_or_else(|error| StepStatus {
         id: spec.id.clone(),
-        end: End::NotStarted(error.to_string()),
+        end: StepEnd::NotStarted(error.to_string()),
         stopped: None,
         killed_processes: 0,
         report: String::new(),
@@ -76,7 +76,7 @@ fn reserve_status(path: &Path) -> io::Result<()> {
 }
 
 /// Writes the status into the reserved file.
-fn write_status(path: &Path, status: &Status) -> io::Result<()> {
+fn write_status(path: &Path, status: &StepStatus) -> io::Result<()> {
     let mark = running::started_marker(path);
     let mut text = serde_json::to_vec(status)?;
     text.resize(text.len().max(STATUS_FILE_SIZE), b' ');
@@ -85,7 +85,7 @@ fn write_status(path: &Path, status: &Status) -> io::Result<()> {
     fs::rename(&mark, path)
 }
 
-fn supervise(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Status> {
+fn supervise(spec: &StepSpec, work: FileTaskRunner) -> io::Result<StepStatus> {
     let signals = become_subreaper()?;
     reserve_status(&spec.status)?;
     let masks = spec.filters.patterns();
@@ -103,7 +103,7 @@ fn supervise(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Status> {
     let leftovers = shim.kill_leftovers();
     descendants::remove_groups(&spec.cgroups);
     let report = shim.read_report();
-    Ok(Status { id: spec.id.clone(), end, stopped: shim.stopped, killed_processes: leftovers, report })
+    Ok(StepStatus { id: spec.id.clone(), end, stopped: shim.stopped, killed_processes: leftovers, report })
 }
 
 /// Makes the shim independent of the agent, not readable for the job, and the subreaper of all processes of the step.
@@ -133,7 +133,7 @@ struct Supervisor<'a> {
     lines: Vec<u8>,
     stopped: Option<Stop>,
     kill_at: Option<Instant>,
-    end: Option<End>,
+    end: Option<StepEnd>,
     /// The last output may end with an incomplete line.
     unflushed: bool,
     /// The pidfd of the process that the step stops with.
@@ -162,7 +162,7 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Runs until the main process has ended and its output is in the log.
-    fn run(&mut self) -> io::Result<End> {
+    fn run(&mut self) -> io::Result<StepEnd> {
         loop {
             if let Some(end) = self.end.take() {
                 self.drain();
@@ -220,8 +220,10 @@ impl<'a> Supervisor<'a> {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             let main = self.started.pid;
             match status {
-                WaitStatus::Exited(pid, code) if pid == main => self.end = Some(End::Exited(code)),
-                WaitStatus::Signaled(pid, signal, _) if pid == main => self.end = Some(End::Signaled(signal as i32)),
+                WaitStatus::Exited(pid, code) if pid == main => self.end = Some(StepEnd::Exited(code)),
+                WaitStatus::Signaled(pid, signal, _) if pid == main => {
+                    self.end = Some(StepEnd::Signaled(signal as i32))
+                }
                 WaitStatus::StillAlive => return,
                 ended if ended.pid() == self.started.relay => self.started.relay = None,
                 _ => {}
@@ -395,10 +397,10 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Replaces the end by `NotStarted` if the step could not be started.
-    fn with_start_error(&mut self, end: End) -> End {
+    fn with_start_error(&mut self, end: StepEnd) -> StepEnd {
         let mut why = String::new();
         match self.started.failure.read_to_string(&mut why) {
-            Ok(length) if length > 0 => End::NotStarted(why),
+            Ok(length) if length > 0 => StepEnd::NotStarted(why),
             _ => end,
         }
     }

@@ -13,8 +13,8 @@ pub(super) use state::Shutdown;
 use state::{Due, StopOutcome, WhenIdle};
 
 use super::termination::{RunnerManager, ShutdownTracker, TERMINATION_NOTICE_TIMEOUT, Termination, TerminationOutcome};
-use super::{Agent, Event, REMOVAL_TIMEOUT};
-use crate::config::leave::Strategy;
+use super::{Agent, AgentEvent, REMOVAL_TIMEOUT};
+use crate::config::leave::LeaveStrategy;
 use crate::coordinator::source::JobSource;
 use crate::instance::{Instance, TargetState};
 use crate::journal::JobCount;
@@ -26,17 +26,17 @@ const EXIT_NOT_TERMINATED: u8 = 70;
 
 /// Loads the shutdown that an earlier agent began. A machine that was powered off and on again starts afresh, and so
 /// does an instance that returned from a warm pool.
-pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: Strategy) -> Option<ShutdownState> {
+pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: LeaveStrategy) -> Option<ShutdownState> {
     let (earlier, boot) = ShutdownState::load(state, &instance.identity())?;
     let has_gone = matches!(earlier.phase, ShutdownPhase::PoweringOff | ShutdownPhase::Left);
     let is_back = boot == Boot::Later
         && match strategy {
             _ if earlier.reason == ShutdownReason::Stop => true,
-            Strategy::Poweroff | Strategy::Command => has_gone,
-            Strategy::AwsAsg if earlier.is_terminated() && earlier.phase == ShutdownPhase::Left => {
+            LeaveStrategy::Poweroff | LeaveStrategy::Command => has_gone,
+            LeaveStrategy::AwsAsg if earlier.is_terminated() && earlier.phase == ShutdownPhase::Left => {
                 is_kept_by_group(instance)
             }
-            Strategy::AwsAsg | Strategy::Exit => false,
+            LeaveStrategy::AwsAsg | LeaveStrategy::Exit => false,
         };
     if is_back {
         log::info!(
@@ -182,7 +182,7 @@ impl Agent {
         };
         let events = self.events.clone();
         let depart = move || {
-            let _ = events.send(Event::Terminated(termination.run()));
+            let _ = events.send(AgentEvent::Terminated(termination.run()));
         };
         if let Err(error) = sync::spawn("leave", super::STACK, depart) {
             log::error!("cannot start the thread that shuts down; the next start resumes the shutdown error={error}");
@@ -207,7 +207,7 @@ impl Agent {
                         | ShutdownReason::NoRunner
                         | ShutdownReason::Rebalance
                 );
-                if of_its_own && !earlier.is_terminated() && self.config.leave.strategy == Strategy::Exit {
+                if of_its_own && !earlier.is_terminated() && self.config.leave.strategy == LeaveStrategy::Exit {
                     // The machine keeps running, and the next start of the agent counts its jobs from zero.
                     reset_shutdown_and_count(&self.state_dir);
                 }

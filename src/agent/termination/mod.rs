@@ -17,7 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::leave::{Leave, Strategy};
+use crate::config::leave::{Leave, LeaveStrategy};
 use crate::instance::{CapacityChange, Instance, Refusal, TerminateResult};
 use crate::journal::shutdown::{ShutdownPhase, ShutdownReason};
 use crate::monitor::machine;
@@ -98,20 +98,22 @@ impl Termination {
         match (state.reason, self.leave.strategy) {
             _ if state.is_terminated() => self.complete_hooks(),
             // A machine without runners is of no use.
-            (ShutdownReason::NoRunner | ShutdownReason::Orphaned, Strategy::Exit) => self.power_off(),
+            (ShutdownReason::NoRunner | ShutdownReason::Orphaned, LeaveStrategy::Exit) => self.power_off(),
             // The manager terminates the instance and decrements the desired capacity of the group.
-            (ShutdownReason::Dismissed, Strategy::AwsAsg) => self.finish(),
-            (ShutdownReason::Stop, _) | (_, Strategy::Exit) => self.finish(),
-            (reason, Strategy::Command) => self.run_leave_command(reason),
-            (_, Strategy::Poweroff) => self.power_off(),
-            (_, Strategy::AwsAsg) => self.terminate_through_group(),
+            (ShutdownReason::Dismissed, LeaveStrategy::AwsAsg) => self.finish(),
+            (ShutdownReason::Stop, _) | (_, LeaveStrategy::Exit) => self.finish(),
+            (reason, LeaveStrategy::Command) => self.run_leave_command(reason),
+            (_, LeaveStrategy::Poweroff) => self.power_off(),
+            (_, LeaveStrategy::AwsAsg) => self.terminate_through_group(),
         }
     }
 
     /// An earlier agent may have died between the terminate request and the answer, so wait for the effect of that
     /// request before sending another one.
     fn resume_strategy(&self) -> TerminationOutcome {
-        match self.leave.strategy == Strategy::AwsAsg && self.tracker.wait_for_termination(TERMINATION_NOTICE_TIMEOUT) {
+        match self.leave.strategy == LeaveStrategy::AwsAsg
+            && self.tracker.wait_for_termination(TERMINATION_NOTICE_TIMEOUT)
+        {
             true => self.complete_hooks(),
             false => self.run_strategy(),
         }

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::agent::server::Server;
+use crate::agent::server::RunnerServer;
 use crate::config::Runner;
 use crate::coordinator::gitlab::ApiError;
 use crate::coordinator::source::JobSource;
@@ -21,7 +21,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct RunnerManager {
     pub runner: Arc<Runner>,
-    pub server: Arc<Server>,
+    pub server: Arc<RunnerServer>,
     /// The system id of this machine.
     pub system_id: String,
 }

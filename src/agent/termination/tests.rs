@@ -87,11 +87,11 @@ struct Case {
 }
 
 impl Case {
-    /// Strategy `aws-asg` with these answers of the group. The fallback writes a line to `off`.
+    /// The leave strategy `aws-asg` with these answers of the group. The fallback writes a line to `off`.
     fn new(answers: impl IntoIterator<Item = Result<TerminateResult, Refusal>>) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let leave = Leave {
-            strategy: Strategy::AwsAsg,
+            strategy: LeaveStrategy::AwsAsg,
             poweroff_command: format!("echo $MAYFLY_LEAVE_REASON >>{}/off", directory.path().display()),
             fallback_after: Duration::ZERO,
             ..Leave::default()
@@ -165,7 +165,7 @@ fn a_notice_for_an_idle_instance_keeps_the_desired_capacity() {
 
 #[test]
 fn an_instance_terminated_by_its_group_completes_the_hooks() {
-    for strategy in [Strategy::AwsAsg, Strategy::Exit, Strategy::Poweroff] {
+    for strategy in [LeaveStrategy::AwsAsg, LeaveStrategy::Exit, LeaveStrategy::Poweroff] {
         let mut case = Case::new([]);
         case.leave.strategy = strategy;
         let (outcome, asked, off) = case.depart(ShutdownReason::Terminated);
@@ -302,7 +302,7 @@ fn the_fallback_time_counts_from_the_unregistration_across_restarts() {
 fn the_leave_command_terminates_the_instance_or_it_powers_off() {
     for (command, off) in [("exit 0", 0), ("exit 1", 1)] {
         let mut case = Case::new([]);
-        case.leave.strategy = Strategy::Command;
+        case.leave.strategy = LeaveStrategy::Command;
         case.leave.command = Some(format!("echo \"$MAYFLY_LEAVE_REASON\" >{}/ran; {command}", case.state().display()));
         let ran = case.state().join("ran");
         let tracker =

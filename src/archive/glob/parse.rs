@@ -1,6 +1,6 @@
 //! Parses patterns: braces, segments, wildcards and classes.
 
-use super::{BadPattern, Segment, Token, next_char};
+use super::{BadPattern, GlobToken, Segment, next_char};
 
 /// The number of alternatives that braces may expand to, so that a pattern cannot exhaust the memory.
 const MAX_ALTERNATIVES: usize = 4096;
@@ -133,13 +133,13 @@ pub(super) fn parse_segment(text: &[u8]) -> Result<Segment, BadPattern> {
     while at < text.len() {
         match text[at] {
             b'*' => {
-                if tokens.last() != Some(&Token::Star) {
-                    tokens.push(Token::Star);
+                if tokens.last() != Some(&GlobToken::Star) {
+                    tokens.push(GlobToken::Star);
                 }
                 at += 1;
             }
             b'?' => {
-                tokens.push(Token::Any);
+                tokens.push(GlobToken::Any);
                 at += 1;
             }
             b'[' => {
@@ -149,7 +149,7 @@ pub(super) fn parse_segment(text: &[u8]) -> Result<Segment, BadPattern> {
             }
             _ => {
                 let (c, width) = literal_char(&text[at..])?;
-                tokens.push(Token::Char(c));
+                tokens.push(GlobToken::Char(c));
                 at += width;
             }
         }
@@ -158,8 +158,8 @@ pub(super) fn parse_segment(text: &[u8]) -> Result<Segment, BadPattern> {
 }
 
 /// The literal name of a segment without wildcards.
-fn literal_of(text: &[u8], tokens: &[Token]) -> Option<Vec<u8>> {
-    if !tokens.iter().all(|token| matches!(token, Token::Char(_))) {
+fn literal_of(text: &[u8], tokens: &[GlobToken]) -> Option<Vec<u8>> {
+    if !tokens.iter().all(|token| matches!(token, GlobToken::Char(_))) {
         return None;
     }
     let mut name = Vec::with_capacity(text.len());
@@ -182,7 +182,7 @@ fn literal_char(text: &[u8]) -> Result<(u32, usize), BadPattern> {
     }
 }
 
-fn parse_class(text: &[u8]) -> Result<Token, BadPattern> {
+fn parse_class(text: &[u8]) -> Result<GlobToken, BadPattern> {
     let (negated, mut rest) = match text {
         [b'^' | b'!', rest @ ..] => (true, rest),
         _ => (false, text),
@@ -203,5 +203,5 @@ fn parse_class(text: &[u8]) -> Result<Token, BadPattern> {
             _ => ranges.push((low, low)),
         }
     }
-    Ok(Token::Class { negated, ranges })
+    Ok(GlobToken::Class { negated, ranges })
 }

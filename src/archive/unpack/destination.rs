@@ -19,7 +19,7 @@ use nix::unistd::{UnlinkatFlags, geteuid, linkat, symlinkat, unlinkat};
 
 use super::{UnpackError, Unpacked, unreadable};
 use crate::archive::Warnings;
-use crate::archive::root::{FileKind, Links, Root, kind_of};
+use crate::archive::root::{ArchiveRoot, FileKind, Links, kind_of};
 use crate::sync;
 
 /// The disk space that unpacking leaves free, in bytes.
@@ -30,7 +30,7 @@ const DEFERRED_BYTES_MAX: usize = 128 << 20;
 
 /// The project directory during unpacking; shared by threads.
 pub struct Destination<'a> {
-    root: &'a Root,
+    root: &'a ArchiveRoot,
     /// The number of bytes that may still be written, as of the last check.
     budget: AtomicI64,
     entries: AtomicU64,
@@ -93,7 +93,7 @@ impl Writer {
 }
 
 impl<'a> Destination<'a> {
-    pub fn new(root: &'a Root) -> io::Result<Self> {
+    pub fn new(root: &'a ArchiveRoot) -> io::Result<Self> {
         let budget = AtomicI64::new(free(root)?);
         Ok(Self { root, budget, entries: AtomicU64::new(0), later: Mutex::default() })
     }
@@ -303,7 +303,7 @@ fn copy(from: &mut dyn Read, to: &mut File, buffer: &mut [u8]) -> io::Result<()>
 }
 
 /// The number of bytes that may be written to the disk of the project directory.
-fn free(root: &Root) -> io::Result<i64> {
+fn free(root: &ArchiveRoot) -> io::Result<i64> {
     let stat = fstatvfs(root.fd())?;
     let size = |blocks: u64| i64::try_from(blocks.saturating_mul(stat.fragment_size())).unwrap_or(i64::MAX);
     Ok(size(stat.blocks_available()).saturating_sub(RESERVE.min(size(stat.blocks()) / 20)))

@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::Warnings;
-use super::root::Root;
+use super::root::ArchiveRoot;
 use destination::Destination;
 
 /// The longest path and the longest link target that the system accepts.
@@ -39,12 +39,12 @@ pub struct UnpackError {
     /// The cause.
     pub why: String,
     /// Whether the archive or the destination is at fault.
-    pub fault: Fault,
+    pub fault: UnpackFault,
 }
 
 /// The side at fault: decides whether another try with the same archive can succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum UnpackFault {
     /// The archive is damaged or malicious.
     Archive,
     /// The destination: the disk is full, or another file is in the way.
@@ -64,11 +64,11 @@ impl std::error::Error for UnpackError {}
 
 impl UnpackError {
     fn of_archive(why: impl fmt::Display) -> Self {
-        Self { entry: None, why: why.to_string(), fault: Fault::Archive }
+        Self { entry: None, why: why.to_string(), fault: UnpackFault::Archive }
     }
 
     fn of_place(why: impl fmt::Display) -> Self {
-        Self { fault: Fault::Place, ..Self::of_archive(why) }
+        Self { fault: UnpackFault::Place, ..Self::of_archive(why) }
     }
 
     fn of_entry(name: &[u8], why: impl fmt::Display) -> Self {
@@ -79,13 +79,13 @@ impl UnpackError {
 
     /// The error of an entry that could not be read or written.
     fn of_io(name: &[u8], why: &io::Error) -> Self {
-        let fault = if why.kind() == io::ErrorKind::InvalidData { Fault::Archive } else { Fault::Place };
+        let fault = if why.kind() == io::ErrorKind::InvalidData { UnpackFault::Archive } else { UnpackFault::Place };
         Self { fault, ..Self::of_entry(name, describe(why)) }
     }
 }
 
 /// Unpacks zip, tar+zstd or gzip; the first bytes tell the format.
-pub fn unpack(archive: &File, root: &Root) -> Result<Unpacked, UnpackError> {
+pub fn unpack(archive: &File, root: &ArchiveRoot) -> Result<Unpacked, UnpackError> {
     let mut magic = [0; 4];
     let length = archive.read_at(&mut magic, 0).map_err(UnpackError::of_archive)?;
     let destination = Destination::new(root).map_err(UnpackError::of_place)?;

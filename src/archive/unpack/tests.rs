@@ -12,7 +12,7 @@ use rawzip::{CompressionMethod, DataDescriptorOutput, ZipArchiveWriter};
 
 use super::*;
 use crate::archive::testing::{Project, assert_same, sample, snapshot, tool};
-use crate::archive::{Format, Level, write};
+use crate::archive::{ArchiveFormat, CompressionLevel, write};
 
 fn unpack_into(project: &Project, archive: &str) -> Result<Unpacked, UnpackError> {
     unpack(&File::open(project.beside(archive)).unwrap(), &project.root())
@@ -54,7 +54,7 @@ fn hostile_tar(project: &Project, entries: &[(&str, u8, &str, &[u8])]) {
 fn unpacks_what_was_packed() {
     let project = sample();
     let archive = File::create(project.beside("a.zip")).unwrap();
-    write(&project.root(), &project.entries(), Format::Zip, Level::Default, archive).unwrap();
+    write(&project.root(), &project.entries(), ArchiveFormat::Zip, CompressionLevel::Default, archive).unwrap();
     let before = project.snapshot();
     let copy = Project::new();
     fs::copy(project.beside("a.zip"), copy.beside("a.zip")).unwrap();
@@ -200,7 +200,7 @@ fn a_file_in_the_place_of_a_directory_is_an_error_with_its_name() {
 fn names_the_damaged_entry() {
     let project = sample();
     let archive = File::create(project.beside("a.zip")).unwrap();
-    write(&project.root(), &project.entries(), Format::Zip, Level::Default, archive).unwrap();
+    write(&project.root(), &project.entries(), ArchiveFormat::Zip, CompressionLevel::Default, archive).unwrap();
     let whole = fs::read(project.beside("a.zip")).unwrap();
 
     // A flipped bit in the middle of the large file.
@@ -210,7 +210,7 @@ fn names_the_damaged_entry() {
     fs::write(project.beside("b.zip"), broken).unwrap();
     let error = unpack_into(&Project::new_with(&project, "b.zip"), "b.zip").unwrap_err();
     assert_eq!(error.entry.as_deref(), Some("deep/er/and deeper/large.txt"));
-    assert_eq!(error.fault, Fault::Archive);
+    assert_eq!(error.fault, UnpackFault::Archive);
 
     // Truncated, empty, or another format.
     for content in [&whole[..whole.len() / 2], &b""[..], &b"<html>no</html>"[..], &b"PK\x03\x04"[..]] {
@@ -259,7 +259,7 @@ fn a_bomb_does_not_fill_the_disk() {
     let source = Project::new();
     source.write("zeros", &zeros);
     let archive = File::create(project.beside("a.zip")).unwrap();
-    write(&source.root(), &source.entries(), Format::Zip, Level::Default, archive).unwrap();
+    write(&source.root(), &source.entries(), ArchiveFormat::Zip, CompressionLevel::Default, archive).unwrap();
     hostile_tar(&project, &[("zeros", b'0', "", &zeros)]);
     let mut out = flate2::GzBuilder::new()
         .filename("zeros")
@@ -269,7 +269,7 @@ fn a_bomb_does_not_fill_the_disk() {
     for archive in ["a.zip", "a.tar.zst", "a.gz"] {
         let error = unpack_into(&project, archive).unwrap_err();
         assert_eq!(error.entry.as_deref(), Some("zeros"));
-        assert!(error.why.contains("free on the disk") && error.fault == Fault::Place, "{error}");
+        assert!(error.why.contains("free on the disk") && error.fault == UnpackFault::Place, "{error}");
         assert_eq!(fs::read_dir(project.path()).unwrap().count(), 0);
     }
 }
@@ -282,7 +282,7 @@ fn endless_names_do_not_exhaust_memory() {
         hostile_tar(&project, &[("first", b'0', "", b"x"), ("long", kind, "", &endless), ("last", b'0', "", b"x")]);
         let error = unpack_into(&project, "a.tar.zst").unwrap_err();
         assert!(error.why.contains("after first") && error.why.contains("too long"), "{error}");
-        assert_eq!(error.fault, Fault::Archive);
+        assert_eq!(error.fault, UnpackFault::Archive);
     }
     // The name of a skipped entry may have any length.
     hostile_tar(&project, &[("device", b'3', "", &endless), ("last", b'0', "", b"x")]);
@@ -294,9 +294,9 @@ fn errors_of_the_destination_do_not_blame_the_archive() {
     let project = Project::new();
     project.write("d/inside", b"x");
     hostile_zip(&project, &[(b"d", 0o100_644, b"x")]);
-    assert_eq!(unpack_into(&project, "a.zip").unwrap_err().fault, Fault::Place);
+    assert_eq!(unpack_into(&project, "a.zip").unwrap_err().fault, UnpackFault::Place);
     hostile_zip(&project, &[(b"../d", 0o100_644, b"x")]);
-    assert_eq!(unpack_into(&project, "a.zip").unwrap_err().fault, Fault::Archive);
+    assert_eq!(unpack_into(&project, "a.zip").unwrap_err().fault, UnpackFault::Archive);
 }
 
 #[test]
@@ -304,7 +304,7 @@ fn creates_files_in_a_directory_without_write_permission() {
     let project = Project::new();
     project.write("locked/file", b"x").mode("locked", 0o555);
     let archive = File::create(project.beside("a.zip")).unwrap();
-    write(&project.root(), &project.entries(), Format::Zip, Level::Default, archive).unwrap();
+    write(&project.root(), &project.entries(), ArchiveFormat::Zip, CompressionLevel::Default, archive).unwrap();
     let copy = Project::new_with(&project, "a.zip");
     unpack_into(&copy, "a.zip").unwrap();
     assert_same(&copy.snapshot(), &project.snapshot(), "modes");
@@ -334,7 +334,7 @@ proptest! {
     #[test]
     fn unpacking_is_the_inverse_of_packing(
         leaves in leaves(),
-        format in prop_oneof![Just(Format::Zip), Just(Format::ZipZstd), Just(Format::TarZstd)],
+        format in prop_oneof![Just(ArchiveFormat::Zip), Just(ArchiveFormat::ZipZstd), Just(ArchiveFormat::TarZstd)],
     ) {
         let project = Project::new();
         for (n, (names, leaf)) in leaves.iter().enumerate() {
@@ -353,7 +353,7 @@ proptest! {
             }
         }
         let archive = File::create(project.beside("a.zip")).unwrap();
-        write(&project.root(), &project.entries(), format, Level::Default, archive).unwrap();
+        write(&project.root(), &project.entries(), format, CompressionLevel::Default, archive).unwrap();
         let copy = Project::new_with(&project, "a.zip");
         unpack_into(&copy, "a.zip").unwrap();
         assert_same(&copy.snapshot(), &snapshot(&project.path()), "copy");
@@ -366,7 +366,7 @@ proptest! {
     ) {
         let project = sample();
         let archive = File::create(project.beside("a.zip")).unwrap();
-        write(&project.root(), &project.entries(), Format::Zip, Level::Fastest, archive).unwrap();
+        write(&project.root(), &project.entries(), ArchiveFormat::Zip, CompressionLevel::Fastest, archive).unwrap();
         let mut bytes = fs::read(project.beside("a.zip")).unwrap();
         let start = at.index(bytes.len());
         let end = bytes.len().min(start + noise.len());
@@ -384,7 +384,9 @@ fn preserves_fractions_of_seconds_for_the_agent_and_other_tools() {
         let metadata = fs::metadata(path).unwrap();
         metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec()
     };
-    for (format, name) in [(Format::Zip, "a.zip"), (Format::ZipZstd, "a.zip"), (Format::TarZstd, "a.tar.zst")] {
+    for (format, name) in
+        [(ArchiveFormat::Zip, "a.zip"), (ArchiveFormat::ZipZstd, "a.zip"), (ArchiveFormat::TarZstd, "a.tar.zst")]
+    {
         let project = Project::new();
         project.write("small", b"x").write("large", &[b'x'; 3_000_000]).write("directory/file", b"y");
         let names = ["small", "large", "directory", "directory/file"];
@@ -392,7 +394,7 @@ fn preserves_fractions_of_seconds_for_the_agent_and_other_tools() {
             project.mtime_nanoseconds(name, time);
         }
         let archive = File::create(project.beside(name)).unwrap();
-        write(&project.root(), &project.entries(), format, Level::Default, archive).unwrap();
+        write(&project.root(), &project.entries(), format, CompressionLevel::Default, archive).unwrap();
         let copy = Project::new_with(&project, name);
         unpack(&File::open(copy.beside(name)).unwrap(), &copy.root()).unwrap();
         for name in names {
@@ -403,7 +405,7 @@ fn preserves_fractions_of_seconds_for_the_agent_and_other_tools() {
         tool(Command::new("bsdtar").arg("-xpf").arg(project.beside(name)).current_dir(&out));
         for name in names {
             // Tools that ignore the fraction in zip archives must still read the seconds.
-            let expected = if format == Format::TarZstd { time as i64 } else { 1_234_567_890_000_000_000 };
+            let expected = if format == ArchiveFormat::TarZstd { time as i64 } else { 1_234_567_890_000_000_000 };
             assert!(time_of(&out.join(name)) >= expected, "{format:?} {name}");
         }
     }
@@ -453,7 +455,7 @@ fn limits_the_length_of_link_targets() {
     let project = Project::new();
     tar_of_links(&project, 3, &vec![b'x'; 3_900_000]);
     let why = unpack_into(&project, "a.tar.zst").unwrap_err();
-    assert_eq!((why.fault, why.to_string()), (Fault::Archive, "link0: its target is not a valid path".into()));
+    assert_eq!((why.fault, why.to_string()), (UnpackFault::Archive, "link0: its target is not a valid path".into()));
 }
 
 #[test]
@@ -476,16 +478,16 @@ fn counts_warnings_beyond_the_limit() {
 }
 
 /// An archive of a small project, as bytes to be modified; a tar archive without its compression.
-fn packed(format: Format) -> Vec<u8> {
+fn packed(format: ArchiveFormat) -> Vec<u8> {
     let project = Project::new();
     project.write("a/file", b"content").write("a/other", &[b'x'; 3000]).link("link", "a/file").mode("a/file", 0o755);
     let mut entries = project.entries();
-    if format == Format::Gzip {
+    if format == ArchiveFormat::Gzip {
         entries.retain(|entry| entry.kind == crate::archive::root::FileKind::File);
     }
     let mut bytes = Vec::new();
-    write(&project.root(), &entries, format, Level::Fast, &mut bytes).unwrap();
-    if format == Format::TarZstd { zstd::decode_all(&bytes[..]).unwrap() } else { bytes }
+    write(&project.root(), &entries, format, CompressionLevel::Fast, &mut bytes).unwrap();
+    if format == ArchiveFormat::TarZstd { zstd::decode_all(&bytes[..]).unwrap() } else { bytes }
 }
 
 proptest! {
@@ -493,7 +495,7 @@ proptest! {
 
     #[test]
     fn a_modified_archive_is_unpacked_inside_or_refused(
-        format in prop_oneof![Just(Format::Zip), Just(Format::ZipZstd), Just(Format::TarZstd), Just(Format::Gzip)],
+        format in prop_oneof![Just(ArchiveFormat::Zip), Just(ArchiveFormat::ZipZstd), Just(ArchiveFormat::TarZstd), Just(ArchiveFormat::Gzip)],
         changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..12),
         names in any::<bool>(),
         end in any::<proptest::sample::Index>(),
@@ -515,7 +517,7 @@ proptest! {
         if is_cut {
             bytes.truncate(end.index(bytes.len()));
         }
-        if format == Format::TarZstd {
+        if format == ArchiveFormat::TarZstd {
             bytes = zstd::encode_all(&bytes[..], 1).unwrap();
         }
         let project = Project::new();

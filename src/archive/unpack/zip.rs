@@ -267,7 +267,7 @@ mod tests {
 
     use super::*;
     use crate::archive::testing::{Project, tool};
-    use crate::archive::{Format, Level, write};
+    use crate::archive::{ArchiveFormat, CompressionLevel, write};
 
     /// A file whose long runs of zeros are holes.
     struct Sparse(File);
@@ -293,7 +293,8 @@ mod tests {
         let size = (4 << 30) + 12_345;
         File::options().write(true).open(project.path().join("large")).unwrap().set_len(size).unwrap();
         let sink = Sparse(File::create(project.beside("a.zip")).unwrap());
-        let written = write(&project.root(), &project.entries(), Format::Zip, Level::Fastest, sink).unwrap();
+        let written =
+            write(&project.root(), &project.entries(), ArchiveFormat::Zip, CompressionLevel::Fastest, sink).unwrap();
         assert_eq!((written.bytes, written.warnings.len()), (size + 1, 0));
         let listed = tool(Command::new("unzip").arg("-Zs").arg(project.beside("a.zip")));
         assert!(listed.contains(&size.to_string()), "{listed}");

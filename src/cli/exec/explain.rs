@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::pipeline::JobRun;
-use crate::pipeline::plan::{Decision, Job, Level, Plan};
+use crate::pipeline::plan::{Decision, Job, Plan, VariableLevel};
 use crate::pipeline::syntax::{Node, Origin};
 
 /// The explanation of a job. Fails for an unknown job.
@@ -66,13 +66,13 @@ fn one(plan: &Plan, run: &JobRun, job: &Job) -> String {
     text
 }
 
-fn level(level: Level) -> &'static str {
+fn level(level: VariableLevel) -> &'static str {
     match level {
-        Level::Default => "top level",
-        Level::Workflow => "rule of the workflow",
-        Level::Job => "job",
-        Level::Matrix => "matrix",
-        Level::Rule => "rule of the job",
+        VariableLevel::Default => "top level",
+        VariableLevel::Workflow => "rule of the workflow",
+        VariableLevel::Job => "job",
+        VariableLevel::Matrix => "matrix",
+        VariableLevel::Rule => "rule of the job",
     }
 }
 

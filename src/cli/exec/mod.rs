@@ -31,12 +31,12 @@ use crate::local::color;
 use crate::local::containers::{ContainerOptions, Containers};
 use crate::local::facts::{self, Answers};
 use crate::local::mapped::MappedProjects;
-use crate::local::options::{self as run_options, Options as RunOptions, image_of};
+use crate::local::options::{self as run_options, RunOptions, image_of};
 use crate::local::payload::runner_variables;
 use crate::local::project::LocalProject;
 use crate::local::report;
 use crate::local::results::RunStatus;
-use crate::local::runner::{Event, Runner};
+use crate::local::runner::{LocalRunner, RunEvent};
 use crate::local::screen::{DisplayOptions, Screen};
 use crate::local::sources::{Fetcher, LocalSources, parse_ahead};
 use crate::local::state::{self, Run};
@@ -45,7 +45,7 @@ use crate::pipeline::ahead::Parsed;
 use crate::pipeline::listing::{self, Listing};
 use crate::pipeline::plan::{Job, Plan, Warning};
 use crate::pipeline::problem::Problem;
-use crate::pipeline::request::{Content, Facts, Request, Source as PipelineSource};
+use crate::pipeline::request::{CommitFacts, Content, PipelineSource, PlanRequest};
 use crate::pipeline::{self, JobRun};
 use crate::token::Token;
 use crate::version::{REVISION, VERSION, architecture};
@@ -108,7 +108,7 @@ fn only_shows(options: &Options) -> bool {
 struct PlanInputs {
     answers: Answers,
     listed: Option<Vec<Listed>>,
-    facts: Facts,
+    facts: CommitFacts,
 }
 
 impl PlanInputs {
@@ -181,10 +181,10 @@ fn request<'a>(
     checkout: &Checkout,
     given: &PlanInputs,
     sources: &'a LocalSources,
-) -> Result<Request<'a>, String> {
+) -> Result<PlanRequest<'a>, String> {
     let merge_request = given.answers.merge_request(checkout, &values::wanted(options)?);
     let usual = if merge_request.is_some() { "merge_request_event" } else { "push" };
-    Ok(Request {
+    Ok(PlanRequest {
         content: Content::File(options.file.clone()),
         source: PipelineSource { name: options.source.clone().unwrap_or_else(|| usual.to_owned()), merge_request },
         facts: given.facts.clone(),
@@ -214,7 +214,7 @@ fn refuse(options: &Options, problems: &[Problem]) -> Result<u8, String> {
 }
 
 /// The predefined variables' facts about a job, as in the first pipeline of a project.
-fn job_run(options: &Options, facts: &Facts, directory: &Path, index: usize, job: &Job) -> JobRun {
+fn job_run(options: &Options, facts: &CommitFacts, directory: &Path, index: usize, job: &Job) -> JobRun {
     let name = facts::project_name(facts);
     let has_image = job.image.is_some() || options.default_image.is_some();
     let is_in_container = has_image && !options.shell && job.trigger.is_none();
@@ -307,7 +307,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn run(&self, plan: Plan, request: Request<'a>, named: HashSet<String>, may_ask: bool) -> Result<u8, String> {
+    fn run(&self, plan: Plan, request: PlanRequest<'a>, named: HashSet<String>, may_ask: bool) -> Result<u8, String> {
         let options = self.options;
         let is_colored = color::wanted() && !options.no_color;
         let screen = Arc::new(Screen::new(DisplayOptions {
@@ -336,7 +336,8 @@ impl<'a> Session<'a> {
         let (sender, events) = mpsc::channel();
         forward_signals(sender.clone())?;
         let first_id = i64::try_from(self.run.number).unwrap_or(1) * 10_000 + 1;
-        let runner = Runner::new(Arc::clone(&context), &jobs, (self.sources, self.mapped), (sender, events), first_id);
+        let runner =
+            LocalRunner::new(Arc::clone(&context), &jobs, (self.sources, self.mapped), (sender, events), first_id);
         let (ending, results) = runner.run(plan, request);
         if let Some(containers) = context.containers.as_ref().filter(|containers| !containers.finish()) {
             eprint(&format!(
@@ -480,14 +481,14 @@ fn eprint(text: &str) {
 }
 
 /// Forwards signals as events.
-fn forward_signals(sender: mpsc::Sender<Event>) -> Result<(), String> {
+fn forward_signals(sender: mpsc::Sender<RunEvent>) -> Result<(), String> {
     let mut signals = signal_hook::iterator::Signals::new([
         signal_hook::consts::SIGINT,
         signal_hook::consts::SIGTERM,
         signal_hook::consts::SIGHUP,
     ])
     .map_err(|error| format!("cannot install a signal handler: {error}"))?;
-    thread::spawn(move || signals.forever().try_for_each(|_| sender.send(Event::Interrupt)));
+    thread::spawn(move || signals.forever().try_for_each(|_| sender.send(RunEvent::Interrupt)));
     Ok(())
 }
 

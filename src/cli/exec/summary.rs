@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::local::results::{JobResult, RunStatus, Status, in_words};
+use crate::local::results::{JobResult, ResultStatus, RunStatus, in_words};
 use crate::local::screen::{self, Screen};
 
 pub fn show(screen: &Screen, ending: RunStatus, jobs: &[JobResult]) {
@@ -15,7 +15,7 @@ pub fn show(screen: &Screen, ending: RunStatus, jobs: &[JobResult]) {
             let _ = writeln!(text, "coverage: {number}%");
         }
     }
-    for job in jobs.iter().filter(|job| job.status == Status::Failed) {
+    for job in jobs.iter().filter(|job| job.status == ResultStatus::Failed) {
         text.push_str(&failure(screen, job));
     }
     for job in jobs.iter().filter(|job| job.kept.is_some()) {

@@ -7,7 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_pars
 use toml_edit::{Array, InlineTable, Item, Table, Value};
 
 use crate::cli::boolean;
-use crate::config::keys::{Flag, Key, Kind, TABLES};
+use crate::config::keys::{Flag, Key, TABLES, ValueType};
 use crate::decode;
 
 /// The keys with a flag, each with its table below `[[runners]]` (empty for the runner itself).
@@ -61,7 +61,7 @@ impl FromArgMatches for OtherKeys {
     }
 }
 
-fn argument(kind: Kind, flag: &Flag) -> Arg {
+fn argument(kind: ValueType, flag: &Flag) -> Arg {
     let argument = Arg::new(flag.name).long(flag.name);
     let argument = if flag.variable.is_empty() { argument } else { argument.env(flag.variable) };
     let argument = match flag.help {
@@ -75,27 +75,29 @@ fn argument(kind: Kind, flag: &Flag) -> Arg {
         _ => argument,
     };
     match kind {
-        Kind::Bool => argument
+        ValueType::Bool => argument
             .num_args(0..=1)
             .require_equals(true)
             .default_missing_value("true")
             .value_parser(ValueParser::new(boolean)),
-        Kind::Number => argument.value_parser(value_parser!(i64)).allow_negative_numbers(true),
-        Kind::Map | Kind::Table => argument.value_parser(ValueParser::new(table)),
-        Kind::List => argument.action(ArgAction::Append),
-        Kind::Text | Kind::Duration | Kind::Time => argument,
+        ValueType::Number => argument.value_parser(value_parser!(i64)).allow_negative_numbers(true),
+        ValueType::Map | ValueType::Table => argument.value_parser(ValueParser::new(table)),
+        ValueType::List => argument.action(ArgAction::Append),
+        ValueType::Text | ValueType::Duration | ValueType::Time => argument,
     }
 }
 
-fn given(matches: &ArgMatches, kind: Kind, flag: &str) -> Option<Value> {
+fn given(matches: &ArgMatches, kind: ValueType, flag: &str) -> Option<Value> {
     match kind {
-        Kind::Text | Kind::Duration | Kind::Time => {
+        ValueType::Text | ValueType::Duration | ValueType::Time => {
             matches.get_one::<String>(flag).filter(|text| !text.is_empty()).map(Value::from)
         }
-        Kind::Number => matches.get_one::<i64>(flag).map(|number| Value::from(*number)),
-        Kind::Bool => matches.get_one::<bool>(flag).map(|on| Value::from(*on)),
-        Kind::List => matches.get_many::<String>(flag).map(|items| Value::from(items.collect::<Array>())),
-        Kind::Map | Kind::Table => matches.get_one::<InlineTable>(flag).map(|table| Value::from(table.clone())),
+        ValueType::Number => matches.get_one::<i64>(flag).map(|number| Value::from(*number)),
+        ValueType::Bool => matches.get_one::<bool>(flag).map(|on| Value::from(*on)),
+        ValueType::List => matches.get_many::<String>(flag).map(|items| Value::from(items.collect::<Array>())),
+        ValueType::Map | ValueType::Table => {
+            matches.get_one::<InlineTable>(flag).map(|table| Value::from(table.clone()))
+        }
     }
 }
 

@@ -7,11 +7,11 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
 use super::Device;
-use crate::archive::glob::Pattern;
+use crate::archive::glob::GlobPattern;
 
 /// Patterns such as those of `allowed_images`: `*` matches within one part of a name, `**` across parts.
 #[derive(Clone, Debug, Default)]
-pub struct Patterns(Vec<(String, Pattern)>);
+pub struct Patterns(Vec<(String, GlobPattern)>);
 
 impl Patterns {
     /// Whether there are no patterns.
@@ -28,7 +28,7 @@ impl Patterns {
 
     /// Parses patterns.
     pub fn parse(texts: Vec<String>) -> Result<Self, String> {
-        let pattern = |text: String| match Pattern::parse(&text) {
+        let pattern = |text: String| match GlobPattern::parse(&text) {
             Ok(pattern) => Ok((text, pattern)),
             Err(why) => Err(format!("`{text}` is not a pattern: {why}")),
         };

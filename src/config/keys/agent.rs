@@ -1,6 +1,6 @@
 //! Keys at the top level and below `[mayfly]`.
 
-use super::Kind::{Bool, Duration, List, Map, Number, Text};
+use super::ValueType::{Bool, Duration, List, Map, Number, Text};
 use super::{Key, MANAGER, USAGE, key, no_effect, table};
 
 const SESSION: &str = "mayfly has no web terminals";

@@ -1,6 +1,6 @@
 //! Keys of caches.
 
-use super::Kind::{Bool, Number, Text};
+use super::ValueType::{Bool, Number, Text};
 use super::{KIND, Key, as_above, key, no_effect, table};
 
 /// Keys below `[runners.cache]`.

@@ -1,6 +1,6 @@
 //! Keys of containers.
 
-use super::Kind::{Bool, List, Map, Number, Text};
+use super::ValueType::{Bool, List, Map, Number, Text};
 use super::{Key, as_above, key, no_effect, table};
 
 const HELPER: &str = "the agent needs no helper image";

@@ -1,6 +1,6 @@
 //! Keys of fleets.
 
-use super::Kind::{Duration, List, Number, Text};
+use super::ValueType::{Duration, List, Number, Text};
 use super::{Key, key, manager_only, no_effect, table};
 
 const BUCKETS: &str = "an agent measures only its own instance";

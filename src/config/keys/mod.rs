@@ -14,7 +14,7 @@ mod runner;
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
     pub name: &'static str,
-    pub kind: Kind,
+    pub kind: ValueType,
     pub support: Support,
     /// The flag of `mayfly register` that writes it.
     pub flag: Option<Flag>,
@@ -25,7 +25,7 @@ pub struct Key {
 
 /// The type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ValueType {
     Text,
     Number,
     Bool,
@@ -83,7 +83,7 @@ pub struct Table {
 
 use Support::{Honoured, ManagerOnly, NoEffect};
 
-const fn entry(name: &'static str, kind: Kind, support: Support) -> Key {
+const fn entry(name: &'static str, kind: ValueType, support: Support) -> Key {
     Key {
         name,
         kind,
@@ -95,33 +95,33 @@ const fn entry(name: &'static str, kind: Kind, support: Support) -> Key {
 }
 
 /// A key with an effect, and the cells of its row.
-const fn key(name: &'static str, kind: Kind, second: &'static str, third: &'static str) -> Key {
+const fn key(name: &'static str, kind: ValueType, second: &'static str, third: &'static str) -> Key {
     entry(name, kind, Honoured).row(second, third)
 }
 
 /// A key with an effect in the row of the key before it.
-const fn as_above(name: &'static str, kind: Kind) -> Key {
+const fn as_above(name: &'static str, kind: ValueType) -> Key {
     entry(name, kind, Honoured).row_above()
 }
 
 /// A table, and the cells of its row.
 const fn table(name: &'static str, second: &'static str, third: &'static str) -> Key {
-    entry(name, Kind::Table, Support::Table).row(second, third)
+    entry(name, ValueType::Table, Support::Table).row(second, third)
 }
 
 /// A table in the row of the key before it.
 const fn table_as_above(name: &'static str) -> Key {
-    entry(name, Kind::Table, Support::Table).row_above()
+    entry(name, ValueType::Table, Support::Table).row_above()
 }
 
 /// A key without effect.
 const fn no_effect(name: &'static str, why: &'static str) -> Key {
-    entry(name, Kind::Text, NoEffect(why))
+    entry(name, ValueType::Text, NoEffect(why))
 }
 
 /// A key that only `mayfly manager` honours.
 const fn manager_only(name: &'static str, why: &'static str) -> Key {
-    entry(name, Kind::Text, ManagerOnly(why))
+    entry(name, ValueType::Text, ManagerOnly(why))
 }
 
 impl Key {
@@ -144,7 +144,7 @@ impl Key {
     }
 
     /// The type of a key without effect, for its flag.
-    const fn of_kind(mut self, kind: Kind) -> Self {
+    const fn of_kind(mut self, kind: ValueType) -> Self {
         self.kind = kind;
         self
     }
@@ -236,13 +236,13 @@ mod tests {
     /// A value of this type, and the place of the key in a document.
     fn sample(path: &str, key: &Key) -> String {
         let value = match key.kind {
-            Kind::Text => "\"\"",
-            Kind::Number => "1",
-            Kind::Bool => "true",
-            Kind::Duration => "\"1s\"",
-            Kind::Time => "2026-01-01T00:00:00Z",
-            Kind::List => "[]",
-            Kind::Map | Kind::Table => "{}",
+            ValueType::Text => "\"\"",
+            ValueType::Number => "1",
+            ValueType::Bool => "true",
+            ValueType::Duration => "\"1s\"",
+            ValueType::Time => "2026-01-01T00:00:00Z",
+            ValueType::List => "[]",
+            ValueType::Map | ValueType::Table => "{}",
         };
         let line = format!("{} = {value}\n", key.name);
         let heading = place_of(path).strip_prefix("below ").map(|heading| format!("{heading}\n")).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! Keys of a runner: `[[runners]]` and its tables, without containers, caches and fleets.
 
-use super::Kind::{Bool, Duration, List, Map, Number, Text, Time};
+use super::ValueType::{Bool, Duration, List, Map, Number, Text, Time};
 use super::{Key, MANAGER, USAGE, as_above, key, no_effect, table, table_as_above};
 
 const MONITORING: &str = "metrics are the same for all runners; see `listen_address`";

@@ -2,7 +2,7 @@
 
 use jiff::civil::{Date, Weekday};
 
-use super::field::{self, Set};
+use super::field::{self, NumberSet};
 
 /// The days of the fields day-of-month and day-of-week.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,23 +14,23 @@ pub struct Days {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct OfMonth {
-    days: Set,
+    days: NumberSet,
     /// `L`
     last: bool,
     /// `LW`
     last_working: bool,
     /// `15W`: the working day nearest to the 15th, in the same month.
-    nearest_working: Set,
+    nearest_working: NumberSet,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct OfWeek {
     /// From Sunday (0).
-    days: Set,
+    days: NumberSet,
     /// `5L`: the last Friday.
-    last: Set,
+    last: NumberSet,
     /// `5#3`: the third Friday, as 5 * 6 + 3.
-    nth: Set,
+    nth: NumberSet,
 }
 
 impl Days {

@@ -2,9 +2,9 @@
 
 /// A set of small numbers as bits: enough for more than a century of years, counted from the first one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Set([u64; 3]);
+pub struct NumberSet([u64; 3]);
 
-impl Set {
+impl NumberSet {
     pub fn insert(&mut self, number: u32) {
         self.0[number as usize / 64] |= 1 << (number % 64);
     }
@@ -15,7 +15,7 @@ impl Set {
 }
 
 /// The values of a field.
-pub struct Kind {
+pub struct FieldRange {
     /// The name in messages.
     pub name: &'static str,
     /// The smallest value.
@@ -30,20 +30,20 @@ pub struct Kind {
     pub wraps: bool,
 }
 
-const fn numbers(name: &'static str, first: u32, last: u32) -> Kind {
-    Kind { name, first, last, count: last - first + 1, names: &[], wraps: true }
+const fn numbers(name: &'static str, first: u32, last: u32) -> FieldRange {
+    FieldRange { name, first, last, count: last - first + 1, names: &[], wraps: true }
 }
 
 /// 0 to 59.
-pub const SECOND: Kind = numbers("second", 0, 59);
+pub const SECOND: FieldRange = numbers("second", 0, 59);
 /// 0 to 59.
-pub const MINUTE: Kind = numbers("minute", 0, 59);
+pub const MINUTE: FieldRange = numbers("minute", 0, 59);
 /// 0 to 23.
-pub const HOUR: Kind = numbers("hour", 0, 23);
+pub const HOUR: FieldRange = numbers("hour", 0, 23);
 /// 1 to 31.
-pub const DAY: Kind = numbers("day of month", 1, 31);
+pub const DAY: FieldRange = numbers("day of month", 1, 31);
 /// 1 to 12, or a name.
-pub const MONTH: Kind = Kind {
+pub const MONTH: FieldRange = FieldRange {
     names: &[
         "january",
         "february",
@@ -61,31 +61,31 @@ pub const MONTH: Kind = Kind {
     ..numbers("month", 1, 12)
 };
 /// 0 (Sunday) to 7 (Sunday again), or a name.
-pub const WEEKDAY: Kind = Kind {
+pub const WEEKDAY: FieldRange = FieldRange {
     count: 7,
     names: &["sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"],
     ..numbers("day of week", 0, 7)
 };
 /// 1970 to 2099.
-pub const YEAR: Kind = Kind { wraps: false, ..numbers("year", 1970, 2099) };
+pub const YEAR: FieldRange = FieldRange { wraps: false, ..numbers("year", 1970, 2099) };
 
 /// Whether the field matches every value.
 pub fn is_any(text: &str) -> bool {
     matches!(text, "*" | "?")
 }
 
-impl Kind {
+impl FieldRange {
     /// Parses a field.
-    pub fn read(&self, text: &str) -> Result<Set, String> {
-        let mut set = Set::default();
+    pub fn read(&self, text: &str) -> Result<NumberSet, String> {
+        let mut set = NumberSet::default();
         for entry in text.split(',') {
             self.read_entry(entry, &mut set)?;
         }
         Ok(set)
     }
 
-    /// Whether a set from [`Kind::read`] contains a value.
-    pub fn is_in(&self, set: &Set, number: u32) -> bool {
+    /// Whether a set from [`FieldRange::read`] contains a value.
+    pub fn is_in(&self, set: &NumberSet, number: u32) -> bool {
         number.checked_sub(self.first).is_some_and(|offset| set.contains(offset))
     }
 
@@ -102,7 +102,7 @@ impl Kind {
     }
 
     /// Parses one entry of a list: `*`, `a`, `a-b`, each optionally with `/step`.
-    pub fn read_entry(&self, entry: &str, set: &mut Set) -> Result<(), String> {
+    pub fn read_entry(&self, entry: &str, set: &mut NumberSet) -> Result<(), String> {
         let (range, step) = match entry.split_once('/') {
             Some((range, step)) => (range, Some(self.step(step)?)),
             None => (entry, None),

@@ -14,7 +14,7 @@ use jiff::civil::{Date, DateTime};
 use serde::{Deserialize, Deserializer};
 
 use days::Days;
-use field::{HOUR, MINUTE, MONTH, SECOND, Set, YEAR};
+use field::{HOUR, MINUTE, MONTH, NumberSet, SECOND, YEAR};
 
 pub use zone::Zone;
 
@@ -22,11 +22,11 @@ pub use zone::Zone;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Period {
     text: String,
-    minutes: Set,
-    hours: Set,
+    minutes: NumberSet,
+    hours: NumberSet,
     days: Days,
-    months: Set,
-    years: Option<Set>,
+    months: NumberSet,
+    years: Option<NumberSet>,
     /// Whether the period sets seconds, which have no effect.
     names_seconds: bool,
 }
@@ -69,8 +69,8 @@ impl Period {
     }
 
     pub fn always() -> Self {
-        let every = |kind: &field::Kind| {
-            (0..kind.count).fold(Set::default(), |mut set, number| {
+        let every = |kind: &field::FieldRange| {
+            (0..kind.count).fold(NumberSet::default(), |mut set, number| {
                 set.insert(number);
                 set
             })

@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::{ApiError, GitLab, Info, TokenStatus};
 use crate::coordinator::source::{JobRequest, PollOutcome};
 use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceSummary, UpdateOutcome};
-use crate::http::testing::Server;
+use crate::http::testing::TestServer;
 use crate::http::tls::TlsFiles;
 use crate::token::Token;
 
-fn gitlab(server: &Server) -> GitLab {
+fn gitlab(server: &TestServer) -> GitLab {
     let info = Info::new(crate::config::ExecutorKind::Shell, "bash", &BTreeMap::new());
     GitLab::new(&server.url, &TlsFiles::default(), info, Duration::from_secs(60)).expect("a client")
 }
@@ -30,7 +30,7 @@ fn job() -> JobHandle {
 #[test]
 fn what_is_no_job_is_not_taken_for_one() {
     let html = answer(201, "Content-Type: text/html\r\n", "<html>sign in</html>");
-    let outcome = poll(&gitlab(&Server::new(&[&html])), true);
+    let outcome = poll(&gitlab(&TestServer::new(&[&html])), true);
     assert!(matches!(&outcome, PollOutcome::Failed(why) if why.contains("201")), "{outcome:?}");
 }
 
@@ -38,7 +38,7 @@ fn what_is_no_job_is_not_taken_for_one() {
 fn a_job_that_is_cut_off_is_handed_on_so_that_it_can_be_failed() {
     let head = "HTTP/1.1 201 X\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n";
     let whose = format!("{head}{{\"id\":7,\"token\":\"glcbt-t\",\"ste");
-    let gitlab = gitlab(&Server::new(&[&whose]));
+    let gitlab = gitlab(&TestServer::new(&[&whose]));
     let PollOutcome::Job { payload, .. } = poll(&gitlab, true) else { panic!("the job is lost") };
     assert!(payload.ends_with(b"\"ste"));
 }
@@ -47,7 +47,7 @@ fn a_job_that_is_cut_off_is_handed_on_so_that_it_can_be_failed() {
 fn the_state_of_the_queue_is_kept_until_another_one_comes() {
     let with_value = answer(204, "X-GitLab-Last-Update: value-1\r\n", "");
     let without = answer(204, "", "");
-    let server = Server::new(&[&with_value, &without, &without, &without]);
+    let server = TestServer::new(&[&with_value, &without, &without, &without]);
     let gitlab = gitlab(&server);
     for hold in [true, true, false, true] {
         assert!(matches!(poll(&gitlab, hold), PollOutcome::NoJob));
@@ -66,7 +66,7 @@ fn the_state_of_the_queue_is_kept_until_another_one_comes() {
 fn statuses_of_a_poll_mean_what_they_should() {
     for (status, refused) in [(403, true), (400, false), (409, false), (422, false), (500, false)] {
         let message = answer(status, "Content-Type: application/json\r\n", "{\"message\":\"because\"}");
-        let gitlab = gitlab(&Server::new(&[message.as_str(); 5]));
+        let gitlab = gitlab(&TestServer::new(&[message.as_str(); 5]));
         gitlab.stop_waiting();
         let outcome = poll(&gitlab, true);
         assert!(
@@ -89,7 +89,7 @@ fn a_piece_of_log_is_answered_in_every_way() {
         (403, "", TraceOutcome::Failed, JobStatus::Finished),
         (400, "", TraceOutcome::Failed, JobStatus::Ongoing),
     ] {
-        let server = Server::new(&[&answer(status, headers, "")]);
+        let server = TestServer::new(&[&answer(status, headers, "")]);
         let reply = gitlab(&server).append_trace(&job(), 10, b"log", false);
         assert_eq!((reply.outcome, reply.status), (outcome, over), "{status} {headers}");
         let seen = &server.seen()[0];
@@ -103,7 +103,7 @@ fn a_piece_of_log_is_answered_in_every_way() {
 fn intervals_are_taken_within_reason() {
     for (value, interval) in [("60", Some(60)), ("100000", Some(900)), ("0", None), ("-3", None), ("soon", None)] {
         let headers = format!("X-GitLab-Trace-Update-Interval: {value}\r\n");
-        let server = Server::new(&[&answer(202, &headers, "")]);
+        let server = TestServer::new(&[&answer(202, &headers, "")]);
         let reply = gitlab(&server).append_trace(&job(), 0, b"x", true);
         assert_eq!(reply.interval.map(|interval| interval.as_secs()), interval, "{value}");
     }
@@ -119,7 +119,7 @@ fn a_state_is_answered_in_every_way() {
         (404, UpdateOutcome::Gone, JobStatus::Finished),
         (400, UpdateOutcome::Failed, JobStatus::Ongoing),
     ] {
-        let server = Server::new(&[&answer(status, "", "")]);
+        let server = TestServer::new(&[&answer(status, "", "")]);
         let reply = gitlab(&server).update_job(&job(), &JobState::Success, TraceSummary { size: 5, crc32: 0x1b });
         assert_eq!((reply.outcome, reply.status), (outcome, over), "{status}");
         let sent: serde_json::Value = serde_json::from_slice(&server.seen()[0].body).expect("must be JSON");
@@ -130,7 +130,7 @@ fn a_state_is_answered_in_every_way() {
 
 #[test]
 fn an_old_server_may_verify_with_a_bare_number() {
-    let server = Server::new(&[&answer(200, "Content-Type: text/plain\r\n", "200")]);
+    let server = TestServer::new(&[&answer(200, "Content-Type: text/plain\r\n", "200")]);
     let verdict = gitlab(&server).verify(&Token::new("glrt-t"), "s_0a1b2c3d4e5f").expect("an answer");
     assert!(matches!(verdict, TokenStatus::Valid(registration) if registration.id == 0));
 }
@@ -138,7 +138,7 @@ fn an_old_server_may_verify_with_a_bare_number() {
 #[test]
 fn a_token_that_does_not_come_back_whole_is_an_error() {
     let head = "HTTP/1.1 201 X\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n";
-    let server = Server::new(&[&format!("{head}{{\"id\":7,\"token\":\"glrt-new")]);
+    let server = TestServer::new(&[&format!("{head}{{\"id\":7,\"token\":\"glrt-new")]);
     let error =
         gitlab(&server).reset_token(&Token::new("glrt-old")).expect_err("an answer without a token must be refused");
     assert!(matches!(&error, ApiError::Unreachable(why) if !why.contains("glrt")), "{error}");
@@ -147,7 +147,7 @@ fn a_token_that_does_not_come_back_whole_is_an_error() {
 #[test]
 fn an_answer_that_breaks_off_proves_nothing() {
     let cut = |status: u16| format!("HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: 99\r\n\r\n{{");
-    let gitlab = gitlab(&Server::new(&[&cut(202), &cut(200)]));
+    let gitlab = gitlab(&TestServer::new(&[&cut(202), &cut(200)]));
     assert_eq!(gitlab.append_trace(&job(), 0, b"x", false).outcome, TraceOutcome::Failed);
     let reply = gitlab.update_job(&job(), &JobState::Success, TraceSummary::default());
     assert_eq!((reply.outcome, reply.status), (UpdateOutcome::Failed, JobStatus::Ongoing));

@@ -12,7 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use super::engine::{Engine, Error};
+use super::engine::{DockerEngine, DockerError};
 use super::names::CACHE_OF;
 use crate::config::cache::StorageLimits;
 use crate::decode;
@@ -107,14 +107,14 @@ impl CacheVolumes {
     pub fn tidy(&self) {
         let limits = self.lock().limits.clone();
         for (address, limits) in limits {
-            let tidied = Engine::connect(&address).and_then(|engine| self.tidy_engine(&engine, &address, limits));
+            let tidied = DockerEngine::connect(&address).and_then(|engine| self.tidy_engine(&engine, &address, limits));
             if let Err(error) = tidied {
                 log::warn!("cannot limit the cache volumes engine={address} error={error}");
             }
         }
     }
 
-    fn tidy_engine(&self, engine: &Engine, address: &Address, limits: StorageLimits) -> Result<(), Error> {
+    fn tidy_engine(&self, engine: &DockerEngine, address: &Address, limits: StorageLimits) -> Result<(), DockerError> {
         self.match_with(engine, address)?;
         let mut sizes = HashMap::new();
         if limits.size.is_some() {
@@ -139,7 +139,7 @@ impl CacheVolumes {
 
     /// Removes volumes from the record that the engine does not have, and adds those with this agent's label. Their last
     /// use is unknown, so they count as used now.
-    fn match_with(&self, engine: &Engine, address: &Address) -> Result<(), Error> {
+    fn match_with(&self, engine: &DockerEngine, address: &Address) -> Result<(), DockerError> {
         let label = self.state.display().to_string();
         // A job that starts during the request records its volumes after this line.
         let before: Vec<Key> = self.lock().used.keys().cloned().collect();
@@ -175,7 +175,7 @@ impl CacheVolumes {
     }
 
     /// Removes one volume unless a job uses it or has used it since `used`. Returns whether it was removed.
-    fn remove(&self, engine: &Engine, address: &Address, name: &str, used: u64) -> bool {
+    fn remove(&self, engine: &DockerEngine, address: &Address, name: &str, used: u64) -> bool {
         let key = (address.to_string(), name.to_owned());
         {
             let mut inner = self.lock();
@@ -248,7 +248,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::http::testing::Server;
+    use crate::http::testing::TestServer;
 
     const PING: &str = "HTTP/1.1 200 OK\r\nApi-Version: 1.43\r\nContent-Length: 2\r\n\r\nOK";
 
@@ -268,14 +268,14 @@ mod tests {
         let answers: Vec<String> =
             [PING.to_owned(), list].into_iter().chain(of_sizes).chain(vec![gone; removals]).collect();
         let answers: Vec<&str> = answers.iter().map(String::as_str).collect();
-        let server = Server::new(&answers);
+        let server = TestServer::new(&answers);
         let address = Address::Tcp(server.url.strip_prefix("http://").expect("a URL").to_owned(), None);
         let rename = |inner: &mut Inner| {
             let of_engine = |((_, name), used): ((String, String), u64)| ((address.to_string(), name), used);
             inner.used = std::mem::take(&mut inner.used).into_iter().map(of_engine).collect();
         };
         rename(&mut volumes.lock());
-        let engine = Engine::connect(&address).expect("an engine");
+        let engine = DockerEngine::connect(&address).expect("an engine");
         volumes.tidy_engine(&engine, &address, limits).expect("tidy the engine");
         volumes.lock().used.keys().map(|(_, name)| name.clone()).collect()
     }

@@ -7,7 +7,7 @@ use std::fs;
 use super::engine::spec::{
     CreateContainer, Device, DeviceRequest, Endpoint, HostConfig, LogConfig, NetworkingConfig, RestartPolicy, Ulimit,
 };
-use super::engine::{Error, Revision};
+use super::engine::{DockerError, Revision};
 use super::resolved_image::ResolvedImage;
 use crate::config::docker::{self, Docker, Gpus, Size, Swap};
 use crate::decode;
@@ -81,7 +81,7 @@ pub fn check(docker: &Docker) -> Result<(), JobError> {
 
 /// The failure of a job whose container the engine does not create. If the engine rejects the request, the cause is in
 /// the configuration or in the job.
-pub fn create_error(what: &str, error: &Error) -> JobError {
+pub fn create_error(what: &str, error: &DockerError) -> JobError {
     match error.status() {
         Some(400) => JobError::configuration(format!(
             "the container engine refuses to make the container of {what}: {error}: change what the job asks for, or \

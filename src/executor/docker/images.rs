@@ -12,7 +12,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::console::JobConsole;
 use super::credentials::{Login, RegistryLogins};
 use super::engine::images::{Image, ImageConfig};
-use super::engine::{Engine, Error};
+use super::engine::{DockerEngine, DockerError};
 use super::policy::{self, PullFailure};
 use super::pulled::UsedImage;
 use super::reference::Reference;
@@ -40,7 +40,7 @@ pub struct LocalImage {
 
 /// Provides the images of one job.
 pub struct ImageProvider<'a> {
-    engine: &'a Arc<Engine>,
+    engine: &'a Arc<DockerEngine>,
     logins: &'a RegistryLogins<'a>,
     console: &'a dyn JobConsole,
     /// Images that were pulled for this job, by name and platform; they are not pulled again.
@@ -50,7 +50,7 @@ pub struct ImageProvider<'a> {
 }
 
 impl<'a> ImageProvider<'a> {
-    pub fn new(engine: &'a Arc<Engine>, logins: &'a RegistryLogins<'a>, console: &'a dyn JobConsole) -> Self {
+    pub fn new(engine: &'a Arc<DockerEngine>, logins: &'a RegistryLogins<'a>, console: &'a dyn JobConsole) -> Self {
         Self { engine, logins, console, provided: RefCell::default(), used: RefCell::default() }
     }
 
@@ -153,7 +153,7 @@ impl<'a> ImageProvider<'a> {
 
     /// Pulls once, in its own thread: if the job must stop, it need not wait. The engine then finishes the pull, and
     /// the next job finds the image. Fails if the job must stop.
-    fn pull_once(&self, resolved: &ResolvedImage, login: Option<&Login>) -> Result<Result<(), Error>, JobError> {
+    fn pull_once(&self, resolved: &ResolvedImage, login: Option<&Login>) -> Result<Result<(), DockerError>, JobError> {
         let system = |error: io::Error| JobError::system(format!("cannot pull {}: {error}", resolved.name));
         let pulling = Arc::new(Pulling::new().map_err(system)?);
         let (shared, engine) = (Arc::clone(&pulling), Arc::clone(self.engine));
@@ -212,7 +212,7 @@ struct Pulling {
 struct State {
     /// The layers, and whether each is complete.
     layers: BTreeMap<String, bool>,
-    outcome: Option<Result<(), Error>>,
+    outcome: Option<Result<(), DockerError>>,
 }
 
 impl Pulling {
@@ -221,7 +221,13 @@ impl Pulling {
         Ok(Self { bell, state: Mutex::default() })
     }
 
-    fn run(&self, engine: &Engine, reference: &str, platform: Option<&str>, header: Option<&str>) -> Result<(), Error> {
+    fn run(
+        &self,
+        engine: &DockerEngine,
+        reference: &str,
+        platform: Option<&str>,
+        header: Option<&str>,
+    ) -> Result<(), DockerError> {
         let mut pull = engine.pull(reference, platform, header)?;
         while let Some(progress) = pull.next_progress()? {
             // Only messages about layers are of interest.
@@ -232,12 +238,12 @@ impl Pulling {
         Ok(())
     }
 
-    fn finish(&self, outcome: Result<(), Error>) {
+    fn finish(&self, outcome: Result<(), DockerError>) {
         self.state().outcome = Some(outcome);
         let _ = self.bell.write(1);
     }
 
-    fn outcome(&self) -> Option<Result<(), Error>> {
+    fn outcome(&self) -> Option<Result<(), DockerError>> {
         self.state().outcome.take()
     }
 

@@ -10,7 +10,7 @@ use super::console::{JobConsole, StdoutConsole};
 use super::create::{self, ContainerSettings, NetworkMode};
 use super::credentials::{self, LoginSources, RegistryLogins};
 use super::engine::spec::{CreateContainer, CreateNetwork, CreateVolume};
-use super::engine::{Engine, Error};
+use super::engine::{DockerEngine, DockerError};
 use super::images::ImageProvider;
 use super::names::CACHE_OF;
 use super::prepared::PreparedContainer;
@@ -126,11 +126,12 @@ pub fn run(plan: &PrepareTask) -> Result<PreparedContainer, JobError> {
 }
 
 /// Connects to the engine; waits some seconds for one that is restarting.
-fn connect(address: &Address) -> Result<Engine, JobError> {
+fn connect(address: &Address) -> Result<DockerEngine, JobError> {
     // A hanging engine has already used up its time.
-    let may_come_up = |error: &Error| error.is_unreachable() && !matches!(error, Error::Silent { .. });
-    let tell = |error: &Error| StdoutConsole.warning(&format!("{error}; retrying in {} s", RETRY_INTERVAL.as_secs()));
-    retry(|| Engine::connect(address), may_come_up, tell).map_err(|error| JobError::system(error.to_string()))
+    let may_come_up = |error: &DockerError| error.is_unreachable() && !matches!(error, DockerError::Silent { .. });
+    let tell =
+        |error: &DockerError| StdoutConsole.warning(&format!("{error}; retrying in {} s", RETRY_INTERVAL.as_secs()));
+    retry(|| DockerEngine::connect(address), may_come_up, tell).map_err(|error| JobError::system(error.to_string()))
 }
 
 fn cache_volumes(plan: &PrepareTask) -> Vec<String> {
@@ -154,7 +155,7 @@ fn with_script_command(request: CreateContainer, plan: &PrepareTask) -> CreateCo
 }
 
 /// Whether the container runs as root of the machine, so that no other user needs access to the job's files.
-fn is_root(docker: &Docker, resolved: &ResolvedImage, of_image: &str, engine: &Engine) -> bool {
+fn is_root(docker: &Docker, resolved: &ResolvedImage, of_image: &str, engine: &DockerEngine) -> bool {
     let user = if resolved.user.is_empty() { of_image } else { &resolved.user };
     if !matches!(user.split(':').next(), Some("" | "0" | "root")) {
         return false;
@@ -184,8 +185,8 @@ fn create_directories(plan: &PrepareTask, is_root: bool) -> Result<(), JobError>
     safe_dirs::create(&plan.root, temporary, if is_root { 0o700 } else { 0o777 }).map_err(unusable)
 }
 
-fn create_network_and_volumes(plan: &PrepareTask, engine: &Engine) -> Result<(), JobError> {
-    let failed = |what: &str, error: Error| JobError::system(format!("cannot create {what}: {error}"));
+fn create_network_and_volumes(plan: &PrepareTask, engine: &DockerEngine) -> Result<(), JobError> {
+    let failed = |what: &str, error: DockerError| JobError::system(format!("cannot create {what}: {error}"));
     for volume in &plan.volumes {
         engine.create_volume(volume).map_err(|error| failed(&format!("volume {}", volume.name), error))?;
     }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::console::{JobConsole, StdoutConsole};
 use super::create;
 use super::engine::spec::CreateContainer;
-use super::engine::{Engine, EngineAddress, Error};
+use super::engine::{DockerEngine, DockerError, EngineAddress};
 use super::pulled::UsedImage;
 use super::retry::create_anew;
 use super::services::RunningService;
@@ -42,7 +42,7 @@ pub struct PreparedContainer {
 
 impl PreparedContainer {
     /// Creates the container; removes one that an earlier attempt left.
-    pub fn create(&self, engine: &Engine) -> Result<(), JobError> {
+    pub fn create(&self, engine: &DockerEngine) -> Result<(), JobError> {
         match create_anew(engine, &self.name, self.platform.as_deref(), &self.request, self.volume_keep) {
             Ok((_, warnings)) => {
                 warnings.iter().for_each(|warning| StdoutConsole.warning(warning));
@@ -53,7 +53,7 @@ impl PreparedContainer {
     }
 
     /// Removes the container if it exists.
-    pub fn remove(&self, engine: &Engine) -> Result<(), Error> {
+    pub fn remove(&self, engine: &DockerEngine) -> Result<(), DockerError> {
         engine.remove_container(&self.name, self.volume_keep)
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::engine::Engine;
+use super::engine::DockerEngine;
 use crate::decode;
 use crate::http::Address;
 use crate::monitor::machine;
@@ -104,7 +104,7 @@ impl PulledImages {
             if due.is_empty() {
                 continue;
             }
-            match Engine::connect(&address) {
+            match DockerEngine::connect(&address) {
                 Ok(engine) => due.iter().for_each(|id| self.remove(&engine, &address, id, age)),
                 Err(error) => log::warn!("cannot remove unused images engine={address} error={error}"),
             }
@@ -117,7 +117,7 @@ impl PulledImages {
     }
 
     /// Removes an image, unless a job prepares its containers or has used the image meanwhile.
-    fn remove(&self, engine: &Engine, address: &Address, id: &str, age: Duration) {
+    fn remove(&self, engine: &DockerEngine, address: &Address, id: &str, age: Duration) {
         let key = (address.to_string(), id.to_owned());
         {
             let mut inner = self.lock();

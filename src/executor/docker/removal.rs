@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::engine::{Engine, Error};
+use super::engine::{DockerEngine, DockerError};
 use super::names::{INSTANCE, JOB, LIFE, LIFETIME, Owner, STATE};
 use crate::backoff::Backoff;
 use crate::http::Address;
@@ -63,7 +63,7 @@ impl ContainerRemovals {
         let spawned = sync::spawn("removal", STACK, move || {
             let _going = guard;
             let labels = [(INSTANCE, owner.instance.as_str()), (STATE, &owner.state), (JOB, &name)];
-            retry_removal(&format!("job={name}"), || remove_all(&Engine::connect(&address)?, &labels, &|_| true));
+            retry_removal(&format!("job={name}"), || remove_all(&DockerEngine::connect(&address)?, &labels, &|_| true));
             also();
         });
         if let Err(error) = spawned {
@@ -90,7 +90,7 @@ impl ContainerRemovals {
             let mut last = None;
             retry_removal("of=earlier agents", || {
                 let going = begun.take().unwrap_or_else(|| removals.begin());
-                remove_all(&Engine::connect(&address)?, &labels, &is_left)?;
+                remove_all(&DockerEngine::connect(&address)?, &labels, &is_left)?;
                 last = Some(going);
                 Ok(())
             });
@@ -106,13 +106,13 @@ impl ContainerRemovals {
 type Labels = std::collections::BTreeMap<String, String>;
 
 /// Retries until success or for [`REMOVAL_TIMEOUT`]. The same error is logged once.
-fn retry_removal(what: &str, mut work: impl FnMut() -> Result<(), Error>) {
+fn retry_removal(what: &str, mut work: impl FnMut() -> Result<(), DockerError>) {
     let until = Instant::now() + REMOVAL_TIMEOUT;
     let (mut attempts, mut told) = (0, String::new());
     while let Err(error) = work() {
         let (trouble, rest) = (error.to_string(), RETRY.delay(attempts));
         // A configuration error persists until the configuration changes.
-        if Instant::now() + rest > until || matches!(error, Error::Configuration(_)) {
+        if Instant::now() + rest > until || matches!(error, DockerError::Configuration(_)) {
             log::error!(
                 "cannot remove containers, networks or volumes of jobs; the next start retries {what} error={trouble}"
             );
@@ -128,9 +128,13 @@ fn retry_removal(what: &str, mut work: impl FnMut() -> Result<(), Error>) {
 }
 
 /// Containers first, because they use networks and volumes.
-fn remove_all(engine: &Engine, labels: &[(&str, &str)], is_meant: &dyn Fn(&Labels) -> bool) -> Result<(), Error> {
+fn remove_all(
+    engine: &DockerEngine,
+    labels: &[(&str, &str)],
+    is_meant: &dyn Fn(&Labels) -> bool,
+) -> Result<(), DockerError> {
     let mut outcome = Ok(());
-    let mut note = |done: Result<(), Error>| {
+    let mut note = |done: Result<(), DockerError>| {
         if done.is_err() && outcome.is_ok() {
             outcome = done;
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::engine::spec::CreateContainer;
-use super::engine::{Engine, Error};
+use super::engine::{DockerEngine, DockerError};
 
 /// The number of attempts, as gitlab-runner makes for a preparation.
 const ATTEMPTS: u32 = 3;
@@ -12,10 +12,10 @@ pub const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Retries while the error is retryable; calls `tell` for each error.
 pub fn retry<T>(
-    work: impl Fn() -> Result<T, Error>,
-    is_worth_it: impl Fn(&Error) -> bool,
-    tell: impl Fn(&Error),
-) -> Result<T, Error> {
+    work: impl Fn() -> Result<T, DockerError>,
+    is_worth_it: impl Fn(&DockerError) -> bool,
+    tell: impl Fn(&DockerError),
+) -> Result<T, DockerError> {
     for _ in 1..ATTEMPTS {
         match work() {
             Err(error) if is_worth_it(&error) => {
@@ -29,19 +29,19 @@ pub fn retry<T>(
 }
 
 /// Retries a request while the engine's disk is full: the containers of the previous job may still be in removal.
-pub fn retry_when_disk_full<T>(work: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
-    retry(work, Error::is_disk_full, |_| {})
+pub fn retry_when_disk_full<T>(work: impl Fn() -> Result<T, DockerError>) -> Result<T, DockerError> {
+    retry(work, DockerError::is_disk_full, |_| {})
 }
 
 /// Creates a container and removes one that an earlier attempt left. If that attempt was killed, the engine may still
 /// be creating its container, so a name conflict is retried. Returns the id of the container, and warnings.
 pub fn create_anew(
-    engine: &Engine,
+    engine: &DockerEngine,
     name: &str,
     platform: Option<&str>,
     request: &CreateContainer,
     keep_volumes: bool,
-) -> Result<(String, Vec<String>), Error> {
+) -> Result<(String, Vec<String>), DockerError> {
     let create = || {
         engine.remove_container(name, keep_volumes)?;
         engine.create_container(name, platform, request)

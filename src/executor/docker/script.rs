@@ -22,7 +22,7 @@ use running::ScriptRun;
 pub use shell::command;
 
 use super::console::{JobConsole, StdoutConsole};
-use super::engine::{Engine, Error};
+use super::engine::{DockerEngine, DockerError};
 use super::prepared::PreparedContainer;
 use super::retry::retry_when_disk_full;
 use crate::failure::{FailureReason, JobError};
@@ -66,7 +66,7 @@ pub struct ChownDirs {
 /// Runs the script. The error has the script's exit status, or says why it did not run.
 pub fn run(plan: &ContainerScript) -> Result<(), JobError> {
     let signals = term_signals().map_err(|error| JobError::system(format!("cannot create a signalfd: {error}")))?;
-    let engine = Engine::at(&plan.container.engine).map_err(engine_error)?;
+    let engine = DockerEngine::at(&plan.container.engine).map_err(engine_error)?;
     wait_for_engine(&engine).map_err(engine_error)?;
     let (name, attempts) = (&plan.container.name, plan.attempts);
     let mut renew = plan.recreate_container;
@@ -84,17 +84,22 @@ pub fn run(plan: &ContainerScript) -> Result<(), JobError> {
 }
 
 /// Waits for an engine that is restarting. Fails if it stays unreachable or hangs.
-fn wait_for_engine(engine: &Engine) -> Result<(), Error> {
+fn wait_for_engine(engine: &DockerEngine) -> Result<(), DockerError> {
     let mut outcome = Ok(());
     sync::try_until(RETURN_TIMEOUT, RETURN_CHECK_INTERVAL, || {
         outcome = engine.ping(PING_TIMEOUT);
-        let is_away = outcome.as_ref().is_err_and(Error::is_unreachable);
+        let is_away = outcome.as_ref().is_err_and(DockerError::is_unreachable);
         (!is_away).then_some(())
     });
     outcome
 }
 
-fn run_once(plan: &ContainerScript, renew: bool, engine: &Engine, signals: &SignalFd) -> Result<(), ScriptFailure> {
+fn run_once(
+    plan: &ContainerScript,
+    renew: bool,
+    engine: &DockerEngine,
+    signals: &SignalFd,
+) -> Result<(), ScriptFailure> {
     let container = &plan.container;
     if renew {
         container.remove(engine).map_err(engine_error)?;
@@ -118,7 +123,7 @@ enum ScriptFailure {
 }
 
 impl ScriptFailure {
-    fn of_engine(error: Error) -> Self {
+    fn of_engine(error: DockerError) -> Self {
         if error.is_missing() { Self::Vanished } else { Self::Job(engine_error(error)) }
     }
 
@@ -146,18 +151,18 @@ fn term_signals() -> io::Result<SignalFd> {
     Ok(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }
 
-fn engine_error(error: Error) -> JobError {
+fn engine_error(error: DockerError) -> JobError {
     JobError::system(error.to_string())
 }
 
 /// Whether the engine did not find the shell or the entrypoint in the image.
-fn lacks_program(error: &Error) -> bool {
+fn lacks_program(error: &DockerError) -> bool {
     let text = error.to_string();
     text.contains("executable file not found") || text.contains("no such file or directory")
 }
 
 /// The failure if a container cannot be started: an image without a shell is the job's fault.
-fn start_error(error: &Error, container: &PreparedContainer) -> JobError {
+fn start_error(error: &DockerError, container: &PreparedContainer) -> JobError {
     let text = error.to_string();
     if lacks_program(error) {
         return JobError::new(

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::client::{Client, Error};
+use super::client::{CallError, Client};
 use super::endpoint::AUTO_SCALING;
-use super::transport::Request;
+use super::transport::AwsRequest;
 use super::xml::{element, members};
 use crate::instance::{Activity, CapacityChange};
 
@@ -40,7 +40,7 @@ pub struct GroupState {
 
 /// A lifecycle hook that holds instances before they terminate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hook {
+pub struct LifecycleHook {
     pub name: String,
     /// The heartbeat timeout.
     pub timeout: Duration,
@@ -53,12 +53,12 @@ impl AutoScaling {
     }
 
     /// Resolves the region and the credentials. Errors: one of them is missing.
-    pub fn prepare(&self) -> Result<(), Error> {
+    pub fn prepare(&self) -> Result<(), CallError> {
         self.client.prepare()
     }
 
     /// The instance as Auto Scaling reports it; `None` if it is in no group. Errors: the call failed.
-    pub fn member(&self, instance: &str, timeout: Duration) -> Result<Option<GroupMember>, Error> {
+    pub fn member(&self, instance: &str, timeout: Duration) -> Result<Option<GroupMember>, CallError> {
         let action = "DescribeAutoScalingInstances";
         let answer = self.call(action, &[("InstanceIds.member.1", instance)], timeout)?;
         let names = ["InstanceId", "AutoScalingGroupName", "LifecycleState"];
@@ -70,14 +70,14 @@ impl AutoScaling {
 
     /// Terminates an instance. The call is not retried here, because a second one may decrement the capacity twice.
     /// Errors: the call was refused, or its effect is unknown.
-    pub fn terminate(&self, instance: &str, capacity: CapacityChange) -> Result<(), Error> {
+    pub fn terminate(&self, instance: &str, capacity: CapacityChange) -> Result<(), CallError> {
         let decrement = if capacity == CapacityChange::Decrement { "true" } else { "false" };
         let parameters = [("InstanceId", instance), ("ShouldDecrementDesiredCapacity", decrement)];
         self.call("TerminateInstanceInAutoScalingGroup", &parameters, Duration::ZERO).map(drop)
     }
 
     /// The lifecycle hooks of the group that hold terminating instances.
-    pub fn terminating_hooks(&self, group: &str, timeout: Duration) -> Result<Vec<Hook>, Error> {
+    pub fn terminating_hooks(&self, group: &str, timeout: Duration) -> Result<Vec<LifecycleHook>, CallError> {
         let action = "DescribeLifecycleHooks";
         let answer = self.call(action, &[("AutoScalingGroupName", group)], timeout)?;
         let names = ["LifecycleHookName", "LifecycleTransition", "HeartbeatTimeout"];
@@ -90,26 +90,26 @@ impl AutoScaling {
         Ok(hooks
             .filter_map(|[name, _, timeout]| {
                 let seconds = timeout.and_then(|seconds| seconds.parse().ok());
-                Some(Hook { name: name?, timeout: seconds.map_or(HOOK_TIMEOUT, Duration::from_secs) })
+                Some(LifecycleHook { name: name?, timeout: seconds.map_or(HOOK_TIMEOUT, Duration::from_secs) })
             })
             .collect())
     }
 
     /// Completes a lifecycle hook. Errors: the call was refused (also if the hook does not hold the instance), or was
     /// not answered.
-    pub fn complete(&self, group: &str, hook: &str, instance: &str) -> Result<(), Error> {
+    pub fn complete(&self, group: &str, hook: &str, instance: &str) -> Result<(), CallError> {
         let mut parameters = of_hook(group, hook, instance).to_vec();
         parameters.push(("LifecycleActionResult", "CONTINUE"));
         self.call("CompleteLifecycleAction", &parameters, Duration::ZERO).map(drop)
     }
 
     /// Restarts the heartbeat timeout of a hook. Errors: as for [`AutoScaling::complete`].
-    pub fn heartbeat(&self, group: &str, hook: &str, instance: &str) -> Result<(), Error> {
+    pub fn heartbeat(&self, group: &str, hook: &str, instance: &str) -> Result<(), CallError> {
         self.call("RecordLifecycleActionHeartbeat", &of_hook(group, hook, instance), Duration::ZERO).map(drop)
     }
 
     /// Sets or clears the scale-in protection of an instance.
-    pub fn protect(&self, group: &str, instance: &str, activity: Activity) -> Result<(), Error> {
+    pub fn protect(&self, group: &str, instance: &str, activity: Activity) -> Result<(), CallError> {
         let protected = if activity == Activity::Busy { "true" } else { "false" };
         let parameters =
             [("AutoScalingGroupName", group), ("InstanceIds.member.1", instance), ("ProtectedFromScaleIn", protected)];
@@ -117,7 +117,7 @@ impl AutoScaling {
     }
 
     /// The group as Auto Scaling reports it; `None` if it does not exist. Errors: the call failed.
-    pub fn group_state(&self, group: &str, timeout: Duration) -> Result<Option<GroupState>, Error> {
+    pub fn group_state(&self, group: &str, timeout: Duration) -> Result<Option<GroupState>, CallError> {
         let action = "DescribeAutoScalingGroups";
         let answer = self.call(action, &[("AutoScalingGroupNames.member.1", group)], timeout)?;
         let nonsense = |why| self.client.unreadable_answer(action, why);
@@ -138,15 +138,15 @@ impl AutoScaling {
     }
 
     /// Sets the desired capacity of a group. Errors: the call failed.
-    pub fn set_desired(&self, group: &str, desired: u32) -> Result<(), Error> {
+    pub fn set_desired(&self, group: &str, desired: u32) -> Result<(), CallError> {
         let desired = desired.to_string();
         let parameters =
             [("AutoScalingGroupName", group), ("DesiredCapacity", desired.as_str()), ("HonorCooldown", "false")];
         self.call("SetDesiredCapacity", &parameters, Duration::ZERO).map(drop)
     }
 
-    fn call(&self, action: &str, parameters: &[(&str, &str)], timeout: Duration) -> Result<String, Error> {
-        self.client.call(&Request::query(VERSION, action, parameters), timeout)
+    fn call(&self, action: &str, parameters: &[(&str, &str)], timeout: Duration) -> Result<String, CallError> {
+        self.client.call(&AwsRequest::query(VERSION, action, parameters), timeout)
     }
 }
 

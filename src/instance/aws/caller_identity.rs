@@ -7,7 +7,7 @@ use super::endpoint::STS;
 use super::environment::variable;
 use super::profile::Profiles;
 use super::sts::{CALL_TIMEOUT, VERSION};
-use super::transport::{Request, Transport, retry_until};
+use super::transport::{AwsRequest, Transport, retry_until};
 use super::xml::element;
 use super::{region, source};
 use crate::digest::sha256;
@@ -60,6 +60,6 @@ const BINDING: &str = "X-Mayfly-Binding";
 /// The headers that are passed to the other party.
 const PASSED_ON: [&str; 5] = ["Content-Type", BINDING, "X-Amz-Date", "X-Amz-Security-Token", "Authorization"];
 
-fn get_caller_identity() -> Request {
-    Request::query(VERSION, "GetCallerIdentity", &[])
+fn get_caller_identity() -> AwsRequest {
+    AwsRequest::query(VERSION, "GetCallerIdentity", &[])
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::endpoint::AwsService;
 use super::profile::Profiles;
 use super::region;
-use super::source::Source;
-use super::transport::{Request, RequestFailure, Transport, retry_until};
+use super::source::CredentialSource;
+use super::transport::{AwsRequest, RequestFailure, Transport, retry_until};
 use crate::instance::Refusal;
 use crate::sync;
 
@@ -18,13 +18,13 @@ pub struct Client {
     /// The configured region; `None` to resolve it.
     region: Option<String>,
     /// The source of the credentials; `None` for that of the process.
-    source: Option<Arc<Source>>,
+    source: Option<Arc<CredentialSource>>,
     transport: Mutex<Option<Arc<Transport>>>,
 }
 
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Error {
+pub struct CallError {
     /// The IAM permission of the call, such as `autoscaling:SetInstanceProtection`.
     pub permission: String,
     pub cause: Cause,
@@ -51,7 +51,7 @@ pub enum Cause {
     Unprepared(String),
 }
 
-impl Error {
+impl CallError {
     /// The error code of the service; empty if there is none.
     pub fn code(&self) -> &str {
         match &self.cause {
@@ -61,7 +61,7 @@ impl Error {
     }
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.cause {
             Cause::Refused { code, message } => write!(f, "{} is refused with {code}: {message}", self.permission),
@@ -72,10 +72,10 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for CallError {}
 
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
+impl From<CallError> for Refusal {
+    fn from(error: CallError) -> Self {
         let action = error.permission;
         match error.cause {
             Cause::Refused { code, message } => Self::Denied { action, code, message },
@@ -92,25 +92,25 @@ impl Client {
     }
 
     /// A client with another source of credentials.
-    pub fn with_source(service: AwsService, region: Option<&str>, source: &Arc<Source>) -> Self {
+    pub fn with_source(service: AwsService, region: Option<&str>, source: &Arc<CredentialSource>) -> Self {
         Self { source: Some(Arc::clone(source)), ..Self::new(service, region) }
     }
 
-    fn source(&self) -> &Source {
-        self.source.as_deref().unwrap_or_else(|| Source::of_process())
+    fn source(&self) -> &CredentialSource {
+        self.source.as_deref().unwrap_or_else(|| CredentialSource::of_process())
     }
 
     /// Resolves the region and the credentials, so that the first call is quick. Errors: one of them is missing.
-    pub fn prepare(&self) -> Result<(), Error> {
+    pub fn prepare(&self) -> Result<(), CallError> {
         let ready = self.transport().and_then(|_| self.source().current());
-        let error = |why| Error { permission: format!("{}:*", self.service.name), cause: Cause::Unprepared(why) };
+        let error = |why| CallError { permission: format!("{}:*", self.service.name), cause: Cause::Unprepared(why) };
         ready.map(drop).map_err(error)
     }
 
     /// Makes a call, and retries temporary failures for at most `timeout` ([`Duration::ZERO`]: no retry). The call must
     /// be idempotent. Errors: see [`Cause`].
-    pub fn call(&self, request: &Request, timeout: Duration) -> Result<String, Error> {
-        let error = |cause| Error { permission: format!("{}:{}", self.service.name, request.action), cause };
+    pub fn call(&self, request: &AwsRequest, timeout: Duration) -> Result<String, CallError> {
+        let error = |cause| CallError { permission: format!("{}:{}", self.service.name, request.action), cause };
         let mut unprepared = None;
         let outcome = retry_until(timeout, || {
             unprepared = None;
@@ -132,13 +132,13 @@ impl Client {
     }
 
     /// The error for an answer that cannot be decoded.
-    pub fn unreadable_answer(&self, action: &str, why: String) -> Error {
-        Error { permission: format!("{}:{action}", self.service.name), cause: Cause::Silent(why) }
+    pub fn unreadable_answer(&self, action: &str, why: String) -> CallError {
+        CallError { permission: format!("{}:{action}", self.service.name), cause: Cause::Silent(why) }
     }
 
     /// Sends the request, and once more with new credentials if the old ones have expired. Errors: the request cannot
     /// be sent.
-    fn send(&self, request: &Request) -> Result<Result<String, RequestFailure>, String> {
+    fn send(&self, request: &AwsRequest) -> Result<Result<String, RequestFailure>, String> {
         let transport = self.transport()?;
         let credentials = self.source().current()?;
         let outcome = transport.send(request, Some(&credentials));

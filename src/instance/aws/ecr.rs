@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::client::Client;
 use super::endpoint::{AwsService, ECR};
-use super::transport::Request;
+use super::transport::AwsRequest;
 use crate::decode;
 use crate::sync;
 use crate::token::Token;
@@ -134,7 +134,7 @@ impl Tokens {
 
 fn fetch(registry: &Registry) -> Result<Authorization, String> {
     let service = AwsService { fips: registry.fips, dual_stack: registry.dual_stack, ..ECR };
-    let request = Request::json("AmazonEC2ContainerRegistry_V20150921", "GetAuthorizationToken", "{}".to_owned());
+    let request = AwsRequest::json("AmazonEC2ContainerRegistry_V20150921", "GetAuthorizationToken", "{}".to_owned());
     let answer = Client::new(service, Some(&registry.region)).call(&request, CALL_TIMEOUT);
     let answer = answer.map_err(|error| error.to_string())?;
     decode(answer.as_bytes()).ok_or_else(|| "the answer holds no token".to_owned())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::detect::{is_instance_id, read_firmware};
 use super::environment::variable;
 use super::member::Ec2Instance;
-use super::metadata::{Error, Metadata};
+use super::metadata::{Metadata, MetadataError};
 use crate::config::aws::Aws as Settings;
 use crate::instance::Requirement;
 use crate::sync;
@@ -45,7 +45,7 @@ pub fn ec2_instance(settings: Option<&Settings>, requirement: Requirement) -> Re
             "`leave = \"aws-asg\"` needs an EC2 instance, but {error}; correct that, or set another \
              `leave` below [mayfly]"
         )),
-        (Err(Error::Off), None) => Ok(None),
+        (Err(MetadataError::Off), None) => Ok(None),
         (Err(error), None) => {
             log::warn!(
                 "[mayfly.aws] is set, but the metadata service did not answer; EC2 features are off error={error}"
@@ -55,16 +55,16 @@ pub fn ec2_instance(settings: Option<&Settings>, requirement: Requirement) -> Re
     }
 }
 
-fn instance_id(service: &Metadata, timeout: Duration) -> Result<String, Error> {
-    let mut outcome = Err(Error::Silent("it was not asked".to_owned()));
+fn instance_id(service: &Metadata, timeout: Duration) -> Result<String, MetadataError> {
+    let mut outcome = Err(MetadataError::Silent("it was not asked".to_owned()));
     sync::try_until(timeout, RETRY_INTERVAL, || {
         outcome = match service.get("meta-data/instance-id") {
             Ok(item) if is_instance_id(&item.text) => Ok(item.text),
-            Ok(_) => Err(Error::Silent("its instance id is not one".to_owned())),
+            Ok(_) => Err(MetadataError::Silent("its instance id is not one".to_owned())),
             Err(error) => Err(error),
         };
         match &outcome {
-            Ok(_) | Err(Error::Off | Error::Absent) => Some(()),
+            Ok(_) | Err(MetadataError::Off | MetadataError::Absent) => Some(()),
             Err(error) => {
                 log::debug!("the metadata service did not return the instance id; retrying error={error}");
                 None

@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::autoscaling::{AutoScaling, GroupState, Hook};
-use super::client::Error;
+use super::autoscaling::{AutoScaling, GroupState, LifecycleHook};
+use super::client::CallError;
 use super::metadata::Metadata;
 use crate::config::aws::Aws as Settings;
 use crate::instance::{Activity, CapacityChange, Refusal};
@@ -59,7 +59,7 @@ impl Group {
     }
 
     /// Makes one call that terminates the instance.
-    pub fn terminate(&self, capacity: CapacityChange) -> Result<(), Error> {
+    pub fn terminate(&self, capacity: CapacityChange) -> Result<(), CallError> {
         self.api.terminate(&self.instance, capacity)
     }
 
@@ -80,22 +80,22 @@ impl Group {
 
     /// The lifecycle hooks that hold a terminating instance: from the configuration (without their timeouts), or from
     /// Auto Scaling.
-    pub fn hooks(&self) -> Result<Vec<Hook>, Refusal> {
+    pub fn hooks(&self) -> Result<Vec<LifecycleHook>, Refusal> {
         if let Some(names) = &self.settings.lifecycle_hooks {
             // The minimum heartbeat timeout of a hook.
             let timeout = Duration::from_secs(30);
-            return Ok(names.iter().map(|name| Hook { name: name.clone(), timeout }).collect());
+            return Ok(names.iter().map(|name| LifecycleHook { name: name.clone(), timeout }).collect());
         }
         Ok(self.api.terminating_hooks(&self.name()?, DESCRIBE_TIMEOUT)?)
     }
 
     /// Restarts the heartbeat timeout of a hook.
-    pub fn heartbeat(&self, hook: &Hook) -> Result<(), Refusal> {
+    pub fn heartbeat(&self, hook: &LifecycleHook) -> Result<(), Refusal> {
         Ok(self.api.heartbeat(&self.name()?, &hook.name, &self.instance)?)
     }
 
     /// Completes a hook.
-    pub fn complete(&self, hook: &Hook) -> Result<(), Refusal> {
+    pub fn complete(&self, hook: &LifecycleHook) -> Result<(), Refusal> {
         Ok(self.api.complete(&self.name()?, &hook.name, &self.instance)?)
     }
 }

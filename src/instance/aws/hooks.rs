@@ -4,7 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::autoscaling::Hook;
+use super::autoscaling::LifecycleHook;
 use super::group::Group;
 use crate::instance::Refusal;
 use crate::sync;
@@ -14,7 +14,7 @@ const STACK: usize = 256 * 1024;
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The heartbeats of one instance.
-pub struct Hooks {
+pub struct HookHeartbeats {
     heartbeat: Mutex<HookHeartbeat>,
     changed: Condvar,
 }
@@ -27,7 +27,7 @@ enum HookHeartbeat {
     Stopped,
 }
 
-impl Hooks {
+impl HookHeartbeats {
     pub fn new() -> Arc<Self> {
         Arc::new(Self { heartbeat: Mutex::new(HookHeartbeat::NotStarted), changed: Condvar::new() })
     }
@@ -53,7 +53,7 @@ impl Hooks {
             }
             complained = true;
         };
-        let mut due: Vec<(Hook, Instant)> = loop {
+        let mut due: Vec<(LifecycleHook, Instant)> = loop {
             match group.hooks() {
                 Ok(hooks) => break hooks.into_iter().map(|hook| (hook, Instant::now())).collect(),
                 Err(refusal) => complain(&refusal),
@@ -129,7 +129,7 @@ impl Hooks {
 }
 
 /// Tries to complete each hook, and removes the completed ones. Errors: the last failure.
-fn complete_each(group: &Group, hooks: &mut Vec<Hook>) -> Result<(), Refusal> {
+fn complete_each(group: &Group, hooks: &mut Vec<LifecycleHook>) -> Result<(), Refusal> {
     let mut outcome = Ok(());
     hooks.retain(|hook| match group.complete(hook) {
         Ok(()) => {

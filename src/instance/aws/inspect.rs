@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::autoscaling::Hook;
+use super::autoscaling::LifecycleHook;
 use super::client::Client;
 use super::endpoint::EC2;
 use super::group::Group;
 use super::region;
-use super::transport::Request;
+use super::transport::AwsRequest;
 use super::xml::element;
 use crate::instance::{CheckResult, POWER_OFF, Refusal, TargetState};
 
@@ -33,7 +33,7 @@ fn of_group(group: &Group, target: Result<TargetState, Refusal>) -> Vec<CheckRes
     ]
 }
 
-fn names(hooks: &[Hook]) -> String {
+fn names(hooks: &[LifecycleHook]) -> String {
     match hooks {
         [] => "none holds an instance before it ends".to_owned(),
         hooks => hooks.iter().map(|hook| hook.name.as_str()).collect::<Vec<_>>().join(", "),
@@ -44,7 +44,7 @@ fn names(hooks: &[Hook]) -> String {
 /// read it.
 fn effect_of_power_off(id: &str, region: Option<&str>) -> Option<Result<String, String>> {
     let parameters = [("InstanceId", id), ("Attribute", "instanceInitiatedShutdownBehavior")];
-    let request = Request::query("2016-11-15", "DescribeInstanceAttribute", &parameters);
+    let request = AwsRequest::query("2016-11-15", "DescribeInstanceAttribute", &parameters);
     let answer = Client::new(EC2, region).call(&request, Duration::ZERO).ok()?;
     Some(match element(&answer, "value")?.as_str() {
         "terminate" => Ok("ends the instance".to_owned()),

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::client::{Cause, Error};
+use super::client::{CallError, Cause};
 use super::group::Group;
-use super::hooks::Hooks;
+use super::hooks::HookHeartbeats;
 use super::inspect;
 use super::metadata::{self, Metadata};
 use super::protection::Protection;
@@ -33,7 +33,7 @@ pub struct Ec2Instance {
     service: &'static Metadata,
     group: Arc<Group>,
     protection: Arc<Protection>,
-    hooks: Arc<Hooks>,
+    hooks: Arc<HookHeartbeats>,
     protects: bool,
     is_in_group: bool,
     /// Set with `raise_on_job`.
@@ -55,7 +55,7 @@ impl Ec2Instance {
         // Other instances see from the protection that this one has a job.
         let protects = settings.protect_while_busy.unwrap_or(is_terminated_by_group || raiser.is_some());
         let region = settings.region.clone();
-        let (protection, hooks) = (Protection::new(), Hooks::new());
+        let (protection, hooks) = (Protection::new(), HookHeartbeats::new());
         Self { id, service, group, protection, hooks, protects, is_in_group, raiser, region }
     }
 
@@ -83,7 +83,7 @@ fn has_target_state(service: &Metadata) -> bool {
     for _ in 0..GROUP_ATTEMPTS {
         match service.get(watch::TARGET_PATH) {
             Ok(_) => return true,
-            Err(metadata::Error::Absent | metadata::Error::Off) => return false,
+            Err(metadata::MetadataError::Absent | metadata::MetadataError::Off) => return false,
             Err(error) => {
                 log::debug!("cannot find out whether the instance is in an Auto Scaling group error={error}");
             }
@@ -132,7 +132,7 @@ impl Instance for Ec2Instance {
     fn target_state(&self) -> Result<TargetState, Refusal> {
         match self.service.get(watch::TARGET_PATH) {
             Ok(item) => Ok(watch::parse_target_state(&item.text)),
-            Err(metadata::Error::Absent) => Ok(TargetState::NoGroup),
+            Err(metadata::MetadataError::Absent) => Ok(TargetState::NoGroup),
             Err(error) => {
                 Err(Refusal::Unreachable { action: "the target lifecycle state".to_owned(), why: error.to_string() })
             }
@@ -217,7 +217,7 @@ enum CallEffect {
 /// Parts of error codes that guarantee that the call had no effect.
 const NO_EFFECT_CODES: [&str; 5] = ["Throttl", "LimitExceeded", "TooManyRequests", "ResourceContention", "InProgress"];
 
-fn call_effect(error: &Error) -> CallEffect {
+fn call_effect(error: &CallError) -> CallEffect {
     match &error.cause {
         Cause::Refused { .. } => CallEffect::Refused,
         Cause::Busy { code } if NO_EFFECT_CODES.iter().any(|part| code.contains(part)) => CallEffect::None,
@@ -228,7 +228,7 @@ fn call_effect(error: &Error) -> CallEffect {
 }
 
 /// Auto Scaling reports the minimum size of the group in the message only.
-fn refusal(error: Error) -> Refusal {
+fn refusal(error: CallError) -> Refusal {
     match &error.cause {
         Cause::Refused { code, message }
             if code == "ValidationError" && message.to_lowercase().contains("min size") =>
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn the_minimum_size_is_distinguished_from_other_refusals() {
-        let refused = |message: &str| Error {
+        let refused = |message: &str| CallError {
             permission: "autoscaling:TerminateInstanceInAutoScalingGroup".to_owned(),
             cause: Cause::Refused { code: "ValidationError".to_owned(), message: message.to_owned() },
         };

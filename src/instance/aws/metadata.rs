@@ -33,7 +33,7 @@ const ANSWER_MAX: u64 = 1 << 20;
 
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Error {
+pub enum MetadataError {
     /// The path does not exist: normal for notices.
     Absent,
     /// The service is disabled, for the instance or for this process.
@@ -42,7 +42,7 @@ pub enum Error {
     Silent(String),
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for MetadataError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Absent => f.write_str("the instance metadata service knows nothing of it"),
@@ -112,12 +112,12 @@ impl Metadata {
         }
     }
 
-    /// Reads `path` below `/latest/`, with retries if there is no answer. Errors: see [`Error`].
-    pub fn get(&self, path: &str) -> Result<Item, Error> {
+    /// Reads `path` below `/latest/`, with retries if there is no answer. Errors: see [`MetadataError`].
+    pub fn get(&self, path: &str) -> Result<Item, MetadataError> {
         let mut attempt = 1;
         loop {
             match self.get_once(path) {
-                Err(Error::Silent(why)) if attempt < self.attempts => {
+                Err(MetadataError::Silent(why)) if attempt < self.attempts => {
                     log::debug!("retrying the metadata service path={path} error={why}");
                     thread::sleep(Duration::from_millis(100) * attempt);
                     attempt += 1;
@@ -128,9 +128,9 @@ impl Metadata {
     }
 
     /// Reads `path` without retries, for a caller that polls.
-    pub fn get_once(&self, path: &str) -> Result<Item, Error> {
+    pub fn get_once(&self, path: &str) -> Result<Item, MetadataError> {
         if self.is_off {
-            return Err(Error::Off);
+            return Err(MetadataError::Off);
         }
         let mut session = sync::lock(&self.session);
         let had_token = session.token.is_some();
@@ -143,7 +143,7 @@ impl Metadata {
         item_of_answer(self.ask(&mut session, path)?)
     }
 
-    fn ask(&self, session: &mut Session, path: &str) -> Result<Answer, Error> {
+    fn ask(&self, session: &mut Session, path: &str) -> Result<Answer, MetadataError> {
         let token = self.token(session)?;
         session.pace();
         let request = http::Request::get(format!("{}/latest/{path}", self.base))
@@ -152,7 +152,7 @@ impl Metadata {
         self.exchange(request, "")
     }
 
-    fn token(&self, session: &mut Session) -> Result<Token, Error> {
+    fn token(&self, session: &mut Session) -> Result<Token, MetadataError> {
         if let Some((token, _)) = session.token.as_ref().filter(|(_, end)| Instant::now() < *end) {
             return Ok(token.clone());
         }
@@ -166,11 +166,13 @@ impl Metadata {
         let seconds = answer.headers.get(TTL).and_then(|text| text.to_str().ok()?.parse().ok());
         let life = Duration::from_secs(seconds.unwrap_or(TOKEN_SECONDS).min(TOKEN_SECONDS));
         let text = match item_of_answer(answer) {
-            Err(Error::Absent) => return Err(Error::Silent("it hands out no tokens: it is none of EC2's".to_owned())),
+            Err(MetadataError::Absent) => {
+                return Err(MetadataError::Silent("it hands out no tokens: it is none of EC2's".to_owned()));
+            }
             settled => settled?.text,
         };
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_=+/.".contains(&byte)) {
-            return Err(Error::Silent("what it hands out is no token".to_owned()));
+            return Err(MetadataError::Silent("what it hands out is no token".to_owned()));
         }
         let token = Token::new(text);
         session.token = Some((token.clone(), began + life.saturating_sub(life / 10)));
@@ -178,11 +180,11 @@ impl Metadata {
     }
 
     /// Sends one request. `hint` is added to the error if the connection works but no answer comes.
-    fn exchange(&self, request: Result<http::Request<()>, http::Error>, hint: &str) -> Result<Answer, Error> {
-        let request = request.map_err(|why| Error::Silent(format!("{}: {why}", self.base)))?;
+    fn exchange(&self, request: Result<http::Request<()>, http::Error>, hint: &str) -> Result<Answer, MetadataError> {
+        let request = request.map_err(|why| MetadataError::Silent(format!("{}: {why}", self.base)))?;
         let describe = |error: ureq::Error| {
             let is_answer = matches!(&error, ureq::Error::Timeout(reason) if !matches!(reason, Timeout::Connect));
-            Error::Silent(format!("{}: {error}{}", self.base, if is_answer { hint } else { "" }))
+            MetadataError::Silent(format!("{}: {error}{}", self.base, if is_answer { hint } else { "" }))
         };
         let mut answer = self.agent.run(request).map_err(describe)?;
         let text = answer.body_mut().with_config().limit(ANSWER_MAX).read_to_string().map_err(describe)?;
@@ -197,15 +199,15 @@ struct Answer {
 }
 
 /// Maps the HTTP status.
-fn item_of_answer(answer: Answer) -> Result<Item, Error> {
+fn item_of_answer(answer: Answer) -> Result<Item, MetadataError> {
     match answer.status {
         200 => {
             let at = answer.headers.get("Date").and_then(|date| http_date(date.to_str().ok()?));
             Ok(Item { text: answer.text.trim().to_owned(), at })
         }
-        403 => Err(Error::Off),
-        404 => Err(Error::Absent),
-        status => Err(Error::Silent(format!("status {status}"))),
+        403 => Err(MetadataError::Off),
+        404 => Err(MetadataError::Absent),
+        status => Err(MetadataError::Silent(format!("status {status}"))),
     }
 }
 
@@ -224,12 +226,12 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::testing::Server;
+    use crate::http::testing::TestServer;
 
     const TOKEN: &str =
         "HTTP/1.1 200 OK\r\nX-aws-ec2-metadata-token-ttl-seconds: 21600\r\nContent-Length: 5\r\n\r\nTOKEN";
 
-    fn client(server: &Server, more: &[(&str, &str)]) -> Metadata {
+    fn client(server: &TestServer, more: &[(&str, &str)]) -> Metadata {
         Metadata::new(&|name| match name {
             "AWS_EC2_METADATA_SERVICE_ENDPOINT" => Some(format!("{}/", server.url)),
             name => more.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()),
@@ -242,10 +244,10 @@ mod tests {
 
     #[test]
     fn one_session_token_serves_all_requests() {
-        let server = Server::new(&[TOKEN, &answer(200, "i-1\n"), &answer(404, "")]);
+        let server = TestServer::new(&[TOKEN, &answer(200, "i-1\n"), &answer(404, "")]);
         let client = client(&server, &[]);
         assert_eq!(client.get("meta-data/instance-id").unwrap().text, "i-1");
-        assert_eq!(client.get("meta-data/spot/instance-action").err(), Some(Error::Absent));
+        assert_eq!(client.get("meta-data/spot/instance-action").err(), Some(MetadataError::Absent));
         let seen = server.seen();
         assert!(seen[0].head.starts_with("put /latest/api/token "), "{}", seen[0].head);
         assert_eq!(seen[0].header("x-aws-ec2-metadata-token-ttl-seconds"), Some("21600"));
@@ -258,7 +260,7 @@ mod tests {
     #[test]
     fn a_token_that_is_refused_is_replaced() {
         let server =
-            Server::new(&[TOKEN, &answer(200, "a"), &answer(401, ""), TOKEN, &answer(200, "b"), &answer(401, "")]);
+            TestServer::new(&[TOKEN, &answer(200, "a"), &answer(401, ""), TOKEN, &answer(200, "b"), &answer(401, "")]);
         let client = client(&server, &[]);
         assert_eq!(client.get("x").unwrap().text, "a");
         assert_eq!(client.get("x").unwrap().text, "b");
@@ -267,7 +269,7 @@ mod tests {
     #[test]
     fn a_token_is_replaced_before_its_end() {
         let short = TOKEN.replace("21600", "0");
-        let server = Server::new(&[&short, &answer(200, "a"), TOKEN, &answer(200, "b")]);
+        let server = TestServer::new(&[&short, &answer(200, "a"), TOKEN, &answer(200, "b")]);
         let client = client(&server, &[]);
         assert_eq!(client.get("x").unwrap().text, "a");
         assert_eq!(client.get("x").unwrap().text, "b");
@@ -275,22 +277,22 @@ mod tests {
 
     #[test]
     fn retries_without_an_answer() {
-        let server = Server::new(&[TOKEN, &answer(503, ""), "", &answer(200, "a"), &answer(503, "")]);
+        let server = TestServer::new(&[TOKEN, &answer(503, ""), "", &answer(200, "a"), &answer(503, "")]);
         let client = client(&server, &[]);
         assert_eq!(client.get("x").unwrap().text, "a");
-        assert!(matches!(client.get_once("x"), Err(Error::Silent(why)) if why.contains("503")));
+        assert!(matches!(client.get_once("x"), Err(MetadataError::Silent(why)) if why.contains("503")));
     }
 
     #[test]
     fn explains_errors_of_the_service() {
-        let off = Server::new(&[&answer(403, "")]);
-        assert_eq!(client(&off, &[]).get("x").err(), Some(Error::Off));
+        let off = TestServer::new(&[&answer(403, "")]);
+        assert_eq!(client(&off, &[]).get("x").err(), Some(MetadataError::Off));
         let disabled = client(&off, &[("AWS_EC2_METADATA_DISABLED", "true")]);
-        assert_eq!(disabled.get("x").err(), Some(Error::Off));
+        assert_eq!(disabled.get("x").err(), Some(MetadataError::Off));
         assert_eq!(off.seen().len(), 1, "a service that is switched off is left alone");
         let one = [("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1")];
         for (answer, part) in [(answer(404, ""), "none of EC2's"), (answer(200, "<html>\n"), "no token")] {
-            let server = Server::new(&[&answer]);
+            let server = TestServer::new(&[&answer]);
             let why = client(&server, &one).get("x").err().unwrap().to_string();
             assert!(why.contains(part), "{why}");
         }
@@ -313,7 +315,7 @@ mod tests {
     fn keeps_its_request_rate() {
         let answers: Vec<String> = (0..12).map(|_| answer(404, "")).collect();
         let all: Vec<&str> = [TOKEN].into_iter().chain(answers.iter().map(String::as_str)).collect();
-        let server = Server::new(&all);
+        let server = TestServer::new(&all);
         let client = client(&server, &[]);
         let began = Instant::now();
         for _ in 0..12 {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::client::{Client, Error};
+use super::client::{CallError, Client};
 use super::endpoint::{AwsService, SECRETS_MANAGER, SSM};
-use super::transport::Request;
+use super::transport::AwsRequest;
 use crate::config::Config;
 use crate::config::reference::Reference;
 use crate::decode;
@@ -110,12 +110,12 @@ fn ask<T: for<'de> Deserialize<'de>>(
     timeout: Duration,
 ) -> Result<T, String> {
     let body = serde_json::to_string(question).map_err(|error| error.to_string())?;
-    let answer = Client::new(service, region).call(&Request::json(prefix, action, body), timeout);
+    let answer = Client::new(service, region).call(&AwsRequest::json(prefix, action, body), timeout);
     // The parser's message may quote a part of the secret.
     serde_json::from_str(&answer.map_err(|error| explain(&error))?).map_err(|_| "the answer makes no sense".to_owned())
 }
 
-fn explain(error: &Error) -> String {
+fn explain(error: &CallError) -> String {
     let advice = match error.code() {
         "AccessDeniedException" | "AccessDenied" => {
             "; allow it to the instance's role, and kms:Decrypt where the key is your own"

@@ -13,7 +13,7 @@ use crate::http::escape;
 
 /// The region and the service of a signature.
 #[derive(Clone, Copy, Debug)]
-pub struct Scope<'a> {
+pub struct CredentialScope<'a> {
     /// Such as `eu-central-1`.
     pub region: &'a str,
     /// Such as `s3`.
@@ -41,7 +41,7 @@ pub struct SignedRequest<'a> {
 pub fn presign(
     target: &SignedRequest<'_>,
     credentials: &Credentials,
-    scope: Scope<'_>,
+    scope: CredentialScope<'_>,
     now: Timestamp,
     expires: Duration,
 ) -> String {
@@ -69,7 +69,7 @@ pub fn authorize(
     target: &SignedRequest<'_>,
     body: &[u8],
     credentials: &Credentials,
-    scope: Scope<'_>,
+    scope: CredentialScope<'_>,
     now: Timestamp,
 ) -> Vec<(String, String)> {
     let stamp = SigningTime::of(now);
@@ -105,11 +105,11 @@ impl SigningTime {
         Self { date: now.strftime("%Y%m%d").to_string(), time: now.strftime("%Y%m%dT%H%M%SZ").to_string() }
     }
 
-    fn scope(&self, scope: Scope<'_>) -> String {
+    fn scope(&self, scope: CredentialScope<'_>) -> String {
         format!("{}/{}/{}/aws4_request", self.date, scope.region, scope.service)
     }
 
-    fn sign(&self, request: &str, credentials: &Credentials, scope: Scope<'_>) -> String {
+    fn sign(&self, request: &str, credentials: &Credentials, scope: CredentialScope<'_>) -> String {
         let text = format!("{ALGORITHM}\n{}\n{}\n{}", self.time, self.scope(scope), sha256(request.as_bytes()));
         let mut key = format!("AWS4{}", credentials.secret_key.reveal()).into_bytes();
         for part in [self.date.as_str(), scope.region, scope.service, "aws4_request"] {
@@ -150,7 +150,7 @@ fn canonical_query(query: &[(String, String)]) -> String {
 }
 
 /// S3 signs the path as it is sent; the other services escape it a second time.
-fn canonical_path(path: &str, scope: Scope<'_>) -> String {
+fn canonical_path(path: &str, scope: CredentialScope<'_>) -> String {
     let once = escape(path, b"/");
     if scope.service == "s3" { once } else { escape(&once, b"/") }
 }
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn signs_the_examples_of_s3() {
         let credentials = Credentials::fixed("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY");
-        let scope = Scope { region: "us-east-1", service: "s3" };
+        let scope = CredentialScope { region: "us-east-1", service: "s3" };
         let now = "2013-05-24T00:00:00Z".parse().unwrap();
         let host = "examplebucket.s3.amazonaws.com";
         let url = presign(&target(host, "/test.txt"), &credentials, scope, now, Duration::from_secs(86_400));
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn signs_the_cases_of_the_test_suite() {
         let credentials = Credentials::fixed("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");
-        let scope = Scope { region: "us-east-1", service: "service" };
+        let scope = CredentialScope { region: "us-east-1", service: "service" };
         let now = "2015-08-30T12:36:00Z".parse().unwrap();
         let plain = target("example.amazonaws.com", "/");
         let query = pairs(&[("Param2", "value2"), ("Param1", "value1")]);
@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn signs_a_body_and_a_session_token() {
         let mut credentials = Credentials::fixed("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");
-        let scope = Scope { region: "us-east-1", service: "service" };
+        let scope = CredentialScope { region: "us-east-1", service: "service" };
         let now = "2015-08-30T12:36:00Z".parse().unwrap();
         let post = SignedRequest { method: "POST", ..target("example.amazonaws.com", "/") };
         let headers = pairs(&[("Content-Type", "application/x-www-form-urlencoded")]);
@@ -264,8 +264,8 @@ mod tests {
 
     #[test]
     fn escapes_a_path_once_for_s3_and_twice_elsewhere() {
-        let s3 = Scope { region: "r", service: "s3" };
+        let s3 = CredentialScope { region: "r", service: "s3" };
         assert_eq!(canonical_path("/a b/ü~", s3), "/a%20b/%C3%BC~");
-        assert_eq!(canonical_path("/a b", Scope { service: "sts", ..s3 }), "/a%2520b");
+        assert_eq!(canonical_path("/a b", CredentialScope { service: "sts", ..s3 }), "/a%2520b");
     }
 }

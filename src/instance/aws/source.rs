@@ -26,21 +26,21 @@ const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(2);
 const RENEWAL_SECONDS: i64 = 15 * 60;
 
 /// A source of credentials, with a cache.
-pub struct Source {
+pub struct CredentialSource {
     /// Values that replace environment variables.
     overrides: Vec<(&'static str, String)>,
     cached: Mutex<Option<Credentials>>,
 }
 
 /// The source of the process.
-static PROCESS: Source = Source { overrides: Vec::new(), cached: Mutex::new(None) };
+static PROCESS: CredentialSource = CredentialSource { overrides: Vec::new(), cached: Mutex::new(None) };
 
 /// The credentials of this process. Errors: no source has any, or the configured one does not answer.
 pub fn current() -> Result<Credentials, String> {
     PROCESS.current()
 }
 
-impl Source {
+impl CredentialSource {
     /// The source of the process.
     pub fn of_process() -> &'static Self {
         &PROCESS
@@ -249,14 +249,16 @@ fn may_have_token(url: &str) -> bool {
 
 fn from_instance(service: &Metadata) -> Result<Credentials, String> {
     const ROLES: &str = "meta-data/iam/security-credentials/";
-    let describe = |error: metadata::Error| match error {
-        metadata::Error::Absent => "no AWS credentials are configured, and the instance has no profile".to_owned(),
+    let describe = |error: metadata::MetadataError| match error {
+        metadata::MetadataError::Absent => {
+            "no AWS credentials are configured, and the instance has no profile".to_owned()
+        }
         other => format!("no AWS credentials are configured, and {other}"),
     };
     let names = service.get(ROLES).map_err(describe)?.text;
     let role = names.lines().next().unwrap_or_default().trim();
     if role.is_empty() {
-        return Err(describe(metadata::Error::Absent));
+        return Err(describe(metadata::MetadataError::Absent));
     }
     let lent = service.get(&format!("{ROLES}{role}")).map_err(describe)?;
     decode("the instance metadata service", &lent.text)
@@ -355,13 +357,13 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), "[pool]\naws_access_key_id = A\naws_secret_access_key = S\n")
             .expect("write the file");
-        let source = Source::of_profile(Some("pool"), None, file.path().to_str());
+        let source = CredentialSource::of_profile(Some("pool"), None, file.path().to_str());
         assert_eq!(source.current().expect("credentials must be found").access_key, "A");
         assert_eq!(
             (source.variable("AWS_ACCESS_KEY_ID"), source.variable("AWS_PROFILE").as_deref()),
             (None, Some("pool"))
         );
-        let missing = Source::of_profile(Some("other"), None, file.path().to_str());
+        let missing = CredentialSource::of_profile(Some("other"), None, file.path().to_str());
         assert!(missing.current().is_err_and(|why| why.contains("the profile `other`")));
     }
 }

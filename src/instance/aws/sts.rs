@@ -8,7 +8,7 @@ use super::endpoint::STS;
 use super::environment::variable;
 use super::profile::Profiles;
 use super::region;
-use super::transport::{Request, Transport, retry_until};
+use super::transport::{AwsRequest, Transport, retry_until};
 use super::xml::element;
 use crate::token::Token;
 
@@ -67,7 +67,7 @@ fn ask(
     parameters.extend(role.policy.iter().map(|policy| ("Policy", policy.as_str())));
     parameters.extend(more);
     let transport = Transport::new(STS, &region, &Profiles::read(&variable)).map_err(|why| describe(&why))?;
-    let request = Request::query(VERSION, action, &parameters);
+    let request = AwsRequest::query(VERSION, action, &parameters);
     let answer =
         retry_until(CALL_TIMEOUT, || transport.send(&request, credentials)).map_err(|failure| describe(&failure))?;
     decode(&answer).ok_or_else(|| describe(&"the answer holds no credentials"))

@@ -14,7 +14,7 @@ use super::credentials::Credentials;
 use super::endpoint::{self, AwsService};
 use super::environment::variable;
 use super::profile::Profiles;
-use super::sign::{Scope, SignedRequest, authorize};
+use super::sign::{CredentialScope, SignedRequest, authorize};
 use super::xml;
 use crate::backoff::Backoff;
 use crate::decode;
@@ -33,7 +33,7 @@ const CLOCK_SKEW_MIN: Duration = Duration::from_secs(4 * 60);
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(20)).with_jitter(1.0);
 
 /// A request without its endpoint.
-pub struct Request {
+pub struct AwsRequest {
     /// Name of the action.
     pub action: String,
     content_type: &'static str,
@@ -42,7 +42,7 @@ pub struct Request {
     body: String,
 }
 
-impl Request {
+impl AwsRequest {
     /// A call of the query protocol (Auto Scaling, EC2, STS).
     pub fn query(version: &str, action: &str, parameters: &[(&str, &str)]) -> Self {
         let mut body = format!("Action={action}&Version={version}");
@@ -174,7 +174,7 @@ impl Transport {
 
     /// Sends a request, and once more if its signature was rejected because the local clock is wrong. Without
     /// credentials the request is not signed. Errors: see [`RequestFailure`].
-    pub fn send(&self, request: &Request, credentials: Option<&Credentials>) -> Result<String, RequestFailure> {
+    pub fn send(&self, request: &AwsRequest, credentials: Option<&Credentials>) -> Result<String, RequestFailure> {
         let outcome = self.try_once(request, credentials);
         let Err(RequestFailure::Refused(problem)) = &outcome else { return outcome };
         let Some(behind) = problem.skew(SystemTime::now()) else { return outcome };
@@ -190,7 +190,7 @@ impl Transport {
     /// Signs a request that another party sends, together with these headers. Returns the headers to send.
     pub fn sign(
         &self,
-        request: &Request,
+        request: &AwsRequest,
         more: Vec<(String, String)>,
         credentials: &Credentials,
     ) -> Vec<(String, String)> {
@@ -202,11 +202,11 @@ impl Transport {
     }
 
     /// Sends a request that another party signed. Errors: see [`RequestFailure`].
-    pub fn send_signed(&self, request: &Request, headers: &[(String, String)]) -> Result<String, RequestFailure> {
+    pub fn send_signed(&self, request: &AwsRequest, headers: &[(String, String)]) -> Result<String, RequestFailure> {
         self.post(request, headers)
     }
 
-    fn try_once(&self, request: &Request, credentials: Option<&Credentials>) -> Result<String, RequestFailure> {
+    fn try_once(&self, request: &AwsRequest, credentials: Option<&Credentials>) -> Result<String, RequestFailure> {
         let mut headers = vec![("Content-Type".to_owned(), request.content_type.to_owned())];
         headers.extend(request.target.iter().map(|target| ("X-Amz-Target".to_owned(), target.clone())));
         if let Some(credentials) = credentials {
@@ -215,7 +215,7 @@ impl Transport {
         self.post(request, &headers)
     }
 
-    fn post(&self, request: &Request, headers: &[(String, String)]) -> Result<String, RequestFailure> {
+    fn post(&self, request: &AwsRequest, headers: &[(String, String)]) -> Result<String, RequestFailure> {
         let mut body = request.body.as_bytes();
         let length = body.len() as u64;
         let url = if has_path(&self.url) { self.url.clone() } else { format!("{}/", self.url) };
@@ -225,7 +225,7 @@ impl Transport {
 
     fn signature(
         &self,
-        request: &Request,
+        request: &AwsRequest,
         headers: &[(String, String)],
         credentials: &Credentials,
     ) -> Vec<(String, String)> {
@@ -235,7 +235,7 @@ impl Transport {
         let host = authority.strip_suffix(usual).unwrap_or(authority);
         let headers = headers.to_vec();
         let target = SignedRequest { method: "POST", scheme, host, path, query: Vec::new(), headers };
-        let scope = Scope { region: &self.region, service: self.service.name };
+        let scope = CredentialScope { region: &self.region, service: self.service.name };
         authorize(&target, request.body.as_bytes(), credentials, scope, now())
     }
 }
@@ -321,7 +321,7 @@ pub fn retry_delay(tries: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::testing::Server;
+    use crate::http::testing::TestServer;
     use std::cell::Cell;
 
     fn problem(status: u16, body: &str) -> ServiceError {
@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(denied.skew(now), None);
     }
 
-    fn transport(server: &Server) -> Transport {
+    fn transport(server: &TestServer) -> Transport {
         let transfer = Transfer::new(&server.url, &TlsFiles::default(), "mayfly", TIMEOUTS).expect("a client");
         Transport { service: endpoint::SSM, region: "eu-west-1".to_owned(), url: server.url.clone(), transfer }
     }
@@ -375,8 +375,8 @@ mod tests {
     fn a_wrong_clock_is_corrected_once() {
         let refused = "HTTP/1.1 400 X\r\nDate: Sun, 06 Nov 2044 08:49:37 GMT\r\nContent-Length: 38\r\n\r\n\
                        {\"__type\":\"InvalidSignatureException\"}";
-        let server = Server::new(&[refused, "HTTP/1.1 200 X\r\nContent-Length: 2\r\n\r\n{}"]);
-        let request = Request::json("AmazonSSM", "GetParameter", "{}".to_owned());
+        let server = TestServer::new(&[refused, "HTTP/1.1 200 X\r\nContent-Length: 2\r\n\r\n{}"]);
+        let request = AwsRequest::json("AmazonSSM", "GetParameter", "{}".to_owned());
         let answer = transport(&server).send(&request, Some(&Credentials::fixed("A", "S")));
         CLOCK_OFFSET_SECONDS.store(0, Ordering::Relaxed);
         assert_eq!(answer, Ok("{}".to_owned()));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::metadata::{Error, Item, Metadata};
+use super::metadata::{Item, Metadata, MetadataError};
 use crate::decode;
 use crate::instance::{Interruption, Notice, NoticeHandler, TargetState};
 use crate::monitor::machine;
@@ -70,10 +70,10 @@ impl NoticeWatcher {
         self.warn_if_silent(failure);
     }
 
-    fn poll_path(&mut self, path: &str, handler: fn(&mut Self, Option<Item>)) -> Option<Error> {
+    fn poll_path(&mut self, path: &str, handler: fn(&mut Self, Option<Item>)) -> Option<MetadataError> {
         match self.service.get_once(path) {
             Ok(item) => handler(self, Some(item)),
-            Err(Error::Absent) => handler(self, None),
+            Err(MetadataError::Absent) => handler(self, None),
             Err(error) => return Some(error),
         }
         None
@@ -110,7 +110,7 @@ impl NoticeWatcher {
         }
     }
 
-    fn warn_if_silent(&mut self, failure: Option<Error>) {
+    fn warn_if_silent(&mut self, failure: Option<MetadataError>) {
         match &failure {
             None if self.silent >= SILENT_POLLS_MAX => log::info!("the metadata service answers again"),
             None => {}

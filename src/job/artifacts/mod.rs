@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::archive::{Format, Level};
+use crate::archive::{ArchiveFormat, CompressionLevel};
 use crate::http::is_same_server;
 use crate::http::tls::TlsFiles;
 use crate::job::transfer::ProjectDir;
@@ -65,7 +65,7 @@ pub struct UploadPlan {
     /// The files to upload, in order.
     pub uploads: Vec<Upload>,
     /// `ARTIFACT_COMPRESSION_LEVEL`.
-    pub level: Level,
+    pub level: CompressionLevel,
     /// For each upload.
     pub timeout: Duration,
     /// From the end of an upload to the response.
@@ -98,7 +98,7 @@ pub struct Upload {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UploadFormat {
     /// An archive of the files.
-    Archive(Format),
+    Archive(ArchiveFormat),
     /// Exactly one file, unchanged.
     Raw,
 }

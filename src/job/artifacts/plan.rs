@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{ArtifactServer, Dependency, DownloadPlan, ProvenanceStatement, Upload, UploadFormat, UploadPlan};
-use crate::archive::{Format, Level};
+use crate::archive::{ArchiveFormat, CompressionLevel};
 use crate::job::flags::Flags;
 use crate::job::transfer::{ProjectDir, expand_like_shell, meter_frequency};
 use crate::payload::variables::Variables;
@@ -102,8 +102,8 @@ pub fn download_plan(
 }
 
 /// A compression level by name; the default for an unknown name.
-pub fn level(variables: &Variables, key: &str) -> Level {
-    variables.value(key).and_then(|name| Level::parse(&name)).unwrap_or_default()
+pub fn level(variables: &Variables, key: &str) -> CompressionLevel {
+    variables.value(key).and_then(|name| CompressionLevel::parse(&name)).unwrap_or_default()
 }
 
 fn upload(artifact: &Artifact, variables: &Variables) -> Upload {
@@ -113,11 +113,11 @@ fn upload(artifact: &Artifact, variables: &Variables) -> Upload {
         name: base_name(&name),
         kind: Some(&artifact.artifact_type).filter(|kind| !kind.is_empty()).map_or("archive", |kind| kind).to_owned(),
         format: match artifact.artifact_format.as_str() {
-            "gzip" => UploadFormat::Archive(Format::Gzip),
+            "gzip" => UploadFormat::Archive(ArchiveFormat::Gzip),
             "raw" => UploadFormat::Raw,
-            "tarzstd" => UploadFormat::Archive(Format::TarZstd),
-            "zipzstd" => UploadFormat::Archive(Format::ZipZstd),
-            _ => UploadFormat::Archive(Format::Zip),
+            "tarzstd" => UploadFormat::Archive(ArchiveFormat::TarZstd),
+            "zipzstd" => UploadFormat::Archive(ArchiveFormat::ZipZstd),
+            _ => UploadFormat::Archive(ArchiveFormat::Zip),
         },
         expire_in: artifact.expire_in.clone(),
         paths: artifact.paths.iter().map(expand).collect(),

@@ -7,8 +7,8 @@ use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::archive::entry::Entry;
-use crate::archive::root::{FileKind, Root};
+use crate::archive::entry::ArchiveEntry;
+use crate::archive::root::{ArchiveRoot, FileKind};
 use crate::digest::hex;
 
 /// The facts about the job in the statement.
@@ -42,7 +42,7 @@ pub struct ProvenanceStatement {
 
 impl ProvenanceStatement {
     /// Writes `NAME-metadata.json` to the project directory, and returns it as an entry of the archive.
-    pub fn write(&self, root: &Root, entries: &[Entry], name: &str) -> io::Result<Entry> {
+    pub fn write(&self, root: &ArchiveRoot, entries: &[ArchiveEntry], name: &str) -> io::Result<ArchiveEntry> {
         let mut subjects = Vec::new();
         for entry in entries.iter().filter(|entry| entry.kind == FileKind::File) {
             // An unreadable file is not in the archive either, which has its own warning.
@@ -53,7 +53,7 @@ impl ProvenanceStatement {
         let path = PathBuf::from(format!("{name}-metadata.json"));
         let text = serde_json::to_vec_pretty(&self.document(subjects))?;
         root.replace_file(&path, &text)?;
-        Ok(Entry { path, kind: FileKind::File })
+        Ok(ArchiveEntry { path, kind: FileKind::File })
     }
 
     fn document(&self, subjects: Vec<Value>) -> Value {
@@ -92,7 +92,7 @@ impl ProvenanceStatement {
     }
 }
 
-fn digest(root: &Root, entry: &Entry) -> io::Result<String> {
+fn digest(root: &ArchiveRoot, entry: &ArchiveEntry) -> io::Result<String> {
     let (mut file, _) = root.open_file(&entry.path)?;
     let mut context = Context::new(&SHA256);
     let mut buffer = vec![0; 128 * 1024];
@@ -115,7 +115,7 @@ mod tests {
         let project = tempfile::tempdir().unwrap();
         std::fs::write(project.path().join("a"), "abc").unwrap();
         std::os::unix::fs::symlink("/etc/passwd", project.path().join("x-metadata.json")).unwrap();
-        let root = Root::open(project.path()).unwrap();
+        let root = ArchiveRoot::open(project.path()).unwrap();
         let entries =
             select(&root, &SelectionRequest { paths: vec!["a".to_owned()], ..SelectionRequest::default() }).entries;
         let statement = ProvenanceStatement {

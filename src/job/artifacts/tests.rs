@@ -53,7 +53,7 @@ impl Project {
                 exclude: Vec::new(),
                 untracked: false,
             }],
-            level: Level::Default,
+            level: CompressionLevel::Default,
             timeout: Duration::from_secs(60),
             answer_timeout: Duration::from_secs(60),
             meter: None,
@@ -90,7 +90,7 @@ fn again(status: &'static str) -> Answer {
     Answer { headers: vec![("Retry-After", "1".to_owned())], ..answer(status, b"") }
 }
 
-const ZIP: UploadFormat = UploadFormat::Archive(Format::Zip);
+const ZIP: UploadFormat = UploadFormat::Archive(ArchiveFormat::Zip);
 
 /// Head and content of the only part of a multipart body.
 fn part(body: &[u8]) -> (String, Vec<u8>) {
@@ -142,7 +142,7 @@ fn nothing_to_upload_is_not_a_failure() {
     assert_eq!(upload(&project.uploads(&server, ZIP, &["missing"])), 0);
     // A report needs files; a directory alone is not enough.
     fs::create_dir(project.path().join("hollow")).unwrap();
-    assert_eq!(upload(&project.uploads(&server, UploadFormat::Archive(Format::Gzip), &["hollow"])), 0);
+    assert_eq!(upload(&project.uploads(&server, UploadFormat::Archive(ArchiveFormat::Gzip), &["hollow"])), 0);
 }
 
 #[test]
@@ -194,12 +194,12 @@ fn a_project_directory_that_became_a_link_is_not_followed() {
 fn archive() -> Vec<u8> {
     let project = Project::new();
     fs::write(project.path().join("from-build"), "built").unwrap();
-    let root = crate::archive::root::Root::open(&project.path()).unwrap();
+    let root = crate::archive::root::ArchiveRoot::open(&project.path()).unwrap();
     let request =
         crate::archive::select::SelectionRequest { paths: vec!["from-build".to_owned()], ..Default::default() };
     let entries = crate::archive::select::select(&root, &request).entries;
     let mut archive = Vec::new();
-    crate::archive::write(&root, &entries, Format::Zip, Level::Default, &mut archive).unwrap();
+    crate::archive::write(&root, &entries, ArchiveFormat::Zip, CompressionLevel::Default, &mut archive).unwrap();
     archive
 }
 

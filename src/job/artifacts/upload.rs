@@ -9,11 +9,11 @@ use std::thread;
 use std::time::Duration;
 
 use super::{ArtifactServer, RETRY_TIMEOUT, Upload, UploadFormat, UploadPlan, local_archive};
-use crate::archive::entry::Entry;
-use crate::archive::root::{FileKind, Root};
+use crate::archive::entry::ArchiveEntry;
+use crate::archive::root::{ArchiveRoot, FileKind};
 use crate::archive::select::{SelectionRequest, select};
-use crate::archive::stream::{Sink, pipe};
-use crate::archive::{self, Format, Written};
+use crate::archive::stream::{PipeWriter, pipe};
+use crate::archive::{self, ArchiveFormat, Written};
 use crate::http::{Error, Failure, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, escape, origin};
 use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, wait_before_retry, warning};
 use crate::random;
@@ -38,20 +38,20 @@ pub fn run(plan: &UploadPlan) -> (i32, u64) {
 }
 
 /// Returns the bytes that GitLab accepted.
-fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<u64, String> {
+fn upload_one(plan: &UploadPlan, upload: &Upload, root: &ArchiveRoot) -> Result<u64, String> {
     let request =
         SelectionRequest { paths: upload.paths.clone(), exclude: upload.exclude.clone(), untracked: upload.untracked };
     let mut selection = select(root, &request);
     notes(&selection.notes);
     // Only an archive can contain directories and links.
-    if matches!(upload.format, UploadFormat::Raw | UploadFormat::Archive(Format::Gzip)) {
+    if matches!(upload.format, UploadFormat::Raw | UploadFormat::Archive(ArchiveFormat::Gzip)) {
         selection.entries.retain(|entry| entry.kind != FileKind::Directory);
     }
     if selection.entries.is_empty() {
         error("No files to upload");
         return Ok(0);
     }
-    if let (Some(statement), UploadFormat::Archive(Format::Zip)) = (&plan.statement, upload.format) {
+    if let (Some(statement), UploadFormat::Archive(ArchiveFormat::Zip)) = (&plan.statement, upload.format) {
         match statement.write(root, &selection.entries, &upload.name) {
             Ok(entry) => {
                 selection.entries.push(entry);
@@ -61,7 +61,7 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<u64, St
             Err(why) => warning(format_args!("cannot write the provenance statement: {why}")),
         }
     }
-    let is_one_file = matches!(&selection.entries[..], [Entry { kind: FileKind::File, .. }]);
+    let is_one_file = matches!(&selection.entries[..], [ArchiveEntry { kind: FileKind::File, .. }]);
     if upload.format == UploadFormat::Raw && !is_one_file {
         return Err(format!("format raw needs exactly one file, but {} were found", selection.entries.len()));
     }
@@ -72,7 +72,13 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &Root) -> Result<u64, St
 }
 
 /// Writes an archive to the local artifacts directory (`mayfly exec`).
-fn keep(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry], directory: &Path) -> Result<u64, String> {
+fn keep(
+    plan: &UploadPlan,
+    upload: &Upload,
+    root: &ArchiveRoot,
+    entries: &[ArchiveEntry],
+    directory: &Path,
+) -> Result<u64, String> {
     let path = local_archive(directory, plan.job, &upload.kind);
     let failed = |why: io::Error| format!("{}: {why}", path.display());
     let UploadFormat::Archive(format) = upload.format else {
@@ -87,7 +93,7 @@ fn keep(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry], dire
 }
 
 /// Retries until GitLab accepts or refuses the upload.
-fn deliver(plan: &UploadPlan, upload: &Upload, root: &Root, entries: &[Entry]) -> Result<u64, String> {
+fn deliver(plan: &UploadPlan, upload: &Upload, root: &ArchiveRoot, entries: &[ArchiveEntry]) -> Result<u64, String> {
     let (mut server, mut tries) = (plan.server.clone(), RetryBudget::new(RETRY_TIMEOUT));
     let sent = Cell::new(0);
     loop {
@@ -188,8 +194,8 @@ fn attempt(
     plan: &UploadPlan,
     server: &ArtifactServer,
     upload: &Upload,
-    root: &Root,
-    entries: &[Entry],
+    root: &ArchiveRoot,
+    entries: &[ArchiveEntry],
     sent: &Cell<u64>,
 ) -> Result<Incoming, Error> {
     let timeouts = Timeouts { total: plan.timeout, response: plan.answer_timeout };
@@ -230,7 +236,13 @@ fn attempt(
     }
 }
 
-fn pack(root: &Root, entries: &[Entry], format: Format, plan: &UploadPlan, mut sink: Sink) -> io::Result<Written> {
+fn pack(
+    root: &ArchiveRoot,
+    entries: &[ArchiveEntry],
+    format: ArchiveFormat,
+    plan: &UploadPlan,
+    mut sink: PipeWriter,
+) -> io::Result<Written> {
     match archive::write(root, entries, format, plan.level, &mut sink) {
         Ok(written) => sink.end().map(|()| written),
         Err(why) => {
@@ -247,9 +259,9 @@ fn print_warnings(written: &Written) {
 
 fn file_name(upload: &Upload) -> String {
     let ending = match upload.format {
-        UploadFormat::Archive(Format::Zip | Format::ZipZstd) => ".zip",
-        UploadFormat::Archive(Format::Gzip) => ".gz",
-        UploadFormat::Archive(Format::TarZstd) => ".tar.zst",
+        UploadFormat::Archive(ArchiveFormat::Zip | ArchiveFormat::ZipZstd) => ".zip",
+        UploadFormat::Archive(ArchiveFormat::Gzip) => ".gz",
+        UploadFormat::Archive(ArchiveFormat::TarZstd) => ".tar.zst",
         UploadFormat::Raw => "",
     };
     format!("{}{ending}", upload.name)
@@ -266,10 +278,10 @@ fn part_head(boundary: &str, name: &str) -> String {
 
 fn url(server: &ArtifactServer, job: i64, upload: &Upload) -> String {
     let format = match upload.format {
-        UploadFormat::Archive(Format::Zip) => "zip",
-        UploadFormat::Archive(Format::ZipZstd) => "zipzstd",
-        UploadFormat::Archive(Format::Gzip) => "gzip",
-        UploadFormat::Archive(Format::TarZstd) => "tarzstd",
+        UploadFormat::Archive(ArchiveFormat::Zip) => "zip",
+        UploadFormat::Archive(ArchiveFormat::ZipZstd) => "zipzstd",
+        UploadFormat::Archive(ArchiveFormat::Gzip) => "gzip",
+        UploadFormat::Archive(ArchiveFormat::TarZstd) => "tarzstd",
         UploadFormat::Raw => "raw",
     };
     let mut url = format!("{}/jobs/{job}/artifacts?artifact_format={format}", server.api);
@@ -306,7 +318,7 @@ mod tests {
             directory: None,
         };
         assert_eq!(
-            url(&server, 7, &upload(UploadFormat::Archive(Format::Gzip))),
+            url(&server, 7, &upload(UploadFormat::Archive(ArchiveFormat::Gzip))),
             "http://h/api/v4/jobs/7/artifacts?artifact_format=gzip&artifact_type=junit&\
              expire_in=1%20week%20%26%202%20days"
         );

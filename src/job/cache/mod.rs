@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::archive::{Format, Level};
+use crate::archive::{ArchiveFormat, CompressionLevel};
 use crate::http::tls::TlsFiles;
 use crate::job::transfer::ProjectDir;
 
@@ -77,8 +77,8 @@ pub enum CacheSave {
         paths: Vec<String>,
         /// Whether to include files that git does not track.
         untracked: bool,
-        format: Format,
-        level: Level,
+        format: ArchiveFormat,
+        level: CompressionLevel,
         /// The largest archive to upload, in bytes.
         max_upload: Option<u64>,
     },

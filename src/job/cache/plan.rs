@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::key::Key;
 use super::s3::S3Store;
 use super::{CacheLocation, CacheRestore, CacheSave, RestorePlan, SavePlan, TransferSettings};
-use crate::archive::Format;
+use crate::archive::ArchiveFormat;
 use crate::config::cache::StorageLimits;
 use crate::failure::JobError;
 use crate::http::tls::TlsFiles;
@@ -162,9 +162,9 @@ impl<'a> Planner<'a> {
         let variables = self.variables;
         let format = variables.value("CACHE_COMPRESSION_FORMAT").map(|word| word.trim().to_ascii_lowercase());
         let format = match format.as_deref() {
-            Some("tarzstd") => Format::TarZstd,
-            Some("zipzstd") => Format::ZipZstd,
-            _ => Format::Zip,
+            Some("tarzstd") => ArchiveFormat::TarZstd,
+            Some("zipzstd") => ArchiveFormat::ZipZstd,
+            _ => ArchiveFormat::Zip,
         };
         let asked = || variables.value("CACHE_MAX_UPLOADED_ARCHIVE_SIZE").and_then(|text| text.trim().parse().ok());
         let configured = self.settings.remote.map(|store| store.max_upload).filter(|max| *max > 0);

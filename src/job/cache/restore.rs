@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use super::store::{self, PendingArchive};
 use super::{CacheLocation, CacheRestore, PresignedUrls, RestorePlan, TransferSettings};
-use crate::archive::root::Root;
+use crate::archive::root::ArchiveRoot;
 use crate::archive::select::{SelectionRequest, select};
-use crate::archive::unpack::{Fault, looks_like_cache, unpack};
+use crate::archive::unpack::{UnpackFault, looks_like_cache, unpack};
 use crate::http::{
     Failure, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, http_date, is_retryable, origin,
 };
@@ -40,7 +40,12 @@ pub fn run(plan: &RestorePlan) -> i32 {
     0
 }
 
-fn restore(location: &CacheLocation, clear: &[String], transfer_settings: &TransferSettings, root: &Root) -> bool {
+fn restore(
+    location: &CacheLocation,
+    clear: &[String],
+    transfer_settings: &TransferSettings,
+    root: &ArchiveRoot,
+) -> bool {
     heading(format_args!("Checking cache for {}...", location.key));
     let restored = extract(location, clear, transfer_settings, root);
     match &restored {
@@ -58,7 +63,7 @@ fn extract(
     location: &CacheLocation,
     clear: &[String],
     transfer_settings: &TransferSettings,
-    root: &Root,
+    root: &ArchiveRoot,
 ) -> Result<(), String> {
     let mut may_fetch = location.remote.is_some();
     loop {
@@ -70,7 +75,7 @@ fn extract(
             }
             Err(why) => why,
         };
-        if why.fault == Fault::Archive {
+        if why.fault == UnpackFault::Archive {
             store::forget(&location.local, &archive);
             if may_fetch && origin == Origin::Local {
                 warning(format_args!(
@@ -87,7 +92,7 @@ fn extract(
 }
 
 /// Removes files that an incomplete extraction may have left (`FF_CLEAN_UP_FAILED_CACHE_EXTRACT`).
-fn remove_rest(root: &Root, paths: &[String]) {
+fn remove_rest(root: &ArchiveRoot, paths: &[String]) {
     let request = SelectionRequest { paths: paths.to_vec(), ..SelectionRequest::default() };
     for entry in select(root, &request).entries.iter().rev() {
         // Fails for a directory that contains other files.

@@ -10,7 +10,7 @@ use crate::config::cache::{Cache, S3};
 use crate::http::tls::TlsFiles;
 use crate::http::{Method, Outgoing, Timeouts, Transfer, escape};
 use crate::instance::aws::credentials::Credentials;
-use crate::instance::aws::sign::{Scope, SignedRequest, presign};
+use crate::instance::aws::sign::{CredentialScope, SignedRequest, presign};
 use crate::instance::aws::source;
 use crate::instance::aws::sts::{self, Role};
 use crate::sync;
@@ -72,7 +72,7 @@ impl S3Store {
         let name = [self.prefix.as_str(), &format!("project/{project}/{object}")].join("/");
         let path = format!("/{bucket}{}", name.trim_start_matches('/'));
         let scheme = if self.settings.insecure { "http" } else { "https" };
-        let scope = Scope { region, service: "s3" };
+        let scope = CredentialScope { region, service: "s3" };
         let (now, expires) = (Timestamp::now(), expires.min(EXPIRY_MAX));
         let signed = |method, headers: &[(String, String)]| {
             let headers = headers.to_vec();

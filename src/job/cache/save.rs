@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime};
 use super::restore::{RETRY_TIMEOUT, refusal, send_request};
 use super::store::{self, PendingArchive};
 use super::{CacheLocation, CacheSave, PresignedUrls, SavePlan, TransferSettings};
-use crate::archive::entry::Entry;
-use crate::archive::root::Root;
+use crate::archive::entry::ArchiveEntry;
+use crate::archive::root::ArchiveRoot;
 use crate::archive::select::{SelectionRequest, select};
-use crate::archive::{self, Format, Level};
+use crate::archive::{self, ArchiveFormat, CompressionLevel};
 use crate::http::{Failure, Method, Outgoing, RetryBudget, Timeouts, Transfer, is_retryable, origin};
 use crate::job::transfer::{Meter, bytes, heading, notes, notice, wait_before_retry, warning};
 
@@ -46,10 +46,10 @@ pub fn run(plan: &SavePlan) -> i32 {
 }
 
 fn save(
-    root: &Root,
+    root: &ArchiveRoot,
     request: &SelectionRequest,
     location: &CacheLocation,
-    how: (Format, Level),
+    how: (ArchiveFormat, CompressionLevel),
     max_upload: Option<u64>,
     transfer_settings: &TransferSettings,
 ) -> Result<(), String> {
@@ -99,14 +99,19 @@ fn save(
 }
 
 /// Whether the archive is newer than all files that would go into it.
-fn is_up_to_date(root: &Root, entries: &[Entry], archive: &Path) -> bool {
+fn is_up_to_date(root: &ArchiveRoot, entries: &[ArchiveEntry], archive: &Path) -> bool {
     let Some(packed) = archive.symlink_metadata().and_then(|metadata| metadata.modified()).ok() else { return false };
     let Ok(packed) = packed.duration_since(SystemTime::UNIX_EPOCH) else { return false };
     let packed = (packed.as_secs().cast_signed(), i64::from(packed.subsec_nanos()));
     entries.iter().all(|entry| root.stat(&entry.path).is_ok_and(|stat| (stat.st_mtime, stat.st_mtime_nsec) < packed))
 }
 
-fn pack(root: &Root, entries: &[Entry], location: &CacheLocation, (format, level): (Format, Level)) -> io::Result<()> {
+fn pack(
+    root: &ArchiveRoot,
+    entries: &[ArchiveEntry],
+    location: &CacheLocation,
+    (format, level): (ArchiveFormat, CompressionLevel),
+) -> io::Result<()> {
     let mut pending = PendingArchive::new(&location.local)?;
     // The clock of file time stamps is some milliseconds late.
     let started = pending.file.metadata()?.modified()?;

@@ -64,8 +64,8 @@ impl Project {
                 location: self.location(key, server),
                 paths: vec!["vendor".to_owned()],
                 untracked: false,
-                format: Format::Zip,
-                level: Level::Default,
+                format: ArchiveFormat::Zip,
+                level: CompressionLevel::Default,
                 max_upload: None,
             }],
             transfer: transfer_settings(),
@@ -301,8 +301,8 @@ fn does_not_upload_an_archive_that_is_too_large() {
                 location,
                 paths: vec!["vendor".to_owned()],
                 untracked: false,
-                format: Format::TarZstd,
-                level: Level::Fast,
+                format: ArchiveFormat::TarZstd,
+                level: CompressionLevel::Fast,
                 max_upload,
             }],
             ..project.plan("key", Some(&server), StorageLimits::default())
@@ -352,7 +352,7 @@ fn concurrent_slots_never_see_an_incomplete_archive() {
                     project.save("key", None, StorageLimits::default());
                     let archive = fs::File::open(project.archive("key")).unwrap();
                     let out = tempfile::tempdir().unwrap();
-                    let root = crate::archive::root::Root::open(out.path()).unwrap();
+                    let root = crate::archive::root::ArchiveRoot::open(out.path()).unwrap();
                     crate::archive::unpack::unpack(&archive, &root).unwrap();
                 }
             });

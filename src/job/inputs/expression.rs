@@ -20,7 +20,7 @@ const DEPTH_MAX: usize = 50;
 type Evaluated = Result<Value, String>;
 
 /// Parses and evaluates one expression.
-pub struct Reader<'a> {
+pub struct ExpressionParser<'a> {
     rest: &'a str,
     scope: &'a Scope,
     depth: usize,
@@ -28,7 +28,7 @@ pub struct Reader<'a> {
     counts: bool,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ExpressionParser<'a> {
     pub fn new(text: &'a str, scope: &'a Scope) -> Self {
         Self { rest: text, scope, depth: 0, counts: true }
     }
@@ -261,7 +261,7 @@ mod tests {
         });
         let scope = Scope { root: json!({"job": {"inputs": inputs}}), sensitive: vec!["secret".to_owned()] };
         let text = format!("{text} }}}}");
-        Reader::new(&text, &scope).template()
+        ExpressionParser::new(&text, &scope).template()
     }
 
     #[test]

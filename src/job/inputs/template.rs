@@ -1,7 +1,7 @@
 //! Text with expressions between `${{` and `}}`; `\${{` is not an expression.
 
 use super::Scope;
-use super::expression::{CLOSING, OPENING, Reader};
+use super::expression::{CLOSING, ExpressionParser, OPENING};
 use super::operators::text_of;
 
 /// The length of the part of an invalid expression that is shown, in bytes.
@@ -20,7 +20,7 @@ pub fn fill_in(text: &str, scope: &Scope) -> Result<String, String> {
             continue;
         }
         filled.push_str(before);
-        let mut reader = Reader::new(behind, scope);
+        let mut reader = ExpressionParser::new(behind, scope);
         let value = reader.template().map_err(|why| format!("`{}`: {why}", shown(&rest[at..])))?;
         filled.push_str(&text_of(&value));
         rest = reader.rest();

@@ -16,7 +16,7 @@ use nix::sys::stat::fstat;
 
 use super::git::{Echo, Ended};
 use super::{RESET, SourcesError, SourcesPlan, YELLOW, fault, git};
-use crate::archive::root::{FileKind, Links, Root};
+use crate::archive::root::{ArchiveRoot, FileKind, Links};
 
 /// Limit for the list of files, in bytes.
 const LIST_MAX: u64 = 512 << 20;
@@ -106,7 +106,7 @@ fn list_arguments(flags: &[String]) -> Vec<String> {
 /// Gives the owner all permissions on the parent directories of these files, up to `top`. Returns the number of
 /// directories that were changed. Symbolic links are not followed.
 pub fn open_parents(top: &Path, files: impl IntoIterator<Item = PathBuf>) -> io::Result<usize> {
-    let root = Root::open(top)?;
+    let root = ArchiveRoot::open(top)?;
     let mut opened = open_up(&root, Path::new("")).map_or(0, usize::from);
     let mut seen = BTreeSet::new();
     let mut repositories = Vec::new();
@@ -131,11 +131,11 @@ pub fn open_parents(top: &Path, files: impl IntoIterator<Item = PathBuf>) -> io:
 
 /// Gives the owner all permissions on directories that cannot be read or entered: git cannot list their files.
 fn open_unreadable(top: &Path) -> io::Result<usize> {
-    walk(&Root::open(top)?, PathBuf::new(), 0o500)
+    walk(&ArchiveRoot::open(top)?, PathBuf::new(), 0o500)
 }
 
 /// Visits the directories below `from` and makes those accessible that lack some of the `wanted` permissions.
-fn walk(root: &Root, from: PathBuf, wanted: u32) -> io::Result<usize> {
+fn walk(root: &ArchiveRoot, from: PathBuf, wanted: u32) -> io::Result<usize> {
     let mut opened = 0;
     let mut waiting = vec![from];
     while let Some(directory) = waiting.pop() {
@@ -148,12 +148,12 @@ fn walk(root: &Root, from: PathBuf, wanted: u32) -> io::Result<usize> {
     Ok(opened)
 }
 
-fn open_up(root: &Root, directory: &Path) -> io::Result<bool> {
+fn open_up(root: &ArchiveRoot, directory: &Path) -> io::Result<bool> {
     ensure(root, directory, 0o700)
 }
 
 /// Gives the owner all permissions on a directory that lacks some of the `wanted` ones. Returns whether it did.
-fn ensure(root: &Root, directory: &Path, wanted: u32) -> io::Result<bool> {
+fn ensure(root: &ArchiveRoot, directory: &Path, wanted: u32) -> io::Result<bool> {
     let fd = root.open_beneath(directory, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW, Links::Refused)?;
     let mode = fstat(&fd)?.st_mode & 0o7777;
     if mode & wanted == wanted {

@@ -48,7 +48,7 @@ use crate::trace::colours::{GREEN, RESET, YELLOW};
 
 /// `GIT_STRATEGY`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Strategy {
+pub enum GitStrategy {
     /// Start with an empty directory.
     Clone,
     /// Reuse the repository of an earlier job.
@@ -63,7 +63,7 @@ pub enum Strategy {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SourcesPlan {
     /// `GIT_STRATEGY`.
-    pub strategy: Strategy,
+    pub strategy: GitStrategy,
     /// `CI_PROJECT_DIR`.
     pub project: PathBuf,
     /// `<project directory>.tmp`.
@@ -235,9 +235,9 @@ fn status(plan: &SourcesPlan, outcome: Result<(), SourcesError>, what: &str) -> 
 
 fn tidy(plan: &SourcesPlan) -> Result<(), SourcesError> {
     match plan.strategy {
-        Strategy::None => Ok(()),
-        Strategy::Clone | Strategy::Empty => Ok(remove::remove(&plan.project)?),
-        Strategy::Fetch => {
+        GitStrategy::None => Ok(()),
+        GitStrategy::Clone | GitStrategy::Empty => Ok(remove::remove(&plan.project)?),
+        GitStrategy::Fetch => {
             let modules = submodule_cleanup::set_aside(plan)?;
             let cleaned = tidy_checkout(plan, &modules);
             remove::remove(&modules)?;
@@ -268,21 +268,21 @@ fn fetch(plan: &SourcesPlan) -> Result<(), SourcesError> {
         external::write(plan, &[])?;
     }
     match plan.strategy {
-        Strategy::None => {
+        GitStrategy::None => {
             println!("{GREEN}Skipping Git repository setup{RESET}");
             make_directory(&plan.project)?;
         }
-        Strategy::Empty => {
+        GitStrategy::Empty => {
             println!("{GREEN}Skipping Git repository setup and creating an empty build directory{RESET}");
             remove::remove(&plan.project)?;
             make_directory(&plan.project)?;
         }
-        Strategy::Clone => {
+        GitStrategy::Clone => {
             remove::remove(&plan.project)?;
             make_directory(&plan.project)?;
             return update::update(plan);
         }
-        Strategy::Fetch => {
+        GitStrategy::Fetch => {
             make_directory(&plan.project)?;
             clean::open_parents(&plan.project, [])?;
             return update::update(plan);

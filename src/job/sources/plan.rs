@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::environment::{self, GitContext};
 use super::options::{CLEAN, FETCH, SUBMODULE_UPDATE};
-use super::{SourcesPlan, Strategy, Submodules, options};
+use super::{GitStrategy, SourcesPlan, Submodules, options};
 use crate::failure::{FailureReason, JobError};
 use crate::http::origin;
 use crate::payload::Payload;
@@ -38,14 +38,14 @@ pub struct SourcesSettings {
 }
 
 /// `GIT_STRATEGY`, or the project's default.
-pub fn strategy(payload: &Payload, variables: &Variables) -> Result<Strategy, JobError> {
+pub fn strategy(payload: &Payload, variables: &Variables) -> Result<GitStrategy, JobError> {
     match variables.value("GIT_STRATEGY").as_deref() {
-        Some("clone") => Ok(Strategy::Clone),
-        Some("fetch") => Ok(Strategy::Fetch),
-        Some("none") => Ok(Strategy::None),
-        Some("empty") => Ok(Strategy::Empty),
-        None | Some("") if payload.allow_git_fetch => Ok(Strategy::Fetch),
-        None | Some("") => Ok(Strategy::Clone),
+        Some("clone") => Ok(GitStrategy::Clone),
+        Some("fetch") => Ok(GitStrategy::Fetch),
+        Some("none") => Ok(GitStrategy::None),
+        Some("empty") => Ok(GitStrategy::Empty),
+        None | Some("") if payload.allow_git_fetch => Ok(GitStrategy::Fetch),
+        None | Some("") => Ok(GitStrategy::Clone),
         Some(other) => {
             Err(JobError::configuration(format!("GIT_STRATEGY must be clone, fetch, none or empty, not `{other}`")))
         }
@@ -56,10 +56,10 @@ pub fn strategy(payload: &Payload, variables: &Variables) -> Result<Strategy, Jo
 pub fn plan(payload: &Payload, variables: &Variables, settings: SourcesSettings) -> Result<SourcesPlan, JobError> {
     let git = &payload.git_info;
     let strategy = match strategy(payload, variables)? {
-        Strategy::Fetch if !settings.reuse => Strategy::Clone,
+        GitStrategy::Fetch if !settings.reuse => GitStrategy::Clone,
         strategy => strategy,
     };
-    if matches!(strategy, Strategy::Clone | Strategy::Fetch) {
+    if matches!(strategy, GitStrategy::Clone | GitStrategy::Fetch) {
         check_references(payload)?;
     }
     let token = variables.value("CI_JOB_TOKEN").filter(|token| !token.is_empty());

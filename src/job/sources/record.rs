@@ -19,7 +19,7 @@ use ring::hmac;
 
 use super::index::{self, IndexEntry};
 use super::{SourcesPlan, files, kept};
-use crate::archive::root::Root;
+use crate::archive::root::ArchiveRoot;
 use crate::digest::hex;
 
 /// Limit for the size of a record: more than any checkout needs.
@@ -61,7 +61,7 @@ impl CheckoutRecord {
     pub fn write(plan: &SourcesPlan) -> io::Result<()> {
         let Some(key) = key_of(plan) else { return Ok(()) };
         let Some(entries) = index::list(plan)? else { return Ok(()) };
-        let root = Root::open(&plan.project)?;
+        let root = ArchiveRoot::open(&plan.project)?;
         let stat = |entry: &IndexEntry| root.stat(Path::new(OsStr::from_bytes(&entry.path))).ok();
         let entries = entries.into_iter().chain(large_files(plan));
         let found: Vec<(IndexEntry, FileStat)> =
@@ -114,7 +114,7 @@ fn large_files(plan: &SourcesPlan) -> Vec<IndexEntry> {
 
 /// Removes Git LFS files that an earlier job may have changed: Git LFS checks only their size.
 pub fn remove_unknown_large_files(plan: &SourcesPlan, record: &CheckoutRecord) -> io::Result<()> {
-    let root = Root::open(&plan.project)?;
+    let root = ArchiveRoot::open(&plan.project)?;
     for entry in large_files(plan) {
         let path = Path::new(OsStr::from_bytes(&entry.path));
         let is_known = root.stat(path).is_ok_and(|stat| record.holds(&entry, &stat));

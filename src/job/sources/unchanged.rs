@@ -17,7 +17,7 @@ use nix::sys::stat::{FileStat, Mode, fstat, umask};
 use super::index::{self, IndexEntry, KnownFiles};
 use super::record::CheckoutRecord;
 use super::{SourcesPlan, files, object_id};
-use crate::archive::root::{FileKind, Root, kind_of};
+use crate::archive::root::{ArchiveRoot, FileKind, kind_of};
 
 /// Limit for the threads that hash files.
 const THREADS_MAX: usize = 8;
@@ -38,7 +38,7 @@ pub fn rebuild_index(plan: &SourcesPlan, record: &CheckoutRecord) -> io::Result<
 
 /// Finds the files whose content is that of their entries.
 pub fn find(plan: &SourcesPlan, entries: &[IndexEntry], record: &CheckoutRecord) -> io::Result<KnownFiles> {
-    let root = Root::open(&plan.project)?;
+    let root = ArchiveRoot::open(&plan.project)?;
     // The permissions that git would give a new file.
     let mask = umask(Mode::empty());
     umask(mask);
@@ -64,7 +64,7 @@ pub fn find(plan: &SourcesPlan, entries: &[IndexEntry], record: &CheckoutRecord)
 
 /// The stat of a file whose content is that of its entry.
 fn unchanged(
-    root: &Root,
+    root: &ArchiveRoot,
     plan: &SourcesPlan,
     entry: &IndexEntry,
     record: &CheckoutRecord,

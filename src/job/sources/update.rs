@@ -9,7 +9,7 @@ use super::git::Echo;
 use super::index::{self, IndexEntry, KnownFiles};
 use super::record::{self, CheckoutRecord};
 use super::repository::{self, RepositoryOrigin};
-use super::{GREEN, RESET, SourcesError, SourcesPlan, Strategy, YELLOW};
+use super::{GREEN, GitStrategy, RESET, SourcesError, SourcesPlan, YELLOW};
 use super::{clean, external, git, large_files, redirect, remove, submodules, unchanged, verify, worktree};
 
 /// Brings the project directory to the commit. Errors: see [`SourcesError`].
@@ -45,7 +45,7 @@ pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
         large_files::pull(plan, &plan.project)?;
     }
     submodules::update(plan)?;
-    if plan.checkout && plan.strategy == Strategy::Fetch {
+    if plan.checkout && plan.strategy == GitStrategy::Fetch {
         CheckoutRecord::write(plan)?;
     }
     Ok(())
@@ -135,7 +135,7 @@ fn check_out(plan: &SourcesPlan, known: Option<&KnownFiles>) -> Result<(), Sourc
         }
     }
     // A new repository in an empty directory needs no cleaning.
-    let was_empty = plan.strategy == Strategy::Clone && known.is_none();
+    let was_empty = plan.strategy == GitStrategy::Clone && known.is_none();
     if was_empty { Ok(()) } else { clean::clean(plan, &plan.project) }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::index::{self, IndexEntry};
 use super::{SourcesPlan, remove};
-use crate::archive::root::{FileKind, Root};
+use crate::archive::root::{ArchiveRoot, FileKind};
 
 /// Files that git and Git LFS read from the work tree.
 const READ: [&str; 4] = [".gitattributes", ".gitignore", ".gitmodules", ".lfsconfig"];
@@ -20,7 +20,7 @@ const SIZE_MAX: i64 = 100 << 20;
 /// Removes pipes, sockets and devices that would block git, and files that are too large for memory. Links stay: git
 /// follows none of them. Returns the directories below the project that contain a `.git`.
 pub fn sanitise(project: &Path) -> io::Result<Vec<PathBuf>> {
-    let root = Root::open(project)?;
+    let root = ArchiveRoot::open(project)?;
     let mut nested = Vec::new();
     let mut waiting = vec![PathBuf::new()];
     while let Some(directory) = waiting.pop() {
@@ -67,7 +67,7 @@ pub fn remove_planted(plan: &SourcesPlan, nested: &[PathBuf]) -> io::Result<()> 
 
 /// Another tool's checkout below the project stays, except for entries that would block git when it checks whether this
 /// is a repository.
-fn sanitise_nested(root: &Root, git: &Path) -> io::Result<()> {
+fn sanitise_nested(root: &ArchiveRoot, git: &Path) -> io::Result<()> {
     for (name, kind) in root.list(git).unwrap_or_default() {
         let path = git.join(&name);
         let is_huge = || name == "commondir" && root.stat(&path).is_ok_and(|stat| stat.st_size > SIZE_MAX);

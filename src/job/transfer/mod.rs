@@ -14,7 +14,7 @@ pub use expansion::expand_like_shell;
 pub use messages::{error, fatal, heading, notes, notice, warning};
 pub use meter::{Meter, bytes, meter_frequency};
 
-use crate::archive::root::Root;
+use crate::archive::root::ArchiveRoot;
 use crate::random;
 
 /// Waits before a retry; if the job is cancelled meanwhile, the shim ends this process.
@@ -36,11 +36,11 @@ pub struct ProjectDir {
 impl ProjectDir {
     /// Opens the project directory, below the builds directory; creates it for a job without sources. The error names
     /// the directory that cannot be opened.
-    pub fn open(&self) -> Result<Root, String> {
+    pub fn open(&self) -> Result<ArchiveRoot, String> {
         let opened = match self.directory.strip_prefix(&self.builds) {
-            Ok(below) => Root::open(&self.builds).and_then(|builds| builds.descend(below)),
+            Ok(below) => ArchiveRoot::open(&self.builds).and_then(|builds| builds.descend(below)),
             // The work tree of a user who runs a job by hand.
-            Err(_) => Root::open(&self.directory),
+            Err(_) => ArchiveRoot::open(&self.directory),
         };
         opened.map(|root| root.known_as(&self.seen)).map_err(|why| format!("{}: {why}", self.seen.display()))
     }

@@ -1,11 +1,11 @@
 //! The end of a run: keeps the trees of failed jobs, and collects the results of all jobs.
 
-use super::Runner;
+use super::LocalRunner;
 use crate::local::conclusion::status_of;
 use crate::local::results::JobResult;
 use crate::local::{failed_shell, report};
 
-impl Runner<'_> {
+impl LocalRunner<'_> {
     /// Opens shells in the trees of failed jobs, and moves the trees to the directory for kept trees.
     pub(super) fn keep_trees(&mut self) {
         for pipeline in 0..self.pipelines.len() {

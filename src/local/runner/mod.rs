@@ -19,13 +19,13 @@ use crate::local::conclusion::{retries, status_of};
 use crate::local::coverage;
 use crate::local::dotenv;
 use crate::local::mapped::{MappedCheckout, MappedProjects};
-use crate::local::options::{Options, image_of, matches};
+use crate::local::options::{RunOptions, image_of, matches};
 use crate::local::project::LocalProject;
 use crate::local::results::{JobResult, RunStatus};
-use crate::local::schedule::{self, Conclusion, Schedule, State, Task};
+use crate::local::schedule::{self, Conclusion, Schedule, ScheduleState, ScheduledJob};
 use crate::local::sources::LocalSources;
-use crate::pipeline::plan::{AllowFailure, Job, Plan, Strategy, Trigger, When};
-use crate::pipeline::request::Request;
+use crate::pipeline::plan::{AllowFailure, Job, Plan, Trigger, TriggerStrategy, When};
+use crate::pipeline::request::PlanRequest;
 use crate::pipeline::syntax::Node;
 use crate::sync;
 
@@ -39,7 +39,7 @@ const JOB_STACK: usize = 1 << 20;
 const TICK: Duration = Duration::from_millis(100);
 
 /// An event while jobs run.
-pub enum Event {
+pub enum RunEvent {
     /// An attempt has ended: pipeline, job, result.
     Ended(usize, usize, Box<AttemptResult>),
     /// A signal from the keyboard or from another program.
@@ -54,7 +54,7 @@ struct Running<'a> {
     project: Arc<LocalProject>,
     sources: &'a LocalSources,
     /// The request that it was planned from; requests of child pipelines derive from it.
-    request: Rc<Request<'a>>,
+    request: Rc<PlanRequest<'a>>,
     schedule: Schedule,
     jobs: Vec<Progress>,
     /// The trigger job that started it: pipeline and job.
@@ -69,7 +69,7 @@ struct Running<'a> {
 /// A pipeline to run.
 struct Planned<'a> {
     plan: Plan,
-    request: Request<'a>,
+    request: PlanRequest<'a>,
     project: Arc<LocalProject>,
     sources: &'a LocalSources,
     /// The trigger job that starts it: pipeline and job.
@@ -93,14 +93,14 @@ struct Progress {
 }
 
 /// A run from its first job to its last.
-pub struct Runner<'a> {
+pub struct LocalRunner<'a> {
     context: Arc<RunContext>,
-    options: &'a Options,
+    options: &'a RunOptions,
     sources: &'a LocalSources,
     mapped: &'a MappedProjects,
     pipelines: Vec<Running<'a>>,
-    sender: Sender<Event>,
-    events: Receiver<Event>,
+    sender: Sender<RunEvent>,
+    events: Receiver<RunEvent>,
     next_id: i64,
     next_key: usize,
     threads: Vec<thread::JoinHandle<()>>,
@@ -110,13 +110,13 @@ pub struct Runner<'a> {
     is_asking: bool,
 }
 
-impl<'a> Runner<'a> {
+impl<'a> LocalRunner<'a> {
     /// A run without pipelines; `first_id` is the id of the first job.
     pub fn new(
         context: Arc<RunContext>,
-        options: &'a Options,
+        options: &'a RunOptions,
         (sources, mapped): (&'a LocalSources, &'a MappedProjects),
-        (sender, events): (Sender<Event>, Receiver<Event>),
+        (sender, events): (Sender<RunEvent>, Receiver<RunEvent>),
         first_id: i64,
     ) -> Self {
         Self {
@@ -137,7 +137,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Runs the plan. Returns the result, and all jobs in the order of the file.
-    pub fn run(mut self, plan: Plan, request: Request<'a>) -> (RunStatus, Vec<JobResult>) {
+    pub fn run(mut self, plan: Plan, request: PlanRequest<'a>) -> (RunStatus, Vec<JobResult>) {
         let (project, sources) = (Arc::clone(&self.context.project), self.sources);
         self.add(Planned { plan, request, project, sources, parent: None, level: 0 });
         loop {
@@ -156,9 +156,9 @@ impl<'a> Runner<'a> {
         let status = self.pipelines[0].schedule.status();
         let ending = match status {
             _ if self.is_interrupted => RunStatus::Interrupted,
-            schedule::Status::Success => RunStatus::Success,
-            schedule::Status::Failed | schedule::Status::Canceled => RunStatus::Failed,
-            schedule::Status::Blocked => RunStatus::Blocked,
+            schedule::PipelineStatus::Success => RunStatus::Success,
+            schedule::PipelineStatus::Failed | schedule::PipelineStatus::Canceled => RunStatus::Failed,
+            schedule::PipelineStatus::Blocked => RunStatus::Blocked,
         };
         (ending, self.results())
     }
@@ -196,12 +196,12 @@ impl<'a> Runner<'a> {
         });
     }
 
-    fn task(&self, plan: &Plan, job: &Job, index: &HashMap<&str, usize>, is_first: bool) -> Task {
+    fn task(&self, plan: &Plan, job: &Job, index: &HashMap<&str, usize>, is_first: bool) -> ScheduledJob {
         let needs = job.needs.as_ref().map(|needs| {
             let known = needs.iter().filter_map(|need| index.get(&*need.job).copied());
             known.collect()
         });
-        Task {
+        ScheduledJob {
             stage: job.stage_index,
             when: job.when,
             needs,
@@ -256,7 +256,7 @@ impl<'a> Runner<'a> {
                 continue;
             };
             self.pipelines[child].is_told = true;
-            if self.pipelines[pipeline].schedule.state(job) == State::Running {
+            if self.pipelines[pipeline].schedule.state(job) == ScheduleState::Running {
                 self.pipelines[pipeline].schedule.hold(job);
                 changed = true;
             }
@@ -317,7 +317,7 @@ impl<'a> Runner<'a> {
         let spawned = sync::spawn(format!("job-{id}"), JOB_STACK, move || {
             let outcome = attempt::run(&context, attempt, &control);
             // The receiver lives as long as any job runs.
-            let _ = sender.send(Event::Ended(pipeline, job, Box::new(outcome)));
+            let _ = sender.send(RunEvent::Ended(pipeline, job, Box::new(outcome)));
         });
         match spawned {
             Ok(thread) => self.threads.push(thread),
@@ -396,7 +396,7 @@ impl<'a> Runner<'a> {
             Ok(planned) => self.add(planned),
             Err(why) => return self.fail(pipeline, job, why),
         }
-        if *strategy == Strategy::None {
+        if *strategy == TriggerStrategy::None {
             self.settle(pipeline, job, Conclusion::Success);
         }
     }
@@ -456,13 +456,13 @@ impl<'a> Runner<'a> {
             let (Some((pipeline, job)), false, true) = (running.parent, running.is_told, is_over) else { continue };
             let status = running.schedule.status();
             // A pipeline that a manual job blocks continues when that job starts.
-            if status == schedule::Status::Blocked && !self.is_interrupted {
+            if status == schedule::PipelineStatus::Blocked && !self.is_interrupted {
                 continue;
             }
             self.pipelines[child].is_told = true;
             ended = true;
-            if self.pipelines[pipeline].schedule.state(job) == State::Running {
-                let well = status == schedule::Status::Success;
+            if self.pipelines[pipeline].schedule.state(job) == ScheduleState::Running {
+                let well = status == schedule::PipelineStatus::Success;
                 let badly = if self.is_interrupted { Conclusion::Canceled } else { Conclusion::Failed };
                 if !well {
                     self.pipelines[pipeline].jobs[job].message = Some("the pipeline that it started failed".to_owned());
@@ -482,7 +482,7 @@ impl<'a> Runner<'a> {
             return true;
         }
         let is_open =
-            |(pipeline, job): &(usize, usize)| self.pipelines[*pipeline].schedule.state(*job) == State::Manual;
+            |(pipeline, job): &(usize, usize)| self.pipelines[*pipeline].schedule.state(*job) == ScheduleState::Manual;
         self.questions.retain(is_open);
         let Some(&(pipeline, job)) = self.questions.first() else { return false };
         let question = self.pipelines[pipeline].plan.jobs[job].manual_confirmation.clone();
@@ -493,7 +493,7 @@ impl<'a> Runner<'a> {
         thread::spawn(move || {
             let mut answer = String::new();
             let _ = std::io::stdin().read_line(&mut answer);
-            sender.send(Event::Answer(answer))
+            sender.send(RunEvent::Answer(answer))
         });
         true
     }
@@ -509,9 +509,9 @@ impl<'a> Runner<'a> {
         };
         self.context.screen.tick();
         match event {
-            Ok(Event::Ended(pipeline, job, outcome)) => self.ended(pipeline, job, *outcome),
-            Ok(Event::Interrupt) => self.interrupt(),
-            Ok(Event::Answer(answer)) => self.answered(&answer),
+            Ok(RunEvent::Ended(pipeline, job, outcome)) => self.ended(pipeline, job, *outcome),
+            Ok(RunEvent::Interrupt) => self.interrupt(),
+            Ok(RunEvent::Answer(answer)) => self.answered(&answer),
             Err(_) => {}
         }
         if self.context.screen.is_closed() && !self.is_interrupted {
@@ -592,7 +592,7 @@ impl<'a> Runner<'a> {
             _ => progress.message.clone().unwrap_or_default(),
         };
         progress.duration.get_or_insert(duration);
-        self.context.screen.end(progress.key, status_of(State::Done(conclusion)), duration, &note);
+        self.context.screen.end(progress.key, status_of(ScheduleState::Done(conclusion)), duration, &note);
         if conclusion == Conclusion::Success
             && let Some(message) = progress.message.take()
         {

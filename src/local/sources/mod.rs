@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use super::checkout::{Checkout, Listed, git, output};
 use super::facts::resolve;
-use crate::archive::root::Root;
+use crate::archive::root::ArchiveRoot;
 use crate::archive::unpack::unpack;
 use crate::pipeline::ahead::Parsed;
 use crate::pipeline::request::{Base, ComponentVersion, SourceError, Sources, Tree};
@@ -166,7 +166,7 @@ impl LocalSources {
         if !directory.exists() {
             std::fs::create_dir_all(&directory).map_err(|error| failed(error.to_string()))?;
             let file = File::open(archive).map_err(|error| failed(error.to_string()))?;
-            let root = Root::open(&directory).map_err(|error| failed(error.to_string()))?;
+            let root = ArchiveRoot::open(&directory).map_err(|error| failed(error.to_string()))?;
             unpack(&file, &root).map_err(|error| failed(error.to_string()))?;
         }
         Ok(directory)

@@ -32,14 +32,14 @@ use stamp::Stamp;
 const TREES_MOST: usize = 1024;
 
 /// The files for the trees; read once per run.
-pub struct Source {
+pub struct TreeSource {
     root: PathBuf,
     files: HashMap<PathBuf, Stamp>,
     directories: HashSet<PathBuf>,
     repository: Repository,
 }
 
-impl Source {
+impl TreeSource {
     /// The listed files of the checkout, and a repository with the current commit.
     pub fn new(checkout: &Checkout, listed: &[Listed], answers: &Answers) -> Self {
         let mut source = Self {
@@ -125,7 +125,12 @@ impl Trees {
     /// Takes a tree that contains exactly `source`, or nothing if `empty` is set (`GIT_STRATEGY: none` and `empty`).
     /// `restore_ownership` makes the user the owner of files that containers created as other users; if it fails, the
     /// tree is not used.
-    pub fn take(&self, source: &Source, empty: bool, restore_ownership: &dyn Fn(&Path) -> bool) -> io::Result<Tree> {
+    pub fn take(
+        &self,
+        source: &TreeSource,
+        empty: bool,
+        restore_ownership: &dyn Fn(&Path) -> bool,
+    ) -> io::Result<Tree> {
         for number in 0..TREES_MOST {
             let Some(tree) = self.lock(number)? else { continue };
             let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
@@ -180,7 +185,7 @@ impl Trees {
 }
 
 impl Tree {
-    fn clean(&self, source: &Source, empty: bool) -> io::Result<()> {
+    fn clean(&self, source: &TreeSource, empty: bool) -> io::Result<()> {
         fs::create_dir_all(&self.project)?;
         remove(&self.temporary)?;
         if empty {
@@ -209,7 +214,7 @@ impl Tree {
 }
 
 /// Restores a tree to the state of the source. The manifest is saved before the tree is used.
-fn restore(source: &Source, tree: &Tree) -> io::Result<()> {
+fn restore(source: &TreeSource, tree: &Tree) -> io::Result<()> {
     let file = tree.home.join("manifest");
     let mut manifest = Manifest::load(&file);
     let mut kept = HashSet::new();
@@ -251,7 +256,7 @@ fn restore(source: &Source, tree: &Tree) -> io::Result<()> {
 }
 
 /// Removes everything that cannot be a file of the source, and collects the paths of the others.
-fn sweep(source: &Source, project: &Path, below: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+fn sweep(source: &TreeSource, project: &Path, below: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(project.join(below))? {
         let entry = entry?;
         let path = below.join(entry.file_name());

@@ -32,10 +32,10 @@ impl Given {
         Self { directory, root }
     }
 
-    fn source(&self, untracked: bool) -> Source {
+    fn source(&self, untracked: bool) -> TreeSource {
         let checkout = Checkout::find(&self.root.join("src")).expect("a checkout");
         let answers = Answers::ask(&checkout.root).expect("ask git");
-        Source::new(&checkout, &checkout.files(untracked).expect("list the files"), &answers)
+        TreeSource::new(&checkout, &checkout.files(untracked).expect("list the files"), &answers)
     }
 
     fn trees(&self) -> Trees {

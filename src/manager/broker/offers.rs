@@ -11,7 +11,7 @@ use crate::coordinator::manager::protocol::{
 use crate::coordinator::{JobHandle, JobId};
 use crate::digest::hex;
 use crate::failure::FailureReason;
-use crate::manager::server::request::Response;
+use crate::manager::server::request::ServerResponse;
 use crate::manager::server::{Exchange, Ticket};
 use crate::manager::store::records::{Accepted, Event};
 use crate::random;
@@ -26,18 +26,18 @@ const TOGETHER: Duration = Duration::from_millis(500);
 const UNFIT_MOST: u64 = if cfg!(debug_assertions) { 5 } else { 300 };
 
 /// The response if there is no job.
-pub fn stay() -> Response {
-    of_manager(Response::empty(204)).with(ORDER_HEADER, "stay")
+pub fn stay() -> ServerResponse {
+    of_manager(ServerResponse::empty(204)).with(ORDER_HEADER, "stay")
 }
 
 /// Adds the header by which an agent recognises a manager.
-fn of_manager(response: Response) -> Response {
+fn of_manager(response: ServerResponse) -> ServerResponse {
     response.with(MANAGER_HEADER, VERSION)
 }
 
 /// The response if there is no job and the agent must leave.
-pub fn leave(reason: &str) -> Response {
-    of_manager(Response::empty(204)).with(ORDER_HEADER, LEAVE).with(REASON_HEADER, reason)
+pub fn leave(reason: &str) -> ServerResponse {
+    of_manager(ServerResponse::empty(204)).with(ORDER_HEADER, LEAVE).with(REASON_HEADER, reason)
 }
 
 impl Broker {
@@ -70,7 +70,7 @@ impl Broker {
             let offered = self.lock().offer(hex(&random::bytes::<16>()), now);
             let Some((id, offered)) = offered else { return };
             let sent = self.offer_of(&id, &offered).is_some_and(|body| {
-                let response = of_manager(Response { status: 201, headers: Vec::new(), body });
+                let response = of_manager(ServerResponse { status: 201, headers: Vec::new(), body });
                 self.responder.respond(offered.ticket, response)
             });
             match sent {
@@ -114,29 +114,29 @@ impl Broker {
     }
 
     /// An agent is about to accept a job, or does.
-    pub fn accept(&self, instance: &str, id: &str, acceptance: &protocol::Acceptance) -> Response {
+    pub fn accept(&self, instance: &str, id: &str, acceptance: &protocol::Acceptance) -> ServerResponse {
         let offer = acceptance.offer.as_str();
-        let void = || Response::message(409, "the offer is void; do not run the job");
+        let void = || ServerResponse::message(409, "the offer is void; do not run the job");
         match acceptance.state.as_str() {
             "pending" => match self.lock().prolong(instance, id, offer, Instant::now()) {
-                true => Response::message(200, "the offer holds"),
+                true => ServerResponse::message(200, "the offer holds"),
                 false => void(),
             },
             "running" => {
                 let decision = self.lock().accept(instance, id, offer, sys::unix_now());
                 match decision {
                     Acceptance::Write(by) => self.write_acceptance(id, by),
-                    Acceptance::Known => Response::message(200, "accepted before"),
-                    Acceptance::UnderWay => Response::message(503, "being accepted").with("Retry-After", "1"),
+                    Acceptance::Known => ServerResponse::message(200, "accepted before"),
+                    Acceptance::UnderWay => ServerResponse::message(503, "being accepted").with("Retry-After", "1"),
                     Acceptance::Void => void(),
                 }
             }
-            _ => Response::message(400, "`state` is pending or running"),
+            _ => ServerResponse::message(400, "`state` is pending or running"),
         }
     }
 
     /// The acceptance is on the disk before the agent hears of it.
-    fn write_acceptance(&self, id: &str, by: Accepted) -> Response {
+    fn write_acceptance(&self, id: &str, by: Accepted) -> ServerResponse {
         let instance = by.instance.clone();
         // From now on the job may run: a manager that loses its state must not fail it.
         self.held.remove(&self.name, id);
@@ -150,13 +150,13 @@ impl Broker {
                     self.board.handed_over(&self.name, job.offered_at.elapsed());
                     self.board.waited(&self.name, job.taken_at.elapsed());
                 }
-                Response::message(200, "accepted")
+                ServerResponse::message(200, "accepted")
             }
-            Ok(()) => Response::message(409, "the offer is void; do not run the job"),
+            Ok(()) => ServerResponse::message(409, "the offer is void; do not run the job"),
             Err(error) => {
                 log::error!("cannot write the manager's state pool={} error={error}", self.name);
                 state.not_accepted(id);
-                Response::message(503, "the manager cannot write its state").with("Retry-After", "5")
+                ServerResponse::message(503, "the manager cannot write its state").with("Retry-After", "5")
             }
         };
         drop(state);
@@ -165,7 +165,7 @@ impl Broker {
     }
 
     /// Processes a heartbeat of an agent.
-    pub fn heartbeat(&self, instance: &str, heartbeat: &Heartbeat) -> Response {
+    pub fn heartbeat(&self, instance: &str, heartbeat: &Heartbeat) -> ServerResponse {
         let news = self.lock().heartbeat(instance, &heartbeat.jobs, &heartbeat.ended, Instant::now());
         for id in &news.ended {
             log::info!("job ended pool={} job={id} instance={instance}", self.name);
@@ -186,7 +186,7 @@ impl Broker {
             }
             leave => leave,
         };
-        Response::json(200, &Orders { leave, again: news.lacks_jobs })
+        ServerResponse::json(200, &Orders { leave, again: news.lacks_jobs })
     }
 
     /// The agent leaves for a reason of its own.

@@ -12,10 +12,10 @@ use jiff::Timestamp;
 
 use super::{Engine, EngineError, ErrorKind, Examined, FailedStart, Group, Member, State};
 use crate::instance::CapacityChange;
-use crate::instance::aws::client::{Cause, Client, Error};
+use crate::instance::aws::client::{CallError, Cause, Client};
 use crate::instance::aws::endpoint::{AUTO_SCALING, EC2};
-use crate::instance::aws::source::Source;
-use crate::instance::aws::transport::Request;
+use crate::instance::aws::source::CredentialSource;
+use crate::instance::aws::transport::AwsRequest;
 use crate::instance::aws::xml::{element, members};
 use crate::manager::pool::AwsGroup;
 
@@ -39,7 +39,7 @@ impl Aws {
         let region = group.region.as_deref();
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
         let (config, credentials) = (path(&group.config_file), path(&group.credentials_file));
-        let source = Source::of_profile(group.profile.as_deref(), config.as_deref(), credentials.as_deref());
+        let source = CredentialSource::of_profile(group.profile.as_deref(), config.as_deref(), credentials.as_deref());
         // Without settings of its own it shares the credentials of the process, which are renewed once for all.
         let source = Arc::new(source);
         let has_own = group.profile.is_some() || config.is_some() || credentials.is_some();
@@ -57,7 +57,7 @@ impl Aws {
     }
 
     fn call(&self, action: &str, parameters: &[(&str, &str)], timeout: Duration) -> Result<String, EngineError> {
-        let request = Request::query(AUTO_SCALING_VERSION, action, parameters);
+        let request = AwsRequest::query(AUTO_SCALING_VERSION, action, parameters);
         self.auto_scaling.call(&request, timeout).map_err(of_call)
     }
 
@@ -134,7 +134,7 @@ impl Engine for Aws {
         let mut ended = Vec::new();
         // One at a time: a single unknown id fails the whole call.
         for instance in instances {
-            let request = Request::query(EC2_VERSION, "DescribeInstances", &[("InstanceId.1", instance)]);
+            let request = AwsRequest::query(EC2_VERSION, "DescribeInstances", &[("InstanceId.1", instance)]);
             match self.ec2.call(&request, LOOK) {
                 Ok(answer) => {
                     let name = instance_state(&answer);
@@ -187,7 +187,7 @@ fn state_of(word: &str) -> State {
     }
 }
 
-fn of_call(error: Error) -> EngineError {
+fn of_call(error: CallError) -> EngineError {
     let text = |needle: &str| matches!(&error.cause, Cause::Refused { message, .. } if message.contains(needle));
     let kind = match &error.cause {
         Cause::Busy { .. } | Cause::Silent(_) | Cause::Unprepared(_) => ErrorKind::Temporary,
@@ -242,7 +242,7 @@ mod tests {
     fn refusals_say_what_can_be_done() {
         let refused = |code: &str, message: &str| {
             let cause = Cause::Refused { code: code.to_owned(), message: message.to_owned() };
-            of_call(Error { permission: "autoscaling:X".to_owned(), cause })
+            of_call(CallError { permission: "autoscaling:X".to_owned(), cause })
         };
         let minimum = refused(
             "ValidationError",

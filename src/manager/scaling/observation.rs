@@ -26,21 +26,21 @@ pub struct Observation {
     /// The pool's jobs.
     pub jobs: Jobs,
     /// The registered agents.
-    pub agents: Agents,
+    pub agents: ObservedAgents,
     /// The group; `None` while the engine does not answer.
     pub group: Option<Group>,
 }
 
 /// Agents, found by their instance: a fleet may have a thousand of them.
 #[derive(Clone, Debug, Default)]
-pub struct Agents {
-    all: Vec<Agent>,
+pub struct ObservedAgents {
+    all: Vec<ObservedAgent>,
     by_instance: HashMap<String, usize>,
 }
 
 /// An agent, as far as the pool's size depends on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Agent {
+pub struct ObservedAgent {
     /// The instance of the agent.
     pub instance: String,
     /// The activity of the agent.
@@ -65,7 +65,7 @@ pub enum Work {
 impl Observation {
     /// Creates the observation from the workload at `at`, which is the instant of `now`.
     pub fn new(now: Now, at: Instant, snapshot: &Snapshot, group: Option<Group>) -> Self {
-        let agent = |view: &crate::manager::workload::AgentView| Agent {
+        let agent = |view: &crate::manager::workload::AgentView| ObservedAgent {
             instance: view.instance.clone(),
             work: match view.state {
                 AgentState::Idle { since } => Work::Idle(at.saturating_duration_since(since)),
@@ -78,27 +78,27 @@ impl Observation {
         Self {
             now,
             jobs: Jobs { held: snapshot.held, running: snapshot.running },
-            agents: snapshot.agents.iter().map(agent).collect::<Vec<Agent>>().into(),
+            agents: snapshot.agents.iter().map(agent).collect::<Vec<ObservedAgent>>().into(),
             group,
         }
     }
 
     /// An agent by its instance.
-    pub fn agent(&self, instance: &str) -> Option<&Agent> {
+    pub fn agent(&self, instance: &str) -> Option<&ObservedAgent> {
         self.agents.by_instance.get(instance).and_then(|at| self.agents.all.get(*at))
     }
 }
 
-impl From<Vec<Agent>> for Agents {
-    fn from(all: Vec<Agent>) -> Self {
+impl From<Vec<ObservedAgent>> for ObservedAgents {
+    fn from(all: Vec<ObservedAgent>) -> Self {
         let by_instance = all.iter().enumerate().map(|(at, agent)| (agent.instance.clone(), at)).collect();
         Self { all, by_instance }
     }
 }
 
-impl Agents {
+impl ObservedAgents {
     /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &Agent> {
+    pub fn iter(&self) -> impl Iterator<Item = &ObservedAgent> {
         self.all.iter()
     }
 

@@ -10,8 +10,8 @@ use jiff::Timestamp;
 
 use super::Sizing;
 use super::growth::Throttle;
-use super::observation::{Agent, Observation, Work};
-use super::policy::{Intake, Policy};
+use super::observation::{Observation, ObservedAgent, Work};
+use super::policy::{Intake, ScalingPolicy};
 use super::removal::Removals;
 use super::wanted::{Bounds, Wanted, wanted};
 use super::watchdog::{Breaker, Overdue, Watchdog};
@@ -45,7 +45,7 @@ struct Expected {
 
 /// A step of the scaler, and its reason.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
+pub struct ScalingPlan {
     /// The number of instances that the pool needs.
     pub wanted: Wanted,
     /// The policy that applies.
@@ -53,7 +53,7 @@ pub struct Plan {
     /// The mode in which the pool polls for jobs.
     pub intake: Option<Intake>,
     /// The steps in order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<ScalingStep>,
     /// Jobs that may be held beyond what idle agents take.
     pub hold_budget: u32,
     /// Messages for the operator.
@@ -68,7 +68,7 @@ pub struct Plan {
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
+pub struct ScalingStep {
     /// The action.
     pub action: Action,
     /// Why.
@@ -122,18 +122,18 @@ impl Planner {
     }
 
     /// Decides the steps that are due now.
-    pub fn plan(&mut self, seen: &Observation) -> Plan {
+    pub fn plan(&mut self, seen: &Observation) -> ScalingPlan {
         let policy = self.sizing.policies.at(seen.now.time).clone();
         let bounds = Bounds {
             capacity: self.sizing.capacity,
             max_instances: self.sizing.max_instances,
             group: seen.group.as_ref().map(|group| (group.least, group.most.unwrap_or(u32::MAX))),
         };
-        let mut plan = Plan {
+        let mut plan = ScalingPlan {
             wanted: wanted(&policy, seen.jobs, bounds),
             policy: policy.label.clone(),
             intake: Some(policy.intake),
-            ..Plan::default()
+            ..ScalingPlan::default()
         };
         self.announce(&policy, &mut plan);
         let Some(group) = &seen.group else {
@@ -197,7 +197,7 @@ impl Planner {
         }
     }
 
-    fn announce(&mut self, policy: &Policy, plan: &mut Plan) {
+    fn announce(&mut self, policy: &ScalingPolicy, plan: &mut ScalingPlan) {
         if self.policy.as_ref() != Some(&policy.label) {
             let text = format!(
                 "policy in force: {}, idle target {}, idle time {} s, {}",
@@ -211,7 +211,7 @@ impl Planner {
         }
     }
 
-    fn follow_registrations(&mut self, seen: &Observation, group: &Group, plan: &mut Plan) {
+    fn follow_registrations(&mut self, seen: &Observation, group: &Group, plan: &mut ScalingPlan) {
         let now = seen.now.elapsed;
         for agent in seen.agents.iter() {
             if self.removals.registered(&agent.instance, agent.builds, agent.work == Work::Leaving) {
@@ -235,7 +235,7 @@ impl Planner {
     }
 
     /// A desired capacity that is not the manager's own is taken as the new base.
-    fn adopt(&mut self, seen: &Observation, group: &Group, plan: &mut Plan) {
+    fn adopt(&mut self, seen: &Observation, group: &Group, plan: &mut ScalingPlan) {
         let now = seen.now.elapsed;
         match self.expected {
             Some(expected) if expected.desired == group.desired => {}
@@ -257,7 +257,7 @@ impl Planner {
     }
 
     /// Instances whose agent has left are terminated: with decrement if the pool can do without them.
-    fn terminate_gone(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut Plan) {
+    fn terminate_gone(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut ScalingPlan) {
         let now = seen.now.elapsed;
         let most = self.sizing.max_use_count;
         for member in group.members.iter().filter(|member| member.state == State::Running) {
@@ -268,12 +268,12 @@ impl Planner {
                 false => counted.remove_staying(plan.wanted.instances, group.least),
             };
             let reason = format!("{why}; {} ({})", effect(change), plan.wanted.reason);
-            plan.steps.push(Step { action: Action::Terminate(member.instance.clone(), change), reason });
+            plan.steps.push(ScalingStep { action: Action::Terminate(member.instance.clone(), change), reason });
         }
     }
 
     /// Instances that do not register are replaced, until there are too many in a row.
-    fn terminate_overdue(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut Plan) {
+    fn terminate_overdue(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut ScalingPlan) {
         let now = seen.now.elapsed;
         for (instance, late) in self.watchdog.overdue(now) {
             let cause = format!(
@@ -292,7 +292,7 @@ impl Planner {
                     (counted.remove_staying(0, group.least), "growth is stopped")
                 }
             };
-            plan.steps.push(Step {
+            plan.steps.push(ScalingStep {
                 action: Action::Terminate(instance, change),
                 reason: format!("it has not registered for {} s; {effect}", late.as_secs()),
             });
@@ -300,9 +300,9 @@ impl Planner {
     }
 
     /// An agent without a job that sends nothing is dead, unless no agent sends anything: then the manager was cut off.
-    fn terminate_silent(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut Plan) {
-        let is_silent = |agent: &&Agent| agent.silent >= SILENT;
-        let silent: Vec<&Agent> = seen.agents.iter().filter(is_silent).collect();
+    fn terminate_silent(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut ScalingPlan) {
+        let is_silent = |agent: &&ObservedAgent| agent.silent >= SILENT;
+        let silent: Vec<&ObservedAgent> = seen.agents.iter().filter(is_silent).collect();
         if silent.is_empty() || silent.len() * 2 > seen.agents.len() {
             return;
         }
@@ -312,7 +312,7 @@ impl Planner {
             let stays = !self.is_going(&agent.instance, seen);
             if runs && stays && self.removals.may_try(&agent.instance, seen.now.elapsed) {
                 let change = counted.remove_staying(plan.wanted.instances, group.least);
-                plan.steps.push(Step {
+                plan.steps.push(ScalingStep {
                     action: Action::Terminate(agent.instance.clone(), change),
                     reason: format!(
                         "its agent has no job and has been silent for {} s; {}",
@@ -345,7 +345,7 @@ impl Planner {
         Counted { desired, live, going, ready, base: desired.max(live).saturating_sub(going) }
     }
 
-    fn grow(&mut self, seen: &Observation, group: &Group, counted: Counted, plan: &mut Plan) {
+    fn grow(&mut self, seen: &Observation, group: &Group, counted: Counted, plan: &mut ScalingPlan) {
         let now = seen.now.elapsed;
         let need = plan.wanted.instances.saturating_sub(counted.base);
         let breaker = match self.watchdog.breaker(now) {
@@ -375,18 +375,25 @@ impl Planner {
         } else {
             return;
         };
-        plan.steps.push(Step { action: Action::SetTarget { from: counted.desired, to }, reason });
+        plan.steps.push(ScalingStep { action: Action::SetTarget { from: counted.desired, to }, reason });
     }
 
     /// Surplus agents that are idle for long enough, the longest idle first.
-    fn dismiss(&self, seen: &Observation, group: &Group, policy: &Policy, counted: Counted, plan: &mut Plan) {
+    fn dismiss(
+        &self,
+        seen: &Observation,
+        group: &Group,
+        policy: &ScalingPolicy,
+        counted: Counted,
+        plan: &mut ScalingPlan,
+    ) {
         let mut surplus = counted.base.saturating_sub(plan.wanted.instances);
         surplus = surplus.min(counted.base.saturating_sub(group.least));
         if surplus == 0 {
             return;
         }
         let running = running(group);
-        let mut idle: Vec<(Duration, &Agent)> = seen
+        let mut idle: Vec<(Duration, &ObservedAgent)> = seen
             .agents
             .iter()
             .filter(|agent| running.contains(agent.instance.as_str()))
@@ -400,7 +407,7 @@ impl Planner {
             .collect();
         idle.sort_by(|(one, a), (other, b)| other.cmp(one).then_with(|| a.instance.cmp(&b.instance)));
         for (time, agent) in idle.into_iter().take(usize::try_from(surplus).unwrap_or(usize::MAX)) {
-            plan.steps.push(Step {
+            plan.steps.push(ScalingStep {
                 action: Action::Dismiss(agent.instance.clone()),
                 reason: format!("idle for {} s; {}", time.as_secs(), plan.wanted.reason),
             });
@@ -408,7 +415,7 @@ impl Planner {
     }
 
     /// The number of jobs for which instances can be added.
-    fn hold_budget(&mut self, seen: &Observation, policy: &Policy, bounds: Bounds, counted: Counted) -> u32 {
+    fn hold_budget(&mut self, seen: &Observation, policy: &ScalingPolicy, bounds: Bounds, counted: Counted) -> u32 {
         if policy.intake == Intake::Relay {
             return 0;
         }
@@ -423,7 +430,7 @@ impl Planner {
         instances.saturating_mul(self.sizing.capacity).min(self.sizing.max_jobs)
     }
 
-    fn again(&self, seen: &Observation, policy: &Policy, plan: &Plan) -> Option<Duration> {
+    fn again(&self, seen: &Observation, policy: &ScalingPolicy, plan: &ScalingPlan) -> Option<Duration> {
         let now = seen.now.elapsed;
         let idle = seen.agents.iter().filter_map(|agent| match agent.work {
             Work::Idle(time) if time < policy.idle_time => Some(policy.idle_time - time),

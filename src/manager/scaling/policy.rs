@@ -17,7 +17,7 @@ const EPSILON: f64 = 1e-9;
 #[derive(Clone, Debug)]
 pub struct Policies {
     /// Applies when no other policy does.
-    pub otherwise: Policy,
+    pub otherwise: ScalingPolicy,
     /// In the order of the configuration file.
     pub windows: Vec<Window>,
 }
@@ -30,12 +30,12 @@ pub struct Window {
     /// The clock by which the periods are meant.
     pub zone: Zone,
     /// The policy at these times.
-    pub policy: Policy,
+    pub policy: ScalingPolicy,
 }
 
 /// The idle capacity, its idle time, and the mode of polling.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Policy {
+pub struct ScalingPolicy {
     /// Which one it is, for logs and pages: "policy 2 (`* 9-17 * * mon-fri`, Europe/Amsterdam)".
     pub label: String,
     /// The idle capacity.
@@ -79,7 +79,7 @@ pub struct IdleTarget {
 
 impl Policies {
     /// The policy that applies at this time.
-    pub fn at(&self, now: Timestamp) -> &Policy {
+    pub fn at(&self, now: Timestamp) -> &ScalingPolicy {
         let applies = |window: &&Window| {
             let clock = window.zone.clock(now);
             window.periods.iter().any(|period| period.contains(clock))
@@ -88,7 +88,7 @@ impl Policies {
     }
 
     /// All of them, the one that applies outside of all periods first.
-    pub fn all(&self) -> impl Iterator<Item = &Policy> {
+    pub fn all(&self) -> impl Iterator<Item = &ScalingPolicy> {
         std::iter::once(&self.otherwise).chain(self.windows.iter().map(|window| &window.policy))
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::observation::{Agent, Work};
+use super::observation::{ObservedAgent, Work};
 
 /// An agent that leaves and is silent for this long has gone.
 const GONE: Duration = Duration::from_secs(60);
@@ -80,7 +80,7 @@ impl Removals {
     pub fn is_due(
         &mut self,
         instance: &str,
-        agent: Option<&Agent>,
+        agent: Option<&ObservedAgent>,
         max_use_count: Option<u32>,
         now: Duration,
     ) -> Option<&'static str> {

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::Sizing;
 use super::observation::{Now, Observation};
-use super::planner::{Action, Note, Plan, Planner, Step};
+use super::planner::{Action, Note, Planner, ScalingPlan, ScalingStep};
 use super::wanted::Wanted;
 use crate::instance::CapacityChange;
 use crate::manager::engine::{Engine, EngineError, ErrorKind, FailedStart, Group, State};
@@ -228,7 +228,7 @@ impl Rounds {
     }
 
     /// Until the next look or decision.
-    fn wait(&self, plan: &Plan, snapshot: &Snapshot) -> Duration {
+    fn wait(&self, plan: &ScalingPlan, snapshot: &Snapshot) -> Duration {
         let interval = self.interval(snapshot);
         let look = self.looked.map_or(Duration::ZERO, |looked| interval.saturating_sub(looked.elapsed()));
         let seconds = Timestamp::now().as_second().rem_euclid(60);
@@ -359,7 +359,7 @@ impl Rounds {
         }
     }
 
-    fn tell(&mut self, plan: &Plan) {
+    fn tell(&mut self, plan: &ScalingPlan) {
         if self.wanted.replace(plan.wanted.instances) != Some(plan.wanted.instances) {
             let Wanted { instances, reason, .. } = &plan.wanted;
             log::info!("wanted instances changed wanted={instances} pool={} reason=\"{reason}\"", self.pool.name);
@@ -395,7 +395,7 @@ impl Rounds {
     }
 
     /// One step; the planner learns how it went.
-    fn carry_out(&mut self, step: &Step, now: Duration) {
+    fn carry_out(&mut self, step: &ScalingStep, now: Duration) {
         let pool = self.pool.name.clone();
         let outcome = match &step.action {
             Action::SetTarget { to, .. } => self.engine.set_target(*to),

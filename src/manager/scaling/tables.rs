@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::growth::Growth;
-use super::policy::{IdleTarget, Intake, Policies, Policy, Rounding, Window};
+use super::policy::{IdleTarget, Intake, Policies, Rounding, ScalingPolicy, Window};
 use crate::config::fleet::{AutoscalerTable, FleetTable, MachinePolicyTable, MachineTable, PolicyTable};
 use crate::config::period::{Period, Zone};
 use crate::manager::pool::PoolSettings;
@@ -25,7 +25,7 @@ impl Policies {
 
     /// Without any policy, and outside of all periods, jobs are held and instances are started for them.
     fn of_autoscaler(table: &AutoscalerTable) -> Self {
-        let otherwise = Policy {
+        let otherwise = ScalingPolicy {
             label: "no policy applies".to_owned(),
             idle: IdleTarget::NONE,
             idle_time: POLICY_IDLE_TIME,
@@ -88,7 +88,7 @@ fn window_of_policy(number: usize, table: &PolicyTable) -> Window {
     };
     // Without idle capacity, a pool that waits for an idle agent would wait for ever.
     let relays = table.idle_count > 0 && table.preemptive_mode != Some(false);
-    let policy = Policy {
+    let policy = ScalingPolicy {
         label: label("policy", number, &table.periods, &table.timezone),
         idle,
         idle_time: table.idle_time.unwrap_or(POLICY_IDLE_TIME),
@@ -106,7 +106,7 @@ struct MachineIdle {
 }
 
 impl MachineIdle {
-    fn policy(&self, label: String) -> Policy {
+    fn policy(&self, label: String) -> ScalingPolicy {
         let idle = match self.factor > 0.0 {
             // `IdleCount` bounds the result, and a minimum below 1 counts as 1.
             true => IdleTarget {
@@ -118,7 +118,7 @@ impl MachineIdle {
             false => IdleTarget { floor: self.count, rounding: Rounding::Down, ..IdleTarget::NONE },
         };
         let intake = if self.count == 0 { Intake::HoldAhead } else { Intake::Relay };
-        Policy { label, idle, idle_time: Duration::from_secs(self.seconds), intake }
+        ScalingPolicy { label, idle, idle_time: Duration::from_secs(self.seconds), intake }
     }
 }
 

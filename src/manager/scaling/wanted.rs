@@ -1,6 +1,6 @@
 //! Calculates the number of instances that a pool needs, with the reason.
 
-use super::policy::Policy;
+use super::policy::ScalingPolicy;
 
 /// The jobs of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl Bounds {
 }
 
 /// Applies a policy.
-pub fn wanted(policy: &Policy, jobs: Jobs, bounds: Bounds) -> Wanted {
+pub fn wanted(policy: &ScalingPolicy, jobs: Jobs, bounds: Bounds) -> Wanted {
     let capacity = bounds.capacity.max(1);
     let active = jobs.active();
     let room = bounds.most().saturating_mul(capacity).saturating_sub(active);
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
     use crate::manager::scaling::testing::{DYNAMIC, autoscaler, machine};
 
-    fn instances(policy: &Policy, running: u32, bounds: Bounds) -> u32 {
+    fn instances(policy: &ScalingPolicy, running: u32, bounds: Bounds) -> u32 {
         wanted(policy, Jobs { held: 0, running }, bounds).instances
     }
 

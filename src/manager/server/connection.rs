@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustls::{ServerConfig, ServerConnection};
 
-use super::request::{Parsed, Request, Response, parse};
+use super::request::{Parsed, ServerRequest, ServerResponse, parse};
 
 /// Why no request came.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Connection {
     }
 
     /// Reads the next request.
-    pub fn read(&mut self, until: Instant) -> Result<Request, NoRequest> {
+    pub fn read(&mut self, until: Instant) -> Result<ServerRequest, NoRequest> {
         let mut bytes = std::mem::take(&mut self.early);
         let mut buffer = [0; 4096];
         loop {
@@ -91,7 +91,7 @@ impl Connection {
     }
 
     /// Writes a response. Errors: the client is gone or too slow; the connection is of no more use.
-    pub fn write(&mut self, response: &Response, until: Instant) -> io::Result<()> {
+    pub fn write(&mut self, response: &ServerResponse, until: Instant) -> io::Result<()> {
         let bytes = response.encode(self.keep);
         self.used = Instant::now();
         self.stream.set_write_timeout(Some(left(until)?))?;

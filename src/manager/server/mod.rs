@@ -25,8 +25,8 @@ use rustls::ServerConfig;
 
 use crate::sync;
 use connection::{Connection, NoRequest};
-use request::{Request, Response};
-use workers::{Task, Workers};
+use request::{ServerRequest, ServerResponse};
+use workers::{ConnectionTask, Workers};
 
 /// The timeout for receiving a request, and for sending a response.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,14 +58,14 @@ impl Ticket {
 /// Answers requests.
 pub trait Handler: Send + Sync {
     /// Answers a request, now or later.
-    fn handle(&self, request: Request, exchange: Exchange);
+    fn handle(&self, request: ServerRequest, exchange: Exchange);
 
     /// A client whose request waited is gone, or did not take its response.
     fn gone(&self, ticket: Ticket);
 }
 
 /// The server; it serves for as long as it lives.
-pub struct Server {
+pub struct HttpServer {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -90,7 +90,7 @@ struct Entry {
 /// Answers requests that wait.
 pub trait Responder: Send + Sync {
     /// Sends the response of a request that waits. False: the client is gone.
-    fn respond(&self, ticket: Ticket, response: Response) -> bool;
+    fn respond(&self, ticket: Ticket, response: ServerResponse) -> bool;
 }
 
 /// A request's way back.
@@ -100,7 +100,7 @@ pub struct Exchange {
     connection: Connection,
 }
 
-impl Server {
+impl HttpServer {
     /// Serves on a socket that listens already; plain HTTP without a TLS configuration. Errors: no descriptors or threads
     /// are left.
     pub fn start(
@@ -155,7 +155,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for HttpServer {
     fn drop(&mut self) {
         let _ = self.shared.bell.write(1);
         if let Some(thread) = self.thread.take() {
@@ -168,7 +168,7 @@ impl Drop for Server {
 struct WaitingRequests(Arc<Shared>);
 
 impl Responder for WaitingRequests {
-    fn respond(&self, ticket: Ticket, response: Response) -> bool {
+    fn respond(&self, ticket: Ticket, response: ServerResponse) -> bool {
         let entry = {
             let mut table = self.0.lock();
             match table.remove(&ticket.0) {
@@ -181,14 +181,14 @@ impl Responder for WaitingRequests {
             }
         };
         let shared = Arc::clone(&self.0);
-        self.0.workers.put(Task::Respond { shared, ticket, connection: entry.connection, response });
+        self.0.workers.put(ConnectionTask::Respond { shared, ticket, connection: entry.connection, response });
         true
     }
 }
 
 impl Exchange {
     /// Sends the response.
-    pub fn respond(mut self, response: &Response) {
+    pub fn respond(mut self, response: &ServerResponse) {
         if self.connection.write(response, Instant::now() + TIMEOUT).is_ok() {
             self.shared.keep(self.number, self.connection);
         }
@@ -301,7 +301,7 @@ impl Shared {
             }
             false => {
                 let (shared, connection) = (Arc::clone(self), entry.connection);
-                self.workers.put(Task::Serve { shared, number, connection });
+                self.workers.put(ConnectionTask::Serve { shared, number, connection });
             }
         }
     }
@@ -334,7 +334,7 @@ impl Shared {
                 handler.handle(request, Exchange { shared: self, number, connection });
             }
             Err(NoRequest::Refused(status, why)) => {
-                let _ = connection.write(&Response::message(status, why), Instant::now() + TIMEOUT);
+                let _ = connection.write(&ServerResponse::message(status, why), Instant::now() + TIMEOUT);
                 connection.close();
             }
             Err(NoRequest::Gone(error)) => log::debug!("connection closed error={error}"),
@@ -342,7 +342,7 @@ impl Shared {
     }
 
     /// Sends the response of a request that waited.
-    fn send(self: Arc<Self>, ticket: Ticket, mut connection: Connection, response: &Response) {
+    fn send(self: Arc<Self>, ticket: Ticket, mut connection: Connection, response: &ServerResponse) {
         match connection.write(response, Instant::now() + TIMEOUT) {
             Ok(()) => self.keep(ticket.0, connection),
             Err(error) => {
@@ -361,7 +361,7 @@ impl Shared {
         }
         if connection.has_more() {
             let shared = Arc::clone(self);
-            return self.workers.put(Task::Serve { shared, number, connection });
+            return self.workers.put(ConnectionTask::Serve { shared, number, connection });
         }
         // A number stands for one request: a late word about the last must not reach the next.
         let number = self.next.fetch_add(1, Ordering::Relaxed);

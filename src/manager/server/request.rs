@@ -9,7 +9,7 @@ const BODY_MAX: usize = 256 << 10;
 
 /// A request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Request {
+pub struct ServerRequest {
     /// The method.
     pub method: String,
     /// The path without its query.
@@ -22,7 +22,7 @@ pub struct Request {
     pub keep: bool,
 }
 
-impl Request {
+impl ServerRequest {
     /// A header's value.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
@@ -35,7 +35,7 @@ pub enum Parsed {
     /// More bytes are needed.
     Incomplete,
     /// A request, and how many bytes it takes.
-    Request(Request, usize),
+    Request(ServerRequest, usize),
     /// The request is refused with this status.
     Refused(u16, &'static str),
 }
@@ -57,7 +57,8 @@ pub fn parse(bytes: &[u8]) -> Parsed {
         })
         .collect();
     let Some(headers) = headers else { return Parsed::Refused(400, "a header has no colon") };
-    let mut request = Request { method: method.to_owned(), path: path.to_owned(), headers, ..Request::default() };
+    let mut request =
+        ServerRequest { method: method.to_owned(), path: path.to_owned(), headers, ..ServerRequest::default() };
     if request.header("transfer-encoding").is_some() {
         return Parsed::Refused(411, "send a Content-Length");
     }
@@ -88,7 +89,7 @@ fn request_line(line: &str) -> Option<(&str, &str, &str)> {
 
 /// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Response {
+pub struct ServerResponse {
     /// The status.
     pub status: u16,
     /// Headers beside those of every response.
@@ -97,7 +98,7 @@ pub struct Response {
     pub body: Vec<u8>,
 }
 
-impl Response {
+impl ServerResponse {
     /// A response without a body.
     pub fn empty(status: u16) -> Self {
         Self { status, headers: Vec::new(), body: Vec::new() }
@@ -199,7 +200,7 @@ mod tests {
         ] {
             assert!(matches!(parse(head.as_bytes()), Parsed::Request(request, _) if request.keep == keep), "{head}");
         }
-        let text = Response::message(409, "too late").with("X-A", "b").encode(false);
+        let text = ServerResponse::message(409, "too late").with("X-A", "b").encode(false);
         let text = String::from_utf8(text).expect("the text must be UTF-8");
         assert!(
             text.starts_with("HTTP/1.1 409 Conflict\r\nX-A: b\r\n") && text.ends_with("{\"message\":\"too late\"}")

@@ -12,13 +12,13 @@ struct Recorder {
 }
 
 impl Handler for Recorder {
-    fn handle(&self, request: Request, exchange: Exchange) {
+    fn handle(&self, request: ServerRequest, exchange: Exchange) {
         match request.path.as_str() {
             "/wait" => {
                 let ticket = exchange.wait();
                 self.tickets.lock().expect("no thread may panic").send(ticket).expect("the receiver must exist");
             }
-            path => exchange.respond(&Response::message(200, path)),
+            path => exchange.respond(&ServerResponse::message(200, path)),
         }
     }
 
@@ -28,7 +28,7 @@ impl Handler for Recorder {
 }
 
 struct Running {
-    server: Server,
+    server: HttpServer,
     _handler: Arc<dyn Handler>,
     tickets: Receiver<Ticket>,
     gone: Receiver<Ticket>,
@@ -40,7 +40,7 @@ impl Running {
         let (gone, their_gone) = mpsc::channel();
         let handler: Arc<dyn Handler> = Arc::new(Recorder { tickets: Mutex::new(tickets), gone: Mutex::new(gone) });
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let server = Server::start(listener, None, Arc::downgrade(&handler)).expect("start the server");
+        let server = HttpServer::start(listener, None, Arc::downgrade(&handler)).expect("start the server");
         Self { server, _handler: handler, tickets: their_tickets, gone: their_gone }
     }
 
@@ -95,8 +95,8 @@ fn a_request_waits_without_a_thread_and_gets_its_response() {
     let tickets: Vec<Ticket> = streams.iter().map(|_| running.tickets.recv().expect("a request must arrive")).collect();
     let responder = running.server.responder();
     for ticket in &tickets {
-        assert!(responder.respond(*ticket, Response::empty(204)));
-        assert!(!responder.respond(*ticket, Response::empty(204)), "once");
+        assert!(responder.respond(*ticket, ServerResponse::empty(204)));
+        assert!(!responder.respond(*ticket, ServerResponse::empty(204)), "once");
     }
     for stream in &mut streams {
         assert!(answer(stream).starts_with("HTTP/1.1 204"));
@@ -113,7 +113,7 @@ fn tells_when_a_client_that_waited_is_gone() {
     let ticket = running.tickets.recv().expect("a request must arrive");
     drop(stream);
     assert_eq!(running.gone.recv().expect("the disconnection must be reported"), ticket);
-    assert!(!running.server.responder().respond(ticket, Response::empty(204)));
+    assert!(!running.server.responder().respond(ticket, ServerResponse::empty(204)));
 }
 
 #[test]

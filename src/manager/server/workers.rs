@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::connection::Connection;
-use super::request::Response;
+use super::request::ServerResponse;
 use super::{Shared, Ticket};
 use crate::sync;
 
@@ -18,14 +18,14 @@ const IDLE: Duration = Duration::from_secs(10);
 const STACK: usize = 256 * 1024;
 
 /// Something to do for a connection.
-pub enum Task {
+pub enum ConnectionTask {
     /// The connection has bytes to read.
     Serve { shared: Arc<Shared>, number: u64, connection: Connection },
     /// The response that the connection waits for is ready.
-    Respond { shared: Arc<Shared>, ticket: Ticket, connection: Connection, response: Response },
+    Respond { shared: Arc<Shared>, ticket: Ticket, connection: Connection, response: ServerResponse },
 }
 
-impl Task {
+impl ConnectionTask {
     fn run(self) {
         match self {
             Self::Serve { shared, number, connection } => shared.serve(number, connection),
@@ -48,7 +48,7 @@ struct Inner {
 
 #[derive(Default)]
 struct State {
-    tasks: VecDeque<Task>,
+    tasks: VecDeque<ConnectionTask>,
     threads: usize,
     idle: usize,
     stopped: bool,
@@ -56,7 +56,7 @@ struct State {
 
 impl Workers {
     /// Queues a task.
-    pub fn put(&self, task: Task) {
+    pub fn put(&self, task: ConnectionTask) {
         let mut state = self.inner.lock();
         if state.stopped {
             return;
@@ -98,7 +98,7 @@ impl Inner {
         }
     }
 
-    fn next(&self) -> Option<Task> {
+    fn next(&self) -> Option<ConnectionTask> {
         let mut state = self.lock();
         loop {
             if let Some(task) = state.tasks.pop_front() {

@@ -6,7 +6,7 @@ use crate::config::duration;
 
 /// A job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Job {
+pub struct SimulatedJob {
     /// The time at which the job is created, since the start of the day.
     pub start: Duration,
     /// The duration of the job.
@@ -14,14 +14,14 @@ pub struct Job {
 }
 
 /// So many jobs of one length: the first at `first`, the others evenly over `over`.
-pub fn even(jobs: u32, length: Duration, first: Duration, over: Duration) -> Vec<Job> {
+pub fn even(jobs: u32, length: Duration, first: Duration, over: Duration) -> Vec<SimulatedJob> {
     let distance = over.checked_div(jobs.max(1)).unwrap_or_default();
-    (0..jobs).map(|number| Job { start: first + distance * number, length }).collect()
+    (0..jobs).map(|number| SimulatedJob { start: first + distance * number, length }).collect()
 }
 
 /// Reads lines of `start,duration`: the time of day or a number of seconds, and a duration (`90s`, `5m`) or a number of
 /// seconds. A header and lines with `#` are skipped. Errors: which line is wrong, and what to write.
-pub fn read(text: &str) -> Result<Vec<Job>, String> {
+pub fn read(text: &str) -> Result<Vec<SimulatedJob>, String> {
     let mut jobs = Vec::new();
     for (at, line) in text.lines().enumerate() {
         let line = line.trim();
@@ -31,7 +31,7 @@ pub fn read(text: &str) -> Result<Vec<Job>, String> {
         let mut fields = line.split([',', ';']).map(|field| field.trim().trim_matches('"'));
         let (start, length) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
         match time_of_day(start).zip(length_of(length)) {
-            Some((start, length)) => jobs.push(Job { start, length }),
+            Some((start, length)) => jobs.push(SimulatedJob { start, length }),
             None if jobs.is_empty() && !start.starts_with(|c: char| c.is_ascii_digit()) => {}
             None => {
                 return Err(format!(
@@ -72,8 +72,8 @@ fn seconds(text: &str) -> Option<Duration> {
 mod tests {
     use super::*;
 
-    fn job(start: u64, length: u64) -> Job {
-        Job { start: Duration::from_secs(start), length: Duration::from_secs(length) }
+    fn job(start: u64, length: u64) -> SimulatedJob {
+        SimulatedJob { start: Duration::from_secs(start), length: Duration::from_secs(length) }
     }
 
     #[test]

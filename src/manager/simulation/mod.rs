@@ -13,7 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::manager::scaling::Sizing;
-use load::Job;
+use load::SimulatedJob;
 
 /// The input of a simulation.
 pub struct Scenario {
@@ -28,7 +28,7 @@ pub struct Scenario {
     /// From the start of an instance to the registration of its agent.
     pub boot: Duration,
     /// The jobs, by the time at which they come.
-    pub jobs: Vec<Job>,
+    pub jobs: Vec<SimulatedJob>,
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::load::Job;
+use super::load::SimulatedJob;
 use super::{Day, Sample};
 use crate::manager::status::chart::{HEIGHT, Series, Tick, WIDTH, draw};
 
@@ -14,7 +14,7 @@ use crate::manager::status::chart::{HEIGHT, Series, Tick, WIDTH, draw};
 const LINE: usize = 60;
 
 /// Table and totals. Times are by the clock of `zone`.
-pub fn table(day: &Day, jobs: &[Job], begins: Timestamp, zone: &TimeZone) -> String {
+pub fn table(day: &Day, jobs: &[SimulatedJob], begins: Timestamp, zone: &TimeZone) -> String {
     let mut text = String::new();
     // Writing into a text cannot fail, here and below.
     let _ = writeln!(

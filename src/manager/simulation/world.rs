@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 use super::Scenario;
 use crate::instance::CapacityChange;
 use crate::manager::engine::{Group, Member, State};
-use crate::manager::scaling::observation::{Agent, Now, Observation, Work};
+use crate::manager::scaling::observation::{Now, Observation, ObservedAgent, Work};
 use crate::manager::scaling::planner::{Action, Planner};
 use crate::manager::scaling::wanted::Jobs;
 
@@ -206,7 +206,7 @@ impl World<'_> {
         let observation = Observation {
             now: Now { elapsed, time },
             jobs: Jobs { held: number(self.held.len()), running: number(running) },
-            agents: agents.map(|instance| agent(instance, elapsed)).collect::<Vec<Agent>>().into(),
+            agents: agents.map(|instance| agent(instance, elapsed)).collect::<Vec<ObservedAgent>>().into(),
             group: Some(self.group.clone()),
         };
         let plan = self.planner.plan(&observation);
@@ -305,9 +305,9 @@ fn member(instance: &Instance, now: Duration) -> Member {
     }
 }
 
-fn agent(instance: &Instance, now: Duration) -> Agent {
+fn agent(instance: &Instance, now: Duration) -> ObservedAgent {
     let idle = now.saturating_sub(instance.idle_since.max(instance.began));
-    Agent {
+    ObservedAgent {
         instance: instance.name.clone(),
         work: if instance.jobs.is_empty() { Work::Idle(idle) } else { Work::Busy },
         builds: instance.builds,

@@ -10,9 +10,9 @@ use super::Workloads;
 use super::history::{History, INTERVAL, Point};
 use super::view::{DecisionView, GroupView, HistoryView, InstanceView, JobView, ManagerView, PoolView};
 use crate::manager::engine::{EngineError, FailedStart, Group, State};
-use crate::manager::scaling::planner::Plan;
+use crate::manager::scaling::planner::ScalingPlan;
 use crate::manager::workload::{AgentState, AgentView, Snapshot};
-use crate::monitor::listener::Answer;
+use crate::monitor::listener::PageResponse;
 use crate::monitor::text::Histogram;
 use crate::sync;
 use crate::version::VERSION;
@@ -34,7 +34,7 @@ pub struct StatusBoard {
 
 /// The status of one pool.
 pub struct PoolStatus {
-    pub plan: Plan,
+    pub plan: ScalingPlan,
     pub decided: Option<Instant>,
     pub group: Option<Group>,
     pub engine_error: Option<String>,
@@ -60,7 +60,7 @@ pub struct Counts {
 impl Default for PoolStatus {
     fn default() -> Self {
         Self {
-            plan: Plan::default(),
+            plan: ScalingPlan::default(),
             decided: None,
             group: None,
             engine_error: None,
@@ -92,7 +92,7 @@ impl StatusBoard {
     }
 
     /// A scaler made a decision.
-    pub fn decided(&self, pool: &str, plan: &Plan, snapshot: &Snapshot, group: Option<&Group>) {
+    pub fn decided(&self, pool: &str, plan: &ScalingPlan, snapshot: &Snapshot, group: Option<&Group>) {
         self.change(pool, |status| {
             status.plan = plan.clone();
             status.decided = Some(Instant::now());
@@ -169,13 +169,13 @@ impl StatusBoard {
     }
 
     /// 200 while every scaler decides, or 503 and which one does not.
-    pub fn health(&self) -> Answer {
+    pub fn health(&self) -> PageResponse {
         let pools = self.lock();
         let hanging =
             pools.iter().find(|(_, status)| status.decided.is_some_and(|decided| decided.elapsed() > HANGS_AFTER));
         match hanging {
-            Some((pool, _)) => Answer::text(503, format!("the scaler hangs pool={pool}\n")),
-            None => Answer::text(200, "working\n"),
+            Some((pool, _)) => PageResponse::text(503, format!("the scaler hangs pool={pool}\n")),
+            None => PageResponse::text(200, "working\n"),
         }
     }
 

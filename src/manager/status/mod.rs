@@ -15,7 +15,7 @@ pub use board::StatusBoard;
 use std::sync::Arc;
 
 use crate::manager::workload::Workload;
-use crate::monitor::listener::{Answer, Pages};
+use crate::monitor::listener::{PageResponse, Pages};
 use crate::monitor::text::CONTENT_TYPE;
 
 /// The pools of a manager as the pages see them; a reload may change the list.
@@ -26,14 +26,14 @@ pub fn pages(board: Arc<StatusBoard>, workloads: impl Fn() -> Workloads + Send +
     Arc::new(move |path| match path {
         "/" | "/index.html" => {
             let body = html::page(&board.view(&workloads()));
-            Some(Answer { status: 200, content_type: "text/html; charset=utf-8", body })
+            Some(PageResponse { status: 200, content_type: "text/html; charset=utf-8", body })
         }
         "/status" => {
             let body = serde_json::to_string(&board.view(&workloads())).unwrap_or_default();
-            Some(Answer { status: 200, content_type: "application/json", body })
+            Some(PageResponse { status: 200, content_type: "application/json", body })
         }
         "/metrics" => {
-            Some(Answer { status: 200, content_type: CONTENT_TYPE, body: metrics::write(&board, &workloads()) })
+            Some(PageResponse { status: 200, content_type: CONTENT_TYPE, body: metrics::write(&board, &workloads()) })
         }
         "/healthz" => Some(board.health()),
         _ => None,

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::*;
 use crate::manager::engine::{EngineError, ErrorKind, FailedStart, FailureKind, Group, Member, State};
-use crate::manager::scaling::planner::Plan;
+use crate::manager::scaling::planner::ScalingPlan;
 use crate::manager::scaling::wanted::{Jobs, Wanted};
 use crate::manager::workload::{AgentState, AgentView, JobView, Snapshot};
 
@@ -83,7 +83,7 @@ fn shown_with_jobs() -> (Arc<StatusBoard>, Pages, Arc<Fixed>) {
     ];
     let group =
         Group { name: EVIL.to_owned(), desired: 6, most: Some(9), members: members.to_vec(), ..Group::default() };
-    let plan = Plan {
+    let plan = ScalingPlan {
         wanted: Wanted {
             instances: 6,
             jobs: Jobs { held: 2, running: 2 },
@@ -93,7 +93,7 @@ fn shown_with_jobs() -> (Arc<StatusBoard>, Pages, Arc<Fixed>) {
         policy: EVIL.to_owned(),
         stopped: Some(EVIL.to_owned()),
         hold_budget: 5,
-        ..Plan::default()
+        ..ScalingPlan::default()
     };
     let board = Arc::new(StatusBoard::new());
     board.decided("fleet", &plan, &snapshot, Some(&group));

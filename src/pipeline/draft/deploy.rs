@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::reader::Reader;
-use crate::pipeline::plan::{Forward, Secret, Strategy, Trigger};
+use super::reader::KeywordReader;
+use crate::pipeline::plan::{Forward, Secret, Trigger, TriggerStrategy};
 use crate::pipeline::problem::Class;
-use crate::pipeline::syntax::{Entry, Mapping, Node};
+use crate::pipeline::syntax::{Mapping, MappingEntry, Node};
 
 const ENVIRONMENT_KEYS: [&str; 7] =
     ["name", "url", "action", "auto_stop_in", "on_stop", "kubernetes", "deployment_tier"];
@@ -14,11 +14,11 @@ const INCLUDES_LIMIT: usize = 3;
 
 /// A mapping with one key.
 fn wrap(key: &str, node: &Node) -> Node {
-    let entry = Entry { key_at: node.at, node: node.clone() };
+    let entry = MappingEntry { key_at: node.at, node: node.clone() };
     Node::mapping_at(Mapping::from_iter([(key.into(), entry)]), node.at)
 }
 
-impl Reader<'_, '_> {
+impl KeywordReader<'_, '_> {
     /// Normalises `environment` to a mapping with `name`.
     pub fn environment(&mut self, node: &Node) -> Option<Node> {
         if node.text().is_some_and(|name| !name.is_empty()) {
@@ -58,10 +58,10 @@ impl Reader<'_, '_> {
         let node = if node.text().is_some() { wrap("project", node) } else { node.clone() };
         self.mapping(&node, "trigger", &keys)?;
         let strategy = match node.get("strategy") {
-            None => Strategy::None,
+            None => TriggerStrategy::None,
             Some(strategy) => match &*self.one_of(strategy, "trigger:strategy", &["depend", "mirror"])? {
-                "mirror" => Strategy::Mirror,
-                _ => Strategy::Depend,
+                "mirror" => TriggerStrategy::Mirror,
+                _ => TriggerStrategy::Depend,
             },
         };
         let forward = match node.get("forward") {
@@ -183,7 +183,7 @@ impl Reader<'_, '_> {
     /// Checks the pattern of `coverage`; the result keeps its slashes.
     pub fn coverage(&mut self, node: &Node) -> Option<Arc<str>> {
         let text = self.text(node, "coverage")?;
-        match crate::pipeline::pattern::Pattern::between_slashes(&text) {
+        match crate::pipeline::pattern::RegexPattern::between_slashes(&text) {
             Some(Ok(_)) => Some(text),
             Some(Err(why)) => self.error(Class::BadValue, node.at, format!("`coverage: {text}` cannot be used: {why}")),
             None => self.bad(node, "coverage", "a pattern between slashes"),

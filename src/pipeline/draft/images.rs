@@ -1,14 +1,14 @@
 //! Reads the keywords `image` and `services`.
 
-use super::reader::Reader;
-use crate::pipeline::syntax::{Entry, Mapping, Node};
+use super::reader::KeywordReader;
+use crate::pipeline::syntax::{Mapping, MappingEntry, Node};
 
 const IMAGE_KEYS: [&str; 6] = ["name", "entrypoint", "pull_policy", "docker", "kubernetes", "ports"];
 
 const SERVICE_KEYS: [&str; 9] =
     ["name", "alias", "entrypoint", "command", "variables", "pull_policy", "docker", "kubernetes", "ports"];
 
-impl Reader<'_, '_> {
+impl KeywordReader<'_, '_> {
     /// Normalises an image to a mapping with `name`.
     pub fn image(&mut self, node: &Node) -> Option<Node> {
         self.named(node, "image", &IMAGE_KEYS)
@@ -27,7 +27,7 @@ impl Reader<'_, '_> {
 
     fn named(&mut self, node: &Node, keyword: &str, keys: &[&str]) -> Option<Node> {
         if node.text().is_some_and(|name| !name.is_empty()) {
-            let entry = Entry { key_at: node.at, node: node.clone() };
+            let entry = MappingEntry { key_at: node.at, node: node.clone() };
             return Some(Node::mapping_at(Mapping::from_iter([("name".into(), entry)]), node.at));
         }
         if node.mapping().is_none() {

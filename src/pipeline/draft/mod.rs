@@ -13,14 +13,14 @@ use std::sync::Arc;
 
 use self::needs::{Name, Needs};
 use self::parallel::Parallel;
-use self::reader::Reader;
+use self::reader::KeywordReader;
 use super::context::Context;
-use super::plan::{AllowFailure, Decision, Job, Level, Trigger, Variable, When};
+use super::plan::{AllowFailure, Decision, Job, Trigger, Variable, VariableLevel, When};
 use super::problem::Class;
-use super::rules::policy::Policy;
+use super::rules::policy::OnlyExcept;
 use super::rules::rule::Rule;
 use super::suggest::did_you_mean;
-use super::syntax::{Entry, Mapping, Node, Origin, Value};
+use super::syntax::{Mapping, MappingEntry, Node, Origin, Value};
 
 /// Keywords of jobs, sorted for binary search.
 const JOB_KEYS: [&str; 39] = [
@@ -122,8 +122,8 @@ pub struct Draft {
     pub dependencies: Option<Vec<Name>>,
     pub parallel: Option<Parallel>,
     pub rules: Option<Arc<Vec<Rule>>>,
-    pub only: Option<Policy>,
-    pub except: Option<Policy>,
+    pub only: Option<OnlyExcept>,
+    pub except: Option<OnlyExcept>,
     pub environment: Option<Node>,
 }
 
@@ -203,9 +203,9 @@ impl Draft {
     }
 
     /// Reads a job. A keyword with a problem is reported and skipped. `None`: the entry cannot be read as a job.
-    pub fn read(name: &Arc<str>, entry: &Entry, defaults: &Mapping, context: &mut Context<'_>) -> Option<Self> {
+    pub fn read(name: &Arc<str>, entry: &MappingEntry, defaults: &Mapping, context: &mut Context<'_>) -> Option<Self> {
         let at = entry.key_at;
-        let mut reader = Reader { context, job: Some(name) };
+        let mut reader = KeywordReader { context, job: Some(name) };
         let Some(own) = entry.node.mapping() else {
             let message = format!(
                 "it is {}, not a mapping with script, run or trigger; names of templates begin with a dot",
@@ -236,7 +236,7 @@ impl Draft {
     }
 
     pub fn check_defaults(defaults: &Mapping, context: &mut Context<'_>) {
-        let mut reader = Reader { context, job: None };
+        let mut reader = KeywordReader { context, job: None };
         let mut draft =
             Self::new(&"default".into(), Origin::default(), Node::mapping_at(Mapping::default(), Origin::default()));
         for (key, entry) in defaults.iter().filter(|(_, entry)| !entry.node.is_null()) {
@@ -261,7 +261,7 @@ fn definition(own: &Mapping, defaults: &Mapping, inherited: &Inherit, trigger: b
     (merged, from_default)
 }
 
-impl Reader<'_, '_> {
+impl KeywordReader<'_, '_> {
     fn check_keys(&mut self, own: &Mapping, trigger: bool, at: Origin) -> Option<()> {
         let given = |key: &str| own.get(key).is_some_and(|entry| !entry.node.is_null());
         if trigger && (given("script") || given("run")) {
@@ -313,7 +313,7 @@ impl Reader<'_, '_> {
             }
             "image" => job.image = Some(self.image(node)?),
             "services" => job.services = Some(self.services(node)?),
-            "variables" => draft.variables = self.variables(node, Level::Job, key),
+            "variables" => draft.variables = self.variables(node, VariableLevel::Job, key),
             "rules" => draft.rules = Some(Arc::new(self.rules(node)?)),
             "only" => draft.only = Some(self.policy(node, key)?),
             "except" => draft.except = Some(self.policy(node, key)?),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::parallel::Matrix;
-use super::reader::Reader;
+use super::reader::KeywordReader;
 use crate::pipeline::syntax::{Node, Origin};
 
 /// The longest name in `needs`: shorter than the longest name of a job, as on GitLab.
@@ -34,7 +34,7 @@ pub struct WrittenNeed {
 /// A name and its position.
 pub type Name = (Arc<str>, Origin);
 
-impl Reader<'_, '_> {
+impl KeywordReader<'_, '_> {
     /// Reads `needs`. `keyword` is used in messages.
     pub fn needs(&mut self, node: &Node, keyword: &str) -> Option<Needs> {
         if node.list().is_none() && node.mapping().is_none() {

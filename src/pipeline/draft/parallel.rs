@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::reader::Reader;
+use super::reader::KeywordReader;
 use crate::pipeline::problem::Class;
 use crate::pipeline::syntax::Node;
 
@@ -24,7 +24,7 @@ pub enum Parallel {
     Matrix(Matrix),
 }
 
-impl Reader<'_, '_> {
+impl KeywordReader<'_, '_> {
     pub fn parallel(&mut self, node: &Node) -> Option<Parallel> {
         if let Some(count) = node.integer() {
             return match usize::try_from(count) {

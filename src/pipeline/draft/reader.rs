@@ -9,13 +9,13 @@ use crate::pipeline::syntax::{Node, Origin};
 
 /// Reads the keywords of one job, or of the top level. A method that returns `None` for a present value has reported
 /// the reason.
-pub struct Reader<'r, 'a> {
+pub struct KeywordReader<'r, 'a> {
     pub context: &'r mut Context<'a>,
     /// The job, or `None` at the top level.
     pub job: Option<&'r Arc<str>>,
 }
 
-impl Reader<'_, '_> {
+impl KeywordReader<'_, '_> {
     /// Reports a problem.
     pub fn error<T>(&mut self, class: Class, at: Origin, message: impl Into<String>) -> Option<T> {
         self.context.error(class, at, self.job, message);

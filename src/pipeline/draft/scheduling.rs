@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::reader::Reader;
+use super::reader::KeywordReader;
 use crate::pipeline::duration;
 use crate::pipeline::plan::{AllowFailure, Delay, Retry, When};
 use crate::pipeline::problem::Class;
@@ -76,7 +76,7 @@ const WHENS: [(&str, Option<When>); 6] = [
     ("never", None),
 ];
 
-impl Reader<'_, '_> {
+impl KeywordReader<'_, '_> {
     /// Reads `when`. The inner `None` is `never`, which is allowed in rules only.
     pub fn when(&mut self, node: &Node, keyword: &str, in_rule: bool) -> Option<Option<When>> {
         let text = node.text().map_or("", |text| text);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::reader::Reader;
+use super::reader::KeywordReader;
 use crate::pipeline::problem::Class;
 use crate::pipeline::syntax::{Node, Origin};
 
@@ -44,7 +44,7 @@ const CACHES_LIMIT: usize = 4;
 
 const WHENS: [&str; 3] = ["on_success", "on_failure", "always"];
 
-impl Reader<'_, '_> {
+impl KeywordReader<'_, '_> {
     /// Checks `artifacts`.
     pub fn artifacts(&mut self, node: &Node) -> Option<Node> {
         self.mapping(node, "artifacts", &ARTIFACT_KEYS)?;
@@ -159,11 +159,11 @@ impl Reader<'_, '_> {
 
 /// The key of each cache, computed from files where the configuration says so; a warning for each key that cannot be
 /// computed.
-pub fn cache_keys(caches: &Node, reader: &mut Reader<'_, '_>) -> Vec<String> {
+pub fn cache_keys(caches: &Node, reader: &mut KeywordReader<'_, '_>) -> Vec<String> {
     caches.list().unwrap_or_default().iter().map(|cache| cache_key(cache, reader)).collect()
 }
 
-fn cache_key(cache: &Node, reader: &mut Reader<'_, '_>) -> String {
+fn cache_key(cache: &Node, reader: &mut KeywordReader<'_, '_>) -> String {
     let Some(key) = cache.get("key") else { return "default".to_owned() };
     if key.mapping().is_none() {
         return key.printed().map_or_else(String::new, |text| text.to_string());

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::reader::Reader;
-use crate::pipeline::plan::{Level, Variable};
+use super::reader::KeywordReader;
+use crate::pipeline::plan::{Variable, VariableLevel};
 use crate::pipeline::problem::Class;
 use crate::pipeline::syntax::{Node, Value};
 
-impl Reader<'_, '_> {
+impl KeywordReader<'_, '_> {
     /// Reads the variables of one level. `keyword` is used in messages.
-    pub fn variables(&mut self, node: &Node, level: Level, keyword: &str) -> Vec<Variable> {
+    pub fn variables(&mut self, node: &Node, level: VariableLevel, keyword: &str) -> Vec<Variable> {
         let Some(mapping) = node.mapping() else {
             self.bad::<()>(node, keyword, "a mapping of names and values");
             return Vec::new();
@@ -36,10 +36,16 @@ impl Reader<'_, '_> {
         variables
     }
 
-    fn long_form(&mut self, key: &Arc<str>, node: &Node, level: Level, keyword: &str) -> Option<(Arc<str>, bool)> {
+    fn long_form(
+        &mut self,
+        key: &Arc<str>,
+        node: &Node,
+        level: VariableLevel,
+        keyword: &str,
+    ) -> Option<(Arc<str>, bool)> {
         let place = format!("{keyword}:{key}");
         let top: &[&str] = &["value", "description", "options", "expand"];
-        self.mapping(node, &place, if level == Level::Default { top } else { &["value", "expand"] })?;
+        self.mapping(node, &place, if level == VariableLevel::Default { top } else { &["value", "expand"] })?;
         let value = match node.get("value") {
             Some(value) => self.printed(value, &place)?,
             None => "".into(),

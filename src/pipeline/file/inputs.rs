@@ -6,20 +6,20 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::pipeline::hash::Index;
-use crate::pipeline::pattern::Pattern;
+use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::problem::{Class, Report};
 use crate::pipeline::request::{GivenVariable, InputValue};
 use crate::pipeline::rules::expression::Expression;
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{self, Budget, Node, Origin};
-use crate::pipeline::variables::{Scope, View};
+use crate::pipeline::variables::{PipelineVariables, View};
 
 const OPTIONS_LIMIT: usize = 50;
 
 /// The header of a file.
 #[derive(Debug, Default)]
 pub struct Spec {
-    pub inputs: Index<Arc<str>, Input>,
+    pub inputs: Index<Arc<str>, DeclaredInput>,
     /// The component facts (`name`, `sha`, …) that the file may use.
     pub component: Vec<Arc<str>>,
     /// Files that declare further inputs.
@@ -28,11 +28,11 @@ pub struct Spec {
 
 /// A declared input.
 #[derive(Debug)]
-pub struct Input {
-    kind: Kind,
+pub struct DeclaredInput {
+    kind: InputType,
     default: Option<Value>,
     options: Option<Vec<Value>>,
-    regex: Option<(Arc<str>, Pattern)>,
+    regex: Option<(Arc<str>, RegexPattern)>,
     rules: Vec<Rule>,
     at: Origin,
 }
@@ -45,14 +45,14 @@ struct Rule {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum InputType {
     Text,
     Number,
     Boolean,
     Array,
 }
 
-impl Kind {
+impl InputType {
     fn word(self) -> &'static str {
         match self {
             Self::Text => "string",
@@ -127,7 +127,7 @@ fn read_component(node: &Node, out: &mut Vec<Arc<str>>, report: &mut Report) {
 }
 
 /// Reads input declarations. An input that is already in `inputs` is kept.
-pub fn read_inputs(node: &Node, inputs: &mut Index<Arc<str>, Input>, report: &mut Report) {
+pub fn read_inputs(node: &Node, inputs: &mut Index<Arc<str>, DeclaredInput>, report: &mut Report) {
     if node.is_null() {
         return;
     }
@@ -144,8 +144,9 @@ pub fn read_inputs(node: &Node, inputs: &mut Index<Arc<str>, Input>, report: &mu
     }
 }
 
-fn read_input(name: &str, node: &Node, at: Origin, report: &mut Report) -> Option<Input> {
-    let mut input = Input { kind: Kind::Text, default: None, options: None, regex: None, rules: vec![], at };
+fn read_input(name: &str, node: &Node, at: Origin, report: &mut Report) -> Option<DeclaredInput> {
+    let mut input =
+        DeclaredInput { kind: InputType::Text, default: None, options: None, regex: None, rules: vec![], at };
     if node.is_null() {
         return Some(input);
     }
@@ -158,10 +159,10 @@ fn read_input(name: &str, node: &Node, at: Origin, report: &mut Report) -> Optio
         match &**key {
             "description" => {}
             "type" => match node.text().map(|text| &**text) {
-                Some("string") => input.kind = Kind::Text,
-                Some("number") => input.kind = Kind::Number,
-                Some("boolean") => input.kind = Kind::Boolean,
-                Some("array") => input.kind = Kind::Array,
+                Some("string") => input.kind = InputType::Text,
+                Some("number") => input.kind = InputType::Number,
+                Some("boolean") => input.kind = InputType::Boolean,
+                Some("array") => input.kind = InputType::Array,
                 _ => {
                     let message = format!("input `{name}`: `type` must be one of string, number, boolean, array");
                     report.error(Class::InputSpec, node.at, message);
@@ -179,7 +180,7 @@ fn read_input(name: &str, node: &Node, at: Origin, report: &mut Report) -> Optio
             }
         }
     }
-    if input.regex.is_some() && input.kind != Kind::Text {
+    if input.regex.is_some() && input.kind != InputType::Text {
         report.error(Class::InputSpec, at, format!("input `{name}`: `regex` is allowed for type string only"));
     }
     if let Some(default) = &input.default
@@ -201,12 +202,12 @@ fn read_options(name: &str, node: &Node, report: &mut Report) -> Option<Vec<Valu
     valid
 }
 
-fn read_regex(name: &str, node: &Node, report: &mut Report) -> Option<(Arc<str>, Pattern)> {
+fn read_regex(name: &str, node: &Node, report: &mut Report) -> Option<(Arc<str>, RegexPattern)> {
     let Some(text) = node.text() else {
         report.error(Class::InputSpec, node.at, format!("input `{name}`: `regex` takes text, not {}", node.kind()));
         return None;
     };
-    match Pattern::compile(text, "") {
+    match RegexPattern::compile(text, "") {
         Ok(pattern) => Some((Arc::clone(text), pattern)),
         Err(why) => {
             report.error(Class::InputSpec, node.at, format!("input `{name}`: the regex {text} cannot be used: {why}"));
@@ -264,7 +265,7 @@ fn name_blocks(text: &str, names: &mut Vec<Arc<str>>) -> String {
     out + rest
 }
 
-impl Input {
+impl DeclaredInput {
     /// Checks that a value is allowed. The error names the input and the value.
     fn check(&self, name: &str, value: &Value, options: Option<&[Value]>) -> Result<(), (Class, String)> {
         if !self.kind.fits(value) {
@@ -340,7 +341,7 @@ impl Rule {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             Some(GivenVariable { key: format!("I{number}"), value, ..Default::default() })
         });
-        let scope = Scope::new(Index::default(), vec![], variables.collect());
+        let scope = PipelineVariables::new(Index::default(), vec![], variables.collect());
         expression.holds(&View { scope: &scope, yaml: &[], defaults: &[], job: &[] })
     }
 }

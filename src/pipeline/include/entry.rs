@@ -30,7 +30,7 @@ const KEYS: [&str; 12] = [
 ];
 
 /// An include that can be fetched.
-pub struct Entry {
+pub struct IncludeEntry {
     pub at: Origin,
     pub location: Location,
     /// Values for the inputs of the included file.
@@ -58,18 +58,18 @@ const OWNER: Owner<'static> = Owner { job: None, keyword: "include:rules" };
 
 impl Loader<'_, '_> {
     /// Reads the value of `include`. Entries with a problem are reported and left out.
-    pub fn entries(&mut self, include: &Node, tree: &Option<Tree>) -> Vec<Entry> {
+    pub fn entries(&mut self, include: &Node, tree: &Option<Tree>) -> Vec<IncludeEntry> {
         let Some(items) = self.context.flatten(include, "include", None) else { return Vec::new() };
         items.iter().filter_map(|item| self.entry(item, tree)).collect()
     }
 
-    fn entry(&mut self, item: &Node, tree: &Option<Tree>) -> Option<Entry> {
+    fn entry(&mut self, item: &Node, tree: &Option<Tree>) -> Option<IncludeEntry> {
         let at = item.at;
         if let Some(text) = item.text() {
             let text = self.expand(text);
             let remote = text.starts_with("https://") || text.starts_with("http://");
             let location = if remote { Location::Remote { url: text, integrity: None } } else { Location::Local(text) };
-            return self.checked(Entry { at, location, inputs: vec![], rules: vec![] }, tree);
+            return self.checked(IncludeEntry { at, location, inputs: vec![], rules: vec![] }, tree);
         }
         let Some(mapping) = item.mapping() else {
             return self.refuse(at, format!("`include` takes a path, a URL or a mapping, not {}", item.kind()));
@@ -98,7 +98,7 @@ impl Loader<'_, '_> {
             Some(node) => self.rules(node)?,
             None => Vec::new(),
         };
-        self.checked(Entry { at, location, inputs, rules }, tree)
+        self.checked(IncludeEntry { at, location, inputs, rules }, tree)
     }
 
     fn location(&mut self, item: &Node) -> Option<Location> {
@@ -141,7 +141,7 @@ impl Loader<'_, '_> {
     }
 
     /// Refuses a location that cannot be included from this file.
-    fn checked(&mut self, entry: Entry, tree: &Option<Tree>) -> Option<Entry> {
+    fn checked(&mut self, entry: IncludeEntry, tree: &Option<Tree>) -> Option<IncludeEntry> {
         let yaml = |path: &str| path.ends_with(".yml") || path.ends_with(".yaml");
         let why = match &entry.location {
             Location::Local(path) if path.is_empty() => {
@@ -198,7 +198,7 @@ impl Loader<'_, '_> {
     }
 
     /// Whether the rules of the entry include it.
-    pub fn applies(&mut self, entry: &Entry, tree: &Option<Tree>) -> bool {
+    pub fn applies(&mut self, entry: &IncludeEntry, tree: &Option<Tree>) -> bool {
         if entry.rules.is_empty() {
             return true;
         }

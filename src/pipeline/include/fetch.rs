@@ -3,15 +3,15 @@
 use base64::Engine as _;
 use ring::digest::{SHA256, digest};
 
-use super::entry::{Entry, Location};
+use super::entry::{IncludeEntry, Location};
 use super::{Component, Fetched, Loader};
-use crate::pipeline::pattern::Pattern;
+use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::problem::Class;
 use crate::pipeline::request::{ComponentVersion, SourceError, Tree};
 
 impl Loader<'_, '_> {
     /// Fetches the files. Files with a problem are reported and left out.
-    pub fn fetch(&mut self, entry: &Entry, tree: &Option<Tree>) -> Vec<Fetched> {
+    pub fn fetch(&mut self, entry: &IncludeEntry, tree: &Option<Tree>) -> Vec<Fetched> {
         let sources = self.context.request.sources;
         match &entry.location {
             Location::Local(path) => match tree {
@@ -49,7 +49,7 @@ impl Loader<'_, '_> {
     }
 
     /// Files in the same tree; `*` does not cross directories, `**` does.
-    fn local(&mut self, entry: &Entry, path: &str, tree: &Tree) -> Vec<Fetched> {
+    fn local(&mut self, entry: &IncludeEntry, path: &str, tree: &Tree) -> Vec<Fetched> {
         let shown = match tree {
             Tree::Project => String::new(),
             Tree::Commit { project, sha } => format!("{project}@{sha}"),
@@ -63,7 +63,7 @@ impl Loader<'_, '_> {
             Ok(paths) => paths,
             Err(error) => return self.failed(entry, path, error),
         };
-        let Ok(pattern) = Pattern::compile(&format!("^{pattern}$"), "s") else { return Vec::new() };
+        let Ok(pattern) = RegexPattern::compile(&format!("^{pattern}$"), "s") else { return Vec::new() };
         let matching: Vec<&String> = paths.iter().filter(|path| pattern.is_match(path)).collect();
         if matching.is_empty() {
             self.context.report.warn(entry.at, None, format!("`include:local: {path}` matches no file"));
@@ -71,7 +71,7 @@ impl Loader<'_, '_> {
         matching.into_iter().flat_map(|path| self.of_tree(entry, path, tree, &shown)).collect()
     }
 
-    fn of_tree(&mut self, entry: &Entry, path: &str, tree: &Tree, shown: &str) -> Vec<Fetched> {
+    fn of_tree(&mut self, entry: &IncludeEntry, path: &str, tree: &Tree, shown: &str) -> Vec<Fetched> {
         let path = path.trim_start_matches('/');
         let name = if shown.is_empty() { path.to_owned() } else { format!("{shown}:{path}") };
         match self.context.request.sources.read(tree, path) {
@@ -80,7 +80,7 @@ impl Loader<'_, '_> {
         }
     }
 
-    fn component(&mut self, entry: &Entry, address: &str) -> Vec<Fetched> {
+    fn component(&mut self, entry: &IncludeEntry, address: &str) -> Vec<Fetched> {
         let parts = address.rsplit_once('@').and_then(|(path, reference)| {
             let (host, path) = path.split_once('/')?;
             let (project, name) = path.rsplit_once('/')?;
@@ -126,7 +126,7 @@ impl Loader<'_, '_> {
         }
     }
 
-    fn is_intact(&mut self, entry: &Entry, url: &str, expected: &str, bytes: &[u8]) -> bool {
+    fn is_intact(&mut self, entry: &IncludeEntry, url: &str, expected: &str, bytes: &[u8]) -> bool {
         let hash = base64::engine::general_purpose::STANDARD.encode(digest(&SHA256, bytes));
         if expected.strip_prefix("sha256-") == Some(&hash) {
             return true;
@@ -136,7 +136,7 @@ impl Loader<'_, '_> {
         false
     }
 
-    fn failed(&mut self, entry: &Entry, what: &str, error: SourceError) -> Vec<Fetched> {
+    fn failed(&mut self, entry: &IncludeEntry, what: &str, error: SourceError) -> Vec<Fetched> {
         let (class, why) = match error {
             SourceError::Missing(why) => (Class::IncludeMissing, why),
             SourceError::Failed(why) => (Class::IncludeFailed, why),

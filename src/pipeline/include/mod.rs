@@ -73,8 +73,10 @@ pub fn load(context: &mut Context<'_>) -> Option<Node> {
         }
         Content::Includes { include, files } => {
             loader.context.report.files.clone_from(files);
-            let mapping =
-                Mapping::from_iter([("include".into(), syntax::Entry { key_at: include.at, node: include.clone() })]);
+            let mapping = Mapping::from_iter([(
+                "include".into(),
+                syntax::MappingEntry { key_at: include.at, node: include.clone() },
+            )]);
             loader.includes(Node::mapping_at(mapping, include.at), &Some(Tree::Project))
         }
     }

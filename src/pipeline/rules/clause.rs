@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::pipeline::context::Context;
-use crate::pipeline::pattern::Pattern;
+use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::problem::Class;
 use crate::pipeline::request::{Base, SourceError, Tree};
 use crate::pipeline::suggest::did_you_mean;
@@ -11,7 +11,7 @@ use crate::pipeline::syntax::{Node, Origin};
 use crate::pipeline::variables::View;
 
 use super::expression::Expression;
-use super::files::Kind;
+use super::files::PathListKind;
 
 /// The number of patterns that a list may have.
 const PATTERNS_LIMIT: usize = 50;
@@ -40,7 +40,7 @@ struct Exists {
 #[derive(Clone, Debug)]
 enum Paths {
     Globs(Arc<Vec<Arc<str>>>),
-    Regexp(Arc<str>, Pattern),
+    Regexp(Arc<str>, RegexPattern),
 }
 
 /// The owner of a rule, for messages.
@@ -151,7 +151,7 @@ impl Paths {
             (Some(paths), None) => Self::read(paths, &format!("{keyword}:paths"), owner, context),
             (None, Some(regexp)) => {
                 let text = regexp.text().cloned().unwrap_or_default();
-                let pattern = Pattern::between_slashes(&text).unwrap_or_else(|| Pattern::compile(&text, ""));
+                let pattern = RegexPattern::between_slashes(&text).unwrap_or_else(|| RegexPattern::compile(&text, ""));
                 match pattern {
                     Ok(pattern) => Some(Self::Regexp(text, pattern)),
                     Err(why) => {
@@ -169,7 +169,13 @@ impl Paths {
         }
     }
 
-    fn find(&self, paths: &Arc<Vec<String>>, kind: Kind, view: &View<'_>, context: &mut Context<'_>) -> Option<String> {
+    fn find(
+        &self,
+        paths: &Arc<Vec<String>>,
+        kind: PathListKind,
+        view: &View<'_>,
+        context: &mut Context<'_>,
+    ) -> Option<String> {
         match self {
             Self::Globs(globs) => {
                 let expanded: Vec<Arc<str>> = globs.iter().map(|glob| expand(glob, view)).collect();
@@ -242,7 +248,7 @@ impl Changes {
                 return Err(());
             }
         };
-        Ok(self.paths.find(&paths, Kind::Changed, view, context))
+        Ok(self.paths.find(&paths, PathListKind::Changed, view, context))
     }
 }
 
@@ -280,7 +286,7 @@ impl Exists {
             }
         };
         match paths {
-            Ok(paths) => Ok(self.paths.find(&paths, Kind::Existing, view, context)),
+            Ok(paths) => Ok(self.paths.find(&paths, PathListKind::Existing, view, context)),
             Err(SourceError::Missing(why) | SourceError::Failed(why)) => {
                 let at = self.project.as_ref().map_or(Origin::default(), |node| node.at);
                 let message = format!("`{}:exists`: files cannot be listed: {why}", owner.keyword);

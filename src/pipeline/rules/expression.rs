@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use super::lexer::{Sign, Token, tokens};
-use crate::pipeline::pattern::Pattern;
+use super::lexer::{ExpressionToken, Sign, tokens};
+use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::variables::View;
 
 /// How deeply parentheses and negations may nest.
@@ -23,7 +23,7 @@ pub struct Expression {
 enum Term {
     Variable(Arc<str>),
     Text(Arc<str>),
-    Pattern(Arc<str>, Pattern),
+    Pattern(Arc<str>, RegexPattern),
     Null,
     Not(Box<Term>),
     Binary(Box<Term>, Sign, Box<Term>),
@@ -34,7 +34,7 @@ enum Value<'a> {
     Null,
     Bool(bool),
     Text(&'a str),
-    Pattern(&'a str, &'a Pattern),
+    Pattern(&'a str, &'a RegexPattern),
 }
 
 impl Expression {
@@ -43,7 +43,7 @@ impl Expression {
         let tokens = tokens(text)?;
         let mut names: Vec<Arc<str>> = Vec::new();
         for token in &tokens {
-            if let Token::Variable(name) = token
+            if let ExpressionToken::Variable(name) = token
                 && !names.contains(name)
             {
                 names.push(Arc::clone(name));
@@ -53,7 +53,7 @@ impl Expression {
         let root = parser.or()?;
         match parser.peek() {
             None => Ok(Self { root, text: Arc::clone(text), names }),
-            Some(Token::Sign(Sign::Close)) => Err("a closing parenthesis has no opening one".to_owned()),
+            Some(ExpressionToken::Sign(Sign::Close)) => Err("a closing parenthesis has no opening one".to_owned()),
             Some(token) => Err(format!("{} is not allowed after a complete comparison", shown(token))),
         }
     }
@@ -84,18 +84,18 @@ impl Expression {
 }
 
 struct Parser<'a> {
-    tokens: &'a [Token],
+    tokens: &'a [ExpressionToken],
     at: usize,
     depth: usize,
 }
 
 impl Parser<'_> {
-    fn peek(&self) -> Option<&Token> {
+    fn peek(&self) -> Option<&ExpressionToken> {
         self.tokens.get(self.at)
     }
 
     fn take(&mut self, wanted: &[Sign]) -> Option<Sign> {
-        let Some(Token::Sign(sign)) = self.peek() else { return None };
+        let Some(ExpressionToken::Sign(sign)) = self.peek() else { return None };
         let sign = *sign;
         wanted.contains(&sign).then(|| {
             self.at += 1;
@@ -142,16 +142,16 @@ impl Parser<'_> {
         let token = self.peek().cloned();
         self.at += 1;
         match token {
-            Some(Token::Variable(name)) => Ok(Term::Variable(name)),
-            Some(Token::Text(text)) => Ok(Term::Text(text)),
-            Some(Token::Null) => Ok(Term::Null),
-            Some(Token::Pattern(text)) => match Pattern::between_slashes(&text) {
+            Some(ExpressionToken::Variable(name)) => Ok(Term::Variable(name)),
+            Some(ExpressionToken::Text(text)) => Ok(Term::Text(text)),
+            Some(ExpressionToken::Null) => Ok(Term::Null),
+            Some(ExpressionToken::Pattern(text)) => match RegexPattern::between_slashes(&text) {
                 Some(Ok(pattern)) => Ok(Term::Pattern(text, pattern)),
                 Some(Err(why)) => Err(format!("the pattern {text} cannot be used: {why}")),
                 None => Err(format!("{text} is not a pattern")),
             },
-            Some(Token::Sign(Sign::Not)) => Ok(Term::Not(Box::new(self.value()?))),
-            Some(Token::Sign(Sign::Open)) => {
+            Some(ExpressionToken::Sign(Sign::Not)) => Ok(Term::Not(Box::new(self.value()?))),
+            Some(ExpressionToken::Sign(Sign::Open)) => {
                 let term = self.or()?;
                 self.take(&[Sign::Close]).map(|_| term).ok_or_else(|| "a parenthesis is not closed".to_owned())
             }
@@ -162,13 +162,13 @@ impl Parser<'_> {
     }
 }
 
-fn shown(token: &Token) -> String {
+fn shown(token: &ExpressionToken) -> String {
     match token {
-        Token::Variable(name) => format!("`${name}`"),
-        Token::Text(text) => format!("\"{text}\""),
-        Token::Pattern(text) => format!("`{text}`"),
-        Token::Null => "`null`".to_owned(),
-        Token::Sign(sign) => format!("`{}`", sign.text()),
+        ExpressionToken::Variable(name) => format!("`${name}`"),
+        ExpressionToken::Text(text) => format!("\"{text}\""),
+        ExpressionToken::Pattern(text) => format!("`{text}`"),
+        ExpressionToken::Null => "`null`".to_owned(),
+        ExpressionToken::Sign(sign) => format!("`{}`", sign.text()),
     }
 }
 
@@ -241,7 +241,7 @@ impl Value<'_> {
             Self::Null | Self::Bool(false) => None,
             Self::Bool(true) => Some(false),
             Self::Pattern(_, pattern) => Some(pattern.is_match(text)),
-            Self::Text(value) => match Pattern::between_slashes(value) {
+            Self::Text(value) => match RegexPattern::between_slashes(value) {
                 Some(Ok(pattern)) => Some(pattern.is_match(text)),
                 // If the right side is not a pattern, the server searches for the left side in it.
                 _ => Some(value.contains(text)),
@@ -255,9 +255,9 @@ mod tests {
     use super::*;
     use crate::pipeline::hash::Index;
     use crate::pipeline::request::GivenVariable;
-    use crate::pipeline::variables::Scope;
+    use crate::pipeline::variables::PipelineVariables;
 
-    fn scope() -> Scope {
+    fn scope() -> PipelineVariables {
         let given = |(key, value): (&str, &str)| GivenVariable {
             key: key.into(),
             value: value.into(),
@@ -265,7 +265,7 @@ mod tests {
             ..Default::default()
         };
         let list = [("V", "one"), ("EMPTY", ""), ("BLANK", "  "), ("RX", "/^o/i"), ("WORDS", "one two"), ("T", "yes")];
-        Scope::new(Index::default(), vec![], list.into_iter().chain([("SECRET", "s")]).map(given).collect())
+        PipelineVariables::new(Index::default(), vec![], list.into_iter().chain([("SECRET", "s")]).map(given).collect())
     }
 
     fn holds(text: &str) -> bool {

@@ -11,14 +11,14 @@ const COMPARISONS_LIMIT: usize = 50_000;
 
 /// What a list of paths contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum PathListKind {
     /// Changed files; a pattern with a trailing slash matches none.
     Changed,
     /// Existing files; a pattern with a trailing slash matches directories.
     Existing,
 }
 
-impl Kind {
+impl PathListKind {
     /// The word for explanations.
     pub fn word(self) -> &'static str {
         match self {
@@ -64,10 +64,10 @@ impl<'a> Files<'a> {
     }
 
     /// The first pattern that matches a path, as an explanation.
-    pub fn find(&mut self, patterns: &[Arc<str>], paths: &Paths, kind: Kind) -> Option<String> {
+    pub fn find(&mut self, patterns: &[Arc<str>], paths: &Paths, kind: PathListKind) -> Option<String> {
         let what = kind.word();
         let mut comparisons = 0;
-        for pattern in patterns.iter().filter(|pattern| kind == Kind::Existing || !pattern.ends_with('/')) {
+        for pattern in patterns.iter().filter(|pattern| kind == PathListKind::Existing || !pattern.ends_with('/')) {
             let Some(glob) = self.glob(pattern) else { continue };
             if let Some(path) = glob.literal() {
                 if contains(paths, &path) {

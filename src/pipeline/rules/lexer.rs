@@ -6,7 +6,7 @@ use std::sync::Arc;
 const TOKEN_LIMIT: usize = 100;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Token {
+pub enum ExpressionToken {
     /// `$NAME`
     Variable(Arc<str>),
     /// Text in quotes.
@@ -62,7 +62,7 @@ impl Sign {
 }
 
 /// Splits an expression. The error names the part that is not a token.
-pub fn tokens(text: &str) -> Result<Vec<Token>, String> {
+pub fn tokens(text: &str) -> Result<Vec<ExpressionToken>, String> {
     let mut tokens = Vec::new();
     let mut rest = text.trim_start();
     while !rest.is_empty() {
@@ -76,16 +76,16 @@ pub fn tokens(text: &str) -> Result<Vec<Token>, String> {
     Ok(tokens)
 }
 
-fn token(text: &str) -> Result<(Token, &str), String> {
+fn token(text: &str) -> Result<(ExpressionToken, &str), String> {
     for (sign_text, sign) in SIGNS {
         if let Some(after) = text.strip_prefix(sign_text) {
-            return Ok((Token::Sign(sign), after));
+            return Ok((ExpressionToken::Sign(sign), after));
         }
     }
     if let Some(after) = text.strip_prefix('$') {
         let end = after.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(after.len());
         if end > 0 {
-            return Ok((Token::Variable(after[..end].into()), &after[end..]));
+            return Ok((ExpressionToken::Variable(after[..end].into()), &after[end..]));
         }
         if after.starts_with('{') {
             return Err(format!("`{}`: write variables as $NAME, without braces", shown(text)));
@@ -94,14 +94,14 @@ fn token(text: &str) -> Result<(Token, &str), String> {
     for quote in ['"', '\''] {
         if let Some(after) = text.strip_prefix(quote) {
             let end = after.find(quote).ok_or_else(|| format!("`{}`: the quote is not closed", shown(text)))?;
-            return Ok((Token::Text(after[..end].into()), &after[end + 1..]));
+            return Ok((ExpressionToken::Text(after[..end].into()), &after[end + 1..]));
         }
     }
     if text.starts_with('/') {
         return pattern(text);
     }
     if let Some(after) = text.strip_prefix("null") {
-        return Ok((Token::Null, after));
+        return Ok((ExpressionToken::Null, after));
     }
     if text.starts_with('=') {
         return Err(format!("`{}`: `=` is not an operator; write == or =~", shown(text)));
@@ -110,7 +110,7 @@ fn token(text: &str) -> Result<(Token, &str), String> {
 }
 
 /// A pattern ends at the first slash without a backslash before it, and has at least two characters.
-fn pattern(text: &str) -> Result<(Token, &str), String> {
+fn pattern(text: &str) -> Result<(ExpressionToken, &str), String> {
     let mut previous = '/';
     for (length, (at, c)) in text.char_indices().skip(1).enumerate() {
         if c == '/' && previous != '\\' && (length >= 2 || length == 0) {
@@ -119,7 +119,7 @@ fn pattern(text: &str) -> Result<(Token, &str), String> {
             }
             let flags = &text[at + 1..];
             let end = flags.find(|c: char| !"ismU".contains(c)).unwrap_or(flags.len());
-            return Ok((Token::Pattern(text[..at + 1 + end].into()), &flags[end..]));
+            return Ok((ExpressionToken::Pattern(text[..at + 1 + end].into()), &flags[end..]));
         }
         previous = c;
     }

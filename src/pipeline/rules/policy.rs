@@ -5,28 +5,28 @@ use std::sync::Arc;
 use super::clause::{Changes, Owner, read_if};
 use super::expression::Expression;
 use crate::pipeline::context::Context;
-use crate::pipeline::draft::reader::Reader;
-use crate::pipeline::pattern::Pattern;
+use crate::pipeline::draft::reader::KeywordReader;
+use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::syntax::Node;
 use crate::pipeline::variables::View;
 
 /// `only` or `except`.
 #[derive(Clone, Debug, Default)]
-pub struct Policy {
+pub struct OnlyExcept {
     refs: Option<Vec<Arc<str>>>,
     variables: Option<Vec<Arc<Expression>>>,
     changes: Option<Changes>,
     kubernetes: bool,
 }
 
-impl Reader<'_, '_> {
+impl KeywordReader<'_, '_> {
     /// Reads `only` or `except`.
-    pub fn policy(&mut self, node: &Node, keyword: &str) -> Option<Policy> {
+    pub fn policy(&mut self, node: &Node, keyword: &str) -> Option<OnlyExcept> {
         if node.mapping().is_none() {
-            return Some(Policy { refs: Some(self.text_or_texts(node, keyword)?), ..Policy::default() });
+            return Some(OnlyExcept { refs: Some(self.text_or_texts(node, keyword)?), ..OnlyExcept::default() });
         }
         self.mapping(node, keyword, &["refs", "variables", "changes", "kubernetes"])?;
-        let mut policy = Policy::default();
+        let mut policy = OnlyExcept::default();
         let owner = Owner { job: self.job, keyword };
         if let Some(refs) = node.get("refs") {
             policy.refs = Some(self.text_or_texts(refs, &format!("{keyword}:refs"))?);
@@ -48,7 +48,7 @@ impl Reader<'_, '_> {
         for pattern in policy.refs.iter().flatten() {
             let name =
                 pattern.rsplit_once('@').filter(|_| !pattern.ends_with('/')).map_or(&**pattern, |(name, _)| name);
-            if let Some(Err(why)) = Pattern::between_slashes(name) {
+            if let Some(Err(why)) = RegexPattern::between_slashes(name) {
                 return self.bad(node, keyword, &format!("patterns that can be used ({pattern}: {why})"));
             }
         }
@@ -56,7 +56,7 @@ impl Reader<'_, '_> {
     }
 }
 
-impl Policy {
+impl OnlyExcept {
     /// The policy of a job without `only`: branches and tags, but no merge requests.
     pub fn branches_and_tags() -> Self {
         Self { refs: Some(vec!["branches".into(), "tags".into()]), ..Self::default() }
@@ -133,7 +133,7 @@ fn matches_ref(pattern: &str, context: &Context<'_>) -> bool {
     if merge_request {
         return false;
     }
-    match Pattern::between_slashes(pattern) {
+    match RegexPattern::between_slashes(pattern) {
         Some(Ok(compiled)) => compiled.is_match(context.reference()),
         _ => pattern == context.reference(),
     }

@@ -2,8 +2,8 @@
 
 use super::clause::{Clause, Owner};
 use crate::pipeline::draft::needs::Needs;
-use crate::pipeline::draft::reader::Reader;
-use crate::pipeline::plan::{AllowFailure, Delay, Level, Variable, When};
+use crate::pipeline::draft::reader::KeywordReader;
+use crate::pipeline::plan::{AllowFailure, Delay, Variable, VariableLevel, When};
 use crate::pipeline::problem::Class;
 use crate::pipeline::syntax::{Node, Origin};
 
@@ -32,18 +32,18 @@ pub struct Rule {
     pub cancel_on_job_failure: Option<bool>,
 }
 
-impl Reader<'_, '_> {
+impl KeywordReader<'_, '_> {
     /// Reads the rules of a job.
     pub fn rules(&mut self, node: &Node) -> Option<Vec<Rule>> {
-        self.rules_with(node, "rules", &JOB_KEYS, Level::Rule)
+        self.rules_with(node, "rules", &JOB_KEYS, VariableLevel::Rule)
     }
 
     /// Reads `workflow:rules`.
     pub fn workflow_rules(&mut self, node: &Node) -> Option<Vec<Rule>> {
-        self.rules_with(node, "workflow:rules", &WORKFLOW_KEYS, Level::Workflow)
+        self.rules_with(node, "workflow:rules", &WORKFLOW_KEYS, VariableLevel::Workflow)
     }
 
-    fn rules_with(&mut self, node: &Node, keyword: &str, keys: &[&str], level: Level) -> Option<Vec<Rule>> {
+    fn rules_with(&mut self, node: &Node, keyword: &str, keys: &[&str], level: VariableLevel) -> Option<Vec<Rule>> {
         if node.list().is_none() {
             return self.bad(node, keyword, "a list of rules");
         }
@@ -52,12 +52,12 @@ impl Reader<'_, '_> {
         rules.into_iter().collect()
     }
 
-    fn rule(&mut self, item: &Node, keyword: &str, keys: &[&str], level: Level) -> Option<Rule> {
+    fn rule(&mut self, item: &Node, keyword: &str, keys: &[&str], level: VariableLevel) -> Option<Rule> {
         self.mapping(item, keyword, keys)?;
         let owner = Owner { job: self.job, keyword };
         let clause = Clause::read(item, owner, self.context)?;
         let when = match item.get("when") {
-            Some(node) if level == Level::Workflow => match node.text().map(|text| &**text) {
+            Some(node) if level == VariableLevel::Workflow => match node.text().map(|text| &**text) {
                 Some("always") => Some(Some(When::Always)),
                 Some("never") => Some(None),
                 _ => {

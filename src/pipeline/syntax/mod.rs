@@ -9,7 +9,7 @@ mod print;
 mod scalar;
 mod size;
 
-pub use node::{Entry, Mapping, Node, Origin, Value};
+pub use node::{Mapping, MappingEntry, Node, Origin, Value};
 pub use parse::{Budget, parse};
 pub use print::print;
 pub use size::written_size;

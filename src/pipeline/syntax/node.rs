@@ -45,11 +45,11 @@ pub enum Value {
 }
 
 /// Keys and values. A key is the text that Ruby prints for it.
-pub type Mapping = Index<Arc<str>, Entry>;
+pub type Mapping = Index<Arc<str>, MappingEntry>;
 
 /// A value in a mapping.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct MappingEntry {
     pub key_at: Origin,
     pub node: Node,
 }
@@ -61,7 +61,7 @@ impl PartialEq for Node {
     }
 }
 
-impl PartialEq for Entry {
+impl PartialEq for MappingEntry {
     fn eq(&self, other: &Self) -> bool {
         self.node == other.node
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
 
-use super::{Entry, Mapping, Node, Origin, Value, scalar};
+use super::{Mapping, MappingEntry, Node, Origin, Value, scalar};
 use crate::pipeline::hash::Set;
 
 /// How deeply mappings and lists may nest, as on GitLab.
@@ -214,7 +214,7 @@ impl<'a> Builder<'a, '_> {
             let key_at = self.at(key_line);
             let shown = Arc::clone(&name);
             // As in Ruby, a duplicate key keeps its first position and takes its last value.
-            if let Some(previous) = mapping.insert(name, Entry { key_at, node })
+            if let Some(previous) = mapping.insert(name, MappingEntry { key_at, node })
                 && !was_merged
                 && self.duplicates.len() < DUPLICATES_LIMIT
             {

@@ -8,7 +8,7 @@ use super::repository::Repository;
 use crate::pipeline::listing::{Listing, errors};
 use crate::pipeline::problem::Problem;
 use crate::pipeline::request::{
-    ComponentVersion, Content, GivenInput, GivenVariable, InputValue, MergeRequest, Request, Source, Tree,
+    ComponentVersion, Content, GivenInput, GivenVariable, InputValue, MergeRequest, PipelineSource, PlanRequest, Tree,
 };
 use crate::pipeline::{JobRun, plan};
 
@@ -137,9 +137,9 @@ fn answer(case: &Path, expect: &Value) -> Result<Value, Vec<Problem>> {
         key: key.clone(),
         value: InputValue::Text(value.as_str().map_or_else(|| value.to_string(), str::to_owned)),
     };
-    let request = Request {
+    let request = PlanRequest {
         content: Content::File(".gitlab-ci.yml".to_owned()),
-        source: Source { name: text(pipeline, "source", "push").to_owned(), merge_request },
+        source: PipelineSource { name: text(pipeline, "source", "push").to_owned(), merge_request },
         facts,
         pipeline_variables: entries(&pipeline["variables"]).map(|(key, value)| given(key, value)).collect(),
         project_variables: entries(&pipeline["project_variables"]).map(|(key, value)| given(key, value)).collect(),

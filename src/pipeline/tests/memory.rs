@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::pipeline::request::{Base, ComponentVersion, Content, Facts, Request, Source, SourceError, Sources, Tree};
+use crate::pipeline::request::{
+    Base, CommitFacts, ComponentVersion, Content, PipelineSource, PlanRequest, SourceError, Sources, Tree,
+};
 
 /// Trees by name; the empty name is the project.
 #[derive(Default)]
@@ -19,17 +21,17 @@ impl Memory {
     }
 
     /// The request for a push to the default branch.
-    pub fn request(&self) -> Request<'_> {
-        Request {
+    pub fn request(&self) -> PlanRequest<'_> {
+        PlanRequest {
             content: Content::File(".gitlab-ci.yml".to_owned()),
-            source: Source { name: "push".to_owned(), merge_request: None },
-            facts: Facts {
+            source: PipelineSource { name: "push".to_owned(), merge_request: None },
+            facts: CommitFacts {
                 sha: "0123456789abcdef0123456789abcdef01234567".to_owned(),
                 branch: Some("main".to_owned()),
                 default_branch: "main".to_owned(),
                 remote: Some("https://git.example.test/team/app.git".to_owned()),
                 pipeline_id: 1,
-                ..Facts::default()
+                ..CommitFacts::default()
             },
             pipeline_variables: vec![],
             project_variables: vec![],

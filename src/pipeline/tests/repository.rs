@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use crate::pipeline::request::{Base, ComponentVersion, Facts, SourceError, Sources, Tree};
+use crate::pipeline::request::{Base, CommitFacts, ComponentVersion, SourceError, Sources, Tree};
 
 pub struct Repository {
     pub root: tempfile::TempDir,
@@ -50,9 +50,9 @@ impl Repository {
         }
     }
 
-    pub fn facts(&self, tag: Option<&str>, default_branch: &str, before: Option<&str>) -> Facts {
+    pub fn facts(&self, tag: Option<&str>, default_branch: &str, before: Option<&str>) -> CommitFacts {
         let branch = self.git(&["symbolic-ref", "--short", "HEAD"]);
-        Facts {
+        CommitFacts {
             sha: self.git(&["rev-parse", "HEAD"]),
             message: self.git(&["log", "-1", "--format=%B"]),
             author: self.git(&["log", "-1", "--format=%an <%ae>"]),
@@ -67,7 +67,7 @@ impl Repository {
             user_email: "dev@example.test".to_owned(),
             pipeline_id: 1,
             created_at: "2026-01-02T03:04:05Z".to_owned(),
-            ..Facts::default()
+            ..CommitFacts::default()
         }
     }
 

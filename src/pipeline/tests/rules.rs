@@ -6,10 +6,10 @@ use super::memory::Memory;
 use crate::pipeline::listing::Listing;
 use crate::pipeline::plan::{Job, Plan};
 use crate::pipeline::problem::{Class, Problem};
-use crate::pipeline::request::{GivenInput, GivenVariable, InputValue, MergeRequest, Request};
+use crate::pipeline::request::{GivenInput, GivenVariable, InputValue, MergeRequest, PlanRequest};
 use crate::pipeline::{JobRun, plan};
 
-fn listed(request: &Request<'_>) -> Result<Value, Vec<Problem>> {
+fn listed(request: &PlanRequest<'_>) -> Result<Value, Vec<Problem>> {
     let plan = plan(request)?;
     Ok(serde_json::to_value(Listing { plan: &plan, run: &|_, _| JobRun::default() }).expect("encode as JSON"))
 }
@@ -113,7 +113,7 @@ fn reports_all_problems_and_each_cause_once() {
 #[test]
 fn unknown_keywords_are_warnings_when_lax() {
     let memory = Memory::new(&[(".gitlab-ci.yml", "j: {script: x, artefacts: {}}\n")]);
-    let listing = listed(&Request { lax: true, ..memory.request() }).expect("the pipeline must be valid");
+    let listing = listed(&PlanRequest { lax: true, ..memory.request() }).expect("the pipeline must be valid");
     assert!(listing["warnings"][0]["message"].as_str().is_some_and(|text| text.contains("did you mean `artifacts`")));
 }
 
@@ -238,10 +238,10 @@ fn resolves_inputs_of_the_first_file_and_shared_definitions() {
     let main = "spec:\n  include: [{local: shared.yml}]\n  inputs: {own: {default: 1, type: number}}\n---\nj: {script: 'echo $[[ inputs.own ]] $[[ inputs.shared ]]'}\n";
     let memory = Memory::new(&[(".gitlab-ci.yml", main), ("shared.yml", "inputs: {shared: {options: [a, b]}}\n")]);
     let given = |key: &str, value: &str| GivenInput { key: key.into(), value: InputValue::Text(value.into()) };
-    let listing = listed(&Request { inputs: vec![given("own", "7"), given("shared", "b")], ..memory.request() });
+    let listing = listed(&PlanRequest { inputs: vec![given("own", "7"), given("shared", "b")], ..memory.request() });
     assert_eq!(job(&listing.expect("the pipeline must be valid"), "j")["script"], json!(["echo 7 b"]));
     let problems =
-        listed(&Request { inputs: vec![given("shared", "c")], ..memory.request() }).expect_err("must be refused");
+        listed(&PlanRequest { inputs: vec![given("shared", "c")], ..memory.request() }).expect_err("must be refused");
     assert_eq!(problems[0].class, Class::InputOption);
 }
 

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
-use super::{Secret, path_of_key};
+use super::{RegistrySecret, path_of_key};
 use crate::decode;
 use crate::token::Token;
 
@@ -14,7 +14,7 @@ use crate::token::Token;
 #[derive(Default)]
 pub struct ConfigFile {
     /// `auths`
-    pub passwords: Vec<(String, Secret)>,
+    pub passwords: Vec<(String, RegistrySecret)>,
     /// `credsStore`: the credential helper for all registries.
     pub store: Option<String>,
     /// `credHelpers`
@@ -71,7 +71,7 @@ impl ConfigFile {
     /// A file with these registries, users and passwords.
     pub fn of_passwords<'a>(given: impl Iterator<Item = (&'a str, &'a str, &'a str)>) -> Self {
         let password = |(key, username, password): (&str, &str, &str)| {
-            let secret = Secret::Password { username: username.to_owned(), password: Token::new(password) };
+            let secret = RegistrySecret::Password { username: username.to_owned(), password: Token::new(password) };
             (path_of_key(key), secret)
         };
         Self { passwords: given.map(password).collect(), ..Self::default() }
@@ -80,18 +80,21 @@ impl ConfigFile {
 
 impl Entry {
     /// The secret of an entry; a credential store leaves empty entries. Fails if `auth` is malformed.
-    fn secret(self) -> Result<Option<Secret>, String> {
+    fn secret(self) -> Result<Option<RegistrySecret>, String> {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
         if let Some(token) = given(self.identitytoken) {
-            return Ok(Some(Secret::Identity(Token::new(token))));
+            return Ok(Some(RegistrySecret::Identity(Token::new(token))));
         }
         if let Some(auth) = given(self.auth) {
             let decoded = BASE64_STANDARD.decode(auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
             let pair = decoded.as_ref().and_then(|text| text.trim_end_matches('\0').split_once(':'));
             let (username, password) = pair.ok_or("`auth` is not USER:PASSWORD in base64")?;
-            return Ok(Some(Secret::Password { username: username.to_owned(), password: Token::new(password) }));
+            return Ok(Some(RegistrySecret::Password {
+                username: username.to_owned(),
+                password: Token::new(password),
+            }));
         }
         let pair = given(self.username).zip(given(self.password));
-        Ok(pair.map(|(username, password)| Secret::Password { username, password: Token::new(password) }))
+        Ok(pair.map(|(username, password)| RegistrySecret::Password { username, password: Token::new(password) }))
     }
 }

@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::Deserialize;
 
-use super::Secret;
+use super::RegistrySecret;
 use crate::config::is_helper_name;
 use crate::decode;
 use crate::shim::PASSED_VARIABLES;
@@ -58,7 +58,7 @@ struct HelperAnswer {
 impl CredentialHelpers<'_> {
     /// Gets the login for a server from a helper; `None` if the helper has none. Fails if the helper does not exist, or
     /// returns an invalid response, or exceeds the time limit.
-    pub fn get(&self, name: &str, named_by: NamedBy, server: &str) -> Result<Option<Secret>, String> {
+    pub fn get(&self, name: &str, named_by: NamedBy, server: &str) -> Result<Option<RegistrySecret>, String> {
         if !is_helper_name(name) {
             return Err(format!("`{name}` is not the name of a credential helper"));
         }
@@ -90,8 +90,8 @@ impl CredentialHelpers<'_> {
             decode::json(text.as_bytes()).map_err(|_| format!("{program} returned an invalid response"))?;
         Ok(match (answer.username.as_str(), answer.secret.is_empty()) {
             (_, true) => None,
-            ("<token>", false) => Some(Secret::Identity(Token::new(answer.secret))),
-            _ => Some(Secret::Password { username: answer.username, password: Token::new(answer.secret) }),
+            ("<token>", false) => Some(RegistrySecret::Identity(Token::new(answer.secret))),
+            _ => Some(RegistrySecret::Password { username: answer.username, password: Token::new(answer.secret) }),
         })
     }
 
@@ -140,7 +140,7 @@ fn converse(child: &mut Child, server: &str, until: Instant) -> std::io::Result<
 }
 
 /// The helper's error: `None` if it has no credentials for the server.
-fn error_answer(program: &str, text: &str) -> Result<Option<Secret>, String> {
+fn error_answer(program: &str, text: &str) -> Result<Option<RegistrySecret>, String> {
     if text.to_ascii_lowercase().contains("credentials not found") {
         return Ok(None);
     }

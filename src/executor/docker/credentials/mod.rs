@@ -43,11 +43,11 @@ pub struct Login {
     /// The source, for messages.
     pub source: String,
     registry: String,
-    secret: Secret,
+    secret: RegistrySecret,
 }
 
 #[derive(Clone)]
-pub(super) enum Secret {
+pub(super) enum RegistrySecret {
     Password {
         username: String,
         password: Token,
@@ -72,10 +72,12 @@ impl Login {
     /// The `X-Registry-Auth` header of a pull.
     pub fn header(&self) -> Token {
         let secret = match &self.secret {
-            Secret::Password { username, password } => {
+            RegistrySecret::Password { username, password } => {
                 RegistryAuth { username, password: password.reveal(), ..RegistryAuth::default() }
             }
-            Secret::Identity(token) => RegistryAuth { identitytoken: token.reveal(), ..RegistryAuth::default() },
+            RegistrySecret::Identity(token) => {
+                RegistryAuth { identitytoken: token.reveal(), ..RegistryAuth::default() }
+            }
         };
         // Serialising text to JSON cannot fail.
         let json = serde_json::to_vec(&RegistryAuth { serveraddress: &self.registry, ..secret }).unwrap_or_default();
@@ -181,7 +183,7 @@ struct LoginSource {
 
 /// A login that may match; one from a helper is not fetched yet.
 enum LoginCandidate<'a> {
-    Known(&'a Secret),
+    Known(&'a RegistrySecret),
     Ask { helper: &'a str, named_by: NamedBy, server: String },
 }
 
@@ -241,7 +243,8 @@ impl<'a> RegistryLogins<'a> {
         let fetched = self.ecr_logins.iter().find(|fetched| fetched.host == image.registry)?;
         match &fetched.login {
             Ok((username, password)) => {
-                let secret = Secret::Password { username: username.clone(), password: Token::new(password.as_str()) };
+                let secret =
+                    RegistrySecret::Password { username: username.clone(), password: Token::new(password.as_str()) };
                 Some(Login { source: "Amazon ECR".to_owned(), registry, secret })
             }
             Err(why) => {

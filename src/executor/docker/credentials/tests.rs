@@ -88,8 +88,8 @@ fn found(places: TestSources<'_>, image: &str) -> (Option<(String, String)>, Vec
     let mut warnings = logins.warnings.clone();
     let login = logins.find(&name(image), &mut |warn| warnings.push(warn));
     let user = |login: Login| match login.secret {
-        Secret::Password { username, .. } => (login.source, username),
-        Secret::Identity(token) => (login.source, format!("token {}", token.reveal())),
+        RegistrySecret::Password { username, .. } => (login.source, username),
+        RegistrySecret::Identity(token) => (login.source, format!("token {}", token.reveal())),
     };
     (login.map(user), warnings)
 }

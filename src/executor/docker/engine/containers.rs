@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::attached::Attached;
 use super::spec::CreateContainer;
-use super::{Call, Engine, Error, QUICK_CALL_TIMEOUTS, SLOW_CALL_TIMEOUTS, lenient, with_labels};
+use super::{Call, DockerEngine, DockerError, QUICK_CALL_TIMEOUTS, SLOW_CALL_TIMEOUTS, lenient, with_labels};
 use crate::http::service::ResponseTimeouts;
 use crate::http::{Method, escape};
 
@@ -156,7 +156,7 @@ struct Created {
     warnings: Vec<String>,
 }
 
-impl Engine {
+impl DockerEngine {
     /// Creates a container; returns its id and the engine's warnings. `platform` is `os/architecture[/variant]`. Fails
     /// with 404 for a missing image, 409 for a name in use, 400 for an invalid request.
     pub fn create_container(
@@ -164,13 +164,13 @@ impl Engine {
         name: &str,
         platform: Option<&str>,
         container: &CreateContainer,
-    ) -> Result<(String, Vec<String>), Error> {
+    ) -> Result<(String, Vec<String>), DockerError> {
         let platform = platform.map(|platform| format!("&platform={}", escape(platform, b""))).unwrap_or_default();
         let path = format!("/containers/create?name={}{platform}", escape(name, b""));
         let created: Created =
             self.call_json(&Call::new(Method::Post, path).json(container).timeouts(SLOW_CALL_TIMEOUTS))?;
         if created.id.is_empty() {
-            return Err(Error::unreadable_answer(
+            return Err(DockerError::unreadable_answer(
                 self.service.address(),
                 "/containers/create",
                 "the response has no container id",
@@ -180,7 +180,7 @@ impl Engine {
     }
 
     /// Starts a container; it may already run.
-    pub fn start_container(&self, id: &str) -> Result<(), Error> {
+    pub fn start_container(&self, id: &str) -> Result<(), DockerError> {
         self.call_without_result(
             &Call::new(Method::Post, format!("/containers/{id}/start")).timeouts(SLOW_CALL_TIMEOUTS),
         )
@@ -188,47 +188,47 @@ impl Engine {
 
     /// Attaches to the standard streams of a container. Must be called before the container starts, so that no output
     /// is missed.
-    pub fn attach(&self, id: &str) -> Result<Attached, Error> {
+    pub fn attach(&self, id: &str) -> Result<Attached, DockerError> {
         let path = self.path(&format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1"));
         let address = self.service.address();
         match self.service.take_over(&path, SLOW_CALL_TIMEOUTS.response) {
             Ok(Ok(conversation)) => Ok(Attached::new(conversation)),
-            Ok(Err((status, body))) => Err(Error::answer(address, "attach", status, &body)),
-            Err(error) => Err(Error::from_connection(address, "attach", error)),
+            Ok(Err((status, body))) => Err(DockerError::answer(address, "attach", status, &body)),
+            Err(error) => Err(DockerError::from_connection(address, "attach", error)),
         }
     }
 
-    /// Waits until a container has ended, within `timeout`; [`Error::Silent`] if it still runs.
-    pub fn wait_container_for(&self, id: &str, timeout: Duration) -> Result<Exit, Error> {
+    /// Waits until a container has ended, within `timeout`; [`DockerError::Silent`] if it still runs.
+    pub fn wait_container_for(&self, id: &str, timeout: Duration) -> Result<Exit, DockerError> {
         let timeouts = ResponseTimeouts { response: timeout, idle: timeout };
         self.call_json(&Call::new(Method::Post, format!("/containers/{id}/wait")).timeouts(timeouts))
     }
 
     /// Inspects a container.
-    pub fn container(&self, id: &str) -> Result<Container, Error> {
+    pub fn container(&self, id: &str) -> Result<Container, DockerError> {
         self.call_json(&Call::new(Method::Get, format!("/containers/{}/json", escape(id, b""))))
     }
 
     /// Sends a signal (`TERM`, `KILL`) to the first process of a container. Fails with 409 if it does not run.
-    pub fn kill_container(&self, id: &str, signal: &str) -> Result<(), Error> {
+    pub fn kill_container(&self, id: &str, signal: &str) -> Result<(), DockerError> {
         self.call_without_result(&Call::new(Method::Post, format!("/containers/{id}/kill?signal={signal}")))
     }
 
     /// Removes a container by force, with its anonymous volumes unless `keep_volumes` is set; it need not exist. If
     /// another client is removing it, waits for that.
-    pub fn remove_container(&self, id: &str, keep_volumes: bool) -> Result<(), Error> {
+    pub fn remove_container(&self, id: &str, keep_volumes: bool) -> Result<(), DockerError> {
         let volumes = if keep_volumes { 0 } else { 1 };
         let path = format!("/containers/{}?force=1&v={volumes}", escape(id, b""));
         match self.call_without_result(&Call::new(Method::Delete, path).timeouts(SLOW_CALL_TIMEOUTS)) {
             Err(error) if error.is_missing() => Ok(()),
-            Err(Error::Answer { status: 409, message }) if message.contains("already in progress") => {
+            Err(DockerError::Answer { status: 409, message }) if message.contains("already in progress") => {
                 self.wait_until_removed(id)
             }
             outcome => outcome,
         }
     }
 
-    fn wait_until_removed(&self, id: &str) -> Result<(), Error> {
+    fn wait_until_removed(&self, id: &str) -> Result<(), DockerError> {
         let path = format!("/containers/{}/wait?condition=removed", escape(id, b""));
         match self.call_without_result(&Call::new(Method::Post, path).timeouts(QUICK_CALL_TIMEOUTS)) {
             Err(error) if error.is_missing() => Ok(()),
@@ -237,20 +237,20 @@ impl Engine {
     }
 
     /// Lists containers with all these labels, including those that do not run.
-    pub fn containers(&self, labels: &[(&str, &str)]) -> Result<Vec<ContainerSummary>, Error> {
+    pub fn containers(&self, labels: &[(&str, &str)]) -> Result<Vec<ContainerSummary>, DockerError> {
         self.call_json(&Call::new(Method::Get, format!("/containers/json?all=1&filters={}", with_labels(labels))))
     }
 
     /// The output of a container in frames (see [`Attached`]), at most `most` bytes; with `timestamps`, each line
     /// begins with the engine's time stamp.
-    pub fn logs(&self, id: &str, timestamps: bool, most: u64) -> Result<Vec<u8>, Error> {
+    pub fn logs(&self, id: &str, timestamps: bool, most: u64) -> Result<Vec<u8>, DockerError> {
         let path = format!("/containers/{id}/logs?stdout=1&stderr=1&timestamps={}", u8::from(timestamps));
         let mut text = Vec::new();
         self.call(&Call::new(Method::Get, path))?
             .into_reader()
             .take(most)
             .read_to_end(&mut text)
-            .map_err(|error| Error::unreadable_answer(self.service.address(), "logs", &error.to_string()))?;
+            .map_err(|error| DockerError::unreadable_answer(self.service.address(), "logs", &error.to_string()))?;
         Ok(text)
     }
 
@@ -261,7 +261,7 @@ impl Engine {
         timestamps: bool,
         from: LogStart,
         silence: Duration,
-    ) -> Result<impl Read + use<>, Error> {
+    ) -> Result<impl Read + use<>, DockerError> {
         let tail = if from == LogStart::Now { "&tail=0" } else { "" };
         let timestamps = u8::from(timestamps);
         let path = format!("/containers/{id}/logs?stdout=1&stderr=1&follow=1&timestamps={timestamps}{tail}");

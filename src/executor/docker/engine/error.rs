@@ -11,7 +11,7 @@ use crate::http::{Address, ConnectionError};
 
 /// Why a request to the engine failed.
 #[derive(Debug)]
-pub enum Error {
+pub enum DockerError {
     /// The socket or the host does not exist.
     Missing { address: String },
     /// The agent's user may not use the socket.
@@ -56,7 +56,7 @@ struct Explanation {
     message: String,
 }
 
-impl Error {
+impl DockerError {
     pub(super) fn from_connection(address: &Address, what: &str, error: ConnectionError) -> Self {
         let (address, what) = (address.to_string(), what.to_owned());
         match error {
@@ -137,7 +137,7 @@ fn of_certificates(address: &str, error: &io::Error) -> Option<String> {
     }
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for DockerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing { address } => write!(
@@ -181,4 +181,4 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for DockerError {}

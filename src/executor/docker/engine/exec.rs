@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Call, Engine, Error};
+use super::{Call, DockerEngine, DockerError};
 use crate::http::Method;
 
 #[derive(Serialize)]
@@ -26,10 +26,10 @@ struct Created {
     id: String,
 }
 
-impl Engine {
+impl DockerEngine {
     /// Starts a command in a container as `user` (empty: the container's user), without waiting for it and without its
     /// output. Fails with 409 if the container does not run.
-    pub fn exec_detached(&self, container: &str, user: &str, command: &[&str]) -> Result<(), Error> {
+    pub fn exec_detached(&self, container: &str, user: &str, command: &[&str]) -> Result<(), DockerError> {
         let create = CreateExec { cmd: command, user, attach_stdout: false, attach_stderr: false };
         let created: Created =
             self.call_json(&Call::new(Method::Post, format!("/containers/{container}/exec")).json(&create))?;

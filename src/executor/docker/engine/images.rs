@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Call, Engine, Error, Revision, SLOW_CALL_TIMEOUTS, lenient};
+use super::{Call, DockerEngine, DockerError, Revision, SLOW_CALL_TIMEOUTS, lenient};
 use crate::decode;
 use crate::http::service::ResponseTimeouts;
 use crate::http::{Incoming, Method, escape};
@@ -81,17 +81,17 @@ pub struct PullProgress {
     pub error: String,
 }
 
-impl Engine {
+impl DockerEngine {
     /// Inspects an image by name, digest or id, for one platform if the engine supports that. Fails with 404 if the
     /// machine does not have it.
-    pub fn image(&self, name: &str, platform: Option<&str>) -> Result<Image, Error> {
+    pub fn image(&self, name: &str, platform: Option<&str>) -> Result<Image, DockerError> {
         let platform = platform.filter(|_| self.revision >= INSPECT_PLATFORM).and_then(as_json);
         let query = platform.map(|platform| format!("?platform={}", escape(&platform, b""))).unwrap_or_default();
         self.call_json(&Call::new(Method::Get, format!("/images/{}/json{query}", escape(name, b""))))
     }
 
     /// Removes an image by its id. Errors: 409 while a container uses it, or when it has names in several repositories.
-    pub fn remove_image(&self, id: &str) -> Result<(), Error> {
+    pub fn remove_image(&self, id: &str) -> Result<(), DockerError> {
         let call = Call::new(Method::Delete, format!("/images/{}", escape(id, b""))).timeouts(SLOW_CALL_TIMEOUTS);
         match self.call_without_result(&call) {
             Err(error) if error.is_missing() => Ok(()),
@@ -101,7 +101,7 @@ impl Engine {
 
     /// Starts a pull. `reference` has a tag or a digest, `auth` is the value of `X-Registry-Auth`. Later errors are in
     /// the progress messages.
-    pub fn pull(&self, reference: &str, platform: Option<&str>, auth: Option<&str>) -> Result<Pull, Error> {
+    pub fn pull(&self, reference: &str, platform: Option<&str>, auth: Option<&str>) -> Result<Pull, DockerError> {
         let platform = platform.map(|platform| format!("&platform={}", escape(platform, b""))).unwrap_or_default();
         let path = format!("/images/create?fromImage={}{platform}", escape(reference, b""));
         let timeouts = ResponseTimeouts { response: PULL_IDLE_TIMEOUT, idle: PULL_IDLE_TIMEOUT };
@@ -114,14 +114,14 @@ impl Engine {
 
 impl Pull {
     /// The next progress message; `None` at the end. Fails if the pull failed or the connection broke.
-    pub fn next_progress(&mut self) -> Result<Option<PullProgress>, Error> {
+    pub fn next_progress(&mut self) -> Result<Option<PullProgress>, DockerError> {
         let mut line = Vec::new();
         let mut limited = std::io::Read::take(&mut self.lines, LINE_MAX as u64);
         let read = limited.read_until(b'\n', &mut line).map_err(|error| match error.kind() {
             std::io::ErrorKind::TimedOut => {
-                Error::Silent { address: self.address.to_string(), what: "/images/create".to_owned() }
+                DockerError::Silent { address: self.address.to_string(), what: "/images/create".to_owned() }
             }
-            _ => Error::Cut {
+            _ => DockerError::Cut {
                 address: self.address.to_string(),
                 what: "/images/create".to_owned(),
                 why: error.to_string(),
@@ -131,11 +131,11 @@ impl Pull {
             return Ok(None);
         }
         let progress: PullProgress = decode::json(&line)
-            .map_err(|error| Error::unreadable_answer(&self.address, "/images/create", &error.to_string()))?;
+            .map_err(|error| DockerError::unreadable_answer(&self.address, "/images/create", &error.to_string()))?;
         if progress.error.is_empty() {
             Ok(Some(progress))
         } else {
-            Err(Error::Answer { status: 500, message: progress.error })
+            Err(DockerError::Answer { status: 500, message: progress.error })
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::decode;
 use crate::http::service::{LocalService, ResponseTimeouts};
 use crate::http::{Address, Incoming, Method, escape};
 
-pub use error::Error;
+pub use error::DockerError;
 
 /// The newest supported API version.
 const NEWEST: Revision = Revision(1, 47);
@@ -65,7 +65,7 @@ pub struct EngineAddress {
 }
 
 /// An engine.
-pub struct Engine {
+pub struct DockerEngine {
     service: LocalService,
     revision: Revision,
 }
@@ -102,36 +102,36 @@ impl<'a> Call<'a> {
     }
 }
 
-impl Engine {
+impl DockerEngine {
     /// Connects to the engine at an address and negotiates the API version. Fails if there is none, access is denied,
     /// it does not respond, or it is too old.
-    pub fn connect(address: &Address) -> Result<Self, Error> {
+    pub fn connect(address: &Address) -> Result<Self, DockerError> {
         let service = open(address)?;
         let answer = service
             .send(Method::Get, "/_ping", &[], None, QUICK_CALL_TIMEOUTS)
-            .map_err(|error| Error::from_connection(address, "_ping", error))?;
+            .map_err(|error| DockerError::from_connection(address, "_ping", error))?;
         let revision = answer.header("Api-Version").and_then(Revision::parse);
         let status = answer.status;
         let body = answer.explanation();
         let revision = match (status, revision) {
             (200, Some(revision)) => revision,
-            (500.., _) => return Err(Error::answer(address, "_ping", status, &body)),
+            (500.., _) => return Err(DockerError::answer(address, "_ping", status, &body)),
             (400, _) if body.contains("HTTPS server") => {
-                return Err(Error::Configuration(format!(
+                return Err(DockerError::Configuration(format!(
                     "the container engine at {address} speaks TLS: set `tls_verify = true` and `tls_cert_path` below \
                      [runners.docker]"
                 )));
             }
-            _ => return Err(Error::unreadable_answer(address, "_ping", "the response has no `Api-Version`")),
+            _ => return Err(DockerError::unreadable_answer(address, "_ping", "the response has no `Api-Version`")),
         };
         if revision < OLDEST {
-            return Err(Error::TooOld { address: address.to_string(), has: revision, needs: OLDEST });
+            return Err(DockerError::TooOld { address: address.to_string(), has: revision, needs: OLDEST });
         }
         Ok(Self { service, revision: revision.min(NEWEST) })
     }
 
     /// The engine at a known address; does not connect yet. Fails if a certificate file is unreadable.
-    pub fn at(address: &EngineAddress) -> Result<Self, Error> {
+    pub fn at(address: &EngineAddress) -> Result<Self, DockerError> {
         Ok(Self { service: open(&address.address)?, revision: address.revision })
     }
 
@@ -150,40 +150,40 @@ impl Engine {
     }
 
     /// Sends a request; a response other than success is an error, as is a redirect.
-    fn call(&self, call: &Call<'_>) -> Result<Incoming, Error> {
+    fn call(&self, call: &Call<'_>) -> Result<Incoming, DockerError> {
         let what = call.path.split('?').next().unwrap_or_default();
         let address = self.service.address();
         let answer = self
             .service
             .send(call.method, &self.path(&call.path), &call.headers, call.body.as_deref(), call.timeouts)
-            .map_err(|error| Error::from_connection(address, what, error))?;
+            .map_err(|error| DockerError::from_connection(address, what, error))?;
         match answer.status {
             200..300 | 304 => Ok(answer),
-            status => Err(Error::answer(address, what, status, &answer.explanation())),
+            status => Err(DockerError::answer(address, what, status, &answer.explanation())),
         }
     }
 
     /// Sends a request whose response has no content.
-    fn call_without_result(&self, call: &Call<'_>) -> Result<(), Error> {
+    fn call_without_result(&self, call: &Call<'_>) -> Result<(), DockerError> {
         // Read the body to its end, so that the connection can be reused.
         self.call(call).map(|answer| drop(answer.explanation()))
     }
 
-    fn call_json<T: DeserializeOwned>(&self, call: &Call<'_>) -> Result<T, Error> {
+    fn call_json<T: DeserializeOwned>(&self, call: &Call<'_>) -> Result<T, DockerError> {
         use std::io::Read;
         let answer = self.call(call)?;
         let mut body = Vec::new();
         let what = call.path.split('?').next().unwrap_or_default();
         let read = answer.into_reader().take(ANSWER_MAX).read_to_end(&mut body);
-        let nonsense = |why: String| Error::unreadable_answer(self.service.address(), what, &why);
+        let nonsense = |why: String| DockerError::unreadable_answer(self.service.address(), what, &why);
         read.map_err(|error| nonsense(format!("the response is incomplete: {error}")))?;
         decode::json(&body).map_err(|error| nonsense(error.to_string()))
     }
 }
 
-fn open(address: &Address) -> Result<LocalService, Error> {
+fn open(address: &Address) -> Result<LocalService, DockerError> {
     LocalService::new(address, &crate::version::user_agent())
-        .map_err(|error| Error::from_connection(address, "", error))
+        .map_err(|error| DockerError::from_connection(address, "", error))
 }
 
 /// A filter for lists: all these labels must be present.
@@ -201,14 +201,14 @@ fn lenient<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(dese
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::testing::Server;
+    use crate::http::testing::TestServer;
 
     const PING: &str = "HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: 2\r\n\r\nOK";
 
-    fn engine(answers: &[&str]) -> Result<Engine, Error> {
-        let server = Server::new(answers);
+    fn engine(answers: &[&str]) -> Result<DockerEngine, DockerError> {
+        let server = TestServer::new(answers);
         let address = server.url.strip_prefix("http://").expect("a URL").to_owned();
-        Engine::connect(&Address::Tcp(address, None))
+        DockerEngine::connect(&Address::Tcp(address, None))
     }
 
     fn json(status: &str, body: &str) -> String {
@@ -245,7 +245,8 @@ mod tests {
     fn says_what_to_do_without_an_engine() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("docker.sock");
-        let connect = || Engine::connect(&Address::Unix(path.clone())).err().expect("must be refused").to_string();
+        let connect =
+            || DockerEngine::connect(&Address::Unix(path.clone())).err().expect("must be refused").to_string();
         assert!(connect().contains("install or start it"), "{}", connect());
         drop(std::os::unix::net::UnixListener::bind(&path).expect("bind the address"));
         assert!(connect().contains("does not run"), "{}", connect());
@@ -268,7 +269,7 @@ mod tests {
         let redirected = engine.start_container("x").expect_err("must be refused");
         assert!(redirected.to_string().contains("an engine never does"), "{redirected}");
         let odd = engine.container("x").expect_err("must be refused");
-        assert!(matches!(odd, Error::Nonsense { .. }), "{odd}");
+        assert!(matches!(odd, DockerError::Nonsense { .. }), "{odd}");
     }
 
     #[test]

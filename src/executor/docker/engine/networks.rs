@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::spec::CreateNetwork;
-use super::{Call, Engine, Error, SLOW_CALL_TIMEOUTS, lenient, with_labels};
+use super::{Call, DockerEngine, DockerError, SLOW_CALL_TIMEOUTS, lenient, with_labels};
 use crate::http::{Method, escape};
 
 /// A network.
@@ -27,26 +27,26 @@ struct Created {
     id: String,
 }
 
-impl Engine {
+impl DockerEngine {
     /// Creates a network; returns its id. Fails with 409 if the name is in use.
-    pub fn create_network(&self, network: &CreateNetwork) -> Result<String, Error> {
+    pub fn create_network(&self, network: &CreateNetwork) -> Result<String, DockerError> {
         let created: Created =
             self.call_json(&Call::new(Method::Post, "/networks/create").json(network).timeouts(SLOW_CALL_TIMEOUTS))?;
         Ok(created.id)
     }
 
     /// Inspects a network by name or id.
-    pub fn network(&self, name: &str) -> Result<Network, Error> {
+    pub fn network(&self, name: &str) -> Result<Network, DockerError> {
         self.call_json(&Call::new(Method::Get, format!("/networks/{}", escape(name, b""))))
     }
 
     /// Lists networks with all these labels.
-    pub fn networks(&self, labels: &[(&str, &str)]) -> Result<Vec<Network>, Error> {
+    pub fn networks(&self, labels: &[(&str, &str)]) -> Result<Vec<Network>, DockerError> {
         self.call_json(&Call::new(Method::Get, format!("/networks?filters={}", with_labels(labels))))
     }
 
     /// Removes a network; it need not exist. Fails with 403 while it has containers.
-    pub fn remove_network(&self, name: &str) -> Result<(), Error> {
+    pub fn remove_network(&self, name: &str) -> Result<(), DockerError> {
         match self.call_without_result(
             &Call::new(Method::Delete, format!("/networks/{}", escape(name, b""))).timeouts(SLOW_CALL_TIMEOUTS),
         ) {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
-use super::{Call, Engine, Error, lenient};
+use super::{Call, DockerEngine, DockerError, lenient};
 use crate::http::service::ResponseTimeouts;
 use crate::http::{Method, escape};
 
@@ -28,23 +28,23 @@ pub struct Info {
     pub warnings: Vec<String>,
 }
 
-impl Engine {
+impl DockerEngine {
     /// Fails if the engine does not respond within `timeout`.
-    pub fn ping(&self, timeout: Duration) -> Result<(), Error> {
+    pub fn ping(&self, timeout: Duration) -> Result<(), DockerError> {
         let timeouts = ResponseTimeouts { response: timeout, idle: timeout };
         self.call_without_result(&Call::new(Method::Get, "/_ping").timeouts(timeouts))
     }
 
     /// Whether the engine sent a signal to a container since `since`, on request or because it stopped itself. The
     /// engine forgets such events after a while and when it restarts.
-    pub fn was_signalled(&self, container: &str, since: SystemTime) -> Result<bool, Error> {
+    pub fn was_signalled(&self, container: &str, since: SystemTime) -> Result<bool, DockerError> {
         let filter = BTreeMap::from([("container", [container]), ("event", ["kill"]), ("type", ["container"])]);
         let filter = escape(&serde_json::to_string(&filter).unwrap_or_default(), b"");
         let path = format!("/events?since={}&until={}&filters={filter}", seconds(since), seconds(SystemTime::now()));
         Ok(!self.call(&Call::new(Method::Get, path))?.beginning().is_empty())
     }
 
-    pub fn info(&self) -> Result<Info, Error> {
+    pub fn info(&self) -> Result<Info, DockerError> {
         self.call_json(&Call::new(Method::Get, "/info"))
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Deserialize;
 
 use super::spec::CreateVolume;
-use super::{Call, Engine, Error, SLOW_CALL_TIMEOUTS, lenient, with_labels};
+use super::{Call, DockerEngine, DockerError, SLOW_CALL_TIMEOUTS, lenient, with_labels};
 use crate::http::{Method, escape};
 
 /// A volume.
@@ -49,21 +49,21 @@ struct Usage {
     size: i64,
 }
 
-impl Engine {
+impl DockerEngine {
     /// Creates a volume, or returns the existing one with that name.
-    pub fn create_volume(&self, volume: &CreateVolume) -> Result<Volume, Error> {
+    pub fn create_volume(&self, volume: &CreateVolume) -> Result<Volume, DockerError> {
         self.call_json(&Call::new(Method::Post, "/volumes/create").json(volume).timeouts(SLOW_CALL_TIMEOUTS))
     }
 
     /// Lists volumes with all these labels.
-    pub fn volumes(&self, labels: &[(&str, &str)]) -> Result<Vec<Volume>, Error> {
+    pub fn volumes(&self, labels: &[(&str, &str)]) -> Result<Vec<Volume>, DockerError> {
         let list: List =
             self.call_json(&Call::new(Method::Get, format!("/volumes?filters={}", with_labels(labels))))?;
         Ok(list.volumes)
     }
 
     /// Bytes of each volume. The engine reads all files of the volumes.
-    pub fn volume_sizes(&self) -> Result<HashMap<String, u64>, Error> {
+    pub fn volume_sizes(&self) -> Result<HashMap<String, u64>, DockerError> {
         let call = Call::new(Method::Get, "/system/df?type=volume").timeouts(SLOW_CALL_TIMEOUTS);
         let usage: DiskUsage = self.call_json(&call)?;
         let sizes = usage.volumes.into_iter().map(|volume| (volume.name, u64::try_from(volume.usage_data.size)));
@@ -71,7 +71,7 @@ impl Engine {
     }
 
     /// Removes a volume; it need not exist. Fails with 409 while a container uses it.
-    pub fn remove_volume(&self, name: &str) -> Result<(), Error> {
+    pub fn remove_volume(&self, name: &str) -> Result<(), DockerError> {
         match self.call_without_result(
             &Call::new(Method::Delete, format!("/volumes/{}", escape(name, b""))).timeouts(SLOW_CALL_TIMEOUTS),
         ) {

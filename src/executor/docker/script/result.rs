@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, SystemTime};
 
 use super::super::engine::containers::ContainerState;
-use super::super::engine::{Engine, Error};
+use super::super::engine::{DockerEngine, DockerError};
 use super::{ContainerScript, RETURN_CHECK_INTERVAL, RETURN_TIMEOUT, ScriptFailure, engine_error};
 use crate::failure::{FailureReason, JobError};
 use crate::sync;
@@ -27,12 +27,12 @@ pub enum Phase {
 /// A script whose output has ended.
 pub struct EndedScript<'a> {
     pub plan: &'a ContainerScript,
-    pub engine: &'a Engine,
+    pub engine: &'a DockerEngine,
     pub phase: Phase,
     /// Whether the agent stopped the script.
     pub was_stopped: bool,
     /// The error of the last ping, if the agent has given up the engine.
-    pub engine_failure: Option<Error>,
+    pub engine_failure: Option<DockerError>,
     pub began: SystemTime,
     /// The error that ended the output, if the connection broke.
     pub output: io::Result<()>,
@@ -85,14 +85,14 @@ impl EndedScript<'_> {
     }
 
     /// The state after the end, and whether the engine was unreachable; waits for an engine that is restarting.
-    fn wait_for_end(&self) -> Result<(ContainerState, bool), Error> {
+    fn wait_for_end(&self) -> Result<(ContainerState, bool), DockerError> {
         let name = &self.plan.container.name;
         let (mut was_away, mut outcome) = (false, None);
         sync::try_until(RETURN_TIMEOUT, RETURN_CHECK_INTERVAL, || {
             // The streams end shortly before the container does.
             let _ = self.engine.wait_container_for(name, Duration::from_secs(5));
             let found = self.engine.container(name);
-            let is_away = found.as_ref().is_err_and(Error::is_unreachable);
+            let is_away = found.as_ref().is_err_and(DockerError::is_unreachable);
             was_away |= is_away;
             outcome = Some(found);
             (!is_away).then_some(())

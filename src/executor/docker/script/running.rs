@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::sys::signalfd::SignalFd;
 
 use super::super::engine::attached::{Attached, ContainerStream, FrameReader};
-use super::super::engine::{Engine, Error};
+use super::super::engine::{DockerEngine, DockerError};
 use super::super::safe_dirs;
 use super::marker::MarkerFilter;
 use super::result::{EndedScript, Phase};
@@ -36,7 +36,7 @@ enum StopPhase {
 /// A running script, and the connection to its container.
 pub struct ScriptRun<'a> {
     plan: &'a ContainerScript,
-    engine: &'a Engine,
+    engine: &'a DockerEngine,
     attached: Attached,
     signals: &'a SignalFd,
     frames: FrameReader,
@@ -46,12 +46,17 @@ pub struct ScriptRun<'a> {
     /// Consecutive pings without a response.
     failed_pings: u32,
     /// The error of the last ping, if the agent has given up the engine.
-    engine_failure: Option<Error>,
+    engine_failure: Option<DockerError>,
     began: SystemTime,
 }
 
 impl<'a> ScriptRun<'a> {
-    pub fn new(plan: &'a ContainerScript, engine: &'a Engine, mut attached: Attached, signals: &'a SignalFd) -> Self {
+    pub fn new(
+        plan: &'a ContainerScript,
+        engine: &'a DockerEngine,
+        mut attached: Attached,
+        signals: &'a SignalFd,
+    ) -> Self {
         attached.write(shell::prologue(&plan.start_marker).as_bytes());
         Self {
             plan,
@@ -163,7 +168,7 @@ impl<'a> ScriptRun<'a> {
     fn ping_engine(&mut self) -> io::Result<()> {
         match self.engine.ping(PING_TIMEOUT) {
             // An error response is also a sign of life.
-            Ok(()) | Err(Error::Answer { .. }) => self.failed_pings = 0,
+            Ok(()) | Err(DockerError::Answer { .. }) => self.failed_pings = 0,
             Err(error) => {
                 self.failed_pings += 1;
                 if self.failed_pings >= PINGS_MAX {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::super::engine::Engine;
+use super::super::engine::DockerEngine;
 use super::super::engine::containers::Container;
 use super::{OUTPUT_MAX, RunningService, ServiceStarter, log};
 use crate::backoff::Backoff;
@@ -126,7 +126,7 @@ impl HealthWaiter {
     }
 
     /// Checks a service until its health is known.
-    fn wait_until_decided(&self, engine: &Engine, service: &RunningService) -> ServiceHealth {
+    fn wait_until_decided(&self, engine: &DockerEngine, service: &RunningService) -> ServiceHealth {
         let mut checks = 0;
         loop {
             let container = match engine.container(&service.id) {

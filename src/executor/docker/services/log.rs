@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::super::engine::attached::FrameReader;
 use super::super::engine::containers::LogStart;
-use super::super::engine::{Engine, EngineAddress};
+use super::super::engine::{DockerEngine, EngineAddress};
 use super::RunningService;
 use crate::sync;
 use crate::trace::colours::{GREY, RESET};
@@ -30,7 +30,7 @@ impl ServiceLogs {
         let write = Arc::new(Mutex::new(Some(write)));
         for service in services {
             let (engine, service, write) = (engine.clone(), service.clone(), Arc::clone(&write));
-            let body = move || match Engine::at(&engine) {
+            let body = move || match DockerEngine::at(&engine) {
                 Ok(engine) => follow(&engine, &service, from, &mut |line| {
                     if let Some(write) = &mut *sync::lock(&write) {
                         write(line);
@@ -58,7 +58,7 @@ impl Drop for ServiceLogs {
     }
 }
 
-fn follow(engine: &Engine, service: &RunningService, from: LogStart, write: &mut dyn FnMut(&str)) {
+fn follow(engine: &DockerEngine, service: &RunningService, from: LogStart, write: &mut dyn FnMut(&str)) {
     let names: Vec<&str> = service.aliases.iter().map(String::as_str).collect();
     let mut lines = LineBuffer { name: names.join("-"), line: Vec::new() };
     let mut frames = FrameReader::default();

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::console::JobConsole;
 use super::create::{self, ContainerSettings, NetworkMode};
 use super::engine::containers::Container;
-use super::engine::{Engine, Error};
+use super::engine::{DockerEngine, DockerError};
 use super::images::ImageProvider;
 use super::retry::{create_anew, retry_when_disk_full};
 use crate::config::docker::Docker;
@@ -39,7 +39,7 @@ pub struct RunningService {
 
 /// Starts services.
 pub struct ServiceStarter<'a> {
-    pub engine: &'a Arc<Engine>,
+    pub engine: &'a Arc<DockerEngine>,
     pub docker: &'a Docker,
     /// Provides their images.
     pub images: &'a ImageProvider<'a>,
@@ -110,7 +110,7 @@ pub fn hosts(services: &[RunningService], network: &NetworkMode) -> Vec<String> 
     known.flat_map(|service| service.aliases.iter().map(|alias| format!("{alias}:{}", service.address))).collect()
 }
 
-fn failed(name: &str, error: &Error) -> JobError {
+fn failed(name: &str, error: &DockerError) -> JobError {
     JobError::system(format!("cannot start service {name}: {error}"))
 }
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::super::operators;
-use super::{Evaluated, OPENING, Reader};
+use super::{Evaluated, ExpressionParser, OPENING};
 
 /// Reserved words of the language.
 pub(super) const RESERVED: [&str; 34] = [
@@ -43,7 +43,7 @@ pub(super) const RESERVED: [&str; 34] = [
     "while",
 ];
 
-impl<'a> Reader<'a> {
+impl<'a> ExpressionParser<'a> {
     /// Text in double quotes, which may contain expressions.
     pub(super) fn text(&mut self) -> Evaluated {
         let mut text = String::new();

@@ -1,7 +1,7 @@
 //! Checks whether a group is configured for a manager, for `mayfly check`.
 
 use super::{Aws, EC2_VERSION, EngineError, LOOK, hooks, of_call};
-use crate::instance::aws::transport::Request;
+use crate::instance::aws::transport::AwsRequest;
 use crate::instance::aws::xml::{element, members};
 use crate::manager::engine::{ErrorKind, Examined, Verdict};
 
@@ -205,7 +205,7 @@ fn template(aws: &Aws, answer: &str) -> Result<Examined, EngineError> {
         return Ok(doubtful(what, "the group has none that can be examined; use a launch template"));
     };
     let parameters = [("LaunchTemplateId", id.as_str()), ("LaunchTemplateVersion.1", &version)];
-    let request = Request::query(EC2_VERSION, "DescribeLaunchTemplateVersions", &parameters);
+    let request = AwsRequest::query(EC2_VERSION, "DescribeLaunchTemplateVersions", &parameters);
     let answer = aws.ec2.call(&request, LOOK).map_err(of_call)?;
     let shutdown = element(&answer, "instanceInitiatedShutdownBehavior");
     let tokens = element(&answer, "httpTokens");

@@ -11,7 +11,7 @@ struct World {
     planner: Planner,
     now: Duration,
     jobs: Jobs,
-    agents: Vec<Agent>,
+    agents: Vec<ObservedAgent>,
     group: Group,
     answers: bool,
 }
@@ -23,7 +23,7 @@ impl World {
         Self { planner, now: Duration::ZERO, jobs: Jobs::default(), agents: Vec::new(), group, answers: true }
     }
 
-    fn plan(&mut self) -> Plan {
+    fn plan(&mut self) -> ScalingPlan {
         let observation = Observation {
             now: Now { elapsed: self.now, time: "2026-07-06T12:00:00Z".parse().expect("a time") },
             jobs: self.jobs,
@@ -34,7 +34,7 @@ impl World {
     }
 
     /// Plans, and carries the steps out.
-    fn step(&mut self) -> Plan {
+    fn step(&mut self) -> ScalingPlan {
         let plan = self.plan();
         for step in &plan.steps {
             self.planner.done(&step.action, self.now);
@@ -62,7 +62,7 @@ impl World {
         }
     }
 
-    fn agent(&mut self, instance: &str) -> &mut Agent {
+    fn agent(&mut self, instance: &str) -> &mut ObservedAgent {
         self.agents.iter_mut().find(|agent| agent.instance == instance).expect("an agent")
     }
 
@@ -76,7 +76,7 @@ impl World {
     fn idle(&mut self, instance: &str, idle: Duration) {
         self.member(instance, State::Running);
         let work = Work::Idle(idle);
-        self.agents.push(Agent { instance: instance.to_owned(), work, builds: 0, silent: Duration::ZERO });
+        self.agents.push(ObservedAgent { instance: instance.to_owned(), work, builds: 0, silent: Duration::ZERO });
     }
 
     fn busy(&mut self, instance: &str) {
@@ -90,7 +90,7 @@ impl World {
     }
 }
 
-fn actions(plan: &Plan) -> Vec<Action> {
+fn actions(plan: &ScalingPlan) -> Vec<Action> {
     plan.steps.iter().map(|step| step.action.clone()).collect()
 }
 
