@@ -1,4 +1,4 @@
-//! Auto Scaling of AWS as the engine of a pool.
+//! The AWS Auto Scaling group of a pool.
 
 mod examine;
 mod failures;
@@ -21,7 +21,7 @@ use crate::manager::pool::AwsGroup;
 
 const AUTO_SCALING_VERSION: &str = "2011-01-01";
 const EC2_VERSION: &str = "2016-11-15";
-/// The time limit for retries of a read. The next round reads again.
+/// The timeout of a read, including retries. The next round reads again.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// One Auto Scaling group.
@@ -34,13 +34,13 @@ pub struct Aws {
 }
 
 impl Aws {
-    /// The group that `plugin_config` names; AWS is not asked yet.
+    /// The group that `plugin_config` names. Sends no request.
     pub fn new(group: &AwsGroup) -> Self {
         let region = group.region.as_deref();
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
         let (config, credentials) = (path(&group.config_file), path(&group.credentials_file));
         let source = CredentialSource::of_profile(group.profile.as_deref(), config.as_deref(), credentials.as_deref());
-        // Without settings of its own it shares the credentials of the process, which are renewed once for all.
+        // Without its own settings, the group uses the credentials of the process, which all groups share.
         let source = Arc::new(source);
         let has_own = group.profile.is_some() || config.is_some() || credentials.is_some();
         let client = |service| match has_own {
@@ -119,20 +119,20 @@ impl Engine for Aws {
         let desired = instances.to_string();
         let parameters =
             [("AutoScalingGroupName", self.group.as_str()), ("DesiredCapacity", &desired), ("HonorCooldown", "false")];
-        // An absolute number: twice is as good as once.
+        // The number is absolute, so repeating the call is safe.
         self.call("SetDesiredCapacity", &parameters, LOOK).map(drop)
     }
 
     fn terminate(&self, instance: &str, capacity: CapacityChange) -> Result<(), EngineError> {
         let decrement = if capacity == CapacityChange::Decrement { "true" } else { "false" };
         let parameters = [("InstanceId", instance), ("ShouldDecrementDesiredCapacity", decrement)];
-        // Asked once: a second time may lower the desired capacity twice.
+        // Without retries: a second call could lower the desired capacity twice.
         self.call("TerminateInstanceInAutoScalingGroup", &parameters, Duration::ZERO).map(drop)
     }
 
     fn ended(&self, instances: &[String]) -> Result<Vec<String>, EngineError> {
         let mut ended = Vec::new();
-        // One at a time: a single unknown id fails the whole call.
+        // One call for each instance, because one unknown id makes a combined call fail.
         for instance in instances {
             let request = AwsRequest::query(EC2_VERSION, "DescribeInstances", &[("InstanceId.1", instance)]);
             match self.ec2.call(&request, LOOK) {
@@ -168,7 +168,7 @@ impl Engine for Aws {
     }
 }
 
-/// The state of the one instance of an answer of EC2.
+/// The state of the instance in a response of EC2 about a single instance.
 fn instance_state(xml: &str) -> Option<String> {
     // `instanceState` is the only element of an instance that has a `name` beside a numeric `code`.
     let state = xml.split("<instanceState>").nth(1)?.split("</instanceState>").next()?;

@@ -1,7 +1,9 @@
-//! An operator's program as the engine of a pool: one JSON object per line on its standard input and output.
+//! Lists and sizes a pool through an operator's program, which exchanges one JSON object per line on its standard input
+//! and output.
 //!
-//! The program is started with the first call and kept. One that hangs, answers nonsense or ends is killed, and started
-//! again with the next call. `docs/reference/manager-engine.md` documents the protocol.
+//! The program is started by the first call and keeps running. If it does not respond in time, sends an invalid
+//! response, or ends, the manager kills it and starts it again for the next call. `docs/reference/manager-engine.md`
+//! documents the protocol.
 
 mod conversation;
 
@@ -17,7 +19,7 @@ use crate::manager::pool::CommandEngine;
 use crate::sync;
 use conversation::{Broken, Conversation};
 
-/// Letters of an answer that are shown.
+/// The maximum number of characters of a response in an error message.
 const SHOWN: usize = 200;
 
 /// A program.
@@ -83,7 +85,7 @@ fn yes() -> bool {
 }
 
 impl Command {
-    /// The program that `plugin_config` names; it is not started yet.
+    /// The program that `plugin_config` names. Does not start it.
     pub fn new(settings: &CommandEngine, pool: &str) -> Self {
         Self {
             program: settings.program.display().to_string(),
@@ -93,7 +95,7 @@ impl Command {
         }
     }
 
-    /// One request and its answer, which is an object without `error`.
+    /// Sends a request and returns the response: an object without `error`.
     fn ask(&self, call: &str, more: Value) -> Result<Value, EngineError> {
         let mut kept = sync::lock(&self.conversation);
         let mut conversation = match kept.take().filter(Conversation::is_alive) {
@@ -101,14 +103,14 @@ impl Command {
             None => self.start()?,
         };
         let answer = self.exchange(&mut conversation, call, more);
-        // A program that hangs or answers nonsense ends here: its next answer might belong to this request.
+        // Kills a program that did not respond correctly: its next response might belong to this request.
         if answer.as_ref().map_or_else(|failed| failed.keeps_program, |_| true) {
             *kept = Some(conversation);
         }
         answer.map_err(|failed| failed.error)
     }
 
-    /// Starts the program, and tells it its pool and the other keys of `plugin_config`.
+    /// Starts the program and sends it the name of the pool and the other keys of `plugin_config`.
     fn start(&self) -> Result<Conversation, EngineError> {
         let mut conversation = Conversation::start(&self.program, &self.settings.args).map_err(|why| {
             self.error("", ErrorKind::Refused, format!("cannot be started: {why}; correct `command` in plugin_config"))
@@ -165,7 +167,7 @@ impl Command {
 /// A request that failed.
 struct Failed {
     error: EngineError,
-    /// The program answered as it should.
+    /// Whether the program follows the protocol and can be used for the next request.
     keeps_program: bool,
 }
 
@@ -207,7 +209,7 @@ impl Engine for Command {
     }
 
     fn ended(&self, instances: &[String]) -> Result<Vec<String>, EngineError> {
-        // The program lists every instance that exists.
+        // The program must list every instance that exists, so the others have ended.
         Ok(instances.to_vec())
     }
 
@@ -266,7 +268,7 @@ mod tests {
         Command::new(&settings, "fleet")
     }
 
-    /// A program of these lines of shell.
+    /// A program with these lines of shell.
     fn program(lines: &str, timeout: Duration) -> Command {
         engine("/bin/sh", &["-c", lines], timeout)
     }

@@ -1,6 +1,6 @@
-//! The engines that run the instances of a pool: a small trait, Auto Scaling of AWS, and an operator's own program.
+//! The engines that manage the instances of a pool: AWS Auto Scaling, or an operator's program.
 //!
-//! An engine lists, sizes and terminates. It never decides anything, and it knows nothing of jobs.
+//! An engine lists instances, sets their number and terminates them. It makes no decisions and has no access to jobs.
 
 mod aws;
 mod command;
@@ -13,20 +13,21 @@ use jiff::Timestamp;
 use super::pool::EngineSettings;
 use crate::instance::CapacityChange;
 
-/// The instances of a pool, and how many there are to be.
+/// The instances of a pool, and their desired number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Group {
     /// The group's name, or the program.
     pub name: String,
     /// The desired number of instances.
     pub desired: u32,
-    /// The engine keeps no such number: `desired` is the number of members.
+    /// The engine stores no desired number; `desired` is the number of members.
     pub desired_is_counted: bool,
     /// The minimum number of instances.
     pub least: u32,
     /// The maximum number of instances; `None` for no limit.
     pub most: Option<u32>,
-    /// New instances are protected from scale-in: the group chooses no victim when it is made smaller.
+    /// New instances are protected from scale-in, so the group does not choose instances to terminate when its desired
+    /// capacity is lowered.
     pub protects_new: bool,
     /// The instances.
     pub members: Vec<Member>,
@@ -39,11 +40,11 @@ pub struct Member {
     pub instance: String,
     /// The lifecycle state of the instance.
     pub state: State,
-    /// The group calls it healthy.
+    /// Whether the group considers the instance healthy.
     pub healthy: bool,
     /// Whether the instance is protected from scale-in.
     pub protected: bool,
-    /// The state in the engine's words, for display.
+    /// The state as the engine names it, for display.
     pub detail: String,
 }
 
@@ -58,7 +59,7 @@ pub enum State {
     Terminating,
     /// The instance is terminating, and a lifecycle hook waits for the manager.
     Held,
-    /// The instance exists but does not count: in a warm pool, on standby, or detached.
+    /// The instance exists but is not part of the desired capacity: in a warm pool, on standby, or detached.
     Aside,
 }
 
@@ -78,24 +79,24 @@ pub struct FailedStart {
 pub enum FailureKind {
     /// A quota of the account is reached.
     Quota,
-    /// The cloud has none of this type at this time.
+    /// The cloud has no capacity for this instance type at this time.
     Capacity,
     /// The launch template cannot be used.
     LaunchTemplate,
     /// The image is missing or not allowed.
     Image,
-    /// Anything else.
+    /// Another cause.
     Other,
 }
 
-/// Something that was looked at, for `mayfly check`.
+/// The result of one check, for `mayfly check`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Examined {
     /// The subject of the check.
     pub what: &'static str,
     /// The result of the check.
     pub verdict: Verdict,
-    /// The finding, and what to do.
+    /// The finding and the remedy.
     pub text: String,
 }
 
@@ -104,7 +105,7 @@ pub struct Examined {
 pub enum Verdict {
     /// No problem.
     Good,
-    /// It works, with a disadvantage.
+    /// The pool works, with a disadvantage.
     Doubtful,
     /// The pool cannot work like this.
     Bad,
@@ -113,7 +114,7 @@ pub enum Verdict {
 /// Why a call of an engine failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineError {
-    /// The kind, on which a caller can act.
+    /// The kind of error, on which the caller decides.
     pub kind: ErrorKind,
     /// The failed call: "autoscaling:SetDesiredCapacity", "set_target".
     pub call: String,
@@ -128,13 +129,13 @@ pub enum ErrorKind {
     Temporary,
     /// The group does not exist.
     NoGroup,
-    /// The group must not get smaller.
+    /// The group is at its minimum size.
     AtMinimum,
     /// The instance does not exist any more.
     NoInstance,
     /// The call was refused; an operator must change something.
     Refused,
-    /// The answer makes no sense.
+    /// The response is invalid.
     Nonsense,
 }
 
@@ -143,29 +144,29 @@ pub trait Engine: Send + Sync {
     /// The group and its members.
     fn group(&self) -> Result<Group, EngineError>;
 
-    /// Sets how many instances there are to be.
+    /// Sets the desired number of instances.
     fn set_target(&self, instances: u32) -> Result<(), EngineError>;
 
     /// Terminates one instance.
     fn terminate(&self, instance: &str, capacity: CapacityChange) -> Result<(), EngineError>;
 
-    /// Which of these instances, which the group does not list any more, have ended for certain.
+    /// Returns those of `instances`, which the group no longer lists, that are known to be terminated.
     fn ended(&self, instances: &[String]) -> Result<Vec<String>, EngineError>;
 
-    /// Instances that could not be started since this time, the oldest first.
+    /// The instances that could not be started since this time, the oldest first.
     fn failed_starts(&self, since: Timestamp) -> Result<Vec<FailedStart>, EngineError>;
 
-    /// Keeps an instance that ends (see [`State::Held`]) from ending while its job runs.
+    /// Delays the termination of an instance in [`State::Held`] while its job runs.
     fn keep_held(&self, instance: &str) -> Result<(), EngineError>;
 
-    /// Lets such an instance end.
+    /// Lets an instance in [`State::Held`] terminate.
     fn release_held(&self, instance: &str) -> Result<(), EngineError>;
 
-    /// Looks at the group's settings.
+    /// Checks the group's settings.
     fn examine(&self) -> Vec<Examined>;
 }
 
-/// The engine of a pool. A program of the operator is told the pool's name and started with the first call.
+/// The engine of a pool. An operator's program is started by the first call and receives the pool's name.
 pub fn of(settings: &EngineSettings, pool: &str) -> Arc<dyn Engine> {
     match settings {
         EngineSettings::Aws(group) => Arc::new(aws::Aws::new(group)),
@@ -174,7 +175,7 @@ pub fn of(settings: &EngineSettings, pool: &str) -> Arc<dyn Engine> {
 }
 
 impl State {
-    /// Whether an instance in this state counts against the group's size.
+    /// Whether an instance in this state is part of the group's size.
     pub fn counts(self) -> bool {
         matches!(self, Self::Creating | Self::Running)
     }
@@ -184,7 +185,7 @@ impl FailureKind {
     /// Every kind.
     pub const ALL: [Self; 5] = [Self::Quota, Self::Capacity, Self::LaunchTemplate, Self::Image, Self::Other];
 
-    /// The word for metrics and pages.
+    /// The name in metrics and on the status page.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Quota => "quota",

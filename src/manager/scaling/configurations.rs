@@ -1,5 +1,5 @@
-//! Configurations as fleets have them in public, with the meaning of each key that decides about the size; and the effect of
-//! each key alone.
+//! Tests with configurations that fleets have published, and of the effect of each key that determines the size of a
+//! pool.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::config::{Config, Role, fleet};
 use crate::manager::engine::{self, State};
 use crate::manager::pool::{EngineSettings, PoolSettings};
 
-/// The pool of a file with one runner; `[mayfly.manager]` and what docker+machine cannot say are added.
+/// The pool of a file with one runner. Adds `[mayfly.manager]`, and the settings for which docker+machine has no keys.
 fn pool(text: &str) -> PoolSettings {
     let manager = "[mayfly.manager]\nplain_http = true\nagent_token = \"0123456789abcdef\"\n";
     let (before, after) = text.split_once("[[runners]]\n").expect("a runner");
@@ -189,7 +189,7 @@ fn an_engine_is_made_without_asking_it() {
     assert!(State::Running.counts() && !State::Aside.counts());
 }
 
-/// Everything that decides about a pool.
+/// All settings that determine the size of a pool.
 fn effect(text: &str) -> String {
     let pool = pool(text);
     let sizing = Sizing::of(&pool);
@@ -246,7 +246,7 @@ fn each_key_of_the_autoscaler_has_an_effect() {
     for key in ["region = \"r\"", "profile = \"p\"", "config_file = \"/c\"", "credentials_file = \"/c\""] {
         assert_ne!(autoscaler(["", "", key, ""]), plain, "{key}");
     }
-    // Each key is added to what it needs for an effect.
+    // Each key is added to the keys that it needs to have an effect.
     for (before, key) in [
         ("", "idle_count = 7"),
         ("", "scale_factor = 2.0"),

@@ -13,7 +13,7 @@ pub struct Growth {
     pub burst: u32,
 }
 
-/// A token bucket over the time that its caller names.
+/// A token bucket. The caller passes the time.
 #[derive(Clone, Debug)]
 pub struct Throttle {
     growth: Growth,
@@ -27,7 +27,7 @@ impl Growth {
 }
 
 impl Throttle {
-    /// A full bucket.
+    /// Creates a full bucket.
     pub fn new(growth: Growth) -> Self {
         Self { growth, tokens: f64::from(growth.burst), filled: Duration::ZERO }
     }
@@ -45,11 +45,11 @@ impl Throttle {
         let passed = now.saturating_sub(self.filled).as_secs_f64();
         self.filled = now;
         self.tokens = (self.tokens + passed * rate).min(f64::from(self.growth.burst.max(1)));
-        // A cast cuts the fraction off.
+        // The cast truncates the fraction.
         in_flight.min((self.tokens + 1e-9) as u32)
     }
 
-    /// Instances were added.
+    /// Removes tokens for instances that were added.
     pub fn take(&mut self, instances: u32) {
         if self.growth.rate.is_some() {
             self.tokens = (self.tokens - f64::from(instances)).max(0.0);

@@ -1,8 +1,9 @@
-//! The size of a pool: decisions in pure code with a time that the caller passes, and the thread that carries them out.
+//! The size of a pool: decisions as pure functions, which get the time from the caller, and the thread that executes
+//! them.
 //!
-//! The [`planner`] sees jobs, agents and the group, and names the next steps with their reasons. It asks nothing and
-//! waits for nothing, so that `mayfly manager simulate` can run it over a day in virtual time. The [`scaler`] feeds it and
-//! calls the engine.
+//! The [`planner`] gets the jobs, the agents and the group, and returns the next steps with their reasons. It does no
+//! I/O and never blocks, so `mayfly manager simulate` can run it over a day in virtual time. The [`scaler`] supplies
+//! its input and calls the engine.
 
 #[cfg(test)]
 mod configurations;
@@ -28,13 +29,13 @@ use super::pool::PoolSettings;
 /// The settings that decide the size of a pool.
 #[derive(Clone, Debug)]
 pub struct Sizing {
-    /// Jobs at once on an instance, at least 1.
+    /// The number of concurrent jobs on an instance, at least 1.
     pub capacity: u32,
-    /// Instances in every state; `None` for no limit.
+    /// The maximum number of instances, in any state; `None` for no limit.
     pub max_instances: Option<u32>,
-    /// Jobs before an instance leaves; `None` for no limit.
+    /// The number of jobs after which an instance is replaced; `None` for no limit.
     pub max_use_count: Option<u32>,
-    /// Jobs that run or are held at once.
+    /// The maximum number of jobs that run or are held.
     pub max_jobs: u32,
     /// The limits of growth.
     pub growth: Growth,
@@ -42,9 +43,9 @@ pub struct Sizing {
     pub policies: Policies,
     /// The time within which a running instance must register.
     pub registration_timeout: Duration,
-    /// Instances in a row that do not register before growth stops.
+    /// The number of consecutive instances without a registration after which growth stops.
     pub failure_threshold: u32,
-    /// Before a failed termination is tried again.
+    /// The delay before a failed termination is retried.
     pub deletion_retry: Duration,
 }
 

@@ -9,16 +9,16 @@ use super::wanted::Jobs;
 use crate::manager::engine::Group;
 use crate::manager::workload::{AgentState, Snapshot};
 
-/// A moment: on a clock that only advances, and by the time of day.
+/// The current time, by the monotonic clock and by the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// Since the planner began.
+    /// The time since the planner started.
     pub elapsed: Duration,
-    /// The time of day, for policies.
+    /// The wall clock, for policies.
     pub time: Timestamp,
 }
 
-/// Everything that a decision is made of.
+/// The input of a decision.
 #[derive(Clone, Debug)]
 pub struct Observation {
     /// The time of the observation.
@@ -31,21 +31,21 @@ pub struct Observation {
     pub group: Option<Group>,
 }
 
-/// Agents, found by their instance: a fleet may have a thousand of them.
+/// Agents, indexed by instance, because a fleet may have a thousand of them.
 #[derive(Clone, Debug, Default)]
 pub struct ObservedAgents {
     all: Vec<ObservedAgent>,
     by_instance: HashMap<String, usize>,
 }
 
-/// An agent, as far as the pool's size depends on it.
+/// The data of an agent that the pool's size depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedAgent {
     /// The instance of the agent.
     pub instance: String,
     /// The activity of the agent.
     pub work: Work,
-    /// Jobs that it accepted.
+    /// The number of jobs that the agent has accepted.
     pub builds: u32,
     /// The time since the agent's last request.
     pub silent: Duration,
@@ -97,7 +97,7 @@ impl From<Vec<ObservedAgent>> for ObservedAgents {
 }
 
 impl ObservedAgents {
-    /// All of them.
+    /// All agents.
     pub fn iter(&self) -> impl Iterator<Item = &ObservedAgent> {
         self.all.iter()
     }

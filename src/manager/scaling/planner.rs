@@ -1,7 +1,7 @@
 //! Decides the next steps of a pool: grow, dismiss idle agents, terminate instances whose agents are gone.
 //!
-//! The planner never terminates an instance with a job, and it lowers the desired capacity only together with a
-//! termination that it names, so that the cloud never chooses.
+//! The planner never terminates an instance with a job. It lowers the desired capacity only by terminating a specific
+//! instance, so the cloud never chooses one.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -18,8 +18,8 @@ use super::watchdog::{Breaker, Overdue, Watchdog};
 use crate::instance::CapacityChange;
 use crate::manager::engine::{FailedStart, FailureKind, Group, State};
 
-/// A desired capacity that differs from the last call is somebody else's after this time; until then the engine may
-/// answer with an older state.
+/// After this time, a desired capacity that differs from the manager's last call was set by another client. Before, the
+/// engine may still report an older state.
 const SETTLING: Duration = Duration::from_secs(15);
 /// An idle agent that is silent for this long is replaced.
 const SILENT: Duration = Duration::from_secs(5 * 60);
@@ -36,14 +36,14 @@ pub struct Planner {
     last_failure: Option<Timestamp>,
 }
 
-/// The desired capacity after the manager's own calls.
+/// The desired capacity that the manager set last.
 #[derive(Clone, Copy, Debug)]
 struct Expected {
     desired: u32,
     since: Duration,
 }
 
-/// A step of the scaler, and its reason.
+/// The next steps of the scaler, and their reasons.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ScalingPlan {
     /// The number of instances that the pool needs.
@@ -54,11 +54,11 @@ pub struct ScalingPlan {
     pub intake: Option<Intake>,
     /// The steps in order.
     pub steps: Vec<ScalingStep>,
-    /// Jobs that may be held beyond what idle agents take.
+    /// The number of jobs that may be held in addition to those for idle agents.
     pub hold_budget: u32,
     /// Messages for the operator.
     pub notes: Vec<Note>,
-    /// Why growth is stopped, if it is.
+    /// The reason, if growth is stopped.
     pub stopped: Option<String>,
     /// The next decision is due after this time, even if nothing changes.
     pub again: Option<Duration>,
@@ -66,12 +66,12 @@ pub struct ScalingPlan {
     pub boots: Vec<Duration>,
 }
 
-/// One thing to do.
+/// A step of the scaler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScalingStep {
     /// The action.
     pub action: Action,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
@@ -85,7 +85,7 @@ pub enum Action {
         /// The new desired capacity.
         to: u32,
     },
-    /// Tell an idle agent to leave.
+    /// Order an idle agent to leave.
     Dismiss(String),
     /// Terminate an instance that has no agent.
     Terminate(String, CapacityChange),
@@ -101,7 +101,7 @@ pub enum Note {
 }
 
 impl Planner {
-    /// Nothing is known yet.
+    /// A planner without knowledge of the pool.
     pub fn new(sizing: Sizing) -> Self {
         Self {
             throttle: Throttle::new(sizing.growth),
@@ -137,7 +137,7 @@ impl Planner {
         };
         self.announce(&policy, &mut plan);
         let Some(group) = &seen.group else {
-            // Without the group no instance can be added: hold-ahead is off, and idle agents go on taking jobs.
+            // Without the group no instance can be added, so no jobs are held in advance. Idle agents still get jobs.
             return plan;
         };
         self.follow_registrations(seen, group, &mut plan);
@@ -158,7 +158,7 @@ impl Planner {
         plan
     }
 
-    /// The group could not start instances. Returns what an operator should know of it.
+    /// Processes instances that the group could not start. Returns messages for the operator.
     pub fn failed_starts(&mut self, failed: &[FailedStart], now: Duration) -> Vec<Note> {
         let mut notes = Vec::new();
         let last = self.last_failure;
@@ -173,7 +173,7 @@ impl Planner {
         notes
     }
 
-    /// A step was carried out.
+    /// Records that a step was executed.
     pub fn done(&mut self, action: &Action, now: Duration) {
         match action {
             Action::SetTarget { from, to } => {
@@ -190,7 +190,7 @@ impl Planner {
         }
     }
 
-    /// A step could not be carried out.
+    /// Records that a step failed.
     pub fn failed(&mut self, action: &Action, now: Duration) {
         if let Action::Terminate(instance, _) = action {
             self.removals.retry(instance, now + self.sizing.deletion_retry);
@@ -234,13 +234,13 @@ impl Planner {
         self.removals.retain(|instance| is_there(instance) || seen.agent(instance).is_some());
     }
 
-    /// A desired capacity that is not the manager's own is taken as the new base.
+    /// A desired capacity that another client set becomes the new base.
     fn adopt(&mut self, seen: &Observation, group: &Group, plan: &mut ScalingPlan) {
         let now = seen.now.elapsed;
         match self.expected {
             Some(expected) if expected.desired == group.desired => {}
             Some(expected) if now.saturating_sub(expected.since) < SETTLING => {}
-            // The number changed because an instance ended by itself.
+            // The number changed because an instance ended without a call of the manager.
             Some(_) if group.desired_is_counted => {
                 self.expected = Some(Expected { desired: group.desired, since: now });
             }
@@ -256,7 +256,8 @@ impl Planner {
         }
     }
 
-    /// Instances whose agent has left are terminated: with decrement if the pool can do without them.
+    /// Terminates instances whose agent has left; the desired capacity is decremented if the pool does not need a
+    /// replacement.
     fn terminate_gone(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut ScalingPlan) {
         let now = seen.now.elapsed;
         let most = self.sizing.max_use_count;
@@ -272,7 +273,7 @@ impl Planner {
         }
     }
 
-    /// Instances that do not register are replaced, until there are too many in a row.
+    /// Replaces instances that do not register, until too many in a row have failed.
     fn terminate_overdue(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut ScalingPlan) {
         let now = seen.now.elapsed;
         for (instance, late) in self.watchdog.overdue(now) {
@@ -299,7 +300,7 @@ impl Planner {
         }
     }
 
-    /// An agent without a job that sends nothing is dead, unless no agent sends anything: then the manager was cut off.
+    /// An idle agent that sends no requests is dead, unless no agent sends any: then the manager has lost its network.
     fn terminate_silent(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut ScalingPlan) {
         let is_silent = |agent: &&ObservedAgent| agent.silent >= SILENT;
         let silent: Vec<&ObservedAgent> = seen.agents.iter().filter(is_silent).collect();
@@ -324,7 +325,7 @@ impl Planner {
         }
     }
 
-    /// Whether an instance is on its way out, and its agent may still be there.
+    /// Whether an instance is leaving, while its agent may still run.
     fn is_going(&self, instance: &str, seen: &Observation) -> bool {
         self.removals.is_dismissed(instance) || seen.agent(instance).is_some_and(|agent| agent.work == Work::Leaving)
     }
@@ -367,7 +368,7 @@ impl Planner {
         } else if counted.desired < kept {
             (kept, format!("{kept} instances that exist are needed; {}", plan.wanted.reason))
         } else if breaker == 0 && group.protects_new && counted.desired > counted.live.max(group.least) {
-            // No instance is chosen: all that exist stay. What cannot be started is not asked for any more.
+            // No running instance is removed. Instances that cannot be started are no longer requested.
             (
                 counted.live.max(group.least),
                 format!("growth is stopped; the {} instances that exist stay", counted.live),
@@ -378,7 +379,7 @@ impl Planner {
         plan.steps.push(ScalingStep { action: Action::SetTarget { from: counted.desired, to }, reason });
     }
 
-    /// Surplus agents that are idle for long enough, the longest idle first.
+    /// Dismisses surplus agents that are idle for long enough, beginning with the longest idle one.
     fn dismiss(
         &self,
         seen: &Observation,
@@ -424,7 +425,7 @@ impl Planner {
         let instances = match self.watchdog.breaker(seen.now.elapsed) {
             Breaker::Closed => room.min(in_flight),
             Breaker::HalfOpen { .. } => room.min(1),
-            // Instances that start already may still register.
+            // Instances that are already starting may still register.
             Breaker::Open { .. } => 0,
         };
         instances.saturating_mul(self.sizing.capacity).min(self.sizing.max_jobs)
@@ -459,23 +460,23 @@ fn effect(change: CapacityChange) -> &'static str {
 struct Counted {
     /// The desired capacity.
     desired: u32,
-    /// Instances that start or run and are not terminated yet.
+    /// The number of instances that start or run.
     live: u32,
-    /// Of these, instances whose agent leaves.
+    /// The number of these whose agent leaves.
     going: u32,
-    /// Of these, instances with an agent that stays.
+    /// The number of these with an agent that stays.
     ready: u32,
-    /// That stay, with those that the group is about to start.
+    /// The number of instances that stay, including those that the group will start.
     base: u32,
 }
 
 impl Counted {
-    /// Of the base, those without an agent.
+    /// The number of instances in `base` without an agent.
     fn starting(&self) -> u32 {
         self.base.saturating_sub(self.ready)
     }
 
-    /// One whose agent leaves, which is not part of the base, is terminated.
+    /// Accounts for the termination of an instance whose agent leaves; it is not part of `base`.
     fn remove_going(&mut self, wanted: u32, least: u32) -> CapacityChange {
         self.live = self.live.saturating_sub(1);
         self.going = self.going.saturating_sub(1);
@@ -487,7 +488,7 @@ impl Counted {
         CapacityChange::Keep
     }
 
-    /// One of the base is terminated.
+    /// Accounts for the termination of an instance in `base`.
     fn remove_staying(&mut self, wanted: u32, least: u32) -> CapacityChange {
         self.live = self.live.saturating_sub(1);
         if self.base > wanted && self.desired > least {

@@ -1,4 +1,4 @@
-//! Selects the idle target for a time: the policies of both kinds of fleets of gitlab-runner, normalised into one list.
+//! Selects the idle target for a time. The policies of both autoscalers of gitlab-runner are normalised into one list.
 //!
 //! One formula serves both dialects: `clamp(round(factor x active), floor, cap)`. The dialect decides the rounding and
 //! the bounds (see [`super::tables`]).
@@ -10,24 +10,24 @@ use jiff::Timestamp;
 
 use crate::config::period::{Period, Zone};
 
-/// The result of a multiplication may be off by this much before it is rounded: 1.1 x 10 is 11, not 12.
+/// The tolerance of a product before rounding: 1.1 x 10 is 11, not 12.
 const EPSILON: f64 = 1e-9;
 
 /// The policies of a pool. The last one whose period contains the current minute applies.
 #[derive(Clone, Debug)]
 pub struct Policies {
-    /// Applies when no other policy does.
+    /// The policy outside of all periods.
     pub otherwise: ScalingPolicy,
-    /// In the order of the configuration file.
+    /// The policies with periods, in the order of the configuration file.
     pub windows: Vec<Window>,
 }
 
 /// A policy and the periods in which it applies.
 #[derive(Clone, Debug)]
 pub struct Window {
-    /// Any of them is enough.
+    /// The policy applies in any of these periods.
     pub periods: Vec<Period>,
-    /// The clock by which the periods are meant.
+    /// The time zone of the periods.
     pub zone: Zone,
     /// The policy at these times.
     pub policy: ScalingPolicy,
@@ -36,7 +36,7 @@ pub struct Window {
 /// The idle capacity, its idle time, and the mode of polling.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScalingPolicy {
-    /// Which one it is, for logs and pages: "policy 2 (`* 9-17 * * mon-fri`, Europe/Amsterdam)".
+    /// The name in logs and on pages: "policy 2 (`* 9-17 * * mon-fri`, Europe/Amsterdam)".
     pub label: String,
     /// The idle capacity.
     pub idle: IdleTarget,
@@ -49,29 +49,29 @@ pub struct ScalingPolicy {
 /// The condition under which the manager polls for jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Intake {
-    /// Only while an idle agent waits.
+    /// The manager polls only while an idle agent waits.
     Relay,
-    /// Also when there is none: the job is held, and an instance is started for it.
+    /// The manager also polls without an idle agent: it holds the job and starts an instance for it.
     HoldAhead,
 }
 
 /// The rounding of a fraction of an idle slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rounding {
-    /// As docker+machine does.
+    /// Rounds down, as docker+machine does.
     Down,
-    /// As the autoscaler does.
+    /// Rounds up, as the autoscaler does.
     Up,
 }
 
-/// Idle capacity, in jobs, by the number of active jobs.
+/// The idle capacity, in jobs, as a function of the number of active jobs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct IdleTarget {
-    /// At least this much.
+    /// The minimum.
     pub floor: u32,
-    /// Multiple of the active jobs; 0 for none.
+    /// The idle capacity per active job; 0 for none.
     pub factor: f64,
-    /// The factor's result counts up to here; `None` for no bound.
+    /// The maximum of the factor's result; `None` for no maximum.
     pub cap: Option<u32>,
     /// The rounding of the factor's result.
     pub rounding: Rounding,
@@ -87,7 +87,7 @@ impl Policies {
         self.windows.iter().rev().find(applies).map_or(&self.otherwise, |window| &window.policy)
     }
 
-    /// All of them, the one that applies outside of all periods first.
+    /// All policies; the first is the one outside of all periods.
     pub fn all(&self) -> impl Iterator<Item = &ScalingPolicy> {
         std::iter::once(&self.otherwise).chain(self.windows.iter().map(|window| &window.policy))
     }
@@ -107,7 +107,7 @@ impl IdleTarget {
             Rounding::Down => (scaled + EPSILON).floor(),
             Rounding::Up => (scaled - EPSILON).ceil(),
         };
-        // A cast saturates: a factor beyond all sense is the largest number.
+        // The cast saturates, so a huge factor gives the largest number.
         self.floor.max((scaled as u32).min(self.cap.unwrap_or(u32::MAX)))
     }
 }

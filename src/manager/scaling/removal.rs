@@ -1,16 +1,16 @@
-//! Instances to terminate: the manager told their agent to leave, or the agent left or vanished.
+//! Tracks the instances to terminate: the manager ordered the agent to leave, or the agent left or disappeared.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::observation::{ObservedAgent, Work};
 
-/// An agent that leaves and is silent for this long has gone.
+/// An agent that is leaving and sends no request for this long has left.
 const GONE: Duration = Duration::from_secs(60);
-/// An agent that vanished without a reason may be restarting.
+/// An agent that disappeared without a reason may be restarting for this long.
 const RESTART: Duration = Duration::from_secs(60);
 
-/// The agents that a pool has had.
+/// The agents of a pool, including former ones.
 #[derive(Clone, Debug, Default)]
 pub struct Removals(BTreeMap<String, Known>);
 
@@ -18,22 +18,22 @@ pub struct Removals(BTreeMap<String, Known>);
 struct Known {
     builds: u32,
     leaving: bool,
-    /// The manager told it to leave.
+    /// The time at which the manager ordered the agent to leave.
     dismissed: Option<Duration>,
-    /// Since when there has been no agent.
+    /// The time since which the instance has no agent.
     missing: Option<Duration>,
     terminated: bool,
-    /// A failed termination is tried again then.
+    /// The time of the next attempt after a failed termination.
     retry: Option<Duration>,
 }
 
 impl Removals {
-    /// An agent is there. True if it was not known before.
+    /// Records a registered agent. Returns true if it was not known before.
     pub fn registered(&mut self, instance: &str, builds: u32, leaving: bool) -> bool {
         let is_new = !self.0.contains_key(instance);
         let known = self.0.entry(instance.to_owned()).or_default();
         if known.missing.take().is_some() {
-            // The instance registered again: the earlier order was for the agent that left.
+            // The instance has registered again: the earlier order was for its previous agent.
             *known = Known::default();
         }
         known.builds = builds;
@@ -46,37 +46,37 @@ impl Removals {
         self.0.contains_key(instance)
     }
 
-    /// An agent was told to leave.
+    /// Records that the manager ordered an agent to leave.
     pub fn dismissed(&mut self, instance: &str, now: Duration) {
         self.0.entry(instance.to_owned()).or_default().dismissed = Some(now);
     }
 
-    /// An instance was terminated.
+    /// Records the termination of an instance.
     pub fn terminated(&mut self, instance: &str) {
         self.0.entry(instance.to_owned()).or_default().terminated = true;
     }
 
-    /// A termination failed.
+    /// Records a failed termination.
     pub fn retry(&mut self, instance: &str, at: Duration) {
         self.0.entry(instance.to_owned()).or_default().retry = Some(at);
     }
 
-    /// Whether an instance was terminated, which the group need not show yet.
+    /// Whether an instance was terminated; the group may still list it.
     pub fn is_terminated(&self, instance: &str) -> bool {
         self.0.get(instance).is_some_and(|known| known.terminated)
     }
 
-    /// Whether the manager told the agent to leave.
+    /// Whether the manager ordered the agent to leave.
     pub fn is_dismissed(&self, instance: &str) -> bool {
         self.0.get(instance).is_some_and(|known| known.dismissed.is_some() && !known.terminated)
     }
 
-    /// Whether an instance may be terminated now: it was not yet, and no retry is pending.
+    /// Whether an instance can be terminated now: it is not terminated yet, and no delay of a retry is pending.
     pub fn may_try(&self, instance: &str, now: Duration) -> bool {
         self.0.get(instance).is_none_or(|known| !known.terminated && known.retry.is_none_or(|retry| retry <= now))
     }
 
-    /// Why an instance is to be terminated now, if it is: its agent is gone.
+    /// The reason to terminate an instance whose agent has left; `None` if it must not be terminated now.
     pub fn is_due(
         &mut self,
         instance: &str,
@@ -113,7 +113,7 @@ impl Removals {
         self.0.values().filter_map(due).min().map(|due| due.saturating_sub(now).max(Duration::from_secs(1)))
     }
 
-    /// Forgets instances that are not there any more.
+    /// Removes instances that no longer exist.
     pub fn retain(&mut self, is_there: impl Fn(&str) -> bool) {
         self.0.retain(|instance, _| is_there(instance));
     }

@@ -1,6 +1,6 @@
-//! The thread that keeps the size of one pool: reads the group, calls the planner, and carries out its steps.
+//! The thread that controls the size of one pool: reads the group, calls the planner, and executes its steps.
 //!
-//! One refused or throttled call never stops it: the next round decides anew.
+//! A refused or throttled call does not stop the thread: the next round makes a new decision.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,13 +22,14 @@ use crate::manager::workload::{AgentState, Snapshot, Workload};
 use crate::{sync, sys};
 
 const STACK: usize = 512 * 1024;
-/// A decision is due this often at least: periods begin with a minute.
+/// The maximum interval of decisions, because periods begin with a minute.
 const EACH_MINUTE: Duration = Duration::from_secs(60);
-/// The group as it was last seen is good for decisions for this long while the engine does not answer.
+/// While the engine does not answer, the last known state of the group is used for this long.
 const STALE: Duration = Duration::from_secs(150);
-/// From one decision to the next at least,
+/// The minimum interval of decisions.
 const LEAST_ROUND: Duration = Duration::from_millis(50);
-/// and at least this many times the CPU time of the decision: so that those of a large fleet take a small part of a core.
+/// The minimum interval of decisions as a multiple of the time that the last one took, so that the decisions of a large
+/// fleet use a small part of a core.
 const PAUSE: u32 = 50;
 const MOST_PAUSE: Duration = Duration::from_millis(500);
 /// The interval of reads of failed starts while instances are expected.
@@ -49,7 +50,7 @@ struct Shared {
 }
 
 impl Scaler {
-    /// Starts the thread. Errors: the system has none left.
+    /// Starts the thread. Errors: the system can create no thread.
     pub fn start(
         pool: PoolSettings,
         workload: Arc<dyn Workload>,
@@ -64,7 +65,7 @@ impl Scaler {
         Ok(Self { shared, workload, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Replaces the settings from the next round on. The state of instances stays.
+    /// Replaces the settings; they apply from the next round. The state of instances stays.
     pub fn reload(&self, pool: PoolSettings) {
         *self.shared.settings() = (pool, true);
         self.workload.wake();
@@ -93,8 +94,8 @@ impl Shared {
     }
 }
 
-/// Terminates the instances of a pool that have no job, as `delete_instances_on_shutdown` asks for. Returns how many
-/// could not be terminated.
+/// Terminates the instances of a pool that have no job, for `delete_instances_on_shutdown`. Returns how many could not
+/// be terminated.
 pub fn delete_instances(pool: &PoolSettings, workload: &dyn Workload, engine: &dyn Engine) -> usize {
     let (interval, retries) = pool.shutdown_deletion;
     let mut left: BTreeSet<String> = BTreeSet::new();
@@ -146,13 +147,13 @@ struct Rounds {
     planner: Planner,
     began: Instant,
     began_at: Timestamp,
-    /// The group as it was last seen, with the manager's own steps since.
+    /// The last known state of the group, including the manager's steps since.
     group: Option<(Group, Instant)>,
     looked: Option<Instant>,
     looked_for_failures: Option<Instant>,
-    /// Calls that fail, with the kind of error that was logged.
+    /// The failing calls, with the kind of error that was logged.
     failing: BTreeMap<&'static str, ErrorKind>,
-    /// Instances that have had an agent, as far as this process knows.
+    /// Instances that have had an agent while this process runs.
     known: BTreeSet<String>,
     wanted: Option<u32>,
 }
@@ -191,7 +192,7 @@ impl Rounds {
             let wait = self.round();
             let spent = sys::thread_time().saturating_sub(cpu);
             self.workload.wait_for_change(wait);
-            // Many jobs that begin and end at the same time are one change.
+            // Jobs that begin and end at about the same time are handled as one change.
             let least = (spent * PAUSE).clamp(LEAST_ROUND, MOST_PAUSE);
             thread::sleep(least.saturating_sub(began.elapsed()));
         }
@@ -205,7 +206,7 @@ impl Rounds {
         }
     }
 
-    /// One decision and its steps. Returns when the next one is due.
+    /// Makes one decision and executes its steps. Returns the time until the next decision.
     fn round(&mut self) -> Duration {
         let mut snapshot = self.workload.snapshot();
         if self.looked.is_none_or(|looked| looked.elapsed() >= self.interval(&snapshot)) {
@@ -227,7 +228,7 @@ impl Rounds {
         self.wait(&plan, &snapshot)
     }
 
-    /// Until the next look or decision.
+    /// The time until the next read or decision.
     fn wait(&self, plan: &ScalingPlan, snapshot: &Snapshot) -> Duration {
         let interval = self.interval(snapshot);
         let look = self.looked.map_or(Duration::ZERO, |looked| interval.saturating_sub(looked.elapsed()));
@@ -244,7 +245,7 @@ impl Rounds {
         }
     }
 
-    /// Whether instances come or go.
+    /// Whether instances start or terminate.
     fn expects(&self, snapshot: &Snapshot) -> bool {
         let Some((group, _)) = &self.group else { return false };
         let agents: HashSet<&str> = snapshot.agents.iter().map(|agent| agent.instance.as_str()).collect();
@@ -259,7 +260,7 @@ impl Rounds {
             || snapshot.agents.iter().any(|agent| agent.state == AgentState::Leaving)
     }
 
-    /// Asks for the group, and tells the workload who may register and who is gone.
+    /// Reads the group, and passes to the workload which instances may register and which have ended.
     fn look(&mut self) {
         self.looked = Some(Instant::now());
         let group = match self.engine.group() {
@@ -310,7 +311,7 @@ impl Rounds {
         }
     }
 
-    /// Instances that end and that a lifecycle hook holds: for as long as their job runs.
+    /// Handles instances whose termination a lifecycle hook delays: the hook is extended while a job runs.
     fn attend_held(&mut self, group: &Group, snapshot: &Snapshot) {
         for member in group.members.iter().filter(|member| member.state == State::Held) {
             let instance = member.instance.as_str();
@@ -321,7 +322,7 @@ impl Rounds {
                     self.workload.dismiss(instance, "the group terminates the instance");
                     Ok(())
                 }
-                // After a restart of the manager its agent may not have reconnected yet.
+                // After a restart of the manager, the agent of the instance may not have reconnected yet.
                 None if !self.known.contains(instance) && self.began.elapsed() < RECONNECT => Ok(()),
                 None => self.engine.release_held(instance),
             };
@@ -332,7 +333,7 @@ impl Rounds {
         }
     }
 
-    /// While instances are awaited, the engine is asked why they do not come.
+    /// While instances are expected, reads which ones the engine could not start.
     fn look_for_failures(&mut self, snapshot: &Snapshot) {
         let due = self.looked_for_failures.is_none_or(|looked| looked.elapsed() >= FAILED_STARTS);
         if due && self.expects(snapshot) {
@@ -394,13 +395,13 @@ impl Rounds {
         self.board.happened(&self.pool.name, text);
     }
 
-    /// One step; the planner learns how it went.
+    /// Executes one step and reports the result to the planner.
     fn carry_out(&mut self, step: &ScalingStep, now: Duration) {
         let pool = self.pool.name.clone();
         let outcome = match &step.action {
             Action::SetTarget { to, .. } => self.engine.set_target(*to),
             Action::Dismiss(instance) => {
-                // An agent that has taken a job meanwhile stays.
+                // The agent has got a job meanwhile, so it stays.
                 if !self.workload.dismiss(instance, &step.reason) {
                     return;
                 }
@@ -446,7 +447,7 @@ impl Rounds {
         }
     }
 
-    /// The group as it is after a step, until it is looked at again.
+    /// Applies the effect of a step to the known state of the group, until the next read.
     fn note_in_group(&mut self, action: &Action) {
         let Some((group, _)) = &mut self.group else { return };
         match action {

@@ -1,4 +1,4 @@
-//! The meaning of `[runners.autoscaler]` and `[runners.machine]` of gitlab-runner, as far as they decide about a fleet's
+//! Interprets the keys of `[runners.autoscaler]` and `[runners.machine]` of gitlab-runner that determine a fleet's
 //! size.
 
 use std::time::Duration;
@@ -9,9 +9,9 @@ use crate::config::fleet::{AutoscalerTable, FleetTable, MachinePolicyTable, Mach
 use crate::config::period::{Period, Zone};
 use crate::manager::pool::PoolSettings;
 
-/// The idle time of a policy that names none.
+/// The idle time of a policy that sets none.
 const POLICY_IDLE_TIME: Duration = Duration::from_secs(300);
-/// New instances a second where `scale_throttle` names no limit.
+/// The default of `scale_throttle.limit`: new instances per second.
 const THROTTLE: f64 = 100.0;
 
 impl Policies {
@@ -23,7 +23,7 @@ impl Policies {
         }
     }
 
-    /// Without any policy, and outside of all periods, jobs are held and instances are started for them.
+    /// Without a policy, and outside of all periods, the manager holds jobs and starts instances for them.
     fn of_autoscaler(table: &AutoscalerTable) -> Self {
         let otherwise = ScalingPolicy {
             label: "no policy applies".to_owned(),
@@ -86,7 +86,7 @@ fn window_of_policy(number: usize, table: &PolicyTable) -> Window {
         cap: Some(table.scale_factor_limit).filter(|limit| *limit > 0),
         rounding: Rounding::Up,
     };
-    // Without idle capacity, a pool that waits for an idle agent would wait for ever.
+    // Without idle capacity, a pool that waits for an idle agent would wait forever.
     let relays = table.idle_count > 0 && table.preemptive_mode != Some(false);
     let policy = ScalingPolicy {
         label: label("policy", number, &table.periods, &table.timezone),
@@ -142,7 +142,7 @@ mod tests {
         assert_eq!((day.intake, day.idle_time), (Intake::Relay, Duration::from_secs(1200)));
         assert_eq!([0, 8, 9, 100].map(|active| day.idle.at(active)), [4, 4, 5, 7]);
         let night = policies.at("2026-07-06T23:00:00Z".parse().expect("a time"));
-        // Without idle capacity no agent would ever wait.
+        // Without idle capacity, no agent would ever wait for a job.
         assert_eq!((night.intake, night.idle.at(9), night.idle_time), (Intake::HoldAhead, 0, POLICY_IDLE_TIME));
         assert_eq!(night.label, "policy 2 (`* 22-6 * * *`, UTC)");
     }

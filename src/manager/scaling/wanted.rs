@@ -5,51 +5,51 @@ use super::policy::ScalingPolicy;
 /// The jobs of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Jobs {
-    /// Taken from GitLab, waiting for an instance.
+    /// Jobs that the manager got from GitLab and that wait for an instance.
     pub held: u32,
-    /// Accepted by an agent, not ended.
+    /// Jobs that an agent has accepted and that have not ended.
     pub running: u32,
 }
 
 /// The bounds of the number of instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Jobs at once on an instance, at least 1.
+    /// The number of concurrent jobs on an instance, at least 1.
     pub capacity: u32,
     /// `max_instances` or `limit`; `None` for no limit.
     pub max_instances: Option<u32>,
-    /// The group's own bounds, where they are known.
+    /// The minimum and maximum size of the group, if known.
     pub group: Option<(u32, u32)>,
 }
 
-/// The wanted number of instances, and its terms.
+/// The wanted number of instances, and how it is calculated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// Instances.
+    /// The number of instances.
     pub instances: u32,
-    /// For these jobs.
+    /// The jobs that need instances.
     pub jobs: Jobs,
-    /// And for this idle capacity, in jobs.
+    /// The idle capacity, in jobs.
     pub idle: u32,
-    /// The calculation, for people.
+    /// The calculation as text.
     pub reason: String,
 }
 
 impl Jobs {
-    /// Held and running.
+    /// The number of held and running jobs.
     pub fn active(self) -> u32 {
         self.held.saturating_add(self.running)
     }
 }
 
 impl Bounds {
-    /// Instances at most.
+    /// The maximum number of instances.
     pub fn most(&self) -> u32 {
         self.max_instances.unwrap_or(u32::MAX).min(self.group.map_or(u32::MAX, |(_, most)| most))
     }
 }
 
-/// Applies a policy.
+/// Calculates the wanted number of instances with a policy.
 pub fn wanted(policy: &ScalingPolicy, jobs: Jobs, bounds: Bounds) -> Wanted {
     let capacity = bounds.capacity.max(1);
     let active = jobs.active();

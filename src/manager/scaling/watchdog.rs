@@ -1,23 +1,23 @@
-//! Whether instances that start do register: an instance that does not is replaced, and growth stops after several in a
-//! row (a circuit breaker).
+//! Checks that started instances register. An instance that does not is replaced; after several in a row, growth stops
+//! (a circuit breaker).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// The first pause of growth before one instance is tried; doubled with each failure.
+/// The first pause of growth, after which one instance is started as a test; doubled with each failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(5 * 60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
-/// An instance may be starting for this many times the time in which a running one must register.
+/// The maximum time in the starting state, as a multiple of the registration timeout.
 const STARTING: u32 = 3;
 
-/// Watches the instances of one pool, over the time that its caller names.
+/// Watches the instances of one pool. The caller passes the time.
 #[derive(Clone, Debug)]
 pub struct Watchdog {
     timeout: Duration,
     /// Failures in a row after which growth stops.
     threshold: u32,
     boots: BTreeMap<String, Boot>,
-    /// Instances that did not register, or could not be started, in a row.
+    /// The number of consecutive instances that did not register or could not be started.
     failures: u32,
     breaker: Breaker,
     /// The time at which the breaker last opened.
@@ -38,12 +38,12 @@ pub enum Breaker {
     Closed,
     /// Growth is stopped until this time.
     Open {
-        /// Time of the next try.
+        /// The time of the next attempt.
         until: Duration,
-        /// Why.
+        /// The reason.
         cause: String,
     },
-    /// One instance is tried.
+    /// One instance is started as a test.
     HalfOpen {
         /// Why growth was stopped.
         cause: String,
@@ -53,15 +53,15 @@ pub enum Breaker {
 /// The reaction to an instance that did not register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overdue {
-    /// Another one is to take its place.
+    /// Start a replacement.
     Replace,
     /// Too many instances in a row failed: stop growth.
     Stop,
 }
 
 impl Watchdog {
-    /// Nothing has started yet. A running instance must register within `timeout`; growth
-    /// stops after `threshold` failures in a row.
+    /// A watchdog without instances. A running instance must register within `timeout`; growth stops after `threshold`
+    /// consecutive failures.
     pub fn new(timeout: Duration, threshold: u32) -> Self {
         Self {
             timeout,
@@ -74,13 +74,13 @@ impl Watchdog {
         }
     }
 
-    /// Other limits from now on.
+    /// Replaces the limits.
     pub fn change(&mut self, timeout: Duration, threshold: u32) {
         self.timeout = timeout;
         self.threshold = threshold;
     }
 
-    /// An instance is there that has not registered.
+    /// Records an instance that has not registered.
     pub fn starting(&mut self, instance: &str, is_running: bool, now: Duration) {
         let boot = self.boots.entry(instance.to_owned()).or_insert(Boot { seen: now, running: None });
         if is_running {
@@ -88,10 +88,10 @@ impl Watchdog {
         }
     }
 
-    /// An instance registered. Returns how long that took, if it was seen starting.
+    /// Records a registration. Returns the time since the start of the instance, if it is known.
     pub fn registered(&mut self, instance: &str, now: Duration) -> Option<Duration> {
         let boot = self.boots.remove(instance);
-        // One that started before the breaker opened says nothing about the next one.
+        // An instance that started before the breaker opened does not prove that the next one will register.
         let closes = match &self.breaker {
             Breaker::Closed => true,
             Breaker::HalfOpen { .. } => boot.is_none_or(|boot| boot.seen >= self.opened),
@@ -105,12 +105,12 @@ impl Watchdog {
         boot.map(|boot| now.saturating_sub(boot.seen))
     }
 
-    /// Forgets instances that are not there any more.
+    /// Removes instances that no longer exist.
     pub fn retain(&mut self, is_there: impl Fn(&str) -> bool) {
         self.boots.retain(|instance, _| is_there(instance));
     }
 
-    /// Instances that should have registered by now, and since when they run.
+    /// The instances whose registration is overdue, and since when they run.
     pub fn overdue(&self, now: Duration) -> Vec<(String, Duration)> {
         let late = |boot: &Boot| match boot.running {
             Some(since) => (now.saturating_sub(since) >= self.timeout).then(|| now.saturating_sub(since)),
@@ -129,7 +129,7 @@ impl Watchdog {
         self.boots.values().map(due).chain(breaker).min().map(|due| due.saturating_sub(now))
     }
 
-    /// An instance did not register, and is terminated.
+    /// Records that an instance did not register and is terminated.
     pub fn failed(&mut self, instance: &str, now: Duration, cause: String) -> Overdue {
         self.boots.remove(instance);
         self.failures += 1;
@@ -140,8 +140,8 @@ impl Watchdog {
         Overdue::Stop
     }
 
-    /// The group could not start an instance. Returns true if that opened the breaker. `fatal`: no retry of the group
-    /// will help.
+    /// Records that the group could not start an instance. Returns true if that opened the breaker. `fatal`: retries of
+    /// the group cannot succeed.
     pub fn not_started(&mut self, now: Duration, fatal: bool, cause: String) -> bool {
         self.failures += 1;
         let opens = fatal || self.failures >= self.threshold || self.breaker != Breaker::Closed;
@@ -160,7 +160,7 @@ impl Watchdog {
         self.breaker = Breaker::Open { until: now + self.pause, cause };
     }
 
-    /// The breaker, which goes half open when its pause is over.
+    /// The state of the breaker; it becomes half open when the pause is over.
     pub fn breaker(&mut self, now: Duration) -> &Breaker {
         if let Breaker::Open { until, cause } = &self.breaker
             && *until <= now
@@ -192,11 +192,11 @@ mod tests {
         assert_eq!(fails(&mut watchdog, "c", 10 * MINUTE), Overdue::Stop);
         let open = Breaker::Open { until: 20 * MINUTE, cause: "the image is broken".to_owned() };
         assert_eq!(watchdog.breaker(15 * MINUTE), &open);
-        // After the pause one is tried; it fails: the next pause is twice as long.
+        // The test instance after the pause fails: the next pause is twice as long.
         assert!(matches!(watchdog.breaker(20 * MINUTE), Breaker::HalfOpen { .. }));
         assert_eq!(fails(&mut watchdog, "d", 20 * MINUTE), Overdue::Stop);
         assert!(matches!(watchdog.breaker(25 * MINUTE), Breaker::Open { until, .. } if *until == 35 * MINUTE));
-        // One that registers ends it.
+        // A registration closes the breaker.
         watchdog.starting("e", false, 35 * MINUTE);
         assert_eq!(watchdog.registered("e", 36 * MINUTE), Some(MINUTE));
         assert_eq!(watchdog.breaker(36 * MINUTE), &Breaker::Closed);

@@ -5,12 +5,12 @@ use crate::instance::aws::transport::AwsRequest;
 use crate::instance::aws::xml::{element, members};
 use crate::manager::engine::{ErrorKind, Examined, Verdict};
 
-/// Processes of a group that end instances on their own account.
+/// Processes of a group that terminate instances without a request.
 const DISTURBING: [&str; 1] = ["AZRebalance"];
-/// Processes without which a group starts or ends nothing.
+/// Processes that a group needs to start and to terminate instances.
 const NEEDED: [&str; 2] = ["Launch", "Terminate"];
 
-/// Looks at everything; what cannot be looked at is part of the result.
+/// Runs all checks. A check that cannot run is reported in the result.
 pub fn examine(aws: &Aws) -> Vec<Examined> {
     let answer = match aws.describe() {
         Ok(answer) => answer,
@@ -30,14 +30,14 @@ pub fn examine(aws: &Aws) -> Vec<Examined> {
     found
 }
 
-/// Whether the manager may do what it must do, as far as that can be found out without doing it. A termination has no dry
-/// run, so its permission is not examined.
+/// Checks the manager's permissions without changing anything. TerminateInstanceInAutoScalingGroup has no dry run, so
+/// its permission is not checked.
 fn rights(aws: &Aws) -> Vec<Examined> {
     let what = "permissions";
     let mut found = Vec::new();
     found.push(match set_to_what_it_is(aws) {
         Ok(()) => good(what, "autoscaling:SetDesiredCapacity is allowed"),
-        // AWS checks permissions first.
+        // AWS checks the permission before anything else, so this error proves it.
         Err(error) if error.why.contains("ScalingActivityInProgress") => {
             good(what, "autoscaling:SetDesiredCapacity is allowed")
         }
@@ -53,8 +53,8 @@ fn rights(aws: &Aws) -> Vec<Examined> {
     found
 }
 
-/// Sets the desired capacity to its present number, which changes nothing. A number that AWS refuses for another reason
-/// would not prove the permission, and a simulation of the policy needs a permission of its own.
+/// Sets the desired capacity to its present number, which changes nothing. A request that AWS rejects for another
+/// reason would not prove the permission, and simulating the policy needs a further permission.
 fn set_to_what_it_is(aws: &Aws) -> Result<(), EngineError> {
     let answer = aws.describe()?;
     let desired = element(&answer, "DesiredCapacity").ok_or_else(|| aws.no_group())?;
@@ -75,7 +75,7 @@ fn bad(what: &'static str, text: impl Into<String>) -> Examined {
     Examined { what, verdict: Verdict::Bad, text: text.into() }
 }
 
-/// A question that was refused: the manager works without it only if it never asks it.
+/// AWS refused a request. That matters only if the manager sends this request.
 fn looked(aws: &Aws, what: &'static str, outcome: Result<Examined, EngineError>) -> Examined {
     outcome.unwrap_or_else(|error| match error.kind {
         ErrorKind::NoGroup => bad(what, aws.no_group().why),
@@ -196,8 +196,8 @@ fn activities(aws: &Aws) -> Result<Examined, EngineError> {
     })
 }
 
-/// The template's shutdown behaviour: an instance that powers itself off must not stay as a stopped one, and the
-/// metadata service must ask for tokens.
+/// Checks the launch template: an instance that powers off must be terminated, not stopped, and the metadata service
+/// must require tokens.
 fn template(aws: &Aws, answer: &str) -> Result<Examined, EngineError> {
     let what = "launch template";
     let version = element(answer, "Version").unwrap_or_else(|| "$Default".to_owned());

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use crate::instance::aws::xml::members;
 use crate::manager::engine::{FailedStart, FailureKind};
 
-/// Words of messages, by kind; the first that fits counts.
+/// Parts of messages and the kind of failure that they mean; the first match applies.
 const WORDS: [(&str, FailureKind); 16] = [
     ("InstanceLimitExceeded", FailureKind::Quota),
     ("VcpuLimitExceeded", FailureKind::Quota),
@@ -25,7 +25,7 @@ const WORDS: [(&str, FailureKind); 16] = [
     ("LaunchTemplate", FailureKind::LaunchTemplate),
 ];
 
-/// Failed launches of an answer of `DescribeScalingActivities`, the oldest first. Errors: the answer is not XML.
+/// The failed launches in a response of `DescribeScalingActivities`, the oldest first. Errors: the response is not XML.
 pub fn since(answer: &str, since: Timestamp) -> Result<Vec<FailedStart>, String> {
     let names = ["StatusCode", "StatusMessage", "StartTime", "Description", "Cause"];
     let all = members(answer, "Activities", names)?;

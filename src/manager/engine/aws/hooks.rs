@@ -1,5 +1,5 @@
-//! Lifecycle hooks that hold an instance before it ends: the manager extends them while a job runs there, since the
-//! instance itself has no rights, and completes them when the agent is gone.
+//! Lifecycle hooks that delay the termination of an instance. The manager extends them while a job runs on the
+//! instance, because the instance itself has no permissions, and completes them when the agent has left.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -11,7 +11,7 @@ use crate::sync;
 
 /// The default timeout of a lifecycle hook (AWS).
 const HOOK_TIMEOUT: Duration = Duration::from_secs(3600);
-/// The group's hooks are read again after this time.
+/// The time after which the group's hooks are read again.
 const FRESH: Duration = Duration::from_secs(300);
 
 /// The hooks of one group, and when each was last extended.
@@ -22,7 +22,7 @@ pub struct Hooks(Mutex<Known>);
 struct Known {
     hooks: Vec<Hook>,
     read: Option<Instant>,
-    /// By instance and hook.
+    /// The last heartbeat, by instance and hook.
     beats: BTreeMap<(String, String), Instant>,
 }
 
@@ -34,7 +34,7 @@ pub struct Hook {
 }
 
 impl Hooks {
-    /// Extends the hooks that hold an instance, each at half of its timeout.
+    /// Sends a heartbeat for each hook that holds the instance, once half of the hook's timeout has passed.
     pub fn beat(&self, aws: &Aws, instance: &str) -> Result<(), EngineError> {
         for hook in self.terminating(aws)? {
             let key = (instance.to_owned(), hook.name.clone());
@@ -47,13 +47,13 @@ impl Hooks {
         Ok(())
     }
 
-    /// Lets the instance end.
+    /// Completes the hooks, so that the instance terminates.
     pub fn complete(&self, aws: &Aws, instance: &str) -> Result<(), EngineError> {
         for hook in self.terminating(aws)? {
             let mut parameters = of_hook(aws, &hook, instance).to_vec();
             parameters.push(("LifecycleActionResult", "CONTINUE"));
             match aws.call("CompleteLifecycleAction", &parameters, super::LOOK) {
-                // Each hook holds the instance at its own time.
+                // Not every hook holds the instance now.
                 Err(error) if error.why.contains("No active Lifecycle Action") => {}
                 outcome => outcome.map(drop)?,
             }
@@ -77,7 +77,7 @@ impl Hooks {
     }
 }
 
-/// The group's hooks, as AWS has them now.
+/// Reads the group's hooks from AWS.
 pub fn read(aws: &Aws) -> Result<Vec<Hook>, EngineError> {
     let answer = aws.of_group("DescribeLifecycleHooks")?;
     let names = ["LifecycleHookName", "LifecycleTransition", "HeartbeatTimeout"];

@@ -13,9 +13,9 @@ use nix::unistd::Pid;
 
 use crate::sync;
 
-/// Bytes of an answer.
+/// The maximum size of a response, in bytes.
 const LONGEST: usize = 1 << 20;
-/// Letters of a line on standard error that are logged.
+/// The maximum number of characters that are logged of a line on standard error.
 const LOGGED: usize = 500;
 const STACK: usize = 128 * 1024;
 
@@ -24,19 +24,19 @@ pub struct Conversation {
     child: Child,
     input: ChildStdin,
     output: ChildStdout,
-    /// Bytes after the last answer.
+    /// Received bytes after the last response.
     rest: Vec<u8>,
 }
 
-/// Why no answer came.
+/// Why the program sent no response.
 pub enum Broken {
-    /// Not within the time limit.
+    /// The timeout has passed.
     Silent,
     /// The program ended, with this status.
     Ended(String),
-    /// The line does not end.
+    /// The response is longer than the maximum.
     TooLong,
-    /// The pipe failed.
+    /// Reading or writing the pipe failed.
     Io(String),
 }
 
@@ -66,7 +66,7 @@ impl Conversation {
 
     /// True while the program runs.
     pub fn is_alive(conversation: &Self) -> bool {
-        // A child that cannot be asked about is asked by the next line.
+        // If the state cannot be read, the next request finds out.
         std::fs::read_to_string(format!("/proc/{}/stat", conversation.child.id()))
             .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
     }
@@ -94,7 +94,7 @@ impl Conversation {
                 return Err(Broken::Silent);
             }
             let mut polled = [PollFd::new(self.output.as_fd(), PollFlags::POLLIN)];
-            // Rounded up: a poll of 0 ms would spin.
+            // Rounded up, because a poll with 0 ms would be a busy loop.
             let wait = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
             match poll(&mut polled, wait) {
                 Ok(0) | Err(nix::errno::Errno::EINTR) => continue,
@@ -110,7 +110,7 @@ impl Conversation {
         }
     }
 
-    /// The program closed its pipe: it has ended or is about to.
+    /// Called when the program has closed its pipe: it has ended, or will end soon.
     fn ended(&mut self) -> Broken {
         let until = Instant::now() + Duration::from_secs(1);
         loop {
@@ -126,7 +126,7 @@ impl Conversation {
 
 impl Drop for Conversation {
     fn drop(&mut self) {
-        // The group is the program's own; what it started and detached lives on.
+        // The program has its own process group. Processes that it has detached keep running.
         let group = i32::try_from(self.child.id()).map(Pid::from_raw);
         if let Ok(group) = group {
             let _ = killpg(group, Signal::SIGKILL);
@@ -139,7 +139,7 @@ fn log_errors(program: &str, errors: impl Read) {
     use std::io::BufRead;
     let mut reader = std::io::BufReader::new(errors);
     let mut line = Vec::new();
-    // A line without an end is cut, not kept.
+    // A long line is cut off, to limit memory.
     while let Ok(1..) = (&mut reader).take(LONGEST as u64).read_until(b'\n', &mut line) {
         let text: String = String::from_utf8_lossy(&line).trim_end().chars().take(LOGGED).collect();
         log::warn!("message of the engine program program={program} message={text}");

@@ -6,7 +6,7 @@ use crate::manager::scaling::wanted::Jobs;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A pool and its world: what was done to it shows in the next observation.
+/// A pool and its group: the effect of each step shows in the next observation.
 struct World {
     planner: Planner,
     now: Duration,
@@ -33,7 +33,7 @@ impl World {
         self.planner.plan(&observation)
     }
 
-    /// Plans, and carries the steps out.
+    /// Plans, and executes the steps.
     fn step(&mut self) -> ScalingPlan {
         let plan = self.plan();
         for step in &plan.steps {
@@ -117,7 +117,7 @@ fn an_empty_fleet_grows_for_a_held_job_and_is_empty_again_after_it() {
     let plan = world.step();
     assert_eq!(actions(&plan), [set(0, 1)]);
     assert!(plan.steps[0].reason.starts_with("1 wanted: 1 held + 0 running + 0 idle;"), "{}", plan.steps[0].reason);
-    // Whatever changes before the instance is there: it is not asked for twice.
+    // No change before the instance has started makes the planner request it twice.
     assert_eq!(actions(&world.step()), []);
     world.member("a", State::Creating);
     world.pass(MINUTE);
@@ -134,7 +134,7 @@ fn an_empty_fleet_grows_for_a_held_job_and_is_empty_again_after_it() {
     let plan = world.step();
     assert_eq!(actions(&plan), [dismiss("a")]);
     assert!(plan.steps[0].reason.starts_with("idle for 300 s; 0 wanted:"), "{}", plan.steps[0].reason);
-    // It is terminated once its agent has gone, and not before.
+    // The instance is terminated only after its agent has left.
     assert_eq!(actions(&world.step()), []);
     world.gone("a");
     assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Decrement)]);
@@ -180,7 +180,7 @@ fn demand_that_comes_back_keeps_the_place_of_one_that_leaves() {
     assert_eq!(actions(&world.step()), [dismiss("a")]);
     world.gone("a");
     world.jobs.held = 1;
-    // The group starts another one by itself: no second call.
+    // The group starts a replacement itself, so there is no second call.
     assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Keep)]);
     assert_eq!((actions(&world.step()), world.group.desired), (vec![], 1));
 }
@@ -268,7 +268,7 @@ fn instances_that_do_not_register_are_replaced_until_there_are_three_in_a_row() 
     }
     assert_eq!(world.group.desired, 0);
     assert_eq!(actions(&world.step()), []);
-    // After a pause one instance is tried, and no more.
+    // After the pause, the planner starts exactly one instance.
     world.jobs.held = 5;
     world.pass(5 * MINUTE);
     let plan = world.step();
@@ -295,7 +295,7 @@ fn a_quota_stops_growth_and_withdraws_what_cannot_be_started() {
     world.jobs = Jobs { held: 3, running: 1 };
     let plan = world.step();
     assert_eq!((actions(&plan), plan.hold_budget), (vec![set(4, 1)], 0));
-    // Without protection of new instances AWS would choose one: the number stays.
+    // Without scale-in protection of new instances, AWS would choose one, so the desired capacity stays.
     world.group.protects_new = false;
     world.group.desired = 4;
     world.pass(MINUTE);
@@ -348,10 +348,10 @@ fn a_desired_capacity_of_somebody_else_is_adopted_with_a_warning() {
     let plan = world.step();
     assert!(matches!(&plan.notes[..], [Note::Warning(note)] if note.contains("from 2 to 6")), "{:?}", plan.notes);
     assert_eq!(actions(&plan), []);
-    // Once.
+    // The warning appears once.
     world.pass(MINUTE);
     assert_eq!(world.step().notes, []);
-    // Instances that are needed are not lost to a desired capacity that is too low.
+    // A desired capacity that is too low does not remove instances that are needed.
     world.busy("a");
     world.busy("b");
     world.jobs = Jobs { held: 0, running: 2 };
@@ -366,7 +366,7 @@ fn an_old_answer_of_the_engine_does_not_repeat_a_step() {
     world.jobs.held = 2;
     let plan = world.plan();
     world.planner.done(&plan.steps[0].action, world.now);
-    // The group still says 0.
+    // The group still reports 0.
     let plan = world.plan();
     assert_eq!((actions(&plan), plan.notes), (vec![], vec![]));
 }

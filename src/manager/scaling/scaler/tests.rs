@@ -7,7 +7,7 @@ use crate::manager::engine::{Examined, Member};
 use crate::manager::scaling::testing::pool;
 use crate::manager::workload::AgentView;
 
-/// A pool's jobs and agents, as a test sets them.
+/// The jobs and agents of a pool, which a test sets.
 #[derive(Default)]
 struct Jobs {
     snapshot: Mutex<Snapshot>,
@@ -61,7 +61,7 @@ impl Workload for Jobs {
     }
 }
 
-/// A group that does at once what it is told, and fails as a test says.
+/// A group that executes each call immediately and fails as the test configures.
 #[derive(Default)]
 struct TestGroup {
     group: Mutex<Group>,
