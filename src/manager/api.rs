@@ -15,32 +15,32 @@ use crate::digest::sha256;
 use crate::token::Token;
 use crate::version::VERSION;
 
-/// The path below which all requests are.
+/// The prefix of all paths.
 const BASE: &str = "/api/v4/";
 
-/// The pools' agents and what they may do.
+/// The requests of the agents of all pools.
 pub struct Api {
-    /// `None` until the pools have started: an agent that is not found then may yet be known.
+    /// `None` until the pools have started; until then an unknown token is not rejected.
     brokers: RwLock<Option<Vec<Arc<Broker>>>>,
-    /// SHA-256 of the token that proves membership of the fleet; `None` where there is no such token.
+    /// The SHA-256 of the fleet token; `None` if there is none.
     fleet_token: RwLock<Option<String>>,
 }
 
 impl Api {
-    /// An API without pools. `token` proves membership of the fleet; empty for none.
+    /// An API without pools. `token` is the fleet token; empty for none.
     pub fn new(token: &Token) -> Arc<Self> {
         let api = Self { brokers: RwLock::default(), fleet_token: RwLock::default() };
         api.set_fleet_token(token);
         Arc::new(api)
     }
 
-    /// Another token (reload); agents that have registered keep their own.
+    /// Replaces the fleet token (reload); registered agents keep their own tokens.
     pub fn set_fleet_token(&self, token: &Token) {
         let hash = (!token.is_empty()).then(|| sha256(token.reveal().as_bytes()));
         *self.fleet_token.write().unwrap_or_else(PoisonError::into_inner) = hash;
     }
 
-    /// Other pools.
+    /// Replaces the pools.
     pub fn set_brokers(&self, brokers: Vec<Arc<Broker>>) {
         *self.brokers.write().unwrap_or_else(PoisonError::into_inner) = Some(brokers);
     }
@@ -49,7 +49,7 @@ impl Api {
         self.brokers.read().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default()
     }
 
-    /// The agent that sent a request. Errors: none; the response.
+    /// The agent that sent a request. The error is the response to a request of an unknown agent.
     fn agent(&self, request: &ServerRequest) -> Result<(Arc<Broker>, String), ServerResponse> {
         let token = request.header("RUNNER-TOKEN").unwrap_or_default();
         let hash = sha256(token.as_bytes());
@@ -72,7 +72,7 @@ impl Api {
             Err(response) => return response,
         };
         let Some(introduction) = body.mayfly else {
-            // `mayfly check` and `mayfly verify` only ask whether the token is good.
+            // `mayfly check` and `mayfly verify` only check whether the token is valid.
             return match self.is_fleet_token(body.token.as_ref()) {
                 true => ServerResponse::json(200, &serde_json::json!({ "id": 0 })),
                 false => ServerResponse::message(403, "the token is not the fleet's"),
@@ -98,7 +98,7 @@ impl Api {
         }
     }
 
-    /// The pool that the instance may work for. Errors: none; the response.
+    /// The pool that the instance belongs to. The error is the response if there is none.
     fn admit(&self, introduction: &Introduction, token: Option<&Token>) -> Result<Arc<Broker>, ServerResponse> {
         let has_token = self.is_fleet_token(token);
         let refused = |why: &str| {
@@ -181,7 +181,7 @@ impl Handler for Api {
     }
 }
 
-/// Every response says that it is a manager's.
+/// Adds the header by which agents recognise a manager to every response.
 fn answer(exchange: Exchange, response: ServerResponse) {
     exchange.respond(&response.with(MANAGER_HEADER, VERSION));
 }
@@ -205,7 +205,7 @@ fn register(broker: &Broker, introduction: &Introduction) -> ServerResponse {
     }
 }
 
-/// A name that can stand in a log.
+/// Whether a name can be written to a log.
 fn is_name(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }

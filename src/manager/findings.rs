@@ -4,7 +4,7 @@ use super::pool::PoolSettings;
 use super::scaling::Sizing;
 use crate::config::fleet::FleetTable;
 
-/// Warnings, each with what to do.
+/// Warnings, each with a remedy.
 pub fn of(pool: &PoolSettings) -> Vec<String> {
     let sizing = Sizing::of(pool);
     let mut found = Vec::new();

@@ -1,8 +1,8 @@
-//! A second record of held jobs, outside of the state directory: if that is lost, the jobs that only this manager knew are
-//! failed at GitLab, which can retry them, instead of hanging there for an hour.
+//! A second record of held jobs, outside of the state directory. If the state directory is lost, the manager fails
+//! these jobs at GitLab, which can retry them. Otherwise they would stay running there for an hour.
 //!
-//! The record holds ids and tokens, encrypted with a key that follows from the runner's token. It is in systemd's runtime
-//! directory, or else beside the configuration.
+//! The record contains ids and tokens, encrypted with a key that is derived from the runner's token. It is in systemd's
+//! runtime directory, or else next to the configuration file.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,7 +26,7 @@ pub struct HeldJobs {
 }
 
 impl HeldJobs {
-    /// The record of a manager with this configuration file; and what an earlier manager left in it.
+    /// Loads the record for this configuration file. Also returns the entries of an earlier manager.
     pub fn open(config: &Path) -> (Self, Vec<(String, String, String)>) {
         let runtime = std::env::var_os("RUNTIME_DIRECTORY").filter(|directory| !directory.is_empty());
         let path = match runtime {
@@ -43,14 +43,14 @@ impl HeldJobs {
         (Self { path, jobs: Mutex::new(jobs) }, left)
     }
 
-    /// Notes that a job is held.
+    /// Records that a job is held.
     pub fn add(&self, pool: &str, id: &str, runner: &Token, job: &Token) {
         let sealed = sealer(runner).and_then(|sealer| sealer.seal(&purpose(pool, id), job.reveal().as_bytes()).ok());
         let Some(sealed) = sealed else { return };
         self.change(|jobs| jobs.insert((pool.to_owned(), id.to_owned()), sealed).is_none());
     }
 
-    /// Notes that a job is held no longer. It returns once that is written: from then on an agent may run the job.
+    /// Records that a job is no longer held. An agent may run the job only after this function has returned.
     pub fn remove(&self, pool: &str, id: &str) {
         self.change(|jobs| jobs.remove(&(pool.to_owned(), id.to_owned())).is_some());
     }

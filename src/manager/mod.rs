@@ -1,12 +1,11 @@
-//! `mayfly manager`: a small broker between GitLab, which is the queue, and a cloud's group of instances, which is the
-//! engine of scale.
+//! `mayfly manager`: polls GitLab for a fleet, and controls the size of the group of instances that run the jobs.
 //!
-//! The manager polls GitLab with the runner's token, hands each job to the agent on an instance, and sets the size of the
-//! group. It never runs a job, never sees a byte of a job's log or artifacts, never connects to an instance, and no
-//! running job depends on it: it may crash or be replaced at any time.
+//! The manager polls GitLab with the runner's token, hands each job to the agent on an instance, and sets the size of
+//! the group. It must never run a job, transfer a job's log or artifacts, or connect to an instance. No running job
+//! depends on it, so it may crash or be replaced at any time.
 //!
-//! One `[[runners]]` of a fleet is a [`pool`]. A pool has a broker, which holds and hands over jobs, and a scaler, which
-//! sees the broker as a [`workload`].
+//! Each `[[runners]]` of a fleet is a [`pool`]. A pool has a broker, which holds jobs and hands them to agents, and a
+//! scaler, which accesses the broker through the trait [`workload::Workload`].
 
 mod api;
 pub mod broker;

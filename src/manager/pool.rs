@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::config::Runner;
 use crate::config::fleet::{AutoscalerTable, FleetTable, MachineTable, PluginConfig, ScaleThrottle};
 
-/// Longest wait of a held job where nothing is configured.
+/// The default of the maximum time that a job is held.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// The default interval of reads of the group: normally, and while instances start or terminate.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(60);
@@ -22,54 +22,54 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(3);
 /// The default timeout of a call of the engine program.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Everything about a pool that comes from the configuration.
+/// The configuration of a pool.
 #[derive(Clone, Debug)]
 pub struct PoolSettings {
     /// The name in logs, metrics and the status page; unique.
     pub name: String,
-    /// The runner: its server, token and bounds.
+    /// The runner: its server, token and limits.
     pub runner: Arc<Runner>,
-    /// The runner's table (TOML) as agents get it: without its token and the fleet's settings.
+    /// The runner's table (TOML) for agents: without the token and the settings of the fleet.
     pub runner_text: String,
     /// Certificate authorities that agents need to reach GitLab, PEM.
     pub authorities: Option<String>,
     /// The interval between two polls that return no job.
     pub check_interval: Duration,
-    /// The fleet's table as written; the policies are in it.
+    /// The fleet's table as written, including its policies.
     pub table: FleetTable,
-    /// Jobs at once on an instance, at least 1.
+    /// The number of concurrent jobs on an instance, at least 1.
     pub capacity_per_instance: u32,
-    /// Jobs before an instance leaves; `None` for no limit.
+    /// The number of jobs after which an instance is replaced; `None` for no limit.
     pub max_use_count: Option<u32>,
-    /// Instances in every state; `None` for no limit (the group's MaxSize still holds).
+    /// The maximum number of instances, in any state; `None` for no limit (the MaxSize of the group still applies).
     pub max_instances: Option<u32>,
-    /// Jobs that run or are held at once, over all pools of the manager (`concurrent`).
+    /// The maximum number of jobs that run or are held in all pools together (`concurrent`).
     pub concurrent: u32,
     /// New instances per second; `None` for `[runners.machine]`, which has `max_growth` instead.
     pub scale_throttle: Option<ScaleThrottle>,
-    /// Instances that start at once (`MaxGrowthRate`); `None` for no limit.
+    /// The maximum number of instances that start at the same time (`MaxGrowthRate`); `None` for no limit.
     pub max_growth: Option<u32>,
-    /// Longest wait of a held job.
+    /// The maximum time that a job is held.
     pub instance_acquire_timeout: Duration,
     /// The interval between two reads of the group.
     pub update_interval: Duration,
     /// The same while instances start or terminate.
     pub update_interval_when_expecting: Duration,
-    /// Before a failed termination is tried again.
+    /// The delay before a failed termination is retried.
     pub deletion_retry_interval: Duration,
-    /// Instances in a row that do not register before growth stops.
+    /// The number of consecutive instances without a registration after which growth stops.
     pub failure_threshold: u32,
     /// The time within which a running instance must register.
     pub registration_timeout: Duration,
     /// The engine that lists, starts and terminates instances.
     pub engine: EngineSettings,
-    /// Sent to agents: must succeed before an instance's first job.
+    /// The command that must succeed on an instance before its first job; sent to agents.
     pub instance_ready_command: Option<String>,
-    /// A drain of the manager terminates all instances.
+    /// Whether a drain of the manager terminates all instances.
     pub delete_instances_on_shutdown: bool,
-    /// The delay between two attempts of that, and the number of attempts.
+    /// The delay between two attempts of this termination, and the number of attempts.
     pub shutdown_deletion: (Duration, u32),
-    /// Agents prove their membership with a signed STS request of this role (ARN) instead of the fleet token.
+    /// The role (ARN) that agents prove with a signed STS request instead of sending the fleet token.
     pub sts_proof: Option<String>,
 }
 
@@ -91,9 +91,9 @@ pub struct AwsGroup {
     pub region: Option<String>,
     /// The profile of the configuration files.
     pub profile: Option<String>,
-    /// Instead of `~/.aws/config`.
+    /// The file that replaces `~/.aws/config`.
     pub config_file: Option<PathBuf>,
-    /// Instead of `~/.aws/credentials`.
+    /// The file that replaces `~/.aws/credentials`.
     pub credentials_file: Option<PathBuf>,
 }
 
@@ -104,9 +104,9 @@ pub struct CommandEngine {
     pub program: PathBuf,
     /// The arguments of the program.
     pub args: Vec<String>,
-    /// Longest wait for one answer.
+    /// The timeout of one call.
     pub timeout: Duration,
-    /// The other keys of `plugin_config`, which the program is told.
+    /// The other keys of `plugin_config`, which the program receives.
     pub settings: std::collections::BTreeMap<String, toml::Value>,
 }
 
@@ -130,7 +130,8 @@ impl EngineSettings {
 }
 
 impl PoolSettings {
-    /// The pool of a runner. `concurrent` is that of the whole file. Errors: what is missing, and what to write.
+    /// The pool of a runner. `concurrent` is the key at the top level of the file. Errors: the missing setting, and
+    /// what to write.
     pub fn new(runner: Arc<Runner>, table: FleetTable, concurrent: u32) -> Result<Self, String> {
         match table.clone() {
             FleetTable::Autoscaler(read) => Self::of_autoscaler(runner, table, concurrent, *read),
@@ -143,8 +144,8 @@ impl PoolSettings {
         self.runner.request_concurrency.max(1)
     }
 
-    /// With what agents and GitLab see of it: the runner's table as agents get it, certificate authorities for GitLab, and
-    /// the rest between two requests.
+    /// Adds the parts for agents and GitLab: the runner's table, the certificate authorities for GitLab, and the
+    /// interval between two polls.
     pub fn serving(self, runner_text: String, authorities: Option<String>, check_interval: Duration) -> Self {
         Self { runner_text, authorities, check_interval, ..self }
     }
@@ -208,7 +209,7 @@ impl PoolSettings {
             table,
             capacity_per_instance: 1,
             max_use_count: some(read.max_builds),
-            // `limit` bounds a runner's machines in every state there.
+            // There, `limit` is the maximum number of machines in any state.
             max_instances: runner.limit,
             concurrent,
             scale_throttle: None,
@@ -229,7 +230,7 @@ impl PoolSettings {
     }
 }
 
-/// The engine by the name of a plugin: gitlab-runner has names, paths, and OCI references with a version.
+/// The engine for a plugin. gitlab-runner accepts names, paths, and OCI references with a version.
 fn engine(plugin: &str, config: PluginConfig) -> Result<EngineSettings, String> {
     let name = plugin.rsplit('/').next().unwrap_or_default().split([':', '@']).next().unwrap_or_default();
     match name.strip_prefix("fleeting-plugin-").unwrap_or(name) {

@@ -1,11 +1,11 @@
-//! Proof of a role without a shared secret: the agent signs a request to STS that asks who it is (`GetCallerIdentity`),
-//! the manager sends that request, and STS answers with the role and the name of the session, which for an instance is
-//! its id. A signature holds for one instance, boot and few minutes; it reveals no credentials.
+//! Proof of a role without a shared secret. The agent signs an STS request (`GetCallerIdentity`), the manager sends
+//! that request, and STS responds with the role and the name of the session, which for an instance is its id. A
+//! signature is valid for one instance, one boot and a few minutes, and reveals no credentials.
 
 use crate::coordinator::manager::protocol::Introduction;
 use crate::instance::aws::caller_identity;
 
-/// Whether the agent has this role on the instance that it names. Errors: why not.
+/// Checks that the agent has this role on the instance that it names. Errors: why it does not.
 pub fn check(role: &str, introduction: &Introduction) -> Result<(), String> {
     let proof = introduction.proof.as_ref().ok_or(
         "the pool asks for a signature of its `agent_role`; write token = \"aws-sts\" in the agent's configuration",

@@ -1,4 +1,4 @@
-//! A configuration as a manager sees it: how it serves agents, and its pools. A pool that cannot be used keeps no other
+//! The settings of a manager: its connection for agents, and its pools. An invalid pool does not prevent the others
 //! from running.
 
 use std::collections::BTreeMap;
@@ -14,15 +14,15 @@ pub struct Settings {
     pub manager: Manager,
     /// The whole file, with tokens.
     pub config: Config,
-    /// The pools that can be used.
+    /// The valid pools.
     pub pools: Vec<PoolSettings>,
-    /// Why others cannot: the pool's name, the cause, and what to do.
+    /// For each invalid pool: its name, the cause, and the remedy.
     pub refused: Vec<String>,
-    /// The names of all pools in the file, also of those that cannot be used.
+    /// The names of all pools in the file, including invalid ones.
     pub named: Vec<String>,
 }
 
-/// Reads them. Errors: there is no `[mayfly.manager]`, or two pools use one group.
+/// Reads the settings. Errors: there is no `[mayfly.manager]`, or two pools use the same group.
 pub fn read(config: Config) -> Result<Settings, String> {
     let path = config.path.display();
     let manager = config.mayfly.manager.clone().ok_or_else(|| {
@@ -61,7 +61,7 @@ pub fn read(config: Config) -> Result<Settings, String> {
     Ok(Settings { manager, config, pools, refused, named })
 }
 
-/// The pool of a runner; `None` for an executor that is not of a fleet. Errors: what is missing, and what to write.
+/// The pool of a runner; `None` if its executor is not one of a fleet. Errors: the missing setting, and what to write.
 fn pool(config: &Config, runner: &Runner) -> Result<Option<PoolSettings>, String> {
     let Some(table) = fleet::of_runner(&runner.written)? else { return Ok(None) };
     if runner.url.is_empty() {

@@ -20,46 +20,46 @@ pub struct AgentView {
     pub instance: String,
     /// The activity of the agent.
     pub state: AgentState,
-    /// When it registered.
+    /// The time of the registration.
     pub registered: SystemTime,
-    /// Its version.
+    /// The version of the agent.
     pub version: String,
-    /// Jobs that it runs at once.
+    /// The number of concurrent jobs.
     pub capacity: u32,
-    /// Jobs that it accepted since it registered.
+    /// The number of jobs that the agent has accepted since its registration.
     pub builds: u32,
-    /// Its jobs.
+    /// The jobs of the agent.
     pub jobs: Vec<JobView>,
-    /// When the manager last heard from it.
+    /// The time of the agent's last request.
     pub last_heard: Instant,
 }
 
-/// What an agent does.
+/// The activity of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AgentState {
-    /// It has no job and no offer.
+    /// The agent has no job and no offer.
     Idle {
-        /// Since when.
+        /// The time since which it has had none.
         since: Instant,
     },
-    /// It has a job or an offer.
+    /// The agent has a job or an offer.
     Busy,
-    /// The manager told it to leave, or it said that it leaves.
+    /// The manager ordered the agent to leave, or the agent reported that it leaves.
     Leaving,
 }
 
 /// A job of an agent.
 #[derive(Clone, Debug)]
 pub struct JobView {
-    /// Its number in GitLab.
+    /// The id of the job in GitLab.
     pub id: String,
-    /// The project: its name, or its URL where GitLab does not send a name.
+    /// The name of the project, or its URL if GitLab sends no name.
     pub project_url_or_name: String,
-    /// Its page in GitLab; empty if unknown.
+    /// The URL of the job's page in GitLab; empty if unknown.
     pub link: String,
-    /// When the agent accepted it.
+    /// The time at which the agent accepted the job.
     pub since: SystemTime,
-    /// Where it is: `accepted`, `preparing`, `script`, `finishing`.
+    /// The phase of the job: `accepted`, `preparing`, `script`, `finishing`.
     pub phase: &'static str,
 }
 
@@ -68,21 +68,22 @@ pub trait Workload: Send + Sync {
     /// Jobs and agents now.
     fn snapshot(&self) -> Snapshot;
 
-    /// Tells an idle agent to leave. False: it has a job or an offer by now (decided under the broker's lock).
+    /// Orders an idle agent to leave. Returns false if the agent has got a job or an offer meanwhile (checked under the
+    /// broker's lock).
     fn dismiss(&self, instance: &str, reason: &str) -> bool;
 
-    /// The instance is gone for certain (the cloud says terminated): its jobs fail, its offers are made again.
+    /// Called when the cloud reports that the instance is terminated: its jobs fail, and its offers are withdrawn.
     fn lost(&self, instance: &str);
 
-    /// How many jobs the broker may take beyond what idle agents can start at once (hold-ahead). 0: relay only.
+    /// Sets the number of jobs that the broker may hold in addition to those for idle agents (hold-ahead); 0 for none.
     fn set_hold_budget(&self, jobs: u32);
 
-    /// Blocks until something changed since the last call, at most `timeout`.
+    /// Blocks until the workload has changed since the last call, at most for `timeout`.
     fn wait_for_change(&self, timeout: Duration);
 
     /// Makes [`Workload::wait_for_change`] return now.
     fn wake(&self);
 
-    /// The instances that may register: members of the pool's group that run.
+    /// Sets the instances that may register: the running members of the pool's group.
     fn set_members(&self, members: &[String]);
 }

@@ -1,5 +1,5 @@
-//! Another configuration while the manager runs: SIGHUP, a changed file, or a new token in a secret store. Agents stay
-//! connected, and jobs that were taken stay with their pools.
+//! Reloads the configuration while the manager runs: after SIGHUP, after a change of the file, or for a new token in a
+//! secret store. Agents stay connected, and jobs stay with their pools.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,14 +12,14 @@ use crate::manager::scaling::scaler::Scaler;
 use crate::manager::settings::Settings;
 use crate::sync;
 
-/// The minimum interval of fetching stored tokens because GitLab rejects one.
+/// The minimum interval of fetching stored tokens after GitLab has rejected one.
 const REFETCH_INTERVAL: Duration = Duration::from_secs(if cfg!(debug_assertions) { 1 } else { 60 });
-/// A pool that is no longer configured is given up after this if it has neither jobs nor agents, even though its group still
-/// has instances: its minimum size may not be 0.
+/// The time after which a removed pool without jobs and agents is forgotten, even if its group still has instances: the
+/// minimum size of the group may not be 0.
 const EMPTIED_AT_LAST: Duration = Duration::from_secs(3600);
 
 impl Manager {
-    /// Reads the configuration again; one that cannot be used changes nothing.
+    /// Reads the configuration again; an invalid configuration changes nothing.
     pub(super) fn reload(&mut self) {
         let path = self.options.config.clone();
         match read(&path).and_then(|settings| self.adopt(settings)) {
@@ -42,7 +42,7 @@ impl Manager {
         self.api.set_fleet_token(&manager.agent_token);
         self.shared.total.set_most(config.concurrent);
         self.config = config;
-        // A pool whose new settings cannot be used keeps those that it has.
+        // A pool with invalid new settings keeps its current settings.
         self.retire(&pools, |name| !named.iter().any(|named| named == name));
         for pool in pools {
             let name = pool.name.clone();
@@ -56,7 +56,7 @@ impl Manager {
         self.serve_status()
     }
 
-    /// Accepts agents on another address. Connections that are open stay open. Errors: the address cannot be used.
+    /// Listens for agents on another address. Open connections stay open. Errors: the address cannot be used.
     fn listen_on(&mut self, address: &str) -> Result<(), String> {
         let known = self.config.mayfly.manager.as_ref().map(|manager| manager.listen.as_str());
         if known == Some(address) {
@@ -123,7 +123,8 @@ impl Manager {
         }
     }
 
-    /// Waits in a thread until nothing is left of a pool. [`Event::PoolEmptied`] follows, unless the pool is configured again.
+    /// Waits in a thread until a removed pool is empty. Then sends [`Event::PoolEmptied`], unless the pool is
+    /// configured again.
     fn await_end(&self, pool: &Pool) {
         let (broker, events) = (Arc::clone(&pool.broker), self.events.clone());
         let wait = move || {
@@ -139,7 +140,7 @@ impl Manager {
         }
     }
 
-    /// Ends the threads of a pool of which nothing is left.
+    /// Ends the threads of an empty pool.
     pub(super) fn forget_pool(&mut self, name: &str) {
         let Some(index) = self.retired.iter().position(|pool| pool.settings.name == name) else { return };
         let pool = self.retired.remove(index);
@@ -165,7 +166,7 @@ impl Manager {
         self.pools().push(pool);
     }
 
-    /// Reads the configuration again in a thread, with the tokens in its secret stores: GitLab rejected one.
+    /// Reads the configuration and the tokens in secret stores again, in a thread, after GitLab has rejected a token.
     pub(super) fn fetch_tokens(&mut self) {
         let is_stored = self.config.runners.iter().any(|runner| runner.token_reference.is_some());
         let is_recent = self.refetched.is_some_and(|fetched| fetched.elapsed() < REFETCH_INTERVAL);
@@ -180,7 +181,7 @@ impl Manager {
         }
     }
 
-    /// Takes new tokens into use; the rest of the configuration comes with them.
+    /// Applies new tokens, together with the rest of the configuration.
     pub(super) fn apply_fetched_tokens(&mut self, read: Result<Settings, String>) {
         let tokens = |config: &crate::config::Config| -> Vec<crate::token::Token> {
             config.runners.iter().map(|runner| runner.token.clone()).collect()

@@ -7,7 +7,7 @@ use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-/// The TLS configuration of a server with this certificate. Errors: a file cannot be used; which, and why.
+/// The TLS configuration of a server with this certificate. Errors: the file that cannot be used, and the cause.
 pub fn load(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, String> {
     let wrong = |path: &Path, why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
     let pem = std::fs::read(certificate).map_err(|error| wrong(certificate, &error))?;
@@ -25,7 +25,7 @@ pub fn load(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, String>
     let mut config = builder.with_no_client_auth().with_single_cert(chain, key_der).map_err(|error| {
         format!("{} and {}: certificate and key do not belong together: {error}", certificate.display(), key.display())
     })?;
-    // Agents reconnect rarely; a cache of sessions would only take memory.
+    // Agents rarely reconnect, so a session cache would only use memory.
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))

@@ -1,5 +1,5 @@
-//! One agent's connection, with or without TLS. The thread that reads or writes it owns it; a connection that waits needs no
-//! thread.
+//! The connection of one agent, with or without TLS. The thread that reads or writes the connection owns it; a waiting
+//! connection has no thread.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -11,7 +11,7 @@ use rustls::{ServerConfig, ServerConnection};
 
 use super::request::{Parsed, ServerRequest, ServerResponse, parse};
 
-/// Why no request came.
+/// Why no request was read.
 #[derive(Debug)]
 pub enum NoRequest {
     /// The client closed the connection, was too slow, or the network failed.
@@ -24,16 +24,16 @@ pub enum NoRequest {
 pub struct Connection {
     stream: TcpStream,
     tls: Option<Box<ServerConnection>>,
-    /// Bytes of the next request that came with the last.
+    /// Received bytes of the next request.
     early: Vec<u8>,
-    /// The client keeps it after the response.
+    /// Whether the client keeps the connection after the response.
     keep: bool,
     /// The time of the last use.
     pub used: Instant,
 }
 
 impl Connection {
-    /// A connection that was just accepted. Errors: the socket or TLS cannot be set up.
+    /// Prepares an accepted connection. Errors: the socket or TLS cannot be set up.
     pub fn new(stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
@@ -46,7 +46,7 @@ impl Connection {
         self.keep
     }
 
-    /// Whether bytes of another request are here already, for which the socket does not become readable.
+    /// Whether bytes of another request are already buffered; for them the socket does not become readable.
     pub fn has_more(&mut self) -> bool {
         let buffered =
             |tls: &mut ServerConnection| tls.process_new_packets().is_ok_and(|io| io.plaintext_bytes_to_read() > 0);
@@ -90,7 +90,7 @@ impl Connection {
         }
     }
 
-    /// Writes a response. Errors: the client is gone or too slow; the connection is of no more use.
+    /// Writes a response. Errors: the client has disconnected or is too slow; the connection must be closed.
     pub fn write(&mut self, response: &ServerResponse, until: Instant) -> io::Result<()> {
         let bytes = response.encode(self.keep);
         self.used = Instant::now();

@@ -1,8 +1,8 @@
-//! The server that agents speak to. An agent waits up to 50 s for a job, and a thousand of them may: so a connection that
-//! waits is only an entry in a table and a descriptor in an epoll set, and few threads serve those that have something to
-//! say.
+//! The HTTP server for agents. A thousand agents may wait for jobs, each for up to 50 s. So a waiting connection is
+//! only an entry in a table and a descriptor in an epoll set, and a few threads serve the connections with data to
+//! read.
 //!
-//! The server knows HTTP and TLS. What a request means is the [`Handler`]'s business.
+//! The server implements HTTP and TLS. The [`Handler`] interprets the requests.
 
 pub mod certificate;
 mod connection;
@@ -30,26 +30,26 @@ use workers::{ConnectionTask, Workers};
 
 /// The timeout for receiving a request, and for sending a response.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The time after which an unused connection is closed: longer than agents keep theirs.
+/// The time after which an unused connection is closed: longer than agents keep unused connections.
 const IDLE: Duration = Duration::from_secs(20 * 60);
 /// The interval of checks for unused connections.
 const SWEEP: Duration = Duration::from_secs(60);
-/// Connections at once.
+/// The maximum number of connections.
 const CONNECTIONS: usize = 8192;
-/// Numbers in the epoll set that are no connections.
+/// Keys in the epoll set that do not belong to connections.
 const LISTENER: u64 = 0;
 const BELL: u64 = 1;
-/// The number of the first connection.
+/// The key of the first connection.
 const FIRST: u64 = 2;
 const STACK: usize = 128 * 1024;
 
-/// A request that waits for its response; the number of its connection.
+/// Identifies a request that waits for its response: the number of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(u64);
 
 #[cfg(test)]
 impl Ticket {
-    /// A ticket of no server.
+    /// A ticket without a server.
     pub fn of_test(number: u64) -> Self {
         Self(number)
     }
@@ -57,14 +57,14 @@ impl Ticket {
 
 /// Answers requests.
 pub trait Handler: Send + Sync {
-    /// Answers a request, now or later.
+    /// Responds to a request, immediately or later.
     fn handle(&self, request: ServerRequest, exchange: Exchange);
 
-    /// A client whose request waited is gone, or did not take its response.
+    /// Called when the client of a waiting request has disconnected or did not receive its response.
     fn gone(&self, ticket: Ticket);
 }
 
-/// The server; it serves for as long as it lives.
+/// The server; it runs until it is dropped.
 pub struct HttpServer {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -83,17 +83,17 @@ struct Shared {
 
 struct Entry {
     connection: Connection,
-    /// A request waits on it.
+    /// Whether a request of the connection waits for its response.
     waits: bool,
 }
 
-/// Answers requests that wait.
+/// Sends the responses of waiting requests.
 pub trait Responder: Send + Sync {
-    /// Sends the response of a request that waits. False: the client is gone.
+    /// Sends the response of a waiting request. Returns false if the client has disconnected.
     fn respond(&self, ticket: Ticket, response: ServerResponse) -> bool;
 }
 
-/// A request's way back.
+/// The means to respond to one request.
 pub struct Exchange {
     shared: Arc<Shared>,
     number: u64,
@@ -101,8 +101,8 @@ pub struct Exchange {
 }
 
 impl HttpServer {
-    /// Serves on a socket that listens already; plain HTTP without a TLS configuration. Errors: no descriptors or threads
-    /// are left.
+    /// Starts the server on a listening socket; without a TLS configuration it serves plain HTTP. Errors: no
+    /// descriptors or threads are left.
     pub fn start(
         listener: TcpListener,
         tls: Option<Arc<ServerConfig>>,
@@ -128,18 +128,17 @@ impl HttpServer {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Uses another certificate for new connections.
+    /// Sets the certificate for new connections.
     pub fn set_tls(&self, tls: Option<Arc<ServerConfig>>) {
         *self.shared.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
     }
 
-    /// Answers requests that wait.
+    /// The interface that sends the responses of waiting requests.
     pub fn responder(&self) -> Arc<dyn Responder> {
         Arc::new(WaitingRequests(Arc::clone(&self.shared)))
     }
 
-    /// Accepts connections on another socket, which listens already; those that are open stay. Errors: no descriptors are
-    /// left.
+    /// Accepts connections on another listening socket; open connections stay. Errors: no descriptors are left.
     pub fn set_listener(&self, listener: TcpListener) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let mut current = self.shared.listener.write().unwrap_or_else(PoisonError::into_inner);
@@ -149,7 +148,7 @@ impl HttpServer {
         Ok(())
     }
 
-    /// The socket that listens, for the program that takes over.
+    /// The listening socket, for the program that replaces this one.
     pub fn listener(&self) -> Arc<TcpListener> {
         self.shared.listener()
     }
@@ -164,7 +163,7 @@ impl Drop for HttpServer {
     }
 }
 
-/// Answers the requests in the table.
+/// Sends the responses of the requests in the table.
 struct WaitingRequests(Arc<Shared>);
 
 impl Responder for WaitingRequests {
@@ -194,8 +193,8 @@ impl Exchange {
         }
     }
 
-    /// Lets the request wait for its response. Before the number is used, the client may be gone already:
-    /// [`Handler::gone`] tells so.
+    /// Lets the request wait for its response. The client may disconnect before the ticket is used: the server then
+    /// calls [`Handler::gone`].
     pub fn wait(self) -> Ticket {
         let ticket = Ticket(self.number);
         self.shared.insert(self.number, Entry { connection: self.connection, waits: true });
@@ -212,7 +211,7 @@ impl Shared {
         self.handler.upgrade()
     }
 
-    /// Accepts connections, and has those served that have something to say.
+    /// Accepts connections, and passes those with data to the workers.
     fn listen(self: Arc<Self>) {
         let mut events = [EpollEvent::empty(); 64];
         let mut swept = Instant::now();
@@ -253,7 +252,7 @@ impl Shared {
                 Err(error) if is_passing(&error) => continue,
                 Err(error) => {
                     log::warn!("cannot accept an agent's connection error={error}");
-                    // Descriptors may be short; the queue of the kernel waits meanwhile.
+                    // No descriptors may be left. Meanwhile connections wait in the kernel's queue.
                     thread::sleep(Duration::from_millis(100));
                     return;
                 }
@@ -273,7 +272,7 @@ impl Shared {
         }
     }
 
-    /// Waits until the connection has something to say. Under the table's lock, so that an event finds its entry.
+    /// Waits until the connection has data. Under the table's lock, so that the entry exists when the event arrives.
     fn insert(&self, number: u64, entry: Entry) {
         let mut table = self.lock();
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLONESHOT;
@@ -288,11 +287,11 @@ impl Shared {
         }
     }
 
-    /// A connection has something to say.
+    /// Handles a connection that has become readable.
     fn wake(self: &Arc<Self>, number: u64) {
         let Some(entry) = self.lock().remove(&number) else { return };
         match entry.waits {
-            // A client that waits for a response sends nothing, so it closed the connection.
+            // A client that waits for a response sends nothing, so it has closed the connection.
             true => {
                 drop(entry);
                 if let Some(handler) = self.handler() {
@@ -326,7 +325,7 @@ impl Shared {
         self.workers.stop();
     }
 
-    /// Reads one request and has it answered.
+    /// Reads one request and passes it to the handler.
     fn serve(self: Arc<Self>, number: u64, mut connection: Connection) {
         match connection.read(Instant::now() + TIMEOUT) {
             Ok(request) => {
@@ -363,13 +362,13 @@ impl Shared {
             let shared = Arc::clone(self);
             return self.workers.put(ConnectionTask::Serve { shared, number, connection });
         }
-        // A number stands for one request: a late word about the last must not reach the next.
+        // A number identifies one request: a late response to the last request must not be sent to the next.
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.insert(number, Entry { connection, waits: false });
     }
 }
 
-/// The client was gone again, or a signal came.
+/// Whether the error is temporary: the client has disconnected already, or a signal interrupted the call.
 fn is_passing(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)

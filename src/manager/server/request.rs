@@ -1,24 +1,22 @@
-//! HTTP/1.1 as agents speak it: requests with a length, one after the other on a connection.
+//! The part of HTTP/1.1 that agents use: requests with a length, one after the other on a connection.
 
 use std::fmt::Write;
 
-/// Longest head of a request.
+/// The maximum size of a request's head.
 const HEAD_MAX: usize = 16 << 10;
-/// Longest body: an agent sends what it is and which jobs it has.
+/// The maximum size of a body: an agent sends its data and its list of jobs.
 const BODY_MAX: usize = 256 << 10;
 
 /// A request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerRequest {
-    /// The method.
     pub method: String,
     /// The path without its query.
     pub path: String,
     /// Names in lower case, and values.
     headers: Vec<(String, String)>,
-    /// The body.
     pub body: Vec<u8>,
-    /// The client keeps the connection.
+    /// Whether the client keeps the connection.
     pub keep: bool,
 }
 
@@ -34,7 +32,7 @@ impl ServerRequest {
 pub enum Parsed {
     /// More bytes are needed.
     Incomplete,
-    /// A request, and how many bytes it takes.
+    /// A request, and its size in bytes.
     Request(ServerRequest, usize),
     /// The request is refused with this status.
     Refused(u16, &'static str),
@@ -90,11 +88,10 @@ fn request_line(line: &str) -> Option<(&str, &str, &str)> {
 /// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerResponse {
-    /// The status.
     pub status: u16,
-    /// Headers beside those of every response.
+    /// Headers in addition to those of every response.
     pub headers: Vec<(&'static str, String)>,
-    /// JSON, or nothing.
+    /// JSON; may be empty.
     pub body: Vec<u8>,
 }
 
@@ -106,7 +103,7 @@ impl ServerResponse {
 
     /// A response with a JSON body.
     pub fn json(status: u16, body: &impl serde::Serialize) -> Self {
-        // Our own types always become JSON.
+        // The types of this program can always be encoded as JSON.
         Self { status, headers: Vec::new(), body: serde_json::to_vec(body).unwrap_or_default() }
     }
 
@@ -115,7 +112,7 @@ impl ServerResponse {
         Self::json(status, &serde_json::json!({ "message": why }))
     }
 
-    /// With another header.
+    /// Adds a header.
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
@@ -125,7 +122,7 @@ impl ServerResponse {
     pub fn encode(&self, keep: bool) -> Vec<u8> {
         let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason(self.status));
         for (name, value) in &self.headers {
-            // Writing into a text cannot fail.
+            // Writing to a string cannot fail.
             let _ = write!(head, "{name}: {value}\r\n");
         }
         if !self.body.is_empty() {

@@ -1,4 +1,4 @@
-//! The threads that serve connections: as many as there is work, and no more than a few.
+//! The threads that serve connections: their number follows the work, up to a limit.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,14 +10,14 @@ use super::request::ServerResponse;
 use super::{Shared, Ticket};
 use crate::sync;
 
-/// Threads at once: a client that is slow takes one for a few seconds.
+/// The maximum number of threads: a slow client occupies one for a few seconds.
 const THREADS: usize = 64;
-/// A thread without work ends after this.
+/// The time after which an idle thread ends.
 const IDLE: Duration = Duration::from_secs(10);
-/// Room for a TLS handshake.
+/// Enough for a TLS handshake.
 const STACK: usize = 256 * 1024;
 
-/// Something to do for a connection.
+/// A task for a worker thread.
 pub enum ConnectionTask {
     /// The connection has bytes to read.
     Serve { shared: Arc<Shared>, number: u64, connection: Connection },
@@ -34,7 +34,7 @@ impl ConnectionTask {
     }
 }
 
-/// The threads and what they have to do.
+/// The worker threads and their queue.
 #[derive(Default)]
 pub struct Workers {
     inner: Arc<Inner>,
@@ -75,7 +75,7 @@ impl Workers {
         }
     }
 
-    /// Drops what is to be done; threads end.
+    /// Drops the queued tasks and ends the threads.
     pub fn stop(&self) {
         let mut state = self.inner.lock();
         state.stopped = true;
@@ -93,7 +93,7 @@ impl Inner {
 
     fn work(&self) {
         while let Some(task) = self.next() {
-            // A mistake of ours in one request must not take the others down.
+            // A panic in one request must not end the others.
             let _ = catch_unwind(AssertUnwindSafe(|| task.run()));
         }
     }

@@ -1,4 +1,4 @@
-//! The policy of one moment, and its targets by the number of running jobs.
+//! The policy at one time, and its targets by the number of running jobs.
 
 use std::fmt::Write;
 
@@ -59,13 +59,13 @@ pub fn describe(pool: &str, sizing: &Sizing, time: Timestamp, zone: &TimeZone, r
     let bounds = Bounds { capacity: sizing.capacity, max_instances: sizing.max_instances, group: None };
     for running in running {
         let wanted = wanted(policy, Jobs { held: 0, running: *running }, bounds);
-        // Writing into a text cannot fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "{running:>12}  {:>13}  {:>9}", wanted.idle, wanted.instances);
     }
     text
 }
 
-/// Numbers of running jobs that show a policy well, up to as many as the pool can run.
+/// Numbers of running jobs that illustrate a policy, up to the maximum of the pool.
 pub fn usual_numbers(sizing: &Sizing) -> Vec<u32> {
     let most = sizing.max_instances.map_or(u32::MAX, |most| most.saturating_mul(sizing.capacity)).min(sizing.max_jobs);
     let all = [0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000];

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::config::duration;
 
-/// A job.
+/// A job of the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SimulatedJob {
     /// The time at which the job is created, since the start of the day.
@@ -13,14 +13,14 @@ pub struct SimulatedJob {
     pub length: Duration,
 }
 
-/// So many jobs of one length: the first at `first`, the others evenly over `over`.
+/// `count` jobs of the same length: the first at `first`, the others distributed evenly over `over`.
 pub fn even(jobs: u32, length: Duration, first: Duration, over: Duration) -> Vec<SimulatedJob> {
     let distance = over.checked_div(jobs.max(1)).unwrap_or_default();
     (0..jobs).map(|number| SimulatedJob { start: first + distance * number, length }).collect()
 }
 
 /// Reads lines of `start,duration`: the time of day or a number of seconds, and a duration (`90s`, `5m`) or a number of
-/// seconds. A header and lines with `#` are skipped. Errors: which line is wrong, and what to write.
+/// seconds. A header and lines with `#` are skipped. Errors: the invalid line and the expected form.
 pub fn read(text: &str) -> Result<Vec<SimulatedJob>, String> {
     let mut jobs = Vec::new();
     for (at, line) in text.lines().enumerate() {

@@ -19,15 +19,15 @@ use load::SimulatedJob;
 pub struct Scenario {
     /// The pool.
     pub sizing: Sizing,
-    /// Largest number of instances of the group.
+    /// The maximum size of the group.
     pub group_maximum: Option<u32>,
     /// The start of the day.
     pub begins: Timestamp,
     /// The length of the simulation.
     pub length: Duration,
-    /// From the start of an instance to the registration of its agent.
+    /// The time from the start of an instance to the registration of its agent.
     pub boot: Duration,
-    /// The jobs, by the time at which they come.
+    /// The jobs, sorted by the time at which they are created.
     pub jobs: Vec<SimulatedJob>,
 }
 

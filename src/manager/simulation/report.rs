@@ -10,13 +10,13 @@ use super::load::SimulatedJob;
 use super::{Day, Sample};
 use crate::manager::status::chart::{HEIGHT, Series, Tick, WIDTH, draw};
 
-/// Minutes of one line of the table.
+/// The number of minutes in one line of the table.
 const LINE: usize = 60;
 
 /// Table and totals. Times are by the clock of `zone`.
 pub fn table(day: &Day, jobs: &[SimulatedJob], begins: Timestamp, zone: &TimeZone) -> String {
     let mut text = String::new();
-    // Writing into a text cannot fail, here and below.
+    // Writing to a string cannot fail, here and below.
     let _ = writeln!(
         text,
         "time       jobs waiting  running   instances wanted  starting  idle  busy   wait mean  longest"

@@ -31,7 +31,7 @@ fn ten_jobs_on_demand_start_one_boot_after_the_other() {
     let mut waits: Vec<u64> = day.waits.iter().map(|wait| wait.expect("the job must have started").as_secs()).collect();
     waits.sort_unstable();
     assert_eq!(waits, [90, 180, 270, 360, 450, 540, 630, 720, 810, 900]);
-    // An instance that has been idle for 300 s goes; all of them are surplus.
+    // An instance that has been idle for 300 s is terminated; all instances are surplus.
     let last = day.samples.last().expect("a sample");
     assert_eq!((day.started, last.idle + last.busy + last.starting), (10, 0));
     let expected = MINUTE * 60 * 10 + (Duration::from_secs(90) + MINUTE * 5) * 10;
@@ -58,7 +58,7 @@ fn idle_capacity_spares_jobs_the_boot() {
     assert_eq!((at(5).idle, at(5).wanted), (5, 5));
     assert_eq!((at(15).busy, at(15).idle, at(15).wanted), (3, 5, 8));
     assert_eq!((at(60).busy, at(60).idle, at(60).wanted), (0, 5, 5));
-    // Six: ten instances, four of them idle. Ten: no more than ten.
+    // With six jobs, there are ten instances, four of them idle. With ten jobs, there are still ten.
     scenario.jobs = even(6, MINUTE * 10, MINUTE * 10, Duration::ZERO);
     let sample = simulate(&scenario).samples[15];
     assert_eq!((sample.busy, sample.idle, sample.wanted), (6, 4, 10));
@@ -100,7 +100,7 @@ fn policies_follow_the_clocks_over_a_change_of_summer_time() {
         assert_eq!(day.samples[12 * 60].idle, 5);
         assert_eq!(day.samples[23 * 60].idle, 1);
     }
-    // The weekend by UTC: nothing is kept, and what a policy of the night names twice comes twice.
+    // The weekend by UTC: no instances are kept. A policy whose hour occurs twice in that night applies twice.
     let day = simulate(&scenario("docker+machine", "limit = 40\n", DYNAMIC, "2026-03-29T00:00:00Z"));
     assert_eq!((day.started, day.policies.len()), (0, 1));
     let keys =

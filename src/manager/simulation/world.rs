@@ -1,4 +1,4 @@
-//! The simulated world: a queue, a group and its instances, advanced from event to event.
+//! The simulated fleet: a queue, a group and its instances, advanced from event to event.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,36 +13,36 @@ use crate::manager::scaling::planner::{Action, Planner};
 use crate::manager::scaling::wanted::Jobs;
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// Decisions at one moment; each carries out the steps of the one before.
+/// The maximum number of decisions at one time; each follows the steps of the previous one.
 const ROUNDS: usize = 20;
 
 /// The result of a day.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Day {
-    /// One each minute.
+    /// The samples, one for each minute.
     pub samples: Vec<Sample>,
     /// The waiting time of each job, in the order of creation; `None` for a job that had not started at the end.
     pub waits: Vec<Option<Duration>>,
-    /// Instances that were started.
+    /// The number of started instances.
     pub started: u32,
-    /// Time of all instances together.
+    /// The total running time of all instances.
     pub instance_time: Duration,
-    /// The part of that time with a job.
+    /// The part of the running time with a job.
     pub busy_time: Duration,
     /// The changes of the policy that the manager would log, with their times.
     pub policies: Vec<(Duration, String)>,
 }
 
-/// One minute.
+/// The state at one minute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
-    /// Jobs that GitLab has and no manager took.
+    /// Jobs that wait at GitLab.
     pub queued: u32,
     /// Jobs that the manager holds.
     pub held: u32,
     /// Jobs that run.
     pub running: u32,
-    /// Instances wanted.
+    /// The wanted number of instances.
     pub wanted: u32,
     /// Instances that start.
     pub starting: u32,
@@ -114,7 +114,7 @@ pub fn simulate(scenario: &Scenario) -> Day {
 }
 
 impl World<'_> {
-    /// Everything that is due now.
+    /// Processes all events that are due.
     fn happen(&mut self) {
         let now = self.now;
         for instance in &mut self.instances {
@@ -138,7 +138,7 @@ impl World<'_> {
         }
     }
 
-    /// Agents that have spent their builds leave.
+    /// Removes agents that have reached the maximum number of jobs.
     fn leave(&mut self) {
         let Some(most) = self.scenario.sizing.max_use_count else { return };
         for instance in &mut self.instances {
@@ -146,7 +146,7 @@ impl World<'_> {
         }
     }
 
-    /// Held jobs go to agents first, then queued ones; others are held as far as the budget allows.
+    /// Hands held jobs to agents, then queued ones. Holds further jobs as far as the budget allows.
     fn take_jobs(&mut self) {
         loop {
             let running: usize = self.instances.iter().map(|instance| instance.jobs.len()).sum();
@@ -192,7 +192,7 @@ impl World<'_> {
         instance.jobs.push(self.now + of.length);
     }
 
-    /// One decision. True if it changed anything.
+    /// Makes one decision. Returns true if it changed anything.
     fn decide(&mut self) -> bool {
         let elapsed = self.now;
         let time = SignedDuration::try_from(elapsed)
@@ -297,7 +297,7 @@ impl World<'_> {
 fn member(instance: &Instance, now: Duration) -> Member {
     Member {
         instance: instance.name.clone(),
-        // A slow boot is no fault here, however long it is: only a running instance can be overdue.
+        // A slow boot is not a failure here: only the registration of a running instance can be overdue.
         state: if instance.ready <= now { State::Running } else { State::Creating },
         healthy: true,
         protected: true,

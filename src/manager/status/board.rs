@@ -17,13 +17,13 @@ use crate::monitor::text::Histogram;
 use crate::sync;
 use crate::version::VERSION;
 
-/// Decisions that are kept of each pool.
+/// The number of decisions that are kept for each pool.
 const DECISIONS: usize = 50;
-/// A scaler that has not decided for this long hangs.
+/// A scaler without a decision for this long is considered hung.
 const HANGS_AFTER: Duration = Duration::from_secs(300);
-/// Bounds of waiting and boot times, in seconds.
+/// Histogram bounds for waiting and boot times, in seconds.
 pub const SECONDS: &[f64] = &[1.0, 5.0, 15.0, 30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 900.0, 1800.0];
-/// Bounds of the hand-over's latency, in seconds.
+/// Histogram bounds for the time from an offer to its acceptance, in seconds.
 pub const LATENCIES: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
 /// The status of all pools.
@@ -47,7 +47,7 @@ pub struct PoolStatus {
 
 /// Counters that only increase.
 pub struct Counts {
-    /// Failed calls, by what they ask for.
+    /// The number of failed calls, by call.
     pub api_errors: BTreeMap<String, u64>,
     /// Instances that could not be started, by kind.
     pub failed_starts: BTreeMap<&'static str, u64>,
@@ -86,12 +86,12 @@ impl Default for StatusBoard {
 }
 
 impl StatusBoard {
-    /// Nothing is known yet.
+    /// An empty board.
     pub fn new() -> Self {
         Self { started: Timestamp::now(), pools: Mutex::default() }
     }
 
-    /// A scaler made a decision.
+    /// Records a decision of a scaler.
     pub fn decided(&self, pool: &str, plan: &ScalingPlan, snapshot: &Snapshot, group: Option<&Group>) {
         self.change(pool, |status| {
             status.plan = plan.clone();
@@ -108,7 +108,7 @@ impl StatusBoard {
         });
     }
 
-    /// Something happened that the page shows among the decisions.
+    /// Records an event that the page shows among the decisions.
     pub fn happened(&self, pool: &str, text: &str) {
         self.change(pool, |status| {
             status.decisions.push_front((Timestamp::now(), text.to_owned()));
@@ -116,7 +116,7 @@ impl StatusBoard {
         });
     }
 
-    /// A call of the engine failed.
+    /// Records a failed call of the engine.
     pub fn engine_failed(&self, pool: &str, call: &str, error: &EngineError) {
         self.change(pool, |status| {
             *status.counts.api_errors.entry(call.to_owned()).or_default() += 1;
@@ -126,17 +126,17 @@ impl StatusBoard {
         });
     }
 
-    /// The engine answers.
+    /// Records a successful call of the engine.
     pub fn engine_answered(&self, pool: &str) {
         self.change(pool, |status| status.engine_error = None);
     }
 
-    /// A call to another service failed: `gitlab`, `sts`.
+    /// Records a failed call to another service: `gitlab`, `sts`.
     pub fn api_error(&self, pool: &str, service: &str) {
         self.change(pool, |status| *status.counts.api_errors.entry(service.to_owned()).or_default() += 1);
     }
 
-    /// The group could not start an instance. One that was reported before is not counted again.
+    /// Records an instance that the group could not start. An instance that was reported before is not counted again.
     pub fn start_failed(&self, pool: &str, failed: &FailedStart) {
         self.change(pool, |status| {
             if status.counts.last_failed_start.is_none_or(|last| failed.at > last) {
@@ -148,27 +148,27 @@ impl StatusBoard {
         });
     }
 
-    /// An instance registered this long after the manager first saw it.
+    /// Records the time from the first sight of an instance to its registration.
     pub fn booted(&self, pool: &str, time: Duration) {
         self.change(pool, |status| status.counts.boot.observe(time.as_secs_f64()));
     }
 
-    /// A job waited this long for an instance.
+    /// Records how long a job waited for an instance.
     pub fn waited(&self, pool: &str, time: Duration) {
         self.change(pool, |status| status.counts.waiting.observe(time.as_secs_f64()));
     }
 
-    /// An agent accepted an offer after this time.
+    /// Records the time from an offer to its acceptance.
     pub fn handed_over(&self, pool: &str, time: Duration) {
         self.change(pool, |status| status.counts.hand_over.observe(time.as_secs_f64()));
     }
 
-    /// A pool is not configured any more.
+    /// Removes a pool that is no longer configured.
     pub fn remove(&self, pool: &str) {
         self.lock().remove(pool);
     }
 
-    /// 200 while every scaler decides, or 503 and which one does not.
+    /// Status 200 while every scaler makes decisions, else 503 with the names of the others.
     pub fn health(&self) -> PageResponse {
         let pools = self.lock();
         let hanging =
@@ -209,7 +209,7 @@ impl StatusBoard {
     }
 }
 
-/// The instances of the group, and those that only have an agent.
+/// The instances of the group, and agents whose instance is not in the group.
 fn all_instances<'a>(group: Option<&'a Group>, snapshot: &'a Snapshot) -> Vec<&'a str> {
     let mut all: Vec<&str> =
         group.map(|group| group.members.iter().map(|member| member.instance.as_str()).collect()).unwrap_or_default();
@@ -235,7 +235,7 @@ fn point(group: Option<&Group>, snapshot: &Snapshot) -> Point {
 pub const STATES: [&str; 9] =
     ["creating", "starting", "idle", "busy", "leaving", "held", "terminating", "aside", "missing"];
 
-/// Each instance and its state, from the group's and the agent's.
+/// Each instance and its state, derived from the states of the group and the agent.
 pub fn states<'a>(group: Option<&'a Group>, snapshot: &'a Snapshot) -> Vec<(&'a str, &'static str)> {
     let agents: HashMap<&str, AgentState> =
         snapshot.agents.iter().map(|agent| (agent.instance.as_str(), agent.state)).collect();
@@ -329,7 +329,7 @@ fn instance_view(instance: &str, state: &str, age: Duration, agent: Option<&Agen
     }
 }
 
-/// Without a fraction of a second.
+/// Formats a time without a fraction of a second.
 fn seconds(time: Timestamp) -> String {
     Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
 }

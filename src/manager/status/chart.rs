@@ -1,16 +1,16 @@
-//! Charts as SVG: steps over time, on one axis of numbers, with a legend. No script and no style sheet is needed.
+//! Charts as SVG: step lines over time with one vertical axis and a legend, without scripts or style sheets.
 
 use std::fmt::Write;
 
-/// The width of a chart, in its own units.
+/// The width of a chart, in SVG units.
 pub const WIDTH: f64 = 600.0;
-/// As [`WIDTH`].
+/// The height of a chart, in SVG units.
 pub const HEIGHT: f64 = 200.0;
 const LEFT: f64 = 44.0;
 const RIGHT: f64 = 8.0;
 const TOP: f64 = 30.0;
 const BOTTOM: f64 = 24.0;
-/// More points than this are merged: no screen shows them.
+/// More points than this are merged, because no screen shows them.
 const COLUMNS: usize = 800;
 
 /// One line of a chart.
@@ -19,16 +19,16 @@ pub struct Series<'a> {
     pub name: &'a str,
     /// The colour of the line.
     pub colour: &'a str,
-    /// The numbers at equal distances.
+    /// The values at equal intervals.
     pub values: &'a [u32],
-    /// The area below it is filled.
+    /// Whether the area below the line is filled.
     pub filled: bool,
 }
 
-/// Text below the axis of time, at a part (0 to 1) of the width.
+/// A label below the time axis, at a fraction (0 to 1) of the width.
 pub type Tick = (f64, String);
 
-/// Draws lines over each other. `title` is for people who hear the page.
+/// Draws several lines in one chart. `title` is for screen readers.
 pub fn draw(title: &str, series: &[Series<'_>], ticks: &[Tick]) -> String {
     let merged: Vec<Vec<u32>> = series.iter().map(|series| merge(series.values)).collect();
     let highest = merged.iter().flatten().copied().max().unwrap_or(0);
@@ -36,7 +36,7 @@ pub fn draw(title: &str, series: &[Series<'_>], ticks: &[Tick]) -> String {
     let plot = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM);
     let y = |value: u32| TOP + plot.1 * (1.0 - f64::from(value) / f64::from(top));
     let mut svg = String::new();
-    // Writing into a text cannot fail, here and below.
+    // Writing to a string cannot fail, here and below.
     let _ = write!(
         svg,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" font-family=\"sans-serif\" \
@@ -99,7 +99,7 @@ pub fn draw(title: &str, series: &[Series<'_>], ticks: &[Tick]) -> String {
     svg
 }
 
-/// A line that keeps each value until the next one. Points on a level are left out.
+/// The path of a line that keeps each value until the next one. Points with an unchanged value are left out.
 fn steps(values: &[u32], width: f64, y: impl Fn(u32) -> f64) -> String {
     let Some(first) = values.first() else { return String::new() };
     let distance = width / values.len() as f64;
@@ -113,13 +113,13 @@ fn steps(values: &[u32], width: f64, y: impl Fn(u32) -> f64) -> String {
     path
 }
 
-/// At most as many points as can be seen; a peak survives.
+/// Merges points that no screen can show separately; peaks are kept.
 fn merge(values: &[u32]) -> Vec<u32> {
     let group = values.len().div_ceil(COLUMNS).max(1);
     values.chunks(group).map(|chunk| chunk.iter().copied().max().unwrap_or(0)).collect()
 }
 
-/// The end of the axis of numbers: 4, 8, 20, 40, 80, 200, …
+/// The maximum of the vertical axis: 4, 8, 20, 40, 80, 200, …
 fn nice(highest: u32) -> u32 {
     let mut top: u32 = 4;
     for factor in [2.0, 2.5, 2.0].into_iter().cycle() {
@@ -134,7 +134,7 @@ fn nice(highest: u32) -> u32 {
     top
 }
 
-/// Text that stands in HTML, XML, or between quotation marks there.
+/// Escapes text for HTML and XML, also inside quoted attributes.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -144,7 +144,7 @@ pub fn escape(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
-            // XML has no place for them.
+            // XML does not allow these characters.
             control if control.is_control() && !matches!(control, '\n' | '\t') => escaped.push('\u{fffd}'),
             other => escaped.push(other),
         }

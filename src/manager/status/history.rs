@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// One point each.
+/// The interval of points.
 pub const INTERVAL: Duration = Duration::from_secs(30);
-/// Points that are kept: 12 hours.
+/// The number of points: 12 hours.
 const POINTS: usize = 12 * 120;
 
-/// The numbers of one moment.
+/// The numbers at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Point {
     /// Jobs that wait for an instance.
@@ -23,20 +23,20 @@ pub struct Point {
     pub busy: u32,
 }
 
-/// Points at equal distances. Between two of them the largest numbers count, so that a short peak shows.
+/// Points at equal intervals. Each has the maximum of its interval, so that short peaks are visible.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     points: VecDeque<Point>,
-    /// The interval that the last point is of.
+    /// The interval of the last point.
     last: Option<i64>,
 }
 
 impl History {
-    /// Notes the numbers of now.
+    /// Records the current numbers.
     pub fn note(&mut self, now: Timestamp, point: Point) {
         let interval = now.as_second().div_euclid(INTERVAL.as_secs() as i64);
         match self.last {
-            // A clock that is set back adds to the last point.
+            // If the clock was set back, the numbers are added to the last point.
             Some(last) if interval <= last => {
                 if let Some(peak) = self.points.back_mut() {
                     *peak = Point {
@@ -49,7 +49,7 @@ impl History {
                 return;
             }
             Some(last) => {
-                // Nothing changed in between, or it would have been noted.
+                // The numbers did not change in between, else they would have been recorded.
                 let before = self.points.back().copied().unwrap_or_default();
                 let missed = usize::try_from(interval - last - 1).unwrap_or(POINTS).min(POINTS);
                 self.points.extend(std::iter::repeat_n(before, missed));
@@ -63,7 +63,7 @@ impl History {
         }
     }
 
-    /// All points, the oldest first, and when the last one began (seconds since the epoch).
+    /// All points, the oldest first, and the start of the last one (seconds since the epoch).
     pub fn points(&self) -> (Vec<Point>, i64) {
         let end = self.last.unwrap_or_default() * INTERVAL.as_secs() as i64;
         (self.points.iter().copied().collect(), end)

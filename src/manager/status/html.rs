@@ -13,15 +13,15 @@ use super::chart::{Series, draw, escape};
 use super::view::{HistoryView, InstanceView, JobView, ManagerView, PoolView, duration};
 
 const STYLE: &str = include_str!("page.css");
-/// Fetches the page again and replaces what has changed. Text is never made into HTML here.
+/// Fetches the page again and replaces the changed parts. The script never converts text to HTML.
 const SCRIPT: &str = include_str!("page.js");
-/// Points of the chart that stand for its shown hours at least.
+/// The minimum number of points of the chart.
 const LEAST_POINTS: usize = 120;
 
 /// The whole document.
 pub fn page(manager: &ManagerView) -> String {
     let mut body = String::new();
-    // Writing into a text cannot fail, here and below.
+    // Writing to a string cannot fail, here and below.
     let _ = write!(
         body,
         "<header><h1>mayfly manager</h1><p>version {} · running since {} · now <time id=\"now\">{}</time> \
@@ -46,7 +46,7 @@ pub fn page(manager: &ManagerView) -> String {
     )
 }
 
-/// Only the page's own script may run, and it may only ask this server.
+/// Only the script of the page may run, and it may connect only to this server.
 fn policy() -> &'static str {
     static POLICY: OnceLock<String> = OnceLock::new();
     POLICY.get_or_init(|| {
@@ -80,7 +80,7 @@ fn write_pool(body: &mut String, pool: &PoolView) {
     body.push_str("</section>");
 }
 
-/// A time as people write it: `2026-07-06 12:00:00 UTC`.
+/// Formats a time: `2026-07-06 12:00:00 UTC`.
 fn for_people(time: &str) -> String {
     time.replacen('T', " ", 1).replacen('Z', " UTC", 1)
 }
@@ -176,7 +176,7 @@ fn write_instances(body: &mut String, instances: &[InstanceView]) {
 
 fn write_job(body: &mut String, job: &JobView) {
     let text = format!("#{} {}", job.id, job.project);
-    // Nothing but a web page is linked to, whatever GitLab sent.
+    // Only http and https links are shown, because the link comes from GitLab.
     let is_page = job.link.starts_with("https://") || job.link.starts_with("http://");
     let name = match is_page {
         true => format!("<a href=\"{}\" rel=\"noreferrer\">{}</a>", escape(&job.link), escape(&text)),

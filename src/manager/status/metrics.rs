@@ -8,10 +8,10 @@ use crate::monitor::text::{MetricKind, Page};
 use crate::monitor::write_process;
 use crate::version::{REVISION, VERSION, architecture};
 
-/// Calls of engines, whose failures are counted from 0: an alert on an increase needs the zero before it.
+/// The calls of engines. Their failures are reported from 0 on, because an alert on an increase needs the previous 0.
 const CALLS: [&str; 7] = ["list", "set_target", "terminate", "ended", "failures", "hook", "gitlab"];
 
-/// The text of all of them.
+/// All metrics in the text format.
 pub fn write(board: &StatusBoard, workloads: &Workloads) -> String {
     let pools: Vec<(&str, Snapshot)> =
         workloads.iter().map(|(pool, workload)| (pool.as_str(), workload.snapshot())).collect();

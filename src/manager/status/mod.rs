@@ -1,7 +1,7 @@
 //! The status of a manager: a page, the same data as JSON, and metrics for Prometheus.
 //!
-//! Everything is read-only. No secret is here to be shown: the board knows no token, and a job only by its number, project
-//! and link. All text from elsewhere is escaped.
+//! All pages are read-only. They cannot reveal a secret: the board contains no tokens, and only the number, project and
+//! link of a job. All text from other sources is escaped.
 
 mod board;
 pub mod chart;
@@ -18,10 +18,10 @@ use crate::manager::workload::Workload;
 use crate::monitor::listener::{PageResponse, Pages};
 use crate::monitor::text::CONTENT_TYPE;
 
-/// The pools of a manager as the pages see them; a reload may change the list.
+/// The pools that the pages show; a reload may change the list.
 pub type Workloads = Vec<(String, Arc<dyn Workload>)>;
 
-/// The pages of `listen_address`: `/`, `/status`, `/metrics`, `/healthz`. `workloads` names the pools of now.
+/// The pages of `listen_address`: `/`, `/status`, `/metrics`, `/healthz`. `workloads` returns the current pools.
 pub fn pages(board: Arc<StatusBoard>, workloads: impl Fn() -> Workloads + Send + Sync + 'static) -> Pages {
     Arc::new(move |path| match path {
         "/" | "/index.html" => {

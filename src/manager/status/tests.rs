@@ -53,7 +53,7 @@ fn member(instance: &str, state: State) -> Member {
     Member { instance: instance.to_owned(), state, healthy: true, protected: true, detail: String::new() }
 }
 
-/// A pool in which everything is there that can be shown, some of it from a hostile source.
+/// A pool with a value for everything that can be shown; some values come from a hostile source.
 fn shown() -> (Arc<StatusBoard>, Pages) {
     let (board, pages, _) = shown_with_jobs();
     (board, pages)
@@ -129,7 +129,7 @@ fn browse(address: &str, arguments: &[&str]) -> (String, String) {
     (text(output.stdout), text(output.stderr))
 }
 
-/// Pages that are served, and how often `/` was asked for.
+/// Serves pages, and reports each request for `/`.
 fn serve(pages: Pages, asked: impl Fn() + Send + Sync + 'static) -> (crate::monitor::listener::Listener, String) {
     let counted: Pages = Arc::new(move |path| {
         if path == "/" {
@@ -151,7 +151,7 @@ fn serve(pages: Pages, asked: impl Fn() + Send + Sync + 'static) -> (crate::moni
 #[test]
 fn a_browser_shows_the_page_and_keeps_it_live() {
     let (_, pages, jobs) = shown_with_jobs();
-    // The second answer has another number of waiting jobs: a live page shows that one.
+    // The second response has another number of waiting jobs, which the updated page must show.
     let count = std::sync::atomic::AtomicU32::new(0);
     let (_listener, address) = serve(pages, move || {
         if count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) > 0 {

@@ -1,23 +1,23 @@
-//! The status of a manager as data: what the page, the JSON and the terminal show.
+//! The status of a manager as data, for the page, the JSON and the terminal.
 
 use serde::{Deserialize, Serialize};
 
-/// A manager.
+/// The status of a manager.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ManagerView {
-    /// `manager`.
+    /// Always `manager`.
     pub kind: String,
     /// The version of the program.
     pub version: String,
     /// The time of the status (RFC 3339).
     pub time: String,
-    /// Since when the manager has been running (RFC 3339).
+    /// The start of the manager (RFC 3339).
     pub started: String,
     /// The pools.
     pub pools: Vec<PoolView>,
 }
 
-/// A pool.
+/// The status of a pool.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PoolView {
     /// The name of the pool.
@@ -26,44 +26,44 @@ pub struct PoolView {
     pub policy: String,
     /// `relay` or `hold-ahead`.
     pub intake: String,
-    /// Instances wanted.
+    /// The wanted number of instances.
     pub wanted: u32,
-    /// Why.
+    /// The reason for that number.
     pub reason: String,
-    /// Jobs that may be held beyond what idle agents take.
+    /// The number of jobs that may be held in addition to those for idle agents.
     pub hold_budget: u32,
-    /// Why growth is stopped, if it is.
+    /// The reason, if growth is stopped.
     pub stopped: Option<String>,
     /// Jobs that wait for an instance.
     pub held: u32,
     /// Jobs that run.
     pub running: u32,
-    /// The group; nothing while it has not answered yet.
+    /// The group; `None` until it has been read.
     pub group: Option<GroupView>,
-    /// Why the engine does not answer, if it does not.
+    /// The reason, if the engine does not answer.
     pub engine_error: Option<String>,
     /// The instances.
     pub instances: Vec<InstanceView>,
     /// Decisions and events, the newest first.
     pub decisions: Vec<DecisionView>,
-    /// Over the last hours.
+    /// The history of the last hours.
     pub history: HistoryView,
 }
 
-/// A group.
+/// The status of a group.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GroupView {
     /// The name of the group.
     pub name: String,
     /// The desired capacity.
     pub desired: u32,
-    /// The minimum.
+    /// The minimum size.
     pub minimum: u32,
-    /// The maximum, if there is one.
+    /// The maximum size, if there is one.
     pub maximum: Option<u32>,
 }
 
-/// An instance.
+/// The status of an instance.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct InstanceView {
     /// The id of the instance.
@@ -76,9 +76,9 @@ pub struct InstanceView {
     pub idle_seconds: Option<u64>,
     /// The version of its agent.
     pub version: String,
-    /// Jobs at once.
+    /// The number of concurrent jobs.
     pub capacity: u32,
-    /// Jobs that it accepted.
+    /// The number of jobs that the agent has accepted.
     pub builds: u32,
     /// The time since the agent's last request.
     pub silent_seconds: Option<u64>,
@@ -86,7 +86,7 @@ pub struct InstanceView {
     pub jobs: Vec<JobView>,
 }
 
-/// A job.
+/// The status of a job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct JobView {
     /// The id of the job in GitLab.
@@ -101,7 +101,7 @@ pub struct JobView {
     pub phase: String,
 }
 
-/// Something that was decided, or that happened.
+/// A decision or an event.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DecisionView {
     /// The time of the event (RFC 3339).
@@ -110,10 +110,10 @@ pub struct DecisionView {
     pub text: String,
 }
 
-/// Jobs and instances over time, at equal distances, the oldest first.
+/// Jobs and instances over time, at equal intervals, the oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HistoryView {
-    /// The distance.
+    /// The interval.
     pub interval_seconds: u64,
     /// The start of the last point, in seconds since the epoch.
     pub end: i64,
@@ -127,7 +127,7 @@ pub struct HistoryView {
     pub busy: Vec<u32>,
 }
 
-/// A duration for people: `45s`, `12m`, `3h 20m`, `2d 4h`.
+/// Formats a duration: `45s`, `12m`, `3h 20m`, `2d 4h`.
 pub fn duration(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match () {

@@ -1,8 +1,8 @@
-//! The manager's durable state: a file of changes that is only appended to, one line each with a checksum, and written
-//! anew when most of it is history. Only the last line can be cut short by a crash; it is ignored.
+//! The manager's durable state: an append-only file with one line and a checksum for each change. The store rewrites
+//! the file when most lines are obsolete. A crash can truncate only the last line, which is then ignored.
 //!
-//! A change that is written survives the end of the process; one that is synced survives a loss of power. Changes of
-//! several threads share a sync.
+//! A written change survives the end of the process; a synced change survives a power loss. Changes of several threads
+//! share a sync.
 
 pub mod records;
 mod seal;
@@ -20,7 +20,7 @@ use crate::sync;
 use records::{Event, Records};
 pub use seal::Sealer;
 
-/// The file is written anew when it holds this many bytes, most of which are history.
+/// The minimum size in bytes at which the file is rewritten.
 const COMPACT_AT: u64 = 1 << 20;
 
 /// The store; threads share it.
@@ -28,7 +28,7 @@ pub struct Store {
     directory: PathBuf,
     sealer: Sealer,
     inner: Mutex<Inner>,
-    /// Changes that a sync has covered.
+    /// The number of synced changes.
     synced: Mutex<u64>,
     /// Released when the store is dropped, also if a child that is being started still holds a copy of the descriptor.
     _lock: Flock<File>,
@@ -37,19 +37,20 @@ pub struct Store {
 struct Inner {
     file: File,
     records: Records,
-    /// Changes so far.
+    /// The number of written changes.
     written: u64,
     size: u64,
-    /// Size after it was last written anew.
+    /// The size after the last rewrite.
     compact_size: u64,
 }
 
-/// A change that was written.
+/// The position of a written change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position(u64);
 
 impl Store {
-    /// Opens the store in a directory, which is made if it is not there. Errors: it cannot be used; why, and what to do.
+    /// Opens the store in a directory, which is created if it does not exist. Errors: why the store cannot be used, and
+    /// the remedy.
     pub fn open(directory: &Path) -> Result<Self, String> {
         let unusable = |error: &dyn std::fmt::Display| {
             format!(
@@ -93,7 +94,7 @@ impl Store {
         if inner.size > COMPACT_AT && inner.size > 2 * inner.compact_size {
             match rewrite(&self.directory, &inner.records) {
                 Ok((file, size)) => (inner.file, inner.size, inner.compact_size) = (file, size, size),
-                // The old file stays in use; the next attempt is at twice its size.
+                // The old file stays in use; the next attempt follows at twice its size.
                 Err(error) => {
                     log::warn!("cannot compact the manager's state error={error}");
                     inner.compact_size = inner.size;
@@ -101,7 +102,7 @@ impl Store {
             }
         }
         if let Err(error) = inner.file.write_all(&line) {
-            // A line that is cut short must not swallow the next.
+            // A truncated line must not be joined with the next one.
             inner.file.set_len(inner.size)?;
             return Err(error);
         }
@@ -111,7 +112,7 @@ impl Store {
         Ok(Position(inner.written))
     }
 
-    /// Brings a change to the disk, with all before it. Errors: the disk.
+    /// Syncs a change and all changes before it to the disk. Errors: the disk failed.
     pub fn sync(&self, position: Position) -> io::Result<()> {
         let mut synced = sync::lock(&self.synced);
         if *synced >= position.0 {
@@ -126,7 +127,7 @@ impl Store {
         Ok(())
     }
 
-    /// Writes a change and brings it to the disk. Errors: the disk.
+    /// Writes a change and syncs it to the disk. Errors: the disk failed.
     pub fn commit(&self, event: Event) -> io::Result<()> {
         let position = self.write(event)?;
         self.sync(position)
@@ -170,7 +171,8 @@ fn read(path: &Path) -> io::Result<Records> {
     Ok(records)
 }
 
-/// Writes the records into a new file and renames it over the old one. Returns it opened for appending, with its size.
+/// Writes the records to a new file and renames it over the old one. Returns the file, opened for appending, and its
+/// size.
 fn rewrite(directory: &Path, records: &Records) -> io::Result<(File, u64)> {
     let (path, draft) = (directory.join("state"), directory.join("state.draft"));
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;

@@ -15,11 +15,11 @@ pub struct AgentRecord {
     pub token_hash: String,
     /// The version of the agent.
     pub version: String,
-    /// Jobs that it runs at once.
+    /// The number of concurrent jobs.
     pub capacity: u32,
     /// The time of the registration, in seconds since the epoch.
     pub registered: u64,
-    /// Jobs that it accepted.
+    /// The number of jobs that the agent has accepted.
     pub builds: u32,
 }
 
@@ -34,13 +34,13 @@ pub struct JobRecord {
     pub token: String,
     /// The payload of the job, encrypted; `None` after an agent accepted it.
     pub payload: Option<String>,
-    /// The project of the job and the URL of its page, for display.
+    /// The project of the job, for display.
     pub project: String,
-    /// See `project`.
+    /// The URL of the job's page, for display.
     pub link: String,
-    /// The id of the request that brought it.
+    /// The id of the request that returned the job.
     pub request_id: String,
-    /// Whether lines of its log begin with a time.
+    /// Whether the lines of the job's log begin with a time.
     #[serde(default)]
     pub timestamps: bool,
     /// The lines that the manager wrote to the job's log.
@@ -49,13 +49,13 @@ pub struct JobRecord {
     /// The number of bytes of the log that GitLab has acknowledged.
     #[serde(default)]
     pub trace_sent: u64,
-    /// The agent that accepted it.
+    /// The agent that accepted the job.
     #[serde(default)]
     pub accepted: Option<Accepted>,
     /// The reason, if the job must be failed at GitLab.
     #[serde(default)]
     pub failed: Option<String>,
-    /// The last line of its log, if it is to be failed.
+    /// The last line of the job's log, if the job must be failed.
     #[serde(default)]
     pub last_line: String,
 }
@@ -71,23 +71,23 @@ pub struct Accepted {
     pub at: u64,
 }
 
-/// A change; one line of the file each.
+/// A change; one line of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// An agent registered, or changed.
+    /// An agent registered, or its data changed.
     Agent { pool: String, agent: AgentRecord },
     /// An agent left or was lost.
     AgentGone { pool: String, instance: String },
-    /// A job was taken, or is known anew.
+    /// The manager received a job, or learned of one from an agent.
     Job { pool: String, job: Box<JobRecord> },
     /// The manager wrote into a job's log.
     Trace { pool: String, id: String, trace: String, sent: u64 },
     /// An agent accepted a job.
     Accepted { pool: String, id: String, by: Accepted },
-    /// A job is to be failed at GitLab.
+    /// A job must be failed at GitLab.
     Failed { pool: String, id: String, why: String, line: String },
-    /// A job ended, or is no longer the manager's.
+    /// A job ended, or no longer belongs to the manager.
     JobGone { pool: String, id: String },
 }
 

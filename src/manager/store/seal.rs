@@ -27,12 +27,12 @@ impl Sealer {
         Self::with(&key).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the file does not hold a key"))
     }
 
-    /// With these 32 bytes.
+    /// Creates a sealer with a key of 32 bytes.
     pub fn with(key: &[u8]) -> Option<Self> {
         UnboundKey::new(&AES_256_GCM, key).ok().map(|key| Self(LessSafeKey::new(key)))
     }
 
-    /// Encrypts; `purpose` must be given again to decrypt. Errors: the system has no random numbers.
+    /// Encrypts a text; decryption needs the same `purpose`. Errors: the system has no random numbers.
     pub fn seal(&self, purpose: &str, text: &[u8]) -> io::Result<String> {
         let failed = |_| io::Error::other("encryption failed");
         let mut nonce = [0; NONCE_LEN];
@@ -45,7 +45,7 @@ impl Sealer {
         Ok(STANDARD.encode(sealed))
     }
 
-    /// Decrypts; `None` for what was encrypted with another key or for another purpose.
+    /// Decrypts a text; `None` if it was encrypted with another key or for another purpose.
     pub fn open(&self, purpose: &str, sealed: &str) -> Option<Vec<u8>> {
         let mut bytes = STANDARD.decode(sealed).ok()?;
         let body = bytes.split_off(NONCE_LEN.min(bytes.len()));
