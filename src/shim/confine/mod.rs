@@ -2,7 +2,7 @@
 //! and services of the job may change its files while it runs.
 //!
 //! The task runs as an unprivileged user of its own with only the capabilities for files, in namespaces of its own,
-//! sees the programs of the machine and the job's directories, is limited to the system calls of file work, and is in a
+//! sees the programs of the machine and the job's directories, is limited to the system calls of file tasks, and is in a
 //! control group with the job's limits. No protection depends on another one.
 
 mod calls;
