@@ -39,6 +39,7 @@ pub use offered::OfferedRunner;
 pub use runner::{ExecutorKind, Runner, executor};
 
 use crate::decode;
+use crate::digest::hex;
 use leave::Leave;
 use lifetime::LifetimeBounds;
 
@@ -228,8 +229,7 @@ pub fn state_dir(config: &Config) -> PathBuf {
         return usual;
     }
     let digest = ring::digest::digest(&ring::digest::SHA256, config.path.as_os_str().as_encoded_bytes());
-    let name: String = digest.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    usual.join(format!("config-{name}"))
+    usual.join(format!("config-{}", hex(&digest.as_ref()[..6])))
 }
 
 fn usual_state_dir() -> PathBuf {

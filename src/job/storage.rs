@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::build_dirs::{BuildDirs, Remove};
 use crate::config::cache::StorageLimits;
-use crate::executor::docker::cache_volumes::{self, CacheVolumes};
+use crate::executor::docker::cache_volumes::{self, CacheVolumes, VolumeRecord};
 use crate::executor::docker::prepared::PreparedContainer;
-use crate::executor::docker::pulled::{self, PulledImages};
+use crate::executor::docker::pulled::{ImageRecord, PulledImages};
+use crate::executor::docker::removal_gate::Preparing;
 use crate::http::Address;
 use crate::sync;
 
@@ -33,9 +34,9 @@ pub struct Storage {
 }
 
 /// Exists while a job's containers are created.
-pub struct Preparing {
-    _images: pulled::Preparing,
-    _cache_volumes: cache_volumes::Preparing,
+pub struct PreparingContainers {
+    _images: Preparing<ImageRecord>,
+    _cache_volumes: Preparing<VolumeRecord>,
 }
 
 impl Storage {
@@ -76,8 +77,8 @@ impl Storage {
     }
 
     /// Keeps all images and volumes while a job's containers are created.
-    pub fn prepare(&self) -> Preparing {
-        Preparing { _images: self.images.prepare(), _cache_volumes: self.cache_volumes.prepare() }
+    pub fn prepare(&self) -> PreparingContainers {
+        PreparingContainers { _images: self.images.prepare(), _cache_volumes: self.cache_volumes.prepare() }
     }
 
     /// Records the images of a job's containers, and keeps their volumes until the result is dropped.

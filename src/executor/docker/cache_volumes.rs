@@ -10,15 +10,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use super::engine::{DockerEngine, DockerError};
 use super::names::CACHE_OF;
+use super::removal_gate::{Preparing, RemovalGate};
 use crate::config::cache::StorageLimits;
 use crate::decode;
 use crate::http::Address;
 use crate::monitor::machine;
-use crate::sync;
 use crate::sys;
 
 /// The file in the state directory.
@@ -30,25 +30,18 @@ type Key = (String, String);
 /// The cache volumes of all engines.
 pub struct CacheVolumes {
     state: PathBuf,
-    inner: Mutex<Inner>,
-    changed: Condvar,
+    gate: Arc<RemovalGate<VolumeRecord>>,
 }
 
+/// The last uses of volumes, and the jobs that use them.
 #[derive(Default)]
-struct Inner {
+pub struct VolumeRecord {
     /// The time at which each volume was last used, in seconds since the epoch.
     used: BTreeMap<Key, u64>,
     /// The number of jobs whose containers have the volume.
     in_use: BTreeMap<Key, u32>,
-    /// The number of jobs that prepare their containers.
-    preparing: u32,
-    /// Whether a volume is being removed.
-    removing: bool,
     limits: Vec<(Address, StorageLimits)>,
 }
-
-/// A job that prepares its containers; no volume is removed until this is dropped.
-pub struct Preparing(Arc<CacheVolumes>);
 
 /// The volumes of a job; they are not removed until this is dropped.
 pub struct InUse {
@@ -61,51 +54,46 @@ impl CacheVolumes {
     pub fn load(state: &Path) -> Arc<Self> {
         let read = fs::read(state.join(FILE)).ok();
         let noted = read.and_then(|text| decode::json::<Vec<(Key, u64)>>(&text).ok()).unwrap_or_default();
-        let inner = Inner { used: noted.into_iter().collect(), ..Inner::default() };
-        Arc::new(Self { state: state.to_owned(), inner: Mutex::new(inner), changed: Condvar::new() })
+        let gate = RemovalGate::new(VolumeRecord { used: noted.into_iter().collect(), ..VolumeRecord::default() });
+        Arc::new(Self { state: state.to_owned(), gate })
     }
 
     /// Sets the limits of these engines' volumes. If an engine has several limits, each applies.
     pub fn limit(&self, limits: Vec<(Address, StorageLimits)>) {
-        let mut inner = self.lock();
-        for (address, _) in &inner.limits {
+        let mut record = self.gate.lock();
+        for (address, _) in &record.limits {
             machine::cache_volumes_measured(&address.to_string(), None);
         }
-        inner.limits = limits.into_iter().filter(|(_, limits)| *limits != StorageLimits::default()).collect();
+        record.limits = limits.into_iter().filter(|(_, limits)| *limits != StorageLimits::default()).collect();
     }
 
     /// Whether any limit is set.
     pub fn has_limits(&self) -> bool {
-        !self.lock().limits.is_empty()
+        !self.gate.lock().limits.is_empty()
     }
 
     /// Prevents removals while a job prepares its containers; waits for the end of a running removal.
-    pub fn prepare(self: &Arc<Self>) -> Preparing {
-        let mut inner = self.lock();
-        while inner.removing {
-            inner = sync::wait(&self.changed, inner);
-        }
-        inner.preparing += 1;
-        Preparing(Arc::clone(self))
+    pub fn prepare(&self) -> Preparing<VolumeRecord> {
+        self.gate.prepare()
     }
 
     /// Keeps the volumes of a job until it ends.
     pub fn claim(self: &Arc<Self>, engine: &Address, names: &[String]) -> InUse {
         let keys: Vec<Key> = names.iter().map(|name| (engine.to_string(), name.clone())).collect();
-        let mut inner = self.lock();
+        let mut record = self.gate.lock();
         for key in &keys {
-            *inner.in_use.entry(key.clone()).or_default() += 1;
-            inner.used.insert(key.clone(), sys::unix_now());
+            *record.in_use.entry(key.clone()).or_default() += 1;
+            record.used.insert(key.clone(), sys::unix_now());
         }
         if !keys.is_empty() {
-            self.save(&inner);
+            self.save(&record);
         }
         InUse { volumes: Arc::clone(self), keys }
     }
 
     /// Removes the volumes that exceed the limits.
     pub fn tidy(&self) {
-        let limits = self.lock().limits.clone();
+        let limits = self.gate.lock().limits.clone();
         for (address, limits) in limits {
             let tidied = DockerEngine::connect(&address).and_then(|engine| self.tidy_engine(&engine, &address, limits));
             if let Err(error) = tidied {
@@ -142,33 +130,33 @@ impl CacheVolumes {
     fn match_with(&self, engine: &DockerEngine, address: &Address) -> Result<(), DockerError> {
         let label = self.state.display().to_string();
         // A job that starts during the request records its volumes after this line.
-        let before: Vec<Key> = self.lock().used.keys().cloned().collect();
+        let before: Vec<Key> = self.gate.lock().used.keys().cloned().collect();
         let all = engine.volumes(&[])?;
         let address = address.to_string();
-        let mut inner = self.lock();
+        let mut record = self.gate.lock();
         for key in before.iter().filter(|(of, name)| *of == address && !all.iter().any(|volume| volume.name == *name)) {
-            if !inner.in_use.contains_key(key) {
-                inner.used.remove(key);
+            if !record.in_use.contains_key(key) {
+                record.used.remove(key);
             }
         }
         for volume in all.iter().filter(|volume| volume.labels.get(CACHE_OF) == Some(&label)) {
-            inner.used.entry((address.clone(), volume.name.clone())).or_insert_with(sys::unix_now);
+            record.used.entry((address.clone(), volume.name.clone())).or_insert_with(sys::unix_now);
         }
-        self.save(&inner);
+        self.save(&record);
         Ok(())
     }
 
     fn total(&self, address: &Address, sizes: &HashMap<String, u64>) -> u64 {
         let address = address.to_string();
-        let inner = self.lock();
-        let here = inner.used.keys().filter(|(of, _)| *of == address);
+        let record = self.gate.lock();
+        let here = record.used.keys().filter(|(of, _)| *of == address);
         here.filter_map(|(_, name)| sizes.get(name)).sum()
     }
 
     fn oldest_first(&self, address: &Address) -> Vec<(String, u64)> {
         let address = address.to_string();
-        let inner = self.lock();
-        let here = inner.used.iter().filter(|((of, _), _)| *of == address);
+        let record = self.gate.lock();
+        let here = record.used.iter().filter(|((of, _), _)| *of == address);
         let mut found: Vec<(String, u64)> = here.map(|((_, name), used)| (name.clone(), *used)).collect();
         found.sort_by_key(|(_, used)| *used);
         found
@@ -177,50 +165,34 @@ impl CacheVolumes {
     /// Removes one volume unless a job uses it or has used it since `used`. Returns whether it was removed.
     fn remove(&self, engine: &DockerEngine, address: &Address, name: &str, used: u64) -> bool {
         let key = (address.to_string(), name.to_owned());
-        {
-            let mut inner = self.lock();
-            let is_free =
-                inner.preparing == 0 && !inner.in_use.contains_key(&key) && inner.used.get(&key) == Some(&used);
-            if !is_free {
-                return false;
+        let is_due = |record: &VolumeRecord| !record.in_use.contains_key(&key) && record.used.get(&key) == Some(&used);
+        let mut is_removed = false;
+        let settle = |record: &mut VolumeRecord, result| {
+            match result {
+                Ok(()) => {
+                    record.used.remove(&key);
+                    is_removed = true;
+                }
+                // A container of another program uses it.
+                Err(error) if DockerError::is_conflict(&error) => {
+                    log::debug!("unused cache volume kept because it is in use name={name} error={error}");
+                }
+                Err(error) => log::warn!("cannot remove an unused cache volume name={name} error={error}"),
             }
-            inner.removing = true;
-        }
-        let outcome = engine.remove_volume(name);
-        let mut inner = self.lock();
-        inner.removing = false;
-        match &outcome {
-            Ok(()) => drop(inner.used.remove(&key)),
-            // A container of another program uses it.
-            Err(error) if error.is_conflict() => {
-                log::debug!("unused cache volume kept because it is in use name={name} error={error}")
-            }
-            Err(error) => log::warn!("cannot remove an unused cache volume name={name} error={error}"),
-        }
-        self.save(&inner);
-        drop(inner);
-        self.changed.notify_all();
-        outcome.is_ok()
+            self.save(record);
+        };
+        self.gate.remove(is_due, || engine.remove_volume(name), settle);
+        is_removed
     }
 
-    fn save(&self, inner: &Inner) {
-        let all: Vec<(&Key, &u64)> = inner.used.iter().collect();
+    fn save(&self, record: &VolumeRecord) {
+        let all: Vec<(&Key, &u64)> = record.used.iter().collect();
         let path = self.state.join(FILE);
         let written = serde_json::to_vec(&all).map_err(io::Error::other);
         // If a volume is not in the record, its label identifies it.
         if let Err(error) = written.and_then(|text| sys::replace_file(&path, &text)) {
             log::debug!("cannot record the cache volumes path={} error={error}", path.display());
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        sync::lock(&self.inner)
-    }
-}
-
-impl Drop for Preparing {
-    fn drop(&mut self) {
-        self.0.lock().preparing -= 1;
     }
 }
 
@@ -229,17 +201,17 @@ impl Drop for InUse {
         if self.keys.is_empty() {
             return;
         }
-        let mut inner = self.volumes.lock();
+        let mut record = self.volumes.gate.lock();
         for key in &self.keys {
-            if let Some(jobs) = inner.in_use.get_mut(key) {
+            if let Some(jobs) = record.in_use.get_mut(key) {
                 *jobs -= 1;
                 if *jobs == 0 {
-                    inner.in_use.remove(key);
+                    record.in_use.remove(key);
                 }
             }
-            inner.used.insert(key.clone(), sys::unix_now());
+            record.used.insert(key.clone(), sys::unix_now());
         }
-        self.volumes.save(&inner);
+        self.volumes.save(&record);
     }
 }
 
@@ -270,20 +242,20 @@ mod tests {
         let answers: Vec<&str> = answers.iter().map(String::as_str).collect();
         let server = TestServer::new(&answers);
         let address = Address::Tcp(server.url.strip_prefix("http://").expect("a URL").to_owned(), None);
-        let rename = |inner: &mut Inner| {
+        let rename = |record: &mut VolumeRecord| {
             let of_engine = |((_, name), used): ((String, String), u64)| ((address.to_string(), name), used);
-            inner.used = std::mem::take(&mut inner.used).into_iter().map(of_engine).collect();
+            record.used = std::mem::take(&mut record.used).into_iter().map(of_engine).collect();
         };
-        rename(&mut volumes.lock());
+        rename(&mut volumes.gate.lock());
         let engine = DockerEngine::connect(&address).expect("an engine");
         volumes.tidy_engine(&engine, &address, limits).expect("tidy the engine");
-        volumes.lock().used.keys().map(|(_, name)| name.clone()).collect()
+        volumes.gate.lock().used.keys().map(|(_, name)| name.clone()).collect()
     }
 
     fn noted(state: &Path, entries: &[(&str, u64)]) -> Arc<CacheVolumes> {
         let volumes = CacheVolumes::load(state);
         let used = entries.iter().map(|(name, ago)| ((String::new(), (*name).to_owned()), sys::unix_now() - ago));
-        volumes.lock().used = used.collect();
+        volumes.gate.lock().used = used.collect();
         volumes
     }
 
@@ -307,12 +279,12 @@ mod tests {
         let everything = StorageLimits { size: Some(0), age: None };
         assert_eq!(tidied(&volumes, everything, 0), ["a", "mine"]);
         drop(preparing);
-        let engine = volumes.lock().used.keys().next().expect("the use must be recorded").0.clone();
+        let engine = volumes.gate.lock().used.keys().next().expect("the use must be recorded").0.clone();
         let address = Address::Tcp(engine.strip_prefix("tcp://").unwrap_or(&engine).to_owned(), None);
         let in_use = volumes.claim(&address, &["a".to_owned()]);
-        assert!(volumes.lock().in_use.keys().any(|(of, name)| *of == engine && name == "a"));
+        assert!(volumes.gate.lock().in_use.keys().any(|(of, name)| *of == engine && name == "a"));
         drop(in_use);
-        assert!(volumes.lock().in_use.is_empty());
-        assert_eq!(CacheVolumes::load(state.path()).lock().used.len(), 2, "recorded for the next start");
+        assert!(volumes.gate.lock().in_use.is_empty());
+        assert_eq!(CacheVolumes::load(state.path()).gate.lock().used.len(), 2, "recorded for the next start");
     }
 }

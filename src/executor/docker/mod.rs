@@ -18,6 +18,7 @@ pub mod prepared;
 pub mod pulled;
 pub mod reference;
 pub mod removal;
+pub mod removal_gate;
 pub mod resolved_image;
 mod retry;
 mod safe_dirs;

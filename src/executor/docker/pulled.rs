@@ -8,16 +8,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::engine::DockerEngine;
+use super::engine::{DockerEngine, DockerError};
+use super::removal_gate::{Preparing, RemovalGate};
 use crate::decode;
 use crate::http::Address;
 use crate::monitor::machine;
-use crate::sync;
 use crate::sys;
 
 /// The file in the state directory.
@@ -35,24 +35,17 @@ pub struct UsedImage {
 /// The images that jobs of this agent have pulled, of all engines.
 pub struct PulledImages {
     state: PathBuf,
-    inner: Mutex<Inner>,
-    changed: Condvar,
+    gate: Arc<RemovalGate<ImageRecord>>,
 }
 
+/// The last uses of images.
 #[derive(Default)]
-struct Inner {
+pub struct ImageRecord {
     /// The time at which each image was last used, in seconds since the epoch, by engine and id.
     used: BTreeMap<(String, String), u64>,
-    /// The number of jobs that prepare their containers.
-    preparing: u32,
-    /// Whether an image is being removed.
-    removing: bool,
     /// For each engine, the time after which unused images are removed.
     limits: Vec<(Address, Duration)>,
 }
-
-/// A job that prepares its containers; no image is removed until this is dropped.
-pub struct Preparing(Arc<PulledImages>);
 
 impl PulledImages {
     /// Loads the record from the state directory.
@@ -60,45 +53,40 @@ impl PulledImages {
         let read = fs::read(state.join(FILE)).ok();
         let noted = read.and_then(|text| decode::json::<Vec<(String, String, u64)>>(&text).ok()).unwrap_or_default();
         let used = noted.into_iter().map(|(engine, id, at)| ((engine, id), at)).collect();
-        let inner = Inner { used, ..Inner::default() };
-        Arc::new(Self { state: state.to_owned(), inner: Mutex::new(inner), changed: Condvar::new() })
+        let gate = RemovalGate::new(ImageRecord { used, limits: Vec::new() });
+        Arc::new(Self { state: state.to_owned(), gate })
     }
 
     /// Sets the time after which unused images are removed, for each engine.
     pub fn limit(&self, limits: Vec<(Address, Duration)>) {
-        self.lock().limits = limits;
+        self.gate.lock().limits = limits;
     }
 
     /// Whether any engine has a limit.
     pub fn has_limits(&self) -> bool {
-        !self.lock().limits.is_empty()
+        !self.gate.lock().limits.is_empty()
     }
 
     /// Prevents the removal of images until the result is dropped; waits for a running removal.
-    pub fn prepare(self: &Arc<Self>) -> Preparing {
-        let mut inner = self.lock();
-        while inner.removing {
-            inner = sync::wait(&self.changed, inner);
-        }
-        inner.preparing += 1;
-        Preparing(Arc::clone(self))
+    pub fn prepare(&self) -> Preparing<ImageRecord> {
+        self.gate.prepare()
     }
 
     /// Records that a job uses these images.
     pub fn note(&self, engine: &Address, images: &[UsedImage]) {
-        let mut inner = self.lock();
+        let mut record = self.gate.lock();
         for image in images {
             let key = (engine.to_string(), image.id.clone());
-            if image.pulled || inner.used.contains_key(&key) {
-                inner.used.insert(key, sys::unix_now());
+            if image.pulled || record.used.contains_key(&key) {
+                record.used.insert(key, sys::unix_now());
             }
         }
-        self.save(&inner);
+        self.save(&record);
     }
 
     /// Removes the images that no job has used within the limit.
     pub fn tidy(&self) {
-        let limits = self.lock().limits.clone();
+        let limits = self.gate.lock().limits.clone();
         for (address, age) in limits {
             let due = self.due(&address.to_string(), age);
             if due.is_empty() {
@@ -113,57 +101,39 @@ impl PulledImages {
 
     fn due(&self, engine: &str, age: Duration) -> Vec<String> {
         let is_due = |((of, _), used): &(&(String, String), &u64)| of == engine && is_older(**used, age);
-        self.lock().used.iter().filter(is_due).map(|((_, id), _)| id.clone()).collect()
+        self.gate.lock().used.iter().filter(is_due).map(|((_, id), _)| id.clone()).collect()
     }
 
     /// Removes an image, unless a job prepares its containers or has used the image meanwhile.
     fn remove(&self, engine: &DockerEngine, address: &Address, id: &str, age: Duration) {
         let key = (address.to_string(), id.to_owned());
-        {
-            let mut inner = self.lock();
-            if inner.preparing > 0 || inner.used.get(&key).is_none_or(|used| !is_older(*used, age)) {
-                return;
+        let is_due = |record: &ImageRecord| record.used.get(&key).is_some_and(|used| is_older(*used, age));
+        let settle = |record: &mut ImageRecord, result| {
+            match result {
+                Ok(()) => {
+                    record.used.remove(&key);
+                    machine::image_removed();
+                    log::info!("unused image removed id={id} engine={address}");
+                }
+                // A container uses the image, or another user has tagged it.
+                Err(error) if DockerError::is_conflict(&error) => {
+                    log::debug!("unused image kept because it is in use id={id} error={error}");
+                }
+                Err(error) => log::warn!("cannot remove an unused image id={id} error={error}"),
             }
-            inner.removing = true;
-        }
-        let outcome = engine.remove_image(id);
-        let mut inner = self.lock();
-        inner.removing = false;
-        match outcome {
-            Ok(()) => {
-                inner.used.remove(&key);
-                machine::image_removed();
-                log::info!("unused image removed id={id} engine={address}");
-            }
-            // A container uses the image, or another user has tagged it.
-            Err(error) if error.is_conflict() => {
-                log::debug!("unused image kept because it is in use id={id} error={error}");
-            }
-            Err(error) => log::warn!("cannot remove an unused image id={id} error={error}"),
-        }
-        self.save(&inner);
-        drop(inner);
-        self.changed.notify_all();
+            self.save(record);
+        };
+        self.gate.remove(is_due, || engine.remove_image(id), settle);
     }
 
-    fn save(&self, inner: &Inner) {
-        let all: Vec<_> = inner.used.iter().map(|((engine, id), used)| (engine, id, used)).collect();
+    fn save(&self, record: &ImageRecord) {
+        let all: Vec<_> = record.used.iter().map(|((engine, id), used)| (engine, id, used)).collect();
         let path = self.state.join(FILE);
         let written = serde_json::to_vec(&all).map_err(io::Error::other);
         // If the record cannot be written, the agent forgets the images after a restart and keeps them.
         if let Err(error) = written.and_then(|text| sys::replace_file(&path, &text)) {
             log::debug!("cannot record the pulled images path={} error={error}", path.display());
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        sync::lock(&self.inner)
-    }
-}
-
-impl Drop for Preparing {
-    fn drop(&mut self) {
-        self.0.lock().preparing -= 1;
     }
 }
 
@@ -183,7 +153,7 @@ mod tests {
         let used = |id: &str, pulled| UsedImage { id: id.to_owned(), pulled };
         images.note(&engine, &[used("pulled", true), used("of the machine", false)]);
         let name = engine.to_string();
-        images.lock().used.values_mut().for_each(|used| *used -= 100);
+        images.gate.lock().used.values_mut().for_each(|used| *used -= 100);
         assert_eq!(images.due(&name, Duration::from_secs(50)), ["pulled"]);
         assert!(PulledImages::load(directory.path()).due(&name, Duration::ZERO).is_empty(), "used now");
         images.note(&engine, &[used("pulled", false)]);

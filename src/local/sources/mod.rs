@@ -17,6 +17,7 @@ use super::checkout::{Checkout, Listed, git, output};
 use super::facts::resolve;
 use crate::archive::root::ArchiveRoot;
 use crate::archive::unpack::unpack;
+use crate::digest::hex;
 use crate::pipeline::ahead::Parsed;
 use crate::pipeline::request::{Base, ComponentVersion, SourceError, Sources, Tree};
 use crate::pipeline::syntax::FILE_LIMIT;
@@ -289,7 +290,6 @@ impl Sources for LocalSources {
     }
 
     fn content_id(&self, path: &str) -> Result<Option<String>, SourceError> {
-        use std::fmt::Write;
         let path = path.trim_start_matches('/');
         if !contains(self.listed()?, path) {
             return Ok(None);
@@ -304,11 +304,7 @@ impl Sources for LocalSources {
                 length => digest.update(&block[..length]),
             }
         }
-        let mut text = String::new();
-        for byte in digest.finish().as_ref() {
-            let _ = write!(text, "{byte:02x}");
-        }
-        Ok(Some(text))
+        Ok(Some(hex(digest.finish().as_ref())))
     }
 
     fn last_commit(&self, path: &str) -> Result<Option<String>, SourceError> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::reader::KeywordReader;
+use crate::digest::hex;
 use crate::pipeline::problem::Class;
 use crate::pipeline::syntax::{Node, Origin};
 
@@ -195,11 +196,7 @@ fn cache_key(cache: &Node, reader: &mut KeywordReader<'_, '_>) -> String {
             }
         }
     }
-    let name = if found {
-        hash.finish().as_ref()[..20].iter().map(|byte| format!("{byte:02x}")).collect()
-    } else {
-        "default".to_owned()
-    };
+    let name = if found { hex(&hash.finish().as_ref()[..20]) } else { "default".to_owned() };
     match key.get("prefix").and_then(Node::printed) {
         Some(prefix) => format!("{prefix}-{name}"),
         None => name,
