@@ -1,5 +1,5 @@
-//! What goes wrong around a booting machine: broken user data, a broken configuration file at an upgrade or a crash, an
-//! instance of a group that nobody told how to end.
+//! Failures around a booting machine: broken user data, a broken configuration file during an upgrade or a crash, an
+//! instance of a group without the setting `leave`.
 
 use crate::machines::{times, user_data, with_machine};
 use crate::support::cloud::Cloud;
@@ -24,7 +24,7 @@ fn in_a_group_an_instance_that_has_run_its_jobs_ends_through_the_group() {
             let states = ids.map(|id| gitlab.job_state(id));
             assert_eq!(states, ["success", "pending"], "{}", machine.journal());
             assert_eq!(gitlab.managers(), Vec::<String>::new());
-            // What the cloud does then.
+            // The cloud then powers the instance off.
             machine.try_run("systemctl poweroff");
             machine.wait_until_off();
             assert_eq!(gitlab.job_state(ids[1]), "pending");
@@ -80,7 +80,7 @@ fn an_upgrade_with_a_broken_configuration_keeps_the_old_agent_and_says_why() {
             assert_eq!(main_process(machine), first);
             machine.run("touch /tmp/go");
             assert_whole(&gitlab.finished(id), machine);
-            // The old agent goes on with the configuration that it has.
+            // The old agent continues with its loaded configuration.
             let next = gitlab.queue(job(&["echo ran"]).build());
             assert_eq!(gitlab.finished(next).state, "success");
             machine.run(MEND);
@@ -110,7 +110,7 @@ fn after_a_crash_with_a_broken_configuration_jobs_end_and_polling_starts_once_th
             let waiting = gitlab.queue(job(&["echo ran"]).build());
             machine.run("touch /tmp/go");
             assert_whole(&gitlab.finished(id), machine);
-            // Nothing is left to do without a configuration: the unit fails and is started again.
+            // Without a configuration and without a job, the unit fails and is started again.
             machine.wait_until("a failed start", |machine| {
                 machine.run("systemctl show --value -p NRestarts mayfly").trim().parse::<u32>().is_ok_and(|n| n >= 2)
             });

@@ -4,7 +4,7 @@ use crate::sources::Scene;
 use crate::support::git::Failure;
 use crate::support::job::{JobBuilder, job};
 
-/// One scene with jobs on the machine that run as an ordinary user, and one with jobs in containers.
+/// One scene with jobs on the machine, which run as an ordinary user, and one with jobs in containers.
 fn scenes() -> [Scene; 2] {
     [Scene::new("user = \"nobody\"", ""), Scene::in_containers("", "")]
 }

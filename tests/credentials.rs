@@ -175,7 +175,7 @@ impl Drop for Elsewhere {
 #[test]
 fn only_forwarded_traffic_to_the_metadata_service_is_blocked() {
     secluded(|| {
-        // A container on one side, the cloud on the other, and the machine as router between them.
+        // A container and the cloud in two network namespaces, and the machine as the router between them.
         let (container, cloud) = (Elsewhere::start(), Elsewhere::start());
         ip(&format!("link add c0 type veth peer name eth0 netns {}", container.0.id()));
         ip(&format!("link add u0 type veth peer name eth0 netns {}", cloud.0.id()));

@@ -18,7 +18,7 @@ use crate::support::machine::{in_own_network, with_image};
 use crate::support::mayfly::read;
 use crate::support::moto::Moto;
 
-/// Jobs are held, and an idle instance leaves after a second.
+/// The manager holds jobs, and terminates an idle instance after a second.
 pub const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_time = \"1s\"\n";
 
 /// A fleet and the address of its status.
@@ -32,7 +32,7 @@ impl Scaled {
         Self::with(gitlab, "", policy)
     }
 
-    /// With further lines for `[mayfly.manager]`.
+    /// A fleet with further lines for `[mayfly.manager]`.
     fn with(gitlab: &GitLab, manager: &str, policy: &str) -> Self {
         let address = free_address();
         let global = format!("listen_address = \"{address}\"");
@@ -148,7 +148,7 @@ fn a_machine_from_zero_to_zero() {
 pub struct Cloud {
     pub scaled: Scaled,
     pub moto: Moto,
-    /// Between the manager and moto, if the test asks for that.
+    /// The proxy between the manager and moto, if the test uses one.
     pub front: Option<Front>,
 }
 
@@ -157,7 +157,7 @@ impl Cloud {
         Self::with(gitlab, policy, |_| None)
     }
 
-    /// The same, with a front for moto.
+    /// The same, with a proxy between the manager and moto.
     pub fn behind_front(gitlab: &GitLab, policy: &str) -> Self {
         Self::with(gitlab, policy, |moto| Some(Front::start(moto)))
     }
@@ -269,7 +269,7 @@ fn without_aws_idle_agents_still_get_jobs() {
     assert_eq!(lists, 1, "told once: {}", manager.log());
 }
 
-/// A group whose instances come as `mode` says: `quota`: none; `broken`: they never register.
+/// A group whose instances depend on `mode`: with `quota` none starts; with `broken` they never register.
 const GROUP: &str = r#"
 import datetime, json, sys
 mode, log = sys.argv[1], open(sys.argv[2], "a")

@@ -100,7 +100,7 @@ fn settings_for_all_repositories_reach_git_beside_the_container() {
     assert!(job.has("from the library") && scene.git.marks().contains(&"global".to_owned()), "{}", job.log());
     assert!(job.has("git setting `core.sshcommand` is ignored") && !job.has("user.name` is"), "{}", job.log());
     assert!(!job.has("mayfly.user.settings"), "{}", job.log());
-    // The relay asks this proxy, which is out of its reach.
+    // The relay tries to use this proxy, which it cannot reach.
     let job = scene.run(with(&["http.proxy http://127.0.0.1:1".to_owned()]));
     assert_eq!(job.state, "failed", "{}", job.log());
     let through_url = with(&["http.https://h/.proxy http://127.0.0.1:1".to_owned(), settings[0].clone()]);

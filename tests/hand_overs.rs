@@ -23,9 +23,9 @@ use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::job;
 use crate::support::mayfly::{Agent, Home, read};
 
-/// Jobs are only taken for agents that wait.
+/// The manager takes jobs only for agents that wait.
 const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
-/// Jobs are taken before there is an instance.
+/// The manager takes jobs before an instance exists.
 const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
 
 /// A fleet with one job.
@@ -52,7 +52,8 @@ impl HandOver {
         read(&self.count).lines().count()
     }
 
-    /// The job succeeded, its script ran once, the manager does not have it any more, and the next job succeeds.
+    /// Asserts that the job succeeded, that its script ran once, that the manager no longer has it, and that the next
+    /// job succeeds.
     fn assert_done(&self, id: i64, manager: &Manager) -> Job {
         let done = self.gitlab.finished(id);
         assert_eq!((done.state.as_str(), self.runs()), ("success", 1), "{}\n{}", done.log(), manager.log());
@@ -61,7 +62,7 @@ impl HandOver {
         done
     }
 
-    /// Neither side has anything left of a job.
+    /// Asserts that neither the manager nor the agent still has a job.
     fn assert_forgotten(&self, id: i64) {
         let gone = format!("\"event\":\"job_gone\",\"pool\":\"pool\",\"id\":\"{id}\"");
         wait_until("the manager must forget the job", || {
@@ -70,7 +71,7 @@ impl HandOver {
         });
     }
 
-    /// Another job succeeds.
+    /// Asserts that another job succeeds.
     fn assert_next(&self, manager: &Manager) {
         let next = self.gitlab.queue(job(&["echo next"]).build());
         let done = self.gitlab.finished(next);
@@ -116,7 +117,7 @@ fn after_death_of_the_agent(conditions: &str) -> (HandOver, i64, Manager, Home) 
     (hand_over, id, manager, home)
 }
 
-/// The instance dies with its agent at a step, and another one takes its place.
+/// The instance dies with its agent at a step, and another instance replaces it.
 fn instance_dies(conditions: &str) -> (HandOver, i64, Manager, (Home, Agent)) {
     let (hand_over, id, manager, _home) = after_death_of_the_agent(conditions);
     hand_over.fleet.set_members(&["i-2"]);
@@ -124,7 +125,7 @@ fn instance_dies(conditions: &str) -> (HandOver, i64, Manager, (Home, Agent)) {
     (hand_over, id, manager, agent)
 }
 
-/// The only step at which a job is lost: nobody but GitLab knows of it, and GitLab fails it after its timeout.
+/// The only step at which a job is lost: only GitLab knows the job, and GitLab fails it after its timeout.
 #[test]
 fn manager_dies_before_the_job_is_stored() {
     for conditions in ["after recv socket HTTP/1.1 201", "before write /manager/state \"event\":\"job\""] {
@@ -267,7 +268,7 @@ fn instance_dies_with_an_offer() {
     }
 }
 
-/// A script may have begun: such a job is not offered again.
+/// The script may have begun, so the job is not offered again.
 #[test]
 fn instance_dies_with_an_accepted_job() {
     for conditions in ["after send socket \",\"state\":\"running\"}", "after recv socket {\"message\":\"accepted\"}"] {
@@ -281,7 +282,7 @@ fn instance_dies_with_an_accepted_job() {
     }
 }
 
-/// A manager that holds a job dies over a step of the keeper; an instance comes, and the job's log is whole.
+/// A manager that holds a job dies at a step of the keeper; then an instance registers, and the job's log is complete.
 fn holder_dies(conditions: &str) {
     let hand_over = HandOver::new(HOLD);
     let mut manager = hand_over.fleet.start_with(&death::at(conditions));
@@ -312,7 +313,7 @@ fn holder_dies_when_gitlab_has_the_first_line_of_the_log() {
     holder_dies("after send socket PATCH \nafter recv socket HTTP/1.1 202");
 }
 
-/// A manager that fails a job dies over it; the job fails all the same, once.
+/// A manager dies while it fails a job; the job still fails, exactly once.
 fn failer_dies(conditions: &str) {
     let gitlab = GitLab::start();
     let fleet = Fleet::new(&gitlab, "", &format!("instance_acquire_timeout = \"1s\"\n{HOLD}"));

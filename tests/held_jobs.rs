@@ -16,7 +16,7 @@ fn two_phase() -> GitLab {
     gitlab
 }
 
-/// Waits until the manager has told GitLab that it holds a job.
+/// Waits until the manager has sent GitLab an update of a held job.
 fn wait_until_kept(gitlab: &GitLab, id: i64) {
     gitlab.wait_until("the job must be kept", |gitlab| !gitlab.job(id).updates.is_empty());
 }
@@ -65,7 +65,8 @@ fn a_pending_job_whose_hold_expires_fails() {
     assert!(done.has("no instance of pool pool took the job within 2 s"), "{}", done.log());
 }
 
-/// What the manager knew of the server is not in its state: a job that may be pending is acknowledged before it fails.
+/// The state does not record whether the server supports `two_phase_job_commit`, so a job that may be pending is
+/// acknowledged before it fails.
 #[test]
 fn a_pending_job_fails_after_a_restart() {
     let gitlab = two_phase();
@@ -118,7 +119,7 @@ fn an_undecodable_job_fails_though_it_is_pending() {
     assert!(done.state == "failed" && done.has("cannot be read"), "{}\n{}", done.log(), manager.log());
 }
 
-/// A server without the feature answers 400 to the first attempt, and is not asked again.
+/// A server without the feature answers 400 to the first attempt; the manager does not try again.
 #[test]
 fn a_server_without_the_feature_is_asked_once() {
     let gitlab = GitLab::start();

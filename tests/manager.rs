@@ -1,4 +1,4 @@
-//! `mayfly manager` with real agents: jobs are handed over once, whatever dies on the way.
+//! `mayfly manager` with real agents: each job is handed to one agent, even if the manager or an agent dies.
 
 use std::fs;
 
@@ -10,9 +10,9 @@ use crate::support::job::{job, until_there};
 use crate::support::mayfly::{kill_shims, read};
 use crate::support::pki::Pki;
 
-/// Idle agents are kept, and jobs are only taken for them.
+/// The manager keeps idle agents, and takes jobs only for them.
 const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
-/// Jobs are taken before there is an instance.
+/// The manager takes jobs before an instance exists.
 const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
 
 #[test]
@@ -388,7 +388,7 @@ fn no_script_runs_twice_and_no_job_is_lost_whatever_dies() {
     for number in 0..JOBS {
         let line = format!("echo x >> {}/{number}", counts.display());
         ids.push(gitlab.queue(job(&[&line]).build()));
-        // Where in the hand-over the death comes is left to chance; the checker holds for every place.
+        // The step of the hand-over at which the process dies is random; the assertions hold for every step.
         std::thread::sleep(std::time::Duration::from_millis(u64::from(next(120))));
         match next(3) {
             0 => {
@@ -407,7 +407,7 @@ fn no_script_runs_twice_and_no_job_is_lost_whatever_dies() {
             }
         }
     }
-    // GitLab hands jobs out in order, so all others are taken when this one has ended.
+    // GitLab hands out jobs in order, so all others have been taken when this one has ended.
     let last = gitlab.queue(job(&["true"]).build());
     assert_eq!(gitlab.finished(last).state, "success");
     stored += &read(&fleet.home.path("manager/state"));

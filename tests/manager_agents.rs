@@ -1,4 +1,4 @@
-//! Many agents of one manager, and agents that do not keep to the rules.
+//! Many agents of one manager, and agents that break the rules of the protocol.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = 
 const AGENTS: usize = 500;
 const JOBS: usize = 1000;
 
-/// Waits until something holds, for so many agents longer than other tests.
+/// Waits until a condition holds; longer than other tests, because there are many agents.
 fn wait_for(what: &str, holds: impl Fn() -> bool) {
     let until = Instant::now() + Duration::from_secs(300);
     while !holds() {
@@ -27,8 +27,8 @@ fn wait_for(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-/// Each job is accepted once, although each tenth agent repeats itself, tries an offer of the past, or loses its
-/// connection with its first offer.
+/// Each job is accepted once, although each tenth agent repeats its requests, accepts an expired offer, or loses its
+/// connection after its first offer.
 #[test]
 fn five_hundred_agents_accept_a_thousand_jobs_once_each() {
     // Each agent is a socket of this process, too.

@@ -10,7 +10,7 @@ use crate::support::moto::Moto;
 
 const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
 
-/// A pool with this token and these lines for `plugin` and `[runners.autoscaler.plugin_config]`, which holds jobs.
+/// A pool that holds jobs, with this token and these lines for `plugin` and `[runners.autoscaler.plugin_config]`.
 fn pool(url: &str, name: &str, token: &str, plugin: &str, config: &str) -> String {
     format!(
         "\n[[runners]]\nname = \"{name}\"\nurl = \"{url}\"\ntoken = \"{token}\"\nexecutor = \"instance\"\n\

@@ -6,7 +6,7 @@ use crate::manager_templates::granted;
 use crate::support::mayfly::Home;
 use crate::support::moto::{Moto, User};
 
-/// A group made by these arguments of boto3, with a launch template.
+/// Creates a group with these arguments of boto3 and a launch template.
 fn group(moto: &Moto, template: &str, arguments: &str) {
     moto.python(&format!(
         "ec2 = client('ec2')\n\

@@ -1,5 +1,5 @@
-//! What the cloud does to the instances of a manager's pool: a running job is never killed by the manager, and a lost
-//! instance is detected and replaced.
+//! Events of the cloud for the instances of a manager's pool: the manager never kills a running job, and it detects and
+//! replaces a lost instance.
 
 use std::fs;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::support::mayfly::{kill_shims, read};
 const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
 const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
 
-/// An instance refresh, a scale-in, or a rebalance terminates an instance; its lifecycle hook holds it.
+/// An instance refresh, a scale-in, or a rebalance terminates an instance; a lifecycle hook delays the termination.
 #[test]
 fn a_lifecycle_hook_is_extended_while_a_job_runs_and_completed_after_it() {
     let gitlab = GitLab::start();
@@ -37,7 +37,7 @@ fn a_lifecycle_hook_is_extended_while_a_job_runs_and_completed_after_it() {
     let home = group.scaled.fleet.agent_home(&instance, "leave = \"exit\"", "");
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
-    // Moto has neither the state nor the calls of a hook.
+    // Moto implements neither the state nor the calls of a lifecycle hook.
     front.edit(|call, body| match call.action.as_str() {
         "DescribeAutoScalingGroups" => body.replace(">InService<", ">Terminating:Wait<"),
         _ => body,
@@ -139,7 +139,7 @@ fn a_spot_instance_that_is_interrupted_reports_its_job_and_says_farewell() {
     manager.wait_for_log(&format!("agent removed pool=pool instance={}", cloud.instance));
 }
 
-/// An instance of a warm pool is no member that counts; it registers when the group takes it into service.
+/// An instance of a warm pool does not count as a member; it registers when the group puts it into service.
 #[test]
 fn an_instance_of_a_warm_pool_works_from_its_service_on() {
     let gitlab = GitLab::start();
@@ -191,7 +191,7 @@ fn an_instance_whose_ready_command_fails_is_dismissed_and_terminated() {
     assert!(manager.log().contains("agent removed pool=pool instance=i-1"), "{}", manager.log());
 }
 
-/// A command that hangs keeps an agent from jobs, but not from leaving.
+/// A hanging command prevents an agent from taking jobs, but not from leaving.
 #[test]
 fn an_agent_leaves_while_the_ready_command_hangs() {
     let gitlab = GitLab::start();

@@ -1,4 +1,4 @@
-//! How many jobs a manager has in hand, and how many an instance gets.
+//! The limits of the jobs that a manager holds, and of the jobs of an instance.
 
 use std::fs;
 
@@ -79,7 +79,7 @@ fn an_instance_runs_as_many_jobs_at_once_as_the_pool_says() {
     }
 }
 
-/// Both slots ask for jobs at the same time; the instance still gets no more than its number.
+/// Both slots poll at the same time; the instance still gets only its maximum number of jobs.
 #[test]
 fn an_instance_gets_no_more_jobs_than_max_use_count() {
     let gitlab = GitLab::start();

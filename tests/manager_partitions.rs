@@ -1,4 +1,5 @@
-//! A manager that is cut off from GitLab, from AWS, or from its state directory: no job is lost, and nothing stops.
+//! A manager without access to GitLab, to AWS, or to its state directory: no job is lost, and the manager keeps
+//! running.
 
 use std::fs;
 
@@ -32,7 +33,7 @@ fn an_outage_of_gitlab_loses_neither_held_nor_running_jobs() {
         gitlab.wait_until(route, |gitlab| gitlab.unanswered(route).len() >= 4);
     }
     let polls = gitlab.unanswered("POST jobs/request");
-    // At the least 0.5 s, 1 s, and 2 s.
+    // The delays are at least 0.5 s, 1 s, and 2 s.
     assert!((polls[3] - polls[0]).as_millis() >= 3000, "the manager must slow down: {polls:?}");
     assert_eq!(gitlab.job_state(running), "running");
     gitlab.set_away(false);
@@ -64,7 +65,7 @@ fn a_manager_that_restarts_in_an_outage_of_gitlab_keeps_its_jobs() {
     assert!(done.state == "success" && done.has("was held"), "{}\n{}", done.log(), agent.log());
 }
 
-/// Throttled, failed and refused calls are repeated in the next rounds; the fleet comes from zero and is empty again.
+/// Throttled, failed and refused calls are repeated in the next rounds; the fleet grows from zero and shrinks to zero.
 #[test]
 fn throttled_and_refused_calls_of_aws_do_not_stop_the_loop() {
     let gitlab = GitLab::start();

@@ -98,10 +98,10 @@ fn an_agent_proves_its_role_and_what_it_sent_is_of_no_use_to_others() {
     let sent = proven.registration();
     assert!(sent["token"].is_null() && !sent.to_string().contains("SecretAccessKey"), "{sent}");
 
-    // A repetition succeeds, and tells only the token that it contains.
+    // A repetition succeeds, and the response contains only the token of the request.
     let (status, _, answer) = proven.fleet.call("POST", "runners/verify", "", &sent);
     assert_eq!((status, &answer["mayfly"]["token"]), (200, &sent["mayfly"]["agent_token"]), "{answer}");
-    // Forged: for another instance, another boot, or another agent, without the binding, with another signature.
+    // Forged proofs: for another instance, another boot, or another agent, without the binding, with another signature.
     let with = |change: &dyn Fn(&mut Value)| {
         let mut body = sent.clone();
         change(&mut body["mayfly"]);
@@ -130,11 +130,11 @@ fn an_agent_proves_its_role_and_what_it_sent_is_of_no_use_to_others() {
     proven.assert_refused(&manager, &forged, 403, "STS rejects the proof");
     let elsewhere = with(&|agent| agent["proof"]["region"] = json!("attacker.example.com/"));
     proven.assert_refused(&manager, &elsewhere, 403, "the proof names no region");
-    // The fleet's token proves nothing in this pool.
+    // This pool does not accept the fleet token.
     let token =
         json!({"token": FLEET_TOKEN, "mayfly": {"protocol": 1, "instance": "i-2", "boot": "b", "version": "0"}});
     proven.assert_refused(&manager, &token, 403, "the pool asks for a signature of its `agent_role`");
-    // A quarter of an hour later, AWS takes the signature no longer.
+    // After 15 minutes, AWS no longer accepts the signature.
     proven.front.rule(|call| {
         let why = format!("Signature expired: {} is now earlier than the limit", call.signed);
         (call.action == "GetCallerIdentity").then(|| refusal(403, "SignatureDoesNotMatch", &why))

@@ -1,4 +1,4 @@
-//! `mayfly manager` takes up another configuration while it runs.
+//! `mayfly manager` reloads its configuration.
 
 use std::fs;
 use std::net::TcpListener;
@@ -21,7 +21,7 @@ fn replace(fleet: &Fleet, old: &str, new: &str) {
     fs::write(fleet.home.config(), text.replace(old, new)).expect("write a file");
 }
 
-/// Gives the pool another name, and its engine other arguments, in one write: the manager watches the file.
+/// Changes the name of the pool and the arguments of its engine in one write, because the manager watches the file.
 fn rename(fleet: &Fleet, arguments: &str) {
     let directory = fleet.home.path("").display().to_string();
     let text = read(&fleet.home.config()).replace("name = \"pool\"", "name = \"other\"");

@@ -50,7 +50,7 @@ fn two_managers_with_one_runner_token_share_the_load() {
     for manager in &managers {
         assert_eq!(manager.log().matches("job accepted").count(), 1, "{}", manager.log());
     }
-    // One of them is lost; the other one goes on.
+    // One manager is lost; the other one continues.
     let [first, second] = managers;
     first.kill();
     fs::write(&go, "").expect("write a file");

@@ -1,4 +1,4 @@
-//! The templates of a manager and of its pool: valid, equal in what they grant and write, and the unit.
+//! The templates of a manager and of its pool: they are valid, and grant and write the same; and the systemd unit.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -94,8 +94,8 @@ fn systemd_accepts_the_unit() {
     assert!(ours.is_empty(), "{said}");
 }
 
-/// The program makes a call for each permission of the recipes. That the permissions suffice, `fleet_from_zero` and
-/// `manager_check` show: there, AWS refuses what the recipes do not grant.
+/// The program makes a call for each permission of the recipes. `fleet_from_zero` and `manager_check` show that the
+/// permissions suffice: there, moto refuses what the recipes do not grant.
 #[test]
 fn the_recipes_grant_nothing_that_the_program_does_not_call() {
     let mut calls = String::new();

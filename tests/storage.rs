@@ -154,7 +154,7 @@ fn images_that_a_job_pulled_go_when_they_are_unused_and_others_stay() {
     assert!(here(&local) && here("busybox:local"), "{}", agent.log());
 }
 
-/// The names of the engine's volumes of jobs.
+/// The names of the engine's volumes that belong to jobs.
 fn cache_volumes(engine: &Docker) -> Vec<String> {
     let volumes = engine.run(&["volume", "ls", "--quiet", "--filter", "label=com.gitlab.gitlab-runner.managed=true"]);
     volumes.lines().map(str::to_owned).collect()
@@ -162,7 +162,7 @@ fn cache_volumes(engine: &Docker) -> Vec<String> {
 
 #[test]
 fn the_least_recently_used_cache_volumes_go_and_none_that_a_job_uses() {
-    // An engine of its own: other tests make cache volumes as well.
+    // A separate engine, because other tests also create cache volumes.
     let engine = Docker::start();
     let gitlab = GitLab::start();
     let address = free_address();

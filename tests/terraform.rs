@@ -92,7 +92,7 @@ fn templates_get_exactly_the_values_that_they_use() {
         for (at, _) in module.match_indices("templatefile(\"${path.module}/") {
             let rest = &module[at + "templatefile(\"${path.module}/".len()..];
             let (file, rest) = rest.split_once("\", {").expect("a file and its values");
-            // The values contain no braces but those of `${…}`, which no line of theirs ends with.
+            // The values contain no braces except those of `${…}`, and no line of a value ends with `${…}`.
             let values = &rest[..rest.find("})").expect("the end of the values")];
             let given: BTreeSet<String> = values
                 .split(['\n', ','])

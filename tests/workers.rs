@@ -1,4 +1,5 @@
-//! The agent's own processes that work for a job are killed: file tasks are repeated, and the script is not blamed.
+//! The agent's own processes that work for a job are killed: file tasks are repeated, and the job does not fail with a
+//! script failure.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Attacks by a program that is in the sandbox already, without a container: what they prove depends on the kernel, so
-//! `tests/kernel/run` runs them on other kernels too.
+//! Attacks by a program inside the sandbox, without a container. The results depend on the kernel, so
+//! `tests/kernel/run` runs these tests on other kernels too.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::*;
 
-/// A sandbox as the agent makes it, for `builds` in a directory beside a configuration.
+/// A sandbox as the agent creates it, for `builds` in a directory that also contains a configuration.
 struct Ground {
     directory: tempfile::TempDir,
 }
@@ -38,7 +38,7 @@ impl Ground {
         text(&output.stdout) + &text(&output.stderr)
     }
 
-    /// Starts a script that says `ready` and ends with its standard input.
+    /// Starts a script that prints `ready` and ends when its standard input is closed.
     fn start(&self, script: &str) -> Running {
         let mut child = self.command(&format!("{script}\necho ready; read -r line; echo survived"));
         let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a sandbox");
@@ -97,7 +97,8 @@ fn a_program_in_one_sandbox_looks_for_another_ones() {
     assert_eq!(running.end(), "survived\n");
 }
 
-/// A control group below the root of the hierarchy that limits memory, of version 2 or 1; `None` if there is none here.
+/// A control group below the root of the hierarchy that limits memory, of version 2 or 1; `None` if this machine has
+/// none.
 fn memory_group() -> Option<PathBuf> {
     let unified = Path::new("/sys/fs/cgroup/cgroup.subtree_control");
     let has_memory = fs::read_to_string(unified).is_ok_and(|all| all.split_whitespace().any(|one| one == "memory"));
@@ -106,7 +107,7 @@ fn memory_group() -> Option<PathBuf> {
     Some(root?.join(format!("mayfly-hostile-{}", std::process::id())))
 }
 
-/// The task of a stage is in the control group of its step from its start: it does not even begin with too little memory.
+/// The task of a stage is in the control group of its step from its start: with too little memory, it cannot begin.
 #[test]
 fn a_task_needs_more_memory_than_its_step_may() {
     let Some(group) = memory_group() else {
@@ -139,7 +140,7 @@ fn a_task_needs_more_memory_than_its_step_may() {
     }
 }
 
-/// Addresses of this machine and its cloud, in every form that a client may name: as IPv4 and IPv6 addresses, and as names
+/// Addresses of this machine and its cloud, in every form that a client may use: IPv4 and IPv6 addresses, and names
 /// that the relay resolves.
 #[test]
 fn a_program_in_the_sandbox_asks_the_relay_for_addresses_of_the_machine() {
@@ -196,7 +197,7 @@ fn a_program_in_the_sandbox_asks_the_relay_for_addresses_of_the_machine() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(text.lines().count(), names.len() + 10, "{text}{}", String::from_utf8_lossy(&output.stderr));
     for line in text.lines() {
-        // 2: not allowed. 4: the name is unknown here, so there is no address.
+        // 2: not allowed. 4: the name cannot be resolved on this machine.
         let is_refused = line.ends_with(" 2") || line.ends_with(" 4");
         assert!(is_refused, "{line}");
     }

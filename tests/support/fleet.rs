@@ -1,4 +1,4 @@
-//! A manager with agents on this machine, and an engine whose members a test chooses.
+//! A manager with agents on this machine, and an engine program whose members a test sets.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -17,7 +17,7 @@ use super::{TIMEOUT, wait_or_explain};
 /// The token of the fleet.
 pub const FLEET_TOKEN: &str = "token-of-the-fleet-0123456789";
 
-/// An engine that lists what `members` says and notes what it is asked.
+/// An engine program that lists the instances in the file `members` and records the requests.
 const ENGINE: &str = "#!/bin/sh\nwhile read -r line; do\n  case \"$line\" in\n    *'\"call\":\"group\"'*) cat \"$1/members\" ;;\n    \
                       *) echo \"$line\" >> \"$1/calls\"; echo '{}' ;;\n  esac\ndone\n";
 
@@ -70,7 +70,7 @@ impl Fleet {
         fs::set_permissions(self.home.config(), private).expect("set the permissions");
     }
 
-    /// Which instances the engine lists, all of them running.
+    /// Sets the instances that the engine lists; all are running.
     pub fn set_members(&self, instances: &[&str]) {
         let members: Vec<Value> = instances.iter().map(|instance| json!({"instance": instance})).collect();
         let text = format!("{}\n", json!({"members": members}));
@@ -79,7 +79,7 @@ impl Fleet {
         fs::rename(&draft, self.home.path("members")).expect("rename the file");
     }
 
-    /// What the engine was asked for, beside its members.
+    /// The requests to the engine, except those for its members.
     pub fn engine_calls(&self) -> String {
         read(&self.home.path("calls"))
     }
@@ -134,7 +134,7 @@ impl Fleet {
         (home, agent)
     }
 
-    /// A call of an agent, by hand. Returns the status, the head and the body.
+    /// Sends a request of an agent. Returns the status, the head and the body of the response.
     pub fn call(&self, method: &str, path: &str, token: &str, body: &Value) -> (u16, String, Value) {
         use std::io::{Read, Write};
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connect to the server");
@@ -153,7 +153,7 @@ impl Fleet {
         (status, head.to_owned(), serde_json::from_str(body).unwrap_or_default())
     }
 
-    /// Registers an agent by hand.
+    /// Sends the registration of an agent.
     pub fn register(&self, token: &str, instance: &str, boot: &str) -> (u16, String, Value) {
         let introduction = json!({"protocol": 1, "instance": instance, "boot": boot, "version": "0", "labels": {}});
         self.call("POST", "runners/verify", token, &json!({"token": token, "mayfly": introduction}))

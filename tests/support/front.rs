@@ -1,5 +1,5 @@
-//! A front for moto: it passes calls on, except those that a test refuses or answers, and a test may change responses.
-//! So it stands in for what moto does not do: throttling, outages, lifecycle states.
+//! A proxy for moto. It forwards calls, except those that a test refuses or answers, and a test may change responses.
+//! So it provides what moto lacks: throttling, outages, lifecycle states.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
@@ -15,13 +15,13 @@ use super::moto::Moto;
 pub struct Call {
     pub action: String,
     pub parameters: BTreeMap<String, String>,
-    /// The time in its signature, `20260706T120000Z`.
+    /// The time in the signature, `20260706T120000Z`.
     pub signed: String,
 }
 
-/// What a test does with a call: an answer of its own, or `None` to pass it on.
+/// A test's response to a call; `None` to forward the call.
 type Rule = dyn Fn(&Call) -> Option<Answer> + Send + Sync;
-/// What a test makes of a response.
+/// A test's change of a response.
 type Edit = dyn Fn(&Call, String) -> String + Send + Sync;
 
 #[derive(Default)]
@@ -32,7 +32,7 @@ struct State {
     calls: Vec<Call>,
 }
 
-/// The front; it serves until the process ends.
+/// The proxy; it runs until the process ends.
 #[derive(Clone)]
 pub struct Front {
     pub url: String,
@@ -52,12 +52,12 @@ impl Front {
         front
     }
 
-    /// The next calls of an action get these responses.
+    /// Sets the responses to the next calls of an action.
     pub fn answer(&self, action: &str, answers: impl IntoIterator<Item = Answer>) {
         self.lock().next.entry(action.to_owned()).or_default().extend(answers);
     }
 
-    /// From now on, calls for which the rule has an answer are not passed on.
+    /// From now on, calls for which the rule returns a response are not forwarded.
     pub fn rule(&self, rule: impl Fn(&Call) -> Option<Answer> + Send + Sync + 'static) {
         self.lock().rule = Some(Arc::new(rule));
     }

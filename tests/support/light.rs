@@ -1,4 +1,4 @@
-//! An agent that speaks the protocol with a manager and runs nothing: hundreds of them fit into a test.
+//! An agent that implements the protocol with a manager and runs no jobs, so that a test can have hundreds of them.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::fleet::FLEET_TOKEN;
 
-/// How long a manager may take to answer anything; a request for a job waits for 50 s.
+/// The timeout of any request to a manager; a request for a job waits for 50 s.
 const TIMEOUT: Duration = Duration::from_secs(150);
 
 /// An agent.
@@ -26,7 +26,7 @@ pub struct Offered {
 }
 
 impl LightAgent {
-    /// Registers an agent on an instance, which must become a member soon.
+    /// Registers an agent on an instance, which must soon become a member of the group.
     pub fn register(port: u16, instance: &str) -> Self {
         let mut agent = Self { stream: connect(port), port, token: FLEET_TOKEN.to_owned() };
         let introduction = json!({"protocol": 1, "instance": instance, "boot": "b", "version": "0", "labels": {}});
@@ -43,7 +43,7 @@ impl LightAgent {
         }
     }
 
-    /// Asks for a job; `None` if there is none, or the manager is gone.
+    /// Requests a job; `None` if there is none, or the manager closed the connection.
     pub fn job(&mut self) -> Option<Offered> {
         let (status, body) = self.call("POST", "jobs/request", &json!({}));
         assert!(matches!(status, 201 | 204 | 0), "{status} {body}");
@@ -62,7 +62,7 @@ impl LightAgent {
         assert_eq!(status, 200, "{body}");
     }
 
-    /// Loses its connection and makes another.
+    /// Closes the connection and opens another one.
     pub fn reconnect(&mut self) {
         self.stream = connect(self.port);
     }

@@ -1,4 +1,4 @@
-//! The given part of a test: one runner, its configuration, and the agent that runs its jobs.
+//! The start of a test: one runner, its configuration, and the agent that runs its jobs.
 //!
 //! ```ignore
 //! let job = Scenario::shell().runner("output_limit = 100").job(job(&["seq 100000"]));

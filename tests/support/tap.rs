@@ -1,14 +1,14 @@
-//! Passes connections on to a port of this machine, and keeps what the clients send.
+//! Forwards connections to a port of this machine, and records what the clients send.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// The tap; it passes on until the process ends.
+/// The tap; it forwards until the process ends.
 pub struct Tap {
     pub port: u16,
-    /// What each connection sent.
+    /// The received bytes of each connection.
     sent: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
