@@ -17,9 +17,7 @@ use crate::support::job::{job, until_there};
 use crate::support::machine::{in_own_network, with_image};
 use crate::support::mayfly::read;
 use crate::support::moto::Moto;
-
-/// The manager holds jobs, and terminates an idle instance after a second.
-pub const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_time = \"1s\"\n";
+use crate::support::pool::Pool;
 
 /// A fleet and the address of its status.
 pub struct Scaled {
@@ -28,15 +26,9 @@ pub struct Scaled {
 }
 
 impl Scaled {
-    fn new(gitlab: &GitLab, policy: &str) -> Self {
-        Self::with(gitlab, "", policy)
-    }
-
-    /// A fleet with further lines for `[mayfly.manager]`.
-    fn with(gitlab: &GitLab, manager: &str, policy: &str) -> Self {
+    fn new(gitlab: &GitLab, pool: Pool) -> Self {
         let address = free_address();
-        let global = format!("listen_address = \"{address}\"");
-        let fleet = Fleet::with(gitlab, &global, &format!("plain_http = true\n{manager}"), "", policy);
+        let fleet = pool.config(&format!("listen_address = \"{address}\"")).fleet(gitlab);
         Self { fleet, address }
     }
 
@@ -72,7 +64,7 @@ impl Scaled {
 #[test]
 fn agents_on_this_machine_from_zero_to_zero() {
     let gitlab = GitLab::start();
-    let scaled = Scaled::new(&gitlab, HOLD);
+    let scaled = Scaled::new(&gitlab, Pool::short_lived());
     let home = &scaled.fleet.home;
     let _agents = LocalAgents(home.path("fleet"));
     fs::write(home.path("token"), FLEET_TOKEN).expect("write a file");
@@ -115,7 +107,7 @@ fn a_machine_from_zero_to_zero() {
         in_own_network(|| {
             const INSTANCE: &str = "i-0abc0000000000001";
             let gitlab = GitLab::start();
-            let fleet = Fleet::new(&gitlab, "", HOLD);
+            let fleet = Pool::short_lived().fleet(&gitlab);
             let user_data = read(&root().join("cloud-init/manager-agent.yaml"))
                 .replace("https://manager.example.com:9253", &fleet.url())
                 .replace("token = \"fleet-token\"", &format!("token = \"{FLEET_TOKEN}\""))
@@ -153,16 +145,16 @@ pub struct Cloud {
 }
 
 impl Cloud {
-    fn new(gitlab: &GitLab, policy: &str) -> Self {
-        Self::with(gitlab, policy, |_| None)
+    fn new(gitlab: &GitLab, pool: Pool) -> Self {
+        Self::with(gitlab, pool, |_| None)
     }
 
     /// The same, with a proxy between the manager and moto.
-    pub fn behind_front(gitlab: &GitLab, policy: &str) -> Self {
-        Self::with(gitlab, policy, |moto| Some(Front::start(moto)))
+    pub fn behind_front(gitlab: &GitLab, pool: Pool) -> Self {
+        Self::with(gitlab, pool, |moto| Some(Front::start(moto)))
     }
 
-    fn with(gitlab: &GitLab, policy: &str, front: impl FnOnce(&Moto) -> Option<Front>) -> Self {
+    fn with(gitlab: &GitLab, pool: Pool, front: impl FnOnce(&Moto) -> Option<Front>) -> Self {
         let moto = Moto::start();
         let front = front(&moto);
         moto.python(
@@ -177,7 +169,7 @@ impl Cloud {
         let actions: Vec<&str> = granted.iter().map(String::as_str).collect();
         let user = moto.user("manager", &actions);
         moto.check_rights(true);
-        let mut scaled = Scaled::new(gitlab, policy);
+        let mut scaled = Scaled::new(gitlab, pool);
         scaled.set_engine("aws", "name = \"pool\"\nregion = \"eu-west-1\"\n");
         let environment = [
             ("AWS_ENDPOINT_URL", front.as_ref().map_or(moto.url.as_str(), |front| &front.url)),
@@ -205,7 +197,7 @@ impl Cloud {
 #[test]
 fn an_auto_scaling_group_from_zero_to_zero_with_the_permissions_of_the_recipe() {
     let gitlab = GitLab::start();
-    let cloud = Cloud::new(&gitlab, HOLD);
+    let cloud = Cloud::new(&gitlab, Pool::short_lived());
     let manager = cloud.scaled.fleet.start();
     assert_eq!(cloud.group(), (0, vec![]));
     let id = gitlab.queue(job(&["echo from zero"]).build());
@@ -228,7 +220,7 @@ fn an_auto_scaling_group_from_zero_to_zero_with_the_permissions_of_the_recipe() 
 #[test]
 fn a_restart_of_the_manager_terminates_nothing() {
     let gitlab = GitLab::start();
-    let cloud = Cloud::new(&gitlab, HOLD);
+    let cloud = Cloud::new(&gitlab, Pool::short_lived());
     let manager = cloud.scaled.fleet.start();
     let go = cloud.scaled.fleet.home.path("go");
     let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
@@ -251,8 +243,7 @@ fn a_restart_of_the_manager_terminates_nothing() {
 #[test]
 fn without_aws_idle_agents_still_get_jobs() {
     let gitlab = GitLab::start();
-    let relay = "[[runners.autoscaler.policy]]\nidle_count = 1\nidle_time = \"1h\"\n";
-    let cloud = Cloud::new(&gitlab, relay);
+    let cloud = Cloud::new(&gitlab, Pool::of_policy("idle_count = 1\nidle_time = \"1h\""));
     let manager = cloud.scaled.fleet.start();
     manager.wait_for_log("desired capacity set from=0 to=1 pool=pool");
     let (_, instances) = cloud.group();
@@ -317,7 +308,7 @@ fn group_of(scaled: &Scaled, mode: &str) {
 #[test]
 fn a_reached_quota_stops_growth_and_names_the_cause() {
     let gitlab = GitLab::start();
-    let scaled = Scaled::new(&gitlab, HOLD);
+    let scaled = Scaled::new(&gitlab, Pool::short_lived());
     group_of(&scaled, "quota");
     let manager = scaled.fleet.start();
     gitlab.queue(job(&["echo waits"]).build());
@@ -335,7 +326,7 @@ fn a_reached_quota_stops_growth_and_names_the_cause() {
 #[test]
 fn instances_of_a_broken_image_are_replaced_twice_and_then_growth_stops() {
     let gitlab = GitLab::start();
-    let scaled = Scaled::with(&gitlab, "registration_timeout = \"1s\"", HOLD);
+    let scaled = Scaled::new(&gitlab, Pool::short_lived().manager("registration_timeout = \"1s\""));
     group_of(&scaled, "broken");
     let manager = scaled.fleet.start();
     gitlab.queue(job(&["echo waits"]).build());

@@ -9,6 +9,7 @@ use crate::support::gitlab::GitLab;
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::{kill_shims, read};
 use crate::support::pki::Pki;
+use crate::support::pool::Pool;
 
 /// The manager keeps idle agents, and takes jobs only for them.
 const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
@@ -236,7 +237,7 @@ fn agents_connect_over_tls_and_refuse_another_certificate() {
         fs::write(path, pem).expect("write a file");
     }
     let tls = format!("certificate_file = \"{}\"\nkey_file = \"{}\"", certificate.display(), key.display());
-    fleet.configure(&gitlab.url, "", &tls, "", RELAY);
+    Pool::relay().tls(&tls).write(&fleet, &gitlab.url);
     fleet.set_members(&["i-1", "i-2"]);
     let manager = fleet.start();
     let home = fleet.agent_home("i-1", "", "");

@@ -8,13 +8,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::support::fleet::Fleet;
 use crate::support::gitlab::GitLab;
 use crate::support::job::job;
 use crate::support::light::LightAgent;
-use crate::support::mayfly::read;
+use crate::support::pool::Pool;
 
-const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
 const AGENTS: usize = 500;
 const JOBS: usize = 1000;
 
@@ -35,12 +33,8 @@ fn five_hundred_agents_accept_a_thousand_jobs_once_each() {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("set the resource limit");
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "request_concurrency = 10", RELAY);
-    let text = read(&fleet.home.config());
-    let text = text
-        .replace("concurrent = 100\n", "concurrent = 2000\n")
-        .replace("max_instances = 10\n", "max_instances = 1000\n");
-    std::fs::write(fleet.home.config(), text).expect("write a file");
+    let pool = Pool::relay().config("concurrent = 2000").runner("request_concurrency = 10");
+    let fleet = pool.autoscaler("max_instances = 1000").fleet(&gitlab);
     let names: Vec<String> = (0..AGENTS).map(|number| format!("i-{number}")).collect();
     fleet.set_members(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let manager = fleet.start();

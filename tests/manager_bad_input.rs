@@ -2,13 +2,11 @@
 
 use std::fs;
 
-use crate::support::fleet::Fleet;
 use crate::support::gitlab::GitLab;
 use crate::support::job::job;
 use crate::support::mayfly::read;
 use crate::support::moto::Moto;
-
-const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
+use crate::support::pool::Pool;
 
 /// A pool that holds jobs, with this token and these lines for `plugin` and `[runners.autoscaler.plugin_config]`.
 fn pool(url: &str, name: &str, token: &str, plugin: &str, config: &str) -> String {
@@ -28,7 +26,7 @@ fn shell(line: &str) -> String {
 #[test]
 fn each_bad_pool_is_named_with_its_remedy_and_the_others_continue() {
     let (gitlab, moto) = (GitLab::start(), Moto::start());
-    let mut fleet = Fleet::new(&gitlab, "", RELAY);
+    let mut fleet = Pool::relay().fleet(&gitlab);
     let environment = [
         ("AWS_ENDPOINT_URL", moto.url.as_str()),
         ("AWS_REGION", "eu-west-1"),

@@ -4,23 +4,21 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::fleet_from_zero::{Cloud as Group, HOLD as ONE_SECOND};
+use crate::fleet_from_zero::Cloud as Group;
 use crate::support::cloud::Cloud;
 use crate::support::cloud::autoscaling::result;
 use crate::support::docker::docker;
-use crate::support::fleet::{Fleet, wait_until};
+use crate::support::fleet::wait_until;
 use crate::support::gitlab::GitLab;
 use crate::support::job::{job, until_there};
-use crate::support::mayfly::{kill_shims, read};
-
-const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
-const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
+use crate::support::mayfly::kill_shims;
+use crate::support::pool::Pool;
 
 /// An instance refresh, a scale-in, or a rebalance terminates an instance; a lifecycle hook delays the termination.
 #[test]
 fn a_lifecycle_hook_is_extended_while_a_job_runs_and_completed_after_it() {
     let gitlab = GitLab::start();
-    let group = Group::behind_front(&gitlab, ONE_SECOND);
+    let group = Group::behind_front(&gitlab, Pool::short_lived());
     let front = group.front.clone().expect("the proxy before the AWS API");
     group.moto.check_rights(false);
     group.moto.python(
@@ -67,7 +65,7 @@ fn a_lifecycle_hook_is_extended_while_a_job_runs_and_completed_after_it() {
 #[test]
 fn a_lost_instance_is_replaced_and_its_job_can_be_retried() {
     let gitlab = GitLab::start();
-    let group = Group::behind_front(&gitlab, ONE_SECOND);
+    let group = Group::behind_front(&gitlab, Pool::short_lived());
     let manager = group.scaled.fleet.start();
     let lost =
         gitlab.queue(job(&["echo begun", &until_there(group.scaled.fleet.home.path("never").display())]).build());
@@ -95,7 +93,7 @@ fn a_lost_instance_is_replaced_and_its_job_can_be_retried() {
 #[test]
 fn after_a_rebalance_recommendation_an_agent_ends_its_job_and_gets_no_other() {
     let (gitlab, cloud) = (GitLab::start(), Cloud::start());
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&[&cloud.instance, "i-2"]);
     let manager = fleet.start();
     let mut home = fleet.agent_home(&cloud.instance, "leave = \"exit\"", "");
@@ -123,7 +121,7 @@ fn after_a_rebalance_recommendation_an_agent_ends_its_job_and_gets_no_other() {
 #[test]
 fn a_spot_instance_that_is_interrupted_reports_its_job_and_says_farewell() {
     let (gitlab, cloud) = (GitLab::start(), Cloud::start());
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&[&cloud.instance]);
     let manager = fleet.start();
     let mut home = fleet.agent_home(&cloud.instance, "leave = \"exit\"", "");
@@ -143,7 +141,7 @@ fn a_spot_instance_that_is_interrupted_reports_its_job_and_says_farewell() {
 #[test]
 fn an_instance_of_a_warm_pool_works_from_its_service_on() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fs::write(fleet.home.path("members"), "{\"members\": [{\"instance\": \"i-1\", \"state\": \"aside\"}]}\n")
         .expect("write a file");
     let manager = fleet.start();
@@ -164,7 +162,7 @@ fn jobs_wait_for_the_ready_command_of_the_pool() {
     let directory = tempfile::tempdir().expect("a directory");
     let [ready, tried] = ["ready", "tried"].map(|name| directory.path().join(name));
     let command = format!("instance_ready_command = \"touch {}; test -e {}\"\n", tried.display(), ready.display());
-    let fleet = Fleet::new(&gitlab, "", &format!("{command}{HOLD}"));
+    let fleet = Pool::hold().autoscaler(&command).fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (_home, agent) = fleet.agent(&manager, "i-1");
@@ -179,7 +177,7 @@ fn jobs_wait_for_the_ready_command_of_the_pool() {
 #[test]
 fn an_instance_whose_ready_command_fails_is_dismissed_and_terminated() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", &format!("instance_ready_command = \"false\"\n{RELAY}"));
+    let fleet = Pool::relay().autoscaler("instance_ready_command = \"false\"").fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (_home, mut agent) = fleet.agent(&manager, "i-1");
@@ -198,7 +196,7 @@ fn an_agent_leaves_while_the_ready_command_hangs() {
     let directory = tempfile::tempdir().expect("a directory");
     let tried = directory.path().join("tried");
     let command = format!("instance_ready_command = \"touch {}; sleep 60\"\n", tried.display());
-    let fleet = Fleet::new(&gitlab, "", &format!("{command}{RELAY}"));
+    let fleet = Pool::relay().autoscaler(&command).fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (_home, mut agent) = fleet.agent(&manager, "i-1");
@@ -216,9 +214,7 @@ fn container_jobs_run_with_the_table_of_the_pool() {
          pull_policy = \"if-not-present\"\n",
         docker().host()
     );
-    let fleet = Fleet::new(&gitlab, &table, RELAY);
-    let text = read(&fleet.home.config()).replace("executor = \"instance\"", "executor = \"docker-autoscaler\"");
-    fs::write(fleet.home.config(), text).expect("write a file");
+    let fleet = Pool::relay().runner("executor = \"docker-autoscaler\"").runner(&table).fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (_home, agent) = fleet.agent(&manager, "i-1");

@@ -3,20 +3,19 @@
 
 use std::fs;
 
-use crate::fleet_from_zero::{Cloud, HOLD as ONE_SECOND};
+use crate::fleet_from_zero::Cloud;
 use crate::support::cloud::refusal;
-use crate::support::fleet::{Fleet, wait_until};
+use crate::support::fleet::wait_until;
 use crate::support::gitlab::GitLab;
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::read;
-
-const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
+use crate::support::pool::Pool;
 
 /// An outage of ten minutes looks the same as this one: the manager and the agent retry until GitLab responds.
 #[test]
 fn an_outage_of_gitlab_loses_neither_held_nor_running_jobs() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (home, agent) = fleet.agent(&manager, "i-1");
@@ -47,7 +46,7 @@ fn an_outage_of_gitlab_loses_neither_held_nor_running_jobs() {
 #[test]
 fn a_manager_that_restarts_in_an_outage_of_gitlab_keeps_its_jobs() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let manager = fleet.start();
     let id = gitlab.queue(job(&["echo was held"]).build());
     gitlab.wait_for_log(id, "waiting for an instance");
@@ -69,7 +68,7 @@ fn a_manager_that_restarts_in_an_outage_of_gitlab_keeps_its_jobs() {
 #[test]
 fn throttled_and_refused_calls_of_aws_do_not_stop_the_loop() {
     let gitlab = GitLab::start();
-    let cloud = Cloud::behind_front(&gitlab, &format!("deletion_retry_interval = \"1s\"\n{ONE_SECOND}"));
+    let cloud = Cloud::behind_front(&gitlab, Pool::short_lived().autoscaler("deletion_retry_interval = \"1s\""));
     let front = cloud.front.clone().expect("the proxy before the AWS API");
     let throttled = || refusal(400, "Throttling", "Rate exceeded");
     front.answer("DescribeAutoScalingGroups", [throttled(), refusal(503, "ServiceUnavailable", "Try later")]);
@@ -98,7 +97,7 @@ fn throttled_and_refused_calls_of_aws_do_not_stop_the_loop() {
 #[test]
 fn after_an_outage_of_aws_the_fleet_grows_again() {
     let gitlab = GitLab::start();
-    let cloud = Cloud::behind_front(&gitlab, ONE_SECOND);
+    let cloud = Cloud::behind_front(&gitlab, Pool::short_lived());
     let front = cloud.front.clone().expect("the proxy before the AWS API");
     let manager = cloud.scaled.fleet.start();
     wait_until("the group must be known", || cloud.scaled.status()["group"].is_object());
@@ -118,7 +117,7 @@ fn after_an_outage_of_aws_the_fleet_grows_again() {
 #[test]
 fn a_lost_state_directory_fails_held_jobs_and_leaves_running_ones_alone() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (home, agent) = fleet.agent(&manager, "i-1");

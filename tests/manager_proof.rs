@@ -11,9 +11,9 @@ use crate::support::gitlab::GitLab;
 use crate::support::job::job;
 use crate::support::mayfly::{Home, read};
 use crate::support::moto::Moto;
+use crate::support::pool::Pool;
 use crate::support::tap::Tap;
 
-const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
 /// Moto's account.
 const ACCOUNT: &str = "123456789012";
 
@@ -35,7 +35,7 @@ impl Proven {
         );
         moto.check_rights(true);
         let front = Front::start(&moto);
-        let mut fleet = Fleet::new(&gitlab, &of_role(ACCOUNT), RELAY);
+        let mut fleet = Pool::relay().runner(&of_role(ACCOUNT)).fleet(&gitlab);
         fleet.home.set_environment(vec![("AWS_ENDPOINT_URL".to_owned(), front.url.clone())]);
         fleet.set_members(&["i-1", "i-2"]);
         let tap = Tap::start(fleet.port);
@@ -157,7 +157,7 @@ fn another_role_another_session_and_another_account_are_refused() {
         manager.wait_for_log(&why);
         agent.wait_for_log("the manager rejected the agent");
     }
-    proven.fleet.configure(&proven.gitlab.url, "", "plain_http = true", &of_role("999999999999"), RELAY);
+    Pool::relay().runner(&of_role("999999999999")).write(&proven.fleet, &proven.gitlab.url);
     manager.signal("HUP");
     manager.wait_for_log("configuration loaded");
     let home = proven.home("i-1", "agents", "i-1");

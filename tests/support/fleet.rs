@@ -41,12 +41,18 @@ impl Fleet {
 
     /// The same with further lines at the top and for `[mayfly.manager]`.
     pub fn with(gitlab: &GitLab, global: &str, manager: &str, runner: &str, autoscaler: &str) -> Self {
+        let fleet = Self::empty();
+        fleet.configure(&gitlab.url, global, manager, runner, autoscaler);
+        fleet
+    }
+
+    /// The files of a manager without a configuration; see [`super::pool::Pool`].
+    pub fn empty() -> Self {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
         let fleet = Self { home: Home::empty(), port };
-        fleet.configure(&gitlab.url, global, manager, runner, autoscaler);
-        fs::write(fleet.home.path("engine.sh"), ENGINE).expect("write a file");
+        fs::write(fleet.home.path("engine.sh"), ENGINE).expect("write the file");
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(fleet.home.path("engine.sh"), open).expect("open a file");
+        fs::set_permissions(fleet.home.path("engine.sh"), open).expect("set the permissions");
         fleet.set_members(&[]);
         fleet
     }

@@ -49,11 +49,12 @@ pub struct Job {
     pub failure_reason: Option<String>,
     pub exit_code: Option<i64>,
     pub artifacts: Vec<Artifact>,
-    /// When the runner got the job, and when the server accepted its final state.
+    /// When the runner got the job.
     pub taken: Option<Instant>,
+    /// When the server accepted its final state.
+    pub ended: Option<Instant>,
     /// When the server got the last request about the job.
     heard: Option<Instant>,
-    pub ended: Option<Instant>,
     /// When the server first heard that it runs.
     #[allow(dead_code, reason = "the bench reads it")]
     pub running: Option<Instant>,

@@ -17,6 +17,7 @@ pub mod machine;
 pub mod mayfly;
 pub mod moto;
 pub mod pki;
+pub mod pool;
 pub mod proxy;
 pub mod registry;
 pub mod s3;

@@ -147,7 +147,8 @@ impl Scenario {
     }
 }
 
-fn append(keys: &mut String, more: &str) {
+/// Adds keys on lines of their own.
+pub fn append(keys: &mut String, more: &str) {
     if !keys.is_empty() && !keys.ends_with('\n') {
         keys.push('\n');
     }
