@@ -313,6 +313,34 @@ fn holder_dies_when_gitlab_has_the_first_line_of_the_log() {
     holder_dies("after send socket PATCH \nafter recv socket HTTP/1.1 202");
 }
 
+/// An agent that takes a held job dies at a step; the job's log continues the one that the manager began.
+fn taker_dies(conditions: &str) {
+    let hand_over = HandOver::new(HOLD);
+    let manager = hand_over.fleet.start();
+    let id = hand_over.queue();
+    hand_over.gitlab.wait_for_log(id, "waiting for an instance of pool pool");
+    hand_over.fleet.set_members(&["i-1"]);
+    let home = hand_over.fleet.agent_home("i-1", "", "");
+    let [preload, at] = death::at(conditions);
+    let mut agent = home.start_with(&[], &[(preload.0, &preload.1), (at.0, &at.1)]);
+    death::assert_killed(agent.wait(), &agent.log());
+    let _agent = home.start(&[]);
+    let done = hand_over.assert_done(id, &manager);
+    for part in ["waiting for an instance", "Running with mayfly"] {
+        assert_eq!(done.lines().iter().filter(|line| line.contains(part)).count(), 1, "{part}\n{}", done.log());
+    }
+}
+
+#[test]
+fn taker_dies_before_it_begins_the_log() {
+    taker_dies("before write /slot-0/trace waiting for an instance");
+}
+
+#[test]
+fn taker_dies_when_it_has_begun_the_log() {
+    taker_dies("after write /slot-0/trace waiting for an instance");
+}
+
 /// A manager dies while it fails a job; the job still fails, exactly once.
 fn failer_dies(conditions: &str) {
     let gitlab = GitLab::start();

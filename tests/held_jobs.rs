@@ -2,9 +2,10 @@
 //! at one that does not.
 
 use std::fs;
+use std::time::Duration;
 
 use crate::support::fleet::{Fleet, wait_until};
-use crate::support::gitlab::GitLab;
+use crate::support::gitlab::{Answer, Fault, GitLab};
 use crate::support::job::job;
 
 const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
@@ -117,6 +118,39 @@ fn an_undecodable_job_fails_though_it_is_pending() {
     let id = gitlab.queue_text(|id| format!("{{\"id\":{id},\"token\":\"glcbt-job-{id}\",\"variables\":[{{\"key\":"));
     let done = gitlab.finished(id);
     assert!(done.state == "failed" && done.has("cannot be read"), "{}\n{}", done.log(), manager.log());
+}
+
+/// A load balancer swallows the first request: it is abandoned soon, and delays no other job.
+#[test]
+fn a_request_that_hangs_does_not_let_held_jobs_die() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let manager = fleet.start();
+    gitlab.fail("PUT job", [Fault::Slow(Duration::from_secs(1000))]);
+    let ids = [(); 3].map(|()| gitlab.queue(job(&["echo started"]).build()));
+    ids.iter().for_each(|id| gitlab.wait_for_log(*id, "waiting for an instance of pool pool"));
+    fleet.set_members(&["i-1"]);
+    let (_home, _agent) = fleet.agent(&manager, "i-1");
+    for id in ids {
+        let done = gitlab.finished(id);
+        assert_eq!(done.state, "success", "{}\n{}", done.log(), manager.log());
+    }
+}
+
+/// GitLab says that the job runs already, which means that another runner has acknowledged it.
+#[test]
+fn a_pending_job_that_another_runner_has_is_dropped() {
+    let gitlab = two_phase();
+    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let manager = fleet.start();
+    gitlab.fail("PUT job", [Fault::Answer(Answer::new(409))]);
+    let id = gitlab.queue(job(&["echo never"]).build());
+    manager.wait_for_log(&format!("held job dropped: GitLab no longer expects it pool=pool job={id}"));
+    fleet.set_members(&["i-1"]);
+    let (_home, _agent) = fleet.agent(&manager, "i-1");
+    let next = gitlab.queue(job(&["echo next"]).build());
+    assert_eq!(gitlab.finished(next).state, "success", "{}", manager.log());
+    assert_eq!(gitlab.job_state(id), "pending");
 }
 
 /// A server without the feature answers 400 to the first attempt; the manager does not try again.

@@ -427,6 +427,26 @@ fn no_script_runs_twice_and_no_job_is_lost_whatever_dies() {
 }
 
 #[test]
+fn an_agent_that_cannot_use_the_settings_continues_the_log_of_a_held_job() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let text = read(&fleet.home.config()).replace("\"instance\"", "\"docker-autoscaler\"");
+    fs::write(fleet.home.config(), text).expect("write a file");
+    let manager = fleet.start();
+    let id = gitlab.queue(job(&["echo never"]).build());
+    gitlab.wait_for_log(id, "waiting for an instance");
+    fleet.set_members(&["i-1"]);
+    let home = fleet.agent_home("i-1", "", "[runners.docker]\nimage = \"busybox\"\nhost = \"nonsense://\"\n");
+    let agent = home.start(&[]);
+    let done = gitlab.finished(id);
+    assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}\n{}", agent.log(), manager.log());
+    for part in ["waiting for an instance", "the pool's settings cannot be used on this instance"] {
+        assert!(done.has(part), "{part}\n{}\n{}", done.log(), agent.log());
+    }
+    manager.wait_for_log(&format!("job ended pool=pool job={id}"));
+}
+
+#[test]
 fn an_agent_registers_again_after_a_lost_response() {
     let gitlab = GitLab::start();
     let fleet = Fleet::new(&gitlab, "", HOLD);

@@ -52,6 +52,31 @@ fn the_number_of_polls_at_once_follows_the_file() {
     }
 }
 
+/// Agents that are registered follow, those that wait as well as those that restart.
+#[test]
+fn agents_run_as_many_jobs_at_once_as_the_file_says() {
+    let gitlab = GitLab::start();
+    let fleet = Fleet::new(&gitlab, "", RELAY);
+    fleet.set_members(&["i-1"]);
+    let manager = fleet.start();
+    let (home, agent) = fleet.agent(&manager, "i-1");
+    replace(&fleet, "capacity_per_instance = 1\n", "capacity_per_instance = 2\n");
+    manager.signal("HUP");
+    agent.wait_for_log("the manager changed the number of jobs at once capacity=2");
+    let two_at_once = |name: &str| {
+        let go = home.path(name);
+        let script = ["echo begun", &until_there(go.display())];
+        let ids = [gitlab.queue(job(&script).build()), gitlab.queue(job(&script).build())];
+        ids.iter().for_each(|id| gitlab.wait_for_log(*id, "begun"));
+        fs::write(&go, "").expect("write a file");
+        ids.iter().for_each(|id| assert_eq!(gitlab.finished(*id).state, "success", "{}", manager.log()));
+    };
+    two_at_once("first");
+    agent.kill();
+    let _agent = home.start(&[]);
+    two_at_once("second");
+}
+
 #[test]
 fn agents_are_accepted_on_another_address_after_a_reload() {
     let gitlab = GitLab::start();

@@ -50,6 +50,9 @@ fn two_managers_with_one_runner_token_share_the_load() {
     for manager in &managers {
         assert_eq!(manager.log().matches("job accepted").count(), 1, "{}", manager.log());
     }
+    let mut systems = gitlab.managers();
+    systems.dedup();
+    assert!(systems.len() > 1, "GitLab must tell the managers on this machine apart: {systems:?}");
     // One manager is lost; the other one continues.
     let [first, second] = managers;
     first.kill();

@@ -149,8 +149,12 @@ impl OfferContexts {
     /// A context that is only used to fail a job at its GitLab. Errors: the URL is not usable.
     pub fn bare(&self, offer: &Offer, like: &RunnerContext) -> Result<RunnerContext, String> {
         let mut runner = Runner::unnamed(&offer.coordinator.url, Token::new(offer.short_token.as_str()));
+        if let Some(own) = self.config.runners.iter().find(|runner| runner.position == self.position) {
+            runner.tls.cert_file.clone_from(&own.tls.cert_file);
+            runner.tls.key_file.clone_from(&own.tls.key_file);
+        }
         if let Some(authorities) = &offer.coordinator.authorities {
-            runner.tls = TlsFiles::of_authorities(authorities.clone());
+            runner.tls.ca_file = TlsFiles::of_authorities(authorities.clone()).ca_file;
         }
         let coordinator = Arc::new(gitlab(&self.config, &runner)?);
         Ok(RunnerContext { runner: Arc::new(runner), coordinator, ..like.clone() })
@@ -158,7 +162,8 @@ impl OfferContexts {
 
     /// The context of an offered job. Errors: as [`ContextFactory::of_offer`].
     pub fn of(&self, offer: &Offer) -> Result<RunnerContext, String> {
-        let key = format!("{}\n{:?}\n{}", offer.coordinator.url, offer.coordinator.authorities, offer.runner);
+        let Offer { coordinator, short_token, capacity, runner, .. } = offer;
+        let key = format!("{}\n{:?}\n{short_token} {capacity}\n{runner}", coordinator.url, coordinator.authorities);
         let mut kept = sync::lock(&self.kept);
         if let Some(context) = kept.get(&key) {
             return Ok(context.clone());

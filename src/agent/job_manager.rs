@@ -285,10 +285,9 @@ impl JobManager {
         }
         record.progress.offer = OfferState::Accepted;
         // The agent appends to the log that the manager has started.
-        let trace = &offered.offer.trace;
-        if !trace.is_empty() && !directory.spool().exists() {
-            record.progress.log.acknowledged = trace.offset;
-            if let Err(error) = write_log_prefix(&directory.spool(), &trace.text) {
+        if !directory.spool().exists() {
+            record.progress.log.acknowledged = offered.offer.trace.offset;
+            if let Err(error) = offered.begin_log(directory) {
                 *begin = Start::New(Err(error));
             }
         }
@@ -355,7 +354,14 @@ impl JobManager {
         let refused = spawn_job_thread(job.id.clone(), (permit, context, job), move |(permit, context, job)| {
             let directory = SlotDirectory::new(&jobs.state_dir, permit.slot);
             if offered.as_ref().is_none_or(|offered| offered.accept_to_fail(&job)) {
-                job_reports::fail_with_log(&context, &directory, &job, &told);
+                let begin = |offered: &OfferedJob| directory.create().and_then(|()| offered.begin_log(&directory));
+                match offered.as_ref().map_or(Ok(()), begin) {
+                    Ok(()) => job_reports::fail_with_log(&context, &directory, &job, &told),
+                    Err(error) => {
+                        let why = format!("{told}; its log cannot be written: {error}");
+                        job_reports::fail(&context, &job, &why);
+                    }
+                }
             }
             if let Some(offered) = offered {
                 offered.note_ended();
@@ -432,13 +438,6 @@ fn spawn_job_thread<T: Send + 'static>(
     // The thread waits for the load.
     let _ = hand.send(load);
     Ok(())
-}
-
-/// Writes the manager's part of the log.
-fn write_log_prefix(spool: &std::path::Path, text: &str) -> io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(spool)?;
-    io::Write::write_all(&mut file, text.as_bytes())
 }
 
 /// The payload of a job in the journal; `None` if it cannot be decoded.

@@ -58,6 +58,13 @@ impl Agent {
         let name = runner.name.clone();
         Box::new(move || {
             let (slots, status) = (Arc::clone(&slots), Arc::clone(&status));
+            let changed = Arc::clone(&slots);
+            let on_capacity = Box::new(move |capacity: u32| {
+                if !own {
+                    log::info!("the manager changed the number of jobs at once capacity={capacity}");
+                    changed.set_concurrent(capacity);
+                }
+            });
             let on_welcome = Box::new(move |welcome: &Welcome, failed: &dyn Fn()| {
                 if !own {
                     slots.set_concurrent(welcome.capacity);
@@ -66,7 +73,7 @@ impl Agent {
                     readiness::wait_for_pool(command, &status, failed);
                 }
             });
-            ManagerClient::new(agent.clone(), Arc::clone(&jobs), on_welcome)
+            ManagerClient::new(agent.clone(), Arc::clone(&jobs), on_welcome, on_capacity)
                 .map_err(|error| format!("runner `{name}`: {error}"))
         })
     }

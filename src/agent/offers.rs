@@ -1,6 +1,7 @@
 //! Jobs that a manager offers. The agent writes such a job to the journal, accepts it at the manager, and runs it only
 //! after the manager has confirmed that.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use crate::coordinator::manager::ManagedJobs;
 use crate::coordinator::manager::protocol::Offer;
 use crate::coordinator::source::{AcceptOutcome, JobSource};
 use crate::job::control::JobControl;
-use crate::journal::OfferRecord;
+use crate::journal::{OfferRecord, SlotDirectory};
+use crate::sys;
 
 /// Interval of retries while the manager does not answer.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5)).with_jitter(0.5);
@@ -65,6 +67,16 @@ impl OfferedJob {
     /// Includes the job in the reports to the manager.
     pub fn note_accepted(&self, job: &JobHandle) {
         self.jobs.add(job.id.to_string(), self.offer.offer.clone(), job.token.clone());
+    }
+
+    /// Begins the job's log with the lines that the manager wrote: GitLab has them already. The file has them all or does not
+    /// exist, so an agent that dies over it leaves no log that GitLab's continues differently. Errors: the state directory
+    /// cannot be written.
+    pub fn begin_log(&self, directory: &SlotDirectory) -> io::Result<()> {
+        match self.offer.trace.is_empty() {
+            true => Ok(()),
+            false => sys::replace_file(&directory.spool(), self.offer.trace.text.as_bytes()),
+        }
     }
 
     /// Reports the end of the job to the manager.

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::AgentEvent;
 use super::contexts::OfferContexts;
@@ -135,6 +135,7 @@ impl Poller {
     fn poll(&self, permit: Permit, health: &mut Health) -> (RequestOutcome, Duration) {
         let request =
             JobRequest { token: &self.runner.token, system_id: &self.context.system_id, hold: !permit.contended };
+        let began = Instant::now();
         let polled = self.server.request_job(&request);
         let mut outcome = RequestOutcome::NoJob;
         let mut rest = self.check_interval.max(polled.wait);
@@ -151,7 +152,13 @@ impl Poller {
                     }
                 }
             }
-            PollOutcome::NoJob => health.healthy(),
+            PollOutcome::NoJob => {
+                health.healthy();
+                // A manager answers a request that has waited; only an agent that waits is offered a job.
+                if self.server.manager().is_some() && began.elapsed() >= self.check_interval {
+                    rest = polled.wait;
+                }
+            }
             PollOutcome::Leave(reason) => {
                 health.healthy();
                 let _ = self.events.send(AgentEvent::Dismissed(reason));

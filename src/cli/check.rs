@@ -83,7 +83,10 @@ fn check_manager(report: &mut Report, config: &Config) {
         report.fail("token", &why);
     }
     check_pools::check(report, &config);
-    let system_id = system_id::peek(&config.path, None);
+    let system_id = match &config.mayfly.manager {
+        Some(manager) => system_id::of_manager(&config.path, &config::manager_state_dir(&config, manager)),
+        None => system_id::peek(&config.path, None),
+    };
     for runner in &config.runners {
         check_server(report, &format!("pool `{}`", runner.name), &config, runner, &system_id);
     }

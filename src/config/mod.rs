@@ -232,6 +232,11 @@ pub fn state_dir(config: &Config) -> PathBuf {
     usual.join(format!("config-{}", hex(&digest.as_ref()[..6])))
 }
 
+/// The directory for the state of a manager.
+pub fn manager_state_dir(config: &Config, manager: &manager::Manager) -> PathBuf {
+    manager.state_dir.clone().unwrap_or_else(|| state_dir(config).join("manager"))
+}
+
 fn usual_state_dir() -> PathBuf {
     if let Some(given) = env::var_os("STATE_DIRECTORY").filter(|given| !given.is_empty()) {
         return PathBuf::from(given);

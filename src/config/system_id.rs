@@ -32,6 +32,15 @@ pub fn load(config: &Path, cloud_id: Option<&str>) -> String {
     made
 }
 
+/// The id of a manager with this state directory: two managers on one machine, or a manager and an agent, are two runner
+/// managers for GitLab. Without a machine id it is that of the machine's agent, or the one beside the configuration.
+pub fn of_manager(config: &Path, state_dir: &Path) -> String {
+    match machine_id() {
+        Some(machine) => of_machine(&format!("{machine} manager {}", state_dir.display())),
+        None => load(config, None),
+    }
+}
+
 /// The same without writing, for commands that only inspect.
 pub fn peek(config: &Path, cloud_id: Option<&str>) -> String {
     cloud_id.map(of_machine).or_else(|| kept(&file_of(config))).unwrap_or_else(generate)
@@ -50,12 +59,15 @@ fn is_valid(id: &str) -> bool {
     rest.is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()))
 }
 
-fn generate() -> String {
-    let machine = ["/var/lib/dbus/machine-id", "/etc/machine-id"].iter().find_map(|path| {
+fn machine_id() -> Option<String> {
+    ["/var/lib/dbus/machine-id", "/etc/machine-id"].iter().find_map(|path| {
         let text = fs::read_to_string(path).ok()?;
         Some(text.trim().to_owned()).filter(|id| !id.is_empty())
-    });
-    match machine {
+    })
+}
+
+fn generate() -> String {
+    match machine_id() {
         Some(machine) => of_machine(&machine),
         None => {
             const LETTERS: &[u8; 32] = b"0123456789abcdefghijkmnpqrstvwxy";
@@ -89,6 +101,17 @@ mod tests {
         assert_eq!(load(&config, None), "r_abcdefghij12");
         fs::write(directory.path().join(".runner_system_id"), "nonsense").expect("write the file");
         assert!(is_valid(&load(&config, None)));
+    }
+
+    #[test]
+    fn managers_with_state_directories_of_their_own_are_told_apart() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let config = directory.path().join("config.toml");
+        let of = |state: &str| of_manager(&config, Path::new(state));
+        assert!(is_valid(&of("/a")) && of("/a") == of("/a"), "{}", of("/a"));
+        if machine_id().is_some() {
+            assert!(of("/a") != of("/b") && of("/a") != peek(&config, None));
+        }
     }
 
     #[test]

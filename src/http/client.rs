@@ -3,8 +3,8 @@
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use ureq::Agent;
 use ureq::http;
+use ureq::{Agent, AsSendBody};
 
 use super::connections::Connections;
 use super::error::Error;
@@ -52,6 +52,8 @@ pub struct Request<'a> {
     pub headers: Vec<(&'static str, String)>,
     /// The body; empty for none.
     pub body: &'a [u8],
+    /// The time limit for the whole exchange, instead of those for a server that may be slow.
+    pub timeout: Option<Duration>,
 }
 
 /// A response with any status.
@@ -160,12 +162,12 @@ fn exchange(agent: &Agent, route: &Route, request: &Request<'_>) -> Result<Respo
     }
     let unusable = |error: http::Error| Error::Configuration(format!("{place}: {error}"));
     let response = if request.body.is_empty() && matches!(request.method, Method::Get | Method::Delete) {
-        agent.run(builder.body(()).map_err(unusable)?)
+        agent.run(within(agent, builder.body(()).map_err(unusable)?, request.timeout))
     } else {
         // The Runner API has DELETE requests with a body.
-        let request = builder.body(request.body).map_err(unusable)?;
-        let request = agent.configure_request(request).allow_non_standard_methods(true).build();
-        agent.run(request)
+        let body = builder.body(request.body).map_err(unusable)?;
+        let body = agent.configure_request(body).allow_non_standard_methods(true).build();
+        agent.run(within(agent, body, request.timeout))
     }
     .map_err(|error| transport(error.to_string()))?;
     let (parts, body) = response.into_parts();
@@ -182,6 +184,14 @@ fn exchange(agent: &Agent, route: &Route, request: &Request<'_>) -> Result<Respo
         Ok(_) => None,
     };
     Ok(Response { status: parts.status.as_u16(), headers: parts.headers, body: content, cut })
+}
+
+/// Limits the time of a request.
+fn within<B: AsSendBody>(agent: &Agent, request: http::Request<B>, timeout: Option<Duration>) -> http::Request<B> {
+    match timeout {
+        Some(timeout) => agent.configure_request(request).timeout_global(Some(timeout)).build(),
+        None => request,
+    }
 }
 
 fn is_redirect(status: u16) -> bool {

@@ -23,7 +23,7 @@ fn request(url: &str, method: Method, body: &'static [u8]) -> Request<'static> {
         ("Content-Type", "application/json".to_owned()),
         ("X-Request-Id", "0123".to_owned()),
     ];
-    Request { method, url: format!("{url}/a"), headers, body }
+    Request { method, url: format!("{url}/a"), headers, body, timeout: None }
 }
 
 fn call(url: &str, method: Method, body: &'static [u8]) -> Result<Response, Error> {
@@ -49,6 +49,18 @@ fn retries_a_busy_server_five_times_with_the_same_request() {
     let seen = server.seen();
     assert_eq!(seen.len(), 5);
     assert!(seen.iter().all(|request| request.body == b"whole body" && request.head == seen[0].head), "{seen:?}");
+}
+
+#[test]
+fn a_request_with_a_time_limit_does_not_wait_for_a_server_that_hangs() {
+    // Nobody accepts the connection, but the kernel takes the request.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    for method in [Method::Put, Method::Get] {
+        let request = Request { timeout: Some(Duration::from_millis(50)), ..request(&url, method, b"") };
+        let called = client(&url, &TlsFiles::default()).call(&request, &|_| panic!("no wait is due"));
+        assert!(matches!(called, Err(Error::Transport(_))), "{called:?}");
+    }
 }
 
 #[test]

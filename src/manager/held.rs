@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::store::Sealer;
+use crate::digest::sha256;
 use crate::sync;
 use crate::sys;
 use crate::token::Token;
@@ -29,9 +30,14 @@ impl HeldJobs {
     /// Loads the record for this configuration file. Also returns the entries of an earlier manager.
     pub fn open(config: &Path) -> (Self, Vec<(String, String, String)>) {
         let runtime = std::env::var_os("RUNTIME_DIRECTORY").filter(|directory| !directory.is_empty());
+        // Managers whose configurations are in one directory must not take each other's jobs for forgotten ones.
+        let name = match config.file_name() {
+            Some(file) if file != "config.toml" => format!("{NAME}-{}", &sha256(file.as_encoded_bytes())[..12]),
+            _ => NAME.to_owned(),
+        };
         let path = match runtime {
-            Some(directory) => PathBuf::from(directory).join(NAME),
-            None => config.with_file_name(format!(".mayfly-{NAME}")),
+            Some(directory) => PathBuf::from(directory).join(name),
+            None => config.with_file_name(format!(".mayfly-{name}")),
         };
         let text = fs::read_to_string(&path).unwrap_or_default();
         let left = text.lines().filter_map(|line| {
@@ -106,5 +112,7 @@ mod tests {
         assert_eq!(token_of(&runner, pool, id, sealed), Some(job));
         assert_eq!(token_of(&Token::new("glrt-other"), pool, id, sealed), None);
         assert!(!fs::read_to_string(held.path).expect("a file").contains("glcbt"));
+        let (_, left) = HeldJobs::open(&config.with_file_name("second.toml"));
+        assert!(left.is_empty(), "another manager's");
     }
 }

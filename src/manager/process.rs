@@ -42,6 +42,9 @@ use crate::sys;
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time limit for a poll in flight. The manager never abandons a poll, because its response may contain a job.
 const POLL_TIMEOUT: Duration = Duration::from_secs(90);
+/// The time limit for a request about a job that the manager holds or fails. At a GitLab with `two_phase_job_commit` a job
+/// without a sign of life dies after two minutes, and it must survive several such requests.
+const JOB_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// The time limit for failing the remaining jobs.
 const FAIL_TIMEOUT: Duration = Duration::from_secs(20);
 const STACK: usize = 512 * 1024;
@@ -123,7 +126,7 @@ impl Manager {
         refused
             .iter()
             .for_each(|why| log::error!("problem in the configuration path={} problem={why}", config.path.display()));
-        let state = manager.state_dir.clone().unwrap_or_else(|| config::state_dir(&config).join("manager"));
+        let state = config::manager_state_dir(&config, &manager);
         let store = Arc::new(Store::open(&state)?);
         let api = Api::new(&manager.agent_token);
         let tls = tls_of(&manager)?;
@@ -135,7 +138,7 @@ impl Manager {
             HttpServer::start(listener, tls, handler).map_err(|error| format!("agents cannot be served: {error}"))?;
         let (held, left) = HeldJobs::open(&options.config);
         let shared = Shared {
-            system_id: config::system_id::load(&options.config, None),
+            system_id: config::system_id::of_manager(&options.config, &state),
             store,
             total: Total::new(config.concurrent),
             responder: server.responder(),
@@ -227,7 +230,8 @@ impl Manager {
     }
 
     fn gitlab(&self, settings: &PoolSettings) -> Result<Arc<GitLab>, String> {
-        gitlab(&self.config, &settings.runner).map(Arc::new)
+        let gitlab = gitlab(&self.config, &settings.runner)?;
+        Ok(Arc::new(gitlab.with_job_timeout(JOB_REQUEST_TIMEOUT)))
     }
 
     /// Makes the current pools reachable for agents.

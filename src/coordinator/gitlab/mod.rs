@@ -36,6 +36,8 @@ pub struct GitLab {
     base: String,
     client: Client,
     info: Info,
+    /// The time limit of a request about a job, which is then sent once: the caller retries.
+    job_timeout: Option<Duration>,
     /// An opaque value from GitLab's last response. GitLab compares it to find out whether the runner's queue may have
     /// changed.
     last_update: Mutex<String>,
@@ -85,6 +87,7 @@ impl GitLab {
             base,
             client,
             info,
+            job_timeout: None,
             last_update: Mutex::new(String::new()),
             stopping: Mutex::new(false),
             stopped: Condvar::new(),
@@ -92,6 +95,12 @@ impl GitLab {
             tls: tls.clone(),
             chain: OnceLock::new(),
         })
+    }
+
+    /// Sends each request about a job once, and waits at most so long for its response: for a caller with many jobs, which
+    /// must not wait for one of them while the others need it.
+    pub fn with_job_timeout(self, timeout: Duration) -> Self {
+        Self { job_timeout: Some(timeout), ..self }
     }
 
     /// The server's time in its last response, if it sent one.
@@ -134,8 +143,10 @@ impl GitLab {
     ) -> Result<Response, Error> {
         let mut headers = headers;
         headers.push(("X-Request-Id", request_id()));
-        let request = Request { method, url: format!("{}{path}", self.base), headers, body };
-        let answer = self.client.call(&request, &|duration| path != JOBS_REQUEST && self.wait(duration));
+        let timeout = self.job_timeout.filter(|_| path != JOBS_REQUEST);
+        let request = Request { method, url: format!("{}{path}", self.base), headers, body, timeout };
+        let is_repeated = path != JOBS_REQUEST && timeout.is_none();
+        let answer = self.client.call(&request, &|duration| is_repeated && self.wait(duration));
         metrics::called(endpoint(method, path), answer.as_ref().ok().map(|response| response.status));
         let response = answer?;
         let date = response.header("Date").and_then(crate::http::http_date);

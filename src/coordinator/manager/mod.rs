@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 pub use heartbeat::ManagedJobs;
 
 use self::protocol::{
-    Acceptance, Introduction, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, PROTOCOL, REASON_HEADER, VerifyBody, Welcome,
+    Acceptance, CAPACITY_HEADER, Introduction, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, PROTOCOL, REASON_HEADER,
+    VerifyBody, WAIT_SECONDS, Welcome,
 };
 use super::JobId;
 use super::gitlab::{ApiError, Registration, api_base, request_id, server_answered, server_failed};
@@ -34,8 +35,18 @@ use crate::version::{VERSION, user_agent};
 /// calls the second argument after each attempt that fails.
 pub type OnWelcome = Box<dyn Fn(&Welcome, &dyn Fn()) + Send + Sync>;
 
+/// Called with the number of concurrent jobs when the manager has changed it.
+pub type OnCapacity = Box<dyn Fn(u32) + Send + Sync>;
+
 /// Stack of the thread that runs the pool's command.
 const STACK: usize = 256 * 1024;
+
+/// The call that waits for a job.
+const JOBS_REQUEST: &str = "jobs/request";
+/// The time limits of a call: a connection may be dead though neither side has closed it, because a network was partitioned or
+/// the manager's machine was replaced.
+const TIMEOUT: Duration = Duration::from_secs(20);
+const POLL_TIMEOUT: Duration = Duration::from_secs(WAIT_SECONDS + 15);
 
 /// The value of `token` for an agent that proves the role of its instance instead of sending a fleet token.
 pub const STS_TOKEN: &str = "aws-sts";
@@ -95,6 +106,7 @@ pub struct ManagerClient {
     welcome: Mutex<Option<Welcome>>,
     readiness: Mutex<Readiness>,
     on_welcome: OnWelcome,
+    on_capacity: OnCapacity,
     /// The time of the first request since which the manager has not answered; `None` while it answers. A pending poll
     /// does not count.
     silent_since: Mutex<Option<Instant>>,
@@ -109,7 +121,12 @@ pub struct ManagerClient {
 impl ManagerClient {
     /// A client that reuses the registration of an earlier agent in this boot. Fails if the URL or a certificate file
     /// is unusable.
-    pub fn new(agent: AgentIdentity, jobs: Arc<ManagedJobs>, on_welcome: OnWelcome) -> Result<Self, Error> {
+    pub fn new(
+        agent: AgentIdentity,
+        jobs: Arc<ManagedJobs>,
+        on_welcome: OnWelcome,
+        on_capacity: OnCapacity,
+    ) -> Result<Self, Error> {
         let base = api_base(&agent.url);
         let client = Client::new(&base, &agent.tls, &user_agent(), agent.connection_max_age)?;
         let kept = load(&agent).and_then(|kept| kept.welcome);
@@ -120,6 +137,7 @@ impl ManagerClient {
             welcome: Mutex::new(kept),
             readiness: Mutex::new(Readiness::Unknown),
             on_welcome,
+            on_capacity,
             silent_since: Mutex::new(None),
             answered: Mutex::new(None),
             jobs,
@@ -140,13 +158,14 @@ impl ManagerClient {
     }
 
     fn send(&self, method: Method, path: &str, token: &Token, body: &impl Serialize) -> Result<Response, Error> {
+        let timeout = Some(if path == JOBS_REQUEST { POLL_TIMEOUT } else { TIMEOUT });
         let body = serde_json::to_vec(body).map_err(|error| Error::Configuration(error.to_string()))?;
         let headers = vec![
             ("Content-Type", "application/json".to_owned()),
             ("RUNNER-TOKEN", token.reveal().to_owned()),
             ("X-Request-Id", request_id()),
         ];
-        let request = Request { method, url: format!("{}{path}", self.base), headers, body: &body };
+        let request = Request { method, url: format!("{}{path}", self.base), headers, body: &body, timeout };
         // Sent once: the caller retries at its own interval.
         let answer = self.client.call(&request, &|_| false);
         let status = answer.as_ref().ok().map(|response| response.status);
@@ -184,6 +203,16 @@ impl ManagerClient {
     /// The number of concurrent jobs on an instance of the pool, known after the registration.
     pub fn capacity(&self) -> Option<u32> {
         sync::lock(&self.welcome).as_ref().map(|welcome| welcome.capacity)
+    }
+
+    /// Takes over the number of concurrent jobs if the manager has changed it since the registration.
+    fn note_capacity(&self, capacity: u32) {
+        let mut welcome = sync::lock(&self.welcome);
+        let Some(known) = welcome.as_mut().filter(|known| known.capacity != capacity && capacity > 0) else { return };
+        known.capacity = capacity;
+        keep(&self.agent, &known.token, Some(known));
+        drop(welcome);
+        (self.on_capacity)(capacity);
     }
 
     /// The agent's token; `None` before the registration.
@@ -305,7 +334,7 @@ impl ManagerClient {
             return PollOutcome::NoJob;
         }
         let body = serde_json::json!({});
-        let response = match self.send(Method::Post, "jobs/request", &token, &body) {
+        let response = match self.send(Method::Post, JOBS_REQUEST, &token, &body) {
             Ok(response) => response,
             Err(Error::Configuration(why)) => return PollOutcome::Misconfigured(why),
             Err(error) => return PollOutcome::Failed(error.to_string()),
@@ -314,13 +343,19 @@ impl ManagerClient {
         struct WithOffer {
             mayfly: Offer,
         }
+        if let Some(capacity) = response.header(CAPACITY_HEADER).and_then(|capacity| capacity.parse().ok()) {
+            self.note_capacity(capacity);
+        }
         match response.status {
             201 => match decode::json::<WithOffer>(&response.body) {
-                Ok(with) if with.mayfly.trace.is_whole() => PollOutcome::Job {
-                    payload: response.body,
-                    request_id: with.mayfly.request_id.clone(),
-                    offer: Some(Box::new(with.mayfly)),
-                },
+                Ok(with) if with.mayfly.trace.is_whole() => {
+                    self.note_capacity(with.mayfly.capacity);
+                    PollOutcome::Job {
+                        payload: response.body,
+                        request_id: with.mayfly.request_id.clone(),
+                        offer: Some(Box::new(with.mayfly)),
+                    }
+                }
                 // The manager repeats the offer after its timeout.
                 _ => PollOutcome::Failed("the manager's offer cannot be read".to_owned()),
             },

@@ -26,6 +26,8 @@ pub const PROTOCOL: u32 = 1;
 pub const MANAGER_HEADER: &str = "X-Mayfly-Manager";
 /// In a 204: `stay` or `leave`.
 pub const ORDER_HEADER: &str = "X-Mayfly-Agent";
+/// In a 204: the number of concurrent jobs on an instance of the pool. A reload of the manager may change it.
+pub const CAPACITY_HEADER: &str = "X-Mayfly-Capacity";
 /// With `leave`: the reason.
 pub const REASON_HEADER: &str = "X-Mayfly-Reason";
 /// The value of [`ORDER_HEADER`] that orders the agent to leave.

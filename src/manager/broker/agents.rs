@@ -83,6 +83,7 @@ mod tests {
             token_hash: token_hash.to_owned(),
             version: "1".to_owned(),
             capacity: 1,
+            has_own_capacity: false,
             registered: 1,
             builds: 0,
         };

@@ -98,7 +98,7 @@ impl Broker {
         };
         self.released.store(true, Ordering::SeqCst);
         for waiter in tickets {
-            self.responder.respond(waiter.ticket, offers::stay());
+            self.responder.respond(waiter.ticket, self.stay());
         }
         for instance in agents {
             self.note(Event::AgentGone { pool: self.name.clone(), instance });

@@ -1,22 +1,28 @@
 //! Keeps held jobs alive at GitLab, says in their logs what they wait for, hears of a cancel, and fails the jobs that
 //! must fail.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::state::{Job, Phase, State};
-use super::{Broker, LONG};
+use super::{Broker, LONG, STACK};
 use crate::coordinator::gitlab::Pending;
 use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceSummary, UpdateOutcome};
 use crate::failure::FailureReason;
 use crate::manager::store::records::Event;
+use crate::sync;
 use crate::trace::{Output, Stamper};
 
 /// A job that is held for longer says so in its log.
 pub const ANNOUNCE_AFTER: Duration = Duration::from_millis(500);
-/// The interval of requests that keep a held job alive at GitLab.
-const KEEP_ALIVE: Duration = Duration::from_secs(40);
+/// The longest and the shortest interval of requests that keep a held job alive at GitLab. In between, GitLab chooses: it asks
+/// for frequent requests while a user watches the job, who may cancel it.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_LEAST: Duration = Duration::from_secs(3);
 /// The same after a sign of life that did not reach GitLab.
 const KEEP_ALIVE_RETRY: Duration = Duration::from_secs(5);
+/// Requests at once: one that hangs must not delay those about other jobs.
+const REQUESTS_MOST: u32 = 16;
 /// First and longest wait between two attempts to fail a job, and how long that is tried.
 const FAIL_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 const FAIL_FOR: Duration = Duration::from_secs(3600);
@@ -26,14 +32,43 @@ const ASK_AFTER: Duration = Duration::from_secs(if cfg!(debug_assertions) { 40 }
 
 /// The next action of the keeper.
 enum Work {
-    /// Tells GitLab that a held job lives.
-    KeepAlive(Held),
     /// A job was held for too long.
     Expire(String),
-    /// Fails a job at GitLab.
-    Fail { id: String, job: Failing },
-    /// Asks GitLab whether a job still runs: its agent is silent.
-    Ask { id: String, handle: JobHandle },
+    /// A request about a job.
+    Request(String, Request),
+}
+
+/// A request to GitLab about a job.
+enum Request {
+    /// Tells GitLab that a held job lives.
+    KeepAlive(Held),
+    /// Fails a job.
+    Fail(Failing),
+    /// Asks whether a job still runs: its agent is silent.
+    Ask(JobHandle),
+}
+
+/// A request in flight. Its end, also by a panic, lets the next request about the job begin.
+struct InFlight {
+    broker: Arc<Broker>,
+    id: String,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let is_held = {
+            let mut state = self.broker.lock();
+            state.keeper_requests -= 1;
+            state.jobs.get_mut(&self.id).is_some_and(|job| {
+                job.in_request = false;
+                job.phase == Phase::Held
+            })
+        };
+        if is_held {
+            self.broker.assign();
+        }
+        self.broker.bell.ring();
+    }
 }
 
 /// A held job, as the keeper needs it.
@@ -45,6 +80,13 @@ struct Held {
     two_phase: Option<bool>,
     timestamps: bool,
     left: Duration,
+}
+
+/// GitLab's response to a sign of life.
+struct SignOfLife {
+    status: JobStatus,
+    /// The interval that GitLab asks for.
+    interval: Option<Duration>,
 }
 
 struct Failing {
@@ -62,20 +104,34 @@ struct Failing {
 
 impl Broker {
     /// Looks after held and failing jobs until the broker stops.
-    pub(super) fn keep_jobs(&self) {
+    pub(super) fn keep_jobs(self: &Arc<Self>) {
         while !self.has_stopped() {
             let seen = self.bell.count();
             match self.next_work() {
-                Ok(Work::KeepAlive(held)) => self.keep_alive(held),
+                Ok(Work::Request(id, request)) => self.start_request(id, request),
                 Ok(Work::Expire(id)) => {
                     let waited = self.settings().instance_acquire_timeout.as_secs();
                     let why = format!("no instance of pool {} took the job within {waited} s", self.name);
                     self.fail(&id, FailureReason::RunnerSystemFailure, &why);
                 }
-                Ok(Work::Fail { id, job }) => self.deliver_failure(&id, job),
-                Ok(Work::Ask { id, handle }) => self.ask(&id, &handle),
                 Err(left) => drop(self.bell.wait_past(seen, left)),
             }
+        }
+    }
+
+    /// Sends a request in a thread of its own.
+    fn start_request(self: &Arc<Self>, id: String, request: Request) {
+        let in_flight = InFlight { broker: Arc::clone(self), id };
+        let send = move || {
+            let InFlight { broker, id } = &in_flight;
+            match request {
+                Request::KeepAlive(held) => broker.keep_alive(held),
+                Request::Fail(job) => broker.deliver_failure(id, job),
+                Request::Ask(handle) => broker.ask(id, &handle),
+            }
+        };
+        if let Err(error) = sync::spawn("keep-job", STACK, send) {
+            log::error!("cannot start a thread for a request about a job; retrying pool={} error={error}", self.name);
         }
     }
 
@@ -83,8 +139,12 @@ impl Broker {
     fn next_work(&self) -> Result<Work, Duration> {
         let now = Instant::now();
         let mut state = self.lock();
-        let State { jobs, agents, .. } = &mut *state;
+        let State { jobs, agents, keeper_requests, .. } = &mut *state;
+        if *keeper_requests >= REQUESTS_MOST {
+            return Err(LONG);
+        }
         let due = |job: &Job| match &job.phase {
+            _ if job.in_request => None,
             Phase::Held => Some(job.keep_at.min(job.hold_until)),
             Phase::Failing { .. } => Some(job.keep_at),
             Phase::Running { by, .. } => {
@@ -100,7 +160,12 @@ impl Broker {
         }
         let (id, handle) = (id.clone(), job.handle.clone());
         let (trace, trace_sent, timestamps) = (job.trace.clone(), job.trace_sent, job.timestamps);
-        match &mut job.phase {
+        if job.phase == Phase::Held && job.hold_until <= now {
+            return Ok(Work::Expire(id));
+        }
+        job.in_request = true;
+        *keeper_requests += 1;
+        let request = match &mut job.phase {
             Phase::Failing { reason, line, since, attempts, .. } => {
                 let failing = Failing {
                     handle,
@@ -115,32 +180,34 @@ impl Broker {
                 };
                 *attempts += 1;
                 job.keep_at = now + FAIL_WAITS[0].saturating_mul(1 << (*attempts).min(10)).min(FAIL_WAITS[1]);
-                Ok(Work::Fail { id, job: failing })
+                Request::Fail(failing)
             }
             Phase::Running { .. } => {
                 job.keep_at = now + ASK_AFTER;
-                Ok(Work::Ask { id, handle })
+                Request::Ask(handle)
             }
-            _ if job.hold_until <= now => Ok(Work::Expire(id)),
             _ => {
-                job.kept_busy = true;
                 job.keep_at = now + KEEP_ALIVE;
                 let left = job.hold_until.saturating_duration_since(now);
                 let two_phase = job.two_phase;
-                Ok(Work::KeepAlive(Held { id, handle, trace, trace_sent, two_phase, timestamps, left }))
+                Request::KeepAlive(Held { id: id.clone(), handle, trace, trace_sent, two_phase, timestamps, left })
             }
-        }
+        };
+        Ok(Work::Request(id, request))
     }
 
     fn keep_alive(&self, mut held: Held) {
-        let status = self.tell_that_it_waits(&mut held);
+        let answer = self.tell_that_it_waits(&mut held);
+        let wait = match &answer {
+            Some(answer) => answer.interval.map_or(KEEP_ALIVE, |asked| asked.clamp(KEEP_ALIVE_LEAST, KEEP_ALIVE)),
+            None => KEEP_ALIVE_RETRY,
+        };
         let changed = {
             let mut state = self.lock();
             let Some(job) = state.jobs.get_mut(&held.id) else { return };
-            job.kept_busy = false;
             job.two_phase = held.two_phase;
-            if status.is_none() {
-                job.keep_at = Instant::now() + KEEP_ALIVE_RETRY;
+            if job.phase == Phase::Held {
+                job.keep_at = Instant::now() + wait;
             }
             let changed = job.trace_sent != held.trace_sent || job.trace.len() != held.trace.len();
             job.trace.clone_from(&held.trace);
@@ -150,7 +217,7 @@ impl Broker {
         if changed {
             self.note_trace(&held);
         }
-        match status.unwrap_or(JobStatus::Ongoing) {
+        match answer.map_or(JobStatus::Ongoing, |answer| answer.status) {
             JobStatus::Finished => {
                 log::info!("held job dropped: GitLab no longer expects it pool={} job={}", self.name, held.id);
                 self.forget(&held.id);
@@ -158,14 +225,13 @@ impl Broker {
             JobStatus::Canceling => {
                 self.fail(&held.id, FailureReason::JobCanceled, "the job was canceled before an instance took it");
             }
-            JobStatus::Ongoing => self.assign(),
+            JobStatus::Ongoing => {}
         }
-        self.bell.ring();
     }
 
-    /// Tells GitLab that the job lives, and its log what it waits for. Returns the job's status; `None` if GitLab did not
-    /// answer.
-    fn tell_that_it_waits(&self, held: &mut Held) -> Option<JobStatus> {
+    /// Tells GitLab that the job lives, and its log what it waits for. Returns `None` if GitLab did not answer.
+    fn tell_that_it_waits(&self, held: &mut Held) -> Option<SignOfLife> {
+        let is = |status| Some(SignOfLife { status, interval: None });
         let gitlab = self.gitlab();
         if held.two_phase.is_none() {
             self.held.add(&self.name, &held.id, &self.settings().runner.token, &held.handle.token);
@@ -174,10 +240,10 @@ impl Broker {
             match gitlab.keep_pending(&held.handle) {
                 Pending::Holds(status) => {
                     held.two_phase = Some(true);
-                    return Some(status);
+                    return is(status);
                 }
                 Pending::Unknown => held.two_phase = Some(false),
-                Pending::Gone => return Some(JobStatus::Finished),
+                Pending::Gone => return is(JobStatus::Finished),
                 Pending::Failed => return None,
             }
         }
@@ -200,10 +266,11 @@ impl Broker {
                 TraceOutcome::Failed if reply.status == JobStatus::Ongoing => return None,
                 TraceOutcome::NotFound | TraceOutcome::Failed => {}
             }
-            return Some(reply.status);
+            return Some(SignOfLife { status: reply.status, interval: reply.interval });
         }
         let reply = gitlab.update_job(&held.handle, &JobState::Running, summary(&held.trace));
-        (reply.outcome != UpdateOutcome::Failed).then_some(reply.status)
+        let answer = SignOfLife { status: reply.status, interval: reply.interval };
+        (reply.outcome != UpdateOutcome::Failed).then_some(answer)
     }
 
     fn note_trace(&self, held: &Held) {

@@ -127,10 +127,10 @@ impl Broker {
     pub fn start(self: &Arc<Self>) -> std::io::Result<()> {
         self.start_takers()?;
         self.spawn("keep", STACK, Self::keep_jobs)?;
-        self.spawn("clock", SMALL_STACK, Self::watch_clock)
+        self.spawn("clock", SMALL_STACK, |broker| broker.watch_clock())
     }
 
-    fn spawn(self: &Arc<Self>, name: &str, stack: usize, work: fn(&Self)) -> std::io::Result<()> {
+    fn spawn(self: &Arc<Self>, name: &str, stack: usize, work: fn(&Arc<Self>)) -> std::io::Result<()> {
         let broker = Arc::clone(self);
         sync::spawn(name, stack, move || work(&broker)).map(drop)
     }
@@ -145,7 +145,7 @@ impl Broker {
             }
             state.takers += 1;
             drop(state);
-            if let Err(error) = self.spawn("take", STACK, Self::take_jobs) {
+            if let Err(error) = self.spawn("take", STACK, |broker| broker.take_jobs()) {
                 self.lock().takers -= 1;
                 return Err(error);
             }
@@ -155,11 +155,19 @@ impl Broker {
     /// Takes over other settings (reload).
     pub fn reconfigure(self: &Arc<Self>, settings: Arc<PoolSettings>, gitlab: Arc<GitLab>) {
         let has_new_token = self.settings().runner.token != settings.runner.token;
-        self.lock().max_use_count = settings.max_use_count;
+        let has_new_capacity = self.settings().capacity_per_instance != settings.capacity_per_instance;
+        self.lock().follow(&settings);
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
         *self.gitlab.write().unwrap_or_else(PoisonError::into_inner) = gitlab;
         if has_new_token {
             self.record_held_again();
+        }
+        if has_new_capacity {
+            // Agents that wait learn it from the response.
+            let waiting = std::mem::take(&mut self.lock().waiting);
+            for waiter in waiting {
+                self.responder.respond(waiter.ticket, self.stay());
+            }
         }
         if let Err(error) = self.start_takers() {
             log::error!(
@@ -213,16 +221,19 @@ impl Broker {
         sync::lock(&self.state)
     }
 
-    /// Fails a job at GitLab, over a restart if need be.
+    /// Fails a job at GitLab, over a restart if need be. Of two reasons the first one counts.
     fn fail(&self, id: &str, reason: FailureReason, why: &str) {
+        let mut state = self.lock();
         let fails = |job: &&Job| matches!(job.phase, Phase::Failing { .. });
-        let timestamps = self.lock().jobs.get(id).filter(|job| !fails(job)).map(|job| job.timestamps);
+        let timestamps = state.jobs.get(id).filter(|job| !fails(job)).map(|job| job.timestamps);
         let Some(timestamps) = timestamps else { return };
-        log::warn!("failing the job pool={} job={id} reason={} error={why}", self.name, reason.as_str());
         let line = keeper::last_line(why, timestamps);
+        // Written before the keeper sends the line, and under the lock: a manager that takes over must send the same line.
         let (pool, id) = (self.name.clone(), id.to_owned());
         self.note(Event::Failed { pool, id: id.clone(), why: why.to_owned(), line: line.clone() });
-        self.lock().fail(&id, reason, why.to_owned(), line, Instant::now());
+        state.fail(&id, reason, why.to_owned(), line, Instant::now());
+        drop(state);
+        log::warn!("failing the job pool={} job={id} reason={} error={why}", self.name, reason.as_str());
         self.changed();
     }
 
@@ -250,10 +261,18 @@ impl Broker {
         for (_, record) in records.agents.iter().filter(|((pool, _), _)| *pool == self.name) {
             state.agents.insert(Agent { record: record.clone(), heard: now, idle_since: now, leave: None });
         }
+        state.follow(&self.settings());
         let mut unreadable = Vec::new();
         for ((_, id), record) in records.jobs.iter().filter(|((pool, _), _)| *pool == self.name) {
             match self.restored(record, now, wall) {
-                Some(job) => drop(state.jobs.insert(id.clone(), job)),
+                Some(job) => {
+                    // A later manager must send the same last line.
+                    if let (Phase::Failing { why, line, .. }, None) = (&job.phase, &record.failed) {
+                        let (pool, id, why, line) = (self.name.clone(), id.clone(), why.clone(), line.clone());
+                        self.note(Event::Failed { pool, id, why, line });
+                    }
+                    state.jobs.insert(id.clone(), job);
+                }
                 None => unreadable.push(id.clone()),
             }
         }
@@ -304,7 +323,7 @@ impl Broker {
             timestamps: record.timestamps,
             trace: record.trace.clone(),
             trace_sent: record.trace_sent,
-            kept_busy: false,
+            in_request: false,
             keep_at: now,
             has_run: record.accepted.is_some(),
             two_phase: None,

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use super::state::{ACCEPT_TIMEOUT, Acceptance, Job, Offered, Phase, Waiter};
 use super::{Broker, LONG};
 use crate::coordinator::manager::protocol::{
-    self, CoordinatorPart, Heartbeat, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, Orders, REASON_HEADER, TracePart,
+    self, CAPACITY_HEADER, CoordinatorPart, Heartbeat, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, Orders,
+    REASON_HEADER, TracePart,
 };
 use crate::coordinator::{JobHandle, JobId};
 use crate::digest::hex;
@@ -25,11 +26,6 @@ const TOGETHER: Duration = Duration::from_millis(500);
 /// An agent on a machine that has been unfit for so long makes room for another.
 const UNFIT_MOST: u64 = if cfg!(debug_assertions) { 5 } else { 300 };
 
-/// The response if there is no job.
-pub fn stay() -> ServerResponse {
-    of_manager(ServerResponse::empty(204)).with(ORDER_HEADER, "stay")
-}
-
 /// Adds the header by which an agent recognises a manager.
 fn of_manager(response: ServerResponse) -> ServerResponse {
     response.with(MANAGER_HEADER, VERSION)
@@ -41,6 +37,12 @@ pub fn leave(reason: &str) -> ServerResponse {
 }
 
 impl Broker {
+    /// The response if there is no job.
+    pub(super) fn stay(&self) -> ServerResponse {
+        let capacity = self.settings().capacity_per_instance.to_string();
+        of_manager(ServerResponse::empty(204)).with(ORDER_HEADER, "stay").with(CAPACITY_HEADER, &capacity)
+    }
+
     /// An agent asks for a job.
     pub fn wait(&self, instance: &str, exchange: Exchange) {
         let mut state = self.lock();
@@ -197,7 +199,7 @@ impl Broker {
         let tickets = state.take_waiters(instance);
         drop(state);
         for ticket in tickets {
-            self.responder.respond(ticket, stay());
+            self.responder.respond(ticket, self.stay());
         }
         self.changed();
         None
@@ -251,7 +253,7 @@ impl Broker {
                 (late, void, next)
             };
             for waiter in late {
-                self.responder.respond(waiter.ticket, stay());
+                self.responder.respond(waiter.ticket, self.stay());
             }
             for (id, instance) in &void {
                 log::warn!("offer not accepted in time pool={} job={id} instance={instance}", self.name);

@@ -75,6 +75,7 @@ impl Broker {
                 token_hash,
                 version: introduction.version.clone(),
                 capacity: introduction.capacity.unwrap_or(settings.capacity_per_instance).max(1),
+                has_own_capacity: introduction.capacity.is_some(),
                 registered: sys::unix_now(),
                 builds: 0,
             };
@@ -126,7 +127,7 @@ impl Broker {
             (tickets, jobs, state.agents.remove(instance).is_some())
         };
         for ticket in tickets {
-            self.responder.respond(ticket, super::offers::stay());
+            self.responder.respond(ticket, self.stay());
         }
         for id in jobs {
             self.fail(&id, FailureReason::RunnerSystemFailure, why);

@@ -12,6 +12,7 @@ use super::agents::{Agent, Agents};
 use crate::coordinator::JobHandle;
 use crate::coordinator::manager::protocol::JobReport;
 use crate::failure::FailureReason;
+use crate::manager::pool::PoolSettings;
 use crate::manager::server::Ticket;
 use crate::manager::store::records::Accepted;
 use crate::manager::workload::{AgentState, AgentView, JobView, Snapshot};
@@ -36,8 +37,10 @@ pub struct State {
     pub takers: u32,
     /// Members of the pool's group; `None` until the engine has answered.
     pub members: Option<HashSet<String>>,
-    /// Requests to GitLab in flight.
+    /// Requests for jobs to GitLab in flight.
     pub polls: u32,
+    /// Requests of the keeper to GitLab in flight.
+    pub keeper_requests: u32,
     /// Jobs that may be taken beyond what waiting agents can start.
     pub hold_budget: u32,
     /// No more jobs are taken.
@@ -85,8 +88,8 @@ pub struct Job {
     pub trace: String,
     /// The number of bytes of `trace` that GitLab has.
     pub trace_sent: u64,
-    /// The keeper talks to GitLab about it: it is not offered meanwhile.
-    pub kept_busy: bool,
+    /// The keeper sends a request about it to GitLab: it is not offered meanwhile, and there is no second request.
+    pub in_request: bool,
     /// The time of the next request that keeps the job alive.
     pub keep_at: Instant,
     /// An agent accepted it, and wrote its log from then on.
@@ -172,9 +175,17 @@ pub struct Heard {
 }
 
 impl State {
+    /// Takes over what it needs of other settings.
+    pub fn follow(&mut self, settings: &PoolSettings) {
+        self.max_use_count = settings.max_use_count;
+        for agent in self.agents.iter_mut().filter(|agent| !agent.record.has_own_capacity) {
+            agent.record.capacity = settings.capacity_per_instance;
+        }
+    }
+
     /// The next job to offer and the request to answer with it; both are taken off their lists.
     pub fn offer(&mut self, id: String, now: Instant) -> Option<(String, Offered)> {
-        let job = self.jobs.iter().filter(|(_, job)| job.phase == Phase::Held && !job.kept_busy);
+        let job = self.jobs.iter().filter(|(_, job)| job.phase == Phase::Held && !job.in_request);
         let job = job.min_by_key(|(_, job)| job.taken_at)?.0.clone();
         let waiter = self.best_waiter()?;
         let waiter = self.waiting.remove(waiter);

@@ -37,7 +37,7 @@ impl Job {
             timestamps: true,
             trace: String::new(),
             trace_sent: 0,
-            kept_busy: false,
+            in_request: false,
             keep_at: now,
             has_run: false,
             two_phase: None,

@@ -31,6 +31,7 @@ impl Pool {
             token_hash: instance.to_owned(),
             version: "1".to_owned(),
             capacity: 2,
+            has_own_capacity: false,
             registered: 1,
             builds: 0,
         };

@@ -135,6 +135,7 @@ fn tls_shows_the_certificate_and_carries_requests() {
             url: format!("{url}{path}"),
             headers: Vec::new(),
             body: &[b'x'; 10_000],
+            timeout: None,
         };
         let response = client.call(&request, &|_| false).expect("a response");
         assert_eq!(response.status, 200);

@@ -17,6 +17,9 @@ pub struct AgentRecord {
     pub version: String,
     /// The number of concurrent jobs.
     pub capacity: u32,
+    /// Whether that is of its own configuration, so that a change in the manager's does not matter.
+    #[serde(default)]
+    pub has_own_capacity: bool,
     /// The time of the registration, in seconds since the epoch.
     pub registered: u64,
     /// The number of jobs that the agent has accepted.
