@@ -10,6 +10,7 @@ pub mod root;
 pub mod select;
 pub mod stream;
 pub mod unpack;
+mod untracked;
 
 mod gzip;
 mod tar;

@@ -21,6 +21,7 @@ mod limits;
 mod outcome;
 mod prepare;
 pub mod removal;
+mod retry;
 pub mod run;
 pub mod script;
 mod scripts;

@@ -19,8 +19,7 @@ use super::sources::SECRET_FILES;
 use super::stages::{self, Stage};
 use super::steps::{StepRunner, StopPolicy};
 use super::summary::Summary;
-use super::{files, get_sources, prepare, scripts};
-use crate::backoff::Backoff;
+use super::{files, get_sources, prepare, retry, scripts};
 use crate::coordinator::{JobState, JobStatus, TraceSummary};
 use crate::executor::docker::cache_volumes;
 use crate::executor::docker::engine::containers::LogStart;
@@ -35,11 +34,6 @@ use crate::sync;
 use crate::sys::BootTime;
 use crate::trace::colours::{GREEN, RESET};
 use crate::trace::{Delivery, UploadOptions, Uploader};
-
-/// The delays between the attempts of a stage.
-const STAGE_RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
-/// The same with `FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY`.
-const LONG_STAGE_RETRY: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(300));
 
 /// The delay before the record of a new job is synced to the disk. fsync blocks other file creation on ext4, and a job
 /// that has just started creates many files.
@@ -203,9 +197,11 @@ impl JobRun<'_> {
         match stage {
             Stage::PrepareExecutor => self.prepare_executor(),
             Stage::PrepareScript => self.prepare_environment(),
-            Stage::GetSources => self.retry("GET_SOURCES_ATTEMPTS", get_sources::run),
-            Stage::RestoreCache => self.retry("RESTORE_CACHE_ATTEMPTS", files::restore_cache),
-            Stage::DownloadArtifacts => self.retry("ARTIFACT_DOWNLOAD_ATTEMPTS", files::download_artifacts),
+            Stage::GetSources => retry::run(&mut self.steps(), "GET_SOURCES_ATTEMPTS", get_sources::run),
+            Stage::RestoreCache => retry::run(&mut self.steps(), "RESTORE_CACHE_ATTEMPTS", files::restore_cache),
+            Stage::DownloadArtifacts => {
+                retry::run(&mut self.steps(), "ARTIFACT_DOWNLOAD_ATTEMPTS", files::download_artifacts)
+            }
             Stage::Step(index, _) => scripts::run_step(&mut self.steps(), *index),
             Stage::AfterScript => self.after_script(),
             Stage::SaveCache => files::save_cache(&mut self.steps()),
@@ -320,38 +316,6 @@ impl JobRun<'_> {
         let progress = &self.journal.progress;
         let ignored = self.job.settings.variables.switch("AFTER_SCRIPT_IGNORE_ERRORS", true);
         !progress.is_aborted() && (ignored || progress.failure.is_some())
-    }
-
-    /// Runs a stage, with the number of attempts that the job configures.
-    fn retry(&mut self, variable: &str, attempt: impl Fn(&mut StepRunner<'_>) -> StageResult) -> StageResult {
-        let attempts = self.job.settings.variables.attempts(variable);
-        loop {
-            let error = match attempt(&mut self.steps()) {
-                Err(StageError::Failed(error)) => error,
-                ended => return ended,
-            };
-            let attempt = self.journal.progress.attempt() + 1;
-            let is_over = self.job.control.stop_requests().stops_script() || self.journal.progress.is_aborted();
-            if attempt >= attempts || is_over {
-                return Err(error.into());
-            }
-            self.journal.progress.begin_attempt(attempt);
-            self.log.warn(&mut self.journal, format!("{error}. Retrying..."))?;
-            let wait = self.retry_delay(attempt).min(self.job.deadlines.time_left(BootTime::now()));
-            self.job.control.wait(wait);
-            let stop_requests = self.job.control.stop_requests();
-            if stop_requests.stops_job() {
-                self.journal.progress.abort();
-                return Err(abort_error(&stop_requests).into());
-            }
-            stop_error(&stop_requests).map_or(Ok(()), Err)?;
-        }
-    }
-
-    fn retry_delay(&self, attempt: u32) -> Duration {
-        let is_long = self.job.settings.flags.is_on("FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY");
-        let backoff = if is_long { LONG_STAGE_RETRY } else { STAGE_RETRY };
-        backoff.delay(attempt - 1)
     }
 
     /// Removes file variables and credentials at the end of every job.

@@ -1,0 +1,89 @@
+//! Checks whether this machine can run the jobs of a runner, before each poll. A machine that fails every job within a
+//! second would otherwise drain the queue of a whole fleet.
+
+mod check;
+mod status;
+mod streaks;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use check::{FitnessCheck, Requirements, ScriptRunner};
+pub use status::FitnessStatus;
+pub use streaks::FailureStreaks;
+
+/// Interval between two checks of an unfit machine.
+pub const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The reason why a machine is unfit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// A file system has too little free space.
+    Space { what: &'static str, path: PathBuf, free: u64, wanted: u64 },
+    /// A file system has too few free inodes.
+    Inodes { what: &'static str, path: PathBuf, free: u64, wanted: u64 },
+    /// The container engine does not answer.
+    Engine { address: String, why: String },
+    /// The user of the jobs does not exist.
+    User(String),
+    /// The shell is not installed.
+    Shell(String),
+    /// git is not installed or does not run.
+    Git(String),
+    /// Too many jobs in a row failed with `runner_system_failure`.
+    Failures { count: u32, pause: Duration },
+    /// The readiness commands have not succeeded within their timeout.
+    NotReady(String),
+}
+
+impl Unfit {
+    /// The reason, as a label for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Space { .. } => "disk_space",
+            Self::Inodes { .. } => "inodes",
+            Self::Engine { .. } => "container_engine",
+            Self::User(_) => "user",
+            Self::Shell(_) => "shell",
+            Self::Git(_) => "git",
+            Self::Failures { .. } => "system_failures",
+            Self::NotReady(_) => "not_ready",
+        }
+    }
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Space { what, path, free, wanted } => write!(
+                f,
+                "{what} {} has {free} bytes free, {wanted} are wanted; free some space, or set `min_free_space` below \
+                 [mayfly]",
+                path.display()
+            ),
+            Self::Inodes { what, path, free, wanted } => write!(
+                f,
+                "{what} {} has {free} inodes free, {wanted} are wanted; remove files, or set `min_free_inodes` below \
+                 [mayfly]",
+                path.display()
+            ),
+            Self::Engine { address, why } => {
+                write!(
+                    f,
+                    "the container engine at {address} does not answer: {why}; start it, or set `host` below [runners.docker]"
+                )
+            }
+            Self::User(why) => write!(f, "{why}; create it, or set `user`"),
+            Self::Shell(why) => write!(f, "{why}; install bash"),
+            Self::Git(why) => write!(f, "{why}; install git"),
+            Self::Failures { count, pause } => write!(
+                f,
+                "{count} jobs in a row failed with runner_system_failure, no request for {} seconds; the logs of those \
+                 jobs name the cause",
+                pause.as_secs()
+            ),
+            Self::NotReady(why) => write!(f, "the machine is not ready for jobs: {why}"),
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The runners that must not poll, for the main loop and the metrics.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use super::Unfit;
+use crate::monitor::metrics::RunnerLabels;
+use crate::sync;
+use crate::sys::BootTime;
+
+/// The runners that must not poll, and why. The pollers write it; the main loop and the metrics read it.
+#[derive(Default)]
+pub struct FitnessStatus {
+    state: Mutex<UnfitRunners>,
+}
+
+#[derive(Default)]
+struct UnfitRunners {
+    /// By runner: the reason, and since when.
+    unfit: BTreeMap<RunnerLabels, (Unfit, BootTime)>,
+    /// The same for the whole machine, while the readiness commands have timed out.
+    not_ready: Option<(Unfit, BootTime)>,
+}
+
+impl FitnessStatus {
+    /// Records the result of a check. Logs a change once, and returns true for it.
+    pub fn set(&self, runner_labels: &RunnerLabels, looked: &Result<(), Unfit>) -> bool {
+        let mut state = self.lock();
+        let before = state.unfit.remove(runner_labels);
+        match looked {
+            Ok(()) if before.is_some() => {
+                log::info!("the machine is fit again; polling resumed runner={}", runner_labels.name);
+                true
+            }
+            Ok(()) => false,
+            Err(unfit) => {
+                let is_new = before.as_ref().is_none_or(|(before, _)| before.reason() != unfit.reason());
+                if is_new {
+                    log::error!(
+                        "unfit for jobs; polling paused runner={} reason={} cause={unfit}",
+                        runner_labels.name,
+                        unfit.reason()
+                    );
+                }
+                let since = before.map_or_else(BootTime::now, |(_, since)| since);
+                state.unfit.insert(runner_labels.clone(), (unfit.clone(), since));
+                is_new
+            }
+        }
+    }
+
+    /// Records that the readiness commands have timed out, or that they have succeeded.
+    pub fn set_ready(&self, ready: Result<(), String>) {
+        self.lock().not_ready = ready.err().map(|why| (Unfit::NotReady(why), BootTime::now()));
+    }
+
+    /// Removes runners that are no longer configured.
+    pub fn keep_only(&self, runners: &[RunnerLabels]) {
+        self.lock().unfit.retain(|runner_labels, _| runners.contains(runner_labels));
+    }
+
+    /// All reasons, each with the name of the runner; `None` for the whole machine.
+    pub fn reasons(&self) -> Vec<(Option<String>, Unfit)> {
+        let state = self.lock();
+        let machine = state.not_ready.iter().map(|(unfit, _)| (None, unfit.clone()));
+        machine
+            .chain(
+                state.unfit.iter().map(|(runner_labels, (unfit, _))| (Some(runner_labels.name.clone()), unfit.clone())),
+            )
+            .collect()
+    }
+
+    /// How long the machine has been unfit, by the oldest reason.
+    pub fn unfit_for(&self) -> Option<Duration> {
+        let state = self.lock();
+        let since = state.unfit.values().chain(&state.not_ready).map(|(_, since)| *since).min()?;
+        Some(since.elapsed())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, UnfitRunners> {
+        sync::lock(&self.state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_keeps_the_first_time_and_reports_changes() {
+        let runner_labels = RunnerLabels { token: "t".to_owned(), name: "r".to_owned() };
+        let status = FitnessStatus::default();
+        assert!(status.unfit_for().is_none());
+        assert!(status.set(&runner_labels, &Err(Unfit::User("gone".to_owned()))));
+        assert!(!status.set(&runner_labels, &Err(Unfit::User("gone".to_owned()))));
+        assert!(status.set(&runner_labels, &Err(Unfit::Shell("gone".to_owned()))));
+        assert!(status.unfit_for().is_some());
+        assert_eq!(status.reasons()[0].0.as_deref(), Some("r"));
+        assert!(status.set(&runner_labels, &Ok(())) && !status.set(&runner_labels, &Ok(())));
+        assert!(status.unfit_for().is_none() && status.reasons().is_empty());
+        status.set_ready(Err("a command fails".to_owned()));
+        assert_eq!(status.reasons()[0].1.reason(), "not_ready");
+    }
+}

@@ -1,0 +1,78 @@
+//! Runners whose jobs fail with system failures in a row pause.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use super::Unfit;
+use crate::backoff::Backoff;
+use crate::monitor::metrics::RunnerLabels;
+use crate::sync;
+use crate::sys::BootTime;
+
+/// The pause of a runner after system failures in a row; doubled after each further one.
+const FAILURE_PAUSE: Backoff = Backoff::new(Duration::from_secs(30), Duration::from_secs(1800));
+
+/// Counts the system failures in a row of each runner.
+#[derive(Default)]
+pub struct FailureStreaks {
+    /// The number of failures, and the time of the last one.
+    streaks: Mutex<BTreeMap<RunnerLabels, (u32, BootTime)>>,
+}
+
+impl FailureStreaks {
+    /// Records the result of a job.
+    pub fn record(&self, runner_labels: &RunnerLabels, is_system_failure: bool) {
+        let mut streaks = sync::lock(&self.streaks);
+        match is_system_failure {
+            true => {
+                let (count, at) = streaks.entry(runner_labels.clone()).or_default();
+                *count = count.saturating_add(1);
+                *at = BootTime::now();
+            }
+            false => drop(streaks.remove(runner_labels)),
+        }
+    }
+
+    /// Errors: the runner must pause, because at least `most` jobs in a row have failed and the pause is not over.
+    pub fn check(&self, runner_labels: &RunnerLabels, most: Option<u32>) -> Result<(), Unfit> {
+        let streaks = sync::lock(&self.streaks);
+        let (Some(most), Some((count, at))) = (most, streaks.get(runner_labels)) else { return Ok(()) };
+        let pause = pause_after(*count, most);
+        let over = at.elapsed() >= pause;
+        if over { Ok(()) } else { Err(Unfit::Failures { count: *count, pause }) }
+    }
+}
+
+/// The pause after `count` failures in a row, if fewer than `most` are allowed.
+fn pause_after(count: u32, most: u32) -> Duration {
+    match count.checked_sub(most) {
+        None => Duration::ZERO,
+        Some(further) => FAILURE_PAUSE.delay(further),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_with_failures_in_a_row_and_end_with_a_success() {
+        let seconds: Vec<u64> = (0..12).map(|count| pause_after(count, 3).as_secs()).collect();
+        assert_eq!(seconds, [0, 0, 0, 30, 60, 120, 240, 480, 960, 1800, 1800, 1800]);
+        let runner_labels = RunnerLabels { token: "t".to_owned(), name: "r".to_owned() };
+        let streaks = FailureStreaks::default();
+        for _ in 0..2 {
+            streaks.record(&runner_labels, true);
+            assert_eq!(streaks.check(&runner_labels, Some(3)), Ok(()));
+        }
+        streaks.record(&runner_labels, true);
+        assert_eq!(
+            streaks.check(&runner_labels, Some(3)).expect_err("polling must be paused").reason(),
+            "system_failures"
+        );
+        assert_eq!(streaks.check(&runner_labels, None), Ok(()));
+        streaks.record(&runner_labels, false);
+        assert_eq!(streaks.check(&runner_labels, Some(3)), Ok(()));
+    }
+}

@@ -1,0 +1,84 @@
+//! Lists the files of a project that git does not track.
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::process::{Command, Stdio};
+use std::thread;
+
+use super::root::ArchiveRoot;
+
+/// The longest name accepted from git; the system accepts no longer ones.
+const NAME_MAX: u64 = 4096;
+/// The limit for error output of git, in bytes.
+const ERROR_OUTPUT_MAX: u64 = 64 << 10;
+
+/// Passes each file that git does not track, including ignored ones, to `take`. git reads no configuration except the
+/// repository's own, and everything by which that could make git run or fetch something is switched off: a job may have
+/// written it.
+pub fn for_each(root: &ArchiveRoot, mut take: impl FnMut(OsString)) -> Result<(), String> {
+    let mut git = Command::new("git");
+    std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"GIT_")).for_each(|(name, _)| {
+        git.env_remove(name);
+    });
+    git.args(["-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"])
+        .args(["ls-files", "-o", "-z"])
+        .current_dir(root.own_path())
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_NO_LAZY_FETCH", "1")
+        .env("GIT_ALLOW_PROTOCOL", "none")
+        .env("GIT_OPTIONAL_LOCKS", "0")
+        .env("GIT_TERMINAL_PROMPT", "0")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let unusable = |why: io::Error| format!("git cannot be started: {why}");
+    let mut git = git.spawn().map_err(unusable)?;
+    let (stdout, stderr) = (git.stdout.take(), git.stderr.take());
+    let said = thread::scope(|scope| {
+        let listener = scope.spawn(move || {
+            let mut said = Vec::new();
+            if let Some(mut stderr) = stderr {
+                let _ = (&mut stderr).take(ERROR_OUTPUT_MAX).read_to_end(&mut said);
+                // Drain the rest, or git would block on a full pipe.
+                let _ = io::copy(&mut stderr, &mut io::sink());
+            }
+            said
+        });
+        let mut names = stdout.map(BufReader::new);
+        while let Some(name) = names.as_mut().and_then(next_name) {
+            take(name);
+        }
+        drop(names);
+        listener.join().unwrap_or_default()
+    });
+    match git.wait().map_err(unusable)?.success() {
+        true => Ok(()),
+        false => {
+            let said = String::from_utf8_lossy(&said);
+            Err(format!("git ls-files failed: {}", said.trim().lines().next().unwrap_or("no reason given")))
+        }
+    }
+}
+
+/// The next of the zero-terminated names from git; `None` at the end, or for a name longer than the limit.
+fn next_name(names: &mut impl BufRead) -> Option<OsString> {
+    let mut name = Vec::new();
+    names.take(NAME_MAX).read_until(0, &mut name).ok()?;
+    (name.pop() == Some(0)).then(|| OsString::from_vec(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_the_length_of_names_from_git() {
+        let long = "x".repeat(5000);
+        let mut text = long.as_bytes();
+        assert_eq!(next_name(&mut text), None);
+        let mut text = &b"a\0b"[..];
+        assert_eq!((next_name(&mut text), next_name(&mut text)), (Some("a".into()), None));
+    }
+}
