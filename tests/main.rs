@@ -21,6 +21,7 @@ mod engines;
 mod exec;
 mod exec_containers;
 mod exec_includes;
+mod exec_outcomes;
 mod exec_projects;
 mod exec_terminal;
 mod fitness;

@@ -148,8 +148,8 @@ pub trait Coordinator: Send + Sync {
         None
     }
 
-    /// Whether a user watches the log and must see each line at once.
-    fn is_interactive(&self) -> bool {
-        false
+    /// The interval between updates of the log until a reply contains another one.
+    fn first_interval(&self) -> Duration {
+        Duration::from_secs(3)
     }
 }

@@ -3,7 +3,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use super::containers::Containers;
 use super::payload;
@@ -70,6 +69,8 @@ pub struct Attempt {
     pub log: Option<PathBuf>,
     /// Finds the coverage in the output.
     pub coverage: Option<Coverage>,
+    /// A message to show before the output: why the job is repeated.
+    pub notice: Option<String>,
 }
 
 /// The result of an attempt.
@@ -78,7 +79,6 @@ pub struct AttemptResult {
     pub failure: Option<(FailureReason, Option<i32>)>,
     /// Data extracted from the log.
     pub taken: Extracted,
-    pub duration: Duration,
     /// The state of a failed job, if it is kept.
     pub left: Option<FailedJob>,
 }
@@ -95,9 +95,11 @@ pub struct FailedJob {
 
 /// Runs an attempt to its end.
 pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<JobControl>) -> AttemptResult {
-    let began = Instant::now();
     let screen = Arc::clone(&context.screen);
     let recorder = Arc::new(Recorder::new(screen, attempt.key, attempt.log.as_deref(), attempt.coverage));
+    if let Some(notice) = attempt.notice {
+        recorder.notice(notice);
+    }
     let job = &attempt.plan.jobs[attempt.job];
     let facts = Facts {
         project: &attempt.project,
@@ -124,7 +126,7 @@ pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<JobControl>) ->
     };
     let tree = tree.filter(|_| failure.is_some() && context.keep);
     let left = tree.map(|tree| facts.left(tree));
-    AttemptResult { failure, taken, duration: began.elapsed(), left }
+    AttemptResult { failure, taken, left }
 }
 
 struct Facts<'a> {

@@ -51,7 +51,8 @@ impl Checkout {
         for name in ["objects", "index", "shallow"] {
             command.args(["--git-path", name]);
         }
-        let answer = output(command).map_err(|why| match why.contains("not a git repository") {
+        let no_checkout = ["not a git repository", "must be run in a work tree"];
+        let answer = output(command).map_err(|why| match no_checkout.iter().any(|known| why.contains(known)) {
             true => format!("{} is not in a git checkout; run `mayfly exec` inside one", directory.display()),
             false => why,
         })?;

@@ -42,19 +42,20 @@ pub fn main() -> ExitCode {
     // The run never writes to this pipe; the read returns when the run's end is closed.
     let _ = std::io::stdin().read(&mut [0]);
     if run.join("lock").exists() {
-        remove_secrets(&run);
+        let trees = trees(&run);
+        trees.iter().for_each(Trees::remove_secrets);
         killed::remove_killed(&run);
-        let project = run.parent().and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
-        if fs::exists(project.join("trees")).unwrap_or(false) {
-            Trees::new(project.join("trees"), "").remove_secrets();
-        }
+        // Of jobs that had not ended.
+        trees.iter().for_each(Trees::remove_secrets);
     }
     ExitCode::SUCCESS
 }
 
-/// Removes the secrets in the trees of mapped projects whose jobs a killed run ran.
-fn remove_secrets(run: &Path) {
-    for state in fs::read_to_string(run.join(MAPPED_STATES)).unwrap_or_default().lines() {
-        Trees::new(Path::new(state).join("trees"), "").remove_secrets();
-    }
+/// The trees of the project of a run, and of the mapped projects whose jobs it ran.
+fn trees(run: &Path) -> Vec<Trees> {
+    let project = run.parent().and_then(Path::parent).map(Path::to_owned);
+    let mapped = fs::read_to_string(run.join(MAPPED_STATES)).unwrap_or_default();
+    let states = project.into_iter().chain(mapped.lines().map(PathBuf::from));
+    let places = states.map(|state| state.join("trees")).filter(|place| place.exists());
+    places.map(|place| Trees::new(place, "")).collect()
 }

@@ -1,13 +1,20 @@
 //! Removes what a killed run left behind.
 
 use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::containers;
 use crate::http::Address;
 use crate::job::sources::remove::remove;
+use crate::shim::{RunningShim, STARTED};
+
+/// How long the steps of a killed run may take to end: longer than their shims give them.
+const STEPS: Duration = Duration::from_secs(30);
 
 /// The file with the address of the engine that may have containers of the run.
 pub const ENGINE: &str = "engine";
@@ -26,9 +33,26 @@ pub fn remove_forgotten(runs: &Path) {
 /// containers.
 pub fn remove_killed(directory: &Path) {
     let engine = fs::read(directory.join(ENGINE)).ok().and_then(|text| serde_json::from_slice::<Address>(&text).ok());
-    match engine.is_none_or(|address| containers::remove_forgotten(&address, directory)) {
+    let sweep = || engine.as_ref().is_none_or(|address| containers::remove_forgotten(address, directory));
+    // Containers that run end with the first sweep. A step that has not ended may still create one.
+    sweep();
+    wait_for_steps(directory);
+    match sweep() {
         true => remove_run(directory),
         false => remove_all_but_the_engine(directory),
+    }
+}
+
+/// Waits until the steps of a killed run have ended; their shims stop them because the run has ended.
+fn wait_for_steps(run: &Path) {
+    let Ok(never) = EventFd::from_flags(EfdFlags::EFD_CLOEXEC) else { return };
+    let until = Instant::now() + STEPS;
+    let entries = |directory: &Path| fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    for file in entries(run).flat_map(|job| entries(&job)).filter(|file| file.extension() == Some(STARTED.as_ref())) {
+        let step = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some(shim) = RunningShim::find(&step, &file) {
+            shim.wait(never.as_fd(), Some(until.saturating_duration_since(Instant::now())));
+        }
     }
 }
 

@@ -37,13 +37,11 @@ impl MappedProjects {
         Self { maps, fetcher, with_untracked, scratch: scratch.to_owned(), opened }
     }
 
-    /// The checkout for a project and branch. Fails if it is not mapped, or not to a checkout.
-    pub fn checkout(&self, project: &str, branch: Option<&str>) -> Result<&MappedCheckout, String> {
-        let position = self.maps.position(project, branch).ok_or_else(|| {
-            format!("only a GitLab server can start it; to run it here, add --map-project {project}=CHECKOUT")
-        })?;
+    /// The checkout for a project and branch; `None` if it is not mapped. Fails if it is not mapped to a checkout.
+    pub fn checkout(&self, project: &str, branch: Option<&str>) -> Option<Result<&MappedCheckout, String>> {
+        let position = self.maps.position(project, branch)?;
         let opened = self.opened[position].get_or_init(|| self.open(&self.maps.projects[position].directory));
-        opened.as_ref().map_err(Clone::clone)
+        Some(opened.as_ref().map_err(Clone::clone))
     }
 
     /// The object directories of all mapped checkouts; jobs in containers read them.

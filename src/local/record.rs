@@ -16,7 +16,7 @@ use crate::coordinator::{
 };
 use crate::sync;
 
-/// How often the recorder checks for new output.
+/// How often the user sees new output.
 const INTERVAL: Duration = Duration::from_millis(100);
 /// The longest line that is searched for coverage, as on GitLab.
 const LONGEST_LINE: usize = 64 * 1024;
@@ -63,6 +63,11 @@ impl Recorder {
 
     pub fn taken(&self) -> Extracted {
         sync::lock(&self.state).taken.clone()
+    }
+
+    /// Shows a message of the run itself between the lines of the job.
+    pub fn notice(&self, text: String) {
+        self.take(&mut sync::lock(&self.state), &[Line { kind: LineKind::Notice, text }]);
     }
 
     fn take(&self, state: &mut State, lines: &[Line]) {
@@ -128,5 +133,21 @@ impl Coordinator for Recorder {
             }
         }
         UpdateReply { outcome: UpdateOutcome::Done, status: JobStatus::Ongoing, interval: Some(INTERVAL) }
+    }
+
+    fn first_interval(&self) -> Duration {
+        INTERVAL
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::screen::DisplayOptions;
+
+    #[test]
+    fn the_user_sees_output_while_the_job_runs() {
+        let screen = Arc::new(Screen::new(DisplayOptions::default()));
+        assert_eq!(Recorder::new(screen, 0, None, None).first_interval(), INTERVAL);
     }
 }

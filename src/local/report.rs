@@ -8,10 +8,19 @@ use serde_json::{Map, Value, json};
 
 use super::results::{JobResult, ResultStatus, RunStatus};
 
+/// The longest part of a job's name in a file name, in bytes.
+const NAME_MOST: usize = 100;
+
 /// The name of the file for a job's output.
 pub fn log_name(job: &str) -> String {
     let plain = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' };
-    let name: String = job.chars().map(plain).take(100).collect();
+    let mut name = String::new();
+    for character in job.chars().map(plain) {
+        if name.len() + character.len_utf8() > NAME_MOST {
+            break;
+        }
+        name.push(character);
+    }
     // The digest keeps file names distinct if job names differ only in replaced characters.
     format!("{name}-{}.log", &crate::executor::docker::names::digest(job)[..8])
 }

@@ -20,7 +20,7 @@ pub struct JobResult {
     pub is_blocking: bool,
     /// The exit code of the last attempt.
     pub exit_code: Option<i32>,
-    /// The duration of the last attempt.
+    /// The duration of all attempts.
     pub duration: Option<Duration>,
     /// The number of attempts.
     pub attempts: u32,

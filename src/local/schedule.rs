@@ -121,7 +121,8 @@ impl Schedule {
         self.states[job]
     }
 
-    /// Updates the states of all jobs at time `now`. Returns the manual jobs that have become startable.
+    /// Updates the states of all jobs at time `now`. Returns the manual jobs that have become startable, and the jobs
+    /// whose delay has begun.
     pub fn advance(&mut self, now: Instant) -> Vec<usize> {
         let mut reached = Vec::new();
         loop {
@@ -137,7 +138,7 @@ impl Schedule {
                     },
                     _ => continue,
                 };
-                if next == ScheduleState::Manual {
+                if matches!(next, ScheduleState::Manual | ScheduleState::Delayed(_)) {
                     reached.push(job);
                 }
                 self.states[job] = next;

@@ -36,8 +36,8 @@ pub struct Screen {
 #[derive(Default)]
 struct State {
     running: Vec<Shown>,
-    /// The number of status lines below the output.
-    drawn: usize,
+    /// The widths of the status lines below the output.
+    drawn: Vec<usize>,
     /// The job whose lines were written last.
     owner: Option<usize>,
     is_closed: bool,
@@ -88,13 +88,8 @@ impl Screen {
 
     /// Starts the display of a job.
     pub fn begin(&self, key: usize, name: &str, stage: &str) {
-        let shown = Shown {
-            key,
-            name: name.to_owned(),
-            stage: stage.to_owned(),
-            began: Instant::now(),
-            waiting: String::new(),
-        };
+        let shown =
+            Shown { key, name: plain(name), stage: plain(stage), began: Instant::now(), waiting: String::new() };
         let mut state = self.lock();
         state.running.push(shown);
         self.draw(&mut state, "");
@@ -153,11 +148,13 @@ impl Screen {
         self.draw(&mut state, &text);
     }
 
-    /// Shows a message of the run itself.
+    /// Shows a message of the run itself. It may contain names and output of jobs.
     pub fn say(&self, text: &str) {
+        let shown = |line| if self.look.color { styled(line) } else { plain(line) };
+        let lines: String = text.split('\n').map(|line| shown(line) + "\n").collect();
         let mut state = self.lock();
         state.owner = None;
-        self.draw(&mut state, &format!("{text}\n"));
+        self.draw(&mut state, &lines);
     }
 
     /// Refreshes the status lines.
@@ -217,23 +214,25 @@ impl Screen {
             return;
         }
         let mut out = String::new();
-        if state.drawn > 0 {
-            out.push_str(&format!("\x1b[{}A\r\x1b[J", state.drawn));
-        }
+        let (columns, rows) = if self.look.live { size() } else { (0, 0) };
+        // A terminal that has become narrower has wrapped the lines.
+        let drawn: usize = state.drawn.drain(..).map(|width| width.div_ceil(columns.max(1))).sum();
+        // Erased one by one: some terminals keep what is erased together in their history.
+        out.push_str(&"\x1b[A\x1b[2K".repeat(drawn));
         out.push_str(text);
-        state.drawn = 0;
         if self.look.live {
-            let (columns, rows) = size();
             let most = (rows / 3).max(1);
             let turn = TURNS[state.turn / 2 % TURNS.len()];
             for job in state.running.iter().take(most) {
                 let line = format!("{turn} {} ({}) {}", job.name, job.stage, in_words(job.began.elapsed()));
-                out.push_str(&format!("{}\n", self.paint(DIM, &cut(&line, columns.saturating_sub(1)))));
-                state.drawn += 1;
+                let line = cut(&line, columns.saturating_sub(1));
+                out.push_str(&format!("{}\n", self.paint(DIM, &line)));
+                state.drawn.push(line.chars().count());
             }
             if state.running.len() > most {
-                out.push_str(&format!("{}\n", self.paint(DIM, &format!("  and {} more", state.running.len() - most))));
-                state.drawn += 1;
+                let line = format!("  and {} more", state.running.len() - most);
+                out.push_str(&format!("{}\n", self.paint(DIM, &line)));
+                state.drawn.push(line.len());
             }
         }
         let mut output = io::stdout().lock();

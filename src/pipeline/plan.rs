@@ -309,6 +309,17 @@ pub struct Warning {
     pub message: String,
 }
 
+impl std::fmt::Display for Warning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.file.is_empty(), self.line) {
+            (true, _) => {}
+            (false, 0) => write!(f, "{}: ", self.file)?,
+            (false, line) => write!(f, "{}:{line}: ", self.file)?,
+        }
+        write!(f, "note: {}", self.message)
+    }
+}
+
 impl Plan {
     /// The file and line of a value.
     pub fn place(&self, at: Origin) -> (&str, usize) {

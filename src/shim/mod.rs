@@ -12,5 +12,7 @@ mod running;
 pub mod spec;
 mod supervise;
 
-pub use running::{PASSED_VARIABLES, RunningShim, ShimEvent, ShimIdentity, StepOutcome, started_marker, sweep};
+pub use running::{
+    PASSED_VARIABLES, RunningShim, STARTED, ShimEvent, ShimIdentity, StepOutcome, started_marker, sweep,
+};
 pub use supervise::main;

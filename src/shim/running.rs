@@ -177,9 +177,12 @@ impl RunningShim {
     }
 }
 
+/// The extension of the file that exists while a step runs.
+pub const STARTED: &str = "begun";
+
 /// The file that exists once the step has started.
 pub fn started_marker(status: &Path) -> PathBuf {
-    status.with_extension("begun")
+    status.with_extension(STARTED)
 }
 
 impl StepOutcome {

@@ -20,5 +20,5 @@ pub use process::{
     NamespaceKeeper, exit_now, fork_into, fork_single_threaded, pidfd_open, pidfd_signal, start_time, take_variable,
     users_of,
 };
-pub use signals::{default_action, exec_holding, exit_on_term, ignore, let_through};
+pub use signals::{default_action, exec_holding, exit_on_term, ignore, is_ignored, let_through};
 pub use wait::wait;

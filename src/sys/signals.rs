@@ -19,6 +19,15 @@ pub fn ignore(number: Signal) -> nix::Result<()> {
     unsafe { nix::sys::signal::signal(number, SigHandler::SigIgn) }.map(drop)
 }
 
+/// Whether the parent process has started this one with a signal ignored.
+pub fn is_ignored(number: Signal) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action, the call only writes the current one.
+    let asked = unsafe { libc::sigaction(number as libc::c_int, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: all bits zero are a valid value, and the call writes another one.
+    asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
 /// Executes another program with these signals blocked: they stay pending until the program handles them
 /// ([`let_through`]); unblocked, they would end it before. Returns only if the program cannot be started.
 pub fn exec_holding(mut program: Command, signals: SigSet) -> io::Error {

@@ -30,8 +30,6 @@ use crate::sys;
 
 /// The largest part of the log in one request (GitLab Runner API).
 const CHUNK: usize = 1 << 20;
-/// The interval between updates until the server sends another one.
-const INTERVAL: Duration = Duration::from_secs(3);
 /// After this time without a request, the uploader sends a keepalive for the job.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// After a write to the spool, the uploader waits this long before it reads: one read for many lines.
@@ -205,8 +203,8 @@ impl Upload {
         on_status: Box<dyn Fn(JobStatus) + Send>,
         shared: Arc<Shared>,
     ) -> io::Result<Self> {
-        let follow = if coordinator.is_interactive() { Some(follow(path)?) } else { None };
         Ok(Self {
+            interval: coordinator.first_interval(),
             coordinator,
             job,
             spool: File::open(path)?,
@@ -215,23 +213,18 @@ impl Upload {
             last_status: JobStatus::Ongoing,
             shared,
             path: path.to_owned(),
-            follow,
+            follow: None,
             in_step: true,
             offset: options.offset,
             checksum: Checksum::default(),
             buffer: Vec::new(),
             filled: 0,
-            interval: INTERVAL,
             back_off: BACK_OFF,
             heard: Instant::now(),
         })
     }
 
     fn run(mut self) -> Delivery {
-        if self.coordinator.is_interactive() {
-            // Output from before the watch began.
-            self.tick();
-        }
         while let Some(state) = self.next_tick() {
             match state {
                 None => self.tick(),
@@ -261,12 +254,12 @@ impl Upload {
         self.shared.abandoned.load(Ordering::SeqCst)
     }
 
-    /// Waits until the interval has passed or the event is signalled; if a user watches the log, also until there is
-    /// new output; and until the output fills a request.
+    /// Waits until the interval has passed, the event is signalled, or the output fills a request.
     fn wait_for_tick(&mut self) {
         let until = Instant::now() + self.interval;
+        // With a short interval, there is nothing to gain from a watch.
         if self.follow.is_none() {
-            if self.wait(self.interval.min(SHORT), None) == Woken::Bell {
+            if self.wait(self.interval.min(SHORT), None) == Woken::Bell || self.interval <= SHORT {
                 return;
             }
             self.follow = follow(&self.path).ok();
@@ -277,7 +270,6 @@ impl Upload {
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             let follow = self.follow.as_ref().filter(|_| self.in_step);
             let due = match self.wait(left, follow) {
-                Woken::Output if self.coordinator.is_interactive() => true,
                 // Wait for more output, but not once per line, and not if the bell rings.
                 Woken::Output => self.wait(left.min(GATHER), None) == Woken::Bell || self.has_whole_piece(),
                 Woken::Bell | Woken::Not => true,
@@ -299,17 +291,14 @@ impl Upload {
         }
     }
 
-    /// Sends the parts of the log that fill whole requests (everything, if a user watches the log), or a keepalive.
-    /// Sends nothing for a job that has ended.
+    /// Sends a part of the log, and all further parts that fill whole requests; or a keepalive. Sends nothing for a job
+    /// that has ended.
     fn tick(&mut self) {
         if self.last_status == JobStatus::Finished {
             return;
         }
         let mut sent = self.send_piece();
-        while sent == Piece::Sent
-            && !self.is_abandoned()
-            && (self.coordinator.is_interactive() || self.has_whole_piece())
-        {
+        while sent == Piece::Sent && !self.is_abandoned() && self.has_whole_piece() {
             sent = self.send_piece();
         }
         self.in_step = matches!(sent, Piece::Sent | Piece::Empty);

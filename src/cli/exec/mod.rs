@@ -2,6 +2,7 @@
 
 mod explain;
 mod graph;
+mod interrupts;
 mod list;
 mod options;
 mod selection;
@@ -36,7 +37,7 @@ use crate::local::payload::runner_variables;
 use crate::local::project::LocalProject;
 use crate::local::report;
 use crate::local::results::RunStatus;
-use crate::local::runner::{LocalRunner, RunEvent};
+use crate::local::runner::LocalRunner;
 use crate::local::screen::{DisplayOptions, Screen};
 use crate::local::sources::{Fetcher, LocalSources, parse_ahead};
 use crate::local::state::{self, Run};
@@ -127,6 +128,9 @@ impl PlanInputs {
 fn once(options: &Options, checkout: &Checkout, asked: GitState, parsed: Option<Parsed>) -> Result<u8, String> {
     let directory = state::of_project(&checkout.root)?;
     let only_shows = only_shows(options);
+    if !only_shows {
+        interrupts::install()?;
+    }
     let run = if only_shows { None } else { Some(Run::begin(&directory)?) };
     let given = PlanInputs::new(options, checkout, asked, run.as_ref().map_or(1, |run| run.number))?;
     let scratch = run.as_ref().map_or_else(|| directory.join("looks"), |run| run.directory.clone());
@@ -282,12 +286,7 @@ fn tell_warnings(options: &Options, plan: &Plan, sources: &LocalSources, is_abou
     };
     let mut text = String::new();
     for warning in plan.warnings.iter().filter(concerns) {
-        let place = match (warning.file.is_empty(), warning.line) {
-            (true, _) => String::new(),
-            (false, 0) => format!("{}: ", warning.file),
-            (false, line) => format!("{}:{line}: ", warning.file),
-        };
-        text.push_str(&format!("{place}note: {}\n", warning.message));
+        text.push_str(&format!("{warning}\n"));
     }
     for path in sources.untracked_reads() {
         text.push_str(&format!(
@@ -327,14 +326,15 @@ impl<'a> Session<'a> {
             manual: options.manual.clone(),
             ask: may_ask,
             artifacts: options.artifacts.clone(),
-            logs: options.report.as_deref().map(prepare_logs).transpose()?,
+            logs: options.report.as_deref().map(report::logs_beside),
             named,
             keep: options.keep,
             shell_on_failure: options.shell_on_failure,
         };
         let context = Arc::new(self.context(&plan, &jobs, &screen)?);
+        prepare_outputs(options, jobs.logs.as_deref())?;
         let (sender, events) = mpsc::channel();
-        forward_signals(sender.clone())?;
+        interrupts::forward(sender.clone());
         let first_id = i64::try_from(self.run.number).unwrap_or(1) * 10_000 + 1;
         let runner =
             LocalRunner::new(Arc::clone(&context), &jobs, (self.sources, self.mapped), (sender, events), first_id);
@@ -448,15 +448,20 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Creates an empty directory for the output of jobs.
-fn prepare_logs(report: &Path) -> Result<PathBuf, String> {
-    let directory = report::logs_beside(report);
-    let failed = |error: std::io::Error| format!("{}: {error}", directory.display());
-    if directory.exists() {
-        std::fs::remove_dir_all(&directory).map_err(failed)?;
+/// Creates the directories and files that results are written to. Fails before any job has run.
+fn prepare_outputs(options: &Options, logs: Option<&Path>) -> Result<(), String> {
+    let failed = |path: &Path, error: std::io::Error| format!("{}: {error}; no job was started", path.display());
+    if let Some(logs) = logs.filter(|logs| logs.exists()) {
+        std::fs::remove_dir_all(logs).map_err(|error| failed(logs, error))?;
     }
-    std::fs::create_dir_all(&directory).map_err(failed)?;
-    Ok(directory)
+    for directory in [logs, options.artifacts.as_deref()].into_iter().flatten() {
+        std::fs::create_dir_all(directory).map_err(|error| failed(directory, error))?;
+    }
+    for file in [&options.report, &options.junit].into_iter().flatten() {
+        let above = file.parent().unwrap_or(Path::new(""));
+        std::fs::create_dir_all(above).and_then(|()| std::fs::write(file, "")).map_err(|error| failed(file, error))?;
+    }
+    Ok(())
 }
 
 fn cores() -> usize {
@@ -478,18 +483,6 @@ fn say(text: &str) {
 /// Writes to standard error; errors are ignored.
 fn eprint(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
-}
-
-/// Forwards signals as events.
-fn forward_signals(sender: mpsc::Sender<RunEvent>) -> Result<(), String> {
-    let mut signals = signal_hook::iterator::Signals::new([
-        signal_hook::consts::SIGINT,
-        signal_hook::consts::SIGTERM,
-        signal_hook::consts::SIGHUP,
-    ])
-    .map_err(|error| format!("cannot install a signal handler: {error}"))?;
-    thread::spawn(move || signals.forever().try_for_each(|_| sender.send(RunEvent::Interrupt)));
-    Ok(())
 }
 
 /// An interrupted run must not be repeated.

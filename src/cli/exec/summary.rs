@@ -15,6 +15,10 @@ pub fn show(screen: &Screen, ending: RunStatus, jobs: &[JobResult]) {
             let _ = writeln!(text, "coverage: {number}%");
         }
     }
+    for job in jobs.iter().filter(|job| job.status == ResultStatus::Warning) {
+        let why = job.message.as_deref().unwrap_or("failed");
+        let _ = writeln!(text, "\n{}", screen.strong(&format!("{}: {why}; the job is allowed to fail", job.name)));
+    }
     for job in jobs.iter().filter(|job| job.status == ResultStatus::Failed) {
         text.push_str(&failure(screen, job));
     }

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,7 +11,6 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use super::options::Options;
 use super::{GitState, is_interrupted, once};
 use crate::local::checkout::Checkout;
-use crate::local::results::RunStatus;
 
 use crate::sys;
 
@@ -21,7 +19,6 @@ const QUIET: Duration = Duration::from_millis(200);
 
 /// Repeats the run until the user interrupts it. Fails if the file system cannot be watched.
 pub fn run(options: &Options, checkout: &Checkout) -> Result<u8, String> {
-    let interrupts = interrupts().map_err(|error| format!("cannot install a signal handler: {error}"))?;
     loop {
         let watched = Watched::begin(checkout).map_err(|error| {
             format!(
@@ -38,27 +35,8 @@ pub fn run(options: &Options, checkout: &Checkout) -> Result<u8, String> {
             return Ok(status);
         }
         super::say("waiting for changes; press Ctrl-C to stop\n");
-        match watched.wait(&interrupts) {
-            Ok(Woken::Changed) => {}
-            Ok(Woken::Interrupted) => return Ok(RunStatus::Interrupted.exit_status()),
-            Err(error) => return Err(format!("cannot watch for changes: {error}")),
-        }
+        watched.wait().map_err(|error| format!("cannot watch for changes: {error}"))?;
     }
-}
-
-/// A socket that becomes readable when a termination signal arrives.
-fn interrupts() -> io::Result<UnixStream> {
-    let (interrupts, sender) = UnixStream::pair()?;
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-        signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
-    }
-    Ok(interrupts)
-}
-
-/// The event that ended a wait.
-enum Woken {
-    Changed,
-    Interrupted,
 }
 
 /// Watches the directories of tracked files.
@@ -85,18 +63,13 @@ impl Watched {
         Ok(Self { inotify })
     }
 
-    /// Waits for a change followed by a quiet period, or for an interrupt.
-    fn wait(&self, interrupts: &UnixStream) -> io::Result<Woken> {
+    /// Waits for a change followed by a quiet period. An interrupt ends the process.
+    fn wait(&self) -> io::Result<()> {
         let mut timeout = None;
-        loop {
-            match sys::wait([Some(self.inotify.as_fd()), Some(interrupts.as_fd())], timeout)? {
-                [_, true] => return Ok(Woken::Interrupted),
-                [true, false] => {
-                    let _ = self.inotify.read_events();
-                    timeout = Some(QUIET);
-                }
-                [false, false] => return Ok(Woken::Changed),
-            }
+        while let [true] = sys::wait([Some(self.inotify.as_fd())], timeout)? {
+            let _ = self.inotify.read_events();
+            timeout = Some(QUIET);
         }
+        Ok(())
     }
 }

@@ -1,6 +1,8 @@
-//! Retries of engine requests that may succeed later.
+//! Retries of engine requests that may succeed later, and requests that a stop must not cut off.
 
 use std::time::Duration;
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
 use super::engine::spec::CreateContainer;
 use super::engine::{DockerEngine, DockerError};
@@ -44,7 +46,30 @@ pub fn create_anew(
 ) -> Result<(String, Vec<String>), DockerError> {
     let create = || {
         engine.remove_container(name, keep_volumes)?;
-        engine.create_container(name, platform, request)
+        uncut(|| engine.create_container(name, platform, request))
     };
     retry(create, |error| error.is_disk_full() || error.is_conflict(), |_| {})
+}
+
+/// Delays SIGTERM to this thread until the engine has answered. If the process ended before, the engine would create
+/// the object after the removal of the job's objects has listed them, so the object would stay.
+pub fn uncut<T>(request: impl FnOnce() -> T) -> T {
+    let mut stop = SigSet::empty();
+    stop.add(Signal::SIGTERM);
+    // Fails only for an invalid operation.
+    let before = stop.thread_swap_mask(SigmaskHow::SIG_BLOCK).unwrap_or_else(|_| SigSet::empty());
+    let answer = request();
+    let _ = before.thread_set_mask();
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_waits_for_the_answer_of_the_engine() {
+        let is_held = || SigSet::thread_get_mask().expect("the signal mask").contains(Signal::SIGTERM);
+        assert_eq!((uncut(is_held), is_held()), (true, false));
+    }
 }

@@ -1,6 +1,9 @@
 //! Runs a pipeline and its child pipelines: starts jobs by the schedule, and processes their results.
 
 mod ending;
+mod interaction;
+mod settlement;
+mod triggers;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -10,23 +13,19 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::failure::FailureReason;
 use crate::job::artifacts::local_archive;
 use crate::job::control::JobControl;
 use crate::local::attempt::{self, Attempt, AttemptResult, RunContext};
-use crate::local::children;
-use crate::local::conclusion::{retries, status_of};
 use crate::local::coverage;
 use crate::local::dotenv;
-use crate::local::mapped::{MappedCheckout, MappedProjects};
+use crate::local::mapped::MappedProjects;
 use crate::local::options::{RunOptions, image_of, matches};
 use crate::local::project::LocalProject;
-use crate::local::results::{JobResult, RunStatus};
-use crate::local::schedule::{self, Conclusion, Schedule, ScheduleState, ScheduledJob};
+use crate::local::results::{JobResult, RunStatus, in_words};
+use crate::local::schedule::{self, Schedule, ScheduleState, ScheduledJob};
 use crate::local::sources::LocalSources;
-use crate::pipeline::plan::{AllowFailure, Job, Plan, Trigger, TriggerStrategy, When};
+use crate::pipeline::plan::{Job, Plan, When};
 use crate::pipeline::request::PlanRequest;
-use crate::pipeline::syntax::Node;
 use crate::sync;
 
 /// The nesting depth of child pipelines, as on GitLab.
@@ -219,7 +218,12 @@ impl<'a> LocalRunner<'a> {
             let mut started = false;
             for pipeline in 0..self.pipelines.len() {
                 let reached = self.pipelines[pipeline].schedule.advance(Instant::now());
-                self.questions.extend(reached.into_iter().map(|job| (pipeline, job)));
+                for job in reached {
+                    match self.pipelines[pipeline].schedule.state(job) {
+                        ScheduleState::Delayed(until) => self.announce_delay(pipeline, job, until),
+                        _ => self.questions.push((pipeline, job)),
+                    }
+                }
                 let free = self.options.parallel.saturating_sub(self.busy());
                 let others = self.pipelines.iter().enumerate().filter(|(other, _)| *other != pipeline);
                 let elsewhere =
@@ -237,6 +241,12 @@ impl<'a> LocalRunner<'a> {
         }
     }
 
+    fn announce_delay(&self, pipeline: usize, job: usize, until: Instant) {
+        let delay = in_words(until.saturating_duration_since(Instant::now()));
+        let name = self.name(pipeline, job);
+        self.context.screen.say(&format!("{name} starts in {delay}; --skip-delays starts delayed jobs immediately"));
+    }
+
     /// The number of running attempts.
     fn busy(&self) -> usize {
         let jobs = self.pipelines.iter().flat_map(|running| &running.jobs);
@@ -246,22 +256,6 @@ impl<'a> LocalRunner<'a> {
     /// Whether every pipeline waits for an event.
     fn is_stalled(&self) -> bool {
         self.busy() == 0 && self.pipelines.iter().all(|running| running.schedule.is_stalled())
-    }
-
-    /// Marks trigger jobs as waiting for a person if their pipelines do. Returns whether one changed.
-    fn hold_triggers(&mut self) -> bool {
-        let mut changed = false;
-        for child in 0..self.pipelines.len() {
-            let (Some((pipeline, job)), false) = (self.pipelines[child].parent, self.pipelines[child].is_told) else {
-                continue;
-            };
-            self.pipelines[child].is_told = true;
-            if self.pipelines[pipeline].schedule.state(job) == ScheduleState::Running {
-                self.pipelines[pipeline].schedule.hold(job);
-                changed = true;
-            }
-        }
-        changed
     }
 
     fn start(&mut self, pipeline: usize, job: usize) {
@@ -298,6 +292,7 @@ impl<'a> LocalRunner<'a> {
             image: image_of(planned, self.options),
             log: self.options.logs.as_ref().map(|directory| directory.join(crate::local::report::log_name(&name))),
             coverage: planned.coverage.as_deref().and_then(coverage::finder),
+            notice: self.why_again(pipeline, job),
             plan: Arc::clone(&plan),
         };
         let control = match JobControl::new() {
@@ -323,6 +318,13 @@ impl<'a> LocalRunner<'a> {
             Ok(thread) => self.threads.push(thread),
             Err(error) => self.fail(pipeline, job, format!("cannot start a thread: {error}")),
         }
+    }
+
+    /// The reason for a further attempt of a job.
+    fn why_again(&self, pipeline: usize, job: usize) -> Option<String> {
+        let progress = &self.pipelines[pipeline].jobs[job];
+        let why = progress.message.as_deref().unwrap_or("failed");
+        (progress.attempts > 1).then(|| format!("{why}; starting attempt {}", progress.attempts))
     }
 
     /// The variables of the dotenv reports of jobs.
@@ -361,143 +363,6 @@ impl<'a> LocalRunner<'a> {
         jobs.into_iter().map(|(_, id, name)| (id, name)).collect()
     }
 
-    /// Fails a job that could not start.
-    fn fail(&mut self, pipeline: usize, job: usize, why: String) {
-        let progress = &mut self.pipelines[pipeline].jobs[job];
-        progress.control = None;
-        progress.message = Some(why);
-        self.settle(pipeline, job, Conclusion::Failed);
-    }
-
-    fn trigger(&mut self, pipeline: usize, job: usize, trigger: &Trigger) {
-        let (Trigger::Child { strategy, .. } | Trigger::Project { strategy, .. }) = trigger;
-        let planned = match trigger {
-            Trigger::Child { .. } => self.child(pipeline, job),
-            Trigger::Project { project, node, .. } => {
-                let running = &self.pipelines[pipeline];
-                let expand = |text: &str| running.plan.expand(&running.plan.jobs[job], text);
-                let (project, branch) = (expand(project), node.get("branch").and_then(Node::printed));
-                let branch = branch.map(|branch| expand(&branch));
-                match self.mapped.checkout(&project, branch.as_deref()) {
-                    Ok(mapped) => self.of_project(pipeline, job, mapped, branch),
-                    Err(why) => {
-                        let message = format!("the pipeline of {project} was not started: {why}");
-                        self.pipelines[pipeline].jobs[job].message = Some(message);
-                        return self.settle(pipeline, job, Conclusion::Success);
-                    }
-                }
-            }
-        };
-        let checked = planned.and_then(|planned| {
-            children::check(&planned.plan, self.options, &self.context)?;
-            Ok(planned)
-        });
-        match checked {
-            Ok(planned) => self.add(planned),
-            Err(why) => return self.fail(pipeline, job, why),
-        }
-        if *strategy == TriggerStrategy::None {
-            self.settle(pipeline, job, Conclusion::Success);
-        }
-    }
-
-    /// Plans the child pipeline of a trigger job.
-    fn child(&mut self, pipeline: usize, job: usize) -> Result<Planned<'a>, String> {
-        let id = self.pipeline_id();
-        let running = &self.pipelines[pipeline];
-        if running.level == LEVELS {
-            return Err(format!("child pipelines may nest {LEVELS} levels deep"));
-        }
-        for (planned, progress) in running.plan.jobs.iter().zip(&running.jobs).filter(|(_, progress)| progress.id > 0) {
-            let archive = local_archive(&self.context.artifacts, progress.id, "archive");
-            if archive.exists() {
-                running.sources.set_artifact(&planned.name, archive);
-            }
-        }
-        let dotenv = self.dotenv(&self.dependencies(pipeline, job));
-        let (plan, request) = children::plan(&running.plan, &running.plan.jobs[job], &running.request, id, dotenv)?;
-        let (project, sources) = (Arc::clone(&running.project), running.sources);
-        Ok(Planned { plan, request, project, sources, parent: Some((pipeline, job)), level: running.level + 1 })
-    }
-
-    /// Plans the pipeline of another project.
-    fn of_project(
-        &mut self,
-        pipeline: usize,
-        job: usize,
-        mapped: &'a MappedCheckout,
-        branch: Option<String>,
-    ) -> Result<Planned<'a>, String> {
-        let id = self.pipeline_id();
-        let ancestors = std::iter::successors(Some(pipeline), |at| self.pipelines[*at].parent.map(|(above, _)| above));
-        if ancestors.count() > ANCESTORS_MOST {
-            return Err(format!("more than {ANCESTORS_MOST} pipelines start each other"));
-        }
-        let running = &self.pipelines[pipeline];
-        let dotenv = self.dotenv(&self.dependencies(pipeline, job));
-        let planned = &running.plan.jobs[job];
-        let (plan, request) =
-            children::plan_mapped(&running.plan, planned, &running.request, id, dotenv, (mapped, branch))?;
-        let (project, sources) = (Arc::clone(&mapped.project), &mapped.sources);
-        Ok(Planned { plan, request, project, sources, parent: Some((pipeline, job)), level: 0 })
-    }
-
-    fn pipeline_id(&mut self) -> u64 {
-        self.next_id += 1;
-        (self.next_id - 1).cast_unsigned()
-    }
-
-    /// Finishes trigger jobs whose pipelines have finished. Returns whether there was one.
-    fn end_children(&mut self) -> bool {
-        let mut ended = false;
-        for child in 0..self.pipelines.len() {
-            let running = &self.pipelines[child];
-            let is_over = running.schedule.is_over() && !running.jobs.iter().any(|job| job.control.is_some());
-            let (Some((pipeline, job)), false, true) = (running.parent, running.is_told, is_over) else { continue };
-            let status = running.schedule.status();
-            // A pipeline that a manual job blocks continues when that job starts.
-            if status == schedule::PipelineStatus::Blocked && !self.is_interrupted {
-                continue;
-            }
-            self.pipelines[child].is_told = true;
-            ended = true;
-            if self.pipelines[pipeline].schedule.state(job) == ScheduleState::Running {
-                let well = status == schedule::PipelineStatus::Success;
-                let badly = if self.is_interrupted { Conclusion::Canceled } else { Conclusion::Failed };
-                if !well {
-                    self.pipelines[pipeline].jobs[job].message = Some("the pipeline that it started failed".to_owned());
-                }
-                self.settle(pipeline, job, if well { Conclusion::Success } else { badly });
-            }
-        }
-        ended
-    }
-
-    /// Asks about manual jobs when no other job can run. Returns false if there is no question.
-    fn ask(&mut self) -> bool {
-        if !self.options.ask || self.is_interrupted {
-            return false;
-        }
-        if self.is_asking {
-            return true;
-        }
-        let is_open =
-            |(pipeline, job): &(usize, usize)| self.pipelines[*pipeline].schedule.state(*job) == ScheduleState::Manual;
-        self.questions.retain(is_open);
-        let Some(&(pipeline, job)) = self.questions.first() else { return false };
-        let question = self.pipelines[pipeline].plan.jobs[job].manual_confirmation.clone();
-        let question = question.map(|question| format!(" {question}")).unwrap_or_default();
-        self.context.screen.say(&format!("Start the manual job `{}`?{question} [y/N]", self.name(pipeline, job)));
-        self.is_asking = true;
-        let sender = self.sender.clone();
-        thread::spawn(move || {
-            let mut answer = String::new();
-            let _ = std::io::stdin().read_line(&mut answer);
-            sender.send(RunEvent::Answer(answer))
-        });
-        true
-    }
-
     /// Waits for the next event and processes it.
     fn wait_for_event(&mut self) {
         let delay = self.pipelines.iter().filter_map(|running| running.schedule.next_delay()).min();
@@ -516,106 +381,6 @@ impl<'a> LocalRunner<'a> {
         }
         if self.context.screen.is_closed() && !self.is_interrupted {
             self.interrupt();
-        }
-    }
-
-    fn answered(&mut self, answer: &str) {
-        self.is_asking = false;
-        if self.questions.is_empty() {
-            return;
-        }
-        let (pipeline, job) = self.questions.remove(0);
-        if matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
-            self.pipelines[pipeline].schedule.start(job);
-        }
-    }
-
-    /// Interrupts all jobs; the second interrupt exits immediately.
-    fn interrupt(&mut self) {
-        if self.is_interrupted {
-            self.context.screen.finish();
-            // Running jobs end with this process; the guard process cleans up.
-            std::process::exit(i32::from(RunStatus::Interrupted.exit_status()));
-        }
-        self.is_interrupted = true;
-        self.cancel("interrupted");
-    }
-
-    fn cancel(&mut self, why: &str) {
-        for running in &mut self.pipelines {
-            running.schedule.cancel();
-            running.jobs.iter().filter_map(|job| job.control.as_ref()).for_each(|control| control.interrupt(why));
-        }
-    }
-
-    fn ended(&mut self, pipeline: usize, job: usize, outcome: AttemptResult) {
-        let running = &mut self.pipelines[pipeline];
-        let planned = &running.plan.jobs[job];
-        let progress = &mut running.jobs[job];
-        progress.control = None;
-        let failure = outcome.failure;
-        let is_stopped = self.is_interrupted || running.schedule.is_canceled();
-        progress.message.clone_from(&outcome.taken.message);
-        progress.duration = Some(outcome.duration);
-        progress.result = Some(outcome);
-        let conclusion = match failure {
-            None => Conclusion::Success,
-            Some((FailureReason::RunnerInterrupted | FailureReason::JobCanceled, _)) if is_stopped => {
-                Conclusion::Canceled
-            }
-            Some((reason, code)) => {
-                if !is_stopped && progress.attempts <= retries(planned, reason, code) {
-                    let attempt = progress.attempts + 1;
-                    let text = format!("{} failed; starting attempt {attempt}", self.name(pipeline, job));
-                    self.context.screen.say(&text);
-                    return self.start(pipeline, job);
-                }
-                if planned.allow_failure.forgives(code) { Conclusion::Warning } else { Conclusion::Failed }
-            }
-        };
-        self.settle(pipeline, job, conclusion);
-    }
-
-    /// Records the final result of a job.
-    fn settle(&mut self, pipeline: usize, job: usize, conclusion: Conclusion) {
-        let running = &mut self.pipelines[pipeline];
-        let planned = &running.plan.jobs[job];
-        let conclusion = match conclusion {
-            Conclusion::Failed if planned.allow_failure == AllowFailure::Yes => Conclusion::Warning,
-            conclusion => conclusion,
-        };
-        running.schedule.end(job, conclusion);
-        let progress = &mut running.jobs[job];
-        let duration = progress.began.map(|began| began.elapsed()).unwrap_or_default();
-        let note = match conclusion {
-            Conclusion::Success => String::new(),
-            _ => progress.message.clone().unwrap_or_default(),
-        };
-        progress.duration.get_or_insert(duration);
-        self.context.screen.end(progress.key, status_of(ScheduleState::Done(conclusion)), duration, &note);
-        if conclusion == Conclusion::Success
-            && let Some(message) = progress.message.take()
-        {
-            self.context.screen.say(&message);
-        }
-        self.unpack(pipeline, job);
-        if conclusion == Conclusion::Failed && self.pipelines[pipeline].plan.cancel_on_job_failure {
-            let running = &mut self.pipelines[pipeline];
-            running.schedule.cancel();
-            let controls = running.jobs.iter().filter_map(|job| job.control.as_ref());
-            controls.for_each(|control| control.interrupt("another job failed (workflow:auto_cancel:on_job_failure)"));
-        }
-    }
-
-    /// Unpacks the artifacts of a job into the user's directory.
-    fn unpack(&self, pipeline: usize, job: usize) {
-        let Some(directory) = &self.options.artifacts else { return };
-        let id = self.pipelines[pipeline].jobs[job].id;
-        if let Err(why) = crate::local::artifacts::unpack(&self.context.artifacts, id, directory) {
-            let name = self.name(pipeline, job);
-            self.context
-                .screen
-                .say(&format!("warning: cannot unpack the artifacts of {name} into {}: {why}", directory.display()));
         }
     }
 

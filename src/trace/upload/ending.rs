@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Delivery, INTERVAL, Piece, Upload};
+use super::{Delivery, Piece, Upload};
 use crate::coordinator::{JobState, JobStatus, UpdateOutcome};
 
 /// GitLab fails a running job after an hour without a request: until then sending a final state is useful.
@@ -23,7 +23,7 @@ enum RetryReason {
 impl Upload {
     /// Sends the rest of the log and the final state, as long as GitLab accepts them.
     pub(super) fn finish(&mut self, ending: &JobState) -> Delivery {
-        self.interval = INTERVAL;
+        self.interval = self.coordinator.first_interval();
         let began = Instant::now();
         let (mut failures, mut resets) = (0, 0);
         let mut back_off = self.back_off;

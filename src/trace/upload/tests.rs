@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::channel;
 use std::thread;
 
 use proptest::prelude::*;
@@ -39,7 +39,6 @@ struct Server {
 #[derive(Default)]
 struct Fake {
     server: Mutex<Server>,
-    watcher: Option<Mutex<Sender<Vec<u8>>>>,
     interval: Duration,
 }
 
@@ -79,9 +78,6 @@ impl Coordinator for Fake {
             }
             Fault::NotFound => TraceOutcome::NotFound,
         };
-        if let Some(watcher) = &self.watcher {
-            watcher.lock().expect("no thread may panic").send(chunk.to_vec()).expect("the receiver must exist");
-        }
         TraceReply { outcome, status: server.status.unwrap_or(JobStatus::Ongoing), interval: Some(self.interval) }
     }
 
@@ -97,8 +93,8 @@ impl Coordinator for Fake {
         UpdateReply { outcome, status: server.status.unwrap_or(JobStatus::Ongoing), interval: Some(self.interval) }
     }
 
-    fn is_interactive(&self) -> bool {
-        self.watcher.is_some()
+    fn first_interval(&self) -> Duration {
+        if self.interval.is_zero() { Duration::from_secs(3) } else { self.interval }
     }
 }
 
@@ -229,17 +225,10 @@ fn a_resumed_upload_continues_and_its_checksum_covers_the_whole_log() {
 }
 
 #[test]
-fn a_watching_user_sees_each_line_at_once() {
-    let (sender, lines) = channel();
-    // Without watching the file, the second line would arrive after an hour.
-    let interval = Duration::from_secs(3600);
-    let case = Case::new(Fake { watcher: Some(Mutex::new(sender)), interval, ..Fake::default() });
-    case.write(b"one\n");
-    let uploader = case.uploader();
-    assert_eq!(lines.recv_timeout(Duration::from_secs(60)).expect("a message must arrive"), b"one\n");
-    case.write(b"two\n");
-    assert_eq!(lines.recv_timeout(Duration::from_secs(60)).expect("a message must arrive"), b"two\n");
-    assert_eq!(uploader.finish(JobState::Success), Delivery::Delivered);
+fn the_coordinator_chooses_the_first_interval() {
+    let interval = Duration::from_secs(7);
+    let case = Case::new(Fake { interval, ..Fake::default() });
+    assert_eq!(case.upload(OPTIONS, Box::new(|_| {})).interval, interval);
 }
 
 #[test]

@@ -1,0 +1,172 @@
+//! `mayfly exec`: what the user sees of retries, allowed failures and delays, and interrupts at inconvenient times.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::exec::{assert_nothing_left, checkout, command, exec, run_directory};
+use crate::support::docker::docker;
+use crate::support::wait_until;
+
+#[test]
+fn an_allowed_failure_of_a_single_job_is_seen() {
+    let home = checkout("a: {script: exit 7, allow_failure: true}\n");
+    let (output, text) = exec(&home, &[]);
+    assert!(output.status.success() && text.contains("a: exit status 7; the job is allowed to fail"), "{text}");
+}
+
+#[test]
+fn retries_stand_in_the_output_of_their_job() {
+    let home = checkout("a: {script: [echo once, exit 7], retry: 1}\nb: {script: echo}\n");
+    let report = home.path("report.json").display().to_string();
+    let (_, text) = exec(&home, &["-j1", "--report", &report]);
+    let attempt = "$ echo once\nonce\n$ exit 7\n";
+    let expected = format!("== a (test)\n{attempt}exit status 7; starting attempt 2\n{attempt}== a: failed");
+    assert!(text.contains(&expected), "{text}");
+    let report: serde_json::Value = serde_json::from_str(&fs::read_to_string(report).expect("a report")).expect("JSON");
+    let log = fs::read_to_string(report["jobs"]["a"]["log"].as_str().expect("a path")).expect("a log");
+    assert_eq!(log, format!("{attempt}exit status 7; starting attempt 2\n{attempt}"));
+}
+
+#[test]
+fn a_delay_is_announced() {
+    let home = checkout("a: {script: echo, when: delayed, start_in: 1 second}\n");
+    let (output, text) = exec(&home, &[]);
+    assert!(output.status.success() && text.contains("a starts in 1.0s; --skip-delays"), "{text}");
+    let (output, text) = exec(&home, &["--skip-delays"]);
+    assert!(output.status.success() && !text.contains("starts in"), "{text}");
+}
+
+#[test]
+fn results_that_cannot_be_written_refuse_the_run() {
+    let home = checkout("a: {script: 'echo ran'}\n");
+    fs::write(home.path("file"), "").expect("write a file");
+    let inside = home.path("file/results").display().to_string();
+    for option in ["--artifacts", "--report", "--junit"] {
+        let (output, text) = exec(&home, &[option, &inside]);
+        assert!(output.status.code() == Some(2) && text.contains("no job was started"), "{option}: {text}");
+        assert!(!text.contains("ran"), "{option}: {text}");
+    }
+    let new = home.path("new");
+    let report = new.join("junit.xml").display().to_string();
+    let (output, text) = exec(&home, &["--junit", &report]);
+    assert!(output.status.success() && Path::new(&report).exists(), "{text}");
+}
+
+#[test]
+fn the_warnings_of_a_child_pipeline_are_shown() {
+    let home = checkout("kid: {trigger: {include: child.yml, strategy: depend}}\n");
+    fs::write(home.path("checkout/child.yml"), "c: {script: echo, release: {tag_name: v1, description: x}}\n")
+        .expect("write a file");
+    let (output, text) = exec(&home, &[]);
+    assert!(output.status.success() && text.contains("kid: child.yml:1: note: `release` has no effect"), "{text}");
+}
+
+#[test]
+fn names_of_jobs_cannot_control_the_terminal() {
+    let home = checkout("\"a\\e[2J\": {script: exit 1}\nb: {script: echo}\n");
+    let (output, text) = exec(&home, &[]);
+    assert!(output.status.code() == Some(1) && !text.contains('\x1b'), "{text:?}");
+}
+
+/// An engine that holds the first request to create a container until the test lets it go.
+struct SlowEngine {
+    /// Receives when the request has arrived.
+    arrived: Receiver<()>,
+    go: Sender<()>,
+}
+
+impl SlowEngine {
+    fn start(socket: &Path, engine: &str) -> Self {
+        let listener = UnixListener::bind(socket).expect("a socket");
+        let (arrival, arrived) = channel();
+        let (go, may_go) = channel();
+        let hold = Arc::new(Mutex::new(Some((arrival, may_go))));
+        let engine = engine.strip_prefix("unix://").expect("a socket").to_owned();
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let engine = UnixStream::connect(&engine).expect("the engine");
+                let answers = (engine.try_clone().expect("a copy"), client.try_clone().expect("a copy"));
+                let hold = Arc::clone(&hold);
+                thread::spawn(move || copy(answers.0, answers.1, |_| {}));
+                thread::spawn(move || {
+                    copy(client, engine, |bytes| {
+                        let is_meant = bytes.windows(19).any(|part| part == b"/containers/create?");
+                        if let Some((arrival, go)) = is_meant.then(|| hold.lock().expect("a lock").take()).flatten() {
+                            let _ = arrival.send(());
+                            let _ = go.recv();
+                        }
+                    });
+                });
+            }
+        });
+        Self { arrived, go }
+    }
+}
+
+fn copy(mut from: UnixStream, mut to: UnixStream, look: impl Fn(&[u8])) {
+    let mut buffer = [0; 64 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        look(&buffer[..length]);
+        if to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+#[test]
+fn an_interrupt_while_the_engine_creates_a_container_leaves_none() {
+    let docker = docker();
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
+        let home = checkout("a: {image: 'busybox:local', script: echo}\n");
+        let socket = home.path("engine");
+        let engine = SlowEngine::start(&socket, &docker.host());
+        let shown = home.path("shown");
+        let mut command: Command = command(&home, &[]);
+        command.env("DOCKER_HOST", format!("unix://{}", socket.display())).stderr(Stdio::null());
+        let mut child = command.stdout(fs::File::create(&shown).expect("a file")).spawn().expect("mayfly");
+        engine.arrived.recv_timeout(Duration::from_secs(60)).expect("a request to create a container");
+        let label = format!("io.mayfly.state={}", run_directory(&home));
+        kill(Pid::from_raw(child.id().cast_signed()), signal).expect("send a signal");
+        if signal == Signal::SIGINT {
+            wait_until("the run stops", || {
+                fs::read_to_string(&shown).is_ok_and(|text| text.contains("stopping 1 job"))
+            });
+        }
+        // Time in which the run would end without waiting for the engine.
+        thread::sleep(Duration::from_millis(300));
+        engine.go.send(()).expect("a request waits");
+        let code = child.wait().expect("the run must end").code();
+        assert_eq!(code, (signal == Signal::SIGINT).then_some(130));
+        wait_until("the run's directory goes", || run_directory(&home) == "none");
+        assert_eq!(docker.containers(&label), [""; 0], "{signal}");
+        assert_nothing_left(&home);
+    }
+}
+
+#[test]
+fn an_interrupt_before_the_first_job_ends_the_run() {
+    let home = checkout("a: {image: 'registry.invalid/none', script: echo}\n");
+    let socket = home.path("engine");
+    // It accepts connections and never answers.
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    let mut command = command(&home, &[]);
+    command.env("DOCKER_HOST", format!("unix://{}", socket.display())).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("mayfly");
+    let connection = listener.accept().expect("a connection");
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).expect("send a signal");
+    assert_eq!(child.wait().expect("the run must end").code(), Some(130));
+    wait_until("the run's directory goes", || run_directory(&home) == "none");
+    drop(connection);
+}
