@@ -72,9 +72,15 @@ fn submodules_and_large_files_that_fail_cost_no_checkout() {
         let sha = scene.git.commit("team/demo", &[("data.bin", &other)], "next");
         for part in ["/team/demo.git/info/lfs", "/team/library.git"] {
             scene.git.fail(part, Failure::Status(403));
-            let job = scene.run(asked(&["true"], &sha));
-            assert_eq!(job.state, "failed", "{part}: {}", job.log());
-            assert_reused(&job.lines());
+            let failed = scene.run(asked(&["true"], &sha));
+            assert_eq!(failed.state, "failed", "{part}: {}", failed.log());
+            assert_reused(&failed.lines());
+            let find = ["-path", "*/kept/file", "-not", "-path", "*/.git/*"];
+            let left = std::process::Command::new("find").arg(scene.home.path("")).args(find).output().expect("find");
+            let left = String::from_utf8_lossy(&left.stdout).into_owned();
+            assert_eq!(left.lines().count(), 2, "after {part}: {left}");
+            let failed = scene.run(asked(&["true"], &sha).variable("FF_ENABLE_JOB_CLEANUP", "true"));
+            assert_eq!(failed.state, "failed", "{part}: {}", failed.log());
             scene.git.heal();
         }
         let lines = scene.pass(asked(&[look, "cat data.bin lib/lib.txt"], &sha));

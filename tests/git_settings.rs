@@ -32,7 +32,7 @@ fn image_with_git() -> String {
         std::fs::create_dir_all(place.parent().expect("a parent")).expect("create the directory");
         std::fs::copy(path, place).expect("copy the file");
     }
-    docker().image_of(root.path(), &["CMD [\"sh\"]", "ENV HOME=/tmp PATH=/usr/bin:/bin"])
+    docker().image_of(root.path(), &["CMD [\"sh\"]", "ENV HOME=/tmp", "ENV PATH=/usr/bin:/bin"])
 }
 
 #[test]
@@ -72,6 +72,34 @@ fn a_script_before_the_sources_chooses_the_server_of_large_files() {
         let asked = job(&["git config lfs.url || echo unset"]).sources(&url, &sha).variable("GIT_LFS_SKIP_SMUDGE", "1");
         let lines = scene.pass(asked.hook("pre_get_sources_script", &["true"]));
         assert!(lines.contains(&"unset".to_owned()), "{lines:#?}");
+    }
+}
+
+#[test]
+fn settings_for_the_repository_count_for_its_submodules_except_its_server_of_large_files() {
+    let image = image_with_git();
+    for scene in [Scene::new("user = \"nobody\"", ""), Scene::in_containers("", &format!("image = \"{image}\"\n"))] {
+        let (library, _) = scene.git.repository("team/library", &[ATTRIBUTES, ("lib.txt", "from the library\n")]);
+        let pointer = scene.git.large_file("team/library", b"from the store of the library\n");
+        scene.git.commit("team/library", &[("lib.bin", &pointer)], "with a large file");
+        let (url, _) = scene.git.repository("team/demo", &[("a", "b")]);
+        let sha = scene.git.add_submodule("team/demo", "lib", "http://moved.test/team/library.git");
+        let library = library.replace("://", "://gitlab-ci-token:glcbt-x@");
+        let set = |setting: &str| format!("git config -f $RUNNER_TEMP_PROJECT_DIR/git-template/config {setting}");
+        let hook = [
+            "mkdir -p $RUNNER_TEMP_PROJECT_DIR/git-template".to_owned(),
+            set(&format!("url.{library}.insteadOf http://moved.test/team/library.git")),
+            set("lfs.url http://127.0.0.1:1/"),
+        ];
+        let hook: Vec<&str> = hook.iter().map(String::as_str).collect();
+        for strategy in ["fetch", "clone"] {
+            let asked = job(&["cat lib/lib.txt lib/lib.bin"]).sources(&url, &sha).variable("GIT_STRATEGY", strategy);
+            let asked = asked.variable("GIT_SUBMODULE_STRATEGY", "normal").hook("pre_get_sources_script", &hook);
+            let lines = scene.pass(asked);
+            for part in ["from the library", "from the store of the library"] {
+                assert!(lines.contains(&part.to_owned()), "{part} in {lines:#?}");
+            }
+        }
     }
 }
 

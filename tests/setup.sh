@@ -38,6 +38,7 @@ need nsenter util-linux
 need chromium chromium
 need podman podman
 need newuidmap uidmap
+need catatonit catatonit
 need slirp4netns slirp4netns
 [ -e /usr/lib/podman/netavark ] || missing="$missing netavark"
 [ -e /usr/lib/podman/aardvark-dns ] || missing="$missing aardvark-dns"

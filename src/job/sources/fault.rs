@@ -7,7 +7,7 @@
 /// The cause of a failed git command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The server, the network, credentials, or a machine without disk space or memory.
+    /// The server, the network, credentials, the job's options, or a machine without disk space or memory.
     Outside,
     /// Objects, refs or other files below `.git`.
     Repository,
@@ -44,6 +44,22 @@ const REPOSITORY: [&str; 19] = [
     "unable to parse object",
 ];
 
+/// Parts of messages about objects that the server sent. Git prints some of them after messages about an object of the
+/// repository.
+const TRANSFER: [&str; 7] = [
+    "bad pack file",
+    "final sha1 did not match",
+    "fsck error",
+    "inflate returned",
+    "pack has ",
+    "pack is corrupted",
+    "pack signature mismatch",
+];
+
+/// Parts of messages about an object of the repository.
+const OWN_OBJECT: [&str; 6] =
+    ["(stored in ", "does not match index", "object file", "packfile ", "unable to unpack", "unresolved deltas"];
+
 /// Parts of messages about files of the checkout.
 const WORK_TREE: [&str; 12] = [
     "Directory not empty",
@@ -60,8 +76,9 @@ const WORK_TREE: [&str; 12] = [
     "would be overwritten",
 ];
 
-/// Parts of messages about the server and the connection to it.
-const OUTSIDE: [&str; 27] = [
+/// Parts of messages about the server and the connection to it, about options that exclude each other, and about the
+/// filters of the user.
+const OUTSIDE: [&str; 33] = [
     "' not found",
     "Authentication failed",
     "Connection closed",
@@ -74,18 +91,24 @@ const OUTSIDE: [&str; 27] = [
     "Permission denied (",
     "RPC failed",
     "Server does not allow request",
+    "cannot be used together",
+    "clean filter",
     "could not fetch",
     "could not read Password",
     "could not read Username",
+    "does not make sense",
     "couldn't find remote ref",
     "early EOF",
+    "error processing shallow info",
     "expected flush",
+    "external filter",
     "hung up unexpectedly",
     "not our ref",
     "not valid: is this a git repository",
     "protocol error",
     "remote error",
     "returned error:",
+    "smudge filter",
     "ssh: ",
     "unable to access '",
     "unexpected disconnect",
@@ -97,6 +120,7 @@ pub fn of(messages: &str) -> Fault {
     let names = |parts: &[&str]| lines().any(|line| parts.iter().any(|part| line.contains(part)));
     match () {
         () if names(&EXHAUSTED) => Fault::Outside,
+        () if names(&TRANSFER) && !names(&OWN_OBJECT) => Fault::Outside,
         // A damaged repository also aborts the transfer, and git reports both.
         () if names(&REPOSITORY) => Fault::Repository,
         () if names(&OUTSIDE) => Fault::Outside,
@@ -146,6 +170,19 @@ mod tests {
                  fatal: loose object 12 (stored in .git/objects/12/34) is corrupt\nfatal: unpack-objects failed",
                 Fault::Repository,
             ),
+            (
+                "error: inflate: data stream error (invalid code)\nerror: inflate returned -3\nfatal: unpack-objects failed",
+                Fault::Outside,
+            ),
+            ("fatal: pack has bad object at offset 12: inflate returned -3\nfatal: index-pack failed", Fault::Outside),
+            ("fatal: pack is corrupted (SHA1 mismatch)\nfatal: fetch-pack: invalid index-pack output", Fault::Outside),
+            (
+                "error: object 12: badDate: invalid author/committer line\nfatal: fsck error in packed object",
+                Fault::Outside,
+            ),
+            ("fatal: unresolved deltas left after unpacking\nfatal: unpack-objects failed", Fault::Repository),
+            ("fatal: options '--deepen' and '--depth' cannot be used together", Fault::Outside),
+            ("error: external filter 'x' failed 1\nfatal: a.bin: smudge filter x failed", Fault::Outside),
             ("error: object file .git/objects/12/34 is empty", Fault::Repository),
             ("error: remote did not send all necessary objects", Fault::Repository),
             ("fatal: bad shallow line: garbage", Fault::Repository),

@@ -181,6 +181,16 @@ impl SourcesPlan {
         }
     }
 
+    /// The same plan for the repositories of submodules, which do not read the project's configuration. Settings of
+    /// large files and remotes stay out: they name the project's own servers.
+    fn for_submodules(&self) -> Self {
+        let mut plan = self.clone();
+        let is_shared = |(key, _): &&settings::Setting| !["lfs.", "remote."].iter().any(|own| key.starts_with(own));
+        let shared: Vec<settings::Setting> = self.settings.iter().filter(is_shared).cloned().collect();
+        environment::add_settings(&mut plan.environment, &shared);
+        plan
+    }
+
     /// Whether git fetches objects when it needs them (`--filter`).
     fn is_partial(&self) -> bool {
         self.fetch_flags.iter().any(|flag| flag.starts_with("--filter"))

@@ -41,12 +41,17 @@ fn is_directory(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|found| found.is_dir())
 }
 
-/// Cleans the submodules of one repository, whose own repositories are below `modules`. A work tree that cannot be
-/// cleaned is emptied. Errors: it cannot be emptied.
+/// Cleans the submodules of one repository, whose own repositories are below `modules`. A work tree without a repository
+/// waits for the next job; one that cannot be cleaned is emptied. Errors: it cannot be moved or emptied.
 pub fn clean_all(plan: &SourcesPlan, modules: &Path, level: usize) -> Result<(), SourcesError> {
     for (path, name) in submodules::names(plan)? {
         let directory = plan.project.join(&path);
         if !submodule_trees::enter(&plan.project, &path)? || fs::read_dir(&directory)?.next().is_none() {
+            continue;
+        }
+        // The job ended before git had cloned the submodule: the work tree is that of an earlier job.
+        if level == 1 && !is_directory(&modules.join(&name)) {
+            submodule_trees::set_aside(plan, &plan.project, &[path])?;
             continue;
         }
         if let Err(error) = clean_one(plan, &directory, modules, &name, level) {

@@ -60,6 +60,21 @@ pub fn put_back(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError
     }
 }
 
+/// Moves the saved work trees back as they are, after a failure: in place of what git has made of these submodules so
+/// far. `directories`: parents first. Errors: a directory cannot be moved.
+pub fn restore_all(plan: &SourcesPlan, directories: &[PathBuf]) -> io::Result<()> {
+    for directory in directories {
+        let waiting = place_of(plan, directory);
+        let Ok(below) = directory.strip_prefix(&plan.project) else { continue };
+        let is_saved = waiting.symlink_metadata().is_ok_and(|found| found.is_dir());
+        if is_saved && below.parent().is_some_and(|above| enter(&plan.project, above).unwrap_or(false)) {
+            remove::remove(directory)?;
+            fs::rename(&waiting, directory)?;
+        }
+    }
+    Ok(())
+}
+
 /// The repository is new and its index describes other files. Adds the files whose content is that of their objects to
 /// the index; git writes the others.
 fn restore(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {

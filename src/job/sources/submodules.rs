@@ -28,16 +28,14 @@ pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
         println!("{GREEN}Skipping Git submodules setup{RESET}");
         return Ok(());
     };
+    let plan = &plan.for_submodules();
     let how = if wanted.recursive { " recursively" } else { "" };
     let depth = if wanted.depth > 0 { format!(" with git depth set to {}", wanted.depth) } else { String::new() };
     println!("{GREEN}Updating/initializing submodules{how}{depth}...{RESET}");
     let mut links = Vec::new();
-    let mut waiting = vec![(plan.project.clone(), 1)];
-    while let Some((directory, level)) = waiting.pop() {
-        let inner = update_level(plan, wanted, &directory, &mut links)?;
-        if wanted.recursive && level < LEVELS_MAX {
-            waiting.extend(inner.into_iter().map(|inner| (inner, level + 1)));
-        }
+    if let Err(failure) = update_levels(plan, wanted, &mut links) {
+        submodule_trees::restore_all(plan, &links)?;
+        return Err(failure);
     }
     submodule_trees::forget_others(plan, &links)?;
     println!("{GREEN}Updated submodules{RESET}\n{GREEN}Configuring submodules to use parent git credentials...{RESET}");
@@ -45,6 +43,19 @@ pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
     for directory in populated(plan, &plan.project, true)? {
         git::run_in(plan, &directory, &["config", "--replace-all", "include.path", &external])?;
         large_files::pull_of_submodule(plan, &directory)?;
+    }
+    Ok(())
+}
+
+/// Fetches the submodules of the checkout and, if the job wants them, of its submodules. Adds the directories of all
+/// submodules to `links`, parents first.
+fn update_levels(plan: &SourcesPlan, wanted: &Submodules, links: &mut Vec<PathBuf>) -> Result<(), SourcesError> {
+    let mut waiting = vec![(plan.project.clone(), 1)];
+    while let Some((directory, level)) = waiting.pop() {
+        let inner = update_level(plan, wanted, &directory, links)?;
+        if wanted.recursive && level < LEVELS_MAX {
+            waiting.extend(inner.into_iter().map(|inner| (inner, level + 1)));
+        }
     }
     Ok(())
 }
