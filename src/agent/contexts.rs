@@ -11,7 +11,7 @@ use crate::config::{Config, OfferedRunner, Runner, carried};
 use crate::coordinator::Coordinator;
 use crate::coordinator::manager::protocol::Offer;
 use crate::executor::cgroup::CgroupParents;
-use crate::executor::docker::names::Owner;
+use crate::executor::docker::names::ContainerOwner;
 use crate::executor::docker::removal::ContainerRemovals;
 use crate::executor::roots;
 use crate::http::tls::TlsFiles;
@@ -40,7 +40,7 @@ pub struct ContextFactory {
     /// The machine and its boot.
     pub identity: Identity,
     /// Labels that mark the containers of this agent's jobs.
-    pub owner: Owner,
+    pub owner: ContainerOwner,
     /// The removals that are in progress.
     pub removals: ContainerRemovals,
     /// The parents of the jobs' control groups.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nix::unistd::{Group, Uid};
 
 use crate::config::Config;
-use crate::config::docker::Docker;
+use crate::config::docker::DockerConfig;
 use crate::executor::user;
 use crate::instance::metadata_block::{JobUser, MetadataBlock};
 use crate::shim::spec::User;
@@ -70,7 +70,7 @@ pub fn job_users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, S
 }
 
 /// Errors: a setting lets containers bypass the rules, or the engine is on another machine.
-fn check_containers(docker: &Docker) -> Result<(), String> {
+fn check_containers(docker: &DockerConfig) -> Result<(), String> {
     let root_like = |capability: &String| {
         let name = capability.to_ascii_uppercase();
         ROOT_CAPABILITIES.contains(&name.trim_start_matches("CAP_"))
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn container_settings_that_give_root_access_are_rejected() {
-        let docker = |text: &str| toml::from_str::<Docker>(text).expect("a table");
+        let docker = |text: &str| toml::from_str::<DockerConfig>(text).expect("a table");
         for (text, key) in [
             ("privileged = true", "privileged"),
             ("services_privileged = true", "privileged"),

@@ -46,7 +46,7 @@ use crate::config::lifetime::{IdleTimes, LifetimeBounds};
 use crate::config::{self, Config, Runner};
 use crate::coordinator::manager::ManagedJobs;
 use crate::executor::cgroup::CgroupParents;
-use crate::executor::docker::names::Owner;
+use crate::executor::docker::names::ContainerOwner;
 use crate::executor::docker::removal::ContainerRemovals;
 use crate::instance::{Identity, Instance, Notice};
 use crate::job::context::RunnerContext;
@@ -152,7 +152,7 @@ struct Agent {
     identity: Identity,
     parents: CgroupParents,
     /// Labels that mark the containers of this agent's jobs.
-    owner: Owner,
+    owner: ContainerOwner,
     removals: ContainerRemovals,
     /// The build directories and images that jobs leave on this machine.
     storage: Arc<Storage>,
@@ -215,7 +215,7 @@ impl Agent {
             jobs: JobManager::new(state.clone(), Arc::clone(&instance), count, events.clone()),
             system_id,
             parents: CgroupParents::find(),
-            owner: Owner {
+            owner: ContainerOwner {
                 instance: identity.instance.clone(),
                 state: state.display().to_string(),
                 life: format!("{}-{:x}", std::process::id(), BootTime::now().as_nanos()),

@@ -14,7 +14,7 @@ use super::offers::OfferedJob;
 use super::server::RunnerServer;
 use super::slots::{Permit, RequestOutcome, RunnerBounds, RunnerKey, Slots};
 use crate::config::Runner;
-use crate::coordinator::gitlab::Health;
+use crate::coordinator::gitlab::ServerHealth;
 use crate::coordinator::manager::protocol::Offer;
 use crate::coordinator::source::{JobRequest, JobSource, PollOutcome};
 use crate::job::context::RunnerContext;
@@ -96,7 +96,7 @@ impl Poller {
         let key = RunnerKey::of(&self.runner);
         let adaptive = self.runner.feature_flags.get(ADAPTIVE).copied().unwrap_or(true);
         let bounds = RunnerBounds { limit: self.runner.limit, requests: self.runner.request_concurrency, adaptive };
-        let mut health = Health::new(self.runner.unhealthy_requests_limit, self.runner.unhealthy_interval);
+        let mut health = ServerHealth::new(self.runner.unhealthy_requests_limit, self.runner.unhealthy_interval);
         let pollers = Arc::clone(&self.pollers);
         while let Some(permit) = self.slots.acquire(&key, bounds, || pollers.is_stopped()) {
             let rest = match self.check_fitness() {
@@ -132,7 +132,7 @@ impl Poller {
     }
 
     /// Sends one request and starts the job that it returns. Returns the outcome and the wait before the next request.
-    fn poll(&self, permit: Permit, health: &mut Health) -> (RequestOutcome, Duration) {
+    fn poll(&self, permit: Permit, health: &mut ServerHealth) -> (RequestOutcome, Duration) {
         let request =
             JobRequest { token: &self.runner.token, system_id: &self.context.system_id, hold: !permit.contended };
         let began = Instant::now();

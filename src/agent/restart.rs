@@ -3,13 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::aws::Aws;
+use crate::config::aws::AwsConfig;
 use crate::config::{self, Config};
 
 /// The values of these settings when the agent started.
 pub(super) struct StartSettings {
     state_dir: PathBuf,
-    aws: Option<Aws>,
+    aws: Option<AwsConfig>,
     log_level: Option<String>,
     log_format: Option<String>,
     /// The keys of the last warning: a reload without another change does not repeat it.

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::{Config, Runner};
-use crate::coordinator::gitlab::{GitLab, Info};
+use crate::coordinator::gitlab::{GitLab, RunnerManagerInfo};
 use crate::executor::cgroup::CgroupParents;
-use crate::executor::docker::Docker;
-use crate::executor::docker::names::Owner;
+use crate::executor::docker::DockerExecutor;
+use crate::executor::docker::names::ContainerOwner;
 use crate::executor::docker::removal::ContainerRemovals;
 use crate::executor::shell::Shell;
 use crate::job::context::JobExecutor;
@@ -20,10 +20,10 @@ pub fn executor_of(
     user: Option<&str>,
     slots: u32,
     parents: CgroupParents,
-    (owner, removals): (Owner, ContainerRemovals),
+    (owner, removals): (ContainerOwner, ContainerRemovals),
 ) -> Result<Arc<dyn JobExecutor>, String> {
     match runner.executor.has_containers() {
-        true => Ok(Arc::new(Docker::new(runner, owner, removals, parents)?)),
+        true => Ok(Arc::new(DockerExecutor::new(runner, owner, removals, parents)?)),
         false => Ok(Arc::new(Shell::new(runner.shell.as_deref(), user, slots, parents)?)),
     }
 }
@@ -31,7 +31,7 @@ pub fn executor_of(
 /// Creates the GitLab client of a runner. Errors: its URL or certificates are not usable.
 pub fn gitlab(config: &Config, runner: &Runner) -> Result<GitLab, String> {
     let shell = runner.shell.as_deref().unwrap_or("bash");
-    let info = Info::new(runner.executor, shell, &runner.labels);
+    let info = RunnerManagerInfo::new(runner.executor, shell, &runner.labels);
     GitLab::new(&runner.url, &runner.tls, info, config.connection_max_age)
         .map_err(|error| format!("runner `{}`: {error}", runner.name))
 }

@@ -8,7 +8,7 @@ use super::runner_setup::executor_of;
 use super::{AgentOptions, gitlab, job_manager, metadata_blocking};
 use crate::config::{self, LoadedConfig, Severity};
 use crate::executor::cgroup::CgroupParents;
-use crate::executor::docker::names::Owner;
+use crate::executor::docker::names::ContainerOwner;
 use crate::executor::docker::removal::ContainerRemovals;
 use crate::instance::aws::secrets;
 use crate::instance::metadata_block::check_tool;
@@ -36,8 +36,11 @@ pub fn validate(options: &AgentOptions, mut loaded: LoadedConfig) -> Result<(), 
         check_tool().map_err(|why| format!("`block_instance_metadata`: {why}"))?;
     }
     let user = options.user.as_deref().or(config.user.as_deref());
-    let owner =
-        Owner { instance: String::new(), state: config::state_dir(config).display().to_string(), life: String::new() };
+    let owner = ContainerOwner {
+        instance: String::new(),
+        state: config::state_dir(config).display().to_string(),
+        life: String::new(),
+    };
     for runner in &config.runners {
         gitlab(config, runner)?;
         let made_by = (owner.clone(), ContainerRemovals::default());

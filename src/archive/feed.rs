@@ -11,7 +11,7 @@ use nix::sys::stat::{FileStat, fstat};
 use super::compress::{BLOCK, Compressor, FRAME, Piece, window};
 use super::entry::ArchiveEntry;
 use super::pieces::Pieces;
-use super::pool::{Pending, WorkerPool};
+use super::pool::{PendingResult, WorkerPool};
 use super::root::{ArchiveRoot, FileKind};
 
 /// The largest number of small files in one unit of work: passing files between threads one by one would cost more than
@@ -40,7 +40,7 @@ pub enum FileContent {
 
 struct Batch<'a> {
     entries: &'a [ArchiveEntry],
-    loading: Pending<Vec<LoadedFile>>,
+    loading: PendingResult<Vec<LoadedFile>>,
 }
 
 impl<'p, 'a> Feed<'p, 'a> {

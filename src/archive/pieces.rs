@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::io;
 
 use super::compress::Piece;
-use super::pool::{Pending, WorkerPool};
+use super::pool::{PendingResult, WorkerPool};
 
 /// The pieces in progress.
 pub struct Pieces<'p, 'a> {
     pool: &'p WorkerPool<'a>,
     size: usize,
-    under_way: VecDeque<Pending<io::Result<Piece>>>,
+    under_way: VecDeque<PendingResult<io::Result<Piece>>>,
 }
 
 impl<'p, 'a> Pieces<'p, 'a> {

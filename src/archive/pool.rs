@@ -19,11 +19,11 @@ pub struct WorkerPool<'a> {
 }
 
 /// A pending result.
-pub struct Pending<T>(mpsc::Receiver<T>);
+pub struct PendingResult<T>(mpsc::Receiver<T>);
 
 impl<'a> WorkerPool<'a> {
     /// Submits work to a thread. The caller limits the amount of work in progress.
-    pub fn submit<T: Send + 'a>(&self, work: impl FnOnce(&mut Compressor) -> T + Send + 'a) -> Pending<T> {
+    pub fn submit<T: Send + 'a>(&self, work: impl FnOnce(&mut Compressor) -> T + Send + 'a) -> PendingResult<T> {
         let (done, pending) = mpsc::sync_channel(1);
         let job: Job<'a> = Box::new(move |compressor| {
             // The receiver is gone if the archive was abandoned.
@@ -31,7 +31,7 @@ impl<'a> WorkerPool<'a> {
         });
         // Fails only if all threads have ended; then `wait` reports it.
         let _ = self.jobs.send(job);
-        Pending(pending)
+        PendingResult(pending)
     }
 
     /// How many units of work to keep in progress so that no thread is idle; fewer if they are large, to limit memory.
@@ -40,7 +40,7 @@ impl<'a> WorkerPool<'a> {
     }
 }
 
-impl<T> Pending<T> {
+impl<T> PendingResult<T> {
     /// Waits for the result.
     pub fn wait(self) -> io::Result<T> {
         self.0.recv().map_err(|_| io::Error::other("a compression thread has ended"))

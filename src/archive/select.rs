@@ -32,12 +32,12 @@ pub struct FileSelection {
     /// Files, directories and links, sorted by name.
     pub entries: Vec<ArchiveEntry>,
     /// One line for each pattern and each problem.
-    pub notes: Vec<Note>,
+    pub notes: Vec<SelectionNote>,
 }
 
 /// A line for the job's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Note {
+pub enum SelectionNote {
     /// An expected result.
     Info(String),
     /// A result that the author probably did not intend.
@@ -63,7 +63,7 @@ struct Finder<'a> {
     root: &'a ArchiveRoot,
     found: BTreeSet<ArchiveEntry>,
     excludes: Vec<Exclude>,
-    notes: Vec<Note>,
+    notes: Vec<SelectionNote>,
     /// The number of warnings, including those that are not shown.
     warnings: usize,
 }
@@ -78,7 +78,7 @@ impl Finder<'_> {
     fn warn(&mut self, text: String) {
         self.warnings += 1;
         if self.warnings <= LINES_MAX {
-            self.notes.push(Note::Warning(text));
+            self.notes.push(SelectionNote::Warning(text));
         }
     }
 
@@ -132,7 +132,8 @@ impl Finder<'_> {
                  working directory ({directory})"
             ));
         } else {
-            self.notes.push(Note::Info(format!("{text}: found {count} matching artifact files and directories")));
+            self.notes
+                .push(SelectionNote::Info(format!("{text}: found {count} matching artifact files and directories")));
         }
     }
 
@@ -183,17 +184,17 @@ impl Finder<'_> {
         if let Err(why) = listed {
             return self.warn(format!("untracked: {why}"));
         }
-        self.notes.push(Note::Info(format!("untracked: found {count} files")));
+        self.notes.push(SelectionNote::Info(format!("untracked: found {count} files")));
     }
 
     fn finish(mut self) -> FileSelection {
         for exclude in &self.excludes {
             if exclude.hits > 0 {
-                self.notes.push(Note::Info(format!("{}: excluded {} files", exclude.text, exclude.hits)));
+                self.notes.push(SelectionNote::Info(format!("{}: excluded {} files", exclude.text, exclude.hits)));
             }
         }
         if let Some(more @ 1..) = self.warnings.checked_sub(LINES_MAX) {
-            self.notes.push(Note::Warning(format!("{more} more warnings are not shown")));
+            self.notes.push(SelectionNote::Warning(format!("{more} more warnings are not shown")));
         }
         FileSelection { entries: self.found.into_iter().collect(), notes: self.notes }
     }
@@ -253,8 +254,8 @@ mod tests {
             let selection = super::select(&ArchiveRoot::open(&self.path()).unwrap(), &request);
             let names = selection.entries.iter().map(|entry| entry.path.to_str().unwrap().to_owned()).collect();
             let notes = selection.notes.into_iter().map(|note| match note {
-                Note::Info(text) => text,
-                Note::Warning(text) => format!("WARNING: {text}"),
+                SelectionNote::Info(text) => text,
+                SelectionNote::Warning(text) => format!("WARNING: {text}"),
             });
             (names, notes.collect())
         }
@@ -374,6 +375,6 @@ mod tests {
         let selection = super::select(&ArchiveRoot::open(&project.path()).unwrap(), &request);
         let names: Vec<_> = selection.entries.iter().map(|entry| entry.path.to_str().unwrap()).collect();
         assert_eq!(names, ["dir/ignored.o", "new"]);
-        assert_eq!(selection.notes, [Note::Info("untracked: found 2 files".to_owned())]);
+        assert_eq!(selection.notes, [SelectionNote::Info("untracked: found 2 files".to_owned())]);
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer};
 /// The table; the agent detects each missing value.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct Aws {
+pub struct AwsConfig {
     pub region: Option<String>,
     pub auto_scaling_group: Option<String>,
     /// The terminating lifecycle hooks of the group.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// An object store for caches; without `Type`, caches are stored only on the machine.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
-pub struct Cache {
+pub struct CacheConfig {
     /// `s3`; gitlab-runner also supports `gcs` and `azure`.
     #[serde(rename = "Type")]
     pub kind: String,

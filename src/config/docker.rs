@@ -1,7 +1,7 @@
 //! `[runners.docker]`: the settings of containers.
 //!
 //! A value that is invalid by itself is refused with its line. Values that contradict each other
-//! ([`Docker::contradictions`]) are reported at the start and fail the jobs that would use them.
+//! ([`DockerConfig::contradictions`]) are reported at the start and fail the jobs that would use them.
 
 mod contradictions;
 mod list;
@@ -26,7 +26,7 @@ const WAIT_FOR_SERVICES: Duration = Duration::from_secs(30);
 /// `[runners.docker]`, with gitlab-runner's names.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct Docker {
+pub struct DockerConfig {
     /// `unix://…` or `tcp://…`; if empty, `DOCKER_HOST` or the default socket.
     pub host: String,
     /// A directory with `ca.pem`, `cert.pem` and `key.pem`.
@@ -192,7 +192,7 @@ pub struct Docker {
     pub environment: Vec<String>,
 }
 
-impl Docker {
+impl DockerConfig {
     /// The pull policies of a job that requests none.
     pub fn default_policies(&self) -> Vec<PullPolicy> {
         if self.pull_policy.is_empty() { vec![PullPolicy::Always] } else { self.pull_policy.clone() }

@@ -3,8 +3,8 @@
 
 use std::fs;
 
-use super::feature_flags::{FLAGS, Support as Effect};
-use super::keys::{Row, Support, TABLES, Table};
+use super::feature_flags::{FLAGS, FlagSupport};
+use super::keys::{KeySupport, KeyTable, Row, TABLES};
 
 const CONFIGURATION: &str = "docs/reference/configuration.md";
 const DOCKER: &str = "docs/reference/docker.md";
@@ -29,9 +29,10 @@ fn row(names: &[&str], cells: &[&str]) -> String {
 }
 
 /// The rows for the keys of a table that have an effect.
-fn rows(table: &Table) -> String {
+fn rows(table: &KeyTable) -> String {
     if table.path == "runners.feature_flags" {
-        let shown = FLAGS.iter().filter(|flag| matches!(flag.support, Effect::Honoured | Effect::InContainers));
+        let shown =
+            FLAGS.iter().filter(|flag| matches!(flag.support, FlagSupport::Honoured | FlagSupport::InContainers));
         return shown.map(|flag| row(&[flag.name], &[&format!("`{}`", flag.default), flag.meaning])).collect();
     }
     let mut text = String::new();
@@ -68,7 +69,7 @@ fn with_keys_without_effect(page: &str) -> String {
     let is_of_fleets = |table: &str| table.starts_with("runners.machine") || table.starts_with("runners.autoscaler");
     for table in TABLES.iter().filter(|table| !is_of_fleets(table.path)) {
         for key in table.keys {
-            if let Support::NoEffect(why) = key.support {
+            if let KeySupport::NoEffect(why) = key.support {
                 let place = if table.path.is_empty() { "top level".to_owned() } else { heading(table.path) };
                 rows += &row(&[key.name], &[&place, why]);
             }
@@ -106,7 +107,7 @@ fn the_reference_pages_are_those_of_the_tables() {
 #[test]
 fn each_key_with_an_effect_is_documented() {
     for key in TABLES.iter().flat_map(|table| table.keys) {
-        let has_effect = matches!(key.support, Support::Honoured | Support::Table);
+        let has_effect = matches!(key.support, KeySupport::Honoured | KeySupport::Table);
         assert_eq!(key.row.is_some(), has_effect, "{}", key.name);
     }
 }

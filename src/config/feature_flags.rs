@@ -2,7 +2,7 @@
 
 /// The effect of a flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Support {
+pub enum FlagSupport {
     /// Has the same effect as in gitlab-runner.
     Honoured,
     /// Has the same effect as in gitlab-runner, only for jobs in containers.
@@ -13,7 +13,7 @@ pub enum Support {
     NoEffect(&'static str),
 }
 
-use Support::{Always, Honoured, InContainers, NoEffect};
+use FlagSupport::{Always, Honoured, InContainers, NoEffect};
 
 const STEPS: &str = "mayfly does not use the step runner";
 const WINDOWS: &str = "it applies to Windows and PowerShell only";
@@ -24,20 +24,20 @@ const STREAM: &str = "archives are streamed in one request";
 
 /// A flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flag {
+pub struct FeatureFlag {
     pub name: &'static str,
     /// The value that gitlab-runner uses by default.
     pub default: bool,
-    pub support: Support,
+    pub support: FlagSupport,
     /// The effect of the flag, for the documentation.
     #[cfg(test)]
     pub meaning: &'static str,
 }
 
-const fn flag(name: &'static str, default: bool, support: Support, meaning: &'static str) -> Flag {
+const fn flag(name: &'static str, default: bool, support: FlagSupport, meaning: &'static str) -> FeatureFlag {
     #[cfg(not(test))]
     let _ = meaning;
-    Flag {
+    FeatureFlag {
         name,
         default,
         support,
@@ -46,24 +46,24 @@ const fn flag(name: &'static str, default: bool, support: Support, meaning: &'st
     }
 }
 
-const fn honoured(name: &'static str, default: bool, meaning: &'static str) -> Flag {
+const fn honoured(name: &'static str, default: bool, meaning: &'static str) -> FeatureFlag {
     flag(name, default, Honoured, meaning)
 }
 
-const fn in_containers(name: &'static str, default: bool, meaning: &'static str) -> Flag {
+const fn in_containers(name: &'static str, default: bool, meaning: &'static str) -> FeatureFlag {
     flag(name, default, InContainers, meaning)
 }
 
-const fn always(name: &'static str, default: bool, value: bool) -> Flag {
+const fn always(name: &'static str, default: bool, value: bool) -> FeatureFlag {
     flag(name, default, Always(value), "")
 }
 
-const fn no_effect(name: &'static str, default: bool, why: &'static str) -> Flag {
+const fn no_effect(name: &'static str, default: bool, why: &'static str) -> FeatureFlag {
     flag(name, default, NoEffect(why), "")
 }
 
 /// All flags, sorted by name. Each is exported to jobs as a variable.
-pub const FLAGS: &[Flag] = &[
+pub const FLAGS: &[FeatureFlag] = &[
     honoured("FF_CLEAN_UP_FAILED_CACHE_EXTRACT", false, "Delete the files that a failed cache extraction wrote"),
     no_effect("FF_CONCRETE", false, STEPS),
     honoured("FF_DISABLE_AUTOMATIC_TOKEN_ROTATION", false, "Do not replace the runner token before it expires"),
@@ -130,12 +130,12 @@ pub const FLAGS: &[Flag] = &[
     no_effect("FF_WAIT_FOR_POD_TO_BE_REACHABLE", false, KUBERNETES),
 ];
 
-pub fn find(name: &str) -> Option<&'static Flag> {
+pub fn find(name: &str) -> Option<&'static FeatureFlag> {
     FLAGS.iter().find(|flag| flag.name == name)
 }
 
 /// Why a flag with this value has no effect on the jobs of a runner; `None` if it has one.
-pub fn idle_reason(flag: &Flag, value: bool, has_containers: bool) -> Option<String> {
+pub fn idle_reason(flag: &FeatureFlag, value: bool, has_containers: bool) -> Option<String> {
     match flag.support {
         Honoured => None,
         InContainers if has_containers => None,

@@ -9,8 +9,8 @@ use toml_edit::{Document, Item, TableLike};
 
 use super::docker::Contradiction;
 use super::feature_flags;
-use super::keys::{self, Support};
-use super::location::{Location, line_number};
+use super::keys::{self, KeySupport};
+use super::location::{KeyLocation, line_number};
 use super::meaning::is_of_containers;
 use super::period::{Period, Zone};
 use super::{ExecutorKind, Role, Runner, Unusable, expand};
@@ -60,7 +60,7 @@ pub fn of_keys(text: &str, role: Role) -> Vec<Finding> {
 pub fn of_unusable(text: &str, unusable: &[Unusable]) -> Vec<Finding> {
     let finding = |unusable: &Unusable| Finding {
         severity: Severity::UnusableRunner,
-        line: Location { runner: Some(unusable.position), key: "executor" }.line(text),
+        line: KeyLocation { runner: Some(unusable.position), key: "executor" }.line(text),
         message: unusable.why.clone(),
     };
     unusable.iter().map(finding).collect()
@@ -71,7 +71,7 @@ pub fn of_executors(text: &str, runners: &[Runner]) -> Vec<Finding> {
     let without = runners.iter().filter(|runner| runner.executor == ExecutorKind::FromManager);
     let finding = |runner: &Runner| Finding {
         severity: Severity::Note,
-        line: Location { runner: Some(runner.position), key: "url" }.line(text),
+        line: KeyLocation { runner: Some(runner.position), key: "url" }.line(text),
         message:
             "`runners.executor` is missing, so `url` must be the address of a `mayfly manager`, which sends it; for \
                   GitLab write executor = \"shell\""
@@ -83,7 +83,7 @@ pub fn of_executors(text: &str, runners: &[Runner]) -> Vec<Finding> {
 /// Reports contradictions below `[runners.docker]`, and keys that belong to another table.
 pub fn of_containers(text: &str, runners: &[Runner]) -> Vec<Finding> {
     let of_runner = |runner: &Runner| {
-        let place = |key| Location { runner: Some(runner.position), key };
+        let place = |key| KeyLocation { runner: Some(runner.position), key };
         let told = runner.docker.contradictions().into_iter().map(move |Contradiction { key, why }| (place(key), why));
         let idle = (!runner.docker.tls_verify && runner.docker.tls_cert_path.is_some())
             .then(|| (place("docker.tls_cert_path"), "it has no effect without `tls_verify = true`".to_owned()));
@@ -146,32 +146,32 @@ fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, role: Ro
         }
         let mut tell = |message: String| findings.push(Finding { severity: Severity::Warning, line, message });
         match known.iter().find(|key| key.name == name).map(|key| key.support) {
-            Some(Support::Honoured) if full == "runners.cache.Type" => {
+            Some(KeySupport::Honoured) if full == "runners.cache.Type" => {
                 let other = item.as_str().filter(|kind| !matches!(*kind, "" | "s3"));
                 other.iter().for_each(|kind| tell(format!("`{full} = \"{kind}\"` has no effect: {}", keys::KIND)));
             }
-            Some(Support::Honoured) if full == "runners.docker.environment" => {
+            Some(KeySupport::Honoured) if full == "runners.docker.environment" => {
                 tell(format!("`{full}` has an effect, but belongs below [[runners]]; move it there"));
             }
-            Some(Support::Honoured) if keys::PERIODS.contains(&full.as_str()) => {
+            Some(KeySupport::Honoured) if keys::PERIODS.contains(&full.as_str()) => {
                 oddities(text, item, findings);
             }
-            Some(Support::Honoured) => {
+            Some(KeySupport::Honoured) => {
                 let expanded = matches!(full.as_str(), "runners.url" | "runners.token");
                 let names = item.as_str().filter(|_| expanded).map(expand::unset).unwrap_or_default();
                 for name in names {
                     tell(format!("`{full}` uses the environment variable `${name}`, which is not set"));
                 }
             }
-            Some(Support::ManagerOnly(_)) if role == Role::Manager => {}
-            Some(Support::ManagerOnly(why)) => {
+            Some(KeySupport::ManagerOnly(_)) if role == Role::Manager => {}
+            Some(KeySupport::ManagerOnly(why)) => {
                 tell(format!("`{full}` has no effect for an agent (`mayfly manager` honours it): {why}"));
             }
-            Some(Support::NoEffect(why)) => tell(format!("`{full}` has no effect: {why}")),
-            Some(Support::Table) if full == "runners.docker" && !is_of_containers(executor) => {
+            Some(KeySupport::NoEffect(why)) => tell(format!("`{full}` has no effect: {why}")),
+            Some(KeySupport::Table) if full == "runners.docker" && !is_of_containers(executor) => {
                 tell(format!("`{full}` has no effect: {}", keys::WITHOUT_CONTAINERS));
             }
-            Some(Support::Table) => visit_tables(text, &full, executor, item, role, findings),
+            Some(KeySupport::Table) => visit_tables(text, &full, executor, item, role, findings),
             None => findings.push(Finding {
                 severity: Severity::UnknownKey,
                 line,

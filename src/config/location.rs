@@ -3,14 +3,14 @@
 use toml_edit::{Document, Item, TableLike};
 
 /// A key with an invalid value, or a missing key.
-pub struct Location {
+pub struct KeyLocation {
     /// The index of the `[[runners]]`, from 0; `None` for the top level.
     pub runner: Option<usize>,
     /// The key, with the names of nested tables before it (`docker.user`).
     pub key: &'static str,
 }
 
-impl Location {
+impl KeyLocation {
     /// The message with the line of the key; if the key is missing, with the line of its table.
     pub fn show(&self, text: &str, why: &str) -> String {
         match self.offset(text) {

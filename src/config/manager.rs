@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::duration;
 use super::expand;
-use super::reference::Reference;
+use super::reference::TokenReference;
 use crate::token::Token;
 
 /// The default port for connections of agents.
@@ -37,7 +37,7 @@ pub struct Manager {
     /// The fleet token, which agents send to register; empty until it is fetched, if it is stored in AWS.
     pub agent_token: Token,
     /// The reference to the token, if it is not in the file.
-    pub agent_token_reference: Option<Reference>,
+    pub agent_token_reference: Option<TokenReference>,
     /// The directory for the durable state.
     pub state_dir: Option<PathBuf>,
     /// The time within which a running instance must register; `None` for the default.
@@ -70,7 +70,7 @@ impl Table {
             }
         };
         let token = self.agent_token.map(|token| expand::expand(token.reveal())).unwrap_or_default();
-        let reference = Reference::read(&token).map_err(|why| ("mayfly.manager.agent_token", why))?;
+        let reference = TokenReference::read(&token).map_err(|why| ("mayfly.manager.agent_token", why))?;
         if reference.is_none() && (1..8).contains(&token.trim().len()) {
             let why = "`agent_token` is shorter than 8 characters; make one with: openssl rand -hex 24";
             return Err(("mayfly.manager.agent_token", why.to_owned()));

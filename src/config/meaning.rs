@@ -8,8 +8,8 @@ use super::cache::StorageLimits;
 use super::fitness::{Fitness, READY_TIMEOUT, Ready};
 use super::leave::{Leave, LeaveStrategy};
 use super::lifetime::{IdleTimes, LifetimeBounds, Terms, capacity};
-use super::location::Location;
-use super::reference::Reference;
+use super::location::KeyLocation;
+use super::reference::TokenReference;
 use super::runner::{Confined, UPLOAD_ANSWER_TIMEOUT, UPLOAD_TIMEOUT, executor, is_unsupported};
 use super::{Config, ExecutorKind, Mayfly, Role, Runner, Unusable, carried, expand, raw};
 use crate::http::tls::TlsFiles;
@@ -17,13 +17,13 @@ use crate::token::Token;
 
 /// A value that is valid TOML but not a valid setting.
 pub(super) struct InvalidValue {
-    place: Location,
+    place: KeyLocation,
     why: String,
 }
 
 impl InvalidValue {
     fn global(key: &'static str, why: impl Into<String>) -> Self {
-        Self { place: Location { runner: None, key }, why: why.into() }
+        Self { place: KeyLocation { runner: None, key }, why: why.into() }
     }
 
     pub(super) fn shown(&self, text: &str) -> String {
@@ -82,7 +82,7 @@ pub(super) fn of(path: &Path, raw: raw::Config, role: Role) -> Result<Config, In
     let runners = usable.into_iter().zip(&terms).map(|((index, runner), terms)| {
         let name = name_of(index, &runner.name);
         let runner = self::runner(path, runner, &labels).map_err(|(key, why)| InvalidValue {
-            place: Location { runner: Some(index), key },
+            place: KeyLocation { runner: Some(index), key },
             why: format!("{name}: {why}"),
         })?;
         Ok(Runner { position: index, limit: runner.limit.into_iter().chain(terms.capacity).min(), ..runner })
@@ -213,7 +213,7 @@ fn runner(path: &Path, raw: raw::Runner, labels: &BTreeMap<String, String>) -> R
     environment.extend(pairs("environment", &raw.environment)?);
     let life = raw.token_obtained_at.zip(raw.token_expires_at).map(|(from, to)| (from.to_string(), to.to_string()));
     let token = expand::expand(&raw.token);
-    let reference = Reference::read(&token).map_err(|why| ("token", why))?;
+    let reference = TokenReference::read(&token).map_err(|why| ("token", why))?;
     let mut all_labels = labels.clone();
     all_labels.extend(raw.labels);
     let builds_dir = given(raw.builds_dir);

@@ -93,7 +93,7 @@ pub struct Mayfly {
     /// The directory of the journal and the logs of running jobs.
     pub state_dir: Option<PathBuf>,
     /// Settings for AWS. If the table exists, the machine counts as an EC2 instance.
-    pub aws: Option<aws::Aws>,
+    pub aws: Option<aws::AwsConfig>,
     /// Block access of jobs to the instance metadata service, and so to the instance's credentials.
     pub block_instance_metadata: bool,
     pub fitness: fitness::Fitness,

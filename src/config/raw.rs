@@ -57,7 +57,7 @@ pub struct Mayfly {
     pub orphan_timeout: Option<Duration>,
     pub instance_id: Option<String>,
     pub manager: Option<super::manager::Table>,
-    pub aws: Option<super::aws::Aws>,
+    pub aws: Option<super::aws::AwsConfig>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -86,7 +86,7 @@ pub struct Runner {
     pub job_status_final_update_retry_limit: Option<u32>,
     pub builds_dir: Option<PathBuf>,
     pub cache_dir: Option<PathBuf>,
-    pub cache: super::cache::Cache,
+    pub cache: super::cache::CacheConfig,
     pub clone_url: Option<String>,
     pub environment: Vec<String>,
     pub shell: Option<String>,
@@ -106,7 +106,7 @@ pub struct Runner {
     pub machine: Option<Machine>,
     pub autoscaler: Option<Autoscaler>,
     pub mayfly: RunnerMayfly,
-    pub docker: super::docker::Docker,
+    pub docker: super::docker::DockerConfig,
 }
 
 #[derive(Debug, Default, Deserialize)]

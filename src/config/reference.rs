@@ -5,7 +5,7 @@ use std::fmt;
 
 /// Where a token is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reference {
+pub enum TokenReference {
     /// A parameter of AWS Systems Manager, by name or ARN.
     Parameter(String),
     /// A secret of AWS Secrets Manager.
@@ -17,7 +17,7 @@ pub enum Reference {
     },
 }
 
-impl Reference {
+impl TokenReference {
     /// Parses a value of `token`; `None` if it is a token itself. Fails if the name or the key is missing.
     pub fn read(text: &str) -> Result<Option<Self>, String> {
         let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
@@ -39,7 +39,7 @@ impl Reference {
     }
 }
 
-impl fmt::Display for Reference {
+impl fmt::Display for TokenReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Parameter(name) => write!(f, "aws-ssm:{name}"),
@@ -56,16 +56,16 @@ mod tests {
     #[test]
     fn distinguishes_references_from_tokens() {
         for text in ["aws-ssm:/ci/token", "aws-secretsmanager:arn:aws:secretsmanager:r:1:secret:x#token"] {
-            let reference = Reference::read(text).unwrap().unwrap();
+            let reference = TokenReference::read(text).unwrap().unwrap();
             assert_eq!(reference.to_string(), text);
         }
-        let secret = Reference::read("aws-secretsmanager:a#b").unwrap();
-        assert_eq!(secret, Some(Reference::Secret { id: "a".to_owned(), key: Some("b".to_owned()) }));
+        let secret = TokenReference::read("aws-secretsmanager:a#b").unwrap();
+        assert_eq!(secret, Some(TokenReference::Secret { id: "a".to_owned(), key: Some("b".to_owned()) }));
         for token in ["glrt-abc", "", "GR1348941:x", "aws"] {
-            assert_eq!(Reference::read(token), Ok(None), "{token}");
+            assert_eq!(TokenReference::read(token), Ok(None), "{token}");
         }
         for text in ["aws-ssm:", "aws-secretsmanager:", "aws-secretsmanager:#k", "aws-secretsmanager:a#", "aws-ssm"] {
-            assert!(Reference::read(text).is_err(), "{text}");
+            assert!(TokenReference::read(text).is_err(), "{text}");
         }
     }
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::cache::{Cache, StorageLimits};
-use super::docker::Docker;
-use super::reference::Reference;
+use super::cache::{CacheConfig, StorageLimits};
+use super::docker::DockerConfig;
+use super::reference::TokenReference;
 use crate::http::tls::TlsFiles;
 use crate::monitor::metrics::RunnerLabels;
 use crate::token::Token;
@@ -28,7 +28,7 @@ pub struct Runner {
     /// The authentication token; empty until it is fetched if it is stored in AWS.
     pub token: Token,
     /// Where the token is stored, if it is not in the file.
-    pub token_reference: Option<Reference>,
+    pub token_reference: Option<TokenReference>,
     /// The id of the runner in GitLab, if known.
     pub id: Option<i64>,
     /// When the token was obtained and when it expires (RFC 3339), if it expires.
@@ -58,7 +58,7 @@ pub struct Runner {
     /// The directory for local caches; `None` for `cache` in the working directory.
     pub cache_dir: Option<PathBuf>,
     /// The object store for caches.
-    pub cache: Cache,
+    pub cache: CacheConfig,
     /// The limits of local caches.
     pub cache_limits: StorageLimits,
     /// The limits of the build directories that finished jobs left.
@@ -102,7 +102,7 @@ pub struct Runner {
     /// The sandbox for work beside containers.
     pub confined: Confined,
     /// `[runners.docker]`.
-    pub docker: Docker,
+    pub docker: DockerConfig,
     /// The text of `[runners.docker]`, for the process that uses the engine.
     pub docker_text: String,
     /// The table as written, without the token.
@@ -128,7 +128,7 @@ pub struct Runner {
 impl Runner {
     /// The value of `token` in the file, with variables replaced.
     pub fn written_token(&self) -> String {
-        self.token_reference.as_ref().map_or_else(|| self.token.reveal().to_owned(), Reference::to_string)
+        self.token_reference.as_ref().map_or_else(|| self.token.reveal().to_owned(), TokenReference::to_string)
     }
 
     /// A secret that only agents with this runner's token know. Jobs can neither guess it nor derive the token from it.
@@ -159,7 +159,7 @@ impl Runner {
             final_tries: 10,
             builds_dir: None,
             cache_dir: None,
-            cache: Cache::default(),
+            cache: CacheConfig::default(),
             cache_limits: StorageLimits::default(),
             build_limits: StorageLimits::default(),
             images_max_age: None,
@@ -181,7 +181,7 @@ impl Runner {
             kill_grace: Duration::from_secs(10),
             cgroups: true,
             confined: Confined::default(),
-            docker: Docker::default(),
+            docker: DockerConfig::default(),
             docker_text: String::new(),
             written: toml::Table::new(),
             key: None,

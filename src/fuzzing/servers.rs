@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use crate::config::ExecutorKind;
-use crate::coordinator::gitlab::{GitLab, Info};
+use crate::coordinator::gitlab::{GitLab, RunnerManagerInfo};
 use crate::coordinator::source::{JobRequest, PollOutcome};
 use crate::coordinator::{Coordinator, JobHandle, JobId, JobState, TraceSummary};
 use crate::executor::docker::engine::DockerEngine;
@@ -37,7 +37,7 @@ pub fn http(answer: &[u8]) {
 }
 
 fn of_gitlab(port: u16) {
-    let info = Info::new(ExecutorKind::Shell, "bash", &std::collections::BTreeMap::new());
+    let info = RunnerManagerInfo::new(ExecutorKind::Shell, "bash", &std::collections::BTreeMap::new());
     let url = format!("http://127.0.0.1:{port}");
     let gitlab = GitLab::new(&url, &Default::default(), info, Duration::ZERO).expect("a client");
     // Without this, the client would wait between two attempts.

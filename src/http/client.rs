@@ -7,7 +7,7 @@ use ureq::http;
 use ureq::{Agent, AsSendBody};
 
 use super::connections::Connections;
-use super::error::Error;
+use super::error::HttpError;
 use super::proxy::Route;
 use super::tls::TlsFiles;
 use super::url::{is_same_server, origin, parse, resolve};
@@ -94,14 +94,14 @@ pub struct Client {
 impl Client {
     /// A client for the server of `url`. `idle_age` is how long an unused connection is kept. Fails if the URL is not
     /// http or https.
-    pub fn new(url: &str, files: &TlsFiles, user_agent: &str, idle_age: Duration) -> Result<Self, Error> {
+    pub fn new(url: &str, files: &TlsFiles, user_agent: &str, idle_age: Duration) -> Result<Self, HttpError> {
         parse(url)?;
         Ok(Self { connections: Connections::new(files, user_agent, idle_age) })
     }
 
     /// Sends a request, up to [`retry::ATTEMPTS`] times while the response has a retryable status. `rest` waits between
     /// two attempts and returns false to stop; the last response is returned. Fails if there is no response.
-    pub fn call(&self, request: &Request<'_>, rest: &dyn Fn(Duration) -> bool) -> Result<Response, Error> {
+    pub fn call(&self, request: &Request<'_>, rest: &dyn Fn(Duration) -> bool) -> Result<Response, HttpError> {
         let mut attempt = 0;
         loop {
             let response = self.send(request)?;
@@ -118,13 +118,13 @@ impl Client {
     }
 
     /// One attempt; follows redirects.
-    fn send(&self, request: &Request<'_>) -> Result<Response, Error> {
+    fn send(&self, request: &Request<'_>) -> Result<Response, HttpError> {
         let mut request = request.clone();
         for _ in 0..=REDIRECTS_MAX {
             let (agent, route) = self.connections.agent(&request.url)?;
             let began = Instant::now();
             let response = exchange(&agent, &route, &request);
-            proxy_health::note(&route, began, response.as_ref().err().map(Error::to_string).as_deref());
+            proxy_health::note(&route, began, response.as_ref().err().map(HttpError::to_string).as_deref());
             let response = response?;
             let Some(location) = response.header("Location").filter(|_| is_redirect(response.status)) else {
                 return Ok(response);
@@ -133,7 +133,7 @@ impl Client {
             let is_same_server = is_same_server(&request.url, &target);
             let changes_state = !matches!(request.method, Method::Get | Method::Head);
             if !is_same_server && (changes_state || !request.body.is_empty()) {
-                return Err(Error::Redirected { from: origin(&request.url), to: origin(&target) });
+                return Err(HttpError::Redirected { from: origin(&request.url), to: origin(&target) });
             }
             // A browser would continue with GET, usually to a sign-in page. Its 200 would not mean that the server has
             // changed its state.
@@ -145,7 +145,7 @@ impl Client {
             }
             request.url = target;
         }
-        Err(Error::Transport(format!("{} redirects more than {REDIRECTS_MAX} times", origin(&request.url))))
+        Err(HttpError::Transport(format!("{} redirects more than {REDIRECTS_MAX} times", origin(&request.url))))
     }
 }
 
@@ -153,14 +153,14 @@ fn is_one_of(name: &str, names: &[&str]) -> bool {
     names.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
-fn exchange(agent: &Agent, route: &Route, request: &Request<'_>) -> Result<Response, Error> {
+fn exchange(agent: &Agent, route: &Route, request: &Request<'_>) -> Result<Response, HttpError> {
     let place = origin(&request.url);
-    let transport = |error: String| Error::Transport(format!("{place}: {error}{route}"));
+    let transport = |error: String| HttpError::Transport(format!("{place}: {error}{route}"));
     let mut builder = http::Request::builder().method(request.method.as_str()).uri(&request.url);
     for (name, value) in &request.headers {
         builder = builder.header(*name, value);
     }
-    let unusable = |error: http::Error| Error::Configuration(format!("{place}: {error}"));
+    let unusable = |error: http::Error| HttpError::Configuration(format!("{place}: {error}"));
     let response = if request.body.is_empty() && matches!(request.method, Method::Get | Method::Delete) {
         agent.run(within(agent, builder.body(()).map_err(unusable)?, request.timeout))
     } else {

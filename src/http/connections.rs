@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use ureq::Agent;
 
-use super::error::Error;
+use super::error::HttpError;
 use super::proxy::Route;
 use super::socket;
 use super::tls::{self, Stamp, TlsFiles};
@@ -41,9 +41,9 @@ impl Connections {
 
     /// The connections for a URL, and their route. Fails if the URL, the proxy in the environment, or a certificate
     /// file is unusable.
-    pub(super) fn agent(&self, url: &str) -> Result<(Agent, Route), Error> {
+    pub(super) fn agent(&self, url: &str) -> Result<(Agent, Route), HttpError> {
         let uri = parse(url)?;
-        let route = Route::of(&uri).map_err(Error::Configuration)?;
+        let route = Route::of(&uri).map_err(HttpError::Configuration)?;
         let needs_tls = route.needs_tls(uri.scheme_str());
         let mut state = sync::lock(&self.state);
         self.reload(&mut state);
@@ -51,7 +51,7 @@ impl Connections {
         if let Some((.., agent)) = known {
             return Ok((agent.clone(), route));
         }
-        let agent = self.build(&route, needs_tls, &mut state).map_err(Error::Configuration)?;
+        let agent = self.build(&route, needs_tls, &mut state).map_err(HttpError::Configuration)?;
         state.agents.push((route.clone(), needs_tls, agent.clone()));
         Ok((agent, route))
     }

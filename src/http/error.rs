@@ -4,7 +4,7 @@ use std::fmt;
 
 /// Why a request got no response.
 #[derive(Debug)]
-pub enum Error {
+pub enum HttpError {
     /// An unusable URL or certificate file.
     Configuration(String),
     /// An error of the network or of TLS, or an invalid response.
@@ -13,7 +13,7 @@ pub enum Error {
     Redirected { from: String, to: String },
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for HttpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Configuration(why) | Self::Transport(why) => f.write_str(why),
@@ -26,4 +26,4 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for HttpError {}

@@ -16,10 +16,10 @@ use ureq::unversioned::transport::{
 use super::proxy::Proxy;
 
 /// Connects to a proxy instead of the server of an `http` URL.
-pub struct Forward(Option<Target>);
+pub struct ForwardProxy(Option<Target>);
 
 /// Does not show credentials.
-impl std::fmt::Debug for Forward {
+impl std::fmt::Debug for ForwardProxy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Forward").field(&self.0.as_ref().map(|target| &target.proxy)).finish()
     }
@@ -31,7 +31,7 @@ struct Target {
     authorization: String,
 }
 
-impl Forward {
+impl ForwardProxy {
     /// A connector for this proxy; without a proxy it does not change connections. Fails if the proxy has no usable
     /// address.
     pub fn new(proxy: Option<&Proxy>) -> Result<Self, String> {
@@ -46,7 +46,7 @@ impl Forward {
     }
 }
 
-impl<In: Transport> Connector<In> for Forward {
+impl<In: Transport> Connector<In> for ForwardProxy {
     type Out = Either<In, Forwarded>;
 
     fn connect(&self, details: &ConnectionDetails<'_>, chained: Option<In>) -> Result<Option<Self::Out>, Error> {

@@ -29,7 +29,7 @@ mod verifier;
 pub use address::{Address, ConnectionError};
 pub use client::{Client, Method, Request, Response};
 pub use diagnose::redirect_to_https;
-pub use error::Error;
+pub use error::HttpError;
 pub use escape::escape;
 pub use proxy::Route;
 pub use retry::{Failure, RetryBudget, http_date, is_retryable};

@@ -23,7 +23,7 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Agent, Error};
 
-use super::forward::Forward;
+use super::forward::ForwardProxy;
 use super::handshake::Tls;
 use super::proxy::Route;
 
@@ -65,7 +65,7 @@ pub fn agent(
         Route::Forward(proxy) => (None, Some(proxy)),
     };
     let connector =
-        ().chain(Forward::new(forward)?).chain(ConnectProxyConnector::default()).chain(Probed).chain(Tls(tls));
+        ().chain(ForwardProxy::new(forward)?).chain(ConnectProxyConnector::default()).chain(Probed).chain(Tls(tls));
     Ok(Agent::with_parts(config.proxy(tunnel).build(), connector, Later))
 }
 

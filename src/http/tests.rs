@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::testing::{Authority, TestServer};
 use super::tls::TlsFiles;
-use super::{Client, Error, Method, Request, Response};
+use super::{Client, HttpError, Method, Request, Response};
 
 const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const BUSY: &str = "HTTP/1.1 503 Unavailable\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nbusy";
@@ -26,7 +26,7 @@ fn request(url: &str, method: Method, body: &'static [u8]) -> Request<'static> {
     Request { method, url: format!("{url}/a"), headers, body, timeout: None }
 }
 
-fn call(url: &str, method: Method, body: &'static [u8]) -> Result<Response, Error> {
+fn call(url: &str, method: Method, body: &'static [u8]) -> Result<Response, HttpError> {
     client(url, &TlsFiles::default()).call(&request(url, method, body), &|_| panic!("no wait is due"))
 }
 
@@ -59,7 +59,7 @@ fn a_request_with_a_time_limit_does_not_wait_for_a_server_that_hangs() {
     for method in [Method::Put, Method::Get] {
         let request = Request { timeout: Some(Duration::from_millis(50)), ..request(&url, method, b"") };
         let called = client(&url, &TlsFiles::default()).call(&request, &|_| panic!("no wait is due"));
-        assert!(matches!(called, Err(Error::Transport(_))), "{called:?}");
+        assert!(matches!(called, Err(HttpError::Transport(_))), "{called:?}");
     }
 }
 
@@ -82,7 +82,7 @@ fn does_not_retry_permanent_errors() {
 #[test]
 fn a_connection_closed_without_a_response_is_an_error() {
     let server = TestServer::new(&[""]);
-    assert!(matches!(call(&server.url, Method::Post, b"{}"), Err(Error::Transport(_))));
+    assert!(matches!(call(&server.url, Method::Post, b"{}"), Err(HttpError::Transport(_))));
     assert_eq!(server.seen().len(), 1);
 }
 
@@ -182,7 +182,7 @@ fn a_key_of_another_certificate_is_an_error_that_names_both_files() {
         ..TlsFiles::default()
     };
     let outcome = client(&server.url, &files).call(&request(&server.url, Method::Get, b""), &|_| true);
-    let Err(Error::Configuration(why)) = outcome else { panic!("{outcome:?}") };
+    let Err(HttpError::Configuration(why)) = outcome else { panic!("{outcome:?}") };
     assert!(why.contains("agent.crt") && why.contains("agent.key"), "{why}");
 }
 
@@ -200,7 +200,7 @@ fn an_invalid_new_certificate_file_keeps_the_previous_trust() {
     fs::write(&ca_file, "half of a cert").expect("write the file");
     assert_eq!(ask().expect("an answer with the old trust").status, 200);
     fs::write(&ca_file, Authority::new().pem()).expect("write the file");
-    assert!(matches!(ask(), Err(Error::Transport(_))), "a file that can be read again is taken up");
+    assert!(matches!(ask(), Err(HttpError::Transport(_))), "a file that can be read again is taken up");
 }
 
 #[test]

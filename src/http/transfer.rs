@@ -10,7 +10,7 @@ use ureq::http;
 use ureq::{Agent, AsSendBody, SendBody};
 
 use super::client::Method;
-use super::error::Error;
+use super::error::HttpError;
 use super::proxy::Route;
 use super::tls::{self, TlsFiles};
 use super::url::{origin, parse};
@@ -56,9 +56,9 @@ pub struct Incoming {
 
 impl Transfer {
     /// A client for the server of `url`. Fails if a certificate file or the proxy in the environment is unusable.
-    pub fn new(url: &str, files: &TlsFiles, user_agent: &str, timeouts: Timeouts) -> Result<Self, Error> {
+    pub fn new(url: &str, files: &TlsFiles, user_agent: &str, timeouts: Timeouts) -> Result<Self, HttpError> {
         let uri = parse(url)?;
-        let route = Route::of(&uri).map_err(Error::Configuration)?;
+        let route = Route::of(&uri).map_err(HttpError::Configuration)?;
         let config = socket::plain_config()
             .user_agent(user_agent)
             .accept_encoding(AutoHeaderValue::None)
@@ -69,7 +69,7 @@ impl Transfer {
             .timeout_recv_response(Some(timeouts.response))
             .timeout_global(Some(timeouts.total));
         let trust = route.needs_tls(uri.scheme_str()).then(|| tls::config(files)).transpose();
-        let agent = trust.and_then(|trust| socket::agent(config, &route, trust)).map_err(Error::Configuration)?;
+        let agent = trust.and_then(|trust| socket::agent(config, &route, trust)).map_err(HttpError::Configuration)?;
         Ok(Self { agent, route })
     }
 
@@ -80,13 +80,13 @@ impl Transfer {
         url: &str,
         headers: &[(String, String)],
         body: Outgoing<'_>,
-    ) -> Result<Incoming, Error> {
+    ) -> Result<Incoming, HttpError> {
         let (place, began) = (origin(url), Instant::now());
         let mut builder = http::Request::builder().method(method.as_str()).uri(url);
         for (name, value) in headers {
             builder = builder.header(name, value);
         }
-        let unusable = |why: http::Error| Error::Configuration(format!("{place}: {why}"));
+        let unusable = |why: http::Error| HttpError::Configuration(format!("{place}: {why}"));
         let response = match body {
             Outgoing::Nothing => self.agent.run(builder.body(()).map_err(unusable)?),
             Outgoing::Stream(stream) => {
@@ -109,7 +109,7 @@ impl Transfer {
             }
         });
         proxy_health::note(&self.route, began, response.as_ref().err().map(String::as_str));
-        response.map_err(|why| Error::Transport(format!("{place}: {why}{}", self.route)))
+        response.map_err(|why| HttpError::Transport(format!("{place}: {why}{}", self.route)))
     }
 
     /// Asks the server to confirm the request before the body is sent. Not through a forwarding proxy: squid adds

@@ -2,13 +2,14 @@
 
 use ureq::http::Uri;
 
-use super::error::Error;
+use super::error::HttpError;
 
 /// Parses an absolute http or https URL. Errors show only its origin.
-pub(super) fn parse(url: &str) -> Result<Uri, Error> {
-    let uri: Uri = url.parse().map_err(|why| Error::Configuration(format!("`{}` is not a URL: {why}", origin(url))))?;
+pub(super) fn parse(url: &str) -> Result<Uri, HttpError> {
+    let uri: Uri =
+        url.parse().map_err(|why| HttpError::Configuration(format!("`{}` is not a URL: {why}", origin(url))))?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
-        return Err(Error::Configuration(format!("`{}` is not an http or https URL", origin(url))));
+        return Err(HttpError::Configuration(format!("`{}` is not an http or https URL", origin(url))));
     }
     Ok(uri)
 }
@@ -34,7 +35,7 @@ pub fn is_same_server(one: &str, other: &str) -> bool {
 
 /// Resolves a `Location` header relative to `base` (RFC 3986, without dot segments, which servers do not send). Fails
 /// if the result is not an http or https URL.
-pub fn resolve(base: &str, location: &str) -> Result<String, Error> {
+pub fn resolve(base: &str, location: &str) -> Result<String, HttpError> {
     let location = location.trim();
     let target = match location.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase()) {
         Some(scheme) if scheme == "http" || scheme == "https" => {
@@ -53,7 +54,7 @@ pub fn resolve(base: &str, location: &str) -> Result<String, Error> {
     };
     match parse(&target) {
         Ok(_) => Ok(target),
-        Err(_) => Err(Error::Transport(format!("{} redirects to an invalid URL", origin(base)))),
+        Err(_) => Err(HttpError::Transport(format!("{} redirects to an invalid URL", origin(base)))),
     }
 }
 

@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::aws::Aws;
+use crate::config::aws::AwsConfig;
 use crate::config::leave::{Leave, LeaveStrategy};
 pub use plain::Plain;
 
@@ -104,7 +104,7 @@ impl Requirement {
 /// Identifies the machine. `settings` is `[mayfly.aws]`; with it the agent looks for an EC2 instance. Takes no time on
 /// other machines, and up to a minute if the metadata service should answer but does not. Errors: the requirement is
 /// not met: why, and what to do.
-pub fn find(settings: Option<&Aws>, requirement: Requirement) -> Result<Arc<dyn Instance>, String> {
+pub fn find(settings: Option<&AwsConfig>, requirement: Requirement) -> Result<Arc<dyn Instance>, String> {
     Ok(match aws::find::ec2_instance(settings, requirement)? {
         Some(member) => Arc::new(member),
         None => Arc::new(Plain),

@@ -66,7 +66,7 @@ struct Inner {
 }
 
 /// A directory that a job uses; it is not removed until this is dropped.
-pub struct InUse {
+pub struct BuildDirInUse {
     dirs: Arc<BuildDirs>,
     dir: BuildDir,
 }
@@ -103,7 +103,7 @@ impl BuildDirs {
     }
 
     /// Marks a directory as used by a job until the result is dropped; waits for a running removal of it.
-    pub fn claim(self: &Arc<Self>, dir: BuildDir) -> InUse {
+    pub fn claim(self: &Arc<Self>, dir: BuildDir) -> BuildDirInUse {
         let mut inner = self.lock();
         while inner.removing.as_ref() == Some(&dir) {
             inner = sync::wait(&self.changed, inner);
@@ -111,7 +111,7 @@ impl BuildDirs {
         *inner.in_use.entry(dir.clone()).or_default() += 1;
         inner.known.insert(dir.clone(), Usage { used: sys::unix_now(), bytes: None });
         self.save(&inner);
-        InUse { dirs: Arc::clone(self), dir }
+        BuildDirInUse { dirs: Arc::clone(self), dir }
     }
 
     /// Removes directories until the limits are met.
@@ -231,7 +231,7 @@ impl BuildDirs {
     }
 }
 
-impl Drop for InUse {
+impl Drop for BuildDirInUse {
     fn drop(&mut self) {
         let mut inner = self.dirs.lock();
         if let Some(jobs) = inner.in_use.get_mut(&self.dir) {

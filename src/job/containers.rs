@@ -14,7 +14,7 @@ use super::sources::{self, GitStrategy};
 use crate::executor::docker::credentials::LoginSources;
 use crate::executor::docker::engine::spec::CreateNetwork;
 use crate::executor::docker::names::{self, JobNames};
-use crate::executor::docker::{Docker, prepare, resolved_image, script, volumes};
+use crate::executor::docker::{DockerExecutor, prepare, resolved_image, script, volumes};
 use crate::executor::job_dirs::{JobDirs, is_job_dir, job_dir_name};
 use crate::executor::roots;
 use crate::failure::JobError;
@@ -26,7 +26,7 @@ use crate::shim::spec::{OutputFifos, Rights, Sandbox, StepProgram};
 /// The named pipes for the output of scripts, in the job's temporary directory.
 pub(super) const OUTPUT_FIFOS: [&str; 2] = ["mayfly.stdout", "mayfly.stderr"];
 
-impl JobExecutor for Docker {
+impl JobExecutor for DockerExecutor {
     /// A directory for the job's project; protected and unprotected jobs have separate ones. It is removed with the job
     /// unless the job reuses sources (`GIT_STRATEGY: fetch`). A configured mount replaces it.
     fn dirs(
@@ -112,7 +112,7 @@ impl JobExecutor for Docker {
     }
 }
 
-fn prepare_task(job: &Job<'_>, docker: &Docker) -> Result<prepare::PrepareTask, JobError> {
+fn prepare_task(job: &Job<'_>, docker: &DockerExecutor) -> Result<prepare::PrepareTask, JobError> {
     let (runner, dirs, variables) = (&job.context.runner, &job.settings.dirs, &job.settings.variables);
     let name = job.name();
     let short_token = runner.token.short();
@@ -189,7 +189,7 @@ pub(super) fn sandbox(job: &Job<'_>, plan: &FileTask) -> Sandbox {
     }
 }
 
-fn network(job: &Job<'_>, facts: &JobNames<'_>, docker: &Docker) -> Option<CreateNetwork> {
+fn network(job: &Job<'_>, facts: &JobNames<'_>, docker: &DockerExecutor) -> Option<CreateNetwork> {
     let configured = &job.context.runner.docker;
     let mtu = configured.network_mtu;
     let mtu = (mtu > 0).then(|| ("com.docker.network.driver.mtu".to_owned(), mtu.to_string()));

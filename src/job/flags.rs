@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::feature_flags::{FLAGS, Flag, idle_reason};
+use crate::config::feature_flags::{FLAGS, FeatureFlag, idle_reason};
 
 /// Git gets the job's token from the agent, so that no file contains it.
 pub const WITHOUT_TOKENS: &str = "FF_GIT_URLS_WITHOUT_TOKENS";
@@ -22,7 +22,7 @@ impl Flags {
     pub fn resolve(config: &BTreeMap<String, bool>, variable: &dyn Fn(&str) -> Option<String>) -> (Self, Vec<String>) {
         let mut warnings = Vec::new();
         let mut flags = BTreeMap::new();
-        for Flag { name, default, .. } in FLAGS {
+        for FeatureFlag { name, default, .. } in FLAGS {
             let from_job = || {
                 let text = variable(name)?;
                 let parsed = crate::payload::lenient::boolean(&text);
@@ -49,13 +49,13 @@ impl Flags {
 
     /// The flags that differ from their default, for the header of the log.
     pub fn changed(&self) -> Vec<String> {
-        let differs = |flag: &&Flag| self.is_on(flag.name) != flag.default;
+        let differs = |flag: &&FeatureFlag| self.is_on(flag.name) != flag.default;
         FLAGS.iter().filter(differs).map(|flag| format!("{}:{}", flag.name, !flag.default)).collect()
     }
 
     /// The changed flags without effect for this job, `in_containers` or not.
     pub fn idle(&self, in_containers: bool) -> Vec<&'static str> {
-        let is_idle = |flag: &&Flag| {
+        let is_idle = |flag: &&FeatureFlag| {
             let value = self.is_on(flag.name);
             value != flag.default && idle_reason(flag, value, in_containers).is_some()
         };

@@ -166,7 +166,7 @@ struct JobRun<'a> {
     journal: JobJournal,
     log: JobLog,
     /// Keeps the cache volumes of its containers.
-    volumes: Option<cache_volumes::InUse>,
+    volumes: Option<cache_volumes::VolumesInUse>,
 }
 
 impl JobRun<'_> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::screen::Screen;
-use crate::config::docker::Docker as Settings;
+use crate::config::docker::DockerConfig;
 use crate::config::{ExecutorKind, Runner};
 use crate::decode;
 use crate::executor::cgroup::CgroupParents;
@@ -17,9 +17,9 @@ use crate::executor::docker::credentials::{LoginSources, RegistryLogins};
 use crate::executor::docker::engine::spec::{CreateContainer, HostConfig};
 use crate::executor::docker::engine::{DockerEngine, DockerError};
 use crate::executor::docker::images::ImageProvider;
-use crate::executor::docker::names::{INSTANCE, LIFE, Owner, STATE};
+use crate::executor::docker::names::{ContainerOwner, INSTANCE, LIFE, STATE};
 use crate::executor::docker::removal::ContainerRemovals;
-use crate::executor::docker::{Docker, resolved_image};
+use crate::executor::docker::{DockerExecutor, resolved_image};
 use crate::failure::JobError;
 use crate::http::Address;
 use crate::job::context::JobExecutor;
@@ -33,10 +33,10 @@ const ANSWER: Duration = Duration::from_secs(2);
 
 /// A connected engine and its executor.
 pub struct Containers {
-    docker: Arc<Docker>,
+    docker: Arc<DockerExecutor>,
     runner: Arc<Runner>,
     engine: Arc<DockerEngine>,
-    owner: Owner,
+    owner: ContainerOwner,
     /// An image that is present on this machine.
     image: Mutex<Option<String>>,
 }
@@ -51,8 +51,8 @@ pub struct ContainerOptions {
 }
 
 /// The owner label of a run's containers.
-fn owner_of(run: &Path) -> Owner {
-    Owner { instance: "exec".to_owned(), state: run.display().to_string(), life: run.display().to_string() }
+fn owner_of(run: &Path) -> ContainerOwner {
+    ContainerOwner { instance: "exec".to_owned(), state: run.display().to_string(), life: run.display().to_string() }
 }
 
 impl Containers {
@@ -67,13 +67,14 @@ impl Containers {
             objects.filter(|path| !path.contains(':')).map(|path| format!("{path}:{path}:ro")).collect();
         table.insert("volumes".to_owned(), volumes.into());
         let text = table.to_string();
-        let settings: Settings = decode::toml(&text).map_err(|error| error.to_string())?;
+        let settings: DockerConfig = decode::toml(&text).map_err(|error| error.to_string())?;
         let mut runner = template.clone();
         runner.executor = ExecutorKind::Docker;
         runner.docker = settings;
         runner.docker_text = text;
         let owner = owner_of(&options.run);
-        let docker = Docker::new(&runner, owner.clone(), ContainerRemovals::default(), CgroupParents::default())?;
+        let docker =
+            DockerExecutor::new(&runner, owner.clone(), ContainerRemovals::default(), CgroupParents::default())?;
         let engine = DockerEngine::connect(&docker.address).map_err(|error| error.to_string())?;
         let image = Mutex::default();
         Ok(Self { docker: Arc::new(docker), runner: Arc::new(runner), engine: Arc::new(engine), owner, image })
@@ -155,7 +156,7 @@ impl Containers {
 /// Removes the containers of a run that was killed; false if the engine does not remove them now.
 pub fn remove_forgotten(address: &Address, run: &Path) -> bool {
     let (removals, is_done) = (ContainerRemovals::default(), Arc::new(AtomicBool::new(false)));
-    let owner = Owner { life: "later".to_owned(), ..owner_of(run) };
+    let owner = ContainerOwner { life: "later".to_owned(), ..owner_of(run) };
     let done = Arc::clone(&is_done);
     removals.sweep(address, &owner, Vec::new(), move || done.store(true, Ordering::Release));
     // The wait also ends if the engine is unavailable.

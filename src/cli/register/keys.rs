@@ -7,11 +7,11 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_pars
 use toml_edit::{Array, InlineTable, Item, Table, Value};
 
 use crate::cli::boolean;
-use crate::config::keys::{Flag, Key, TABLES, ValueType};
+use crate::config::keys::{Key, RegisterFlag, TABLES, ValueType};
 use crate::decode;
 
 /// The keys with a flag, each with its table below `[[runners]]` (empty for the runner itself).
-fn all() -> impl Iterator<Item = (&'static str, &'static Key, Flag)> {
+fn all() -> impl Iterator<Item = (&'static str, &'static Key, RegisterFlag)> {
     let of_runners = TABLES.iter().filter_map(|table| {
         let section = table.path.strip_prefix("runners")?;
         Some((section.strip_prefix('.').unwrap_or(section), table.keys))
@@ -50,8 +50,9 @@ impl Args for OtherKeys {
 
 impl FromArgMatches for OtherKeys {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given =
-            |(section, key, flag): (_, &Key, Flag)| Some((section, key.name, given(matches, key.kind, flag.name)?));
+        let given = |(section, key, flag): (_, &Key, RegisterFlag)| {
+            Some((section, key.name, given(matches, key.kind, flag.name)?))
+        };
         Ok(Self(all().filter_map(given).collect()))
     }
 
@@ -61,7 +62,7 @@ impl FromArgMatches for OtherKeys {
     }
 }
 
-fn argument(kind: ValueType, flag: &Flag) -> Arg {
+fn argument(kind: ValueType, flag: &RegisterFlag) -> Arg {
     let argument = Arg::new(flag.name).long(flag.name);
     let argument = if flag.variable.is_empty() { argument } else { argument.env(flag.variable) };
     let argument = match flag.help {

@@ -34,7 +34,7 @@ pub struct Options {
     #[arg(short, long, env = "CI_SERVER_URL")]
     pub url: Option<String>,
     #[command(flatten)]
-    pub tokens: Tokens,
+    pub tokens: GivenTokens,
     #[command(flatten)]
     pub attributes: Attributes,
     #[command(flatten)]
@@ -45,7 +45,7 @@ pub struct Options {
 
 /// The token to register with.
 #[derive(Args)]
-pub struct Tokens {
+pub struct GivenTokens {
     /// The runner's authentication token (prefer --token-file)
     #[arg(short, long, env = "CI_SERVER_TOKEN", hide_env_values = true)]
     pub token: Option<String>,

@@ -1,6 +1,6 @@
 //! Contradictions between keys that are valid by themselves.
 
-use super::{Docker, Size, Swap};
+use super::{DockerConfig, Size, Swap};
 
 /// Two keys that contradict each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub struct Contradiction {
     pub why: String,
 }
 
-impl Docker {
+impl DockerConfig {
     /// All combinations that the engine would refuse, or that no job could use.
     pub fn contradictions(&self) -> Vec<Contradiction> {
         let mut found = Vec::new();

@@ -4,7 +4,7 @@ use super::*;
 use crate::config::Config;
 
 /// Parses the table with these lines as part of a whole file. The error is the message with its line.
-fn read(lines: &str) -> Result<Docker, String> {
+fn read(lines: &str) -> Result<DockerConfig, String> {
     let text = format!(
         "[[runners]]\nname = \"a\"\nurl = \"https://h\"\ntoken = \"t\"\nexecutor = \"shell\"\n[runners.docker]\n{lines}\n"
     );

@@ -15,9 +15,9 @@ mod runner;
 pub struct Key {
     pub name: &'static str,
     pub kind: ValueType,
-    pub support: Support,
+    pub support: KeySupport,
     /// The flag of `mayfly register` that writes it.
-    pub flag: Option<Flag>,
+    pub flag: Option<RegisterFlag>,
     /// Its row in the documentation; none for a key without effect.
     #[cfg(test)]
     pub row: Option<Row>,
@@ -42,7 +42,7 @@ pub enum ValueType {
 
 /// The effect of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Support {
+pub enum KeySupport {
     /// It has the effect that the documentation describes.
     Honoured,
     /// A table with its own entries.
@@ -55,7 +55,7 @@ pub enum Support {
 
 /// A flag of `mayfly register` that writes a key to the configuration; the names are gitlab-runner's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flag {
+pub struct RegisterFlag {
     pub name: &'static str,
     /// The environment variable; empty for none.
     pub variable: &'static str,
@@ -75,15 +75,15 @@ pub enum Row {
 
 /// A table with its keys.
 #[derive(Clone, Copy, Debug)]
-pub struct Table {
+pub struct KeyTable {
     /// The path (`runners`, `runners.mayfly`, …; empty for the top level).
     pub path: &'static str,
     pub keys: &'static [Key],
 }
 
-use Support::{Honoured, ManagerOnly, NoEffect};
+use KeySupport::{Honoured, ManagerOnly, NoEffect};
 
-const fn entry(name: &'static str, kind: ValueType, support: Support) -> Key {
+const fn entry(name: &'static str, kind: ValueType, support: KeySupport) -> Key {
     Key {
         name,
         kind,
@@ -106,12 +106,12 @@ const fn as_above(name: &'static str, kind: ValueType) -> Key {
 
 /// A table, and the cells of its row.
 const fn table(name: &'static str, second: &'static str, third: &'static str) -> Key {
-    entry(name, ValueType::Table, Support::Table).row(second, third)
+    entry(name, ValueType::Table, KeySupport::Table).row(second, third)
 }
 
 /// A table in the row of the key before it.
 const fn table_as_above(name: &'static str) -> Key {
-    entry(name, ValueType::Table, Support::Table).row_above()
+    entry(name, ValueType::Table, KeySupport::Table).row_above()
 }
 
 /// A key without effect.
@@ -151,7 +151,7 @@ impl Key {
 
     /// Adds a flag of `mayfly register` that its help does not list.
     const fn flag(mut self, name: &'static str, variable: &'static str) -> Self {
-        self.flag = Some(Flag { name, variable, help: None });
+        self.flag = Some(RegisterFlag { name, variable, help: None });
         self
     }
 
@@ -163,7 +163,7 @@ impl Key {
         value: &'static str,
         help: &'static str,
     ) -> Self {
-        self.flag = Some(Flag { name, variable, help: Some((value, help)) });
+        self.flag = Some(RegisterFlag { name, variable, help: Some((value, help)) });
         self
     }
 }
@@ -176,28 +176,28 @@ const USAGE: &str = "mayfly sends no usage or error reports";
 pub const WITHOUT_CONTAINERS: &str = "this executor runs jobs in the instance's shell";
 
 /// All tables with their keys.
-pub const TABLES: &[Table] = &[
-    Table { path: "", keys: agent::GLOBAL },
-    Table { path: "mayfly", keys: agent::MAYFLY },
-    Table { path: "mayfly.manager", keys: agent::MAYFLY_MANAGER },
-    Table { path: "mayfly.aws", keys: agent::MAYFLY_AWS },
-    Table { path: "mayfly.aws.raise_on_job", keys: agent::RAISE },
-    Table { path: "runners", keys: runner::RUNNER },
-    Table { path: "runners.mayfly", keys: runner::RUNNER_MAYFLY },
-    Table { path: "runners.custom_build_dir", keys: runner::CUSTOM_BUILD_DIR },
+pub const TABLES: &[KeyTable] = &[
+    KeyTable { path: "", keys: agent::GLOBAL },
+    KeyTable { path: "mayfly", keys: agent::MAYFLY },
+    KeyTable { path: "mayfly.manager", keys: agent::MAYFLY_MANAGER },
+    KeyTable { path: "mayfly.aws", keys: agent::MAYFLY_AWS },
+    KeyTable { path: "mayfly.aws.raise_on_job", keys: agent::RAISE },
+    KeyTable { path: "runners", keys: runner::RUNNER },
+    KeyTable { path: "runners.mayfly", keys: runner::RUNNER_MAYFLY },
+    KeyTable { path: "runners.custom_build_dir", keys: runner::CUSTOM_BUILD_DIR },
     // The keys of this table are in `feature_flags::FLAGS`.
-    Table { path: "runners.feature_flags", keys: &[] },
-    Table { path: "runners.docker", keys: docker::DOCKER },
-    Table { path: "runners.docker.services", keys: docker::DOCKER_SERVICE },
-    Table { path: "runners.machine", keys: fleet::MACHINE },
-    Table { path: "runners.machine.autoscaling", keys: fleet::MACHINE_AUTOSCALING },
-    Table { path: "runners.autoscaler", keys: fleet::AUTOSCALER },
-    Table { path: "runners.autoscaler.policy", keys: fleet::AUTOSCALER_POLICY },
-    Table { path: "runners.artifact", keys: runner::ARTIFACT },
-    Table { path: "runners.cache", keys: cache::CACHE },
-    Table { path: "runners.cache.s3", keys: cache::CACHE_S3 },
-    Table { path: "runners.cache.gcs", keys: cache::CACHE_GCS },
-    Table { path: "runners.cache.azure", keys: cache::CACHE_AZURE },
+    KeyTable { path: "runners.feature_flags", keys: &[] },
+    KeyTable { path: "runners.docker", keys: docker::DOCKER },
+    KeyTable { path: "runners.docker.services", keys: docker::DOCKER_SERVICE },
+    KeyTable { path: "runners.machine", keys: fleet::MACHINE },
+    KeyTable { path: "runners.machine.autoscaling", keys: fleet::MACHINE_AUTOSCALING },
+    KeyTable { path: "runners.autoscaler", keys: fleet::AUTOSCALER },
+    KeyTable { path: "runners.autoscaler.policy", keys: fleet::AUTOSCALER_POLICY },
+    KeyTable { path: "runners.artifact", keys: runner::ARTIFACT },
+    KeyTable { path: "runners.cache", keys: cache::CACHE },
+    KeyTable { path: "runners.cache.s3", keys: cache::CACHE_S3 },
+    KeyTable { path: "runners.cache.gcs", keys: cache::CACHE_GCS },
+    KeyTable { path: "runners.cache.azure", keys: cache::CACHE_AZURE },
 ];
 
 /// The keys with periods, and their tables.

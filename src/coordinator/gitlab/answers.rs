@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{ApiError, GitLab, Info, TokenStatus};
+use super::{ApiError, GitLab, RunnerManagerInfo, TokenStatus};
 use crate::coordinator::source::{JobRequest, PollOutcome};
 use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceSummary, UpdateOutcome};
 use crate::http::testing::TestServer;
@@ -11,7 +11,7 @@ use crate::http::tls::TlsFiles;
 use crate::token::Token;
 
 fn gitlab(server: &TestServer) -> GitLab {
-    let info = Info::new(crate::config::ExecutorKind::Shell, "bash", &BTreeMap::new());
+    let info = RunnerManagerInfo::new(crate::config::ExecutorKind::Shell, "bash", &BTreeMap::new());
     GitLab::new(&server.url, &TlsFiles::default(), info, Duration::from_secs(60)).expect("a client")
 }
 

@@ -32,14 +32,14 @@ pub fn server_failed(server: &str) -> Duration {
 /// The health of one runner. Only a rejected token or an unusable configuration counts as unhealthy, not an unreachable
 /// server.
 #[derive(Debug)]
-pub struct Health {
+pub struct ServerHealth {
     limit: u32,
     interval: Duration,
     failures: u32,
     last_healthy: Instant,
 }
 
-impl Health {
+impl ServerHealth {
     /// Polling of the runner pauses for `interval` after `limit` unhealthy results in a row.
     pub fn new(limit: u32, interval: Duration) -> Self {
         Self { limit: limit.max(1), interval, failures: 0, last_healthy: Instant::now() }
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn pauses_after_the_limit_and_then_counts_from_zero() {
-        let mut health = Health::new(3, Duration::from_secs(3600));
+        let mut health = ServerHealth::new(3, Duration::from_secs(3600));
         assert_eq!((health.unhealthy(), health.unhealthy()), (None, None));
         health.healthy();
         assert_eq!((health.unhealthy(), health.unhealthy()), (None, None));

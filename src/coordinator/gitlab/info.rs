@@ -49,7 +49,7 @@ const SHELL_FEATURES: [&str; 1] = ["shared"];
 
 /// The `info` object of a request.
 #[derive(Clone, Debug, Serialize)]
-pub struct Info {
+pub struct RunnerManagerInfo {
     name: &'static str,
     version: &'static str,
     revision: &'static str,
@@ -64,7 +64,7 @@ pub struct Info {
     features: BTreeMap<&'static str, bool>,
 }
 
-impl Info {
+impl RunnerManagerInfo {
     pub fn new(executor: ExecutorKind, shell: &str, labels: &BTreeMap<String, String>) -> Self {
         let own: &[&str] = if executor.has_containers() { &CONTAINER_FEATURES } else { &SHELL_FEATURES };
         Self {
@@ -123,7 +123,7 @@ mod tests {
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into();
         let kept = |labels: &BTreeMap<_, _>| {
-            Info::new(ExecutorKind::Shell, "bash", labels).labels.into_keys().collect::<Vec<_>>()
+            RunnerManagerInfo::new(ExecutorKind::Shell, "bash", labels).labels.into_keys().collect::<Vec<_>>()
         };
         assert_eq!(kept(&labels), ["_under.score-ed", "zone"]);
         labels.extend((0..40).map(|number| (format!("label{number:02}"), "x".to_owned())));
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn features_depend_on_the_executor() {
-        let of = |kind| Info::new(kind, "bash", &BTreeMap::new()).features;
+        let of = |kind| RunnerManagerInfo::new(kind, "bash", &BTreeMap::new()).features;
         let (shell, docker) = (of(ExecutorKind::Shell), of(ExecutorKind::Docker));
         assert!(shell.contains_key("shared") && !shell.contains_key("image"));
         assert!(docker.contains_key("services") && !docker.contains_key("shared"));
@@ -141,8 +141,8 @@ mod tests {
     #[test]
     fn a_request_is_small_enough_for_the_server_with_any_labels() {
         let labels = (0..40).map(|number| (format!("{number:065}"), "v".repeat(256))).collect();
-        let info =
-            serde_json::to_vec(&Info::new(ExecutorKind::DockerAutoscaler, "bash", &labels)).expect("encode as JSON");
+        let info = serde_json::to_vec(&RunnerManagerInfo::new(ExecutorKind::DockerAutoscaler, "bash", &labels))
+            .expect("encode as JSON");
         assert!(info.len() < 16 * 1024, "{}", info.len());
     }
 }

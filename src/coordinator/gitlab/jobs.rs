@@ -21,7 +21,7 @@ const INTERVAL_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// GitLab's response to a runner that keeps a job pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pending {
+pub enum PendingReply {
     /// The job stays pending; this is its status.
     Holds(JobStatus),
     /// The server does not support `two_phase_job_commit`: the job is already running.
@@ -38,7 +38,7 @@ struct RequestBody<'a> {
     system_id: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     last_update: &'a str,
-    info: &'a super::Info,
+    info: &'a super::RunnerManagerInfo,
 }
 
 #[derive(Serialize)]
@@ -52,7 +52,7 @@ struct UpdateBody<'a> {
     output: Output<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_code: Option<i32>,
-    info: &'a super::Info,
+    info: &'a super::RunnerManagerInfo,
 }
 
 #[derive(Serialize)]
@@ -80,7 +80,7 @@ impl GitLab {
         let asked = answer.as_ref().ok().filter(|_| pressed).and_then(Response::asked_wait);
         let outcome = match answer {
             Ok(response) => self.poll_outcome(response),
-            Err(crate::http::Error::Configuration(why)) => PollOutcome::Misconfigured(why),
+            Err(crate::http::HttpError::Configuration(why)) => PollOutcome::Misconfigured(why),
             Err(error) => PollOutcome::Failed(error.to_string()),
         };
         let wait = match &outcome {
@@ -96,7 +96,7 @@ impl GitLab {
 
     /// Asks the server to keep a job pending until its script starts (`two_phase_job_commit`). The response shows
     /// whether the server supports that.
-    pub fn keep_pending(&self, job: &JobHandle) -> Pending {
+    pub fn keep_pending(&self, job: &JobHandle) -> PendingReply {
         let body = UpdateBody {
             token: job.token.reveal(),
             state: "pending",
@@ -109,14 +109,14 @@ impl GitLab {
         let secret = Some(("JOB-TOKEN", job.token.reveal()));
         match self.send_json(Method::Put, &format!("jobs/{}", job.id), secret, &body) {
             Ok(response) => match response.status {
-                200 | 202 => Pending::Holds(job_status(&response)),
-                400 | 422 => Pending::Unknown,
-                403 | 404 | 409 => Pending::Gone,
-                _ => Pending::Failed,
+                200 | 202 => PendingReply::Holds(job_status(&response)),
+                400 | 422 => PendingReply::Unknown,
+                403 | 404 | 409 => PendingReply::Gone,
+                _ => PendingReply::Failed,
             },
             Err(error) => {
                 log::warn!("cannot keep the job pending; retrying job={} error={error}", job.id);
-                Pending::Failed
+                PendingReply::Failed
             }
         }
     }

@@ -17,16 +17,16 @@ use serde::de::DeserializeOwned;
 use crate::decode;
 use crate::digest::hex;
 use crate::http::tls::TlsFiles;
-use crate::http::{Client, Error, Method, Request, Response};
+use crate::http::{Client, HttpError, Method, Request, Response};
 use crate::monitor::metrics;
 use crate::random;
 use crate::sync;
 use crate::version::user_agent;
 
-pub use health::Health;
+pub use health::ServerHealth;
 pub(super) use health::{server_answered, server_failed};
-pub use info::Info;
-pub use jobs::Pending;
+pub use info::RunnerManagerInfo;
+pub use jobs::PendingReply;
 pub use runners::{NewRunner, Registration, TokenStatus};
 
 const JOBS_REQUEST: &str = "jobs/request";
@@ -35,7 +35,7 @@ const JOBS_REQUEST: &str = "jobs/request";
 pub struct GitLab {
     base: String,
     client: Client,
-    info: Info,
+    info: RunnerManagerInfo,
     /// The time limit of a request about a job, which is then sent once: the caller retries.
     job_timeout: Option<Duration>,
     /// An opaque value from GitLab's last response. GitLab compares it to find out whether the runner's queue may have
@@ -72,15 +72,20 @@ impl fmt::Display for ApiError {
 
 impl std::error::Error for ApiError {}
 
-impl From<Error> for ApiError {
-    fn from(error: Error) -> Self {
+impl From<HttpError> for ApiError {
+    fn from(error: HttpError) -> Self {
         Self::Unreachable(error.to_string())
     }
 }
 
 impl GitLab {
     /// A client for the server at `url`. Fails if the URL or a certificate file is unusable.
-    pub fn new(url: &str, tls: &TlsFiles, info: Info, connection_max_age: Duration) -> Result<Self, Error> {
+    pub fn new(
+        url: &str,
+        tls: &TlsFiles,
+        info: RunnerManagerInfo,
+        connection_max_age: Duration,
+    ) -> Result<Self, HttpError> {
         let base = api_base(url);
         let client = Client::new(&base, tls, &user_agent(), connection_max_age)?;
         Ok(Self {
@@ -140,7 +145,7 @@ impl GitLab {
         path: &str,
         headers: Vec<(&'static str, String)>,
         body: &[u8],
-    ) -> Result<Response, Error> {
+    ) -> Result<Response, HttpError> {
         let mut headers = headers;
         headers.push(("X-Request-Id", request_id()));
         let timeout = self.job_timeout.filter(|_| path != JOBS_REQUEST);
@@ -155,7 +160,7 @@ impl GitLab {
         match &response.cut {
             // A poll response counts as a job even if its payload is incomplete. Any other request can be repeated, and
             // an incomplete response does not prove that the request took effect.
-            Some(why) if path != JOBS_REQUEST => Err(Error::Transport(why.clone())),
+            Some(why) if path != JOBS_REQUEST => Err(HttpError::Transport(why.clone())),
             _ => Ok(response),
         }
     }
@@ -166,8 +171,8 @@ impl GitLab {
         path: &str,
         secret: Option<(&'static str, &str)>,
         body: &impl Serialize,
-    ) -> Result<Response, Error> {
-        let body = serde_json::to_vec(body).map_err(|error| Error::Configuration(error.to_string()))?;
+    ) -> Result<Response, HttpError> {
+        let body = serde_json::to_vec(body).map_err(|error| HttpError::Configuration(error.to_string()))?;
         let mut headers = vec![("Content-Type", "application/json".to_owned())];
         if !matches!(method, Method::Put | Method::Delete) {
             headers.push(("Accept", "application/json".to_owned()));

@@ -22,7 +22,7 @@ use super::source::{AcceptOutcome, JobRequest, JobSource, PollOutcome, PollRespo
 use crate::decode;
 use crate::digest::sha256;
 use crate::http::tls::TlsFiles;
-use crate::http::{Client, Error, Method, Request, Response};
+use crate::http::{Client, HttpError, Method, Request, Response};
 use crate::instance::Identity;
 use crate::instance::aws::caller_identity::SignedIdentity;
 use crate::monitor::metrics;
@@ -126,7 +126,7 @@ impl ManagerClient {
         jobs: Arc<ManagedJobs>,
         on_welcome: OnWelcome,
         on_capacity: OnCapacity,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, HttpError> {
         let base = api_base(&agent.url);
         let client = Client::new(&base, &agent.tls, &user_agent(), agent.connection_max_age)?;
         let kept = load(&agent).and_then(|kept| kept.welcome);
@@ -157,9 +157,9 @@ impl ManagerClient {
         &self.jobs
     }
 
-    fn send(&self, method: Method, path: &str, token: &Token, body: &impl Serialize) -> Result<Response, Error> {
+    fn send(&self, method: Method, path: &str, token: &Token, body: &impl Serialize) -> Result<Response, HttpError> {
         let timeout = Some(if path == JOBS_REQUEST { POLL_TIMEOUT } else { TIMEOUT });
-        let body = serde_json::to_vec(body).map_err(|error| Error::Configuration(error.to_string()))?;
+        let body = serde_json::to_vec(body).map_err(|error| HttpError::Configuration(error.to_string()))?;
         let headers = vec![
             ("Content-Type", "application/json".to_owned()),
             ("RUNNER-TOKEN", token.reveal().to_owned()),
@@ -171,12 +171,12 @@ impl ManagerClient {
         let status = answer.as_ref().ok().map(|response| response.status);
         metrics::called("manager", status);
         let answer = answer.and_then(|response| match &response.cut {
-            _ if response.header(MANAGER_HEADER).is_none() => Err(Error::Transport(format!(
+            _ if response.header(MANAGER_HEADER).is_none() => Err(HttpError::Transport(format!(
                 "status {} from a server that is not a mayfly manager; correct `url`, or, if it is GitLab's, write \
                      `executor` below [[runners]]",
                 response.status
             ))),
-            Some(why) => Err(Error::Transport(why.clone())),
+            Some(why) => Err(HttpError::Transport(why.clone())),
             None => Ok(response),
         });
         let mut silent_since = sync::lock(&self.silent_since);
@@ -257,7 +257,7 @@ impl ManagerClient {
         let body = VerifyBody { token, mayfly: Some(introduction) };
         let response = match self.send(Method::Post, "runners/verify", &self.agent.fleet_token, &body) {
             Ok(response) => response,
-            Err(Error::Configuration(why)) => return Err(PollOutcome::Misconfigured(why)),
+            Err(HttpError::Configuration(why)) => return Err(PollOutcome::Misconfigured(why)),
             Err(error) => return Err(PollOutcome::Failed(error.to_string())),
         };
         #[derive(Deserialize)]
@@ -336,7 +336,7 @@ impl ManagerClient {
         let body = serde_json::json!({});
         let response = match self.send(Method::Post, JOBS_REQUEST, &token, &body) {
             Ok(response) => response,
-            Err(Error::Configuration(why)) => return PollOutcome::Misconfigured(why),
+            Err(HttpError::Configuration(why)) => return PollOutcome::Misconfigured(why),
             Err(error) => return PollOutcome::Failed(error.to_string()),
         };
         #[derive(Deserialize)]

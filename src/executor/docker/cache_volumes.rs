@@ -44,7 +44,7 @@ pub struct VolumeRecord {
 }
 
 /// The volumes of a job; they are not removed until this is dropped.
-pub struct InUse {
+pub struct VolumesInUse {
     volumes: Arc<CacheVolumes>,
     keys: Vec<Key>,
 }
@@ -78,7 +78,7 @@ impl CacheVolumes {
     }
 
     /// Keeps the volumes of a job until it ends.
-    pub fn claim(self: &Arc<Self>, engine: &Address, names: &[String]) -> InUse {
+    pub fn claim(self: &Arc<Self>, engine: &Address, names: &[String]) -> VolumesInUse {
         let keys: Vec<Key> = names.iter().map(|name| (engine.to_string(), name.clone())).collect();
         let mut record = self.gate.lock();
         for key in &keys {
@@ -88,7 +88,7 @@ impl CacheVolumes {
         if !keys.is_empty() {
             self.save(&record);
         }
-        InUse { volumes: Arc::clone(self), keys }
+        VolumesInUse { volumes: Arc::clone(self), keys }
     }
 
     /// Removes the volumes that exceed the limits.
@@ -196,7 +196,7 @@ impl CacheVolumes {
     }
 }
 
-impl Drop for InUse {
+impl Drop for VolumesInUse {
     fn drop(&mut self) {
         if self.keys.is_empty() {
             return;

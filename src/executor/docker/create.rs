@@ -9,7 +9,7 @@ use super::engine::spec::{
 };
 use super::engine::{DockerError, Revision};
 use super::resolved_image::ResolvedImage;
-use crate::config::docker::{self, Docker, Gpus, Size, Swap};
+use crate::config::docker::{self, DockerConfig, Gpus, Size, Swap};
 use crate::decode;
 use crate::failure::JobError;
 
@@ -31,7 +31,7 @@ pub enum NetworkMode {
 
 impl NetworkMode {
     /// The configured network, or the job's own network.
-    pub fn of(docker: &Docker, of_job: Option<&str>) -> Self {
+    pub fn of(docker: &DockerConfig, of_job: Option<&str>) -> Self {
         match (docker.network_mode.as_str(), of_job) {
             ("", Some(name)) => Self::Named(name.to_owned()),
             ("" | "bridge" | "default", _) => Self::Bridge,
@@ -70,7 +70,7 @@ pub struct ContainerSettings {
 }
 
 /// Fails if the configuration contradicts itself; names the contradictions.
-pub fn check(docker: &Docker) -> Result<(), JobError> {
+pub fn check(docker: &DockerConfig) -> Result<(), JobError> {
     let told = docker.contradictions();
     if told.is_empty() {
         return Ok(());
@@ -93,7 +93,7 @@ pub fn create_error(what: &str, error: &DockerError) -> JobError {
 
 /// The job's container. Fails if a file that the configuration names is unreadable.
 pub fn of_job(
-    docker: &Docker,
+    docker: &DockerConfig,
     resolved: &ResolvedImage,
     network: &NetworkMode,
     settings: ContainerSettings,
@@ -143,7 +143,7 @@ pub fn of_job(
 
 /// The container of a service. Fails as [`of_job`] does.
 pub fn of_service(
-    docker: &Docker,
+    docker: &DockerConfig,
     resolved: &ResolvedImage,
     network: &NetworkMode,
     settings: ContainerSettings,
@@ -165,7 +165,7 @@ pub fn of_service(
 }
 
 /// The settings that all containers share.
-fn shared(docker: &Docker, network: &NetworkMode, settings: &ContainerSettings) -> HostConfig {
+fn shared(docker: &DockerConfig, network: &NetworkMode, settings: &ContainerSettings) -> HostConfig {
     let has_hosts = !matches!(network, NetworkMode::Other(mode) if mode.starts_with("container:"));
     let hosts = docker.extra_hosts.iter().map(|host| host.0.clone()).chain(settings.hosts.iter().cloned());
     HostConfig {
@@ -291,7 +291,7 @@ mod tests {
 
     const OLD: Revision = Revision(1, 41);
 
-    fn docker(lines: &str) -> Docker {
+    fn docker(lines: &str) -> DockerConfig {
         let text = format!(
             "[[runners]]\nurl = \"https://h\"\ntoken = \"t\"\nexecutor = \"shell\"\n[runners.docker]\nimage = \"a\"\n{lines}\n"
         );
@@ -299,7 +299,7 @@ mod tests {
         config.runners[0].docker.clone()
     }
 
-    fn resolved(docker: &Docker) -> ResolvedImage {
+    fn resolved(docker: &DockerConfig) -> ResolvedImage {
         super::super::resolved_image::of_job(docker, &Image::default(), &|text| text.to_owned())
             .expect("the image must be allowed")
             .0
@@ -315,7 +315,7 @@ mod tests {
         }
     }
 
-    fn job(docker: &Docker, network: &NetworkMode) -> CreateContainer {
+    fn job(docker: &DockerConfig, network: &NetworkMode) -> CreateContainer {
         of_job(docker, &resolved(docker), network, settings(), OLD).expect("the container must be described")
     }
 
@@ -334,7 +334,7 @@ mod tests {
             ("container:x", None, NetworkMode::Other("container:x".to_owned())),
             ("ours", Some("mine"), NetworkMode::Named("ours".to_owned())),
         ] {
-            let docker = Docker { network_mode: mode.to_owned(), ..Docker::default() };
+            let docker = DockerConfig { network_mode: mode.to_owned(), ..DockerConfig::default() };
             assert_eq!(NetworkMode::of(&docker, of_job), expected, "{mode}");
         }
     }

@@ -3,7 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use crate::config::docker::Docker;
+use crate::config::docker::DockerConfig;
 use crate::http::Address;
 use crate::http::tls::TlsFiles;
 
@@ -11,7 +11,7 @@ use crate::http::tls::TlsFiles;
 const USUAL: &str = "unix:///var/run/docker.sock";
 
 /// Fails if the configured address is invalid.
-pub fn address(docker: &Docker) -> Result<Address, String> {
+pub fn address(docker: &DockerConfig) -> Result<Address, String> {
     let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
     if !docker.host.is_empty() {
         return parse(
@@ -70,7 +70,9 @@ mod tests {
 
     #[test]
     fn parses_addresses_as_docker_does() {
-        let of = |host: &str, tls_verify| address(&Docker { host: host.to_owned(), tls_verify, ..Docker::default() });
+        let of = |host: &str, tls_verify| {
+            address(&DockerConfig { host: host.to_owned(), tls_verify, ..DockerConfig::default() })
+        };
         assert_eq!(of("unix:///run/x.sock", false), Ok(Address::Unix("/run/x.sock".into())));
         assert_eq!(of("tcp://10.0.0.1", false), Ok(Address::Tcp("10.0.0.1:2375".into(), None)));
         assert!(matches!(of("tcp://h:99", true), Ok(Address::Tcp(place, Some(_))) if place == "h:99"));

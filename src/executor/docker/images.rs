@@ -11,11 +11,11 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::console::JobConsole;
 use super::credentials::{Login, RegistryLogins};
-use super::engine::images::{Image, ImageConfig};
+use super::engine::images::{EngineImage, ImageConfig};
 use super::engine::{DockerEngine, DockerError};
 use super::policy::{self, PullFailure};
 use super::pulled::UsedImage;
-use super::reference::Reference;
+use super::reference::ImageReference;
 use super::resolved_image::ResolvedImage;
 use crate::backoff::Backoff;
 use crate::config::docker::PullPolicy;
@@ -96,8 +96,12 @@ impl<'a> ImageProvider<'a> {
     }
 
     /// Tries one policy. Outer error: the job must stop, or the engine is unreachable. Inner error: the policy failed.
-    fn by_policy(&self, resolved: &ResolvedImage, policy: PullPolicy) -> Result<Result<Image, JobError>, JobError> {
-        let is_id = matches!(resolved.reference, Reference::Id(_));
+    fn by_policy(
+        &self,
+        resolved: &ResolvedImage,
+        policy: PullPolicy,
+    ) -> Result<Result<EngineImage, JobError>, JobError> {
+        let is_id = matches!(resolved.reference, ImageReference::Id(_));
         if policy != PullPolicy::Always || is_id {
             match self.engine.image(&resolved.reference.full(), platform(resolved)) {
                 Ok(image) => {
@@ -121,10 +125,10 @@ impl<'a> ImageProvider<'a> {
     }
 
     /// Pulls an image, up to [`PULL_ATTEMPTS`] times if the network fails.
-    fn pull(&self, resolved: &ResolvedImage) -> Result<Result<Image, JobError>, JobError> {
+    fn pull(&self, resolved: &ResolvedImage) -> Result<Result<EngineImage, JobError>, JobError> {
         let login = match &resolved.reference {
-            Reference::Named(name) => self.logins.find(name, &mut |trouble| self.console.warning(&trouble)),
-            Reference::Id(_) => None,
+            ImageReference::Named(name) => self.logins.find(name, &mut |trouble| self.console.warning(&trouble)),
+            ImageReference::Id(_) => None,
         };
         if let Some(login) = &login {
             self.console.line(&format!("Authenticating with credentials from {}", login.source));
@@ -176,7 +180,7 @@ impl<'a> ImageProvider<'a> {
         }
     }
 
-    fn tell(&self, resolved: &ResolvedImage, image: Image) -> LocalImage {
+    fn tell(&self, resolved: &ResolvedImage, image: EngineImage) -> LocalImage {
         let digest = image.repo_digests.into_iter().find(|digest| is_of(digest, &resolved.reference));
         let with_digest = digest.as_ref().map(|digest| format!(" with digest {digest}")).unwrap_or_default();
         self.console.line(&format!("Using docker image {} for {}{with_digest} ...", image.id, resolved.name));
@@ -185,9 +189,9 @@ impl<'a> ImageProvider<'a> {
 }
 
 /// Whether a digest belongs to the requested image: an engine knows an image by all its names.
-fn is_of(digest: &str, reference: &Reference) -> bool {
-    match (Reference::parse(digest), reference) {
-        (Ok(Reference::Named(one)), Reference::Named(other)) => one.normalized() == other.normalized(),
+fn is_of(digest: &str, reference: &ImageReference) -> bool {
+    match (ImageReference::parse(digest), reference) {
+        (Ok(ImageReference::Named(one)), ImageReference::Named(other)) => one.normalized() == other.normalized(),
         _ => false,
     }
 }

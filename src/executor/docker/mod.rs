@@ -33,35 +33,35 @@ use super::shell::PATH;
 use super::{Executor, user};
 use crate::config::Runner;
 use crate::http::Address;
-use crate::instance::aws::ecr::Tokens;
+use crate::instance::aws::ecr::EcrTokens;
 use crate::shim::spec::User;
-use names::Owner;
+use names::ContainerOwner;
 
 /// The builds directory in containers unless `builds_dir` is set.
 pub const BUILDS: &str = "/builds";
 
 /// The container executor of one runner.
-pub struct Docker {
+pub struct DockerExecutor {
     /// The engine's address.
     pub address: Address,
     /// The owner of the containers.
-    pub owner: Owner,
+    pub owner: ContainerOwner,
     /// The builds directory in containers.
     pub builds: PathBuf,
     /// The running removals.
     pub removals: removal::ContainerRemovals,
     /// Tokens for Amazon ECR.
-    pub tokens: Tokens,
+    pub tokens: EcrTokens,
     /// The parents of the control groups of steps.
     pub parents: CgroupParents,
     home: PathBuf,
 }
 
-impl Docker {
+impl DockerExecutor {
     /// Fails if the engine's address is invalid.
     pub fn new(
         runner: &Runner,
-        owner: Owner,
+        owner: ContainerOwner,
         removals: removal::ContainerRemovals,
         parents: CgroupParents,
     ) -> Result<Self, String> {
@@ -71,14 +71,14 @@ impl Docker {
             owner,
             builds,
             removals,
-            tokens: Tokens::default(),
+            tokens: EcrTokens::default(),
             home: user::current().home,
             parents,
         })
     }
 }
 
-impl Executor for Docker {
+impl Executor for DockerExecutor {
     fn greeting(&self) -> Option<String> {
         // The process that resolves the image writes this line.
         None

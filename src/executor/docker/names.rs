@@ -28,7 +28,7 @@ const NAME_MAX: usize = 63;
 
 /// The owner of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Owner {
+pub struct ContainerOwner {
     /// See [`INSTANCE`].
     pub instance: String,
     /// See [`STATE`].
@@ -60,13 +60,13 @@ impl JobNames<'_> {
 
     /// The prefix of the names of this job's containers: unique to the job, and the same for every agent that resumes
     /// the job.
-    pub fn prefix(&self, owner: &Owner) -> String {
+    pub fn prefix(&self, owner: &ContainerOwner) -> String {
         let unique = digest(&format!("{}\0{}\0{}", self.job, owner.instance, owner.state));
         format!("{}-{}", self.host_name(), &unique[..16])
     }
 
     /// The labels of an object of the job; `kind` is `build`, `cache`, …
-    pub fn labels(&self, owner: &Owner, kind: &str) -> BTreeMap<String, String> {
+    pub fn labels(&self, owner: &ContainerOwner, kind: &str) -> BTreeMap<String, String> {
         let (git, job) = (&self.payload.git_info, &self.payload.job_info);
         let variable = |key: &str| {
             let found = self.payload.variables.iter().rev().find(|variable| variable.key == key);
@@ -112,11 +112,11 @@ mod tests {
     fn names_are_unique_to_a_job_and_stable() {
         let mut payload = Payload { id: 7, ..Payload::default() };
         payload.job_info.project_id = 9;
-        let owner = Owner { instance: "i-1".into(), state: "/s".into(), life: "1".into() };
+        let owner = ContainerOwner { instance: "i-1".into(), state: "/s".into(), life: "1".into() };
         let of = |job: &str, state: &str| {
             let concurrent = ConcurrentIds { of_runner: 0, of_project: 2 };
             let facts = JobNames { payload: &payload, concurrent, job, runner: "Abc_D-1", system_id: "s_1" };
-            facts.prefix(&Owner { state: state.into(), ..owner.clone() })
+            facts.prefix(&ContainerOwner { state: state.into(), ..owner.clone() })
         };
         let name = of("7-1", "/s");
         assert!(name.starts_with("runner-abcd-1-project-9-concurrent-2-"), "{name}");

@@ -1,11 +1,11 @@
 //! Selects the pull policies for an image, and classifies failed pulls.
 
-use crate::config::docker::{Docker, PullPolicy};
+use crate::config::docker::{DockerConfig, PullPolicy};
 use crate::failure::{FailureReason, JobError};
 
 /// The policies for an image that requests `wanted`, in the order of attempts. Fails if a requested policy does not
 /// exist or none is allowed.
-pub fn of_image(wanted: &[String], docker: &Docker) -> Result<Vec<PullPolicy>, JobError> {
+pub fn of_image(wanted: &[String], docker: &DockerConfig) -> Result<Vec<PullPolicy>, JobError> {
     let (asked, whose) = match wanted.is_empty() {
         true => (docker.default_policies(), "of the runner (`pull_policy`)"),
         false => {
@@ -110,11 +110,11 @@ mod tests {
     use super::*;
     use PullPolicy::{Always, IfNotPresent, Never};
 
-    fn docker(own: &[PullPolicy], allowed: &[PullPolicy]) -> Docker {
-        Docker { pull_policy: own.to_vec(), allowed_pull_policies: allowed.to_vec(), ..Docker::default() }
+    fn docker(own: &[PullPolicy], allowed: &[PullPolicy]) -> DockerConfig {
+        DockerConfig { pull_policy: own.to_vec(), allowed_pull_policies: allowed.to_vec(), ..DockerConfig::default() }
     }
 
-    fn of(wanted: &[&str], docker: &Docker) -> Result<Vec<PullPolicy>, String> {
+    fn of(wanted: &[&str], docker: &DockerConfig) -> Result<Vec<PullPolicy>, String> {
         let wanted: Vec<String> = wanted.iter().map(|text| (*text).to_owned()).collect();
         of_image(&wanted, docker).map_err(|error| {
             assert_eq!(error.reason, FailureReason::RunnerConfigurationError);
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn a_policy_of_the_job_is_used_even_if_the_default_is_not_allowed() {
         let text = "pull_policy = \"always\"\nallowed_pull_policies = [\"never\", \"if-not-present\"]";
-        let docker: Docker = toml::from_str(text).expect("a table");
+        let docker: DockerConfig = toml::from_str(text).expect("a table");
         assert!(super::super::create::check(&docker).is_ok(), "jobs are not failed for the runner's default");
         assert_eq!(of_image(&["never".to_owned()], &docker).expect("a policy"), [PullPolicy::Never]);
         let error = of_image(&[], &docker).expect_err("must be refused").message;

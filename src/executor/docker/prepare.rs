@@ -18,7 +18,7 @@ use super::resolved_image::{self, ResolvedImage};
 use super::retry::{RETRY_INTERVAL, retry, uncut};
 use super::services::{self, ServiceStarter};
 use super::{safe_dirs, script};
-use crate::config::docker::Docker;
+use crate::config::docker::DockerConfig;
 use crate::decode;
 use crate::executor::roots;
 use crate::failure::JobError;
@@ -63,7 +63,8 @@ pub struct PrepareTask {
 /// Prepares the container; writes its progress to the job's log.
 pub fn run(plan: &PrepareTask) -> Result<PreparedContainer, JobError> {
     let unread = |what: &str, why: String| JobError::system(format!("cannot read {what}: {why}"));
-    let docker: Docker = decode::toml(&plan.docker).map_err(|error| unread("[runners.docker]", error.to_string()))?;
+    let docker: DockerConfig =
+        decode::toml(&plan.docker).map_err(|error| unread("[runners.docker]", error.to_string()))?;
     let payload = payload::decode(plan.payload.as_bytes()).map_err(|error| unread("the job", error.why))?;
     let expand = |text: &str| plan.variables.expand(text);
     create::check(&docker)?;
@@ -155,7 +156,7 @@ fn with_script_command(request: CreateContainer, plan: &PrepareTask) -> CreateCo
 }
 
 /// Whether the container runs as root of the machine, so that no other user needs access to the job's files.
-fn is_root(docker: &Docker, resolved: &ResolvedImage, of_image: &str, engine: &DockerEngine) -> bool {
+fn is_root(docker: &DockerConfig, resolved: &ResolvedImage, of_image: &str, engine: &DockerEngine) -> bool {
     let user = if resolved.user.is_empty() { of_image } else { &resolved.user };
     if !matches!(user.split(':').next(), Some("" | "0" | "root")) {
         return false;

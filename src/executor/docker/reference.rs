@@ -13,16 +13,16 @@ const NAME_MAX: usize = 255;
 
 /// A parsed image name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reference {
+pub enum ImageReference {
     /// A local image, by its id.
     Id(String),
     /// An image in a registry.
-    Named(Name),
+    Named(ImageName),
 }
 
 /// An image in a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name {
+pub struct ImageName {
     /// The name as written, without tag and digest.
     pub written: String,
     /// The host, with a port if there is one; `docker.io` by default.
@@ -35,7 +35,7 @@ pub struct Name {
     pub digest: Option<String>,
 }
 
-impl Reference {
+impl ImageReference {
     /// Parses a name. The error says what is wrong.
     pub fn parse(text: &str) -> Result<Self, BadReference> {
         let bad = |why| BadReference { name: text.to_owned(), why };
@@ -57,7 +57,7 @@ impl Reference {
     }
 }
 
-impl Name {
+impl ImageName {
     /// The name as written, with the default tag.
     fn full(&self) -> String {
         let tag = self.tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
@@ -71,7 +71,7 @@ impl Name {
     }
 }
 
-impl fmt::Display for Reference {
+impl fmt::Display for ImageReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.full())
     }
@@ -110,7 +110,7 @@ fn is_lower_hex(text: &str) -> bool {
     text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-fn parse_name(text: &str) -> Result<Name, &'static str> {
+fn parse_name(text: &str) -> Result<ImageName, &'static str> {
     let (rest, digest) = match text.split_once('@') {
         Some((rest, digest)) => (rest, Some(digest)),
         None => (text, None),
@@ -145,7 +145,7 @@ fn parse_name(text: &str) -> Result<Name, &'static str> {
     let (registry, repository) = normalized(registry, repository);
     let tag = tag.or(if digest.is_some() { None } else { Some("latest") });
     let owned = |text: Option<&str>| text.map(str::to_owned);
-    Ok(Name { written: path.to_owned(), registry, repository, tag: owned(tag), digest: owned(digest) })
+    Ok(ImageName { written: path.to_owned(), registry, repository, tag: owned(tag), digest: owned(digest) })
 }
 
 fn normalized(registry: Option<&str>, repository: &str) -> (String, String) {
@@ -223,9 +223,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn name(text: &str) -> Name {
-        match Reference::parse(text) {
-            Ok(Reference::Named(name)) => name,
+    fn name(text: &str) -> ImageName {
+        match ImageReference::parse(text) {
+            Ok(ImageReference::Named(name)) => name,
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn an_id_is_not_a_name() {
         for id in [format!("sha256:{}", "0".repeat(64)), "f".repeat(64)] {
-            assert_eq!(Reference::parse(&id), Ok(Reference::Id(id)));
+            assert_eq!(ImageReference::parse(&id), Ok(ImageReference::Id(id)));
         }
         assert_eq!(name("abcdef").repository, "library/abcdef");
     }
@@ -279,10 +279,10 @@ mod tests {
             ("${IMAGE}", "upper-case"),
             ("a\n", "character"),
         ] {
-            let error = Reference::parse(text).expect_err(text).to_string();
+            let error = ImageReference::parse(text).expect_err(text).to_string();
             assert!(error.contains(why), "{text}: {error}");
         }
-        assert!(Reference::parse(&"a".repeat(300)).is_err());
+        assert!(ImageReference::parse(&"a".repeat(300)).is_err());
     }
 
     #[test]
@@ -301,7 +301,7 @@ mod tests {
 
         #[test]
         fn any_text_is_parsed_without_a_panic(text in "\\PC*") {
-            let _ = Reference::parse(&text);
+            let _ = ImageReference::parse(&text);
         }
     }
 }

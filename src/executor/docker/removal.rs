@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::engine::{DockerEngine, DockerError};
-use super::names::{INSTANCE, JOB, LIFE, LIFETIME, Owner, STATE};
+use super::names::{ContainerOwner, INSTANCE, JOB, LIFE, LIFETIME, STATE};
 use crate::backoff::Backoff;
 use crate::http::Address;
 use crate::sync;
@@ -57,7 +57,7 @@ impl ContainerRemovals {
     }
 
     /// Removes everything of a job and then calls `also`, in its own thread.
-    pub fn start(&self, address: &Address, owner: &Owner, job: &str, also: impl FnOnce() + Send + 'static) {
+    pub fn start(&self, address: &Address, owner: &ContainerOwner, job: &str, also: impl FnOnce() + Send + 'static) {
         let guard = self.begin();
         let (address, owner, name) = (address.clone(), owner.clone(), job.to_owned());
         let spawned = sync::spawn("removal", STACK, move || {
@@ -75,7 +75,13 @@ impl ContainerRemovals {
 
     /// Removes everything that earlier agents created for jobs that are not in `kept`, and then calls `also`, in its
     /// own thread.
-    pub fn sweep(&self, address: &Address, owner: &Owner, kept: Vec<String>, also: impl FnOnce() + Send + 'static) {
+    pub fn sweep(
+        &self,
+        address: &Address,
+        owner: &ContainerOwner,
+        kept: Vec<String>,
+        also: impl FnOnce() + Send + 'static,
+    ) {
         // An agent that exits waits for this only while the engine responds: the next agent does it again.
         let (mut begun, removals) = (Some(self.begin()), self.clone());
         let (address, owner) = (address.clone(), owner.clone());

@@ -2,8 +2,8 @@
 //! configuration.
 
 use super::policy;
-use super::reference::Reference;
-use crate::config::docker::{Docker, Patterns, PullPolicy, Service};
+use super::reference::ImageReference;
+use crate::config::docker::{DockerConfig, Patterns, PullPolicy, Service};
 use crate::failure::{FailureReason, JobError};
 use crate::payload::{Image, Payload};
 
@@ -16,7 +16,7 @@ pub struct ResolvedImage {
     /// The name as written, with variables replaced.
     pub name: String,
     /// The parsed name.
-    pub reference: Reference,
+    pub reference: ImageReference,
     /// `None` for the image's own; empty for no entrypoint.
     pub entrypoint: Option<Vec<String>>,
     /// `None` for the image's own.
@@ -53,16 +53,20 @@ pub fn check_options(payload: &Payload) -> Result<(), JobError> {
 }
 
 /// All valid image names of a job.
-pub fn references(docker: &Docker, payload: &Payload, expand: Expand<'_>) -> Vec<Reference> {
+pub fn references(docker: &DockerConfig, payload: &Payload, expand: Expand<'_>) -> Vec<ImageReference> {
     let own = if payload.image.name.is_empty() { &docker.image } else { &payload.image.name };
     let configured = docker.services.iter().map(|service| &service.name);
     let names = std::iter::once(own).chain(configured).chain(payload.services.iter().map(|service| &service.name));
-    names.filter_map(|name| Reference::parse(&expand(name)).ok()).collect()
+    names.filter_map(|name| ImageReference::parse(&expand(name)).ok()).collect()
 }
 
 /// The job's image, and warnings about overridden settings. Fails if the image is missing, its name is invalid, or a
 /// setting is not allowed.
-pub fn of_job(docker: &Docker, image: &Image, expand: Expand<'_>) -> Result<(ResolvedImage, Vec<String>), JobError> {
+pub fn of_job(
+    docker: &DockerConfig,
+    image: &Image,
+    expand: Expand<'_>,
+) -> Result<(ResolvedImage, Vec<String>), JobError> {
     let own = expand(&image.name);
     let configured = expand(&docker.image);
     let name = if own.is_empty() { configured.clone() } else { own };
@@ -90,7 +94,7 @@ pub fn of_job(docker: &Docker, image: &Image, expand: Expand<'_>) -> Result<(Res
 
 /// A service of the job. Fails as for the job's image.
 pub fn of_service(
-    docker: &Docker,
+    docker: &DockerConfig,
     image: &Image,
     expand: Expand<'_>,
 ) -> Result<(ResolvedImage, Vec<String>), JobError> {
@@ -114,7 +118,7 @@ pub fn of_service(
 
 /// A service in the configuration, which is always allowed. Fails if its name is invalid.
 pub fn of_configured_service(
-    docker: &Docker,
+    docker: &DockerConfig,
     service: &Service,
     expand: Expand<'_>,
 ) -> Result<ResolvedImage, JobError> {
@@ -131,8 +135,8 @@ pub fn of_configured_service(
     })
 }
 
-fn reference(name: &str) -> Result<Reference, JobError> {
-    Reference::parse(name).map_err(|error| JobError::new(FailureReason::ImagePullFailure, error.to_string()))
+fn reference(name: &str) -> Result<ImageReference, JobError> {
+    ImageReference::parse(name).map_err(|error| JobError::new(FailureReason::ImagePullFailure, error.to_string()))
 }
 
 fn given(list: &[String]) -> Option<Vec<String>> {
@@ -150,7 +154,7 @@ fn check_allowed(kind: &str, key: &str, name: &str, allowed: &Patterns) -> Resul
 }
 
 /// `[""]` means no entrypoint; an empty list means the image's own.
-fn entrypoint(docker: &Docker, name: &str, wanted: &[String], warnings: &mut Vec<String>) -> Option<Vec<String>> {
+fn entrypoint(docker: &DockerConfig, name: &str, wanted: &[String], warnings: &mut Vec<String>) -> Option<Vec<String>> {
     let wanted = given(wanted)?;
     if docker.disable_entrypoint_overwrite {
         warnings.push(format!(
@@ -162,7 +166,7 @@ fn entrypoint(docker: &Docker, name: &str, wanted: &[String], warnings: &mut Vec
 }
 
 /// A configured user overrides the user of the job.
-fn user(docker: &Docker, wanted: &str, warnings: &mut Vec<String>) -> Result<String, JobError> {
+fn user(docker: &DockerConfig, wanted: &str, warnings: &mut Vec<String>) -> Result<String, JobError> {
     if !docker.user.is_empty() && !wanted.is_empty() && wanted != docker.user {
         warnings.push(format!(
             "the user `{wanted}` of the job is ignored, because this runner has `user = \"{}\"`",
@@ -185,7 +189,7 @@ fn is_privileged(wanted: bool, allowed: &Patterns, name: &str) -> bool {
     wanted && (allowed.is_empty() || allowed.match_name(name))
 }
 
-fn is_service_privileged(docker: &Docker, name: &str) -> bool {
+fn is_service_privileged(docker: &DockerConfig, name: &str) -> bool {
     let wanted = docker.services_privileged.unwrap_or(docker.privileged);
     is_privileged(wanted, &docker.allowed_privileged_services, name)
 }
@@ -216,16 +220,16 @@ mod tests {
         text.replace("$TAG", "1.2")
     }
 
-    fn choose(docker: &Docker, image: &Image) -> Result<ResolvedImage, JobError> {
+    fn choose(docker: &DockerConfig, image: &Image) -> Result<ResolvedImage, JobError> {
         of_job(docker, image, &expand).map(|(resolved, _)| resolved)
     }
 
     #[test]
     fn the_configured_image_is_used_if_the_job_has_none() {
-        let docker = Docker {
+        let docker = DockerConfig {
             image: "configured:$TAG".to_owned(),
             allowed_images: patterns(&["r.test/*:*"]),
-            ..Docker::default()
+            ..DockerConfig::default()
         };
         assert_eq!(choose(&docker, &image("")).expect("the image must be allowed").name, "configured:1.2");
         assert_eq!(choose(&docker, &image("configured:1.2")).expect("always allowed").name, "configured:1.2");
@@ -237,20 +241,20 @@ mod tests {
         assert_eq!(error.reason, FailureReason::RunnerSystemFailure);
         assert!(error.message.contains("r.test/*:*") && error.message.contains("allowed_images"), "{error}");
         assert!(
-            choose(&Docker::default(), &image(""))
+            choose(&DockerConfig::default(), &image(""))
                 .expect_err("an image must be required")
                 .message
                 .contains("the image is missing")
         );
-        let error = choose(&Docker::default(), &image("Not A Name")).expect_err("must be refused");
+        let error = choose(&DockerConfig::default(), &image("Not A Name")).expect_err("must be refused");
         assert_eq!(error.reason, FailureReason::ImagePullFailure);
     }
 
     #[test]
     fn the_jobs_entrypoint_is_used_unless_disabled() {
-        let mut docker = Docker::default();
+        let mut docker = DockerConfig::default();
         let with = |entrypoint: &[&str]| Image { entrypoint: texts(entrypoint), ..image("alpine") };
-        let resolved = |docker: &Docker, entrypoint: &[&str]| {
+        let resolved = |docker: &DockerConfig, entrypoint: &[&str]| {
             let (resolved, warnings) = of_job(docker, &with(entrypoint), &expand).expect("the image must be allowed");
             (resolved.entrypoint, warnings.len())
         };
@@ -264,12 +268,12 @@ mod tests {
 
     #[test]
     fn the_user_is_configured_or_allowed() {
-        let docker = |user: &str, allowed: &[&str]| Docker {
+        let docker = |user: &str, allowed: &[&str]| DockerConfig {
             user: user.to_owned(),
             allowed_users: texts(allowed),
-            ..Docker::default()
+            ..DockerConfig::default()
         };
-        let resolved = |docker: &Docker, user: &str| choose(docker, &as_user(user)).map(|resolved| resolved.user);
+        let resolved = |docker: &DockerConfig, user: &str| choose(docker, &as_user(user)).map(|resolved| resolved.user);
         for (configured, allowed, wanted, expected) in [
             ("", &[][..], "1000", Some("1000")),
             ("", &[], "", Some("")),
@@ -292,28 +296,28 @@ mod tests {
 
     #[test]
     fn only_listed_images_are_privileged() {
-        let docker = Docker {
+        let docker = DockerConfig {
             privileged: true,
             allowed_privileged_images: patterns(&["docker:*"]),
             allowed_privileged_services: patterns(&["**/dind:*"]),
-            ..Docker::default()
+            ..DockerConfig::default()
         };
         let privileged = |name| choose(&docker, &image(name)).expect("the image must be allowed").privileged;
         assert!(privileged("docker:dind") && !privileged("alpine:3"));
-        let service = |docker: &Docker, name| {
+        let service = |docker: &DockerConfig, name| {
             of_service(docker, &image(name), &expand).expect("the image must be allowed").0.privileged
         };
         assert!(service(&docker, "r.test/x/dind:1") && !service(&docker, "postgres:16"));
-        assert!(!service(&Docker { services_privileged: Some(false), ..docker.clone() }, "r.test/dind:1"));
-        assert!(!service(&Docker::default(), "dind:1"));
+        assert!(!service(&DockerConfig { services_privileged: Some(false), ..docker.clone() }, "r.test/dind:1"));
+        assert!(!service(&DockerConfig::default(), "dind:1"));
     }
 
     #[test]
     fn services_of_the_configuration_are_always_allowed() {
-        let docker = Docker {
+        let docker = DockerConfig {
             allowed_services: patterns(&["redis:*"]),
             services: vec![Service { name: "db:$TAG".to_owned(), ..Service::default() }],
-            ..Docker::default()
+            ..DockerConfig::default()
         };
         assert!(of_service(&docker, &image("redis:7"), &expand).is_ok());
         assert!(of_service(&docker, &image("db:1.2"), &expand).is_ok());

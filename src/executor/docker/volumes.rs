@@ -6,12 +6,12 @@ use std::path::{Component, Path, PathBuf};
 
 use super::engine::spec::CreateVolume;
 use super::names::digest;
-use crate::config::docker::Docker;
+use crate::config::docker::DockerConfig;
 use crate::failure::JobError;
 
 /// The input for planning volumes.
 pub struct VolumeSettings<'a> {
-    pub docker: &'a Docker,
+    pub docker: &'a DockerConfig,
     /// The builds directory, as containers see it.
     pub builds: &'a Path,
     /// The project directory, as containers see it.
@@ -99,7 +99,7 @@ pub fn of_job(settings: &VolumeSettings<'_>) -> Result<Volumes, JobError> {
 
 /// The configured directory of the machine for builds: the source of a volume whose destination is the builds
 /// directory.
-pub fn configured_builds(docker: &Docker, builds: &Path) -> Option<PathBuf> {
+pub fn configured_builds(docker: &DockerConfig, builds: &Path) -> Option<PathBuf> {
     let of = docker.volumes.iter().map(|text| VolumeSpec::parse(text));
     let found = of.filter(|spec| Path::new(spec.destination) == builds).find_map(|spec| spec.source);
     found.filter(|source| source.starts_with('/')).map(PathBuf::from)
@@ -169,7 +169,7 @@ fn cache(settings: &VolumeSettings<'_>, destination: &Path, volumes: &mut Volume
 mod tests {
     use super::*;
 
-    fn of(docker: &Docker, protected: bool) -> Result<Volumes, JobError> {
+    fn of(docker: &DockerConfig, protected: bool) -> Result<Volumes, JobError> {
         of_job(&VolumeSettings {
             docker,
             builds: Path::new("/builds"),
@@ -183,8 +183,8 @@ mod tests {
         })
     }
 
-    fn with(volumes: &[&str]) -> Docker {
-        Docker { volumes: volumes.iter().map(|text| (*text).to_owned()).collect(), ..Docker::default() }
+    fn with(volumes: &[&str]) -> DockerConfig {
+        DockerConfig { volumes: volumes.iter().map(|text| (*text).to_owned()).collect(), ..DockerConfig::default() }
     }
 
     #[test]
@@ -205,11 +205,11 @@ mod tests {
         assert!(volumes.temporary.is_empty());
         assert_eq!(of(&docker, false).expect("the volumes must be valid"), volumes);
         assert!(of(&docker, true).expect("the volumes must be valid").to_create[0].name.ends_with("-protected"));
-        let directory = Docker { cache_dir: "/srv/caches/".to_owned(), ..docker.clone() };
+        let directory = DockerConfig { cache_dir: "/srv/caches/".to_owned(), ..docker.clone() };
         assert!(of(&directory, false).expect("the volumes must be valid").binds[1].starts_with("/srv/caches/runner-"));
-        let relative = Docker { cache_dir: "caches".to_owned(), ..docker.clone() };
+        let relative = DockerConfig { cache_dir: "caches".to_owned(), ..docker.clone() };
         assert!(of(&relative, false).expect("the volumes must be valid").binds[1].starts_with('/'));
-        let none = Docker { disable_cache: true, ..docker };
+        let none = DockerConfig { disable_cache: true, ..docker };
         assert_eq!(of(&none, false).expect("the volumes must be valid").temporary.len(), 2);
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::client::{CallError, Client};
+use super::client::{AwsClient, CallError};
 use super::endpoint::AUTO_SCALING;
 use super::transport::AwsRequest;
 use super::xml::{element, members};
@@ -13,7 +13,7 @@ const VERSION: &str = "2011-01-01";
 const HOOK_TIMEOUT: Duration = Duration::from_secs(3600);
 
 pub struct AutoScaling {
-    client: Client,
+    client: AwsClient,
 }
 
 /// An instance as Auto Scaling reports it.
@@ -49,7 +49,7 @@ pub struct LifecycleHook {
 impl AutoScaling {
     /// A client for this region, or for the region of the process.
     pub fn new(region: Option<&str>) -> Self {
-        Self { client: Client::new(AUTO_SCALING, region) }
+        Self { client: AwsClient::new(AUTO_SCALING, region) }
     }
 
     /// Resolves the region and the credentials. Errors: one of them is missing.

@@ -13,7 +13,7 @@ use crate::instance::Refusal;
 use crate::sync;
 
 /// A client of one AWS service; shared by threads.
-pub struct Client {
+pub struct AwsClient {
     service: AwsService,
     /// The configured region; `None` to resolve it.
     region: Option<String>,
@@ -85,7 +85,7 @@ impl From<CallError> for Refusal {
     }
 }
 
-impl Client {
+impl AwsClient {
     /// A client of a service in this region, or in the region of the process.
     pub fn new(service: AwsService, region: Option<&str>) -> Self {
         Self { service, region: region.map(str::to_owned), source: None, transport: Mutex::default() }

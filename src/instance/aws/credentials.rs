@@ -9,7 +9,7 @@ const MARGIN_SECONDS: i64 = 5 * 60;
 
 /// An access key, and when it expires.
 #[derive(Clone, Debug)]
-pub struct Credentials {
+pub struct AwsCredentials {
     pub access_key: String,
     pub secret_key: Token,
     /// Set for temporary credentials.
@@ -18,7 +18,7 @@ pub struct Credentials {
     pub expires: Option<Timestamp>,
 }
 
-impl Credentials {
+impl AwsCredentials {
     /// Credentials from a configuration, which do not expire.
     pub fn fixed(access_key: &str, secret_key: &str) -> Self {
         let secret_key = Token::new(secret_key);

@@ -11,7 +11,7 @@ use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::client::Client;
+use super::client::AwsClient;
 use super::endpoint::{AwsService, ECR};
 use super::transport::AwsRequest;
 use crate::decode;
@@ -84,18 +84,18 @@ struct Authorization {
 type Fetch = dyn Fn(&Registry) -> Result<Authorization, String> + Send + Sync;
 
 /// Tokens, cached until shortly before they expire; shared by all jobs.
-pub struct Tokens {
+pub struct EcrTokens {
     fetch: Box<Fetch>,
     kept: Mutex<Vec<(Registry, Authorization)>>,
 }
 
-impl Default for Tokens {
+impl Default for EcrTokens {
     fn default() -> Self {
         Self::of(Box::new(fetch))
     }
 }
 
-impl Tokens {
+impl EcrTokens {
     fn of(fetch: Box<Fetch>) -> Self {
         Self { fetch, kept: Mutex::default() }
     }
@@ -135,7 +135,7 @@ impl Tokens {
 fn fetch(registry: &Registry) -> Result<Authorization, String> {
     let service = AwsService { fips: registry.fips, dual_stack: registry.dual_stack, ..ECR };
     let request = AwsRequest::json("AmazonEC2ContainerRegistry_V20150921", "GetAuthorizationToken", "{}".to_owned());
-    let answer = Client::new(service, Some(&registry.region)).call(&request, CALL_TIMEOUT);
+    let answer = AwsClient::new(service, Some(&registry.region)).call(&request, CALL_TIMEOUT);
     let answer = answer.map_err(|error| error.to_string())?;
     decode(answer.as_bytes()).ok_or_else(|| "the answer holds no token".to_owned())
 }
@@ -201,7 +201,7 @@ mod tests {
     fn a_token_is_kept_until_shortly_before_it_expires() {
         let asked = Arc::new(AtomicI64::new(0));
         let (count, twelve_hours) = (Arc::clone(&asked), 12 * 60 * 60);
-        let tokens = Tokens::of(Box::new(move |registry| {
+        let tokens = EcrTokens::of(Box::new(move |registry| {
             let number = count.fetch_add(1, Ordering::SeqCst) + 1;
             if number == 3 {
                 return Err("throttled".to_owned());

@@ -7,7 +7,7 @@ use super::detect::{is_instance_id, read_firmware};
 use super::environment::variable;
 use super::member::Ec2Instance;
 use super::metadata::{Metadata, MetadataError};
-use crate::config::aws::Aws as Settings;
+use crate::config::aws::AwsConfig;
 use crate::instance::Requirement;
 use crate::sync;
 
@@ -19,7 +19,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The EC2 instance; `None` on another machine. `settings` is `[mayfly.aws]`. Errors: the agent needs Auto Scaling, but
 /// the instance cannot be identified.
-pub fn ec2_instance(settings: Option<&Settings>, requirement: Requirement) -> Result<Option<Ec2Instance>, String> {
+pub fn ec2_instance(settings: Option<&AwsConfig>, requirement: Requirement) -> Result<Option<Ec2Instance>, String> {
     let firmware = read_firmware(Path::new("/sys"));
     let is_told = settings.is_some() || variable("AWS_EC2_METADATA_SERVICE_ENDPOINT").is_some();
     if requirement != Requirement::AutoScaling && !is_told && !firmware.is_ec2 {

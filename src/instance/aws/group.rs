@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::autoscaling::{AutoScaling, GroupState, LifecycleHook};
 use super::client::CallError;
 use super::metadata::Metadata;
-use crate::config::aws::Aws as Settings;
+use crate::config::aws::AwsConfig;
 use crate::instance::{Activity, CapacityChange, Refusal};
 use crate::sync;
 
@@ -16,16 +16,16 @@ const TAG: &str = "meta-data/tags/instance/aws:autoscaling:groupName";
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One instance and its Auto Scaling group.
-pub struct Group {
+pub struct OwnGroup {
     instance: String,
     service: &'static Metadata,
     api: AutoScaling,
-    settings: Settings,
+    settings: AwsConfig,
     name: Mutex<Option<String>>,
 }
 
-impl Group {
-    pub fn new(instance: &str, service: &'static Metadata, settings: &Settings) -> Self {
+impl OwnGroup {
+    pub fn new(instance: &str, service: &'static Metadata, settings: &AwsConfig) -> Self {
         let calls = AutoScaling::new(settings.region.as_deref());
         let name = Mutex::new(settings.auto_scaling_group.clone());
         Self { instance: instance.to_owned(), service, api: calls, settings: settings.clone(), name }

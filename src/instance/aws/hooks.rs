@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::autoscaling::LifecycleHook;
-use super::group::Group;
+use super::group::OwnGroup;
 use crate::instance::Refusal;
 use crate::sync;
 
@@ -33,7 +33,7 @@ impl HookHeartbeats {
     }
 
     /// Starts the heartbeats, once.
-    pub fn start_heartbeats(self: &Arc<Self>, group: &Arc<Group>) {
+    pub fn start_heartbeats(self: &Arc<Self>, group: &Arc<OwnGroup>) {
         let mut heartbeat = self.lock();
         if *heartbeat != HookHeartbeat::NotStarted {
             return;
@@ -45,7 +45,7 @@ impl HookHeartbeats {
         }
     }
 
-    fn run_heartbeats(&self, group: &Group) {
+    fn run_heartbeats(&self, group: &OwnGroup) {
         let mut complained = false;
         let mut complain = |refusal: &Refusal| {
             if !complained {
@@ -86,7 +86,7 @@ impl HookHeartbeats {
 
     /// Completes each hook. Waits for a hook that does not hold the instance yet, unless Auto Scaling reports that no
     /// hook holds it any more.
-    pub fn complete(&self, group: &Group, timeout: Duration) -> Result<(), Refusal> {
+    pub fn complete(&self, group: &OwnGroup, timeout: Duration) -> Result<(), Refusal> {
         *self.lock() = HookHeartbeat::Stopped;
         self.changed.notify_all();
         let until = Instant::now() + timeout;
@@ -129,7 +129,7 @@ impl HookHeartbeats {
 }
 
 /// Tries to complete each hook, and removes the completed ones. Errors: the last failure.
-fn complete_each(group: &Group, hooks: &mut Vec<LifecycleHook>) -> Result<(), Refusal> {
+fn complete_each(group: &OwnGroup, hooks: &mut Vec<LifecycleHook>) -> Result<(), Refusal> {
     let mut outcome = Ok(());
     hooks.retain(|hook| match group.complete(hook) {
         Ok(()) => {

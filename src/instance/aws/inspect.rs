@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use super::autoscaling::LifecycleHook;
-use super::client::Client;
+use super::client::AwsClient;
 use super::endpoint::EC2;
-use super::group::Group;
+use super::group::OwnGroup;
 use super::region;
 use super::transport::AwsRequest;
 use super::xml::element;
 use crate::instance::{CheckResult, POWER_OFF, Refusal, TargetState};
 
 /// Checks the instance with this id, whose target lifecycle state is `target`.
-pub fn all(id: &str, region: Option<&str>, group: &Group, target: Result<TargetState, Refusal>) -> Vec<CheckResult> {
+pub fn all(id: &str, region: Option<&str>, group: &OwnGroup, target: Result<TargetState, Refusal>) -> Vec<CheckResult> {
     let place = region::find(region).map(|region| format!("{id} in {region}"));
     let mut all = vec![CheckResult { subject: "instance", outcome: place }];
     all.extend(of_group(group, target));
@@ -20,7 +20,7 @@ pub fn all(id: &str, region: Option<&str>, group: &Group, target: Result<TargetS
     all
 }
 
-fn of_group(group: &Group, target: Result<TargetState, Refusal>) -> Vec<CheckResult> {
+fn of_group(group: &OwnGroup, target: Result<TargetState, Refusal>) -> Vec<CheckResult> {
     let of = |outcome| CheckResult { subject: "Auto Scaling", outcome };
     if target == Ok(TargetState::NoGroup) {
         return vec![of(Ok("in no group".to_owned()))];
@@ -45,7 +45,7 @@ fn names(hooks: &[LifecycleHook]) -> String {
 fn effect_of_power_off(id: &str, region: Option<&str>) -> Option<Result<String, String>> {
     let parameters = [("InstanceId", id), ("Attribute", "instanceInitiatedShutdownBehavior")];
     let request = AwsRequest::query("2016-11-15", "DescribeInstanceAttribute", &parameters);
-    let answer = Client::new(EC2, region).call(&request, Duration::ZERO).ok()?;
+    let answer = AwsClient::new(EC2, region).call(&request, Duration::ZERO).ok()?;
     Some(match element(&answer, "value")?.as_str() {
         "terminate" => Ok("ends the instance".to_owned()),
         _ => Err("only stops the instance, which goes on costing money; set the shutdown behaviour of its launch \

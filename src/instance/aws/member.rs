@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::client::{CallError, Cause};
-use super::group::Group;
+use super::group::OwnGroup;
 use super::hooks::HookHeartbeats;
 use super::inspect;
 use super::metadata::{self, Metadata};
@@ -13,7 +13,7 @@ use super::protection::Protection;
 use super::raise::{self, CapacityRaiser};
 use super::transport::retry_delay;
 use super::watch;
-use crate::config::aws::Aws as Settings;
+use crate::config::aws::AwsConfig;
 use crate::instance::plain::boot;
 use crate::instance::{
     Activity, CapacityChange, CheckResult, Identity, Instance, JobDemand, NoticeHandler, Refusal, Requirement,
@@ -31,7 +31,7 @@ const GROUP_ATTEMPTS: u32 = 3;
 pub struct Ec2Instance {
     id: String,
     service: &'static Metadata,
-    group: Arc<Group>,
+    group: Arc<OwnGroup>,
     protection: Arc<Protection>,
     hooks: Arc<HookHeartbeats>,
     protects: bool,
@@ -43,8 +43,8 @@ pub struct Ec2Instance {
 
 impl Ec2Instance {
     /// The instance with this id.
-    pub fn new(id: String, service: &'static Metadata, settings: &Settings, requirement: Requirement) -> Self {
-        let group = Arc::new(Group::new(&id, service, settings));
+    pub fn new(id: String, service: &'static Metadata, settings: &AwsConfig, requirement: Requirement) -> Self {
+        let group = Arc::new(OwnGroup::new(&id, service, settings));
         let raiser = settings.raise_on_job.map(|raise| CapacityRaiser::new(&id, raise));
         let is_in_group = has_target_state(service);
         let is_terminated_by_group = match requirement {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::group::Group;
+use super::group::OwnGroup;
 use super::transport::retry_delay;
 use crate::instance::{Activity, Refusal};
 use crate::sync;
@@ -30,7 +30,7 @@ impl Protection {
     }
 
     /// Starts the thread, which resolves the group and the credentials at once, so that the first call is quick.
-    pub fn start(self: &Arc<Self>, group: &Arc<Group>) {
+    pub fn start(self: &Arc<Self>, group: &Arc<OwnGroup>) {
         let (protection, group) = (Arc::clone(self), Arc::clone(group));
         let spawned = sync::spawn("protection", STACK, move || {
             if let Err(refusal) = group.prepare() {
@@ -49,7 +49,7 @@ impl Protection {
         self.changed.notify_all();
     }
 
-    fn run(&self, group: &Group) {
+    fn run(&self, group: &OwnGroup) {
         let mut tries = 0;
         loop {
             let activity = self.next_activity();

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::autoscaling::GroupState;
-use super::group::Group;
+use super::group::OwnGroup;
 use crate::config::aws::Raise;
 use crate::instance::{Activity, JobDemand};
 use crate::sync;
@@ -52,7 +52,7 @@ impl CapacityRaiser {
         Arc::new(Self { raise, instance: instance.to_owned(), state, changed })
     }
 
-    pub fn start(self: &Arc<Self>, group: &Arc<Group>) {
+    pub fn start(self: &Arc<Self>, group: &Arc<OwnGroup>) {
         let (raiser, group) = (Arc::clone(self), Arc::clone(group));
         if let Err(error) = sync::spawn("raise", STACK, move || raiser.run(&group)) {
             log::error!("cannot start the thread that raises the desired capacity error={error}");
@@ -80,7 +80,7 @@ impl CapacityRaiser {
         self.changed.notify_all();
     }
 
-    fn run(&self, group: &Group) {
+    fn run(&self, group: &OwnGroup) {
         let mut has_complained = false;
         loop {
             let trigger = self.next_check();
@@ -115,7 +115,7 @@ impl CapacityRaiser {
     }
 
     /// Reads the group, and raises its desired capacity if necessary. Errors: why it cannot.
-    fn check(&self, group: &Group, trigger: CheckTrigger) -> Result<(), String> {
+    fn check(&self, group: &OwnGroup, trigger: CheckTrigger) -> Result<(), String> {
         let group_state = describe_group(group)?;
         let Some(target) = self.desired_capacity(&group_state, trigger) else { return Ok(()) };
         group.raise(target).map_err(|refusal| refusal.to_string())?;
@@ -147,7 +147,7 @@ impl CapacityRaiser {
 }
 
 /// The group, if its protection shows which members are busy. Errors: it does not, or the call failed.
-fn describe_group(group: &Group) -> Result<GroupState, String> {
+fn describe_group(group: &OwnGroup) -> Result<GroupState, String> {
     let group_state = group.group_state().map_err(|refusal| refusal.to_string())?;
     match group_state.protects_new {
         true => {
@@ -159,7 +159,7 @@ fn describe_group(group: &Group) -> Result<GroupState, String> {
 }
 
 /// The group, for `mayfly check`. Errors: as for a check.
-pub fn inspect(group: &Group) -> Result<String, String> {
+pub fn inspect(group: &OwnGroup) -> Result<String, String> {
     describe_group(group)
         .map(|group_state| format!("{} instances wanted, {} at most", group_state.desired, group_state.most))
 }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::client::{CallError, Client};
+use super::client::{AwsClient, CallError};
 use super::endpoint::{AwsService, SECRETS_MANAGER, SSM};
 use super::transport::AwsRequest;
 use crate::config::Config;
-use crate::config::reference::Reference;
+use crate::config::reference::TokenReference;
 use crate::decode;
 use crate::monitor::machine;
 use crate::token::Token;
@@ -17,8 +17,8 @@ use crate::token::Token;
 /// read: whose, why, and what to do.
 pub fn fill_in(config: &mut Config, timeout: Duration) -> Result<(), String> {
     let region = config.mayfly.aws.as_ref().and_then(|aws| aws.region.clone());
-    let mut known: Vec<(Reference, Token)> = Vec::new();
-    let mut fetch_once = |reference: &Reference| match known.iter().find(|(had, _)| had == reference) {
+    let mut known: Vec<(TokenReference, Token)> = Vec::new();
+    let mut fetch_once = |reference: &TokenReference| match known.iter().find(|(had, _)| had == reference) {
         Some((_, token)) => Ok(token.clone()),
         None => fetch(reference, region.as_deref(), timeout)
             .inspect(|token| known.push((reference.clone(), token.clone())))
@@ -39,10 +39,10 @@ pub fn fill_in(config: &mut Config, timeout: Duration) -> Result<(), String> {
     Ok(())
 }
 
-fn fetch(reference: &Reference, region: Option<&str>, timeout: Duration) -> Result<Token, String> {
+fn fetch(reference: &TokenReference, region: Option<&str>, timeout: Duration) -> Result<Token, String> {
     let value = match reference {
-        Reference::Parameter(name) => parameter(name, region, timeout)?,
-        Reference::Secret { id, key } => {
+        TokenReference::Parameter(name) => parameter(name, region, timeout)?,
+        TokenReference::Secret { id, key } => {
             let secret = secret(id, region, timeout)?;
             match key {
                 Some(key) => member(&secret, key)?,
@@ -110,7 +110,7 @@ fn ask<T: for<'de> Deserialize<'de>>(
     timeout: Duration,
 ) -> Result<T, String> {
     let body = serde_json::to_string(question).map_err(|error| error.to_string())?;
-    let answer = Client::new(service, region).call(&AwsRequest::json(prefix, action, body), timeout);
+    let answer = AwsClient::new(service, region).call(&AwsRequest::json(prefix, action, body), timeout);
     // The parser's message may quote a part of the secret.
     serde_json::from_str(&answer.map_err(|error| explain(&error))?).map_err(|_| "the answer makes no sense".to_owned())
 }

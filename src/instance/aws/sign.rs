@@ -8,7 +8,7 @@ use ring::hmac;
 
 use crate::digest::{hex, sha256};
 
-use super::credentials::Credentials;
+use super::credentials::AwsCredentials;
 use crate::http::escape;
 
 /// The region and the service of a signature.
@@ -40,7 +40,7 @@ pub struct SignedRequest<'a> {
 /// A URL with its signature. Its holder may make this request, with these headers, until it expires.
 pub fn presign(
     target: &SignedRequest<'_>,
-    credentials: &Credentials,
+    credentials: &AwsCredentials,
     scope: CredentialScope<'_>,
     now: Timestamp,
     expires: Duration,
@@ -68,7 +68,7 @@ pub fn presign(
 pub fn authorize(
     target: &SignedRequest<'_>,
     body: &[u8],
-    credentials: &Credentials,
+    credentials: &AwsCredentials,
     scope: CredentialScope<'_>,
     now: Timestamp,
 ) -> Vec<(String, String)> {
@@ -109,7 +109,7 @@ impl SigningTime {
         format!("{}/{}/{}/aws4_request", self.date, scope.region, scope.service)
     }
 
-    fn sign(&self, request: &str, credentials: &Credentials, scope: CredentialScope<'_>) -> String {
+    fn sign(&self, request: &str, credentials: &AwsCredentials, scope: CredentialScope<'_>) -> String {
         let text = format!("{ALGORITHM}\n{}\n{}\n{}", self.time, self.scope(scope), sha256(request.as_bytes()));
         let mut key = format!("AWS4{}", credentials.secret_key.reveal()).into_bytes();
         for part in [self.date.as_str(), scope.region, scope.service, "aws4_request"] {
@@ -178,7 +178,7 @@ mod tests {
     /// The examples of the S3 manual ("Authenticating Requests").
     #[test]
     fn signs_the_examples_of_s3() {
-        let credentials = Credentials::fixed("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY");
+        let credentials = AwsCredentials::fixed("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY");
         let scope = CredentialScope { region: "us-east-1", service: "s3" };
         let now = "2013-05-24T00:00:00Z".parse().unwrap();
         let host = "examplebucket.s3.amazonaws.com";
@@ -195,7 +195,7 @@ mod tests {
     /// Cases of the published test suite for Signature Version 4.
     #[test]
     fn signs_the_cases_of_the_test_suite() {
-        let credentials = Credentials::fixed("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");
+        let credentials = AwsCredentials::fixed("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");
         let scope = CredentialScope { region: "us-east-1", service: "service" };
         let now = "2015-08-30T12:36:00Z".parse().unwrap();
         let plain = target("example.amazonaws.com", "/");
@@ -246,7 +246,7 @@ mod tests {
     /// `post-x-www-form-urlencoded` and `post-sts-header-before` of the same suite.
     #[test]
     fn signs_a_body_and_a_session_token() {
-        let mut credentials = Credentials::fixed("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");
+        let mut credentials = AwsCredentials::fixed("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");
         let scope = CredentialScope { region: "us-east-1", service: "service" };
         let now = "2015-08-30T12:36:00Z".parse().unwrap();
         let post = SignedRequest { method: "POST", ..target("example.amazonaws.com", "/") };

@@ -11,11 +11,11 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use ureq::http::Uri;
 
-use super::credentials::Credentials;
+use super::credentials::AwsCredentials;
 use super::environment::variable;
 use super::metadata::{self, Metadata};
 use super::profile::{Profile, Profiles};
-use super::sts::{self, Role};
+use super::sts::{self, AssumedRole};
 use crate::decode;
 use crate::sync;
 use crate::token::Token;
@@ -29,14 +29,14 @@ const RENEWAL_SECONDS: i64 = 15 * 60;
 pub struct CredentialSource {
     /// Values that replace environment variables.
     overrides: Vec<(&'static str, String)>,
-    cached: Mutex<Option<Credentials>>,
+    cached: Mutex<Option<AwsCredentials>>,
 }
 
 /// The source of the process.
 static PROCESS: CredentialSource = CredentialSource { overrides: Vec::new(), cached: Mutex::new(None) };
 
 /// The credentials of this process. Errors: no source has any, or the configured one does not answer.
-pub fn current() -> Result<Credentials, String> {
+pub fn current() -> Result<AwsCredentials, String> {
     PROCESS.current()
 }
 
@@ -67,7 +67,7 @@ impl CredentialSource {
     }
 
     /// The credentials. Errors: no source has any, or the configured one does not answer.
-    pub fn current(&self) -> Result<Credentials, String> {
+    pub fn current(&self) -> Result<AwsCredentials, String> {
         let mut kept = sync::lock(&self.cached);
         let now = Timestamp::now();
         if let Some(good) = kept.as_ref().filter(|kept| kept.last(now, RENEWAL_SECONDS)) {
@@ -90,13 +90,13 @@ impl CredentialSource {
     }
 
     /// Drops credentials that a service rejected as expired.
-    pub fn discard(&self, refused: &Credentials) {
+    pub fn discard(&self, refused: &AwsCredentials) {
         let mut kept = sync::lock(&self.cached);
         kept.take_if(|kept| kept.access_key == refused.access_key);
     }
 
     /// Finds the credentials in the first place that has some.
-    fn find(&self) -> Result<Credentials, String> {
+    fn find(&self) -> Result<AwsCredentials, String> {
         let variable = |name: &str| self.variable(name);
         if let Some(found) = from_environment(&variable) {
             return Ok(found);
@@ -118,8 +118,8 @@ impl CredentialSource {
 /// Reads an environment variable.
 type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-fn from_environment(variable: Variable<'_>) -> Option<Credentials> {
-    let mut found = Credentials::fixed(&variable("AWS_ACCESS_KEY_ID")?, &variable("AWS_SECRET_ACCESS_KEY")?);
+fn from_environment(variable: Variable<'_>) -> Option<AwsCredentials> {
+    let mut found = AwsCredentials::fixed(&variable("AWS_ACCESS_KEY_ID")?, &variable("AWS_SECRET_ACCESS_KEY")?);
     found.session_token = variable("AWS_SESSION_TOKEN").map(Token::new);
     Some(found)
 }
@@ -130,7 +130,7 @@ fn from_profile(
     name: &str,
     seen: &mut BTreeSet<String>,
     variable: Variable<'_>,
-) -> Result<Option<Credentials>, String> {
+) -> Result<Option<AwsCredentials>, String> {
     let is_first = seen.is_empty();
     if !seen.insert(name.to_owned()) {
         return Err(format!("the profile `{name}` is its own `source_profile`"));
@@ -143,7 +143,7 @@ fn from_profile(
     }
     if is_first && let Some((arn, file)) = variable("AWS_ROLE_ARN").zip(variable("AWS_WEB_IDENTITY_TOKEN_FILE")) {
         let session = variable("AWS_ROLE_SESSION_NAME").unwrap_or_else(|| sts::SESSION.to_owned());
-        return sts::with_web_identity(&Role { session, ..Role::new(&arn) }, &file).map(Some);
+        return sts::with_web_identity(&AssumedRole { session, ..AssumedRole::new(&arn) }, &file).map(Some);
     }
     let Some(profile) = profile else { return Ok(None) };
     if let Some(found) = keys_of(&profile) {
@@ -155,11 +155,11 @@ fn from_profile(
     }
 }
 
-fn keys_of(profile: &Profile) -> Option<Credentials> {
+fn keys_of(profile: &Profile) -> Option<AwsCredentials> {
     let of = |keys: &std::collections::BTreeMap<String, String>| {
         let get = |name: &str| keys.get(name).filter(|value| !value.is_empty());
-        let fixed = Credentials::fixed(get("aws_access_key_id")?, get("aws_secret_access_key")?);
-        Some(Credentials { session_token: get("aws_session_token").map(|text| Token::new(text.as_str())), ..fixed })
+        let fixed = AwsCredentials::fixed(get("aws_access_key_id")?, get("aws_secret_access_key")?);
+        Some(AwsCredentials { session_token: get("aws_session_token").map(|text| Token::new(text.as_str())), ..fixed })
     };
     of(&profile.credentials).or_else(|| of(&profile.config))
 }
@@ -171,9 +171,9 @@ fn of_role(
     arn: &str,
     seen: &mut BTreeSet<String>,
     variable: Variable<'_>,
-) -> Result<Credentials, String> {
+) -> Result<AwsCredentials, String> {
     let session = profile.value("role_session_name").unwrap_or_else(|| sts::SESSION.to_owned());
-    let role = Role { session, external_id: profile.value("external_id"), ..Role::new(arn) };
+    let role = AssumedRole { session, external_id: profile.value("external_id"), ..AssumedRole::new(arn) };
     if let Some(file) = profile.value("web_identity_token_file") {
         return sts::with_web_identity(&role, &file);
     }
@@ -207,7 +207,7 @@ struct TemporaryCredentials {
     expiration: Option<String>,
 }
 
-fn decode(what: &str, body: &str) -> Result<Credentials, String> {
+fn decode(what: &str, body: &str) -> Result<AwsCredentials, String> {
     let lent: TemporaryCredentials = decode::json(body.as_bytes()).unwrap_or_default();
     if let Some(code) = lent.code.filter(|code| code != "Success") {
         let code: String = code.chars().filter(char::is_ascii_alphanumeric).take(60).collect();
@@ -216,12 +216,12 @@ fn decode(what: &str, body: &str) -> Result<Credentials, String> {
     if lent.access_key_id.is_empty() || lent.secret_access_key.is_empty() {
         return Err(format!("{what} returned no credentials"));
     }
-    let fixed = Credentials::fixed(&lent.access_key_id, &lent.secret_access_key);
+    let fixed = AwsCredentials::fixed(&lent.access_key_id, &lent.secret_access_key);
     let expires = lent.expiration.and_then(|time| time.parse().ok());
-    Ok(Credentials { session_token: lent.token.map(Token::new), expires, ..fixed })
+    Ok(AwsCredentials { session_token: lent.token.map(Token::new), expires, ..fixed })
 }
 
-fn from_container(variable: Variable<'_>) -> Result<Option<Credentials>, String> {
+fn from_container(variable: Variable<'_>) -> Result<Option<AwsCredentials>, String> {
     const WHAT: &str = "the container's credential endpoint";
     let relative = variable("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI");
     let relative = relative.map(|path| format!("http://169.254.170.2{path}"));
@@ -247,7 +247,7 @@ fn may_have_token(url: &str) -> bool {
     uri.scheme_str() == Some("https") || (uri.scheme_str() == Some("http") && (is_near || known.contains(&host)))
 }
 
-fn from_instance(service: &Metadata) -> Result<Credentials, String> {
+fn from_instance(service: &Metadata) -> Result<AwsCredentials, String> {
     const ROLES: &str = "meta-data/iam/security-credentials/";
     let describe = |error: metadata::MetadataError| match error {
         metadata::MetadataError::Absent => {
@@ -285,7 +285,7 @@ fn ask(url: &str, token: Option<&str>) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    fn found(profiles: &Profiles) -> Result<Option<Credentials>, String> {
+    fn found(profiles: &Profiles) -> Result<Option<AwsCredentials>, String> {
         from_profile(profiles, &profiles.name, &mut BTreeSet::new(), &|_| None)
     }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use super::credentials::Credentials;
+use super::credentials::AwsCredentials;
 use super::endpoint::STS;
 use super::environment::variable;
 use super::profile::Profiles;
@@ -20,7 +20,7 @@ pub const VERSION: &str = "2011-06-15";
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A role and how to assume it.
-pub struct Role {
+pub struct AssumedRole {
     pub arn: String,
     /// The session name.
     pub session: String,
@@ -32,7 +32,7 @@ pub struct Role {
     pub region: Option<String>,
 }
 
-impl Role {
+impl AssumedRole {
     /// A role with the default settings.
     pub fn new(arn: &str) -> Self {
         Self { arn: arn.to_owned(), session: SESSION.to_owned(), external_id: None, policy: None, region: None }
@@ -40,13 +40,13 @@ impl Role {
 }
 
 /// Temporary credentials of a role, valid for an hour. Errors: the call failed.
-pub fn assume_role(role: &Role, with: &Credentials) -> Result<Credentials, String> {
+pub fn assume_role(role: &AssumedRole, with: &AwsCredentials) -> Result<AwsCredentials, String> {
     ask("AssumeRole", role, &[], Some(with))
 }
 
 /// Temporary credentials of a role for the web identity token in this file. Errors: there is no token, or the call
 /// failed.
-pub fn with_web_identity(role: &Role, file: &str) -> Result<Credentials, String> {
+pub fn with_web_identity(role: &AssumedRole, file: &str) -> Result<AwsCredentials, String> {
     let token = fs::read_to_string(file).map_err(|error| format!("the web identity token {file}: {error}"))?;
     let token = Token::new(token.trim());
     ask("AssumeRoleWithWebIdentity", role, &[("WebIdentityToken", token.reveal())], None)
@@ -54,10 +54,10 @@ pub fn with_web_identity(role: &Role, file: &str) -> Result<Credentials, String>
 
 fn ask(
     action: &str,
-    role: &Role,
+    role: &AssumedRole,
     more: &[(&str, &str)],
-    credentials: Option<&Credentials>,
-) -> Result<Credentials, String> {
+    credentials: Option<&AwsCredentials>,
+) -> Result<AwsCredentials, String> {
     let describe = |why: &dyn std::fmt::Display| format!("{action} {}: {why}", role.arn);
     // Every region of STS knows every role.
     let region = role.region.clone().or_else(|| region::find(None).ok()).unwrap_or_else(|| "us-east-1".to_owned());
@@ -73,10 +73,10 @@ fn ask(
     decode(&answer).ok_or_else(|| describe(&"the answer holds no credentials"))
 }
 
-fn decode(xml: &str) -> Option<Credentials> {
-    let fixed = Credentials::fixed(&element(xml, "AccessKeyId")?, &element(xml, "SecretAccessKey")?);
+fn decode(xml: &str) -> Option<AwsCredentials> {
+    let fixed = AwsCredentials::fixed(&element(xml, "AccessKeyId")?, &element(xml, "SecretAccessKey")?);
     let expires = element(xml, "Expiration").and_then(|time| time.parse().ok());
-    Some(Credentials { session_token: element(xml, "SessionToken").map(Token::new), expires, ..fixed })
+    Some(AwsCredentials { session_token: element(xml, "SessionToken").map(Token::new), expires, ..fixed })
 }
 
 #[cfg(test)]

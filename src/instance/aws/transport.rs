@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
-use super::credentials::Credentials;
+use super::credentials::AwsCredentials;
 use super::endpoint::{self, AwsService};
 use super::environment::variable;
 use super::profile::Profiles;
@@ -174,7 +174,7 @@ impl Transport {
 
     /// Sends a request, and once more if its signature was rejected because the local clock is wrong. Without
     /// credentials the request is not signed. Errors: see [`RequestFailure`].
-    pub fn send(&self, request: &AwsRequest, credentials: Option<&Credentials>) -> Result<String, RequestFailure> {
+    pub fn send(&self, request: &AwsRequest, credentials: Option<&AwsCredentials>) -> Result<String, RequestFailure> {
         let outcome = self.try_once(request, credentials);
         let Err(RequestFailure::Refused(problem)) = &outcome else { return outcome };
         let Some(behind) = problem.skew(SystemTime::now()) else { return outcome };
@@ -192,7 +192,7 @@ impl Transport {
         &self,
         request: &AwsRequest,
         more: Vec<(String, String)>,
-        credentials: &Credentials,
+        credentials: &AwsCredentials,
     ) -> Vec<(String, String)> {
         let mut headers = vec![("Content-Type".to_owned(), request.content_type.to_owned())];
         headers.extend(more);
@@ -206,7 +206,7 @@ impl Transport {
         self.post(request, headers)
     }
 
-    fn try_once(&self, request: &AwsRequest, credentials: Option<&Credentials>) -> Result<String, RequestFailure> {
+    fn try_once(&self, request: &AwsRequest, credentials: Option<&AwsCredentials>) -> Result<String, RequestFailure> {
         let mut headers = vec![("Content-Type".to_owned(), request.content_type.to_owned())];
         headers.extend(request.target.iter().map(|target| ("X-Amz-Target".to_owned(), target.clone())));
         if let Some(credentials) = credentials {
@@ -227,7 +227,7 @@ impl Transport {
         &self,
         request: &AwsRequest,
         headers: &[(String, String)],
-        credentials: &Credentials,
+        credentials: &AwsCredentials,
     ) -> Vec<(String, String)> {
         let (scheme, rest) = self.url.split_once("://").unwrap_or(("https", &self.url));
         let (authority, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
@@ -377,7 +377,7 @@ mod tests {
                        {\"__type\":\"InvalidSignatureException\"}";
         let server = TestServer::new(&[refused, "HTTP/1.1 200 X\r\nContent-Length: 2\r\n\r\n{}"]);
         let request = AwsRequest::json("AmazonSSM", "GetParameter", "{}".to_owned());
-        let answer = transport(&server).send(&request, Some(&Credentials::fixed("A", "S")));
+        let answer = transport(&server).send(&request, Some(&AwsCredentials::fixed("A", "S")));
         CLOCK_OFFSET_SECONDS.store(0, Ordering::Relaxed);
         assert_eq!(answer, Ok("{}".to_owned()));
         let seen = server.seen();

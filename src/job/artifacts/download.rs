@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{ArtifactServer, Dependency, DownloadPlan, RETRY_TIMEOUT, local_archive};
 use crate::archive::unpack::unpack;
 use crate::http::tls::TlsFiles;
-use crate::http::{Error, Failure, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, origin, resolve};
+use crate::http::{Failure, HttpError, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, origin, resolve};
 use crate::job::transfer::{Meter, error, fatal, heading, scratch_file, wait_before_retry, warning};
 use crate::token::Token;
 
@@ -89,7 +89,7 @@ fn fetch(plan: &DownloadPlan, dependency: &Dependency) -> Result<File, String> {
                     status => (line, tries.after(Failure::Status(status), answer.asked_wait())),
                 }
             }
-            Err(Error::Configuration(why)) => return Err(why),
+            Err(HttpError::Configuration(why)) => return Err(why),
             Err(why) => (why.to_string(), tries.after(Failure::Broken, None)),
         };
         let Some(wait) = wait else {
@@ -102,7 +102,7 @@ fn fetch(plan: &DownloadPlan, dependency: &Dependency) -> Result<File, String> {
 }
 
 /// Sends the request to GitLab and follows redirects; another server does not get the token.
-fn request(server: &ArtifactServer, dependency: &Dependency, direct: bool) -> Result<Incoming, Error> {
+fn request(server: &ArtifactServer, dependency: &Dependency, direct: bool) -> Result<Incoming, HttpError> {
     let direct = if direct { "?direct_download=true" } else { "" };
     let mut url = format!("{}/jobs/{}/artifacts{direct}", server.api, dependency.id);
     let id = crate::coordinator::gitlab::request_id();

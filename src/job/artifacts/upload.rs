@@ -14,7 +14,7 @@ use crate::archive::root::{ArchiveRoot, FileKind};
 use crate::archive::select::{SelectionRequest, select};
 use crate::archive::stream::{PipeWriter, pipe};
 use crate::archive::{self, ArchiveFormat, Written};
-use crate::http::{Error, Failure, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, escape, origin};
+use crate::http::{Failure, HttpError, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, escape, origin};
 use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, wait_before_retry, warning};
 use crate::random;
 use crate::token::Token;
@@ -122,7 +122,7 @@ fn deliver(plan: &UploadPlan, upload: &Upload, root: &ArchiveRoot, entries: &[Ar
                     }
                 }
             }
-            Err(Error::Configuration(why)) => return Err(why),
+            Err(HttpError::Configuration(why)) => return Err(why),
             Err(why) => {
                 let line = format!("Uploading artifacts as {:?} to coordinator... error: {why}", upload.kind);
                 (line, tries.after(Failure::Broken, None))
@@ -197,7 +197,7 @@ fn attempt(
     root: &ArchiveRoot,
     entries: &[ArchiveEntry],
     sent: &Cell<u64>,
-) -> Result<Incoming, Error> {
+) -> Result<Incoming, HttpError> {
     let timeouts = Timeouts { total: plan.timeout, response: plan.answer_timeout };
     let transfer = Transfer::new(&server.api, &server.tls, &server.user_agent, timeouts)?;
     let boundary = format!("mayfly{:08x}{:08x}{:08x}", random::number(), random::number(), random::number());
@@ -217,7 +217,7 @@ fn attempt(
     };
     match upload.format {
         UploadFormat::Raw => {
-            let unreadable = |why: io::Error| Error::Transport(format!("{}: {why}", entries[0].path.display()));
+            let unreadable = |why: io::Error| HttpError::Transport(format!("{}: {why}", entries[0].path.display()));
             let (file, stat) = root.open_file(&entries[0].path).map_err(unreadable)?;
             send(&mut File::take(file, stat.st_size as u64))
         }

@@ -9,7 +9,7 @@ const NAME_MAX: usize = 700;
 
 /// The name of a cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key {
+pub struct CacheKey {
     /// For messages.
     pub human: String,
     /// A relative path without `.` and `..`; empty if nothing of the key is usable.
@@ -18,7 +18,7 @@ pub struct Key {
     pub warning: Option<String>,
 }
 
-impl Key {
+impl CacheKey {
     /// Sanitises a key, or hashes it (`FF_HASH_CACHE_KEYS`).
     pub fn new(raw: &str, hashed: bool) -> Self {
         if hashed {
@@ -91,7 +91,7 @@ mod tests {
             (" ", ""),
             ("a b/c", "a b/c"),
         ] {
-            let key = Key::new(raw, false);
+            let key = CacheKey::new(raw, false);
             assert_eq!(key.name, name, "{raw:?}");
             assert_eq!(key.warning.is_some(), raw != name, "{raw:?}");
         }
@@ -99,10 +99,10 @@ mod tests {
 
     #[test]
     fn hashes_a_key_on_request_or_if_it_is_too_long() {
-        let key = Key::new("abc", true);
+        let key = CacheKey::new("abc", true);
         assert!(key.name.starts_with("ba7816bf") && key.human == "abc");
         assert!(key.object(true).starts_with("ba/ba7816bf"));
-        let key = Key::new(&"x".repeat(10_000), false);
+        let key = CacheKey::new(&"x".repeat(10_000), false);
         assert_eq!(key.name.len(), 64);
         assert!(key.warning.unwrap().contains("10000 bytes"));
     }
@@ -110,7 +110,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_key_leaves_the_directory(raw in "[a./\\\\%2fFeE ]{0,40}") {
-            let name = Key::new(&raw, false).name;
+            let name = CacheKey::new(&raw, false).name;
             prop_assert!(!name.starts_with('/') && !name.split('/').any(|part| part == ".." || part == "."), "{name}");
             prop_assert_eq!(name.is_empty(), name.split('/').any(str::is_empty));
         }

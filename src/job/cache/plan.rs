@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::key::Key;
+use super::key::CacheKey;
 use super::s3::S3Store;
 use super::{CacheLocation, CacheRestore, CacheSave, RestorePlan, SavePlan, TransferSettings};
 use crate::archive::ArchiveFormat;
@@ -134,7 +134,7 @@ impl<'a> Planner<'a> {
         if let Some(raw) = self.variables.value("CACHE_FALLBACK_KEY").filter(|raw| !raw.is_empty()) {
             // GitLab appends this suffix for protected branches: a variable must not imitate it, in any spelling.
             let claims = |name: &str| name.trim_end_matches(['.', ' ', '/']).ends_with("-protected");
-            let key = Key::new(&raw, self.hashed);
+            let key = CacheKey::new(&raw, self.hashed);
             if claims(&raw) || claims(&key.name) {
                 self.warnings.push(format!("CACHE_FALLBACK_KEY {raw:?} not allowed to end in \"-protected\""));
             } else {
@@ -191,7 +191,7 @@ impl<'a> Planner<'a> {
         cache.paths.iter().map(|path| expand_like_shell(path, &|name| self.variables.value(name))).collect()
     }
 
-    fn key(&mut self, cache: &Cache) -> Key {
+    fn key(&mut self, cache: &Cache) -> CacheKey {
         let raw = match cache.key.is_empty() {
             true => format!("{}/{}", self.payload.job_info.name, self.payload.git_info.reference),
             false => self.variables.expand(&cache.key),
@@ -199,16 +199,16 @@ impl<'a> Planner<'a> {
         self.named(&raw)
     }
 
-    fn named(&mut self, raw: &str) -> Key {
-        self.with_warning(Key::new(raw, self.hashed))
+    fn named(&mut self, raw: &str) -> CacheKey {
+        self.with_warning(CacheKey::new(raw, self.hashed))
     }
 
-    fn with_warning(&mut self, mut key: Key) -> Key {
+    fn with_warning(&mut self, mut key: CacheKey) -> CacheKey {
         self.warnings.extend(key.warning.take());
         key
     }
 
-    fn location(&mut self, key: &Key) -> CacheLocation {
+    fn location(&mut self, key: &CacheKey) -> CacheLocation {
         let project = self.payload.job_info.project_id;
         let object = key.object(self.hashed);
         let remote = self.settings.remote.and_then(|store| {

@@ -6,13 +6,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::PresignedUrls;
-use crate::config::cache::{Cache, S3};
+use crate::config::cache::{CacheConfig, S3};
 use crate::http::tls::TlsFiles;
 use crate::http::{Method, Outgoing, Timeouts, Transfer, escape};
-use crate::instance::aws::credentials::Credentials;
+use crate::instance::aws::credentials::AwsCredentials;
 use crate::instance::aws::sign::{CredentialScope, SignedRequest, presign};
 use crate::instance::aws::source;
-use crate::instance::aws::sts::{self, Role};
+use crate::instance::aws::sts::{self, AssumedRole};
 use crate::sync;
 use crate::token::Token;
 use crate::version::user_agent;
@@ -30,7 +30,7 @@ pub struct S3Store {
     prefix: String,
     /// The largest archive to upload, in bytes; 0 for no limit.
     pub max_upload: u64,
-    credentials: Mutex<Option<Credentials>>,
+    credentials: Mutex<Option<AwsCredentials>>,
     /// The detected region of the bucket.
     region: OnceLock<String>,
 }
@@ -38,7 +38,7 @@ pub struct S3Store {
 impl S3Store {
     /// The store of a runner with this short token; `None` if none is configured. Fails for an unsupported type or
     /// without a bucket.
-    pub fn new(config: &Cache, short_token: &str) -> Result<Option<Self>, String> {
+    pub fn new(config: &CacheConfig, short_token: &str) -> Result<Option<Self>, String> {
         match config.kind.as_str() {
             "" => return Ok(None),
             "s3" => {}
@@ -151,7 +151,7 @@ impl S3Store {
     }
 
     /// The signing keys; temporary ones are cached until shortly before they expire.
-    fn credentials(&self, region: &str) -> Result<Credentials, String> {
+    fn credentials(&self, region: &str) -> Result<AwsCredentials, String> {
         let mut kept = sync::lock(&self.credentials);
         if let Some(credentials) = kept.as_ref().filter(|credentials| credentials.are_fresh(Timestamp::now())) {
             return Ok(credentials.clone());
@@ -163,7 +163,7 @@ impl S3Store {
             _ if has_keys => {
                 let session_token = Some(&s3.session_token).filter(|token| !token.is_empty());
                 let session_token = session_token.map(|token| Token::new(token.as_str()));
-                Credentials { session_token, ..Credentials::fixed(&s3.access_key, &s3.secret_key) }
+                AwsCredentials { session_token, ..AwsCredentials::fixed(&s3.access_key, &s3.secret_key) }
             }
             "access-key" => return Err("AuthenticationType is access-key, and a key is missing".to_owned()),
             _ => source::current()?,
@@ -171,7 +171,7 @@ impl S3Store {
         let role = [&s3.role_arn, &s3.upload_role_arn].into_iter().find(|role| !role.is_empty());
         if let Some(role) = role {
             let region = Some(region.to_owned());
-            let role = Role { policy: Some(self.policy()), region, ..Role::new(role) };
+            let role = AssumedRole { policy: Some(self.policy()), region, ..AssumedRole::new(role) };
             credentials = sts::assume_role(&role, &credentials)?;
         }
         *kept = Some(credentials.clone());
@@ -206,8 +206,8 @@ mod tests {
     use super::*;
     use crate::job::testing::{Answer, Server, answer};
 
-    fn store(change: impl FnOnce(&mut Cache)) -> S3Store {
-        let mut config = Cache { kind: "s3".to_owned(), ..Cache::default() };
+    fn store(change: impl FnOnce(&mut CacheConfig)) -> S3Store {
+        let mut config = CacheConfig { kind: "s3".to_owned(), ..CacheConfig::default() };
         config.s3.bucket_name = "caches".to_owned();
         config.s3.access_key = "A".to_owned();
         config.s3.secret_key = "S".to_owned();
@@ -283,8 +283,9 @@ mod tests {
 
     #[test]
     fn reports_unusable_settings() {
-        let of =
-            |kind: &str| S3Store::new(&Cache { kind: kind.to_owned(), ..Cache::default() }, "s").map(|s| s.is_some());
+        let of = |kind: &str| {
+            S3Store::new(&CacheConfig { kind: kind.to_owned(), ..CacheConfig::default() }, "s").map(|s| s.is_some())
+        };
         assert_eq!(of(""), Ok(false));
         assert!(of("gcs").unwrap_err().contains("caches stay local"));
         assert!(of("s3").unwrap_err().contains("BucketName"));

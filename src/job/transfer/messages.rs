@@ -1,6 +1,6 @@
 //! Lines for the job's log about transfers of artifacts and caches.
 
-use crate::archive::select::Note;
+use crate::archive::select::SelectionNote;
 use crate::trace::colours::{GREEN, RED, RESET, YELLOW};
 
 /// Prints the start or the success of an operation.
@@ -30,11 +30,11 @@ pub fn fatal(text: impl std::fmt::Display) -> i32 {
 }
 
 /// Prints the notes of a file selection.
-pub fn notes(notes: &[Note]) {
+pub fn notes(notes: &[SelectionNote]) {
     for note in notes {
         match note {
-            Note::Info(text) => println!("{text}"),
-            Note::Warning(text) => warning(text),
+            SelectionNote::Info(text) => println!("{text}"),
+            SelectionNote::Warning(text) => warning(text),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::state::{Job, Phase, State};
 use super::{Broker, LONG, STACK};
-use crate::coordinator::gitlab::Pending;
+use crate::coordinator::gitlab::PendingReply;
 use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceSummary, UpdateOutcome};
 use crate::failure::FailureReason;
 use crate::manager::store::records::Event;
@@ -238,13 +238,13 @@ impl Broker {
         }
         if held.two_phase != Some(false) {
             match gitlab.keep_pending(&held.handle) {
-                Pending::Holds(status) => {
+                PendingReply::Holds(status) => {
                     held.two_phase = Some(true);
                     return is(status);
                 }
-                Pending::Unknown => held.two_phase = Some(false),
-                Pending::Gone => return is(JobStatus::Finished),
-                Pending::Failed => return None,
+                PendingReply::Unknown => held.two_phase = Some(false),
+                PendingReply::Gone => return is(JobStatus::Finished),
+                PendingReply::Failed => return None,
             }
         }
         if held.trace.is_empty() {

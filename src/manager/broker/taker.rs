@@ -7,7 +7,7 @@ use super::state::{Job, Phase};
 use super::{Broker, LONG, failing};
 use crate::config::Runner;
 use crate::coordinator::JobHandle;
-use crate::coordinator::gitlab::Health;
+use crate::coordinator::gitlab::ServerHealth;
 use crate::coordinator::source::{JobRequest, PollOutcome};
 use crate::failure::FailureReason;
 use crate::manager::store::records::Event;
@@ -50,7 +50,7 @@ impl Broker {
     /// Asks GitLab for jobs until the broker stops.
     pub(super) fn take_jobs(&self) {
         let mut known = self.settings();
-        let health_of = |runner: &Runner| Health::new(runner.unhealthy_requests_limit, runner.unhealthy_interval);
+        let health_of = |runner: &Runner| ServerHealth::new(runner.unhealthy_requests_limit, runner.unhealthy_interval);
         let mut health = health_of(&known.runner);
         while self.wait_for_room() {
             let settings = self.settings();

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use super::{Engine, EngineError, ErrorKind, Examined, FailedStart, Group, Member, State};
 use crate::instance::CapacityChange;
-use crate::instance::aws::client::{CallError, Cause, Client};
+use crate::instance::aws::client::{AwsClient, CallError, Cause};
 use crate::instance::aws::endpoint::{AUTO_SCALING, EC2};
 use crate::instance::aws::source::CredentialSource;
 use crate::instance::aws::transport::AwsRequest;
@@ -28,8 +28,8 @@ const LOOK: Duration = Duration::from_secs(5);
 pub struct Aws {
     group: String,
     region: Option<String>,
-    auto_scaling: Client,
-    ec2: Client,
+    auto_scaling: AwsClient,
+    ec2: AwsClient,
     hooks: hooks::Hooks,
 }
 
@@ -44,8 +44,8 @@ impl Aws {
         let source = Arc::new(source);
         let has_own = group.profile.is_some() || config.is_some() || credentials.is_some();
         let client = |service| match has_own {
-            true => Client::with_source(service, region, &source),
-            false => Client::new(service, region),
+            true => AwsClient::with_source(service, region, &source),
+            false => AwsClient::new(service, region),
         };
         Self {
             group: group.name.clone(),

@@ -22,10 +22,10 @@ use base64::prelude::BASE64_URL_SAFE;
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 
-use super::reference::{DOCKER_HUB, Name, Reference, normalized_registry};
+use super::reference::{DOCKER_HUB, ImageName, ImageReference, normalized_registry};
 use crate::config::Runner;
 use crate::executor::user;
-use crate::instance::aws::ecr::{self, Tokens};
+use crate::instance::aws::ecr::{self, EcrTokens};
 use crate::payload;
 use crate::token::Token;
 use file::ConfigFile;
@@ -129,7 +129,7 @@ pub struct EcrLogin {
 impl LoginSources {
     /// The sources for a runner's jobs on these images. Fetches ECR tokens if the runner's configuration allows it;
     /// `tokens` caches them for all jobs.
-    pub fn of_agent(runner: &Runner, images: &[Reference], tokens: &Tokens) -> Self {
+    pub fn of_agent(runner: &Runner, images: &[ImageReference], tokens: &EcrTokens) -> Self {
         let configured = runner.environment.iter().rev().find(|(key, _)| key == VARIABLE);
         let text = |(key, value): (OsString, OsString)| Some((key.into_string().ok()?, value.into_string().ok()?));
         Self {
@@ -150,10 +150,10 @@ fn nobody() -> (u32, u32) {
     user::look_up("nobody").map_or((OVERFLOW, OVERFLOW), |user| (user.uid, user.gid))
 }
 
-fn fetch(images: &[Reference], tokens: &Tokens) -> Vec<EcrLogin> {
+fn fetch(images: &[ImageReference], tokens: &EcrTokens) -> Vec<EcrLogin> {
     let mut fetched: Vec<EcrLogin> = Vec::new();
     for reference in images {
-        let Reference::Named(name) = reference else { continue };
+        let ImageReference::Named(name) = reference else { continue };
         let Some(registry) = ecr::Registry::of_host(&name.registry) else { continue };
         if fetched.iter().all(|known| known.host != name.registry) {
             let login = tokens.login(&registry);
@@ -227,7 +227,7 @@ impl<'a> RegistryLogins<'a> {
     }
 
     /// The login for an image. `warn` is called for helpers and services that fail.
-    pub fn find(&self, image: &Name, warn: &mut dyn FnMut(String)) -> Option<Login> {
+    pub fn find(&self, image: &ImageName, warn: &mut dyn FnMut(String)) -> Option<Login> {
         let registry = registry_address(image);
         for (source, candidate) in self.candidates(image) {
             let secret = match candidate {
@@ -255,7 +255,7 @@ impl<'a> RegistryLogins<'a> {
     }
 
     /// The candidates, the best one first.
-    fn candidates(&self, image: &Name) -> Vec<(&str, LoginCandidate<'_>)> {
+    fn candidates(&self, image: &ImageName) -> Vec<(&str, LoginCandidate<'_>)> {
         let path = image.normalized();
         let fits = |key: &str| path == key || path.strip_prefix(key).is_some_and(|rest| rest.starts_with('/'));
         let mut found = Vec::new();
@@ -283,7 +283,7 @@ impl<'a> RegistryLogins<'a> {
 }
 
 /// The address of an image's registry for the engine and for helpers.
-fn registry_address(image: &Name) -> String {
+fn registry_address(image: &ImageName) -> String {
     if image.registry == DOCKER_HUB { DOCKER_HUB_SERVER.to_owned() } else { image.registry.clone() }
 }
 

@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
-use super::super::reference::Reference;
+use super::super::reference::ImageReference;
 use super::*;
 
 /// Base64 of `USER:PASSWORD`.
@@ -17,9 +17,9 @@ fn auths(entries: &[(&str, &str)]) -> String {
     format!("{{\"auths\": {{{}}}}}", entries.join(","))
 }
 
-fn name(text: &str) -> Name {
-    match Reference::parse(text) {
-        Ok(Reference::Named(name)) => name,
+fn name(text: &str) -> ImageName {
+    match ImageReference::parse(text) {
+        Ok(ImageReference::Named(name)) => name,
         other => panic!("{other:?}"),
     }
 }

@@ -21,7 +21,7 @@ const INSPECT_PLATFORM: Revision = Revision(1, 49);
 /// An image (`GET /images/NAME/json`).
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct Image {
+pub struct EngineImage {
     /// The id of the image (`sha256:…`).
     pub id: String,
     /// Names with digests, by registry.
@@ -84,7 +84,7 @@ pub struct PullProgress {
 impl DockerEngine {
     /// Inspects an image by name, digest or id, for one platform if the engine supports that. Fails with 404 if the
     /// machine does not have it.
-    pub fn image(&self, name: &str, platform: Option<&str>) -> Result<Image, DockerError> {
+    pub fn image(&self, name: &str, platform: Option<&str>) -> Result<EngineImage, DockerError> {
         let platform = platform.filter(|_| self.revision >= INSPECT_PLATFORM).and_then(as_json);
         let query = platform.map(|platform| format!("?platform={}", escape(&platform, b""))).unwrap_or_default();
         self.call_json(&Call::new(Method::Get, format!("/images/{}/json{query}", escape(name, b""))))

@@ -12,7 +12,7 @@ use crate::http::{Method, escape};
 /// The engine's description of itself and its machine (`GET /info`).
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct Info {
+pub struct EngineInfo {
     pub server_version: String,
     /// Such as `name=seccomp,profile=default`, `name=userns`, `name=rootless`.
     #[serde(deserialize_with = "lenient")]
@@ -44,7 +44,7 @@ impl DockerEngine {
         Ok(!self.call(&Call::new(Method::Get, path))?.beginning().is_empty())
     }
 
-    pub fn info(&self) -> Result<Info, DockerError> {
+    pub fn info(&self) -> Result<EngineInfo, DockerError> {
         self.call_json(&Call::new(Method::Get, "/info"))
     }
 }

@@ -17,7 +17,7 @@ const EXIT_CODE_KILLED: i64 = 128 + 9;
 
 /// The phase of a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum ScriptPhase {
     /// The image's entrypoint has not started the shell yet.
     Entrypoint,
     /// The script runs.
@@ -28,7 +28,7 @@ pub enum Phase {
 pub struct EndedScript<'a> {
     pub plan: &'a ContainerScript,
     pub engine: &'a DockerEngine,
-    pub phase: Phase,
+    pub phase: ScriptPhase,
     /// Whether the agent stopped the script.
     pub was_stopped: bool,
     /// The error of the last ping, if the agent has given up the engine.
@@ -133,14 +133,14 @@ impl EndedScript<'_> {
             ));
         }
         match (self.phase, code) {
-            (Phase::Script, 0) => Ok(()),
-            (Phase::Script, code) => failed(format!("exit code {code}")),
-            (Phase::Entrypoint, code) if !self.was_stopped => failed(format!(
+            (ScriptPhase::Script, 0) => Ok(()),
+            (ScriptPhase::Script, code) => failed(format!("exit code {code}")),
+            (ScriptPhase::Entrypoint, code) if !self.was_stopped => failed(format!(
                 "exit code {code}: the container ended before the script began; the entrypoint of image {} must run the \
                  command it is given, and the image must have a shell (or set `image:entrypoint: [\"\"]`)",
                 self.plan.container.image
             )),
-            (Phase::Entrypoint, code) => failed(format!("exit code {code}")),
+            (ScriptPhase::Entrypoint, code) => failed(format!("exit code {code}")),
         }
     }
 }

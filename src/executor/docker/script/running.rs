@@ -10,7 +10,7 @@ use super::super::engine::attached::{Attached, ContainerStream, FrameReader};
 use super::super::engine::{DockerEngine, DockerError};
 use super::super::safe_dirs;
 use super::marker::MarkerFilter;
-use super::result::{EndedScript, Phase};
+use super::result::{EndedScript, ScriptPhase};
 use super::{ContainerScript, PING_TIMEOUT, shell};
 use crate::http::conversation::ReadEvent;
 
@@ -41,7 +41,7 @@ pub struct ScriptRun<'a> {
     signals: &'a SignalFd,
     frames: FrameReader,
     marker: MarkerFilter,
-    phase: Phase,
+    phase: ScriptPhase,
     stopping: StopPhase,
     /// Consecutive pings without a response.
     failed_pings: u32,
@@ -65,7 +65,7 @@ impl<'a> ScriptRun<'a> {
             signals,
             frames: FrameReader::default(),
             marker: MarkerFilter::new(&plan.start_marker),
-            phase: Phase::Entrypoint,
+            phase: ScriptPhase::Entrypoint,
             stopping: StopPhase::No,
             failed_pings: 0,
             engine_failure: None,
@@ -136,10 +136,10 @@ impl<'a> ScriptRun<'a> {
             }
         })?;
         written?;
-        if self.phase == Phase::Entrypoint
+        if self.phase == ScriptPhase::Entrypoint
             && let Some(told) = self.marker.found()
         {
-            self.phase = Phase::Script;
+            self.phase = ScriptPhase::Script;
             self.chown_directories(&told);
             self.attached.write_last(shell::script(self.plan).as_bytes());
         }

@@ -15,7 +15,7 @@ use super::engine::containers::Container;
 use super::engine::{DockerEngine, DockerError};
 use super::images::ImageProvider;
 use super::retry::{create_anew, retry_when_disk_full};
-use crate::config::docker::Docker;
+use crate::config::docker::DockerConfig;
 use crate::failure::JobError;
 use plan::ServicePlan;
 
@@ -40,7 +40,7 @@ pub struct RunningService {
 /// Starts services.
 pub struct ServiceStarter<'a> {
     pub engine: &'a Arc<DockerEngine>,
-    pub docker: &'a Docker,
+    pub docker: &'a DockerConfig,
     /// Provides their images.
     pub images: &'a ImageProvider<'a>,
     pub console: &'a dyn JobConsole,

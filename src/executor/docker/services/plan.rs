@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::super::resolved_image::{self, Expand, ResolvedImage};
-use crate::config::docker::Docker;
+use crate::config::docker::DockerConfig;
 use crate::failure::JobError;
 use crate::payload::Image;
 
@@ -20,7 +20,7 @@ pub struct ServicePlan {
 /// The services of the configuration, then those of the job; and warnings. `public` variables are in the environment of
 /// each. Fails if there are too many, or one is not allowed.
 pub fn plan(
-    docker: &Docker,
+    docker: &DockerConfig,
     of_job: &[Image],
     public: &[(String, String)],
     expand: Expand<'_>,
@@ -99,7 +99,7 @@ mod tests {
     use crate::config::docker::Service;
     use crate::payload::Variable;
 
-    fn planned(docker: &Docker, images: &[Image]) -> Result<(Vec<ServicePlan>, Vec<String>), JobError> {
+    fn planned(docker: &DockerConfig, images: &[Image]) -> Result<(Vec<ServicePlan>, Vec<String>), JobError> {
         let public = [("CI_JOB_ID".to_owned(), "7".to_owned())];
         plan(docker, images, &public, &|text| text.replace("$PASSWORD", "hidden"))
     }
@@ -108,7 +108,7 @@ mod tests {
         Image { name: name.to_owned(), alias: alias.to_owned(), ..Image::default() }
     }
 
-    fn names(docker: &Docker, images: &[Image]) -> (Vec<Vec<String>>, Vec<String>) {
+    fn names(docker: &DockerConfig, images: &[Image]) -> (Vec<Vec<String>>, Vec<String>) {
         let (services, warnings) = planned(docker, images).expect("the services must be planned");
         (services.into_iter().map(|service| service.aliases).collect(), warnings)
     }
@@ -122,7 +122,7 @@ mod tests {
             ("registry.example.com:4999/a/b:1", "", vec!["registry.example.com-a-b", "registry.example.com__a__b"]),
             (digest.as_str(), "", vec!["redis"]),
         ] {
-            let (aliases, warnings) = names(&Docker::default(), &[image(name, alias)]);
+            let (aliases, warnings) = names(&DockerConfig::default(), &[image(name, alias)]);
             assert_eq!(
                 (&aliases[0][..], warnings.len()),
                 (&expected.iter().map(|s| s.to_string()).collect::<Vec<_>>()[..], 0),
@@ -133,20 +133,21 @@ mod tests {
 
     #[test]
     fn an_alias_belongs_to_the_first_service_that_has_it() {
-        let (aliases, warnings) = names(&Docker::default(), &[image("redis:6", "one"), image("redis:7", "one,two")]);
+        let (aliases, warnings) =
+            names(&DockerConfig::default(), &[image("redis:6", "one"), image("redis:7", "one,two")]);
         assert_eq!(aliases[1], ["two"]);
         assert_eq!(warnings.len(), 2, "{warnings:?}");
     }
 
     #[test]
     fn services_get_public_and_their_own_variables() {
-        let docker = Docker {
+        let docker = DockerConfig {
             services: vec![Service {
                 name: "first".to_owned(),
                 environment: vec![("A".to_owned(), "B".to_owned())],
                 ..Service::default()
             }],
-            ..Docker::default()
+            ..DockerConfig::default()
         };
         let own = |key: &str, value: &str, raw| Variable {
             key: key.to_owned(),
@@ -165,7 +166,7 @@ mod tests {
     fn limits_the_number_of_services() {
         let two = [image("a", ""), image("b", "")];
         for (limit, allowed) in [(None, true), (Some(-1), true), (Some(2), true), (Some(1), false), (Some(0), false)] {
-            let docker = Docker { services_limit: limit, ..Docker::default() };
+            let docker = DockerConfig { services_limit: limit, ..DockerConfig::default() };
             assert_eq!(planned(&docker, &two).is_ok(), allowed, "{limit:?}");
         }
     }
