@@ -111,7 +111,7 @@ impl DirectoryRemoval {
             id,
         };
         let running = RunningShim::start(&spec)?;
-        // Nobody writes to this pipe, so only the end of the shim ends the wait.
+        // No process writes to this pipe, so the wait ends only with the shim.
         let (never, _open) = pipe2(OFlag::O_CLOEXEC)?;
         running.wait(never.as_fd(), None);
         match running.outcome() {

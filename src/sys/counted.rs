@@ -34,25 +34,25 @@ fn size(bytes: usize) -> isize {
 unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(size(layout.size()));
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller fulfils the same contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
         count(-size(layout.size()));
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller fulfils the same contract.
         unsafe { System.dealloc(place, layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(size(layout.size()));
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller fulfils the same contract.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, place: *mut u8, layout: Layout, length: usize) -> *mut u8 {
         count(size(length) - size(layout.size()));
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller fulfils the same contract.
         unsafe { System.realloc(place, layout, length) }
     }
 }

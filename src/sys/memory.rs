@@ -18,7 +18,7 @@ const STRING: usize = 1024;
 #[cfg(all(target_arch = "x86_64", target_env = "musl", not(test)))]
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, length: usize) -> *mut u8 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller fulfils the same contract.
     unsafe { copy(to, from, length) };
     to
 }
@@ -31,7 +31,7 @@ unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, length: usize) -> *mut
 #[cfg(all(target_arch = "x86_64", target_env = "musl", not(test)))]
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, length: usize) -> *mut u8 {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller fulfils the same contract.
     unsafe { copy(to, from, length) };
     to
 }

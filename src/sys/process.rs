@@ -81,8 +81,8 @@ fn is_single_threaded() -> bool {
     fs::metadata("/proc/self/task").is_ok_and(|tasks| tasks.nlink() == 3)
 }
 
-/// A process that only waits, in a user namespace of its own without id mappings; it ends with this value. It shares the
-/// memory of this process, because a copy would take longer than all that the process is for.
+/// A process that only waits, in its own user namespace without id mappings; it ends when this value is dropped. It
+/// shares the memory of this process, because copying the memory would take longer than all other work for it.
 pub struct NamespaceKeeper {
     pid: Pid,
     /// Must outlive the process.

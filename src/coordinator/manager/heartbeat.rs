@@ -89,7 +89,7 @@ impl ManagedJobs {
         self.rung.notify_all();
     }
 
-    /// Whether a heartbeat would tell the manager more than that the agent lives.
+    /// Whether a heartbeat would contain more than a sign of life.
     fn has_facts(&self) -> bool {
         let inner = sync::lock(&self.inner);
         let has_jobs = !inner.jobs.is_empty() || !inner.ended.is_empty();
@@ -126,7 +126,7 @@ impl ManagedJobs {
         inner.due = again;
     }
 
-    /// Waits until something holds, or the agent leaves. [`Self::ring`] has it looked at again.
+    /// Waits until the condition holds, or the agent leaves. [`Self::ring`] makes the wait check the condition again.
     pub(super) fn wait_unless_leaving(&self, holds: impl Fn() -> bool) {
         let inner = sync::lock(&self.inner);
         drop(self.rung.wait_while(inner, |inner| !inner.leaving && !holds()));
@@ -164,11 +164,11 @@ impl ManagerClient {
             loop {
                 let has_news = jobs.wait(wait);
                 let Some(client) = client.upgrade().filter(|client| !client.has_stopped()) else {
-                    // A reload made another client with the same jobs.
+                    // A reload has created another client with the same jobs.
                     jobs.ring();
                     return;
                 };
-                // The request for a job of an idle agent is its sign of life.
+                // The poll of an idle agent is its sign of life.
                 let is_needed = has_news || jobs.has_facts() || !client.has_answered_within(IDLE_HEARTBEAT);
                 wait = if !is_needed || client.beat() { HEARTBEAT } else { RETRY };
             }

@@ -186,7 +186,7 @@ impl ManagerClient {
                 drop(silent_since);
                 *sync::lock(&self.answered) = Some(Instant::now());
                 if was_silent {
-                    // It may have restarted with an older state of the agent's jobs.
+                    // The manager may have restarted with an older state of the agent's jobs.
                     self.jobs.ring();
                 }
             }

@@ -7,17 +7,17 @@ use crate::manager::store::records::AgentRecord;
 
 /// A registered agent.
 pub struct Agent {
-    /// The part that the store keeps.
+    /// The part that is saved in the store.
     pub record: AgentRecord,
     /// The time of the agent's last request.
     pub heard: Instant,
     /// The end of the agent's last job, or its registration.
     pub idle_since: Instant,
-    /// Why the agent is to leave.
+    /// The reason, if the agent must leave.
     pub leave: Option<String>,
 }
 
-/// All agents of a pool. Each request of an agent carries its token, so the agent is found by it without a search.
+/// All agents of a pool, also indexed by token, because each request of an agent contains its token.
 #[derive(Default)]
 pub struct Agents {
     by_instance: HashMap<String, Agent>,

@@ -1,4 +1,4 @@
-//! A signal for several waiting threads that the state has changed.
+//! Wakes several waiting threads after a change of the state.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ pub struct Bell {
 }
 
 impl Bell {
-    /// Something changed.
+    /// Counts a change, and wakes the waiting threads.
     pub fn ring(&self) {
         let mut count = sync::lock(&self.count);
         *count = count.wrapping_add(1);
@@ -21,12 +21,12 @@ impl Bell {
         self.rung.notify_all();
     }
 
-    /// Changes so far. Taken before a look at what may change, and then waited past.
+    /// The number of changes so far. A thread reads it before it reads the state, and then waits for a higher number.
     pub fn count(&self) -> u64 {
         *sync::lock(&self.count)
     }
 
-    /// Waits until there are more changes than `seen`, at most `timeout`; how many there are.
+    /// Waits until there are more changes than `seen`, at most for `timeout`. Returns the number of changes.
     pub fn wait_past(&self, seen: u64, timeout: Duration) -> u64 {
         let until = Instant::now() + timeout;
         let mut count = sync::lock(&self.count);

@@ -1,4 +1,4 @@
-//! Ends the intake of jobs of a pool: for a drain, for a new program, or because the pool is no longer configured.
+//! Stops a pool from taking jobs: for a drain, for a new program, or because the pool is no longer configured.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -11,27 +11,27 @@ use crate::failure::FailureReason;
 use crate::manager::held;
 use crate::manager::store::records::Event;
 
-/// The reason with which held jobs of a removed pool fail.
+/// The failure message of held jobs of a removed pool.
 pub const REMOVED: &str = "the pool of this job was removed from the manager's configuration";
-/// The time that agents have to name a job that the manager has forgotten, before the job fails.
+/// The time within which an agent must report a job that the manager has lost, before the job fails.
 const FORGOTTEN_GRACE: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 60 });
 /// The interval of reads of a pool's group while the pool ends.
 const EMPTY_LOOK: Duration = Duration::from_secs(5);
 
 impl Broker {
-    /// No more jobs are asked for; requests in flight are waited for by [`Broker::wait_until_quiet`].
+    /// Stops polling. [`Broker::wait_until_quiet`] waits for polls in flight.
     pub fn close(&self) {
         self.lock().closed = true;
         self.bell.ring();
     }
 
-    /// Jobs are asked for again.
+    /// Resumes polling.
     pub fn open(&self) {
         self.lock().closed = false;
         self.bell.ring();
     }
 
-    /// Waits until no request to GitLab is in flight, and, if `held` says so, no job is held. False: time is over.
+    /// Waits until no poll is in flight and, if `held` is set, no job is held. Returns false after the timeout.
     pub fn wait_until_quiet(&self, held: bool, until: Instant) -> bool {
         loop {
             let seen = self.bell.count();
@@ -62,8 +62,8 @@ impl Broker {
         }
     }
 
-    /// Takes no more jobs, and tells all agents to leave, those with jobs once these have ended, and also those that register
-    /// from now on.
+    /// Stops polling, and orders all agents to leave: idle agents now, busy ones after their jobs, and agents that
+    /// register later at once.
     pub fn retire(&self, reason: &str) {
         let tickets: Vec<_> = {
             let mut state = self.lock();
@@ -80,8 +80,8 @@ impl Broker {
         self.changed();
     }
 
-    /// Takes no more jobs, and forgets its agents and the jobs that they run: these register with another pool, which has the
-    /// group now and takes up their jobs.
+    /// Stops polling, and forgets the agents and their running jobs, because the group now belongs to another pool: the
+    /// agents register there and report their jobs.
     pub fn release(&self) {
         let (tickets, agents, running) = {
             let mut state = self.lock();
@@ -111,7 +111,7 @@ impl Broker {
         self.released.load(Ordering::SeqCst)
     }
 
-    /// Takes jobs again after [`Broker::retire`]. Agents that have heard that they are to leave do so.
+    /// Resumes polling after [`Broker::retire`]. Agents that have received the order to leave still leave.
     pub fn take_back(&self) {
         {
             let mut state = self.lock();
@@ -122,8 +122,8 @@ impl Broker {
         self.changed();
     }
 
-    /// Waits until a retired pool has no jobs, agents and instances; after `give_up`, instances without an agent do not count.
-    /// False: it is not retired any more.
+    /// Waits until a retired pool has no jobs, agents and instances; after `give_up`, instances without an agent do not
+    /// count. Returns false if the pool is no longer retired.
     pub fn wait_until_empty(&self, give_up: Instant) -> bool {
         loop {
             let seen = self.bell.count();
@@ -142,8 +142,8 @@ impl Broker {
         }
     }
 
-    /// Fails a job that an earlier manager held, and that the state directory does not know any more, unless an agent says
-    /// in time that it has the job.
+    /// Fails a job that an earlier manager held and that the state directory no longer contains, unless an agent
+    /// reports in time that it has the job.
     pub fn fail_forgotten(&self, id: &str, sealed: &str) {
         let token = held::token_of(&self.settings().runner.token, &self.name, id, sealed);
         let (Some(token), Some(job)) = (token, JobId::parse(id)) else { return };

@@ -1,4 +1,4 @@
-//! The broker of a pool: takes jobs from GitLab, holds them, hands each to one agent, and tracks its result.
+//! The broker of a pool: polls GitLab for jobs, holds them, hands each to one agent, and tracks its result.
 //!
 //! [`state`] decides, under one lock; this module executes the decisions. No request to an agent or to GitLab is sent
 //! under the lock.
@@ -42,11 +42,11 @@ use crate::sync;
 pub use ending::REMOVED;
 pub use register::{Admission, RegistrationError};
 
-/// Stack of threads that talk to GitLab.
+/// The stack of threads that send requests to GitLab.
 const STACK: usize = 512 * 1024;
-/// Stack of threads that do little.
+/// The stack of small threads.
 const SMALL_STACK: usize = 128 * 1024;
-/// The wait of a thread that only a ring of the bell wakes.
+/// The timeout of a wait that normally ends with a ring of the bell.
 const LONG: Duration = Duration::from_secs(3600);
 
 /// A pool's broker.
@@ -55,7 +55,7 @@ pub struct Broker {
     pub name: String,
     settings: RwLock<Arc<PoolSettings>>,
     gitlab: RwLock<Arc<GitLab>>,
-    /// This manager, for GitLab.
+    /// The id by which GitLab identifies this manager.
     system_id: String,
     store: Arc<Store>,
     total: Arc<Total>,
@@ -64,12 +64,12 @@ pub struct Broker {
     held: Arc<HeldJobs>,
     on_rejected: Arc<dyn Fn() + Send + Sync>,
     state: Mutex<State>,
-    /// Rings for the broker's own threads.
+    /// Wakes the threads of the broker.
     bell: Arc<Bell>,
-    /// Rings for the scaler: jobs or agents changed. A request that waits or ends changes neither, and with a thousand agents
-    /// there are twenty of these in a second.
+    /// Wakes the scaler after a change of jobs or agents. Polls of agents do not wake it: with a thousand agents there
+    /// are twenty of them per second.
     changes: Bell,
-    /// Changes that the scaler has seen.
+    /// The number of changes that the scaler has processed.
     seen: Mutex<u64>,
     pace: Mutex<f64>,
     stopped: AtomicBool,
@@ -79,24 +79,24 @@ pub struct Broker {
 /// The state that the brokers of all pools share.
 #[derive(Clone)]
 pub struct Shared {
-    /// This manager, for GitLab.
+    /// The id by which GitLab identifies this manager.
     pub system_id: String,
     /// The durable state.
     pub store: Arc<Store>,
     /// `concurrent`.
     pub total: Arc<Total>,
-    /// The way to requests that wait.
+    /// Sends the responses of waiting requests.
     pub responder: Arc<dyn Responder>,
-    /// The status page's data.
+    /// The data of the status page.
     pub board: Arc<StatusBoard>,
-    /// Held jobs, outside of the state directory.
+    /// The second record of held jobs, outside of the state directory.
     pub held: Arc<HeldJobs>,
     /// Called when GitLab rejects a runner's token.
     pub on_rejected: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Broker {
-    /// A broker with what the store holds for its pool; it takes no jobs before [`Broker::start`].
+    /// A broker with the records of its pool from the store. It does not poll before [`Broker::start`].
     pub fn new(settings: Arc<PoolSettings>, gitlab: Arc<GitLab>, shared: &Shared, records: &Records) -> Arc<Self> {
         let bell = Arc::new(Bell::default());
         shared.total.join(&bell);
@@ -123,7 +123,7 @@ impl Broker {
         Arc::new(broker)
     }
 
-    /// Starts its threads. Errors: there can be no more threads.
+    /// Starts the threads. Errors: the system can create no more threads.
     pub fn start(self: &Arc<Self>) -> std::io::Result<()> {
         self.start_takers()?;
         self.spawn("keep", STACK, Self::keep_jobs)?;
@@ -135,7 +135,7 @@ impl Broker {
         sync::spawn(name, stack, move || work(&broker)).map(drop)
     }
 
-    /// Has as many threads poll GitLab as `request_concurrency` says. Those beyond the number end after their request.
+    /// Adjusts the number of polling threads to `request_concurrency`. Surplus threads end after their current poll.
     fn start_takers(self: &Arc<Self>) -> std::io::Result<()> {
         let wanted = self.settings().takers();
         loop {
@@ -152,7 +152,7 @@ impl Broker {
         }
     }
 
-    /// Takes over other settings (reload).
+    /// Applies new settings (reload).
     pub fn reconfigure(self: &Arc<Self>, settings: Arc<PoolSettings>, gitlab: Arc<GitLab>) {
         let has_new_token = self.settings().runner.token != settings.runner.token;
         let has_new_capacity = self.settings().capacity_per_instance != settings.capacity_per_instance;
@@ -178,7 +178,7 @@ impl Broker {
         self.bell.ring();
     }
 
-    /// The record of held jobs can only be read with the runner's token, and that is another one now.
+    /// The record of held jobs is encrypted with the runner's token, which has changed.
     fn record_held_again(&self) {
         let token = &self.settings().runner.token;
         let state = self.lock();
@@ -192,7 +192,7 @@ impl Broker {
         }
     }
 
-    /// Jobs or agents changed, of which the scaler must hear as well.
+    /// Wakes the broker's threads and the scaler after a change of jobs or agents.
     fn changed(&self) {
         self.bell.ring();
         self.changes.ring();
@@ -221,7 +221,7 @@ impl Broker {
         sync::lock(&self.state)
     }
 
-    /// Fails a job at GitLab, over a restart if need be. Of two reasons the first one counts.
+    /// Fails a job at GitLab; continues after a restart if necessary. Of two reasons the first one counts.
     fn fail(&self, id: &str, reason: FailureReason, why: &str) {
         let mut state = self.lock();
         let fails = |job: &&Job| matches!(job.phase, Phase::Failing { .. });
@@ -237,7 +237,7 @@ impl Broker {
         self.changed();
     }
 
-    /// A job ended, or is no longer the manager's.
+    /// Forgets a job that ended, or that no longer belongs to the manager.
     fn forget(&self, id: &str) {
         self.held.remove(&self.name, id);
         self.note(Event::JobGone { pool: self.name.clone(), id: id.to_owned() });
@@ -254,7 +254,7 @@ impl Broker {
         }
     }
 
-    /// Takes up what an earlier manager left.
+    /// Loads the records of an earlier manager.
     fn restore(&self, records: &Records) {
         let (now, wall) = (Instant::now(), SystemTime::now());
         let mut state = self.lock();
@@ -331,7 +331,7 @@ impl Broker {
         })
     }
 
-    /// The record of a job that was just taken. Errors: encryption.
+    /// The record of a new job. Errors: the encryption failed.
     fn record(&self, job: &Job, id: &str) -> std::io::Result<JobRecord> {
         let purpose = |what: &str| format!("{what} {} {id}", self.name);
         let seal = |what: &str, text: &[u8]| self.store.sealer().seal(&purpose(what), text);

@@ -1,4 +1,4 @@
-//! Hands a held job to an agent until the agent has accepted it, and processes the reports of agents.
+//! Offers held jobs to agents until an agent accepts, and processes the reports of agents.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,9 +21,10 @@ use crate::version::VERSION;
 
 /// The duration of a long poll.
 const WAIT: Duration = Duration::from_secs(protocol::WAIT_SECONDS);
-/// Requests that are due within this time are answered together: with a thousand agents a thread would wake for each.
+/// Requests that are due within this time are answered together. Otherwise, with a thousand agents, a thread would wake
+/// for each.
 const TOGETHER: Duration = Duration::from_millis(500);
-/// An agent on a machine that has been unfit for so long makes room for another.
+/// An agent whose machine has been unfit for this long must leave, so that another instance can replace it.
 const UNFIT_MOST: u64 = if cfg!(debug_assertions) { 5 } else { 300 };
 
 /// Adds the header by which an agent recognises a manager.
@@ -43,7 +44,7 @@ impl Broker {
         of_manager(ServerResponse::empty(204)).with(ORDER_HEADER, "stay").with(CAPACITY_HEADER, &capacity)
     }
 
-    /// An agent asks for a job.
+    /// Processes an agent's poll for a job.
     pub fn wait(&self, instance: &str, exchange: Exchange) {
         let mut state = self.lock();
         let now = Instant::now();
@@ -54,7 +55,8 @@ impl Broker {
             drop(state);
             return exchange.respond(&leave(&reason));
         }
-        // Under the lock, because the server may report at once that the client is gone, and that removes it from the list.
+        // Under the lock, because the server may report immediately that the client has disconnected, which removes it
+        // from the list.
         let ticket = exchange.wait();
         state.waiting.push(Waiter { ticket, instance: instance.to_owned(), until: now + WAIT });
         let starved = std::mem::take(&mut state.starved);
@@ -65,7 +67,7 @@ impl Broker {
         }
     }
 
-    /// Offers held jobs to agents that wait, for as long as there are both.
+    /// Offers held jobs to waiting agents, as long as there are both.
     pub(super) fn assign(&self) {
         loop {
             let now = Instant::now();
@@ -83,7 +85,7 @@ impl Broker {
         }
     }
 
-    /// GitLab's payload with the offer in it.
+    /// GitLab's payload with the offer.
     fn offer_of(&self, id: &str, offered: &Offered) -> Option<Vec<u8>> {
         let settings = self.settings();
         let (payload, trace, request_id) = {
@@ -107,7 +109,7 @@ impl Broker {
         with_offer(&payload, &offer)
     }
 
-    /// The client of a request is gone.
+    /// Processes the disconnection of a waiting client.
     pub fn gone(&self, ticket: Ticket) {
         if self.lock().gone(ticket) {
             self.assign();
@@ -115,7 +117,7 @@ impl Broker {
         }
     }
 
-    /// An agent is about to accept a job, or does.
+    /// Processes an agent's announcement that it will accept a job, or its acceptance.
     pub fn accept(&self, instance: &str, id: &str, acceptance: &protocol::Acceptance) -> ServerResponse {
         let offer = acceptance.offer.as_str();
         let void = || ServerResponse::message(409, "the offer is void; do not run the job");
@@ -137,10 +139,10 @@ impl Broker {
         }
     }
 
-    /// The acceptance is on the disk before the agent hears of it.
+    /// Writes the acceptance to the disk before the response is sent.
     fn write_acceptance(&self, id: &str, by: Accepted) -> ServerResponse {
         let instance = by.instance.clone();
-        // From now on the job may run: a manager that loses its state must not fail it.
+        // The job may run from now on: a manager that loses its state must not fail it.
         self.held.remove(&self.name, id);
         let event = Event::Accepted { pool: self.name.clone(), id: id.to_owned(), by: by.clone() };
         let written = self.store.commit(event);
@@ -191,7 +193,7 @@ impl Broker {
         ServerResponse::json(200, &Orders { leave, again: news.lacks_jobs })
     }
 
-    /// The agent leaves for a reason of its own.
+    /// Processes the report of an agent that leaves for its own reason.
     fn note_leaving(&self, instance: &str) -> Option<String> {
         let mut state = self.lock();
         let agent = state.agents.get_mut(instance)?;
@@ -205,7 +207,7 @@ impl Broker {
         None
     }
 
-    /// Takes up a job that an agent runs and that this manager does not know: it lost its state.
+    /// Adopts a job that an agent runs and that is unknown to this manager, because it has lost its state.
     fn adopt(&self, instance: &str, id: &str, heartbeat: &Heartbeat) {
         let Some(report) = heartbeat.jobs.iter().find(|report| report.id == *id) else { return };
         let Some(job) = JobId::parse(id) else { return };
@@ -230,7 +232,7 @@ impl Broker {
         self.changed();
     }
 
-    /// Answers requests whose wait is over, and withdraws offers that no agent accepted in time.
+    /// Responds to polls that have waited long enough, and withdraws offers that were not accepted in time.
     pub(super) fn watch_clock(&self) {
         while !self.has_stopped() {
             let seen = self.bell.count();
@@ -264,13 +266,13 @@ impl Broker {
                 continue;
             }
             let left = next.map_or(ACCEPT_TIMEOUT, |next| next.saturating_duration_since(Instant::now()));
-            // Requests and offers that come meanwhile are due later than this.
+            // Later requests and offers are due after this time.
             self.bell.wait_past(seen, left.min(ACCEPT_TIMEOUT));
         }
     }
 }
 
-/// Puts the offer into a payload, which is a JSON object, and changes nothing else in it.
+/// Adds the offer to a payload, which is a JSON object, without other changes.
 fn with_offer(payload: &[u8], offer: &Offer) -> Option<Vec<u8>> {
     let end = payload.iter().rposition(|byte| !byte.is_ascii_whitespace()).filter(|end| payload[*end] == b'}')?;
     let is_empty = payload[..end].iter().rev().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');

@@ -19,18 +19,18 @@ struct Inner {
 }
 
 impl Total {
-    /// At most so many jobs.
+    /// A limit of `most` jobs.
     pub fn new(most: u32) -> Arc<Self> {
         Arc::new(Self { inner: Mutex::new(Inner { most, ..Inner::default() }) })
     }
 
-    /// Another number (reload).
+    /// Sets another limit (reload).
     pub fn set_most(&self, most: u32) {
         self.lock().most = most;
         self.ring();
     }
 
-    /// Rings a pool's bell when there is room again.
+    /// Registers the bell of a pool, which rings when a place becomes free.
     pub fn join(&self, bell: &Arc<Bell>) {
         self.lock().bells.push(Arc::downgrade(bell));
     }
@@ -43,18 +43,18 @@ impl Total {
         free
     }
 
-    /// Takes room for jobs that are there already.
+    /// Reserves places for existing jobs, even above the limit.
     pub fn take(&self, jobs: u32) {
         self.lock().used += jobs;
     }
 
-    /// Whether the pools outnumber the jobs that there is room for: then no pool may keep the others from asking.
+    /// Whether there are more pools than free places; then no pool may occupy places with waiting polls.
     pub fn is_contended(&self) -> bool {
         let inner = self.lock();
         (inner.most.saturating_sub(inner.used) as usize) + 1 < inner.bells.len()
     }
 
-    /// Gives back room for a job.
+    /// Releases the place of a job.
     pub fn give(&self) {
         let was_full = {
             let mut inner = self.lock();
