@@ -26,7 +26,7 @@ pub mod request;
 mod root;
 mod rules;
 mod slug;
-mod suggest;
+pub mod suggest;
 pub mod syntax;
 mod variables;
 

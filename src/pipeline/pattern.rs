@@ -29,7 +29,8 @@ impl RegexPattern {
     /// Compiles a pattern without slashes.
     pub fn compile(body: &str, flags: &str) -> Result<Self, String> {
         let has = |flag| flags.contains(flag);
-        let mut builder = RegexBuilder::new(&translate(body));
+        let ignores_case = has('i') || body.contains("(?i");
+        let mut builder = RegexBuilder::new(&translate(body, ignores_case)?);
         builder
             .case_insensitive(has('i'))
             .dot_matches_new_line(has('s'))
@@ -41,7 +42,13 @@ impl RegexPattern {
             Ok(regex) => (Ok(regex), small),
             Err(_) => (builder.size_limit(large).build(), large),
         };
-        compiled.map(|regex| Self { regex, size }).map_err(|error| error.to_string())
+        compiled.map(|regex| Self { regex, size }).map_err(|error| match error.to_string() {
+            text if text.contains("Unicode character classes") => {
+                "classes of Unicode such as `\\p{L}` are not supported; list the characters, such as `[A-Za-z]`"
+                    .to_owned()
+            }
+            text => text,
+        })
     }
 
     /// The upper bound of its memory use, in bytes.
@@ -62,20 +69,28 @@ impl RegexPattern {
     }
 }
 
-/// In RE2, `{` without a following repetition is literal, and `[`, `&&`, `--`, `~~` are literal in a class.
-fn translate(body: &str) -> String {
+/// The highest number of repetitions, as in RE2.
+const REPETITIONS_LIMIT: u32 = 1000;
+
+/// Converts a pattern of RE2 to the syntax of `regex-lite`. In RE2, `{` without a following repetition is literal, and
+/// `[`, `&&`, `--`, `~~` are literal in a class; `\Q…\E` and octal escapes exist, and repetitions of repetitions do not.
+fn translate(body: &str, ignores_case: bool) -> Result<String, String> {
     let mut out = String::with_capacity(body.len() + 8);
     let mut rest = body;
     let mut in_class = false;
     let mut class_start = 0;
+    // The number of repetition operators, `?` for lazy ones included, that end here.
+    let mut operators = 0;
     while let Some(c) = rest.chars().next() {
         let after = &rest[c.len_utf8()..];
+        let is_operator = !in_class && (matches!(c, '*' | '+' | '?') || c == '{' && is_repetition(after)?);
+        operators = if is_operator { operators + 1 } else { 0 };
+        if operators > 2 || operators == 2 && c != '?' {
+            return Err(format!("a repetition such as `*` cannot be repeated by `{c}`"));
+        }
         match c {
             '\\' => {
-                let next = after.chars().next();
-                out.push('\\');
-                out.extend(next);
-                rest = &after[next.map_or(0, char::len_utf8)..];
+                rest = escape(after, &mut out);
                 continue;
             }
             '[' if !in_class => {
@@ -107,20 +122,79 @@ fn translate(body: &str) -> String {
                 out.push(c);
             }
             '-' if in_class && after.starts_with('-') => out.push_str("\\-"),
-            '{' if !in_class && !is_repetition(after) => out.push_str("\\{"),
+            '{' if is_operator => {
+                let end = after.find('}').map_or(after.len(), |at| at + 1);
+                out.push('{');
+                out.push_str(&after[..end]);
+                rest = &after[end..];
+                continue;
+            }
+            '{' if !in_class => out.push_str("\\{"),
+            // `regex-lite` ignores the case of ASCII letters only.
+            c if ignores_case && !c.is_ascii() => match (other_case(c), in_class) {
+                (Some(other), true) => out.extend([c, other]),
+                (Some(other), false) => out.extend(['[', c, other, ']']),
+                (None, _) => out.push(c),
+            },
             c => out.push(c),
         }
         rest = after;
     }
-    out
+    Ok(out)
+}
+
+/// Converts what follows a backslash, and returns the rest.
+fn escape<'b>(after: &'b str, out: &mut String) -> &'b str {
+    if let Some(quoted) = after.strip_prefix('Q') {
+        let (literal, rest) = quoted.split_once("\\E").unwrap_or((quoted, ""));
+        out.push_str(&regex_lite::escape(literal));
+        return rest;
+    }
+    let digits = after.bytes().take(3).take_while(|byte| matches!(byte, b'0'..=b'7')).count();
+    if digits > 1 || after.starts_with('0') {
+        let code = u32::from_str_radix(&after[..digits], 8).unwrap_or(0);
+        out.push_str(&format!("\\x{{{code:x}}}"));
+        return &after[digits..];
+    }
+    let Some(c) = after.chars().next() else {
+        out.push('\\');
+        return after;
+    };
+    let rest = &after[c.len_utf8()..];
+    match c {
+        // In `regex-lite` these are boundaries of words.
+        '<' | '>' => out.push(c),
+        'x' | 'p' | 'P' if rest.starts_with('{') => {
+            let end = rest.find('}').map_or(rest.len(), |at| at + 1);
+            out.extend(['\\', c]);
+            out.push_str(&rest[..end]);
+            return &rest[end..];
+        }
+        c => out.extend(['\\', c]),
+    }
+    rest
+}
+
+/// The same letter in the other case, if that is one letter.
+fn other_case(c: char) -> Option<char> {
+    let one = |mut letters: Box<dyn Iterator<Item = char>>| letters.next().filter(|_| letters.next().is_none());
+    let (lower, upper) = (one(Box::new(c.to_lowercase())), one(Box::new(c.to_uppercase())));
+    lower.filter(|other| *other != c).or(upper.filter(|other| *other != c))
 }
 
 /// Whether `3}`, `3,}` or `3,5}` follows.
-fn is_repetition(after: &str) -> bool {
-    let Some((inside, _)) = after.split_once('}') else { return false };
+fn is_repetition(after: &str) -> Result<bool, String> {
+    let Some((inside, _)) = after.split_once('}') else { return Ok(false) };
     let (low, high) = inside.split_once(',').unwrap_or((inside, ""));
     let digits = |text: &str| text.chars().all(|c| c.is_ascii_digit());
-    !low.is_empty() && digits(low) && digits(high)
+    if low.is_empty() || !digits(low) || !digits(high) {
+        return Ok(false);
+    }
+    let too_many = |text: &str| text.parse().is_ok_and(|number: u32| number > REPETITIONS_LIMIT) || text.len() > 9;
+    match too_many(low) || too_many(high) {
+        true => Err(format!("`{{{inside}}}` is more than {REPETITIONS_LIMIT} repetitions")),
+        false => Ok(true),
+    }
 }
 
 #[cfg(test)]
@@ -156,6 +230,13 @@ mod tests {
             ("/[a&&b]/", "&", true),
             ("/[+--]/", "-", true),
             ("/(?i)abc/", "ABC", true),
+            ("/über/i", "ÜBER", true),
+            ("/[ü]ber/i", "Über", true),
+            ("/über/", "Über", false),
+            (r"/^\Qa+b\E$/", "a+b", true),
+            (r"/^\x{6f}\x6e\145$/", "one", true),
+            (r"/^\<a\_b\-c\ d\/\@\>$/", "<a_b-c d/@>", true),
+            ("/^a+?b??c{2}?$/", "abcc", true),
         ] {
             assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
         }
@@ -166,6 +247,9 @@ mod tests {
         assert!(RegexPattern::between_slashes("/(?=x)/").is_some_and(|result| result.is_err()));
         assert!(RegexPattern::between_slashes("/a(/").is_some_and(|result| result.is_err()));
         assert!(RegexPattern::between_slashes("/(x{900}){900}/").is_some_and(|result| result.is_err()));
+        for pattern in ["/a++/", "/a**/", "/a{2}{3}/", "/a{1,1001}/", r"/\Z/", r"/(a)\1/", r"/\p{L}/"] {
+            assert!(RegexPattern::between_slashes(pattern).is_some_and(|result| result.is_err()), "{pattern}");
+        }
         assert!(RegexPattern::between_slashes("text").is_none());
         assert!(RegexPattern::between_slashes("/text").is_none());
         assert!(RegexPattern::between_slashes("/a/g").is_none());

@@ -139,6 +139,10 @@ pub struct View<'a> {
     pub job: &'a [(&'static str, Arc<str>)],
 }
 
+/// Predefined variables that a job has and rules do not: the server sets them after it has evaluated the rules.
+const AFTER_RULES: [&str; 5] =
+    ["CI_PIPELINE_ID", "CI_PIPELINE_URL", "CI_REPOSITORY_URL", "CI_REGISTRY_USER", "CI_DEPENDENCY_PROXY_USER"];
+
 impl<'a> View<'a> {
     pub fn get(&self, name: &str) -> Option<&'a str> {
         if let Some(given) = self.scope.given(name, None) {
@@ -151,7 +155,7 @@ impl<'a> View<'a> {
         if let Some((_, value)) = self.job.iter().find(|(key, _)| *key == name) {
             return Some(value);
         }
-        self.scope.predefined.get(name).map(|value| &**value)
+        self.scope.predefined.get(name).filter(|_| !AFTER_RULES.contains(&name)).map(|value| &**value)
     }
 
     pub fn is_masked(&self, name: &str) -> bool {

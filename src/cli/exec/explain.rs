@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::pipeline::JobRun;
 use crate::pipeline::plan::{Decision, Job, Plan, VariableLevel};
+use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{Node, Origin};
 
 /// The explanation of a job. Fails for an unknown job.
@@ -17,7 +18,11 @@ pub fn of(plan: &Plan, run: &dyn Fn(usize, &Job) -> JobRun, name: &str) -> Resul
         return Ok(format!("no pipeline is created: {why}\n"));
     }
     match jobs.is_empty() {
-        true => Err(format!("unknown job `{name}`")),
+        true => {
+            let absent = plan.absent.iter().map(|absent| &*absent.name);
+            let known: Vec<&str> = plan.jobs.iter().map(|job| &*job.name).chain(absent).collect();
+            Err(format!("unknown job `{name}`{}", did_you_mean(name, &known)))
+        }
         false => Ok(jobs.iter().map(|job| one(plan, &run(0, job), job)).collect::<Vec<_>>().join("\n")),
     }
 }

@@ -28,7 +28,7 @@ pub struct Options {
     #[arg(long, help_heading = "Show")]
     pub list: bool,
     /// With --list: print all data of the jobs as JSON
-    #[arg(long, help_heading = "Show")]
+    #[arg(long, help_heading = "Show", requires = "list")]
     pub json: bool,
     /// Print the configuration after includes, extends and references
     #[arg(long, help_heading = "Show")]

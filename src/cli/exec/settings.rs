@@ -27,11 +27,16 @@ fn files(root: &Path) -> [PathBuf; 2] {
     [given.unwrap_or_else(home).join("mayfly/exec.toml"), root.join(".mayfly/exec.toml")]
 }
 
+/// Options of which a stronger source overrides all others of the group.
+const EXCLUSIVE: [&[&str]; 2] = [&["--branch", "--tag", "--mr"], &["--shell", "--docker"]];
+
 /// Merges the options with the settings files. The error names the file.
 pub fn complete(options: &Options, root: &Path) -> Result<Options, String> {
-    let mut arguments = vec![OsString::from("mayfly exec")];
+    let given: Vec<OsString> = std::env::args_os().skip_while(|argument| argument != "exec").skip(1).collect();
+    // The strongest source is the last.
+    let mut sources: Vec<Vec<OsString>> = vec![given];
     let mut used = Vec::new();
-    for file in files(root) {
+    for file in files(root).into_iter().rev() {
         let text = match fs::read_to_string(&file) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
@@ -44,23 +49,40 @@ pub fn complete(options: &Options, root: &Path) -> Result<Options, String> {
             let why = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
             format!("{}: {why}; use the long names of the options of `mayfly exec`", file.display())
         })?;
+        let own: Vec<OsString> =
+            own.into_iter().map(OsString::from).filter(|one| !is_overridden(one, &sources)).collect();
         if own.iter().any(|argument| argument == "--shell") {
             eprintln!(
                 "mayfly: warning: {}: `shell` is set: jobs with `image:` run in the shell instead of in a container",
                 file.display()
             );
         }
-        arguments.extend(own.into_iter().map(OsString::from));
+        sources.insert(0, own);
         used.push(file);
     }
     if used.is_empty() {
         return Ok(options.clone());
     }
-    arguments.extend(std::env::args_os().skip_while(|argument| argument != "exec").skip(1));
+    let arguments = [OsString::from("mayfly exec")].into_iter().chain(sources.into_iter().flatten());
     Whole::try_parse_from(arguments).map(|whole| whole.options).map_err(|error| {
         let names: Vec<String> = used.iter().map(|file| file.display().to_string()).collect();
         format!("{} (with {})", error.to_string().trim_end(), names.join(", "))
     })
+}
+
+/// Whether a stronger source has an option of the same exclusive group.
+fn is_overridden(argument: &OsString, stronger: &[Vec<OsString>]) -> bool {
+    let group = EXCLUSIVE.iter().find(|group| group.iter().any(|option| is_option(argument, option)));
+    group.is_some_and(|group| {
+        let arguments = stronger.iter().flatten().take_while(|argument| *argument != "--");
+        arguments.into_iter().any(|given| group.iter().any(|option| is_option(given, option)))
+    })
+}
+
+/// Whether an argument is `--option` or `--option=value`.
+fn is_option(argument: &OsString, option: &str) -> bool {
+    let text = argument.to_string_lossy();
+    text.strip_prefix(option).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
 }
 
 /// Converts a settings file to arguments: `true` sets a switch, a list repeats an option, a table gives KEY=VALUE
@@ -108,6 +130,14 @@ fn add(option: &str, value: &toml::Value, arguments: &mut Vec<String>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stronger_source_overrides_all_options_of_a_group() {
+        let stronger = [vec![OsString::from("--tag=v1"), "--".into(), "--docker".into()]];
+        let overridden = |argument: &str| is_overridden(&argument.into(), &stronger);
+        assert!(overridden("--branch=x") && overridden("--mr=a:b") && overridden("--tag=v0"));
+        assert!(!overridden("--shell") && !overridden("--var=A=1") && !overridden("--branches=x"));
+    }
 
     #[test]
     fn converts_a_file_to_arguments() {

@@ -56,6 +56,9 @@ impl KeywordReader<'_, '_> {
             let known = ["job", "artifacts", "optional", "parallel", "project", "ref", "pipeline"];
             self.mapping(item, keyword, &known)?;
             if item.get("project").is_some() || item.get("pipeline").is_some() {
+                if item.get("project").is_some() && item.get("job").is_none() {
+                    return self.bad(item, keyword, "`job` together with `project`");
+                }
                 let message = format!("`{keyword}`: a local run has no jobs of other pipelines and projects; ignored");
                 self.context.report.warn(item.at, self.job, message);
                 others += 1;

@@ -24,6 +24,8 @@ pub struct Spec {
     pub component: Vec<Arc<str>>,
     /// Files that declare further inputs.
     pub include: Option<Node>,
+    /// Where it is written.
+    pub at: Origin,
 }
 
 /// A declared input.
@@ -92,7 +94,7 @@ pub struct Given {
 
 /// Reads the value of `spec`.
 pub fn read_spec(node: &Node, report: &mut Report) -> Spec {
-    let mut spec = Spec::default();
+    let mut spec = Spec { at: node.at, ..Spec::default() };
     if node.is_null() {
         return spec;
     }
@@ -154,9 +156,12 @@ fn read_input(name: &str, node: &Node, at: Origin, report: &mut Report) -> Optio
         report.error(Class::InputSpec, node.at, format!("input `{name}` takes a mapping, not {}", node.kind()));
         return None;
     };
-    for (key, entry) in mapping.iter().filter(|(_, entry)| !entry.node.is_null()) {
+    for (key, entry) in mapping.iter() {
         let node = &entry.node;
         match &**key {
+            // With `default: null`, the input is optional, and empty without a value.
+            "default" => input.default = Some(node.to_json()),
+            _ if node.is_null() => {}
             "description" => {}
             "type" => match node.text().map(|text| &**text) {
                 Some("string") => input.kind = InputType::Text,
@@ -169,7 +174,6 @@ fn read_input(name: &str, node: &Node, at: Origin, report: &mut Report) -> Optio
                     return None;
                 }
             },
-            "default" => input.default = Some(node.to_json()),
             "options" => input.options = Some(read_options(name, node, report)?),
             "regex" => input.regex = Some(read_regex(name, node, report)?),
             "rules" => input.rules = read_rules(name, node, report)?,
@@ -183,7 +187,7 @@ fn read_input(name: &str, node: &Node, at: Origin, report: &mut Report) -> Optio
     if input.regex.is_some() && input.kind != InputType::Text {
         report.error(Class::InputSpec, at, format!("input `{name}`: `regex` is allowed for type string only"));
     }
-    if let Some(default) = &input.default
+    if let Some(default) = input.default.as_ref().filter(|default| !default.is_null())
         && let Err((class, why)) = input.check(name, default, input.options.as_deref())
     {
         report.error(class, at, format!("the default of {why}"));
@@ -299,7 +303,8 @@ pub fn resolve(
     for given in given.iter().filter(|given| !spec.inputs.contains_key(&given.key)) {
         let names: Vec<&str> = spec.inputs.keys().map(|name| &**name).collect();
         let message = format!("input `{}` is not declared by {file}{}", given.key, did_you_mean(&given.key, &names));
-        report.error(Class::InputUnknown, given.at, message);
+        // A value from the command line has no line; the header is where the input is missing.
+        report.error(Class::InputUnknown, if given.at.line > 0 { given.at } else { spec.at }, message);
     }
     let mut values: HashMap<Arc<str>, Value> = HashMap::new();
     let (plain, ruled): (Vec<_>, Vec<_>) = spec.inputs.iter().partition(|(_, input)| input.rules.is_empty());
@@ -307,11 +312,16 @@ pub fn resolve(
         let rule = input.rules.iter().find(|rule| rule.holds(&values));
         let default = rule.and_then(|rule| rule.default.as_ref()).or(input.default.as_ref());
         let options = rule.and_then(|rule| rule.options.as_deref()).or(input.options.as_deref());
-        let given = given.iter().find(|given| given.key == *name);
+        let is_value = |given: &Given| !matches!(&given.value, InputValue::Typed(Value::Null));
+        let given = given.iter().find(|given| given.key == *name && is_value(given));
         let value = match given.map(|given| &given.value) {
             Some(InputValue::Typed(value)) => value.clone(),
             Some(InputValue::Text(text)) => input.kind.parse(text).unwrap_or_else(|| text.as_str().into()),
             None => match default {
+                Some(Value::Null) => {
+                    values.insert(Arc::clone(name), Value::String(String::new()));
+                    continue;
+                }
                 Some(default) => default.clone(),
                 None => {
                     let message = format!("input `{name}` of {file} has no default, and no value is given");
@@ -389,6 +399,14 @@ mod tests {
         ] {
             assert_eq!(resolved(spec, &given), Err(vec![class]));
         }
+    }
+
+    #[test]
+    fn a_null_as_default_makes_an_input_optional_and_empty() {
+        let spec = "a: {default: null}\nb: {type: array, default: }\nc: {default: x}\n";
+        let expected = serde_json::json!({"a": "", "b": "", "c": "x"});
+        assert_eq!(resolved(spec, &[("c", typed(Value::Null))]), Ok(expected));
+        assert_eq!(resolved("a:\n", &[("a", typed(Value::Null))]), Err(vec![Class::InputMissing]));
     }
 
     #[test]

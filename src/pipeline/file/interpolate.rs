@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::functions::{Function, Lookup};
+use super::quoted;
 use crate::pipeline::problem::Class;
 
 /// The number of functions that one block may have.
@@ -29,6 +30,8 @@ pub struct Text {
     lines: Vec<u32>,
     /// Problems: class, line, message.
     pub errors: Vec<(Class, u32, String)>,
+    /// Values that are not text, of blocks in quotes; the text contains their marks.
+    pub quoted: Vec<Value>,
 }
 
 impl Text {
@@ -55,13 +58,12 @@ pub fn interpolate(text: &str, first: u32, values: &Values<'_>) -> Text {
         };
         let (block, after) = rest.split_at(end);
         match value_of(block[3..end - 2].trim(), values) {
-            Ok(Some(value)) => {
-                let value = match value {
-                    Value::String(text) => text,
-                    other => other.to_string(),
-                };
-                out.add_value(&value, line);
+            Ok(Some(Value::String(text))) => out.add_value(&text, line),
+            Ok(Some(value)) if is_quoted(&out.text, after) => {
+                out.text.push_str(&quoted::mark(out.quoted.len()));
+                out.quoted.push(value);
             }
+            Ok(Some(value)) => out.add_value(&value.to_string(), line),
             // Not a block of this step.
             Ok(None) => out.add(block, &mut line),
             Err((class, message)) => out.errors.push((class, line, message)),
@@ -75,6 +77,11 @@ pub fn interpolate(text: &str, first: u32, values: &Values<'_>) -> Text {
     }
     out.add(rest, &mut line);
     out
+}
+
+/// Whether quotes enclose a block between these texts, so that it may be a whole value.
+fn is_quoted(before: &str, after: &str) -> bool {
+    ['"', '\''].into_iter().any(|quote| before.ends_with(quote) && after.starts_with(quote))
 }
 
 fn newlines(text: &str) -> u32 {

@@ -4,3 +4,4 @@ pub mod document;
 pub mod functions;
 pub mod inputs;
 pub mod interpolate;
+pub mod quoted;

@@ -9,10 +9,11 @@ use super::context::Context;
 use super::file::document::{self, Document};
 use super::file::inputs::{self, Given, Spec};
 use super::file::interpolate::{self, Values};
+use super::file::quoted;
 use super::merge::Merger;
 use super::problem::Class;
 use super::request::{Content, SourceError, Tree};
-use super::syntax::{self, FILE_LIMIT, Mapping, Node, Origin};
+use super::syntax::{self, FILE_LIMIT, Mapping, Node, Origin, SyntaxError};
 
 /// The number of files that a pipeline may include, as on GitLab.
 const FILES_LIMIT: usize = 150;
@@ -57,14 +58,13 @@ pub fn load(context: &mut Context<'_>) -> Option<Node> {
             let path = path.trim_start_matches('/');
             let bytes = match request.sources.read(&Tree::Project, path) {
                 Ok(bytes) => bytes,
-                Err(SourceError::Missing(why)) => {
+                Err(error) => {
                     let at = Origin { file: loader.context.report.add_file(path), line: 1 };
-                    loader.context.error(Class::IncludeMissing, at, None, why);
-                    return None;
-                }
-                Err(SourceError::Failed(why)) => {
-                    let at = Origin { file: loader.context.report.add_file(path), line: 1 };
-                    loader.context.error(Class::IncludeFailed, at, None, why);
+                    let (class, why) = match error {
+                        SourceError::Missing(why) => (Class::IncludeMissing, why),
+                        SourceError::Failed(why) => (Class::IncludeFailed, why),
+                    };
+                    loader.context.error(class, at, None, format!("the configuration {path} cannot be read: {why}"));
                     return None;
                 }
             };
@@ -160,7 +160,8 @@ impl Loader<'_, '_> {
         let Some(header) = header else {
             if let Some(given) = given.first() {
                 let message = format!("input `{}` is not declared: {name} has no header with spec:inputs", given.key);
-                self.context.error(Class::InputUnknown, given.at, None, message);
+                let at = if given.at.line > 0 { given.at } else { Origin { file, line: 1 } };
+                self.context.error(Class::InputUnknown, at, None, message);
                 return None;
             }
             let content = self.parse(&documents[0], file)?;
@@ -208,7 +209,12 @@ impl Loader<'_, '_> {
         if !filled.errors.is_empty() {
             return None;
         }
-        self.parse_text(&filled.text, file, &|line| filled.line(line))
+        let root = self.parse_text(&filled.text, file, &|line| filled.line(line))?;
+        if filled.quoted.is_empty() {
+            return Some(root);
+        }
+        let replaced = quoted::replace(&root, &filled.quoted, &mut self.context.budget);
+        replaced.map_err(|error| self.refuse_syntax(file, &error)).ok()
     }
 
     fn parse(&mut self, document: &Document<'_>, file: u32) -> Option<Node> {
@@ -233,11 +239,15 @@ impl Loader<'_, '_> {
                 Some(document.root)
             }
             Err(error) => {
-                let at = Origin { file, line: error.line };
-                self.context.error(Class::YamlSyntax, at, None, format!("not valid YAML: {}", error.message));
+                self.refuse_syntax(file, &error);
                 None
             }
         }
+    }
+
+    fn refuse_syntax(&mut self, file: u32, error: &SyntaxError) {
+        let at = Origin { file, line: error.line };
+        self.context.error(Class::YamlSyntax, at, None, format!("not valid YAML: {}", error.message));
     }
 
     /// Adds inputs from `spec:include`: files that contain nothing but `inputs`.

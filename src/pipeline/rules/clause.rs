@@ -193,13 +193,19 @@ fn expand(text: &Arc<str>, view: &View<'_>) -> Arc<str> {
     if crate::pipeline::variables::has_reference(text) { view.expand_known(text).into() } else { Arc::clone(text) }
 }
 
-fn check_keys(node: &Node, known: &[&str], keyword: &str, owner: Owner<'_>, context: &mut Context<'_>) {
+/// Reports unknown keys. `None`: there is one, so a missing key is probably misspelled.
+fn check_keys(node: &Node, known: &[&str], keyword: &str, owner: Owner<'_>, context: &mut Context<'_>) -> Option<()> {
+    let mut sound = Some(());
     for (key, entry) in node.mapping().into_iter().flat_map(|mapping| mapping.iter()) {
         if !known.contains(&&**key) {
             let message = format!("unknown keyword `{}:{keyword}:{key}`{}", owner.keyword, did_you_mean(key, known));
             context.report.unknown_of(entry.key_at, owner.job, message);
+            if !context.report.lax {
+                sound = None;
+            }
         }
     }
+    sound
 }
 
 impl Changes {
@@ -208,7 +214,7 @@ impl Changes {
         if node.mapping().is_none() {
             return Some(Self { paths: Paths::read(node, "changes", owner, context)?, compare_to: None });
         }
-        check_keys(node, &["paths", "regexp", "compare_to"], "changes", owner, context);
+        check_keys(node, &["paths", "regexp", "compare_to"], "changes", owner, context)?;
         let paths = Paths::of_mapping(node, "changes", owner, context)?;
         let compare_to = node.get("compare_to").cloned();
         if let Some(node) = compare_to.as_ref().filter(|node| node.text().is_none()) {
@@ -257,7 +263,7 @@ fn read_exists(node: &Node, owner: Owner<'_>, context: &mut Context<'_>) -> Opti
         let paths = Paths::read(node, "exists", owner, context)?;
         return Some(Exists { paths, project: None, reference: None });
     }
-    check_keys(node, &["paths", "regexp", "project", "ref"], "exists", owner, context);
+    check_keys(node, &["paths", "regexp", "project", "ref"], "exists", owner, context)?;
     let paths = Paths::of_mapping(node, "exists", owner, context)?;
     let text = |key: &str| node.get(key).and_then(Node::printed);
     if node.get("ref").is_some() && node.get("project").is_none() {

@@ -23,13 +23,13 @@ impl KeywordReader<'_, '_> {
     /// Reads `only` or `except`.
     pub fn policy(&mut self, node: &Node, keyword: &str) -> Option<OnlyExcept> {
         if node.mapping().is_none() {
-            return Some(OnlyExcept { refs: Some(self.text_or_texts(node, keyword)?), ..OnlyExcept::default() });
+            return Some(OnlyExcept { refs: Some(self.refs(node, keyword)?), ..OnlyExcept::default() });
         }
         self.mapping(node, keyword, &["refs", "variables", "changes", "kubernetes"])?;
         let mut policy = OnlyExcept::default();
         let owner = Owner { job: self.job, keyword };
         if let Some(refs) = node.get("refs") {
-            policy.refs = Some(self.text_or_texts(refs, &format!("{keyword}:refs"))?);
+            policy.refs = Some(self.refs(refs, &format!("{keyword}:refs"))?);
         }
         if let Some(variables) = node.get("variables") {
             let place = format!("{keyword}:variables");
@@ -45,14 +45,27 @@ impl KeywordReader<'_, '_> {
             self.one_of(kubernetes, &format!("{keyword}:kubernetes"), &["active"])?;
             policy.kubernetes = true;
         }
-        for pattern in policy.refs.iter().flatten() {
-            let name =
-                pattern.rsplit_once('@').filter(|_| !pattern.ends_with('/')).map_or(&**pattern, |(name, _)| name);
+        Some(policy)
+    }
+
+    /// Reads names of refs and patterns.
+    fn refs(&mut self, node: &Node, keyword: &str) -> Option<Vec<Arc<str>>> {
+        let refs = self.text_or_texts(node, keyword)?;
+        for pattern in &refs {
+            let (name, _) = split_path(pattern);
             if let Some(Err(why)) = RegexPattern::between_slashes(name) {
                 return self.bad(node, keyword, &format!("patterns that can be used ({pattern}: {why})"));
             }
         }
-        Some(policy)
+        Some(refs)
+    }
+}
+
+/// Splits `name@path`.
+fn split_path(pattern: &str) -> (&str, Option<&str>) {
+    match pattern.rsplit_once('@').filter(|_| !pattern.ends_with('/')) {
+        Some((name, path)) => (name, Some(path)),
+        None => (pattern, None),
     }
 }
 
@@ -111,10 +124,7 @@ impl Context<'_> {
 }
 
 fn matches_ref(pattern: &str, context: &Context<'_>) -> bool {
-    let (pattern, path) = match pattern.rsplit_once('@').filter(|_| !pattern.ends_with('/')) {
-        Some((pattern, path)) => (pattern, Some(path)),
-        None => (pattern, None),
-    };
+    let (pattern, path) = split_path(pattern);
     if path.is_some_and(|path| path != context.project.path) {
         return false;
     }

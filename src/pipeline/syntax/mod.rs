@@ -3,6 +3,7 @@
 //! GitLab parses with Ruby, which follows YAML 1.1: `yes` is true, `010` is 8, the last of two equal keys wins. Trees
 //! share their parts, so aliases, `extends` and `default` copy pointers and not values.
 
+mod indent;
 mod node;
 mod parse;
 mod print;
@@ -10,7 +11,7 @@ mod scalar;
 mod size;
 
 pub use node::{Mapping, MappingEntry, Node, Origin, Value};
-pub use parse::{Budget, parse};
+pub use parse::{Budget, SyntaxError, parse};
 pub use print::print;
 pub use size::written_size;
 

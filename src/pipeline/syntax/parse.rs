@@ -1,10 +1,12 @@
 //! Parses text into a tree, with limits on size, on depth and on the expansion of aliases.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
 
+use super::indent::{self, Place};
 use super::{Mapping, MappingEntry, Node, Origin, Value, scalar};
 use crate::pipeline::hash::Set;
 
@@ -65,6 +67,9 @@ pub struct Document {
     pub duplicates: Vec<(Origin, String)>,
 }
 
+/// How many bytes may be parsed again after repairs of the indentation.
+const REPAIR_LIMIT: usize = 16 << 20;
+
 /// Parses the first document of `text`; an empty text gives null. `line_of` converts a line of the text to a line of
 /// the file, both from 1.
 pub fn parse(
@@ -73,19 +78,63 @@ pub fn parse(
     line_of: &dyn Fn(u32) -> u32,
     budget: &mut Budget,
 ) -> Result<Document, SyntaxError> {
-    let parser = Parser::new_from_str(text);
-    let mut builder =
-        Builder { parser, file, line_of, budget, anchors: HashMap::new(), names: Set::default(), duplicates: vec![] };
-    let mut root = Node { value: Value::Null, at: Origin { file, line: line_of(1) } };
-    while let Some(event) = builder.parser.next_event() {
-        let (event, span) = event.map_err(|error| builder.scan_error(&error))?;
-        match event {
-            Event::Nothing | Event::StreamStart | Event::DocumentStart(_) => {}
-            Event::StreamEnd | Event::DocumentEnd => break,
-            content => root = builder.node(content, line(span.start.line()), 0)?.0,
+    // The parser takes blanks at the end for another line of a block scalar.
+    let mut text = Cow::Borrowed(text.trim_end_matches([' ', '\t']));
+    let mut work = 0;
+    loop {
+        let mut left = budget.clone();
+        let refusal = match parse_once(&text, file, line_of, &mut left) {
+            Ok(document) => {
+                *budget = left;
+                return Ok(document);
+            }
+            Err(refusal) => refusal,
+        };
+        work += text.len();
+        let repaired = refusal.shallow.filter(|_| work <= REPAIR_LIMIT).and_then(|place| indent::deepen(&text, place));
+        match repaired {
+            Some(repaired) => text = Cow::Owned(repaired),
+            None => return Err(refusal.error),
         }
     }
-    Ok(Document { root, duplicates: builder.duplicates })
+}
+
+/// A syntax error, and the place of a line that libyaml accepts although its indentation is too small.
+struct Refusal {
+    error: SyntaxError,
+    shallow: Option<Place>,
+}
+
+fn parse_once(text: &str, file: u32, line_of: &dyn Fn(u32) -> u32, budget: &mut Budget) -> Result<Document, Refusal> {
+    let parser = Parser::new_from_str(text);
+    let mut builder = Builder {
+        parser,
+        file,
+        line_of,
+        budget,
+        anchors: HashMap::new(),
+        names: Set::default(),
+        duplicates: vec![],
+        shallow: None,
+        unfinished: indent::unfinished_line(text),
+        end: 0,
+    };
+    let mut root = Node { value: Value::Null, at: Origin { file, line: line_of(1) } };
+    loop {
+        let content = builder.next().and_then(|(event, line)| match event {
+            Event::Nothing | Event::StreamStart | Event::DocumentStart(_) => Ok(false),
+            Event::StreamEnd | Event::DocumentEnd => Ok(true),
+            content => builder.node(content, line, 0).map(|(node, _)| {
+                root = node;
+                false
+            }),
+        });
+        match content {
+            Ok(false) => {}
+            Ok(true) => return Ok(Document { root, duplicates: builder.duplicates }),
+            Err(error) => return Err(Refusal { error, shallow: builder.shallow }),
+        }
+    }
 }
 
 fn line(number: usize) -> u32 {
@@ -101,6 +150,12 @@ struct Builder<'a, 'b> {
     /// Keys below the top level, which repeat from job to job: one copy each.
     names: Set<Arc<str>>,
     duplicates: Vec<(Origin, String)>,
+    /// Where the parser found too little indentation in a place where libyaml ignores it.
+    shallow: Option<Place>,
+    /// The number and the text of the last line, if no line break follows it.
+    unfinished: Option<(u32, &'a str)>,
+    /// The line in which the current event ends.
+    end: u32,
 }
 
 impl<'a> Builder<'a, '_> {
@@ -112,7 +167,8 @@ impl<'a> Builder<'a, '_> {
         Err(SyntaxError { line: (self.line_of)(line), message: message.into() })
     }
 
-    fn scan_error(&self, error: &ScanError) -> SyntaxError {
+    fn scan_error(&mut self, error: &ScanError) -> SyntaxError {
+        self.shallow = indent::shallow(error);
         SyntaxError { line: (self.line_of)(line(error.marker().line())), message: error.info().to_owned() }
     }
 
@@ -133,12 +189,19 @@ impl<'a> Builder<'a, '_> {
             Event::Scalar(text, style, anchor, tag) => {
                 size.bytes = text.len();
                 self.spend(size, line)?;
-                (anchor, scalar_value(&text, style, tag.as_deref()))
+                if tag.as_ref().is_some_and(|tag| is_reference(tag)) {
+                    // A reference without a path, which is refused when references are resolved.
+                    (anchor, Value::Reference(Arc::default()))
+                } else {
+                    let text =
+                        if is_block(style) { indent::as_written(&text, self.end, self.unfinished) } else { &text };
+                    (anchor, scalar_value(text, style, tag.as_deref()))
+                }
             }
             Event::SequenceStart(anchor, tag) => {
                 self.spend(size, line)?;
                 let items = Arc::new(self.list(depth, &mut size)?);
-                let reference = tag.is_some_and(|tag| tag.handle == "!" && tag.suffix == "reference");
+                let reference = tag.is_some_and(|tag| is_reference(&tag));
                 (anchor, if reference { Value::Reference(items) } else { Value::List(items) })
             }
             Event::MappingStart(anchor, _) => {
@@ -175,6 +238,9 @@ impl<'a> Builder<'a, '_> {
             let size = Size { nodes: 1, bytes: text.len() };
             self.spend(size, line)?;
             return Ok((if depth > 1 { self.shared(text) } else { (&**text).into() }, size));
+        }
+        if matches!(&event, Event::Scalar(text, ScalarStyle::Plain, 0, None) if text.is_empty()) {
+            return self.error(line, "there is no key before the colon");
         }
         let (key, size) = self.node(event, line, depth)?;
         match key.printed() {
@@ -253,7 +319,10 @@ impl<'a> Builder<'a, '_> {
 
     fn next(&mut self) -> Result<(Event<'a>, u32), SyntaxError> {
         match self.parser.next_event() {
-            Some(Ok((event, span))) => Ok((event, line(span.start.line()))),
+            Some(Ok((event, span))) => {
+                self.end = line(span.end.line());
+                Ok((event, line(span.start.line())))
+            }
             Some(Err(error)) => Err(self.scan_error(&error)),
             None => self.error(1, "the document is incomplete"),
         }
@@ -263,6 +332,14 @@ impl<'a> Builder<'a, '_> {
         let spent = self.budget.spend(size);
         spent.or_else(|message| self.error(line, message))
     }
+}
+
+fn is_reference(tag: &Tag) -> bool {
+    tag.handle == "!" && tag.suffix == "reference"
+}
+
+fn is_block(style: ScalarStyle) -> bool {
+    matches!(style, ScalarStyle::Literal | ScalarStyle::Folded)
 }
 
 fn scalar_value(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Value {

@@ -89,6 +89,10 @@ fn problems_have_the_right_class() {
         ("j: {image: x, trigger: p/q}\n", Class::UnknownKeyword),
         ("j: {trigger: {include: a.yml, project: b}}\n", Class::BadValue),
         ("j: {script: x, inherit: {default: [imgae]}}\n", Class::BadValue),
+        ("j: {script: x, only: [/(/]}\n", Class::BadValue),
+        ("j: {script: x, needs: [{project: g/p, ref: main}]}\n", Class::BadValue),
+        ("j: {script: x, script: !reference .a}\n", Class::ReferenceUnknown),
+        (": {script: x}\nj: {script: x}\n", Class::YamlSyntax),
     ] {
         assert_eq!(classes(text).first(), Some(&class), "{text}");
     }
@@ -108,6 +112,35 @@ fn reports_all_problems_and_each_cause_once() {
     ];
     assert_eq!(told, expected, "{problems:?}");
     assert!(problems[4].message.contains("ghost") && problems[4].job.as_deref() == Some("b"));
+}
+
+#[test]
+fn a_misspelled_keyword_is_the_only_problem_of_its_mapping() {
+    for keyword in ["exists", "changes"] {
+        assert_eq!(
+            classes(&format!("j: {{script: x, rules: [{{{keyword}: {{path: [a]}}}}]}}\n")),
+            [Class::UnknownKeyword]
+        );
+    }
+}
+
+#[test]
+fn a_quoted_block_that_is_a_whole_value_keeps_its_type() {
+    let spec = "spec:\n  inputs:\n    n: {type: number, default: 2}\n    l: {type: array, default: [{if: $A}, {when: manual}]}\n    e: {type: array, default: []}\n    f: {type: boolean, default: true}\n---\n";
+    let body = "j:\n  script:\n  - 'x'\n  - echo \"$[[ inputs.n ]]\" '$[[ inputs.e ]]'\n  - |\n    f: \"$[[ inputs.f ]]\"\n  parallel: \"$[[ inputs.n ]]\"\n  interruptible: '$[[ inputs.f ]]'\n  rules:\n  - \"$[[ inputs.l ]]\"\n  - \"$[[ inputs.e ]]\"\n";
+    let listing = planned(&format!("{spec}{body}"));
+    assert_eq!(names(&listing), ["j 1/2", "j 2/2"]);
+    let job = job(&listing, "j 2/2");
+    assert_eq!((&job["when"], &job["interruptible"]), (&json!("manual"), &json!(true)));
+    assert_eq!(job["script"], json!(["x", "echo \"2\" '[]'", "f: \"true\"\n"]));
+}
+
+#[test]
+fn rules_do_not_see_what_the_server_sets_after_them() {
+    let text = "j: {script: x, rules: [{if: $CI_PIPELINE_ID}]}\nk: {script: x, rules: [{if: $CI_PIPELINE_IID}]}\n";
+    let listing = planned(text);
+    assert_eq!(names(&listing), ["k"]);
+    assert_eq!(job(&listing, "k")["env"]["CI_PIPELINE_ID"], "1");
 }
 
 #[test]
