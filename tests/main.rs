@@ -40,6 +40,7 @@ mod manager;
 mod manager_agents;
 mod manager_bad_input;
 mod manager_check;
+mod manager_front;
 mod manager_instances;
 mod manager_limits;
 mod manager_partitions;

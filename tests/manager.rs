@@ -292,6 +292,32 @@ fn an_agent_without_a_manager_leaves_once_its_job_has_ended() {
 }
 
 #[test]
+fn the_manager_keeps_running_if_a_new_program_could_not_start() {
+    let gitlab = GitLab::start();
+    let fleet = Pool::hold().fleet(&gitlab);
+    let manager = fleet.start();
+    let id = gitlab.queue(job(&["echo was held"]).build());
+    gitlab.wait_for_log(id, "waiting for an instance");
+    let good = read(&fleet.home.config());
+    let other_state = good.replace("/manager\"\n", "/elsewhere\"\n");
+    assert_ne!(other_state, good);
+    for (number, (bad, why)) in
+        [("nonsense [".to_owned(), "line 1"), (other_state, "but the held jobs are in")].into_iter().enumerate()
+    {
+        fs::write(fleet.home.config(), bad).expect("write a file");
+        manager.signal("USR2");
+        wait_until("the hand-over must be refused", || manager.log().matches("hand-over refused").count() > number);
+        assert!(manager.log().contains(why), "{}", manager.log());
+    }
+    fs::write(fleet.home.config(), good).expect("write a file");
+    fleet.set_members(&["i-1"]);
+    let (_home, agent) = fleet.agent(&manager, "i-1");
+    let done = gitlab.finished(id);
+    assert_eq!(done.state, "success", "{}\n{}", agent.log(), manager.log());
+    assert_eq!(manager.log().matches("mayfly manager is up").count(), 1, "{}", manager.log());
+}
+
+#[test]
 fn the_manager_hands_over_to_a_new_program_without_losing_anything() {
     let gitlab = GitLab::start();
     let fleet = Fleet::new(&gitlab, "", RELAY);

@@ -62,7 +62,7 @@ fn leave_mark(state: &Path) {
 }
 
 /// Path of the program that this process was started from; an upgrade may have replaced the file.
-fn program() -> PathBuf {
+pub fn program() -> PathBuf {
     let program = std::env::current_exe().unwrap_or_default();
     let text = program.display().to_string();
     text.strip_suffix(" (deleted)").map(PathBuf::from).unwrap_or(program)
@@ -155,7 +155,7 @@ impl Agent {
 }
 
 /// Runs `program` with the arguments of this process and `--validate`. Errors: why the program cannot start.
-fn validate(program: &Path) -> Result<(), String> {
+pub fn validate(program: &Path) -> Result<(), String> {
     let mut command = Command::new(program);
     command.args(std::env::args_os().skip(1)).arg("--validate");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

@@ -8,7 +8,7 @@ mod configuration;
 mod confinement;
 mod contexts;
 pub mod fitness;
-mod hand_over;
+pub mod hand_over;
 mod job_manager;
 mod job_reports;
 mod lifetime;

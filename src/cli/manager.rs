@@ -18,6 +18,9 @@ pub struct Options {
     /// Serve the status page and metrics on this address, for example :9252
     #[arg(long, value_name = "ADDRESS", env = "LISTEN_ADDRESS", value_parser = parse_address)]
     listen_address: Option<String>,
+    /// Check that the manager can start with this configuration, then exit
+    #[arg(long)]
+    validate: bool,
     #[command(subcommand)]
     command: Option<ManagerCommand>,
 }
@@ -35,6 +38,9 @@ pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, St
     }
     let path = options.file.path();
     let loaded = Config::load_as(&path, Role::Manager).map_err(|error| error.to_string())?;
+    if options.validate {
+        return manager::validate(loaded).map(|()| ExitCode::SUCCESS);
+    }
     let level = loaded.config.log_level.as_deref().unwrap_or("info");
     let format = loaded.config.log_format.as_deref().unwrap_or("runner");
     logging.set_up(Some((level, format)));

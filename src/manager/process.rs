@@ -1,20 +1,20 @@
-//! The manager as a process: its start, its signals, its end. How it takes up another configuration is in [`reload`].
+//! The manager as a process: its start, its signals, its end. How it takes up another configuration is in [`reload`], and how another
+//! program takes over in [`hand_over`].
 //!
 //! SIGTERM drains for `shutdown_timeout` and SIGQUIT without a limit: held jobs are handed to agents, and what is left
 //! fails at GitLab so that it can be retried there. SIGHUP reloads. SIGUSR2 becomes the program file on disk; the socket
 //! that agents connect to stays open. Running jobs do not notice any of it.
 
+mod hand_over;
 mod reload;
 
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::api::Api;
@@ -91,8 +91,18 @@ pub fn run(options: Options, mut loaded: LoadedConfig) -> Result<ExitCode, Strin
     Ok(manager.run_loop(&mut supervisor, &inbox))
 }
 
+/// Checks everything that could keep a manager from starting with this configuration, except what the running one holds: the
+/// lock of its state directory and its addresses. Errors: why it cannot start.
+pub fn validate(mut loaded: LoadedConfig) -> Result<(), String> {
+    secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT)?;
+    let settings = settings::read(loaded.config)?;
+    tls_of(&settings.manager).map(drop)
+}
+
 struct Manager {
     options: Options,
+    /// The directory of the durable state. It stays the same until the process ends.
+    state_dir: PathBuf,
     config: Config,
     api: Arc<Api>,
     server: HttpServer,
@@ -150,6 +160,7 @@ impl Manager {
         let pool_count = pools.len();
         let mut this = Self {
             options,
+            state_dir: state,
             config,
             api,
             server,
@@ -340,39 +351,6 @@ impl Manager {
         if let Err(error) = sync::spawn("drain", STACK, drain) {
             log::error!("cannot start the thread that drains error={error}");
         }
-    }
-
-    /// Becomes the program file on disk. The state is in the store, and agents connect again.
-    fn hand_over(&mut self, supervisor: &mut Supervisor) {
-        log::info!("handing over to the new program on disk");
-        let brokers: Vec<Arc<Broker>> = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect();
-        brokers.iter().for_each(|broker| broker.close());
-        let until = Instant::now() + POLL_TIMEOUT;
-        for broker in &brokers {
-            let _ = broker.wait_until_quiet(false, until);
-        }
-        let error = self.exec(supervisor);
-        log::error!("cannot start the new program on disk; continuing with this one error={error}");
-        brokers.iter().for_each(|broker| broker.open());
-    }
-
-    /// Returns only why the new program cannot be started.
-    fn exec(&self, supervisor: &Supervisor) -> std::io::Error {
-        let program = match std::env::current_exe() {
-            Ok(program) => program.display().to_string(),
-            Err(error) => return error,
-        };
-        let program = program.strip_suffix(" (deleted)").unwrap_or(&program).to_owned();
-        let socket = self.server.listener();
-        if let Err(error) = fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty())) {
-            return error.into();
-        }
-        let mut next = std::process::Command::new(&program);
-        next.args(std::env::args_os().skip(1)).envs(supervisor.variables());
-        next.env(LISTENER_VARIABLE, socket.as_raw_fd().to_string());
-        let error = sys::exec_holding(next, signals::handled());
-        let _ = fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
-        error
     }
 }
 

@@ -13,6 +13,9 @@ use crate::manager::store::records::{AgentRecord, Event};
 use crate::manager::workload::Workload;
 use crate::sys;
 
+/// The most jobs at once that an agent may claim.
+const CAPACITY_MAX: u32 = 1000;
+
 /// Whether an instance is a member of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
@@ -74,7 +77,7 @@ impl Broker {
                 boot: introduction.boot.clone(),
                 token_hash,
                 version: introduction.version.clone(),
-                capacity: introduction.capacity.unwrap_or(settings.capacity_per_instance).max(1),
+                capacity: introduction.capacity.unwrap_or(settings.capacity_per_instance).clamp(1, CAPACITY_MAX),
                 has_own_capacity: introduction.capacity.is_some(),
                 registered: sys::unix_now(),
                 builds: 0,

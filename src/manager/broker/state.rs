@@ -328,6 +328,9 @@ impl State {
     /// Takes a heartbeat in. `heard` is when it came.
     pub fn heartbeat(&mut self, instance: &str, reports: &[JobReport], ended: &[String], heard: Instant) -> Heard {
         let mut news = Heard::default();
+        // An agent has no more jobs than it can run; what exceeds that would make the group grow for nothing.
+        let capacity = self.agents.get(instance).map_or(0, |agent| agent.record.capacity as usize);
+        let mut jobs = self.jobs_of(instance);
         for id in ended {
             if self.jobs.get(id).is_some_and(|job| job.is_run_by(instance)) {
                 news.ended.push(id.clone());
@@ -345,7 +348,10 @@ impl State {
                 }
                 // Held again, or another's by now: what this agent does will be refused by GitLab.
                 Some(_) => {}
-                None if !ended.contains(&report.id) => news.adopted.push(report.id.clone()),
+                None if !ended.contains(&report.id) && jobs < capacity => {
+                    jobs += 1;
+                    news.adopted.push(report.id.clone());
+                }
                 None => {}
             }
         }

@@ -258,4 +258,7 @@ fn a_job_that_an_agent_forgets_is_noticed_and_one_that_the_manager_forgot_is_tak
     assert_eq!(heard.adopted, ["9"]);
     let heard = pool.state.heartbeat("i-1", &[report("9", "x")], &["9".to_owned()], pool.now);
     assert!(heard.adopted.is_empty(), "it ended");
+    let reports = ["11", "12", "13"].map(|id| report(id, "x"));
+    let heard = pool.state.heartbeat("i-1", &reports, &[], pool.now);
+    assert_eq!(heard.adopted, ["11"], "the agent has one job and can run two");
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Event, Manager, Pool, STACK, bind, read, tls_of};
+use crate::config;
 use crate::manager::broker::REMOVED;
 use crate::manager::engine;
 use crate::manager::pool::PoolSettings;
@@ -32,8 +33,14 @@ impl Manager {
         let Settings { manager, config, pools, refused, named } = settings;
         let tls = tls_of(&manager)?;
         self.listen_on(&manager.listen)?;
-        if self.config.mayfly.manager.as_ref().is_some_and(|known| known.state_dir != manager.state_dir) {
-            log::warn!("the state directory of the manager (`state_dir`) has changed; restart the manager to use it");
+        let state_dir = config::manager_state_dir(&config, &manager);
+        if state_dir != self.state_dir {
+            log::warn!(
+                "the state directory of the manager has changed; a restart uses it, and fails the jobs that are held then state_dir={} \
+                 in_use={}",
+                state_dir.display(),
+                self.state_dir.display()
+            );
         }
         refused
             .iter()

@@ -1,20 +1,24 @@
 //! The connection of one agent, with or without TLS. The thread that reads or writes the connection owns it; a waiting
-//! connection has no thread.
+//! connection has no thread, and neither has one whose request has arrived in part.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{MsgFlags, recv};
 use rustls::{ServerConfig, ServerConnection};
 
 use super::request::{Parsed, ServerRequest, ServerResponse, parse};
+use super::{FIRST_REQUEST, IDLE, REQUEST_TIMEOUT, TIMEOUT};
 
 /// Why no request was read.
 #[derive(Debug)]
 pub enum NoRequest {
-    /// The client closed the connection, was too slow, or the network failed.
+    /// The request has not arrived completely.
+    Incomplete,
+    /// The client closed the connection, or the network failed.
     Gone(io::Error),
     /// The bytes are not a request; the status and the reason of the response.
     Refused(u16, &'static str),
@@ -29,7 +33,11 @@ pub struct Connection {
     /// Whether the client keeps the connection after the response.
     keep: bool,
     /// The time of the last use.
-    pub used: Instant,
+    used: Instant,
+    /// The time at which the first part of an incomplete request arrived.
+    began: Option<Instant>,
+    /// Whether a request has been read.
+    is_known: bool,
 }
 
 impl Connection {
@@ -37,8 +45,9 @@ impl Connection {
     pub fn new(stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
         let tls = tls.map(ServerConnection::new).transpose().map_err(io::Error::other)?.map(Box::new);
-        Ok(Self { stream, tls, early: Vec::new(), keep: true, used: Instant::now() })
+        Ok(Self { stream, tls, early: Vec::new(), keep: true, used: Instant::now(), began: None, is_known: false })
     }
 
     /// Whether the connection may serve another request.
@@ -53,35 +62,44 @@ impl Connection {
         !self.early.is_empty() || self.tls.as_deref_mut().is_some_and(buffered)
     }
 
-    /// Reads the next request.
-    pub fn read(&mut self, until: Instant) -> Result<ServerRequest, NoRequest> {
-        let mut bytes = std::mem::take(&mut self.early);
+    /// Whether the client has used up its time: for the rest of a request, for its first one, or between two.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        match self.began {
+            Some(began) => now.saturating_duration_since(began) > REQUEST_TIMEOUT,
+            None => now.saturating_duration_since(self.used) > if self.is_known { IDLE } else { FIRST_REQUEST },
+        }
+    }
+
+    /// Reads the next request, as far as it has arrived.
+    pub fn read(&mut self) -> Result<ServerRequest, NoRequest> {
+        self.began.get_or_insert_with(Instant::now);
         let mut buffer = [0; 4096];
         loop {
-            match parse(&bytes) {
+            match parse(&self.early) {
                 Parsed::Request(request, length) => {
-                    self.early = bytes.split_off(length);
+                    self.early.drain(..length);
                     self.keep = request.keep;
-                    self.used = Instant::now();
+                    (self.used, self.began, self.is_known) = (Instant::now(), None, true);
                     return Ok(request);
                 }
                 Parsed::Refused(status, why) => return Err(NoRequest::Refused(status, why)),
                 Parsed::Incomplete => {}
             }
-            match self.read_some(&mut buffer, until).map_err(NoRequest::Gone)? {
-                0 => return Err(NoRequest::Gone(io::ErrorKind::UnexpectedEof.into())),
-                length => bytes.extend_from_slice(&buffer[..length]),
+            match self.read_some(&mut buffer) {
+                Ok(0) => return Err(NoRequest::Gone(io::ErrorKind::UnexpectedEof.into())),
+                Ok(length) => self.early.extend_from_slice(&buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(NoRequest::Incomplete),
+                Err(error) => return Err(NoRequest::Gone(error)),
             }
         }
     }
 
-    fn read_some(&mut self, buffer: &mut [u8], until: Instant) -> io::Result<usize> {
+    fn read_some(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut arrived = Arrived(&self.stream);
         loop {
-            self.stream.set_read_timeout(Some(left(until)?))?;
-            self.stream.set_write_timeout(Some(left(until)?))?;
             let read = match self.tls.as_deref_mut() {
-                Some(tls) => rustls::Stream::new(tls, &mut self.stream).read(buffer),
-                None => self.stream.read(buffer),
+                Some(tls) => rustls::Stream::new(tls, &mut arrived).read(buffer),
+                None => arrived.read(buffer),
             };
             match read {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -113,6 +131,25 @@ impl Connection {
             let _ = tls.write_tls(&mut self.stream);
         }
         let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+/// A socket that reads only what has arrived. Writing blocks: the messages of a handshake fit into the kernel's buffer.
+struct Arrived<'a>(&'a TcpStream);
+
+impl Read for Arrived<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self.0.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
+    }
+}
+
+impl Write for Arrived<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 

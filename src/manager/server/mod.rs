@@ -28,12 +28,16 @@ use connection::{Connection, NoRequest};
 use request::{ServerRequest, ServerResponse};
 use workers::{ConnectionTask, Workers};
 
-/// The timeout for receiving a request, and for sending a response.
+/// The timeout for sending a response.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// The time that a client has for the rest of a request. It occupies no thread meanwhile.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The time that a client has for its first request: agents send it at once.
+const FIRST_REQUEST: Duration = Duration::from_secs(60);
 /// The time after which an unused connection is closed: longer than agents keep unused connections.
 const IDLE: Duration = Duration::from_secs(20 * 60);
-/// The interval of checks for unused connections.
-const SWEEP: Duration = Duration::from_secs(60);
+/// The interval of checks for unused and slow connections.
+const SWEEP: Duration = Duration::from_secs(10);
 /// The maximum number of connections.
 const CONNECTIONS: usize = 8192;
 /// Keys in the epoll set that do not belong to connections.
@@ -311,7 +315,7 @@ impl Shared {
         let mut table = self.lock();
         let numbers: Vec<u64> = table
             .iter()
-            .filter(|(_, entry)| !entry.waits && now.saturating_duration_since(entry.connection.used) > IDLE)
+            .filter(|(_, entry)| !entry.waits && entry.connection.is_overdue(now))
             .map(|(number, _)| *number)
             .collect();
         unused.extend(numbers.iter().filter_map(|number| table.remove(number)));
@@ -325,9 +329,10 @@ impl Shared {
         self.workers.stop();
     }
 
-    /// Reads one request and passes it to the handler.
+    /// Reads one request and passes it to the handler. If it is incomplete, the connection waits for the rest.
     fn serve(self: Arc<Self>, number: u64, mut connection: Connection) {
-        match connection.read(Instant::now() + TIMEOUT) {
+        match connection.read() {
+            Err(NoRequest::Incomplete) => self.insert(number, Entry { connection, waits: false }),
             Ok(request) => {
                 let Some(handler) = self.handler() else { return connection.close() };
                 handler.handle(request, Exchange { shared: self, number, connection });

@@ -60,6 +60,12 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     if request.header("transfer-encoding").is_some() {
         return Parsed::Refused(411, "send a Content-Length");
     }
+    let mut lengths = request.headers.iter().filter(|(name, _)| name == "content-length").map(|(_, value)| value);
+    if let Some(first) = lengths.next()
+        && lengths.any(|other| other != first)
+    {
+        return Parsed::Refused(400, "there are two Content-Lengths");
+    }
     let length = match request.header("content-length").map(str::parse::<usize>) {
         None => 0,
         Some(Ok(length)) if length <= BODY_MAX => length,

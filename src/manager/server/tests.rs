@@ -106,6 +106,22 @@ fn a_request_waits_without_a_thread_and_gets_its_response() {
 }
 
 #[test]
+fn slow_clients_occupy_no_thread() {
+    let running = Running::start();
+    let mut slow: Vec<TcpStream> = (0..300).map(|_| running.connect()).collect();
+    for stream in &mut slow {
+        stream.write_all(b"POST /slow HTTP/1.1\r\nContent-Length: 4\r\n\r\nha").expect("write all bytes");
+    }
+    let mut stream = running.connect();
+    ask(&mut stream, "/fast");
+    assert!(answer(&mut stream).contains("/fast"), "the server must not wait for the slow clients");
+    for stream in &mut slow {
+        stream.write_all(b"lf").expect("write all bytes");
+        assert!(answer(stream).contains("/slow"));
+    }
+}
+
+#[test]
 fn tells_when_a_client_that_waited_is_gone() {
     let running = Running::start();
     let mut stream = running.connect();

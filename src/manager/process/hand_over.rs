@@ -1,0 +1,75 @@
+//! The program file on disk takes over (SIGUSR2). The state is in the store, the socket that agents connect to stays open, and
+//! agents connect again.
+//!
+//! The new program first validates the configuration. If that fails, the manager keeps running: otherwise an invalid file would
+//! end it at an upgrade.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use super::{LISTENER_VARIABLE, Manager, POLL_TIMEOUT};
+use crate::agent::hand_over::{program, validate};
+use crate::agent::signals;
+use crate::agent::supervisor::Supervisor;
+use crate::config::{self, Config, Role};
+use crate::manager::broker::Broker;
+use crate::sys;
+
+impl Manager {
+    /// Replaces the process by the program file on disk, unless that cannot start.
+    pub(super) fn hand_over(&mut self, supervisor: &mut Supervisor) {
+        let program = program();
+        if let Err(why) = validate(&program).and_then(|()| self.check_state_dir()) {
+            log::error!(
+                "hand-over refused: the new program cannot start with this configuration; continuing with the old one \
+                 path={} error={why}",
+                program.display()
+            );
+            return;
+        }
+        log::info!("handing over to the new program on disk");
+        let mut brokers: Vec<Arc<Broker>> = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect();
+        brokers.iter().for_each(|broker| broker.close());
+        let current = brokers.len();
+        brokers.extend(self.retired.iter().map(|pool| Arc::clone(&pool.broker)));
+        let until = Instant::now() + POLL_TIMEOUT;
+        for broker in &brokers {
+            let _ = broker.wait_until_quiet(false, until);
+        }
+        let error = self.exec(&program, supervisor);
+        log::error!("cannot start the new program on disk; continuing with this one error={error}");
+        brokers[..current].iter().for_each(|broker| broker.open());
+    }
+
+    /// Checks that the new program finds the jobs. Errors: `state_dir` has changed since this manager started.
+    fn check_state_dir(&self) -> Result<(), String> {
+        let loaded = Config::load_as(&self.options.config, Role::Manager).map_err(|error| error.to_string())?;
+        let manager = loaded.config.mayfly.manager.as_ref().ok_or("there is no [mayfly.manager]")?;
+        let next = config::manager_state_dir(&loaded.config, manager);
+        match next == self.state_dir {
+            true => Ok(()),
+            false => Err(format!(
+                "`state_dir` is now {}, but the held jobs are in {}; restart the manager when it holds none",
+                next.display(),
+                self.state_dir.display()
+            )),
+        }
+    }
+
+    /// Returns only why the new program cannot be started.
+    fn exec(&self, program: &std::path::Path, supervisor: &Supervisor) -> std::io::Error {
+        let socket = self.server.listener();
+        if let Err(error) = fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty())) {
+            return error.into();
+        }
+        let mut next = std::process::Command::new(program);
+        next.args(std::env::args_os().skip(1)).envs(supervisor.variables());
+        next.env(LISTENER_VARIABLE, socket.as_raw_fd().to_string());
+        let error = sys::exec_holding(next, signals::handled());
+        let _ = fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+        error
+    }
+}
