@@ -69,11 +69,11 @@ impl Limit {
     fn new() -> Self {
         let url = listen(None, |mut connection| {
             while read_request(&mut connection).is_some() {
-                write_answer(connection.get_mut(), &Answer::new(200)).expect("written");
+                write_answer(connection.get_mut(), &Answer::new(200)).expect("write the file");
             }
         });
-        let server = TcpStream::connect(url.trim_start_matches("http://")).expect("connected");
-        server.set_nodelay(true).expect("set");
+        let server = TcpStream::connect(url.trim_start_matches("http://")).expect("connect to the server");
+        server.set_nodelay(true).expect("set the socket option");
         Self { server }
     }
 
@@ -85,16 +85,16 @@ impl Limit {
             .env("HOME", "/nonexistent")
             .stdin(Stdio::piped())
             .spawn()
-            .expect("bash");
-        child.stdin.take().expect("a pipe").write_all(b"exit 0\n").expect("written");
-        child.wait().expect("ended");
+            .expect("start bash");
+        child.stdin.take().expect("a pipe").write_all(b"exit 0\n").expect("write all bytes");
+        child.wait().expect("wait for the end of the process");
         began.elapsed()
     }
 
     fn round_trips(&mut self) -> Duration {
         let began = Instant::now();
         for _ in 0..3 {
-            self.server.write_all(b"PUT / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}").expect("written");
+            self.server.write_all(b"PUT / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}").expect("write all bytes");
             let mut answer = [0; 512];
             assert!(self.server.read(&mut answer).expect("an answer") > 0);
         }
@@ -150,7 +150,7 @@ fn clone(program: &Path) {
         let url_with_token = url.replacen("http://", "http://gitlab-ci-token:glcbt-x@", 1);
         let began = Instant::now();
         let mut git = Command::new("git");
-        let cloned = git.args(["clone", "-q", "--depth", "20", &url_with_token]).arg(target).status().expect("git");
+        let cloned = git.args(["clone", "-q", "--depth", "20", &url_with_token]).arg(target).status().expect("run git");
         assert!(cloned.success());
         clones.push(began.elapsed());
         empty.push(scene.job(job(&["true"]).build()));
@@ -180,7 +180,7 @@ fn checkout(program: &Path) {
     let url_with_token = url.replacen("http://", "http://gitlab-ci-token:glcbt-x@", 1);
     let work = root.path().join("plain");
     let run = |directory: &Path, arguments: &[&str]| {
-        let status = Command::new("git").args(arguments).current_dir(directory).status().expect("git");
+        let status = Command::new("git").args(arguments).current_dir(directory).status().expect("run git");
         assert!(status.success(), "{arguments:?}");
     };
     let (mut clones, mut jobs) = (Vec::new(), Vec::new());
@@ -221,7 +221,7 @@ fn queue(program: &Path) {
     let before = (memory(scene.child.id()), processor_time(scene.child.id()));
     let began = Instant::now();
     let ids: Vec<i64> = (0..WAITING).map(|_| scene.gitlab.queue(job(&["true"]).build())).collect();
-    let last = *ids.last().expect("one");
+    let last = *ids.last().expect("there must be a job");
     let patience = Duration::from_secs(600);
     scene.gitlab.wait_for(patience, "the end of the queue", |server| server.job_state(last) == "success");
     let rate = WAITING as f64 / began.elapsed().as_secs_f64();
@@ -281,7 +281,8 @@ fn log_speed(program: &Path) {
     let spent = processor_time(scene.child.id()) - before;
     let done = scene.gitlab.job(id);
     assert_eq!(done.state, "success");
-    let seconds = (done.ended.expect("ended") - done.taken.expect("taken")).as_secs_f64();
+    let seconds = (done.ended.expect("the job must have ended") - done.taken.expect("the runner must have the job"))
+        .as_secs_f64();
     println!("{:<44} {:>12.0} MB/s", "200 MB of log, script to delivery", 200.0 / seconds);
     println!("{:<44} {spent:>12.2} s", "  processor time with its script");
     println!("{:<44} {most:>12} KiB", "  RSS of agent and shim");
@@ -343,7 +344,7 @@ impl Scene {
             home.path().join("state").display(),
             gitlab.url,
         );
-        fs::write(&config, text).expect("written");
+        fs::write(&config, text).expect("write the file");
         let child = Command::new(program)
             .args(["run", "--config"])
             .arg(&config)
@@ -364,7 +365,7 @@ impl Scene {
         let id = self.gitlab.queue(payload);
         let done = self.gitlab.finished(id);
         assert_eq!(done.state, "success", "{}", done.log());
-        done.ended.expect("ended") - done.taken.expect("taken")
+        done.ended.expect("the job must have ended") - done.taken.expect("the runner must have the job")
     }
 }
 
@@ -408,7 +409,7 @@ fn memory(pid: u32) -> u64 {
 /// The resident memory of a process and of its shims in KiB.
 fn family_memory(pid: u32) -> u64 {
     let mut all = memory(pid);
-    for entry in fs::read_dir("/proc").expect("proc").flatten() {
+    for entry in fs::read_dir("/proc").expect("list the directory").flatten() {
         let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
         let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
         if parent == Some(pid) {

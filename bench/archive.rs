@@ -21,10 +21,10 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
-use archive::root::Root;
+use archive::root::ArchiveRoot;
 use archive::select::{SelectionRequest, select};
 use archive::unpack::unpack;
-use archive::{Format, Level};
+use archive::{ArchiveFormat, CompressionLevel};
 
 /// The number of rounds; the median is printed.
 const ROUNDS: usize = 3;
@@ -78,7 +78,7 @@ fn main() {
             let tree = place.path().join(name);
             make(&tree);
             compare(name, &tree, place.path(), &tools);
-            fs::remove_dir_all(tree).expect("removed");
+            fs::remove_dir_all(tree).expect("remove the directory");
         }
     }
 }
@@ -93,13 +93,13 @@ fn compare(name: &str, tree: &Path, place: &Path, tools: &[(&str, &str, &str)]) 
     for _ in 0..ROUNDS {
         for ((_, pack, unpack), told) in tools.iter().zip(&mut rounds) {
             let (file, out) = (place.join("packed.zip"), place.join("unpacked"));
-            fs::create_dir(&out).expect("made");
+            fs::create_dir(&out).expect("create the directory");
             let packing = run(pack, &file, tree);
             let size = fs::metadata(&file).expect("an archive").len();
             let unpacking = run(unpack, &file, &out);
             assert_eq!(count(&out), (files, bytes), "{pack}");
-            fs::remove_dir_all(out).expect("removed");
-            fs::remove_file(file).expect("removed");
+            fs::remove_dir_all(out).expect("remove the directory");
+            fs::remove_file(file).expect("remove the file");
             told.push((packing, unpacking, size));
         }
     }
@@ -146,7 +146,7 @@ fn run(script: &str, file: &Path, directory: &Path) -> Ran {
         .env("SELF", std::env::current_exe().expect("this program"))
         .stderr(Stdio::inherit())
         .output()
-        .expect("sh");
+        .expect("run sh");
     let time = began.elapsed();
     assert!(output.status.success(), "{script}");
     let processor = processor_time() - before;
@@ -155,11 +155,11 @@ fn run(script: &str, file: &Path, directory: &Path) -> Ran {
 
 /// Packs or unpacks the current directory with the agent's code, and prints the peak memory.
 fn as_packer(what: &str, level: &str, file: &Path) {
-    let root = Root::open(&std::env::current_dir().expect("a directory")).expect("opened");
+    let root = ArchiveRoot::open(&std::env::current_dir().expect("a directory")).expect("open the directory");
     let format = match what {
-        "zip" => Some(Format::Zip),
-        "zipzstd" => Some(Format::ZipZstd),
-        "tarzstd" => Some(Format::TarZstd),
+        "zip" => Some(ArchiveFormat::Zip),
+        "zipzstd" => Some(ArchiveFormat::ZipZstd),
+        "tarzstd" => Some(ArchiveFormat::TarZstd),
         _ => None,
     };
     match format {
@@ -167,12 +167,13 @@ fn as_packer(what: &str, level: &str, file: &Path) {
             let entries =
                 select(&root, &SelectionRequest { paths: vec!["**".to_owned()], ..SelectionRequest::default() })
                     .entries;
-            let sink = BufWriter::with_capacity(256 * 1024, File::create(file).expect("created"));
-            archive::write(&root, &entries, format, Level::parse(level).expect("a level"), sink).expect("written");
+            let sink = BufWriter::with_capacity(256 * 1024, File::create(file).expect("create the file"));
+            archive::write(&root, &entries, format, CompressionLevel::parse(level).expect("a level"), sink)
+                .expect("write the archive");
         }
-        None => drop(unpack(&File::open(file).expect("opened"), &root).expect("unpacked")),
+        None => drop(unpack(&File::open(file).expect("open the file"), &root).expect("unpack the archive")),
     }
-    let status = fs::read_to_string("/proc/self/status").expect("proc");
+    let status = fs::read_to_string("/proc/self/status").expect("read the file");
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
     println!("{}", peak.trim().trim_end_matches(" kB"));
 }
@@ -193,7 +194,7 @@ fn mixed(tree: &Path) {
     for (n, piece) in programs(30_000_000).chunks(1_500_000).enumerate() {
         write(tree, &format!("bin/program-{n}"), piece);
         let executable = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(tree.join(format!("bin/program-{n}")), executable).expect("set");
+        fs::set_permissions(tree.join(format!("bin/program-{n}")), executable).expect("set the permissions");
     }
 }
 
@@ -208,8 +209,8 @@ fn small(tree: &Path) {
 
 fn write(tree: &Path, name: &str, content: &[u8]) {
     let path = tree.join(name);
-    fs::create_dir_all(path.parent().expect("a directory")).expect("made");
-    fs::write(path, content).expect("written");
+    fs::create_dir_all(path.parent().expect("a directory")).expect("create the directory");
+    fs::write(path, content).expect("write the file");
 }
 
 /// Text with the word frequencies of a natural language.
@@ -251,7 +252,8 @@ fn log(dice: &mut Dice, size: usize) -> Vec<u8> {
 /// Machine code of this platform.
 fn programs(size: usize) -> Vec<u8> {
     let mut found = Vec::new();
-    let mut names: Vec<_> = fs::read_dir("/usr/bin").expect("programs").flatten().map(|entry| entry.path()).collect();
+    let mut names: Vec<_> =
+        fs::read_dir("/usr/bin").expect("list the directory").flatten().map(|entry| entry.path()).collect();
     names.sort();
     for name in names {
         found.extend(fs::read(name).ok().filter(|content| content.starts_with(b"\x7fELF")).unwrap_or_default());
@@ -285,8 +287,8 @@ impl Dice {
 
 /// The number of regular files below a directory, and their total size.
 fn count(directory: &Path) -> (usize, u64) {
-    fs::read_dir(directory).expect("listed").flatten().fold((0, 0), |(files, bytes), entry| {
-        let metadata = entry.metadata().expect("there");
+    fs::read_dir(directory).expect("list the directory").flatten().fold((0, 0), |(files, bytes), entry| {
+        let metadata = entry.metadata().expect("the file must exist");
         let (more, size) = if metadata.is_dir() { count(&entry.path()) } else { (1, metadata.len()) };
         (files + more, bytes + size)
     })
@@ -298,7 +300,7 @@ fn load() -> String {
 
 /// The processor time of all ended child processes.
 fn processor_time() -> Duration {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("usage");
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("read the resource usage");
     let spent = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
     Duration::from_micros(spent.unsigned_abs())
 }

@@ -39,9 +39,9 @@ fn life(image: &Image) -> (Duration, Duration) {
         let began = Instant::now();
         let machine = image.boot();
         let done = gitlab.finished(id);
-        let job_done = done.ended.expect("ended") - began;
+        let job_done = done.ended.expect("the job must have ended") - began;
         // The job was in the queue, so the first poll returned it.
-        let taken = SystemTime::now() - done.taken.expect("taken").elapsed();
+        let taken = SystemTime::now() - done.taken.expect("the runner must have the job").elapsed();
         let journal = machine.read_journal(&["--unit", "mayfly.service", "--output", "short-unix"]);
         let start = journal.lines().find(|line| line.contains("Starting mayfly.service")).expect("a start");
         let seconds: f64 = start.split_whitespace().next().and_then(|time| time.parse().ok()).expect("a time");

@@ -66,12 +66,12 @@ struct Checkout {
 impl Checkout {
     fn new(file: &str) -> Self {
         let checkout = Self { directory: tempfile::tempdir().expect("a directory") };
-        fs::create_dir(checkout.root()).expect("made");
+        fs::create_dir(checkout.root()).expect("create the directory");
         git(&checkout.root(), &["init", "-q", "-b", "main"]);
         git(&checkout.root(), &["config", "user.name", "Dev"]);
         git(&checkout.root(), &["config", "user.email", "dev@example.test"]);
         git(&checkout.root(), &["remote", "add", "origin", "https://git.example.test/team/app.git"]);
-        fs::write(checkout.root().join(".gitlab-ci.yml"), file).expect("written");
+        fs::write(checkout.root().join(".gitlab-ci.yml"), file).expect("write the file");
         checkout.commit();
         checkout
     }
@@ -103,7 +103,7 @@ impl Checkout {
     /// Runs a command, which must succeed, and returns the elapsed time.
     fn time(&self, program: &Program, arguments: &[&str]) -> Duration {
         let began = Instant::now();
-        let status = self.command(program, arguments).status().expect("started");
+        let status = self.command(program, arguments).status().expect("run the program");
         assert!(status.success(), "{} {arguments:?}: {status}", program.name);
         began.elapsed()
     }
@@ -121,7 +121,7 @@ fn tell(what: &str, time: Duration, limit: &str) {
 fn time(command: &mut Command) -> Duration {
     let began = Instant::now();
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    assert!(status.expect("started").success());
+    assert!(status.expect("run the program").success());
     began.elapsed()
 }
 
@@ -174,7 +174,7 @@ fn container(program: &Program) {
     let run = || {
         let began = Instant::now();
         let mut command = checkout.command(program, &[]);
-        assert!(command.env("DOCKER_HOST", &host).status().expect("started").success());
+        assert!(command.env("DOCKER_HOST", &host).status().expect("run the program").success());
         began.elapsed()
     };
     run();
@@ -191,9 +191,10 @@ fn tree(program: &Program) {
     let checkout = Checkout::new("a: {script: 'true'}\n");
     for directory in 0..200 {
         let place = checkout.root().join(format!("d{directory}"));
-        fs::create_dir(&place).expect("made");
+        fs::create_dir(&place).expect("create the directory");
         for file in 0..100 {
-            fs::write(place.join(format!("f{file}")), format!("{directory} {file}\n").repeat(20)).expect("written");
+            fs::write(place.join(format!("f{file}")), format!("{directory} {file}\n").repeat(20))
+                .expect("write the file");
         }
     }
     checkout.commit();
@@ -210,9 +211,9 @@ fn memory(program: &Program) {
     let mut file = String::new();
     (0..100).for_each(|number| writeln!(file, "j{number}: {{script: 'seq 1000'}}").expect("a string takes all"));
     let checkout = Checkout::new(&file);
-    let mut child = checkout.command(program, isolated(program)).spawn().expect("started");
+    let mut child = checkout.command(program, isolated(program)).spawn().expect("start the process");
     let mut most = 0;
-    while child.try_wait().expect("waited").is_none() {
+    while child.try_wait().expect("wait for the end of the process").is_none() {
         most = most.max(peak(child.id()));
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -29,6 +29,7 @@ use support::fleet::{Fleet, wait_until};
 use support::gitlab::{GitLab, RUNNER_TOKEN};
 use support::job::job;
 use support::pki::Pki;
+use support::pool::Pool;
 
 const ROUNDS: usize = 30;
 const WAITING: usize = 1000;
@@ -38,8 +39,6 @@ const AGENTS: usize = 100;
 const MINUTE: Duration = Duration::from_secs(60);
 /// Between two heartbeats of an agent with a job.
 const HEARTBEAT: Duration = Duration::from_secs(30);
-const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2000\nidle_time = \"1h\"\npreemptive_mode = true\n";
-const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
 
 type Figure = (&'static str, fn());
 const FIGURES: [Figure; 6] = [
@@ -64,6 +63,11 @@ fn main() {
     }
 }
 
+/// A pool that keeps an idle instance for each agent.
+fn relay() -> Pool {
+    Pool::of_policy("idle_count = 2000\nidle_time = \"1h\"\npreemptive_mode = true")
+}
+
 fn tell(what: &str, value: impl std::fmt::Display) {
     println!("{what:<60} {value:>14}");
 }
@@ -77,7 +81,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
 fn latency() {
     let through_manager = {
         let gitlab = GitLab::start();
-        let fleet = Fleet::new(&gitlab, "", RELAY);
+        let fleet = relay().fleet(&gitlab);
         fleet.set_members(&["i-1"]);
         let manager = fleet.start();
         let (_home, _agent) = fleet.agent(&manager, "i-1");
@@ -97,7 +101,8 @@ fn times_to_running(gitlab: &GitLab) -> Vec<Duration> {
     let round = |_| {
         let id = gitlab.queue(job(&["true"]).build());
         let done = gitlab.finished(id);
-        let (taken, running) = (done.taken.expect("taken"), done.running.expect("running"));
+        let (taken, running) =
+            (done.taken.expect("the runner must have the job"), done.running.expect("the job must have started"));
         // Waits until the agent polls again, before the next job is queued.
         thread::sleep(Duration::from_millis(100));
         running - taken
@@ -108,7 +113,7 @@ fn times_to_running(gitlab: &GitLab) -> Vec<Duration> {
 /// Memory and processor time of the manager while some agents wait over TLS and others run jobs.
 fn waiting() {
     let gitlab = GitLab::start();
-    let (fleet, pki) = tls_fleet(&gitlab, RELAY);
+    let (fleet, pki) = tls_fleet(&gitlab);
     let names: Vec<String> = (0..WAITING + RUNNING).map(|number| format!("i-{number}")).collect();
     fleet.set_members(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let manager = fleet.start();
@@ -163,7 +168,7 @@ fn waiting() {
 /// Jobs that wait at GitLab are distributed to agents that take one after the other.
 fn queue() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::with(&gitlab, "", "plain_http = true", "request_concurrency = 10", RELAY);
+    let fleet = relay().runner("request_concurrency = 10").fleet(&gitlab);
     let names: Vec<String> = (0..AGENTS).map(|number| format!("i-{number}")).collect();
     fleet.set_members(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let manager = fleet.start();
@@ -196,13 +201,13 @@ fn queue() {
 /// The time from the arrival of a job at an empty fleet to the call that increases the desired capacity.
 fn empty() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let manager = fleet.start();
     thread::sleep(Duration::from_secs(3));
     let id = gitlab.queue(job(&["true"]).build());
     wait_until("the group must grow", || fleet.engine_calls().contains("\"set_target\""));
     let raised = Instant::now();
-    let taken = gitlab.job(id).taken.expect("taken");
+    let taken = gitlab.job(id).taken.expect("the runner must have the job");
     tell("201 at an empty fleet to the call that raises the group", format!("{} ms", (raised - taken).as_millis()));
     drop(manager);
 }
@@ -210,7 +215,7 @@ fn empty() {
 /// Bytes on the sockets of the manager for a job with much log and a large artifact, and for one with neither.
 fn bytes() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "output_limit = 20000", RELAY);
+    let fleet = relay().runner("output_limit = 20000").fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (_home, _agent) = fleet.agent(&manager, "i-1");
@@ -234,10 +239,10 @@ fn bytes() {
 fn gitlab_runner() {
     {
         let gitlab = GitLab::start();
-        let fleet = Fleet::new(&gitlab, "output_limit = 20000", RELAY);
+        let fleet = relay().runner("output_limit = 20000").fleet(&gitlab);
         let text = fs::read_to_string(fleet.home.config()).expect("a file");
         let capacity = format!("capacity_per_instance = {LARGE_JOBS}\n");
-        fs::write(fleet.home.config(), text.replace("capacity_per_instance = 1\n", &capacity)).expect("written");
+        fs::write(fleet.home.config(), text.replace("capacity_per_instance = 1\n", &capacity)).expect("write the file");
         fleet.set_members(&["i-1"]);
         let manager = fleet.start();
         let (_home, _agent) = fleet.agent(&manager, "i-1");
@@ -253,16 +258,16 @@ fn gitlab_runner() {
          executor = \"shell\"\noutput_limit = 20000\nrequest_concurrency = {LARGE_JOBS}\n",
         gitlab.url
     );
-    fs::write(home.config(), text).expect("written");
+    fs::write(home.config(), text).expect("write the file");
     let directory = home.path("").display().to_string();
     let mut runner = Command::new(program)
         .args(["run", "--config", &home.config().display().to_string(), "--working-directory", &directory])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .expect("gitlab-runner");
+        .expect("start gitlab-runner");
     tell_cost("gitlab-runner", runner.id() as i32, || run_large_jobs(&gitlab));
-    runner.kill().expect("killed");
+    runner.kill().expect("kill the process");
     runner.wait().expect("must end");
 }
 
@@ -294,22 +299,21 @@ fn tell_cost(what: &str, pid: i32, work: impl FnOnce()) {
     tell(&format!("{jobs}, RSS"), peak.trim());
 }
 
-fn tls_fleet(gitlab: &GitLab, policy: &str) -> (Fleet, Pki) {
+fn tls_fleet(gitlab: &GitLab) -> (Fleet, Pki) {
     let pki = Pki::new();
     let identity = pki.server();
-    let fleet = Fleet::new(gitlab, "", policy);
+    let fleet = Fleet::empty();
     let [certificate, key] = ["cert.pem", "key.pem"].map(|name| fleet.home.path(name));
-    fs::write(&certificate, &identity.chain).expect("written");
-    fs::write(&key, &identity.key).expect("written");
+    fs::write(&certificate, &identity.chain).expect("write the file");
+    fs::write(&key, &identity.key).expect("write the file");
     let files = format!("certificate_file = \"{}\"\nkey_file = \"{}\"", certificate.display(), key.display());
-    let more = "max_instances = 3000\n";
-    fleet.configure(&gitlab.url, "", &files, "", &format!("{more}{policy}").replace("max_instances = 3000\n", ""));
-    let text = fs::read_to_string(fleet.home.config()).expect("a file");
-    let text = text.replace("max_instances = 10\n", more).replace("concurrent = 100\n", "concurrent = 3000\n");
+    let pool = relay().tls(&files).config("concurrent = 3000").autoscaler("max_instances = 3000");
+    pool.write(&fleet, &gitlab.url);
+    let text = fs::read_to_string(fleet.home.config()).expect("read the file");
     // The tests look at the group each second; the default is once a minute.
     let text =
         text.replace("update_interval = \"1s\"\n", "").replace("update_interval_when_expecting = \"200ms\"\n", "");
-    fs::write(fleet.home.config(), text).expect("written");
+    fs::write(fleet.home.config(), text).expect("write the file");
     (fleet, pki)
 }
 
@@ -318,7 +322,7 @@ fn trust(pki: &Pki) -> Arc<ClientConfig> {
     roots.add(CertificateDer::from_pem_slice(pki.root.as_bytes()).expect("a certificate")).expect("an authority");
     let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .expect("versions")
+        .expect("the protocol versions must be supported")
         .with_root_certificates(roots)
         .with_no_client_auth();
     Arc::new(config)

@@ -72,7 +72,7 @@ impl Bench {
 
     /// Runs one stage; returns the time from the start of its shim to its end.
     fn run(&self, rights: &Value) -> Duration {
-        fs::create_dir_all(self.ground()).expect("made");
+        fs::create_dir_all(self.ground()).expect("create the directory");
         let is_sandboxed = rights != "User";
         let spec = json!({
             "id": "bench", "spool": self.directory.join("log"), "status": self.directory.join("status"),
@@ -89,14 +89,14 @@ impl Bench {
             .stdin(Stdio::piped())
             .spawn()
             .expect("a shim");
-        shim.stdin.take().expect("a pipe").write_all(spec.to_string().as_bytes()).expect("written");
-        assert!(shim.wait().expect("ended").success());
+        shim.stdin.take().expect("a pipe").write_all(spec.to_string().as_bytes()).expect("write all bytes");
+        assert!(shim.wait().expect("wait for the end of the process").success());
         let time = began.elapsed();
         let status: Value =
-            serde_json::from_slice(&fs::read(self.directory.join("status")).expect("a status")).expect("JSON");
+            serde_json::from_slice(&fs::read(self.directory.join("status")).expect("a status")).expect("must be JSON");
         let log = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
         assert_eq!(status["end"], json!({"Exited": 0}), "{log}");
-        fs::remove_file(self.directory.join("status")).expect("removed");
+        fs::remove_file(self.directory.join("status")).expect("remove the file");
         time
     }
 }
@@ -122,6 +122,7 @@ fn millis(seconds: f64) -> f64 {
 
 /// Processor time in seconds of all ended child processes.
 fn processor_time() -> f64 {
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_CHILDREN).expect("usage");
+    let usage =
+        nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_CHILDREN).expect("read the resource usage");
     [usage.user_time(), usage.system_time()].iter().map(|time| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6).sum()
 }

@@ -22,11 +22,7 @@ use crate::support::fleet::{Fleet, Manager, wait_until};
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::job;
 use crate::support::mayfly::{Agent, Home, read};
-
-/// The manager takes jobs only for agents that wait.
-const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
-/// The manager takes jobs before an instance exists.
-const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
+use crate::support::pool::Pool;
 
 /// A fleet with one job.
 struct HandOver {
@@ -37,9 +33,9 @@ struct HandOver {
 }
 
 impl HandOver {
-    fn new(policy: &str) -> Self {
+    fn new(pool: &Pool) -> Self {
         let gitlab = GitLab::start();
-        let fleet = Fleet::new(&gitlab, "", policy);
+        let fleet = pool.fleet(&gitlab);
         let count = fleet.home.path("count");
         Self { gitlab, fleet, count }
     }
@@ -86,7 +82,7 @@ fn manager_dies(conditions: &str) {
 }
 
 fn after_death_of_the_manager(conditions: &str) -> (HandOver, i64, Manager, (Home, Agent)) {
-    let hand_over = HandOver::new(RELAY);
+    let hand_over = HandOver::new(&Pool::relay());
     hand_over.fleet.set_members(&["i-1"]);
     let mut manager = hand_over.fleet.start_with(&death::at(conditions));
     let agent = hand_over.fleet.agent(&manager, "i-1");
@@ -105,7 +101,7 @@ fn agent_dies(conditions: &str) {
 }
 
 fn after_death_of_the_agent(conditions: &str) -> (HandOver, i64, Manager, Home) {
-    let hand_over = HandOver::new(RELAY);
+    let hand_over = HandOver::new(&Pool::relay());
     hand_over.fleet.set_members(&["i-1"]);
     let manager = hand_over.fleet.start();
     let home = hand_over.fleet.agent_home("i-1", "", "");
@@ -284,7 +280,7 @@ fn instance_dies_with_an_accepted_job() {
 
 /// A manager that holds a job dies at a step of the keeper; then an instance registers, and the job's log is complete.
 fn holder_dies(conditions: &str) {
-    let hand_over = HandOver::new(HOLD);
+    let hand_over = HandOver::new(&Pool::hold());
     let mut manager = hand_over.fleet.start_with(&death::at(conditions));
     let id = hand_over.queue();
     death::assert_killed(manager.wait(), &manager.log());
@@ -315,7 +311,7 @@ fn holder_dies_when_gitlab_has_the_first_line_of_the_log() {
 
 /// An agent that takes a held job dies at a step; the job's log continues the one that the manager began.
 fn taker_dies(conditions: &str) {
-    let hand_over = HandOver::new(HOLD);
+    let hand_over = HandOver::new(&Pool::hold());
     let manager = hand_over.fleet.start();
     let id = hand_over.queue();
     hand_over.gitlab.wait_for_log(id, "waiting for an instance of pool pool");
@@ -344,7 +340,7 @@ fn taker_dies_when_it_has_begun_the_log() {
 /// A manager dies while it fails a job; the job still fails, exactly once.
 fn failer_dies(conditions: &str) {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", &format!("instance_acquire_timeout = \"1s\"\n{HOLD}"));
+    let fleet = Pool::hold().autoscaler("instance_acquire_timeout = \"1s\"").fleet(&gitlab);
     let mut manager = fleet.start_with(&death::at(conditions));
     let id = gitlab.queue(job(&["echo never"]).build());
     death::assert_killed(manager.wait(), &manager.log());

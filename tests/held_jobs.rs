@@ -4,12 +4,10 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::support::fleet::{Fleet, wait_until};
+use crate::support::fleet::wait_until;
 use crate::support::gitlab::{Answer, Fault, GitLab};
 use crate::support::job::job;
-
-const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
-const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
+use crate::support::pool::Pool;
 
 fn two_phase() -> GitLab {
     let gitlab = GitLab::start();
@@ -25,7 +23,7 @@ fn wait_until_kept(gitlab: &GitLab, id: i64) {
 #[test]
 fn a_held_job_stays_pending_and_runs_when_an_instance_takes_it() {
     let gitlab = two_phase();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let manager = fleet.start();
     let id = gitlab.queue(job(&["echo started"]).build());
     wait_until_kept(&gitlab, id);
@@ -44,7 +42,7 @@ fn a_held_job_stays_pending_and_runs_when_an_instance_takes_it() {
 #[test]
 fn a_relayed_job_is_acknowledged_by_its_agent() {
     let gitlab = two_phase();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (_home, agent) = fleet.agent(&manager, "i-1");
@@ -56,7 +54,7 @@ fn a_relayed_job_is_acknowledged_by_its_agent() {
 #[test]
 fn a_pending_job_whose_hold_expires_fails() {
     let gitlab = two_phase();
-    let fleet = Fleet::new(&gitlab, "", &format!("instance_acquire_timeout = \"2s\"\n{HOLD}"));
+    let fleet = Pool::hold().autoscaler("instance_acquire_timeout = \"2s\"").fleet(&gitlab);
     let manager = fleet.start();
     let id = gitlab.queue(job(&["echo never"]).build());
     wait_until_kept(&gitlab, id);
@@ -71,7 +69,7 @@ fn a_pending_job_whose_hold_expires_fails() {
 #[test]
 fn a_pending_job_fails_after_a_restart() {
     let gitlab = two_phase();
-    let fleet = Fleet::new(&gitlab, "", &format!("instance_acquire_timeout = \"2s\"\n{HOLD}"));
+    let fleet = Pool::hold().autoscaler("instance_acquire_timeout = \"2s\"").fleet(&gitlab);
     let manager = fleet.start();
     let id = gitlab.queue(job(&["echo never"]).build());
     wait_until_kept(&gitlab, id);
@@ -87,7 +85,7 @@ fn a_pending_job_fails_after_a_restart() {
 #[test]
 fn a_pending_job_fails_when_the_state_directory_is_lost() {
     let gitlab = two_phase();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let manager = fleet.start();
     let id = gitlab.queue(job(&["echo never"]).build());
     wait_until_kept(&gitlab, id);
@@ -101,7 +99,7 @@ fn a_pending_job_fails_when_the_state_directory_is_lost() {
 #[test]
 fn a_pending_job_that_is_canceled_is_dropped() {
     let gitlab = two_phase();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let manager = fleet.start();
     let id = gitlab.queue(job(&["echo never"]).build());
     wait_until_kept(&gitlab, id);
@@ -113,7 +111,7 @@ fn a_pending_job_that_is_canceled_is_dropped() {
 #[test]
 fn an_undecodable_job_fails_though_it_is_pending() {
     let gitlab = two_phase();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let manager = fleet.start();
     let id = gitlab.queue_text(|id| format!("{{\"id\":{id},\"token\":\"glcbt-job-{id}\",\"variables\":[{{\"key\":"));
     let done = gitlab.finished(id);
@@ -124,7 +122,7 @@ fn an_undecodable_job_fails_though_it_is_pending() {
 #[test]
 fn a_request_that_hangs_does_not_let_held_jobs_die() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let manager = fleet.start();
     gitlab.fail("PUT job", [Fault::Slow(Duration::from_secs(1000))]);
     let ids = [(); 3].map(|()| gitlab.queue(job(&["echo started"]).build()));
@@ -141,7 +139,7 @@ fn a_request_that_hangs_does_not_let_held_jobs_die() {
 #[test]
 fn a_pending_job_that_another_runner_has_is_dropped() {
     let gitlab = two_phase();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let manager = fleet.start();
     gitlab.fail("PUT job", [Fault::Answer(Answer::new(409))]);
     let id = gitlab.queue(job(&["echo never"]).build());
@@ -157,7 +155,7 @@ fn a_pending_job_that_another_runner_has_is_dropped() {
 #[test]
 fn a_server_without_the_feature_is_asked_once() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let manager = fleet.start();
     let id = gitlab.queue(job(&["echo started"]).build());
     gitlab.wait_for_log(id, "waiting for an instance of pool pool");

@@ -4,22 +4,17 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::support::fleet::{FLEET_TOKEN, Fleet, wait_until};
+use crate::support::fleet::{FLEET_TOKEN, wait_until};
 use crate::support::gitlab::GitLab;
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::{kill_shims, read};
 use crate::support::pki::Pki;
 use crate::support::pool::Pool;
 
-/// The manager keeps idle agents, and takes jobs only for them.
-const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
-/// The manager takes jobs before an instance exists.
-const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
-
 #[test]
 fn a_job_is_handed_to_an_agent_which_reports_to_gitlab() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "environment = [\"FROM_POOL=yes\"]", RELAY);
+    let fleet = Pool::relay().runner("environment = [\"FROM_POOL=yes\"]").fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (_home, agent) = fleet.agent(&manager, "i-1");
@@ -38,7 +33,7 @@ fn a_job_is_handed_to_an_agent_which_reports_to_gitlab() {
 #[test]
 fn a_running_job_does_not_notice_that_the_manager_is_replaced() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (home, _agent) = fleet.agent(&manager, "i-1");
@@ -58,7 +53,7 @@ fn a_running_job_does_not_notice_that_the_manager_is_replaced() {
 #[test]
 fn a_job_is_held_until_an_instance_takes_it() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let manager = fleet.start();
     let id = gitlab.queue(job(&["echo started"]).build());
     gitlab.wait_for_log(id, "waiting for an instance of pool pool");
@@ -77,7 +72,7 @@ fn a_job_is_held_until_an_instance_takes_it() {
 #[test]
 fn a_hold_that_nobody_takes_fails_so_that_it_can_be_retried() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", &format!("instance_acquire_timeout = \"2s\"\n{HOLD}"));
+    let fleet = Pool::hold().autoscaler("instance_acquire_timeout = \"2s\"").fleet(&gitlab);
     let _manager = fleet.start();
     let id = gitlab.queue(job(&["echo never"]).build());
     let done = gitlab.finished(id);
@@ -88,7 +83,7 @@ fn a_hold_that_nobody_takes_fails_so_that_it_can_be_retried() {
 #[test]
 fn a_held_job_that_is_cancelled_is_dropped() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let manager = fleet.start();
     let id = gitlab.queue(job(&["echo never"]).build());
     gitlab.wait_for_log(id, "waiting for an instance");
@@ -104,7 +99,7 @@ fn a_held_job_that_is_cancelled_is_dropped() {
 #[test]
 fn a_job_that_nobody_can_read_is_failed() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let manager = fleet.start();
     let broken =
         gitlab.queue_text(|id| format!("{{\"id\":{id},\"token\":\"glcbt-job-{id}\",\"variables\":[{{\"key\":"));
@@ -116,7 +111,7 @@ fn a_job_that_nobody_can_read_is_failed() {
 #[test]
 fn only_members_with_the_fleets_token_register_and_each_once_a_boot() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1", "i-2"]);
     let manager = fleet.start();
     wait_until("the members must be known", || fleet.register(FLEET_TOKEN, "i-1", "boot-1").0 == 200);
@@ -149,7 +144,7 @@ fn only_members_with_the_fleets_token_register_and_each_once_a_boot() {
 #[test]
 fn an_agent_that_dies_resumes_its_job_and_runs_its_script_once() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (home, agent) = fleet.agent(&manager, "i-1");
@@ -172,7 +167,7 @@ fn an_agent_that_dies_resumes_its_job_and_runs_its_script_once() {
 #[test]
 fn a_job_of_an_instance_that_is_lost_fails() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (home, agent) = fleet.agent(&manager, "i-1");
@@ -189,7 +184,7 @@ fn a_job_of_an_instance_that_is_lost_fails() {
 #[test]
 fn a_partition_between_agent_and_manager_does_not_stop_the_job() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (home, _agent) = fleet.agent(&manager, "i-1");
@@ -207,7 +202,7 @@ fn a_partition_between_agent_and_manager_does_not_stop_the_job() {
 #[test]
 fn keys_in_the_agents_own_file_win_and_changes_in_the_pool_need_no_new_image() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "environment = [\"VALUE=pool\"]\npre_build_script = \"echo pre\"", RELAY);
+    let fleet = Pool::relay().runner("environment = [\"VALUE=pool\"]\npre_build_script = \"echo pre\"").fleet(&gitlab);
     fleet.set_members(&["i-1", "i-2"]);
     let manager = fleet.start();
     let own = fleet.agent_home("i-1", "", "environment = [\"VALUE=own\"]");
@@ -219,7 +214,7 @@ fn keys_in_the_agents_own_file_win_and_changes_in_the_pool_need_no_new_image() {
     manager.wait_for_log("job ended");
     drop(agent);
     let (_home, _agent) = fleet.agent(&manager, "i-2");
-    fleet.configure(&gitlab.url, "", "plain_http = true", "environment = [\"VALUE=changed\"]", RELAY);
+    Pool::relay().runner("environment = [\"VALUE=changed\"]").write(&fleet, &gitlab.url);
     manager.signal("HUP");
     manager.wait_for_log("configuration loaded");
     let id = gitlab.queue(job(&["echo value $VALUE"]).build());
@@ -230,7 +225,7 @@ fn keys_in_the_agents_own_file_win_and_changes_in_the_pool_need_no_new_image() {
 fn agents_connect_over_tls_and_refuse_another_certificate() {
     let gitlab = GitLab::start();
     let pki = Pki::new();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     let identity = pki.server();
     let [certificate, key, authority] = ["cert.pem", "key.pem", "root.pem"].map(|name| fleet.home.path(name));
     for (path, pem) in [(&certificate, &identity.chain), (&key, &identity.key), (&authority, &pki.root)] {
@@ -258,7 +253,7 @@ fn agents_connect_over_tls_and_refuse_another_certificate() {
 #[test]
 fn a_spent_agent_is_told_to_leave_and_exits() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", &format!("max_use_count = 1\n{RELAY}"));
+    let fleet = Pool::relay().autoscaler("max_use_count = 1").fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (_home, mut agent) = fleet.agent(&manager, "i-1");
@@ -276,7 +271,7 @@ fn a_spent_agent_is_told_to_leave_and_exits() {
 #[test]
 fn an_agent_without_a_manager_leaves_once_its_job_has_ended() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let home = fleet.agent_home("i-1", "orphan_timeout = \"3s\"", "");
@@ -320,7 +315,7 @@ fn the_manager_keeps_running_if_a_new_program_could_not_start() {
 #[test]
 fn the_manager_hands_over_to_a_new_program_without_losing_anything() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (home, _agent) = fleet.agent(&manager, "i-1");
@@ -339,7 +334,7 @@ fn the_manager_hands_over_to_a_new_program_without_losing_anything() {
 #[test]
 fn a_drain_takes_no_more_jobs_and_fails_those_that_no_instance_took() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let mut manager = fleet.start();
     let id = gitlab.queue(job(&["echo never"]).build());
     gitlab.wait_for_log(id, "waiting for an instance");
@@ -353,7 +348,7 @@ fn a_drain_takes_no_more_jobs_and_fails_those_that_no_instance_took() {
 #[test]
 fn a_manager_that_lost_its_state_takes_up_the_jobs_that_agents_run() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (home, _agent) = fleet.agent(&manager, "i-1");
@@ -372,7 +367,7 @@ fn a_manager_that_lost_its_state_takes_up_the_jobs_that_agents_run() {
 #[test]
 fn a_bad_pool_does_not_keep_the_others_from_working() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     let more = "\n[[runners]]\nname = \"bad\"\nurl = \"http://127.0.0.1:1\"\ntoken = \"t\"\nexecutor = \"instance\"\n\
                 [runners.autoscaler]\nplugin = \"azure\"\n";
     fs::write(fleet.home.config(), read(&fleet.home.config()) + more).expect("write a file");
@@ -399,7 +394,7 @@ fn a_bad_pool_does_not_keep_the_others_from_working() {
 fn no_script_runs_twice_and_no_job_is_lost_whatever_dies() {
     const JOBS: usize = 24;
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     fleet.set_members(&["i-1", "i-2"]);
     let counts = fleet.home.path("counts");
     fs::create_dir(&counts).expect("a directory");
@@ -455,7 +450,7 @@ fn no_script_runs_twice_and_no_job_is_lost_whatever_dies() {
 #[test]
 fn an_agent_that_cannot_use_the_settings_continues_the_log_of_a_held_job() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let text = read(&fleet.home.config()).replace("\"instance\"", "\"docker-autoscaler\"");
     fs::write(fleet.home.config(), text).expect("write a file");
     let manager = fleet.start();
@@ -475,7 +470,7 @@ fn an_agent_that_cannot_use_the_settings_continues_the_log_of_a_held_job() {
 #[test]
 fn an_agent_registers_again_after_a_lost_response() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let register = |agent_token: &str| {
@@ -495,7 +490,7 @@ fn an_agent_registers_again_after_a_lost_response() {
 #[test]
 fn held_jobs_fail_when_the_state_directory_is_lost() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let manager = fleet.start();
     let id = gitlab.queue(job(&["echo never"]).build());
     gitlab.wait_for_log(id, "waiting for an instance");

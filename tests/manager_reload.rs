@@ -8,10 +8,9 @@ use crate::support::gitlab::{GitLab, RUNNER_TOKEN};
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::read;
 use crate::support::moto::Moto;
+use crate::support::pool::Pool;
 use crate::support::scenario::Scenario;
 
-const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
-const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
 const TOKEN_AFTER_RESET: &str = "glrt-tokenAfterReset";
 
 /// Replaces a part of the manager's file.
@@ -42,7 +41,7 @@ fn takers(manager: &Manager) -> usize {
 #[test]
 fn the_number_of_polls_at_once_follows_the_file() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "request_concurrency = 1", RELAY);
+    let fleet = Pool::relay().runner("request_concurrency = 1").fleet(&gitlab);
     let manager = fleet.start();
     wait_until("one thread polls", || takers(&manager) == 1);
     for (before, after) in [(1, 4), (4, 2)] {
@@ -56,7 +55,7 @@ fn the_number_of_polls_at_once_follows_the_file() {
 #[test]
 fn agents_run_as_many_jobs_at_once_as_the_file_says() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (home, agent) = fleet.agent(&manager, "i-1");
@@ -80,7 +79,7 @@ fn agents_run_as_many_jobs_at_once_as_the_file_says() {
 #[test]
 fn agents_are_accepted_on_another_address_after_a_reload() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     // Another loopback address, on which no other test listens.
@@ -104,7 +103,7 @@ fn agents_are_accepted_on_another_address_after_a_reload() {
 #[test]
 fn a_new_token_in_the_file_ends_the_pause_after_rejections() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     replace(&fleet, RUNNER_TOKEN, "glrt-wrong-at-first");
     let manager = fleet.start();
@@ -131,7 +130,7 @@ fn a_stored_token_is_fetched_again_when_gitlab_rejects_it() {
     let user = moto.user("manager", &["ssm:GetParameter"]);
     moto.check_rights(true);
     let gitlab = GitLab::start();
-    let mut fleet = Fleet::new(&gitlab, "", RELAY);
+    let mut fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     replace(&fleet, RUNNER_TOKEN, "aws-ssm:/ci/token");
     fleet.home.set_environment(user.environment(&moto));
@@ -151,7 +150,7 @@ fn a_stored_token_is_fetched_again_when_gitlab_rejects_it() {
 #[test]
 fn a_removed_pool_ends_its_jobs_then_its_instances_and_threads() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (home, agent) = fleet.agent(&manager, "i-1");
@@ -179,7 +178,7 @@ fn a_removed_pool_ends_its_jobs_then_its_instances_and_threads() {
 #[test]
 fn a_renamed_pool_keeps_its_instances_and_running_jobs() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (home, _agent) = fleet.agent(&manager, "i-1");
@@ -204,7 +203,7 @@ fn a_renamed_pool_keeps_its_instances_and_running_jobs() {
 #[test]
 fn a_pool_whose_new_settings_cannot_be_used_keeps_the_old_ones() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (_home, _agent) = fleet.agent(&manager, "i-1");

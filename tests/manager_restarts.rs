@@ -6,14 +6,12 @@ use crate::support::fleet::{FLEET_TOKEN, Fleet};
 use crate::support::gitlab::GitLab;
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::{kill_shims, read};
-
-const RELAY: &str = "[[runners.autoscaler.policy]]\nidle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true\n";
-const HOLD: &str = "[[runners.autoscaler.policy]]\nidle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false\n";
+use crate::support::pool::Pool;
 
 #[test]
 fn instances_that_appear_or_vanish_while_no_manager_runs_are_detected() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (home, agent) = fleet.agent(&manager, "i-1");
@@ -39,7 +37,7 @@ fn instances_that_appear_or_vanish_while_no_manager_runs_are_detected() {
 #[test]
 fn two_managers_with_one_runner_token_share_the_load() {
     let gitlab = GitLab::start();
-    let fleets = [Fleet::new(&gitlab, "", RELAY), Fleet::new(&gitlab, "", RELAY)];
+    let fleets = [Pool::relay().fleet(&gitlab), Pool::relay().fleet(&gitlab)];
     fleets.iter().for_each(|fleet| fleet.set_members(&["i-1"]));
     let managers = fleets.each_ref().map(Fleet::start);
     let agents = [0, 1].map(|at| fleets[at].agent(&managers[at], "i-1"));
@@ -65,7 +63,7 @@ fn two_managers_with_one_runner_token_share_the_load() {
 #[test]
 fn a_drain_without_a_limit_waits_until_an_instance_takes_the_held_job() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", HOLD);
+    let fleet = Pool::hold().fleet(&gitlab);
     let mut manager = fleet.start();
     let held = gitlab.queue(job(&["echo was held"]).build());
     gitlab.wait_for_log(held, "waiting for an instance");
@@ -82,7 +80,7 @@ fn a_drain_without_a_limit_waits_until_an_instance_takes_the_held_job() {
 #[test]
 fn agents_of_another_fleet_and_instances_of_no_group_are_told_why() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let home = fleet.agent_home("i-1", "", "");
@@ -103,7 +101,7 @@ fn agents_of_another_fleet_and_instances_of_no_group_are_told_why() {
 #[test]
 fn a_job_of_a_silent_agent_ends_when_gitlab_has_failed_it() {
     let gitlab = GitLab::start();
-    let fleet = Fleet::new(&gitlab, "", RELAY);
+    let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
     let (home, agent) = fleet.agent(&manager, "i-1");

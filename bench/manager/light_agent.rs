@@ -29,14 +29,17 @@ pub struct LightAgent {
 
 impl LightAgent {
     pub fn register(fleet: &Fleet, trust: Option<&Arc<ClientConfig>>, instance: &str) -> Self {
-        let socket = TcpStream::connect(("127.0.0.1", fleet.port)).expect("connected");
-        socket.set_nodelay(true).expect("set");
+        let socket = TcpStream::connect(("127.0.0.1", fleet.port)).expect("connect to the server");
+        socket.set_nodelay(true).expect("set the socket option");
         let kept = socket.try_clone().expect("a descriptor");
         let stream: Box<dyn Stream> = match trust {
             None => Box::new(socket),
             Some(trust) => {
                 let name = ServerName::try_from("localhost").expect("a name");
-                Box::new(StreamOwned::new(ClientConnection::new(Arc::clone(trust), name).expect("TLS"), socket))
+                Box::new(StreamOwned::new(
+                    ClientConnection::new(Arc::clone(trust), name).expect("create the TLS connection"),
+                    socket,
+                ))
             }
         };
         let stream = BufReader::with_capacity(2048, stream);
@@ -65,7 +68,7 @@ impl LightAgent {
     pub fn is_answered_before(&self, until: Instant) -> bool {
         let left = until.saturating_duration_since(Instant::now()).as_millis();
         let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::try_from(left).expect("a timeout")).expect("polled") > 0
+        poll(&mut fds, PollTimeout::try_from(left).expect("a timeout")).expect("wait for the descriptors") > 0
     }
 
     pub fn ask(&mut self) {

@@ -44,7 +44,7 @@ impl Meter {
 
 /// The TCP sockets of a process by their addresses, with the bytes of both directions.
 fn sockets(pid: i32) -> BTreeMap<String, u64> {
-    let output = Command::new("ss").args(["-tinpHO"]).output().expect("ss");
+    let output = Command::new("ss").args(["-tinpHO"]).output().expect("run ss");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let own = text.lines().filter(|line| line.contains(&format!("pid={pid},")));
     let count = |line: &str, name: &str| -> u64 {

@@ -9,7 +9,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::gitlab::{GitLab, RUNNER_TOKEN};
 use super::mayfly::{Agent, Home, read, wait_for_exit};
 pub use super::wait_until;
 use super::{TIMEOUT, wait_or_explain};
@@ -34,18 +33,6 @@ pub struct Manager {
 }
 
 impl Fleet {
-    /// A fleet of one pool, with further lines for `[[runners]]` and `[runners.autoscaler]`.
-    pub fn new(gitlab: &GitLab, runner: &str, autoscaler: &str) -> Self {
-        Self::with(gitlab, "", "plain_http = true", runner, autoscaler)
-    }
-
-    /// The same with further lines at the top and for `[mayfly.manager]`.
-    pub fn with(gitlab: &GitLab, global: &str, manager: &str, runner: &str, autoscaler: &str) -> Self {
-        let fleet = Self::empty();
-        fleet.configure(&gitlab.url, global, manager, runner, autoscaler);
-        fleet
-    }
-
     /// The files of a manager without a configuration; see [`super::pool::Pool`].
     pub fn empty() -> Self {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
@@ -55,25 +42,6 @@ impl Fleet {
         fs::set_permissions(fleet.home.path("engine.sh"), open).expect("set the permissions");
         fleet.set_members(&[]);
         fleet
-    }
-
-    /// Writes the manager's configuration.
-    pub fn configure(&self, url: &str, global: &str, manager: &str, runner: &str, autoscaler: &str) {
-        let directory = self.home.path("");
-        let directory = directory.display();
-        let text = format!(
-            "concurrent = 100\ncheck_interval = 1\nshutdown_timeout = 5\n{global}\n\
-             [mayfly.manager]\nlisten = \"127.0.0.1:{port}\"\nagent_token = \"{FLEET_TOKEN}\"\n\
-             state_dir = \"{directory}/manager\"\n{manager}\n\
-             [[runners]]\nname = \"pool\"\nurl = \"{url}\"\ntoken = \"{RUNNER_TOKEN}\"\nexecutor = \"instance\"\n{runner}\n\
-             [runners.autoscaler]\nplugin = \"command\"\ncapacity_per_instance = 1\nmax_instances = 10\n\
-             update_interval = \"1s\"\nupdate_interval_when_expecting = \"200ms\"\n{autoscaler}\n\
-             [runners.autoscaler.plugin_config]\ncommand = \"/bin/sh\"\nargs = [\"{directory}/engine.sh\", \"{directory}\"]\n",
-            port = self.port
-        );
-        fs::write(self.home.config(), text).expect("write a file");
-        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-        fs::set_permissions(self.home.config(), private).expect("set the permissions");
     }
 
     /// Sets the instances that the engine lists; all are running.
