@@ -3,7 +3,7 @@
 //! GitLab parses with Ruby, which follows YAML 1.1: `yes` is true, `010` is 8, the last of two equal keys wins. Trees
 //! share their parts, so aliases, `extends` and `default` copy pointers and not values.
 
-mod indent;
+mod libyaml;
 mod node;
 mod parse;
 mod print;

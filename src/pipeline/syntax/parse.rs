@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
 
-use super::indent::{self, Place};
+use super::libyaml::{self, Place};
 use super::{Mapping, MappingEntry, Node, Origin, Value, scalar};
 use crate::pipeline::hash::Set;
 
@@ -67,7 +67,7 @@ pub struct Document {
     pub duplicates: Vec<(Origin, String)>,
 }
 
-/// How many bytes may be parsed again after repairs of the indentation.
+/// How many bytes may be parsed again after repairs.
 const REPAIR_LIMIT: usize = 16 << 20;
 
 /// Parses the first document of `text`; an empty text gives null. `line_of` converts a line of the text to a line of
@@ -91,7 +91,8 @@ pub fn parse(
             Err(refusal) => refusal,
         };
         work += text.len();
-        let repaired = refusal.shallow.filter(|_| work <= REPAIR_LIMIT).and_then(|place| indent::deepen(&text, place));
+        let repaired =
+            refusal.accepted.filter(|_| work <= REPAIR_LIMIT).and_then(|place| libyaml::repaired(&text, place));
         match repaired {
             Some(repaired) => text = Cow::Owned(repaired),
             None => return Err(refusal.error),
@@ -99,10 +100,10 @@ pub fn parse(
     }
 }
 
-/// A syntax error, and the place of a line that libyaml accepts although its indentation is too small.
+/// A syntax error, and its place if libyaml accepts it.
 struct Refusal {
     error: SyntaxError,
-    shallow: Option<Place>,
+    accepted: Option<Place>,
 }
 
 fn parse_once(text: &str, file: u32, line_of: &dyn Fn(u32) -> u32, budget: &mut Budget) -> Result<Document, Refusal> {
@@ -115,8 +116,8 @@ fn parse_once(text: &str, file: u32, line_of: &dyn Fn(u32) -> u32, budget: &mut 
         anchors: HashMap::new(),
         names: Set::default(),
         duplicates: vec![],
-        shallow: None,
-        unfinished: indent::unfinished_line(text),
+        accepted: None,
+        unfinished: libyaml::unfinished_line(text),
         end: 0,
     };
     let mut root = Node { value: Value::Null, at: Origin { file, line: line_of(1) } };
@@ -132,7 +133,7 @@ fn parse_once(text: &str, file: u32, line_of: &dyn Fn(u32) -> u32, budget: &mut 
         match content {
             Ok(false) => {}
             Ok(true) => return Ok(Document { root, duplicates: builder.duplicates }),
-            Err(error) => return Err(Refusal { error, shallow: builder.shallow }),
+            Err(error) => return Err(Refusal { error, accepted: builder.accepted }),
         }
     }
 }
@@ -150,8 +151,8 @@ struct Builder<'a, 'b> {
     /// Keys below the top level, which repeat from job to job: one copy each.
     names: Set<Arc<str>>,
     duplicates: Vec<(Origin, String)>,
-    /// Where the parser found too little indentation in a place where libyaml ignores it.
-    shallow: Option<Place>,
+    /// The place of the error, if libyaml accepts it.
+    accepted: Option<Place>,
     /// The number and the text of the last line, if no line break follows it.
     unfinished: Option<(u32, &'a str)>,
     /// The line in which the current event ends.
@@ -168,7 +169,7 @@ impl<'a> Builder<'a, '_> {
     }
 
     fn scan_error(&mut self, error: &ScanError) -> SyntaxError {
-        self.shallow = indent::shallow(error);
+        self.accepted = libyaml::accepted(error);
         SyntaxError { line: (self.line_of)(line(error.marker().line())), message: error.info().to_owned() }
     }
 
@@ -194,7 +195,7 @@ impl<'a> Builder<'a, '_> {
                     (anchor, Value::Reference(Arc::default()))
                 } else {
                     let text =
-                        if is_block(style) { indent::as_written(&text, self.end, self.unfinished) } else { &text };
+                        if is_block(style) { libyaml::as_written(&text, self.end, self.unfinished) } else { &text };
                     (anchor, scalar_value(text, style, tag.as_deref()))
                 }
             }

@@ -1,45 +1,63 @@
 //! Differences between the parser and libyaml, which GitLab uses: libyaml ignores the indentation inside flow
-//! collections and quoted scalars, and adds no line break to a block scalar at the end of a file.
+//! collections and quoted scalars, accepts tabs after a colon and a comment directly after a bracket or quote, and adds
+//! no line break to a block scalar at the end of a file.
 
 use saphyr_parser::ScanError;
 
 /// How far a line is moved to the right; deeper parents are not supported.
 const DEPTH: usize = 100;
 
-/// A place where the parser wants more indentation, and libyaml does not.
+/// A place that the parser refuses and libyaml accepts. Lines count from 1, columns from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// The number of a line inside a flow collection, from 1.
+    /// A line inside a flow collection has too little indentation.
     Flow(usize),
-    /// The beginning of a quoted scalar with such a line: its line, from 1, and its column, from 0.
+    /// The beginning of a quoted scalar with such a line: its line and column.
     Quoted(usize, usize),
+    /// The end of tabs after a colon: its line and column.
+    Tabs(usize, usize),
+    /// A `#` without white space before it: its line and column.
+    Comment(usize, usize),
 }
 
-/// The place that a syntax error is about, if it is about such indentation.
-pub fn shallow(error: &ScanError) -> Option<Place> {
-    let at = error.marker();
+/// The place that a syntax error is about, if libyaml accepts it.
+pub fn accepted(error: &ScanError) -> Option<Place> {
+    let (line, column) = (error.marker().line(), error.marker().col());
     match error.info() {
-        "invalid indentation" | "invalid indentation in flow construct" => Some(Place::Flow(at.line())),
-        "invalid indentation in quoted scalar" => Some(Place::Quoted(at.line(), at.col())),
+        "invalid indentation" | "invalid indentation in flow construct" => Some(Place::Flow(line)),
+        "invalid indentation in quoted scalar" => Some(Place::Quoted(line, column)),
+        "':' must be followed by a valid YAML whitespace" => Some(Place::Tabs(line, column)),
+        "comments must be separated from other tokens by whitespace" => Some(Place::Comment(line, column)),
         _ => None,
     }
 }
 
-/// Moves the lines of a flow collection or of a quoted scalar to the right, which does not change its value. `None`:
-/// that was done already.
-pub fn deepen(text: &str, place: Place) -> Option<String> {
-    let number = match place {
-        Place::Flow(line) | Place::Quoted(line, _) => line,
-    };
-    let start = offset(text, number);
-    let (from, to) = match place {
-        Place::Flow(_) => (start, end_of_flow(text, start)),
-        Place::Quoted(_, column) => {
-            let quote = text[start..].char_indices().nth(column).map_or(text.len(), |(at, _)| start + at);
-            let next = text[quote..].find('\n').map_or(text.len(), |at| quote + at + 1);
-            (next, end_of_quoted(text, quote).max(next))
+/// A text with the same values that the parser accepts at this place. `None`: there is no such text.
+pub fn repaired(text: &str, place: Place) -> Option<String> {
+    match place {
+        Place::Flow(line) => {
+            let start = offset(text, line, 0);
+            deepened(text, start, end_of_flow(text, start))
         }
-    };
+        Place::Quoted(line, column) => {
+            let start = offset(text, line, column);
+            let next = text[start..].find('\n').map_or(text.len(), |at| start + at + 1);
+            deepened(text, next, end_of_quoted(text, start).max(next))
+        }
+        Place::Tabs(line, column) => {
+            let end = offset(text, line, column);
+            let before = text[..end].trim_end_matches('\t');
+            (before.len() < end).then(|| format!("{before}{}{}", " ".repeat(end - before.len()), &text[end..]))
+        }
+        Place::Comment(line, column) => {
+            let at = offset(text, line, column);
+            text[at..].starts_with('#').then(|| format!("{} {}", &text[..at], &text[at..]))
+        }
+    }
+}
+
+/// Moves the lines between two offsets to the right. `None`: that was done already.
+fn deepened(text: &str, from: usize, to: usize) -> Option<String> {
     let padding = " ".repeat(DEPTH);
     let lines = &text[from..to];
     if lines.is_empty() || lines.starts_with(&padding) {
@@ -55,9 +73,10 @@ pub fn deepen(text: &str, place: Place) -> Option<String> {
     Some(out)
 }
 
-/// The offset of a line.
-fn offset(text: &str, line: usize) -> usize {
-    text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum()
+/// The offset of a line and column.
+fn offset(text: &str, line: usize, column: usize) -> usize {
+    let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
+    text[start..].char_indices().nth(column).map_or(text.len(), |(at, _)| start + at)
 }
 
 /// The end of the innermost flow collection that is open at `start`, the beginning of a line.
@@ -157,6 +176,13 @@ mod tests {
         ] {
             assert_eq!(read(text), Ok(expected), "{text}");
         }
+    }
+
+    #[test]
+    fn tabs_after_a_colon_and_comments_after_brackets_are_accepted() {
+        assert_eq!(read("a:\t- b\n"), Err(1));
+        let text = "a:\tb\nc:\t\t\"d\"\ne: [f]# g\nh: \"i\"#j\nk: l#m\n";
+        assert_eq!(read(text), Ok(json!({"a": "b", "c": "d", "e": ["f"], "h": "i", "k": "l#m"})));
     }
 
     #[test]
