@@ -44,7 +44,7 @@ pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, St
     let level = loaded.config.log_level.as_deref().unwrap_or("info");
     let format = loaded.config.log_format.as_deref().unwrap_or("runner");
     logging.set_up(Some((level, format)));
-    manager::run(manager::Options { config: path, listen_address: options.listen_address }, loaded)
+    manager::run(manager::ManagerOptions { config: path, listen_address: options.listen_address }, loaded)
 }
 
 fn parse_address(text: &str) -> Result<String, String> {

@@ -9,7 +9,7 @@ use crate::pipeline::request::{CommitFacts, MergeRequest};
 
 /// The pipeline that the user requests.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
+pub struct RequestedPipeline {
     /// `--branch`
     pub branch: Option<String>,
     /// `--tag`
@@ -109,7 +109,12 @@ impl Answers {
     }
 
     /// The facts for planning. Fails if a requested branch, tag or commit does not exist.
-    pub fn facts(&self, checkout: &Checkout, wanted: &Wanted, pipeline_id: u64) -> Result<CommitFacts, String> {
+    pub fn facts(
+        &self,
+        checkout: &Checkout,
+        wanted: &RequestedPipeline,
+        pipeline_id: u64,
+    ) -> Result<CommitFacts, String> {
         let mut fields = self.log.splitn(4, '\0');
         let mut next = || fields.next().unwrap_or_default().to_owned();
         let (sha, author, timestamp, message) = (next(), next(), next(), next());
@@ -175,7 +180,7 @@ impl Answers {
     }
 
     /// The requested merge request.
-    pub fn merge_request(&self, checkout: &Checkout, wanted: &Wanted) -> Option<MergeRequest> {
+    pub fn merge_request(&self, checkout: &Checkout, wanted: &RequestedPipeline) -> Option<MergeRequest> {
         let (source, target, iid) = wanted.merge_request.clone()?;
         let find = |prefix: &str| self.references.get(&format!("{prefix}{target}")).cloned();
         let target_sha = find("refs/remotes/origin/").or_else(|| find("refs/heads/")).unwrap_or_default();

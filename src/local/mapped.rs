@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::checkout::Checkout;
-use super::facts::{self, Answers, Wanted};
+use super::facts::{self, Answers, RequestedPipeline};
 use super::guard;
 use super::project::LocalProject;
 use super::sources::{Fetcher, LocalSources, Maps};
@@ -54,7 +54,7 @@ impl MappedProjects {
         let checkout = find(directory)?;
         let answers = Answers::ask(&checkout.root)?;
         let listed = checkout.files(self.with_untracked)?;
-        let facts = answers.facts(&checkout, &Wanted::default(), 1)?;
+        let facts = answers.facts(&checkout, &RequestedPipeline::default(), 1)?;
         let state = state::of_project(&checkout.root)?;
         self.note(&state)?;
         let path = facts::project_path(&facts);

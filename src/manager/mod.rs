@@ -23,4 +23,4 @@ pub mod status;
 pub mod store;
 pub mod workload;
 
-pub use process::{Options, run, validate};
+pub use process::{ManagerOptions, run, validate};

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::api::Api;
-use super::broker::{Broker, Shared, Total};
+use super::broker::{Broker, BrokerContext, Total};
 use super::engine::{self, Engine};
 use super::held::HeldJobs;
 use super::pool::PoolSettings;
@@ -27,7 +27,7 @@ use super::server::{HttpServer, certificate};
 use super::settings::{self, Settings};
 use super::status::{self, StatusBoard};
 use super::store::Store;
-use super::store::records::Event as Change;
+use super::store::records::StoreEvent as Change;
 use crate::agent::signals::{self, SignalRequest};
 use crate::agent::supervisor::Supervisor;
 use crate::agent::{gitlab, watch};
@@ -53,7 +53,7 @@ const LISTENER_VARIABLE: &str = "MAYFLY_MANAGER_SOCKET";
 
 /// The options of the command line.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct ManagerOptions {
     /// The configuration.
     pub config: PathBuf,
     /// The address for status and metrics, instead of the configuration's `listen_address`.
@@ -74,7 +74,7 @@ enum Event {
 }
 
 /// Runs until a signal stops the manager. Errors: the manager cannot start; why, and what to do.
-pub fn run(options: Options, mut loaded: LoadedConfig) -> Result<ExitCode, String> {
+pub fn run(options: ManagerOptions, mut loaded: LoadedConfig) -> Result<ExitCode, String> {
     let mut supervisor = Supervisor::from_environment();
     let inherited = sys::take_variable(LISTENER_VARIABLE).and_then(|number| number.to_str()?.parse().ok());
     raise_descriptor_limit();
@@ -100,13 +100,13 @@ pub fn validate(mut loaded: LoadedConfig) -> Result<(), String> {
 }
 
 struct Manager {
-    options: Options,
+    options: ManagerOptions,
     /// The directory of the durable state. It stays the same until the process ends.
     state_dir: PathBuf,
     config: Config,
     api: Arc<Api>,
     server: HttpServer,
-    shared: Shared,
+    shared: BrokerContext,
     board: Arc<StatusBoard>,
     pools: Arc<Mutex<Vec<Pool>>>,
     /// Pools that are no longer configured, until their jobs have ended and their instances are gone.
@@ -127,7 +127,7 @@ struct Pool {
 impl Manager {
     /// Starts everything. Errors: the state, a socket, or a certificate cannot be used.
     fn start(
-        options: Options,
+        options: ManagerOptions,
         settings: Settings,
         inherited: Option<i32>,
         events: Sender<Event>,
@@ -147,7 +147,7 @@ impl Manager {
         let server =
             HttpServer::start(listener, tls, handler).map_err(|error| format!("agents cannot be served: {error}"))?;
         let (held, left) = HeldJobs::open(&options.config);
-        let shared = Shared {
+        let shared = BrokerContext {
             system_id: config::system_id::of_manager(&options.config, &state),
             store,
             total: Total::new(config.concurrent),

@@ -29,7 +29,7 @@ pub struct AgentView {
     /// The number of jobs that the agent has accepted since its registration.
     pub builds: u32,
     /// The jobs of the agent.
-    pub jobs: Vec<JobView>,
+    pub jobs: Vec<AgentJob>,
     /// The time of the agent's last request.
     pub last_heard: Instant,
 }
@@ -50,7 +50,7 @@ pub enum AgentState {
 
 /// A job of an agent.
 #[derive(Clone, Debug)]
-pub struct JobView {
+pub struct AgentJob {
     /// The id of the job in GitLab.
     pub id: String,
     /// The name of the project, or its URL if GitLab sends no name.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::options::Options;
-use crate::local::facts::Wanted;
+use crate::local::facts::RequestedPipeline;
 use crate::local::sources::{MappedComponent, MappedProject, Maps};
 use crate::pipeline::request::{GivenInput, GivenVariable, InputValue};
 use crate::pipeline::syntax;
@@ -124,7 +124,7 @@ pub fn inputs(options: &Options) -> Result<Vec<GivenInput>, String> {
 }
 
 /// Parses `--branch`, `--tag`, `--mr` and `--before`.
-pub fn wanted(options: &Options) -> Result<Wanted, String> {
+pub fn wanted(options: &Options) -> Result<RequestedPipeline, String> {
     let merge_request = options.mr.as_deref().map(|text| {
         let wrong = || format!("--mr {text}: write SOURCE:TARGET or SOURCE:TARGET:IID");
         let parts: Vec<&str> = text.split(':').collect();
@@ -138,7 +138,7 @@ pub fn wanted(options: &Options) -> Result<Wanted, String> {
             _ => Err(wrong()),
         }
     });
-    Ok(Wanted {
+    Ok(RequestedPipeline {
         branch: options.branch.clone(),
         tag: options.tag.clone(),
         merge_request: merge_request.transpose()?,

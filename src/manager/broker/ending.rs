@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::state::{Job, Phase};
+use super::state::{Phase, PoolJob};
 use super::{Broker, failing, offers};
 use crate::coordinator::{JobHandle, JobId};
 use crate::failure::FailureReason;
 use crate::manager::held;
-use crate::manager::store::records::Event;
+use crate::manager::store::records::StoreEvent;
 
 /// The failure message of held jobs of a removed pool.
 pub const REMOVED: &str = "the pool of this job was removed from the manager's configuration";
@@ -91,7 +91,7 @@ impl Broker {
             let waiting = std::mem::take(&mut state.waiting);
             let agents: Vec<String> = state.agents.iter().map(|agent| agent.record.instance.clone()).collect();
             agents.iter().for_each(|instance| drop(state.agents.remove(instance)));
-            let is_running = |job: &Job| matches!(job.phase, Phase::Accepting(_) | Phase::Running { .. });
+            let is_running = |job: &PoolJob| matches!(job.phase, Phase::Accepting(_) | Phase::Running { .. });
             let running: Vec<String> =
                 state.jobs.iter().filter(|(_, job)| is_running(job)).map(|(id, _)| id.clone()).collect();
             (waiting, agents, running)
@@ -101,7 +101,7 @@ impl Broker {
             self.responder.respond(waiter.ticket, self.stay());
         }
         for instance in agents {
-            self.note(Event::AgentGone { pool: self.name.clone(), instance });
+            self.note(StoreEvent::AgentGone { pool: self.name.clone(), instance });
         }
         running.iter().for_each(|id| self.forget(id));
     }
@@ -154,12 +154,12 @@ impl Broker {
                 return;
             }
             let why = "the manager lost its state while it held this job";
-            let job = Job {
+            let job = PoolJob {
                 phase: failing(why, true, now),
                 keep_at: now + FORGOTTEN_GRACE,
                 // The content of the job's log is unknown.
                 has_run: true,
-                ..Job::new(JobHandle { id: job, token }, now, Duration::ZERO)
+                ..PoolJob::new(JobHandle { id: job, token }, now, Duration::ZERO)
             };
             state.jobs.insert(id.to_owned(), job);
         }

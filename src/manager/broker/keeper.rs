@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::state::{Job, Phase, State};
+use super::state::{Phase, PoolJob, PoolState};
 use super::{Broker, LONG, STACK};
 use crate::coordinator::gitlab::PendingReply;
 use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceSummary, UpdateOutcome};
 use crate::failure::FailureReason;
-use crate::manager::store::records::Event;
+use crate::manager::store::records::StoreEvent;
 use crate::sync;
 use crate::trace::{Output, Stamper};
 
@@ -139,11 +139,11 @@ impl Broker {
     fn next_work(&self) -> Result<Work, Duration> {
         let now = Instant::now();
         let mut state = self.lock();
-        let State { jobs, agents, keeper_requests, .. } = &mut *state;
+        let PoolState { jobs, agents, keeper_requests, .. } = &mut *state;
         if *keeper_requests >= REQUESTS_MOST {
             return Err(LONG);
         }
-        let due = |job: &Job| match &job.phase {
+        let due = |job: &PoolJob| match &job.phase {
             _ if job.in_request => None,
             Phase::Held => Some(job.keep_at.min(job.hold_until)),
             Phase::Failing { .. } => Some(job.keep_at),
@@ -275,7 +275,7 @@ impl Broker {
 
     fn note_trace(&self, held: &Held) {
         let (pool, id) = (self.name.clone(), held.id.clone());
-        self.note(Event::Trace { pool, id, trace: held.trace.clone(), sent: held.trace_sent });
+        self.note(StoreEvent::Trace { pool, id, trace: held.trace.clone(), sent: held.trace_sent });
     }
 
     /// An agent that is dead on a living instance never reports the end of its job; GitLab then fails the job.

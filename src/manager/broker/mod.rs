@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use agents::Agent;
 use bell::Bell;
-use state::{Job, Phase, State};
+use state::{Phase, PoolJob, PoolState};
 pub use total::Total;
 
 use super::held::HeldJobs;
@@ -30,7 +30,7 @@ use super::pool::PoolSettings;
 use super::server::Responder;
 use super::status::StatusBoard;
 use super::store::Store;
-use super::store::records::{Event, JobRecord, Records};
+use super::store::records::{JobRecord, Records, StoreEvent};
 use super::workload::{Snapshot, Workload};
 use crate::coordinator::gitlab::GitLab;
 use crate::coordinator::{JobHandle, JobId};
@@ -63,7 +63,7 @@ pub struct Broker {
     board: Arc<StatusBoard>,
     held: Arc<HeldJobs>,
     on_rejected: Arc<dyn Fn() + Send + Sync>,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     /// Wakes the threads of the broker.
     bell: Arc<Bell>,
     /// Wakes the scaler after a change of jobs or agents. Polls of agents do not wake it: with a thousand agents there
@@ -78,7 +78,7 @@ pub struct Broker {
 
 /// The state that the brokers of all pools share.
 #[derive(Clone)]
-pub struct Shared {
+pub struct BrokerContext {
     /// The id by which GitLab identifies this manager.
     pub system_id: String,
     /// The durable state.
@@ -97,7 +97,12 @@ pub struct Shared {
 
 impl Broker {
     /// A broker with the records of its pool from the store. It does not poll before [`Broker::start`].
-    pub fn new(settings: Arc<PoolSettings>, gitlab: Arc<GitLab>, shared: &Shared, records: &Records) -> Arc<Self> {
+    pub fn new(
+        settings: Arc<PoolSettings>,
+        gitlab: Arc<GitLab>,
+        shared: &BrokerContext,
+        records: &Records,
+    ) -> Arc<Self> {
         let bell = Arc::new(Bell::default());
         shared.total.join(&bell);
         let broker = Self {
@@ -109,7 +114,7 @@ impl Broker {
             board: Arc::clone(&shared.board),
             held: Arc::clone(&shared.held),
             on_rejected: Arc::clone(&shared.on_rejected),
-            state: Mutex::new(State { max_use_count: settings.max_use_count, ..State::default() }),
+            state: Mutex::new(PoolState { max_use_count: settings.max_use_count, ..PoolState::default() }),
             settings: RwLock::new(settings),
             gitlab: RwLock::new(gitlab),
             bell,
@@ -182,7 +187,7 @@ impl Broker {
     fn record_held_again(&self) {
         let token = &self.settings().runner.token;
         let state = self.lock();
-        let is_recorded = |job: &Job| job.two_phase.is_some() || !job.trace.is_empty();
+        let is_recorded = |job: &PoolJob| job.two_phase.is_some() || !job.trace.is_empty();
         let held = state.jobs.iter().filter(|(_, job)| job.phase == Phase::Held && is_recorded(job));
         let held: Vec<_> = held.map(|(id, job)| (id.clone(), job.handle.token.clone())).collect();
         drop(state);
@@ -217,20 +222,20 @@ impl Broker {
         self.stopped.load(Ordering::SeqCst)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         sync::lock(&self.state)
     }
 
     /// Fails a job at GitLab; continues after a restart if necessary. Of two reasons the first one counts.
     fn fail(&self, id: &str, reason: FailureReason, why: &str) {
         let mut state = self.lock();
-        let fails = |job: &&Job| matches!(job.phase, Phase::Failing { .. });
+        let fails = |job: &&PoolJob| matches!(job.phase, Phase::Failing { .. });
         let timestamps = state.jobs.get(id).filter(|job| !fails(job)).map(|job| job.timestamps);
         let Some(timestamps) = timestamps else { return };
         let line = keeper::last_line(why, timestamps);
         // Written before the keeper sends the line, and under the lock: a manager that takes over must send the same line.
         let (pool, id) = (self.name.clone(), id.to_owned());
-        self.note(Event::Failed { pool, id: id.clone(), why: why.to_owned(), line: line.clone() });
+        self.note(StoreEvent::Failed { pool, id: id.clone(), why: why.to_owned(), line: line.clone() });
         state.fail(&id, reason, why.to_owned(), line, Instant::now());
         drop(state);
         log::warn!("failing the job pool={} job={id} reason={} error={why}", self.name, reason.as_str());
@@ -240,7 +245,7 @@ impl Broker {
     /// Forgets a job that ended, or that no longer belongs to the manager.
     fn forget(&self, id: &str) {
         self.held.remove(&self.name, id);
-        self.note(Event::JobGone { pool: self.name.clone(), id: id.to_owned() });
+        self.note(StoreEvent::JobGone { pool: self.name.clone(), id: id.to_owned() });
         if self.lock().remove(id, Instant::now()) {
             self.total.give();
         }
@@ -248,7 +253,7 @@ impl Broker {
     }
 
     /// Writes a change that need not survive a loss of power.
-    fn note(&self, event: Event) {
+    fn note(&self, event: StoreEvent) {
         if let Err(error) = self.store.write(event) {
             log::error!("cannot write the manager's state pool={} error={error}", self.name);
         }
@@ -269,7 +274,7 @@ impl Broker {
                     // A later manager must send the same last line.
                     if let (Phase::Failing { why, line, .. }, None) = (&job.phase, &record.failed) {
                         let (pool, id, why, line) = (self.name.clone(), id.clone(), why.clone(), line.clone());
-                        self.note(Event::Failed { pool, id, why, line });
+                        self.note(StoreEvent::Failed { pool, id, why, line });
                     }
                     state.jobs.insert(id.clone(), job);
                 }
@@ -285,14 +290,14 @@ impl Broker {
                 "a job in the manager's state cannot be decrypted; GitLab fails it later pool={} job={id}",
                 self.name
             );
-            self.note(Event::JobGone { pool: self.name.clone(), id });
+            self.note(StoreEvent::JobGone { pool: self.name.clone(), id });
         }
         if jobs > 0 || agents > 0 {
             log::info!("state restored pool={} agents={agents} jobs={jobs} held={held}", self.name);
         }
     }
 
-    fn restored(&self, record: &JobRecord, now: Instant, wall: SystemTime) -> Option<Job> {
+    fn restored(&self, record: &JobRecord, now: Instant, wall: SystemTime) -> Option<PoolJob> {
         let purpose = |what: &str| format!("{what} {} {}", self.name, record.id);
         let token = self.store.sealer().open(&purpose("token"), &record.token)?;
         let handle = JobHandle { id: JobId::parse(&record.id)?, token: Token::new(String::from_utf8(token).ok()?) };
@@ -310,7 +315,7 @@ impl Broker {
             (None, None, Some(_)) => Phase::Held,
             (None, None, None) => failing("the manager lost the job's payload", record.timestamps, now),
         };
-        Some(Job {
+        Some(PoolJob {
             handle,
             payload: payload.map(Into::into),
             request_id: record.request_id.clone(),
@@ -332,7 +337,7 @@ impl Broker {
     }
 
     /// The record of a new job. Errors: the encryption failed.
-    fn record(&self, job: &Job, id: &str) -> std::io::Result<JobRecord> {
+    fn record(&self, job: &PoolJob, id: &str) -> std::io::Result<JobRecord> {
         let purpose = |what: &str| format!("{what} {} {id}", self.name);
         let seal = |what: &str, text: &[u8]| self.store.sealer().seal(&purpose(what), text);
         Ok(JobRecord {

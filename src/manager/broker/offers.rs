@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::state::{ACCEPT_TIMEOUT, Acceptance, Job, Offered, Phase, Waiter};
+use super::state::{ACCEPT_TIMEOUT, AcceptanceResult, Offered, Phase, PoolJob, Waiter};
 use super::{Broker, LONG};
 use crate::coordinator::manager::protocol::{
     self, CAPACITY_HEADER, CoordinatorPart, Heartbeat, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, Orders,
@@ -14,7 +14,7 @@ use crate::digest::hex;
 use crate::failure::FailureReason;
 use crate::manager::server::request::ServerResponse;
 use crate::manager::server::{Exchange, Ticket};
-use crate::manager::store::records::{Accepted, Event};
+use crate::manager::store::records::{Accepted, StoreEvent};
 use crate::random;
 use crate::sys;
 use crate::version::VERSION;
@@ -129,10 +129,12 @@ impl Broker {
             "running" => {
                 let decision = self.lock().accept(instance, id, offer, sys::unix_now());
                 match decision {
-                    Acceptance::Write(by) => self.write_acceptance(id, by),
-                    Acceptance::Known => ServerResponse::message(200, "accepted before"),
-                    Acceptance::UnderWay => ServerResponse::message(503, "being accepted").with("Retry-After", "1"),
-                    Acceptance::Void => void(),
+                    AcceptanceResult::Write(by) => self.write_acceptance(id, by),
+                    AcceptanceResult::Known => ServerResponse::message(200, "accepted before"),
+                    AcceptanceResult::UnderWay => {
+                        ServerResponse::message(503, "being accepted").with("Retry-After", "1")
+                    }
+                    AcceptanceResult::Void => void(),
                 }
             }
             _ => ServerResponse::message(400, "`state` is pending or running"),
@@ -144,7 +146,7 @@ impl Broker {
         let instance = by.instance.clone();
         // The job may run from now on: a manager that loses its state must not fail it.
         self.held.remove(&self.name, id);
-        let event = Event::Accepted { pool: self.name.clone(), id: id.to_owned(), by: by.clone() };
+        let event = StoreEvent::Accepted { pool: self.name.clone(), id: id.to_owned(), by: by.clone() };
         let written = self.store.commit(event);
         let mut state = self.lock();
         let response = match written {
@@ -213,13 +215,13 @@ impl Broker {
         let Some(job) = JobId::parse(id) else { return };
         let now = Instant::now();
         let by = Accepted { offer: report.offer.clone(), instance: instance.to_owned(), at: sys::unix_now() };
-        let job = Job {
+        let job = PoolJob {
             phase: Phase::Running { by, stage: "accepted", missing: 0 },
             has_run: true,
-            ..Job::new(JobHandle { id: job, token: report.token.clone() }, now, LONG)
+            ..PoolJob::new(JobHandle { id: job, token: report.token.clone() }, now, LONG)
         };
         let written = self.record(&job, id).and_then(|record| {
-            self.store.write(Event::Job { pool: self.name.clone(), job: Box::new(record) }).map(drop)
+            self.store.write(StoreEvent::Job { pool: self.name.clone(), job: Box::new(record) }).map(drop)
         });
         if let Err(error) = written {
             log::error!("cannot write the manager's state pool={} error={error}", self.name);

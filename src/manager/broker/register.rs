@@ -9,7 +9,7 @@ use super::state::Phase;
 use crate::coordinator::manager::protocol::{Introduction, Welcome, new_agent_token};
 use crate::digest::sha256;
 use crate::failure::FailureReason;
-use crate::manager::store::records::{AgentRecord, Event};
+use crate::manager::store::records::{AgentRecord, StoreEvent};
 use crate::manager::workload::Workload;
 use crate::sys;
 
@@ -23,11 +23,11 @@ pub enum Admission {
     Member,
     /// The instance is not a known member of the group.
     Stranger,
-    /// The engine has not said yet who is.
+    /// The members are not known yet.
     Unknown,
 }
 
-/// Why an agent may not register.
+/// The reason why an agent is not registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RegistrationError {
     /// The instance has an agent with another token in this boot.
@@ -46,7 +46,7 @@ impl Broker {
         }
     }
 
-    /// Makes the scaler read the group, because an unknown instance has registered.
+    /// Makes the scaler read the group, because an unknown instance has tried to register.
     pub fn look_for_members(&self) {
         self.changes.ring();
     }
@@ -85,12 +85,12 @@ impl Broker {
             let now = Instant::now();
             let agent = Agent { record: record.clone(), heard: now, idle_since: now, leave: None };
             state.agents.insert(agent);
-            // It is one of the instances that jobs are held for; the scaler counts again soon.
+            // The jobs are held for this instance, among others; the scaler will soon count again.
             state.hold_budget = state.hold_budget.saturating_sub(record.capacity);
             record
         };
         let capacity = record.capacity;
-        if let Err(error) = self.store.commit(Event::Agent { pool: self.name.clone(), agent: record }) {
+        if let Err(error) = self.store.commit(StoreEvent::Agent { pool: self.name.clone(), agent: record }) {
             self.lock().agents.remove(&instance);
             return Err(RegistrationError::Store(error.to_string()));
         }
@@ -108,12 +108,12 @@ impl Broker {
         self.lock().agents.of_token(token_hash).map(str::to_owned)
     }
 
-    /// An agent unregisters.
+    /// Unregisters an agent.
     pub fn leave(&self, instance: &str) {
         self.remove_agent(instance, &format!("the agent on instance {instance} left while it had this job"));
     }
 
-    /// Removes an agent: its offers are void, and its jobs fail.
+    /// Removes an agent: its offers become void, and its jobs fail.
     pub(super) fn remove_agent(&self, instance: &str, why: &str) {
         let (tickets, jobs, known) = {
             let mut state = self.lock();
@@ -136,14 +136,14 @@ impl Broker {
             self.fail(&id, FailureReason::RunnerSystemFailure, why);
         }
         if known {
-            self.note(Event::AgentGone { pool: self.name.clone(), instance: instance.to_owned() });
+            self.note(StoreEvent::AgentGone { pool: self.name.clone(), instance: instance.to_owned() });
             log::info!("agent removed pool={} instance={instance}", self.name);
         }
         self.assign();
         self.changed();
     }
 
-    /// The broker as the scaler sees it.
+    /// The interface of the broker for the scaler.
     pub fn workload(self: &Arc<Self>) -> Arc<dyn Workload> {
         Arc::clone(self) as Arc<dyn Workload>
     }

@@ -1,8 +1,7 @@
-//! A pool's jobs, agents and waiting requests, and what may happen to them. Data only: nothing here calls anybody or
-//! looks at a clock.
+//! A pool's jobs, agents and waiting requests, and their transitions. This module does no I/O and reads no clock.
 //!
-//! A job is held until an agent waits, then offered to that agent, then accepted by it. An offer has an id of its own;
-//! only its agent, with this id and in time, may accept it. So a job has one agent at a time, whatever is lost on the way.
+//! A job is held until an agent waits, then offered to that agent, then accepted by it. Each offer has its own id; only
+//! its agent can accept it, with this id and in time. So a job has only one agent at a time, even if messages are lost.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -15,25 +14,25 @@ use crate::failure::FailureReason;
 use crate::manager::pool::PoolSettings;
 use crate::manager::server::Ticket;
 use crate::manager::store::records::Accepted;
-use crate::manager::workload::{AgentState, AgentView, JobView, Snapshot};
+use crate::manager::workload::{AgentJob, AgentState, AgentView, Snapshot};
 
 /// The time within which an agent must accept an offer.
 pub const ACCEPT_TIMEOUT: Duration = Duration::from_secs(30);
-/// A job that its agent does not name in so many heartbeats in a row is no longer there.
+/// A job that is missing in this number of consecutive heartbeats of its agent no longer exists there.
 const MISSING_MOST: u32 = 3;
 
-/// Everything about a pool that changes.
+/// The variable state of a pool.
 #[derive(Default)]
-pub struct State {
+pub struct PoolState {
     /// Registered agents.
     pub agents: Agents,
     /// Jobs by their id in GitLab.
-    pub jobs: BTreeMap<String, Job>,
-    /// Requests for jobs, oldest first. All wait equally long, so the first one is also due first.
+    pub jobs: BTreeMap<String, PoolJob>,
+    /// Waiting polls, the oldest first. All wait equally long, so the first one is also due first.
     pub waiting: Vec<Waiter>,
-    /// A thread that polls GitLab waits because no agent could take another job.
+    /// Whether a polling thread waits because no agent could take another job.
     pub starved: bool,
-    /// Threads that poll GitLab.
+    /// The number of threads that poll GitLab.
     pub takers: u32,
     /// Members of the pool's group; `None` until the engine has answered.
     pub members: Option<HashSet<String>>,
@@ -41,17 +40,17 @@ pub struct State {
     pub polls: u32,
     /// Requests of the keeper to GitLab in flight.
     pub keeper_requests: u32,
-    /// Jobs that may be taken beyond what waiting agents can start.
+    /// The number of jobs that may be held in addition to those for waiting agents.
     pub hold_budget: u32,
-    /// No more jobs are taken.
+    /// Whether polling has stopped.
     pub closed: bool,
-    /// Why all agents are to leave: the pool is no longer configured.
+    /// The reason for all agents to leave, if the pool is no longer configured.
     pub retired: Option<String>,
-    /// An agent leaves after so many jobs.
+    /// The number of jobs after which an agent leaves.
     pub max_use_count: Option<u32>,
 }
 
-/// A request for a job that waits.
+/// A waiting poll for a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiter {
     /// The connection for the response.
@@ -62,13 +61,13 @@ pub struct Waiter {
     pub until: Instant,
 }
 
-/// A job.
-pub struct Job {
-    /// Id and token.
+/// A job of the pool.
+pub struct PoolJob {
+    /// The id and the token.
     pub handle: JobHandle,
     /// The payload as GitLab sent it; `None` after an agent has accepted the job.
     pub payload: Option<Arc<[u8]>>,
-    /// The id of the request that brought it.
+    /// The id of the request that returned the job.
     pub request_id: String,
     /// The path of the project, for display.
     pub project: String,
@@ -82,7 +81,7 @@ pub struct Job {
     pub offered_at: Instant,
     /// The time at which the job fails if no agent has accepted it.
     pub hold_until: Instant,
-    /// Whether lines of its log begin with a time.
+    /// Whether the lines of the job's log begin with a time.
     pub timestamps: bool,
     /// The lines that the manager wrote to the job's log.
     pub trace: String,
@@ -92,9 +91,9 @@ pub struct Job {
     pub in_request: bool,
     /// The time of the next request that keeps the job alive.
     pub keep_at: Instant,
-    /// An agent accepted it, and wrote its log from then on.
+    /// Whether an agent has accepted the job, and has written its log since.
     pub has_run: bool,
-    /// GitLab leaves it pending until it is acknowledged.
+    /// Whether GitLab leaves the job pending until it is acknowledged; `None` if that is unknown.
     pub two_phase: Option<bool>,
     /// The phase of the job.
     pub phase: Phase,
@@ -103,19 +102,19 @@ pub struct Job {
 /// The phase of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// No agent has it.
+    /// No agent has the job.
     Held,
-    /// An agent was asked to take it.
+    /// The job is offered to an agent.
     Offered(Offered),
-    /// An agent takes it, and that is being written down.
+    /// An agent accepts the job, and the acceptance is being written to the store.
     Accepting(Offered),
-    /// An agent has it.
+    /// An agent has accepted the job.
     Running {
-        /// By which offer.
+        /// The offer that the agent accepted.
         by: Accepted,
         /// The stage in the agent's last report.
         stage: &'static str,
-        /// Heartbeats in a row that did not name it.
+        /// The number of consecutive heartbeats without the job.
         missing: u32,
     },
     /// The job must be failed at GitLab.
@@ -126,9 +125,9 @@ pub enum Phase {
         why: String,
         /// The last line of the job's log. Each attempt sends the same bytes: GitLab may have them from an earlier one.
         line: String,
-        /// Since when that is tried.
+        /// The time of the first attempt.
         since: Instant,
-        /// Attempts so far.
+        /// The number of attempts.
         attempts: u32,
     },
 }
@@ -138,22 +137,22 @@ pub enum Phase {
 pub struct Offered {
     /// The id of the job.
     pub id: String,
-    /// To whom.
+    /// The instance of the agent.
     pub instance: String,
-    /// On which request.
+    /// The poll that the offer answers.
     pub ticket: Ticket,
-    /// Until when.
+    /// The time until which the agent can accept.
     pub until: Instant,
 }
 
 /// The result of an acceptance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Acceptance {
+pub enum AcceptanceResult {
     /// The acceptance must be written to the state before the agent may start the job.
     Write(Accepted),
-    /// The acceptance was written before.
+    /// The same acceptance was written before.
     Known,
-    /// The same acceptance is being written down now.
+    /// The same acceptance is being written now.
     UnderWay,
     /// The offer is void.
     Void,
@@ -164,17 +163,17 @@ pub enum Acceptance {
 pub struct Heard {
     /// Jobs that ended.
     pub ended: Vec<String>,
-    /// Jobs that the manager did not know: it lost its state.
+    /// Jobs that were unknown, because the manager has lost its state.
     pub adopted: Vec<String>,
-    /// Jobs that the agent does not have though it accepted them.
+    /// Jobs that the agent has accepted but no longer has.
     pub vanished: Vec<String>,
-    /// The heartbeat lacks jobs that have not vanished yet.
+    /// Whether the heartbeat lacks jobs that do not count as vanished yet.
     pub lacks_jobs: bool,
-    /// Why the agent is to leave.
+    /// The reason, if the agent must leave.
     pub leave: Option<String>,
 }
 
-impl State {
+impl PoolState {
     /// Takes over what it needs of other settings.
     pub fn follow(&mut self, settings: &PoolSettings) {
         self.max_use_count = settings.max_use_count;
@@ -183,7 +182,7 @@ impl State {
         }
     }
 
-    /// The next job to offer and the request to answer with it; both are taken off their lists.
+    /// Takes the next job to offer and the poll to answer with it off their lists.
     pub fn offer(&mut self, id: String, now: Instant) -> Option<(String, Offered)> {
         let job = self.jobs.iter().filter(|(_, job)| job.phase == Phase::Held && !job.in_request);
         let job = job.min_by_key(|(_, job)| job.taken_at)?.0.clone();
@@ -196,8 +195,8 @@ impl State {
         Some((job, offered))
     }
 
-    /// The request that gets the next job: of an agent that has jobs already, so that others become idle; then of the one
-    /// that worked last, so that those that are idle for long can leave.
+    /// The poll that gets the next job: first that of an agent with jobs, so that others stay idle; then that of the
+    /// agent that worked last, so that agents that are idle for long can leave.
     fn best_waiter(&self) -> Option<usize> {
         let offers = self.offers();
         let busy: HashSet<&str> = self.jobs.values().filter_map(|job| job.phase.instance()).collect();
@@ -207,11 +206,11 @@ impl State {
             free.then_some((busy.contains(waiter.instance.as_str()), agent.idle_since))
         };
         let ranked = self.waiting.iter().enumerate().filter_map(|(index, waiter)| Some((rank(waiter)?, index)));
-        // Of equal ones the first, which has waited longest.
+        // Among equal ones the first, which has waited longest.
         ranked.max_by_key(|(rank, index)| (*rank, std::cmp::Reverse(*index))).map(|(_, index)| index)
     }
 
-    /// Jobs by instance that are offered and not accepted yet. Only counted where `max_use_count` needs the numbers.
+    /// The number of offered, not yet accepted jobs by instance. Only counted if `max_use_count` is set.
     fn offers(&self) -> HashMap<&str, u32> {
         let mut offers = HashMap::new();
         if self.max_use_count.is_some() {
@@ -224,18 +223,18 @@ impl State {
         offers
     }
 
-    /// Whether an agent has had its number of jobs. `offers` is of [`State::offers`].
+    /// Whether an agent has reached its maximum number of jobs. `offers` is the result of [`PoolState::offers`].
     fn is_spent(&self, agent: &Agent, offers: &HashMap<&str, u32>) -> bool {
         let offered = offers.get(agent.record.instance.as_str()).copied().unwrap_or(0);
         self.max_use_count.is_some_and(|most| agent.record.builds.saturating_add(offered) >= most)
     }
 
-    /// Jobs that an agent has or is asked to take.
+    /// The number of jobs that an agent has or is offered.
     pub fn jobs_of(&self, instance: &str) -> usize {
         self.jobs.values().filter(|job| job.phase.instance() == Some(instance)).count()
     }
 
-    /// Why an agent is to leave, if so: it was told, or it had its number of jobs.
+    /// The reason for an agent to leave, if there is one: an order, or its maximum number of jobs.
     pub fn leave_reason(&mut self, instance: &str) -> Option<String> {
         let spent = self.agents.get(instance).is_some_and(|agent| self.is_spent(agent, &self.offers()));
         let agent = self.agents.get_mut(instance)?;
@@ -248,7 +247,8 @@ impl State {
         agent.leave.clone()
     }
 
-    /// The agent did not take the offer: the job is held again. False: it is no longer only offered.
+    /// Withdraws an offer that the agent did not accept; the job is held again. Returns false if the job is not in the
+    /// phase [`Phase::Offered`].
     pub fn void(&mut self, job: &str, offer: &str) -> bool {
         match self.jobs.get_mut(job) {
             Some(job) if matches!(&job.phase, Phase::Offered(offered) if offered.id == offer) => {
@@ -259,7 +259,7 @@ impl State {
         }
     }
 
-    /// The client of a request is gone: its offer is void. True if anything changed.
+    /// Removes the poll of a disconnected client and voids its offer. Returns true if anything changed.
     pub fn gone(&mut self, ticket: Ticket) -> bool {
         let before = self.waiting.len();
         self.waiting.retain(|waiter| waiter.ticket != ticket);
@@ -273,21 +273,23 @@ impl State {
         changed
     }
 
-    /// An agent accepts a job. `Write`: [`State::accepted`] or [`State::not_accepted`] follows.
-    pub fn accept(&mut self, instance: &str, job: &str, offer: &str, at: u64) -> Acceptance {
-        let Some(job) = self.jobs.get_mut(job) else { return Acceptance::Void };
+    /// Processes an acceptance. After `Write`, [`PoolState::accepted`] or [`PoolState::not_accepted`] must follow.
+    pub fn accept(&mut self, instance: &str, job: &str, offer: &str, at: u64) -> AcceptanceResult {
+        let Some(job) = self.jobs.get_mut(job) else { return AcceptanceResult::Void };
         match &job.phase {
             Phase::Offered(offered) if offered.id == offer && offered.instance == instance => {
                 job.phase = Phase::Accepting(offered.clone());
-                Acceptance::Write(Accepted { offer: offer.to_owned(), instance: instance.to_owned(), at })
+                AcceptanceResult::Write(Accepted { offer: offer.to_owned(), instance: instance.to_owned(), at })
             }
-            Phase::Accepting(offered) if offered.id == offer && offered.instance == instance => Acceptance::UnderWay,
-            Phase::Running { by, .. } if by.offer == offer && by.instance == instance => Acceptance::Known,
-            _ => Acceptance::Void,
+            Phase::Accepting(offered) if offered.id == offer && offered.instance == instance => {
+                AcceptanceResult::UnderWay
+            }
+            Phase::Running { by, .. } if by.offer == offer && by.instance == instance => AcceptanceResult::Known,
+            _ => AcceptanceResult::Void,
         }
     }
 
-    /// The agent is about to accept: the offer holds a little longer. False: it is void.
+    /// Extends an offer that the agent is about to accept. Returns false if the offer is void.
     pub fn prolong(&mut self, instance: &str, job: &str, offer: &str, now: Instant) -> bool {
         match self.jobs.get_mut(job).map(|job| &mut job.phase) {
             Some(Phase::Offered(offered)) if offered.id == offer && offered.instance == instance => {
@@ -300,7 +302,7 @@ impl State {
         }
     }
 
-    /// An acceptance is written down. False: the instance was lost meanwhile, and the job fails.
+    /// Records that an acceptance was written. Returns false if the instance was lost meanwhile; then the job fails.
     pub fn accepted(&mut self, job: &str, by: Accepted) -> bool {
         if let Some(agent) = self.agents.get_mut(&by.instance) {
             agent.record.builds += 1;
@@ -316,7 +318,7 @@ impl State {
         }
     }
 
-    /// An acceptance could not be written down: it did not happen.
+    /// Reverts an acceptance that could not be written.
     pub fn not_accepted(&mut self, job: &str) {
         if let Some(job) = self.jobs.get_mut(job)
             && matches!(job.phase, Phase::Accepting(_))
@@ -325,7 +327,7 @@ impl State {
         }
     }
 
-    /// Takes a heartbeat in. `heard` is when it came.
+    /// Processes a heartbeat, which arrived at `heard`.
     pub fn heartbeat(&mut self, instance: &str, reports: &[JobReport], ended: &[String], heard: Instant) -> Heard {
         let mut news = Heard::default();
         // An agent has no more jobs than it can run; what exceeds that would make the group grow for nothing.
@@ -338,15 +340,15 @@ impl State {
         }
         for report in reports {
             match self.jobs.get_mut(&report.id) {
-                Some(Job { phase: Phase::Running { by, stage, missing }, .. }) if by.offer == report.offer => {
+                Some(PoolJob { phase: Phase::Running { by, stage, missing }, .. }) if by.offer == report.offer => {
                     *stage = stage_of(&report.phase);
                     *missing = 0;
                 }
-                // The manager has forgotten the job and has not failed it yet.
-                Some(Job { phase: Phase::Failing { attempts: 0, .. }, payload: None, .. }) => {
+                // The manager has lost the job and has not failed it yet.
+                Some(PoolJob { phase: Phase::Failing { attempts: 0, .. }, payload: None, .. }) => {
                     news.adopted.push(report.id.clone());
                 }
-                // Held again, or another's by now: what this agent does will be refused by GitLab.
+                // The job is held again, or belongs to another agent: GitLab will reject this agent's requests for it.
                 Some(_) => {}
                 None if !ended.contains(&report.id) && jobs < capacity => {
                     jobs += 1;
@@ -384,7 +386,7 @@ impl State {
         true
     }
 
-    /// An agent that has no job any more is idle from now on.
+    /// Sets the start of the idle time of an agent without jobs.
     pub fn note_idle(&mut self, instance: &str, now: Instant) {
         if self.jobs_of(instance) == 0
             && let Some(agent) = self.agents.get_mut(instance)
@@ -393,7 +395,7 @@ impl State {
         }
     }
 
-    /// The job is to be failed at GitLab.
+    /// Moves a job to the phase [`Phase::Failing`].
     pub fn fail(&mut self, id: &str, reason: FailureReason, why: String, line: String, now: Instant) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let instance = job.phase.instance().map(str::to_owned);
@@ -404,7 +406,8 @@ impl State {
         }
     }
 
-    /// Tells an idle agent to leave; the requests to answer with that. `None`: it is not idle, or not there.
+    /// Orders an idle agent to leave. Returns its polls, which must be answered with the order; `None` if the agent is
+    /// busy or unknown.
     pub fn dismiss(&mut self, instance: &str, reason: &str) -> Option<Vec<Ticket>> {
         if self.jobs_of(instance) > 0 {
             return None;
@@ -441,7 +444,7 @@ impl State {
         }
     }
 
-    /// Jobs in hand, held and running.
+    /// The number of held and running jobs.
     pub fn in_hand(&self) -> u32 {
         u32::try_from(self.jobs.len()).unwrap_or(u32::MAX)
     }
@@ -449,7 +452,7 @@ impl State {
     /// Jobs and agents, for the scaler.
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot::default();
-        let mut jobs: HashMap<&str, Vec<JobView>> = HashMap::new();
+        let mut jobs: HashMap<&str, Vec<AgentJob>> = HashMap::new();
         let mut busy: HashSet<&str> = HashSet::new();
         for (id, job) in &self.jobs {
             busy.extend(job.phase.instance());
@@ -458,7 +461,7 @@ impl State {
                 Phase::Accepting(_) => snapshot.running += 1,
                 Phase::Running { by, stage, .. } => {
                     snapshot.running += 1;
-                    jobs.entry(&by.instance).or_default().push(JobView {
+                    jobs.entry(&by.instance).or_default().push(AgentJob {
                         id: id.clone(),
                         project_url_or_name: job.project.clone(),
                         link: job.link.clone(),
@@ -492,7 +495,7 @@ impl State {
 }
 
 impl Phase {
-    /// The instance that has the job, or is asked to take it.
+    /// The instance that has the job, or is offered it.
     pub fn instance(&self) -> Option<&str> {
         match self {
             Self::Offered(offered) | Self::Accepting(offered) => Some(&offered.instance),
@@ -502,7 +505,7 @@ impl Phase {
     }
 }
 
-impl Job {
+impl PoolJob {
     fn is_run_by(&self, instance: &str) -> bool {
         matches!(&self.phase, Phase::Running { by, .. } if by.instance == instance)
     }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::state::{Job, Phase};
+use super::state::{Phase, PoolJob};
 use super::{Broker, LONG, failing};
 use crate::config::Runner;
 use crate::coordinator::JobHandle;
 use crate::coordinator::gitlab::ServerHealth;
 use crate::coordinator::source::{JobRequest, PollOutcome};
 use crate::failure::FailureReason;
-use crate::manager::store::records::Event;
+use crate::manager::store::records::StoreEvent;
 use crate::payload::{self, Payload, Undecodable};
 use crate::sync;
 use crate::token::Token;
@@ -21,7 +21,7 @@ const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
 /// The longest pause after rejections of a token that is kept in a secret store.
 const STORED_TOKEN_PAUSE_MAX: Duration = Duration::from_secs(60);
 
-impl Job {
+impl PoolJob {
     /// A job that was just taken.
     pub fn new(handle: JobHandle, now: Instant, hold: Duration) -> Self {
         Self {
@@ -176,7 +176,7 @@ impl Broker {
         let settings = self.settings();
         let now = Instant::now();
         let job = match payload::decode(&body) {
-            Ok(payload) => Job {
+            Ok(payload) => PoolJob {
                 project: project_of(&payload),
                 link: variable(&payload, "CI_JOB_URL").unwrap_or_default(),
                 timestamps: has_timestamps(&payload, &settings.runner.feature_flags),
@@ -184,11 +184,11 @@ impl Broker {
                 payload: Some(body.into()),
                 // A job that finds an agent at once needs no line in its log.
                 keep_at: now + super::keeper::ANNOUNCE_AFTER,
-                ..Job::new(payload.handle(), now, settings.instance_acquire_timeout)
+                ..PoolJob::new(payload.handle(), now, settings.instance_acquire_timeout)
             },
-            Err(Undecodable { why, job: Some(handle) }) => Job {
+            Err(Undecodable { why, job: Some(handle) }) => PoolJob {
                 phase: failing(&format!("the payload of this job cannot be read: {why}"), true, now),
-                ..Job::new(handle, now, Duration::ZERO)
+                ..PoolJob::new(handle, now, Duration::ZERO)
             },
             Err(Undecodable { why, job: None }) => {
                 log::error!(
@@ -201,14 +201,14 @@ impl Broker {
         self.insert(job)
     }
 
-    fn insert(&self, mut job: Job) -> bool {
+    fn insert(&self, mut job: PoolJob) -> bool {
         let id = job.handle.id.to_string();
         log::info!("job received pool={} job={id}", self.name);
         // Written before anything else, and brought to the disk while the agent hears of the job: its acceptance comes
         // after it in the same file.
         let written = self
             .record(&job, &id)
-            .and_then(|record| self.store.write(Event::Job { pool: self.name.clone(), job: Box::new(record) }));
+            .and_then(|record| self.store.write(StoreEvent::Job { pool: self.name.clone(), job: Box::new(record) }));
         if let Err(error) = &written {
             log::error!("cannot write the manager's state pool={} error={error}", self.name);
             let why = format!("the manager cannot write its state: {error}");

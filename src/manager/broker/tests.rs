@@ -1,10 +1,10 @@
-//! The state of a pool, step by step.
+//! Tests of the state of a pool, step by step.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::agents::Agent;
-use super::state::{ACCEPT_TIMEOUT, Acceptance, Job, Phase, State, Waiter};
+use super::state::{ACCEPT_TIMEOUT, AcceptanceResult, Phase, PoolJob, PoolState, Waiter};
 use crate::coordinator::JobHandle;
 use crate::coordinator::manager::protocol::JobReport;
 use crate::failure::FailureReason;
@@ -14,14 +14,14 @@ use crate::manager::workload::AgentState;
 use crate::token::Token;
 
 struct Pool {
-    state: State,
+    state: PoolState,
     now: Instant,
     tickets: u64,
 }
 
 impl Pool {
     fn new() -> Self {
-        Self { state: State::default(), now: Instant::now(), tickets: 0 }
+        Self { state: PoolState::default(), now: Instant::now(), tickets: 0 }
     }
 
     fn agent(&mut self, instance: &str) {
@@ -50,22 +50,22 @@ impl Pool {
     fn job(&mut self, id: i64) -> String {
         self.now += Duration::from_secs(1);
         let handle = JobHandle { id: id.into(), token: Token::new("t") };
-        let mut job = Job::new(handle, self.now, Duration::from_secs(900));
+        let mut job = PoolJob::new(handle, self.now, Duration::from_secs(900));
         job.payload = Some(b"{}".to_vec().into());
         self.state.jobs.insert(id.to_string(), job);
         id.to_string()
     }
 
-    /// Offers the next job; to whom.
+    /// Offers the next job; returns the job and the instance.
     fn offer(&mut self, offer: &str) -> Option<(String, String)> {
         let (job, offered) = self.state.offer(offer.to_owned(), self.now)?;
         assert_eq!(offered.until, self.now + ACCEPT_TIMEOUT);
         Some((job, offered.instance))
     }
 
-    fn accept(&mut self, instance: &str, job: &str, offer: &str) -> Acceptance {
+    fn accept(&mut self, instance: &str, job: &str, offer: &str) -> AcceptanceResult {
         let acceptance = self.state.accept(instance, job, offer, 1);
-        if let Acceptance::Write(by) = &acceptance {
+        if let AcceptanceResult::Write(by) = &acceptance {
             assert!(self.state.accepted(job, by.clone()));
         }
         acceptance
@@ -90,8 +90,8 @@ fn a_job_is_offered_accepted_and_ends() {
     assert_eq!(pool.offer("a"), Some((job.clone(), "i-1".to_owned())));
     assert_eq!(pool.offer("b"), None, "offered once");
     assert_eq!(pool.idle()["i-1"], AgentState::Busy, "an offer is as good as a job");
-    assert!(matches!(pool.accept("i-1", &job, "a"), Acceptance::Write(_)));
-    assert_eq!(pool.accept("i-1", &job, "a"), Acceptance::Known, "the answer was lost");
+    assert!(matches!(pool.accept("i-1", &job, "a"), AcceptanceResult::Write(_)));
+    assert_eq!(pool.accept("i-1", &job, "a"), AcceptanceResult::Known, "the answer was lost");
     let snapshot = pool.state.snapshot();
     assert_eq!((snapshot.held, snapshot.running, snapshot.agents[0].builds), (0, 1, 1));
     let heard = pool.state.heartbeat("i-1", &[], std::slice::from_ref(&job), pool.now);
@@ -109,16 +109,16 @@ fn only_the_agent_with_the_offer_may_accept_and_only_once() {
     pool.waits("i-1");
     pool.offer("a");
     for (instance, offer) in [("i-2", "a"), ("i-1", "b"), ("i-1", "")] {
-        assert_eq!(pool.accept(instance, &job, offer), Acceptance::Void, "{instance} {offer}");
+        assert_eq!(pool.accept(instance, &job, offer), AcceptanceResult::Void, "{instance} {offer}");
     }
     assert!(pool.state.void(&job, "a"));
-    assert_eq!(pool.accept("i-1", &job, "a"), Acceptance::Void, "too late");
+    assert_eq!(pool.accept("i-1", &job, "a"), AcceptanceResult::Void, "too late");
     pool.waits("i-2");
     pool.offer("c");
-    assert_eq!(pool.accept("i-1", &job, "a"), Acceptance::Void, "another has the offer");
-    assert!(matches!(pool.accept("i-2", &job, "c"), Acceptance::Write(_)));
+    assert_eq!(pool.accept("i-1", &job, "a"), AcceptanceResult::Void, "another has the offer");
+    assert!(matches!(pool.accept("i-2", &job, "c"), AcceptanceResult::Write(_)));
     assert!(!pool.state.void(&job, "c"), "an accepted job is not offered again");
-    assert_eq!(pool.accept("i-1", "8", "a"), Acceptance::Void, "no such job");
+    assert_eq!(pool.accept("i-1", "8", "a"), AcceptanceResult::Void, "no such job");
 }
 
 #[test]
@@ -128,10 +128,10 @@ fn an_acceptance_that_cannot_be_written_did_not_happen() {
     let job = pool.job(7);
     pool.waits("i-1");
     pool.offer("a");
-    assert!(matches!(pool.state.accept("i-1", &job, "a", 1), Acceptance::Write(_)));
-    assert_eq!(pool.state.accept("i-1", &job, "a", 1), Acceptance::UnderWay);
+    assert!(matches!(pool.state.accept("i-1", &job, "a", 1), AcceptanceResult::Write(_)));
+    assert_eq!(pool.state.accept("i-1", &job, "a", 1), AcceptanceResult::UnderWay);
     pool.state.not_accepted(&job);
-    assert_eq!(pool.state.accept("i-1", &job, "a", 1), Acceptance::Void);
+    assert_eq!(pool.state.accept("i-1", &job, "a", 1), AcceptanceResult::Void);
     pool.waits("i-1");
     assert!(pool.offer("b").is_some());
 }
@@ -143,7 +143,7 @@ fn a_job_of_a_lost_instance_is_not_accepted_any_more() {
     let job = pool.job(7);
     pool.waits("i-1");
     pool.offer("a");
-    let Acceptance::Write(by) = pool.state.accept("i-1", &job, "a", 1) else { panic!("not accepted") };
+    let AcceptanceResult::Write(by) = pool.state.accept("i-1", &job, "a", 1) else { panic!("not accepted") };
     pool.state.fail(&job, FailureReason::RunnerSystemFailure, "lost".to_owned(), String::new(), pool.now);
     assert!(!pool.state.accepted(&job, by));
     assert!(matches!(pool.state.jobs[&job].phase, Phase::Failing { .. }));

@@ -309,7 +309,7 @@ fn instance_view(instance: &str, state: &str, age: Duration, agent: Option<&Agen
         AgentState::Idle { since } => Some(since.elapsed().as_secs()),
         _ => None,
     });
-    let job = |job: &crate::manager::workload::JobView| JobView {
+    let job = |job: &crate::manager::workload::AgentJob| JobView {
         id: job.id.clone(),
         project: job.project_url_or_name.clone(),
         link: job.link.clone(),

@@ -5,7 +5,7 @@ use super::*;
 use crate::manager::engine::{EngineError, ErrorKind, FailedStart, FailureKind, Group, Member, State};
 use crate::manager::scaling::planner::ScalingPlan;
 use crate::manager::scaling::wanted::{Jobs, Wanted};
-use crate::manager::workload::{AgentState, AgentView, JobView, Snapshot};
+use crate::manager::workload::{AgentJob, AgentState, AgentView, Snapshot};
 
 /// Jobs and agents that do not change.
 struct Fixed(Mutex<Snapshot>);
@@ -26,7 +26,7 @@ impl Workload for Fixed {
 
 const EVIL: &str = "<script>alert('x')</script>\"&";
 
-fn agent(instance: &str, state: AgentState, jobs: Vec<JobView>) -> AgentView {
+fn agent(instance: &str, state: AgentState, jobs: Vec<AgentJob>) -> AgentView {
     AgentView {
         instance: instance.to_owned(),
         state,
@@ -39,8 +39,8 @@ fn agent(instance: &str, state: AgentState, jobs: Vec<JobView>) -> AgentView {
     }
 }
 
-fn job(link: &str) -> JobView {
-    JobView {
+fn job(link: &str) -> AgentJob {
+    AgentJob {
         id: "42".to_owned(),
         project_url_or_name: EVIL.to_owned(),
         link: link.to_owned(),

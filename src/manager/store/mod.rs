@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::sync;
-use records::{Event, Records};
+use records::{Records, StoreEvent};
 pub use seal::Sealer;
 
 /// The minimum size in bytes at which the file is rewritten.
@@ -88,7 +88,7 @@ impl Store {
     }
 
     /// Appends a change to the file. If the write fails, the change is not applied.
-    pub fn write(&self, event: Event) -> io::Result<Position> {
+    pub fn write(&self, event: StoreEvent) -> io::Result<Position> {
         let line = encode(&event)?;
         let mut inner = self.lock();
         if inner.size > COMPACT_AT && inner.size > 2 * inner.compact_size {
@@ -128,7 +128,7 @@ impl Store {
     }
 
     /// Writes a change and syncs it to the disk. Errors: the disk failed.
-    pub fn commit(&self, event: Event) -> io::Result<()> {
+    pub fn commit(&self, event: StoreEvent) -> io::Result<()> {
         let position = self.write(event)?;
         self.sync(position)
     }
@@ -138,7 +138,7 @@ impl Store {
     }
 }
 
-fn encode(event: &Event) -> io::Result<Vec<u8>> {
+fn encode(event: &StoreEvent) -> io::Result<Vec<u8>> {
     let text = serde_json::to_vec(event)?;
     let mut line = format!("{:08x} ", crc32fast::hash(&text)).into_bytes();
     line.extend_from_slice(&text);
@@ -146,7 +146,7 @@ fn encode(event: &Event) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-fn decode(line: &[u8]) -> Option<Event> {
+fn decode(line: &[u8]) -> Option<StoreEvent> {
     let (sum, text) = line.split_at_checked(9)?;
     let sum = u32::from_str_radix(std::str::from_utf8(sum).ok()?.trim_end(), 16).ok()?;
     (sum == crc32fast::hash(text)).then(|| crate::decode::json(text).ok()).flatten()
@@ -226,13 +226,13 @@ mod tests {
         }
     }
 
-    fn taken(id: &str) -> Event {
-        Event::Job { pool: "p".to_owned(), job: Box::new(job(id)) }
+    fn taken(id: &str) -> StoreEvent {
+        StoreEvent::Job { pool: "p".to_owned(), job: Box::new(job(id)) }
     }
 
-    fn accepted(id: &str) -> Event {
+    fn accepted(id: &str) -> StoreEvent {
         let by = Accepted { offer: "o".to_owned(), instance: "i-1".to_owned(), at: 2 };
-        Event::Accepted { pool: "p".to_owned(), id: id.to_owned(), by }
+        StoreEvent::Accepted { pool: "p".to_owned(), id: id.to_owned(), by }
     }
 
     #[test]
@@ -241,11 +241,11 @@ mod tests {
         let store = Store::open(directory.path()).expect("open the store");
         assert!(Store::open(directory.path()).is_err_and(|why| why.contains("another manager")));
         for event in [
-            Event::Agent { pool: "p".to_owned(), agent: agent("i-1") },
+            StoreEvent::Agent { pool: "p".to_owned(), agent: agent("i-1") },
             taken("1"),
             taken("2"),
             accepted("1"),
-            Event::Trace { pool: "p".to_owned(), id: "2".to_owned(), trace: "wait".to_owned(), sent: 4 },
+            StoreEvent::Trace { pool: "p".to_owned(), id: "2".to_owned(), trace: "wait".to_owned(), sent: 4 },
         ] {
             store.commit(event).expect("commit the event");
         }
@@ -287,7 +287,7 @@ mod tests {
         for number in 0..5000 {
             let id = number.to_string();
             store.write(taken(&id)).expect("write the event");
-            store.write(Event::JobGone { pool: "p".to_owned(), id }).expect("write the event");
+            store.write(StoreEvent::JobGone { pool: "p".to_owned(), id }).expect("write the event");
         }
         let size = fs::metadata(directory.path().join("state")).expect("a file").len();
         assert!(size <= COMPACT_AT + 4096, "{size}");

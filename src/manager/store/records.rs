@@ -77,7 +77,7 @@ pub struct Accepted {
 /// A change; one line of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
+pub enum StoreEvent {
     /// An agent registered, or its data changed.
     Agent { pool: String, agent: AgentRecord },
     /// An agent left or was lost.
@@ -105,24 +105,24 @@ pub struct Records {
 
 impl Records {
     /// Applies a change.
-    pub fn apply(&mut self, event: Event) {
+    pub fn apply(&mut self, event: StoreEvent) {
         match event {
-            Event::Agent { pool, agent } => drop(self.agents.insert((pool, agent.instance.clone()), agent)),
-            Event::AgentGone { pool, instance } => drop(self.agents.remove(&(pool, instance))),
-            Event::Job { pool, job } => drop(self.jobs.insert((pool, job.id.clone()), *job)),
-            Event::Trace { pool, id, trace, sent } => {
+            StoreEvent::Agent { pool, agent } => drop(self.agents.insert((pool, agent.instance.clone()), agent)),
+            StoreEvent::AgentGone { pool, instance } => drop(self.agents.remove(&(pool, instance))),
+            StoreEvent::Job { pool, job } => drop(self.jobs.insert((pool, job.id.clone()), *job)),
+            StoreEvent::Trace { pool, id, trace, sent } => {
                 self.change(pool, id, |job| (job.trace, job.trace_sent) = (trace, sent));
             }
-            Event::Accepted { pool, id, by } => {
+            StoreEvent::Accepted { pool, id, by } => {
                 if let Some(agent) = self.agents.get_mut(&(pool.clone(), by.instance.clone())) {
                     agent.builds += 1;
                 }
                 self.change(pool, id, |job| (job.payload, job.accepted) = (None, Some(by)));
             }
-            Event::Failed { pool, id, why, line } => {
+            StoreEvent::Failed { pool, id, why, line } => {
                 self.change(pool, id, |job| (job.failed, job.last_line) = (Some(why), line));
             }
-            Event::JobGone { pool, id } => drop(self.jobs.remove(&(pool, id))),
+            StoreEvent::JobGone { pool, id } => drop(self.jobs.remove(&(pool, id))),
         }
     }
 
@@ -133,11 +133,11 @@ impl Records {
     }
 
     /// The changes that produce this state.
-    pub fn events(&self) -> impl Iterator<Item = Event> + '_ {
+    pub fn events(&self) -> impl Iterator<Item = StoreEvent> + '_ {
         let agents =
-            self.agents.iter().map(|((pool, _), agent)| Event::Agent { pool: pool.clone(), agent: agent.clone() });
+            self.agents.iter().map(|((pool, _), agent)| StoreEvent::Agent { pool: pool.clone(), agent: agent.clone() });
         let jobs =
-            self.jobs.iter().map(|((pool, _), job)| Event::Job { pool: pool.clone(), job: Box::new(job.clone()) });
+            self.jobs.iter().map(|((pool, _), job)| StoreEvent::Job { pool: pool.clone(), job: Box::new(job.clone()) });
         agents.chain(jobs)
     }
 }
