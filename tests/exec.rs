@@ -467,13 +467,23 @@ fn watch_runs_the_pipeline_again_after_a_change() {
     std::fs::write(root.join("word"), "one\n").expect("write a file");
     git(&root, &["add", "word"]);
     let seen = || std::fs::read_to_string(home.path("sign")).unwrap_or_default();
-    let mut child = started(&home, &["--watch"], &[]);
+    let report = root.join("report.json").display().to_string();
+    let mut child = started(&home, &["--watch", "--report", &report], &[]);
     wait_until("the first run", || seen() == "one\n");
     // The directory of the run disappears when the run ends; then the program watches for changes.
     wait_until("the first run ends", || run_directory(&home) == "none");
     std::fs::write(root.join("word"), "two\n").expect("write a file");
     wait_until("the second run", || seen().ends_with("two\n"));
     wait_until("the second run ends", || run_directory(&home) == "none");
+    // Neither results nor other untracked files start a run; a file that becomes tracked does.
+    std::fs::write(root.join("word"), "three\n").expect("write a file");
+    wait_until("the third run", || seen().ends_with("three\n"));
+    wait_until("the third run ends", || run_directory(&home) == "none");
+    std::fs::write(root.join("untracked"), "").expect("write a file");
+    git(&root, &["add", "untracked"]);
+    wait_until("the fourth run", || seen().ends_with("three\nthree\n"));
+    wait_until("the fourth run ends", || run_directory(&home) == "none");
+    assert_eq!(seen(), "one\ntwo\nthree\nthree\n");
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).expect("send a signal");
     assert_eq!(child.wait().expect("must end").code(), Some(130));
 }

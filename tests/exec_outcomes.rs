@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 
 use crate::exec::{assert_nothing_left, checkout, command, exec, run_directory};
 use crate::support::docker::docker;
+use crate::support::git::git;
 use crate::support::wait_until;
 
 #[test]
@@ -169,4 +170,21 @@ fn an_interrupt_before_the_first_job_ends_the_run() {
     assert_eq!(child.wait().expect("the run must end").code(), Some(130));
     wait_until("the run's directory goes", || run_directory(&home) == "none");
     drop(connection);
+}
+
+#[test]
+fn files_that_a_sparse_checkout_leaves_out_are_reported() {
+    let home = checkout("a: {script: 'ls'}\n");
+    let root = home.path("checkout");
+    for directory in ["one", "two"] {
+        fs::create_dir(root.join(directory)).expect("create the directory");
+        fs::write(root.join(directory).join("file"), "").expect("write a file");
+    }
+    git(&root, &["add", "-A"]);
+    git(&root, &["-c", "user.name=Dev", "-c", "user.email=dev@example.test", "commit", "-q", "-m", "second"]);
+    let (output, text) = exec(&home, &[]);
+    assert!(output.status.success() && !text.contains("sparse"), "{text}");
+    git(&root, &["sparse-checkout", "set", "one"]);
+    let (output, text) = exec(&home, &[]);
+    assert!(output.status.success() && text.contains("do not have 1 tracked files that the sparse checkout"), "{text}");
 }

@@ -5,6 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::git_dir::{self, GitDir};
+
 /// A git work tree and its repository.
 #[derive(Clone, Debug)]
 pub struct Checkout {
@@ -25,6 +27,8 @@ pub struct Listed {
     pub path: PathBuf,
     /// Whether the path is the repository of a submodule.
     pub is_submodule: bool,
+    /// Whether the file is left out of the work tree on purpose (a sparse checkout).
+    pub is_skipped: bool,
 }
 
 /// A git command that takes no locks and does not refresh the index of the developer's repository.
@@ -46,6 +50,10 @@ pub fn output(mut command: Command) -> Result<Vec<u8>, String> {
 impl Checkout {
     /// Finds the checkout that contains `directory`.
     pub fn find(directory: &Path) -> Result<Self, String> {
+        if let Some(GitDir { root, path }) = GitDir::find(directory) {
+            let [objects, index, shallow] = ["objects", "index", "shallow"].map(|name| path.join(name));
+            return Ok(Self { root, objects, index, shallow });
+        }
         let mut command = git(directory);
         command.args(["rev-parse", "--path-format=absolute", "--show-toplevel"]);
         for name in ["objects", "index", "shallow"] {
@@ -73,27 +81,39 @@ impl Checkout {
 
 /// The files of the whole work tree that contains `directory`, in the order of the index.
 pub fn list(directory: &Path, untracked: bool) -> Result<Vec<Listed>, String> {
-    let mut command = git(directory);
-    command.args(["ls-files", "-z", "-s", "--full-name", ":/"]);
-    let staged = output(command)?;
-    let mut files: Vec<Listed> = staged.split(|byte| *byte == 0).filter_map(staged_file).collect();
-    // A file with a merge conflict has up to three entries.
-    files.dedup();
+    let own = GitDir::find(directory).and_then(|found| git_dir::files(&found.path.join("index")));
+    let mut files = own.map_or_else(|| list_by_git(directory), Ok)?;
     if untracked {
         let mut command = git(directory);
         command.args(["ls-files", "-z", "--others", "--exclude-standard", "--full-name", ":/"]);
         let others = output(command)?;
         let paths = others.split(|byte| *byte == 0).filter(|path| !path.is_empty());
-        files.extend(
-            paths.map(|path| Listed { path: OsStr::from_bytes(path).into(), is_submodule: path.ends_with(b"/") }),
-        );
+        files.extend(paths.map(|path| Listed {
+            path: OsStr::from_bytes(path).into(),
+            is_submodule: path.ends_with(b"/"),
+            is_skipped: false,
+        }));
     }
     Ok(files)
 }
 
-/// Parses `MODE OBJECT STAGE<tab>PATH`.
+fn list_by_git(directory: &Path) -> Result<Vec<Listed>, String> {
+    let mut command = git(directory);
+    command.args(["ls-files", "-z", "-s", "-t", "--full-name", ":/"]);
+    let staged = output(command)?;
+    let mut files: Vec<Listed> = staged.split(|byte| *byte == 0).filter_map(staged_file).collect();
+    // A file with a merge conflict has up to three entries.
+    files.dedup();
+    Ok(files)
+}
+
+/// Parses `TAG MODE OBJECT STAGE<tab>PATH`.
 fn staged_file(line: &[u8]) -> Option<Listed> {
     let tab = line.iter().position(|byte| *byte == b'\t')?;
     let path = OsStr::from_bytes(&line[tab + 1..]).into();
-    Some(Listed { path, is_submodule: line.starts_with(b"160000 ") })
+    Some(Listed {
+        path,
+        is_submodule: line[..tab].get(2..).is_some_and(|rest| rest.starts_with(b"160000 ")),
+        is_skipped: line.starts_with(b"S "),
+    })
 }

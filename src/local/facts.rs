@@ -5,6 +5,7 @@ use std::path::Path;
 use std::thread;
 
 use super::checkout::{Checkout, git, output};
+use super::git_dir::{GitDir, effective};
 use crate::pipeline::request::{CommitFacts, MergeRequest};
 
 /// The pipeline that the user requests.
@@ -20,7 +21,11 @@ pub struct RequestedPipeline {
     pub before: Option<String>,
 }
 
-/// The output of the git commands, parsed.
+/// The settings of git that matter here.
+const SETTINGS: [&str; 4] = ["remote.origin.url", "extensions.objectformat", "user.name", "user.email"];
+
+/// What git or its files say about the repository.
+#[derive(Debug, Default, PartialEq)]
 pub struct Answers {
     log: String,
     /// Commit ids by reference.
@@ -37,57 +42,66 @@ pub struct Answers {
 impl Answers {
     /// Reads the facts of the checkout that contains `directory`. Fails if it has no commit.
     pub fn ask(directory: &Path) -> Result<Self, String> {
+        let found = GitDir::find(directory);
+        let (answers, settings) = thread::scope(|scope| {
+            let settings = scope.spawn(|| {
+                let own = found.as_ref().and_then(|found| found.settings(&SETTINGS));
+                own.unwrap_or_else(|| settings_by_git(directory))
+            });
+            let own = found.as_ref().and_then(Self::by_file);
+            (own.map_or_else(|| Self::by_git(directory), Ok), settings.join().unwrap_or_default())
+        });
+        Ok(Self { settings: effective(settings), ..answers? })
+    }
+
+    /// Commit and references from the files of the repository; `None` if git must be asked.
+    pub(super) fn by_file(found: &GitDir) -> Option<Self> {
+        let references = found.references()?;
+        let commit = found.commit(&references.commit)?;
+        let parts = [&references.commit, &commit.author, &commit.timestamp, &commit.message];
+        let mut answers = Self { log: parts.map(String::as_str).join("\0"), head: references.head, ..Self::default() };
+        for (name, (commit, target)) in &references.by_name {
+            answers.add_reference(commit, name, target.as_deref().unwrap_or_default());
+        }
+        Some(answers)
+    }
+
+    /// Commit and references from git. Fails if there is no commit.
+    pub(super) fn by_git(directory: &Path) -> Result<Self, String> {
         let run = |arguments: &[&str]| {
             let mut command = git(directory);
             command.args(arguments);
             output(command)
         };
-        let (log, references, settings) = thread::scope(|scope| {
+        let (log, references) = thread::scope(|scope| {
             let log = scope.spawn(|| {
                 run(&["-c", "log.showSignature=false", "log", "-1", "--format=%H%x00%an <%ae>%x00%cI%x00%B"])
             });
             let format = "--format=%(HEAD)%00%(objectname)%00%(refname)%00%(symref)";
-            let references =
-                scope.spawn(move || run(&["for-each-ref", format, "refs/heads", "refs/tags", "refs/remotes"]));
-            // `git config` fails if none of the keys is set; that is not an error here.
-            let keys = "^(remote\\.origin\\.url|extensions\\.objectformat|user\\.name|user\\.email)$";
-            let settings = run(&["config", "--get-regexp", keys]).unwrap_or_default();
+            let references = run(&["for-each-ref", format, "refs/heads", "refs/tags", "refs/remotes"]);
             let died = |_| Err("internal error: a thread that runs git panicked".to_owned());
-            (log.join().unwrap_or_else(died), references.join().unwrap_or_else(died), settings)
+            (log.join().unwrap_or_else(died), references)
         });
         let log = log.map_err(|why| match why.contains("does not have any commits") {
             true => "the repository has no commit yet; create one first".to_owned(),
             false => why,
         })?;
-        let mut answers = Self {
-            log: String::from_utf8_lossy(&log).into_owned(),
-            references: BTreeMap::new(),
-            head: None,
-            origin_head: None,
-            settings: BTreeMap::new(),
-            packed: Vec::new(),
-        };
-        for line in String::from_utf8_lossy(&settings).lines() {
-            if let Some((key, value)) = line.split_once(' ') {
-                // The last value of a key wins, except for the URL: git fetches from the first one.
-                if key != "remote.origin.url" || !answers.settings.contains_key(key) {
-                    answers.settings.insert(key.to_owned(), value.to_owned());
-                }
-            }
-        }
+        // Git ends the output with a line feed of its own.
+        let log = String::from_utf8_lossy(&log);
+        let mut answers = Self { log: log.strip_suffix('\n').unwrap_or(&log).to_owned(), ..Self::default() };
         for line in String::from_utf8_lossy(&references?).lines() {
-            answers.add_reference(line);
+            let mut fields = line.split('\0');
+            let mut next = || fields.next().unwrap_or_default();
+            let (head, commit, name, target) = (next(), next(), next(), next());
+            if head == "*" {
+                answers.head = name.strip_prefix("refs/heads/").map(str::to_owned);
+            }
+            answers.add_reference(commit, name, target);
         }
         Ok(answers)
     }
 
-    fn add_reference(&mut self, line: &str) {
-        let mut fields = line.split('\0');
-        let mut next = || fields.next().unwrap_or_default();
-        let (head, commit, name, target) = (next(), next(), next(), next());
-        if head == "*" {
-            self.head = name.strip_prefix("refs/heads/").map(str::to_owned);
-        }
+    fn add_reference(&mut self, commit: &str, name: &str, target: &str) {
         if name == "refs/remotes/origin/HEAD" {
             self.origin_head = target.strip_prefix("refs/remotes/origin/").map(str::to_owned);
         }
@@ -197,6 +211,15 @@ impl Answers {
             labels: Vec::new(),
         })
     }
+}
+
+fn settings_by_git(directory: &Path) -> Vec<(String, String)> {
+    let mut command = git(directory);
+    command.args(["config", "--get-regexp", &format!("^({})$", SETTINGS.join("|").replace('.', "\\."))]);
+    // Git fails if none of the keys is set; that is not an error here.
+    let text = String::from_utf8_lossy(&output(command).unwrap_or_default()).into_owned();
+    let pairs = text.lines().filter_map(|line| line.split_once(' '));
+    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
 /// Resolves a name to a commit id.

@@ -14,6 +14,7 @@ mod coverage;
 mod dotenv;
 pub mod facts;
 mod failed_shell;
+mod git_dir;
 pub mod guard;
 mod killed;
 pub mod log;

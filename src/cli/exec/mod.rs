@@ -158,7 +158,8 @@ fn once(options: &Options, checkout: &Checkout, asked: GitState, parsed: Option<
     let may_ask = is_terminal() && !options.quiet;
     let chosen = selection::select(&plan, options, may_ask)?;
     let plan = keep(plan, &chosen.jobs);
-    tell_warnings(options, &plan, &sources, !chosen.named.is_empty());
+    let listed = given.listed.as_deref().unwrap_or_default();
+    tell_warnings(options, &plan, &sources, (checkout, listed), !chosen.named.is_empty());
     let fetcher = fetcher(options, &given)?;
     let mapped = MappedProjects::new(values::maps(options)?, fetcher, options.untracked, &run.directory);
     let session = Session { options, checkout, given: &given, run: &run, sources: &sources, mapped: &mapped };
@@ -276,7 +277,13 @@ fn keep(mut plan: Plan, jobs: &HashSet<usize>) -> Plan {
 }
 
 /// Prints warnings about features that a local run lacks; only warnings about selected jobs, each once.
-fn tell_warnings(options: &Options, plan: &Plan, sources: &LocalSources, is_about_jobs: bool) {
+fn tell_warnings(
+    options: &Options,
+    plan: &Plan,
+    sources: &LocalSources,
+    (checkout, listed): (&Checkout, &[Listed]),
+    is_about_jobs: bool,
+) {
     if options.quiet {
         return;
     }
@@ -287,6 +294,14 @@ fn tell_warnings(options: &Options, plan: &Plan, sources: &LocalSources, is_abou
     let mut text = String::new();
     for warning in plan.warnings.iter().filter(concerns) {
         text.push_str(&format!("{warning}\n"));
+    }
+    let is_left_out = |file: &&Listed| file.is_skipped && !checkout.root.join(&file.path).exists();
+    match listed.iter().filter(is_left_out).count() {
+        0 => {}
+        left_out => text.push_str(&format!(
+            "note: jobs do not have {left_out} tracked files that the sparse checkout leaves out; \
+             `git sparse-checkout disable` restores them\n"
+        )),
     }
     for path in sources.untracked_reads() {
         text.push_str(&format!(

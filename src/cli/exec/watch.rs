@@ -1,17 +1,17 @@
 //! `--watch`: runs again when tracked files change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
 use super::options::Options;
 use super::{GitState, is_interrupted, once};
 use crate::local::checkout::Checkout;
-
+use crate::local::report::logs_beside;
 use crate::sys;
 
 /// Editors save a file in several steps. The next run starts after this many milliseconds without a change.
@@ -20,7 +20,7 @@ const QUIET: Duration = Duration::from_millis(200);
 /// Repeats the run until the user interrupts it. Fails if the file system cannot be watched.
 pub fn run(options: &Options, checkout: &Checkout) -> Result<u8, String> {
     loop {
-        let watched = Watched::begin(checkout).map_err(|error| {
+        let watched = Watched::begin(options, checkout).map_err(|error| {
             format!(
                 "cannot watch {} for changes: {error}; raise the sysctl fs.inotify.max_user_watches",
                 checkout.root.display()
@@ -39,37 +39,91 @@ pub fn run(options: &Options, checkout: &Checkout) -> Result<u8, String> {
     }
 }
 
-/// Watches the directories of tracked files.
-struct Watched {
+/// Watches the files that a run reads, and the index, which says which files are tracked.
+struct Watched<'a> {
+    checkout: &'a Checkout,
+    untracked: bool,
     inotify: Inotify,
+    directories: HashMap<WatchDescriptor, PathBuf>,
+    /// The files that a run reads, by their paths below the root.
+    files: HashSet<PathBuf>,
+    /// The configuration file, which need not be tracked.
+    configuration: PathBuf,
+    /// What a run writes.
+    results: Vec<PathBuf>,
 }
 
-impl Watched {
-    fn begin(checkout: &Checkout) -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let files = checkout.files(false).map_err(io::Error::other)?;
-        let directories: BTreeSet<&Path> = files.iter().filter_map(|file| file.path.parent()).collect();
+impl<'a> Watched<'a> {
+    fn begin(options: &Options, checkout: &'a Checkout) -> io::Result<Self> {
+        let outputs = [options.artifacts.clone(), options.report.clone(), options.junit.clone()];
+        let logs = options.report.as_deref().map(logs_beside);
+        let results = outputs.into_iter().flatten().chain(logs).map(std::path::absolute).collect::<io::Result<_>>()?;
+        let mut watched = Self {
+            checkout,
+            untracked: options.untracked,
+            inotify: Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?,
+            directories: HashMap::new(),
+            files: HashSet::new(),
+            configuration: PathBuf::from(&options.file),
+            results,
+        };
+        watched.files = watched.list()?;
+        let index = checkout.index.parent().unwrap_or(Path::new("")).to_owned();
+        let files = watched.files.iter().chain([&watched.configuration]);
+        let directories: BTreeSet<&Path> = files.filter_map(|file| file.parent()).collect();
+        let directories = directories.into_iter().map(|directory| checkout.root.join(directory)).chain([index]);
         let wanted = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MOVED_TO
             | AddWatchFlags::IN_MOVED_FROM
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_ATTRIB;
         for directory in directories {
-            match inotify.add_watch(&checkout.root.join(directory), wanted) {
-                Ok(_) | Err(nix::errno::Errno::ENOENT) => {}
+            match watched.inotify.add_watch(&directory, wanted) {
+                Ok(watch) => drop(watched.directories.insert(watch, directory)),
+                Err(nix::errno::Errno::ENOENT) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(Self { inotify })
+        Ok(watched)
+    }
+
+    fn list(&self) -> io::Result<HashSet<PathBuf>> {
+        let files = self.checkout.files(self.untracked).map_err(io::Error::other)?;
+        Ok(files.into_iter().map(|file| file.path).collect())
     }
 
     /// Waits for a change followed by a quiet period. An interrupt ends the process.
     fn wait(&self) -> io::Result<()> {
-        let mut timeout = None;
-        while let [true] = sys::wait([Some(self.inotify.as_fd())], timeout)? {
-            let _ = self.inotify.read_events();
-            timeout = Some(QUIET);
+        let mut until: Option<Instant> = None;
+        loop {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(());
+            }
+            if sys::wait([Some(self.inotify.as_fd())], left)? == [true] {
+                let events = self.inotify.read_events().unwrap_or_default();
+                if events.iter().any(|event| self.concerns(event)) {
+                    until = Some(Instant::now() + QUIET);
+                }
+            }
         }
-        Ok(())
+    }
+
+    /// Whether an event changes the input of a run.
+    fn concerns(&self, event: &InotifyEvent) -> bool {
+        if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+            return true;
+        }
+        let (Some(directory), Some(name)) = (self.directories.get(&event.wd), &event.name) else { return false };
+        let path = directory.join(name);
+        if path == self.checkout.index {
+            // Git also writes the index to record times.
+            return self.list().is_ok_and(|files| files != self.files);
+        }
+        let Ok(below) = path.strip_prefix(&self.checkout.root) else { return false };
+        let is_result = self.results.iter().any(|result| path.starts_with(result));
+        self.files.contains(below)
+            || below == self.configuration
+            || self.untracked && !is_result && self.list().is_ok_and(|files| files.contains(below))
     }
 }
