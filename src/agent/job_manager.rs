@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::concurrent_ids::{ConcurrentIdPool, IdScope};
 use super::fitness::FailureStreaks;
 use super::offers::OfferedJob;
+use super::pending_job::{PendingJob, Start, spawn_job_thread};
 use super::slots::Permit;
 use super::{AgentEvent, job_reports};
 use crate::coordinator::JobHandle;
@@ -25,9 +26,6 @@ use crate::monitor::metrics;
 use crate::payload::{self, Payload, Undecodable};
 use crate::sync;
 use crate::sys::BootTime;
-
-/// Large enough to parse large payloads.
-const JOB_STACK: usize = 1 << 20;
 
 /// A job that waited longer in the queue had to wait for an instance, because a poll and its interval take less.
 const SHORT_QUEUE_TIME: Duration = Duration::from_secs(10);
@@ -405,44 +403,6 @@ impl JobManager {
     fn lock(&self) -> MutexGuard<'_, State> {
         sync::lock(&self.state)
     }
-}
-
-/// A job with everything that its thread needs.
-struct PendingJob {
-    permit: Permit,
-    context: RunnerContext,
-    record: Record,
-    payload: Payload,
-    begin: Start,
-    /// Set for a job that a manager offers.
-    offered: Option<OfferedJob>,
-}
-
-enum Start {
-    /// The job is new; the result of writing it to the journal.
-    New(io::Result<()>),
-    /// The job was found in the journal.
-    Resumed(Predecessor),
-}
-
-/// Runs `work` in a job thread. Errors: no thread can be created; returns `load`.
-fn spawn_job_thread<T: Send + 'static>(
-    job: impl std::fmt::Display,
-    load: T,
-    work: impl FnOnce(T) + Send + 'static,
-) -> Result<(), (T, io::Error)> {
-    let (hand, given) = mpsc::channel();
-    if let Err(error) = sync::spawn(format!("job-{job}"), JOB_STACK, move || given.recv().map_or((), work)) {
-        return Err((load, error));
-    }
-    // The thread waits for the load.
-    let _ = hand.send(load);
-    Ok(())
-}
-
-/// The payload of a job in the journal; `None` if it cannot be decoded.
-pub fn payload_of(record: &Record) -> Option<Payload> {
-    payload::decode(record.payload.as_bytes()).ok()
 }
 
 /// Creates the state directory. Errors: it cannot be created or written.

@@ -18,6 +18,7 @@ pub mod metadata_blocking;
 mod monitoring;
 mod notices;
 mod offers;
+mod pending_job;
 mod poller;
 mod readiness;
 mod recovery;

@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::job_manager::payload_of;
 use super::slots::RunnerKey;
 use super::{Agent, directories_of, gitlab};
 use crate::config::{Config, Runner, carried};
@@ -15,7 +14,7 @@ use crate::http::tls::TlsFiles;
 use crate::job::context::name_of;
 use crate::job::removal::{self, DirectoryRemoval};
 use crate::journal::{self, ForeignRecord, Predecessor, Record, SlotDirectory, StoredRecord};
-use crate::payload;
+use crate::payload::{self, Payload};
 use crate::shim;
 use crate::sys::BootTime;
 use crate::token::Token;
@@ -192,4 +191,9 @@ fn runner_for_report(config: &Config, url: &str, short_token: &str, tls: &TlsFil
         runner.tls = tls.clone();
         runner
     })
+}
+
+/// The payload of a job in the journal; `None` if it cannot be decoded.
+fn payload_of(record: &Record) -> Option<Payload> {
+    payload::decode(record.payload.as_bytes()).ok()
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::state::{Phase, PoolJob};
+use super::job::{Phase, PoolJob};
 use super::{Broker, failing, offers};
 use crate::coordinator::{JobHandle, JobId};
 use crate::failure::FailureReason;

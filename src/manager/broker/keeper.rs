@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::state::{Phase, PoolJob, PoolState};
+use super::job::{Phase, PoolJob};
+use super::state::PoolState;
 use super::{Broker, LONG, STACK};
 use crate::coordinator::gitlab::PendingReply;
 use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceSummary, UpdateOutcome};

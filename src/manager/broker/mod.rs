@@ -6,6 +6,7 @@
 mod agents;
 mod bell;
 mod ending;
+mod job;
 mod keeper;
 mod offers;
 mod register;
@@ -22,7 +23,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use agents::Agent;
 use bell::Bell;
-use state::{Phase, PoolJob, PoolState};
+use job::{Phase, PoolJob};
+use state::PoolState;
 pub use total::Total;
 
 use super::held::HeldJobs;

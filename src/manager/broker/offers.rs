@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::state::{ACCEPT_TIMEOUT, AcceptanceResult, Offered, Phase, PoolJob, Waiter};
+use super::job::{Offered, Phase, PoolJob};
+use super::state::{ACCEPT_TIMEOUT, AcceptanceResult, Waiter};
 use super::{Broker, LONG};
 use crate::coordinator::manager::protocol::{
     self, CAPACITY_HEADER, CoordinatorPart, Heartbeat, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, Orders,

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::Broker;
 use super::agents::Agent;
-use super::state::Phase;
+use super::job::Phase;
 use crate::coordinator::manager::protocol::{Introduction, Welcome, new_agent_token};
 use crate::digest::sha256;
 use crate::failure::FailureReason;

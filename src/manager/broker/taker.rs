@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::state::{Phase, PoolJob};
+use super::job::{Phase, PoolJob};
 use super::{Broker, LONG, failing};
 use crate::config::Runner;
 use crate::coordinator::JobHandle;

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::agents::Agent;
-use super::state::{ACCEPT_TIMEOUT, AcceptanceResult, Phase, PoolJob, PoolState, Waiter};
+use super::job::{Phase, PoolJob};
+use super::state::{ACCEPT_TIMEOUT, AcceptanceResult, PoolState, Waiter};
 use crate::coordinator::JobHandle;
 use crate::coordinator::manager::protocol::JobReport;
 use crate::failure::FailureReason;

@@ -7,6 +7,7 @@
 
 #[cfg(test)]
 mod configurations;
+pub mod deletion;
 pub mod growth;
 pub mod observation;
 pub mod planner;

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::manager::engine::{Examined, Member};
+use crate::manager::scaling::deletion::delete_instances;
 use crate::manager::scaling::testing::pool;
 use crate::manager::workload::AgentView;
 

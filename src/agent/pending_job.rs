@@ -1,0 +1,48 @@
+//! A job between its acceptance and the start of its thread.
+
+use std::io;
+use std::sync::mpsc;
+
+use super::offers::OfferedJob;
+use super::slots::Permit;
+use crate::job::context::RunnerContext;
+use crate::journal::{Predecessor, Record};
+use crate::payload::Payload;
+use crate::sync;
+
+/// Large enough to parse large payloads.
+const JOB_STACK: usize = 1 << 20;
+
+/// A job with everything that its thread needs.
+pub struct PendingJob {
+    pub permit: Permit,
+    pub context: RunnerContext,
+    pub record: Record,
+    pub payload: Payload,
+    pub begin: Start,
+    /// Set for a job that a manager offers.
+    pub offered: Option<OfferedJob>,
+}
+
+/// How a job begins in this agent.
+pub enum Start {
+    /// The job is new; the result of writing it to the journal.
+    New(io::Result<()>),
+    /// The job was found in the journal.
+    Resumed(Predecessor),
+}
+
+/// Runs `work` in a job thread. Errors: no thread can be created; returns `load`.
+pub fn spawn_job_thread<T: Send + 'static>(
+    job: impl std::fmt::Display,
+    load: T,
+    work: impl FnOnce(T) + Send + 'static,
+) -> Result<(), (T, io::Error)> {
+    let (hand, given) = mpsc::channel();
+    if let Err(error) = sync::spawn(format!("job-{job}"), JOB_STACK, move || given.recv().map_or((), work)) {
+        return Err((load, error));
+    }
+    // The thread waits for the load.
+    let _ = hand.send(load);
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! A job of a pool, and its phase.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use crate::coordinator::JobHandle;
+use crate::failure::FailureReason;
+use crate::manager::server::Ticket;
+use crate::manager::store::records::Accepted;
+
+/// A job of the pool.
+pub struct PoolJob {
+    /// The id and the token.
+    pub handle: JobHandle,
+    /// The payload as GitLab sent it; `None` after an agent has accepted the job.
+    pub payload: Option<Arc<[u8]>>,
+    /// The id of the request that returned the job.
+    pub request_id: String,
+    /// The path of the project, for display.
+    pub project: String,
+    /// The URL of the job's page.
+    pub link: String,
+    /// The time at which the manager received the job, by the wall clock.
+    pub taken: SystemTime,
+    /// The same by the monotonic clock.
+    pub taken_at: Instant,
+    /// The time of the last offer.
+    pub offered_at: Instant,
+    /// The time at which the job fails if no agent has accepted it.
+    pub hold_until: Instant,
+    /// Whether the lines of the job's log begin with a time.
+    pub timestamps: bool,
+    /// The lines that the manager wrote to the job's log.
+    pub trace: String,
+    /// The number of bytes of `trace` that GitLab has.
+    pub trace_sent: u64,
+    /// The keeper sends a request about it to GitLab: it is not offered meanwhile, and there is no second request.
+    pub in_request: bool,
+    /// The time of the next request that keeps the job alive.
+    pub keep_at: Instant,
+    /// Whether an agent has accepted the job, and has written its log since.
+    pub has_run: bool,
+    /// Whether GitLab leaves the job pending until it is acknowledged; `None` if that is unknown.
+    pub two_phase: Option<bool>,
+    /// The phase of the job.
+    pub phase: Phase,
+}
+
+/// The phase of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// No agent has the job.
+    Held,
+    /// The job is offered to an agent.
+    Offered(Offered),
+    /// An agent accepts the job, and the acceptance is being written to the store.
+    Accepting(Offered),
+    /// An agent has accepted the job.
+    Running {
+        /// The offer that the agent accepted.
+        by: Accepted,
+        /// The stage in the agent's last report.
+        stage: &'static str,
+        /// The number of consecutive heartbeats without the job.
+        missing: u32,
+    },
+    /// The job must be failed at GitLab.
+    Failing {
+        /// The failure reason.
+        reason: FailureReason,
+        /// The cause.
+        why: String,
+        /// The last line of the job's log. Each attempt sends the same bytes: GitLab may have them from an earlier one.
+        line: String,
+        /// The time of the first attempt.
+        since: Instant,
+        /// The number of attempts.
+        attempts: u32,
+    },
+}
+
+/// An offer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offered {
+    /// The id of the job.
+    pub id: String,
+    /// The instance of the agent.
+    pub instance: String,
+    /// The poll that the offer answers.
+    pub ticket: Ticket,
+    /// The time until which the agent can accept.
+    pub until: Instant,
+}
+
+impl Phase {
+    /// The instance that has the job, or is offered it.
+    pub fn instance(&self) -> Option<&str> {
+        match self {
+            Self::Offered(offered) | Self::Accepting(offered) => Some(&offered.instance),
+            Self::Running { by, .. } => Some(&by.instance),
+            Self::Held | Self::Failing { .. } => None,
+        }
+    }
+}
+
+impl PoolJob {
+    /// Whether the agent of this instance has the job.
+    pub fn is_run_by(&self, instance: &str) -> bool {
+        matches!(&self.phase, Phase::Running { by, .. } if by.instance == instance)
+    }
+}
