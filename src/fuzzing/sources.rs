@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::pipeline::listing::Listing;
 use crate::pipeline::request::{
-    Base, CommitFacts, ComponentVersion, Content, PipelineSource, PlanRequest, SourceError, Sources, Tree,
+    Base, CommitFacts, ComponentVersion, Content, PipelineSource, PlanRequest, SourceError, SourceTree, Sources,
 };
 use crate::pipeline::{self, JobRun};
 
@@ -74,17 +74,17 @@ fn missing<T>() -> Result<T, SourceError> {
 }
 
 impl Sources for Alone {
-    fn read(&self, _tree: &Tree, path: &str) -> Result<Vec<u8>, SourceError> {
+    fn read(&self, _tree: &SourceTree, path: &str) -> Result<Vec<u8>, SourceError> {
         self.0.get(path).cloned().map_or_else(missing, Ok)
     }
 
-    fn files(&self, _tree: &Tree) -> Result<Arc<Vec<String>>, SourceError> {
+    fn files(&self, _tree: &SourceTree) -> Result<Arc<Vec<String>>, SourceError> {
         let files = self.0.keys().copied().chain(["src/a/b/c.rs", "docs/read me.md"]);
         Ok(Arc::new(files.map(str::to_owned).collect()))
     }
 
-    fn project(&self, _project: &str, _reference: Option<&str>) -> Result<Tree, SourceError> {
-        Ok(Tree::Project)
+    fn project(&self, _project: &str, _reference: Option<&str>) -> Result<SourceTree, SourceError> {
+        Ok(SourceTree::Project)
     }
 
     fn remote(&self, _url: &str) -> Result<Vec<u8>, SourceError> {
@@ -104,7 +104,7 @@ impl Sources for Alone {
     }
 
     fn changed(&self, _base: &Base) -> Result<Arc<Vec<String>>, SourceError> {
-        self.files(&Tree::Project)
+        self.files(&SourceTree::Project)
     }
 
     fn content_id(&self, path: &str) -> Result<Option<String>, SourceError> {

@@ -4,7 +4,7 @@ use super::file::document;
 use super::syntax::{self, Budget, FILE_LIMIT, Node, Origin};
 
 /// A parsed file. Planning uses it in place of a file with the same text.
-pub struct Parsed {
+pub struct ParsedAhead {
     text: String,
     first: u32,
     /// The content, with origins in the first file.
@@ -15,7 +15,7 @@ pub struct Parsed {
     pub budget: Budget,
 }
 
-impl Parsed {
+impl ParsedAhead {
     /// Parses a file without a header. `None`: planning must parse it, because it has a header, or to report problems.
     pub fn new(bytes: Vec<u8>) -> Option<Self> {
         let text = String::from_utf8(bytes).ok().filter(|text| text.len() <= FILE_LIMIT)?;

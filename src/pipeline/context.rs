@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::hash::Map;
 use super::predefined::{self, Project};
-use super::problem::{Class, Report};
+use super::problem::{Class, ProblemReport};
 use super::request::PlanRequest;
 use super::rules::expression::Expression;
 use super::rules::files::Files;
@@ -26,7 +26,7 @@ pub struct Context<'a> {
     /// The project's address, from the URL of `origin`.
     pub project: Project,
     pub scope: Arc<PipelineVariables>,
-    pub report: Report,
+    pub report: ProblemReport,
     /// How much all parsed YAML may still hold.
     pub budget: Budget,
     /// Cached lists of files, for `changes` and `exists`.
@@ -46,7 +46,7 @@ impl<'a> Context<'a> {
             request,
             project,
             scope: Arc::new(scope),
-            report: Report::new(request.lax),
+            report: ProblemReport::new(request.lax),
             budget: Budget::default(),
             files: Files::new(request.sources),
             expressions: Map::default(),

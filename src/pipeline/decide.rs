@@ -9,14 +9,14 @@ use super::draft::storage::cache_keys;
 use super::draft::variables::overlay;
 use super::draft::{Draft, Inherit};
 use super::env;
-use super::expand::{self, Expanded, Jobs};
+use super::expand::{self, Expanded, ExpandedJobs};
 use super::hash::{Index, Map, Set};
 use super::plan::{Absent, AllowFailure, Decision, Environment, Job, Need, Variable, When};
 use super::predefined::nodes;
 use super::problem::Class;
-use super::request::Tree;
+use super::request::SourceTree;
 use super::root::Root;
-use super::rules::clause::{Owner, Reasons};
+use super::rules::clause::{Reasons, RuleOwner};
 use super::rules::policy::OnlyExcept;
 use super::rules::rule::{self, Rule};
 use super::slug::{environment_slug, environment_tier, slug};
@@ -42,7 +42,7 @@ pub fn workflow(root: &Root, context: &mut Context<'_>) -> Result<Result<Workflo
     let Some(rules) = &root.rules else { return Ok(Ok(workflow)) };
     let scope = Arc::clone(&context.scope);
     let view = View { scope: &scope, yaml: &[], defaults: &root.variables, job: &[] };
-    let owner = Owner { job: None, keyword: "workflow:rules" };
+    let owner = RuleOwner { job: None, keyword: "workflow:rules" };
     match first_match(rules, &view, owner, context)? {
         None => Ok(Err("no rule of `workflow:rules` matches".to_owned())),
         Some((number, rule, reasons)) if rule.when == Some(None) => {
@@ -60,11 +60,11 @@ pub fn workflow(root: &Root, context: &mut Context<'_>) -> Result<Result<Workflo
 fn first_match<'r>(
     rules: &'r [Rule],
     view: &View<'_>,
-    owner: Owner<'_>,
+    owner: RuleOwner<'_>,
     context: &mut Context<'_>,
 ) -> Result<Option<(usize, &'r Rule, Reasons)>, ()> {
     for (number, rule) in (1..).zip(rules) {
-        if let Some(reasons) = rule.clause.holds(view, &Tree::Project, owner, context)? {
+        if let Some(reasons) = rule.clause.holds(view, &SourceTree::Project, owner, context)? {
             return Ok(Some((number, rule, reasons)));
         }
     }
@@ -85,7 +85,12 @@ pub struct Decided {
 }
 
 /// Applies rules to all jobs.
-pub fn jobs(jobs: &Jobs<'_>, workflow: &Workflow, has_workflow_rules: bool, context: &mut Context<'_>) -> Decided {
+pub fn jobs(
+    jobs: &ExpandedJobs<'_>,
+    workflow: &Workflow,
+    has_workflow_rules: bool,
+    context: &mut Context<'_>,
+) -> Decided {
     let mut decided = Decided { jobs: Vec::with_capacity(jobs.all.len()), absent: Vec::new() };
     let mut total = 0;
     for expanded in jobs.all.values() {
@@ -127,7 +132,7 @@ pub fn jobs(jobs: &Jobs<'_>, workflow: &Workflow, has_workflow_rules: bool, cont
 }
 
 /// If all jobs of a `parallel` are excluded, lists them once, by their common name.
-fn merge_absent(decided: &mut Decided, jobs: &Jobs<'_>) {
+fn merge_absent(decided: &mut Decided, jobs: &ExpandedJobs<'_>) {
     let mut left: Map<&Arc<str>, usize> = Map::default();
     for absent in &decided.absent {
         let expanded = &jobs.all[&absent.name];
@@ -173,7 +178,7 @@ fn effects<'d>(
         return by_policy(draft, view, has_workflow_rules, context)
             .map(|decision| RuleEffects { decision, rule: None });
     };
-    let owner = Owner { job: Some(name), keyword: "rules" };
+    let owner = RuleOwner { job: Some(name), keyword: "rules" };
     let Some((number, rule, reasons)) = first_match(rules, view, owner, context)? else {
         let count = rules.len();
         let why = if count == 0 { "`rules` is empty".to_owned() } else { format!("none of its {count} rules matches") };
@@ -204,7 +209,7 @@ fn by_policy(
     };
     let mut reasons = Vec::new();
     if let Some(only) = only {
-        for (holds, why) in only.parts(view, Owner { job: Some(name), keyword: "only" }, context)? {
+        for (holds, why) in only.parts(view, RuleOwner { job: Some(name), keyword: "only" }, context)? {
             if !holds {
                 return Ok(Decision::Left(format!("`only`: {why}")));
             }
@@ -212,7 +217,7 @@ fn by_policy(
         }
     }
     if let Some(except) = &draft.except {
-        let parts = except.parts(view, Owner { job: Some(name), keyword: "except" }, context)?;
+        let parts = except.parts(view, RuleOwner { job: Some(name), keyword: "except" }, context)?;
         if let Some((_, why)) = parts.into_iter().find(|(holds, _)| *holds) {
             return Ok(Decision::Left(format!("`except`: {why}")));
         }
@@ -224,7 +229,7 @@ fn by_policy(
 }
 
 fn finish(
-    jobs: &Jobs<'_>,
+    jobs: &ExpandedJobs<'_>,
     expanded: &Expanded,
     effects: RuleEffects<'_>,
     mut variables: Vec<Variable>,
@@ -316,7 +321,7 @@ fn check_variables(job: &Job, scope: &PipelineVariables, context: &mut Context<'
 }
 
 /// Checks that the needed jobs are in the pipeline, drops optional needs that are not, and checks for cycles.
-pub fn settle_needs(decided: &mut Decided, jobs: &Jobs<'_>, context: &mut Context<'_>) {
+pub fn settle_needs(decided: &mut Decided, jobs: &ExpandedJobs<'_>, context: &mut Context<'_>) {
     let present: Set<Arc<str>> = decided.jobs.iter().map(|job| Arc::clone(&job.name)).collect();
     for job in &mut decided.jobs {
         let Some(mut needs) = job.needs.take() else { continue };
@@ -348,7 +353,7 @@ pub fn settle_needs(decided: &mut Decided, jobs: &Jobs<'_>, context: &mut Contex
 }
 
 /// The position of the name of a need; the position of the `needs` keyword if the name comes from a `parallel`.
-fn need_at(jobs: &Jobs<'_>, job: &Job, name: &str) -> Origin {
+fn need_at(jobs: &ExpandedJobs<'_>, job: &Job, name: &str) -> Origin {
     let draft = jobs.all.get(&job.name).map(|expanded| jobs.draft(expanded));
     let needs = draft.and_then(|draft| draft.needs.as_ref());
     let at = needs.and_then(|needs| {
@@ -359,7 +364,7 @@ fn need_at(jobs: &Jobs<'_>, job: &Job, name: &str) -> Origin {
 }
 
 /// Checks that the job of `environment:on_stop` exists and has `action: stop`.
-pub fn check_on_stop(jobs: &Jobs<'_>, context: &mut Context<'_>) {
+pub fn check_on_stop(jobs: &ExpandedJobs<'_>, context: &mut Context<'_>) {
     for draft in jobs.drafts {
         let Some(on_stop) = draft.environment.as_ref().and_then(|node| node.get("on_stop")) else { continue };
         let name = on_stop.printed().unwrap_or_default();

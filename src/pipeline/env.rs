@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::JobRun;
 use super::hash::Index;
-use super::plan::{EnvVariable, Forward, Job, Plan, Trigger, When};
+use super::plan::{EnvVariable, Job, Plan, Trigger, TriggerForward, When};
 use super::predefined::nodes;
 use super::request::{
     CommitFacts, Content, GivenInput, GivenVariable, InputValue, PipelineSource, PlanRequest, Sources,
@@ -74,7 +74,7 @@ impl Plan {
         let Some(Trigger::Child { forward, .. } | Trigger::Project { forward, .. }) = &job.trigger else {
             return Vec::new();
         };
-        let Forward { yaml_variables, pipeline_variables } = *forward;
+        let TriggerForward { yaml_variables, pipeline_variables } = *forward;
         let mut out: Vec<GivenVariable> = Vec::new();
         if pipeline_variables {
             out.extend(parent.pipeline_variables.iter().cloned());

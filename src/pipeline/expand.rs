@@ -38,7 +38,7 @@ pub struct Expanded {
 
 /// All jobs that the configuration defines.
 #[derive(Debug)]
-pub struct Jobs<'d> {
+pub struct ExpandedJobs<'d> {
     pub drafts: &'d [Draft],
     /// By full name, in the order of the file.
     pub all: Index<Arc<str>, Expanded>,
@@ -50,7 +50,7 @@ pub struct Jobs<'d> {
     pub stages: Map<Arc<str>, usize>,
 }
 
-impl<'d> Jobs<'d> {
+impl<'d> ExpandedJobs<'d> {
     /// Expands `parallel`.
     pub fn new(drafts: &'d [Draft], broken: HashSet<Arc<str>>, stages: &[Arc<str>], context: &mut Context<'_>) -> Self {
         let stages = stages.iter().enumerate().map(|(index, name)| (Arc::clone(name), index)).collect();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::hash::Map;
-use super::problem::{Class, Report};
+use super::problem::{Class, ProblemReport};
 use super::suggest::did_you_mean;
 use super::syntax::{Mapping, Node, Value};
 
@@ -49,7 +49,7 @@ impl Merger {
 }
 
 /// Applies every `extends` of a configuration. Also returns the names of entries with a problem, which are left out.
-pub fn extend_all(root: &Node, report: &mut Report) -> Node {
+pub fn extend_all(root: &Node, report: &mut ProblemReport) -> Node {
     let Some(mapping) = root.mapping() else { return root.clone() };
     let extends =
         |entry: &super::syntax::MappingEntry| entry.node.mapping().is_some_and(|own| own.contains_key("extends"));
@@ -81,7 +81,7 @@ struct Extension<'a> {
     /// For each name, the merged entry and its number of `extends` levels; `None`: a reported problem.
     done: Map<&'a str, Option<(Node, usize)>>,
     merger: Merger,
-    report: &'a mut Report,
+    report: &'a mut ProblemReport,
 }
 
 impl<'a> Extension<'a> {
@@ -177,7 +177,7 @@ mod tests {
 
     fn extended(text: &str) -> Result<serde_json::Value, Vec<Class>> {
         let root = parse(text, 0, &|line| line, &mut Budget::default()).expect("must be YAML").root;
-        let mut report = Report::default();
+        let mut report = ProblemReport::default();
         let merged = extend_all(&root, &mut report);
         let classes: Vec<Class> = report.problems.iter().map(|problem| problem.class).collect();
         if classes.is_empty() { Ok(merged.to_json()) } else { Err(classes) }

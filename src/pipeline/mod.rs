@@ -65,7 +65,7 @@ fn steps(context: &mut Context<'_>) -> Option<plan::Plan> {
     let names = loaded.mapping().into_iter().flat_map(|mapping| mapping.keys());
     let broken = names.filter(|name| merged.mapping().is_none_or(|kept| !kept.contains_key(*name))).cloned().collect();
     let root = root::Root::read(&merged, broken, context);
-    let mut jobs = expand::Jobs::new(&root.drafts, root.broken.clone(), &root.stages, context);
+    let mut jobs = expand::ExpandedJobs::new(&root.drafts, root.broken.clone(), &root.stages, context);
     jobs.resolve(context);
     decide::check_on_stop(&jobs, context);
     if !context.report.problems.is_empty() {

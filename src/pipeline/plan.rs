@@ -92,7 +92,7 @@ pub struct Job {
     /// Names of ID tokens, which only a server can create.
     pub id_tokens: Vec<Arc<str>>,
     /// Secrets, which only a server can fetch.
-    pub secrets: Vec<Secret>,
+    pub secrets: Vec<SecretVariable>,
     /// The position of the job among the jobs of a `parallel`.
     pub parallel: Option<ParallelIndex>,
     /// Why rules include it.
@@ -212,7 +212,7 @@ pub enum Trigger {
         /// How the downstream pipeline decides the state of the job.
         strategy: TriggerStrategy,
         /// The variables that the child gets.
-        forward: Forward,
+        forward: TriggerForward,
         /// The mapping, with `include` always a list of mappings.
         node: Node,
     },
@@ -223,7 +223,7 @@ pub enum Trigger {
         /// How the downstream pipeline decides the state of the job.
         strategy: TriggerStrategy,
         /// The variables that the downstream pipeline gets.
-        forward: Forward,
+        forward: TriggerForward,
         /// The mapping.
         node: Node,
     },
@@ -242,7 +242,7 @@ pub enum TriggerStrategy {
 
 /// `trigger:forward`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forward {
+pub struct TriggerForward {
     /// Whether it gets the variables of the configuration.
     pub yaml_variables: bool,
     /// Whether it gets the pipeline variables of the parent.
@@ -251,7 +251,7 @@ pub struct Forward {
 
 /// An entry of `secrets`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Secret {
+pub struct SecretVariable {
     /// The name of the variable.
     pub key: Arc<str>,
     /// Whether the variable is the path of a file that contains the value.

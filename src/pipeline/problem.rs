@@ -144,7 +144,7 @@ const PROBLEMS_LIMIT: usize = 1000;
 
 /// Collects the problems and warnings of planning.
 #[derive(Debug, Default)]
-pub(super) struct Report {
+pub(super) struct ProblemReport {
     /// File names; [`Origin::file`] is an index into this list.
     pub files: Vec<Arc<str>>,
     pub problems: Vec<Problem>,
@@ -155,7 +155,7 @@ pub(super) struct Report {
     warned: HashSet<String>,
 }
 
-impl Report {
+impl ProblemReport {
     pub fn new(lax: bool) -> Self {
         Self { lax, ..Self::default() }
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::problem::{Class, Report};
+use super::problem::{Class, ProblemReport};
 use super::suggest::did_you_mean;
 use super::syntax::{Mapping, Node, Origin, Value, written_size};
 
@@ -14,7 +14,7 @@ const DEPTH_LIMIT: usize = 10;
 const SIZE_LIMIT: usize = 64 << 20;
 
 /// Replaces all references. Entries with a problem are reported and left out.
-pub fn resolve_all(root: &Node, report: &mut Report) -> Node {
+pub fn resolve_all(root: &Node, report: &mut ProblemReport) -> Node {
     let Some(mapping) = root.mapping() else { return root.clone() };
     if first_reference(root).is_none() {
         return root.clone();
@@ -68,7 +68,7 @@ struct Resolution<'a> {
     done: HashMap<Vec<Arc<str>>, Option<Node>>,
     open: Vec<Vec<Arc<str>>>,
     job: Option<Arc<str>>,
-    report: &'a mut Report,
+    report: &'a mut ProblemReport,
 }
 
 impl Resolution<'_> {
@@ -185,7 +185,7 @@ mod tests {
 
     fn resolved(text: &str) -> Result<serde_json::Value, Vec<Class>> {
         let root = parse(text, 0, &|line| line, &mut Budget::default()).expect("must be YAML").root;
-        let mut report = Report::default();
+        let mut report = ProblemReport::default();
         let resolved = resolve_all(&root, &mut report);
         let classes: Vec<Class> = report.problems.iter().map(|problem| problem.class).collect();
         if classes.is_empty() { Ok(resolved.to_json()) } else { Err(classes) }

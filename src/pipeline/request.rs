@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::ahead::Parsed;
+use super::ahead::ParsedAhead;
 use super::syntax::Node;
 
 /// The request to plan the pipeline of one configuration for one commit.
@@ -134,7 +134,7 @@ pub enum InputValue {
 
 /// A tree of files that can contain configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Tree {
+pub enum SourceTree {
     /// The project itself: the commit with the uncommitted changes to tracked files.
     Project,
     /// A commit of another project.
@@ -149,7 +149,7 @@ pub enum Tree {
 /// A version of a component project.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ComponentVersion {
-    pub tree: Tree,
+    pub tree: SourceTree,
     pub sha: String,
     /// The version that the reference resolved to, such as `1.2.3`; the reference itself if it is not a release.
     pub version: String,
@@ -177,7 +177,7 @@ pub enum SourceError {
 /// that is not a regular file, and may stop reading after [`FILE_LIMIT`](super::syntax::FILE_LIMIT) + 1 bytes.
 pub trait Sources {
     /// A file of the project that is parsed already.
-    fn parsed(&self) -> Option<&Parsed> {
+    fn parsed(&self) -> Option<&ParsedAhead> {
         None
     }
 
@@ -187,13 +187,13 @@ pub trait Sources {
     }
 
     /// The content of a file. `path` is relative to the root of the tree.
-    fn read(&self, tree: &Tree, path: &str) -> Result<Vec<u8>, SourceError>;
+    fn read(&self, tree: &SourceTree, path: &str) -> Result<Vec<u8>, SourceError>;
 
     /// All files of a tree, relative to its root. For the project: the files that git tracks.
-    fn files(&self, tree: &Tree) -> Result<Arc<Vec<String>>, SourceError>;
+    fn files(&self, tree: &SourceTree) -> Result<Arc<Vec<String>>, SourceError>;
 
     /// The tree of another project at `reference`, or at its HEAD.
-    fn project(&self, project: &str, reference: Option<&str>) -> Result<Tree, SourceError>;
+    fn project(&self, project: &str, reference: Option<&str>) -> Result<SourceTree, SourceError>;
 
     /// The body of the response for a URL.
     fn remote(&self, url: &str) -> Result<Vec<u8>, SourceError>;

@@ -5,7 +5,7 @@
 //! secret is not emitted: the filter holds back exactly the tail that is a proper prefix of a pattern, until more text
 //! arrives or the stream ends.
 
-use super::patterns::{Found, Masks, Run};
+use super::patterns::{Found, Masks, TokenRun};
 
 /// The replacement of a secret.
 const MASK: &[u8] = b"[MASKED]";
@@ -18,7 +18,7 @@ pub struct Masker<'a> {
     /// The number of following bytes that belong to a value.
     value: usize,
     /// Token prefixes in progress: the bytes to their end, and the kind of text that follows.
-    prefixes: Vec<(usize, Run)>,
+    prefixes: Vec<(usize, TokenRun)>,
     token_runs: bool,
     parameter_runs: bool,
     last: Last,
@@ -152,13 +152,13 @@ impl<'a> Masker<'a> {
     fn advance_runs(&mut self, byte: u8) {
         self.prefixes.retain_mut(|(left, run)| {
             let begins = *left == 0;
-            self.token_runs |= begins && *run == Run::Token;
-            self.parameter_runs |= begins && *run == Run::Parameter;
+            self.token_runs |= begins && *run == TokenRun::Token;
+            self.parameter_runs |= begins && *run == TokenRun::Parameter;
             *left = left.saturating_sub(1);
             !begins
         });
-        self.token_runs &= self.value > 0 || Run::Token.takes(byte);
-        self.parameter_runs &= self.value > 0 || Run::Parameter.takes(byte);
+        self.token_runs &= self.value > 0 || TokenRun::Token.takes(byte);
+        self.parameter_runs &= self.value > 0 || TokenRun::Parameter.takes(byte);
     }
 }
 
@@ -277,9 +277,9 @@ mod tests {
             }
         }
         let of_values = hidden.clone();
-        let prefixes = ["custom-", "b-"].map(|prefix| (prefix, Run::Token));
+        let prefixes = ["custom-", "b-"].map(|prefix| (prefix, TokenRun::Token));
         for at in 0..text.len() {
-            for (prefix, run) in prefixes.into_iter().chain([("&rss_token=", Run::Parameter)]) {
+            for (prefix, run) in prefixes.into_iter().chain([("&rss_token=", TokenRun::Parameter)]) {
                 let begins =
                     text[at..].get(..prefix.len()).is_some_and(|it| it.eq_ignore_ascii_case(prefix.as_bytes()));
                 if begins {

@@ -67,14 +67,14 @@ struct Pattern {
 
 /// The kind of text that follows a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Run {
+pub(super) enum TokenRun {
     /// The characters of a token.
     Token,
     /// The value of a URL parameter.
     Parameter,
 }
 
-impl Run {
+impl TokenRun {
     /// Whether `byte` continues the run.
     pub(super) fn takes(self, byte: u8) -> bool {
         match self {
@@ -92,7 +92,7 @@ pub(super) struct Found {
     /// Whether the longest value continues one that ended directly before.
     pub(super) continues: bool,
     /// The length of the longest prefix, and the kind of text that follows.
-    pub(super) prefix: Option<(usize, Run)>,
+    pub(super) prefix: Option<(usize, TokenRun)>,
     /// Whether more text is needed to decide if a (longer) pattern matches.
     pub(super) open: bool,
 }
@@ -105,7 +105,7 @@ impl Found {
                 self.value = pattern.bytes.len();
                 self.continues = pattern.kind == PatternKind::Continuation;
             }
-            PatternKind::Token => self.prefix = Some((pattern.bytes.len(), Run::Token)),
+            PatternKind::Token => self.prefix = Some((pattern.bytes.len(), TokenRun::Token)),
         }
     }
 
@@ -129,7 +129,7 @@ impl Found {
                 if common < name.len() {
                     self.open = true;
                 } else {
-                    self.prefix = Some((1 + name.len(), Run::Parameter));
+                    self.prefix = Some((1 + name.len(), TokenRun::Parameter));
                 }
             }
         }

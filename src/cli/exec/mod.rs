@@ -42,7 +42,7 @@ use crate::local::screen::{DisplayOptions, Screen};
 use crate::local::sources::{Fetcher, LocalSources, parse_ahead};
 use crate::local::state::{self, Run};
 use crate::local::tree::Trees;
-use crate::pipeline::ahead::Parsed;
+use crate::pipeline::ahead::ParsedAhead;
 use crate::pipeline::listing::{self, Listing};
 use crate::pipeline::plan::{Job, Plan, Warning};
 use crate::pipeline::problem::Problem;
@@ -125,7 +125,7 @@ impl PlanInputs {
 }
 
 /// Plans the pipeline once, then runs or lists it.
-fn once(options: &Options, checkout: &Checkout, asked: GitState, parsed: Option<Parsed>) -> Result<u8, String> {
+fn once(options: &Options, checkout: &Checkout, asked: GitState, parsed: Option<ParsedAhead>) -> Result<u8, String> {
     let directory = state::of_project(&checkout.root)?;
     let only_shows = only_shows(options);
     if !only_shows {

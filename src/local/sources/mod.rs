@@ -18,8 +18,8 @@ use super::facts::resolve;
 use crate::archive::root::ArchiveRoot;
 use crate::archive::unpack::unpack;
 use crate::digest::hex;
-use crate::pipeline::ahead::Parsed;
-use crate::pipeline::request::{Base, ComponentVersion, SourceError, Sources, Tree};
+use crate::pipeline::ahead::ParsedAhead;
+use crate::pipeline::request::{Base, ComponentVersion, SourceError, SourceTree, Sources};
 use crate::pipeline::syntax::FILE_LIMIT;
 use crate::sync;
 
@@ -90,13 +90,13 @@ pub struct LocalSources {
     artifacts: Mutex<HashMap<String, PathBuf>>,
     scratch: PathBuf,
     untracked_reads: Mutex<Vec<String>>,
-    parsed: Option<Parsed>,
+    parsed: Option<ParsedAhead>,
 }
 
 /// Reads and parses a file of the checkout that contains `directory`, before git has named the checkout.
-pub fn parse_ahead(directory: &Path, path: &str) -> Option<Parsed> {
+pub fn parse_ahead(directory: &Path, path: &str) -> Option<ParsedAhead> {
     let root = directory.ancestors().find(|directory| directory.join(".git").exists())?;
-    Parsed::new(read_below(root, path).ok()?)
+    ParsedAhead::new(read_below(root, path).ok()?)
 }
 
 impl LocalSources {
@@ -126,7 +126,7 @@ impl LocalSources {
     }
 
     /// Takes a file that was parsed already.
-    pub fn with_parsed(self, parsed: Option<Parsed>) -> Self {
+    pub fn with_parsed(self, parsed: Option<ParsedAhead>) -> Self {
         Self { parsed, ..self }
     }
 
@@ -175,7 +175,7 @@ impl LocalSources {
 }
 
 impl Sources for LocalSources {
-    fn parsed(&self) -> Option<&Parsed> {
+    fn parsed(&self) -> Option<&ParsedAhead> {
         self.parsed.as_ref()
     }
 
@@ -183,10 +183,10 @@ impl Sources for LocalSources {
         self.maps.projects.iter().any(|map| map.project == project)
     }
 
-    fn read(&self, tree: &Tree, path: &str) -> Result<Vec<u8>, SourceError> {
+    fn read(&self, tree: &SourceTree, path: &str) -> Result<Vec<u8>, SourceError> {
         let path = path.trim_start_matches('/');
         match tree {
-            Tree::Project => {
+            SourceTree::Project => {
                 let text = read_below(&self.checkout.root, path)?;
                 if self.listed.get().is_some_and(|listed| !contains(listed, path)) {
                     let mut reads = sync::lock(&self.untracked_reads);
@@ -196,32 +196,32 @@ impl Sources for LocalSources {
                 }
                 Ok(text)
             }
-            Tree::Commit { sha, .. } if sha.starts_with(DIRECTORY) => {
+            SourceTree::Commit { sha, .. } if sha.starts_with(DIRECTORY) => {
                 read_below(Path::new(&sha[DIRECTORY.len()..]), path)
             }
-            Tree::Commit { project, sha } => self.fetcher.file(project, sha, path),
+            SourceTree::Commit { project, sha } => self.fetcher.file(project, sha, path),
         }
     }
 
-    fn files(&self, tree: &Tree) -> Result<Arc<Vec<String>>, SourceError> {
+    fn files(&self, tree: &SourceTree) -> Result<Arc<Vec<String>>, SourceError> {
         match tree {
-            Tree::Project => self.listed().map(Arc::clone),
-            Tree::Commit { sha, .. } if sha.starts_with(DIRECTORY) => {
+            SourceTree::Project => self.listed().map(Arc::clone),
+            SourceTree::Commit { sha, .. } if sha.starts_with(DIRECTORY) => {
                 files_below(Path::new(&sha[DIRECTORY.len()..])).map(Arc::new)
             }
-            Tree::Commit { project, sha } => self.fetcher.files(project, sha).map(Arc::new),
+            SourceTree::Commit { project, sha } => self.fetcher.files(project, sha).map(Arc::new),
         }
     }
 
-    fn project(&self, project: &str, reference: Option<&str>) -> Result<Tree, SourceError> {
+    fn project(&self, project: &str, reference: Option<&str>) -> Result<SourceTree, SourceError> {
         if let Some(directory) = self.mapped_directory(project, reference) {
             return directory_tree(project, directory);
         }
         if project == self.project && reference.is_none_or(|reference| reference == self.commit) {
-            return Ok(Tree::Project);
+            return Ok(SourceTree::Project);
         }
         let sha = self.fetcher.commit(project, reference.unwrap_or("HEAD"))?;
-        Ok(Tree::Commit { project: project.into(), sha: sha.into() })
+        Ok(SourceTree::Commit { project: project.into(), sha: sha.into() })
     }
 
     fn remote(&self, url: &str) -> Result<Vec<u8>, SourceError> {
@@ -257,10 +257,10 @@ impl Sources for LocalSources {
         }
         if project == self.project && reference == self.commit {
             let (sha, version) = (self.commit.clone(), reference.to_owned());
-            return Ok(ComponentVersion { tree: Tree::Project, sha, version });
+            return Ok(ComponentVersion { tree: SourceTree::Project, sha, version });
         }
         let (sha, version) = self.fetcher.version(host, project, reference)?;
-        let tree = Tree::Commit { project: project.into(), sha: sha.as_str().into() };
+        let tree = SourceTree::Commit { project: project.into(), sha: sha.as_str().into() };
         Ok(ComponentVersion { tree, sha, version })
     }
 
@@ -328,12 +328,12 @@ fn contains(names: &[String], path: &str) -> bool {
     names.binary_search_by(|name| name.as_str().cmp(path)).is_ok()
 }
 
-fn directory_tree(project: &str, directory: &Path) -> Result<Tree, SourceError> {
+fn directory_tree(project: &str, directory: &Path) -> Result<SourceTree, SourceError> {
     let missing =
         || SourceError::Missing(format!("{project} is mapped to {}, which does not exist", directory.display()));
     let path = directory.canonicalize().map_err(|_| missing())?;
     let text = path.to_str().ok_or_else(missing)?;
-    Ok(Tree::Commit { project: project.into(), sha: format!("{DIRECTORY}{text}").into() })
+    Ok(SourceTree::Commit { project: project.into(), sha: format!("{DIRECTORY}{text}").into() })
 }
 
 /// Opens a regular file; never blocks on a pipe or device.

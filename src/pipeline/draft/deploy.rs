@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::reader::KeywordReader;
-use crate::pipeline::plan::{Forward, Secret, Trigger, TriggerStrategy};
+use crate::pipeline::plan::{SecretVariable, Trigger, TriggerForward, TriggerStrategy};
 use crate::pipeline::problem::Class;
 use crate::pipeline::syntax::{Mapping, MappingEntry, Node};
 
@@ -65,7 +65,7 @@ impl KeywordReader<'_, '_> {
             },
         };
         let forward = match node.get("forward") {
-            None => Forward { yaml_variables: true, pipeline_variables: false },
+            None => TriggerForward { yaml_variables: true, pipeline_variables: false },
             Some(forward) => self.forward(forward)?,
         };
         match (node.get("project"), node.get("include")) {
@@ -88,13 +88,13 @@ impl KeywordReader<'_, '_> {
         }
     }
 
-    fn forward(&mut self, node: &Node) -> Option<Forward> {
+    fn forward(&mut self, node: &Node) -> Option<TriggerForward> {
         self.mapping(node, "trigger:forward", &["yaml_variables", "pipeline_variables"])?;
         let mut flag = |key: &str, default: bool| match node.get(key) {
             Some(value) => self.boolean(value, &format!("trigger:forward:{key}")),
             None => Some(default),
         };
-        Some(Forward {
+        Some(TriggerForward {
             yaml_variables: flag("yaml_variables", true)?,
             pipeline_variables: flag("pipeline_variables", false)?,
         })
@@ -140,7 +140,7 @@ impl KeywordReader<'_, '_> {
     }
 
     /// Reads the names of `secrets`, and whether the job gets a file.
-    pub fn secrets(&mut self, node: &Node) -> Option<Vec<Secret>> {
+    pub fn secrets(&mut self, node: &Node) -> Option<Vec<SecretVariable>> {
         let Some(mapping) = node.mapping() else { return self.bad(node, "secrets", "a mapping") };
         let mut secrets = Vec::with_capacity(mapping.len());
         for (key, entry) in mapping.iter() {
@@ -151,7 +151,7 @@ impl KeywordReader<'_, '_> {
                 Some(file) => self.boolean(file, &format!("secrets:{key}:file"))?,
                 None => true,
             };
-            secrets.push(Secret { key: Arc::clone(key), file });
+            secrets.push(SecretVariable { key: Arc::clone(key), file });
         }
         let message = "`secrets`: secrets are not fetched from vaults; set variables of these names to local values";
         self.context.report.warn(node.at, self.job, message);

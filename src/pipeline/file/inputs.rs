@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::pipeline::hash::Index;
 use crate::pipeline::pattern::RegexPattern;
-use crate::pipeline::problem::{Class, Report};
+use crate::pipeline::problem::{Class, ProblemReport};
 use crate::pipeline::request::{GivenVariable, InputValue};
 use crate::pipeline::rules::expression::Expression;
 use crate::pipeline::suggest::did_you_mean;
@@ -93,7 +93,7 @@ pub struct Given {
 }
 
 /// Reads the value of `spec`.
-pub fn read_spec(node: &Node, report: &mut Report) -> Spec {
+pub fn read_spec(node: &Node, report: &mut ProblemReport) -> Spec {
     let mut spec = Spec { at: node.at, ..Spec::default() };
     if node.is_null() {
         return spec;
@@ -116,7 +116,7 @@ pub fn read_spec(node: &Node, report: &mut Report) -> Spec {
     spec
 }
 
-fn read_component(node: &Node, out: &mut Vec<Arc<str>>, report: &mut Report) {
+fn read_component(node: &Node, out: &mut Vec<Arc<str>>, report: &mut ProblemReport) {
     for item in node.list().unwrap_or_default() {
         match item.text() {
             Some(name) if ["name", "sha", "version", "reference"].contains(&&**name) => out.push(Arc::clone(name)),
@@ -129,7 +129,7 @@ fn read_component(node: &Node, out: &mut Vec<Arc<str>>, report: &mut Report) {
 }
 
 /// Reads input declarations. An input that is already in `inputs` is kept.
-pub fn read_inputs(node: &Node, inputs: &mut Index<Arc<str>, DeclaredInput>, report: &mut Report) {
+pub fn read_inputs(node: &Node, inputs: &mut Index<Arc<str>, DeclaredInput>, report: &mut ProblemReport) {
     if node.is_null() {
         return;
     }
@@ -146,7 +146,7 @@ pub fn read_inputs(node: &Node, inputs: &mut Index<Arc<str>, DeclaredInput>, rep
     }
 }
 
-fn read_input(name: &str, node: &Node, at: Origin, report: &mut Report) -> Option<DeclaredInput> {
+fn read_input(name: &str, node: &Node, at: Origin, report: &mut ProblemReport) -> Option<DeclaredInput> {
     let mut input =
         DeclaredInput { kind: InputType::Text, default: None, options: None, regex: None, rules: vec![], at };
     if node.is_null() {
@@ -196,7 +196,7 @@ fn read_input(name: &str, node: &Node, at: Origin, report: &mut Report) -> Optio
     Some(input)
 }
 
-fn read_options(name: &str, node: &Node, report: &mut Report) -> Option<Vec<Value>> {
+fn read_options(name: &str, node: &Node, report: &mut ProblemReport) -> Option<Vec<Value>> {
     let options: Option<Vec<Value>> = node.list().map(|items| items.iter().map(Node::to_json).collect());
     let valid = options.filter(|options| (1..=OPTIONS_LIMIT).contains(&options.len()));
     if valid.is_none() {
@@ -206,7 +206,7 @@ fn read_options(name: &str, node: &Node, report: &mut Report) -> Option<Vec<Valu
     valid
 }
 
-fn read_regex(name: &str, node: &Node, report: &mut Report) -> Option<(Arc<str>, RegexPattern)> {
+fn read_regex(name: &str, node: &Node, report: &mut ProblemReport) -> Option<(Arc<str>, RegexPattern)> {
     let Some(text) = node.text() else {
         report.error(Class::InputSpec, node.at, format!("input `{name}`: `regex` takes text, not {}", node.kind()));
         return None;
@@ -220,7 +220,7 @@ fn read_regex(name: &str, node: &Node, report: &mut Report) -> Option<(Arc<str>,
     }
 }
 
-fn read_rules(name: &str, node: &Node, report: &mut Report) -> Option<Vec<Rule>> {
+fn read_rules(name: &str, node: &Node, report: &mut ProblemReport) -> Option<Vec<Rule>> {
     let Some(items) = node.list() else {
         report.error(Class::InputSpec, node.at, format!("input `{name}`: `rules` takes a list, not {}", node.kind()));
         return None;
@@ -297,7 +297,7 @@ pub fn resolve(
     file: &str,
     given: &[Given],
     at: Origin,
-    report: &mut Report,
+    report: &mut ProblemReport,
 ) -> Option<HashMap<Arc<str>, Value>> {
     let before = report.problems.len();
     for given in given.iter().filter(|given| !spec.inputs.contains_key(&given.key)) {
@@ -362,7 +362,7 @@ mod tests {
 
     fn resolved(spec: &str, given: &[(&str, InputValue)]) -> Result<Value, Vec<Class>> {
         let node = syntax::parse(spec, 0, &|line| line, &mut Budget::default()).expect("must be YAML").root;
-        let mut report = Report::default();
+        let mut report = ProblemReport::default();
         let mut inputs = Index::default();
         read_inputs(&node, &mut inputs, &mut report);
         let spec = Spec { inputs, ..Default::default() };

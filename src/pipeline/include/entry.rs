@@ -6,8 +6,8 @@ use super::Loader;
 use crate::pipeline::context::Context;
 use crate::pipeline::file::inputs::Given;
 use crate::pipeline::problem::Class;
-use crate::pipeline::request::{InputValue, Tree};
-use crate::pipeline::rules::clause::{Clause, Owner};
+use crate::pipeline::request::{InputValue, SourceTree};
+use crate::pipeline::rules::clause::{Clause, RuleOwner};
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{Node, Origin};
 
@@ -32,14 +32,14 @@ const KEYS: [&str; 12] = [
 /// An include that can be fetched.
 pub struct IncludeEntry {
     pub at: Origin,
-    pub location: Location,
+    pub location: IncludeLocation,
     /// Values for the inputs of the included file.
     pub inputs: Vec<Given>,
     rules: Vec<(Clause, bool)>,
 }
 
 /// The files to fetch, after variables are expanded.
-pub enum Location {
+pub enum IncludeLocation {
     /// Files in the same tree as the including file.
     Local(String),
     /// Files of another project.
@@ -54,21 +54,25 @@ pub enum Location {
     Artifact { job: String, path: String },
 }
 
-const OWNER: Owner<'static> = Owner { job: None, keyword: "include:rules" };
+const OWNER: RuleOwner<'static> = RuleOwner { job: None, keyword: "include:rules" };
 
 impl Loader<'_, '_> {
     /// Reads the value of `include`. Entries with a problem are reported and left out.
-    pub fn entries(&mut self, include: &Node, tree: &Option<Tree>) -> Vec<IncludeEntry> {
+    pub fn entries(&mut self, include: &Node, tree: &Option<SourceTree>) -> Vec<IncludeEntry> {
         let Some(items) = self.context.flatten(include, "include", None) else { return Vec::new() };
         items.iter().filter_map(|item| self.entry(item, tree)).collect()
     }
 
-    fn entry(&mut self, item: &Node, tree: &Option<Tree>) -> Option<IncludeEntry> {
+    fn entry(&mut self, item: &Node, tree: &Option<SourceTree>) -> Option<IncludeEntry> {
         let at = item.at;
         if let Some(text) = item.text() {
             let text = self.expand(text);
             let remote = text.starts_with("https://") || text.starts_with("http://");
-            let location = if remote { Location::Remote { url: text, integrity: None } } else { Location::Local(text) };
+            let location = if remote {
+                IncludeLocation::Remote { url: text, integrity: None }
+            } else {
+                IncludeLocation::Local(text)
+            };
             return self.checked(IncludeEntry { at, location, inputs: vec![], rules: vec![] }, tree);
         }
         let Some(mapping) = item.mapping() else {
@@ -101,7 +105,7 @@ impl Loader<'_, '_> {
         self.checked(IncludeEntry { at, location, inputs, rules }, tree)
     }
 
-    fn location(&mut self, item: &Node) -> Option<Location> {
+    fn location(&mut self, item: &Node) -> Option<IncludeLocation> {
         let given: Vec<&str> = KINDS.into_iter().filter(|kind| item.get(kind).is_some()).collect();
         let [kind] = given.as_slice() else {
             let message = "`include` takes exactly one of local, project, remote, template, component";
@@ -113,12 +117,12 @@ impl Loader<'_, '_> {
         let text = self.expand(&text);
         let optional = |key: &str| item.get(key).and_then(Node::printed).map(|text| self.expand(&text));
         Some(match *kind {
-            "local" => Location::Local(text),
-            "remote" => Location::Remote { url: text, integrity: optional("integrity") },
-            "template" => Location::Template(text),
-            "component" => Location::Component(text),
+            "local" => IncludeLocation::Local(text),
+            "remote" => IncludeLocation::Remote { url: text, integrity: optional("integrity") },
+            "template" => IncludeLocation::Template(text),
+            "component" => IncludeLocation::Component(text),
             "artifact" => match optional("job") {
-                Some(job) => Location::Artifact { job, path: text },
+                Some(job) => IncludeLocation::Artifact { job, path: text },
                 None => return self.refuse(item.at, "`include:artifact` needs `job`".to_owned()),
             },
             _ => {
@@ -129,7 +133,7 @@ impl Loader<'_, '_> {
                 match files.filter(|files| !files.is_empty()) {
                     Some(files) => {
                         let files = files.iter().map(|file| self.expand(file)).collect();
-                        Location::Project { project: text, reference, files }
+                        IncludeLocation::Project { project: text, reference, files }
                     }
                     None => {
                         let message = "`include:project` needs `file`, a path or a list of paths";
@@ -141,21 +145,21 @@ impl Loader<'_, '_> {
     }
 
     /// Refuses a location that cannot be included from this file.
-    fn checked(&mut self, entry: IncludeEntry, tree: &Option<Tree>) -> Option<IncludeEntry> {
+    fn checked(&mut self, entry: IncludeEntry, tree: &Option<SourceTree>) -> Option<IncludeEntry> {
         let yaml = |path: &str| path.ends_with(".yml") || path.ends_with(".yaml");
         let why = match &entry.location {
-            Location::Local(path) if path.is_empty() => {
+            IncludeLocation::Local(path) if path.is_empty() => {
                 "`include:local` is empty after variables are expanded".to_owned()
             }
-            Location::Local(path) if !yaml(path) => format!("`include:local: {path}` must end in .yml or .yaml"),
-            Location::Local(path) if tree.is_none() => {
+            IncludeLocation::Local(path) if !yaml(path) => format!("`include:local: {path}` must end in .yml or .yaml"),
+            IncludeLocation::Local(path) if tree.is_none() => {
                 format!("`include:local: {path}` is in a remote file or a template, which has no project")
             }
-            Location::Project { files, .. } => match files.iter().find(|path| !yaml(path)) {
+            IncludeLocation::Project { files, .. } => match files.iter().find(|path| !yaml(path)) {
                 Some(path) => format!("`include:file: {path}` must end in .yml or .yaml"),
                 None => return Some(entry),
             },
-            Location::Remote { url, .. } if !url.starts_with("https://") && !url.starts_with("http://") => {
+            IncludeLocation::Remote { url, .. } if !url.starts_with("https://") && !url.starts_with("http://") => {
                 format!("`include:remote: {url}` is not a URL of http or https")
             }
             _ => return Some(entry),
@@ -198,12 +202,12 @@ impl Loader<'_, '_> {
     }
 
     /// Whether the rules of the entry include it.
-    pub fn applies(&mut self, entry: &IncludeEntry, tree: &Option<Tree>) -> bool {
+    pub fn applies(&mut self, entry: &IncludeEntry, tree: &Option<SourceTree>) -> bool {
         if entry.rules.is_empty() {
             return true;
         }
         let scope = Arc::clone(&self.context.scope);
-        let tree = tree.clone().unwrap_or(Tree::Project);
+        let tree = tree.clone().unwrap_or(SourceTree::Project);
         for (clause, included) in &entry.rules {
             match clause.holds(&Context::view(&scope), &tree, OWNER, self.context) {
                 Ok(Some(_)) => return *included,

@@ -3,29 +3,29 @@
 use base64::Engine as _;
 use ring::digest::{SHA256, digest};
 
-use super::entry::{IncludeEntry, Location};
+use super::entry::{IncludeEntry, IncludeLocation};
 use super::{Component, Fetched, Loader};
 use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::problem::Class;
-use crate::pipeline::request::{ComponentVersion, SourceError, Tree};
+use crate::pipeline::request::{ComponentVersion, SourceError, SourceTree};
 
 impl Loader<'_, '_> {
     /// Fetches the files. Files with a problem are reported and left out.
-    pub fn fetch(&mut self, entry: &IncludeEntry, tree: &Option<Tree>) -> Vec<Fetched> {
+    pub fn fetch(&mut self, entry: &IncludeEntry, tree: &Option<SourceTree>) -> Vec<Fetched> {
         let sources = self.context.request.sources;
         match &entry.location {
-            Location::Local(path) => match tree {
+            IncludeLocation::Local(path) => match tree {
                 Some(tree) => self.local(entry, path, &tree.clone()),
                 None => Vec::new(),
             },
-            Location::Project { project, reference, files } => {
+            IncludeLocation::Project { project, reference, files } => {
                 let shown = reference.as_deref().map_or_else(|| project.clone(), |name| format!("{project}@{name}"));
                 match sources.project(project, reference.as_deref()) {
                     Ok(tree) => files.iter().flat_map(|path| self.of_tree(entry, path, &tree, &shown)).collect(),
                     Err(error) => self.failed(entry, &format!("project {shown}"), error),
                 }
             }
-            Location::Remote { url, integrity } => match sources.remote(url) {
+            IncludeLocation::Remote { url, integrity } => match sources.remote(url) {
                 Ok(bytes)
                     if integrity.as_deref().is_none_or(|expected| self.is_intact(entry, url, expected, &bytes)) =>
                 {
@@ -34,14 +34,19 @@ impl Loader<'_, '_> {
                 Ok(_) => Vec::new(),
                 Err(error) => self.failed(entry, url, error),
             },
-            Location::Template(name) => match sources.template(name) {
+            IncludeLocation::Template(name) => match sources.template(name) {
                 Ok(bytes) => vec![Fetched { name: format!("template:{name}"), bytes, tree: None, component: None }],
                 Err(error) => self.failed(entry, &format!("template {name}"), error),
             },
-            Location::Component(address) => self.component(entry, address),
-            Location::Artifact { job, path } => match sources.artifact(job, path) {
+            IncludeLocation::Component(address) => self.component(entry, address),
+            IncludeLocation::Artifact { job, path } => match sources.artifact(job, path) {
                 Ok(bytes) => {
-                    vec![Fetched { name: format!("{job}:{path}"), bytes, tree: Some(Tree::Project), component: None }]
+                    vec![Fetched {
+                        name: format!("{job}:{path}"),
+                        bytes,
+                        tree: Some(SourceTree::Project),
+                        component: None,
+                    }]
                 }
                 Err(error) => self.failed(entry, &format!("{path} from the artifacts of job `{job}`"), error),
             },
@@ -49,10 +54,10 @@ impl Loader<'_, '_> {
     }
 
     /// Files in the same tree; `*` does not cross directories, `**` does.
-    fn local(&mut self, entry: &IncludeEntry, path: &str, tree: &Tree) -> Vec<Fetched> {
+    fn local(&mut self, entry: &IncludeEntry, path: &str, tree: &SourceTree) -> Vec<Fetched> {
         let shown = match tree {
-            Tree::Project => String::new(),
-            Tree::Commit { project, sha } => format!("{project}@{sha}"),
+            SourceTree::Project => String::new(),
+            SourceTree::Commit { project, sha } => format!("{project}@{sha}"),
         };
         if !path.contains('*') {
             return self.of_tree(entry, path, tree, &shown);
@@ -71,7 +76,7 @@ impl Loader<'_, '_> {
         matching.into_iter().flat_map(|path| self.of_tree(entry, path, tree, &shown)).collect()
     }
 
-    fn of_tree(&mut self, entry: &IncludeEntry, path: &str, tree: &Tree, shown: &str) -> Vec<Fetched> {
+    fn of_tree(&mut self, entry: &IncludeEntry, path: &str, tree: &SourceTree, shown: &str) -> Vec<Fetched> {
         let path = path.trim_start_matches('/');
         let name = if shown.is_empty() { path.to_owned() } else { format!("{shown}:{path}") };
         match self.context.request.sources.read(tree, path) {
@@ -95,7 +100,7 @@ impl Loader<'_, '_> {
         let facts = &self.context.request.facts;
         let own = project == self.context.project.path && reference == facts.sha;
         let version = if own {
-            Ok(ComponentVersion { tree: Tree::Project, sha: facts.sha.clone(), version: reference.to_owned() })
+            Ok(ComponentVersion { tree: SourceTree::Project, sha: facts.sha.clone(), version: reference.to_owned() })
         } else {
             self.context.request.sources.component(host, project, reference)
         };

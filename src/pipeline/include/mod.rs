@@ -12,7 +12,7 @@ use super::file::interpolate::{self, Values};
 use super::file::quoted;
 use super::merge::Merger;
 use super::problem::Class;
-use super::request::{Content, SourceError, Tree};
+use super::request::{Content, SourceError, SourceTree};
 use super::syntax::{self, FILE_LIMIT, Mapping, Node, Origin, SyntaxError};
 
 /// The number of files that a pipeline may include, as on GitLab.
@@ -26,7 +26,7 @@ struct Fetched {
     name: String,
     bytes: Vec<u8>,
     /// The tree for its own local includes; `None` if it has none.
-    tree: Option<Tree>,
+    tree: Option<SourceTree>,
     component: Option<Component>,
 }
 
@@ -56,7 +56,7 @@ pub fn load(context: &mut Context<'_>) -> Option<Node> {
                 return None;
             }
             let path = path.trim_start_matches('/');
-            let bytes = match request.sources.read(&Tree::Project, path) {
+            let bytes = match request.sources.read(&SourceTree::Project, path) {
                 Ok(bytes) => bytes,
                 Err(error) => {
                     let at = Origin { file: loader.context.report.add_file(path), line: 1 };
@@ -68,7 +68,7 @@ pub fn load(context: &mut Context<'_>) -> Option<Node> {
                     return None;
                 }
             };
-            let fetched = Fetched { name: path.to_owned(), bytes, tree: Some(Tree::Project), component: None };
+            let fetched = Fetched { name: path.to_owned(), bytes, tree: Some(SourceTree::Project), component: None };
             loader.file(fetched, &given, Origin::default())
         }
         Content::Includes { include, files } => {
@@ -77,7 +77,7 @@ pub fn load(context: &mut Context<'_>) -> Option<Node> {
                 "include".into(),
                 syntax::MappingEntry { key_at: include.at, node: include.clone() },
             )]);
-            loader.includes(Node::mapping_at(mapping, include.at), &Some(Tree::Project))
+            loader.includes(Node::mapping_at(mapping, include.at), &Some(SourceTree::Project))
         }
     }
 }
@@ -141,7 +141,7 @@ impl Loader<'_, '_> {
         name: &str,
         given: &[Given],
         at: Origin,
-        tree: &Option<Tree>,
+        tree: &Option<SourceTree>,
         component: Option<&Component>,
     ) -> Option<Node> {
         let documents = document::split(text);
@@ -251,7 +251,7 @@ impl Loader<'_, '_> {
     }
 
     /// Adds inputs from `spec:include`: files that contain nothing but `inputs`.
-    fn with_included_inputs(&mut self, mut spec: Spec, tree: &Option<Tree>) -> Spec {
+    fn with_included_inputs(&mut self, mut spec: Spec, tree: &Option<SourceTree>) -> Spec {
         let Some(include) = spec.include.take() else { return spec };
         for entry in self.entries(&include, tree) {
             for fetched in self.fetch(&entry, tree) {
@@ -272,7 +272,7 @@ impl Loader<'_, '_> {
     }
 
     /// Merges the content over the files that it includes.
-    fn includes(&mut self, content: Node, tree: &Option<Tree>) -> Option<Node> {
+    fn includes(&mut self, content: Node, tree: &Option<SourceTree>) -> Option<Node> {
         let Some(include) = content.get("include") else { return Some(content) };
         let before = self.context.report.problems.len();
         let mut merged: Option<Node> = None;

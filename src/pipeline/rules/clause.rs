@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::pipeline::context::Context;
 use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::problem::Class;
-use crate::pipeline::request::{Base, SourceError, Tree};
+use crate::pipeline::request::{Base, SourceError, SourceTree};
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{Node, Origin};
 use crate::pipeline::variables::View;
@@ -45,7 +45,7 @@ enum Paths {
 
 /// The owner of a rule, for messages.
 #[derive(Clone, Copy)]
-pub struct Owner<'a> {
+pub struct RuleOwner<'a> {
     /// The job; `None` for rules of the workflow or an include.
     pub job: Option<&'a Arc<str>>,
     /// `rules`, `workflow:rules`, `include:rules`, …
@@ -54,7 +54,7 @@ pub struct Owner<'a> {
 
 impl Clause {
     /// Reads the condition of a rule. `None`: a reported problem.
-    pub fn read(rule: &Node, owner: Owner<'_>, context: &mut Context<'_>) -> Option<Self> {
+    pub fn read(rule: &Node, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Option<Self> {
         let mut clause = Self::default();
         if let Some(node) = rule.get("if") {
             clause.condition = Some(read_if(node, owner, context)?);
@@ -72,8 +72,8 @@ impl Clause {
     pub fn holds(
         &self,
         view: &View<'_>,
-        tree: &Tree,
-        owner: Owner<'_>,
+        tree: &SourceTree,
+        owner: RuleOwner<'_>,
         context: &mut Context<'_>,
     ) -> Result<Option<Reasons>, ()> {
         let mut reasons = Reasons::default();
@@ -116,7 +116,7 @@ impl Reasons {
 }
 
 /// Reads an expression, which must be text.
-pub fn read_if(node: &Node, owner: Owner<'_>, context: &mut Context<'_>) -> Option<Arc<Expression>> {
+pub fn read_if(node: &Node, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Option<Arc<Expression>> {
     let keyword = owner.keyword;
     let Some(text) = node.text() else {
         let message = format!("`{keyword}:if` takes an expression as text, not {}", node.kind());
@@ -134,7 +134,7 @@ pub fn read_if(node: &Node, owner: Owner<'_>, context: &mut Context<'_>) -> Opti
 }
 
 impl Paths {
-    fn read(node: &Node, keyword: &str, owner: Owner<'_>, context: &mut Context<'_>) -> Option<Self> {
+    fn read(node: &Node, keyword: &str, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Option<Self> {
         let items = context.flatten(node, keyword, owner.job)?;
         let texts: Option<Vec<Arc<str>>> = items.iter().map(|item| item.text().cloned()).collect();
         let valid = texts.filter(|texts| node.list().is_some() && texts.len() <= PATTERNS_LIMIT);
@@ -146,7 +146,7 @@ impl Paths {
     }
 
     /// Reads `paths` or `regexp` of a mapping.
-    fn of_mapping(node: &Node, keyword: &str, owner: Owner<'_>, context: &mut Context<'_>) -> Option<Self> {
+    fn of_mapping(node: &Node, keyword: &str, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Option<Self> {
         match (node.get("paths"), node.get("regexp")) {
             (Some(paths), None) => Self::read(paths, &format!("{keyword}:paths"), owner, context),
             (None, Some(regexp)) => {
@@ -194,7 +194,13 @@ fn expand(text: &Arc<str>, view: &View<'_>) -> Arc<str> {
 }
 
 /// Reports unknown keys. `None`: there is one, so a missing key is probably misspelled.
-fn check_keys(node: &Node, known: &[&str], keyword: &str, owner: Owner<'_>, context: &mut Context<'_>) -> Option<()> {
+fn check_keys(
+    node: &Node,
+    known: &[&str],
+    keyword: &str,
+    owner: RuleOwner<'_>,
+    context: &mut Context<'_>,
+) -> Option<()> {
     let mut sound = Some(());
     for (key, entry) in node.mapping().into_iter().flat_map(|mapping| mapping.iter()) {
         if !known.contains(&&**key) {
@@ -210,7 +216,7 @@ fn check_keys(node: &Node, known: &[&str], keyword: &str, owner: Owner<'_>, cont
 
 impl Changes {
     /// Reads `changes`, a list or a mapping.
-    pub fn read(node: &Node, owner: Owner<'_>, context: &mut Context<'_>) -> Option<Self> {
+    pub fn read(node: &Node, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Option<Self> {
         if node.mapping().is_none() {
             return Some(Self { paths: Paths::read(node, "changes", owner, context)?, compare_to: None });
         }
@@ -226,7 +232,7 @@ impl Changes {
     }
 
     /// Why `changes` holds.
-    pub fn hold(&self, view: &View<'_>, owner: Owner<'_>, context: &mut Context<'_>) -> Result<Option<String>, ()> {
+    pub fn hold(&self, view: &View<'_>, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Result<Option<String>, ()> {
         let base = match &self.compare_to {
             Some(node) => Base::MergeBase(view.expand(node.text().map_or("", |text| text))),
             None => match context.base_of_pipeline() {
@@ -258,7 +264,7 @@ impl Changes {
     }
 }
 
-fn read_exists(node: &Node, owner: Owner<'_>, context: &mut Context<'_>) -> Option<Exists> {
+fn read_exists(node: &Node, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Option<Exists> {
     if node.mapping().is_none() {
         let paths = Paths::read(node, "exists", owner, context)?;
         return Some(Exists { paths, project: None, reference: None });
@@ -278,8 +284,8 @@ impl Exists {
     fn holds(
         &self,
         view: &View<'_>,
-        tree: &Tree,
-        owner: Owner<'_>,
+        tree: &SourceTree,
+        owner: RuleOwner<'_>,
         context: &mut Context<'_>,
     ) -> Result<Option<String>, ()> {
         let paths = match &self.project {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::pipeline::glob::Glob;
-use crate::pipeline::request::{Base, SourceError, Sources, Tree};
+use crate::pipeline::request::{Base, SourceError, SourceTree, Sources};
 
 /// Above this number of comparisons, GitLab treats the rule as fulfilled.
 const COMPARISONS_LIMIT: usize = 50_000;
@@ -34,7 +34,7 @@ type Paths = Arc<Vec<String>>;
 /// Access to the lists of files, with a cache.
 pub struct Files<'a> {
     sources: &'a dyn Sources,
-    trees: HashMap<Tree, Result<Paths, SourceError>>,
+    trees: HashMap<SourceTree, Result<Paths, SourceError>>,
     changed: HashMap<Base, Result<Paths, SourceError>>,
     globs: HashMap<Arc<str>, Option<Arc<Glob>>>,
 }
@@ -45,7 +45,7 @@ impl<'a> Files<'a> {
     }
 
     /// All files of a tree.
-    pub fn all(&mut self, tree: &Tree) -> Result<Paths, SourceError> {
+    pub fn all(&mut self, tree: &SourceTree) -> Result<Paths, SourceError> {
         let sources = self.sources;
         let list = self.trees.entry(tree.clone()).or_insert_with(|| sources.files(tree).map(sorted));
         list.clone()

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::clause::{Changes, Owner, read_if};
+use super::clause::{Changes, RuleOwner, read_if};
 use super::expression::Expression;
 use crate::pipeline::context::Context;
 use crate::pipeline::draft::reader::KeywordReader;
@@ -27,14 +27,14 @@ impl KeywordReader<'_, '_> {
         }
         self.mapping(node, keyword, &["refs", "variables", "changes", "kubernetes"])?;
         let mut policy = OnlyExcept::default();
-        let owner = Owner { job: self.job, keyword };
+        let owner = RuleOwner { job: self.job, keyword };
         if let Some(refs) = node.get("refs") {
             policy.refs = Some(self.refs(refs, &format!("{keyword}:refs"))?);
         }
         if let Some(variables) = node.get("variables") {
             let place = format!("{keyword}:variables");
             let items = self.context.flatten(variables, &place, self.job)?;
-            let owner = Owner { job: self.job, keyword: &place };
+            let owner = RuleOwner { job: self.job, keyword: &place };
             let read: Option<Vec<_>> = items.iter().map(|item| read_if(item, owner, self.context)).collect();
             policy.variables = Some(read?);
         }
@@ -85,7 +85,7 @@ impl OnlyExcept {
     pub fn parts(
         &self,
         view: &View<'_>,
-        owner: Owner<'_>,
+        owner: RuleOwner<'_>,
         context: &mut Context<'_>,
     ) -> Result<Vec<(bool, String)>, ()> {
         let mut parts = Vec::new();

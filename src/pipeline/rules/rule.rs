@@ -1,6 +1,6 @@
 //! Reads `rules` of a job, and `workflow:rules`.
 
-use super::clause::{Clause, Owner};
+use super::clause::{Clause, RuleOwner};
 use crate::pipeline::draft::needs::Needs;
 use crate::pipeline::draft::reader::KeywordReader;
 use crate::pipeline::plan::{AllowFailure, Delay, Variable, VariableLevel, When};
@@ -54,7 +54,7 @@ impl KeywordReader<'_, '_> {
 
     fn rule(&mut self, item: &Node, keyword: &str, keys: &[&str], level: VariableLevel) -> Option<Rule> {
         self.mapping(item, keyword, keys)?;
-        let owner = Owner { job: self.job, keyword };
+        let owner = RuleOwner { job: self.job, keyword };
         let clause = Clause::read(item, owner, self.context)?;
         let when = match item.get("when") {
             Some(node) if level == VariableLevel::Workflow => match node.text().map(|text| &**text) {

@@ -61,7 +61,7 @@ pub struct SyntaxError {
 }
 
 /// A parsed document, and its duplicate keys.
-pub struct Document {
+pub struct YamlDocument {
     pub root: Node,
     /// For each duplicate key: its position and a message.
     pub duplicates: Vec<(Origin, String)>,
@@ -77,7 +77,7 @@ pub fn parse(
     file: u32,
     line_of: &dyn Fn(u32) -> u32,
     budget: &mut Budget,
-) -> Result<Document, SyntaxError> {
+) -> Result<YamlDocument, SyntaxError> {
     // The parser takes blanks at the end for another line of a block scalar.
     let mut text = Cow::Borrowed(text.trim_end_matches([' ', '\t']));
     let mut work = 0;
@@ -106,7 +106,12 @@ struct Refusal {
     accepted: Option<Place>,
 }
 
-fn parse_once(text: &str, file: u32, line_of: &dyn Fn(u32) -> u32, budget: &mut Budget) -> Result<Document, Refusal> {
+fn parse_once(
+    text: &str,
+    file: u32,
+    line_of: &dyn Fn(u32) -> u32,
+    budget: &mut Budget,
+) -> Result<YamlDocument, Refusal> {
     let parser = Parser::new_from_str(text);
     let mut builder = Builder {
         parser,
@@ -132,7 +137,7 @@ fn parse_once(text: &str, file: u32, line_of: &dyn Fn(u32) -> u32, budget: &mut 
         });
         match content {
             Ok(false) => {}
-            Ok(true) => return Ok(Document { root, duplicates: builder.duplicates }),
+            Ok(true) => return Ok(YamlDocument { root, duplicates: builder.duplicates }),
             Err(error) => return Err(Refusal { error, accepted: builder.accepted }),
         }
     }

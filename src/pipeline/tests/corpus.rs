@@ -8,7 +8,8 @@ use super::repository::Repository;
 use crate::pipeline::listing::{Listing, errors};
 use crate::pipeline::problem::Problem;
 use crate::pipeline::request::{
-    ComponentVersion, Content, GivenInput, GivenVariable, InputValue, MergeRequest, PipelineSource, PlanRequest, Tree,
+    ComponentVersion, Content, GivenInput, GivenVariable, InputValue, MergeRequest, PipelineSource, PlanRequest,
+    SourceTree,
 };
 use crate::pipeline::{JobRun, plan};
 
@@ -92,7 +93,7 @@ fn provide(case: &Path, provided: &Value, repository: &mut Repository) {
     if let Some(project) = provided["component_project"].as_str() {
         let directory = case.join(text(provided, "dir", ""));
         for reference in provided["refs"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-            let tree = Tree::Commit { project: project.into(), sha: directory.to_string_lossy().into() };
+            let tree = SourceTree::Commit { project: project.into(), sha: directory.to_string_lossy().into() };
             let version = ComponentVersion {
                 tree,
                 sha: text(provided, "sha", "").to_owned(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::pipeline::request::{
-    Base, CommitFacts, ComponentVersion, Content, PipelineSource, PlanRequest, SourceError, Sources, Tree,
+    Base, CommitFacts, ComponentVersion, Content, PipelineSource, PlanRequest, SourceError, SourceTree, Sources,
 };
 
 /// Trees by name; the empty name is the project.
@@ -49,19 +49,19 @@ impl Memory {
 }
 
 impl Sources for Memory {
-    fn read(&self, tree: &Tree, path: &str) -> Result<Vec<u8>, SourceError> {
+    fn read(&self, tree: &SourceTree, path: &str) -> Result<Vec<u8>, SourceError> {
         match tree {
-            Tree::Project => self.get(path),
-            Tree::Commit { project, sha } => self.get(&format!("{project}@{sha}/{path}")),
+            SourceTree::Project => self.get(path),
+            SourceTree::Commit { project, sha } => self.get(&format!("{project}@{sha}/{path}")),
         }
     }
 
-    fn files(&self, _tree: &Tree) -> Result<Arc<Vec<String>>, SourceError> {
+    fn files(&self, _tree: &SourceTree) -> Result<Arc<Vec<String>>, SourceError> {
         Ok(Arc::new(self.files.keys().cloned().collect()))
     }
 
-    fn project(&self, project: &str, reference: Option<&str>) -> Result<Tree, SourceError> {
-        Ok(Tree::Commit { project: project.into(), sha: reference.unwrap_or("HEAD").into() })
+    fn project(&self, project: &str, reference: Option<&str>) -> Result<SourceTree, SourceError> {
+        Ok(SourceTree::Commit { project: project.into(), sha: reference.unwrap_or("HEAD").into() })
     }
 
     fn remote(&self, url: &str) -> Result<Vec<u8>, SourceError> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use crate::pipeline::request::{Base, CommitFacts, ComponentVersion, SourceError, Sources, Tree};
+use crate::pipeline::request::{Base, CommitFacts, ComponentVersion, SourceError, SourceTree, Sources};
 
 pub struct Repository {
     pub root: tempfile::TempDir,
@@ -71,10 +71,10 @@ impl Repository {
         }
     }
 
-    fn directory(&self, tree: &Tree) -> PathBuf {
+    fn directory(&self, tree: &SourceTree) -> PathBuf {
         match tree {
-            Tree::Project => self.root.path().to_owned(),
-            Tree::Commit { sha, .. } => PathBuf::from(&**sha),
+            SourceTree::Project => self.root.path().to_owned(),
+            SourceTree::Commit { sha, .. } => PathBuf::from(&**sha),
         }
     }
 }
@@ -92,24 +92,24 @@ fn walk(directory: &Path, prefix: &str, out: &mut Vec<String>) {
 }
 
 impl Sources for Repository {
-    fn read(&self, tree: &Tree, path: &str) -> Result<Vec<u8>, SourceError> {
+    fn read(&self, tree: &SourceTree, path: &str) -> Result<Vec<u8>, SourceError> {
         self.asked.borrow_mut().push(path.to_owned());
         std::fs::read(self.directory(tree).join(path)).map_err(|error| SourceError::Missing(error.to_string()))
     }
 
-    fn files(&self, tree: &Tree) -> Result<Arc<Vec<String>>, SourceError> {
+    fn files(&self, tree: &SourceTree) -> Result<Arc<Vec<String>>, SourceError> {
         let mut files = Vec::new();
         match tree {
-            Tree::Project => files.extend(self.git(&["ls-files"]).lines().map(str::to_owned)),
-            Tree::Commit { .. } => walk(&self.directory(tree), "", &mut files),
+            SourceTree::Project => files.extend(self.git(&["ls-files"]).lines().map(str::to_owned)),
+            SourceTree::Commit { .. } => walk(&self.directory(tree), "", &mut files),
         }
         Ok(Arc::new(files))
     }
 
-    fn project(&self, project: &str, reference: Option<&str>) -> Result<Tree, SourceError> {
+    fn project(&self, project: &str, reference: Option<&str>) -> Result<SourceTree, SourceError> {
         let key = (project.to_owned(), reference.unwrap_or("HEAD").to_owned());
         let path = self.projects.get(&key).ok_or_else(|| SourceError::Missing("no such project".to_owned()))?;
-        Ok(Tree::Commit { project: project.into(), sha: path.to_string_lossy().into() })
+        Ok(SourceTree::Commit { project: project.into(), sha: path.to_string_lossy().into() })
     }
 
     fn remote(&self, url: &str) -> Result<Vec<u8>, SourceError> {
