@@ -286,6 +286,29 @@ fn an_agent_without_a_manager_leaves_once_its_job_has_ended() {
     assert!(agent.wait().success(), "{}", agent.log());
 }
 
+/// The manager's machine hangs: the agent does not wait for its request in flight.
+#[test]
+fn an_agent_leaves_a_manager_that_hangs() {
+    let gitlab = GitLab::start();
+    let fleet = Pool::relay().fleet(&gitlab);
+    fleet.set_members(&["i-1"]);
+    let manager = fleet.start();
+    let home = fleet.agent_home("i-1", "orphan_timeout = \"5s\"", "");
+    let agent = home.start(&[]);
+    // An agent that has run a job has stored its registration.
+    let id = gitlab.queue(job(&["true"]).build());
+    assert_eq!(gitlab.finished(id).state, "success", "{}\n{}", agent.log(), manager.log());
+    manager.wait_for_log(&format!("job ended pool=pool job={id}"));
+    agent.kill();
+    manager.signal("STOP");
+    // The first heartbeat shows that the manager is silent while the request for a job still waits.
+    let mut agent = home.start(&[]);
+    assert!(agent.wait().success(), "{}", agent.log());
+    let log = agent.log();
+    let (before, _) = log.split_once("shutting down strategy").expect("a shutdown");
+    assert!(!before.contains("poll failed"), "{log}");
+}
+
 #[test]
 fn the_manager_keeps_running_if_a_new_program_could_not_start() {
     let gitlab = GitLab::start();

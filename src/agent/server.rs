@@ -98,6 +98,14 @@ impl JobSource for RunnerServer {
     }
 
     fn silence(&self) -> Option<Duration> {
-        self.source().silence()
+        match self.manager.get() {
+            // The first request has not begun.
+            None if self.needs_manager => Some(Duration::ZERO),
+            _ => self.source().silence(),
+        }
+    }
+
+    fn abandon(&self) -> bool {
+        self.source().abandon()
     }
 }

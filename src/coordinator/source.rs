@@ -85,4 +85,9 @@ pub trait JobSource: Send + Sync {
 
     /// The time for which a manager has not answered; `None` for GitLab.
     fn silence(&self) -> Option<Duration>;
+
+    /// Abandons the requests in flight to a manager that does not answer: if one of them brings an offer after all, the offer is
+    /// not accepted, and the manager makes it to another agent. Returns false if the server answers, or if it is GitLab, whose
+    /// response may contain a job.
+    fn abandon(&self) -> bool;
 }

@@ -179,6 +179,10 @@ impl JobSource for GitLab {
     fn silence(&self) -> Option<Duration> {
         None
     }
+
+    fn abandon(&self) -> bool {
+        false
+    }
 }
 
 impl Coordinator for GitLab {

@@ -47,6 +47,8 @@ const JOBS_REQUEST: &str = "jobs/request";
 /// the manager's machine was replaced.
 const TIMEOUT: Duration = Duration::from_secs(20);
 const POLL_TIMEOUT: Duration = Duration::from_secs(WAIT_SECONDS + 15);
+/// The silence after which requests in flight may be abandoned: a job of the last response has begun by then.
+const ABANDON_AFTER: Duration = Duration::from_secs(2);
 
 /// The value of `token` for an agent that proves the role of its instance instead of sending a fleet token.
 pub const STS_TOKEN: &str = "aws-sts";
@@ -98,6 +100,14 @@ enum Readiness {
     Ready,
 }
 
+/// How long the manager has not answered.
+#[derive(Default)]
+struct Silence {
+    since: Option<Instant>,
+    /// The agent leaves without waiting for requests in flight.
+    is_abandoned: bool,
+}
+
 /// A client of a manager.
 pub struct ManagerClient {
     base: String,
@@ -109,7 +119,7 @@ pub struct ManagerClient {
     on_capacity: OnCapacity,
     /// The time of the first request since which the manager has not answered; `None` while it answers. A pending poll
     /// does not count.
-    silent_since: Mutex<Option<Instant>>,
+    silence: Mutex<Silence>,
     /// When the manager last answered.
     answered: Mutex<Option<Instant>>,
     jobs: Arc<ManagedJobs>,
@@ -138,7 +148,7 @@ impl ManagerClient {
             readiness: Mutex::new(Readiness::Unknown),
             on_welcome,
             on_capacity,
-            silent_since: Mutex::new(None),
+            silence: Mutex::default(),
             answered: Mutex::new(None),
             jobs,
             beating: Mutex::new(false),
@@ -179,18 +189,21 @@ impl ManagerClient {
             Some(why) => Err(HttpError::Transport(why.clone())),
             None => Ok(response),
         });
-        let mut silent_since = sync::lock(&self.silent_since);
+        let mut silence = sync::lock(&self.silence);
         match &answer {
+            Ok(_) if silence.is_abandoned && path == JOBS_REQUEST => {
+                return Err(HttpError::Transport("the response came too late: the agent leaves".to_owned()));
+            }
             Ok(_) => {
-                let was_silent = silent_since.take().is_some();
-                drop(silent_since);
+                let was_silent = silence.since.take().is_some();
+                drop(silence);
                 *sync::lock(&self.answered) = Some(Instant::now());
                 if was_silent {
                     // The manager may have restarted with an older state of the agent's jobs.
                     self.jobs.ring();
                 }
             }
-            Err(_) => drop(silent_since.get_or_insert_with(Instant::now)),
+            Err(_) => drop(silence.since.get_or_insert_with(Instant::now)),
         }
         answer
     }
@@ -438,7 +451,13 @@ impl JobSource for Arc<ManagerClient> {
     }
 
     fn silence(&self) -> Option<Duration> {
-        Some(sync::lock(&self.silent_since).map_or(Duration::ZERO, |since| since.elapsed()))
+        Some(sync::lock(&self.silence).since.map_or(Duration::ZERO, |since| since.elapsed()))
+    }
+
+    fn abandon(&self) -> bool {
+        let mut silence = sync::lock(&self.silence);
+        silence.is_abandoned |= silence.since.is_some_and(|since| since.elapsed() >= ABANDON_AFTER);
+        silence.is_abandoned
     }
 }
 
