@@ -1,6 +1,15 @@
-//! Decides whether output may contain colour codes.
+//! The colours of the terminal, and whether output may contain them.
 
 use std::io::{IsTerminal, stdout};
+
+pub const BOLD: &str = "\x1b[1m";
+pub const DIM: &str = "\x1b[2m";
+pub const GREEN: &str = "\x1b[32m";
+pub const RED: &str = "\x1b[31m";
+pub const YELLOW: &str = "\x1b[33m";
+pub const RESET: &str = "\x1b[0m";
+/// Colours that tell the jobs apart, in order.
+pub const OF_JOBS: [&str; 6] = ["\x1b[36m", "\x1b[35m", "\x1b[34m", "\x1b[32m", "\x1b[33m", "\x1b[96m"];
 
 /// True for a terminal that supports colours, unless the user disables them (no-color.org).
 pub fn wanted() -> bool {

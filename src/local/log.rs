@@ -3,6 +3,9 @@
 //! The job engine writes the log in GitLab's format, with markers at the start and end of each section. The markers
 //! separate scripts from the agent's messages.
 
+use super::color::RESET;
+use crate::trace::colours::{CLEAR, GREEN, RED, YELLOW};
+
 /// A line of a job's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
@@ -42,12 +45,8 @@ enum Part {
     AfterScript,
 }
 
-const CLEAR: &str = "\x1b[0K";
-const COMMAND: &str = "\x1b[32;1m$ ";
 /// Prefixes of the agent's own lines.
-const OWN: [&str; 2] = ["\x1b[0K", "\x1b[32;1m"];
-const WARNING: &str = "\x1b[0;33mWARNING: ";
-const ERROR: &str = "\x1b[31;1mERROR: ";
+const OWN: [&str; 2] = [CLEAR, GREEN];
 /// A line longer than this is emitted without waiting for its end.
 const LONGEST: usize = 64 * 1024;
 
@@ -111,14 +110,17 @@ impl LogReader {
         let text = text.strip_suffix('\r').unwrap_or(text);
         // A carriage return overwrites the line: only the last part is visible.
         let text = text.rsplit('\r').find(|part| !part.is_empty()).unwrap_or_default();
-        let is_notice = text.starts_with(WARNING) || text.starts_with(ERROR);
+        let starts_with = |colour: &str, start| text.strip_prefix(colour).is_some_and(|text| text.starts_with(start));
+        let is_command = starts_with(GREEN, "$ ");
+        let is_warning = starts_with(YELLOW, "WARNING: ");
+        let is_notice = is_warning || starts_with(RED, "ERROR: ");
         let kind = match self.part {
-            Part::Script if text.starts_with(COMMAND) => LineKind::Command,
-            Part::AfterScript if text.starts_with(COMMAND) => LineKind::AfterScriptCommand,
-            Part::AfterScript if text.starts_with("\x1b[32;1mRunning after script...") => LineKind::Preamble,
-            Part::Script | Part::AfterScript if text.starts_with(WARNING) => LineKind::Notice,
+            Part::Script if is_command => LineKind::Command,
+            Part::AfterScript if is_command => LineKind::AfterScriptCommand,
+            Part::AfterScript if starts_with(GREEN, "Running after script...") => LineKind::Preamble,
+            Part::Script | Part::AfterScript if is_warning => LineKind::Notice,
             Part::Script | Part::AfterScript => LineKind::Output,
-            Part::Sources if text.starts_with(COMMAND) => LineKind::Command,
+            Part::Sources if is_command => LineKind::Command,
             Part::Sources if is_notice => LineKind::Notice,
             Part::Sources if OWN.iter().any(|own| text.starts_with(own)) => LineKind::Preamble,
             Part::Sources => LineKind::Output,
@@ -217,8 +219,8 @@ pub fn styled(text: &str) -> String {
         rest = &rest[rest.len() - left..];
     }
     styled.push_str(&plain(rest));
-    if has_style && !styled.ends_with("\x1b[0m") {
-        styled.push_str("\x1b[0m");
+    if has_style && !styled.ends_with(RESET) {
+        styled.push_str(RESET);
     }
     styled
 }

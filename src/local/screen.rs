@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use super::color::{BOLD, DIM, GREEN, OF_JOBS, RED, RESET, YELLOW};
 use super::log::{Line, LineKind, plain, styled};
 use super::results::{ResultStatus, in_words};
 
@@ -54,14 +55,6 @@ struct Shown {
     waiting: String,
 }
 
-const BOLD: &str = "\x1b[1m";
-const DIM: &str = "\x1b[2m";
-const GREEN: &str = "\x1b[32m";
-const RED: &str = "\x1b[31m";
-const YELLOW: &str = "\x1b[33m";
-const RESET: &str = "\x1b[0m";
-/// Colours of job names, in order.
-const NAMES: [&str; 6] = ["\x1b[36m", "\x1b[35m", "\x1b[34m", "\x1b[32m", "\x1b[33m", "\x1b[96m"];
 const TURNS: [&str; 4] = ["-", "\\", "|", "/"];
 /// The buffer limit for the output of one job, in bytes.
 const WAITING_MOST: usize = 256 * 1024;
@@ -204,7 +197,7 @@ impl Screen {
         let most = LONGEST_NAME.min(width() / 4).max(6);
         let widest = state.running.iter().map(|job| job.name.chars().count()).max().unwrap_or(0).min(most);
         let name = state.running.iter().find(|job| job.key == key).map_or("", |job| &job.name);
-        let name = self.paint(NAMES[key % NAMES.len()], &format!("{:<widest$}", shorten(name, most)));
+        let name = self.paint(OF_JOBS[key % OF_JOBS.len()], &format!("{:<widest$}", shorten(name, most)));
         format!("{name} {} ", self.paint(DIM, "|"))
     }
 

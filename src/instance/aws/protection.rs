@@ -1,6 +1,6 @@
 //! Scale-in protection: on while a job runs, off otherwise; the last setting wins.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::group::OwnGroup;
 use super::transport::retry_delay;
@@ -70,15 +70,17 @@ impl Protection {
             // The call may have had its effect.
             state.applied = None;
             let same = |state: &mut State| state.wanted == Some(activity);
-            drop(self.changed.wait_timeout_while(state, retry_delay(tries), same));
+            drop(sync::wait_while(&self.changed, state, retry_delay(tries), same));
             tries += 1;
         }
     }
 
     /// Waits for a setting that is not applied yet.
     fn next_activity(&self) -> Activity {
-        let is_told = |state: &mut State| state.wanted.is_none() || state.wanted == state.applied;
-        let state = self.changed.wait_while(self.lock(), is_told).unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        while state.wanted.is_none() || state.wanted == state.applied {
+            state = sync::wait(&self.changed, state);
+        }
         state.wanted.unwrap_or(Activity::Idle)
     }
 

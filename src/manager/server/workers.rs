@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::connection::Connection;
@@ -100,22 +100,14 @@ impl Inner {
 
     fn next(&self) -> Option<ConnectionTask> {
         let mut state = self.lock();
-        loop {
-            if let Some(task) = state.tasks.pop_front() {
-                return Some(task);
-            }
-            if state.stopped {
-                state.threads -= 1;
-                return None;
-            }
-            state.idle += 1;
-            let (next, waited) = self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
-            state = next;
-            state.idle -= 1;
-            if waited.timed_out() && state.tasks.is_empty() {
-                state.threads -= 1;
-                return None;
-            }
+        state.idle += 1;
+        let is_idle = |state: &mut State| state.tasks.is_empty() && !state.stopped;
+        let mut state = sync::wait_while(&self.work, state, IDLE, is_idle);
+        state.idle -= 1;
+        let task = state.tasks.pop_front();
+        if task.is_none() {
+            state.threads -= 1;
         }
+        task
     }
 }
