@@ -92,7 +92,7 @@ fn fake_hcloud(directory: &Path) -> String {
     fs::create_dir_all(&bin).expect("a directory");
     let script = format!(
         "#!/bin/sh\ncd {}\ncase \"$1 $2\" in\n\
-         'server list') for server in server-*; do [ -e \"$server\" ] && echo \"${{server#server-}} $(cat \"$server\")\"; done ;;\n\
+         'server list') [ ! -e down ] || exit 1; for server in server-*; do [ -e \"$server\" ] && echo \"${{server#server-}} $(cat \"$server\")\"; done; true ;;\n\
          'server create') [ ! -e full ] && echo running >\"server-$4\" ;;\n\
          'server delete') rm \"server-$3\" ;;\n*) exit 1 ;;\nesac\nexit $?\n",
         directory.display()
@@ -143,6 +143,15 @@ fn servers_of_hetzner_cloud_come_and_go() {
         .filter_map(|one| one["state"].as_str())
         .collect();
     assert!(states.contains(&"terminating") && states.contains(&"running"), "{answer}");
+    // A cloud that does not answer has not lost its servers, and gets no new ones.
+    fs::remove_file(directory.path().join("full")).expect("remove a file");
+    fs::write(directory.path().join("down"), "").expect("write a file");
+    for request in [json!({"call": "group"}), json!({"call": "set_target", "instances": 9})] {
+        let refused = program.ask(&request);
+        assert!(refused["temporary"] == true && refused.get("members").is_none(), "{refused}");
+    }
+    fs::remove_file(directory.path().join("down")).expect("remove a file");
+    assert_eq!(program.members().len(), after.len());
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! `mayfly check` and `lint` for pools, with moto's Auto Scaling.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use crate::manager_templates::granted;
 use crate::support::mayfly::Home;
 use crate::support::moto::{Moto, User};
+use crate::support::tap::Tap;
 
 /// Creates a group with these arguments of boto3 and a launch template.
 fn group(moto: &Moto, template: &str, arguments: &str) {
@@ -25,10 +27,12 @@ const GOOD_TEMPLATE: &str =
 fn pools(home: &mut Home, moto: &Moto, user: &User, group: &str) {
     let text = format!(
         "concurrent = 20\n[mayfly.manager]\nplain_http = true\nagent_token = \"0123456789abcdef\"\nlisten = \"127.0.0.1:0\"\n\
+         state_dir = \"{}\"\n\
          [[runners]]\nname = \"fleet\"\nurl = \"http://127.0.0.1:1\"\ntoken = \"t\"\nexecutor = \"docker-autoscaler\"\n\
          [runners.docker]\nimage = \"alpine\"\n[runners.autoscaler]\nplugin = \"aws\"\ncapacity_per_instance = 1\n\
          max_instances = 5\n[runners.autoscaler.plugin_config]\nname = \"{group}\"\n\
-         [[runners.autoscaler.policy]]\nidle_time = \"5m\"\n"
+         [[runners.autoscaler.policy]]\nidle_time = \"5m\"\n",
+        home.path("manager").display()
     );
     fs::write(home.config(), text).expect("write a file");
     home.set_environment(user.environment(moto));
@@ -75,6 +79,40 @@ fn a_group_of_the_recipe_is_good_with_the_permissions_of_the_recipe() {
     assert_eq!(group.trim(), "0 0", "a check changes nothing");
 }
 
+/// `check` makes each call of the manager, so what it does not call is granted for nothing. That the permissions suffice, the
+/// tests with a user who has only these show.
+#[test]
+fn the_recipe_grants_exactly_the_calls_that_are_made() {
+    let moto = Moto::start();
+    group(&moto, GOOD_TEMPLATE, "MinSize=0, MaxSize=5, NewInstancesProtectedFromScaleIn=True");
+    moto.python(
+        "client('autoscaling').put_lifecycle_hook(AutoScalingGroupName='pool', LifecycleHookName='end', \
+         LifecycleTransition='autoscaling:EC2_INSTANCE_TERMINATING')\n\
+         client('ssm').put_parameter(Name='/ci/runner-token', Type='SecureString', Value='glrt-t')",
+    );
+    let user = manager(&moto);
+    let port = moto.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    let tap = Tap::start(port);
+    let mut home = Home::empty();
+    pools(&mut home, &moto, &user, "pool");
+    let mut environment = user.environment(&moto);
+    environment[0].1 = format!("http://127.0.0.1:{}", tap.port);
+    home.set_environment(environment);
+    let text = fs::read_to_string(home.config()).expect("a configuration");
+    fs::write(home.config(), text.replace("token = \"t\"", "token = \"aws-ssm:/ci/runner-token\""))
+        .expect("write a file");
+    let said = check(&home);
+    let sent = tap.text();
+    let word = |text: &str| text.chars().take_while(char::is_ascii_alphanumeric).collect::<String>();
+    let after = |mark: &str| sent.split(mark).skip(1).map(word).collect::<Vec<String>>();
+    let mut called: BTreeSet<String> = after("AmazonSSM.").into_iter().map(|action| format!("ssm:{action}")).collect();
+    for action in after("Action=") {
+        let service = if action == "DescribeInstances" || action.contains("Template") { "ec2" } else { "autoscaling" };
+        called.insert(format!("{service}:{action}"));
+    }
+    assert_eq!(called, granted(), "{said}");
+}
+
 #[test]
 fn each_fault_of_a_group_has_its_remedy() {
     let moto = Moto::start();
@@ -107,7 +145,7 @@ fn each_fault_of_a_group_has_its_remedy() {
 #[test]
 fn a_group_that_is_missing_and_a_right_that_is_missing_are_named() {
     let moto = Moto::start();
-    group(&moto, GOOD_TEMPLATE, "MinSize=0, MaxSize=5");
+    group(&moto, GOOD_TEMPLATE, "MinSize=0, MaxSize=3");
     let user = manager(&moto);
     let reader = moto.user("reader", &["autoscaling:DescribeAutoScalingGroups"]);
     moto.check_rights(true);
@@ -120,4 +158,9 @@ fn a_group_that_is_missing_and_a_right_that_is_missing_are_named() {
     let denied = "FAIL     pool `fleet`: permissions: autoscaling:SetDesiredCapacity: AWS refused it with AccessDenied";
     assert!(said.contains(denied), "{said}");
     assert!(said.contains("; allow autoscaling:SetDesiredCapacity in the manager's policy"), "{said}");
+    let denied = "warning  pool `fleet`: permissions: autoscaling:TerminateInstanceInAutoScalingGroup: AWS refused it";
+    assert!(said.contains(denied), "{said}");
+    let small = "maximum 3, desired 0, so that the pool has no more than 3 instances; raise the maximum to 5";
+    assert!(said.contains(small), "{said}");
+    assert!(said.contains(&format!("state directory: {}", home.path("manager").display())), "{said}");
 }

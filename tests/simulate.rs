@@ -175,12 +175,76 @@ fn a_load_from_a_file_gives_a_table_and_a_chart() {
     assert!(svg.starts_with("<svg ") && svg.contains("busy instances"), "{svg:.200}");
 }
 
+/// The file of a manager that is to be replaced has no group yet; its policies can be compared all the same.
+#[test]
+fn a_file_of_gitlab_runner_is_simulated_as_it_is() {
+    let home = Home::empty();
+    let wrong = "[[runners]]\nname = \"wrong\"\nurl = \"https://gitlab.example.com\"\ntoken = \"t\"\nexecutor = \"instance\"\n\
+                 [runners.autoscaler]\nmax_instances = -1\n";
+    let text = POOLS
+        .replace("[runners.mayfly]\nauto_scaling_group = \"dynamic\"\n", "")
+        .replace("plugin = \"aws\"", "plugin = \"fleeting-plugin-googlecloud:latest\"");
+    fs::write(home.config(), &text).expect("write a file");
+    let config = home.config().display().to_string();
+    let simulate = || {
+        let output = home.call(&["manager", "simulate", "--config", &config, "--at", "Mon 09:00"]);
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.success(), said)
+    };
+    let (success, said) = simulate();
+    assert!(success, "{said}");
+    for pool in ["dynamic", "static", "autoscaler"] {
+        assert!(said.contains(&format!("pool {pool} at Mon")), "{pool}: {said}");
+    }
+    fs::write(home.config(), format!("{text}{wrong}")).expect("write a file");
+    let (success, said) = simulate();
+    assert!(!success && said.contains("pool `wrong`"), "{said}");
+    assert!(said.contains("pool static at Mon") && said.contains("pool autoscaler at Mon"), "{said}");
+}
+
+#[test]
+fn each_pool_has_a_chart_and_dates_of_a_load_choose_the_day() {
+    let home = Home::empty();
+    let load = home.path("load.csv").display().to_string();
+    fs::write(&load, "2026-07-11 09:00,10m\n2026-07-12T09:00,10m\n").expect("write a file");
+    let chart = home.path("day.svg").display().to_string();
+    let said = simulate(&["--load", &load, "--svg", &chart, "--timezone", "UTC"]);
+    assert!(said.contains("\nSat 09:00 ") && said.contains("policy from Sat 00:00: autoscaling 2"), "{said}");
+    assert!(said.contains("jobs             1 created, 1 started"), "{said}");
+    assert!(said.contains("not simulated    1 jobs that begin later; raise --length"), "{said}");
+    for pool in ["dynamic", "static", "autoscaler"] {
+        let svg = fs::read_to_string(home.path(&format!("day-{pool}.svg"))).expect("a chart");
+        assert!(svg.starts_with("<svg "), "{pool}");
+    }
+}
+
+#[test]
+fn a_throttle_adds_instances_second_by_second() {
+    let home = Home::empty();
+    let text = POOLS.replace("idle_count = 5", "idle_count = 0").replace("max_instances = 10\n", "").replace(
+        "[[runners.autoscaler.policy]]",
+        "[runners.autoscaler.scale_throttle]\nlimit = 1\n[[runners.autoscaler.policy]]",
+    );
+    fs::write(home.config(), text).expect("write a file");
+    let config = home.config().display().to_string();
+    let load = ["--jobs", "31", "--duration", "1h", "--over", "0", "--boot", "30s", "--timezone", "UTC"];
+    let all = [&["manager", "simulate", "--config", &config, "--pool", "autoscaler"], &load[..]].concat();
+    let output = home.call(&all);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    // The first one at once, one more each second, and 30 s for each boot.
+    assert!(said.contains("waiting time     median 45s, 95 % 59s, longest 1m00s"), "{said}");
+}
+
 #[test]
 fn what_is_wrong_is_named() {
     let home = Home::empty();
     fs::write(home.config(), POOLS).expect("write a file");
     let config = home.config().display().to_string();
+    let early = home.path("early.csv").display().to_string();
+    fs::write(&early, "09:00,5m\n25:70,5m\n").expect("write a file");
     for (arguments, expected) in [
+        (vec!["--load", early.as_str()], "line 2: `25:70,5m` is not `start,duration`"),
+        (vec!["--jobs", "4000000000", "--duration", "1s"], "4000000000 is not in"),
         (vec!["--pool", "other", "--at", "Mon 9:00"], "has no pool `other`"),
         (vec!["--at", "noon"], "`noon` is no time; write for example 'Sat 01:30'"),
         (vec![], "no load; name a CSV file with --load"),

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::process::Stdio;
 
 use crate::metrics::{free_address, wait_for};
 use crate::support::gitlab::GitLab;
@@ -65,4 +66,23 @@ fn says_what_is_missing() {
     let (success, said) = status(&home, &["--address", &address]);
     assert!(!success && said.contains("status 404 for /status"), "{said}");
     server.join().expect("no panic");
+}
+
+/// A reader that has seen enough, and a full disk, are no faults of the program.
+#[test]
+fn output_that_cannot_be_written_ends_the_command_without_a_panic() {
+    let gitlab = GitLab::start();
+    let home = Scenario::shell().home(&gitlab);
+    let config = home.config().display().to_string();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("a device");
+    let (reader, closed) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    for (output, status, part) in [(Stdio::from(full), 1, "No space left on device"), (Stdio::from(closed), 141, "")] {
+        let mut command = home.command(&["lint", "--config", &config]);
+        let child = command.stdout(output).stderr(Stdio::piped()).spawn().expect("mayfly");
+        let done = child.wait_with_output().expect("must end");
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(said.contains(part) && !said.contains("panicked"), "{said}");
+        assert_eq!(done.status.code(), Some(status), "{said}");
+    }
 }

@@ -75,9 +75,11 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
 
 /// The checks for `mayfly manager`, which runs no job on this machine.
 fn check_manager(report: &mut Report, config: &Config) {
-    let state = config::state_dir(config);
-    check_state(report, &state);
-    check_listen_address(report, config, &state);
+    if let Some(manager) = &config.mayfly.manager {
+        let state = config::manager_state_dir(config, manager);
+        check_state(report, &state, "[mayfly.manager]");
+        check_listen_address(report, config, &state);
+    }
     let mut config = config.clone();
     if let Err(why) = secrets::fill_in(&mut config, TIMEOUT) {
         report.fail("token", &why);
@@ -98,7 +100,7 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
     }
     check_programs(report);
     let state = config::state_dir(config);
-    check_state(report, &state);
+    check_state(report, &state, "[mayfly]");
     check_listen_address(report, config, &state);
     if CgroupParents::find().exist() {
         report.ok("control groups", "each script gets its own");
@@ -181,13 +183,13 @@ fn check_programs(report: &mut Report) {
 
 /// Creates and removes a directory where the agent will create its state directory or files in it. Permission bits
 /// would not be enough: those of /proc, for example, are misleading.
-fn check_state(report: &mut Report, state: &Path) {
+fn check_state(report: &mut Report, state: &Path, table: &str) {
     let probe = |directory: PathBuf| probe_directory(&directory);
     match first_existing(state).ok_or_else(|| "not a directory".to_owned()).and_then(probe) {
         Ok(()) => report.ok("state directory", &state.display().to_string()),
         Err(why) => report.fail(
             "state directory",
-            &format!("{} cannot be written: {why}; set `state_dir` below [mayfly]", state.display()),
+            &format!("{} cannot be written: {why}; set `state_dir` below {table}", state.display()),
         ),
     }
 }
@@ -197,13 +199,13 @@ fn probe_directory(directory: &Path) -> Result<(), String> {
     fs::create_dir(&probe).and_then(|()| fs::remove_dir(&probe)).map_err(|error| error.to_string())
 }
 
-/// Binds the address as the agent does. If an agent with this state directory runs, it uses the address itself.
+/// Binds the address as the agent or the manager does. If one with this state directory runs, it uses the address itself.
 fn check_listen_address(report: &mut Report, config: &Config, state: &Path) {
     let Some(address) = &config.listen_address else { return };
     let is_running = fs::File::open(state.join("lock")).is_ok_and(|lock| lock.try_lock().is_err());
     match probe_address(address) {
         Ok(()) => report.ok("listen_address", &format!("{address} is free")),
-        Err(_) if is_running => report.ok("listen_address", &format!("{address} is used by the running agent")),
+        Err(_) if is_running => report.ok("listen_address", &format!("{address} is used by the running process")),
         Err(why) => report.fail("listen_address", &format!("{why}; free the port, or choose another address")),
     }
 }

@@ -110,7 +110,8 @@ fn check_pool(report: &mut Report, pool: &PoolSettings) {
     for finding in findings::of(pool) {
         report.warn(&place, &finding);
     }
-    for examined in engine::of(&pool.engine, &pool.name).examine() {
+    let engine = engine::of(&pool.engine, &pool.name);
+    for examined in engine.examine(pool.max_instances).into_iter().chain(engine.examine_permissions()) {
         let what = format!("{place}: {}", examined.what);
         match examined.verdict {
             Verdict::Good => report.ok(&what, &examined.text),

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, Args};
 
+use super::output::say;
 use super::{ConfigFile, cloud_id, token_from};
 use crate::agent;
 use crate::config::edit::Editor;
@@ -85,7 +86,7 @@ pub fn list(file: &ConfigFile) -> Result<ExitCode, String> {
     let config = file.load()?.config;
     for runner in &config.runners {
         let (name, executor, token) = (&runner.name, runner.executor.as_str(), runner.token.short());
-        println!("{name}\texecutor={executor} token={token}… url={}", runner.url);
+        say!("{name}\texecutor={executor} token={token}… url={}", runner.url);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -105,7 +106,7 @@ pub fn verify(options: &Verify) -> Result<ExitCode, String> {
         let place = format!("{} ({}…)", runner.name, runner.token.short());
         let verdict = agent::gitlab(&config, runner)?.verify(&runner.token, &system_id);
         match verdict {
-            Ok(TokenStatus::Valid(_)) => println!("{place}: the token is valid"),
+            Ok(TokenStatus::Valid(_)) => say!("{place}: the token is valid"),
             Ok(TokenStatus::Invalid) => {
                 eprintln!("{place}: {} does not know the token", runner.url);
                 gone.push(runner);
@@ -118,7 +119,7 @@ pub fn verify(options: &Verify) -> Result<ExitCode, String> {
     }
     if options.delete && !gone.is_empty() {
         remove(&config, &gone)?;
-        println!("removed {} runner(s) from {}", gone.len(), config.path.display());
+        say!("removed {} runner(s) from {}", gone.len(), config.path.display());
         gone.clear();
     }
     Ok(if gone.is_empty() && unknown == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -164,7 +165,7 @@ pub fn unregister(options: &Unregister) -> Result<ExitCode, String> {
         }
     }
     remove(&config, &done)?;
-    println!("unregistered {} runner(s)", done.len());
+    say!("unregistered {} runner(s)", done.len());
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -246,7 +247,7 @@ pub fn reset_token(options: &ResetToken) -> Result<ExitCode, String> {
         let now = jiff::Timestamp::now().to_string();
         editor.replace_token(&runner.token, &token, &now, registration.token_expires_at.as_deref());
         editor.save().map_err(|error| format!("{}: {error}", config.path.display()))?;
-        println!("{}: the token was replaced", runner.name);
+        say!("{}: the token was replaced", runner.name);
     }
     Ok(ExitCode::SUCCESS)
 }

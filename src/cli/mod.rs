@@ -6,6 +6,7 @@ mod exec;
 mod logging;
 mod manage;
 mod manager;
+mod output;
 mod permission;
 mod register;
 mod report;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use output::say;
 
 use crate::agent::advice;
 use crate::config::{self, Config, Finding, LoadedConfig, Role, Severity};
@@ -177,7 +179,7 @@ fn warn_about_shutdown(config: &Config) {
     if let Ok(instance) = instance::find(config.mayfly.aws.as_ref(), Requirement::Nothing) {
         leave.apply_default(instance.is_in_group());
         if let Some(advice) = advice::of_shutdown(&config.lifetime, &leave, &*instance) {
-            println!("{}: warning: {advice}", config.path.display());
+            say!("{}: warning: {advice}", config.path.display());
         }
     }
 }
@@ -194,7 +196,7 @@ fn lint(file: &ConfigFile) -> Result<ExitCode, String> {
     };
     let is_error = |finding: &&Finding| kind(finding) == "error";
     for finding in &loaded.findings {
-        println!("{path}: {}: {finding}", kind(finding));
+        say!("{path}: {}: {finding}", kind(finding));
     }
     if loaded.config.mayfly.manager.is_none() {
         warn_about_shutdown(&loaded.config);
@@ -203,12 +205,12 @@ fn lint(file: &ConfigFile) -> Result<ExitCode, String> {
     let mut usable = loaded.config.runners.len();
     if loaded.config.mayfly.manager.is_some() {
         let pools = check_pools::lint(&loaded.config);
-        pools.errors.iter().for_each(|why| println!("{path}: error: {why}"));
-        pools.warnings.iter().for_each(|why| println!("{path}: warning: {why}"));
+        pools.errors.iter().for_each(|why| say!("{path}: error: {why}"));
+        pools.warnings.iter().for_each(|why| say!("{path}: warning: {why}"));
         errors += pools.errors.len();
         usable = pools.usable;
     }
-    println!("{path}: {usable} usable runner(s), {errors} error(s)");
+    say!("{path}: {usable} usable runner(s), {errors} error(s)");
     Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

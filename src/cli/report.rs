@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use super::output::say;
+
 /// Prints and counts the results.
 #[derive(Default)]
 pub struct Report {
@@ -11,23 +13,23 @@ pub struct Report {
 
 impl Report {
     pub fn ok(&self, what: &str, text: &str) {
-        println!("ok       {what}: {text}");
+        say!("ok       {what}: {text}");
     }
 
     pub fn warn(&mut self, what: &str, text: &str) {
         self.warnings += 1;
-        println!("warning  {what}: {text}");
+        say!("warning  {what}: {text}");
     }
 
     pub fn fail(&mut self, what: &str, text: &str) {
         self.failures += 1;
-        println!("FAIL     {what}: {text}");
+        say!("FAIL     {what}: {text}");
     }
 
     /// Prints the totals. Failures make the command fail.
     pub fn conclude(&self) -> ExitCode {
         let plural = |number: usize, word: &str| format!("{number} {word}{}", if number == 1 { "" } else { "s" });
-        println!("{}, {}", plural(self.failures, "failure"), plural(self.warnings, "warning"));
+        say!("{}, {}", plural(self.failures, "failure"), plural(self.warnings, "warning"));
         if self.failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }

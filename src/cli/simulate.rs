@@ -1,9 +1,8 @@
 //! `manager simulate`: simulates the pools of a configuration over a day, or prints their targets at one moment.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -12,9 +11,12 @@ use jiff::civil::{Date, Time};
 use jiff::tz::TimeZone;
 
 use super::ConfigFile;
+use super::output::{self, say};
 use crate::config::{Config, Role, fleet};
 use crate::manager::pool::PoolSettings;
 use crate::manager::scaling::Sizing;
+use crate::manager::settings;
+use crate::manager::simulation::load::{Load, SimulatedJob};
 use crate::manager::simulation::{Scenario, at, load, report, simulate};
 
 /// The options of `manager simulate`.
@@ -25,17 +27,17 @@ pub struct Options {
     /// Simulate only the pool with this name
     #[arg(short, long, value_name = "NAME")]
     pool: Option<String>,
-    /// Print the policy and the targets at this time, for example 'Sat 01:30' or '2026-07-11 01:30'
+    /// Print the policy and the targets at this time, for example 'Sat 01:30', '2026-07-11 01:30' or 'now'
     #[arg(long, value_name = "TIME", conflicts_with_all = ["load", "jobs"])]
     at: Option<String>,
     /// With --at: print the targets for these numbers of running jobs
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',', requires = "at")]
     running: Vec<u32>,
-    /// Read the jobs of the day from a CSV file: start time,duration
+    /// Read the jobs of the day from a CSV file: start time (or date and time),duration
     #[arg(long, value_name = "FILE", conflicts_with = "jobs")]
     load: Option<PathBuf>,
     /// Create this number of jobs
-    #[arg(long, value_name = "NUMBER", requires = "duration")]
+    #[arg(long, value_name = "NUMBER", requires = "duration", value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     jobs: Option<u32>,
     /// The duration of each job
     #[arg(long, value_name = "DURATION", value_parser = duration)]
@@ -46,7 +48,7 @@ pub struct Options {
     /// Create the jobs evenly over this time; 0 creates all at once
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "24h")]
     over: Duration,
-    /// The date of the simulated day [default: today]
+    /// The date of the simulated day [default: the first one in the CSV file, or today]
     #[arg(long, value_name = "DATE", value_parser = date)]
     day: Option<Date>,
     /// The length of the simulation
@@ -58,7 +60,7 @@ pub struct Options {
     /// The time zone of the given times [default: that of this machine]
     #[arg(long, value_name = "ZONE", value_parser = zone)]
     timezone: Option<TimeZone>,
-    /// Write a chart (SVG) to this file
+    /// Write a chart (SVG) to this file; with several pools, to one file for each, with the pool in its name
     #[arg(long, value_name = "FILE", conflicts_with = "at")]
     svg: Option<PathBuf>,
 }
@@ -79,9 +81,10 @@ fn zone(text: &str) -> Result<TimeZone, String> {
     TimeZone::get(text).map_err(|_| "write a time zone, for example Europe/Amsterdam".to_owned())
 }
 
-/// Simulates each pool and prints the result.
+/// Simulates each pool and prints the result. A pool that cannot be simulated does not keep others from it.
 pub fn main(options: &Options) -> Result<ExitCode, String> {
-    let pools = pools(options)?;
+    let (pools, refused) = pools(options)?;
+    refused.iter().for_each(|why| eprintln!("mayfly: {why}"));
     let zone = options.timezone.clone().unwrap_or_else(TimeZone::system);
     let today = zone.to_datetime(Timestamp::now()).date();
     if let Some(time) = &options.at {
@@ -89,71 +92,99 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
         for pool in &pools {
             let sizing = Sizing::of(pool);
             let numbers = if options.running.is_empty() { at::usual_numbers(&sizing) } else { options.running.clone() };
-            print!("{}", at::describe(&pool.name, &sizing, time, &zone, &numbers));
+            output::write(format_args!("{}", at::describe(&pool.name, &sizing, time, &zone, &numbers)));
         }
-        return Ok(ExitCode::SUCCESS);
+    } else {
+        let load = load(options, &zone)?;
+        let midnight = options.day.or(load.day).unwrap_or(today).to_datetime(Time::midnight());
+        let begins = zone.to_timestamp(midnight).map_err(|error| error.to_string())?;
+        for pool in &pools {
+            print_day(options, pool, &load.jobs, begins, &zone, pools.len())?;
+        }
     }
-    let midnight = options.day.unwrap_or(today).to_datetime(Time::midnight());
-    let begins = zone.to_timestamp(midnight).map_err(|error| error.to_string())?;
-    for pool in &pools {
-        print_day(options, pool, begins, &zone)?;
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(if refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print_day(options: &Options, pool: &PoolSettings, begins: Timestamp, zone: &TimeZone) -> Result<(), String> {
+fn print_day(
+    options: &Options,
+    pool: &PoolSettings,
+    jobs: &[SimulatedJob],
+    begins: Timestamp,
+    zone: &TimeZone,
+    pools: usize,
+) -> Result<(), String> {
+    let length = options.length.min(Duration::from_secs(366 * 24 * 3600));
+    let within = jobs.partition_point(|job| job.start < length);
     let scenario = Scenario {
         sizing: Sizing::of(pool),
         group_maximum: None,
         begins,
-        length: options.length.min(Duration::from_secs(366 * 24 * 3600)),
+        length,
         boot: options.boot,
-        jobs: jobs(options)?,
+        jobs: jobs[..within].to_vec(),
     };
     let day = simulate(&scenario);
-    println!("pool {}", pool.name);
+    say!("pool {}", pool.name);
     for (after, label) in &day.policies {
         let after = jiff::SignedDuration::try_from(*after).unwrap_or_default();
         let clock = begins.checked_add(after).map(|time| zone.to_datetime(time).strftime("%a %H:%M").to_string());
-        println!("policy from {}: {label}", clock.unwrap_or_default());
+        say!("policy from {}: {label}", clock.unwrap_or_default());
     }
-    println!("\n{}", report::table(&day, &scenario.jobs, begins, zone));
+    say!("\n{}", report::table(&day, &scenario.jobs, begins, zone));
+    if within < jobs.len() {
+        say!("not simulated    {} jobs that begin later; raise --length", jobs.len() - within);
+    }
     if let Some(path) = &options.svg {
-        fs::write(path, report::chart(&day, begins, zone))
+        let path = if pools > 1 { with_pool(path, &pool.name) } else { path.clone() };
+        fs::write(&path, report::chart(&day, begins, zone))
             .map_err(|error| format!("cannot write the chart {}: {error}", path.display()))?;
+        say!("chart            {}", path.display());
     }
     Ok(())
 }
 
-fn jobs(options: &Options) -> Result<Vec<load::SimulatedJob>, String> {
+/// `day.svg` of the pool `linux` is `day-linux.svg`.
+fn with_pool(path: &Path, pool: &str) -> PathBuf {
+    let letters = |letter: char| if letter.is_alphanumeric() || matches!(letter, '-' | '_') { letter } else { '_' };
+    let pool: String = pool.chars().map(letters).collect();
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let end = path.extension().map(|end| format!(".{}", end.to_string_lossy())).unwrap_or_default();
+    path.with_file_name(format!("{stem}-{pool}{end}"))
+}
+
+fn load(options: &Options, zone: &TimeZone) -> Result<Load, String> {
     if let Some(path) = &options.load {
         let text = fs::read_to_string(path).map_err(|error| format!("the load {}: {error}", path.display()))?;
-        return load::read(&text).map_err(|why| format!("the load {}: {why}", path.display()));
+        return load::read(&text, options.day, zone).map_err(|why| format!("the load {}: {why}", path.display()));
     }
     let (Some(jobs), Some(duration)) = (options.jobs, options.duration) else {
         return Err("no load; name a CSV file with --load, or write --jobs and --duration".to_owned());
     };
-    Ok(load::even(jobs, duration, options.start, options.over))
+    Ok(Load { jobs: load::even(jobs, duration, options.start, options.over), day: None })
 }
 
-/// The settings of the selected pools.
-fn pools(options: &Options) -> Result<Vec<PoolSettings>, String> {
+/// The settings of the selected pools, and why others cannot be simulated.
+fn pools(options: &Options) -> Result<(Vec<PoolSettings>, Vec<String>), String> {
     let path = options.file.path();
     let config = Config::load_as(&path, Role::Manager).map_err(|error| error.to_string())?.config;
     let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let table: toml::Table = text.parse().map_err(|error| format!("{}: {error}", path.display()))?;
-    let mut pools = Vec::new();
+    let (mut pools, mut refused) = (Vec::new(), Vec::new());
     for runner in &config.runners {
-        let problem = |why: String| format!("{}: pool `{}`: {why}", path.display(), runner.name);
-        if options.pool.as_ref().is_some_and(|name| *name != runner.name) {
+        let name = settings::name_of(runner);
+        if options.pool.as_ref().is_some_and(|wanted| *wanted != name) {
             continue;
         }
-        if let Some(table) = fleet::of(&table, runner.position).map_err(problem)? {
-            pools.push(PoolSettings::new(Arc::new(runner.clone()), table, config.concurrent).map_err(problem)?);
+        let pool = fleet::of(&table, runner.position).and_then(|table| {
+            table.map(|table| PoolSettings::simulated(runner, &name, table, config.concurrent)).transpose()
+        });
+        match pool {
+            Ok(pool) => pools.extend(pool),
+            Err(why) => refused.push(format!("{}: pool `{name}`: {why}", path.display())),
         }
     }
-    match (pools.is_empty(), &options.pool) {
-        (false, _) => Ok(pools),
+    match (pools.is_empty() && refused.is_empty(), &options.pool) {
+        (false, _) => Ok((pools, refused)),
         (true, Some(name)) => Err(format!("{} has no pool `{name}`", path.display())),
         (true, None) => Err(format!(
             "{} has no pool; a pool is a [[runners]] with executor = \"docker-autoscaler\", \"instance\" or \"docker+machine\"",

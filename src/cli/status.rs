@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::ConfigFile;
+use super::output::{self, say};
 use crate::agent::status::AgentStatus;
 use crate::manager::status::view::{InstanceView, ManagerView, PoolView, duration};
 use crate::monitor::listener::split_address;
@@ -50,14 +51,14 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
     };
     let value: serde_json::Value = serde_json::from_str(&body).map_err(unreadable)?;
     if options.json {
-        println!("{value:#}");
+        say!("{value:#}");
         return Ok(ExitCode::SUCCESS);
     }
     let text = match value.get("kind").and_then(serde_json::Value::as_str) {
         Some("manager") => manager(&serde_json::from_value(value).map_err(unreadable)?),
         _ => agent(&serde_json::from_value(value).map_err(unreadable)?),
     };
-    print!("{}", printable(&text));
+    output::write(format_args!("{}", printable(&text)));
     Ok(ExitCode::SUCCESS)
 }
 

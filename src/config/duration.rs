@@ -34,12 +34,20 @@ pub fn parse(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// Decodes a duration from a configuration; an empty text counts as not set.
+/// Decodes a duration from a configuration; an empty text counts as not set. gitlab-runner reads a number as nanoseconds,
+/// which nobody means: only 0 is accepted, because it means the same in every unit.
 pub fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    if text.is_empty() {
-        return Ok(None);
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a duration; write for example \"90s\" or \"1h30m\"")]
+    enum Written {
+        Text(String),
+        Number(i64),
     }
+    let text = match Written::deserialize(deserializer)? {
+        Written::Text(text) if text.is_empty() => return Ok(None),
+        Written::Text(text) => text,
+        Written::Number(number) => number.to_string(),
+    };
     let wrong =
         || serde::de::Error::custom(format!("`{text}` is not a duration; write for example \"90s\" or \"1h30m\""));
     parse(&text).map(Some).ok_or_else(wrong)
@@ -56,6 +64,22 @@ mod tests {
         }
         for text in ["", "5", "-1s", "1x", "h", "1h5"] {
             assert_eq!(parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_without_a_unit_is_a_duration_only_if_it_is_0() {
+        #[derive(Debug, Deserialize)]
+        struct Table {
+            #[serde(deserialize_with = "read")]
+            time: Option<Duration>,
+        }
+        let read =
+            |text: &str| toml::from_str::<Table>(text).map(|table| table.time).map_err(|error| error.to_string());
+        assert_eq!(read("time = 0"), Ok(Some(Duration::ZERO)));
+        assert_eq!(read("time = \"\""), Ok(None));
+        for wrong in ["time = 600", "time = -1", "time = true"] {
+            assert!(read(wrong).is_err_and(|why| why.contains("write for example \"90s\"")), "{wrong}");
         }
     }
 }

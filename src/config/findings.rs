@@ -154,7 +154,7 @@ fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, role: Ro
                 tell(format!("`{full}` has an effect, but belongs below [[runners]]; move it there"));
             }
             Some(KeySupport::Honoured) if keys::PERIODS.contains(&full.as_str()) => {
-                oddities(text, item, findings);
+                oddities(text, path, item, findings);
             }
             Some(KeySupport::Honoured) => {
                 let expanded = matches!(full.as_str(), "runners.url" | "runners.token");
@@ -162,6 +162,11 @@ fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, role: Ro
                 for name in names {
                     tell(format!("`{full}` uses the environment variable `${name}`, which is not set"));
                 }
+            }
+            Some(KeySupport::ManagerOnly(_)) if name == "IdleScaleFactor" && item.is_integer() => {
+                tell(format!(
+                    "`{full}` is an integer, with which gitlab-runner does not start; write a number with a point"
+                ));
             }
             Some(KeySupport::ManagerOnly(_)) if role == Role::Manager => {}
             Some(KeySupport::ManagerOnly(why)) => {
@@ -192,11 +197,13 @@ fn of_flag(name: &str, value: Option<bool>, has_containers: bool) -> Option<(Sev
     Some((Severity::Warning, format!("has no effect: {reason}")))
 }
 
-/// Finds periods that never match or are misleading.
-fn oddities(text: &str, periods: &Item, findings: &mut Vec<Finding>) {
+/// Finds periods that never match or are misleading, in a policy or in a section of docker+machine.
+fn oddities(text: &str, path: &str, periods: &Item, findings: &mut Vec<Finding>) {
     let today = Zone::default().clock(jiff::Timestamp::now()).date();
+    let has_seconds = path == "runners.machine.autoscaling";
     for value in periods.as_array().into_iter().flatten() {
-        let odd = value.as_str().and_then(|text| Period::read(text).ok()).and_then(|period| period.oddity(today));
+        let period = value.as_str().and_then(|text| Period::read(text).ok());
+        let odd = period.and_then(|period| period.oddity(today, has_seconds));
         let line = value.span().map(|span| line_number(text, span.start));
         findings.extend(odd.map(|message| Finding { severity: Severity::Warning, line, message }));
     }

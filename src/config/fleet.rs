@@ -67,7 +67,7 @@ pub struct AutoscalerTable {
 pub struct ScaleThrottle {
     /// New instances per second; 0 for 100, −1 for no limit.
     pub limit: i64,
-    /// The size of the bucket: new instances at the same time; 0 for `max_instances`, or else `limit`.
+    /// The size of the bucket: new instances at the same time; 0 for `max_instances`, or for `limit` if that is 0.
     pub burst: u32,
 }
 
@@ -200,7 +200,11 @@ pub fn of(file: &toml::Table, position: usize) -> Result<Option<FleetTable>, Str
 /// The fleet table of a runner's table; `None` and errors as for [`of`].
 pub fn of_runner(runner: &toml::Table) -> Result<Option<FleetTable>, String> {
     let table = |name: &str| runner.get(name).cloned().unwrap_or(toml::Value::Table(toml::Table::new()));
-    let wrong = |name: &str, error: &toml::de::Error| format!("[runners.{name}]: {}", error.message());
+    // The text of the error ends with the key.
+    let wrong = |name: &str, error: &toml::de::Error| {
+        let text = error.to_string().replace("expected u32", "expected a whole number, not below 0");
+        format!("[runners.{name}]: {}", text.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
     match runner.get("executor").and_then(toml::Value::as_str) {
         Some("docker-autoscaler" | "instance") => {
             let read = table("autoscaler").try_into().map_err(|error| wrong("autoscaler", &error))?;
@@ -294,6 +298,8 @@ mod tests {
         let file: toml::Table =
             toml::from_str("[[runners]]\nexecutor = \"instance\"\n[runners.autoscaler]\nmax_instances = -1\n")
                 .expect("must be TOML");
-        assert!(of(&file, 0).is_err_and(|why| why.starts_with("[runners.autoscaler]")));
+        let why = of(&file, 0).expect_err("must be refused");
+        assert!(why.starts_with("[runners.autoscaler]") && why.contains("`max_instances`"), "{why}");
+        assert!(why.contains("expected a whole number, not below 0"), "{why}");
     }
 }

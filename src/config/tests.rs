@@ -121,7 +121,7 @@ fn refuses_contradictory_leave_settings() {
 #[test]
 fn names_misleading_periods_with_their_line() {
     let text = format!(
-        "{RUNNER}[[runners.machine.autoscaling]]\nPeriods = [\n\"* * * * *\",\n\"* * * 30 2 * *\"]\nIdleTime = 1\n\
+        "{RUNNER}[[runners.machine.autoscaling]]\nPeriods = [\n\"* * 9-17 * * mon-fri *\",\n\"* * * 30 2 * *\"]\nIdleTime = 1\n\
          [[runners.machine.autoscaling]]\nPeriods = [\"0 * 9 * * * *\"]\n"
     );
     let told: Vec<String> = findings::of_keys(&text, Role::Agent).iter().map(Finding::to_string).collect();
@@ -129,6 +129,24 @@ fn names_misleading_periods_with_their_line() {
     assert!(told[0].starts_with("line 9: the period `* * * 30 2 * *` never matches"), "{told:#?}");
     assert!(told.iter().any(|told| told.starts_with("line 12: ") && told.contains("sets seconds")), "{told:#?}");
     assert!(told.iter().any(|told| told.starts_with("line 12: ") && told.contains("`IdleTime`")), "{told:#?}");
+}
+
+#[test]
+fn names_what_gitlab_runner_reads_in_another_way() {
+    let text = "[[runners]]\nexecutor = \"docker+machine\"\n[runners.machine]\nIdleScaleFactor = 1\n\
+                [[runners.machine.autoscaling]]\nIdleTime = 1\nIdleScaleFactor = 1.0\nPeriods = [\"* 9-17 * * *\",\n\
+                \"* * 22-6 * * * *\"]\n\
+                [[runners]]\nexecutor = \"instance\"\n[[runners.autoscaler.policy]]\nperiods = [\"* 9-17 * * *\",\n\"* * * * sat-sun\"]\n";
+    let told: Vec<String> = findings::of_keys(text, Role::Manager).iter().map(Finding::to_string).collect();
+    assert_eq!(told.len(), 4, "{told:#?}");
+    for (told, start) in told.iter().zip([
+        "line 4: `runners.machine.IdleScaleFactor` is an integer",
+        "line 8: the period `* 9-17 * * *` has no field for seconds",
+        "line 9: the period `* * 22-6 * * * *` has a range that wraps around",
+        "line 14: the period `* * * * sat-sun` has a range that wraps around",
+    ]) {
+        assert!(told.starts_with(start), "{start}: {told}");
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::coordinator::manager::protocol::{
 };
 use crate::decode;
 use crate::digest::sha256;
+use crate::instance::aws::caller_identity::Unverified;
 use crate::token::Token;
 use crate::version::VERSION;
 
@@ -125,7 +126,12 @@ impl Api {
             None => Err(refused("the pool has no `agent_role`: an agent proves itself with the fleet's token")),
             Some(role) => match super::proof::check(role, introduction) {
                 Ok(()) => Ok(Arc::clone(broker)),
-                Err(why) => Err(refused(&why)),
+                Err(Unverified::Rejected(why)) => Err(refused(&why)),
+                Err(Unverified::Unanswered(why)) => {
+                    broker.count_error("sts");
+                    log::warn!("registration deferred instance={} error={why}", introduction.instance);
+                    Err(ServerResponse::message(503, &why).with("Retry-After", "5"))
+                }
             },
         }
     }

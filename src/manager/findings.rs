@@ -1,8 +1,14 @@
-//! Warnings of `lint` and `check` about the settings of a pool.
+//! Warnings of `lint` and `check` about the settings of a pool, and of the manager's start about its group.
 
-use super::pool::PoolSettings;
+use std::sync::Arc;
+
+use super::engine::{Engine, Examined, Verdict};
+use super::pool::{EngineSettings, PoolSettings};
 use super::scaling::Sizing;
 use crate::config::fleet::FleetTable;
+use crate::sync;
+
+const STACK: usize = 512 * 1024;
 
 /// Warnings, each with a remedy.
 pub fn of(pool: &PoolSettings) -> Vec<String> {
@@ -74,6 +80,25 @@ pub fn of(pool: &PoolSettings) -> Vec<String> {
         ));
     }
     found
+}
+
+/// Logs what is wrong with the group of a pool, in a thread of its own: nothing waits for that. An operator's program has no
+/// settings to look at.
+pub fn log_faults_of_group(pool: &Arc<PoolSettings>, engine: &Arc<dyn Engine>) {
+    if matches!(pool.engine, EngineSettings::Command(_)) {
+        return;
+    }
+    let (settings, engine) = (Arc::clone(pool), Arc::clone(engine));
+    let examine = move || {
+        for Examined { what, verdict, text } in engine.examine(settings.max_instances) {
+            if verdict != Verdict::Good {
+                log::warn!("problem with the group pool={} subject=\"{what}\" problem={text}", settings.name);
+            }
+        }
+    };
+    if let Err(error) = sync::spawn(format!("examine-{}", pool.name), STACK, examine) {
+        log::warn!("cannot examine the group pool={} error={error}", pool.name);
+    }
 }
 
 fn limit_name(pool: &PoolSettings) -> &'static str {

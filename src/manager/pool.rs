@@ -111,7 +111,18 @@ pub struct CommandEngine {
 }
 
 impl EngineSettings {
-    /// The group of the engine, which two pools must not share.
+    /// Whether two engines may have one group. A region that is not written may be any: that of the machine or its environment.
+    pub fn may_share(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Aws(one), Self::Aws(other)) => {
+                one.name == other.name
+                    && one.region.as_ref().zip(other.region.as_ref()).is_none_or(|(one, other)| one == other)
+            }
+            _ => self.group() == other.group(),
+        }
+    }
+
+    /// The group of the engine, for people.
     pub fn group(&self) -> String {
         match self {
             Self::Aws(group) => {
@@ -137,6 +148,25 @@ impl PoolSettings {
             FleetTable::Autoscaler(read) => Self::of_autoscaler(runner, table, concurrent, *read),
             FleetTable::Machine(read) => Self::of_machine(runner, table, concurrent, &read),
         }
+    }
+
+    /// The pool of a runner for a simulation, which needs no group: the one of the configuration may be missing, or of another
+    /// cloud.
+    pub fn simulated(runner: &Runner, name: &str, table: FleetTable, concurrent: u32) -> Result<Self, String> {
+        let simulated = || "simulated".to_owned();
+        let table = match table {
+            FleetTable::Autoscaler(read) => {
+                let plugin_config = PluginConfig { command: Some(simulated()), ..PluginConfig::default() };
+                FleetTable::Autoscaler(Box::new(AutoscalerTable {
+                    plugin: "command".to_owned(),
+                    plugin_config,
+                    ..*read
+                }))
+            }
+            table @ FleetTable::Machine(_) => table,
+        };
+        let runner = Runner { name: name.to_owned(), auto_scaling_group: Some(simulated()), ..runner.clone() };
+        Self::new(Arc::new(runner), table, concurrent)
     }
 
     /// The maximum number of concurrent polls (`request_concurrency`).

@@ -20,6 +20,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::api::Api;
 use super::broker::{Broker, BrokerContext, Total};
 use super::engine::{self, Engine};
+use super::findings;
 use super::held::HeldJobs;
 use super::pool::PoolSettings;
 use super::scaling::deletion::delete_instances;
@@ -237,6 +238,7 @@ impl Manager {
         broker.start().map_err(|error| format!("no more threads: {error}"))?;
         let (workload, board) = (broker.workload(), Arc::clone(&self.board));
         let scaler = Scaler::start((*settings).clone(), workload, Arc::clone(&engine), board)?;
+        findings::log_faults_of_group(&settings, &engine);
         self.pools().push(Pool { settings, broker, engine, scaler });
         Ok(())
     }
@@ -322,7 +324,10 @@ impl Manager {
         let mut brokers: Vec<Arc<Broker>> = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect();
         brokers.extend(self.retired.iter().map(|pool| Arc::clone(&pool.broker)));
         brokers.iter().for_each(|broker| broker.close());
-        log::info!("draining: no more jobs are taken limit={limit:?}");
+        match limit {
+            Some(limit) => log::info!("draining: no more jobs are taken timeout={}s", limit.as_secs()),
+            None => log::info!("draining: no more jobs are taken timeout=none"),
+        }
         let events = self.events.clone();
         let drain = move || {
             let polls = Instant::now() + POLL_TIMEOUT;

@@ -3,17 +3,23 @@
 //! signature is valid for one instance, one boot and a few minutes, and reveals no credentials.
 
 use crate::coordinator::manager::protocol::Introduction;
-use crate::instance::aws::caller_identity;
+use crate::instance::aws::caller_identity::{self, Unverified};
 
 /// Checks that the agent has this role on the instance that it names. Errors: why it does not.
-pub fn check(role: &str, introduction: &Introduction) -> Result<(), String> {
-    let proof = introduction.proof.as_ref().ok_or(
-        "the pool asks for a signature of its `agent_role`; write token = \"aws-sts\" in the agent's configuration",
-    )?;
+pub fn check(role: &str, introduction: &Introduction) -> Result<(), Unverified> {
+    let Some(proof) = &introduction.proof else {
+        return Err(Unverified::Rejected(
+            "the pool asks for a signature of its `agent_role`; write token = \"aws-sts\" in the agent's configuration"
+                .to_owned(),
+        ));
+    };
     let arn = caller_identity::verify(proof, &introduction.binding())?;
     match is_session_of(&arn, role, &introduction.instance) {
         true => Ok(()),
-        false => Err(format!("STS says {arn}, which is not {role} on instance {}", introduction.instance)),
+        false => {
+            let why = format!("STS says {arn}, which is not {role} on instance {}", introduction.instance);
+            Err(Unverified::Rejected(why))
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! The settings of a manager: its connection for agents, and its pools. An invalid pool does not prevent the others
 //! from running.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::pool::PoolSettings;
@@ -16,7 +15,7 @@ pub struct Settings {
     pub config: Config,
     /// The valid pools.
     pub pools: Vec<PoolSettings>,
-    /// For each invalid pool: its name, the cause, and the remedy.
+    /// For each invalid pool: its name, the cause, and the remedy. A runner whose executor does not exist is a finding of the file.
     pub refused: Vec<String>,
     /// The names of all pools in the file, including invalid ones.
     pub named: Vec<String>,
@@ -44,17 +43,17 @@ pub fn read(config: Config) -> Result<Settings, String> {
             Err(why) => refused.push(format!("pool `{}`: {why}", name_of(runner))),
         }
     }
-    refused.extend(config.unusable.iter().map(|unusable| unusable.why.clone()));
-    let mut groups: BTreeMap<String, &str> = BTreeMap::new();
-    for pool in &pools {
-        if let Some(other) = groups.insert(pool.engine.group(), &pool.name) {
-            return Err(format!(
-                "{path}: the pools `{other}` and `{}` use one group ({}); each would undo what the other does, so give \
-                 each pool a group of its own",
-                pool.name,
-                pool.engine.group()
-            ));
-        }
+    for (at, pool) in pools.iter().enumerate() {
+        let Some(other) = pools[..at].iter().find(|other| other.engine.may_share(&pool.engine)) else { continue };
+        let is_in_doubt = pool.engine.group() != other.engine.group();
+        let regions = if is_in_doubt { ", or write `region` in both if their regions differ" } else { "" };
+        return Err(format!(
+            "{path}: the pools `{}` and `{}` use one group ({}); each would undo what the other does, so give each pool a \
+             group of its own{regions}",
+            other.name,
+            pool.name,
+            pool.engine.group()
+        ));
     }
     let mut named: Vec<String> = config.runners.iter().map(name_of).collect();
     named.extend(config.unusable.iter().map(|unusable| pool_name(&unusable.name, unusable.position)));
@@ -88,7 +87,8 @@ fn pool(config: &Config, runner: &Runner) -> Result<Option<PoolSettings>, String
     Ok(Some(pool.serving(fleet::for_agents(&runner.written), authorities, config.check_interval)))
 }
 
-fn name_of(runner: &Runner) -> String {
+/// The name of a runner's pool.
+pub fn name_of(runner: &Runner) -> String {
     pool_name(&runner.name, runner.position)
 }
 
@@ -150,6 +150,14 @@ mod tests {
     fn two_pools_of_one_group_are_refused() {
         let both = format!("{}{}", runner("a", "name = \"g\""), runner("b", "name = \"g\""));
         assert!(settings(&both).err().is_some_and(|why| why.contains("`a` and `b` use one group")));
+        let pools = |one: &str, other: &str| settings(&format!("{}{}", runner("a", one), runner("b", other))).err();
+        let of_region = |region: &str| format!("name = \"g\"\nregion = \"{region}\"");
+        assert_eq!(pools(&of_region("eu-west-1"), &of_region("eu-west-2")), None);
+        let why = pools(&of_region("eu-west-1"), "name = \"g\"").expect("perhaps one group");
+        assert!(
+            why.contains("use one group") && why.ends_with("write `region` in both if their regions differ"),
+            "{why}"
+        );
         assert!(
             read(Config::parse(Path::new("config.toml"), "").expect("an empty configuration must be valid")).is_err()
         );

@@ -35,6 +35,12 @@ impl Tap {
         tap
     }
 
+    /// What all connections sent, as text.
+    pub fn text(&self) -> String {
+        let sent = self.sent.lock().expect("no panic");
+        sent.iter().map(|bytes| format!("{}\n", String::from_utf8_lossy(bytes))).collect()
+    }
+
     /// The JSON bodies of requests with this text in their first line.
     pub fn bodies(&self, line: &str) -> Vec<serde_json::Value> {
         let sent = self.sent.lock().expect("no panic");

@@ -14,13 +14,16 @@ answer() { if "$@"; then echo '{}'; else echo '{"error":"hcloud failed, see the 
 
 # Starts servers until there are as many as wanted.
 grow() {
-    missing=$(($(number instances) - $(servers | wc -l)))
+    list=$(servers) || return 1
+    missing=$(($(number instances) - $(printf '%s' "$list" | grep -c .)))
     while [ "$missing" -gt 0 ]; do create || return 1; missing=$((missing - 1)); done
 }
 terminate() { hcloud server delete "$(text instance)" >&2 && case $request in *'"decrement":false'*) create ;; esac; }
+# An empty list would mean that no server exists any more: a list that cannot be read is an error.
 group() {
-    members=$(servers | while read -r name status; do
-        case $status in running) ;; stopping | deleting) status=terminating ;; *) status=creating ;; esac
+    list=$(servers) || { answer false; return; }
+    members=$(printf '%s\n' "$list" | while read -r name status; do
+        case $status in '') continue ;; running) ;; stopping | deleting) status=terminating ;; *) status=creating ;; esac
         printf ',{"instance":"%s","state":"%s"}' "$name" "$status"
     done)
     printf '{"members":[%s]}\n' "${members#,}"

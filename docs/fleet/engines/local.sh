@@ -14,6 +14,8 @@ agents() {
     for agent in "$directory"/*; do runs "$agent" && basename "$agent"; done
 }
 start() {
+    # What agents that have ended checked out would fill the disk; their logs stay.
+    for agent in "$directory"/*; do runs "$agent" || rm -rf "$agent/builds" "$agent/cache"; done
     name=local-$(od -An -N6 -tx1 /dev/urandom | tr -d ' ')
     mkdir -p "$directory/$name"
     cat >"$directory/$name/config.toml" <<END

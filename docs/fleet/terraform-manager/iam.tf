@@ -31,7 +31,7 @@ data "aws_iam_policy_document" "manager" {
     resources = ["*"]
   }
 
-  # For `mayfly check` only.
+  # For `mayfly check`, and for the warnings of the manager's start.
   statement {
     actions = [
       "autoscaling:DescribePolicies",

@@ -126,6 +126,16 @@ impl FieldRange {
         Ok(())
     }
 
+    /// Whether a field has a range that wraps around, such as `fri-mon`. gitlab-runner counts days of the week from 0 to 6, so that
+    /// `5-7` wraps too.
+    pub fn wraps_in(&self, text: &str) -> bool {
+        text.split(',').any(|entry| {
+            let range = entry.split_once('/').map_or(entry, |(range, _)| range);
+            let ends = range.split_once('-').and_then(|(from, to)| self.number(from).ok().zip(self.number(to).ok()));
+            ends.is_some_and(|(from, to)| from > to || to > self.end() && from > self.first)
+        })
+    }
+
     /// The last value of the cycle.
     fn end(&self) -> u32 {
         self.first + self.count - 1

@@ -14,7 +14,7 @@ use jiff::civil::{Date, DateTime};
 use serde::{Deserialize, Deserializer};
 
 use days::Days;
-use field::{HOUR, MINUTE, MONTH, NumberSet, SECOND, YEAR};
+use field::{DAY, HOUR, MINUTE, MONTH, NumberSet, SECOND, WEEKDAY, YEAR};
 
 pub use zone::Zone;
 
@@ -29,6 +29,10 @@ pub struct Period {
     years: Option<NumberSet>,
     /// Whether the period sets seconds, which have no effect.
     names_seconds: bool,
+    /// Whether all seven fields are written.
+    names_every_field: bool,
+    /// Whether a range ends before it begins.
+    wraps: bool,
 }
 
 impl Period {
@@ -65,6 +69,11 @@ impl Period {
             months: MONTH.read(fields[minute + 3]).map_err(wrong)?,
             years: year.filter(|year| !field::is_any(year)).map(|year| YEAR.read(year)).transpose().map_err(wrong)?,
             names_seconds: !field::is_any(second),
+            names_every_field: fields.len() == 7,
+            wraps: [&MINUTE, &HOUR, &DAY, &MONTH, &WEEKDAY]
+                .into_iter()
+                .zip(&fields[minute..])
+                .any(|(kind, field)| kind.wraps_in(field)),
         })
     }
 
@@ -83,6 +92,8 @@ impl Period {
             months: every(&MONTH),
             years: None,
             names_seconds: false,
+            names_every_field: false,
+            wraps: false,
         }
     }
 
@@ -99,10 +110,22 @@ impl Period {
         from.series(jiff::Span::new().days(1)).take_while(|day| day.year() < 2100).any(|day| self.contains_day(day))
     }
 
-    /// A warning about a period that never matches or sets seconds.
-    pub fn oddity(&self, today: Date) -> Option<String> {
+    /// A warning about a period that never matches, sets seconds, or means something else to gitlab-runner, which reads a
+    /// field for seconds if `has_seconds`.
+    pub fn oddity(&self, today: Date, has_seconds: bool) -> Option<String> {
         if !self.comes_after(today) {
             return Some(format!("the period `{self}` never matches"));
+        }
+        if self.wraps {
+            return Some(format!(
+                "the period `{self}` has a range that wraps around: it matches here, but never in gitlab-runner"
+            ));
+        }
+        if has_seconds && !self.names_every_field && !self.text.starts_with('@') {
+            return Some(format!(
+                "the period `{self}` has no field for seconds: it matches whole minutes here, but only their first second in \
+                 gitlab-runner; write seven fields"
+            ));
         }
         self.names_seconds.then(|| {
             format!("the period `{self}` sets seconds; they have no effect, because periods match whole minutes")

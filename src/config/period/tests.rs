@@ -184,10 +184,31 @@ fn detects_periods_that_never_match() {
     ] {
         assert_eq!(Period::read(period).expect("a period").comes_after(today), expected, "{period}");
     }
-    let oddity = |period: &str| Period::read(period).expect("a period").oddity(today).unwrap_or_default();
-    assert!(oddity("* * 30 2 *").contains("never matches"));
-    assert!(oddity("0 * 9-17 * * * *").contains("sets seconds"));
-    assert!(oddity("* * 9-17 * * * *").is_empty());
+    let oddity =
+        |period: &str, machine| Period::read(period).expect("a period").oddity(today, machine).unwrap_or_default();
+    for (period, of_machine, part) in [
+        ("* * 30 2 *", false, "never matches"),
+        ("0 * 9-17 * * * *", true, "sets seconds"),
+        ("* 22-6 * * *", false, "wraps around"),
+        ("* * * * fri-mon", false, "wraps around"),
+        ("* * * * sat-sun", false, "wraps around"),
+        ("* * * * 5-7/2", false, "wraps around"),
+        ("50-10 * * * *", false, "wraps around"),
+        ("* * 22-6 * * * *", true, "wraps around"),
+        ("* 9-17 * * mon-fri", true, "no field for seconds"),
+        ("* 9-17 * * mon-fri 2099", true, "no field for seconds"),
+    ] {
+        assert!(oddity(period, of_machine).contains(part), "{period}: {}", oddity(period, of_machine));
+    }
+    for (period, of_machine) in [
+        ("* * 9-17 * * * *", true),
+        ("* 9-17 * * mon-fri", false),
+        ("* * * * 0-7", false),
+        ("* * * * 5L,5#3", false),
+        ("@daily", true),
+    ] {
+        assert_eq!(oddity(period, of_machine), "", "{period}");
+    }
 }
 
 #[test]

@@ -203,6 +203,9 @@ impl Broker {
             Some(answer) => answer.interval.map_or(KEEP_ALIVE, |asked| asked.clamp(KEEP_ALIVE_LEAST, KEEP_ALIVE)),
             None => KEEP_ALIVE_RETRY,
         };
+        if answer.is_none() {
+            self.count_error("gitlab");
+        }
         let changed = {
             let mut state = self.lock();
             let Some(job) = state.jobs.get_mut(&held.id) else { return };
@@ -281,10 +284,13 @@ impl Broker {
 
     /// An agent that is dead on a living instance never reports the end of its job; GitLab then fails the job.
     fn ask(&self, id: &str, handle: &JobHandle) {
-        if self.gitlab().update_job(handle, &JobState::Running, TraceSummary::default()).outcome == UpdateOutcome::Gone
-        {
-            log::info!("job of a silent agent is over at GitLab pool={} job={id}", self.name);
-            self.forget(id);
+        match self.gitlab().update_job(handle, &JobState::Running, TraceSummary::default()).outcome {
+            UpdateOutcome::Gone => {
+                log::info!("job of a silent agent is over at GitLab pool={} job={id}", self.name);
+                self.forget(id);
+            }
+            UpdateOutcome::Failed => self.count_error("gitlab"),
+            UpdateOutcome::Done | UpdateOutcome::Accepted | UpdateOutcome::TraceInvalid => {}
         }
     }
 
@@ -304,6 +310,9 @@ impl Broker {
         let trace = if job.has_run { self.append_to_foreign_log(&job) } else { self.append(&job) };
         let state = JobState::Failed { reason: job.reason, exit_code: None };
         let outcome = gitlab.update_job(&job.handle, &state, trace).outcome;
+        if outcome == UpdateOutcome::Failed {
+            self.count_error("gitlab");
+        }
         match outcome {
             UpdateOutcome::Done | UpdateOutcome::Gone => {
                 log::info!("job failed by the manager pool={} job={id} outcome={outcome:?}", self.name);

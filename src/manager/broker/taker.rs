@@ -47,6 +47,11 @@ impl PoolJob {
 }
 
 impl Broker {
+    /// Counts a failed call to another service, for the metrics.
+    pub fn count_error(&self, service: &str) {
+        self.board.api_error(&self.name, service);
+    }
+
     /// Asks GitLab for jobs until the broker stops.
     pub(super) fn take_jobs(&self) {
         let mut known = self.settings();
@@ -84,11 +89,11 @@ impl Broker {
                 }
                 PollOutcome::Failed(why) => {
                     health.healthy();
-                    self.board.api_error(&self.name, "gitlab");
+                    self.count_error("gitlab");
                     log::warn!("poll failed; retrying pool={} error={why}", self.name);
                 }
                 PollOutcome::Refused(why) | PollOutcome::Misconfigured(why) => {
-                    self.board.api_error(&self.name, "gitlab");
+                    self.count_error("gitlab");
                     log::error!(
                         "GitLab rejected the runner of the pool; check its token with `mayfly verify` pool={} error={why}",
                         self.name

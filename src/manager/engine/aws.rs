@@ -3,6 +3,7 @@
 mod examine;
 mod failures;
 mod hooks;
+mod rights;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,10 +17,12 @@ use crate::instance::aws::client::{AwsClient, CallError, Cause};
 use crate::instance::aws::endpoint::{AUTO_SCALING, EC2};
 use crate::instance::aws::source::CredentialSource;
 use crate::instance::aws::transport::AwsRequest;
-use crate::instance::aws::xml::{element, members};
+use crate::instance::aws::xml::{element, field, members};
 use crate::manager::pool::AwsGroup;
 
 const AUTO_SCALING_VERSION: &str = "2011-01-01";
+/// The list of groups in an answer.
+const GROUPS: &str = "AutoScalingGroups";
 const EC2_VERSION: &str = "2016-11-15";
 /// The timeout of a read, including retries. The next round reads again.
 const LOOK: Duration = Duration::from_secs(5);
@@ -92,7 +95,7 @@ impl Engine for Aws {
         let nonsense = |why: String| self.nonsense("DescribeAutoScalingGroups", why);
         let names = ["InstanceId", "LifecycleState", "HealthStatus", "ProtectedFromScaleIn"];
         let instances = members(&answer, "Instances", names).map_err(nonsense)?;
-        let number = |name: &str| element(&answer, name).and_then(|number| number.parse().ok());
+        let number = |name: &str| setting(&answer, name).and_then(|number| number.parse().ok());
         let Some(desired) = number("DesiredCapacity") else { return Err(self.no_group()) };
         let member = |[id, state, health, protected]: [Option<String>; 4]| {
             let detail = state.unwrap_or_default();
@@ -110,7 +113,7 @@ impl Engine for Aws {
             desired_is_counted: false,
             least: number("MinSize").unwrap_or(0),
             most: number("MaxSize"),
-            protects_new: element(&answer, "NewInstancesProtectedFromScaleIn").as_deref() == Some("true"),
+            protects_new: setting(&answer, "NewInstancesProtectedFromScaleIn").as_deref() == Some("true"),
             members: instances.into_iter().filter_map(member).collect(),
         })
     }
@@ -163,9 +166,18 @@ impl Engine for Aws {
         self.hooks.complete(self, instance)
     }
 
-    fn examine(&self) -> Vec<Examined> {
-        examine::examine(self)
+    fn examine(&self, max_instances: Option<u32>) -> Vec<Examined> {
+        examine::examine(self, max_instances)
     }
+
+    fn examine_permissions(&self) -> Vec<Examined> {
+        rights::examine(self)
+    }
+}
+
+/// A setting of the one group of an answer.
+fn setting(answer: &str, name: &str) -> Option<String> {
+    field(answer, GROUPS, name)
 }
 
 /// The state of the instance in a response of EC2 about a single instance.
@@ -208,7 +220,7 @@ fn of_call(error: CallError) -> EngineError {
     };
     let why = match &error.cause {
         Cause::Refused { code, message } => format!("AWS refused it with {code}: {message}{remedy}"),
-        Cause::Busy { code } => format!("AWS throttles: {code}"),
+        Cause::Busy { code } => format!("AWS throttles or is unavailable: {code}"),
         Cause::Silent(why) => format!("no answer: {why}"),
         Cause::Unprepared(why) => format!("no region or no credentials: {why}"),
     };

@@ -7,6 +7,7 @@
 
 mod conversation;
 
+use std::collections::HashSet;
 use std::sync::Mutex;
 
 use jiff::Timestamp;
@@ -21,13 +22,23 @@ use conversation::{Broken, Conversation};
 
 /// The maximum number of characters of a response in an error message.
 const SHOWN: usize = 200;
+/// Letters of the id of an instance.
+const LONGEST_ID: usize = 255;
 
 /// A program.
 pub struct Command {
     program: String,
     settings: CommandEngine,
     pool: String,
-    conversation: Mutex<Option<Conversation>>,
+    kept: Mutex<Kept>,
+}
+
+/// The program between two calls.
+#[derive(Default)]
+struct Kept {
+    conversation: Option<Conversation>,
+    /// The program did not answer the last call as it should. Its next starts are not announced, because each call makes one.
+    fails: bool,
 }
 
 /// The response of the program to `group`.
@@ -37,7 +48,7 @@ struct GroupAnswer {
     #[serde(default)]
     min: u32,
     max: Option<u32>,
-    #[serde(default)]
+    /// Required: an answer without it would mean that every instance has ended.
     members: Vec<MemberAnswer>,
 }
 
@@ -91,30 +102,37 @@ impl Command {
             program: settings.program.display().to_string(),
             settings: settings.clone(),
             pool: pool.to_owned(),
-            conversation: Mutex::default(),
+            kept: Mutex::default(),
         }
     }
 
     /// Sends a request and returns the response: an object without `error`.
     fn ask(&self, call: &str, more: Value) -> Result<Value, EngineError> {
-        let mut kept = sync::lock(&self.conversation);
-        let mut conversation = match kept.take().filter(Conversation::is_alive) {
+        let mut kept = sync::lock(&self.kept);
+        let mut conversation = match kept.conversation.take().filter(Conversation::is_alive) {
             Some(conversation) => conversation,
-            None => self.start()?,
+            None => {
+                let announced = if kept.fails { log::Level::Debug } else { log::Level::Info };
+                // Until it has answered.
+                kept.fails = true;
+                self.start(announced)?
+            }
         };
         let answer = self.exchange(&mut conversation, call, more);
         // Kills a program that did not respond correctly: its next response might belong to this request.
-        if answer.as_ref().map_or_else(|failed| failed.keeps_program, |_| true) {
-            *kept = Some(conversation);
+        kept.fails = !answer.as_ref().map_or_else(|failed| failed.keeps_program, |_| true);
+        if !kept.fails {
+            kept.conversation = Some(conversation);
         }
         answer.map_err(|failed| failed.error)
     }
 
     /// Starts the program and sends it the name of the pool and the other keys of `plugin_config`.
-    fn start(&self) -> Result<Conversation, EngineError> {
+    fn start(&self, announced: log::Level) -> Result<Conversation, EngineError> {
         let mut conversation = Conversation::start(&self.program, &self.settings.args).map_err(|why| {
             self.error("", ErrorKind::Refused, format!("cannot be started: {why}; correct `command` in plugin_config"))
         })?;
+        log::log!(announced, "engine program started program={} pid={}", self.program, conversation.id());
         let settings = json!({ "pool": self.pool, "settings": self.settings.settings });
         self.exchange(&mut conversation, "init", settings).map_err(|failed| failed.error)?;
         Ok(conversation)
@@ -141,7 +159,11 @@ impl Command {
         let Some(object) = answer.as_object() else {
             return Err(broken(ErrorKind::Nonsense, format!("the answer is not a JSON object: {}", shown(&line))));
         };
-        let Some(why) = object.get("error").and_then(Value::as_str) else { return Ok(answer) };
+        let why = match object.get("error") {
+            None | Some(Value::Null) => return Ok(answer),
+            Some(Value::String(why)) => why.clone(),
+            Some(other) => other.to_string(),
+        };
         let is = |key: &str| object.get(key) == Some(&Value::Bool(true));
         let kind = match () {
             () if is("gone") => ErrorKind::NoInstance,
@@ -149,7 +171,7 @@ impl Command {
             () if is("temporary") => ErrorKind::Temporary,
             () => ErrorKind::Refused,
         };
-        Err(Failed { error: self.error(call, kind, shown(why)), keeps_program: true })
+        Err(Failed { error: self.error(call, kind, shown(&why)), keeps_program: true })
     }
 
     fn error(&self, call: &str, kind: ErrorKind, why: String) -> EngineError {
@@ -174,6 +196,7 @@ struct Failed {
 impl Engine for Command {
     fn group(&self) -> Result<Group, EngineError> {
         let answer: GroupAnswer = self.decoded("group", self.ask("group", json!({}))?)?;
+        check_ids(&answer.members).map_err(|why| self.error("group", ErrorKind::Nonsense, why))?;
         let member = |member: MemberAnswer| Member {
             instance: member.instance,
             state: match member.state {
@@ -236,7 +259,11 @@ impl Engine for Command {
         Ok(())
     }
 
-    fn examine(&self) -> Vec<Examined> {
+    fn examine_permissions(&self) -> Vec<Examined> {
+        Vec::new()
+    }
+
+    fn examine(&self, _max_instances: Option<u32>) -> Vec<Examined> {
         let (verdict, text) = match self.group() {
             Ok(group) => {
                 let most = group.most.map_or_else(|| "without limit".to_owned(), |most| format!("at most {most}"));
@@ -248,8 +275,26 @@ impl Engine for Command {
     }
 }
 
+/// Each instance needs an id of its own, in letters that logs and pages can show.
+fn check_ids(members: &[MemberAnswer]) -> Result<(), String> {
+    let mut known = HashSet::new();
+    for MemberAnswer { instance, .. } in members {
+        if instance.is_empty() || instance.len() > LONGEST_ID || !instance.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(format!(
+                "the answer cannot be used: the id `{}` of an instance must have 1 to {LONGEST_ID} printable ASCII characters",
+                shown(instance)
+            ));
+        }
+        if !known.insert(instance) {
+            return Err(format!("the answer cannot be used: it has the instance `{instance}` twice"));
+        }
+    }
+    Ok(())
+}
+
+/// One line without control characters, which could move the cursor of a terminal, cut to [`SHOWN`] letters.
 fn shown(text: &str) -> String {
-    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ").replace(char::is_control, "\u{fffd}");
     match line.char_indices().nth(SHOWN) {
         Some((at, _)) => format!("{}…", &line[..at]),
         None => line,
@@ -315,6 +360,9 @@ mod tests {
         );
         assert_eq!(error(r#"{"error": "later", "temporary": true}"#).kind, ErrorKind::Temporary);
         assert_eq!(error(r#"{"error": "unknown", "gone": true}"#).kind, ErrorKind::NoInstance);
+        // An error that is not text is one all the same.
+        assert_eq!(error(r#"{"error": {"code": 42}}"#).why, "{\"code\":42}");
+        assert_eq!(error(r#"{"error": "\u001b[31mred"}"#).why, "\u{fffd}[31mred");
     }
 
     #[test]
@@ -347,8 +395,22 @@ mod tests {
             let error = answering(answer).set_target(1).expect_err("must be refused");
             assert!(error.why.starts_with("the answer is not a JSON object"), "{error}");
         }
-        let error = answering(r#"{"members": 3}"#).group().expect_err("must be refused");
-        assert!(error.why.starts_with("the answer cannot be used"), "{error}");
+        // Without a list of members, nothing says that there is none.
+        for answer in [
+            "{}",
+            r#"{"members": 3}"#,
+            r#"{"members": null}"#,
+            r#"{"desired": -1, "members": []}"#,
+            r#"{"members": [{"id": "a"}]}"#,
+            r#"{"members": [{"instance": "a", "state": "zombie"}]}"#,
+            r#"{"members": [{"instance": ""}]}"#,
+            r#"{"members": [{"instance": "a b"}]}"#,
+            r#"{"members": [{"instance": "a"}, {"instance": "a"}]}"#,
+        ] {
+            let error = answering(answer).group().expect_err("must be refused");
+            assert_eq!(error.kind, ErrorKind::Nonsense, "{answer}");
+            assert!(error.why.starts_with("the answer cannot be used"), "{answer}: {error}");
+        }
     }
 
     #[test]

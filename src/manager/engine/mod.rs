@@ -162,8 +162,11 @@ pub trait Engine: Send + Sync {
     /// Lets an instance in [`State::Held`] terminate.
     fn release_held(&self, instance: &str) -> Result<(), EngineError>;
 
-    /// Checks the group's settings.
-    fn examine(&self) -> Vec<Examined>;
+    /// Checks the group's settings for a pool of this size.
+    fn examine(&self, max_instances: Option<u32>) -> Vec<Examined>;
+
+    /// Checks the manager's permissions, as far as that is possible without an effect.
+    fn examine_permissions(&self) -> Vec<Examined>;
 }
 
 /// The engine of a pool. An operator's program is started by the first call and receives the pool's name.

@@ -56,10 +56,10 @@ impl Throttle {
         }
     }
 
-    /// The time at which the next instance may be added, if only time must pass.
-    pub fn next(&self) -> Option<Duration> {
+    /// The time until the next instance may be added after `instances` more, if only time must pass.
+    pub fn next(&self, instances: u32) -> Option<Duration> {
         let rate = self.growth.rate.filter(|rate| *rate > 0.0)?;
-        let missing = (1.0 - self.tokens).max(0.0);
+        let missing = 1.0 - (self.tokens - f64::from(instances)).max(0.0);
         (missing > 0.0).then(|| Duration::try_from_secs_f64(missing / rate).unwrap_or(Duration::MAX))
     }
 }
@@ -74,8 +74,10 @@ mod tests {
         assert_eq!(throttle.allowed(Duration::ZERO, 100), 3);
         throttle.take(3);
         assert_eq!(throttle.allowed(Duration::from_secs(1), 0), 0);
-        assert_eq!(throttle.next(), Some(Duration::from_secs(1)));
+        assert_eq!(throttle.next(0), Some(Duration::from_secs(1)));
         assert_eq!(throttle.allowed(Duration::from_secs(2), 0), 1);
+        assert_eq!(throttle.next(0), None, "there is a token");
+        assert_eq!(throttle.next(1), Some(Duration::from_secs(2)));
         assert_eq!(throttle.allowed(Duration::from_secs(3600), 0), 3);
     }
 
@@ -85,6 +87,6 @@ mod tests {
         assert_eq!([0, 1, 2, 9].map(|starting| throttle.allowed(Duration::ZERO, starting)), [2, 1, 0, 0]);
         throttle.take(2);
         assert_eq!(throttle.allowed(Duration::ZERO, 0), 2);
-        assert_eq!(throttle.next(), None);
+        assert_eq!(throttle.next(1), None);
     }
 }

@@ -146,7 +146,7 @@ impl Planner {
         self.terminate_gone(seen, group, &mut counted, &mut plan);
         self.terminate_overdue(seen, group, &mut counted, &mut plan);
         self.terminate_silent(seen, group, &mut counted, &mut plan);
-        self.grow(seen, group, counted, &mut plan);
+        let throttled = self.grow(seen, group, counted, &mut plan);
         self.dismiss(seen, group, &policy, counted, &mut plan);
         plan.hold_budget = self.hold_budget(seen, &policy, bounds, counted);
         plan.stopped = match self.watchdog.breaker(seen.now.elapsed) {
@@ -154,7 +154,7 @@ impl Planner {
             Breaker::Open { cause, .. } => Some(cause.clone()),
             Breaker::HalfOpen { cause } => Some(format!("{cause}; one instance is tried")),
         };
-        plan.again = self.again(seen, &policy, &plan);
+        plan.again = self.again(seen, &policy).into_iter().chain(throttled).min();
         plan
     }
 
@@ -283,13 +283,17 @@ impl Planner {
                 self.sizing.failure_threshold,
                 self.sizing.registration_timeout.as_secs()
             );
+            let is_open = matches!(self.watchdog.breaker(now), Breaker::Open { .. });
             let (change, effect) = match self.watchdog.failed(&instance, now, cause.clone()) {
                 Overdue::Replace => {
                     let change = counted.remove_staying(plan.wanted.instances, group.least);
                     (change, effect(change))
                 }
                 Overdue::Stop => {
-                    plan.notes.push(Note::Warning(format!("growth stopped: {cause}")));
+                    // Those that started before it opened are no news.
+                    if !is_open {
+                        plan.notes.push(Note::Warning(format!("growth stopped: {cause}")));
+                    }
                     (counted.remove_staying(0, group.least), "growth is stopped")
                 }
             };
@@ -346,7 +350,14 @@ impl Planner {
         Counted { desired, live, going, ready, base: desired.max(live).saturating_sub(going) }
     }
 
-    fn grow(&mut self, seen: &Observation, group: &Group, counted: Counted, plan: &mut ScalingPlan) {
+    /// Raises the desired capacity. Returns when the throttle allows the rest, if it limits this step.
+    fn grow(
+        &mut self,
+        seen: &Observation,
+        group: &Group,
+        counted: Counted,
+        plan: &mut ScalingPlan,
+    ) -> Option<Duration> {
         let now = seen.now.elapsed;
         let need = plan.wanted.instances.saturating_sub(counted.base);
         let breaker = match self.watchdog.breaker(now) {
@@ -357,6 +368,7 @@ impl Planner {
         let allowed = self.throttle.allowed(now, counted.starting()).min(breaker);
         let most = group.most.unwrap_or(u32::MAX).min(self.sizing.max_instances.unwrap_or(u32::MAX));
         let more = need.min(allowed);
+        let throttled = if more < need { self.throttle.next(more) } else { None };
         let grown = counted.base.saturating_add(more).saturating_add(counted.going).min(most);
         let kept = counted.live.min(plan.wanted.instances.saturating_add(counted.going)).min(most);
         let (to, reason) = if more > 0 && grown > counted.desired {
@@ -374,9 +386,10 @@ impl Planner {
                 format!("growth is stopped; the {} instances that exist stay", counted.live),
             )
         } else {
-            return;
+            return throttled;
         };
         plan.steps.push(ScalingStep { action: Action::SetTarget { from: counted.desired, to }, reason });
+        throttled
     }
 
     /// Dismisses surplus agents that are idle for long enough, beginning with the longest idle one.
@@ -431,15 +444,13 @@ impl Planner {
         instances.saturating_mul(self.sizing.capacity).min(self.sizing.max_jobs)
     }
 
-    fn again(&self, seen: &Observation, policy: &ScalingPolicy, plan: &ScalingPlan) -> Option<Duration> {
+    fn again(&self, seen: &Observation, policy: &ScalingPolicy) -> Option<Duration> {
         let now = seen.now.elapsed;
         let idle = seen.agents.iter().filter_map(|agent| match agent.work {
             Work::Idle(time) if time < policy.idle_time => Some(policy.idle_time - time),
             _ => None,
         });
-        let grows = plan.steps.iter().any(|step| matches!(step.action, Action::SetTarget { .. }));
-        let throttled = grows.then(|| self.throttle.next()).flatten();
-        idle.chain(self.watchdog.next(now)).chain(self.removals.next(now)).chain(throttled).min()
+        idle.chain(self.watchdog.next(now)).chain(self.removals.next(now)).min()
     }
 }
 

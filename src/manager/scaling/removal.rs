@@ -7,6 +7,8 @@ use super::observation::{ObservedAgent, Work};
 
 /// An agent that is leaving and sends no request for this long has left.
 const GONE: Duration = Duration::from_secs(60);
+/// An agent without a job that the manager told to leave must leave within this time.
+const LEAVING: Duration = Duration::from_secs(10 * 60);
 /// An agent that disappeared without a reason may be restarting for this long.
 const RESTART: Duration = Duration::from_secs(60);
 
@@ -90,7 +92,13 @@ impl Removals {
         let known = self.0.get_mut(instance)?;
         if let Some(agent) = agent {
             let leaves = agent.work == Work::Leaving;
-            return (leaves && agent.silent >= GONE).then_some("its agent leaves and is silent");
+            // The manager tells only agents without a job.
+            let hangs = known.dismissed.is_some_and(|told| now.saturating_sub(told) >= LEAVING);
+            return match () {
+                () if leaves && agent.silent >= GONE => Some("its agent leaves and is silent"),
+                () if leaves && hangs => Some("its agent was told to leave and is still there"),
+                () => None,
+            };
         }
         let missing = *known.missing.get_or_insert(now);
         if known.dismissed.is_some() {

@@ -12,7 +12,7 @@ use crate::manager::pool::PoolSettings;
 /// The idle time of a policy that sets none.
 const POLICY_IDLE_TIME: Duration = Duration::from_secs(300);
 /// The default of `scale_throttle.limit`: new instances per second.
-const THROTTLE: f64 = 100.0;
+const THROTTLE: u32 = 100;
 
 impl Policies {
     /// The policies of a pool's table.
@@ -69,13 +69,13 @@ impl Growth {
         let Some(throttle) = pool.scale_throttle else {
             return Self { in_flight: pool.max_growth, ..Self::FREE };
         };
-        let burst = Some(throttle.burst).filter(|burst| *burst > 0).or(pool.max_instances).or(pool.runner.limit);
         let rate = match throttle.limit {
-            ..0 => None,
-            0 => Some(THROTTLE),
-            limit => Some(limit as f64),
+            ..0 => return Self::FREE,
+            0 => THROTTLE,
+            limit => u32::try_from(limit).unwrap_or(u32::MAX),
         };
-        Self { in_flight: None, rate, burst: burst.unwrap_or(u32::MAX) }
+        let burst = Some(throttle.burst).filter(|burst| *burst > 0).or(pool.max_instances).unwrap_or(rate);
+        Self { in_flight: None, rate: Some(f64::from(rate)), burst }
     }
 }
 
@@ -150,11 +150,15 @@ mod tests {
     #[test]
     fn the_throttle_and_its_defaults() {
         let growth = |keys: &str| Growth::of(&pool("docker-autoscaler", "limit = 4\n", keys));
-        let limits = |rate, burst| Growth { in_flight: None, rate, burst };
-        assert_eq!(growth("[runners.autoscaler.scale_throttle]\nlimit = 2\nburst = 5\n"), limits(Some(2.0), 5));
-        assert_eq!(growth("max_instances = 9\n"), limits(Some(100.0), 9));
-        assert_eq!(growth(""), limits(Some(100.0), 4));
-        assert_eq!(growth("[runners.autoscaler.scale_throttle]\nlimit = -1\n").rate, None);
+        let limits = |rate, burst| Growth { in_flight: None, rate: Some(rate), burst };
+        let throttle = "[runners.autoscaler.scale_throttle]\n";
+        assert_eq!(growth(&format!("{throttle}limit = 2\nburst = 5\n")), limits(2.0, 5));
+        assert_eq!(growth("max_instances = 9\n"), limits(100.0, 9));
+        // Without `max_instances`, the bucket holds what one second adds; the runner's own `limit` is of jobs.
+        assert_eq!(growth(""), limits(100.0, 100));
+        assert_eq!(growth(&format!("{throttle}limit = 1\n")), limits(1.0, 1));
+        assert_eq!(growth(&format!("max_instances = 9\n{throttle}limit = 1\n")), limits(1.0, 9));
+        assert_eq!(growth(&format!("{throttle}limit = -1\nburst = 5\n")), Growth::FREE);
         let machine = Growth::of(&pool("docker+machine", "", "MaxGrowthRate = 3\n"));
         assert_eq!(machine, Growth { in_flight: Some(3), ..Growth::FREE });
     }

@@ -6,22 +6,40 @@ use jiff::civil::{Date, Time, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 
+use super::load;
 use crate::manager::scaling::Sizing;
 use crate::manager::scaling::wanted::{Bounds, Jobs, wanted};
 
-/// Reads `Sat 01:30` (the next such day from `today` on), `2026-07-11 01:30`, or a time with its zone (RFC 3339).
+/// Reads `Sat 01:30` (the next such day from `today` on), `01:30` (today), `2026-07-11 01:30`, `now`, or a time with its zone
+/// (RFC 3339).
 pub fn read(text: &str, today: Date, zone: &TimeZone) -> Result<Timestamp, String> {
-    if let Ok(time) = text.parse::<Timestamp>() {
+    let text = text.trim();
+    if text.eq_ignore_ascii_case("now") {
+        return Ok(Timestamp::now());
+    }
+    if let Some(time) = load::moment(text, zone) {
         return Ok(time);
     }
-    let wrong = || format!("`{text}` is no time; write for example 'Sat 01:30' or '2026-07-11 01:30'");
-    let (day, time) = text.trim().split_once([' ', 'T']).ok_or_else(wrong)?;
-    let (hour, minute) = time.trim().split_once(':').ok_or_else(wrong)?;
-    let number = |text: &str| text.parse::<i8>().ok();
-    let time = number(hour).zip(number(minute)).and_then(|(hour, minute)| Time::new(hour, minute, 0, 0).ok());
-    let date = day.parse::<Date>().ok().or_else(|| next(weekday(day)?, today));
-    let moment = date.zip(time).ok_or_else(wrong)?;
+    let wrong = || format!("`{text}` is no time; write for example 'Sat 01:30', '01:30' or '2026-07-11 01:30'");
+    let (date, time) = match text.split_once(char::is_whitespace) {
+        Some((day, time)) => {
+            let day = day.trim_end_matches(',');
+            (day.parse::<Date>().ok().or_else(|| next(weekday(day)?, today)), time.trim())
+        }
+        None => (Some(today), text),
+    };
+    let moment = date.zip(clock(time)).ok_or_else(wrong)?;
     zone.to_timestamp(moment.0.to_datetime(moment.1)).map_err(|_| wrong())
+}
+
+/// `1:30`, `01:30` or `01:30:15`.
+fn clock(text: &str) -> Option<Time> {
+    let parts: Option<Vec<i8>> = text.split(':').map(|part| part.parse().ok()).collect();
+    match parts?.as_slice() {
+        [hour, minute] => Time::new(*hour, *minute, 0, 0).ok(),
+        [hour, minute, second] => Time::new(*hour, *minute, *second, 0).ok(),
+        _ => None,
+    }
 }
 
 fn weekday(name: &str) -> Option<Weekday> {
@@ -87,7 +105,12 @@ mod tests {
         assert_eq!(read("wednesday 9:05"), Ok("2026-07-08T07:05:00Z".to_owned()));
         assert_eq!(read("2026-01-11 01:30"), Ok("2026-01-11T00:30:00Z".to_owned()));
         assert_eq!(read("2026-01-11T01:30:00Z"), Ok("2026-01-11T01:30:00Z".to_owned()));
-        for text in ["", "Sat", "Sat 25:00", "Foo 01:30", "01:30"] {
+        for same in ["SAT 01:30", "sat, 1:30", " Saturday  01:30:59 ", "2026-07-11T01:30", "2026-07-11 01:30:59"] {
+            assert!(read(same).is_ok_and(|time| time.starts_with("2026-07-10T23:30")), "{same}");
+        }
+        assert_eq!(read("01:30"), Ok("2026-07-07T23:30:00Z".to_owned()));
+        assert!(read("now").is_ok());
+        for text in ["", "Sat", "Sat 25:00", "Foo 01:30", "2026-07-11", "2026-02-30 01:00", "1", "1:2:3:4"] {
             assert!(read(text).is_err_and(|why| why.contains("is no time")), "{text}");
         }
     }

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use jiff::civil::{Date, DateTime, Time};
+use jiff::tz::TimeZone;
+
 use crate::config::duration;
 
 /// A job of the load.
@@ -19,33 +23,77 @@ pub fn even(jobs: u32, length: Duration, first: Duration, over: Duration) -> Vec
     (0..jobs).map(|number| SimulatedJob { start: first + distance * number, length }).collect()
 }
 
-/// Reads lines of `start,duration`: the time of day or a number of seconds, and a duration (`90s`, `5m`) or a number of
-/// seconds. A header and lines with `#` are skipped. Errors: the invalid line and the expected form.
-pub fn read(text: &str) -> Result<Vec<SimulatedJob>, String> {
-    let mut jobs = Vec::new();
-    for (at, line) in text.lines().enumerate() {
+/// The jobs of a file, and the day of the first one if the file has dates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// By the time at which they come.
+    pub jobs: Vec<SimulatedJob>,
+    /// The day with whose midnight the times begin.
+    pub day: Option<Date>,
+}
+
+/// The start of a job as written.
+enum Start {
+    /// Since midnight.
+    OfDay(Duration),
+    /// With a date.
+    At(Timestamp),
+}
+
+/// Reads lines of `start,duration`: the time of day, a number of seconds or a date and time, and a duration (`90s`, `5m`) or a
+/// number of seconds. Times with a date count from the midnight of `day`, or of the first date in the file. A header and
+/// lines with `#` are skipped. Errors: the invalid line and the expected form.
+pub fn read(text: &str, day: Option<Date>, zone: &TimeZone) -> Result<Load, String> {
+    let mut rows = Vec::new();
+    // Spreadsheets write a byte order mark.
+    for (at, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
         let mut fields = line.split([',', ';']).map(|field| field.trim().trim_matches('"'));
         let (start, length) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
-        match time_of_day(start).zip(length_of(length)) {
-            Some((start, length)) => jobs.push(SimulatedJob { start, length }),
-            None if jobs.is_empty() && !start.starts_with(|c: char| c.is_ascii_digit()) => {}
+        let start_of = time_of_day(start).map(Start::OfDay).or_else(|| moment(start, zone).map(Start::At));
+        match start_of.zip(length_of(length)) {
+            Some((start, length)) => rows.push((start, length)),
+            None if rows.is_empty() && !start.starts_with(|c: char| c.is_ascii_digit()) => {}
             None => {
                 return Err(format!(
-                    "line {}: `{line}` is not `start,duration`; write for example `09:30,5m` or `34200,300`",
+                    "line {}: `{line}` is not `start,duration`; write for example `09:30,5m`, `34200,300` or \
+                     `2026-07-06 09:30,5m`",
                     at + 1
                 ));
             }
         }
     }
-    jobs.sort_by_key(|job| job.start);
-    match jobs.is_empty() {
-        true => Err("no job; write lines of `start,duration`, for example `09:30,5m`".to_owned()),
-        false => Ok(jobs),
+    if rows.is_empty() {
+        return Err("no job; write lines of `start,duration`, for example `09:30,5m`".to_owned());
     }
+    let first = rows.iter().filter_map(|(start, _)| if let Start::At(time) = start { Some(*time) } else { None }).min();
+    let first_day = first.map(|first| day.unwrap_or_else(|| zone.to_datetime(first).date()));
+    let midnight = first_day.and_then(|day| zone.to_timestamp(day.to_datetime(Time::midnight())).ok());
+    let mut jobs = Vec::with_capacity(rows.len());
+    for (start, length) in rows {
+        let start = match (start, midnight) {
+            (Start::OfDay(start), None) => start,
+            (Start::At(time), Some(midnight)) => Duration::try_from(time.duration_since(midnight))
+                .map_err(|_| format!("{time} is before the simulated day; correct --day"))?,
+            _ => return Err("some times have a date and others do not; write all of them in one way".to_owned()),
+        };
+        jobs.push(SimulatedJob { start, length });
+    }
+    jobs.sort_by_key(|job| job.start);
+    Ok(Load { jobs, day: first_day })
+}
+
+/// `2026-07-06 09:30`, `2026-07-06T09:30:15`, or a time with its zone (RFC 3339).
+pub fn moment(text: &str, zone: &TimeZone) -> Option<Timestamp> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Some(time);
+    }
+    // A date alone would be its midnight.
+    let time = text.contains(':').then(|| text.parse::<DateTime>().ok()).flatten()?;
+    zone.to_timestamp(time).ok()
 }
 
 /// `09:30`, `09:30:15`, or seconds since midnight.
@@ -78,13 +126,28 @@ mod tests {
 
     #[test]
     fn reads_times_and_durations() {
-        let text = "start,duration\n# a comment\n09:30, 5m\n34200,300\n\"00:00:01\";90s\n26:00,1h\n";
-        let jobs = read(text).expect("the load must be valid");
+        let text = "\u{feff}start,duration\r\n# a comment\n09:30, 5m\n34200,300\n\"00:00:01\";90s\n26:00,1h\n";
+        let jobs = read(text, None, &TimeZone::UTC).expect("the load must be valid").jobs;
         assert_eq!(jobs, [job(1, 90), job(34200, 300), job(34200, 300), job(93600, 3600)]);
     }
 
     #[test]
+    fn times_with_a_date_count_from_the_first_day() {
+        let zone = TimeZone::get("Europe/Amsterdam").expect("a zone");
+        let text = "started,took\n2026-07-07 00:30,60\n2026-07-06T09:30:15,5m\n2026-07-06T10:00:00Z,1m\n";
+        let load = read(text, None, &zone).expect("jobs");
+        assert_eq!(load.jobs, [job(34215, 300), job(12 * 3600, 60), job(24 * 3600 + 1800, 60)]);
+        assert_eq!(load.day.map(|day| day.to_string()).as_deref(), Some("2026-07-06"));
+        let day = |text: &str| Some(text.parse().expect("a date"));
+        assert_eq!(read(text, day("2026-07-05"), &zone).expect("jobs").jobs[0], job(24 * 3600 + 34215, 300));
+        assert!(read(text, day("2026-07-07"), &zone).is_err_and(|why| why.contains("before the simulated day")));
+        let mixed = "09:00,5m\n2026-07-06 09:00,5m\n";
+        assert!(read(mixed, None, &zone).is_err_and(|why| why.contains("in one way")));
+    }
+
+    #[test]
     fn names_the_line_that_is_wrong() {
+        let read = |text: &str| read(text, None, &TimeZone::UTC);
         assert!(read("09:30,5m\n10:70,5m\n").expect_err("must be refused").starts_with("line 2: `10:70,5m`"));
         assert!(read("09:30\n").expect_err("must be refused").starts_with("line 1"));
         assert!(read("start,duration\n").expect_err("must be refused").starts_with("no job"));

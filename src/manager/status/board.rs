@@ -235,6 +235,9 @@ fn point(group: Option<&Group>, snapshot: &Snapshot) -> Point {
 pub const STATES: [&str; 9] =
     ["creating", "starting", "idle", "busy", "leaving", "held", "terminating", "aside", "missing"];
 
+/// The order of instances for people: hundreds of idle ones do not hide the others.
+const RANKS: [&str; 9] = ["missing", "held", "busy", "starting", "creating", "leaving", "idle", "terminating", "aside"];
+
 /// Each instance and its state, derived from the states of the group and the agent.
 pub fn states<'a>(group: Option<&'a Group>, snapshot: &'a Snapshot) -> Vec<(&'a str, &'static str)> {
     let agents: HashMap<&str, AgentState> =
@@ -266,6 +269,8 @@ fn pool_view(name: &str, status: &PoolStatus, snapshot: &Snapshot) -> PoolView {
         let age = status.seen.get(instance).map_or(Duration::ZERO, Instant::elapsed);
         instance_view(instance, state, age, agent)
     });
+    let mut instances: Vec<InstanceView> = instances.collect();
+    instances.sort_by_key(|instance| RANKS.iter().position(|state| *state == instance.state));
     let (points, end) = status.history.points();
     let series = |of: fn(&Point) -> u32| points.iter().map(of).collect();
     PoolView {
@@ -285,7 +290,7 @@ fn pool_view(name: &str, status: &PoolStatus, snapshot: &Snapshot) -> PoolView {
             maximum: group.most,
         }),
         engine_error: status.engine_error.clone(),
-        instances: instances.collect(),
+        instances,
         decisions: status
             .decisions
             .iter()

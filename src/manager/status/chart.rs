@@ -52,10 +52,11 @@ pub fn draw(title: &str, series: &[Series<'_>], ticks: &[Tick]) -> String {
         let _ = write!(
             svg,
             "<line x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{:.1}\" y2=\"{at:.1}\" stroke=\"#8884\"/><text x=\"{:.1}\" y=\"{:.1}\" \
-             text-anchor=\"end\" fill=\"#888\">{value}</text>",
+             text-anchor=\"end\" fill=\"#888\">{}</text>",
             WIDTH - RIGHT,
             LEFT - 6.0,
-            at + 4.0
+            at + 4.0,
+            label(value, top)
         );
     }
     for (part, text) in ticks {
@@ -134,6 +135,16 @@ fn nice(highest: u32) -> u32 {
     top
 }
 
+/// A number of the axis that ends at `top`, short enough for the space beside it.
+fn label(value: u32, top: u32) -> String {
+    match top {
+        _ if value == 0 => "0".to_owned(),
+        10_000_000.. => format!("{}M", f64::from(value) / 1e6),
+        10_000.. => format!("{}k", f64::from(value) / 1e3),
+        _ => value.to_string(),
+    }
+}
+
 /// Escapes text for HTML and XML, also inside quoted attributes.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
@@ -155,6 +166,12 @@ pub fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_of_large_numbers_are_short() {
+        let labels = [(40, 80), (2500, 4000), (50_000, 200_000), (2500, 10_000), (5_000_000, 20_000_000)];
+        assert_eq!(labels.map(|(value, top)| label(value, top)), ["40", "2500", "50k", "2.5k", "5M"]);
+    }
 
     #[test]
     fn a_chart_is_xml_with_a_step_where_a_number_changes() {

@@ -75,8 +75,9 @@ fn write_pool(body: &mut String, pool: &PoolView) {
         escape(&pool.intake)
     );
     write_chart(body, &pool.history);
-    write_instances(body, &pool.instances);
+    // Above the instances, of which there may be hundreds.
     write_decisions(body, pool);
+    write_instances(body, &pool.instances);
     body.push_str("</section>");
 }
 
@@ -144,6 +145,7 @@ fn clock(second: i64) -> String {
 }
 
 fn write_instances(body: &mut String, instances: &[InstanceView]) {
+    let _ = write!(body, "<h3>Instances</h3>");
     if instances.is_empty() {
         body.push_str("<p class=\"empty\">No instance.</p>");
         return;

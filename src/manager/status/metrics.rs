@@ -9,7 +9,7 @@ use crate::monitor::write_process;
 use crate::version::{REVISION, VERSION, architecture};
 
 /// The calls of engines. Their failures are reported from 0 on, because an alert on an increase needs the previous 0.
-const CALLS: [&str; 7] = ["list", "set_target", "terminate", "ended", "failures", "hook", "gitlab"];
+const CALLS: [&str; 8] = ["list", "set_target", "terminate", "ended", "failures", "hook", "gitlab", "sts"];
 
 /// All metrics in the text format.
 pub fn write(board: &StatusBoard, workloads: &Workloads) -> String {

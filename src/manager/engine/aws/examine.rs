@@ -1,8 +1,8 @@
 //! Checks whether a group is configured for a manager, for `mayfly check`.
 
-use super::{Aws, EC2_VERSION, EngineError, LOOK, hooks, of_call};
+use super::{Aws, EC2_VERSION, EngineError, GROUPS, LOOK, hooks, of_call, setting};
 use crate::instance::aws::transport::AwsRequest;
-use crate::instance::aws::xml::{element, members};
+use crate::instance::aws::xml::{element, field_within, members};
 use crate::manager::engine::{ErrorKind, Examined, Verdict};
 
 /// Processes of a group that terminate instances without a request.
@@ -11,67 +11,34 @@ const DISTURBING: [&str; 1] = ["AZRebalance"];
 const NEEDED: [&str; 2] = ["Launch", "Terminate"];
 
 /// Runs all checks. A check that cannot run is reported in the result.
-pub fn examine(aws: &Aws) -> Vec<Examined> {
+pub fn examine(aws: &Aws, max_instances: Option<u32>) -> Vec<Examined> {
     let answer = match aws.describe() {
         Ok(answer) => answer,
         Err(error) => return vec![bad("group", error.to_string())],
     };
-    let Some(limits) = limits(&answer) else { return vec![bad("group", aws.no_group().why)] };
+    let Some(limits) = limits(&answer, max_instances) else { return vec![bad("group", aws.no_group().why)] };
     let mut found = vec![limits];
-    let is_protected = element(&answer, "NewInstancesProtectedFromScaleIn").as_deref() == Some("true");
+    let is_protected = setting(&answer, "NewInstancesProtectedFromScaleIn").as_deref() == Some("true");
     found.extend(processes(&answer, is_protected));
     found.push(protection(is_protected));
     found.extend(capacity_rebalance(&answer));
+    found.extend(warm_pool(&answer));
     found.push(policies(aws));
     found.push(looked(aws, "lifecycle hooks", hooks_of(aws)));
     found.push(looked(aws, "scaling activities", activities(aws)));
     found.push(looked(aws, "launch template", template(aws, &answer)));
-    found.extend(rights(aws));
     found
 }
 
-/// Checks the manager's permissions without changing anything. TerminateInstanceInAutoScalingGroup has no dry run, so
-/// its permission is not checked.
-fn rights(aws: &Aws) -> Vec<Examined> {
-    let what = "permissions";
-    let mut found = Vec::new();
-    found.push(match set_to_what_it_is(aws) {
-        Ok(()) => good(what, "autoscaling:SetDesiredCapacity is allowed"),
-        // AWS checks the permission before anything else, so this error proves it.
-        Err(error) if error.why.contains("ScalingActivityInProgress") => {
-            good(what, "autoscaling:SetDesiredCapacity is allowed")
-        }
-        Err(error) if error.why.contains("AccessDenied") => bad(what, error.to_string()),
-        Err(error) => doubtful(what, format!("cannot be examined: {error}")),
-    });
-    match super::Engine::ended(aws, &["i-00000000000000000".to_owned()]) {
-        Err(error) if error.why.contains("UnauthorizedOperation") || error.why.contains("AccessDenied") => {
-            found.push(doubtful(what, format!("a lost instance cannot be told from a detached one: {error}")));
-        }
-        _ => found.push(good(what, "ec2:DescribeInstances is allowed")),
-    }
-    found
-}
-
-/// Sets the desired capacity to its present number, which changes nothing. A request that AWS rejects for another
-/// reason would not prove the permission, and simulating the policy needs a further permission.
-fn set_to_what_it_is(aws: &Aws) -> Result<(), EngineError> {
-    let answer = aws.describe()?;
-    let desired = element(&answer, "DesiredCapacity").ok_or_else(|| aws.no_group())?;
-    let parameters =
-        [("AutoScalingGroupName", aws.group.as_str()), ("DesiredCapacity", &desired), ("HonorCooldown", "true")];
-    aws.call("SetDesiredCapacity", &parameters, LOOK).map(drop)
-}
-
-fn good(what: &'static str, text: impl Into<String>) -> Examined {
+pub fn good(what: &'static str, text: impl Into<String>) -> Examined {
     Examined { what, verdict: Verdict::Good, text: text.into() }
 }
 
-fn doubtful(what: &'static str, text: impl Into<String>) -> Examined {
+pub fn doubtful(what: &'static str, text: impl Into<String>) -> Examined {
     Examined { what, verdict: Verdict::Doubtful, text: text.into() }
 }
 
-fn bad(what: &'static str, text: impl Into<String>) -> Examined {
+pub fn bad(what: &'static str, text: impl Into<String>) -> Examined {
     Examined { what, verdict: Verdict::Bad, text: text.into() }
 }
 
@@ -83,12 +50,20 @@ fn looked(aws: &Aws, what: &'static str, outcome: Result<Examined, EngineError>)
     })
 }
 
-fn limits(answer: &str) -> Option<Examined> {
-    let number = |name: &str| element(answer, name).and_then(|number| number.parse::<u32>().ok());
+fn limits(answer: &str, max_instances: Option<u32>) -> Option<Examined> {
+    let number = |name: &str| setting(answer, name).and_then(|number| number.parse::<u32>().ok());
     let (least, most, desired) = (number("MinSize")?, number("MaxSize")?, number("DesiredCapacity")?);
     let text = format!("minimum {least}, maximum {most}, desired {desired}");
     Some(if most == 0 {
         bad("group", format!("{text}; nothing can start: raise the maximum to max_instances"))
+    } else if let Some(wanted) = max_instances.filter(|wanted| *wanted > most) {
+        let minimum = if least > 0 { "; set the minimum to 0, or the fleet never gets to 0" } else { "" };
+        doubtful(
+            "group",
+            format!(
+                "{text}, so that the pool has no more than {most} instances; raise the maximum to {wanted}{minimum}"
+            ),
+        )
     } else if least > 0 {
         doubtful("group", format!("{text}; the fleet never gets to 0: set the minimum to 0"))
     } else {
@@ -134,11 +109,24 @@ fn protection(is_protected: bool) -> Examined {
 }
 
 fn capacity_rebalance(answer: &str) -> Option<Examined> {
-    (element(answer, "CapacityRebalance").as_deref() == Some("true")).then(|| {
+    (setting(answer, "CapacityRebalance").as_deref() == Some("true")).then(|| {
         doubtful(
             "capacity rebalance",
             "it is on: AWS replaces spot instances before they get a notice, even with a job; switch it off",
         )
+    })
+}
+
+/// Instances of a warm pool are not members, unless they return to it after a termination: their agents have left then.
+fn warm_pool(answer: &str) -> Option<Examined> {
+    let what = "warm pool";
+    field_within(answer, GROUPS, &["WarmPoolConfiguration"], "PoolState")?;
+    Some(match element(answer, "ReuseOnScaleIn").as_deref() {
+        Some("true") => doubtful(
+            what,
+            "terminated instances return to it, with what their jobs left on the disk; switch off reuse on scale-in",
+        ),
+        _ => good(what, "its instances count when the group takes them into service"),
     })
 }
 
@@ -200,8 +188,10 @@ fn activities(aws: &Aws) -> Result<Examined, EngineError> {
 /// must require tokens.
 fn template(aws: &Aws, answer: &str) -> Result<Examined, EngineError> {
     let what = "launch template";
-    let version = element(answer, "Version").unwrap_or_else(|| "$Default".to_owned());
-    let Some(id) = element(answer, "LaunchTemplateId") else {
+    // Instances have templates of their own: that from which each was started.
+    let of_template = |name: &str| field_within(answer, GROUPS, &["LaunchTemplate", "MixedInstancesPolicy"], name);
+    let version = of_template("Version").unwrap_or_else(|| "$Default".to_owned());
+    let Some(id) = of_template("LaunchTemplateId") else {
         return Ok(doubtful(what, "the group has none that can be examined; use a launch template"));
     };
     let parameters = [("LaunchTemplateId", id.as_str()), ("LaunchTemplateVersion.1", &version)];
@@ -220,4 +210,26 @@ fn template(aws: &Aws, answer: &str) -> Result<Examined, EngineError> {
     } else {
         good(what, format!("{id} version {version}: terminates on power-off, IMDSv2"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warm_pool_is_examined_and_its_size_is_not_that_of_the_group() {
+        let answer = |reuse: &str| {
+            format!(
+                "<R><AutoScalingGroups><member><WarmPoolConfiguration><MinSize>2</MinSize><PoolState>Stopped</PoolState>{reuse}\
+                 </WarmPoolConfiguration><MinSize>0</MinSize><MaxSize>5</MaxSize><DesiredCapacity>1</DesiredCapacity>\
+                 </member></AutoScalingGroups></R>"
+            )
+        };
+        let limits = limits(&answer(""), Some(5)).expect("limits");
+        assert_eq!((limits.verdict, limits.text.as_str()), (Verdict::Good, "minimum 0, maximum 5, desired 1"));
+        let reuse = "<InstanceReusePolicy><ReuseOnScaleIn>true</ReuseOnScaleIn></InstanceReusePolicy>";
+        let verdict = |reuse: &str| warm_pool(&answer(reuse)).expect("a warm pool").verdict;
+        assert_eq!((verdict(""), verdict(reuse)), (Verdict::Good, Verdict::Doubtful));
+        assert_eq!(warm_pool("<R><AutoScalingGroups><member/></AutoScalingGroups></R>"), None);
+    }
 }

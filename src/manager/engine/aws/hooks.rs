@@ -93,6 +93,7 @@ pub fn read(aws: &Aws) -> Result<Vec<Hook>, EngineError> {
     Ok(all.into_iter().filter_map(hook).collect())
 }
 
-fn of_hook<'a>(aws: &'a Aws, hook: &'a Hook, instance: &'a str) -> [(&'static str, &'a str); 3] {
+/// The parameters of a call about an instance that a hook holds.
+pub fn of_hook<'a>(aws: &'a Aws, hook: &'a Hook, instance: &'a str) -> [(&'static str, &'a str); 3] {
     [("AutoScalingGroupName", &aws.group), ("LifecycleHookName", &hook.name), ("InstanceId", instance)]
 }

@@ -60,8 +60,12 @@ impl Conversation {
                 log::warn!("cannot read the standard error of the engine program program={program} error={error}");
             }
         }
-        log::info!("engine program started program={program} pid={}", child.id());
         Ok(Self { child, input, output, rest: Vec::new() })
+    }
+
+    /// The process id of the program.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// True while the program runs.
@@ -141,7 +145,9 @@ fn log_errors(program: &str, errors: impl Read) {
     let mut line = Vec::new();
     // A long line is cut off, to limit memory.
     while let Ok(1..) = (&mut reader).take(LONGEST as u64).read_until(b'\n', &mut line) {
+        // Control characters could move the cursor of a terminal, or look like another line of the log.
         let text: String = String::from_utf8_lossy(&line).trim_end().chars().take(LOGGED).collect();
+        let text = text.replace(char::is_control, "\u{fffd}");
         log::warn!("message of the engine program program={program} message={text}");
         line.clear();
     }

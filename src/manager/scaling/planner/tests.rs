@@ -303,6 +303,21 @@ fn a_quota_stops_growth_and_withdraws_what_cannot_be_started() {
 }
 
 #[test]
+fn an_agent_that_does_not_leave_is_terminated_at_last() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.group.desired = 1;
+    world.idle("a", 6 * MINUTE);
+    assert_eq!(actions(&world.step()), [dismiss("a")]);
+    // It asks for jobs as before, and gets none.
+    for _ in 0..9 {
+        world.pass(MINUTE);
+        assert_eq!(actions(&world.step()), []);
+    }
+    world.pass(MINUTE);
+    assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Decrement)]);
+}
+
+#[test]
 fn growth_is_limited_by_the_throttle_and_by_instances_in_flight() {
     let mut world = World::new(
         "docker-autoscaler",
@@ -312,8 +327,12 @@ fn growth_is_limited_by_the_throttle_and_by_instances_in_flight() {
     let plan = world.step();
     assert_eq!(actions(&plan), [set(0, 2)]);
     assert!(plan.steps[0].reason.ends_with(", 2 of 5 now by the limit on growth"), "{}", plan.steps[0].reason);
-    assert_eq!(plan.again.map(|again| again.as_secs()), None, "the bucket was not taken from yet");
-    world.pass(Duration::from_secs(1));
+    assert_eq!(plan.again, Some(Duration::from_secs(1)), "the next one is due when the bucket has a token");
+    // A decision between two tokens keeps the time of the next one.
+    world.pass(Duration::from_millis(400));
+    let plan = world.step();
+    assert_eq!((actions(&plan), plan.again), (vec![], Some(Duration::from_millis(600))));
+    world.pass(Duration::from_millis(600));
     assert_eq!(actions(&world.step()), [set(2, 3)]);
     let mut world = World::new("docker+machine", "MaxGrowthRate = 1\nIdleTime = 300\n");
     world.jobs.held = 5;

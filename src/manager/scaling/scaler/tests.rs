@@ -160,7 +160,11 @@ impl Engine for TestGroup {
         self.call(format!("release_held {instance}"))
     }
 
-    fn examine(&self) -> Vec<Examined> {
+    fn examine(&self, _max_instances: Option<u32>) -> Vec<Examined> {
+        Vec::new()
+    }
+
+    fn examine_permissions(&self) -> Vec<Examined> {
         Vec::new()
     }
 }
