@@ -2,6 +2,7 @@
 
 mod heartbeat;
 pub mod protocol;
+mod registration;
 
 use std::fs;
 use std::path::PathBuf;
@@ -20,14 +21,12 @@ use super::JobId;
 use super::gitlab::{ApiError, Registration, api_base, request_id, server_answered, server_failed};
 use super::source::{AcceptOutcome, JobRequest, JobSource, PollOutcome, PollResponse};
 use crate::decode;
-use crate::digest::sha256;
 use crate::http::tls::TlsFiles;
 use crate::http::{Client, HttpError, Method, Request, Response};
 use crate::instance::Identity;
 use crate::instance::aws::caller_identity::SignedIdentity;
 use crate::monitor::metrics;
 use crate::sync;
-use crate::sys;
 use crate::token::Token;
 use crate::version::{VERSION, user_agent};
 
@@ -79,17 +78,6 @@ pub struct AgentIdentity {
     pub connection_max_age: Duration,
 }
 
-/// The registration on disk; it survives a restart of the agent.
-#[derive(Clone, Serialize, Deserialize)]
-struct Kept {
-    url: String,
-    identity: Identity,
-    /// The agent's token, stored before the first request that contains it.
-    token: Token,
-    /// The manager's response; `None` until it has arrived.
-    welcome: Option<Welcome>,
-}
-
 /// Whether the machine is ready for the pool's jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Readiness {
@@ -139,7 +127,7 @@ impl ManagerClient {
     ) -> Result<Self, HttpError> {
         let base = api_base(&agent.url);
         let client = Client::new(&base, &agent.tls, &user_agent(), agent.connection_max_age)?;
-        let kept = load(&agent).and_then(|kept| kept.welcome);
+        let kept = registration::load(&agent).and_then(|kept| kept.welcome);
         Ok(Self {
             base,
             agent,
@@ -223,7 +211,7 @@ impl ManagerClient {
         let mut welcome = sync::lock(&self.welcome);
         let Some(known) = welcome.as_mut().filter(|known| known.capacity != capacity && capacity > 0) else { return };
         known.capacity = capacity;
-        keep(&self.agent, &known.token, Some(known));
+        registration::save(&self.agent, &known.token, Some(known));
         drop(welcome);
         (self.on_capacity)(capacity);
     }
@@ -239,11 +227,11 @@ impl ManagerClient {
         if let Some(known) = &*welcome {
             return Ok(known.token.clone());
         }
-        let agent_token = match load(&self.agent) {
+        let agent_token = match registration::load(&self.agent) {
             Some(kept) => kept.token,
             None => {
                 let token = protocol::new_agent_token();
-                keep(&self.agent, &token, None);
+                registration::save(&self.agent, &token, None);
                 token
             }
         };
@@ -287,7 +275,7 @@ impl ManagerClient {
                     self.agent.identity.instance,
                     answer.mayfly.pool
                 );
-                keep(&self.agent, &answer.mayfly.token, Some(&answer.mayfly));
+                registration::save(&self.agent, &answer.mayfly.token, Some(&answer.mayfly));
                 let token = answer.mayfly.token.clone();
                 *welcome = Some(answer.mayfly);
                 Ok(token)
@@ -333,7 +321,7 @@ impl ManagerClient {
         if welcome.as_ref().is_some_and(|known| known.token == *token) {
             log::warn!("the manager does not know this agent any more; registering again url={}", self.agent.url);
             *welcome = None;
-            keep(&self.agent, token, None);
+            registration::save(&self.agent, token, None);
         }
     }
 
@@ -433,7 +421,7 @@ impl JobSource for Arc<ManagerClient> {
         match response.status {
             204 | 401 => {
                 *sync::lock(&self.welcome) = None;
-                let _ = fs::remove_file(file_of(&self.agent));
+                let _ = fs::remove_file(registration::path_of(&self.agent));
                 Ok(())
             }
             status => Err(ApiError::Answer(status, message(&response))),
@@ -465,33 +453,4 @@ fn message(response: &Response) -> String {
     let parsed: Option<serde_json::Value> = decode::json(&response.body).ok();
     let text = parsed.as_ref().and_then(|value| value.get("message")?.as_str());
     text.unwrap_or("no explanation").chars().take(300).collect()
-}
-
-fn file_of(agent: &AgentIdentity) -> PathBuf {
-    agent.state_dir.join(format!("manager-{}.json", &sha256(agent.url.as_bytes())[..12]))
-}
-
-/// Loads the registration of an earlier agent in this boot.
-fn load(agent: &AgentIdentity) -> Option<Kept> {
-    let kept: Kept = decode::json(&fs::read(file_of(agent)).ok()?).ok()?;
-    (kept.url == agent.url && kept.identity == agent.identity).then_some(kept)
-}
-
-fn keep(agent: &AgentIdentity, token: &Token, welcome: Option<&Welcome>) {
-    let kept = Kept {
-        url: agent.url.clone(),
-        identity: agent.identity.clone(),
-        token: token.clone(),
-        welcome: welcome.cloned(),
-    };
-    let path = file_of(agent);
-    let written = serde_json::to_vec(&kept).map_err(std::io::Error::other);
-    let written = written.and_then(|text| sys::replace_file_synced(&path, &text));
-    if let Err(error) = written {
-        log::error!(
-            "cannot keep the agent's token; after a restart the manager refuses this agent until the next boot path={} \
-             error={error}",
-            path.display()
-        );
-    }
 }
