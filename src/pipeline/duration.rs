@@ -10,15 +10,31 @@ pub fn parse(text: &str) -> Option<Duration> {
     }
     let mut seconds = 0_f64;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let number: f64 = rest[..digits].parse().ok()?;
-        rest = rest[digits..].trim_start();
+        let number: f64;
+        (number, rest) = match leading_word(rest) {
+            Some(spelled) => spelled,
+            None => {
+                let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+                (rest[..digits].parse().ok()?, rest[digits..].trim_start())
+            }
+        };
         let letters = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
         seconds += number * seconds_in(&rest[..letters].to_ascii_lowercase())?;
         rest = rest[letters..].trim_start_matches([' ', ',', '\t']);
         rest = rest.strip_prefix("and ").unwrap_or(rest);
     }
     (seconds > 0.0).then(|| Duration::try_from_secs_f64(seconds).ok()).flatten()
+}
+
+/// Numbers in words, by their value.
+const WORDS: [&str; 13] =
+    ["", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"];
+
+/// A number in words at the start, as in `one week`, and the rest.
+fn leading_word(text: &str) -> Option<(f64, &str)> {
+    let (word, rest) = text.split_once([' ', '\t'])?;
+    let number = WORDS.iter().position(|known| !known.is_empty() && known.eq_ignore_ascii_case(word))?;
+    Some((f64::from(u8::try_from(number).ok()?), rest.trim_start()))
 }
 
 /// `hours:minutes:seconds` or `minutes:seconds`.
@@ -40,7 +56,7 @@ fn seconds_in(unit: &str) -> Option<f64> {
         "m" | "min" | "mins" | "minute" | "minutes" => 60.0,
         "h" | "hr" | "hrs" | "hour" | "hours" => 3600.0,
         "d" | "day" | "days" => 86_400.0,
-        "w" | "week" | "weeks" => 604_800.0,
+        "w" | "wk" | "wks" | "week" | "weeks" => 604_800.0,
         "mo" | "mos" | "month" | "months" => 2_592_000.0,
         "y" | "yr" | "yrs" | "year" | "years" => 31_536_000.0,
         _ => return None,
@@ -64,6 +80,12 @@ mod tests {
             ("01:30:10", 5410),
             ("2:05", 125),
             ("1 week", 604_800),
+            ("one week", 604_800),
+            ("two hours and 5 minutes", 7500),
+            ("3 mins 4 sec", 184),
+            ("2 hrs 20 min", 8400),
+            ("6 mos 1 day", 15_638_400),
+            ("47 yrs 6 mos and 4d", 1_498_089_600),
         ] {
             assert_eq!(parse(text), Some(Duration::from_secs(seconds)), "{text}");
         }
@@ -71,7 +93,9 @@ mod tests {
 
     #[test]
     fn refuses_text_that_is_not_a_duration() {
-        for text in ["", "soon", "1 fortnight", "-5m", "0", "1h x", "1.2.3h", "1:2:3:4", "1:x", "0:00"] {
+        for text in
+            ["", "soon", "one", "one fortnight", "1 fortnight", "-5m", "0", "1h x", "1.2.3h", "1:2:3:4", "1:x", "0:00"]
+        {
             assert_eq!(parse(text), None, "{text}");
         }
     }

@@ -35,9 +35,7 @@ impl Fetcher {
         let origin = self.origin.as_deref().ok_or_else(no_origin)?;
         let base = base_of(origin).ok_or_else(no_origin)?;
         Ok(match host {
-            Some(host) if !base.contains(host.split(':').next().unwrap_or(host)) => {
-                format!("https://{host}/{project}.git")
-            }
+            Some(host) if host_of(&base) != host_of(host) => format!("https://{host}/{project}.git"),
             _ => format!("{base}{project}.git"),
         })
     }
@@ -120,7 +118,12 @@ impl Fetcher {
         let host = self.origin.as_deref().and_then(web_of).unwrap_or_else(|| "https://gitlab.com".to_owned());
         let key = name.strip_suffix(".gitlab-ci.yml").unwrap_or(name);
         let url = format!("{host}/api/v4/templates/gitlab_ci_ymls/{}", crate::http::escape(key, b""));
-        let body = self.url(&url)?;
+        let body = self.url(&url).map_err(|error| match error {
+            SourceError::Failed(_) if self.is_offline => SourceError::Failed(format!(
+                "{url} is not in the cache, and --offline is set; use --map-template DIR to read GitLab's templates"
+            )),
+            error => error,
+        })?;
         let answer: serde_json::Value = serde_json::from_slice(&body)
             .map_err(|_| SourceError::Failed(format!("{url} did not return a template")))?;
         let content = answer.get("content").and_then(serde_json::Value::as_str);
@@ -190,7 +193,9 @@ impl Fetcher {
 }
 
 fn offline(url: &str) -> SourceError {
-    SourceError::Failed(format!("{url} is not in the cache, and --offline is set"))
+    SourceError::Failed(format!(
+        "{url} is not in the cache, and --offline is set; use --map-project or --map-component to read a directory"
+    ))
 }
 
 fn failed(url: &str, why: &str) -> SourceError {
@@ -231,6 +236,13 @@ fn base_of(url: &str) -> Option<String> {
     Some(format!("{host}:"))
 }
 
+/// The name of the host in `https://user@host:443/`, `user@host:` or `host:443`.
+fn host_of(base: &str) -> &str {
+    let authority = base.split_once("://").map_or(base, |(_, rest)| rest).split('/').next().unwrap_or_default();
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    host.split(':').next().unwrap_or(host)
+}
+
 /// Scheme and host of the server's web pages.
 fn web_of(url: &str) -> Option<String> {
     let base = base_of(url)?;
@@ -269,6 +281,14 @@ mod tests {
             assert_eq!(of(origin).url_of("group/tools", None).expect("a URL"), url);
         }
         assert!(of("/srv/git/app.git").url_of("group/tools", None).is_err());
+        for (origin, host, url) in [
+            ("https://git.a.test:8443/x/y", "git.a.test:8443", "https://git.a.test:8443/p/q.git"),
+            ("git@git.a.test:x/y", "git.a.test", "git@git.a.test:p/q.git"),
+            ("https://git.a.test/x/y", "a.test", "https://a.test/p/q.git"),
+            ("https://a.test/x/y", "git.a.test", "https://git.a.test/p/q.git"),
+        ] {
+            assert_eq!(of(origin).url_of("p/q", Some(host)).expect("a URL"), url);
+        }
         assert_eq!(of("git@a.test:x/y.git").url_of("p/q", Some("b.test")).expect("a URL"), "https://b.test/p/q.git");
         assert_eq!(web_of("ssh://git@a.test:2222/x").as_deref(), Some("https://a.test"));
         assert_eq!(web_of("https://u:p@a.test/x").as_deref(), Some("https://a.test"));

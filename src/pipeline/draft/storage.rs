@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::reader::KeywordReader;
 use crate::digest::hex;
+use crate::pipeline::duration;
 use crate::pipeline::problem::Class;
 use crate::pipeline::syntax::{Node, Origin};
 
@@ -62,9 +63,15 @@ impl KeywordReader<'_, '_> {
                 self.boolean(value, &format!("artifacts:{key}"))?;
             }
         }
-        for key in ["name", "expire_in", "expose_as", "access"] {
+        for key in ["name", "expose_as", "access"] {
             if let Some(value) = node.get(key) {
                 self.printed(value, &format!("artifacts:{key}"))?;
+            }
+        }
+        if let Some(value) = node.get("expire_in") {
+            let text = self.printed(value, "artifacts:expire_in")?;
+            if !["never", "0"].contains(&&*text) && duration::parse(&text).is_none() {
+                return self.bad(value, "artifacts:expire_in", "a duration such as `1 week`, or `never`");
             }
         }
         if let Some(reports) = node.get("reports") {

@@ -73,6 +73,7 @@ fn problems_have_the_right_class() {
         ("j: {script: x, retry: {max: 5}}\n", Class::RetryRange),
         ("j: {script: x, cache: [{key: a}, {key: b}, {key: c}, {key: d}, {key: e}]}\n", Class::CacheLimit),
         ("j: {script: x, timeout: soon}\n", Class::BadValue),
+        ("j: {script: x, artifacts: {paths: [a], expire_in: soon}}\n", Class::BadValue),
         ("j: {script: x, coverage: abc}\n", Class::BadValue),
         ("j: {script: x, needs: [j]}\n", Class::NeedsCycle),
         ("a: {script: x, needs: [b]}\nb: {script: x, needs: [a]}\n", Class::NeedsCycle),
