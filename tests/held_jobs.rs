@@ -135,6 +135,26 @@ fn a_request_that_hangs_does_not_let_held_jobs_die() {
     }
 }
 
+/// GitLab gets the feature while the manager is down. The job runs already, so a question whether it is pending would say that
+/// another runner has it.
+#[test]
+fn a_held_job_with_a_log_stays_held_when_the_server_gets_the_feature() {
+    let gitlab = GitLab::start();
+    let fleet = Pool::hold().fleet(&gitlab);
+    let manager = fleet.start();
+    let id = gitlab.queue(job(&["echo was held"]).build());
+    gitlab.wait_for_log(id, "waiting for an instance of pool pool");
+    manager.kill();
+    gitlab.enable_two_phase();
+    let told = gitlab.job(id).updates.len();
+    let manager = fleet.start();
+    gitlab.wait_until("the manager must keep the job alive", |gitlab| gitlab.job(id).updates.len() > told);
+    fleet.set_members(&["i-1"]);
+    let (_home, _agent) = fleet.agent(&manager, "i-1");
+    let done = gitlab.finished(id);
+    assert_eq!(done.state, "success", "{}\n{}", done.log(), manager.log());
+}
+
 /// GitLab says that the job runs already, which means that another runner has acknowledged it.
 #[test]
 fn a_pending_job_that_another_runner_has_is_dropped() {

@@ -240,6 +240,10 @@ impl Broker {
         if held.two_phase.is_none() {
             self.held.add(&self.name, &held.id, &self.settings().runner.token, &held.handle.token);
         }
+        if !held.trace.is_empty() {
+            // GitLab takes a log only of a job that runs, so this one is not pending. The manager may have restarted since.
+            held.two_phase = Some(false);
+        }
         if held.two_phase != Some(false) {
             match gitlab.keep_pending(&held.handle) {
                 PendingReply::Holds(status) => {
