@@ -1,9 +1,9 @@
-//! The manager as a process: its start, its signals, its end. How it takes up another configuration is in [`reload`], and how another
-//! program takes over in [`hand_over`].
+//! The process of the manager: start, signals, end. [`reload`] applies a changed configuration; [`hand_over`] replaces
+//! the program.
 //!
-//! SIGTERM drains for `shutdown_timeout` and SIGQUIT without a limit: held jobs are handed to agents, and what is left
-//! fails at GitLab so that it can be retried there. SIGHUP reloads. SIGUSR2 becomes the program file on disk; the socket
-//! that agents connect to stays open. Running jobs do not notice any of it.
+//! SIGTERM drains for `shutdown_timeout`, SIGQUIT without a limit: held jobs are handed to agents, and the remaining
+//! ones fail at GitLab, where they can be retried. SIGHUP reloads. SIGUSR2 replaces the process by the program file on
+//! disk; the socket for agents stays open. None of these affects running jobs.
 
 mod hand_over;
 mod reload;
@@ -50,7 +50,7 @@ const JOB_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// The time limit for failing the remaining jobs.
 const FAIL_TIMEOUT: Duration = Duration::from_secs(20);
 const STACK: usize = 512 * 1024;
-/// The number of the socket that a program before this one kept open.
+/// The variable with the descriptor of the socket that the previous program kept open.
 const LISTENER_VARIABLE: &str = "MAYFLY_MANAGER_SOCKET";
 
 /// The options of the command line.
@@ -68,9 +68,9 @@ enum Event {
     ConfigurationChanged,
     /// GitLab rejected a runner's token.
     TokenRejected,
-    /// The configuration was read again because of that.
+    /// The configuration was read again after a rejected token.
     TokensFetched(Box<Result<Settings, String>>),
-    /// Nothing is left of a pool that is no longer configured.
+    /// A pool that is no longer configured is empty.
     PoolEmptied(String),
     Drained,
 }
@@ -194,8 +194,7 @@ impl Manager {
         Ok(this)
     }
 
-    /// Drops what the store holds of pools that the file does not name any more. Their agents register with another pool or
-    /// leave.
+    /// Removes the records of pools that the file no longer contains. Their agents register with another pool or leave.
     fn drop_pools(&self, named: &[String]) {
         let records = self.shared.store.records();
         let is_gone = |pool: &String| !named.contains(pool);
@@ -248,7 +247,7 @@ impl Manager {
         Ok(Arc::new(gitlab.with_job_timeout(JOB_REQUEST_TIMEOUT)))
     }
 
-    /// Makes the current pools reachable for agents.
+    /// Gives the API the current pools.
     fn publish(&self) {
         let current = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect::<Vec<_>>();
         let retired = self.retired.iter().filter(|pool| !pool.broker.is_released());
@@ -256,7 +255,7 @@ impl Manager {
         self.api.set_brokers(current.into_iter().chain(retired).collect());
     }
 
-    /// Serves the status page and metrics where that is configured. Errors: the address cannot be used.
+    /// Serves the status page and metrics, if configured. Errors: the address cannot be used.
     fn serve_status(&mut self) -> Result<(), String> {
         let address = self.options.listen_address.as_ref().or(self.config.listen_address.as_ref());
         let Some(address) = address.filter(|address| !address.is_empty()) else {
@@ -318,7 +317,7 @@ impl Manager {
         }
     }
 
-    /// Hands held jobs over for as long as that may take, then fails those that are left, in a thread.
+    /// Hands held jobs to agents until the timeout, then fails the remaining ones, in a thread.
     fn start_drain(&self, limit: Option<Duration>) {
         let pools = Arc::clone(&self.pools);
         let mut brokers: Vec<Arc<Broker>> = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect();
@@ -368,7 +367,7 @@ fn read(path: &Path) -> Result<Settings, String> {
     settings::read(loaded.config)
 }
 
-/// Tells the main loop that GitLab rejected a runner's token.
+/// A function that reports a rejected token to the main loop.
 fn rejection_sender(events: &Sender<Event>) -> Arc<dyn Fn() + Send + Sync> {
     let events = Mutex::new(events.clone());
     Arc::new(move || drop(sync::lock(&events).send(Event::TokenRejected)))
@@ -381,8 +380,8 @@ fn tls_of(manager: &config::manager::Manager) -> Result<Option<Arc<rustls::Serve
     manager.certificate.as_ref().map(load).transpose()
 }
 
-/// The socket that agents connect to: the one that a program before this one kept open, or a new one. Errors: the address
-/// cannot be used.
+/// The socket for agents: the one that the previous program kept open, or a new one. Errors: the address cannot be
+/// used.
 fn listen(address: &str, inherited: Option<i32>) -> Result<TcpListener, String> {
     let kept = inherited.and_then(|number| sys::inherited_listener(number).ok());
     match kept {
@@ -391,7 +390,7 @@ fn listen(address: &str, inherited: Option<i32>) -> Result<TcpListener, String> 
     }
 }
 
-/// Each agent is a connection.
+/// Raises the limit of descriptors, because each agent has a connection.
 fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most).map(|()| most));

@@ -15,14 +15,14 @@ use crate::payload::{self, Payload, Undecodable};
 use crate::sync;
 use crate::token::Token;
 
-/// The flag that lets the number of requests at once follow what comes of them; on by default.
+/// The flag that adapts the number of concurrent polls to their results; on by default.
 const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
 
 /// The longest pause after rejections of a token that is kept in a secret store.
 const STORED_TOKEN_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 impl PoolJob {
-    /// A job that was just taken.
+    /// A new job.
     pub fn new(handle: JobHandle, now: Instant, hold: Duration) -> Self {
         Self {
             handle,
@@ -52,7 +52,7 @@ impl Broker {
         self.board.api_error(&self.name, service);
     }
 
-    /// Asks GitLab for jobs until the broker stops.
+    /// Polls GitLab for jobs until the broker stops.
     pub(super) fn take_jobs(&self) {
         let mut known = self.settings();
         let health_of = |runner: &Runner| ServerHealth::new(runner.unhealthy_requests_limit, runner.unhealthy_interval);
@@ -117,7 +117,7 @@ impl Broker {
         }
     }
 
-    /// Waits until a job may be asked for. False: the broker stops, or fewer threads are to poll.
+    /// Waits until a poll may start. Returns false if the broker stops, or if there are too many polling threads.
     fn wait_for_room(&self) -> bool {
         loop {
             let seen = self.bell.count();
@@ -147,7 +147,7 @@ impl Broker {
         }
     }
 
-    /// A request came to its end; the job that it brought keeps the room that was taken for it.
+    /// Records the end of a poll. A job that the poll returned keeps its reserved place.
     fn end_request(&self, took: bool, factor: f64) {
         {
             let most = f64::from(self.settings().runner.request_concurrency.max(1));
@@ -161,7 +161,7 @@ impl Broker {
         self.bell.ring();
     }
 
-    /// Waits before the next request, unless the broker stops or the runner gets another token.
+    /// Waits before the next poll, unless the broker stops or the runner gets another token.
     fn rest(&self, duration: Duration, token: &Token) {
         let until = Instant::now() + duration;
         loop {
@@ -175,8 +175,8 @@ impl Broker {
         }
     }
 
-    /// Takes a job in: it is handed to an agent, or failed at GitLab, whatever happens to this process. False: the
-    /// answer is no job that anyone could be told of.
+    /// Accepts a job from GitLab. From then on the job is handed to an agent or failed at GitLab, even if this process
+    /// dies. Returns false if the response contains no job that could be reported.
     pub(super) fn take(&self, body: Vec<u8>, request_id: String) -> bool {
         let settings = self.settings();
         let now = Instant::now();
@@ -187,7 +187,7 @@ impl Broker {
                 timestamps: has_timestamps(&payload, &settings.runner.feature_flags),
                 request_id,
                 payload: Some(body.into()),
-                // A job that finds an agent at once needs no line in its log.
+                // A job that is offered immediately needs no message in its log.
                 keep_at: now + super::keeper::ANNOUNCE_AFTER,
                 ..PoolJob::new(payload.handle(), now, settings.instance_acquire_timeout)
             },
@@ -209,8 +209,7 @@ impl Broker {
     fn insert(&self, mut job: PoolJob) -> bool {
         let id = job.handle.id.to_string();
         log::info!("job received pool={} job={id}", self.name);
-        // Written before anything else, and brought to the disk while the agent hears of the job: its acceptance comes
-        // after it in the same file.
+        // Written before anything else, and synced while the job is offered: the acceptance follows in the same file.
         let written = self
             .record(&job, &id)
             .and_then(|record| self.store.write(StoreEvent::Job { pool: self.name.clone(), job: Box::new(record) }));
@@ -253,7 +252,7 @@ fn project_of(payload: &Payload) -> String {
     variable(payload, "CI_PROJECT_PATH").unwrap_or_else(|| payload.job_info.project_name.clone())
 }
 
-/// Whether the agent will begin the lines of the job's log with a time.
+/// Whether the agent will write a time at the start of each line of the job's log.
 fn has_timestamps(payload: &Payload, flags: &std::collections::BTreeMap<String, bool>) -> bool {
     const FLAG: &str = "FF_TIMESTAMPS";
     match flags.get(FLAG) {

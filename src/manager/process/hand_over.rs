@@ -1,5 +1,5 @@
-//! The program file on disk takes over (SIGUSR2). The state is in the store, the socket that agents connect to stays open, and
-//! agents connect again.
+//! Replaces the process by the program file on disk (SIGUSR2). The state is in the store, the socket for agents stays
+//! open, and the agents reconnect.
 //!
 //! The new program first validates the configuration. If that fails, the manager keeps running: otherwise an invalid file would
 //! end it at an upgrade.
@@ -59,7 +59,7 @@ impl Manager {
         }
     }
 
-    /// Returns only why the new program cannot be started.
+    /// Returns only if the new program cannot be started.
     fn exec(&self, program: &std::path::Path, supervisor: &Supervisor) -> std::io::Error {
         let socket = self.server.listener();
         if let Err(error) = fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty())) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Sizing;
 use super::growth::Growth;
 use super::policy::Intake;
-use super::wanted::{Bounds, Jobs, wanted};
+use super::wanted::{Bounds, JobCounts, wanted};
 use crate::config::{Config, Role, fleet};
 use crate::manager::engine::{self, State};
 use crate::manager::pool::{EngineSettings, PoolSettings};
@@ -29,7 +29,7 @@ fn targets(pool: &PoolSettings, at: &str, running: &[u32]) -> Vec<(u32, u32)> {
     let policy = sizing.policies.at(at.parse().expect("a time"));
     let bounds = Bounds { capacity: sizing.capacity, max_instances: sizing.max_instances, group: None };
     let target = |running: &u32| {
-        let wanted = wanted(policy, Jobs { held: 0, running: *running }, bounds);
+        let wanted = wanted(policy, JobCounts { held: 0, running: *running }, bounds);
         (wanted.idle, wanted.instances)
     };
     running.iter().map(target).collect()

@@ -7,6 +7,7 @@
 
 #[cfg(test)]
 mod configurations;
+mod counts;
 pub mod deletion;
 pub mod growth;
 pub mod observation;

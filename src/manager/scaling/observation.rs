@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::wanted::Jobs;
+use super::wanted::JobCounts;
 use crate::manager::engine::Group;
 use crate::manager::workload::{AgentState, Snapshot};
 
@@ -24,7 +24,7 @@ pub struct Observation {
     /// The time of the observation.
     pub now: Now,
     /// The pool's jobs.
-    pub jobs: Jobs,
+    pub jobs: JobCounts,
     /// The registered agents.
     pub agents: ObservedAgents,
     /// The group; `None` while the engine does not answer.
@@ -77,7 +77,7 @@ impl Observation {
         };
         Self {
             now,
-            jobs: Jobs { held: snapshot.held, running: snapshot.running },
+            jobs: JobCounts { held: snapshot.held, running: snapshot.running },
             agents: snapshot.agents.iter().map(agent).collect::<Vec<ObservedAgent>>().into(),
             group,
         }

@@ -9,11 +9,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::Sizing;
+use super::counts::InstanceCounts;
 use super::growth::Throttle;
 use super::observation::{Observation, ObservedAgent, Work};
 use super::policy::{Intake, ScalingPolicy};
 use super::removal::Removals;
-use super::wanted::{Bounds, Wanted, wanted};
+use super::wanted::{Bounds, WantedInstances, wanted};
 use super::watchdog::{Breaker, Overdue, Watchdog};
 use crate::instance::CapacityChange;
 use crate::manager::engine::{FailedStart, FailureKind, Group, State};
@@ -47,7 +48,7 @@ struct Expected {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ScalingPlan {
     /// The number of instances that the pool needs.
-    pub wanted: Wanted,
+    pub wanted: WantedInstances,
     /// The policy that applies.
     pub policy: String,
     /// The mode in which the pool polls for jobs.
@@ -258,7 +259,13 @@ impl Planner {
 
     /// Terminates instances whose agent has left; the desired capacity is decremented if the pool does not need a
     /// replacement.
-    fn terminate_gone(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut ScalingPlan) {
+    fn terminate_gone(
+        &mut self,
+        seen: &Observation,
+        group: &Group,
+        counted: &mut InstanceCounts,
+        plan: &mut ScalingPlan,
+    ) {
         let now = seen.now.elapsed;
         let most = self.sizing.max_use_count;
         for member in group.members.iter().filter(|member| member.state == State::Running) {
@@ -274,7 +281,13 @@ impl Planner {
     }
 
     /// Replaces instances that do not register, until too many in a row have failed.
-    fn terminate_overdue(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut ScalingPlan) {
+    fn terminate_overdue(
+        &mut self,
+        seen: &Observation,
+        group: &Group,
+        counted: &mut InstanceCounts,
+        plan: &mut ScalingPlan,
+    ) {
         let now = seen.now.elapsed;
         for (instance, late) in self.watchdog.overdue(now) {
             let cause = format!(
@@ -305,7 +318,13 @@ impl Planner {
     }
 
     /// An idle agent that sends no requests is dead, unless no agent sends any: then the manager has lost its network.
-    fn terminate_silent(&mut self, seen: &Observation, group: &Group, counted: &mut Counted, plan: &mut ScalingPlan) {
+    fn terminate_silent(
+        &mut self,
+        seen: &Observation,
+        group: &Group,
+        counted: &mut InstanceCounts,
+        plan: &mut ScalingPlan,
+    ) {
         let is_silent = |agent: &&ObservedAgent| agent.silent >= SILENT;
         let silent: Vec<&ObservedAgent> = seen.agents.iter().filter(is_silent).collect();
         if silent.is_empty() || silent.len() * 2 > seen.agents.len() {
@@ -334,7 +353,7 @@ impl Planner {
         self.removals.is_dismissed(instance) || seen.agent(instance).is_some_and(|agent| agent.work == Work::Leaving)
     }
 
-    fn count(&self, seen: &Observation, group: &Group) -> Counted {
+    fn count(&self, seen: &Observation, group: &Group) -> InstanceCounts {
         let members = group.members.iter().filter(|member| member.state.counts());
         let live: Vec<&str> =
             members.map(|member| member.instance.as_str()).filter(|id| !self.removals.is_terminated(id)).collect();
@@ -347,7 +366,7 @@ impl Planner {
             Some(expected) if seen.now.elapsed.saturating_sub(expected.since) < SETTLING => expected.desired,
             _ => group.desired,
         };
-        Counted { desired, live, going, ready, base: desired.max(live).saturating_sub(going) }
+        InstanceCounts { desired, live, going, ready, base: desired.max(live).saturating_sub(going) }
     }
 
     /// Raises the desired capacity. Returns when the throttle allows the rest, if it limits this step.
@@ -355,7 +374,7 @@ impl Planner {
         &mut self,
         seen: &Observation,
         group: &Group,
-        counted: Counted,
+        counted: InstanceCounts,
         plan: &mut ScalingPlan,
     ) -> Option<Duration> {
         let now = seen.now.elapsed;
@@ -398,7 +417,7 @@ impl Planner {
         seen: &Observation,
         group: &Group,
         policy: &ScalingPolicy,
-        counted: Counted,
+        counted: InstanceCounts,
         plan: &mut ScalingPlan,
     ) {
         let mut surplus = counted.base.saturating_sub(plan.wanted.instances);
@@ -429,7 +448,13 @@ impl Planner {
     }
 
     /// The number of jobs for which instances can be added.
-    fn hold_budget(&mut self, seen: &Observation, policy: &ScalingPolicy, bounds: Bounds, counted: Counted) -> u32 {
+    fn hold_budget(
+        &mut self,
+        seen: &Observation,
+        policy: &ScalingPolicy,
+        bounds: Bounds,
+        counted: InstanceCounts,
+    ) -> u32 {
         if policy.intake == Intake::Relay {
             return 0;
         }
@@ -463,51 +488,6 @@ fn effect(change: CapacityChange) -> &'static str {
     match change {
         CapacityChange::Decrement => "the pool can do without it",
         CapacityChange::Keep => "another one takes its place",
-    }
-}
-
-/// The instances of a group, counted; kept up to date while steps are planned.
-#[derive(Clone, Copy, Debug)]
-struct Counted {
-    /// The desired capacity.
-    desired: u32,
-    /// The number of instances that start or run.
-    live: u32,
-    /// The number of these whose agent leaves.
-    going: u32,
-    /// The number of these with an agent that stays.
-    ready: u32,
-    /// The number of instances that stay, including those that the group will start.
-    base: u32,
-}
-
-impl Counted {
-    /// The number of instances in `base` without an agent.
-    fn starting(&self) -> u32 {
-        self.base.saturating_sub(self.ready)
-    }
-
-    /// Accounts for the termination of an instance whose agent leaves; it is not part of `base`.
-    fn remove_going(&mut self, wanted: u32, least: u32) -> CapacityChange {
-        self.live = self.live.saturating_sub(1);
-        self.going = self.going.saturating_sub(1);
-        if self.base >= wanted && self.desired > least {
-            self.desired = self.desired.saturating_sub(1);
-            return CapacityChange::Decrement;
-        }
-        self.base = self.base.saturating_add(1);
-        CapacityChange::Keep
-    }
-
-    /// Accounts for the termination of an instance in `base`.
-    fn remove_staying(&mut self, wanted: u32, least: u32) -> CapacityChange {
-        self.live = self.live.saturating_sub(1);
-        if self.base > wanted && self.desired > least {
-            self.base = self.base.saturating_sub(1);
-            self.desired = self.desired.saturating_sub(1);
-            return CapacityChange::Decrement;
-        }
-        CapacityChange::Keep
     }
 }
 

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::Sizing;
 use super::observation::{Now, Observation};
 use super::planner::{Action, Note, Planner, ScalingPlan, ScalingStep};
-use super::wanted::Wanted;
+use super::wanted::WantedInstances;
 use crate::instance::CapacityChange;
 use crate::manager::engine::{Engine, EngineError, ErrorKind, FailedStart, Group, State};
 use crate::manager::pool::PoolSettings;
@@ -319,7 +319,7 @@ impl Rounds {
 
     fn tell(&mut self, plan: &ScalingPlan) {
         if self.wanted.replace(plan.wanted.instances) != Some(plan.wanted.instances) {
-            let Wanted { instances, reason, .. } = &plan.wanted;
+            let WantedInstances { instances, reason, .. } = &plan.wanted;
             log::info!("wanted instances changed wanted={instances} pool={} reason=\"{reason}\"", self.pool.name);
         }
         let stops =

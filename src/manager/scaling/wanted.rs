@@ -4,7 +4,7 @@ use super::policy::ScalingPolicy;
 
 /// The jobs of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Jobs {
+pub struct JobCounts {
     /// Jobs that the manager got from GitLab and that wait for an instance.
     pub held: u32,
     /// Jobs that an agent has accepted and that have not ended.
@@ -24,18 +24,18 @@ pub struct Bounds {
 
 /// The wanted number of instances, and how it is calculated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct WantedInstances {
     /// The number of instances.
     pub instances: u32,
     /// The jobs that need instances.
-    pub jobs: Jobs,
+    pub jobs: JobCounts,
     /// The idle capacity, in jobs.
     pub idle: u32,
     /// The calculation as text.
     pub reason: String,
 }
 
-impl Jobs {
+impl JobCounts {
     /// The number of held and running jobs.
     pub fn active(self) -> u32 {
         self.held.saturating_add(self.running)
@@ -50,7 +50,7 @@ impl Bounds {
 }
 
 /// Calculates the wanted number of instances with a policy.
-pub fn wanted(policy: &ScalingPolicy, jobs: Jobs, bounds: Bounds) -> Wanted {
+pub fn wanted(policy: &ScalingPolicy, jobs: JobCounts, bounds: Bounds) -> WantedInstances {
     let capacity = bounds.capacity.max(1);
     let active = jobs.active();
     let room = bounds.most().saturating_mul(capacity).saturating_sub(active);
@@ -72,7 +72,7 @@ pub fn wanted(policy: &ScalingPolicy, jobs: Jobs, bounds: Bounds) -> Wanted {
         reason.push_str(&format!(", the group's minimum is {least}"));
     }
     reason.push_str(&format!("; {}", policy.label));
-    Wanted { instances, jobs, idle, reason }
+    WantedInstances { instances, jobs, idle, reason }
 }
 
 #[cfg(test)]
@@ -81,7 +81,7 @@ mod tests {
     use crate::manager::scaling::testing::{DYNAMIC, autoscaler, machine};
 
     fn instances(policy: &ScalingPolicy, running: u32, bounds: Bounds) -> u32 {
-        wanted(policy, Jobs { held: 0, running }, bounds).instances
+        wanted(policy, JobCounts { held: 0, running }, bounds).instances
     }
 
     #[test]
@@ -95,7 +95,7 @@ mod tests {
             ("2026-07-11T09:00:00Z", [0; 13]),
         ] {
             let policy = policies.at(at.parse().expect("a time"));
-            let idle = used.map(|running| wanted(policy, Jobs { held: 0, running }, bounds).idle);
+            let idle = used.map(|running| wanted(policy, JobCounts { held: 0, running }, bounds).idle);
             assert_eq!(idle, expected, "{at}");
             let all = used.map(|running| instances(policy, running, bounds) - running);
             assert_eq!(all, expected, "{at}: one job a machine");
@@ -111,7 +111,7 @@ mod tests {
         let policy = &policies.windows[0].policy;
         let bounds = Bounds { capacity: 1, max_instances: Some(10), group: None };
         assert_eq!([0, 3, 6, 10].map(|running| instances(policy, running, bounds)), [5, 8, 10, 10]);
-        assert_eq!(wanted(policy, Jobs { held: 0, running: 6 }, bounds).idle, 4);
+        assert_eq!(wanted(policy, JobCounts { held: 0, running: 6 }, bounds).idle, 4);
         assert_eq!(instances(policy, 7, Bounds { capacity: 5, ..bounds }), 3);
     }
 
@@ -119,7 +119,7 @@ mod tests {
     fn the_reason_names_what_bounds_the_number() {
         let policies = autoscaler("[[policy]]\nidle_count = 5\ntimezone = \"UTC\"");
         let policy = &policies.windows[0].policy;
-        let jobs = Jobs { held: 1, running: 2 };
+        let jobs = JobCounts { held: 1, running: 2 };
         let of = |max_instances, group| wanted(policy, jobs, Bounds { capacity: 1, max_instances, group }).reason;
         let label = "policy 1 (`* * * * *`, UTC)";
         assert_eq!(of(None, None), format!("8 wanted: 1 held + 2 running + 5 idle; {label}"));

@@ -8,7 +8,7 @@ use jiff::{Timestamp, ToSpan};
 
 use super::load;
 use crate::manager::scaling::Sizing;
-use crate::manager::scaling::wanted::{Bounds, Jobs, wanted};
+use crate::manager::scaling::wanted::{Bounds, JobCounts, wanted};
 
 /// Reads `Sat 01:30` (the next such day from `today` on), `01:30` (today), `2026-07-11 01:30`, `now`, or a time with its zone
 /// (RFC 3339).
@@ -76,7 +76,7 @@ pub fn describe(pool: &str, sizing: &Sizing, time: Timestamp, zone: &TimeZone, r
     );
     let bounds = Bounds { capacity: sizing.capacity, max_instances: sizing.max_instances, group: None };
     for running in running {
-        let wanted = wanted(policy, Jobs { held: 0, running: *running }, bounds);
+        let wanted = wanted(policy, JobCounts { held: 0, running: *running }, bounds);
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{running:>12}  {:>13}  {:>9}", wanted.idle, wanted.instances);
     }

@@ -10,7 +10,7 @@ use crate::instance::CapacityChange;
 use crate::manager::engine::{Group, Member, State};
 use crate::manager::scaling::observation::{Now, Observation, ObservedAgent, Work};
 use crate::manager::scaling::planner::{Action, Planner};
-use crate::manager::scaling::wanted::Jobs;
+use crate::manager::scaling::wanted::JobCounts;
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// The maximum number of decisions at one time; each follows the steps of the previous one.
@@ -205,7 +205,7 @@ impl World<'_> {
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let observation = Observation {
             now: Now { elapsed, time },
-            jobs: Jobs { held: number(self.held.len()), running: number(running) },
+            jobs: JobCounts { held: number(self.held.len()), running: number(running) },
             agents: agents.map(|instance| agent(instance, elapsed)).collect::<Vec<ObservedAgent>>().into(),
             group: Some(self.group.clone()),
         };

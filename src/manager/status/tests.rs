@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::*;
 use crate::manager::engine::{EngineError, ErrorKind, FailedStart, FailureKind, Group, Member, State};
 use crate::manager::scaling::planner::ScalingPlan;
-use crate::manager::scaling::wanted::{Jobs, Wanted};
+use crate::manager::scaling::wanted::{JobCounts, WantedInstances};
 use crate::manager::workload::{AgentJob, AgentState, AgentView, Snapshot};
 
 /// Jobs and agents that do not change.
@@ -84,9 +84,9 @@ fn shown_with_jobs() -> (Arc<StatusBoard>, Pages, Arc<Fixed>) {
     let group =
         Group { name: EVIL.to_owned(), desired: 6, most: Some(9), members: members.to_vec(), ..Group::default() };
     let plan = ScalingPlan {
-        wanted: Wanted {
+        wanted: WantedInstances {
             instances: 6,
-            jobs: Jobs { held: 2, running: 2 },
+            jobs: JobCounts { held: 2, running: 2 },
             idle: 2,
             reason: "6 wanted: because".to_owned(),
         },

@@ -2,7 +2,7 @@ use super::*;
 use crate::manager::engine::Member;
 use crate::manager::scaling::observation::Now;
 use crate::manager::scaling::testing::pool;
-use crate::manager::scaling::wanted::Jobs;
+use crate::manager::scaling::wanted::JobCounts;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -10,7 +10,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 struct World {
     planner: Planner,
     now: Duration,
-    jobs: Jobs,
+    jobs: JobCounts,
     agents: Vec<ObservedAgent>,
     group: Group,
     answers: bool,
@@ -20,7 +20,7 @@ impl World {
     fn new(executor: &str, keys: &str) -> Self {
         let group = Group { name: "group".to_owned(), most: Some(20), protects_new: true, ..Group::default() };
         let planner = Planner::new(Sizing::of(&pool(executor, "", keys)));
-        Self { planner, now: Duration::ZERO, jobs: Jobs::default(), agents: Vec::new(), group, answers: true }
+        Self { planner, now: Duration::ZERO, jobs: JobCounts::default(), agents: Vec::new(), group, answers: true }
     }
 
     fn plan(&mut self) -> ScalingPlan {
@@ -164,7 +164,7 @@ fn an_instance_with_a_job_is_never_terminated() {
     world.group.desired = 2;
     world.busy("a");
     world.busy("b");
-    world.jobs = Jobs::default();
+    world.jobs = JobCounts::default();
     world.agent("a").silent = 60 * MINUTE;
     for _ in 0..10 {
         world.pass(10 * MINUTE);
@@ -191,7 +191,7 @@ fn an_agent_that_spent_its_builds_is_replaced_while_it_leaves() {
     world.group.desired = 1;
     world.busy("a");
     world.step();
-    world.jobs = Jobs { held: 1, running: 0 };
+    world.jobs = JobCounts { held: 1, running: 0 };
     world.agent("a").work = Work::Leaving;
     world.agent("a").builds = 1;
     assert_eq!(actions(&world.step()), [set(1, 2)]);
@@ -206,7 +206,7 @@ fn at_the_maximum_an_agent_that_left_is_replaced_by_its_termination() {
     world.group.desired = 1;
     world.busy("a");
     world.step();
-    world.jobs = Jobs { held: 1, running: 0 };
+    world.jobs = JobCounts { held: 1, running: 0 };
     world.agent("a").work = Work::Leaving;
     world.agent("a").builds = 1;
     assert_eq!(actions(&world.step()), []);
@@ -242,7 +242,7 @@ fn nothing_is_terminated_because_the_manager_restarted() {
     assert_eq!(actions(&world.step()), []);
     world.pass(4 * MINUTE);
     assert_eq!(actions(&world.step()), []);
-    world.jobs = Jobs::default();
+    world.jobs = JobCounts::default();
     world.busy("a");
     world.busy("b");
     world.idle("c", Duration::ZERO);
@@ -292,7 +292,7 @@ fn a_quota_stops_growth_and_withdraws_what_cannot_be_started() {
     let Some(Note::Warning(note)) = notes.first() else { panic!("no warning") };
     assert!(note.contains("vCPU limit of 2 (quota); raise the quota"), "{note}");
     assert_eq!(world.planner.failed_starts(&[failed], world.now), []);
-    world.jobs = Jobs { held: 3, running: 1 };
+    world.jobs = JobCounts { held: 3, running: 1 };
     let plan = world.step();
     assert_eq!((actions(&plan), plan.hold_budget), (vec![set(4, 1)], 0));
     // Without scale-in protection of new instances, AWS would choose one, so the desired capacity stays.
@@ -373,7 +373,7 @@ fn a_desired_capacity_of_somebody_else_is_adopted_with_a_warning() {
     // A desired capacity that is too low does not remove instances that are needed.
     world.busy("a");
     world.busy("b");
-    world.jobs = Jobs { held: 0, running: 2 };
+    world.jobs = JobCounts { held: 0, running: 2 };
     world.group.desired = 0;
     world.pass(MINUTE);
     assert_eq!(actions(&world.step()), [set(0, 2)]);
