@@ -76,7 +76,8 @@ fn submodules_and_large_files_that_fail_cost_no_checkout() {
             assert_eq!(failed.state, "failed", "{part}: {}", failed.log());
             assert_reused(&failed.lines());
             let find = ["-path", "*/kept/file", "-not", "-path", "*/.git/*"];
-            let left = std::process::Command::new("find").arg(scene.home.path("")).args(find).output().expect("find");
+            let left =
+                std::process::Command::new("find").arg(scene.home.path("")).args(find).output().expect("run find");
             let left = String::from_utf8_lossy(&left.stdout).into_owned();
             assert_eq!(left.lines().count(), 2, "after {part}: {left}");
             let failed = scene.run(asked(&["true"], &sha).variable("FF_ENABLE_JOB_CLEANUP", "true"));

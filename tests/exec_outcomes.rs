@@ -34,7 +34,8 @@ fn retries_stand_in_the_output_of_their_job() {
     let attempt = "$ echo once\nonce\n$ exit 7\n";
     let expected = format!("== a (test)\n{attempt}exit status 7; starting attempt 2\n{attempt}== a: failed");
     assert!(text.contains(&expected), "{text}");
-    let report: serde_json::Value = serde_json::from_str(&fs::read_to_string(report).expect("a report")).expect("JSON");
+    let report: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(report).expect("a report")).expect("must be JSON");
     let log = fs::read_to_string(report["jobs"]["a"]["log"].as_str().expect("a path")).expect("a log");
     assert_eq!(log, format!("{attempt}exit status 7; starting attempt 2\n{attempt}"));
 }
@@ -136,7 +137,7 @@ fn an_interrupt_while_the_engine_creates_a_container_leaves_none() {
         let shown = home.path("shown");
         let mut command: Command = command(&home, &[]);
         command.env("DOCKER_HOST", format!("unix://{}", socket.display())).stderr(Stdio::null());
-        let mut child = command.stdout(fs::File::create(&shown).expect("a file")).spawn().expect("mayfly");
+        let mut child = command.stdout(fs::File::create(&shown).expect("a file")).spawn().expect("create the file");
         engine.arrived.recv_timeout(Duration::from_secs(60)).expect("a request to create a container");
         let label = format!("io.mayfly.state={}", run_directory(&home));
         kill(Pid::from_raw(child.id().cast_signed()), signal).expect("send a signal");
@@ -164,7 +165,7 @@ fn an_interrupt_before_the_first_job_ends_the_run() {
     let listener = UnixListener::bind(&socket).expect("a socket");
     let mut command = command(&home, &[]);
     command.env("DOCKER_HOST", format!("unix://{}", socket.display())).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = command.spawn().expect("mayfly");
+    let mut child = command.spawn().expect("start mayfly");
     let connection = listener.accept().expect("a connection");
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).expect("send a signal");
     assert_eq!(child.wait().expect("the run must end").code(), Some(130));

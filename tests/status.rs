@@ -79,7 +79,7 @@ fn output_that_cannot_be_written_ends_the_command_without_a_panic() {
     drop(reader);
     for (output, status, part) in [(Stdio::from(full), 1, "No space left on device"), (Stdio::from(closed), 141, "")] {
         let mut command = home.command(&["lint", "--config", &config]);
-        let child = command.stdout(output).stderr(Stdio::piped()).spawn().expect("mayfly");
+        let child = command.stdout(output).stderr(Stdio::piped()).spawn().expect("start mayfly");
         let done = child.wait_with_output().expect("must end");
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         assert!(said.contains(part) && !said.contains("panicked"), "{said}");

@@ -166,7 +166,7 @@ mod tests {
         let file = directory.path().join("config");
         fs::write(&file, TEXT).expect("write a file");
         let git = std::process::Command::new("git").args(["config", "-z", "--list", "-f"]).arg(&file).output();
-        let expected = String::from_utf8(git.expect("git").stdout).expect("text");
+        let expected = String::from_utf8(git.expect("run git").stdout).expect("the text must be UTF-8");
         let expected: Vec<(String, String)> = expected
             .split_terminator('\0')
             .map(|entry| entry.split_once('\n').unwrap_or((entry, "")))

@@ -11,7 +11,7 @@ fn git(root: &Path, arguments: &[&str]) -> String {
     let mut command = Command::new("git");
     command.arg("-C").arg(root).args(["-c", "user.name=Jörg Dev", "-c", "user.email=dev@example.test"]);
     command.args(["-c", "core.hooksPath=/dev/null", "-c", "commit.gpgSign=false", "-c", "tag.gpgSign=false"]);
-    let output = command.args(arguments).env("GIT_COMMITTER_DATE", "1700000000 -0330").output().expect("git");
+    let output = command.args(arguments).env("GIT_COMMITTER_DATE", "1700000000 -0330").output().expect("run git");
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -26,7 +26,7 @@ fn check(root: &Path, case: &str) {
     let mut expected: Vec<&Path> = expected.split_terminator('\0').map(Path::new).collect();
     expected.dedup();
     assert_eq!(tracked, expected, "{case}");
-    let by_git = Answers::by_git(root).expect("answers");
+    let by_git = Answers::by_git(root).expect("ask git");
     let own = Answers::by_file(&found).unwrap_or_else(|| panic!("{case}: no answers"));
     assert_eq!(own, by_git, "{case}");
 }
@@ -86,7 +86,7 @@ fn leaves_unusual_repositories_to_git() {
     assert_eq!(Checkout::find(&root.join("../other")).expect("a checkout").root, root.with_file_name("other"));
     git(&root, &["repack", "-adq"]);
     assert!(GitDir::find(&root).expect("a repository").commit(&id).is_none(), "a packed commit");
-    let (root_of_git, answers) = (git(&root, &["rev-parse", "--show-toplevel"]), Answers::ask(&root).expect("answers"));
+    let (root_of_git, answers) = (git(&root, &["rev-parse", "--show-toplevel"]), Answers::ask(&root).expect("ask git"));
     assert_eq!((root_of_git.trim(), answers.commit()), (root.to_str().expect("a path"), id.as_str()));
     git(&root, &["update-index", "--split-index"]);
     assert!(files(&root.join(".git/index")).is_none(), "a split index");

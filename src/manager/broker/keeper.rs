@@ -1,5 +1,5 @@
-//! Keeps held jobs alive at GitLab, says in their logs what they wait for, hears of a cancel, and fails the jobs that
-//! must fail.
+//! Sends updates of held jobs to GitLab so that they stay alive, writes into their logs what they wait for, receives
+//! cancellations, and fails the jobs that must fail.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,21 +14,21 @@ use crate::manager::store::records::StoreEvent;
 use crate::sync;
 use crate::trace::{Output, Stamper};
 
-/// A job that is held for longer says so in its log.
+/// A job that is held for longer gets a message in its log.
 pub const ANNOUNCE_AFTER: Duration = Duration::from_millis(500);
 /// The longest and the shortest interval of requests that keep a held job alive at GitLab. In between, GitLab chooses: it asks
 /// for frequent requests while a user watches the job, who may cancel it.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_LEAST: Duration = Duration::from_secs(3);
-/// The same after a sign of life that did not reach GitLab.
+/// The same after an update that did not reach GitLab.
 const KEEP_ALIVE_RETRY: Duration = Duration::from_secs(5);
 /// Requests at once: one that hangs must not delay those about other jobs.
 const REQUESTS_MOST: u32 = 16;
-/// First and longest wait between two attempts to fail a job, and how long that is tried.
+/// The delays between two attempts to fail a job, and the total time of the attempts.
 const FAIL_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 const FAIL_FOR: Duration = Duration::from_secs(3600);
-/// GitLab is asked for the state of a running job whose agent has been silent for this long. Longer than the hour after which
-/// GitLab fails a job without a sign of life, because the question is one.
+/// The manager queries the state of a running job whose agent has sent nothing for this long. This is longer than the
+/// hour after which GitLab fails a silent job, because the query counts as an update.
 const ASK_AFTER: Duration = Duration::from_secs(if cfg!(debug_assertions) { 40 } else { 70 * 60 });
 
 /// The next action of the keeper.
@@ -41,7 +41,7 @@ enum Work {
 
 /// A request to GitLab about a job.
 enum Request {
-    /// Tells GitLab that a held job lives.
+    /// Sends an update of a held job to GitLab.
     KeepAlive(Held),
     /// Fails a job.
     Fail(Failing),
@@ -72,7 +72,7 @@ impl Drop for InFlight {
     }
 }
 
-/// A held job, as the keeper needs it.
+/// The data of a held job that the keeper needs.
 struct Held {
     id: String,
     handle: JobHandle,
@@ -96,7 +96,8 @@ struct Failing {
     line: String,
     trace: String,
     trace_sent: u64,
-    /// GitLab may wait for the acknowledgement of the job (`two_phase_job_commit`), without which it takes no other state.
+    /// GitLab may wait for the acknowledgement of the job (`two_phase_job_commit`); without it, GitLab accepts no other
+    /// state.
     may_be_pending: bool,
     has_run: bool,
     since: Instant,
@@ -104,7 +105,7 @@ struct Failing {
 }
 
 impl Broker {
-    /// Looks after held and failing jobs until the broker stops.
+    /// Processes held and failing jobs until the broker stops.
     pub(super) fn keep_jobs(self: &Arc<Self>) {
         while !self.has_stopped() {
             let seen = self.bell.count();
@@ -136,7 +137,7 @@ impl Broker {
         }
     }
 
-    /// The next thing to do, or how long there is none.
+    /// The next action, or the time until it is due.
     fn next_work(&self) -> Result<Work, Duration> {
         let now = Instant::now();
         let mut state = self.lock();
@@ -233,7 +234,8 @@ impl Broker {
         }
     }
 
-    /// Tells GitLab that the job lives, and its log what it waits for. Returns `None` if GitLab did not answer.
+    /// Sends an update of the job to GitLab, and writes into its log what it waits for. Returns `None` if GitLab did
+    /// not answer.
     fn tell_that_it_waits(&self, held: &mut Held) -> Option<SignOfLife> {
         let is = |status| Some(SignOfLife { status, interval: None });
         let gitlab = self.gitlab();
@@ -262,7 +264,7 @@ impl Broker {
                 held.left.as_secs()
             );
             held.trace = line(&text, held.timestamps);
-            // Before GitLab has it: a manager that dies over it must write the very same line.
+            // Saved before the request: if the manager dies, the next one must send exactly the same line.
             self.note_trace(held);
         }
         if held.trace_sent < held.trace.len() as u64 {
@@ -286,7 +288,8 @@ impl Broker {
         self.note(StoreEvent::Trace { pool, id, trace: held.trace.clone(), sent: held.trace_sent });
     }
 
-    /// An agent that is dead on a living instance never reports the end of its job; GitLab then fails the job.
+    /// If an agent dies and its instance keeps running, the agent never reports the end of its job; GitLab then fails
+    /// the job.
     fn ask(&self, id: &str, handle: &JobHandle) {
         match self.gitlab().update_job(handle, &JobState::Running, TraceSummary::default()).outcome {
             UpdateOutcome::Gone => {
@@ -322,7 +325,7 @@ impl Broker {
                 log::info!("job failed by the manager pool={} job={id} outcome={outcome:?}", self.name);
                 self.forget(id);
             }
-            // GitLab still moves the log, or wants it again: the next attempt does that.
+            // GitLab still processes the log, or requests it again: the next attempt sends it.
             UpdateOutcome::Accepted | UpdateOutcome::TraceInvalid | UpdateOutcome::Failed => {
                 log::debug!(
                     "cannot fail the job yet; retrying pool={} job={id} attempts={}",
@@ -333,7 +336,7 @@ impl Broker {
         }
     }
 
-    /// Completes the log of a job that only the manager wrote to.
+    /// Sends the rest of a log that only the manager has written.
     fn append(&self, job: &Failing) -> TraceSummary {
         let whole = format!("{}{}", job.trace, job.line);
         let mut start = job.trace_sent.min(whole.len() as u64);
@@ -350,10 +353,10 @@ impl Broker {
         summary(&whole)
     }
 
-    /// Adds a line to a log that an agent wrote: GitLab says how long it is.
+    /// Adds a line to a log that an agent has written. GitLab reports the length of the log.
     fn append_to_foreign_log(&self, job: &Failing) -> TraceSummary {
         let (gitlab, text) = (self.gitlab(), job.line.as_bytes());
-        // An attempt before this one may have written the line.
+        // An earlier attempt may have written the line.
         if job.attempts == 0
             && let TraceOutcome::Resync(size) = gitlab.append_trace(&job.handle, 0, text, false).outcome
             && size > 0

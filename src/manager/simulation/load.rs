@@ -135,11 +135,14 @@ mod tests {
     fn times_with_a_date_count_from_the_first_day() {
         let zone = TimeZone::get("Europe/Amsterdam").expect("a zone");
         let text = "started,took\n2026-07-07 00:30,60\n2026-07-06T09:30:15,5m\n2026-07-06T10:00:00Z,1m\n";
-        let load = read(text, None, &zone).expect("jobs");
+        let load = read(text, None, &zone).expect("the load must be valid");
         assert_eq!(load.jobs, [job(34215, 300), job(12 * 3600, 60), job(24 * 3600 + 1800, 60)]);
         assert_eq!(load.day.map(|day| day.to_string()).as_deref(), Some("2026-07-06"));
         let day = |text: &str| Some(text.parse().expect("a date"));
-        assert_eq!(read(text, day("2026-07-05"), &zone).expect("jobs").jobs[0], job(24 * 3600 + 34215, 300));
+        assert_eq!(
+            read(text, day("2026-07-05"), &zone).expect("the load must be valid").jobs[0],
+            job(24 * 3600 + 34215, 300)
+        );
         assert!(read(text, day("2026-07-07"), &zone).is_err_and(|why| why.contains("before the simulated day")));
         let mixed = "09:00,5m\n2026-07-06 09:00,5m\n";
         assert!(read(mixed, None, &zone).is_err_and(|why| why.contains("in one way")));

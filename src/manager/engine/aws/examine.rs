@@ -225,7 +225,7 @@ mod tests {
                  </member></AutoScalingGroups></R>"
             )
         };
-        let limits = limits(&answer(""), Some(5)).expect("limits");
+        let limits = limits(&answer(""), Some(5)).expect("the limits must be known");
         assert_eq!((limits.verdict, limits.text.as_str()), (Verdict::Good, "minimum 0, maximum 5, desired 1"));
         let reuse = "<InstanceReusePolicy><ReuseOnScaleIn>true</ReuseOnScaleIn></InstanceReusePolicy>";
         let verdict = |reuse: &str| warm_pool(&answer(reuse)).expect("a warm pool").verdict;
