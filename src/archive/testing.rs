@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
+
 use super::entry::ArchiveEntry;
 use super::root::ArchiveRoot;
 use super::select::{SelectionRequest, select};
@@ -78,6 +82,13 @@ impl Project {
     pub fn mtime_nanoseconds(&self, name: &str, nanoseconds: u64) -> &Self {
         let times = FileTimes::new().set_modified(UNIX_EPOCH + Duration::from_nanos(nanoseconds));
         File::open(self.path().join(name)).unwrap().set_times(times).unwrap();
+        self
+    }
+
+    /// The same of a symbolic link itself.
+    pub fn link_mtime_nanoseconds(&self, name: &str, nanoseconds: u64) -> &Self {
+        let time = TimeSpec::from_duration(Duration::from_nanos(nanoseconds));
+        utimensat(AT_FDCWD, &self.path().join(name), &time, &time, UtimensatFlags::NoFollowSymlink).unwrap();
         self
     }
 

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, fchmod, fstat, fstatat, futimens, mkdirat};
+use nix::sys::stat::{Mode, UtimensatFlags, fchmod, fstat, fstatat, futimens, mkdirat, utimensat};
 use nix::sys::statvfs::fstatvfs;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, geteuid, linkat, symlinkat, unlinkat};
@@ -41,7 +41,7 @@ pub struct Destination<'a> {
 /// times of directories, so that files can still be created in them.
 #[derive(Default)]
 struct DeferredMetadata {
-    links: Vec<(PathBuf, OsString)>,
+    links: Vec<(PathBuf, OsString, TimeSpec)>,
     directories: BTreeMap<PathBuf, Meta>,
     /// Existing directories that their owner could not write to, with their modes.
     read_only: BTreeMap<PathBuf, u32>,
@@ -155,10 +155,10 @@ impl<'a> Destination<'a> {
     }
 
     /// Records a symbolic link. Fails if there are too many.
-    pub fn link(&self, path: PathBuf, target: OsString) -> io::Result<()> {
+    pub fn link(&self, path: PathBuf, target: OsString, mtime: TimeSpec) -> io::Result<()> {
         let mut later = self.later();
         later.reserve(&path, &target)?;
-        later.links.push((path, target));
+        later.links.push((path, target, mtime));
         self.entries.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -185,9 +185,9 @@ impl<'a> Destination<'a> {
     pub fn finish(self) -> Result<Unpacked, UnpackError> {
         let mut later = std::mem::take(&mut *self.later());
         let mut parent = None;
-        for (path, target) in &later.links {
+        for (path, target, mtime) in &later.links {
             let name = path.as_os_str().as_encoded_bytes();
-            self.make_link(&mut parent, path, target).map_err(|why| UnpackError::of_io(name, &why))?;
+            self.make_link(&mut parent, path, target, mtime).map_err(|why| UnpackError::of_io(name, &why))?;
         }
         // Creating links may have made further directories writable.
         let read_only =
@@ -206,11 +206,20 @@ impl<'a> Destination<'a> {
         Ok(Unpacked { entries: self.entries.into_inner(), warnings: later.warnings })
     }
 
-    fn make_link(&self, parent: &mut Option<(PathBuf, OwnedFd)>, path: &Path, target: &OsStr) -> io::Result<()> {
+    fn make_link(
+        &self,
+        parent: &mut Option<(PathBuf, OwnedFd)>,
+        path: &Path,
+        target: &OsStr,
+        mtime: &TimeSpec,
+    ) -> io::Result<()> {
         let directory = self.open_parent(parent, path)?;
         let name = file_name(path)?;
         clear(directory, name)?;
-        Ok(symlinkat(target, directory, name)?)
+        symlinkat(target, directory, name)?;
+        // Some file systems have no times for links.
+        let _ = utimensat(directory, name, &TimeSpec::UTIME_OMIT, mtime, UtimensatFlags::NoFollowSymlink);
+        Ok(())
     }
 
     fn open_parent<'p>(&self, parent: &'p mut Option<(PathBuf, OwnedFd)>, path: &Path) -> io::Result<&'p OwnedFd> {

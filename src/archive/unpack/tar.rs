@@ -94,7 +94,7 @@ fn unpack_entry(
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
             destination.reserve(entry.size()).and_then(|()| destination.file(writer, &path, meta, entry))
         }
-        EntryType::Symlink => link_target(target()).and_then(|target| destination.link(path, target)),
+        EntryType::Symlink => link_target(target()).and_then(|target| destination.link(path, target, meta.mtime)),
         EntryType::Link => {
             let target = relative(&target()).map_err(|why| fail(&format_args!("as a link: {why}")))?;
             destination.hard_link(writer, &path, &target)

@@ -393,6 +393,7 @@ fn preserves_fractions_of_seconds_for_the_agent_and_other_tools() {
         for name in names.iter().rev() {
             project.mtime_nanoseconds(name, time);
         }
+        project.link("link", "small").link_mtime_nanoseconds("link", time);
         let archive = File::create(project.beside(name)).unwrap();
         write(&project.root(), &project.entries(), format, CompressionLevel::Default, archive).unwrap();
         let copy = Project::new_with(&project, name);
@@ -400,6 +401,8 @@ fn preserves_fractions_of_seconds_for_the_agent_and_other_tools() {
         for name in names {
             assert_eq!(time_of(&copy.path().join(name)), time as i64, "{format:?} {name}");
         }
+        let link = copy.path().join("link").symlink_metadata().unwrap();
+        assert_eq!(link.mtime() * 1_000_000_000 + link.mtime_nsec(), time as i64, "{format:?} link");
         let out = project.beside("by bsdtar");
         fs::create_dir(&out).unwrap();
         tool(Command::new("bsdtar").arg("-xpf").arg(project.beside(name)).current_dir(&out));

@@ -198,7 +198,7 @@ fn prepare(
         DIRECTORY => destination.directory(&task.path, meta).map_err(|why| UnpackError::of_io(name, &why))?,
         LINK => {
             let target = read_link(archive, &task).map_err(|why| UnpackError::of_io(name, &why))?;
-            destination.link(task.path, target).map_err(|why| UnpackError::of_io(name, &why))?;
+            destination.link(task.path, target, meta.mtime).map_err(|why| UnpackError::of_io(name, &why))?;
         }
         REGULAR | 0 => return Ok(Prepared::File(Box::new(task))),
         _ => destination.warn(format!("{}: skipped: not a file, directory or link", String::from_utf8_lossy(name))),
