@@ -202,7 +202,7 @@ fn jobs_and_containers_from_before_a_reboot_are_reported_and_removed() {
     assert!(next.wait().success());
     assert_empty(&engine, &next.log());
     assert_eq!(engine.run(&["volume", "ls", "-q"]), "");
-    assert_eq!(engine.run(&["network", "ls", "-q", "--filter", "type=custom"]), "");
+    assert_eq!(engine.run(&["network", "ls", "-q", "--filter", "label=com.gitlab.gitlab-runner.managed=true"]), "");
     let of_runner =
         std::fs::read_dir(home.path("builds")).expect("list the directory").flatten().next().expect("a runner");
     assert_eq!(std::fs::read_dir(of_runner.path()).expect("a directory").count(), 0, "the job's directory");

@@ -39,6 +39,7 @@ look: {stage: deploy, image: 'busybox:local', script: ['test ! -e closed && echo
     fs::copy(env!("CARGO_BIN_EXE_mayfly"), &program).expect("copy the program");
     give(&home.path(""), DEVELOPER);
     let socket = docker.host().replace("unix://", "");
+    fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o660)).expect("open the socket");
     let group = fs::metadata(&socket).expect("the socket").gid().to_string();
     let plain = command(&home, &[]);
     let user = DEVELOPER.to_string();

@@ -87,9 +87,47 @@ fn assert_images_are_pulled(engine: &Docker) {
     assert!(refused.has("unauthorized"), "{}", refused.log());
 }
 
+/// The keys of `[runners.docker]` that a script can observe. `docker inspect` has other forms on Podman.
+fn assert_settings_have_effect(engine: &Docker) {
+    let keys = "memory = \"64m\"\ncpus = \"0.5\"\ncpuset_cpus = \"0\"\noom_score_adjust = 500\nshm_size = 1048576\n\
+                cap_drop = [\"CHOWN\"]\nsecurity_opt = [\"no-new-privileges\"]\ngroup_add = [\"1234\"]\n\
+                devices = [\"/dev/null:/dev/zilch:r\"]\nhostname = \"own-name\"\ndns = [\"10.0.0.53\"]\n\
+                dns_search = [\"corp.test\"]\nextra_hosts = [\"far:10.0.0.9\"]\nruntime = \"runc\"\n\
+                volumes = [\"/keep\"]\n[runners.docker.tmpfs]\n\"/scratch\" = \"size=1m\"\n\
+                [runners.docker.sysctls]\n\"net.ipv4.ip_forward\" = \"0\"\n";
+    let script = [
+        "echo name $(hostname); echo oom $(cat /proc/self/oom_score_adj); echo forward $(cat /proc/sys/net/ipv4/ip_forward)",
+        "echo groups \" $(id -G) \"; [ -c /dev/zilch ] && echo device; grep 10.0.0.9 /etc/hosts | grep far",
+        "cat /etc/resolv.conf; for d in /scratch /dev/shm; do echo $d $(df -k $d | awk 'END {print $2}'); done",
+        "echo cpus $(grep -c ^processor /proc/cpuinfo) $(grep Cpus_allowed_list /proc/self/status)",
+        "grep NoNewPrivs /proc/self/status; touch x; chown 7 x 2>/dev/null || echo no chown; mkdir -p /keep && touch /keep/y",
+    ];
+    let gitlab = GitLab::start();
+    let done = Scenario::containers().engine(&engine.host()).docker(keys).home(&gitlab).run(&gitlab, job(&script));
+    assert_eq!(done.state, "success", "{}", done.log());
+    let all = done.lines().join("\n");
+    for part in [
+        "name own-name",
+        "oom 500",
+        "forward 0",
+        " 1234 ",
+        "\ndevice",
+        "corp.test",
+        "10.0.0.53",
+        "/scratch 1024",
+        "/dev/shm 1024",
+        "Cpus_allowed_list: 0",
+        "NoNewPrivs:\t1",
+        "no chown",
+    ] {
+        assert!(all.contains(part), "{part} in {all}");
+    }
+}
+
 #[test]
 fn podman_runs_jobs_as_root() {
     let engine = Docker::of_kind(EngineKind::Podman);
+    assert_settings_have_effect(&engine);
     assert_images_are_pulled(&engine);
     run_whole_jobs(&engine, None);
     assert_missing_shell_is_reported(&engine);
