@@ -43,6 +43,7 @@ fn a_server_that_fails_costs_no_checkout() {
             let job = scene.run(keep(job(&["true"]).sources(&url, &sha)));
             assert_eq!(job.state, "failed", "{part} {failure:?}: {}", job.log());
             assert_reused(&job.lines());
+            assert!(!job.has("had left running"), "{part} {failure:?}: {}", job.log());
             scene.git.heal();
         }
         let sha = scene.git.commit("team/demo", &[("b.txt", "three\n")], "last");

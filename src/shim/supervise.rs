@@ -20,7 +20,7 @@ use super::confine::probe;
 use super::descendants;
 use super::groups;
 use super::running;
-use super::spec::{StepEnd, StepSpec, StepStatus, Stop};
+use super::spec::{StepEnd, StepProgram, StepSpec, StepStatus, Stop};
 use crate::decode;
 use crate::sys::{self, BootTime};
 use crate::trace::colours::{RESET, YELLOW};
@@ -350,7 +350,10 @@ impl<'a> Supervisor<'a> {
                 }
             }
         }
-        self.log_leftovers(left.len(), &names);
+        // Git leaves helpers behind when a server fails: the job has no part in that.
+        if matches!(self.spec.task, StepProgram::Process { .. }) {
+            self.log_leftovers(left.len(), &names);
+        }
         u32::try_from(left.len()).unwrap_or(u32::MAX)
     }
 
