@@ -102,6 +102,23 @@ fn a_child_pipeline_may_need_containers_when_its_parent_does_not() {
 }
 
 #[test]
+fn the_engine_of_the_docker_context_is_used() {
+    let docker = docker();
+    let home = checkout("a: {image: 'busybox:local', script: [echo inside]}\n");
+    let configuration = home.path("docker");
+    let context = ["context", "create", "mine", "--docker", &format!("host={}", docker.host())];
+    let mut command = Command::new("docker");
+    command.args(context).env_remove("DOCKER_HOST").env("DOCKER_CONFIG", &configuration).stdout(Stdio::null());
+    assert!(command.status().expect("docker").success());
+    let place = configuration.display().to_string();
+    let environment = [("DOCKER_CONFIG", place.as_str()), ("DOCKER_CONTEXT", "mine")];
+    let (output, text) = exec_with(&home, &[], &environment);
+    assert!(output.status.success() && text.contains("\ninside\n"), "{text}");
+    let (output, text) = exec_with(&home, &[], &[environment[0], ("DOCKER_CONTEXT", "other")]);
+    assert!(output.status.code() == Some(2) && text.contains("Docker context `other`"), "{text}");
+}
+
+#[test]
 fn services_of_jobs_in_the_shell_are_reported() {
     let home = checkout("a: {services: [redis], script: echo ran}\nb: {script: echo}\n");
     let (output, text) = exec_with(&home, &[], &[]);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::engine::{self, EngineHost};
 use super::screen::Screen;
 use crate::config::docker::DockerConfig;
 use crate::config::{ExecutorKind, Runner};
@@ -66,6 +67,12 @@ impl Containers {
         let volumes: Vec<String> =
             objects.filter(|path| !path.contains(':')).map(|path| format!("{path}:{path}:ro")).collect();
         table.insert("volumes".to_owned(), volumes.into());
+        if let Some(EngineHost { host, certificates }) = engine::find()? {
+            table.insert("host".to_owned(), host.into());
+            table.insert("tls_verify".to_owned(), certificates.is_some().into());
+            let certificates = certificates.map(|directory| directory.display().to_string().into());
+            table.extend(certificates.map(|directory| ("tls_cert_path".to_owned(), directory)));
+        }
         let text = table.to_string();
         let settings: DockerConfig = decode::toml(&text).map_err(|error| error.to_string())?;
         let mut runner = template.clone();

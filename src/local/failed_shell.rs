@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use super::attempt::{FailedJob, RunContext};
+use crate::http::Address;
 
 /// Opens a shell in the job's tree, or in a container of its image with that tree, and waits for the shell to end.
 pub fn open(context: &RunContext, name: &str, left: &FailedJob) {
@@ -33,6 +34,9 @@ fn in_container(context: &RunContext, left: &FailedJob, image: &str) -> Command 
     let inside = builds.join(left.tree.project.file_name().unwrap_or_default());
     let objects = left.objects.display();
     let mut command = Command::new("docker");
+    if let Some(Address::Unix(socket)) = context.containers.as_ref().map(|containers| containers.address()) {
+        command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
+    }
     command.args(["run", "--rm", "-it", "--entrypoint", "sh"]);
     command.arg("-v").arg(format!("{}:{}", left.tree.builds.display(), builds.display()));
     command.arg("-v").arg(format!("{objects}:{objects}:ro"));

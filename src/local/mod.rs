@@ -12,6 +12,7 @@ mod conclusion;
 pub mod containers;
 mod coverage;
 mod dotenv;
+mod engine;
 pub mod facts;
 mod failed_shell;
 mod git_dir;

@@ -1,0 +1,90 @@
+//! The developer's container engine: the one that the docker command line uses, or a rootless one.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::executor::docker::names::digest;
+use crate::executor::user;
+
+/// The socket of an engine that runs as root.
+const USUAL: &str = "/var/run/docker.sock";
+/// The sockets of rootless engines below the user's runtime directory.
+const ROOTLESS: [&str; 2] = ["docker.sock", "podman/podman.sock"];
+
+/// An engine's address, as in `[runners.docker]`.
+#[derive(Debug, PartialEq)]
+pub struct EngineHost {
+    /// `unix:///path` or `tcp://host:port`
+    pub host: String,
+    /// The directory of the TLS certificates.
+    pub certificates: Option<PathBuf>,
+}
+
+/// The engine of the current Docker context, or a rootless engine if no engine runs as root. `None`: `DOCKER_HOST` or
+/// the usual socket applies. Fails if the context cannot be read.
+pub fn find() -> Result<Option<EngineHost>, String> {
+    let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+    if variable("DOCKER_HOST").is_some() {
+        return Ok(None);
+    }
+    let configuration = variable("DOCKER_CONFIG").map_or_else(|| user::current().home.join(".docker"), PathBuf::from);
+    let context = variable("DOCKER_CONTEXT").or_else(|| current_context(&configuration));
+    if let Some(name) = context.filter(|name| name != "default") {
+        return of_context(&configuration, &name).map(Some);
+    }
+    let runtime = variable("XDG_RUNTIME_DIR").filter(|_| !Path::new(USUAL).exists());
+    let sockets = runtime.into_iter().flat_map(|directory| ROOTLESS.map(|name| Path::new(&directory).join(name)));
+    let socket = sockets.into_iter().find(|socket| socket.exists());
+    Ok(socket.map(|socket| EngineHost { host: format!("unix://{}", socket.display()), certificates: None }))
+}
+
+/// The context that `docker context use` has chosen.
+fn current_context(configuration: &Path) -> Option<String> {
+    let text = fs::read(configuration.join("config.json")).ok()?;
+    let configuration: Value = serde_json::from_slice(&text).ok()?;
+    configuration["currentContext"].as_str().filter(|name| !name.is_empty()).map(str::to_owned)
+}
+
+fn of_context(configuration: &Path, name: &str) -> Result<EngineHost, String> {
+    let (contexts, id) = (configuration.join("contexts"), digest(name));
+    let file = contexts.join("meta").join(&id).join("meta.json");
+    let failed = |why: String| format!("Docker context `{name}`: {}: {why}", file.display());
+    let text = fs::read(&file).map_err(|error| failed(error.to_string()))?;
+    let meta: Value = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
+    let host = meta["Endpoints"]["docker"]["Host"].as_str();
+    let host = host.ok_or_else(|| failed("it has no address of an engine".to_owned()))?.to_owned();
+    let certificates = contexts.join("tls").join(&id).join("docker");
+    Ok(EngineHost { host, certificates: Some(certificates).filter(|directory| directory.is_dir()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_contexts_as_the_docker_command_line_writes_them() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let configuration = directory.path();
+        // The directory that `docker context create execx` makes.
+        assert_eq!(digest("execx"), "f23edc3db6906d60b0559814e08911272f9b5a5fe8d974dc54b3e736ebca0bb1");
+        let meta = configuration.join("contexts/meta").join(digest("remote"));
+        fs::create_dir_all(&meta).expect("create the directory");
+        let text =
+            r#"{"Name":"remote","Metadata":{},"Endpoints":{"docker":{"Host":"tcp://h:1","SkipTLSVerify":false}}}"#;
+        fs::write(meta.join("meta.json"), text).expect("write a file");
+        assert_eq!(
+            of_context(configuration, "remote"),
+            Ok(EngineHost { host: "tcp://h:1".to_owned(), certificates: None })
+        );
+        let certificates = configuration.join("contexts/tls").join(digest("remote")).join("docker");
+        fs::create_dir_all(&certificates).expect("create the directory");
+        assert_eq!(of_context(configuration, "remote").expect("a context").certificates, Some(certificates));
+        assert!(of_context(configuration, "other").expect_err("missing").contains("Docker context `other`"));
+        assert_eq!(current_context(configuration), None);
+        fs::write(configuration.join("config.json"), r#"{"currentContext":"remote"}"#).expect("write a file");
+        assert_eq!(current_context(configuration).as_deref(), Some("remote"));
+    }
+}
