@@ -101,7 +101,7 @@ fn an_agent_waits_for_a_manager_that_starts() {
     let counted = Arc::clone(&calls);
     // Every second call is refused: of registrations, requests for jobs, acceptances and heartbeats.
     let url = front(None, fleet.port, move |_| {
-        (counted.fetch_add(1, Ordering::SeqCst).is_multiple_of(2)).then(|| {
+        counted.fetch_add(1, Ordering::SeqCst).is_multiple_of(2).then(|| {
             let answer = Answer::json(503, &serde_json::json!({"message": "the manager starts"}));
             answer.with("X-Mayfly-Manager", "0").with("Retry-After", "1")
         })
