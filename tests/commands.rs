@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Output, Stdio};
 
-use crate::support::gitlab::{ACCESS_TOKEN, GitLab, REGISTRATION_TOKEN, RUNNER_TOKEN};
+use crate::support::gitlab::{ACCESS_TOKEN, Answer, Fault, GitLab, REGISTRATION_TOKEN, RUNNER_TOKEN};
 use crate::support::mayfly::{Home, read};
 use crate::support::scenario::Scenario;
 
@@ -180,6 +180,20 @@ fn log_format_json_writes_json_lines() {
     for line in agent.log().lines() {
         let value: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         assert!(value["level"].is_string() && value["msg"].is_string());
+    }
+}
+
+#[test]
+fn register_refuses_a_server_that_names_no_runner() {
+    let gitlab = GitLab::start();
+    for body in ["{}", "{\"id\": 0, \"token\": \"x\"}", "<html>sign in</html>", "[]"] {
+        let home = Home::empty();
+        let config = home.config().display().to_string();
+        let answer = Answer::new(200).with("Content-Type", "application/json").body(body.as_bytes().to_vec());
+        gitlab.fail("POST runners/verify", [Fault::Answer(answer)]);
+        let base = ["register", "-n", "--config", &config, "--url", &gitlab.url, "--token", RUNNER_TOKEN];
+        let refused = home.call(&[&base[..], &["--executor", "shell"]].concat());
+        assert!(!refused.status.success() && !home.config().exists(), "{body}: {}", text(&refused));
     }
 }
 

@@ -4,11 +4,12 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 
 use crate::disk::Small;
-use crate::metrics::{free_address, wait_for};
+use crate::metrics::{free_address, try_get, wait_for};
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::job;
-use crate::support::mayfly::Home;
+use crate::support::mayfly::{Home, read, wait_for_exit};
 use crate::support::scenario::Scenario;
+use crate::support::{unique_number, wait_or_explain, write_program};
 
 #[test]
 fn a_machine_whose_disk_is_full_takes_no_job_until_there_is_room() {
@@ -43,7 +44,8 @@ fn a_machine_whose_disk_is_full_takes_no_job_until_there_is_room() {
 fn twenty_jobs_stay_pending_while_the_state_directory_is_full() {
     let gitlab = GitLab::start();
     let address = free_address();
-    let home = Scenario::shell().config(&format!("concurrent = 4\nlisten_address = \"{address}\"")).home(&gitlab);
+    let keys = format!("concurrent = 4\nlog_level = \"debug\"\nlisten_address = \"{address}\"");
+    let home = Scenario::shell().config(&keys).home(&gitlab);
     let small = Small::mount(home.path("state"));
     let mut agent = home.start(&["--max-builds", "20"]);
     agent.wait_for_log("mayfly is up");
@@ -51,8 +53,8 @@ fn twenty_jobs_stay_pending_while_the_state_directory_is_full() {
     wait_for(&agent, &address, "/healthz", "reason=disk_space");
     let polls = gitlab.count("POST jobs/request");
     let ids: Vec<i64> = (0..20).map(|_| gitlab.queue(job(&["echo ran"]).build())).collect();
-    // Longer than the interval of the check.
-    std::thread::sleep(std::time::Duration::from_secs(6));
+    let checks = agent.log().matches("still unfit").count();
+    agent.wait_until("two more checks", || agent.log().matches("still unfit").count() >= checks + 2);
     assert!(ids.iter().all(|id| gitlab.job(*id).state == "pending"), "{}", agent.log());
     assert_eq!(gitlab.count("POST jobs/request"), polls, "{}", agent.log());
     fs::remove_file(filler).expect("remove the file");
@@ -122,7 +124,8 @@ fn a_docker_runner_takes_no_job_while_the_engine_is_unreachable() {
     let ids: Vec<i64> = (0..3).map(|_| gitlab.queue(job(&["true"]).build())).collect();
     let agent = home.start(&[]);
     agent.wait_for_log("polling paused runner=test reason=container_engine");
-    assert!(agent.log().contains("docker.sock does not answer"), "{}", agent.log());
+    let remedy = "docker.sock: install or start it (systemctl start docker), or set `host` below [runners.docker]\n";
+    assert!(agent.log().contains(remedy), "{}", agent.log());
     // The next check connects to an engine that closes the connection.
     let broken = UnixListener::bind(socket.path().join("docker.sock")).expect("bind the address");
     broken.set_nonblocking(true).expect("set the mode of the socket");
@@ -134,6 +137,122 @@ fn a_docker_runner_takes_no_job_while_the_engine_is_unreachable() {
     next.wait_for_log("polling paused runner=test reason=container_engine");
     assert!(ids.iter().all(|id| gitlab.job(*id).state == "pending"));
     assert_eq!(gitlab.count("POST jobs/request"), 0);
+}
+
+#[test]
+fn a_silent_engine_is_reported_by_the_agent_and_by_check() {
+    let gitlab = GitLab::start();
+    let home = Home::empty();
+    // Accepts connections and never answers.
+    let _engine = UnixListener::bind(home.path("engine")).expect("bind the address");
+    let host = format!("unix://{}", home.path("engine").display());
+    Scenario::containers().engine(&host).write(&home, &gitlab.url);
+    let id = gitlab.queue(job(&["true"]).build());
+    let agent = home.start(&[]);
+    let check = home.call(&["check", "--config", &home.config().display().to_string()]);
+    let report = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(!check.status.success() && report.contains("engine does not answer (_ping)"), "{report}");
+    agent.wait_for_log("polling paused runner=test reason=container_engine");
+    assert_eq!((gitlab.count("POST jobs/request"), gitlab.job(id).state.as_str()), (0, "pending"));
+}
+
+#[test]
+fn a_runner_takes_no_job_until_git_runs() {
+    for (script, cause) in [
+        (None, "no working `git` in the PATH of the agent"),
+        (Some("echo broken >&2; exit 3"), "exit status: 3: broken"),
+        (Some("exec /bin/sleep 600"), "did not end within 10 seconds"),
+    ] {
+        let gitlab = GitLab::start();
+        let home = Scenario::shell().home(&gitlab);
+        let programs = home.path("programs");
+        fs::create_dir(&programs).expect("create the directory");
+        let git = programs.join("git");
+        if let Some(script) = script {
+            write_program(&git, &format!("#!/bin/sh\n{script}\n"));
+        }
+        let path = [("PATH", programs.to_str().expect("the path must be UTF-8"))];
+        let id = gitlab.queue(job(&["echo ran"]).build());
+        let mut agent = home.start_with(&["--once"], &path);
+        agent.wait_for_log("polling paused runner=test reason=git");
+        assert!(agent.log().contains(cause), "{}", agent.log());
+        assert_eq!((gitlab.count("POST jobs/request"), gitlab.job(id).state.as_str()), (0, "pending"));
+        let mut check = home.command(&["check", "--config", &home.config().display().to_string()]);
+        let check = check.envs(path).output().expect("mayfly");
+        let report = String::from_utf8_lossy(&check.stdout).into_owned();
+        assert!(!check.status.success() && report.contains(cause), "{report}");
+        let _ = fs::remove_file(&git);
+        std::os::unix::fs::symlink("/usr/bin/git", git).expect("link git");
+        assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
+        assert!(agent.wait().success());
+        gitlab.assert_strict();
+    }
+}
+
+#[test]
+fn a_runner_is_set_up_when_the_user_of_its_jobs_appears() {
+    let gitlab = GitLab::start();
+    let address = free_address();
+    let user = format!("late{}", unique_number());
+    let keys = format!("listen_address = \"{address}\"\nuser = \"{user}\"");
+    let mut home = Scenario::shell().config(&keys).home(&gitlab);
+    let program = home.own_program();
+    let id = gitlab.queue(job(&["id -un"]).build());
+    // The user database of the agent only; /etc/passwd of the machine stays as it is.
+    let passwd = home.path("passwd");
+    fs::copy("/etc/passwd", &passwd).expect("copy the file");
+    let config = home.config().display().to_string();
+    let log = home.path("log");
+    let line = format!("mount --bind {} /etc/passwd && exec \"$@\" 2>{}", passwd.display(), log.display());
+    let mut agent = std::process::Command::new("unshare");
+    agent.args(["-m", "sh", "-c", &line, "sh"]).arg(program).args(["run", "--config", &config, "--once"]);
+    let mut agent = agent.current_dir(home.path("")).spawn().expect("unshare");
+    wait_or_explain(|| read(&log).contains("polling paused runner=test reason=user"), || read(&log));
+    wait_or_explain(|| try_get(&address, "/healthz").is_some_and(|(status, _)| status == 503), || read(&log));
+    assert_eq!((gitlab.count("POST jobs/request"), gitlab.job(id).state.as_str()), (0, "pending"));
+    let with_user = format!("{}{user}:x:65534:65534::/:/bin/sh\n", read(&passwd));
+    fs::write(&passwd, with_user).expect("write the file");
+    let done = gitlab.finished(id);
+    assert!(done.state == "success" && done.has(&user), "{}\n{}", done.log(), read(&log));
+    assert!(wait_for_exit(&mut agent, &log).success());
+    assert_eq!(read(&log).matches("polling paused").count(), 1, "{}", read(&log));
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_read_only_directory_makes_the_machine_unfit() {
+    let gitlab = GitLab::start();
+    let home = Scenario::shell().runner("builds_dir = \"$HOME/builds\"").home(&gitlab);
+    let small = Small::mount(home.path("builds"));
+    let remount = |mode: &str| {
+        let mut mount = std::process::Command::new("mount");
+        let status = mount.args(["-o", &format!("remount,{mode}")]).arg(small.path()).status();
+        assert!(status.expect("mount").success());
+    };
+    remount("ro");
+    let id = gitlab.queue(job(&["echo ran"]).build());
+    let mut agent = home.start(&["--once"]);
+    agent.wait_for_log("polling paused runner=test reason=read_only");
+    assert_eq!(gitlab.count("POST jobs/request"), 0);
+    remount("rw");
+    assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
+    assert!(agent.wait().success());
+}
+
+#[test]
+fn an_agent_starts_and_waits_on_a_state_directory_without_inodes() {
+    let gitlab = GitLab::start();
+    let home = Scenario::shell().home(&gitlab);
+    let small = Small::mount_with(home.path("state"), "size=4m,nr_inodes=500");
+    let filler = small.use_all_inodes();
+    let id = gitlab.queue(job(&["echo ran"]).build());
+    let mut agent = home.start(&["--once"]);
+    agent.wait_for_log("polling paused runner=test reason=inodes");
+    let mut second = home.start(&[]);
+    assert!(!second.wait().success() && second.log().contains("another mayfly runs"), "{}", second.log());
+    fs::remove_dir_all(filler).expect("remove");
+    assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
+    assert!(agent.wait().success());
 }
 
 #[test]

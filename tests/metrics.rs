@@ -16,7 +16,7 @@ pub fn free_address() -> String {
 }
 
 /// Status and body of a page; `None` if no server answers.
-fn try_get(address: &str, path: &str) -> Option<(u16, String)> {
+pub fn try_get(address: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes()).ok()?;

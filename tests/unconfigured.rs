@@ -62,6 +62,47 @@ fn a_job_is_finished_and_reported_without_a_usable_configuration() {
 }
 
 #[test]
+fn a_job_is_finished_without_a_file_that_names_its_state_directory() {
+    type Change = fn(&Home);
+    let changes: [(Change, &str); 3] = [
+        (|home| fs::remove_file(home.config()).expect("remove the file"), "the configuration cannot be used"),
+        (
+            |home| fs::write(home.config(), "concurrent = [\n").expect("write the file"),
+            "the configuration cannot be used",
+        ),
+        (|home| fs::write(home.config(), "").expect("write the file"), "the old directory has jobs"),
+    ];
+    for (change, line) in changes {
+        let gitlab = GitLab::start();
+        let home = Scenario::shell().home(&gitlab);
+        let id = dead_agent(&home, &gitlab);
+        change(&home);
+        let next = home.start(&[]);
+        next.wait_for_log(line);
+        next.wait_for_log("job resumed from journal");
+        go(&home);
+        assert_finished(&gitlab, id, &next);
+        gitlab.assert_strict();
+    }
+}
+
+#[test]
+fn a_hand_over_is_refused_if_the_metrics_listener_could_not_start() {
+    let gitlab = GitLab::start();
+    let scenario = |address: &str| Scenario::shell().config(&format!("listen_address = \"{address}\""));
+    let home = scenario("127.0.0.1:0").home(&gitlab);
+    let agent = home.start(&[]);
+    agent.wait_for_log("mayfly is up");
+    // An address of documentation (RFC 5737), which no machine has.
+    scenario("192.0.2.9:9252").write(&home, &gitlab.url);
+    agent.wait_for_log("the old one stays in use");
+    agent.signal("USR2");
+    agent.wait_for_log("hand-over refused");
+    let id = gitlab.queue(job(&["echo ran"]).build());
+    assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
+}
+
+#[test]
 fn polling_starts_once_the_configuration_is_mended() {
     let gitlab = GitLab::start();
     let marked = |mark: &str| {

@@ -30,6 +30,7 @@ impl Agent {
         if config.runners.is_empty() {
             log::warn!("there is no [[runners]] in {}; add one with `mayfly register`", config.path.display());
         }
+        let awaited_user = self.remove_runners_without_user(&mut config);
         let metadata_block = metadata_blocking::apply(&config, self.options.user.as_deref(), &self.state_dir)?;
         let mut servers = Vec::new();
         let mut contexts = Vec::new();
@@ -69,7 +70,14 @@ impl Agent {
         let directories = of_runners.chain([("state", &self.state_dir)]).map(|(purpose, path)| (purpose, path.clone()));
         self.monitoring.record_configuration(&self.config, directories.collect());
         let runners: Vec<RunnerLabels> = self.servers.iter().map(|(runner, _)| RunnerLabels::from(&**runner)).collect();
-        self.status.keep_only(&runners);
+        if let Some(before) = self.awaited_user.take() {
+            before.runners().iter().filter(|runner| runners.contains(runner)).for_each(|runner| {
+                self.status.set(runner, &Ok(()));
+            });
+        }
+        let awaiting = awaited_user.iter().flat_map(|awaited| awaited.runners().iter().cloned());
+        self.status.keep_only(&runners.into_iter().chain(awaiting).collect::<Vec<_>>());
+        self.awaited_user = awaited_user;
         self.start_readiness_check();
         self.start_pollers();
         Ok(())

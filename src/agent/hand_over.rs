@@ -97,7 +97,12 @@ impl Agent {
         if self.shutdown.is_some() {
             return None;
         }
-        if let Err(why) = validated.and_then(|()| self.check_state_dir()) {
+        let refusal = match (validated, self.changed_state_dir()) {
+            // The validation saw the effects of that change only.
+            (_, Ok(Some(why))) | (Err(why), _) | (Ok(()), Err(why)) => Some(why),
+            (Ok(()), Ok(None)) => None,
+        };
+        if let Some(why) = refusal {
             log::error!(
                 "hand-over refused: the new program cannot start with this configuration; continuing with the old one \
                  path={} error={why}",
@@ -139,17 +144,18 @@ impl Agent {
 }
 
 impl Agent {
-    /// Checks that the new program finds the jobs. Errors: `state_dir` has changed since this agent started.
-    fn check_state_dir(&self) -> Result<(), String> {
+    /// Why the new program would not find the jobs: `state_dir` has changed since this agent started. Errors: the file cannot
+    /// be loaded.
+    fn changed_state_dir(&self) -> Result<Option<String>, String> {
         let loaded = Config::load(&self.options.config).map_err(|error| error.to_string())?;
         let next = config::state_dir(&loaded.config);
         match next == self.state_dir {
-            true => Ok(()),
-            false => Err(format!(
+            true => Ok(None),
+            false => Ok(Some(format!(
                 "`state_dir` is now {}, but the jobs are in {}; restart the agent when it has no jobs",
                 next.display(),
                 self.state_dir.display()
-            )),
+            ))),
         }
     }
 }

@@ -19,7 +19,7 @@ pub fn outcome(runner: &RunnerLabels, id: i64, outcome: &JobOutcome) {
                     let code = exit_code.map(|code| format!(" exit_code={code}")).unwrap_or_default();
                     format!("failed reason={}{code}", reason.as_str())
                 }
-                _ => "success".to_owned(),
+                _ => "success exit_code=0".to_owned(),
             };
             log::info!("job ended job={id} runner={name} state={result} {summary} delivery={delivery:?}");
         }

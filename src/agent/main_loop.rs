@@ -101,7 +101,7 @@ impl Agent {
         if self.shutdown.is_some() {
             return self.run_shutdown_deadlines();
         }
-        let next_retry = self.retry_configuration();
+        let next_retry = [self.retry_configuration(), self.check_awaited_user()].into_iter().flatten().min();
         let next = match self.availability {
             Availability::Available => self.run_due_work_while_available(),
             _ => self.check_availability(),
@@ -132,7 +132,7 @@ impl Agent {
         let mayfly = &self.config.mayfly;
         let without_runner = mayfly
             .give_up_after
-            .filter(|_| self.servers.is_empty() && self.unconfigured.is_none())
+            .filter(|_| self.servers.is_empty() && self.unconfigured.is_none() && self.awaited_user.is_none())
             .map(|after| (after.saturating_sub(self.began.elapsed()), ShutdownReason::NoRunner));
         let leaves = mayfly.fitness.when_unfit == WhenUnfit::Leave;
         let unfit = self

@@ -3,6 +3,7 @@
 //! `start` starts the agent, `main_loop` runs it, and each other file has one duty.
 
 pub mod advice;
+mod awaited_user;
 mod concurrent_ids;
 mod configuration;
 mod confinement;
@@ -54,6 +55,7 @@ use crate::job::context::RunnerContext;
 use crate::job::storage::Storage;
 use crate::journal::JobCount;
 use crate::sys::BootTime;
+use awaited_user::AwaitedUser;
 pub use confinement::confinement;
 use hand_over::HandOver;
 use job_manager::JobManager;
@@ -172,6 +174,8 @@ struct Agent {
     hand_over: HandOver,
     /// Set while the agent has no usable configuration.
     unconfigured: Option<Unconfigured>,
+    /// Set while runners wait for the user of their jobs.
+    awaited_user: Option<AwaitedUser>,
     /// The jobs of an earlier agent, until the abandoned containers are removed.
     recovered: Option<Recovered>,
     /// Number of reloads so far.
@@ -232,6 +236,7 @@ impl Agent {
             rotation: Rotation::default(),
             hand_over: HandOver::default(),
             unconfigured: None,
+            awaited_user: None,
             recovered: None,
             reloads: 0,
             last_token_fetch: None,

@@ -119,6 +119,7 @@ impl Poller {
     /// Whether the machine is fit for a job of this runner.
     fn check_fitness(&mut self) -> bool {
         let runner_labels = RunnerLabels::from(&*self.runner);
+        let awaited_user = self.status.awaits_user(&runner_labels);
         let looked = self
             .jobs
             .failures()
@@ -127,6 +128,11 @@ impl Poller {
         self.status.set(&runner_labels, &looked);
         if let Some(manager) = self.server.manager() {
             manager.jobs().set_fit(looked.is_ok());
+        }
+        if looked.is_ok() && awaited_user {
+            // The user may have another id now; a reload looks it up again.
+            let _ = self.events.send(AgentEvent::ConfigurationChanged);
+            return false;
         }
         looked.is_ok()
     }

@@ -4,7 +4,8 @@
 //! not usable or a token cannot be fetched. Polling starts once both are available.
 
 use std::fs::File;
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc;
 
@@ -24,12 +25,15 @@ pub fn run(options: AgentOptions, loaded: Result<LoadedConfig, String>) -> Resul
         Ok(loaded) => (loaded.config.clone(), Ok(loaded)),
         Err(why) => (settings_to_finish_with(&options.config).ok_or_else(|| why.clone())?, Err(why)),
     };
-    let state = config::state_dir(&config);
+    let state = state_dir_with_jobs(&config);
     let unusable = |error: std::io::Error| {
         format!("the state directory {} cannot be used: {error}; set `state_dir` below [mayfly]", state.display())
     };
     job_manager::prepare_state(&state).map_err(unusable)?;
     let _lock = lock(&state)?;
+    if let Err(error) = carried::remember_state_dir(&options.config, &state) {
+        log::debug!("cannot record the state directory beside the configuration error={error}");
+    }
     let predecessor = hand_over::predecessor(&state);
     let (events, inbox) = mpsc::channel();
     let (on_signal, on_change) = (events.clone(), events.clone());
@@ -53,8 +57,31 @@ pub fn run(options: AgentOptions, loaded: Result<LoadedConfig, String>) -> Resul
 fn settings_to_finish_with(path: &Path) -> Option<Config> {
     let settings = carried::last_settings(path).ok()?;
     let state = config::state_dir(&settings);
-    let has_work = !journal::slots(&state).is_empty() || shutdown_state::path(&state).exists();
-    has_work.then_some(settings)
+    has_work(&state).then_some(settings)
+}
+
+/// Whether a state directory has jobs to finish or a shutdown to resume.
+fn has_work(state: &Path) -> bool {
+    !journal::slots(state).is_empty() || shutdown_state::path(state).exists()
+}
+
+/// The state directory of the configuration; or that of the last agent, while it has work: an operator may have changed
+/// or emptied the file while a job ran.
+fn state_dir_with_jobs(config: &Config) -> PathBuf {
+    let configured = config::state_dir(config);
+    let absolute = std::path::absolute(&configured).unwrap_or_else(|_| configured.clone());
+    match carried::remembered_state_dir(&config.path).filter(|last| *last != absolute && has_work(last)) {
+        Some(last) => {
+            log::warn!(
+                "state_dir has changed, but the old directory has jobs; using it until the agent restarts without them \
+                 configured={} in_use={}",
+                configured.display(),
+                last.display()
+            );
+            last
+        }
+        None => configured,
+    }
 }
 
 impl Agent {
@@ -92,9 +119,16 @@ impl Agent {
 /// Locks the state directory, because two agents would run the same jobs. Errors: another agent holds the lock.
 fn lock(state: &Path) -> Result<File, String> {
     let path = state.join("lock");
-    let file = File::create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    file.try_lock().map_err(|_| {
+    let taken = || {
         format!("another mayfly runs with the state directory {}; stop it, or set another `state_dir`", state.display())
-    })?;
-    Ok(file)
+    };
+    match File::create(&path) {
+        Ok(file) => file.try_lock().map_err(|_| taken()).map(|()| file),
+        // A file system without a free inode must not keep the agent from resuming jobs and from reporting the problem.
+        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            let directory = File::open(state).map_err(|error| format!("{}: {error}", state.display()))?;
+            directory.try_lock().map_err(|_| taken()).map(|()| directory)
+        }
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
 }

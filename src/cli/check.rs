@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +11,7 @@ use nix::unistd::{AccessFlags, access};
 
 use super::report::Report;
 use super::{ConfigFile, check_pools, permission};
-use crate::agent::fitness::{FitnessCheck, Requirements, ScriptRunner};
+use crate::agent::fitness::{ENGINE_TIMEOUT, FitnessCheck, Requirements, ScriptRunner, check_git};
 use crate::agent::{self, advice, metadata_blocking};
 use crate::config::leave::LeaveStrategy;
 use crate::config::{self, Config, Runner, Severity, system_id};
@@ -167,13 +167,9 @@ fn check_metadata(report: &mut Report, options: &Options, config: &Config) {
 }
 
 fn check_programs(report: &mut Report) {
-    // Looked up in the agent's PATH, as the agent itself does.
-    match Command::new("git").arg("--version").output() {
-        Ok(output) if output.status.success() => report.ok("git", String::from_utf8_lossy(&output.stdout).trim()),
-        _ => report.fail(
-            "git",
-            "no working `git` in the PATH of this command; jobs cannot fetch their sources: install git, or correct PATH",
-        ),
+    match check_git() {
+        Ok(version) => report.ok("git", &version),
+        Err(unfit) => report.fail("git", &unfit.to_string()),
     }
     match find_program("bash").or_else(|| find_program("sh")) {
         Some(shell) => report.ok("shell", &shell.display().to_string()),
@@ -185,7 +181,9 @@ fn check_programs(report: &mut Report) {
 /// would not be enough: those of /proc, for example, are misleading.
 fn check_state(report: &mut Report, state: &Path, table: &str) {
     let probe = |directory: PathBuf| probe_directory(&directory);
-    match first_existing(state).ok_or_else(|| "not a directory".to_owned()).and_then(probe) {
+    // A relative path has no existing ancestor besides the current directory.
+    let absolute = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
+    match first_existing(&absolute).ok_or_else(|| "not a directory".to_owned()).and_then(probe) {
         Ok(()) => report.ok("state directory", &state.display().to_string()),
         Err(why) => report.fail(
             "state directory",
@@ -216,7 +214,9 @@ fn check_engine(report: &mut Report, place: &str, runner: &Runner) {
         Ok(address) => address,
         Err(why) => return report.fail(place, &why),
     };
-    match DockerEngine::connect(&address).and_then(|engine| Ok((engine.info()?, engine.revision()))) {
+    match DockerEngine::connect_within(&address, ENGINE_TIMEOUT)
+        .and_then(|engine| Ok((engine.info()?, engine.revision())))
+    {
         Ok((info, revision)) => {
             let version = &info.server_version;
             report.ok(place, &format!("container engine {version} at {address}, version {revision} of its API"));

@@ -86,11 +86,42 @@ pub fn keep_settings(config: &Config) -> std::io::Result<()> {
 pub fn last_settings(path: &Path) -> Result<Config, super::ConfigError> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let mut defaults = Config::parse(path, "")?;
-    defaults.mayfly.state_dir = salvaged_state_dir(&text);
+    defaults.mayfly.state_dir = salvaged_state_dir(&text).or_else(|| remembered_state_dir(path));
     let kept = fs::read_to_string(state_dir(&defaults).join(SETTINGS)).unwrap_or_default();
     let Ok(mut settings) = Config::parse(path, &kept) else { return Ok(defaults) };
     settings.mayfly.state_dir = defaults.mayfly.state_dir;
     Ok(settings)
+}
+
+/// The symbolic link beside a configuration file that names the state directory in use. Agents whose files are in one
+/// directory have a record each.
+fn state_dir_record(config: &Path) -> PathBuf {
+    let name = config.file_name().unwrap_or_default().to_string_lossy();
+    config.with_file_name(format!(".{name}.state_dir"))
+}
+
+/// Records beside the configuration file which state directory is in use, so that an agent finds the jobs there even if
+/// the file is deleted, emptied or unreadable. Not needed for the default directory.
+pub fn remember_state_dir(config: &Path, state: &Path) -> std::io::Result<()> {
+    let record = state_dir_record(config);
+    let state = std::path::absolute(state)?;
+    let is_default = Config::parse(config, "").is_ok_and(|defaults| state_dir(&defaults) == state);
+    match fs::read_link(&record) {
+        Ok(before) if before == state => Ok(()),
+        Err(_) if is_default => Ok(()),
+        _ => {
+            match fs::remove_file(&record) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            if is_default { Ok(()) } else { std::os::unix::fs::symlink(state, record) }
+        }
+    }
+}
+
+/// The state directory that the last agent with this configuration file used, if it was recorded.
+pub fn remembered_state_dir(config: &Path) -> Option<PathBuf> {
+    fs::read_link(state_dir_record(config)).ok()
 }
 
 /// `state_dir` from a text that is not valid TOML: from the readable part of its table, or from its line.
@@ -169,5 +200,11 @@ mod tests {
         }
         fs::remove_file(&path).expect("remove the file");
         assert_eq!(last_settings(&path).expect("settings must be kept").lifetime.max_builds, None);
+        remember_state_dir(&path, &state).expect("record the directory");
+        assert_eq!(last_settings(&path).expect("settings must be found").lifetime.max_builds, Some(5));
+        assert_eq!(remembered_state_dir(&path.with_file_name("other.toml")), None, "another agent's file");
+        let default = state_dir(&Config::parse(&path, "").expect("an empty file is valid"));
+        remember_state_dir(&path, &default).expect("remove the record");
+        assert_eq!(remembered_state_dir(&path), None);
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{AccessFlags, access};
+
 use super::cgroup::CgroupParents;
 use super::{Executor, user};
 use crate::failure::JobError;
@@ -130,7 +132,20 @@ impl Executor for Shell {
 
 /// Finds a program in the PATH of jobs.
 pub fn find_program(name: &str) -> Option<PathBuf> {
-    PATH.split(':').map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
+    find_in(PATH, name)
+}
+
+/// Finds the git that the agent runs for jobs: that of its own PATH, which an operator can set.
+pub fn find_git() -> Option<PathBuf> {
+    match std::env::var("PATH") {
+        Ok(own) if !own.is_empty() => find_in(&own, "git"),
+        _ => find_program("git"),
+    }
+}
+
+fn find_in(path: &str, name: &str) -> Option<PathBuf> {
+    let is_executable = |path: &PathBuf| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
+    path.split(':').map(|directory| Path::new(directory).join(name)).find(is_executable)
 }
 
 /// Quotes text for any POSIX shell; drops zero bytes, which no shell supports.

@@ -124,7 +124,11 @@ impl Client {
             let (agent, route) = self.connections.agent(&request.url)?;
             let began = Instant::now();
             let response = exchange(&agent, &route, &request);
-            proxy_health::note(&route, began, response.as_ref().err().map(HttpError::to_string).as_deref());
+            let error = match &response {
+                Ok(response) => proxy_health::gateway_error(&route, response.status),
+                Err(error) => Some(error.to_string()),
+            };
+            proxy_health::note(&route, began, error.as_deref());
             let response = response?;
             let Some(location) = response.header("Location").filter(|_| is_redirect(response.status)) else {
                 return Ok(response);

@@ -108,7 +108,11 @@ impl Transfer {
                 None => Ok(response),
             }
         });
-        proxy_health::note(&self.route, began, response.as_ref().err().map(String::as_str));
+        let error = match &response {
+            Ok(response) => proxy_health::gateway_error(&self.route, response.status),
+            Err(error) => Some(error.clone()),
+        };
+        proxy_health::note(&self.route, began, error.as_deref());
         response.map_err(|why| HttpError::Transport(format!("{place}: {why}{}", self.route)))
     }
 

@@ -3,7 +3,10 @@
 //! A step of an earlier agent is resumed: it still runs, or has left its result, or never started.
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
+
+use nix::sys::statvfs::statvfs;
 
 use super::context::Job;
 use super::deadlines::{DeadlineScope, Deadlines, StepDeadline};
@@ -268,10 +271,16 @@ impl StepRunner<'_> {
             StepOutcome::Lost => {
                 self.sweep();
                 self.journal.progress.abort();
-                return Err(JobError::system(
-                    "the process that held the script was killed: by the script, for lack of memory, or with the \
-                     machine",
-                ));
+                return Err(JobError::system(match is_full(&self.journal.directory.spool()) {
+                    true => {
+                        "the disk of the state directory is full, so that the process that holds the script could not \
+                         save its result; free some space"
+                    }
+                    false => {
+                        "the process that held the script was killed: by the script, for lack of memory, or with the \
+                         machine"
+                    }
+                }));
             }
         };
         if kind.was_killed(outcome) {
@@ -350,6 +359,11 @@ fn name_of_signal(number: i32) -> String {
         other => return format!("signal {other}"),
     };
     name.to_owned()
+}
+
+/// Whether the file system of `path` has no free space or inode.
+fn is_full(path: &Path) -> bool {
+    statvfs(path).is_ok_and(|stat| stat.blocks_available() == 0 || (stat.files() > 0 && stat.files_available() == 0))
 }
 
 #[cfg(test)]

@@ -1,23 +1,32 @@
 //! The checks of the machine: free space, the container engine, the user and the shell of the jobs, git.
 
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::statvfs::statvfs;
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::unistd::Pid;
 
 use super::Unfit;
+use crate::agent::termination::wait;
 use crate::config::{self, Config, Runner, fitness};
-use crate::executor::docker::engine::DockerEngine;
+use crate::executor::docker::engine::{DockerEngine, DockerError};
 use crate::executor::docker::host;
-use crate::executor::shell::find_program;
+use crate::executor::shell::{find_git, find_program};
 use crate::executor::user;
 use crate::http::Address;
+use crate::sys;
 
 /// Timeout of a ping to the container engine.
-const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a successful ping counts.
 const ENGINE_VALID_FOR: Duration = Duration::from_secs(1);
+/// Timeout of `git --version`.
+const GIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a successful `git --version` counts.
 const GIT_VALID_FOR: Duration = Duration::from_secs(60);
 
@@ -108,6 +117,9 @@ fn is_fresh(since: Option<Instant>, valid_for: Duration) -> bool {
 /// counts as fit.
 fn check_file_system(limits: &fitness::Fitness, what: &'static str, path: &Path) -> Result<(), Unfit> {
     let Some(stat) = path.ancestors().find_map(|path| statvfs(path).ok()) else { return Ok(()) };
+    if stat.flags().contains(FsFlags::ST_RDONLY) {
+        return Err(Unfit::ReadOnly { what, path: path.to_owned() });
+    }
     let (free, total) = (stat.blocks_available(), stat.blocks());
     let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
     let (free, wanted) = (bytes(free), limits.wanted_space(bytes(total)));
@@ -133,24 +145,51 @@ fn check_shell(shell: Option<&str>, user: Option<&str>, slots: u32) -> Result<()
 }
 
 fn check_engine(address: &Address) -> Result<(), Unfit> {
-    let answered = DockerEngine::connect(address).and_then(|engine| engine.ping(ENGINE_TIMEOUT));
-    answered.map_err(|error| Unfit::Engine { address: address.to_string(), why: error.to_string() })
+    DockerEngine::connect_within(address, ENGINE_TIMEOUT).map(drop).map_err(|error| {
+        Unfit::Engine(match error {
+            DockerError::Answer { message, .. } => format!(
+                "the container engine at {address} returns an error: {message}; look at its log (journalctl -u docker)"
+            ),
+            DockerError::Nonsense { .. } => {
+                format!("{error}; restart the engine, or correct `host` below [runners.docker]")
+            }
+            error => error.to_string(),
+        })
+    })
 }
 
-fn check_git() -> Result<(), Unfit> {
-    let Some(program) = find_program("git") else {
-        return Err(Unfit::Git("there is no `git` on the machine".to_owned()));
+/// Checks that git runs. Returns what `git --version` prints.
+pub fn check_git() -> Result<String, Unfit> {
+    let Some(program) = find_git() else {
+        return Err(Unfit::Git("no working `git` in the PATH of the agent".to_owned()));
     };
-    let ran = Command::new(&program).arg("--version").env_clear().stdin(Stdio::null()).output();
-    match ran {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let said = said.lines().next().unwrap_or_default();
-            Err(Unfit::Git(format!("`{} --version` fails ({}): {said}", program.display(), output.status)))
-        }
-        Err(error) => Err(Unfit::Git(format!("{} cannot be started: {error}", program.display()))),
+    git_version(&program).map_err(|why| Unfit::Git(format!("`{} --version` fails: {why}", program.display())))
+}
+
+fn git_version(program: &Path) -> Result<String, String> {
+    let mut command = Command::new(program);
+    command.arg("--version").env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().map_err(|error| format!("it cannot be started: {error}"))?;
+    let pid = child.id().cast_signed();
+    let ended = sys::pidfd_open(pid).and_then(|pidfd| wait(pidfd.as_fd(), GIT_TIMEOUT));
+    // The group may contain processes that hold the pipes open.
+    let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+    let status = child.wait().map_err(|error| error.to_string())?;
+    if !ended.unwrap_or(false) {
+        return Err(format!("it did not end within {} seconds", GIT_TIMEOUT.as_secs()));
     }
+    let read = |stream: Option<&mut dyn Read>| -> io::Result<String> {
+        let mut text = Vec::new();
+        stream.map_or(Ok(0), |stream| stream.take(4096).read_to_end(&mut text))?;
+        Ok(String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned())
+    };
+    let stream = match status.success() {
+        true => child.stdout.as_mut().map(|stream| stream as &mut dyn Read),
+        false => child.stderr.as_mut().map(|stream| stream as &mut dyn Read),
+    };
+    let text = read(stream).map_err(|error| error.to_string())?;
+    if status.success() { Ok(text) } else { Err(format!("{status}: {text}")) }
 }
 
 #[cfg(test)]

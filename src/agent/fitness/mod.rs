@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use check::{FitnessCheck, Requirements, ScriptRunner};
+pub use check::{ENGINE_TIMEOUT, FitnessCheck, Requirements, ScriptRunner, check_git};
 pub use status::FitnessStatus;
 pub use streaks::FailureStreaks;
 
@@ -23,8 +23,10 @@ pub enum Unfit {
     Space { what: &'static str, path: PathBuf, free: u64, wanted: u64 },
     /// A file system has too few free inodes.
     Inodes { what: &'static str, path: PathBuf, free: u64, wanted: u64 },
-    /// The container engine does not answer.
-    Engine { address: String, why: String },
+    /// A file system is mounted read-only, for example after an error of its disk.
+    ReadOnly { what: &'static str, path: PathBuf },
+    /// The container engine does not answer, and what to do.
+    Engine(String),
     /// The user of the jobs does not exist.
     User(String),
     /// The shell is not installed.
@@ -43,7 +45,8 @@ impl Unfit {
         match self {
             Self::Space { .. } => "disk_space",
             Self::Inodes { .. } => "inodes",
-            Self::Engine { .. } => "container_engine",
+            Self::ReadOnly { .. } => "read_only",
+            Self::Engine(_) => "container_engine",
             Self::User(_) => "user",
             Self::Shell(_) => "shell",
             Self::Git(_) => "git",
@@ -68,15 +71,16 @@ impl fmt::Display for Unfit {
                  [mayfly]",
                 path.display()
             ),
-            Self::Engine { address, why } => {
-                write!(
-                    f,
-                    "the container engine at {address} does not answer: {why}; start it, or set `host` below [runners.docker]"
-                )
-            }
+            Self::ReadOnly { what, path } => write!(
+                f,
+                "{what} {} is on a file system that is mounted read-only; look for disk errors (dmesg), or mount it \
+                 writable",
+                path.display()
+            ),
+            Self::Engine(why) => f.write_str(why),
             Self::User(why) => write!(f, "{why}; create it, or set `user`"),
             Self::Shell(why) => write!(f, "{why}; install bash"),
-            Self::Git(why) => write!(f, "{why}; install git"),
+            Self::Git(why) => write!(f, "{why}; install git, or correct the PATH of the agent"),
             Self::Failures { count, pause } => write!(
                 f,
                 "{count} jobs in a row failed with runner_system_failure, no request for {} seconds; the logs of those \

@@ -42,6 +42,8 @@ impl FitnessStatus {
                         runner_labels.name,
                         unfit.reason()
                     );
+                } else {
+                    log::debug!("still unfit runner={} cause={unfit}", runner_labels.name);
                 }
                 let since = before.map_or_else(BootTime::now, |(_, since)| since);
                 state.unfit.insert(runner_labels.clone(), (unfit.clone(), since));
@@ -53,6 +55,11 @@ impl FitnessStatus {
     /// Records that the readiness commands have timed out, or that they have succeeded.
     pub fn set_ready(&self, ready: Result<(), String>) {
         self.lock().not_ready = ready.err().map(|why| (Unfit::NotReady(why), BootTime::now()));
+    }
+
+    /// Whether the runner waits for the user of its jobs.
+    pub fn awaits_user(&self, runner_labels: &RunnerLabels) -> bool {
+        self.lock().unfit.get(runner_labels).is_some_and(|(unfit, _)| matches!(unfit, Unfit::User(_)))
     }
 
     /// Removes runners that are no longer configured.

@@ -7,7 +7,7 @@ pub fn given_or_asked(given: Option<String>, is_silent: bool, flag: &str, questi
     if let Some(given) = given.filter(|given| !given.is_empty()) {
         return Ok(given);
     }
-    let missing = || format!("--{flag} is missing");
+    let missing = || format!("--{flag} is missing; add it to the command");
     if is_silent {
         return Err(missing());
     }

@@ -193,7 +193,13 @@ fn obtain(
         return Ok((made, token));
     }
     let why = match gitlab.verify(&token, system_id) {
-        Ok(TokenStatus::Valid(verified)) => return Ok((made.unwrap_or(verified), token)),
+        Ok(TokenStatus::Valid(verified)) if made.is_some() || verified.id > 0 || verified.is_of_old_server => {
+            return Ok((made.unwrap_or(verified), token));
+        }
+        Ok(TokenStatus::Valid(_)) => {
+            "verifying the runner: the response has no id of a runner; check that `url` is the address of GitLab"
+                .to_owned()
+        }
         Ok(TokenStatus::Invalid) => {
             "the server does not know this token; copy it again from the runner's page".to_owned()
         }

@@ -19,7 +19,7 @@ pub(super) const DOCKER: &[Key] = &[
     as_above("tls_cert_path", Text).flag("docker-cert-path", ""),
     as_above("tls_verify", Bool).flag("docker-tlsverify", ""),
     key("image", Text, "job", "in patterns `*` matches within one part of a name, `**` over several parts")
-        .flag("docker-image", ""),
+        .flag("docker-image", "DOCKER_IMAGE"),
     as_above("pull_policy", List).flag("docker-pull-policy", ""),
     as_above("allowed_pull_policies", List).flag("docker-allowed-pull-policies", ""),
     as_above("allowed_images", List).flag("docker-allowed-images", ""),

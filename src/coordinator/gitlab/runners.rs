@@ -19,6 +19,9 @@ pub struct Registration {
     /// When the token expires.
     #[serde(default)]
     pub token_expires_at: Option<String>,
+    /// An old server confirmed the token without a description of the runner.
+    #[serde(skip)]
+    pub is_of_old_server: bool,
 }
 
 /// Whether GitLab accepts a token.
@@ -90,9 +93,16 @@ impl GitLab {
         match response.status {
             // Old servers return the bare text `200`.
             200 if response.body.trim_ascii() == b"200" => {
-                Ok(TokenStatus::Valid(Registration { id: 0, token: None, token_expires_at: None }))
+                let (token, token_expires_at) = (None, None);
+                Ok(TokenStatus::Valid(Registration { id: 0, token, token_expires_at, is_of_old_server: true }))
             }
-            200 => decode(&response).map(TokenStatus::Valid),
+            200 => match decode::<Registration>(&response)? {
+                runner if runner.id > 0 || runner.token.is_some() => Ok(TokenStatus::Valid(runner)),
+                _ => Err(ApiError::Answer(
+                    200,
+                    "the response names no runner; check that `url` is the address of GitLab".to_owned(),
+                )),
+            },
             403 => Ok(TokenStatus::Invalid),
             status => Err(ApiError::Answer(status, error_text(&response))),
         }

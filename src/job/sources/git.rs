@@ -9,6 +9,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use super::environment::PROXIES;
 use super::{SourcesError, SourcesPlan};
+use crate::executor::shell::find_git;
 
 /// Options for every git command: git runs no program that the work tree or its repository names, and follows no
 /// redirect ([`super::redirect`] follows those to the same host).
@@ -107,7 +108,8 @@ pub fn directory(plan: &SourcesPlan, directory: &Path) -> Result<PathBuf, Source
 
 /// A git command for a directory of the checkout.
 pub fn command(plan: &SourcesPlan, directory: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new("git");
+    let program = find_git().unwrap_or_else(|| PathBuf::from("git"));
+    let mut command = Command::new(program);
     command
         .args(SAFE_SETTINGS)
         .args(plan.beside_container())

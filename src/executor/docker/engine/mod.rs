@@ -106,9 +106,18 @@ impl DockerEngine {
     /// Connects to the engine at an address and negotiates the API version. Fails if there is none, access is denied,
     /// it does not respond, or it is too old.
     pub fn connect(address: &Address) -> Result<Self, DockerError> {
+        Self::connect_with(address, QUICK_CALL_TIMEOUTS)
+    }
+
+    /// As [`DockerEngine::connect`], with a timeout for the response.
+    pub fn connect_within(address: &Address, timeout: Duration) -> Result<Self, DockerError> {
+        Self::connect_with(address, ResponseTimeouts { response: timeout, idle: timeout })
+    }
+
+    fn connect_with(address: &Address, timeouts: ResponseTimeouts) -> Result<Self, DockerError> {
         let service = open(address)?;
         let answer = service
-            .send(Method::Get, "/_ping", &[], None, QUICK_CALL_TIMEOUTS)
+            .send(Method::Get, "/_ping", &[], None, timeouts)
             .map_err(|error| DockerError::from_connection(address, "_ping", error))?;
         let revision = answer.header("Api-Version").and_then(Revision::parse);
         let status = answer.status;

@@ -1,0 +1,69 @@
+//! Waits for the user of the jobs. A machine without that user is unfit; its runners are set up when the user appears,
+//! for example when the directory service of the machine answers.
+
+use std::time::{Duration, Instant};
+
+use nix::unistd::Uid;
+
+use super::Agent;
+use super::fitness::{RECHECK_INTERVAL, Unfit};
+use crate::config::Config;
+use crate::executor::user;
+use crate::monitor::metrics::RunnerLabels;
+
+/// Interval between two attempts to load the configuration after the user has appeared. Loading may fetch tokens.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(90);
+
+/// The runners that wait for the user of their jobs.
+pub(super) struct AwaitedUser {
+    /// The user, or the pattern for one user per slot.
+    name: String,
+    slots: u32,
+    runners: Vec<RunnerLabels>,
+    retry_at: Instant,
+}
+
+impl AwaitedUser {
+    pub(super) fn runners(&self) -> &[RunnerLabels] {
+        &self.runners
+    }
+}
+
+impl Agent {
+    /// Removes the runners whose jobs cannot run because their user does not exist. An agent that works already keeps
+    /// its configuration instead: then nothing is removed, and the configuration is rejected.
+    pub(super) fn remove_runners_without_user(&self, config: &mut Config) -> Option<AwaitedUser> {
+        let works = !self.servers.is_empty() && self.awaited_user.is_none();
+        let name = self.options.user.as_deref().or(config.user.as_deref())?.to_owned();
+        if works || !Uid::effective().is_root() {
+            return None;
+        }
+        let why = user::of_slots(&name, config.concurrent).err()?;
+        let (runners, waiting) =
+            std::mem::take(&mut config.runners).into_iter().partition(|runner| runner.executor.has_containers());
+        config.runners = runners;
+        let waiting: Vec<_> = waiting;
+        let runners: Vec<RunnerLabels> = waiting.iter().map(RunnerLabels::from).collect();
+        for runner in &runners {
+            self.status.set(runner, &Err(Unfit::User(why.clone())));
+        }
+        let retry_at = Instant::now() + RECHECK_INTERVAL;
+        (!runners.is_empty()).then_some(AwaitedUser { name, slots: config.concurrent, runners, retry_at })
+    }
+
+    /// Loads the configuration again when the awaited user exists. Returns the time until the next check.
+    pub(super) fn check_awaited_user(&mut self) -> Option<Duration> {
+        let awaited = self.awaited_user.as_mut()?;
+        let left = awaited.retry_at.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            return Some(left);
+        }
+        let exists = user::of_slots(&awaited.name, awaited.slots).is_ok();
+        let interval = if exists { RELOAD_INTERVAL } else { RECHECK_INTERVAL };
+        awaited.retry_at = Instant::now() + interval;
+        if exists {
+            self.reload();
+        }
+        Some(interval)
+    }
+}
