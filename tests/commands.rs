@@ -227,17 +227,30 @@ fn unregister_takes_the_token_of_the_environment() {
 }
 
 #[test]
-fn check_finds_problems_that_prevent_a_start() {
+fn check_and_lint_find_problems_that_prevent_a_start() {
     let gitlab = GitLab::start();
-    let check = |home: &Home| text(&home.call(&["check", "--config", &home.config().display().to_string()]));
+    let call = |home: &Home, command: &str| home.call(&[command, "--config", &home.config().display().to_string()]);
+    let check = |home: &Home| text(&call(home, "check"));
+    // The file may be for another machine.
+    let lint = |home: &Home| {
+        let done = call(home, "lint");
+        assert!(done.status.success(), "{}", text(&done));
+        text(&done)
+    };
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let home = Scenario::shell()
         .config(&format!("listen_address = \"{}\"", taken.local_addr().expect("an address")))
         .home(&gitlab);
     assert!(check(&home).contains("FAIL     listen_address"), "{}", check(&home));
+    assert!(lint(&home).contains("on this machine: `listen_address = "), "{}", lint(&home));
     let home = Scenario::shell().state_dir("/proc/x").home(&gitlab);
     assert!(check(&home).contains("FAIL     state directory: /proc/x cannot be written"), "{}", check(&home));
+    assert!(lint(&home).contains("on this machine: the state directory /proc/x cannot"), "{}", lint(&home));
+    let home = Scenario::shell().mayfly("leave = \"aws-asg\"").home(&gitlab);
+    assert!(check(&home).contains("FAIL     instance: `leave = \"aws-asg\"`"), "{}", check(&home));
+    assert!(lint(&home).contains("on this machine: `leave = \"aws-asg\"`"), "{}", lint(&home));
     let home = Scenario::shell().home(&gitlab);
+    assert!(!lint(&home).contains("on this machine"), "{}", lint(&home));
     let mut without_git = home.command(&["check", "--config", &home.config().display().to_string()]);
     let told = text(&without_git.env("PATH", home.path("empty")).output().expect("run mayfly"));
     assert!(told.contains("FAIL     git: no working `git` in the PATH"), "{told}");

@@ -32,6 +32,7 @@ mod shutdown;
 pub mod signals;
 mod slots;
 mod start;
+pub mod start_checks;
 pub mod status;
 pub mod supervisor;
 mod termination;

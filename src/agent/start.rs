@@ -10,10 +10,11 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 
 use super::reload::FetchReason;
-use super::{Agent, AgentEvent, AgentOptions, TOKEN_TIMEOUT, hand_over, job_manager, shutdown, signals, watch};
+use super::{
+    Agent, AgentEvent, AgentOptions, TOKEN_TIMEOUT, hand_over, job_manager, shutdown, signals, start_checks, watch,
+};
 use crate::config::{self, Config, LoadedConfig, carried};
 use crate::instance::aws::secrets;
-use crate::instance::{self, Requirement};
 use crate::journal;
 use crate::journal::shutdown as shutdown_state;
 
@@ -40,7 +41,7 @@ pub fn run(options: AgentOptions, loaded: Result<LoadedConfig, String>) -> Resul
     signals::listen(move |request| on_signal.send(AgentEvent::Signal(request)).is_ok())
         .map_err(|error| format!("signals cannot be handled: {error}"))?;
     watch::watch(&options.config, move || on_change.send(AgentEvent::ConfigurationChanged).is_ok());
-    let instance = instance::find(config.mayfly.aws.as_ref(), Requirement::of(&config.leave))?;
+    let instance = start_checks::find_instance(&config)?;
     config.leave.apply_default(instance.is_in_group());
     let earlier = shutdown::load_shutdown(&state, &*instance, config.leave.strategy);
     let mut agent = Agent::new(instance, options, &config, state, supervisor, (events, inbox));

@@ -2,36 +2,19 @@
 //! before a handover.
 
 use std::fs::File;
-use std::io::ErrorKind;
-use std::path::Path;
 use std::time::Duration;
 
 use super::runner_setup::executor_of;
-use super::{AgentOptions, gitlab, job_manager, metadata_blocking};
-use crate::config::{self, Config, LoadedConfig, Severity};
+use super::{AgentOptions, gitlab, job_manager, metadata_blocking, start_checks};
+use crate::config::{self, LoadedConfig, Severity};
 use crate::executor::cgroup::CgroupParents;
 use crate::executor::docker::names::ContainerOwner;
 use crate::executor::docker::removal::ContainerRemovals;
 use crate::instance::aws::secrets;
 use crate::instance::metadata_block::check_tool;
-use crate::instance::{self, Requirement};
-use crate::monitor::listener::bind;
 
 /// Timeout of fetching a token.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Checks that the metrics listener can have its address. A running agent may hold the address itself.
-fn check_listen_address(options: &AgentOptions, config: &Config, state: &Path) -> Result<(), String> {
-    let address = options.listen_address.as_ref().or(config.listen_address.as_ref());
-    let Some(address) = address.filter(|address| !address.is_empty()) else { return Ok(()) };
-    let is_running = File::open(state.join("lock")).is_ok_and(|lock| lock.try_lock().is_err());
-    match bind(address) {
-        Err(error) if !(is_running && error.kind() == ErrorKind::AddrInUse) => {
-            Err(format!("`listen_address = \"{address}\"`: {error}; free the port, or choose another address"))
-        }
-        _ => Ok(()),
-    }
-}
 
 /// Checks everything that could keep an agent from polling with this configuration. Changes nothing, except that it creates
 /// the state directory. Skips what the running agent holds: the lock there, and the address of its metrics listener.
@@ -45,13 +28,16 @@ pub fn validate(options: &AgentOptions, mut loaded: LoadedConfig) -> Result<(), 
     job_manager::prepare_state(&state)
         .and_then(|()| File::options().create(true).append(true).open(state.join("lock")).map(drop))
         .map_err(|error| format!("the state directory {} cannot be used: {error}; set `state_dir`", state.display()))?;
-    instance::find(config.mayfly.aws.as_ref(), Requirement::of(&config.leave))?;
+    start_checks::find_instance(config)?;
     secrets::fill_in(config, TOKEN_TIMEOUT)?;
     if config.mayfly.block_instance_metadata {
         metadata_blocking::job_users(config, options.user.as_deref())?;
         check_tool().map_err(|why| format!("`block_instance_metadata`: {why}"))?;
     }
-    check_listen_address(options, config, &state)?;
+    let listen_address = options.listen_address.as_ref().or(config.listen_address.as_ref());
+    if let Some(address) = listen_address.filter(|address| !address.is_empty()) {
+        start_checks::check_listen_address(address, &state)?;
+    }
     let user = options.user.as_deref().or(config.user.as_deref());
     let owner = ContainerOwner {
         instance: String::new(),

@@ -12,7 +12,7 @@ use nix::unistd::{AccessFlags, access};
 use super::report::Report;
 use super::{ConfigFile, check_pools, permission};
 use crate::agent::fitness::{ENGINE_TIMEOUT, FitnessCheck, Requirements, ScriptRunner, check_git};
-use crate::agent::{self, advice, metadata_blocking};
+use crate::agent::{self, advice, metadata_blocking, start_checks};
 use crate::config::leave::LeaveStrategy;
 use crate::config::{self, Config, Runner, Severity, system_id};
 use crate::coordinator::gitlab::{ApiError, GitLab, TokenStatus};
@@ -25,8 +25,7 @@ use crate::executor::shell::{Shell, find_program};
 use crate::http::{self, diagnose::diagnose};
 use crate::instance::aws::secrets;
 use crate::instance::metadata_block::{self, MetadataBlock};
-use crate::instance::{self, CheckResult, POWER_OFF, Plain, Requirement};
-use crate::monitor::listener::probe_address;
+use crate::instance::{CheckResult, POWER_OFF, Plain};
 use crate::shim::spec::User;
 use crate::sync;
 
@@ -111,8 +110,7 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
         );
     }
     // The agent refuses to start if a requirement of its `leave` is not met.
-    let found = instance::find(config.mayfly.aws.as_ref(), Requirement::of(&config.leave));
-    let instance = found.unwrap_or_else(|why| {
+    let instance = start_checks::find_running_instance(config).unwrap_or_else(|why| {
         report.fail("instance", &why);
         Arc::new(Plain)
     });
@@ -177,34 +175,18 @@ fn check_programs(report: &mut Report) {
     }
 }
 
-/// Creates and removes a directory where the agent will create its state directory or files in it. Permission bits
-/// would not be enough: those of /proc, for example, are misleading.
 fn check_state(report: &mut Report, state: &Path, table: &str) {
-    let probe = |directory: PathBuf| probe_directory(&directory);
-    // A relative path has no existing ancestor besides the current directory.
-    let absolute = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
-    match first_existing(&absolute).ok_or_else(|| "not a directory".to_owned()).and_then(probe) {
+    match start_checks::check_state_dir(state, table) {
         Ok(()) => report.ok("state directory", &state.display().to_string()),
-        Err(why) => report.fail(
-            "state directory",
-            &format!("{} cannot be written: {why}; set `state_dir` below {table}", state.display()),
-        ),
+        Err(why) => report.fail("state directory", &why),
     }
 }
 
-fn probe_directory(directory: &Path) -> Result<(), String> {
-    let probe = directory.join(format!(".mayfly-check-{}", std::process::id()));
-    fs::create_dir(&probe).and_then(|()| fs::remove_dir(&probe)).map_err(|error| error.to_string())
-}
-
-/// Binds the address as the agent or the manager does. If one with this state directory runs, it uses the address itself.
 fn check_listen_address(report: &mut Report, config: &Config, state: &Path) {
-    let Some(address) = &config.listen_address else { return };
-    let is_running = fs::File::open(state.join("lock")).is_ok_and(|lock| lock.try_lock().is_err());
-    match probe_address(address) {
-        Ok(()) => report.ok("listen_address", &format!("{address} is free")),
-        Err(_) if is_running => report.ok("listen_address", &format!("{address} is used by the running process")),
-        Err(why) => report.fail("listen_address", &format!("{why}; free the port, or choose another address")),
+    let Some(address) = config.listen_address.as_ref().filter(|address| !address.is_empty()) else { return };
+    match start_checks::check_listen_address(address, state) {
+        Ok(()) => report.ok("listen_address", &format!("{address} can be used")),
+        Err(why) => report.fail("listen_address", &why),
     }
 }
 

@@ -25,7 +25,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use output::say;
 
-use crate::agent::advice;
+use crate::agent::{advice, start_checks};
 use crate::config::{self, Config, Finding, LoadedConfig, Role, Severity};
 use crate::instance::aws::secrets;
 use crate::instance::{self, Requirement};
@@ -176,7 +176,7 @@ fn boolean(text: &str) -> Result<bool, String> {
 /// Warns if this machine is an instance that keeps running after its jobs. A manager is not such an instance.
 fn warn_about_shutdown(config: &Config) {
     let mut leave = config.leave.clone();
-    if let Ok(instance) = instance::find(config.mayfly.aws.as_ref(), Requirement::Nothing) {
+    if let Ok(instance) = instance::find_at_once(config.mayfly.aws.as_ref(), Requirement::Nothing) {
         leave.apply_default(instance.is_in_group());
         if let Some(advice) = advice::of_shutdown(&config.lifetime, &leave, &*instance) {
             say!("{}: warning: {advice}", config.path.display());
@@ -184,8 +184,8 @@ fn warn_about_shutdown(config: &Config) {
     }
 }
 
-/// Checks the file, and of this machine only whether it is an instance that keeps running. `check` also checks the rest
-/// of the machine, and the server.
+/// Checks the file. What keeps the agent from starting on this machine is a note, because the file may be for another
+/// machine. `check` also checks what jobs need, and the server.
 fn lint(file: &ConfigFile) -> Result<ExitCode, String> {
     let loaded = file.load_for_role()?;
     let path = loaded.config.path.display();
@@ -197,6 +197,9 @@ fn lint(file: &ConfigFile) -> Result<ExitCode, String> {
     let is_error = |finding: &&Finding| kind(finding) == "error";
     for finding in &loaded.findings {
         say!("{path}: {}: {finding}", kind(finding));
+    }
+    for problem in start_checks::problems(&loaded.config) {
+        say!("{path}: note: mayfly cannot start with it on this machine: {problem}");
     }
     if loaded.config.mayfly.manager.is_none() {
         warn_about_shutdown(&loaded.config);

@@ -105,7 +105,20 @@ impl Requirement {
 /// other machines, and up to a minute if the metadata service should answer but does not. Errors: the requirement is
 /// not met: why, and what to do.
 pub fn find(settings: Option<&AwsConfig>, requirement: Requirement) -> Result<Arc<dyn Instance>, String> {
-    Ok(match aws::find::ec2_instance(settings, requirement)? {
+    find_with(settings, requirement, aws::find::Retries::WhileBooting)
+}
+
+/// As [`find`], but asks a metadata service that does not answer only once.
+pub fn find_at_once(settings: Option<&AwsConfig>, requirement: Requirement) -> Result<Arc<dyn Instance>, String> {
+    find_with(settings, requirement, aws::find::Retries::None)
+}
+
+fn find_with(
+    settings: Option<&AwsConfig>,
+    requirement: Requirement,
+    retries: aws::find::Retries,
+) -> Result<Arc<dyn Instance>, String> {
+    Ok(match aws::find::ec2_instance(settings, requirement, retries)? {
         Some(member) => Arc::new(member),
         None => Arc::new(Plain),
     })

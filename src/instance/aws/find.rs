@@ -17,19 +17,32 @@ const REQUIRED_TIMEOUT: Duration = Duration::from_secs(60);
 const OPTIONAL_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Whether to ask the metadata service again if it does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retries {
+    /// For as long as an instance may need to boot.
+    WhileBooting,
+    /// Never.
+    None,
+}
+
 /// The EC2 instance; `None` on another machine. `settings` is `[mayfly.aws]`. Errors: the agent needs Auto Scaling, but
 /// the instance cannot be identified.
-pub fn ec2_instance(settings: Option<&AwsConfig>, requirement: Requirement) -> Result<Option<Ec2Instance>, String> {
+pub fn ec2_instance(
+    settings: Option<&AwsConfig>,
+    requirement: Requirement,
+    retries: Retries,
+) -> Result<Option<Ec2Instance>, String> {
     let firmware = read_firmware(Path::new("/sys"));
     let is_told = settings.is_some() || variable("AWS_EC2_METADATA_SERVICE_ENDPOINT").is_some();
     if requirement != Requirement::AutoScaling && !is_told && !firmware.is_ec2 {
         return Ok(None);
     }
     let service = Metadata::of_process();
-    let timeout = match (requirement, firmware.instance.is_some()) {
-        (_, true) => Duration::ZERO,
-        (Requirement::AutoScaling, false) => REQUIRED_TIMEOUT,
-        (Requirement::Nothing | Requirement::GroupIfMember, false) => OPTIONAL_TIMEOUT,
+    let timeout = match requirement {
+        _ if firmware.instance.is_some() || retries == Retries::None => Duration::ZERO,
+        Requirement::AutoScaling => REQUIRED_TIMEOUT,
+        Requirement::Nothing | Requirement::GroupIfMember => OPTIONAL_TIMEOUT,
     };
     let settings = settings.cloned().unwrap_or_default();
     let member = |id| Ok(Some(Ec2Instance::new(id, service, &settings, requirement)));
