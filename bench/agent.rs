@@ -69,7 +69,7 @@ impl Limit {
     fn new() -> Self {
         let url = listen(None, |mut connection| {
             while read_request(&mut connection).is_some() {
-                write_answer(connection.get_mut(), &Answer::new(200)).expect("write the file");
+                write_answer(connection.get_mut(), &Answer::new(200)).expect("send the response");
             }
         });
         let server = TcpStream::connect(url.trim_start_matches("http://")).expect("connect to the server");

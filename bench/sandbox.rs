@@ -1,6 +1,6 @@
 //! Measures the time that the sandbox adds to a stage of a container job: `cargo bench --bench sandbox`, as root.
 //!
-//! A stage with file work is a shim that runs one task. The task here is the smallest one, emptying a directory. It
+//! A stage with a file task is a shim that runs one task. The task here is the smallest one, emptying a directory. It
 //! runs alternately with the rights of a stage of a shell job, and in the sandbox of a stage of a container job.
 
 use std::fs;

@@ -27,7 +27,7 @@ fn an_allowed_failure_of_a_single_job_is_seen() {
 }
 
 #[test]
-fn retries_stand_in_the_output_of_their_job() {
+fn the_output_of_a_job_shows_its_retries() {
     let home = checkout("a: {script: [echo once, exit 7], retry: 1}\nb: {script: echo}\n");
     let report = home.path("report.json").display().to_string();
     let (_, text) = exec(&home, &["-j1", "--report", &report]);
@@ -50,7 +50,7 @@ fn a_delay_is_announced() {
 }
 
 #[test]
-fn results_that_cannot_be_written_refuse_the_run() {
+fn a_run_is_refused_if_its_results_cannot_be_written() {
     let home = checkout("a: {script: 'echo ran'}\n");
     fs::write(home.path("file"), "").expect("write a file");
     let inside = home.path("file/results").display().to_string();
@@ -137,7 +137,8 @@ fn an_interrupt_while_the_engine_creates_a_container_leaves_none() {
         let shown = home.path("shown");
         let mut command: Command = command(&home, &[]);
         command.env("DOCKER_HOST", format!("unix://{}", socket.display())).stderr(Stdio::null());
-        let mut child = command.stdout(fs::File::create(&shown).expect("a file")).spawn().expect("create the file");
+        let mut child =
+            command.stdout(fs::File::create(&shown).expect("create the file")).spawn().expect("start mayfly");
         engine.arrived.recv_timeout(Duration::from_secs(60)).expect("a request to create a container");
         let label = format!("io.mayfly.state={}", run_directory(&home));
         kill(Pid::from_raw(child.id().cast_signed()), signal).expect("send a signal");

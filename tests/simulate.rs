@@ -246,7 +246,7 @@ fn what_is_wrong_is_named() {
         (vec!["--load", early.as_str()], "line 2: `25:70,5m` is not `start,duration`"),
         (vec!["--jobs", "4000000000", "--duration", "1s"], "4000000000 is not in"),
         (vec!["--pool", "other", "--at", "Mon 9:00"], "has no pool `other`"),
-        (vec!["--at", "noon"], "`noon` is no time; write for example 'Sat 01:30'"),
+        (vec!["--at", "noon"], "`noon` is not a time; write for example 'Sat 01:30'"),
         (vec![], "no load; name a CSV file with --load"),
         (vec!["--load", "/nowhere.csv"], "the load /nowhere.csv"),
     ] {

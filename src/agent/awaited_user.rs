@@ -30,8 +30,8 @@ impl AwaitedUser {
 }
 
 impl Agent {
-    /// Removes the runners whose jobs cannot run because their user does not exist. An agent that works already keeps
-    /// its configuration instead: then nothing is removed, and the configuration is rejected.
+    /// Removes the runners whose jobs cannot run because their user does not exist. If the agent already polls, it removes
+    /// none: the configuration is then rejected, and the old one stays in use.
     pub(super) fn remove_runners_without_user(&self, config: &mut Config) -> Option<AwaitedUser> {
         let works = !self.servers.is_empty() && self.awaited_user.is_none();
         let name = self.options.user.as_deref().or(config.user.as_deref())?.to_owned();

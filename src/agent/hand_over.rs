@@ -1,4 +1,4 @@
-//! The handover (SIGUSR2): the program file on disk replaces the process, and resumes the jobs from the journal.
+//! The hand-over (SIGUSR2): the program file on disk replaces the process, and resumes the jobs from the journal.
 //!
 //! The new program first validates the configuration. If that fails, the agent keeps running: otherwise an invalid file
 //! would end a working agent at an upgrade.
@@ -26,10 +26,10 @@ const ERROR_MAX: u64 = 4096;
 /// The file in the state directory that identifies the process which handed over.
 const MARKER_FILE: &str = "handed-over";
 
-/// The state of a handover.
+/// The state of a hand-over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum HandOver {
-    /// No handover was requested.
+    /// No hand-over was requested.
     #[default]
     None,
     /// The new program validates the configuration.
@@ -98,7 +98,7 @@ impl Agent {
             return None;
         }
         let refusal = match (validated, self.changed_state_dir()) {
-            // The validation saw the effects of that change only.
+            // A changed `state_dir` comes first: an error of the validation may only be its consequence.
             (_, Ok(Some(why))) | (Err(why), _) | (Ok(()), Err(why)) => Some(why),
             (Ok(()), Ok(None)) => None,
         };
@@ -119,7 +119,7 @@ impl Agent {
             let event = if waits { self.next_event(None).ok() } else { self.inbox.try_recv().ok() };
             match event {
                 Some(AgentEvent::Notice(notice)) => self.handle_notice(notice),
-                // A stop signal cancels the handover.
+                // A stop signal cancels the hand-over.
                 Some(event @ AgentEvent::Signal(SignalRequest::Drain | SignalRequest::Stop)) => {
                     return self.handle_event(event);
                 }

@@ -69,9 +69,9 @@ impl OfferedJob {
         self.jobs.add(job.id.to_string(), self.offer.offer.clone(), job.token.clone());
     }
 
-    /// Begins the job's log with the lines that the manager wrote: GitLab has them already. The file has them all or does not
-    /// exist, so an agent that dies over it leaves no log that GitLab's continues differently. Errors: the state directory
-    /// cannot be written.
+    /// Writes the manager's lines, which GitLab already has, to the job's log, in one step: the file contains all of them or
+    /// does not exist. Otherwise an agent that is killed meanwhile would leave a log that differs from GitLab's. Errors:
+    /// the state directory cannot be written.
     pub fn begin_log(&self, directory: &SlotDirectory) -> io::Result<()> {
         match self.offer.trace.is_empty() {
             true => Ok(()),

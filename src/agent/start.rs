@@ -33,7 +33,10 @@ pub fn run(options: AgentOptions, loaded: Result<LoadedConfig, String>) -> Resul
     job_manager::prepare_state(&state).map_err(unusable)?;
     let _lock = lock(&state)?;
     if let Err(error) = carried::remember_state_dir(&options.config, &state) {
-        log::debug!("cannot record the state directory beside the configuration error={error}");
+        log::debug!(
+            "cannot record the state directory beside the configuration path={} error={error}",
+            options.config.display()
+        );
     }
     let predecessor = hand_over::predecessor(&state);
     let (events, inbox) = mpsc::channel();

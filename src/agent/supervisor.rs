@@ -24,7 +24,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The service manager, if one started the agent.
 pub struct Supervisor {
-    /// The original variables, for the program after a handover.
+    /// The original variables, for the program after a hand-over.
     given: Vec<(&'static str, OsString)>,
     socket: Option<(UnixDatagram, SocketAddr)>,
     /// Interval of the watchdog pings.
@@ -57,7 +57,7 @@ impl Supervisor {
         Self { given, socket, watchdog_interval: interval, last_ping: None, status: String::new() }
     }
 
-    /// The variables that the program needs after a handover.
+    /// The variables that the program needs after a hand-over.
     pub fn variables(&self) -> impl Iterator<Item = (&'static str, &OsString)> {
         self.given.iter().map(|(name, value)| (*name, value))
     }

@@ -1,5 +1,5 @@
 //! Validates whether an agent can start with a configuration (`mayfly run --validate`); the running agent calls it
-//! before a handover.
+//! before a hand-over.
 
 use std::fs::File;
 use std::time::Duration;

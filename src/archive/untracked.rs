@@ -8,14 +8,13 @@ use std::thread;
 
 use super::root::ArchiveRoot;
 
-/// The longest name accepted from git; the system accepts no longer ones.
+/// The maximum length of a path (PATH_MAX).
 const NAME_MAX: u64 = 4096;
 /// The limit for error output of git, in bytes.
 const ERROR_OUTPUT_MAX: u64 = 64 << 10;
 
-/// Passes each file that git does not track, including ignored ones, to `take`. git reads no configuration except the
-/// repository's own, and everything by which that could make git run or fetch something is switched off: a job may have
-/// written it.
+/// Calls `take` for each untracked file, including ignored ones. A job may have written the repository's configuration, so
+/// git runs with all settings disabled that execute programs or fetch objects, and without system and user configuration.
 pub fn for_each(root: &ArchiveRoot, mut take: impl FnMut(OsString)) -> Result<(), String> {
     let mut git = Command::new("git");
     std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"GIT_")).for_each(|(name, _)| {

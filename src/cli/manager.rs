@@ -38,13 +38,15 @@ pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, St
     }
     let path = options.file.path();
     let loaded = Config::load_as(&path, Role::Manager).map_err(|error| error.to_string())?;
-    if options.validate {
-        return manager::validate(loaded).map(|()| ExitCode::SUCCESS);
+    let is_validation = options.validate;
+    let options = manager::ManagerOptions { config: path, listen_address: options.listen_address };
+    if is_validation {
+        return manager::validate(&options, loaded).map(|()| ExitCode::SUCCESS);
     }
     let level = loaded.config.log_level.as_deref().unwrap_or("info");
     let format = loaded.config.log_format.as_deref().unwrap_or("runner");
     logging.set_up(Some((level, format)));
-    manager::run(manager::ManagerOptions { config: path, listen_address: options.listen_address }, loaded)
+    manager::run(options, loaded)
 }
 
 fn parse_address(text: &str) -> Result<String, String> {

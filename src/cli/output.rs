@@ -15,7 +15,8 @@ macro_rules! say {
 }
 pub(super) use say;
 
-/// Prints text. If that is not possible, the command ends here, because nothing else can tell its result.
+/// Prints text. If standard output cannot be written, the process exits, because the command has no other way to report
+/// its result.
 pub fn write(text: Arguments<'_>) {
     if cfg!(test) {
         // The test harness captures only this.

@@ -35,7 +35,7 @@ pub fn parse(text: &str) -> Option<Duration> {
 }
 
 /// Decodes a duration from a configuration; an empty text counts as not set. gitlab-runner reads a number as nanoseconds,
-/// which nobody means: only 0 is accepted, because it means the same in every unit.
+/// which is almost always a mistake, so only 0 is accepted.
 pub fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "expected a duration; write for example \"90s\" or \"1h30m\"")]

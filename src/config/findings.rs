@@ -165,7 +165,7 @@ fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, role: Ro
             }
             Some(KeySupport::ManagerOnly(_)) if name == "IdleScaleFactor" && item.is_integer() => {
                 tell(format!(
-                    "`{full}` is an integer, with which gitlab-runner does not start; write a number with a point"
+                    "`{full}` is an integer, with which gitlab-runner does not start; write a decimal point, for example 1.0"
                 ));
             }
             Some(KeySupport::ManagerOnly(_)) if role == Role::Manager => {}

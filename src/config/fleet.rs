@@ -67,7 +67,8 @@ pub struct AutoscalerTable {
 pub struct ScaleThrottle {
     /// New instances per second; 0 for 100, −1 for no limit.
     pub limit: i64,
-    /// The size of the bucket: new instances at the same time; 0 for `max_instances`, or for `limit` if that is 0.
+    /// The size of the bucket: how many instances may start at once. If 0, it is `max_instances`, or `limit` if that is 0
+    /// too.
     pub burst: u32,
 }
 

@@ -32,8 +32,8 @@ pub fn load(config: &Path, cloud_id: Option<&str>) -> String {
     made
 }
 
-/// The id of a manager with this state directory: two managers on one machine, or a manager and an agent, are two runner
-/// managers for GitLab. Without a machine id it is that of the machine's agent, or the one beside the configuration.
+/// The system id of a manager. It depends on the state directory, so that GitLab distinguishes two managers, or a manager
+/// and an agent, on one machine. Without a machine id, the manager uses the id stored beside the configuration file.
 pub fn of_manager(config: &Path, state_dir: &Path) -> String {
     match machine_id() {
         Some(machine) => of_machine(&format!("{machine} manager {}", state_dir.display())),
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn managers_with_state_directories_of_their_own_are_told_apart() {
+    fn managers_with_different_state_directories_have_different_system_ids() {
         let directory = tempfile::tempdir().expect("a directory");
         let config = directory.path().join("config.toml");
         let of = |state: &str| of_manager(&config, Path::new(state));

@@ -57,7 +57,7 @@ fn unpacked(archive: &[u8]) {
     let ground = Ground::new().expect("a directory");
     let mut file = File::from(memfd_create(c"archive", MFdFlags::MFD_CLOEXEC).expect("a file in memory"));
     file.write_all(archive).expect("write all bytes");
-    let root = ArchiveRoot::open(&ground.project()).expect("open the file");
+    let root = ArchiveRoot::open(&ground.project()).expect("open the directory");
     if let Err(error) = unpack::unpack(&file, &root) {
         assert!(!error.why.is_empty());
     }

@@ -55,7 +55,7 @@ fn of_context(configuration: &Path, name: &str) -> Result<EngineHost, String> {
     let text = fs::read(&file).map_err(|error| failed(error.to_string()))?;
     let meta: Value = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
     let host = meta["Endpoints"]["docker"]["Host"].as_str();
-    let host = host.ok_or_else(|| failed("it has no address of an engine".to_owned()))?.to_owned();
+    let host = host.ok_or_else(|| failed("it contains no address of an engine; choose another context with `docker context use`, or set DOCKER_HOST".to_owned()))?.to_owned();
     let certificates = contexts.join("tls").join(&id).join("docker");
     Ok(EngineHost { host, certificates: Some(certificates).filter(|directory| directory.is_dir()) })
 }

@@ -1,4 +1,4 @@
-//! Facts about the commit and its repository, read from git in as few commands as possible.
+//! Facts about the commit and its repository: from the repository's files if [`GitDir`] can read them, otherwise from git.
 
 use std::collections::BTreeMap;
 use std::path::Path;

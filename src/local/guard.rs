@@ -45,7 +45,7 @@ pub fn main() -> ExitCode {
         let trees = trees(&run);
         trees.iter().for_each(Trees::remove_secrets);
         killed::remove_killed(&run);
-        // Of jobs that had not ended.
+        // Again: jobs that were still running may have written secrets.
         trees.iter().for_each(Trees::remove_secrets);
     }
     ExitCode::SUCCESS

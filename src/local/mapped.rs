@@ -37,7 +37,8 @@ impl MappedProjects {
         Self { maps, fetcher, with_untracked, scratch: scratch.to_owned(), opened }
     }
 
-    /// The checkout for a project and branch; `None` if it is not mapped. Fails if it is not mapped to a checkout.
+    /// The checkout that `--map-project` names for this project and branch; `None` if no mapping applies. Errors: the mapped
+    /// directory is not a usable checkout.
     pub fn checkout(&self, project: &str, branch: Option<&str>) -> Option<Result<&MappedCheckout, String>> {
         let position = self.maps.position(project, branch)?;
         let opened = self.opened[position].get_or_init(|| self.open(&self.maps.projects[position].directory));

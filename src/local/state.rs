@@ -104,7 +104,8 @@ fn next_number(state: &Path) -> io::Result<u64> {
     file.read_to_string(&mut text)?;
     let number = text.trim().parse::<u64>().unwrap_or(0).saturating_add(1);
     file.rewind()?;
-    // The number never gets shorter. If the process is killed here, the old number stays.
+    // Overwritten without truncation: the number never has fewer digits than before, and a kill before the write keeps the
+    // old one.
     file.write_all(number.to_string().as_bytes())?;
     Ok(number)
 }

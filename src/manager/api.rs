@@ -76,7 +76,10 @@ impl Api {
             // `mayfly check` and `mayfly verify` only check whether the token is valid.
             return match self.is_fleet_token(body.token.as_ref()) {
                 true => ServerResponse::json(200, &serde_json::json!({ "id": 0 })),
-                false => ServerResponse::message(403, "the token is not the fleet's"),
+                false => ServerResponse::message(
+                    403,
+                    "the token is not the fleet token of this manager; write `agent_token` of the manager as `token`",
+                ),
             };
         };
         if introduction.protocol != PROTOCOL {
@@ -129,7 +132,10 @@ impl Api {
                 Err(Unverified::Rejected(why)) => Err(refused(&why)),
                 Err(Unverified::Unanswered(why)) => {
                     broker.count_error("sts");
-                    log::warn!("registration deferred instance={} error={why}", introduction.instance);
+                    log::warn!(
+                        "registration deferred: the agent's role cannot be verified instance={} error={why}",
+                        introduction.instance
+                    );
                     Err(ServerResponse::message(503, &why).with("Retry-After", "5"))
                 }
             },
@@ -144,7 +150,10 @@ impl Api {
             );
         };
         if self.brokers.read().unwrap_or_else(PoisonError::into_inner).is_none() {
-            return answer(exchange, ServerResponse::message(503, "the manager starts").with("Retry-After", "1"));
+            return answer(
+                exchange,
+                ServerResponse::message(503, "the manager is starting; retry").with("Retry-After", "1"),
+            );
         }
         if (request.method.as_str(), path) == ("POST", "runners/verify") {
             return answer(exchange, self.verify(request));
@@ -166,9 +175,9 @@ impl Api {
             ("PUT", path) => match (path.strip_prefix("jobs/"), body::<Acceptance>(request)) {
                 (Some(job), Ok(acceptance)) => broker.accept(&instance, job, &acceptance),
                 (Some(_), Err(response)) => response,
-                (None, _) => ServerResponse::message(404, "no such call"),
+                (None, _) => ServerResponse::message(404, "unknown request"),
             },
-            _ => ServerResponse::message(404, "no such call; jobs are reported to GitLab itself"),
+            _ => ServerResponse::message(404, "unknown request; agents report jobs to GitLab, not to the manager"),
         };
         answer(exchange, response);
     }
@@ -218,5 +227,5 @@ fn is_name(text: &str) -> bool {
 
 fn body<T: DeserializeOwned>(request: &ServerRequest) -> Result<T, ServerResponse> {
     // The parser's message may contain a part of a token.
-    decode::json(&request.body).map_err(|_| ServerResponse::message(400, "the body is not what this call takes"))
+    decode::json(&request.body).map_err(|_| ServerResponse::message(400, "the body of the request cannot be decoded"))
 }

@@ -111,7 +111,8 @@ pub struct CommandEngine {
 }
 
 impl EngineSettings {
-    /// Whether two engines may have one group. A region that is not written may be any: that of the machine or its environment.
+    /// Whether two engines may use the same group. An AWS engine without `region` may use any region, because the region
+    /// then comes from the machine or its environment.
     pub fn may_share(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Aws(one), Self::Aws(other)) => {
@@ -150,8 +151,7 @@ impl PoolSettings {
         }
     }
 
-    /// The pool of a runner for a simulation, which needs no group: the one of the configuration may be missing, or of another
-    /// cloud.
+    /// The pool of a runner for a simulation. It needs no group: a placeholder replaces the configured engine.
     pub fn simulated(runner: &Runner, name: &str, table: FleetTable, concurrent: u32) -> Result<Self, String> {
         let simulated = || "simulated".to_owned();
         let table = match table {

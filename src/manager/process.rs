@@ -31,6 +31,7 @@ use super::status::{self, StatusBoard};
 use super::store::Store;
 use super::store::records::StoreEvent as Change;
 use crate::agent::signals::{self, SignalRequest};
+use crate::agent::start_checks;
 use crate::agent::supervisor::Supervisor;
 use crate::agent::{gitlab, watch};
 use crate::config::{self, Config, LoadedConfig, Role};
@@ -95,9 +96,15 @@ pub fn run(options: ManagerOptions, mut loaded: LoadedConfig) -> Result<ExitCode
 
 /// Checks everything that could keep a manager from starting with this configuration, except what the running one holds: the
 /// lock of its state directory and its addresses. Errors: why it cannot start.
-pub fn validate(mut loaded: LoadedConfig) -> Result<(), String> {
+pub fn validate(options: &ManagerOptions, mut loaded: LoadedConfig) -> Result<(), String> {
     secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT)?;
     let settings = settings::read(loaded.config)?;
+    let state = config::manager_state_dir(&settings.config, &settings.manager);
+    start_checks::check_state_dir(&state, "[mayfly.manager]").map_err(|why| format!("the state directory {why}"))?;
+    let listen_address = options.listen_address.as_ref().or(settings.config.listen_address.as_ref());
+    if let Some(address) = listen_address.filter(|address| !address.is_empty()) {
+        start_checks::check_listen_address(address, &state)?;
+    }
     tls_of(&settings.manager).map(drop)
 }
 

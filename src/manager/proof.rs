@@ -9,7 +9,7 @@ use crate::instance::aws::caller_identity::{self, Unverified};
 pub fn check(role: &str, introduction: &Introduction) -> Result<(), Unverified> {
     let Some(proof) = &introduction.proof else {
         return Err(Unverified::Rejected(
-            "the pool asks for a signature of its `agent_role`; write token = \"aws-sts\" in the agent's configuration"
+            "this pool requires a proof of its `agent_role`; write token = \"aws-sts\" in the agent's configuration"
                 .to_owned(),
         ));
     };
@@ -17,7 +17,8 @@ pub fn check(role: &str, introduction: &Introduction) -> Result<(), Unverified> 
     match is_session_of(&arn, role, &introduction.instance) {
         true => Ok(()),
         false => {
-            let why = format!("STS says {arn}, which is not {role} on instance {}", introduction.instance);
+            let why =
+                format!("the request was signed by {arn}; expected role {role} on instance {}", introduction.instance);
             Err(Unverified::Rejected(why))
         }
     }

@@ -44,7 +44,7 @@ impl RegexPattern {
         };
         compiled.map(|regex| Self { regex, size }).map_err(|error| match error.to_string() {
             text if text.contains("Unicode character classes") => {
-                "classes of Unicode such as `\\p{L}` are not supported; list the characters, such as `[A-Za-z]`"
+                "Unicode character classes such as `\\p{L}` are not supported; list the characters, such as `[A-Za-z]`"
                     .to_owned()
             }
             text => text,
@@ -86,7 +86,7 @@ fn translate(body: &str, ignores_case: bool) -> Result<String, String> {
         let is_operator = !in_class && (matches!(c, '*' | '+' | '?') || c == '{' && is_repetition(after)?);
         operators = if is_operator { operators + 1 } else { 0 };
         if operators > 2 || operators == 2 && c != '?' {
-            return Err(format!("a repetition such as `*` cannot be repeated by `{c}`"));
+            return Err(format!("the repetition operator `{c}` cannot follow another repetition operator"));
         }
         match c {
             '\\' => {
@@ -162,7 +162,7 @@ fn escape<'b>(after: &'b str, out: &mut String) -> &'b str {
     };
     let rest = &after[c.len_utf8()..];
     match c {
-        // In `regex-lite` these are boundaries of words.
+        // In `regex-lite` these are word boundaries.
         '<' | '>' => out.push(c),
         'x' | 'p' | 'P' if rest.starts_with('{') => {
             let end = rest.find('}').map_or(rest.len(), |at| at + 1);

@@ -350,7 +350,8 @@ impl<'a> Supervisor<'a> {
                 }
             }
         }
-        // Git leaves helpers behind when a server fails: the job has no part in that.
+        // Only leftovers of a script are logged. In file tasks the agent runs git, whose helpers can outlive it when a server
+        // fails.
         if matches!(self.spec.task, StepProgram::Process { .. }) {
             self.log_leftovers(left.len(), &names);
         }

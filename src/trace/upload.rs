@@ -257,7 +257,7 @@ impl Upload {
     /// Waits until the interval has passed, the event is signalled, or the output fills a request.
     fn wait_for_tick(&mut self) {
         let until = Instant::now() + self.interval;
-        // With a short interval, there is nothing to gain from a watch.
+        // A short wait needs no inotify watch.
         if self.follow.is_none() {
             if self.wait(self.interval.min(SHORT), None) == Woken::Bell || self.interval <= SHORT {
                 return;

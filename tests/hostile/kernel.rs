@@ -59,7 +59,7 @@ impl Running {
     fn end(mut self) -> String {
         self.child.stdin.take().expect("a pipe").write_all(b"end\n").expect("write all bytes");
         let mut rest = String::new();
-        std::io::Read::read_to_string(&mut self.output, &mut rest).expect("read the file");
+        std::io::Read::read_to_string(&mut self.output, &mut rest).expect("read the output of the process");
         self.child.wait().expect("wait for the end of the process");
         rest
     }

@@ -19,7 +19,7 @@ grow() {
     while [ "$missing" -gt 0 ]; do create || return 1; missing=$((missing - 1)); done
 }
 terminate() { hcloud server delete "$(text instance)" >&2 && case $request in *'"decrement":false'*) create ;; esac; }
-# An empty list would mean that no server exists any more: a list that cannot be read is an error.
+# If the servers cannot be listed, answers with an error: an empty list would mean that all servers are gone.
 group() {
     list=$(servers) || { answer false; return; }
     members=$(printf '%s\n' "$list" | while read -r name status; do

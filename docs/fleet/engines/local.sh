@@ -14,7 +14,7 @@ agents() {
     for agent in "$directory"/*; do runs "$agent" && basename "$agent"; done
 }
 start() {
-    # What agents that have ended checked out would fill the disk; their logs stay.
+    # Deletes the checkouts and caches of agents that have ended, so that they do not fill the disk. Keeps their logs.
     for agent in "$directory"/*; do runs "$agent" || rm -rf "$agent/builds" "$agent/cache"; done
     name=local-$(od -An -N6 -tx1 /dev/urandom | tr -d ' ')
     mkdir -p "$directory/$name"

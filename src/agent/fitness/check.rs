@@ -1,4 +1,5 @@
-//! The checks of the machine: free space, the container engine, the user and the shell of the jobs, git.
+//! The checks of the machine: free space, inodes, read-only mounts, the container engine, the user and the shell of the
+//! jobs, git.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;

@@ -61,13 +61,13 @@ impl fmt::Display for Unfit {
         match self {
             Self::Space { what, path, free, wanted } => write!(
                 f,
-                "{what} {} has {free} bytes free, {wanted} are wanted; free some space, or set `min_free_space` below \
+                "{what} {} has {free} bytes free, but jobs need {wanted}; free some space, or set `min_free_space` below \
                  [mayfly]",
                 path.display()
             ),
             Self::Inodes { what, path, free, wanted } => write!(
                 f,
-                "{what} {} has {free} inodes free, {wanted} are wanted; remove files, or set `min_free_inodes` below \
+                "{what} {} has {free} inodes free, but jobs need {wanted}; remove files, or set `min_free_inodes` below \
                  [mayfly]",
                 path.display()
             ),
@@ -79,11 +79,11 @@ impl fmt::Display for Unfit {
             ),
             Self::Engine(why) => f.write_str(why),
             Self::User(why) => write!(f, "{why}; create it, or set `user`"),
-            Self::Shell(why) => write!(f, "{why}; install bash"),
+            Self::Shell(why) => write!(f, "{why}; install it, or correct `shell` below [[runners]]"),
             Self::Git(why) => write!(f, "{why}; install git, or correct the PATH of the agent"),
             Self::Failures { count, pause } => write!(
                 f,
-                "{count} jobs in a row failed with runner_system_failure, no request for {} seconds; the logs of those \
+                "{count} jobs in a row failed with runner_system_failure; polling is paused for {} seconds; the logs of those \
                  jobs name the cause",
                 pause.as_secs()
             ),

@@ -1,4 +1,4 @@
-//! Runners whose jobs fail with system failures in a row pause.
+//! Pauses polling for a runner after several jobs in a row failed with `runner_system_failure`.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

@@ -162,7 +162,8 @@ impl Agent {
     /// When no job is left: exits, or starts the termination of the instance.
     pub(super) fn terminate_when_idle(&mut self) -> Option<ExitCode> {
         self.shutdown.as_ref()?;
-        let (is_idle, timeout) = (self.is_idle() || self.abandons_requests(), self.config.shutdown_timeout);
+        let (is_idle, timeout) =
+            (self.is_idle() || self.abandon_requests_to_silent_managers(), self.config.shutdown_timeout);
         let tracker = match self.shutdown.as_mut()?.when_idle(Instant::now(), timeout, is_idle) {
             WhenIdle::Wait => return None,
             WhenIdle::Exit => return Some(self.exit("signal")),
@@ -193,7 +194,7 @@ impl Agent {
     }
 
     /// Whether only requests to managers that do not answer are in flight. They are abandoned.
-    fn abandons_requests(&self) -> bool {
+    fn abandon_requests_to_silent_managers(&self) -> bool {
         let waits = self.slots.jobs() > 0 || self.rotation.is_running() || self.awaits_tokens();
         !waits && !self.servers.is_empty() && self.servers.iter().all(|(_, server)| server.abandon())
     }

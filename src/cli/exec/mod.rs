@@ -483,7 +483,7 @@ fn cores() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Whether the user can answer questions: standard input and standard error are terminals.
+/// Whether the user can answer questions: standard input and standard output are terminals.
 fn is_terminal() -> bool {
     use std::io::IsTerminal;
     std::io::stdin().is_terminal() && std::io::stdout().is_terminal()

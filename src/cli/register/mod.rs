@@ -197,7 +197,7 @@ fn obtain(
             return Ok((made.unwrap_or(verified), token));
         }
         Ok(TokenStatus::Valid(_)) => {
-            "verifying the runner: the response has no id of a runner; check that `url` is the address of GitLab"
+            "verifying the runner: the response contains no runner id; check that `url` is the address of GitLab"
                 .to_owned()
         }
         Ok(TokenStatus::Invalid) => {

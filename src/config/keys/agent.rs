@@ -40,10 +40,10 @@ pub(super) const MAYFLY: &[Key] = &[
          its own below",
         "Directory of the journal and of the logs of running jobs. A change takes effect when the agent \
          restarts, as do changes of `log_level`, `log_format` and `[mayfly.aws]`; the agent logs a \
-         warning at the reload. Change it while no job runs: an agent that finds a job in the old \
-         directory uses that one until it restarts without jobs. The agent records a directory other \
-         than the default beside the file (`.config.toml.state_dir` for `config.toml`), so that it finds its jobs if the file is \
-         deleted or emptied",
+         warning at the reload. Change it while no job runs: if an agent starts with another \
+         `state_dir` while the old directory has jobs, it uses the old directory until it is restarted without jobs. If \
+         the directory is not the default, the agent records it beside the configuration file \
+         (`.config.toml.state_dir` for `config.toml`), and so finds its jobs if the file is deleted or emptied",
     ),
     key(
         "block_instance_metadata",

@@ -118,7 +118,7 @@ impl Period {
         }
         if self.wraps {
             return Some(format!(
-                "the period `{self}` has a range that wraps around: it matches here, but never in gitlab-runner"
+                "the period `{self}` has a range that wraps around: it matches in mayfly, but never in gitlab-runner"
             ));
         }
         if has_seconds && !self.names_every_field && !self.text.starts_with('@') {

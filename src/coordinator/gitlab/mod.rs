@@ -36,7 +36,7 @@ pub struct GitLab {
     base: String,
     client: Client,
     info: RunnerManagerInfo,
-    /// The time limit of a request about a job, which is then sent once: the caller retries.
+    /// The timeout of a request about a job. If set, the request is sent once, and the caller retries.
     job_timeout: Option<Duration>,
     /// An opaque value from GitLab's last response. GitLab compares it to find out whether the runner's queue may have
     /// changed.
@@ -102,8 +102,8 @@ impl GitLab {
         })
     }
 
-    /// Sends each request about a job once, and waits at most so long for its response: for a caller with many jobs, which
-    /// must not wait for one of them while the others need it.
+    /// Sends each request about a job only once, with this timeout. For a caller with many jobs: a request that hangs must
+    /// not delay the others.
     pub fn with_job_timeout(self, timeout: Duration) -> Self {
         Self { job_timeout: Some(timeout), ..self }
     }

@@ -46,7 +46,8 @@ const JOBS_REQUEST: &str = "jobs/request";
 /// the manager's machine was replaced.
 const TIMEOUT: Duration = Duration::from_secs(20);
 const POLL_TIMEOUT: Duration = Duration::from_secs(WAIT_SECONDS + 15);
-/// The silence after which requests in flight may be abandoned: a job of the last response has begun by then.
+/// The manager must not have answered for this long before the agent abandons requests in flight. In this time, a job
+/// of the manager's last response has started.
 const ABANDON_AFTER: Duration = Duration::from_secs(2);
 
 /// The value of `token` for an agent that proves the role of its instance instead of sending a fleet token.
@@ -180,7 +181,9 @@ impl ManagerClient {
         let mut silence = sync::lock(&self.silence);
         match &answer {
             Ok(_) if silence.is_abandoned && path == JOBS_REQUEST => {
-                return Err(HttpError::Transport("the response came too late: the agent leaves".to_owned()));
+                return Err(HttpError::Transport(
+                    "the response is ignored because the agent has begun to leave".to_owned(),
+                ));
             }
             Ok(_) => {
                 let was_silent = silence.since.take().is_some();

@@ -175,7 +175,7 @@ impl CacheVolumes {
                 }
                 // A container of another program uses it.
                 Err(error) if DockerError::is_conflict(&error) => {
-                    log::debug!("unused cache volume kept because it is in use name={name} error={error}");
+                    log::debug!("cache volume kept: the engine reports that it is in use name={name} error={error}");
                 }
                 Err(error) => log::warn!("cannot remove an unused cache volume name={name} error={error}"),
             }

@@ -15,7 +15,7 @@ use super::images::ImageProvider;
 use super::names::CACHE_OF;
 use super::prepared::PreparedContainer;
 use super::resolved_image::{self, ResolvedImage};
-use super::retry::{RETRY_INTERVAL, retry, uncut};
+use super::retry::{RETRY_INTERVAL, retry, with_sigterm_delayed};
 use super::services::{self, ServiceStarter};
 use super::{safe_dirs, script};
 use crate::config::docker::DockerConfig;
@@ -189,13 +189,14 @@ fn create_directories(plan: &PrepareTask, is_root: bool) -> Result<(), JobError>
 fn create_network_and_volumes(plan: &PrepareTask, engine: &DockerEngine) -> Result<(), JobError> {
     let failed = |what: &str, error: DockerError| JobError::system(format!("cannot create {what}: {error}"));
     for volume in &plan.volumes {
-        uncut(|| engine.create_volume(volume)).map_err(|error| failed(&format!("volume {}", volume.name), error))?;
+        with_sigterm_delayed(|| engine.create_volume(volume))
+            .map_err(|error| failed(&format!("volume {}", volume.name), error))?;
     }
     if let Some(network) = &plan.network {
         // Another request may have created the network: that of an earlier agent, or that of an attempt that was
         // killed.
         if engine.network(&network.name).is_err_and(|error| error.is_missing()) {
-            match uncut(|| engine.create_network(network)) {
+            match with_sigterm_delayed(|| engine.create_network(network)) {
                 Err(error) if !error.is_conflict() => return Err(failed(&format!("network {}", network.name), error)),
                 _ => {}
             }

@@ -117,7 +117,7 @@ impl PulledImages {
                 }
                 // A container uses the image, or another user has tagged it.
                 Err(error) if DockerError::is_conflict(&error) => {
-                    log::debug!("unused image kept because it is in use id={id} error={error}");
+                    log::debug!("image kept: the engine reports that it is in use id={id} error={error}");
                 }
                 Err(error) => log::warn!("cannot remove an unused image id={id} error={error}"),
             }

@@ -46,14 +46,14 @@ pub fn create_anew(
 ) -> Result<(String, Vec<String>), DockerError> {
     let create = || {
         engine.remove_container(name, keep_volumes)?;
-        uncut(|| engine.create_container(name, platform, request))
+        with_sigterm_delayed(|| engine.create_container(name, platform, request))
     };
     retry(create, |error| error.is_disk_full() || error.is_conflict(), |_| {})
 }
 
 /// Delays SIGTERM to this thread until the engine has answered. If the process ended before, the engine would create
 /// the object after the removal of the job's objects has listed them, so the object would stay.
-pub fn uncut<T>(request: impl FnOnce() -> T) -> T {
+pub fn with_sigterm_delayed<T>(request: impl FnOnce() -> T) -> T {
     let mut stop = SigSet::empty();
     stop.add(Signal::SIGTERM);
     // Fails only for an invalid operation.
@@ -70,6 +70,6 @@ mod tests {
     #[test]
     fn a_stop_waits_for_the_answer_of_the_engine() {
         let is_held = || SigSet::thread_get_mask().expect("the signal mask").contains(Signal::SIGTERM);
-        assert_eq!((uncut(is_held), is_held()), (true, false));
+        assert_eq!((with_sigterm_delayed(is_held), is_held()), (true, false));
     }
 }

@@ -65,9 +65,9 @@ pub fn verify(signed: &SignedIdentity, binding: &str) -> Result<String, Unverifi
         RequestFailure::Refused(problem) if !problem.is_temporary() => {
             Unverified::Rejected(format!("STS rejects the proof: {failure}"))
         }
-        _ => Unverified::Unanswered(format!("STS cannot be asked about the proof: {failure}")),
+        _ => Unverified::Unanswered(format!("STS did not answer the verification request: {failure}")),
     })?;
-    element(&answer, "Arn").ok_or_else(|| Unverified::Unanswered("the answer of STS has no ARN".to_owned()))
+    element(&answer, "Arn").ok_or_else(|| Unverified::Unanswered("the response of STS contains no ARN".to_owned()))
 }
 
 /// The signed header with the binding.

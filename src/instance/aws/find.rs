@@ -73,7 +73,7 @@ fn instance_id(service: &Metadata, timeout: Duration) -> Result<String, Metadata
     sync::try_until(timeout, RETRY_INTERVAL, || {
         outcome = match service.get("meta-data/instance-id") {
             Ok(item) if is_instance_id(&item.text) => Ok(item.text),
-            Ok(_) => Err(MetadataError::Silent("its instance id is not one".to_owned())),
+            Ok(_) => Err(MetadataError::Silent("it returned an invalid instance id".to_owned())),
             Err(error) => Err(error),
         };
         match &outcome {

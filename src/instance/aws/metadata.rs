@@ -45,12 +45,12 @@ pub enum MetadataError {
 impl fmt::Display for MetadataError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Absent => f.write_str("the instance metadata service knows nothing of it"),
+            Self::Absent => f.write_str("the instance metadata service does not have this item"),
             Self::Off => f.write_str(
                 "the instance metadata service is switched off; enable it for the instance, or unset \
                  AWS_EC2_METADATA_DISABLED",
             ),
-            Self::Silent(why) => write!(f, "the instance metadata service does not answer: {why}"),
+            Self::Silent(why) => write!(f, "the instance metadata service cannot be used: {why}"),
         }
     }
 }
@@ -167,12 +167,14 @@ impl Metadata {
         let life = Duration::from_secs(seconds.unwrap_or(TOKEN_SECONDS).min(TOKEN_SECONDS));
         let text = match item_of_answer(answer) {
             Err(MetadataError::Absent) => {
-                return Err(MetadataError::Silent("it hands out no tokens: it is none of EC2's".to_owned()));
+                return Err(MetadataError::Silent(
+                    "it returns 404 for IMDSv2 tokens, so it is not the service of EC2".to_owned(),
+                ));
             }
             settled => settled?.text,
         };
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_=+/.".contains(&byte)) {
-            return Err(MetadataError::Silent("what it hands out is no token".to_owned()));
+            return Err(MetadataError::Silent("it returned an invalid token".to_owned()));
         }
         let token = Token::new(text);
         session.token = Some((token.clone(), began + life.saturating_sub(life / 10)));

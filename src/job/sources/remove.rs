@@ -168,10 +168,10 @@ mod tests {
 
     /// Makes nested directories, far deeper than PATH_MAX.
     fn dig(tree: &Path, levels: usize) {
-        let mut here = std::os::fd::OwnedFd::from(fs::File::open(tree).expect("open the file"));
+        let mut here = std::os::fd::OwnedFd::from(fs::File::open(tree).expect("open the directory"));
         for _ in 0..levels {
             mkdirat(&here, "deep-directory", Mode::S_IRWXU).expect("create the directory");
-            here = openat(&here, "deep-directory", OFlag::O_DIRECTORY, Mode::empty()).expect("open the file");
+            here = openat(&here, "deep-directory", OFlag::O_DIRECTORY, Mode::empty()).expect("open the directory");
         }
     }
 

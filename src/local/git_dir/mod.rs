@@ -1,7 +1,7 @@
 //! Reads a developer's repository without starting git, which takes longer than all else before the first job.
 //!
-//! Only what is simple and certain is read here. In every other case (work trees of `git worktree`, submodules, format
-//! extensions, settings that redirect git, damaged files) the functions return `None`, and the caller asks git.
+//! Reads only plain repositories. In all other cases (work trees of `git worktree`, submodules, format
+//! extensions, settings that redirect git, damaged files) the functions return `None`, and the caller runs git.
 
 mod commit;
 mod index;

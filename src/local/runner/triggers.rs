@@ -71,7 +71,7 @@ impl<'a> LocalRunner<'a> {
         let id = self.pipeline_id();
         let running = &self.pipelines[pipeline];
         if running.level == LEVELS {
-            return Err(format!("child pipelines may nest {LEVELS} levels deep"));
+            return Err(format!("child pipelines can be nested at most {LEVELS} levels deep, as on GitLab"));
         }
         for (planned, progress) in running.plan.jobs.iter().zip(&running.jobs).filter(|(_, progress)| progress.id > 0) {
             let archive = local_archive(&self.context.artifacts, progress.id, "archive");
@@ -96,7 +96,9 @@ impl<'a> LocalRunner<'a> {
         let id = self.pipeline_id();
         let ancestors = std::iter::successors(Some(pipeline), |at| self.pipelines[*at].parent.map(|(above, _)| above));
         if ancestors.count() > ANCESTORS_MOST {
-            return Err(format!("more than {ANCESTORS_MOST} pipelines start each other"));
+            return Err(format!(
+                "this trigger job would start a chain of more than {ANCESTORS_MOST} pipelines; look for pipelines that trigger each other"
+            ));
         }
         let running = &self.pipelines[pipeline];
         let dotenv = self.dotenv(&self.dependencies(pipeline, job));
@@ -128,9 +130,12 @@ impl<'a> LocalRunner<'a> {
             ended = true;
             if self.pipelines[pipeline].schedule.state(job) == ScheduleState::Running {
                 let well = status == schedule::PipelineStatus::Success;
-                let badly = if self.is_interrupted { Conclusion::Canceled } else { Conclusion::Failed };
+                let (badly, why) = match self.is_interrupted {
+                    true => (Conclusion::Canceled, "its downstream pipeline was canceled"),
+                    false => (Conclusion::Failed, "its downstream pipeline failed"),
+                };
                 if !well {
-                    self.pipelines[pipeline].jobs[job].message = Some("the pipeline that it started failed".to_owned());
+                    self.pipelines[pipeline].jobs[job].message = Some(why.to_owned());
                 }
                 self.settle(pipeline, job, if well { Conclusion::Success } else { badly });
             }

@@ -199,7 +199,7 @@ impl Broker {
     }
 
     fn keep_alive(&self, mut held: Held) {
-        let answer = self.tell_that_it_waits(&mut held);
+        let answer = self.send_sign_of_life(&mut held);
         let wait = match &answer {
             Some(answer) => answer.interval.map_or(KEEP_ALIVE, |asked| asked.clamp(KEEP_ALIVE_LEAST, KEEP_ALIVE)),
             None => KEEP_ALIVE_RETRY,
@@ -236,7 +236,7 @@ impl Broker {
 
     /// Sends an update of the job to GitLab, and writes into its log what it waits for. Returns `None` if GitLab did
     /// not answer.
-    fn tell_that_it_waits(&self, held: &mut Held) -> Option<SignOfLife> {
+    fn send_sign_of_life(&self, held: &mut Held) -> Option<SignOfLife> {
         let is = |status| Some(SignOfLife { status, interval: None });
         let gitlab = self.gitlab();
         if held.two_phase.is_none() {
@@ -293,7 +293,7 @@ impl Broker {
     fn ask(&self, id: &str, handle: &JobHandle) {
         match self.gitlab().update_job(handle, &JobState::Running, TraceSummary::default()).outcome {
             UpdateOutcome::Gone => {
-                log::info!("job of a silent agent is over at GitLab pool={} job={id}", self.name);
+                log::info!("GitLab has ended the job of an agent that sends no requests pool={} job={id}", self.name);
                 self.forget(id);
             }
             UpdateOutcome::Failed => self.count_error("gitlab"),

@@ -131,14 +131,14 @@ impl Broker {
                 let decision = self.lock().accept(instance, id, offer, sys::unix_now());
                 match decision {
                     AcceptanceResult::Write(by) => self.write_acceptance(id, by),
-                    AcceptanceResult::Known => ServerResponse::message(200, "accepted before"),
+                    AcceptanceResult::Known => ServerResponse::message(200, "this job was accepted before"),
                     AcceptanceResult::UnderWay => {
-                        ServerResponse::message(503, "being accepted").with("Retry-After", "1")
+                        ServerResponse::message(503, "the acceptance is being written; retry").with("Retry-After", "1")
                     }
                     AcceptanceResult::Void => void(),
                 }
             }
-            _ => ServerResponse::message(400, "`state` is pending or running"),
+            _ => ServerResponse::message(400, "`state` must be `pending` or `running`"),
         }
     }
 

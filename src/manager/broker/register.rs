@@ -85,7 +85,7 @@ impl Broker {
             let now = Instant::now();
             let agent = Agent { record: record.clone(), heard: now, idle_since: now, leave: None };
             state.agents.insert(agent);
-            // The jobs are held for this instance, among others; the scaler will soon count again.
+            // The new agent can take held jobs: lower the budget now, until the scaler calculates it again.
             state.hold_budget = state.hold_budget.saturating_sub(record.capacity);
             record
         };

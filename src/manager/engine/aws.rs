@@ -25,7 +25,7 @@ const AUTO_SCALING_VERSION: &str = "2011-01-01";
 const GROUPS: &str = "AutoScalingGroups";
 const EC2_VERSION: &str = "2016-11-15";
 /// The timeout of a read, including retries. The next round reads again.
-const LOOK: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One Auto Scaling group.
 pub struct Aws {
@@ -65,11 +65,11 @@ impl Aws {
     }
 
     fn of_group(&self, action: &str) -> Result<String, EngineError> {
-        self.call(action, &[("AutoScalingGroupName", &self.group)], LOOK)
+        self.call(action, &[("AutoScalingGroupName", &self.group)], CALL_TIMEOUT)
     }
 
     fn describe(&self) -> Result<String, EngineError> {
-        self.call("DescribeAutoScalingGroups", &[("AutoScalingGroupNames.member.1", &self.group)], LOOK)
+        self.call("DescribeAutoScalingGroups", &[("AutoScalingGroupNames.member.1", &self.group)], CALL_TIMEOUT)
     }
 
     fn nonsense(&self, action: &str, why: impl Into<String>) -> EngineError {
@@ -123,7 +123,7 @@ impl Engine for Aws {
         let parameters =
             [("AutoScalingGroupName", self.group.as_str()), ("DesiredCapacity", &desired), ("HonorCooldown", "false")];
         // The number is absolute, so repeating the call is safe.
-        self.call("SetDesiredCapacity", &parameters, LOOK).map(drop)
+        self.call("SetDesiredCapacity", &parameters, CALL_TIMEOUT).map(drop)
     }
 
     fn terminate(&self, instance: &str, capacity: CapacityChange) -> Result<(), EngineError> {
@@ -138,7 +138,7 @@ impl Engine for Aws {
         // One call for each instance, because one unknown id makes a combined call fail.
         for instance in instances {
             let request = AwsRequest::query(EC2_VERSION, "DescribeInstances", &[("InstanceId.1", instance)]);
-            match self.ec2.call(&request, LOOK) {
+            match self.ec2.call(&request, CALL_TIMEOUT) {
                 Ok(answer) => {
                     let name = instance_state(&answer);
                     if matches!(name.as_deref(), Some("terminated" | "shutting-down") | None) {
@@ -154,7 +154,7 @@ impl Engine for Aws {
 
     fn failed_starts(&self, since: Timestamp) -> Result<Vec<FailedStart>, EngineError> {
         let parameters = [("AutoScalingGroupName", self.group.as_str()), ("MaxRecords", "20")];
-        let answer = self.call("DescribeScalingActivities", &parameters, LOOK)?;
+        let answer = self.call("DescribeScalingActivities", &parameters, CALL_TIMEOUT)?;
         failures::since(&answer, since).map_err(|why| self.nonsense("DescribeScalingActivities", why))
     }
 

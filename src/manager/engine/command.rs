@@ -37,7 +37,8 @@ pub struct Command {
 #[derive(Default)]
 struct Kept {
     conversation: Option<Conversation>,
-    /// The program did not answer the last call as it should. Its next starts are not announced, because each call makes one.
+    /// The last call failed. While calls fail, each one starts the program again, so these starts are not logged at level
+    /// info.
     fails: bool,
 }
 
@@ -286,7 +287,7 @@ fn check_ids(members: &[MemberAnswer]) -> Result<(), String> {
             ));
         }
         if !known.insert(instance) {
-            return Err(format!("the answer cannot be used: it has the instance `{instance}` twice"));
+            return Err(format!("the answer cannot be used: it lists the instance `{instance}` twice"));
         }
     }
     Ok(())

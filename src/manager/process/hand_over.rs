@@ -30,7 +30,7 @@ impl Manager {
             );
             return;
         }
-        log::info!("handing over to the new program on disk");
+        log::info!("handing over to the new program on disk path={}", program.display());
         let mut brokers: Vec<Arc<Broker>> = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect();
         brokers.iter().for_each(|broker| broker.close());
         let current = brokers.len();
@@ -40,7 +40,10 @@ impl Manager {
             let _ = broker.wait_until_quiet(false, until);
         }
         let error = self.exec(&program, supervisor);
-        log::error!("cannot start the new program on disk; continuing with this one error={error}");
+        log::error!(
+            "cannot start the new program on disk; continuing with this one path={} error={error}",
+            program.display()
+        );
         brokers[..current].iter().for_each(|broker| broker.open());
     }
 

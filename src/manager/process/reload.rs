@@ -36,8 +36,8 @@ impl Manager {
         let state_dir = config::manager_state_dir(&config, &manager);
         if state_dir != self.state_dir {
             log::warn!(
-                "the state directory of the manager has changed; a restart uses it, and fails the jobs that are held then state_dir={} \
-                 in_use={}",
+                "state_dir of the manager has changed; the change takes effect at the next start, and jobs that are held \
+                 then fail at GitLab state_dir={} in_use={}",
                 state_dir.display(),
                 self.state_dir.display()
             );
@@ -60,7 +60,10 @@ impl Manager {
             }
         }
         self.publish();
-        self.serve_status()
+        if let Err(why) = self.serve_status() {
+            log::error!("cannot listen on the new listen_address; the other settings are applied error={why}");
+        }
+        Ok(())
     }
 
     /// Listens for agents on another address. Open connections stay open. Errors: the address cannot be used.

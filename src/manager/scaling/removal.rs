@@ -95,19 +95,19 @@ impl Removals {
             // The manager tells only agents without a job.
             let hangs = known.dismissed.is_some_and(|told| now.saturating_sub(told) >= LEAVING);
             return match () {
-                () if leaves && agent.silent >= GONE => Some("its agent leaves and is silent"),
-                () if leaves && hangs => Some("its agent was told to leave and is still there"),
+                () if leaves && agent.silent >= GONE => Some("its agent is leaving and has sent no request for 60 s"),
+                () if leaves && hangs => Some("its agent did not leave within 10 minutes after the order"),
                 () => None,
             };
         }
         let missing = *known.missing.get_or_insert(now);
         if known.dismissed.is_some() {
-            return Some("its agent has left as told");
+            return Some("its agent has left as ordered");
         }
         if known.leaving || max_use_count.is_some_and(|most| known.builds >= most) {
             return Some("its agent has left");
         }
-        (now.saturating_sub(missing) >= RESTART).then_some("its agent is gone")
+        (now.saturating_sub(missing) >= RESTART).then_some("its agent has not reconnected for 60 s")
     }
 
     /// The time at which the next step may be due.

@@ -20,7 +20,7 @@ pub fn read(text: &str, today: Date, zone: &TimeZone) -> Result<Timestamp, Strin
     if let Some(time) = load::moment(text, zone) {
         return Ok(time);
     }
-    let wrong = || format!("`{text}` is no time; write for example 'Sat 01:30', '01:30' or '2026-07-11 01:30'");
+    let wrong = || format!("`{text}` is not a time; write for example 'Sat 01:30', '01:30' or '2026-07-11 01:30'");
     let (date, time) = match text.split_once(char::is_whitespace) {
         Some((day, time)) => {
             let day = day.trim_end_matches(',');
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(read("01:30"), Ok("2026-07-07T23:30:00Z".to_owned()));
         assert!(read("now").is_ok());
         for text in ["", "Sat", "Sat 25:00", "Foo 01:30", "2026-07-11", "2026-02-30 01:00", "1", "1:2:3:4"] {
-            assert!(read(text).is_err_and(|why| why.contains("is no time")), "{text}");
+            assert!(read(text).is_err_and(|why| why.contains("is not a time")), "{text}");
         }
     }
 }

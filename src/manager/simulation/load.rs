@@ -78,7 +78,11 @@ pub fn read(text: &str, day: Option<Date>, zone: &TimeZone) -> Result<Load, Stri
             (Start::OfDay(start), None) => start,
             (Start::At(time), Some(midnight)) => Duration::try_from(time.duration_since(midnight))
                 .map_err(|_| format!("{time} is before the simulated day; correct --day"))?,
-            _ => return Err("some times have a date and others do not; write all of them in one way".to_owned()),
+            _ => {
+                return Err(
+                    "some times have a date and others do not; write a date with every time, or with none".to_owned()
+                );
+            }
         };
         jobs.push(SimulatedJob { start, length });
     }
@@ -145,7 +149,7 @@ mod tests {
         );
         assert!(read(text, day("2026-07-07"), &zone).is_err_and(|why| why.contains("before the simulated day")));
         let mixed = "09:00,5m\n2026-07-06 09:00,5m\n";
-        assert!(read(mixed, None, &zone).is_err_and(|why| why.contains("in one way")));
+        assert!(read(mixed, None, &zone).is_err_and(|why| why.contains("with every time")));
     }
 
     #[test]

@@ -5,11 +5,11 @@
 use saphyr_parser::ScanError;
 
 /// How far a line is moved to the right; deeper parents are not supported.
-const DEPTH: usize = 100;
+const ADDED_INDENTATION: usize = 100;
 
 /// A place that the parser refuses and libyaml accepts. Lines count from 1, columns from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum LibyamlDifference {
     /// A line inside a flow collection has too little indentation.
     Flow(usize),
     /// The beginning of a quoted scalar with such a line: its line and column.
@@ -21,35 +21,35 @@ pub enum Place {
 }
 
 /// The place that a syntax error is about, if libyaml accepts it.
-pub fn accepted(error: &ScanError) -> Option<Place> {
+pub fn accepted(error: &ScanError) -> Option<LibyamlDifference> {
     let (line, column) = (error.marker().line(), error.marker().col());
     match error.info() {
-        "invalid indentation" | "invalid indentation in flow construct" => Some(Place::Flow(line)),
-        "invalid indentation in quoted scalar" => Some(Place::Quoted(line, column)),
-        "':' must be followed by a valid YAML whitespace" => Some(Place::Tabs(line, column)),
-        "comments must be separated from other tokens by whitespace" => Some(Place::Comment(line, column)),
+        "invalid indentation" | "invalid indentation in flow construct" => Some(LibyamlDifference::Flow(line)),
+        "invalid indentation in quoted scalar" => Some(LibyamlDifference::Quoted(line, column)),
+        "':' must be followed by a valid YAML whitespace" => Some(LibyamlDifference::Tabs(line, column)),
+        "comments must be separated from other tokens by whitespace" => Some(LibyamlDifference::Comment(line, column)),
         _ => None,
     }
 }
 
 /// A text with the same values that the parser accepts at this place. `None`: there is no such text.
-pub fn repaired(text: &str, place: Place) -> Option<String> {
+pub fn repaired(text: &str, place: LibyamlDifference) -> Option<String> {
     match place {
-        Place::Flow(line) => {
+        LibyamlDifference::Flow(line) => {
             let start = offset(text, line, 0);
             deepened(text, start, end_of_flow(text, start))
         }
-        Place::Quoted(line, column) => {
+        LibyamlDifference::Quoted(line, column) => {
             let start = offset(text, line, column);
             let next = text[start..].find('\n').map_or(text.len(), |at| start + at + 1);
             deepened(text, next, end_of_quoted(text, start).max(next))
         }
-        Place::Tabs(line, column) => {
+        LibyamlDifference::Tabs(line, column) => {
             let end = offset(text, line, column);
             let before = text[..end].trim_end_matches('\t');
             (before.len() < end).then(|| format!("{before}{}{}", " ".repeat(end - before.len()), &text[end..]))
         }
-        Place::Comment(line, column) => {
+        LibyamlDifference::Comment(line, column) => {
             let at = offset(text, line, column);
             text[at..].starts_with('#').then(|| format!("{} {}", &text[..at], &text[at..]))
         }
@@ -58,12 +58,12 @@ pub fn repaired(text: &str, place: Place) -> Option<String> {
 
 /// Moves the lines between two offsets to the right. `None`: that was done already.
 fn deepened(text: &str, from: usize, to: usize) -> Option<String> {
-    let padding = " ".repeat(DEPTH);
+    let padding = " ".repeat(ADDED_INDENTATION);
     let lines = &text[from..to];
     if lines.is_empty() || lines.starts_with(&padding) {
         return None;
     }
-    let mut out = String::with_capacity(text.len() + lines.matches('\n').count().saturating_add(1) * DEPTH);
+    let mut out = String::with_capacity(text.len() + lines.matches('\n').count().saturating_add(1) * ADDED_INDENTATION);
     out.push_str(&text[..from]);
     for line in lines.split_inclusive('\n') {
         out.push_str(&padding);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
 
-use super::libyaml::{self, Place};
+use super::libyaml::{self, LibyamlDifference};
 use super::{Mapping, MappingEntry, Node, Origin, Value, scalar};
 use crate::pipeline::hash::Set;
 
@@ -103,7 +103,7 @@ pub fn parse(
 /// A syntax error, and its place if libyaml accepts it.
 struct Refusal {
     error: SyntaxError,
-    accepted: Option<Place>,
+    accepted: Option<LibyamlDifference>,
 }
 
 fn parse_once(
@@ -157,7 +157,7 @@ struct Builder<'a, 'b> {
     names: Set<Arc<str>>,
     duplicates: Vec<(Origin, String)>,
     /// The place of the error, if libyaml accepts it.
-    accepted: Option<Place>,
+    accepted: Option<LibyamlDifference>,
     /// The number and the text of the last line, if no line break follows it.
     unfinished: Option<(u32, &'a str)>,
     /// The line in which the current event ends.

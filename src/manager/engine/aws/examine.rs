@@ -1,6 +1,7 @@
-//! Checks whether a group is configured for a manager, for `mayfly check`.
+//! Checks whether an Auto Scaling group is configured for a manager: for `mayfly check`, and for warnings when a pool
+//! starts.
 
-use super::{Aws, EC2_VERSION, EngineError, GROUPS, LOOK, hooks, of_call, setting};
+use super::{Aws, CALL_TIMEOUT, EC2_VERSION, EngineError, GROUPS, hooks, of_call, setting};
 use crate::instance::aws::transport::AwsRequest;
 use crate::instance::aws::xml::{element, field_within, members};
 use crate::manager::engine::{ErrorKind, Examined, Verdict};
@@ -196,7 +197,7 @@ fn template(aws: &Aws, answer: &str) -> Result<Examined, EngineError> {
     };
     let parameters = [("LaunchTemplateId", id.as_str()), ("LaunchTemplateVersion.1", &version)];
     let request = AwsRequest::query(EC2_VERSION, "DescribeLaunchTemplateVersions", &parameters);
-    let answer = aws.ec2.call(&request, LOOK).map_err(of_call)?;
+    let answer = aws.ec2.call(&request, CALL_TIMEOUT).map_err(of_call)?;
     let shutdown = element(&answer, "instanceInitiatedShutdownBehavior");
     let tokens = element(&answer, "httpTokens");
     Ok(if shutdown.as_deref() != Some("terminate") {

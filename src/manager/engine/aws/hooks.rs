@@ -40,7 +40,7 @@ impl Hooks {
             let key = (instance.to_owned(), hook.name.clone());
             let due = self.lock().beats.get(&key).is_none_or(|last| last.elapsed() >= hook.timeout / 2);
             if due {
-                aws.call("RecordLifecycleActionHeartbeat", &of_hook(aws, &hook, instance), super::LOOK)?;
+                aws.call("RecordLifecycleActionHeartbeat", &of_hook(aws, &hook, instance), super::CALL_TIMEOUT)?;
                 self.lock().beats.insert(key, Instant::now());
             }
         }
@@ -52,7 +52,7 @@ impl Hooks {
         for hook in self.terminating(aws)? {
             let mut parameters = of_hook(aws, &hook, instance).to_vec();
             parameters.push(("LifecycleActionResult", "CONTINUE"));
-            match aws.call("CompleteLifecycleAction", &parameters, super::LOOK) {
+            match aws.call("CompleteLifecycleAction", &parameters, super::CALL_TIMEOUT) {
                 // Not every hook holds the instance now.
                 Err(error) if error.why.contains("No active Lifecycle Action") => {}
                 outcome => outcome.map(drop)?,

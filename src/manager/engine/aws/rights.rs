@@ -1,7 +1,7 @@
 //! Checks the manager's own permissions, with calls that have no effect.
 
 use super::examine::{bad, doubtful, good};
-use super::{Aws, EngineError, LOOK, hooks, setting};
+use super::{Aws, CALL_TIMEOUT, EngineError, hooks, setting};
 use crate::instance::CapacityChange;
 use crate::manager::engine::{Engine, ErrorKind, Examined};
 
@@ -12,7 +12,7 @@ const NO_INSTANCE: &str = "i-00000000000000000";
 pub fn examine(aws: &Aws) -> Vec<Examined> {
     let what = "permissions";
     let mut found = Vec::new();
-    found.push(match set_to_what_it_is(aws) {
+    found.push(match check_set_desired_capacity(aws) {
         Ok(()) => good(what, "autoscaling:SetDesiredCapacity is allowed"),
         // AWS checks permissions first.
         Err(error) if error.why.contains("ScalingActivityInProgress") => {
@@ -25,7 +25,7 @@ pub fn examine(aws: &Aws) -> Vec<Examined> {
     found.extend(of_hooks(aws));
     match aws.ended(&[NO_INSTANCE.to_owned()]) {
         Err(error) if error.why.contains("UnauthorizedOperation") || error.why.contains("AccessDenied") => {
-            found.push(doubtful(what, format!("a lost instance cannot be told from a detached one: {error}")));
+            found.push(doubtful(what, format!("the manager cannot distinguish a terminated instance from a detached one: {error}; allow ec2:DescribeInstances")));
         }
         _ => found.push(good(what, "ec2:DescribeInstances is allowed")),
     }
@@ -34,12 +34,12 @@ pub fn examine(aws: &Aws) -> Vec<Examined> {
 
 /// Sets the desired capacity to its present number, which changes nothing. A number that AWS refuses for another reason
 /// would not prove the permission, and a simulation of the policy needs a permission of its own.
-fn set_to_what_it_is(aws: &Aws) -> Result<(), EngineError> {
+fn check_set_desired_capacity(aws: &Aws) -> Result<(), EngineError> {
     let answer = aws.describe()?;
     let desired = setting(&answer, "DesiredCapacity").ok_or_else(|| aws.no_group())?;
     let parameters =
         [("AutoScalingGroupName", aws.group.as_str()), ("DesiredCapacity", &desired), ("HonorCooldown", "true")];
-    aws.call("SetDesiredCapacity", &parameters, LOOK).map(drop)
+    aws.call("SetDesiredCapacity", &parameters, CALL_TIMEOUT).map(drop)
 }
 
 /// A termination has no dry run, so an instance that does not exist is terminated: AWS checks the permission first. A policy
@@ -50,8 +50,8 @@ fn termination(aws: &Aws) -> Examined {
         Err(error) if error.kind == ErrorKind::Refused && error.why.contains("AccessDenied") => doubtful(
             what,
             format!(
-                "{error}; if its policy allows that for the group, ignore this: AWS does not know the group of an instance that \
-                 does not exist"
+                "{error}; if the manager's policy allows this action for the group only, ignore this warning: the check uses \
+                 an instance that does not exist, and AWS cannot assign that instance to the group"
             ),
         ),
         Err(error) if error.kind == ErrorKind::Temporary => {
@@ -72,7 +72,7 @@ fn of_hooks(aws: &Aws) -> Vec<Examined> {
     let completion = [&parameters[..], &[("LifecycleActionResult", "CONTINUE")]].concat();
     [("RecordLifecycleActionHeartbeat", parameters.to_vec()), ("CompleteLifecycleAction", completion)]
         .into_iter()
-        .map(|(action, parameters)| match aws.call(action, &parameters, LOOK) {
+        .map(|(action, parameters)| match aws.call(action, &parameters, CALL_TIMEOUT) {
             Err(error) if error.why.contains("AccessDenied") => bad(what, error.to_string()),
             Err(error) if error.kind == ErrorKind::Temporary => {
                 doubtful(what, format!("autoscaling:{action} cannot be examined: {error}"))

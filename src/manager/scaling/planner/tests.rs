@@ -303,7 +303,7 @@ fn a_quota_stops_growth_and_withdraws_what_cannot_be_started() {
 }
 
 #[test]
-fn an_agent_that_does_not_leave_is_terminated_at_last() {
+fn the_instance_of_an_agent_that_does_not_leave_is_terminated() {
     let mut world = World::new("docker-autoscaler", HOLD);
     world.group.desired = 1;
     world.idle("a", 6 * MINUTE);
