@@ -284,12 +284,12 @@ fn an_agent_whose_start_fails_resumes_its_shutdown() {
     agent.kill();
     fs::write(&go, "").expect("write a file");
     let text = read(&home.config());
-    fs::write(home.config(), format!("user = \"no-such-user\"\n{text}")).expect("write a file");
+    fs::write(home.config(), format!("listen_address = \"192.0.2.1:9252\"\n{text}")).expect("write a file");
     let mut next = home.start(&[]);
     assert!(next.wait().success(), "{}", next.log());
-    assert!(next.log().contains("no-such-user") && lines(&ran).len() == 2, "{}", next.log());
+    assert!(next.log().contains("192.0.2.1") && lines(&ran).len() == 2, "{}", next.log());
     fs::remove_file(home.path("state/leaving.json")).expect("remove the file");
-    assert!(!home.start(&[]).wait().success(), "who does not leave must be able to begin");
+    assert!(!home.start(&[]).wait().success(), "an agent that does not shut down must not start without its listener");
 }
 
 #[test]

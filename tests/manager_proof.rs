@@ -133,7 +133,7 @@ fn an_agent_proves_its_role_and_what_it_sent_is_of_no_use_to_others() {
     // This pool does not accept the fleet token.
     let token =
         json!({"token": FLEET_TOKEN, "mayfly": {"protocol": 1, "instance": "i-2", "boot": "b", "version": "0"}});
-    proven.assert_refused(&manager, &token, 403, "the pool asks for a signature of its `agent_role`");
+    proven.assert_refused(&manager, &token, 403, "this pool requires a proof of its `agent_role`");
     // After 15 minutes, AWS no longer accepts the signature.
     proven.front.rule(|call| {
         let why = format!("Signature expired: {} is now earlier than the limit", call.signed);
@@ -151,8 +151,8 @@ fn another_role_another_session_and_another_account_are_refused() {
         let home = proven.home("i-2", role, session);
         let agent = home.start(&[]);
         let why = format!(
-            "registration refused instance=i-2 error=STS says arn:aws:sts::{ACCOUNT}:assumed-role/{role}/{session}, which is \
-             not arn:aws:iam::{ACCOUNT}:role/agents on instance i-2"
+            "registration refused instance=i-2 error=the request was signed by arn:aws:sts::{ACCOUNT}:assumed-role/{role}/{session}; \
+             expected role arn:aws:iam::{ACCOUNT}:role/agents on instance i-2"
         );
         manager.wait_for_log(&why);
         agent.wait_for_log("the manager rejected the agent");
@@ -162,6 +162,6 @@ fn another_role_another_session_and_another_account_are_refused() {
     manager.wait_for_log("configuration loaded");
     let home = proven.home("i-1", "agents", "i-1");
     let _agent = home.start(&[]);
-    manager.wait_for_log("which is not arn:aws:iam::999999999999:role/agents on instance i-1");
+    manager.wait_for_log("expected role arn:aws:iam::999999999999:role/agents on instance i-1");
     assert!(!manager.log().contains("agent registered"), "{}", manager.log());
 }

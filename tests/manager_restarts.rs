@@ -87,7 +87,9 @@ fn agents_of_another_fleet_and_instances_of_no_group_are_told_why() {
     let text = read(&home.config()).replace(FLEET_TOKEN, "token-of-another-fleet");
     fs::write(home.config(), text).expect("write a file");
     let stranger = home.start(&[]);
-    stranger.wait_for_log("the token is not the fleet's; write `agent_token` of the manager as `token`");
+    stranger.wait_for_log(
+        "the token is not the fleet token of this manager; write `agent_token` of the manager as `token`",
+    );
     let home = fleet.agent_home("i-9", "", "");
     let lost = home.start(&[]);
     lost.wait_for_log("instance i-9 is not a running member of a pool's group (yet)");
@@ -110,7 +112,7 @@ fn a_job_of_a_silent_agent_ends_when_gitlab_has_failed_it() {
     kill_shims(id);
     agent.kill();
     gitlab.set_job_state(id, "failed");
-    manager.wait_for_log(&format!("job of a silent agent is over at GitLab pool=pool job={id}"));
+    manager.wait_for_log(&format!("GitLab has ended the job of an agent that sends no requests pool=pool job={id}"));
     let agent = home.start(&[]);
     let next = gitlab.queue(job(&["echo next"]).build());
     assert_eq!(gitlab.finished(next).state, "success", "{}\n{}", agent.log(), manager.log());

@@ -120,19 +120,27 @@ impl Agent {
     }
 }
 
-/// Locks the state directory, because two agents would run the same jobs. Errors: another agent holds the lock.
-fn lock(state: &Path) -> Result<File, String> {
+/// Locks the state directory and the file `lock` in it, because two agents would run the same jobs. Errors: another agent
+/// holds a lock.
+fn lock(state: &Path) -> Result<(File, Option<File>), String> {
     let path = state.join("lock");
+    let unusable = |error: std::io::Error| format!("{}: {error}", path.display());
     let taken = || {
         format!("another mayfly runs with the state directory {}; stop it, or set another `state_dir`", state.display())
     };
+    let directory = File::open(state).map_err(unusable)?;
+    directory.try_lock().map_err(|_| taken())?;
     match File::create(&path) {
-        Ok(file) => file.try_lock().map_err(|_| taken()).map(|()| file),
+        Ok(file) => file.try_lock().map_err(|_| taken()).map(|()| (directory, Some(file))),
         // A file system without a free inode must not keep the agent from resuming jobs and from reporting the problem.
-        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
-            let directory = File::open(state).map_err(|error| format!("{}: {error}", state.display()))?;
-            directory.try_lock().map_err(|_| taken()).map(|()| directory)
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem
+            ) =>
+        {
+            Ok((directory, None))
         }
-        Err(error) => Err(format!("{}: {error}", path.display())),
+        Err(error) => Err(unusable(error)),
     }
 }

@@ -32,7 +32,9 @@ fn probe(directory: &Path) -> Result<(), String> {
 /// Checks that the metrics listener can have its address. A running process with the same state directory may hold the
 /// address itself. Errors: why it cannot, and the key.
 pub fn check_listen_address(address: &str, state: &Path) -> Result<(), String> {
-    let is_running = || File::open(state.join("lock")).is_ok_and(|lock| lock.try_lock().is_err());
+    // An agent locks the directory and the file, a manager only the file.
+    let is_locked = |path: &Path| File::open(path).is_ok_and(|lock| lock.try_lock().is_err());
+    let is_running = || is_locked(state) || is_locked(&state.join("lock"));
     match bind(address) {
         Err(error) if error.kind() == ErrorKind::AddrInUse && is_running() => Ok(()),
         Err(error) => {

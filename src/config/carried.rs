@@ -5,8 +5,10 @@
 //! own settings, everything except `[[runners]]`, in the state directory. Neither contains a runner's token.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::Uid;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
@@ -121,7 +123,11 @@ pub fn remember_state_dir(config: &Path, state: &Path) -> std::io::Result<()> {
 
 /// The state directory that the last agent with this configuration file used, if it was recorded.
 pub fn remembered_state_dir(config: &Path) -> Option<PathBuf> {
-    fs::read_link(state_dir_record(config)).ok()
+    let record = state_dir_record(config);
+    let owner = fs::symlink_metadata(&record).ok()?.uid();
+    // Another user could name a directory with jobs of its own.
+    let is_own = owner == 0 || owner == Uid::effective().as_raw();
+    is_own.then(|| fs::read_link(record).ok()).flatten()
 }
 
 /// `state_dir` from a text that is not valid TOML: from the readable part of its table, or from its line.

@@ -21,18 +21,21 @@ const REPEATED_EVERY: Duration = Duration::from_secs(600);
 /// The failing proxies of this process.
 static FAILING: Mutex<BTreeMap<String, Failing>> = Mutex::new(BTreeMap::new());
 
-#[derive(Clone)]
+#[derive(Default)]
 struct Failing {
-    since: Instant,
+    /// `None` since a request has succeeded.
+    since: Option<Instant>,
     logged: Option<Instant>,
     /// Why the last request failed.
     error: String,
+    /// A thread waits until the log line is due.
+    is_watched: bool,
 }
 
 impl Failing {
     /// Whether a log line is due.
     fn is_due(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.since) >= FAILING_FOR
+        self.since.is_some_and(|since| now.saturating_duration_since(since) >= FAILING_FOR)
             && self.logged.is_none_or(|logged| now.saturating_duration_since(logged) >= REPEATED_EVERY)
     }
 
@@ -41,7 +44,8 @@ impl Failing {
             return;
         }
         self.logged = Some(now);
-        let (seconds, error) = (now.saturating_duration_since(self.since).as_secs(), &self.error);
+        let seconds = self.since.map_or(0, |since| now.saturating_duration_since(since).as_secs());
+        let error = &self.error;
         log::error!(
             "no request succeeds through the proxy; check HTTP_PROXY, HTTPS_PROXY and NO_PROXY of the agent \
              proxy={origin} failing_for={seconds}s error={error}"
@@ -53,29 +57,41 @@ impl Failing {
 pub fn note(route: &Route, began: Instant, error: Option<&str>) {
     let Some(proxy) = route.proxy() else { return };
     let mut failing = sync::lock(&FAILING);
+    let origin = proxy.origin();
     let Some(error) = error else {
-        failing.remove(&proxy.origin());
+        if let Some(entry) = failing.get_mut(&origin) {
+            (entry.since, entry.logged) = (None, None);
+        }
         return;
     };
-    let origin = proxy.origin();
-    if !failing.contains_key(&origin) {
-        log_later(origin.clone(), began);
-    }
-    let entry = failing.entry(origin).or_insert(Failing { since: began, logged: None, error: String::new() });
+    let entry = failing.entry(origin.clone()).or_default();
+    entry.since.get_or_insert(began);
     error.clone_into(&mut entry.error);
-    entry.log_if_due(&proxy.origin(), Instant::now());
+    entry.log_if_due(&origin, Instant::now());
+    if !entry.is_watched && entry.logged.is_none() {
+        // Without a thread, the next request logs it.
+        entry.is_watched = sync::spawn("proxy", STACK, move || log_when_due(&origin)).is_ok();
+    }
 }
 
 /// Logs a proxy that still fails after [`FAILING_FOR`], even if the back-off delays the next request.
-fn log_later(origin: String, began: Instant) {
-    let wait = move || {
-        thread::sleep(FAILING_FOR.saturating_sub(began.elapsed()));
-        if let Some(entry) = sync::lock(&FAILING).get_mut(&origin).filter(|entry| entry.since == began) {
-            entry.log_if_due(&origin, Instant::now());
-        }
-    };
-    // Without a thread, the next request logs it.
-    let _ = sync::spawn("proxy", STACK, wait);
+fn log_when_due(origin: &str) {
+    loop {
+        let left = {
+            let mut failing = sync::lock(&FAILING);
+            let Some(entry) = failing.get_mut(origin) else { return };
+            let left = entry.since.map(|since| FAILING_FOR.saturating_sub(since.elapsed()));
+            match left.filter(|left| !left.is_zero()) {
+                Some(left) => left,
+                None => {
+                    entry.log_if_due(origin, Instant::now());
+                    entry.is_watched = false;
+                    return;
+                }
+            }
+        };
+        thread::sleep(left);
+    }
 }
 
 /// Why a response does not count as a success of the proxy: a forwarding proxy answers with these statuses itself if it
@@ -104,7 +120,7 @@ mod tests {
     #[test]
     fn logs_after_half_a_minute_and_again_after_ten() {
         let since = Instant::now();
-        let mut failing = Failing { since, logged: None, error: String::new() };
+        let mut failing = Failing { since: Some(since), ..Failing::default() };
         assert!(!failing.is_due(since + Duration::from_secs(29)));
         let first = since + Duration::from_secs(30);
         assert!(failing.is_due(first));

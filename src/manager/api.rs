@@ -110,7 +110,9 @@ impl Api {
             ServerResponse::message(403, why)
         };
         if !has_token && introduction.proof.is_none() {
-            return Err(refused("the token is not the fleet's; write `agent_token` of the manager as `token`"));
+            return Err(refused(
+                "the token is not the fleet token of this manager; write `agent_token` of the manager as `token`",
+            ));
         }
         let brokers = self.brokers();
         let member = brokers.iter().find(|broker| broker.admission(&introduction.instance) == Admission::Member);

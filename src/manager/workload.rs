@@ -32,6 +32,8 @@ pub struct AgentView {
     pub jobs: Vec<AgentJob>,
     /// The time of the agent's last request.
     pub last_heard: Instant,
+    /// The agent reports that it leaves. It first finishes its jobs, also those of other servers.
+    pub drains: bool,
 }
 
 /// The activity of an agent.

@@ -293,7 +293,9 @@ mod tests {
         assert_eq!(disabled.get("x").err(), Some(MetadataError::Off));
         assert_eq!(off.seen().len(), 1, "a service that is switched off is left alone");
         let one = [("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1")];
-        for (answer, part) in [(answer(404, ""), "none of EC2's"), (answer(200, "<html>\n"), "no token")] {
+        for (answer, part) in
+            [(answer(404, ""), "not the service of EC2"), (answer(200, "<html>\n"), "an invalid token")]
+        {
             let server = TestServer::new(&[&answer]);
             let why = client(&server, &one).get("x").err().unwrap().to_string();
             assert!(why.contains(part), "{why}");

@@ -182,10 +182,13 @@ impl SourcesPlan {
     }
 
     /// The same plan for the repositories of submodules, which do not read the project's configuration. Settings of
-    /// large files and remotes stay out: they name the project's own servers.
+    /// large files and remotes stay out: they name the project's own servers. So does a header for every server: it may
+    /// contain a password for the project's own one.
     fn for_submodules(&self) -> Self {
         let mut plan = self.clone();
-        let is_shared = |(key, _): &&settings::Setting| !["lfs.", "remote."].iter().any(|own| key.starts_with(own));
+        let is_shared = |(key, _): &&settings::Setting| {
+            key != "http.extraheader" && !["lfs.", "remote."].iter().any(|own| key.starts_with(own))
+        };
         let shared: Vec<settings::Setting> = self.settings.iter().filter(is_shared).cloned().collect();
         environment::add_settings(&mut plan.environment, &shared);
         plan

@@ -34,7 +34,9 @@ pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
     println!("{GREEN}Updating/initializing submodules{how}{depth}...{RESET}");
     let mut links = Vec::new();
     if let Err(failure) = update_levels(plan, wanted, &mut links) {
-        submodule_trees::restore_all(plan, &links)?;
+        if let Err(why) = submodule_trees::restore_all(plan, &links) {
+            println!("{YELLOW}WARNING: the files of submodules cannot be moved back: {why}{RESET}");
+        }
         return Err(failure);
     }
     submodule_trees::forget_others(plan, &links)?;

@@ -15,6 +15,8 @@ pub struct Agent {
     pub idle_since: Instant,
     /// The reason, if the agent must leave.
     pub leave: Option<String>,
+    /// The agent reports that it leaves. It first finishes its jobs, also those of other servers.
+    pub drains: bool,
 }
 
 /// All agents of a pool, also indexed by token, because each request of an agent contains its token.
@@ -87,7 +89,7 @@ mod tests {
             registered: 1,
             builds: 0,
         };
-        Agent { record, heard: Instant::now(), idle_since: Instant::now(), leave: None }
+        Agent { record, heard: Instant::now(), idle_since: Instant::now(), leave: None, drains: false }
     }
 
     #[test]

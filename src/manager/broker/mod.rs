@@ -266,7 +266,13 @@ impl Broker {
         let (now, wall) = (Instant::now(), SystemTime::now());
         let mut state = self.lock();
         for (_, record) in records.agents.iter().filter(|((pool, _), _)| *pool == self.name) {
-            state.agents.insert(Agent { record: record.clone(), heard: now, idle_since: now, leave: None });
+            state.agents.insert(Agent {
+                record: record.clone(),
+                heard: now,
+                idle_since: now,
+                leave: None,
+                drains: false,
+            });
         }
         state.follow(&self.settings());
         let mut unreadable = Vec::new();

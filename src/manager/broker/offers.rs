@@ -173,7 +173,13 @@ impl Broker {
 
     /// Processes a heartbeat of an agent.
     pub fn heartbeat(&self, instance: &str, heartbeat: &Heartbeat) -> ServerResponse {
-        let news = self.lock().heartbeat(instance, &heartbeat.jobs, &heartbeat.ended, Instant::now());
+        let news = {
+            let mut state = self.lock();
+            if let Some(agent) = state.agents.get_mut(instance) {
+                agent.drains = heartbeat.leaving;
+            }
+            state.heartbeat(instance, &heartbeat.jobs, &heartbeat.ended, Instant::now())
+        };
         for id in &news.ended {
             log::info!("job ended pool={} job={id} instance={instance}", self.name);
             self.forget(id);

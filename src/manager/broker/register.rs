@@ -83,7 +83,7 @@ impl Broker {
                 builds: 0,
             };
             let now = Instant::now();
-            let agent = Agent { record: record.clone(), heard: now, idle_since: now, leave: None };
+            let agent = Agent { record: record.clone(), heard: now, idle_since: now, leave: None, drains: false };
             state.agents.insert(agent);
             // The new agent can take held jobs: lower the budget now, until the scaler calculates it again.
             state.hold_budget = state.hold_budget.saturating_sub(record.capacity);

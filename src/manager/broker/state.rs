@@ -249,10 +249,11 @@ impl PoolState {
         let capacity = self.agents.get(instance).map_or(0, |agent| agent.record.capacity as usize);
         let mut jobs = self.jobs_of(instance);
         for id in ended {
-            if self.jobs.get(id).is_some_and(|job| job.is_run_by(instance)) {
+            if self.jobs.get(id).is_some_and(|job| job.is_run_by(instance)) && !news.ended.contains(id) {
                 news.ended.push(id.clone());
             }
         }
+        jobs = jobs.saturating_sub(news.ended.len());
         for report in reports {
             match self.jobs.get_mut(&report.id) {
                 Some(PoolJob { phase: Phase::Running { by, stage, missing }, .. }) if by.offer == report.offer => {
@@ -403,6 +404,7 @@ impl PoolState {
                 builds: agent.record.builds,
                 jobs: jobs.remove(agent.record.instance.as_str()).unwrap_or_default(),
                 last_heard: agent.heard,
+                drains: agent.drains,
             })
             .collect();
         snapshot

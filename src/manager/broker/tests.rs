@@ -36,7 +36,7 @@ impl Pool {
             registered: 1,
             builds: 0,
         };
-        let agent = Agent { record, heard: self.now, idle_since: self.now, leave: None };
+        let agent = Agent { record, heard: self.now, idle_since: self.now, leave: None, drains: false };
         self.state.agents.insert(agent);
     }
 

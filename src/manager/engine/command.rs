@@ -161,7 +161,7 @@ impl Command {
             return Err(broken(ErrorKind::Nonsense, format!("the answer is not a JSON object: {}", shown(&line))));
         };
         let why = match object.get("error") {
-            None | Some(Value::Null) => return Ok(answer),
+            None | Some(Value::Null | Value::Bool(false)) => return Ok(answer),
             Some(Value::String(why)) => why.clone(),
             Some(other) => other.to_string(),
         };

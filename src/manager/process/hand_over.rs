@@ -5,8 +5,10 @@
 //! end it at an upgrade.
 
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
@@ -16,13 +18,34 @@ use crate::agent::signals;
 use crate::agent::supervisor::Supervisor;
 use crate::config::{self, Config, Role};
 use crate::manager::broker::Broker;
-use crate::sys;
+use crate::{sync, sys};
+
+/// The interval between two pings of systemd's watchdog while the main loop waits here.
+const PING: Duration = Duration::from_secs(10);
+/// The stack size of the thread that validates.
+const VALIDATION_STACK: usize = 256 << 10;
+
+/// Has the new program validate the configuration in a thread, since that can outlast systemd's watchdog. Errors: why the
+/// new program cannot start.
+fn validate_beside(program: &Path, supervisor: &mut Supervisor) -> Result<(), String> {
+    let (sender, result) = mpsc::channel();
+    let path = program.to_owned();
+    sync::spawn("validation", VALIDATION_STACK, move || sender.send(validate(&path)))
+        .map_err(|error| format!("it cannot be validated: no thread: {error}"))?;
+    loop {
+        match result.recv_timeout(PING) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Timeout) => drop(supervisor.ping_watchdog()),
+            Err(RecvTimeoutError::Disconnected) => return Err("its validation panicked".to_owned()),
+        }
+    }
+}
 
 impl Manager {
     /// Replaces the process by the program file on disk, unless that cannot start.
     pub(super) fn hand_over(&mut self, supervisor: &mut Supervisor) {
         let program = program();
-        if let Err(why) = validate(&program).and_then(|()| self.check_state_dir()) {
+        if let Err(why) = validate_beside(&program, supervisor).and_then(|()| self.check_state_dir()) {
             log::error!(
                 "hand-over refused: the new program cannot start with this configuration; continuing with the old one \
                  path={} error={why}",
@@ -37,7 +60,9 @@ impl Manager {
         brokers.extend(self.retired.iter().map(|pool| Arc::clone(&pool.broker)));
         let until = Instant::now() + POLL_TIMEOUT;
         for broker in &brokers {
-            let _ = broker.wait_until_quiet(false, until);
+            while !broker.wait_until_quiet(false, until.min(Instant::now() + PING)) && Instant::now() < until {
+                supervisor.ping_watchdog();
+            }
         }
         let error = self.exec(&program, supervisor);
         log::error!(
@@ -63,7 +88,7 @@ impl Manager {
     }
 
     /// Returns only if the new program cannot be started.
-    fn exec(&self, program: &std::path::Path, supervisor: &Supervisor) -> std::io::Error {
+    fn exec(&self, program: &Path, supervisor: &Supervisor) -> std::io::Error {
         let socket = self.server.listener();
         if let Err(error) = fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty())) {
             return error.into();

@@ -49,6 +49,8 @@ pub struct ObservedAgent {
     pub builds: u32,
     /// The time since the agent's last request.
     pub silent: Duration,
+    /// The agent has jobs, or may have jobs of other servers because it drains.
+    pub may_have_jobs: bool,
 }
 
 /// The activity of an agent.
@@ -74,6 +76,7 @@ impl Observation {
             },
             builds: view.builds,
             silent: at.saturating_duration_since(view.last_heard),
+            may_have_jobs: view.drains || !view.jobs.is_empty(),
         };
         Self {
             now,

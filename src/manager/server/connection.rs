@@ -77,7 +77,8 @@ impl Connection {
         loop {
             match parse(&self.early) {
                 Parsed::Request(request, length) => {
-                    self.early.drain(..length);
+                    // Not `drain`, which keeps the memory of a large request while the connection is idle.
+                    self.early = self.early.split_off(length);
                     self.keep = request.keep;
                     (self.used, self.began, self.is_known) = (Instant::now(), None, true);
                     return Ok(request);

@@ -312,5 +312,6 @@ fn agent(instance: &Instance, now: Duration) -> ObservedAgent {
         work: if instance.jobs.is_empty() { Work::Idle(idle) } else { Work::Busy },
         builds: instance.builds,
         silent: Duration::ZERO,
+        may_have_jobs: !instance.jobs.is_empty(),
     }
 }

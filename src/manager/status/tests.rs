@@ -36,6 +36,7 @@ fn agent(instance: &str, state: AgentState, jobs: Vec<AgentJob>) -> AgentView {
         builds: 3,
         jobs,
         last_heard: Instant::now(),
+        drains: false,
     }
 }
 

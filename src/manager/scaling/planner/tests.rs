@@ -76,7 +76,13 @@ impl World {
     fn idle(&mut self, instance: &str, idle: Duration) {
         self.member(instance, State::Running);
         let work = Work::Idle(idle);
-        self.agents.push(ObservedAgent { instance: instance.to_owned(), work, builds: 0, silent: Duration::ZERO });
+        self.agents.push(ObservedAgent {
+            instance: instance.to_owned(),
+            work,
+            builds: 0,
+            silent: Duration::ZERO,
+            may_have_jobs: false,
+        });
     }
 
     fn busy(&mut self, instance: &str) {
@@ -313,6 +319,23 @@ fn the_instance_of_an_agent_that_does_not_leave_is_terminated() {
         world.pass(MINUTE);
         assert_eq!(actions(&world.step()), []);
     }
+    world.pass(MINUTE);
+    assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Decrement)]);
+}
+
+#[test]
+fn the_instance_of_an_agent_that_drains_is_not_terminated_under_a_job() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.group.desired = 1;
+    world.idle("a", 6 * MINUTE);
+    assert_eq!(actions(&world.step()), [dismiss("a")]);
+    // It has a job that this manager does not know, for example of another server.
+    world.agent("a").may_have_jobs = true;
+    for _ in 0..30 {
+        world.pass(MINUTE);
+        assert_eq!(actions(&world.step()), []);
+    }
+    world.agent("a").may_have_jobs = false;
     world.pass(MINUTE);
     assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Decrement)]);
 }

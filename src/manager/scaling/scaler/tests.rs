@@ -179,6 +179,7 @@ fn agent(instance: &str, state: AgentState) -> AgentView {
         builds: 0,
         jobs: Vec::new(),
         last_heard: Instant::now(),
+        drains: false,
     }
 }
 
