@@ -148,7 +148,7 @@ mod tests {
             job_users(&Config::parse(Path::new("config.toml"), &text).expect("a configuration"), None)
         };
         let sandbox = docker("").expect("the defaults must be accepted");
-        assert_eq!(sandbox.iter().map(|user| user.uid).collect::<Vec<_>>(), [crate::shim::confine::DEFAULT_UID]);
+        assert_eq!(sandbox.iter().map(|user| user.uid).collect::<Vec<_>>(), [crate::config::CONFINED_UID]);
         for keys in
             ["privileged = true", "network_mode = \"host\"", "volumes = [\"/run/docker.sock:/run/docker.sock\"]"]
         {

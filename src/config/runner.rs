@@ -196,6 +196,9 @@ impl Runner {
     }
 }
 
+/// The default uid of the sandbox: outside of all ranges that systemd assigns (UIDS-GIDS.md).
+pub const CONFINED_UID: u32 = 1_900_000_000;
+
 /// The settings of the sandbox for work beside containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confined {
@@ -212,7 +215,7 @@ impl Default for Confined {
     fn default() -> Self {
         const LEAST: u64 = 1 << 30;
         let half = nix::sys::sysinfo::sysinfo().ok().map(|machine| (machine.ram_total() / 2).max(LEAST));
-        Self { uid: crate::shim::confine::DEFAULT_UID, memory: half, processes: 1024 }
+        Self { uid: CONFINED_UID, memory: half, processes: 1024 }
     }
 }
 

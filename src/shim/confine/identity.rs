@@ -15,9 +15,6 @@ use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 
 use crate::sys;
 
-/// Outside of all ranges that systemd assigns (UIDS-GIDS.md).
-pub const DEFAULT_UID: u32 = 1_900_000_000;
-
 /// The kernel reserves this id as invalid.
 const UNMAPPED_UID: u32 = u32::MAX;
 
@@ -78,10 +75,11 @@ pub fn become_confined(uid: Option<u32>, rights: Option<FileCapabilities>) -> io
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::CONFINED_UID;
 
     #[test]
     fn all_ids_are_mapped_and_only_two_are_swapped() {
-        let lines: Vec<Vec<u64>> = swap_root_with(DEFAULT_UID)
+        let lines: Vec<Vec<u64>> = swap_root_with(CONFINED_UID)
             .lines()
             .map(|line| line.split(' ').map(|number| number.parse().expect("a number")).collect())
             .collect();
@@ -91,7 +89,7 @@ mod tests {
                 .find(|line| (line[0]..line[0] + line[2]).contains(&on_disk))
                 .map(|line| line[1] + on_disk - line[0])
         };
-        let uid = u64::from(DEFAULT_UID);
+        let uid = u64::from(CONFINED_UID);
         for (on_disk, expected) in
             [(0, uid), (1, 1), (1000, 1000), (uid - 1, uid - 1), (uid, 0), (4_294_967_294, 4_294_967_294)]
         {

@@ -23,7 +23,6 @@ use nix::unistd::{Pid, Uid};
 
 use super::spec::Sandbox;
 
-pub use identity::DEFAULT_UID;
 use identity::FileCapabilities;
 
 /// The parts of the sandbox that the shim prepares before it forks.
