@@ -20,7 +20,7 @@ pub enum FailureReason {
     RunnerConfigurationError,
     /// An external system (registry, secret store, network) failed.
     RunnerExternalDependencyFailure,
-    /// The agent was told to stop, or the cloud interrupts its instance.
+    /// The agent stops before the job has ended, or the cloud interrupts its instance.
     RunnerInterrupted,
     /// A user cancelled the job.
     JobCanceled,
@@ -65,7 +65,7 @@ impl FailureReason {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobError {
     pub reason: FailureReason,
-    /// The exit code of the script or command; `None` if none ran. -1 if a signal killed it.
+    /// The exit code of the script or command: `None` if no script or command ran, -1 if a signal killed it.
     pub exit_code: Option<i32>,
     /// What happened, to which object, and what to do; written to the job's log.
     pub message: String,

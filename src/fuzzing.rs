@@ -1,7 +1,8 @@
 //! The fuzz targets: each reader of untrusted bytes as a function that takes any bytes and must return.
 //!
-//! The targets of `fuzz/` call these functions with inputs that libFuzzer finds. The unit tests call them with the corpora
-//! of `fuzz/corpus` and with mutations of them, so that each change passes a short run without the tools for fuzzing.
+//! The targets of `fuzz/` call these functions with inputs that libFuzzer finds. The unit tests call these functions
+//! with the corpora of `fuzz/corpus` and with mutations of them, so that each change passes a short run without the
+//! tools for fuzzing.
 
 mod archives;
 mod servers;

@@ -48,8 +48,8 @@ mod token;
 mod trace;
 mod version;
 
-/// The allocator of musl maps and unmaps memory for almost every temporary value above one KiB, and takes twice the time
-/// for small ones.
+/// The allocator of musl maps and unmaps memory for almost every temporary value above one KiB, and takes twice as long
+/// for smaller values.
 #[cfg(not(any(test, fuzzing)))]
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;

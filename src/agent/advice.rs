@@ -4,7 +4,7 @@ use crate::config::leave::{Leave, LeaveStrategy};
 use crate::config::lifetime::LifetimeBounds;
 use crate::instance::Instance;
 
-/// A warning if `leave` (with its defaults applied) does not suit the machine.
+/// Returns a warning if the `leave` settings, with their defaults applied, are likely wrong for this machine.
 pub fn of_shutdown(bounds: &LifetimeBounds, leave: &Leave, instance: &dyn Instance) -> Option<String> {
     let bound = [
         ("max_builds", bounds.max_builds.is_some()),

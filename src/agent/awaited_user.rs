@@ -1,5 +1,5 @@
-//! Waits for the user of the jobs. A machine without that user is unfit; its runners are set up when the user appears,
-//! for example when the directory service of the machine answers.
+//! Waits for the user of the jobs. While that user does not exist, the machine is unfit. The agent sets up the runners
+//! when the user appears, for example because the directory service answers.
 
 use std::time::{Duration, Instant};
 
@@ -30,8 +30,8 @@ impl AwaitedUser {
 }
 
 impl Agent {
-    /// Removes the runners whose jobs cannot run because their user does not exist. If the agent already polls, it removes
-    /// none: the configuration is then rejected, and the old one stays in use.
+    /// Removes the runners whose jobs cannot run because their user does not exist. If the agent already polls, it
+    /// removes no runner: it rejects the configuration and keeps the old one.
     pub(super) fn remove_runners_without_user(&self, config: &mut Config) -> Option<AwaitedUser> {
         let works = !self.servers.is_empty() && self.awaited_user.is_none();
         let name = self.options.user.as_deref().or(config.user.as_deref())?.to_owned();

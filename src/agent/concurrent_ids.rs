@@ -24,14 +24,14 @@ impl IdScope {
 /// The ids of the running jobs.
 #[derive(Default)]
 pub struct ConcurrentIdPool {
-    /// By runner.
+    /// The ids in use, by runner.
     of_runners: HashMap<String, Vec<u32>>,
-    /// By runner and project.
+    /// The ids in use, by runner and project.
     of_projects: HashMap<IdScope, Vec<u32>>,
 }
 
 impl ConcurrentIdPool {
-    /// Assigns the smallest free ids, or restores those of a resumed job.
+    /// Assigns the smallest free ids, or the `earlier` ids of a resumed job.
     pub fn assign(&mut self, scope: &IdScope, earlier: Option<ConcurrentIds>) -> ConcurrentIds {
         let take = |used: &mut Vec<u32>, earlier: Option<u32>| {
             let id = earlier.unwrap_or_else(|| (0..).find(|id| !used.contains(id)).unwrap_or(0));

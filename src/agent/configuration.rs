@@ -21,8 +21,8 @@ use crate::job::removal::DirectoryRemoval;
 use crate::monitor::metrics::RunnerLabels;
 
 impl Agent {
-    /// Applies a configuration: starts new pollers, while requests in flight and running jobs keep the old settings.
-    /// Errors: a runner cannot be set up; then nothing has changed.
+    /// Applies a configuration and starts new pollers. Requests in flight and running jobs keep the old settings.
+    /// Errors: the agent cannot set up a runner; the old configuration stays in use.
     pub(super) fn adopt_configuration(&mut self, loaded: LoadedConfig) -> Result<(), String> {
         loaded.log();
         let mut config = loaded.config;
@@ -197,7 +197,7 @@ impl Agent {
     }
 }
 
-/// Where the jobs of a runner have their build directories. `slots`: the number of slots, which may have separate users.
+/// Where the build directories of a runner's jobs are. `slots`: the number of slots, which may have separate users.
 fn layout_of(context: &RunnerContext, slots: u32) -> Layout {
     if context.runner.executor.has_containers() {
         return Layout::Containers;

@@ -7,7 +7,7 @@ use crate::config::Runner;
 use crate::executor::cgroup::CgroupParents;
 use crate::shim::confine::probe;
 
-/// The missing protections, in words. Errors: there can be no sandbox, and jobs in containers fail.
+/// Describes the missing protections. Errors: the machine cannot run the sandbox at all, so jobs in containers fail.
 pub fn confinement(runner: &Runner, working_directory: &Path, parents: &CgroupParents) -> Result<Vec<String>, String> {
     let builds = runner.container_builds_dir.clone().unwrap_or_else(|| PathBuf::from("builds"));
     let builds = working_directory.join(builds);
@@ -23,7 +23,6 @@ pub fn confinement(runner: &Runner, working_directory: &Path, parents: &CgroupPa
     Ok(missing)
 }
 
-/// Logs the missing protections.
 pub fn warn(runner: &Runner, working_directory: &Path, parents: &CgroupParents) {
     if !runner.executor.has_containers() || !nix::unistd::Uid::effective().is_root() {
         return;

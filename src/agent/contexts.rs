@@ -1,5 +1,5 @@
-//! The context of a runner's jobs on this machine: executor, directories, caches. It is created once for a runner of
-//! the configuration; for a job from a manager, it follows from the runner table in the offer.
+//! The context of a runner's jobs on this machine: executor, directories, caches. The agent creates it once for each
+//! runner of the configuration. For a job from a manager, it creates the context from the runner table in the offer.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ use crate::job::storage::Storage;
 use crate::sync;
 use crate::token::Token;
 
-/// Runner tables of a manager that are cached. A pool has one; a changed table replaces it.
+/// Maximum number of a manager's runner tables in the cache. A pool has one; a changed table replaces it.
 const CACHED_TABLES_MAX: usize = 8;
 
 /// Creates the contexts of jobs.
@@ -41,19 +41,19 @@ pub struct ContextFactory {
     pub identity: Identity,
     /// Labels that mark the containers of this agent's jobs.
     pub owner: ContainerOwner,
-    /// The removals that are in progress.
+    /// The removals of containers that are in progress.
     pub removals: ContainerRemovals,
     /// The parents of the jobs' control groups.
     pub parents: CgroupParents,
 }
 
 impl ContextFactory {
-    /// The control groups below which the steps of a runner's jobs have theirs.
+    /// The parents of the control groups in which the steps of a runner's jobs run.
     pub fn cgroup_parents(&self, runner: &Runner) -> CgroupParents {
         if runner.cgroups { self.parents.clone() } else { CgroupParents::default() }
     }
 
-    /// The context of the jobs of a runner. Errors: the configuration of the runner is not usable.
+    /// The context of the jobs of a runner. Errors: the runner's configuration is not usable.
     pub fn context(
         &self,
         config: &Config,

@@ -20,7 +20,7 @@ use crate::sys;
 
 /// Timeout of the validation, which also fetches tokens.
 const VALIDATION_TIMEOUT: Duration = Duration::from_secs(60);
-/// Bytes of the validation's error that are read.
+/// Maximum number of bytes that the agent reads of the validation's error message.
 const ERROR_MAX: u64 = 4096;
 
 /// The file in the state directory that identifies the process which handed over.
@@ -41,7 +41,7 @@ pub(super) fn predecessor(state: &Path) -> Predecessor {
     let mark = state.join(MARKER_FILE);
     let text = fs::read_to_string(&mark).unwrap_or_default();
     let _ = fs::remove_file(&mark);
-    // exec keeps the process id and the start time.
+    // exec keeps the process id and the start time, so they are equal if the predecessor handed over.
     match !text.is_empty() && Some(text) == process() {
         true => Predecessor::HandedOver,
         false => Predecessor::Ended,
@@ -89,16 +89,16 @@ impl Agent {
         }
     }
 
-    /// Replaces this process by the program file on disk, unless that cannot start. Jobs keep running under their shims,
-    /// and the new program resumes them from the journal, as after a crash. The agent waits for requests in flight first,
-    /// because each may bring a job.
+    /// Replaces this process by the program file on disk, unless the program cannot start. Jobs keep running under
+    /// their shims, and the new program resumes them from the journal, as after a crash. The agent waits for requests
+    /// in flight first, because each may bring a job.
     pub(super) fn hand_over(&mut self, validated: Result<(), String>) -> Option<ExitCode> {
         self.hand_over = HandOver::None;
         if self.shutdown.is_some() {
             return None;
         }
         let refusal = match (validated, self.changed_state_dir()) {
-            // A changed `state_dir` comes first: an error of the validation may only be its consequence.
+            // A changed `state_dir` is reported first, because it may have caused the error of the validation.
             (_, Ok(Some(why))) | (Err(why), _) | (Ok(()), Err(why)) => Some(why),
             (Ok(()), Ok(None)) => None,
         };
@@ -144,8 +144,8 @@ impl Agent {
 }
 
 impl Agent {
-    /// Why the new program would not find the jobs: `state_dir` has changed since this agent started. Errors: the file cannot
-    /// be loaded.
+    /// Why the new program would not find the jobs: `state_dir` has changed since this agent started. Errors: the file
+    /// cannot be loaded.
     fn changed_state_dir(&self) -> Result<Option<String>, String> {
         let loaded = Config::load(&self.options.config).map_err(|error| error.to_string())?;
         let next = config::state_dir(&loaded.config);

@@ -27,7 +27,7 @@ use crate::payload::{self, Payload, Undecodable};
 use crate::sync;
 use crate::sys::BootTime;
 
-/// A job that waited longer in the queue had to wait for an instance, because a poll and its interval take less.
+/// A poll and its interval take less than this. A job that waited longer in the queue waited for an instance.
 const SHORT_QUEUE_TIME: Duration = Duration::from_secs(10);
 
 /// The jobs of this instance.
@@ -41,7 +41,7 @@ pub struct JobManager {
 
 struct State {
     count: JobCount,
-    /// By slot, because jobs of two GitLab servers may have the same id.
+    /// The controls of the running jobs, by slot: jobs of two GitLab servers may have the same id.
     controls: HashMap<usize, Arc<JobControl>>,
     concurrent_ids: ConcurrentIdPool,
     /// The reason of an eviction, which also applies to jobs that arrive later.
@@ -77,8 +77,8 @@ impl JobManager {
         &self.failures
     }
 
-    /// Accepts a job that GitLab has assigned, and runs it or fails it at GitLab. Returns false if the answer has no
-    /// job id or token: then nothing was accepted.
+    /// Accepts a job that GitLab has assigned, and runs it or reports it as failed to GitLab. Returns false if the
+    /// response has no job id or token: then the agent has not accepted a job.
     pub fn accept(
         self: &Arc<Self>,
         mut permit: Permit,
@@ -127,7 +127,7 @@ impl JobManager {
             offer: offered.as_ref().map(|offered| Box::new(offered.record())),
             progress: Progress::default(),
         };
-        // Written before anything else: if the agent loses a job, GitLab waits an hour for it.
+        // The journal is written first: if the agent lost the job, GitLab would wait an hour for it.
         let written = SlotDirectory::new(&self.state_dir, permit.slot).begin(&record);
         permit.begin_job();
         self.save_count();
@@ -158,14 +158,14 @@ impl JobManager {
         self.start(PendingJob { permit, context, record, payload, begin: Start::Resumed(predecessor), offered });
     }
 
-    /// Stops the scripts of all jobs, also of jobs that arrive later; the jobs upload their artifacts.
+    /// Stops the scripts of all jobs, also of jobs that arrive later. The jobs still upload their artifacts.
     pub fn evict(&self, why: &str) {
         let mut inner = self.lock();
         inner.evicted = Some(why.to_owned());
         inner.controls.values().for_each(|control| control.evict(why));
     }
 
-    /// Jobs that arrive from now on run their scripts again.
+    /// Ends the effect of [`JobManager::evict`] on jobs that arrive later. Jobs that it stopped stay stopped.
     pub fn cancel_eviction(&self) {
         self.lock().evicted = None;
     }
@@ -199,7 +199,8 @@ impl JobManager {
                 control.interrupt(why);
             }
             inner.controls.insert(task.permit.slot, Arc::clone(&control));
-            // Under the lock, so that the last call reflects the current state.
+            // Called under the lock: otherwise two threads could call it in the wrong order, and the last call would
+            // not reflect the current state.
             self.instance.set_activity(Activity::Busy);
         }
         let jobs = Arc::clone(self);
@@ -241,15 +242,16 @@ impl JobManager {
             job_reports::fail_with_log(&context, &left, &handle, &why);
             self.failures.record(&context.runner_labels(), true);
         }
-        // If the job's result is not delivered yet, the next agent delivers it.
+        // If the record is still in the journal, the next agent must deliver the result, so this agent does not report
+        // the end of the job to the manager.
         if let Some(offered) = offered.filter(|_| left.load().is_none()) {
             offered.note_ended();
         }
         self.release(permit, ids, &scope);
     }
 
-    /// Takes over an offered job before any of it runs. Errors: the job belongs to another agent, and everything local
-    /// is removed.
+    /// Accepts an offered job at the manager, before the job starts. Errors: this agent does not get the job; its files
+    /// on this machine have been removed.
     fn take_over(
         &self,
         offered: &OfferedJob,
@@ -292,7 +294,7 @@ impl JobManager {
         Ok(())
     }
 
-    /// Takes back the count of an offered job that another agent got.
+    /// Subtracts from the job count an offered job that this agent did not get.
     fn uncount_job(&self) {
         {
             let mut inner = self.lock();
@@ -337,8 +339,8 @@ impl JobManager {
         self.release(task.permit, task.record.concurrent, &IdScope::of(&task.context, &task.payload));
     }
 
-    /// Fails a job that cannot be decoded; GitLab would wait an hour for it otherwise. Runs in its own thread, because
-    /// GitLab may be slow.
+    /// Fails a job that cannot be decoded, because GitLab would wait an hour for it otherwise. The request is sent by
+    /// its own thread, because GitLab may be slow.
     pub fn fail_undecodable(
         self: &Arc<Self>,
         permit: Permit,

@@ -29,7 +29,7 @@ pub fn outcome(runner: &RunnerLabels, id: i64, outcome: &JobOutcome) {
     }
 }
 
-/// Whether the machine or the agent is at fault.
+/// Whether the job failed because of the machine or the agent.
 pub fn is_system_failure(state: &JobState) -> bool {
     matches!(state, JobState::Failed { reason: FailureReason::RunnerSystemFailure, .. })
 }

@@ -1,4 +1,4 @@
-//! How long an agent works: `MaxBuilds`, the maximum age and the idle timeout.
+//! The lifetime of an agent: `MaxBuilds`, the maximum age and the idle timeout.
 //!
 //! Idle time is measured with `CLOCK_MONOTONIC`, which stops while the machine sleeps: a machine that wakes up polls
 //! before it counts as idle. The age is measured with `CLOCK_BOOTTIME`, which includes sleep. Neither clock follows
@@ -20,7 +20,7 @@ const JITTER: f64 = 0.2;
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
 /// Minimum time that a new instance waits for its first job, if the idle time comes from the tables of a fleet.
 const FIRST_JOB_TIMEOUT: Duration = Duration::from_secs(120);
-/// The minimum delay before the agent asks again, after the group refused to terminate the instance.
+/// The minimum delay before the agent repeats a terminate request that the group has refused.
 const RETRY_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 
 /// The lifetime of an agent.
@@ -42,14 +42,14 @@ impl Lifetime {
         Self { bounds, began, jitter_fraction: crate::random::fraction(), refused: false }
     }
 
-    /// The group keeps the instance: the agent tries again after another idle timeout.
+    /// Records that the group has refused to terminate the instance. The agent retries after another idle timeout.
     pub fn set_refused(&mut self) {
         self.refused = true;
         self.jitter_fraction = crate::random::fraction();
     }
 
-    /// The reason to shut down now, or the time until there may be one; `None` if only an event can give one.
-    /// `boottime` is the current time of the boot, `now` the time of day.
+    /// The reason to shut down now. Otherwise the time until the next check, or `None` if only an event can cause a
+    /// shutdown. `boottime` is the current time of the boot, `now` the time of day.
     pub fn shutdown_reason(
         &self,
         slots: &Slots,

@@ -65,7 +65,7 @@ impl Agent {
     }
 
     /// Waits for an event, at most for `timeout` and at most until the service manager's watchdog or the health check
-    /// needs a sign of life.
+    /// must be notified that the loop runs.
     pub(super) fn next_event(&mut self, timeout: Option<Duration>) -> Result<AgentEvent, RecvTimeoutError> {
         match [timeout, self.supervisor.ping_watchdog(), self.monitoring.record_loop()].into_iter().flatten().min() {
             Some(timeout) => self.inbox.recv_timeout(timeout),
@@ -127,7 +127,8 @@ impl Agent {
         }
     }
 
-    /// Time until a machine without a usable runner, or an unfit machine, shuts down; `None` if it does not.
+    /// Time until the agent shuts down because it has no usable runner, because the machine is unfit, or because its
+    /// managers do not answer; `None` if none of this applies.
     fn until_giving_up(&self) -> Option<(Duration, ShutdownReason)> {
         let mayfly = &self.config.mayfly;
         let without_runner = mayfly

@@ -1,5 +1,5 @@
-//! The managers that the agent has jobs from: what the agent reports to them, their request to shut down, and what the
-//! agent does if they do not answer.
+//! The managers that give jobs to the agent: the agent's reports to them, their shutdown requests, and the shutdown of
+//! an agent whose managers do not answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::sync;
 use crate::token::Token;
 
 impl Agent {
-    /// The jobs from the manager at this URL.
+    /// The agent's jobs from the manager at this URL.
     fn managed_jobs(&self, url: &str) -> Arc<ManagedJobs> {
         let mut managed = sync::lock(&self.managed);
         let jobs = managed.entry(url.to_owned()).or_insert_with(|| {
@@ -36,7 +36,7 @@ impl Agent {
         managed.values().for_each(|jobs| jobs.set_leaving(leaving));
     }
 
-    /// The function that creates the client of the manager at a runner's URL.
+    /// Returns a function that creates the client for the manager at the runner's URL.
     pub(super) fn make_manager(&self, config: &Config, runner: &Runner) -> MakeManager {
         let mut identity = self.identity.clone();
         if let Some(id) = &config.mayfly.instance_id {
@@ -96,7 +96,7 @@ impl Agent {
         })
     }
 
-    /// A manager requested the shutdown of this agent.
+    /// Begins the shutdown that a manager has requested.
     pub(super) fn handle_dismissal(&mut self, reason: &str) {
         if self.shutdown.is_none() {
             log::info!("the manager requested the shutdown of this agent reason={reason}");

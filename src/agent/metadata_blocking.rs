@@ -12,7 +12,7 @@ use crate::executor::user;
 use crate::instance::metadata_block::{JobUser, MetadataBlock};
 use crate::shim::spec::User;
 
-/// Exists in the state directory while the nftables rules are loaded.
+/// The name of a file in the state directory that exists while the nftables rules are loaded.
 const MARKER_FILE: &str = "metadata-blocked";
 /// Members of these groups can become root.
 const ROOT_GROUPS: [&str; 9] = ["docker", "podman", "lxd", "incus", "incus-admin", "libvirt", "disk", "sudo", "wheel"];
@@ -20,8 +20,8 @@ const ROOT_GROUPS: [&str; 9] = ["docker", "podman", "lxd", "incus", "incus-admin
 const ROOT_CAPABILITIES: [&str; 7] =
     ["ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_PTRACE", "SYS_RAWIO", "DAC_READ_SEARCH", "BPF"];
 
-/// Loads the nftables rules, or removes them if the configuration no longer asks for them. Errors: jobs could reach the
-/// metadata service, so the agent must not take any.
+/// Loads the nftables rules, or removes them if the configuration no longer requires them. Errors: jobs could reach the
+/// metadata service, so the agent must not take jobs.
 pub fn apply(config: &Config, asked_user: Option<&str>, state: &Path) -> Result<Option<Arc<MetadataBlock>>, String> {
     let marker = state.join(MARKER_FILE);
     if !config.mayfly.block_instance_metadata {
@@ -54,10 +54,10 @@ pub fn job_users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, S
     };
     for runner in &config.runners {
         let cannot = |why| format!("{ERROR_PREFIX}: runner `{}`: {why}", runner.name);
-        // The rules block every container in a network namespace of its own.
+        // The rules block every container that has its own network namespace.
         if runner.executor.has_containers() {
             check_containers(&runner.docker).map_err(cannot)?;
-            // The sandbox user also runs file tasks and the network relay.
+            // File tasks and the network relay run as the user of the sandbox.
             let uid = runner.confined.uid;
             add(JobUser { name: format!("{uid} (the sandbox)"), uid });
             continue;

@@ -1,4 +1,4 @@
-//! The agent: polls for jobs, runs and counts them, and decides when the instance shuts down.
+//! The agent: polls for jobs, runs and counts jobs, and decides when the instance shuts down.
 //!
 //! `start` starts the agent, `main_loop` runs it, and each other file has one duty.
 
@@ -79,7 +79,7 @@ use supervisor::Supervisor;
 use termination::TerminationOutcome;
 pub use validation::validate;
 
-/// Stack size of threads that do little.
+/// Stack size of threads that need little stack.
 pub const STACK: usize = 256 * 1024;
 
 /// Timeout of fetching a runner token that is stored in AWS. A booting instance may have to wait for its network and
@@ -148,7 +148,7 @@ impl AgentOptions {
 struct Agent {
     options: AgentOptions,
     config: Config,
-    /// What the agent read when it started and does not read again.
+    /// The settings that the agent reads only when it starts.
     start_settings: StartSettings,
     state_dir: PathBuf,
     system_id: String,
@@ -175,7 +175,7 @@ struct Agent {
     hand_over: HandOver,
     /// Set while the agent has no usable configuration.
     unconfigured: Option<Unconfigured>,
-    /// Set while runners wait for the user of their jobs.
+    /// Set while the user of the jobs does not exist and runners wait for it.
     awaited_user: Option<AwaitedUser>,
     /// The jobs of an earlier agent, until the abandoned containers are removed.
     recovered: Option<Recovered>,

@@ -24,7 +24,7 @@ use crate::version::{REVISION, VERSION, architecture};
 
 /// Interval of the main loop while the listener runs.
 const LOOP_INTERVAL_MAX: Duration = Duration::from_secs(15);
-/// A main loop that takes longer counts as hanging.
+/// If the main loop has not run for this time, `/healthz` reports that it hangs.
 const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The phase of the agent.
@@ -101,7 +101,7 @@ struct AgentState {
     directories: BTreeSet<(&'static str, PathBuf)>,
     loaded: u64,
     rejected: u64,
-    /// Whether the last configuration that was read is in use, and since when (Unix time).
+    /// Whether the configuration that the agent read last is in use, and since when (Unix time).
     current: bool,
     loaded_at: i64,
 }

@@ -26,7 +26,8 @@ pub(super) enum Availability {
     Unknown(Instant),
     /// The instance is in standby or in a warm pool: the agent does not poll.
     Standby,
-    /// The instance is about to hibernate, or has just woken. The agent sees that from the time the machine has slept.
+    /// The instance is about to hibernate, or has just resumed. The agent detects the hibernation by the time that the
+    /// machine has slept.
     Hibernating {
         /// The time that the machine had slept when the notice came.
         asleep: Duration,
@@ -65,7 +66,8 @@ impl Agent {
                 self.resume_work();
                 Some(Duration::ZERO)
             }
-            // The kernel does not tell a process that the machine was hibernated, so the agent compares clocks.
+            // The kernel does not notify processes of a hibernation, so the agent compares the clocks with and without
+            // sleep.
             Availability::Hibernating { .. } => Some(SLEEP_CHECK_INTERVAL),
             Availability::Available | Availability::Standby => None,
         }
@@ -108,8 +110,8 @@ impl Agent {
         shutdown.interrupt(evict_at, deadline.checked_sub(INTERRUPT_BEFORE_DEADLINE.min(left / 4)).unwrap_or(now));
     }
 
-    /// The machine hibernates and later wakes with this process, so the agent does not shut down. Connections of
-    /// running jobs will be lost, so their scripts are stopped.
+    /// The machine hibernates and later resumes with this process, so the agent does not shut down. Running jobs will
+    /// lose their connections, so the agent stops their scripts.
     fn prepare_hibernation(&mut self) {
         self.jobs.evict("the machine is frozen");
         self.availability =

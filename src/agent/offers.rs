@@ -64,14 +64,14 @@ impl OfferedJob {
         }
     }
 
-    /// Includes the job in the reports to the manager.
+    /// Adds the accepted job to the heartbeats to the manager.
     pub fn note_accepted(&self, job: &JobHandle) {
         self.jobs.add(job.id.to_string(), self.offer.offer.clone(), job.token.clone());
     }
 
-    /// Writes the manager's lines, which GitLab already has, to the job's log, in one step: the file contains all of them or
-    /// does not exist. Otherwise an agent that is killed meanwhile would leave a log that differs from GitLab's. Errors:
-    /// the state directory cannot be written.
+    /// Writes the manager's lines, which GitLab already has, to the job's log. The write is atomic: if the agent is
+    /// killed, the file has all lines or does not exist. A file with some of the lines would differ from GitLab's log.
+    /// Errors: the state directory cannot be written.
     pub fn begin_log(&self, directory: &SlotDirectory) -> io::Result<()> {
         match self.offer.trace.is_empty() {
             true => Ok(()),
@@ -84,7 +84,7 @@ impl OfferedJob {
         self.jobs.remove(&self.offer.offer);
     }
 
-    /// Accepts the job only to fail it, because it cannot run here. Returns false if another agent has the job.
+    /// Accepts a job that cannot run on this machine, in order to fail it. Returns false if another agent has the job.
     pub fn accept_to_fail(&self, job: &JobHandle) -> bool {
         let accepted = self.source.accept(&job.id, &self.offer) == AcceptOutcome::Accepted;
         if accepted {

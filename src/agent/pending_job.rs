@@ -32,7 +32,7 @@ pub enum Start {
     Resumed(Predecessor),
 }
 
-/// Runs `work` in a job thread. Errors: no thread can be created; returns `load`.
+/// Runs `work` with `load` in a job thread. Errors: no thread can be created; the error contains `load`.
 pub fn spawn_job_thread<T: Send + 'static>(
     job: impl std::fmt::Display,
     load: T,
@@ -42,7 +42,7 @@ pub fn spawn_job_thread<T: Send + 'static>(
     if let Err(error) = sync::spawn(format!("job-{job}"), JOB_STACK, move || given.recv().map_or((), work)) {
         return Err((load, error));
     }
-    // The thread waits for the load.
+    // The thread waits for `load`, so the channel is open.
     let _ = hand.send(load);
     Ok(())
 }

@@ -110,7 +110,7 @@ impl Poller {
                     fitness::RECHECK_INTERVAL
                 }
             };
-            // The main loop may wait for the last request.
+            // The main loop may wait until this poller's last request has ended.
             let _ = self.events.send(AgentEvent::Changed);
             pollers.wait(rest);
         }
@@ -160,7 +160,8 @@ impl Poller {
             }
             PollOutcome::NoJob => {
                 health.healthy();
-                // A manager answers a request that has waited; only an agent that waits is offered a job.
+                // A manager offers jobs only to agents whose request it holds (long poll). After such a poll the next
+                // one follows without `check_interval`.
                 if self.server.manager().is_some() && began.elapsed() >= self.check_interval {
                     rest = polled.wait;
                 }
@@ -169,7 +170,7 @@ impl Poller {
                 health.healthy();
                 let _ = self.events.send(AgentEvent::Dismissed(reason));
             }
-            // Answered by `RunnerServer`, which then switches to the manager's client.
+            // `RunnerServer` has already handled this outcome: it switched to the manager's client and polled again.
             PollOutcome::IsManager => {}
             PollOutcome::Failed(why) => {
                 health.healthy();

@@ -1,4 +1,5 @@
-//! The commands that must succeed before the first poll. On a first boot, user data may still install what jobs need.
+//! The commands that must succeed before the first poll. On a first boot, user data may still be installing programs
+//! that jobs need.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -60,7 +61,7 @@ impl Agent {
 }
 
 /// Repeats the commands in a thread until all have succeeded, then sends [`AgentEvent::Ready`]. After the timeout the
-/// machine counts as unfit, and the commands are still repeated. Errors: no thread can be created.
+/// machine counts as unfit, and the thread still repeats the commands. Errors: no thread can be created.
 fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<AgentEvent>) -> std::io::Result<()> {
     let wait = move || {
         let until = Instant::now() + ready.timeout;

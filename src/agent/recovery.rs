@@ -21,7 +21,7 @@ use crate::token::Token;
 
 /// The jobs of an earlier agent that this agent resumes.
 pub(super) struct Recovered {
-    /// Names of the jobs whose containers stay.
+    /// Names of the resumed jobs. Their containers are not removed.
     jobs: Vec<String>,
     /// Build directories of these jobs.
     directories: Vec<PathBuf>,
@@ -64,7 +64,8 @@ impl Agent {
             if swept.contains(&address) {
                 continue;
             }
-            // Listed before the first job starts, so that its directory is not among them.
+            // The directories are listed before the first job starts, so that the list does not contain the directory
+            // of a new job.
             let [builds, _] = directories_of(&self.options.working_directory, runner);
             let abandoned = removal::abandoned_dirs(&builds, &recovered.directories);
             let removal = DirectoryRemoval::new(runner, self.factory().cgroup_parents(runner));
@@ -124,8 +125,8 @@ impl Agent {
         true
     }
 
-    /// Reports the job in a record of another version as failed: GitLab would wait an hour for it. Returns false if that
-    /// is not possible.
+    /// Reports the job in a record of another version as failed, because GitLab would wait an hour for it otherwise.
+    /// Returns false if the report is not possible.
     fn fail_foreign(&self, config: &Config, number: usize, record: &ForeignRecord) -> bool {
         if record.identity.instance != self.identity.instance {
             log::info!("discarding the journal of another machine slot={number}");
@@ -149,7 +150,8 @@ impl Agent {
              version={version} own_version={own}",
             job.id
         );
-        // The manager learns from the next report of this agent that the job is gone.
+        // The next heartbeat of this agent does not list the job, so the manager detects that the agent does not have
+        // it.
         if record.is_offered {
             return false;
         }
@@ -172,8 +174,9 @@ impl Agent {
     }
 }
 
-/// The configuration of a resumed job: the one in its record. The record of an earlier version has none; then the
-/// runner comes from the configuration file, or is built from what the record has to report to GitLab.
+/// The configuration of a resumed job, from its record. The record of an earlier version contains no configuration.
+/// Then the runner comes from the configuration file, or has only the fields of the record that a report to GitLab
+/// needs.
 fn configuration_of(config: &Config, record: &Record) -> (Config, Runner) {
     if let Some((carried, mut runner)) = carried::runner_of_job(&config.path, &record.configuration) {
         runner.tls = record.tls.clone();
@@ -183,7 +186,8 @@ fn configuration_of(config: &Config, record: &Record) -> (Config, Runner) {
     (config.clone(), runner_for_report(config, &record.url, &record.short_token, &record.tls))
 }
 
-/// The runner of the configuration that has a job, or one that has just what a report to GitLab needs.
+/// The runner of the configuration that the job belongs to; otherwise a runner with only the fields that a report to
+/// GitLab needs.
 fn runner_for_report(config: &Config, url: &str, short_token: &str, tls: &TlsFiles) -> Runner {
     let same = |runner: &&Runner| runner.url == url && runner.token.short() == short_token;
     config.runners.iter().find(same).cloned().unwrap_or_else(|| {

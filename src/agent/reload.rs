@@ -20,7 +20,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The agent has no usable configuration: it finishes its jobs and does not poll.
 pub(super) struct Unconfigured {
-    /// Why the configuration is not usable.
+    /// The error of the configuration.
     why: String,
     /// When the agent loads the configuration again; `None` while it fetches the tokens.
     retry_at: Option<Instant>,
@@ -31,7 +31,7 @@ pub(super) struct Unconfigured {
 pub(super) enum FetchReason {
     /// The configuration was loaded.
     Reload,
-    /// GitLab rejected a token; only a different token is useful.
+    /// GitLab rejected a token. The configuration is applied only if a fetched token differs.
     Rejected,
 }
 
@@ -125,7 +125,7 @@ impl Agent {
         self.unconfigured = Some(Unconfigured { why, retry_at: Some(Instant::now() + RETRY_INTERVAL) });
     }
 
-    /// Loads the configuration again if a retry is due. Returns the time until it is.
+    /// Loads the configuration again if a retry is due. Otherwise returns the time until the retry.
     pub(super) fn retry_configuration(&mut self) -> Option<Duration> {
         let retry_at = self.unconfigured.as_ref()?.retry_at?;
         let left = retry_at.saturating_duration_since(Instant::now());
@@ -175,7 +175,7 @@ impl Agent {
             Err(why) => {
                 self.monitoring.record_rejected_configuration();
                 log::error!("cannot apply the configuration; the old one stays in use error={why}");
-                // The pollers are stopped if the agent resumes work after the group kept the instance.
+                // The pollers are stopped if the agent resumes work because the group kept the instance.
                 if self.pollers.is_stopped() {
                     self.start_pollers();
                 }

@@ -1,5 +1,5 @@
-//! Settings that the agent reads only when it starts. If a reload changes one, the agent logs a warning, because it keeps
-//! the old value.
+//! Settings that the agent reads only when it starts. If a reload changes one, the agent logs a warning, because it
+//! keeps the old value.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ pub(super) struct StartSettings {
     aws: Option<AwsConfig>,
     log_level: Option<String>,
     log_format: Option<String>,
-    /// The keys of the last warning: a reload without another change does not repeat it.
+    /// The keys in the last warning. A reload without further changes does not log it again.
     warned_of: Vec<&'static str>,
 }
 

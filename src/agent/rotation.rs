@@ -1,6 +1,6 @@
-//! Rotates runner tokens that expire: after three quarters of their lifetime, one at a time. The new token is written
-//! to the configuration at once, because the old one is invalid from then on. Runs in a thread, because GitLab may be
-//! slow.
+//! Rotates runner tokens that expire: after three quarters of their lifetime, one at a time. GitLab invalidates the old
+//! token at once, so the agent writes the new one to the configuration immediately. The rotation runs in a thread,
+//! because GitLab may be slow.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// True while a token is being rotated: exiting now would lose the new token.
+    /// True while a token is being rotated. If the agent exited now, the new token would be lost.
     pub fn is_running(&self) -> bool {
         self.running.load(Ordering::SeqCst)
     }

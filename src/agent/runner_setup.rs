@@ -1,4 +1,4 @@
-//! What a runner of the configuration needs on this machine: the client of its GitLab, its executor, its directories.
+//! Sets up a runner of the configuration on this machine: the client of its GitLab, its executor, its directories.
 
 use std::fs;
 use std::path::{Path, PathBuf};

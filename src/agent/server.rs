@@ -19,7 +19,7 @@ pub struct RunnerServer {
     pub gitlab: Arc<GitLab>,
     manager: OnceLock<Arc<ManagerClient>>,
     make: MakeManager,
-    /// The runner has no executor of its own, so it needs a manager that sends one with each job.
+    /// The runner has no executor of its own, so it needs a manager that sends an executor with each job.
     needs_manager: bool,
 }
 
@@ -29,7 +29,7 @@ impl RunnerServer {
         Self { gitlab, manager: OnceLock::new(), make, needs_manager }
     }
 
-    /// The client of the manager, once the server has turned out to be one.
+    /// The client of the manager; `None` until a response has shown that the server is a manager.
     pub fn manager(&self) -> Option<&Arc<ManagerClient>> {
         self.manager.get()
     }
@@ -41,7 +41,7 @@ impl RunnerServer {
         }
     }
 
-    /// Creates the client of the manager, once. Errors: the URL or a certificate file is not usable.
+    /// Creates the client of the manager, unless it exists. Errors: the URL or a certificate file is not usable.
     pub fn become_manager(&self) -> Result<(), String> {
         if self.manager.get().is_none() {
             let made = (self.make)()?;
@@ -99,7 +99,7 @@ impl JobSource for RunnerServer {
 
     fn silence(&self) -> Option<Duration> {
         match self.manager.get() {
-            // The first request has not begun.
+            // The agent has not sent its first request, so the manager is not silent.
             None if self.needs_manager => Some(Duration::ZERO),
             _ => self.source().silence(),
         }

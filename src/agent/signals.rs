@@ -11,7 +11,7 @@ use crate::sys;
 
 const HANDLED: [Signal; 5] = [Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2];
 
-/// The request of a signal.
+/// The action that a signal requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignalRequest {
     /// Stop polling, complete the running jobs, exit.

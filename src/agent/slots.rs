@@ -65,7 +65,7 @@ struct State {
     /// Runners that poll.
     polling_runners: u32,
     idle: IdleClock,
-    /// Whether a request has returned no job since the last job.
+    /// Whether a request has returned without a job since the last job.
     polled: bool,
     /// Whether requests are stopped permanently.
     closed: bool,
@@ -76,7 +76,7 @@ struct State {
 struct Usage {
     requests: u32,
     jobs: u32,
-    /// Concurrent requests that recent results justify.
+    /// The current limit of concurrent requests, adapted to recent results.
     request_limit: f64,
 }
 
@@ -127,13 +127,14 @@ pub struct Permit {
 }
 
 impl Slots {
-    /// Slots for `concurrent` jobs, of which `builds` were taken before. Idle time is `CLOCK_MONOTONIC`: it ignores
-    /// changes of the time of day and sleep of the machine, during which the agent cannot poll.
+    /// Creates slots for `concurrent` jobs; earlier agents have taken `builds` jobs. Idle time is measured with
+    /// `CLOCK_MONOTONIC`: it ignores changes of the time of day, and sleep of the machine, during which the agent
+    /// cannot poll.
     pub fn new(concurrent: u32, max_builds: Option<u32>, builds: u32) -> Arc<Self> {
         Self::with_clock(concurrent, max_builds, builds, Box::new(sys::monotonic))
     }
 
-    /// The same with another clock, for tests.
+    /// As [`Slots::new`], with another clock for tests.
     pub fn with_clock(concurrent: u32, max_builds: Option<u32>, builds: u32, clock: Clock) -> Arc<Self> {
         let state = State {
             concurrent,
@@ -237,7 +238,7 @@ impl Slots {
         self.changed.notify_all();
     }
 
-    /// Stops requests for now. Those in flight still complete, and the idle time stands still.
+    /// Stops requests for now. Those in flight still complete, and the idle time does not advance.
     pub fn pause(&self) {
         let mut state = self.lock();
         state.paused = true;
@@ -255,7 +256,8 @@ impl Slots {
 
     /// Wakes all waiting pollers to check `cancelled`.
     pub fn wake(&self) {
-        // Under the lock, so that no poller is between its check and its wait.
+        // Notifying under the lock ensures that no poller is between its check and its wait, where it would miss the
+        // notification.
         let _state = self.lock();
         self.changed.notify_all();
     }
@@ -301,7 +303,7 @@ impl Slots {
         (state.jobs == 0).then(|| state.idle.elapsed())
     }
 
-    /// True if a request has returned no job since the last job, or if no runner polls.
+    /// True if a request has returned without a job since the last job, or if no runner polls.
     pub fn has_polled(&self) -> bool {
         let state = self.lock();
         state.polled || state.polling_runners == 0

@@ -1,7 +1,8 @@
-//! Starts the agent: first it resumes what an earlier agent left, then it applies the configuration.
+//! Starts the agent. The agent first resumes the jobs and the shutdown of an earlier agent, then applies the
+//! configuration.
 //!
-//! A job in the journal has everything it needs there, so the agent resumes and reports it even if the configuration is
-//! not usable or a token cannot be fetched. Polling starts once both are available.
+//! The record of a job in the journal contains all that the agent needs to resume and report the job. So the agent does
+//! this even if the configuration is not usable or a token cannot be fetched. Polling starts when both are available.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -57,7 +58,7 @@ pub fn run(options: AgentOptions, loaded: Result<LoadedConfig, String>) -> Resul
     agent.run_loop()
 }
 
-/// The agent's own settings if the configuration is not usable; `None` if an earlier agent left nothing to finish.
+/// The settings of an agent whose configuration is not usable; `None` if an earlier agent left no work to finish.
 fn settings_to_finish_with(path: &Path) -> Option<Config> {
     let settings = carried::last_settings(path).ok()?;
     let state = config::state_dir(&settings);
@@ -69,8 +70,8 @@ fn has_work(state: &Path) -> bool {
     !journal::slots(state).is_empty() || shutdown_state::path(state).exists()
 }
 
-/// The state directory of the configuration; or that of the last agent, while it has work: an operator may have changed
-/// or emptied the file while a job ran.
+/// The state directory to use: that of the last agent while it has work, otherwise that of the configuration. An
+/// operator may have changed or emptied the configuration file while a job ran.
 fn state_dir_with_jobs(config: &Config) -> PathBuf {
     let configured = config::state_dir(config);
     let absolute = std::path::absolute(&configured).unwrap_or_else(|_| configured.clone());
@@ -89,8 +90,8 @@ fn state_dir_with_jobs(config: &Config) -> PathBuf {
 }
 
 impl Agent {
-    /// Starts with the configuration, or without one if there are jobs to finish or a shutdown to resume. Errors: there
-    /// is nothing to do without one.
+    /// Starts with the configuration, or without one if there are jobs to finish or a shutdown to resume. Errors: the
+    /// configuration is not usable, and there is no work to finish.
     fn start_with(&mut self, loaded: Result<LoadedConfig, String>) -> Result<(), String> {
         let must_finish = self.slots.jobs() > 0 || self.shutdown.is_some();
         let adopted = match loaded {
@@ -120,8 +121,8 @@ impl Agent {
     }
 }
 
-/// Locks the state directory and the file `lock` in it, because two agents would run the same jobs. Errors: another agent
-/// holds a lock.
+/// Locks the state directory and the file `lock` in it: two agents with the same state directory would run the same
+/// jobs. Errors: another agent holds a lock.
 fn lock(state: &Path) -> Result<(File, Option<File>), String> {
     let path = state.join("lock");
     let unusable = |error: std::io::Error| format!("{}: {error}", path.display());

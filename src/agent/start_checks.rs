@@ -1,5 +1,5 @@
-//! What a machine must offer so that an agent or a manager can start with a configuration. `run --validate`, `check` and
-//! `lint` use these checks, so that none of them accepts what another one refuses.
+//! Checks whether an agent or a manager can start on this machine with a configuration. `run --validate`, `check` and
+//! `lint` share these checks, so that they accept the same configurations.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -14,7 +14,7 @@ use crate::monitor::listener::bind;
 /// Permission bits would not be enough: those of /proc, for example, are misleading. `table` is the table of the key
 /// `state_dir`. Errors: why it cannot be written, and the key to change.
 pub fn check_state_dir(state: &Path, table: &str) -> Result<(), String> {
-    // A relative path has no existing ancestor besides the current directory.
+    // The ancestors of a relative path do not include the directories above the current one.
     let absolute = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
     let existing = absolute.ancestors().find(|ancestor| ancestor.exists());
     let probed = match existing.filter(|directory| directory.is_dir()) {
@@ -29,8 +29,9 @@ fn probe(directory: &Path) -> Result<(), String> {
     fs::create_dir(&probe).and_then(|()| fs::remove_dir(&probe)).map_err(|error| error.to_string())
 }
 
-/// Checks that the metrics listener can have its address. A running process with the same state directory may hold the
-/// address itself. Errors: why it cannot, and the key.
+/// Checks that the metrics listener can bind its address. If the address is in use, the check passes while a process
+/// with the same state directory runs, because that process may have bound it. Errors: why the listener cannot bind it,
+/// and the key.
 pub fn check_listen_address(address: &str, state: &Path) -> Result<(), String> {
     // An agent locks the directory and the file, a manager only the file.
     let is_locked = |path: &Path| File::open(path).is_ok_and(|lock| lock.try_lock().is_err());
@@ -44,8 +45,8 @@ pub fn check_listen_address(address: &str, state: &Path) -> Result<(), String> {
     }
 }
 
-/// Finds the instance for an agent that starts, possibly while the machine boots. Errors: the instance does not offer what
-/// `leave` requires.
+/// Finds the instance for an agent that starts, possibly while the machine boots. Errors: the instance does not offer
+/// what `leave` requires.
 pub fn find_instance(config: &Config) -> Result<Arc<dyn Instance>, String> {
     instance::find(config.mayfly.aws.as_ref(), Requirement::of(&config.leave))
 }
@@ -55,7 +56,7 @@ pub fn find_running_instance(config: &Config) -> Result<Arc<dyn Instance>, Strin
     instance::find_at_once(config.mayfly.aws.as_ref(), Requirement::of(&config.leave))
 }
 
-/// Everything on this machine that keeps an agent, or a manager if the configuration has one, from starting.
+/// All problems on this machine that prevent the start of an agent, or of a manager if the configuration has one.
 pub fn problems(config: &Config) -> Vec<String> {
     let (state, table, instance) = match &config.mayfly.manager {
         None => (config::state_dir(config), "[mayfly]", find_running_instance(config).map(drop)),

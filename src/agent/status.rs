@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// The status of an agent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AgentStatus {
-    /// `agent`.
+    /// The kind of process: `agent`.
     pub kind: String,
     /// Version of the program.
     pub version: String,

@@ -24,7 +24,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The service manager, if one started the agent.
 pub struct Supervisor {
-    /// The original variables, for the program after a hand-over.
+    /// The variables of the service manager, for the new program after a hand-over.
     given: Vec<(&'static str, OsString)>,
     socket: Option<(UnixDatagram, SocketAddr)>,
     /// Interval of the watchdog pings.
@@ -62,21 +62,21 @@ impl Supervisor {
         self.given.iter().map(|(name, value)| (*name, value))
     }
 
-    /// The agent is ready.
+    /// Notifies that the agent is ready.
     pub fn ready(&mut self) {
-        // With the process id, because a wrapper may have started the agent.
+        // The message contains the process id, because a wrapper may have started the agent.
         self.send(&format!("READY=1\nMAINPID={}", process::id()));
     }
 
-    /// The agent reloads; [`Supervisor::ready`] follows.
+    /// Notifies that the agent reloads. The caller calls [`Supervisor::ready`] afterwards.
     pub fn reloading(&mut self) {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap_or_else(|_| Duration::ZERO.into());
         let microseconds = Duration::from(now).as_micros();
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
     }
 
-    /// The agent exits. Not sent while it waits for its last jobs, because `TimeoutStopSec` counts from this
-    /// notification.
+    /// Notifies that the agent exits. The agent does not send this while it waits for its last jobs, because
+    /// `TimeoutStopSec` counts from this notification.
     pub fn stopping(&mut self) {
         self.send("STOPPING=1");
     }

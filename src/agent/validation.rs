@@ -16,9 +16,9 @@ use crate::instance::metadata_block::check_tool;
 /// Timeout of fetching a token.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Checks everything that could keep an agent from polling with this configuration. Changes nothing, except that it creates
-/// the state directory. Skips what the running agent holds: the lock there, and the address of its metrics listener.
-/// Errors: why the agent cannot start.
+/// Checks everything that could prevent an agent from polling with this configuration. The only change is that it
+/// creates the state directory. Skips the resources of the running agent: the lock of the state directory, and the
+/// address of the metrics listener. Errors: why the agent cannot start.
 pub fn validate(options: &AgentOptions, mut loaded: LoadedConfig) -> Result<(), String> {
     if let Some(unusable) = loaded.findings.iter().find(|finding| finding.severity == Severity::UnusableRunner) {
         log::warn!("problem in the configuration path={} problem={unusable}", loaded.config.path.display());

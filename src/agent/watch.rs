@@ -23,7 +23,8 @@ const COMPARE_INTERVAL: Duration = Duration::from_millis(10_000);
 type FileStamp = Option<(u64, u64, SystemTime, u64)>;
 
 /// Starts the thread that reports each change of the file at `path`. It watches the directory, because editors and
-/// provisioning tools replace the file. If the directory cannot be watched, only SIGHUP reloads; the log says so once.
+/// provisioning tools replace the file. If the directory cannot be watched, the agent logs this once, and reloads only
+/// after SIGHUP.
 pub fn watch(path: &Path, report: impl Fn() -> bool + Send + 'static) {
     if let Err(error) = start(path, report) {
         log::warn!(
@@ -73,7 +74,7 @@ impl Watcher {
         let changes = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
         let watched = self.inotify.add_watch(directory, changes)?;
         if let Some(before) = self.watched.replace(watched).filter(|before| *before != watched) {
-            // An error means that the directory is gone, and its watch with it.
+            // An error means that the directory no longer exists; the kernel has then removed its watch.
             let _ = self.inotify.rm_watch(before);
         }
         Ok(())
@@ -98,8 +99,8 @@ impl Watcher {
         Ok(is_ours)
     }
 
-    /// Whether the path leads to another file or content than before. The directory of the file may have changed as
-    /// well.
+    /// Whether the path now leads to another file or to changed content. If so, watches the directory of the file
+    /// again, because the path may now lead through another directory.
     fn compare(&mut self) -> bool {
         let now = file_stamp(&self.path);
         let has_changed = now.is_some() && now != self.stamp;

@@ -66,7 +66,7 @@ impl Compressor {
             },
             Codec::Zstd(level) => {
                 let mut compressor = zstd::bulk::Compressor::new(level.zstd())?;
-                // Neither tar nor zstd would otherwise detect a flipped bit.
+                // Without this checksum, neither tar nor zstd would detect a flipped bit.
                 compressor.include_checksum(true)?;
                 Encoder::Zstd(compressor)
             }
@@ -130,8 +130,8 @@ pub fn window(block: &[u8]) -> &[u8] {
     &block[block.len().saturating_sub(WINDOW)..]
 }
 
-/// Whether a sample from the middle does not shrink. Compressing a whole video or jar at full effort would take the
-/// most time of all and gain nothing.
+/// Whether a sample from the middle of the block does not shrink. Compressing a video or a jar at full effort would
+/// take the most time of all and gain nothing.
 fn looks_incompressible(probe: &mut Compress, block: &[u8], output: &mut Vec<u8>) -> io::Result<bool> {
     if block.len() < 2 * PROBE {
         return Ok(false);
@@ -151,7 +151,7 @@ fn run(compress: &mut Compress, input: &[u8], flush: FlushCompress, output: &mut
         let all_read = compress.total_in() == input.len() as u64;
         let done = match flush {
             FlushCompress::Finish => status == Status::StreamEnd,
-            // Unused output space means that the compressor holds no data back.
+            // If the output buffer has unused space, the compressor holds no data back.
             _ => all_read && output.len() < output.capacity(),
         };
         if done {
@@ -161,7 +161,7 @@ fn run(compress: &mut Compress, input: &[u8], flush: FlushCompress, output: &mut
     }
 }
 
-/// The block as "stored" deflate blocks.
+/// Encodes the block as "stored" deflate blocks.
 pub fn stored(block: &[u8], output: &mut Vec<u8>) {
     output.clear();
     output.reserve(block.len() + 5 * (block.len() / 0xffff + 1));

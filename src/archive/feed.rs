@@ -25,7 +25,7 @@ pub struct Feed<'p, 'a> {
     each: FileContent,
     rest: &'a [ArchiveEntry],
     ahead: VecDeque<Batch<'a>>,
-    /// How many entries fill about one block, estimated from the latest ones.
+    /// The number of entries that fill about one block, estimated from the latest ones.
     at_once: usize,
 }
 
@@ -34,7 +34,7 @@ pub struct Feed<'p, 'a> {
 pub enum FileContent {
     /// Each file is compressed separately.
     Packed,
-    /// Files are not compressed; the stream that contains them is.
+    /// Files are not compressed separately, because the stream that contains them is compressed.
     Plain,
 }
 
@@ -44,7 +44,7 @@ struct Batch<'a> {
 }
 
 impl<'p, 'a> Feed<'p, 'a> {
-    /// Starts to load.
+    /// A feed of these entries. Loading begins in [`Feed::for_each`].
     pub fn new(
         pool: &'p WorkerPool<'a>,
         root: &'a ArchiveRoot,
@@ -124,7 +124,7 @@ pub enum LoadedFile {
 }
 
 impl LoadedFile {
-    /// The memory that it takes, in bytes.
+    /// The memory that the entry takes, in bytes.
     fn weight(&self) -> usize {
         match self {
             Self::Small(small) => small.size,

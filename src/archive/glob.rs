@@ -99,8 +99,8 @@ impl Segment {
     }
 }
 
-/// Matches with one backtracking position per wildcard: after a later `**` has matched, earlier ones need no other try.
-/// So the cost is at most names times segments.
+/// Matches with one backtracking position per wildcard: after a later `**` has matched, no earlier one needs a retry.
+/// So the cost is at most the number of names times the number of segments.
 fn matches_segments(segments: &[Segment], names: &[&[u8]]) -> bool {
     let (mut s, mut n) = (0, 0);
     let mut retry = None;

@@ -26,10 +26,10 @@ impl<'a> WorkerPool<'a> {
     pub fn submit<T: Send + 'a>(&self, work: impl FnOnce(&mut Compressor) -> T + Send + 'a) -> PendingResult<T> {
         let (done, pending) = mpsc::sync_channel(1);
         let job: Job<'a> = Box::new(move |compressor| {
-            // The receiver is gone if the archive was abandoned.
+            // The receiver is gone if the caller abandoned the archive.
             let _ = done.send(work(compressor));
         });
-        // Fails only if all threads have ended; then `wait` reports it.
+        // Sending fails only if all threads have ended. Then `wait` returns an error.
         let _ = self.jobs.send(job);
         PendingResult(pending)
     }

@@ -47,13 +47,14 @@ pub enum FileKind {
 }
 
 impl ArchiveRoot {
-    /// Opens the directory; its own path is trusted.
+    /// Opens the directory. Links in `path` itself are trusted and followed.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
         Ok(Self { fd: open(path, flags, Mode::empty())?, path: path.to_owned(), own: open_own_descriptors() })
     }
 
-    /// Opens a directory below this one; creates missing parts. No part may be a link: a job may have created it.
+    /// Opens a directory below this one, and creates missing parts. No part may be a link, because a job may have
+    /// created the link.
     pub fn descend(&self, name: &Path) -> io::Result<Self> {
         let step = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut fd = openat(&self.fd, ".", step, Mode::empty())?;
@@ -72,12 +73,12 @@ impl ArchiveRoot {
         PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
     }
 
-    /// Sets the path by which others know the directory: patterns and messages use it.
+    /// Sets the path of the directory for patterns and messages.
     pub fn known_as(self, path: &Path) -> Self {
         Self { path: path.to_owned(), ..self }
     }
 
-    /// The path by which it was opened, or by which others know it.
+    /// The path by which the directory was opened, or the path that [`ArchiveRoot::known_as`] set.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -100,7 +101,8 @@ impl ArchiveRoot {
         }
     }
 
-    /// The same without `openat2` (Linux before 5.6): one path segment at a time, through no link.
+    /// As [`ArchiveRoot::open_beneath`], but without `openat2` (Linux before 5.6): opens one path segment at a time,
+    /// and follows no link.
     fn open_by_steps(&self, name: &Path, flags: OFlag) -> io::Result<OwnedFd> {
         let mut names = Vec::new();
         for component in name.components() {
@@ -196,7 +198,8 @@ impl ArchiveRoot {
         Ok(entries)
     }
 
-    /// Whether a name refers to a directory after links are followed, even outside. For messages only.
+    /// Whether a name refers to a directory after links are followed, even outside of this directory. For messages
+    /// only.
     pub fn leads_to_directory(&self, name: &Path) -> bool {
         fstatat(AT_FDCWD, &self.path.join(name), AtFlags::empty())
             .is_ok_and(|stat| kind_of(&stat) == FileKind::Directory)
@@ -208,7 +211,7 @@ impl ArchiveRoot {
     }
 }
 
-/// `/proc/self/fd`: allows to reopen only files that this process has open.
+/// `/proc/self/fd`, through which only files that this process has open can be reopened.
 fn open_own_descriptors() -> Option<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     openat(AT_FDCWD, "/proc/self/fd", flags, Mode::empty()).ok()

@@ -82,8 +82,8 @@ impl Finder<'_> {
         }
     }
 
-    /// Parses the exclude patterns. Returns whether they are within the limit; otherwise nothing may be packed, because
-    /// excluded files could end up in the archive.
+    /// Parses the exclude patterns. Returns false if they exceed [`EXCLUDED_MAX`]. Then the caller must pack nothing,
+    /// because excluded files could end up in the archive.
     fn read_excludes(&mut self, texts: &[String]) -> bool {
         let mut size = 0;
         for text in texts {

@@ -22,8 +22,8 @@ pub struct PipeReader {
     ended: bool,
 }
 
-/// Creates a pipe. If the reader is dropped, writing fails. If the writer is dropped without [`PipeWriter::end`], reading
-/// fails, so that half an archive is never taken for a complete one.
+/// Creates a pipe. If the reader is dropped, writing fails. If the writer is dropped without [`PipeWriter::end`],
+/// reading fails, so that half an archive is never taken for a complete one.
 pub fn pipe() -> (PipeWriter, PipeReader) {
     let (sender, receiver) = sync_channel(DEPTH);
     let sink = PipeWriter { pieces: sender, piece: Vec::with_capacity(PIECE) };

@@ -85,7 +85,7 @@ impl Project {
         self
     }
 
-    /// The same of a symbolic link itself.
+    /// Sets the modification time of a symbolic link itself, in nanoseconds since 1970.
     pub fn link_mtime_nanoseconds(&self, name: &str, nanoseconds: u64) -> &Self {
         let time = TimeSpec::from_duration(Duration::from_nanos(nanoseconds));
         utimensat(AT_FDCWD, &self.path().join(name), &time, &time, UtimensatFlags::NoFollowSymlink).unwrap();

@@ -13,8 +13,9 @@ const NAME_MAX: u64 = 4096;
 /// The limit for error output of git, in bytes.
 const ERROR_OUTPUT_MAX: u64 = 64 << 10;
 
-/// Calls `take` for each untracked file, including ignored ones. A job may have written the repository's configuration, so
-/// git runs with all settings disabled that execute programs or fetch objects, and without system and user configuration.
+/// Calls `take` for each untracked file, including ignored ones. A job may have written the repository's configuration,
+/// so git runs with all settings disabled that execute programs or fetch objects, and without system and user
+/// configuration.
 pub fn for_each(root: &ArchiveRoot, mut take: impl FnMut(OsString)) -> Result<(), String> {
     let mut git = Command::new("git");
     std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"GIT_")).for_each(|(name, _)| {

@@ -71,7 +71,7 @@ impl Walk<'_> {
         }
     }
 
-    /// The positions after a name.
+    /// The positions after an entry with this name and this kind.
     fn after(&self, positions: &[Position], name: &OsStr, kind: FileKind) -> Vec<Position> {
         let next = positions.iter().filter_map(|&(alternative, at)| match &self.alternatives[alternative][at] {
             Segment::AnyDepth => (kind == FileKind::Directory).then_some((alternative, at)),
@@ -80,7 +80,7 @@ impl Walk<'_> {
         self.closed(next.collect())
     }
 
-    /// Adds the positions that need no further name: `**` can match no directory.
+    /// Adds the positions that need no further name, because `**` also matches zero directories.
     fn closed(&self, mut positions: Vec<Position>) -> Vec<Position> {
         let mut index = 0;
         while let Some(&(alternative, at)) = positions.get(index) {
@@ -152,8 +152,8 @@ mod tests {
         found.matches.iter().map(|entry| entry.path.to_str().unwrap().to_owned()).collect()
     }
 
-    /// Each directory is visited once, although many ways through the pattern lead there; the number of tracked
-    /// positions is the measure.
+    /// The walk visits each directory once, although the pattern can reach it in many ways. The test measures the cost
+    /// as the number of tracked positions.
     #[test]
     fn many_double_stars_over_a_deep_tree_have_linear_cost() {
         let project = Project::new();

@@ -1,4 +1,5 @@
-//! `mayfly check`: tests whether jobs can run on this machine, without polling for one. Warnings do not make it fail.
+//! `mayfly check`: tests whether jobs can run on this machine, without polling for one. Warnings do not make the
+//! command fail.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,7 +30,7 @@ use crate::instance::{CheckResult, POWER_OFF, Plain};
 use crate::shim::spec::User;
 use crate::sync;
 
-/// A larger clock error breaks certificates and tokens.
+/// With a larger clock error, checks of certificates and tokens can fail.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(120);
 
 /// The timeout for responses of GitLab and AWS.
@@ -263,9 +264,9 @@ fn check_user(report: &mut Report, place: &str, options: &Options, config: &Conf
         || first_existing(&builds).is_some_and(|there| access(&there, AccessFlags::W_OK | AccessFlags::X_OK).is_ok());
     check_roots(report, place, &agent::directories_of(&directory, runner), shell.user());
     let usable = match shell.user() {
-        // Below it, the agent creates a directory for each user.
+        // The agent creates a directory for each user below `builds_dir`.
         Some(user) if shell.shares_caches() => permission::can_reach(user, &builds.join(&user.name)),
-        // The agent creates it for the user, but does not change its parent directories.
+        // The agent creates `builds_dir` for the user, but does not change its parent directories.
         Some(user) if !builds.exists() && ours() => permission::can_reach(user, &builds),
         Some(user) => permission::can_write(user, &builds),
         None if ours() => Ok(()),
@@ -355,7 +356,7 @@ fn check_server(report: &mut Report, place: &str, config: &Config, runner: &Runn
     }
 }
 
-/// The stack of the thread that calls GitLab.
+/// The stack size, in bytes, of the thread that calls GitLab.
 const VERIFY_STACK: usize = 1 << 20;
 
 /// Verifies the token; `None` if GitLab does not answer in time. The agent itself would wait for minutes.

@@ -200,7 +200,7 @@ impl Wanted {
     }
 }
 
-/// Whether a runner is at this server, or whether any server matches; a trailing slash is ignored.
+/// Whether a runner belongs to this server; without a URL, every server matches. A trailing slash is ignored.
 fn is_at(runner: &Runner, url: Option<&str>) -> bool {
     url.is_none_or(|url| url.trim_end_matches('/') == runner.url.trim_end_matches('/'))
 }

@@ -100,7 +100,7 @@ impl ConfigFile {
         Config::load(&self.path()).map_err(|error| error.to_string())
     }
 
-    /// The same as a manager sees it, if the file has `[mayfly.manager]`.
+    /// Loads the configuration; as a manager loads it, if the file has `[mayfly.manager]`.
     fn load_for_role(&self) -> Result<LoadedConfig, String> {
         let loaded = self.load()?;
         match loaded.config.mayfly.manager {
@@ -184,8 +184,8 @@ fn warn_about_shutdown(config: &Config) {
     }
 }
 
-/// Checks the file. What keeps the agent from starting on this machine is a note, because the file may be for another
-/// machine. `check` also checks what jobs need, and the server.
+/// Checks the file. A problem that keeps the agent from starting on this machine is only a note, because the file may
+/// be for another machine. `check` also checks the server and the requirements of jobs.
 fn lint(file: &ConfigFile) -> Result<ExitCode, String> {
     let loaded = file.load_for_role()?;
     let path = loaded.config.path.display();

@@ -6,7 +6,7 @@ use std::fmt::Arguments;
 use std::io::{self, ErrorKind, Write};
 use std::process;
 
-/// The status of a program that SIGPIPE has ended, as shells show it.
+/// The exit status that shells show for a program terminated by SIGPIPE.
 const BROKEN_PIPE: i32 = 128 + nix::libc::SIGPIPE;
 
 /// Prints a line, as `println!` does.

@@ -1,7 +1,7 @@
 //! Whether another user can enter and write a directory, by owner and mode, so that `check` reports a problem before a
 //! job fails.
 //!
-//! Access control lists are not considered.
+//! These checks ignore access control lists.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;

@@ -81,7 +81,8 @@ fn zone(text: &str) -> Result<TimeZone, String> {
     TimeZone::get(text).map_err(|_| "write a time zone, for example Europe/Amsterdam".to_owned())
 }
 
-/// Simulates each pool and prints the result. A pool that cannot be simulated does not keep others from it.
+/// Simulates each pool and prints the result. A pool that cannot be simulated is reported; the other pools are
+/// simulated.
 pub fn main(options: &Options) -> Result<ExitCode, String> {
     let (pools, refused) = pools(options)?;
     refused.iter().for_each(|why| eprintln!("mayfly: {why}"));

@@ -21,7 +21,7 @@ use crate::sys::{self, BootTime};
 const DELAY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 /// The same error is written at most once in this time.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
-/// Failures this far apart are unrelated: the service ran in between.
+/// A failure this long after the last one begins a new series: the service ran in between.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 
 /// Records the failed starts of a service in its runtime directory.

@@ -3,7 +3,7 @@
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
-/// The table; the agent detects each missing value.
+/// `[mayfly.aws]`; the agent detects each missing value.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct AwsConfig {
@@ -21,12 +21,12 @@ pub struct AwsConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Raise {
-    /// The minimum.
+    /// The minimum number of idle instances.
     pub idle_count: u32,
-    /// The number for each busy instance.
+    /// The number of idle instances for each busy instance.
     #[serde(deserialize_with = "scale_factor")]
     pub scale_factor: f64,
-    /// The maximum for the factor; 0 for no limit.
+    /// The maximum number of idle instances due to `scale_factor`; 0 for no limit.
     pub scale_factor_limit: u32,
 }
 
@@ -45,7 +45,7 @@ fn scale_factor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Er
 }
 
 impl Raise {
-    /// The number of idle instances for a number of busy ones.
+    /// The number of idle instances to keep beside `busy` busy instances.
     pub fn idle(&self, busy: u32) -> u32 {
         let limit = if self.scale_factor_limit == 0 { u32::MAX } else { self.scale_factor_limit };
         // The conversion saturates.

@@ -40,7 +40,7 @@ pub struct S3 {
     pub authentication_type: String,
     /// `S3`, `AES256`, `KMS` or `DSSE-KMS`.
     pub server_side_encryption: String,
-    /// The key for the latter two.
+    /// The KMS key for `KMS` and `DSSE-KMS`.
     #[serde(rename = "ServerSideEncryptionKeyID")]
     pub server_side_encryption_key_id: String,
     /// Use Amazon's dual-stack (IPv4 and IPv6) endpoints; on by default.

@@ -103,7 +103,7 @@ fn state_dir_record(config: &Path) -> PathBuf {
 }
 
 /// Records beside the configuration file which state directory is in use, so that an agent finds the jobs there even if
-/// the file is deleted, emptied or unreadable. Not needed for the default directory.
+/// the file is deleted, emptied or unreadable. For the default directory, removes an older record instead.
 pub fn remember_state_dir(config: &Path, state: &Path) -> std::io::Result<()> {
     let record = state_dir_record(config);
     let state = std::path::absolute(state)?;
@@ -125,7 +125,7 @@ pub fn remember_state_dir(config: &Path, state: &Path) -> std::io::Result<()> {
 pub fn remembered_state_dir(config: &Path) -> Option<PathBuf> {
     let record = state_dir_record(config);
     let owner = fs::symlink_metadata(&record).ok()?.uid();
-    // Another user could name a directory with jobs of its own.
+    // A record of another user could name a directory with forged jobs.
     let is_own = owner == 0 || owner == Uid::effective().as_raw();
     is_own.then(|| fs::read_link(record).ok()).flatten()
 }

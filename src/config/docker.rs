@@ -34,9 +34,9 @@ pub struct DockerConfig {
     /// Whether to verify the engine's certificate.
     pub tls_verify: bool,
 
-    /// For jobs without an image.
+    /// The image for jobs that request none.
     pub image: String,
-    /// In the order of attempts; `always` if empty.
+    /// The pull policies, in the order of attempts; `always` if empty.
     #[serde(deserialize_with = "values::policies")]
     pub pull_policy: Vec<PullPolicy>,
     /// The policies that jobs may request; `pull_policy` if empty.
@@ -57,11 +57,11 @@ pub struct DockerConfig {
     pub user: String,
     /// The users that jobs may request.
     pub allowed_users: Vec<String>,
-    /// Supplementary groups of that user.
+    /// Supplementary groups of the user of the job's container.
     pub group_add: Vec<String>,
     /// Run the job's container privileged.
     pub privileged: bool,
-    /// Run services privileged; as `privileged` if not set.
+    /// Run services privileged; if not set, `privileged` applies.
     pub services_privileged: Option<bool>,
     /// Capabilities to add to the engine's default.
     pub cap_add: Vec<String>,
@@ -69,9 +69,9 @@ pub struct DockerConfig {
     pub cap_drop: Vec<String>,
     /// `no-new-privileges`, `seccomp=FILE`, …
     pub security_opt: Vec<String>,
-    /// The same for services.
+    /// See `security_opt`, for services.
     pub services_security_opt: Vec<String>,
-    /// `host` for no user namespace.
+    /// The user namespace; `host` for none.
     pub userns_mode: String,
     pub sysctls: BTreeMap<String, String>,
 
@@ -138,7 +138,7 @@ pub struct DockerConfig {
 
     /// `[source:]destination[:mode]`.
     pub volumes: Vec<String>,
-    /// Containers whose volumes are mounted.
+    /// Containers whose volumes the job's container mounts.
     pub volumes_from: Vec<String>,
     pub volume_driver: String,
     pub volume_driver_ops: BTreeMap<String, String>,
@@ -150,7 +150,7 @@ pub struct DockerConfig {
     pub disable_cache: bool,
     /// In-memory file systems: path and mount options.
     pub tmpfs: BTreeMap<String, String>,
-    /// The same for services.
+    /// See `tmpfs`, for services.
     pub services_tmpfs: BTreeMap<String, String>,
 
     /// `bridge`, `host`, `none`, `container:NAME`, or a network's name.
@@ -181,7 +181,7 @@ pub struct DockerConfig {
     pub services: Vec<Service>,
     /// The largest number of services of a job; negative for no limit.
     pub services_limit: Option<i64>,
-    /// In seconds; negative to not wait for services.
+    /// The timeout for services to start, in seconds; negative to not wait for services.
     pub wait_for_services_timeout: i64,
 
     /// Additional labels of every container.

@@ -1,5 +1,5 @@
-//! Tests that the reference pages agree with the tables of keys and flags, from which they are generated: after a change,
-//! run `UPDATE_DOCS=1 cargo test --bin mayfly reference_page`.
+//! Tests that the reference pages agree with the tables of keys and flags, from which the pages are generated. After a
+//! change, run `UPDATE_DOCS=1 cargo test --bin mayfly reference_page`.
 
 use std::fs;
 

@@ -34,8 +34,8 @@ pub fn parse(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// Decodes a duration from a configuration; an empty text counts as not set. gitlab-runner reads a number as nanoseconds,
-/// which is almost always a mistake, so only 0 is accepted.
+/// Decodes a duration from a configuration; an empty text counts as not set. gitlab-runner reads a number as
+/// nanoseconds. A number is almost always a mistake, so this function accepts only 0.
 pub fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "expected a duration; write for example \"90s\" or \"1h30m\"")]

@@ -14,7 +14,7 @@ use crate::token::Token;
 pub struct Editor {
     path: PathBuf,
     document: DocumentMut,
-    /// A change that failed: such a file must not be saved.
+    /// Why an earlier change failed; [`Editor::save`] then refuses to write the file.
     problem: Option<String>,
 }
 
@@ -124,7 +124,7 @@ impl Editor {
     }
 
     fn write(&self, draft: &Path, target: &Path) -> io::Result<()> {
-        // A draft that a killed process left would keep its mode.
+        // `create_new` fails if a killed process with the same pid left a draft.
         let _ = fs::remove_file(draft);
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(draft)?;
         if let Ok(old) = fs::metadata(target) {
@@ -138,7 +138,7 @@ impl Editor {
 
 /// The target of a path after links are followed; the target need not exist.
 fn behind_links(path: &Path) -> io::Result<PathBuf> {
-    // As in the kernel.
+    // The kernel has the same limit (path_resolution(7)).
     const LINKS_MAX: usize = 40;
     let mut path = path.to_owned();
     for _ in 0..LINKS_MAX {

@@ -22,7 +22,7 @@ const LOCAL: &str = "the agent runs on the instance itself";
 const FETCH: &str = "mayfly has only one way to fetch sources";
 const STREAM: &str = "archives are streamed in one request";
 
-/// A flag.
+/// A feature flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeatureFlag {
     pub name: &'static str,
@@ -134,7 +134,7 @@ pub fn find(name: &str) -> Option<&'static FeatureFlag> {
     FLAGS.iter().find(|flag| flag.name == name)
 }
 
-/// Why a flag with this value has no effect on the jobs of a runner; `None` if it has one.
+/// Why a flag with this value has no effect on the jobs of a runner; `None` if the flag has an effect.
 pub fn idle_reason(flag: &FeatureFlag, value: bool, has_containers: bool) -> Option<String> {
     match flag.support {
         Honoured => None,

@@ -186,7 +186,7 @@ fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, role: Ro
     }
 }
 
-/// The reason why a feature flag has no effect, if so.
+/// Why a feature flag has no effect, and how severe that is; `None` if the flag has an effect.
 fn of_flag(name: &str, value: Option<bool>, has_containers: bool) -> Option<(Severity, String)> {
     let Some(flag) = feature_flags::find(name) else {
         let near = nearest(name, feature_flags::FLAGS.iter().map(|flag| flag.name));

@@ -32,7 +32,7 @@ pub const READY_TIMEOUT: Duration = Duration::from_secs(600);
 pub struct Ready {
     /// Shell commands in order: `ready_command`, then each runner's `instance_ready_command`.
     pub commands: Vec<String>,
-    /// How long they are repeated before the machine counts as unfit.
+    /// How long the agent repeats the commands before the machine counts as unfit.
     pub timeout: Duration,
 }
 
@@ -41,7 +41,7 @@ pub struct Ready {
 pub struct Fitness {
     /// Free bytes required in the state, builds and cache directories; `None` for the default by file system size.
     pub min_free_space: Option<u64>,
-    /// Free inodes required there; `None` for the default.
+    /// Free inodes required in these directories; `None` for the default.
     pub min_free_inodes: Option<u64>,
     /// The number of system failures in a row before a runner pauses; `None` for no pause.
     pub max_system_failures: Option<u32>,

@@ -32,20 +32,20 @@ pub struct AutoscalerTable {
     pub max_instances: u32,
     /// Whether draining the manager terminates all instances.
     pub delete_instances_on_shutdown: bool,
-    /// The delay between two attempts to terminate them.
+    /// The delay between two attempts to terminate all instances.
     #[serde(deserialize_with = "duration::read")]
     pub shutdown_deletion_interval: Option<Duration>,
-    /// The number of these attempts.
+    /// The number of attempts to terminate all instances.
     pub shutdown_deletion_retries: Option<u32>,
     /// A command that must succeed on an instance before its first job.
     pub instance_ready_command: Option<String>,
-    /// The longest time that a job is held for an instance.
+    /// The longest time that a job waits for an instance.
     #[serde(deserialize_with = "duration::read")]
     pub instance_acquire_timeout: Option<Duration>,
     /// The interval between two reads of the group's state.
     #[serde(deserialize_with = "duration::read")]
     pub update_interval: Option<Duration>,
-    /// The same while instances start or terminate.
+    /// See `update_interval`, while instances start or terminate.
     #[serde(deserialize_with = "duration::read")]
     pub update_interval_when_expecting: Option<Duration>,
     /// The delay before a failed termination is retried.
@@ -53,7 +53,7 @@ pub struct AutoscalerTable {
     pub deletion_retry_interval: Option<Duration>,
     /// The number of consecutive instance failures after which growth stops.
     pub failure_threshold: Option<u32>,
-    /// New instances per second.
+    /// The limit of new instances per second.
     pub scale_throttle: ScaleThrottle,
     /// The settings of the engine.
     pub plugin_config: PluginConfig,
@@ -67,8 +67,8 @@ pub struct AutoscalerTable {
 pub struct ScaleThrottle {
     /// New instances per second; 0 for 100, −1 for no limit.
     pub limit: i64,
-    /// The size of the bucket: how many instances may start at once. If 0, it is `max_instances`, or `limit` if that is 0
-    /// too.
+    /// The size of the bucket: how many instances may start at once. 0 stands for `max_instances`, or for `limit` if
+    /// `max_instances` is 0 too.
     pub burst: u32,
 }
 
@@ -88,9 +88,9 @@ pub struct PluginConfig {
     pub credentials_file: Option<String>,
     /// Command: the program.
     pub command: Option<String>,
-    /// Command: its arguments.
+    /// Command: the arguments of the program.
     pub args: Vec<String>,
-    /// Command: the timeout of one call.
+    /// Command: the timeout of one call of the program.
     #[serde(deserialize_with = "duration::read")]
     pub timeout: Option<Duration>,
     /// Every other key.
@@ -101,7 +101,7 @@ pub struct PluginConfig {
 /// `[[runners.autoscaler.policy]]`. The last policy whose periods contain the current minute applies.
 #[derive(Clone, Debug, Deserialize)]
 pub struct PolicyTable {
-    /// When it applies; five fields each.
+    /// When the policy applies; each period has five fields.
     #[serde(default = "every_minute", deserialize_with = "super::lifetime::periods_of_policy")]
     pub periods: Vec<Period>,
     /// The time zone of `periods`.
@@ -130,7 +130,7 @@ pub struct PolicyTable {
 pub struct MachineTable {
     /// Idle machines to keep; with a factor, the upper bound.
     pub idle_count: u32,
-    /// Idle machines as a multiple of used ones; 0 for off.
+    /// Idle machines as a multiple of the machines in use; 0 for off.
     #[serde(deserialize_with = "factor")]
     pub idle_scale_factor: f64,
     /// Lower bound of idle machines, with a factor only.
@@ -150,7 +150,7 @@ pub struct MachineTable {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct MachinePolicyTable {
-    /// When it applies.
+    /// When the section applies.
     #[serde(default)]
     pub periods: Vec<Period>,
     /// The time zone of `Periods`.

@@ -41,7 +41,7 @@ pub struct Leave {
     pub command: Option<String>,
     /// The shell command that powers the machine off.
     pub poweroff_command: String,
-    /// Time from unregistering until an instance that still runs is powered off.
+    /// How long after unregistering the agent powers off an instance that still runs.
     pub fallback_after: Duration,
 }
 

@@ -14,13 +14,13 @@ const POLICY_IDLE_TIME: Duration = Duration::from_secs(300);
 /// The limits of an instance's lifetime.
 #[derive(Clone, Debug, Default)]
 pub struct LifetimeBounds {
-    /// The number of jobs.
+    /// The maximum number of jobs.
     pub max_builds: Option<u32>,
-    /// The age.
+    /// The maximum age.
     pub max_age: Option<Duration>,
     /// The idle times of the runners; the longest one applies.
     pub idle: Vec<IdleTimes>,
-    /// `idle` comes from the tables of docker+machine or docker-autoscaler.
+    /// Whether `idle` comes from the tables of docker+machine or docker-autoscaler.
     pub idle_is_of_fleet: bool,
 }
 
@@ -62,7 +62,7 @@ impl IdleTimes {
         Self { otherwise: Some(idle_time), windows: Vec::new() }
     }
 
-    /// As in gitlab-runner, the last matching section wins.
+    /// The idle time at `now`. As in gitlab-runner, the last matching section wins.
     fn at(&self, now: Timestamp) -> Option<Duration> {
         self.window(now).map_or(self.otherwise, |window| Some(window.idle_time))
     }
@@ -86,11 +86,10 @@ impl IdleTimes {
 /// The limits from one runner's tables.
 #[derive(Clone, Debug, Default)]
 pub struct Terms {
-    /// The number of jobs.
+    /// The maximum number of jobs.
     pub max_builds: Option<u32>,
-    /// The number of jobs at the same time.
+    /// The maximum number of concurrent jobs.
     pub capacity: Option<u32>,
-    /// The idle times.
     pub idle: Option<IdleTimes>,
     /// The command that succeeds when the instance is ready for jobs.
     pub ready_command: Option<String>,
@@ -113,7 +112,7 @@ impl Terms {
     }
 }
 
-/// The number of jobs at the same time, if every runner limits it.
+/// The maximum number of concurrent jobs, if every runner limits it.
 pub fn capacity(terms: &[Terms]) -> Option<u32> {
     let capacities: Option<Vec<u32>> = terms.iter().map(|terms| terms.capacity).collect();
     capacities?.into_iter().max()
@@ -189,7 +188,6 @@ fn every_minute() -> Vec<Period> {
 
 /// Periods with five fields.
 pub(super) fn periods_of_policy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Period>, D::Error> {
-    /// A period with five fields.
     struct Five(Period);
 
     impl<'de> Deserialize<'de> for Five {

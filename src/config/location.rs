@@ -19,7 +19,7 @@ impl KeyLocation {
         }
     }
 
-    /// The line, from 1.
+    /// The number of the line of the key or of its table, from 1.
     pub fn line(&self, text: &str) -> Option<usize> {
         self.offset(text).map(|offset| line_number(text, offset))
     }

@@ -134,7 +134,6 @@ fn lifetime(own: &raw::Mayfly, terms: &[Terms]) -> LifetimeBounds {
     }
 }
 
-/// The fitness requirements.
 fn fitness(own: &raw::Mayfly) -> Fitness {
     let usual = Fitness::default();
     Fitness {
@@ -148,7 +147,6 @@ fn fitness(own: &raw::Mayfly) -> Fitness {
     }
 }
 
-/// The readiness commands.
 fn ready(own: &raw::Mayfly, terms: &[Terms]) -> Option<Ready> {
     let all = own.ready_command.iter().chain(terms.iter().filter_map(|terms| terms.ready_command.as_ref()));
     let mut commands: Vec<String> = Vec::new();

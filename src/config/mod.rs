@@ -61,7 +61,7 @@ pub struct Config {
     pub user: Option<String>,
     /// The address for metrics and health.
     pub listen_address: Option<String>,
-    /// The time that running jobs get after SIGTERM.
+    /// How long running jobs may continue after SIGTERM.
     pub shutdown_timeout: Duration,
     /// How long an unused connection is kept.
     pub connection_max_age: Duration,
@@ -154,7 +154,7 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// The program that reads a configuration: some keys have another meaning for each.
+/// The program that reads a configuration. The meaning of some keys depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// The agent on an instance.
@@ -170,7 +170,7 @@ impl Config {
         Self::load_as(path, Role::Agent)
     }
 
-    /// The same for `role`.
+    /// As [`Config::load`], for `role`.
     pub fn load_as(path: &Path, role: Role) -> Result<LoadedConfig, ConfigError> {
         let text = fs::read_to_string(path).map_err(|error| ConfigError::Unreadable(path.to_owned(), error))?;
         let config = Self::parse_as(path, &text, role)?;
@@ -187,12 +187,12 @@ impl Config {
         self.runners.iter().any(|runner| runner.token_reference.is_some())
     }
 
-    /// The configuration that a text is, or would be at `path`. Errors: as for [`Config::load`].
+    /// Parses `text` as the content of the file at `path`, which need not exist. Errors: as for [`Config::load`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         Self::parse_as(path, text, Role::Agent)
     }
 
-    /// The same for `role`. Errors: as for [`Config::load`].
+    /// As [`Config::parse`], for `role`.
     pub fn parse_as(path: &Path, text: &str, role: Role) -> Result<Self, ConfigError> {
         let invalid = |why: String| ConfigError::Invalid(path.to_owned(), why);
         let raw: raw::Config = decode::toml(text).map_err(|error| invalid(location::of_error(text, &error)))?;

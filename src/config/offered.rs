@@ -5,8 +5,8 @@ use toml::{Table, Value};
 use super::Config;
 use crate::http::tls::TlsFiles;
 
-/// Keys of the agent's own runner that configure the connection to the manager, not the job. The client certificate is for
-/// GitLab; it does not come from the merged table.
+/// Keys of the agent's own runner that configure the connection to the manager, not the job. The client certificate is
+/// for GitLab; it does not come from the merged table.
 const OF_THE_MANAGER: [&str; 9] = [
     "url",
     "token",
@@ -53,12 +53,12 @@ impl Config {
         let mut config = Self::parse(&self.path, &file.to_string()).map_err(|error| error.to_string())?;
         config.concurrent = if self.concurrent_is_set { self.concurrent } else { offer.capacity.max(1) };
         for runner in &mut config.runners {
-            // The short token is not secret.
+            // The short token in the table is not secret, so `Runner::key` must not derive a key from it.
             runner.key.clone_from(&key);
             if let Some(authorities) = offer.authorities {
                 runner.tls = TlsFiles::of_authorities(authorities.to_owned());
             }
-            // A manager asks for no client certificate and sends none, so this one is for GitLab.
+            // A manager asks for no client certificate and sends none, so the configured one is for GitLab.
             if let Some(own) = own {
                 runner.tls.cert_file.clone_from(&own.tls.cert_file);
                 runner.tls.key_file.clone_from(&own.tls.key_file);
@@ -71,7 +71,7 @@ impl Config {
     }
 }
 
-/// Merges `over` into `under`, table by table.
+/// Merges `over` into `under`, table by table; values of `over` take precedence.
 fn merge(under: &mut Table, over: Table) {
     for (key, value) in over {
         match (under.get_mut(&key), value) {

@@ -157,9 +157,9 @@ pub struct RunnerMayfly {
     /// How long an unused image that a job pulled is kept.
     #[serde(deserialize_with = "duration::read")]
     pub images_max_age: Option<Duration>,
-    /// Bytes of the volumes with caches of containers.
+    /// The size limit of the volumes with caches of containers, in bytes.
     pub cache_volumes_max_size: Option<u64>,
-    /// How long an unused one is kept.
+    /// How long an unused volume with caches is kept.
     #[serde(deserialize_with = "duration::read")]
     pub cache_volumes_max_age: Option<Duration>,
     /// How long an unused local cache is kept.

@@ -33,9 +33,7 @@ pub struct Runner {
     pub id: Option<i64>,
     /// When the token was obtained and when it expires (RFC 3339), if it expires.
     pub token_life: Option<(String, String)>,
-    /// Certificate files.
     pub tls: TlsFiles,
-    /// The executor.
     pub executor: ExecutorKind,
     /// `bash` or `sh`; `None` for bash if it is installed, else sh.
     pub shell: Option<String>,
@@ -49,7 +47,7 @@ pub struct Runner {
     pub output_limit: u64,
     /// Number of consecutive rejected polls after which polling pauses.
     pub unhealthy_requests_limit: u32,
-    /// Length of the pause.
+    /// The length of that pause.
     pub unhealthy_interval: Duration,
     /// Attempts to report the final state of a job.
     pub final_tries: u32,
@@ -71,7 +69,7 @@ pub struct Runner {
     pub upload_timeout: Duration,
     /// Timeout from the end of an upload to the response.
     pub upload_answer_timeout: Duration,
-    /// The URL that git clones from, instead of the server's.
+    /// The URL from which git clones, instead of `url`.
     pub clone_url: Option<String>,
     /// Variables that every job gets.
     pub environment: Vec<(String, String)>,
@@ -202,7 +200,6 @@ pub const CONFINED_UID: u32 = 1_900_000_000;
 /// The settings of the sandbox for work beside containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confined {
-    /// The uid.
     pub uid: u32,
     /// The memory limit, if containers have none.
     pub memory: Option<u64>,
@@ -254,10 +251,10 @@ impl ExecutorKind {
     }
 }
 
-/// Executors of gitlab-runner that mayfly does not have.
+/// Executors of gitlab-runner that mayfly does not support.
 const UNSUPPORTED: [&str; 6] = ["docker-windows", "kubernetes", "ssh", "virtualbox", "parallels", "custom"];
 
-/// Whether gitlab-runner has this executor and mayfly does not.
+/// Whether gitlab-runner has this executor and mayfly does not support it.
 pub fn is_unsupported(name: &str) -> bool {
     UNSUPPORTED.contains(&name)
 }

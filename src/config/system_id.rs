@@ -32,8 +32,9 @@ pub fn load(config: &Path, cloud_id: Option<&str>) -> String {
     made
 }
 
-/// The system id of a manager. It depends on the state directory, so that GitLab distinguishes two managers, or a manager
-/// and an agent, on one machine. Without a machine id, the manager uses the id stored beside the configuration file.
+/// The system id of a manager. It depends on the state directory, so that GitLab distinguishes two managers, or a
+/// manager and an agent, on one machine. Without a machine id, the manager uses the id stored beside the configuration
+/// file.
 pub fn of_manager(config: &Path, state_dir: &Path) -> String {
     match machine_id() {
         Some(machine) => of_machine(&format!("{machine} manager {}", state_dir.display())),
@@ -41,7 +42,7 @@ pub fn of_manager(config: &Path, state_dir: &Path) -> String {
     }
 }
 
-/// The same without writing, for commands that only inspect.
+/// As [`load`], but writes no file: for commands that only inspect.
 pub fn peek(config: &Path, cloud_id: Option<&str>) -> String {
     cloud_id.map(of_machine).or_else(|| kept(&file_of(config))).unwrap_or_else(generate)
 }

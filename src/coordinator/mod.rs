@@ -93,7 +93,7 @@ pub enum TraceOutcome {
     Accepted,
     /// The server has another size: continue from there (`Range` of a 416).
     Resync(u64),
-    /// 404: ignored while the job runs; ends the log in the final phase.
+    /// 404: ignored while the job runs; ends the upload after the job has ended.
     NotFound,
     /// Unknown result (network, 429, 5xx): send the same offset again at the next interval.
     Failed,

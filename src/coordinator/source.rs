@@ -18,10 +18,10 @@ pub struct JobRequest<'a> {
     pub hold: bool,
 }
 
-/// The result of a poll, and when the next one may follow.
+/// The result of a poll, and the delay before the next poll.
 #[derive(Debug)]
 pub struct PollResponse {
-    /// The answer.
+    /// The outcome of the poll.
     pub outcome: PollOutcome,
     /// The server answered with 429 or 5xx.
     pub server_overloaded: bool,
@@ -86,8 +86,8 @@ pub trait JobSource: Send + Sync {
     /// The time for which a manager has not answered; `None` for GitLab.
     fn silence(&self) -> Option<Duration>;
 
-    /// Abandons the requests in flight to a manager that does not answer: if one of them brings an offer after all, the offer is
-    /// not accepted, and the manager makes it to another agent. Returns false if the server answers, or if it is GitLab, whose
-    /// response may contain a job.
+    /// Abandons the requests in flight to a manager that does not answer. If a response with an offer still arrives,
+    /// the agent does not accept the offer, and the manager offers the job to another agent. Returns false if the
+    /// server answers, or if it is GitLab, whose response may contain a job.
     fn abandon(&self) -> bool;
 }

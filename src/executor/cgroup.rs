@@ -1,9 +1,10 @@
-//! Control groups for steps: cgroup v2 if it is mounted, which can kill a whole group at once, else the `pids` or
-//! `systemd` hierarchy of version 1. Groups of steps are below the agent's own group, which systemd delegates.
+//! Control groups for steps. The agent uses cgroup v2 if it is mounted, because one write kills a whole group;
+//! otherwise the `pids` or `systemd` hierarchy of version 1. The groups of steps are below the agent's own group, which
+//! systemd delegates to the agent.
 //!
 //! File tasks in the sandbox get groups with limits. In version 2 a group that contains processes, such as the agent's
-//! own, cannot enable controllers for its children. Then the groups with limits are below a top-level group, as those
-//! of container engines are.
+//! own, cannot enable controllers for its children. In that case the agent creates the groups with limits below a
+//! top-level group, as container engines do.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// The controllers that limit the sandbox.
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 
-/// The top-level group in version 2.
+/// The name of the agent's top-level group in version 2.
 const TOP: &str = "mayfly";
 
 /// The parent groups of the agent's control groups.
@@ -24,7 +25,7 @@ pub struct CgroupParents {
 }
 
 impl CgroupParents {
-    /// Finds the hierarchies in which the agent may create groups; there may be none.
+    /// Finds the hierarchies in which the agent may create groups. The result may be empty.
     pub fn find() -> Self {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -74,7 +75,7 @@ fn below<'a>(parents: impl IntoIterator<Item = &'a PathBuf>, step: &str) -> Vec<
     parents.into_iter().map(|parent| parent.join(format!("mayfly-{step}"))).collect()
 }
 
-/// The root of version 2, and the agent's own group in it.
+/// The mount point of version 2, and the agent's own group in it.
 fn unified(mounts: &str, own: &str) -> Option<(PathBuf, PathBuf)> {
     let group = in_hierarchy(mounts, own, "cgroup2", "").next()?;
     let top =
@@ -82,7 +83,7 @@ fn unified(mounts: &str, own: &str) -> Option<(PathBuf, PathBuf)> {
     Some((PathBuf::from(*top?.get(1)?), group))
 }
 
-/// The group of version 2 with the most controllers for its children, and those controllers.
+/// The group of version 2 that enables the most controllers for its children, and those controllers.
 fn with_controllers(top: &Path, own: &Path) -> Option<(PathBuf, Vec<&'static str>)> {
     let of_own = controllers_of_children(own);
     if of_own.len() == CONTROLLERS.len() && is_writable(own) {
@@ -98,8 +99,8 @@ fn with_controllers(top: &Path, own: &Path) -> Option<(PathBuf, Vec<&'static str
     (!has.is_empty() && is_writable(&parent)).then_some((parent, has))
 }
 
-/// Enables the controllers for the children of a group, and returns those that are enabled. Each is enabled with its
-/// own write, because one missing controller would make a combined write fail.
+/// Enables the controllers for the children of a group, and returns the enabled ones. Each controller gets its own
+/// write: in a combined write, one missing controller makes the whole write fail.
 fn controllers_of_children(group: &Path) -> Vec<&'static str> {
     let control = group.join("cgroup.subtree_control");
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
@@ -117,7 +118,7 @@ fn has_word(text: &str, word: &str) -> bool {
     text.split_ascii_whitespace().any(|one| one == word)
 }
 
-/// The agent's group in each hierarchy that can track processes, the best one first.
+/// The agent's group in each hierarchy that can track processes. The best hierarchy comes first.
 fn candidates(mounts: &str, own: &str) -> Vec<PathBuf> {
     let kinds = [("cgroup2", ""), ("cgroup", "pids"), ("cgroup", "name=systemd")];
     kinds.into_iter().flat_map(|(kind, controller)| in_hierarchy(mounts, own, kind, controller)).collect()

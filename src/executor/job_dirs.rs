@@ -22,10 +22,10 @@ use crate::sys;
 /// File names are limited to 255 bytes, including the suffix `-empty.tmp`.
 const NAME_MAX: usize = 245;
 
-/// The part of a job's file that is read, in bytes.
+/// The largest part of a job's file that the agent reads, in bytes.
 const READ_MAX: u64 = 1 << 20;
 
-/// The prefix of directories that are removed with their job.
+/// The prefix of directories that the agent removes with their job.
 const JOB_DIR_PREFIX: &str = "job-";
 
 /// The directories of one job.
@@ -91,7 +91,7 @@ impl JobDirs {
         Self { temporary: with_suffix(&project, ".tmp"), project, cache, ..self.clone() }
     }
 
-    /// Sets another project directory below the builds directory (`GIT_CLONE_PATH`). Fails if it is not below.
+    /// Sets another project directory (`GIT_CLONE_PATH`). Fails if it is not below the builds directory.
     pub fn with_project(&self, path: &str) -> Result<Self, JobError> {
         let outside = || {
             JobError::configuration(format!(
@@ -113,8 +113,8 @@ impl JobDirs {
         Ok(Self { temporary: with_suffix(&project, ".tmp"), project, ..self.clone() })
     }
 
-    /// Creates the directories for builds and caches, for the job's user if it is not the agent's; other users cannot
-    /// enter them.
+    /// Creates the directories for builds and caches. They belong to the job's user if that is not the agent's user;
+    /// other users cannot enter them.
     pub fn create(&self, caches: &Path, executor: &dyn Executor) -> io::Result<()> {
         let Some(user) = executor.user() else {
             roots::make(&self.builds, None, 0o700)?;
@@ -157,7 +157,7 @@ impl JobDirs {
         let is_own = |metadata: &fs::Metadata| {
             metadata.is_file() && metadata.nlink() == 1 && user.is_none_or(|user| metadata.uid() == user.uid)
         };
-        // A pipe or a device in its place must not be opened.
+        // A job may have put a named pipe or a device in place of the file. The agent must not open those.
         let open = || {
             let found = self.open_temporary(name, OFlag::O_PATH | OFlag::O_NOFOLLOW).map(fs::File::from)?;
             found.metadata().is_ok_and(|metadata| is_own(&metadata)).then_some(())?;
@@ -198,7 +198,7 @@ impl JobDirs {
         Some(())
     }
 
-    /// Opens the temporary directory, or a file in it; follows no link, because a job may have planted one.
+    /// Opens the temporary directory, or a file in it. Follows no link, because a job may have planted one.
     fn open_temporary(&self, name: &str, flags: OFlag) -> Option<OwnedFd> {
         let root = self.open_root()?;
         let below = self.temporary.strip_prefix(&self.builds).ok()?;
@@ -211,7 +211,6 @@ impl JobDirs {
     }
 }
 
-/// A path with `suffix` appended to its last part.
 /// The name of a directory for the builds of one container job alone.
 pub fn job_dir_name(job: i64) -> String {
     format!("{JOB_DIR_PREFIX}{job}")
@@ -222,6 +221,7 @@ pub fn is_job_dir(builds: &Path) -> bool {
     builds.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with(JOB_DIR_PREFIX))
 }
 
+/// A path with `suffix` appended to its last part.
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::shim::spec::User;
 
-/// Numbers that distinguish the jobs that run at the same time on this machine; the smallest free ones.
+/// Numbers that distinguish the jobs that run at the same time on this machine. A job gets the smallest free numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConcurrentIds {
     /// `CI_CONCURRENT_ID`: among the jobs of the runner.
@@ -24,7 +24,7 @@ pub struct ConcurrentIds {
 
 /// How the steps of one job run on this machine.
 pub trait Executor: Send + Sync {
-    /// The line under the heading of the first section; `None` if another process writes it.
+    /// The line under the heading of the first section of the log; `None` if another process writes that line.
     fn greeting(&self) -> Option<String>;
 
     /// The user that runs steps; `None` for the agent's own user.

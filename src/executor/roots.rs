@@ -1,10 +1,10 @@
-//! Creates the directories for builds and caches, and the state directory, so that no job can make the agent create or
-//! give away other directories.
+//! Creates the directories for builds and caches, and the state directory, so that no job can make the agent create
+//! other directories or change their owner.
 //!
 //! In a directory that belongs to root and that only root can write, every entry, including links, was created by an
 //! administrator. Below a directory that other users can write, the rest of the path is created and opened with the
-//! permissions of the job's user: anything that a job plants there gives it only access that it already has. If there is
-//! no such user, root creates the rest and follows no link.
+//! permissions of the job's user: anything that a job plants there gives it only access that it already has. If there
+//! is no such user, root creates the rest and follows no link.
 
 use std::ffi::OsString;
 use std::io;
@@ -35,8 +35,8 @@ struct Ownership {
 
 const OF_ROOT: Ownership = Ownership { uid: 0, gid: 0, mode: 0o755 };
 
-/// Creates a directory with this mode, for the job's user if it is not the agent's. An existing one that belongs to that
-/// user loses the permissions of others that the mode does not contain. Fails if a file has its name.
+/// Creates a directory with this mode, for the job's user if that is not the agent's user. An existing directory of
+/// that user loses the permissions of other users that `mode` does not contain. Fails if a file has this name.
 pub fn make(path: &Path, user: Option<&User>, mode: u32) -> io::Result<()> {
     match user {
         Some(user) => make_for(path, user, Ownership { uid: user.uid, gid: user.gid, mode }),
@@ -54,7 +54,7 @@ pub fn make_open(path: &Path) -> io::Result<()> {
     Ok(fchmod(readable(&make_as_root(path, 0o777)?)?, Mode::from_bits_truncate(0o777))?)
 }
 
-/// Creates a directory in which several users, including this one, have their own directories.
+/// Creates a directory in which several users, including `user`, have their own directories.
 pub fn make_common(path: &Path, user: &User) -> io::Result<()> {
     make_for(path, user, Ownership { mode: 0o711, ..OF_ROOT })
 }
@@ -163,8 +163,8 @@ enum WalkEnd {
     Writable(OwnedFd, PathBuf),
 }
 
-/// Follows a path while only root can change it; creates missing parts; the last part gets `wanted`. `user` is the user
-/// that might change it; without one, any user.
+/// Follows a path while only root can change it. Creates missing directories; the last one gets `wanted`. `user` is the
+/// user that might change the path; `None` means any user.
 fn walk(path: &Path, user: Option<&User>, wanted: Ownership) -> io::Result<WalkEnd> {
     let mut left = components(&std::path::absolute(path)?);
     let mut directory = root()?;
@@ -173,7 +173,7 @@ fn walk(path: &Path, user: Option<&User>, wanted: Ownership) -> io::Result<WalkE
         let access = write_access(&fstat(&directory)?, user);
         let found = fstatat(&directory, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
         let is_link = found.is_ok_and(|stat| kind(&stat) == SFlag::S_IFLNK);
-        // A link of any user other than root is not followed as root.
+        // Root follows only links of root. The walk ends at a link of another user.
         let is_own = found.is_ok_and(|stat| match user {
             Some(user) if !is_link => stat.st_uid == user.uid,
             _ => stat.st_uid != 0,
@@ -196,7 +196,7 @@ fn walk(path: &Path, user: Option<&User>, wanted: Ownership) -> io::Result<WalkE
             }
             Ok(_) => directory = openat(&directory, name.as_os_str(), DIRECTORY, Mode::empty())?,
             Err(Errno::ENOENT) => match make_in(&directory, &name, if left.is_empty() { wanted } else { OF_ROOT }) {
-                // A concurrent job created it.
+                // A concurrent job created the directory.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => left.push(name),
                 made => directory = made?,
             },
@@ -206,7 +206,7 @@ fn walk(path: &Path, user: Option<&User>, wanted: Ownership) -> io::Result<WalkE
     Ok(WalkEnd::Directory(directory))
 }
 
-/// Creates a directory in an open one.
+/// Creates a directory in an open directory.
 fn make_in(directory: &OwnedFd, name: &OsString, wanted: Ownership) -> io::Result<OwnedFd> {
     mkdirat(directory, name.as_os_str(), Mode::S_IRWXU)?;
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -216,7 +216,7 @@ fn make_in(directory: &OwnedFd, name: &OsString, wanted: Ownership) -> io::Resul
     Ok(made)
 }
 
-/// The same directory, opened such that its mode can be changed.
+/// Opens the same directory again, so that its mode can be changed.
 fn readable(directory: &OwnedFd) -> io::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     Ok(openat(directory, ".", flags, Mode::empty())?)
@@ -243,9 +243,9 @@ fn components(path: &Path) -> Vec<OsString> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum WriteAccess {
     None,
-    /// Create new ones, and change the user's own (sticky directory).
+    /// Create entries, and change the user's own entries (sticky directory).
     Own,
-    /// Replace any.
+    /// Replace any entry.
     All,
 }
 
@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(writable_above(&home.join("other/builds"), None), Some(home));
     }
 
-    /// If jobs have no user of their own, root follows only links of root.
+    /// If jobs have no separate user, root follows only links of root.
     #[test]
     fn root_follows_links_of_root_only() {
         let Some((directory, home)) = home() else { return };

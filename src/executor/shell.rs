@@ -23,9 +23,9 @@ pub struct Shell {
     /// The user that runs scripts.
     whom: User,
     parents: CgroupParents,
-    /// The configured `user` with its placeholder, if it means one user per slot.
+    /// The configured `user` with its placeholder, if each slot has its own user.
     pool: Option<String>,
-    /// Why the user of this slot is missing.
+    /// The error of the look-up, if the user of this slot does not exist.
     missing_user: Option<String>,
 }
 
@@ -61,7 +61,7 @@ impl Shell {
         })
     }
 
-    /// Fails if the machine lacks what jobs need.
+    /// Fails if the shell, or the user of this slot, is missing.
     pub fn check(&self) -> Result<(), JobError> {
         if let Some(why) = &self.missing_user {
             return Err(JobError::system(why.clone()));
@@ -77,7 +77,7 @@ impl Shell {
         let name = user::of_slot(self.pool.as_ref()?, slot);
         Some(match user::look_up(&name) {
             Ok(user) => Self { user: Some(user.clone()), whom: user, ..self.clone() },
-            // The job fails before anything is created.
+            // `check` returns this error, so the job fails before the agent creates anything.
             Err(why) => Self { missing_user: Some(why), ..self.clone() },
         })
     }
@@ -135,7 +135,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     find_in(PATH, name)
 }
 
-/// Finds the git that the agent runs for jobs: that of its own PATH, which an operator can set.
+/// Finds the git that the agent runs for jobs, in the agent's own PATH, which an operator can set.
 pub fn find_git() -> Option<PathBuf> {
     match std::env::var("PATH") {
         Ok(own) if !own.is_empty() => find_in(&own, "git"),

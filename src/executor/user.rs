@@ -9,7 +9,7 @@ use nix::unistd::{Uid, getgrouplist};
 use crate::shim::spec::User;
 use crate::sys::identity::as_user;
 
-/// Looks up a user by login name. Fails if there is none, or if the user database is unreadable.
+/// Looks up a user by login name. Fails if the user does not exist, or if the user database is unreadable.
 pub fn look_up(name: &str) -> Result<User, String> {
     let found = nix::unistd::User::from_name(name).map_err(|error| format!("user `{name}`: {}", error.desc()))?;
     found.map(with_groups).ok_or_else(|| format!("user `{name}` does not exist on this machine"))
@@ -18,7 +18,7 @@ pub fn look_up(name: &str) -> Result<User, String> {
 /// The placeholder for the number of the slot in `user`.
 const SLOT: &str = "%n";
 
-/// Whether a configured user means one user per slot (`ci-%n`).
+/// Whether a configured user name is a pattern for one user per slot (`ci-%n`).
 pub fn is_pattern(name: &str) -> bool {
     name.contains(SLOT)
 }
@@ -28,8 +28,8 @@ pub fn of_slot(name: &str, slot: usize) -> String {
     name.replace(SLOT, &slot.to_string())
 }
 
-/// The users of all slots: one user, or one per slot for a pattern. Fails if one does not exist, or if they have no
-/// common primary group, through which they share caches.
+/// The users of all slots: one user, or one per slot for a pattern. Fails if a user does not exist, or if the users
+/// have no common primary group; they share caches through that group.
 pub fn of_slots(name: &str, slots: u32) -> Result<Vec<User>, String> {
     if !is_pattern(name) {
         return Ok(vec![look_up(name)?]);
@@ -68,8 +68,8 @@ pub fn current() -> User {
     user
 }
 
-/// Accesses files with the permissions of the job's user, if it is not the agent's. Fails, without calling `act`, if
-/// the permissions cannot be changed.
+/// Calls `act` with the permissions of the job's user, if that is not the agent's user. Fails, without calling `act`,
+/// if the permissions cannot be changed.
 pub fn as_job<T>(user: Option<&User>, act: impl FnOnce() -> T) -> io::Result<T> {
     match user {
         Some(user) => as_user(user.uid, user.gid, &user.groups, act),

@@ -64,7 +64,7 @@ fn unpacked(archive: &[u8]) {
     ground.check();
 }
 
-/// A project, and a file beside it.
+/// A directory with a project and a file beside the project, which unpacking must not change.
 struct Ground(PathBuf);
 
 impl Ground {

@@ -40,7 +40,7 @@ fn of_gitlab(port: u16) {
     let info = RunnerManagerInfo::new(ExecutorKind::Shell, "bash", &std::collections::BTreeMap::new());
     let url = format!("http://127.0.0.1:{port}");
     let gitlab = GitLab::new(&url, &Default::default(), info, Duration::ZERO).expect("a client");
-    // Without this, the client would wait between two attempts.
+    // Without this, the client would wait before each retry.
     gitlab.stop_waiting();
     let token = Token::new("glrt-token");
     let polled = gitlab.request_job(&JobRequest { token: &token, system_id: "s_1", hold: true });

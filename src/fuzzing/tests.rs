@@ -14,7 +14,7 @@ use super::TARGETS;
 /// The number of runs of each target; the slowest target takes a millisecond per run.
 const RUNS: u32 = 400;
 
-/// Byte sequences with a meaning for one of the readers.
+/// Byte sequences that have a meaning in one of the fuzzed formats.
 const PIECES: [&[u8]; 24] = [
     b"\0",
     b"\xff",

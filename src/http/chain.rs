@@ -19,7 +19,7 @@ pub struct Certificate {
     names: Vec<String>,
     /// The URL of the issuer's certificate (Authority Information Access).
     issuer_url: Option<String>,
-    /// The certificate has an extended key usage without server authentication.
+    /// Whether the certificate has an extended key usage without server authentication.
     is_for_other_purposes: bool,
     /// Whether the basic constraints contain `CA:TRUE`.
     is_authority: bool,
@@ -134,7 +134,8 @@ fn at_fault(host: &str, chain: &[Certificate], is_wrong: impl Fn(&Certificate) -
     }
 }
 
-/// A chain may end with its root, which this machine does not trust, or with a certificate below it.
+/// Explains that this machine does not trust the issuer of a chain. The chain may end with its root certificate or with
+/// a certificate below the root.
 fn unknown_issuer(host: &str, chain: &[Certificate]) -> String {
     let Some(last) = chain.last() else { return format!("{host} sends no certificate") };
     let place = last.issuer_url.as_ref().map(|url| format!(" (at {url})")).unwrap_or_default();
@@ -286,7 +287,7 @@ fn date(tag: u8, text: &[u8]) -> String {
     format!("{}-{}-{} {}:{}:{} UTC", part(0, 4), part(4, 6), part(6, 8), part(8, 10), part(10, 12), part(12, 14))
 }
 
-/// Formats a time in the same way, so that both can be compared as text.
+/// Formats a time as [`date`] does, so that the two can be compared as text.
 fn date_of(time: jiff::Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }

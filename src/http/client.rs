@@ -15,9 +15,9 @@ use super::{proxy_health, retry};
 
 /// The largest response body, in bytes.
 const ANSWER_MAX: u64 = 64 << 20;
-/// The number of redirects that are followed.
+/// The maximum number of redirects that the client follows.
 const REDIRECTS_MAX: u32 = 10;
-/// Headers that are removed when a redirect leads to another server.
+/// Headers that the client removes when a redirect leads to another server.
 const SECRET_HEADERS: [&str; 4] = ["JOB-TOKEN", "RUNNER-TOKEN", "PRIVATE-TOKEN", "Authorization"];
 /// The methods of the Runner API and of object stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub struct Response {
     headers: http::HeaderMap,
     /// The decoded body; its beginning if the response is incomplete.
     pub body: Vec<u8>,
-    /// Why the body is incomplete.
+    /// Why the body is incomplete; `None` if it is complete.
     pub cut: Option<String>,
 }
 
@@ -139,8 +139,8 @@ impl Client {
             if !is_same_server && (changes_state || !request.body.is_empty()) {
                 return Err(HttpError::Redirected { from: origin(&request.url), to: origin(&target) });
             }
-            // A browser would continue with GET, usually to a sign-in page. Its 200 would not mean that the server has
-            // changed its state.
+            // A browser would continue with GET, usually to a sign-in page. The status 200 of that page would not mean
+            // that the server has changed its state.
             if changes_state && matches!(response.status, 301..=303) {
                 return Ok(response);
             }

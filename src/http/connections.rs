@@ -30,7 +30,7 @@ struct State {
     /// The state of the files from which `trust` was read.
     stamp: Stamp,
     trust: Option<Arc<ClientConfig>>,
-    /// By route, and by whether the route uses TLS.
+    /// One HTTP agent for each route without TLS (`false`) and with TLS (`true`).
     agents: Vec<(Route, bool, Agent)>,
 }
 

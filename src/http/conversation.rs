@@ -82,7 +82,7 @@ pub(super) fn open(
         conversation.early = body;
         return Ok(Ok(conversation));
     }
-    // A truncated error message is better than none.
+    // If the rest of the body does not arrive, its beginning is better than no error message.
     while body.len() < length.min(HEAD_MAX) && conversation.read_more(&mut body, answer).unwrap_or(false) {}
     Ok(Err((status, String::from_utf8_lossy(&body).into_owned())))
 }
@@ -183,7 +183,8 @@ impl Conversation {
         self.tls.as_ref().map_or(pending, |tls| pending || tls.wants_write())
     }
 
-    /// Sends as much input as the connection accepts. A side that no longer reads is not an error: it may still send.
+    /// Sends as much input as the connection accepts. It is not an error if the other side no longer reads: the other
+    /// side may still send.
     fn push(&mut self) {
         while self.sent < self.input.len() {
             let rest = &self.input[self.sent..];

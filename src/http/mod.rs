@@ -1,6 +1,7 @@
 //! HTTP requests: TLS trust, proxies, redirects, retries.
 //!
-//! A token is never sent to another server than its own, neither in a header nor in a body.
+//! This module never sends a token to a server other than the one that the token belongs to, neither in a header nor in
+//! a body.
 
 mod address;
 pub mod chain;

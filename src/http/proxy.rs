@@ -99,7 +99,7 @@ fn of_environment(url: &Uri) -> Result<Option<Proxy>, String> {
     for_url(scheme, host, |name| std::env::var(name).ok()).map(|value| Proxy::read(&value)).transpose()
 }
 
-/// The proxy for a URL. Requests to loopback addresses never use one.
+/// The proxy for a URL. Requests to loopback addresses never use a proxy.
 pub fn for_url(scheme: &str, host: &str, variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     let either = |name: &str| {
         let value = variable(name).or_else(|| variable(&name.to_ascii_lowercase()));

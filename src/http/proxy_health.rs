@@ -11,9 +11,9 @@ use super::proxy::Route;
 
 use crate::sync;
 
-/// A proxy that fails for this long is logged.
+/// The agent logs a proxy that fails for this long.
 const FAILING_FOR: Duration = Duration::from_secs(30);
-/// Stack size of the thread that logs it.
+/// The stack size of the thread that logs the proxy, in bytes.
 const STACK: usize = 256 << 10;
 /// How often the log line is repeated.
 const REPEATED_EVERY: Duration = Duration::from_secs(600);
@@ -23,12 +23,12 @@ static FAILING: Mutex<BTreeMap<String, Failing>> = Mutex::new(BTreeMap::new());
 
 #[derive(Default)]
 struct Failing {
-    /// `None` since a request has succeeded.
+    /// When the first request failed since the last success; `None` after a success.
     since: Option<Instant>,
     logged: Option<Instant>,
     /// Why the last request failed.
     error: String,
-    /// A thread waits until the log line is due.
+    /// Whether a thread waits until the log line is due.
     is_watched: bool,
 }
 
@@ -69,7 +69,7 @@ pub fn note(route: &Route, began: Instant, error: Option<&str>) {
     error.clone_into(&mut entry.error);
     entry.log_if_due(&origin, Instant::now());
     if !entry.is_watched && entry.logged.is_none() {
-        // Without a thread, the next request logs it.
+        // If the kernel refuses another thread, the next failed request logs the proxy.
         entry.is_watched = sync::spawn("proxy", STACK, move || log_when_due(&origin)).is_ok();
     }
 }

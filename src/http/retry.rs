@@ -26,7 +26,7 @@ pub fn asked_wait(reset_time: Option<&str>, retry_after: Option<&str>) -> Option
     asked.map(|wait| wait.min(RETRY_AFTER_MAX))
 }
 
-/// The delay before the next attempt: the requested one, else a random one that grows.
+/// The delay before the next attempt: the requested delay, else a random delay whose maximum grows with each attempt.
 pub fn wait(reset_time: Option<&str>, retry_after: Option<&str>, attempt: u32) -> Duration {
     asked_wait(reset_time, retry_after).unwrap_or_else(|| RETRY.delay(attempt).max(LEAST_DELAY))
 }
@@ -61,7 +61,7 @@ impl RetryBudget {
     const LEAST: u32 = 3;
     const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10)).with_jitter(0.25);
 
-    /// The time starts with the first failure.
+    /// A budget whose time starts with the first failure.
     pub fn new(budget: Duration) -> Self {
         Self { budget, first_failure: None, attempts: 1 }
     }

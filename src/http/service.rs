@@ -107,7 +107,7 @@ impl LocalService {
     }
 
     /// Requests `path` on a new connection, which is upgraded to raw bytes in both directions. Fails if there is no
-    /// response, or if the response is another one (with its status and the beginning of its body).
+    /// response, or if the response refuses the upgrade (with its status and the beginning of its body).
     pub fn take_over(
         &self,
         path: &str,

@@ -53,7 +53,7 @@ fn retries_a_busy_server_five_times_with_the_same_request() {
 
 #[test]
 fn a_request_with_a_time_limit_does_not_wait_for_a_server_that_hangs() {
-    // Nobody accepts the connection, but the kernel takes the request.
+    // The test does not accept the connection, but the kernel completes the TCP handshake and buffers the request.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     for method in [Method::Put, Method::Get] {

@@ -31,7 +31,7 @@ pub struct BuildDir {
 }
 
 impl BuildDir {
-    /// Its path on the machine.
+    /// The path of the directory on the machine.
     pub fn path(&self) -> PathBuf {
         self.trusted.join(&self.below)
     }
@@ -57,7 +57,8 @@ impl BuildDir {
             };
             io::Result::Ok(size_of(directory, 0))
         };
-        // With the rights of the jobs that worked there, so that a link of a job cannot lead to files of other users.
+        // The agent measures with the rights of the jobs that worked there, so that a link of a job cannot lead to
+        // files of other users.
         let measured = self.user().and_then(|user| as_job(user.as_ref(), open));
         measured.and_then(|measured| measured).unwrap_or(0)
     }
@@ -72,8 +73,8 @@ fn open_directory<P: nix::NixPath + ?Sized>(above: &impl AsFd, name: &P) -> io::
     Ok(openat(above, name, flags, Mode::empty())?)
 }
 
-/// The size on the disk of everything below a directory. Follows no link, and keeps no list of names: a job may have
-/// created millions of files.
+/// The size on the disk of everything below a directory. The function follows no link. It keeps no list of names in
+/// memory, because a job may have created millions of files.
 fn size_of(directory: OwnedFd, depth: usize) -> u64 {
     let Ok(mut listing) = directory.try_clone().and_then(|fd| Ok(Dir::from_fd(fd)?)) else {
         return 0;

@@ -1,9 +1,9 @@
 //! Records the build directories of finished jobs, and removes those that no job has used for the longest time while
 //! they are too old or too large in total.
 //!
-//! The agent records each directory in which a job works, and the time. So it removes only directories of its own jobs,
-//! and a job cannot keep its directory by changing file times. A directory is removed only while no job uses it; a job
-//! that needs the directory waits for the end of the removal.
+//! The agent records each directory in which a job works, and the time. So the agent removes only directories of its
+//! own jobs, and a job cannot prevent the removal of its directory by changing file times. A directory is removed only
+//! while no job uses it; a job that needs the directory waits for the end of the removal.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -102,7 +102,8 @@ impl BuildDirs {
         self.lock().limits.values().any(|(limits, _)| *limits != StorageLimits::default())
     }
 
-    /// Marks a directory as used by a job until the result is dropped; waits for a running removal of it.
+    /// Marks a directory as used by a job until the result is dropped. If the directory is being removed, waits for the
+    /// end of the removal.
     pub fn claim(self: &Arc<Self>, dir: BuildDir) -> BuildDirInUse {
         let mut inner = self.lock();
         while inner.removing.as_ref() == Some(&dir) {
@@ -183,8 +184,9 @@ impl BuildDirs {
         self.lock().known.iter().filter(|(dir, _)| dir.root == root).filter_map(|(_, usage)| usage.bytes).sum()
     }
 
-    /// Measures the directories that were used since their last measurement, without holding the lock. A size that a
-    /// job has made outdated is measured again after that job.
+    /// Measures the directories that were used since their last measurement, without holding the lock meanwhile. If a
+    /// job has used the directory during the measurement, the size is discarded; the directory is measured again after
+    /// that job.
     fn measure(&self, root: &Path) {
         let is_due = |(dir, usage): &(&BuildDir, &Usage)| dir.root == root && usage.bytes.is_none();
         let due: Vec<(BuildDir, u64)> =
@@ -254,7 +256,7 @@ mod tests {
     use super::*;
     use crate::job::sources::remove::remove_below;
 
-    /// Applies limits; removes with the rights of this process.
+    /// Applies limits, and removes directories with the rights of this process.
     fn tidy(dirs: &BuildDirs, root: &Path, limits: StorageLimits) -> Removed {
         let remove: Remove = Arc::new(|dir: &BuildDir| remove_below(&dir.trusted, &dir.below));
         dirs.tidy_root(root, limits, &remove)

@@ -85,7 +85,7 @@ impl JobExecutor for DockerExecutor {
         Ok(Some(StepProgram::File { task: plan, rights: Rights::All, output_fifos: None }))
     }
 
-    /// Only the container knows its user, so the script creates the file.
+    /// The user of the container is not known outside it, so the script creates the file.
     fn reset_env_file(&self, job: &Job<'_>) {
         job.settings.dirs.remove_temporary(&[GITLAB_ENV_FILE.to_owned()], None);
     }
@@ -208,7 +208,7 @@ fn network(job: &Job<'_>, facts: &JobNames<'_>, docker: &DockerExecutor) -> Opti
 /// A script as a task in the job's container.
 fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> StepProgram {
     let Some(container) = progress.container.clone() else {
-        // Scripts run only after the container was created.
+        // This is not reached: scripts run only after the container was created.
         return StepProgram::File { task: String::new(), rights: Rights::All, output_fifos: None };
     };
     let dirs = &job.settings.dirs;

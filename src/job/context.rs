@@ -58,7 +58,7 @@ pub struct RunnerContext {
     pub metadata_block: Option<Arc<MetadataBlock>>,
 }
 
-/// The differences of a job of a local run.
+/// The settings of a job that apply only to a local run.
 #[derive(Clone)]
 pub struct LocalRun {
     /// The directories of the job: a copy of the developer's checkout, which already contains the sources.
@@ -85,7 +85,7 @@ pub struct JobSettings {
     pub ca_certificates: Option<String>,
 }
 
-/// A job, without its progress, which is in the journal.
+/// A job. Its progress is in the journal.
 pub struct Job<'a> {
     pub context: &'a RunnerContext,
     /// The payload, with job inputs interpolated.
@@ -97,7 +97,7 @@ pub struct Job<'a> {
     /// Stop requests to the job.
     pub control: Arc<JobControl>,
     pub deadlines: Deadlines,
-    /// When it began.
+    /// When the job began.
     pub began: BootTime,
     pub concurrent: ConcurrentIds,
     /// The id of the poll that returned the job.
@@ -109,12 +109,12 @@ pub struct Job<'a> {
 /// Removes everything that was created for a job, in the background, and then calls its argument.
 pub type CleanUp = Box<dyn FnOnce(AfterCleanUp)>;
 
-/// What follows a [`CleanUp`].
+/// The function that a [`CleanUp`] calls when it has finished.
 pub type AfterCleanUp = Box<dyn FnOnce() + Send>;
 
 /// Runs the stages of a job. Each executor has one implementation.
 pub trait JobExecutor: Executor {
-    /// The default directories of the job. `variables` are those of a job that uses them.
+    /// The default directories of the job. `variables` returns the variables of a job with the given directories.
     fn dirs(
         &self,
         context: &RunnerContext,
@@ -201,7 +201,7 @@ impl<'a> Job<'a> {
             return (!is_job_dir(&dirs.builds)).then_some(dir);
         }
         let below = dirs.project.strip_prefix(&dirs.builds).ok().filter(|below| !below.as_os_str().is_empty())?;
-        // Each user of a pool of users has a directory below the root.
+        // If slots have separate users, each user has a directory below the root.
         let above = executor.shares_caches().then(|| dirs.builds.parent()).flatten();
         Some(BuildDir {
             root: above.unwrap_or(&dirs.builds).to_owned(),
@@ -298,7 +298,7 @@ impl RunnerContext {
         (JobSettings { dirs, variables, flags, filters, debug, debug_services, warnings, ca_certificates }, allowed)
     }
 
-    /// The job's directories: the default, or the ones that it requests.
+    /// The job's directories: those that the job requests, otherwise the default ones.
     fn job_dirs(
         &self,
         payload: &Payload,

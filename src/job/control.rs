@@ -1,4 +1,5 @@
-//! Requests to a running job from outside: a cancel, the end on the server, the shutdown of the agent.
+//! Requests to stop a running job: the job was cancelled or has ended on the server, the cloud interrupts the instance,
+//! or the agent shuts down.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,16 +22,16 @@ pub struct JobControl {
 
 /// The delivery of the job's final state.
 enum DeliveryState {
-    /// It has not begun.
+    /// The delivery has not begun.
     Pending,
-    /// It can begin, and the function ends it.
+    /// The delivery can begin. The function ends it.
     Open(Box<dyn Fn() + Send>),
-    /// The agent does not wait for it. A later agent delivers the result.
+    /// The agent does not wait for the delivery. A later agent delivers the result.
     Abandoned,
 }
 
 impl JobControl {
-    /// Fails if no file descriptor is left.
+    /// Fails if the process has no free file descriptor.
     pub fn new() -> io::Result<Self> {
         let wake_fd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         Ok(Self { stop_requests: Mutex::default(), wake_fd, delivery: Mutex::new(DeliveryState::Pending) })
@@ -79,7 +80,7 @@ impl JobControl {
         self.wake();
     }
 
-    /// Whether the delivery of the final state is left to the next agent.
+    /// Whether the next agent must deliver the final state.
     pub fn is_abandoned(&self) -> bool {
         matches!(*sync::lock(&self.delivery), DeliveryState::Abandoned)
     }
@@ -89,17 +90,17 @@ impl JobControl {
         sync::lock(&self.stop_requests).clone()
     }
 
-    /// A descriptor that becomes readable with each request.
+    /// A file descriptor that becomes readable with each request.
     pub fn wake_fd(&self) -> BorrowedFd<'_> {
         self.wake_fd.as_fd()
     }
 
-    /// Resets the descriptor until the next request.
+    /// Makes the descriptor unreadable until the next request.
     pub fn clear_wake(&self) {
         let _ = self.wake_fd.read();
     }
 
-    /// Waits; a request that ends the job ends the wait.
+    /// Waits for `duration`. A request that ends the job also ends the wait.
     pub fn wait(&self, duration: Duration) {
         let until = Instant::now() + duration;
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {

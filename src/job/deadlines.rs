@@ -24,7 +24,7 @@ pub enum DeadlineScope {
 pub struct StepDeadline {
     pub scope: DeadlineScope,
     pub deadline: BootTime,
-    /// The error when it passes before the job's own deadline does.
+    /// The error of a step that reaches this deadline before the deadline of the job.
     pub error: JobError,
 }
 

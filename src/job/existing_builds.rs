@@ -1,8 +1,9 @@
-//! Finds build directories that the agent has not recorded: of gitlab-runner, of an earlier version, or of an agent whose
-//! state directory is gone.
+//! Finds build directories that the agent has not recorded: those of gitlab-runner, of an earlier version, or of an
+//! agent whose state directory no longer exists.
 //!
-//! Only directories with the names that agents give them are found. A directory that a job chose (`GIT_CLONE_PATH`) has no
-//! such name and counts from its next use. No link is followed, because jobs can change everything below the root.
+//! Only directories with the names that agents give them are found. A directory that a job chose (`GIT_CLONE_PATH`) has
+//! no such name; the agent records it when the next job uses it. No link is followed, because jobs can change
+//! everything below the root.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -60,7 +61,7 @@ fn find_of_shell(root: &Path, trusted: &Path, user: Option<&String>, found: &mut
             for name in names.iter().filter(|name| Path::new(name).extension() != Some(OsStr::new("tmp"))) {
                 let below = directory.join(name);
                 let temporary = beside(name);
-                // Each project has a directory for temporary files beside it.
+                // A directory is a project if a directory for its temporary files is beside it.
                 if names.contains(&temporary) {
                     let (root, trusted) = (root.to_owned(), trusted.to_owned());
                     let dir = BuildDir { root, trusted, below, user: user.cloned() };
@@ -94,13 +95,13 @@ fn beside(name: &OsStr) -> OsString {
     temporary
 }
 
-/// `0`, `12-protected`
+/// Whether a directory has the name of a concurrent id: `0`, `12-protected`.
 fn is_concurrent_id(name: &OsStr) -> bool {
     let Some(name) = name.to_str() else { return false };
     is_number(name.strip_suffix("-protected").unwrap_or(name))
 }
 
-/// `project-9-0`, `project-9-0-protected`
+/// Whether a directory has the name of a container job's project: `project-9-0`, `project-9-0-protected`.
 fn is_of_project(name: &OsStr) -> bool {
     let parts = name.to_str().and_then(|name| name.strip_prefix("project-")).and_then(|rest| rest.split_once('-'));
     parts.is_some_and(|(project, number)| is_number(project) && is_concurrent_id(OsStr::new(number)))

@@ -27,11 +27,12 @@ fn text_of(why: &str) -> String {
     format!("Job failed (system failure): {why}")
 }
 
-/// Appends the reason of a failure to the job's log at GitLab without writing to this machine's disk, which may be full.
+/// Appends the reason of a failure to the job's log at GitLab without writing to this machine's disk, which may be
+/// full.
 pub fn send_reason(context: &RunnerContext, job: &JobHandle, why: &str) {
     let line = format!("{RED}ERROR: {}{RESET}\n", text_of(why));
     let send = |start| context.coordinator.append_trace(job, start, line.as_bytes(), false).outcome;
-    // GitLab has a part of the log already, which an earlier agent sent.
+    // GitLab already has a part of the log, which an earlier agent sent.
     if let TraceOutcome::Resync(size) = send(0) {
         send(size);
     }

@@ -28,7 +28,7 @@ pub fn save_cache(steps: &mut StepRunner<'_>) -> StageResult {
     let (variables, flags) = (&job.settings.variables, &job.settings.flags);
     let plan = cache::save_plan(&job.payload, variables, flags, &caches(job), outcome_so_far(&steps.journal.progress))?;
     let saved = run(steps, plan.map(FileTask::SaveCache), StopPolicy::EvictionOnly);
-    // A cache that was interrupted together with the instance does not fail the job.
+    // If the interruption of the instance stops the saving of a cache, the job does not fail.
     let stop_requests = job.control.stop_requests();
     if StopPolicy::EvictionOnly.stops(&stop_requests) && !stop_requests.stops_job() {
         forgive_failure(saved)

@@ -1,8 +1,9 @@
-//! The agent's own lines in a job's log. Each is written exactly once, even if an agent dies and another one resumes.
+//! The agent's own lines in a job's log. Each line is written exactly once, even if the agent dies and the next agent
+//! resumes the job.
 //!
 //! Before a line is written, the size of the log is recorded in the journal. If the next agent finds the log larger,
-//! the line was written; if the size is unchanged, it writes the line. The output of services (`CI_DEBUG_SERVICES`)
-//! arrives at any time, so it is held back during the comparison.
+//! the line was written; if the size is unchanged, it writes the line. The output of services (`CI_DEBUG_SERVICES`) can
+//! arrive at any time, so the agent delays it during the comparison.
 
 use std::io;
 use std::path::Path;
@@ -22,7 +23,7 @@ use crate::version::{REVISION, VERSION};
 /// The log of a running job.
 pub struct JobLog {
     trace: Trace,
-    /// The bytes that a manager wrote before.
+    /// The number of bytes at the start of the log that a manager wrote.
     prefix: u64,
     services: Option<Arc<ServiceLogs>>,
 }
@@ -157,7 +158,7 @@ impl JobLog {
     }
 }
 
-/// A starting stage.
+/// The position of a stage that starts.
 #[derive(Clone, Copy)]
 pub struct StagePosition {
     /// The index of the stage in the list.

@@ -1,4 +1,4 @@
-//! The result of a stage, and its consequences for the job.
+//! The result of a stage, and its effect on the job.
 
 use std::io;
 
@@ -37,7 +37,7 @@ pub fn outcome_so_far(progress: &Progress) -> ScriptOutcome {
 
 /// Fails the job with `error`, unless it has failed already.
 pub fn record_failure(progress: &mut Progress, error: JobError) {
-    // A job that is cancelled before its scripts ends at once: after_script has nothing to follow.
+    // A job that is cancelled before its scripts ends at once: after_script runs only after the scripts have started.
     if error.reason == FailureReason::JobCanceled && progress.scripts.is_none() {
         progress.abort();
     }

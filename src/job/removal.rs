@@ -1,5 +1,5 @@
-//! Removes the directories of jobs that have ended, in a process with no more rights than the jobs had: in the sandbox, as
-//! all work on what containers left, or as the user of the jobs.
+//! Removes the directories of jobs that have ended, in a process with no more rights than the jobs had: in the sandbox
+//! for the files of containers, otherwise as the user of the jobs.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
@@ -39,7 +39,7 @@ pub struct DirectoryRemoval {
 }
 
 impl DirectoryRemoval {
-    /// Creates it for the jobs of this runner; `parents` are the parents of the control groups of steps.
+    /// Creates the removal for the jobs of this runner; `parents` are the parents of the control groups of steps.
     pub fn new(runner: &Runner, parents: CgroupParents) -> Self {
         let sandbox = Sandbox {
             writable: Vec::new(),
@@ -88,7 +88,7 @@ impl DirectoryRemoval {
         done
     }
 
-    /// Runs a task whose files are in `own`.
+    /// Runs a task whose shim keeps its files in `own`.
     fn run_in(&self, own: &Path, id: String, task: &FileTask, directory: &Path, user: Option<User>) -> io::Result<()> {
         let (cgroups, rights) = match &user {
             Some(_) => (self.parents.of_step(&id), Rights::User),

@@ -1,4 +1,4 @@
-//! Repeats a stage that failed, as often as the job configures.
+//! Retries a failed stage as often as the job configures.
 
 use std::time::Duration;
 

@@ -41,13 +41,13 @@ const SYNC_DELAY: Duration = Duration::from_millis(100);
 
 /// A job fails if more than this number of agents die in one of its stages within [`DEATHS_WITHIN`].
 const DEATHS_MAX: usize = 5;
-/// Restarts for other reasons are further apart.
+/// The time within which the deaths count. Agents that restart for other reasons do so less often.
 const DEATHS_WITHIN: Duration = Duration::from_secs(60);
 
 /// The result of running a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobOutcome {
-    /// It ran.
+    /// The job ran.
     Reported {
         /// The final state.
         state: JobState,
@@ -56,7 +56,7 @@ pub enum JobOutcome {
         /// Facts for the agent's log.
         summary: Summary,
     },
-    /// GitLab no longer assigned it to this runner when it started.
+    /// When the job started, GitLab no longer assigned it to this runner.
     Dropped,
 }
 
@@ -128,7 +128,7 @@ fn run_to_end(
     let container = journal.progress.prepared_container();
     let volumes = storage.and_then(|storage| Some(storage.note_containers(container?)));
     let mut run = JobRun { job, journal, log, volumes };
-    // An earlier agent has copied the output before.
+    // An earlier agent has copied the output until now.
     run.follow_services(LogStart::Now);
     run.log.header(&run.job);
     run.log.write_noted_warning(&mut run.journal.progress);
@@ -142,18 +142,18 @@ fn run_to_end(
     let delivery = uploader.finish(state.clone());
     let volumes = run.volumes.take();
     let tidied = storage.map(Arc::clone);
-    // The engine keeps the volumes of a container until that is gone.
+    // The engine does not remove volumes while their container exists, so the volumes are released after the clean-up.
     let then = move || {
         drop(volumes);
         tidied.iter().for_each(|storage| storage.job_ended());
     };
     drop(build_dir);
-    // Removed in the background, so that neither the final state nor the next job waits.
+    // The clean-up runs in the background, so that neither the final state nor the next job waits for it.
     match clean_up {
         Some(clean_up) => clean_up(Box::new(then)),
         None => then(),
     }
-    // An agent that is told to stop during the delivery leaves it to the next one.
+    // If the agent stops during the delivery, the record stays, and the next agent delivers the result.
     if delivery != Delivery::GivenUp || !control.is_abandoned() {
         run.journal.directory.discard()?;
     }
@@ -179,7 +179,7 @@ impl JobRun<'_> {
         }
         for (index, stage) in stages::of(&self.job.payload).into_iter().enumerate().skip(first) {
             self.apply_stop_requests(&stage);
-            // A stage in which an agent died has already been found due.
+            // An earlier agent has already checked that an unfinished stage is due.
             let resumed = unfinished == Some(index) && !self.journal.progress.is_aborted();
             if !resumed && !stage.is_due(&self.journal.progress, &self.job.payload) {
                 continue;
@@ -361,7 +361,7 @@ impl JobRun<'_> {
     }
 }
 
-/// Announces the job to GitLab. False if it is not assigned to this runner any more.
+/// Announces the job to GitLab. Returns false if the job is not assigned to this runner any more.
 fn announce(job: &Job<'_>) -> bool {
     let reply = job.context.coordinator.update_job(&job.payload.handle(), &JobState::Running, TraceSummary::default());
     if reply.status == JobStatus::Finished {
@@ -391,7 +391,7 @@ fn start_upload(job: &Job<'_>, directory: &SlotDirectory, acknowledged: u64) -> 
     Ok(uploader)
 }
 
-/// Syncs the record to the disk after a delay, unless the job (the result is dropped) ends sooner.
+/// Syncs the record to the disk after a delay, unless the job ends sooner and drops the result.
 fn sync_later(directory: &SlotDirectory) -> Sender<()> {
     let directory = directory.clone();
     let (job, ended) = mpsc::channel();

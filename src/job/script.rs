@@ -43,8 +43,8 @@ pub struct LineGroup<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct AgentText {
     pub before: String,
-    /// After the lines, if none of them failed. It runs a second time in the shell around them, because the lines may
-    /// end their own shell by `exit 0`; so it must not repeat what it has done.
+    /// Runs after the lines, if none of them failed. The text runs a second time in the shell around the lines, because
+    /// the lines may end their own shell by `exit 0`. So the text must have no effect the second time.
     pub after: String,
 }
 
@@ -54,14 +54,14 @@ pub fn script(settings: &ScriptSettings, groups: &[LineGroup<'_>], own: &AgentTe
     if settings.trace {
         text.push_str("set -o xtrace\n");
     }
-    // A subshell costs a process, which bash does not need here.
+    // Bash supports `pipefail`, so the test in a subshell, which costs a process, is needed only for other shells.
     text.push_str(
         "if [ -n \"${BASH_VERSION-}\" ] || (set -o pipefail) 2>/dev/null; then set -o pipefail; fi\n\
          set -o errexit\nset +o noclobber\n",
     );
     write_files(settings, &mut text);
     if let Some(directory) = &settings.directory {
-        // Before the exports: with an environment that is too large, no program can be started.
+        // This is before the exports: if the environment is too large, the shell cannot start a program.
         let directory = quote(directory);
         text.push_str(&format!("[ -d {directory} ] || mkdir -p {directory}\n"));
     }

@@ -1,5 +1,5 @@
-//! Checks variables that configure the runner, before the job starts. Invalid values are reported once, at the
-//! beginning of the log, and the default is used.
+//! Checks variables that configure the runner, before the job starts. If a value is invalid, the agent uses the default
+//! and writes one warning at the beginning of the log.
 
 use std::time::Duration;
 

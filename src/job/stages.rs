@@ -65,7 +65,7 @@ impl Stage {
         }
     }
 
-    /// The stage in metrics; no job can choose it.
+    /// The label of the stage in metrics. It contains no text from the job.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::PrepareExecutor => "prepare_executor",
@@ -100,7 +100,7 @@ impl Stage {
         }
     }
 
-    /// Whether a user's cancel prevents the stage; stages after the scripts run to their end.
+    /// Whether a user's cancel stops the stage. Stages after the scripts run to their end.
     pub fn stops_on_cancel(&self) -> bool {
         !matches!(self, Self::AfterScript | Self::SaveCache | Self::UploadArtifacts | Self::Cleanup)
     }
@@ -113,14 +113,15 @@ impl Stage {
         let has_sources = progress.stage.as_ref().is_some_and(|stage| stage.index >= SOURCES);
         match self {
             _ if progress.is_aborted() => false,
-            // The instance is about to be interrupted: the remaining time is for results that cannot be recreated.
+            // The cloud is about to interrupt the instance. The remaining time is used for results that cannot be
+            // recreated.
             Self::SaveCache | Self::AfterScript if progress.remaining == RemainingStages::Results => false,
             Self::PrepareExecutor | Self::PrepareScript | Self::GetSources | Self::Step(..) => well,
             Self::RestoreCache => well && has_caches(payload),
             Self::DownloadArtifacts => well && has_dependencies(payload),
             Self::SaveCache => has_sources && has_caches_to_save(payload, outcome),
             Self::UploadArtifacts => has_sources && has_artifacts(payload, outcome),
-            // If the scripts never started, after_script has nothing to follow.
+            // after_script runs only if the scripts have started.
             Self::AfterScript => progress.scripts.is_some(),
             Self::Cleanup => progress.stage.is_some(),
         }

@@ -1,6 +1,6 @@
 //! Runs one step under a shim: records it in the journal first, waits for its end, and derives the failure reason.
 //!
-//! A step of an earlier agent is resumed: it still runs, or has left its result, or never started.
+//! A step of an earlier agent is resumed: the step still runs, or has written its result, or never started.
 
 use std::io;
 use std::path::Path;
@@ -35,12 +35,12 @@ pub enum StopPolicy {
     CancelOrEviction,
     /// The interruption of the instance.
     EvictionOnly,
-    /// None: the remaining time is for this step.
+    /// No request stops the step.
     Never,
 }
 
 impl StopPolicy {
-    /// Whether the requests stop such a step.
+    /// Whether the requests stop a step with this policy.
     pub fn stops(self, stop_requests: &StopRequests) -> bool {
         match self {
             Self::CancelOrEviction => stop_requests.stops_script(),
@@ -186,7 +186,7 @@ impl StepRunner<'_> {
         };
         let running = match RunningShim::start(&spec) {
             Ok(running) => running,
-            // Processes or memory are exhausted: the job fails with its log.
+            // The machine has no processes or memory left: the job fails with the error in its log.
             Err(error) => {
                 let end = StepEnd::NotStarted(format!("cannot start a process for the script: {error}"));
                 return Ok(StepOutcome::Ended(StepStatus {
@@ -284,7 +284,7 @@ impl StepRunner<'_> {
             }
         };
         if kind.was_killed(outcome) {
-            // If the process that represented a script in a container is gone, the state of the script is unknown.
+            // If the process that represented a script in a container was killed, the state of the script is unknown.
             if kind == StepKind::ContainerScript {
                 self.journal.progress.abort();
             }

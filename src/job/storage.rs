@@ -16,7 +16,7 @@ use crate::sync;
 
 /// The interval of the checks while no job ends.
 const CHECK_INTERVAL: Duration = Duration::from_secs(3600);
-/// The delay of the first check, so that jobs of an earlier agent have claimed what they use.
+/// The delay of the first check. Until then, resumed jobs have claimed the directories and images that they use.
 const FIRST_CHECK_DELAY: Duration = Duration::from_secs(60);
 /// The stack of the thread; measuring directories recurses.
 const STACK: usize = 1 << 20;
@@ -33,7 +33,7 @@ pub struct Storage {
     wake: Mutex<Option<Sender<()>>>,
 }
 
-/// Exists while a job's containers are created.
+/// Prevents the removal of images and volumes while a job's containers are created, until it is dropped.
 pub struct PreparingContainers {
     _images: Preparing<ImageRecord>,
     _cache_volumes: Preparing<VolumeRecord>,
@@ -100,7 +100,7 @@ impl Storage {
             if woken.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected) {
                 return;
             }
-            // One check is enough for all jobs that ended meanwhile.
+            // One check is enough for all jobs that ended since the last one.
             while woken.try_recv().is_ok() {}
             self.build_dirs.tidy();
             self.images.tidy();

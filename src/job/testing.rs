@@ -26,7 +26,7 @@ pub struct Answer {
     pub status: &'static str,
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
-    /// Send this length instead of that of the body.
+    /// Send this length in the header instead of the length of the body.
     pub claimed: Option<usize>,
 }
 
@@ -47,7 +47,7 @@ impl Server {
         Self { url, thread }
     }
 
-    /// The requests, after all responses were sent.
+    /// Waits until all responses were sent, and returns the requests.
     pub fn asked(self) -> Vec<Asked> {
         self.thread.join().unwrap()
     }

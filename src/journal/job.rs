@@ -38,7 +38,7 @@ impl JobJournal {
         Self { directory, progress, job, resumption, acknowledged }
     }
 
-    /// Writes the progress. Errors: the journal cannot be written; a full disk is no error.
+    /// Writes the progress. Errors: the journal cannot be written. A full disk is logged, but is not an error.
     pub fn save(&mut self) -> io::Result<()> {
         if self.resumption == Resumption::Never {
             return Ok(());

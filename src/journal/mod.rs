@@ -28,7 +28,7 @@ use crate::instance::Identity;
 use crate::sys::{self, BootTime};
 use crate::token::Token;
 
-/// The version of the format of [`Record`]. An agent resumes only jobs with a record of its own version.
+/// The version of the format of [`Record`]. An agent resumes only jobs whose record has this version.
 pub const VERSION: u32 = 1;
 
 /// Everything that a later agent needs to resume a job.
@@ -216,7 +216,7 @@ impl SlotDirectory {
 }
 
 impl ForeignRecord {
-    /// The parts that every version writes. `latest` is the last progress after the record.
+    /// Reads the fields that every version writes. `latest` is the last progress after the record.
     fn of(record: &[u8], latest: Option<Value>) -> Option<Self> {
         let record: Value = decode::json(record).ok()?;
         let step = latest.as_ref().or(record.get("progress")).and_then(step_in);
@@ -237,7 +237,7 @@ fn part<T: DeserializeOwned>(record: &Value, key: &str) -> Option<T> {
     decode::json(record.get(key)?.to_string().as_bytes()).ok()
 }
 
-/// The running step, wherever another version keeps it.
+/// The running step. Another version may store it elsewhere in the progress.
 fn step_in(progress: &Value) -> Option<StepRecord> {
     let Value::Object(fields) = progress else { return None };
     if fields.contains_key("id") && fields.contains_key("cgroups") {
@@ -263,15 +263,15 @@ const COUNT_FILE_SIZE: usize = 512;
 pub struct JobCount {
     identity: Identity,
     pub jobs: u32,
-    /// Start of the lifetime. It starts anew with each boot, because a machine of a
-    /// warm pool was powered off for most of its age.
+    /// Start of the lifetime. Each boot starts it anew, because a machine of a warm pool was powered off for most of
+    /// its age.
     #[serde(default)]
     pub began: BootTime,
 }
 
 impl JobCount {
-    /// The count of this machine, including the jobs in the journal. The count of another machine (a used image) is
-    /// discarded.
+    /// The count of this machine, including the jobs in the journal. The count of another machine is discarded; it is
+    /// there if this machine started from an image of a used machine.
     pub fn load(state: &Path, identity: &Identity) -> Self {
         let read = fs::read(state.join("agent.json")).ok().and_then(|text| decode::json::<Self>(&text).ok());
         let ours = read.filter(|count| count.identity.instance == identity.instance);

@@ -1,4 +1,4 @@
-//! The progress of a job: what the agent has done so far, and what it may still do.
+//! The progress of a job: what the agent has already done, and what it may still do.
 
 use std::path::PathBuf;
 
@@ -35,7 +35,7 @@ pub struct Progress {
     pub remaining: RemainingStages,
     /// The first failure.
     pub failure: Option<JobError>,
-    /// The stop requests for which a step was stopped: its result does not tell why.
+    /// The requests for which the agent stopped a step. The result of the step does not contain the reason.
     pub stop_requests: StopRequests,
     /// The final state, once it is decided.
     pub final_state: Option<JobState>,
@@ -51,7 +51,7 @@ pub struct Progress {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OfferState {
-    /// The manager has not confirmed it. A job from GitLab stays in this state.
+    /// The manager has not confirmed that this agent has the job. A job from GitLab stays in this state.
     #[default]
     Open,
     /// The manager has confirmed that this agent has the job.
@@ -62,12 +62,12 @@ pub enum OfferState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RemainingStages {
-    /// All that the result so far permits.
+    /// All stages that the result so far permits.
     #[default]
     All,
-    /// The cloud takes the machine: neither after_script nor caches.
+    /// Neither after_script nor caches, because the cloud takes the machine.
     Results,
-    /// The job was aborted: none.
+    /// No stage, because the job was aborted.
     Nothing,
 }
 
@@ -113,7 +113,7 @@ pub struct StepRecord {
 /// The progress of the job's scripts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScriptsProgress {
-    /// Their deadline (`RUNNER_SCRIPT_TIMEOUT`).
+    /// The deadline of the scripts (`RUNNER_SCRIPT_TIMEOUT`).
     pub deadline: Option<BootTime>,
 }
 
@@ -184,7 +184,7 @@ impl Progress {
         }
     }
 
-    /// Forgets the running step, and returns it.
+    /// Clears the running step, and returns it.
     pub fn end_step(&mut self) -> Option<StepRecord> {
         let state = &mut self.stage.as_mut()?.state;
         match std::mem::take(state) {
@@ -234,7 +234,7 @@ impl Progress {
         self.stage.as_ref().map(|stage| stage.section.as_str())
     }
 
-    /// Runs no further stage.
+    /// Permits no further stage.
     pub fn abort(&mut self) {
         self.limit(RemainingStages::Nothing);
     }
@@ -244,7 +244,7 @@ impl Progress {
         self.remaining == RemainingStages::Nothing
     }
 
-    /// Runs at most these stages.
+    /// Permits at most these stages.
     pub fn limit(&mut self, most: RemainingStages) {
         self.remaining = self.remaining.max(most);
     }

@@ -122,8 +122,8 @@ impl ShutdownState {
         self.announced == Announced::Termination
     }
 
-    /// Loads the state of this instance. The state of another instance (a used image) is removed. After a reboot
-    /// [`ShutdownState::unregistered_at`] is cleared, because its clock starts anew.
+    /// Loads the state of this instance. The state of another instance, from an image of a used machine, is removed.
+    /// After a reboot [`ShutdownState::unregistered_at`] is cleared, because its clock starts anew.
     pub fn load(state_dir: &Path, identity: &Identity) -> Option<(Self, Boot)> {
         let mut state: Self = decode::json(&fs::read(path(state_dir)).ok()?).ok()?;
         if state.identity.instance != identity.instance {
@@ -153,7 +153,7 @@ impl ShutdownState {
         File::open(state_dir)?.sync_all()
     }
 
-    /// Removes the state: the instance works again.
+    /// Removes the state, so that the agent polls again.
     pub fn remove(state_dir: &Path) {
         match fs::remove_file(path(state_dir)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -8,21 +8,21 @@ use serde::{Deserialize, Serialize};
 pub enum StopRequest {
     /// A user canceled the job: stop the script, run after_script.
     Cancel,
-    /// The cloud takes the machine: stop the scripts, upload artifacts, and nothing else; the reason.
+    /// The cloud takes the machine, for this reason: stop the scripts, upload artifacts, and do nothing else.
     Evict(String),
-    /// The agent stops: stop everything; the reason.
+    /// The agent stops, for this reason: stop everything.
     Interrupt(String),
     /// The job has ended at GitLab: stop everything.
     Finished,
 }
 
-/// All requests to stop the job so far, each kind at most once: the first reason counts.
+/// All requests to stop the job so far. For each kind, only the first request is kept, with its reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StopRequests(Vec<StopRequest>);
 
 impl StopRequests {
-    /// Adds a request, unless there is one of its kind.
+    /// Adds a request, unless there is already a request of the same kind.
     pub fn add(&mut self, request: StopRequest) {
         let kind = std::mem::discriminant(&request);
         if self.0.iter().all(|known| std::mem::discriminant(known) != kind) {

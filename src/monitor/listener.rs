@@ -1,7 +1,7 @@
 //! An HTTP server for metrics and health: one response per connection, each in its own thread, with a time limit.
 //!
-//! A slow or hostile client occupies one of a few small threads for a few seconds. If all are occupied, the oldest
-//! connection is closed, so that a new client is served.
+//! A slow or hostile client occupies one of a few small threads for a few seconds. If all threads are occupied, the
+//! server closes the oldest connection to serve a new client.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -95,7 +95,7 @@ pub fn probe_address(address: &str) -> Result<(), String> {
 /// address is malformed.
 pub fn split_address(address: &str) -> Result<(&str, u16), String> {
     let (host, port) = match address.rsplit_once(':') {
-        // The colons of an IPv6 address without a port.
+        // The colons belong to an IPv6 address without a port.
         Some((host, _)) if host.contains(':') && !host.ends_with(']') => (address, None),
         Some((host, port)) => (host, Some(port)),
         None => (address, None),
@@ -144,7 +144,7 @@ fn serve(socket: &TcpListener, stop: &EventFd, pages: &Pages) {
     }
 }
 
-/// The client has already disconnected, or a signal arrived.
+/// Whether the client has already disconnected, or a signal arrived.
 fn is_temporary(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, WouldBlock};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | WouldBlock)
@@ -178,7 +178,7 @@ struct OpenConnections {
 }
 
 impl Connections {
-    /// Waits for a free thread; closes the oldest connection if there is none.
+    /// Waits for a free thread. Closes the oldest connection if no thread is free.
     fn add(&self, stream: &Arc<TcpStream>) -> u64 {
         let mut open = self.lock();
         while open.streams.len() >= CONNECTIONS_MAX {

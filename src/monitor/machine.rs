@@ -11,7 +11,8 @@ use super::text::{MetricKind, Page};
 
 use crate::sync;
 
-/// A counter with one label whose values are all known: an alert on an increase needs the initial zero.
+/// A counter with one label. It exports every value of the label from the start, because an alert on an increase needs
+/// the initial zero.
 struct Counter<const N: usize> {
     name: &'static str,
     help: &'static str,

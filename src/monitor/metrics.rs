@@ -43,7 +43,7 @@ const POLLS: [(PollResult, &str); 4] = [
     (PollResult::Refused, "refused"),
 ];
 
-/// Lines of the log at these levels.
+/// The numbers of log lines at these levels.
 static ERRORS: AtomicU64 = AtomicU64::new(0);
 static WARNINGS: AtomicU64 = AtomicU64::new(0);
 /// Bytes of job logs that servers accepted.
@@ -147,7 +147,7 @@ pub fn is_paused(runner_labels: &RunnerLabels) -> bool {
     lock().runners.get(runner_labels).is_some_and(|metrics| metrics.paused)
 }
 
-/// Records a received job, which was queued for `queued` seconds if the server tells that.
+/// Records a received job, which was queued for `queued` seconds, if the server sends that number.
 pub fn job_received(runner_labels: &RunnerLabels, job: impl Display, queued: Option<f64>) {
     let mut metrics = lock();
     let of_runner = metrics.runner(runner_labels);

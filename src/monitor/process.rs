@@ -13,7 +13,7 @@ pub fn write(page: &mut Page) {
         write_stat(page, &stat);
     }
     if let Ok(open) = fs::read_dir("/proc/self/fd") {
-        // One of them belongs to this listing.
+        // One of these descriptors belongs to the listing itself.
         let open = open.count().saturating_sub(1);
         page.single("process_open_fds", MetricKind::Gauge, "Number of open file descriptors.", open as f64);
     }

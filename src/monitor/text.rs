@@ -33,7 +33,7 @@ pub type Labels<'a> = [(&'a str, &'a str)];
 #[derive(Clone, Debug)]
 pub struct Histogram {
     bounds: &'static [f64],
-    /// One more than bounds: the last counts observations above all bounds.
+    /// One element more than bounds: the last one counts observations above all bounds.
     counts: Vec<u64>,
     sum: f64,
 }

@@ -21,7 +21,7 @@ pub fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Err
     Scalar::deserialize(deserializer).map(Scalar::into_text)
 }
 
-/// A list of texts.
+/// Decodes a list of texts; null elements are dropped.
 pub fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let list: Vec<Scalar> = value(deserializer)?;
     Ok(list.into_iter().filter(|scalar| !matches!(scalar, Scalar::Null)).map(Scalar::into_text).collect())
@@ -32,7 +32,7 @@ pub fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Erro
     match Scalar::deserialize(deserializer)? {
         Scalar::Null => Ok(0),
         Scalar::Number(number) => Ok(number),
-        // A fraction of a second or of a commit is dropped.
+        // Drops the fractional part of a number of seconds or commits.
         Scalar::Fraction(number) => Ok(number as i64),
         Scalar::Text(text) if text.trim().is_empty() => Ok(0),
         Scalar::Text(text) => text.trim().parse().map_err(|_| D::Error::custom("text that is not a number")),

@@ -138,13 +138,13 @@ pub struct Variable {
     pub value: String,
     #[serde(deserialize_with = "lenient::switch")]
     pub public: bool,
-    /// The value is written to a file, and the variable contains its path.
+    /// The agent writes the value to a file, and the variable contains the path of the file.
     #[serde(deserialize_with = "lenient::switch")]
     pub file: bool,
     /// The value must not appear in the log.
     #[serde(deserialize_with = "lenient::switch")]
     pub masked: bool,
-    /// The value is not expanded.
+    /// The agent does not expand references to variables in the value.
     #[serde(deserialize_with = "lenient::switch")]
     pub raw: bool,
 }

@@ -11,12 +11,13 @@ pub struct ParsedAhead {
     pub root: Node,
     /// For each duplicate key: its position and a message.
     pub duplicates: Vec<(Origin, String)>,
-    /// What parsing left of the budget.
+    /// The rest of the budget after this file was parsed.
     pub budget: Budget,
 }
 
 impl ParsedAhead {
-    /// Parses a file without a header. `None`: planning must parse it, because it has a header, or to report problems.
+    /// Parses a file without a header. `None`: planning must parse the file, because the file has a header or because
+    /// planning must report a problem of the file.
     pub fn new(bytes: Vec<u8>) -> Option<Self> {
         let text = String::from_utf8(bytes).ok().filter(|text| text.len() <= FILE_LIMIT)?;
         let documents = document::split(&text);
@@ -27,7 +28,7 @@ impl ParsedAhead {
         Some(Self { text, first, root: document.root, duplicates: document.duplicates, budget })
     }
 
-    /// Whether this is what parsing `document` would give.
+    /// Whether this file was parsed from the text of `document`, beginning at the same line.
     pub(super) fn is_of(&self, document: &document::Document<'_>) -> bool {
         self.first == document.first && self.text == document.text
     }

@@ -27,7 +27,7 @@ pub struct Context<'a> {
     pub project: Project,
     pub scope: Arc<PipelineVariables>,
     pub report: ProblemReport,
-    /// How much all parsed YAML may still hold.
+    /// The rest of the size limit for all parsed YAML.
     pub budget: Budget,
     /// Cached lists of files, for `changes` and `exists`.
     pub files: Files<'a>,

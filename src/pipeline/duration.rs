@@ -26,7 +26,7 @@ pub fn parse(text: &str) -> Option<Duration> {
     (seconds > 0.0).then(|| Duration::try_from_secs_f64(seconds).ok()).flatten()
 }
 
-/// Numbers in words, by their value.
+/// English words for numbers; the index of a word is its value.
 const WORDS: [&str; 13] =
     ["", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"];
 

@@ -156,7 +156,8 @@ impl Plan {
 /// The replacement of a masked value.
 const MASK: &str = "[MASKED]";
 
-/// A shorter value can occur anywhere; GitLab accepts none as the value of a masked variable.
+/// The minimum length, in bytes, of a value that is masked. A shorter value can occur in unrelated text, and GitLab
+/// does not accept it for a masked variable.
 const MASKED_LEAST: usize = 4;
 
 fn masked<'a>(mut text: String, secrets: impl Iterator<Item = &'a str>) -> String {

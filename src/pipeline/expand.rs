@@ -188,7 +188,8 @@ impl<'d> ExpandedJobs<'d> {
         Some(out)
     }
 
-    /// The full names of a need. Outer `None`: a reported problem. Inner `None`: an optional need that does not exist.
+    /// The full names of a need. Outer `None`: there is a problem, which is already reported. Inner `None`: an optional
+    /// need that does not exist.
     fn names_of(&self, job: &Expanded, need: &WrittenNeed, context: &mut Context<'_>) -> Option<Option<Vec<Arc<str>>>> {
         let group = &self.draft(job).job.name;
         if self.broken.contains(&need.job) {
@@ -287,7 +288,7 @@ fn filled(matrix: &Matrix, combination: &Combination) -> Result<Matrix, String> 
     matrix.iter().map(row).collect()
 }
 
-/// A cycle among needs.
+/// Returns a cycle among needs, if one exists.
 pub fn cycle(needs: &Index<Arc<str>, Vec<Arc<str>>>) -> Option<Vec<Arc<str>>> {
     // Iterative, because a chain of needs can be as long as the pipeline.
     let mut done: Set<&str> = Set::with_capacity_and_hasher(needs.len(), Default::default());

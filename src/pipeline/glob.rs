@@ -206,7 +206,8 @@ fn unescape(c: char, rest: &mut &str) -> Option<char> {
     Some(c)
 }
 
-/// For `**/` and for `*` it is enough to backtrack to the last one.
+/// Matches the segments by backtracking. For `**/` here, as for `*` within a segment, it is enough to backtrack to the
+/// last one.
 fn matches_segments(segments: &[Segment], path: &str) -> bool {
     let mut pattern = segments;
     let mut rest = Some(path);

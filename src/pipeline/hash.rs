@@ -92,7 +92,7 @@ mod tests {
         let hashes: HashSet<u64> = names.map(|name| keyed.hash_one(name.as_str())).collect();
         assert_eq!(hashes.len(), 20_005);
         assert_eq!(keyed.hash_one("same"), Keyed::default().hash_one("same"));
-        // Tables use the lowest and the highest bits.
+        // Hash tables use the lowest and the highest bits.
         let low: HashSet<u64> = (0..256).map(|number| keyed.hash_one(format!("{number}").as_str()) & 0xff).collect();
         let high: HashSet<u64> = (0..256).map(|number| keyed.hash_one(format!("{number}").as_str()) >> 56).collect();
         assert!(low.len() > 100 && high.len() > 100, "{} {}", low.len(), high.len());

@@ -78,7 +78,8 @@ pub fn extend_all(root: &Node, report: &mut ProblemReport) -> Node {
 
 struct Extension<'a> {
     mapping: &'a Mapping,
-    /// For each name, the merged entry and its number of `extends` levels; `None`: a reported problem.
+    /// For each name, the merged entry and its number of `extends` levels; `None`: there is a problem, which is already
+    /// reported.
     done: Map<&'a str, Option<(Node, usize)>>,
     merger: Merger,
     report: &'a mut ProblemReport,

@@ -56,8 +56,8 @@ pub fn plan(request: &request::PlanRequest<'_>) -> Result<plan::Plan, Vec<proble
     }
 }
 
-/// The planning steps in order. `None`: a reported problem. A step starts only if the earlier steps found no problem,
-/// so that one mistake is reported once.
+/// The planning steps in order. `None`: there is a problem, which is already reported. A step starts only if the
+/// earlier steps found no problem, so that one mistake is reported once.
 fn steps(context: &mut Context<'_>) -> Option<plan::Plan> {
     let loaded = include::load(context)?;
     let extended = merge::extend_all(&loaded, &mut context.report);

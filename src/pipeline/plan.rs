@@ -42,7 +42,7 @@ pub struct Job {
     pub name: Arc<str>,
     /// The key in the file.
     pub group: Arc<str>,
-    /// Where its key is written.
+    /// The position of the job's key.
     pub at: Origin,
     /// One of [`Plan::stages`].
     pub stage: Arc<str>,
@@ -67,14 +67,15 @@ pub struct Job {
     pub variables: Vec<Variable>,
     /// `None`: the job runs in stage order.
     pub needs: Option<Vec<Need>>,
-    /// Names of jobs whose artifacts it downloads; `None`: those of all earlier stages, or those of `needs`.
+    /// Names of the jobs whose artifacts this job downloads; `None`: the jobs of all earlier stages, or those of
+    /// `needs`.
     pub dependencies: Option<Vec<Arc<str>>>,
     pub tags: Option<Vec<Arc<str>>>,
     /// Jobs of the same group never run at the same time. Expand the name with [`Plan::expand`].
     pub resource_group: Option<Arc<str>>,
     /// The pattern, with its slashes.
     pub coverage: Option<Arc<str>>,
-    /// Whether a newer pipeline may cancel it.
+    /// Whether a newer pipeline may cancel this job.
     pub interruptible: Option<bool>,
     /// Commands that run before the sources are fetched.
     pub pre_get_sources_script: Option<Vec<Arc<str>>>,
@@ -87,7 +88,7 @@ pub struct Job {
     /// The key of each cache: the text as merged, or the computed value of `key:files`.
     pub cache_keys: Vec<String>,
     pub environment: Option<Environment>,
-    /// The downstream pipeline that it starts instead of running a script.
+    /// The downstream pipeline that the job starts instead of running a script.
     pub trigger: Option<Trigger>,
     /// Names of ID tokens, which only a server can create.
     pub id_tokens: Vec<Arc<str>>,
@@ -95,7 +96,7 @@ pub struct Job {
     pub secrets: Vec<SecretVariable>,
     /// The position of the job among the jobs of a `parallel`.
     pub parallel: Option<ParallelIndex>,
-    /// Why rules include it.
+    /// Why the pipeline includes this job.
     pub decision: Decision,
     /// Keyword `run`: steps instead of a script; they need the step runner.
     pub run: bool,
@@ -112,9 +113,9 @@ pub enum When {
     OnSuccess,
     /// An earlier job failed.
     OnFailure,
-    /// Always.
+    /// Regardless of the results of earlier jobs.
     Always,
-    /// A person starts it.
+    /// A person starts the job.
     Manual,
     /// After a delay.
     Delayed,
@@ -168,7 +169,7 @@ impl AllowFailure {
 pub struct Need {
     /// The full name of a job of this pipeline.
     pub job: Arc<str>,
-    /// Whether the job downloads its artifacts and takes its dotenv variables.
+    /// Whether the job downloads the artifacts of the needed job and takes its dotenv variables.
     pub artifacts: bool,
     /// Whether the pipeline may lack the needed job.
     pub optional: bool,
@@ -243,9 +244,9 @@ pub enum TriggerStrategy {
 /// `trigger:forward`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TriggerForward {
-    /// Whether it gets the variables of the configuration.
+    /// Whether the downstream pipeline gets the variables of the configuration.
     pub yaml_variables: bool,
-    /// Whether it gets the pipeline variables of the parent.
+    /// Whether the downstream pipeline gets the pipeline variables of the parent.
     pub pipeline_variables: bool,
 }
 
@@ -303,7 +304,7 @@ pub struct Warning {
     pub file: Arc<str>,
     /// The line, from 1; 0 if unknown.
     pub line: usize,
-    /// The first job that it concerns.
+    /// The first job that the warning concerns.
     pub job: Option<Arc<str>>,
     /// The fact and its consequence.
     pub message: String,

@@ -64,7 +64,7 @@ enum Outcome {
 
 struct Resolution<'a> {
     root: &'a Mapping,
-    /// The resolved value of each path; `None`: a reported problem.
+    /// The resolved value of each path; `None`: there is a problem, which is already reported.
     done: HashMap<Vec<Arc<str>>, Option<Node>>,
     open: Vec<Vec<Arc<str>>>,
     job: Option<Arc<str>>,
@@ -101,7 +101,7 @@ impl Resolution<'_> {
         }
     }
 
-    /// Resolves a reference; `None`: a reported problem.
+    /// Resolves a reference; `None`: there is a problem, which is already reported.
     fn reference(&mut self, path: &[Node], at: Origin) -> Option<Node> {
         let names: Option<Vec<Arc<str>>> = path.iter().map(Node::printed).collect();
         let Some(names) = names.filter(|names| !names.is_empty()) else {

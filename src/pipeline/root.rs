@@ -107,7 +107,7 @@ impl Root {
             }
         }
         let visible = self.broken.iter().any(|name| !name.starts_with('.')) || !jobs.is_empty();
-        // Without a job because of another problem: that one is enough.
+        // If another problem is reported, the lack of visible jobs may be its consequence, and is not reported.
         if !visible && context.report.problems.is_empty() {
             let message = "the configuration has no visible job; write a mapping with `script` whose name does not begin with a dot";
             context.error(Class::NoVisibleJob, at, None, message);

@@ -318,7 +318,7 @@ impl<'a> Expansion<'a> {
         self.open.push(key);
         let value: Arc<str> = self.text(&variable.value, Unknown::Stays).into();
         self.open.pop();
-        // Within a cycle, the value depends on the starting point.
+        // Within a cycle, the value depends on the variable at which the expansion began, so it is not cached.
         if self.open.is_empty() || !self.open.contains(&key) {
             self.values.insert(key, Arc::clone(&value));
         }

@@ -32,7 +32,7 @@ pub struct Started {
     pub stdout: OwnedFd,
     /// Read end of standard error; `None` if it is merged into standard output.
     pub stderr: Option<OwnedFd>,
-    /// Has the error if the step could not be started; closed without data otherwise.
+    /// Contains the error if the step could not be started; closed without data otherwise.
     pub failure: File,
     /// The report of a file task, complete when the step has ended.
     pub report: File,
@@ -40,12 +40,12 @@ pub struct Started {
     pub relay: Option<Pid>,
 }
 
-/// Runs a file task; a function of the layer above.
+/// Runs a file task. The layer above provides this function.
 pub type FileTaskRunner = fn(&str) -> TaskResult;
 
 /// Starts the step. Errors: no pipe, memory file or process can be created.
 pub fn start(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Started> {
-    // Before the pipes are created, because the relay must not inherit their ends.
+    // The sandbox is prepared before the pipes are created, because its relay must not inherit the ends of the pipes.
     let confinement = match rights_of(&spec.task) {
         Rights::Sandboxed(sandbox) => confine::prepare(sandbox).map_err(io::Error::other)?,
         Rights::User | Rights::All => None,
@@ -85,7 +85,8 @@ pub fn start(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Started> {
     });
     match outcome {
         Ok(plan) => {
-            // Closed by hand, because no exec closes it; the shim waits for that.
+            // A file task calls no exec, which would close this descriptor, so the child closes it. The shim waits for
+            // that.
             drop(failure_writer);
             drop((stdout_writer, stderr_writer));
             if confinement.is_some_and(|confinement| confinement.relay.is_some()) {
@@ -107,7 +108,7 @@ enum CgroupMembership {
     ToEnter,
 }
 
-/// Forks, into the control group if there is a single one of version 2.
+/// Forks. If the step has a single control group, of version 2, the child starts in that group.
 fn fork(groups: &[PathBuf]) -> io::Result<(Option<Pid>, CgroupMembership)> {
     if let [group] = groups
         && let Ok(group) = File::open(group)
@@ -145,7 +146,7 @@ fn open_fifo(root: &Path, path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
     let directory = sys::open_beneath(root.as_fd(), parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
     let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
     mkfifoat(&directory, name, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    // A job may have put a device in its place already, which must not even be opened.
+    // A job may already have put a device in place of the named pipe. The shim must not even open a device.
     let found = openat(&directory, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
     if fstat(&found)?.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFIFO.bits() {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -214,7 +215,8 @@ fn enter(
         chdir(cwd).map_err(|error| describe(&format!("cannot enter {}", cwd.display()), error))?;
     }
     if let StepProgram::File { .. } = &spec.task {
-        // If the shim is killed, the agent repeats the task, so this process must have ended by then.
+        // If the shim is killed, the agent repeats the task, so the kernel must kill this process together with the
+        // shim.
         let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     }
     Ok(())
@@ -227,13 +229,13 @@ fn rights_of(task: &StepProgram) -> &Rights {
     }
 }
 
-/// A service may have a lower OOM score than other processes; jobs must not inherit it.
+/// The agent's service may have a lower OOM score than other processes; jobs must not inherit that score.
 fn reset_oom_score() {
     const SCORE: &str = "/proc/self/oom_score_adj";
     let score = fs::read_to_string(SCORE).ok().and_then(|text| text.trim().parse::<i32>().ok());
     if score.is_some_and(|score| score < 0) {
-        // Refused if the service manager set a minimum without giving the right to change it; then the job keeps the
-        // score.
+        // The write fails if the service manager set a minimum without giving the right to change it. Then the job
+        // keeps the score.
         let _ = fs::write(SCORE, "0");
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// All descendants of `root`. The shim is their subreaper, so no process escapes by detaching.
+/// All descendants of `root`. The shim is their subreaper, so a process that detaches itself is also found.
 pub fn below(root: i32) -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for pid in all() {
@@ -26,7 +26,7 @@ pub fn below(root: i32) -> Vec<i32> {
     found
 }
 
-/// Processes with the step's variable in their environment, and their descendants: what a dead shim left.
+/// The processes that a dead shim left: those with the step's variable in their environment, and their descendants.
 pub fn with_step_variable(step: &str) -> Vec<i32> {
     let marker = format!("MAYFLY_STEP={step}");
     let carries = |pid: &i32| {

@@ -20,12 +20,12 @@ pub fn create(groups: &[PathBuf], limits: Limits) {
         if settings.is_empty() {
             continue;
         }
-        // Opened once: each walk of the whole path takes as long as the rest.
+        // The directory is opened once: each resolution of the whole path takes as long as everything else here.
         let Ok(directory) = open(group, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) else {
             continue;
         };
         for (file, value) in &settings {
-            // A controller of another hierarchy has no file here.
+            // The file does not exist if the controller belongs to another hierarchy.
             if let Ok(file) = openat(&directory, *file, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()) {
                 let _ = nix::unistd::write(&file, value.as_bytes());
             }
@@ -39,7 +39,7 @@ fn settings(limits: Limits) -> Vec<(&'static str, String)> {
     if let Some(memory) = limits.memory {
         settings.push(("memory.max", memory.to_string()));
         settings.push(("memory.limit_in_bytes", memory.to_string()));
-        // Version 1 counts swap with memory; version 2 has a limit of its own for swap.
+        // Version 1 counts swap with memory; version 2 has a separate limit for swap.
         settings.push(("memory.swap.max", "0".to_owned()));
         settings.push(("memory.memsw.limit_in_bytes", memory.to_string()));
     }

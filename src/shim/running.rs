@@ -19,8 +19,8 @@ use crate::decode;
 use crate::sync;
 use crate::sys;
 
-/// The variables of the agent's environment that file tasks and credential helpers of a job get: to find programs and
-/// reach servers. Scripts get an environment of their own.
+/// The variables of its environment that the agent passes to file tasks and credential helpers of a job, so that they
+/// find programs and reach servers. Scripts get another environment.
 pub const PASSED_VARIABLES: [&str; 11] = [
     "ALL_PROXY",
     "HTTPS_PROXY",
@@ -132,7 +132,7 @@ impl RunningShim {
     /// Finds the shim that an earlier agent started; `None` if it has ended.
     pub fn adopt(identity: ShimIdentity, status: &Path) -> Option<Self> {
         let pidfd = sys::pidfd_open(identity.pid).ok()?;
-        // Checked after opening the pidfd, so that the check is about this very process.
+        // The check follows the opening of the pidfd, so that it applies to the process of this pidfd.
         identity.is_shim().then(|| Self { identity, pidfd, child: None, status: status.to_owned() })
     }
 
@@ -142,7 +142,7 @@ impl RunningShim {
             let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
             let ours = matches!(arguments[..], [_, b"shim", id, ..] if id == step.as_bytes());
-            // The program is unknown: this one, or the one before an upgrade.
+            // The program is not recorded: it is this agent's program, or the one before an upgrade.
             let identity = ShimIdentity { program: None, ..ShimIdentity::of(pid).filter(|_| ours)? };
             Self::adopt(identity, status)
         })
@@ -158,7 +158,7 @@ impl RunningShim {
         match sys::wait([Some(self.pidfd.as_fd()), Some(wake)], timeout) {
             Ok([true, _]) => ShimEvent::Ended,
             Ok([false, false]) => ShimEvent::TimedOut,
-            // After an error, the caller checks by itself.
+            // An error counts as a wake-up, so that the caller checks the state.
             Ok([false, true]) | Err(_) => ShimEvent::Woken,
         }
     }
@@ -193,8 +193,8 @@ impl StepOutcome {
     }
 }
 
-/// Kills what a dead shim, or an earlier boot, left of a step: by its control groups and by the step's variable in the
-/// environment.
+/// Kills the processes that a dead shim, or an earlier boot, left of a step. Finds them by the step's control groups
+/// and by the step's variable in their environment.
 pub fn sweep(step: &str, cgroups: &[PathBuf]) {
     sync::try_until(Duration::from_secs(1), Duration::from_millis(20), || {
         let marked = descendants::with_step_variable(step);
@@ -249,7 +249,7 @@ mod tests {
         let impostor = Impostor::start(None);
         let status = Path::new("/nonexistent");
         let identity = ShimIdentity::of(impostor.pid()).expect("the process must run");
-        // A recorded process is recognized by its whole record.
+        // A recorded process is recognized if every field of its record matches.
         assert!(RunningShim::adopt(identity, status).is_some());
         let (device, inode) = identity.program.expect("a program");
         for other in [
@@ -268,7 +268,7 @@ mod tests {
             return;
         }
         let impostor = Impostor::start(Some(65_534));
-        // Until it has changed its user, it counts as the agent's process.
+        // Until the process has changed its user, it counts as a process of the agent.
         while sys::users_of(impostor.pid()).is_some_and(|users| users[0] == 0) {
             std::thread::yield_now();
         }

@@ -16,19 +16,19 @@ pub struct StepSpec {
     pub id: String,
     /// The spool file of the job, which gets the filtered output.
     pub spool: PathBuf,
-    /// Where the shim writes the [`StepStatus`] as its last act.
+    /// The file to which the shim writes the [`StepStatus`] as its last action.
     pub status: PathBuf,
     /// Masking, timestamps and size limit of the output.
     pub filters: FilterSpec,
     /// The user of the step; `None` for the agent's user.
     pub user: Option<User>,
-    /// Control groups to create for the step, one per hierarchy, and to empty at its end. Without them only the
-    /// subreaper keeps the processes together.
+    /// Control groups to create for the step, one per hierarchy, and to empty at its end. Without control groups, the
+    /// shim finds the step's processes only as their subreaper.
     pub cgroups: Vec<PathBuf>,
     /// Time from TERM to KILL.
     #[serde(with = "crate::shim::spec::seconds")]
     pub grace: Duration,
-    /// The shim enforces it even without the agent.
+    /// When the shim stops the step, even if the agent does not run.
     pub deadline: Option<BootTime>,
     /// The shim stops the step when this process ends; `None` for a step that outlives the agent.
     #[serde(default)]
@@ -91,7 +91,8 @@ pub struct Sandbox {
     pub writable: Vec<PathBuf>,
     /// Files that the task may read.
     pub readable: Vec<PathBuf>,
-    /// Files are created for everybody (umask 0, as gitlab-runner does), because the user of the container is unknown.
+    /// Whether every user may write the files that the task creates (umask 0, as gitlab-runner does), because the user
+    /// of the container is unknown.
     pub world_writable: bool,
     /// The sandbox user.
     pub uid: u32,
@@ -103,8 +104,8 @@ pub struct Sandbox {
     pub limits: Limits,
 }
 
-/// The servers that a sandboxed task may reach: all except the addresses of the machine and its link, plus the allowed
-/// ones.
+/// The servers that a sandboxed task may reach: the allowed ones, and all others except the addresses of the machine
+/// and its link.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkAccess {
     /// Hosts and ports from the configuration, at any address.
@@ -181,7 +182,7 @@ pub enum StepEnd {
     Exited(i32),
     /// Number of the signal.
     Signaled(i32),
-    /// Could not be started (missing program, argument list too long, no such directory): why.
+    /// The process could not be started (missing program, argument list too long, no such directory): the reason.
     NotStarted(String),
 }
 

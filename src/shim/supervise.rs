@@ -1,5 +1,5 @@
-//! The main loop of the shim: starts the step, copies its output, enforces its deadline, kills what is left, writes the
-//! status.
+//! The main loop of the shim: starts the step, copies its output, enforces its deadline, kills the processes that
+//! remain, writes the status.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -34,9 +34,9 @@ const REPORT_MAX: u64 = 1 << 20;
 const READ_SIZE: usize = 128 * 1024;
 /// An incomplete line is written to the log after this time without output.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
-/// Processes that outlive the main process have this long to end by themselves.
+/// How long processes that outlive the main process have to end by themselves.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(2);
-/// How long killed processes may take to disappear; only one that hangs in the kernel takes longer.
+/// How long killed processes may take to disappear. Only a process that hangs in the kernel takes longer.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The hidden subcommand `shim`: reads a [`StepSpec`] from standard input; `work` runs file tasks.
@@ -69,8 +69,8 @@ pub fn main(work: FileTaskRunner) -> ExitCode {
     }
 }
 
-/// Creates the status file at its full size. It marks the step as started (without a status and without a shim the step
-/// is lost), and lets the shim write the status even if the step fills the disk.
+/// Creates the status file at its full size. The file marks the step as started: without a status and without a shim,
+/// the step is lost. The reserved space lets the shim write the status even if the step fills the disk.
 fn reserve_status(path: &Path) -> io::Result<()> {
     fs::write(running::started_marker(path), [b' '; STATUS_FILE_SIZE])
 }
@@ -93,7 +93,7 @@ fn supervise(spec: &StepSpec, work: FileTaskRunner) -> io::Result<StepStatus> {
     groups::create(&spec.cgroups, spec.limits());
     let started = child::start(spec, work)?;
     let mut shim = Supervisor::new(spec, &masks, spool, started, signals);
-    // Opening a pidfd fails if the process has ended.
+    // `pidfd_open` fails if the process has ended. Then the step must stop, too.
     shim.agent = spec.stop_with_pid.map(sys::pidfd_open).transpose().unwrap_or_else(|_| {
         shim.stop(Stop::Requested);
         None
@@ -134,7 +134,7 @@ struct Supervisor<'a> {
     stopped: Option<Stop>,
     kill_at: Option<Instant>,
     end: Option<StepEnd>,
-    /// The last output may end with an incomplete line.
+    /// Whether the last output may end with an incomplete line.
     unflushed: bool,
     /// The pidfd of the process that the step stops with.
     agent: Option<OwnedFd>,
@@ -264,8 +264,8 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Copies what is left in the pipes after the end of the main process. Another process may keep the pipes open
-    /// forever.
+    /// Copies the data that is left in the pipes after the end of the main process. Does not wait for the end of the
+    /// pipes, because another process may keep them open forever.
     fn drain(&mut self) {
         for output in [Output::Out, Output::Error] {
             // A pipe holds at most 1 MiB, so a process that keeps writing cannot delay the shim.
@@ -319,7 +319,6 @@ impl<'a> Supervisor<'a> {
         descendants::signal_all(&descendants::below(Pid::this().as_raw()), Signal::SIGKILL);
     }
 
-    /// Kills the relay.
     fn kill_relay(&mut self) {
         if let Some(relay) = self.started.relay.take() {
             let _ = kill(relay, Signal::SIGKILL);
@@ -327,9 +326,10 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Kills what the step left. Returns the number of processes.
+    /// Kills the processes that the step left. Returns their number.
     fn kill_leftovers(&mut self) -> u32 {
-        // The subreaper inherits all orphans, so nothing is left without a child.
+        // All orphans of the step become children of the shim, its subreaper. So if the shim has no child, no process
+        // is left.
         if waitpid(None, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD) {
             return 0;
         }
@@ -350,8 +350,8 @@ impl<'a> Supervisor<'a> {
                 }
             }
         }
-        // Only leftovers of a script are logged. In file tasks the agent runs git, whose helpers can outlive it when a server
-        // fails.
+        // Only the leftovers of a script are logged. In file tasks the agent runs git, whose helpers can outlive git
+        // when a server fails.
         if matches!(self.spec.task, StepProgram::Process { .. }) {
             self.log_leftovers(left.len(), &names);
         }
@@ -372,7 +372,8 @@ impl<'a> Supervisor<'a> {
         let _ = self.spool.append(&lines, Claim::Result);
     }
 
-    /// Waits until the shim has no child. An orphan becomes a child when its parent ends.
+    /// Waits until the shim has no child, at most for `timeout`. An orphan becomes a child of the shim when its parent
+    /// ends.
     fn wait_for_children(&mut self, timeout: Duration) -> bool {
         let until = Instant::now() + timeout;
         loop {

@@ -45,12 +45,12 @@ impl BootTime {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
-    /// The time since then; zero for a time in the future.
+    /// The time from `self` to now; zero if `self` is in the future.
     pub fn elapsed(self) -> Duration {
         Self::now().since(self)
     }
 
-    /// The time until then; zero for a time in the past.
+    /// The time from now to `self`; zero if `self` is in the past.
     pub fn time_left(self) -> Duration {
         self.since(Self::now())
     }

@@ -18,7 +18,7 @@ thread_local! {
 }
 
 fn count(change: isize) {
-    // The thread may be ending.
+    // `try_with` instead of `with`: the thread may be ending.
     let _ = COUNTS.try_with(|counts| {
         let Counts { held, most, allocations } = counts.get();
         let held = held + change;
@@ -60,13 +60,13 @@ unsafe impl GlobalAlloc for Counted {
 /// The memory that a call used on this thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
-    /// Bytes that it held at most, in addition to what was held before.
+    /// The most bytes that the call held at once, in addition to those that the thread held before the call.
     pub bytes: usize,
     /// The number of allocations and of growing reallocations.
     pub allocations: usize,
 }
 
-/// Runs a function, and returns what it used.
+/// Runs a function, and returns its result and the memory that it used.
 pub fn measure<T>(run: impl FnOnce() -> T) -> (T, Used) {
     let before = COUNTS.get().held;
     COUNTS.set(Counts { held: before, most: before, allocations: 0 });

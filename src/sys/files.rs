@@ -14,7 +14,8 @@ pub fn open_beneath(directory: BorrowedFd<'_>, path: &Path, flags: OFlag) -> io:
     Ok(openat2(directory, path, OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve))?)
 }
 
-/// Opens again what is open with `O_PATH`, after its type was checked: opening a device has side effects.
+/// Reopens a file that is open with `O_PATH`. The caller has checked the type of the file, because opening a device has
+/// side effects.
 pub fn reopen(found: BorrowedFd<'_>, flags: OFlag) -> io::Result<OwnedFd> {
     let own_path = format!("/proc/self/fd/{}", found.as_raw_fd());
     Ok(nix::fcntl::open(own_path.as_str(), flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, nix::sys::stat::Mode::empty())?)
@@ -33,14 +34,15 @@ pub fn open_regular(path: &Path, options: &mut fs::OpenOptions) -> io::Result<Fi
     }
 }
 
-/// Replaces a file that only its owner may read, by rename: if this process dies, the file has the old or the new content.
+/// Replaces a file that only its owner may read, by rename: if this process dies, the file has either the old or the
+/// new content.
 pub fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
     let draft = path.with_extension("draft");
     create_private(&draft)?.write_all(content)?;
     fs::rename(&draft, path)
 }
 
-/// As [`replace_file`]; a loss of power does not damage the file either.
+/// As [`replace_file`], with fsync: a loss of power does not damage the file either.
 pub fn replace_file_synced(path: &Path, content: &[u8]) -> io::Result<()> {
     let draft = path.with_extension("draft");
     let mut file = create_private(&draft)?;

@@ -16,7 +16,7 @@ pub fn as_user<T>(uid: u32, gid: u32, groups: &[u32], act: impl FnOnce() -> T) -
         return Ok(act());
     }
     let before: Vec<u32> = nix::unistd::getgroups()?.into_iter().map(Gid::as_raw).collect();
-    // Dropped last, so the groups are restored in every case.
+    // The drop restores the ids and the groups on every return.
     let _own = Restore(before);
     set_groups(groups)?;
     setfsgid(Gid::from_raw(gid));
@@ -29,7 +29,7 @@ pub fn as_user<T>(uid: u32, gid: u32, groups: &[u32], act: impl FnOnce() -> T) -
     Ok(act())
 }
 
-/// The previous groups of a thread.
+/// The previous groups of a thread; the drop restores them and the file system ids.
 struct Restore(Vec<u32>);
 
 impl Drop for Restore {

@@ -45,7 +45,7 @@ unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, length: usize) -> *mu
 #[cfg_attr(not(any(test, target_env = "musl")), allow(dead_code, reason = "other C libraries have a fast one"))]
 #[inline(always)]
 unsafe fn copy(to: *mut u8, from: *const u8, length: usize) {
-    // SAFETY: all accesses are below `length`. Each branch reads what a write of the same branch may overlap before it.
+    // SAFETY: all accesses are below `length`. Each branch reads a byte before one of its writes can overwrite it.
     unsafe {
         match length {
             0 => {}
@@ -61,7 +61,7 @@ unsafe fn copy(to: *mut u8, from: *const u8, length: usize) {
     }
 }
 
-/// Copies the first and the last bytes, which together are all.
+/// Copies the first and the last `T` of the range. The two may overlap, and together they cover the range.
 ///
 /// # Safety
 ///
@@ -123,7 +123,8 @@ unsafe fn backward(to: *mut u8, from: *const u8, length: usize) {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn string(to: *mut u8, from: *const u8, length: usize) {
-    // SAFETY: the instruction reads and writes `length` bytes in ascending order; the direction flag is clear by the ABI.
+    // SAFETY: the instruction reads and writes `length` bytes in ascending order: by the ABI, the direction flag is
+    // clear.
     unsafe {
         std::arch::asm!(
             "rep movsb",

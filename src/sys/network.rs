@@ -32,7 +32,7 @@ pub fn inherited_listener(number: i32) -> io::Result<std::net::TcpListener> {
     let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
     match nix::sys::socket::getsockopt(&descriptor, nix::sys::socket::sockopt::AcceptConn) {
         Ok(true) => {}
-        // Another descriptor has this number; dropping it here would close it.
+        // The number may belong to a descriptor that this process uses otherwise; a drop would close that descriptor.
         Ok(false) | Err(_) => {
             std::mem::forget(descriptor);
             return Err(io::ErrorKind::InvalidInput.into());

@@ -76,16 +76,16 @@ fn refuse_threads() -> io::Result<()> {
     }
 }
 
-/// The directory has one link for each thread, `.` and `..`.
+/// The link count of `/proc/self/task` is the number of threads plus two.
 fn is_single_threaded() -> bool {
     fs::metadata("/proc/self/task").is_ok_and(|tasks| tasks.nlink() == 3)
 }
 
-/// A process that only waits, in its own user namespace without id mappings; it ends when this value is dropped. It
-/// shares the memory of this process, because copying the memory would take longer than all other work for it.
+/// A process that only waits, in its own user namespace without id mappings; the process ends when this value is
+/// dropped. It shares the memory of this process: copying the memory would take longer than the rest of its start.
 pub struct NamespaceKeeper {
     pid: Pid,
-    /// Must outlive the process.
+    /// The stack on which the process runs; must outlive the process.
     _stack: Vec<u8>,
 }
 
@@ -102,8 +102,8 @@ impl NamespaceKeeper {
         // SAFETY: the end of the stack, rounded down to the alignment that a stack needs.
         let top = unsafe { stack.as_mut_ptr().add(KEEPER_STACK - stack.as_ptr().addr() % 16) };
         let flags = libc::CLONE_NEWUSER | libc::CLONE_VM | libc::SIGCHLD;
-        // SAFETY: the process runs `wait` on a stack that lives until the process has ended. It makes one system call and
-        // writes to no other memory of this process.
+        // SAFETY: the process runs `wait` on a stack that lives until the process has ended. `wait` makes one system
+        // call and writes to no other memory of this process.
         let pid = unsafe { libc::clone(wait, top.cast(), flags, std::ptr::null_mut()) };
         if pid < 0 {
             return Err(io::Error::last_os_error());
@@ -111,7 +111,7 @@ impl NamespaceKeeper {
         Ok(Self { pid: Pid::from_raw(pid), _stack: stack })
     }
 
-    /// The process.
+    /// The pid of the process.
     pub fn pid(&self) -> Pid {
         self.pid
     }

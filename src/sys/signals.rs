@@ -28,8 +28,9 @@ pub fn is_ignored(number: Signal) -> bool {
     asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
-/// Executes another program with these signals blocked: they stay pending until the program handles them
-/// ([`let_through`]); unblocked, they would end it before. Returns only if the program cannot be started.
+/// Executes another program with these signals blocked. They stay pending until the program unblocks them with
+/// [`let_through`]; an unblocked signal would kill the program before it can handle the signal. Returns only if the
+/// program cannot be started.
 pub fn exec_holding(mut program: Command, signals: SigSet) -> io::Error {
     // SAFETY: there is no fork; before exec, one async-signal-safe call runs.
     unsafe { program.pre_exec(move || Ok(signals.thread_block()?)) };

@@ -26,7 +26,8 @@ pub fn wait<const N: usize>(fds: [Option<BorrowedFd<'_>>; N], timeout: Option<Du
     }
 }
 
-/// `poll` counts whole milliseconds. A time that is rounded down would be waited for in small steps at its end.
+/// `poll` counts whole milliseconds. If the time were rounded down, the loop would call `poll` without a delay during
+/// the last millisecond.
 fn rounded_up(time: Duration) -> PollTimeout {
     match time.is_zero() {
         true => PollTimeout::ZERO,

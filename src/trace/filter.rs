@@ -31,14 +31,14 @@ impl<'a> Filter<'a> {
         stamp(&mut self.stamper, self.text.push(&self.masked), out);
     }
 
-    /// The stream is silent: emits an incomplete line, but nothing that could be the start of a secret.
+    /// Writes the incomplete line of a stream that is silent, but no text that could be the start of a secret.
     pub fn flush(&mut self, out: &mut Vec<u8>) {
         if let Some(stamper) = &mut self.stamper {
             stamper.flush(out);
         }
     }
 
-    /// The stream has ended.
+    /// Ends the stream: writes the text that was held back.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         self.masked.clear();
         self.masker.finish(&mut self.masked);
@@ -95,7 +95,7 @@ impl Utf8 {
         }
     }
 
-    /// The stream has ended: an incomplete character is replaced.
+    /// Ends the stream: replaces an incomplete character.
     fn finish(&mut self) -> &'static str {
         let begun = std::mem::take(&mut self.begun);
         if begun.is_empty() { "" } else { "\u{fffd}" }

@@ -1,4 +1,5 @@
-//! Records what a log had to leave out, in a file beside its spool: the next process that appends must know.
+//! Records how much output is missing from a log, in a file beside the spool. The next process that appends to the
+//! spool needs these numbers.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -41,14 +42,13 @@ impl Losses {
 
 /// The losses file of a spool. Only the holder of the spool's lock may read or write it.
 pub struct Ledger {
-    /// `None` if it could not be created on a full disk: then each process knows only its own losses.
+    /// `None` if the file could not be created on a full disk: then each process knows only its own losses.
     file: Option<File>,
     latest: Mutex<Losses>,
 }
 
 impl Ledger {
-    /// Opens or creates the ledger of the spool at `path`. Allocates its disk block at once: when it is needed, the
-    /// disk is full.
+    /// Opens or creates the ledger of the spool at `path`; [`Ledger::reserve`] must follow.
     pub fn open(path: &Path) -> Self {
         let path = path.with_extension("losses");
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
@@ -71,7 +71,7 @@ impl Ledger {
         }
     }
 
-    /// Allocates the disk block of the ledger.
+    /// Allocates the disk block of a new ledger: when the ledger has to record a loss, the disk may be full.
     pub fn reserve(&self) {
         let made = self.file.as_ref().and_then(|file| file.metadata().ok()).is_some_and(|it| it.len() == 0);
         if made {

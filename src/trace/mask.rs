@@ -60,14 +60,15 @@ impl<'a> Masker<'a> {
         self.held = joined;
     }
 
-    /// The stream has ended: the held text is not a secret.
+    /// Ends the stream: masks or shows the held text, because no more text can complete a longer pattern.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         let held = std::mem::take(&mut self.held);
         self.scan(&held, out, true);
         *self = Self::new(self.masks);
     }
 
-    /// Processes `text` and returns the length of the decided part; `last` decides all of it.
+    /// Processes `text` and returns the length of the part that is decided. `last`: no more text follows, so all of
+    /// `text` is decided.
     fn scan(&mut self, text: &[u8], out: &mut Vec<u8>, last: bool) -> usize {
         let mut position = 0;
         while position < text.len() {

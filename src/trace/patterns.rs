@@ -109,7 +109,7 @@ impl Found {
         }
     }
 
-    /// `pattern` is the only remaining candidate for `text`.
+    /// Compares `text` with `pattern`, its only remaining candidate.
     fn last(&mut self, pattern: &Pattern, text: &[u8]) {
         let common = text.len().min(pattern.bytes.len());
         if text[..common] == pattern.bytes[..common] {
@@ -121,7 +121,7 @@ impl Found {
         }
     }
 
-    /// `text` begins after a `?` or `&`.
+    /// Compares `text`, which begins after a `?` or `&`, with the names of secret URL parameters.
     fn parameter(&mut self, text: &[u8]) {
         for name in URL_PARAMETERS {
             let common = text.len().min(name.len());
@@ -272,7 +272,7 @@ impl Pairs {
     /// The first position, at or after `from`, with such a pair, or with a possible first byte at the end of the text.
     fn next(&self, text: &[u8], from: usize) -> usize {
         let mut at = from;
-        // Most text contains none: check four positions at a time.
+        // Most text contains no such pair: check four positions at a time.
         while let Some(&[a, b, c, d, e]) = text[at..].first_chunk() {
             if self.has(a, b) | self.has(b, c) | self.has(c, d) | self.has(d, e) {
                 break;

@@ -58,8 +58,9 @@ impl Spool {
         Ok(spool)
     }
 
-    /// Appends text atomically. Text that does not fit on the disk is counted, and reported in the log as soon as there
-    /// is space: a full disk must not end a job that may be freeing space. Fails if the file cannot be locked or read.
+    /// Appends text atomically. Counts text that does not fit on the disk, and reports its size in the log as soon as
+    /// there is space: a full disk must not end a job that may be freeing space. Fails if the file cannot be locked or
+    /// read.
     pub fn append(&self, text: &[u8], claim: Claim) -> io::Result<()> {
         if text.is_empty() {
             return Ok(());
@@ -109,7 +110,7 @@ impl Spool {
             piece.extend_from_slice(limit_notice(self.limit).as_bytes());
             after.cut = true;
         }
-        // The ledger first: if the process dies in between, the notice must not be written twice.
+        // The ledger is written first: if the process dies in between, the notice must not appear twice in the log.
         self.ledger.write(after);
         if !self.write_whole(&piece, claim, size)? {
             self.ledger.write(Losses { lost: before.lost + text.len() as u64, ..before });

@@ -1,6 +1,6 @@
 //! Uploads the spool to GitLab: parts at the server's interval while the job runs, then the rest and the final state. A
-//! part that fills a whole request costs the server the same at any time, so a log with much output is sent without
-//! waiting.
+//! part that fills a whole request costs the server the same at any time, so the uploader sends such a part without
+//! waiting for the interval.
 //!
 //! The spool is the only buffer. So memory does not depend on the size of the log or the length of an outage, and any
 //! offset can be sent again until the end.
@@ -58,7 +58,8 @@ pub enum Delivery {
     Delivered,
     /// GitLab has no such running job any more.
     Gone,
-    /// It could not be delivered within the time in which GitLab accepts it, or the agent was told to stop.
+    /// The uploader could not deliver the state within the time in which GitLab accepts it, or the delivery was
+    /// abandoned ([`Uploader::abandoner`]).
     GivenUp,
 }
 
@@ -110,7 +111,7 @@ impl Uploader {
         self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or(Delivery::GivenUp)
     }
 
-    /// Returns a function that ends a hopeless delivery from another thread.
+    /// Returns a function with which another thread abandons the delivery.
     pub fn abandoner(&self) -> impl Fn() + Send + Sync + 'static {
         let shared = Arc::clone(&self.shared);
         move || {
@@ -158,7 +159,7 @@ struct Upload {
     path: PathBuf,
     /// Reports new output; `None` at first, or if the system has no inotify instances left.
     follow: Option<Inotify>,
-    /// The server accepted the last part: a further part can follow as soon as a whole request is full.
+    /// Whether the server accepted the last part; if so, the next part is due as soon as the output fills a request.
     in_step: bool,
     /// The acknowledged offset.
     offset: u64,
@@ -175,7 +176,7 @@ struct Upload {
 /// The event that ended a wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Woken {
-    /// The event was signalled: there is other work.
+    /// The event was signalled: the final state is known, or the upload was abandoned.
     Bell,
     /// The spool was written to.
     Output,
@@ -270,7 +271,7 @@ impl Upload {
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             let follow = self.follow.as_ref().filter(|_| self.in_step);
             let due = match self.wait(left, follow) {
-                // Wait for more output, but not once per line, and not if the bell rings.
+                // Gather more output, so that the uploader does not wake for every line; the event ends this wait.
                 Woken::Output => self.wait(left.min(GATHER), None) == Woken::Bell || self.has_whole_piece(),
                 Woken::Bell | Woken::Not => true,
             };

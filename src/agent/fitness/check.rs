@@ -24,11 +24,11 @@ use crate::sys;
 
 /// Timeout of a ping to the container engine.
 pub const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a successful ping counts.
+/// How long the result of a successful ping is valid.
 const ENGINE_VALID_FOR: Duration = Duration::from_secs(1);
 /// Timeout of `git --version`.
 const GIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a successful `git --version` counts.
+/// How long the result of a successful `git --version` is valid.
 const GIT_VALID_FOR: Duration = Duration::from_secs(60);
 
 /// The requirements of a runner's jobs on this machine.
@@ -67,8 +67,8 @@ pub enum ScriptRunner {
 }
 
 impl ScriptRunner {
-    /// The script runner of a runner whose jobs run as `user`. The configuration has rejected an invalid engine address
-    /// before.
+    /// The program that runs the scripts of this runner's jobs as `user`. The validation of the configuration has
+    /// already rejected an invalid engine address.
     pub fn of(runner: &Runner, user: Option<&str>, slots: u32) -> Self {
         match runner.executor.has_containers().then(|| host::address(&runner.docker)) {
             Some(Ok(address)) => Self::Engine(address),
@@ -77,7 +77,7 @@ impl ScriptRunner {
     }
 }
 
-/// The checks of one poller, with results that still count.
+/// The checks of one poller, with the times of the last successful ping and `git --version`.
 pub struct FitnessCheck {
     requirements: Requirements,
     engine_answered: Option<Instant>,
@@ -89,7 +89,7 @@ impl FitnessCheck {
         Self { requirements, engine_answered: None, git_ran: None }
     }
 
-    /// Checks the machine. Errors: the first reason why it must not take a job.
+    /// Checks the machine. Errors: the first reason why the machine must not take a job.
     pub fn run(&mut self) -> Result<(), Unfit> {
         for (what, path) in &self.requirements.directories {
             check_file_system(&self.requirements.limits, what, path)?;
@@ -114,8 +114,7 @@ fn is_fresh(since: Option<Instant>, valid_for: Duration) -> bool {
     since.is_some_and(|since| since.elapsed() < valid_for)
 }
 
-/// Checks the file system of the directory, or of its nearest existing ancestor. If `statvfs` fails, the directory
-/// counts as fit.
+/// Checks the file system of the directory, or of its nearest existing ancestor. If `statvfs` fails, the check passes.
 fn check_file_system(limits: &fitness::Fitness, what: &'static str, path: &Path) -> Result<(), Unfit> {
     let Some(stat) = path.ancestors().find_map(|path| statvfs(path).ok()) else { return Ok(()) };
     if stat.flags().contains(FsFlags::ST_RDONLY) {
@@ -174,7 +173,7 @@ fn git_version(program: &Path) -> Result<String, String> {
     let mut child = command.spawn().map_err(|error| format!("it cannot be started: {error}"))?;
     let pid = child.id().cast_signed();
     let ended = sys::pidfd_open(pid).and_then(|pidfd| wait(pidfd.as_fd(), GIT_TIMEOUT));
-    // The group may contain processes that hold the pipes open.
+    // Other processes of the process group may keep the pipes open, and the reads below would then block.
     let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
     let status = child.wait().map_err(|error| error.to_string())?;
     if !ended.unwrap_or(false) {

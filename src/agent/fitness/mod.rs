@@ -1,4 +1,4 @@
-//! Checks whether this machine can run the jobs of a runner, before each poll. A machine that fails every job within a
+//! Before each poll, checks whether this machine can run the jobs of a runner. A machine that fails every job within a
 //! second would otherwise drain the queue of a whole fleet.
 
 mod check;
@@ -25,7 +25,7 @@ pub enum Unfit {
     Inodes { what: &'static str, path: PathBuf, free: u64, wanted: u64 },
     /// A file system is mounted read-only, for example after an error of its disk.
     ReadOnly { what: &'static str, path: PathBuf },
-    /// The container engine does not answer, and what to do.
+    /// The container engine does not answer. The text contains the reason and what to do.
     Engine(String),
     /// The user of the jobs does not exist.
     User(String),

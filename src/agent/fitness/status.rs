@@ -17,14 +17,14 @@ pub struct FitnessStatus {
 
 #[derive(Default)]
 struct UnfitRunners {
-    /// By runner: the reason, and since when.
+    /// The unfit runners: the reason, and since when.
     unfit: BTreeMap<RunnerLabels, (Unfit, BootTime)>,
-    /// The same for the whole machine, while the readiness commands have timed out.
+    /// Set after the timeout of the readiness commands, until they succeed; it applies to the whole machine.
     not_ready: Option<(Unfit, BootTime)>,
 }
 
 impl FitnessStatus {
-    /// Records the result of a check. Logs a change once, and returns true for it.
+    /// Records the result of a check. If the result has changed, logs the change and returns true.
     pub fn set(&self, runner_labels: &RunnerLabels, looked: &Result<(), Unfit>) -> bool {
         let mut state = self.lock();
         let before = state.unfit.remove(runner_labels);

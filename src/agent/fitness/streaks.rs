@@ -10,7 +10,7 @@ use crate::monitor::metrics::RunnerLabels;
 use crate::sync;
 use crate::sys::BootTime;
 
-/// The pause of a runner after system failures in a row; doubled after each further one.
+/// The pause of a runner after system failures in a row. Each further failure doubles it.
 const FAILURE_PAUSE: Backoff = Backoff::new(Duration::from_secs(30), Duration::from_secs(1800));
 
 /// Counts the system failures in a row of each runner.
@@ -34,7 +34,7 @@ impl FailureStreaks {
         }
     }
 
-    /// Errors: the runner must pause, because at least `most` jobs in a row have failed and the pause is not over.
+    /// Errors: at least `most` jobs in a row have failed and the pause is not over, so the runner must not poll.
     pub fn check(&self, runner_labels: &RunnerLabels, most: Option<u32>) -> Result<(), Unfit> {
         let streaks = sync::lock(&self.streaks);
         let (Some(most), Some((count, at))) = (most, streaks.get(runner_labels)) else { return Ok(()) };

@@ -24,8 +24,8 @@ use crate::sync;
 /// Exit status of an agent that could not terminate its instance (`EX_SOFTWARE`). A restart would change nothing.
 const EXIT_NOT_TERMINATED: u8 = 70;
 
-/// Loads the shutdown that an earlier agent began. A machine that was powered off and on again starts afresh, and so
-/// does an instance that returned from a warm pool.
+/// Loads the shutdown that an earlier agent began. If the machine was powered off and on again, or returned from a warm
+/// pool, deletes the shutdown state and the job count, and returns `None`.
 pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: LeaveStrategy) -> Option<ShutdownState> {
     let (earlier, boot) = ShutdownState::load(state, &instance.identity())?;
     let has_gone = matches!(earlier.phase, ShutdownPhase::PoweringOff | ShutdownPhase::Left);
@@ -54,8 +54,8 @@ pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: Lea
     Some(earlier)
 }
 
-/// Whether the group keeps the instance in service although the agent asked to terminate it. The target state lags
-/// behind a request, so the agent checks it twice.
+/// Whether the group keeps the instance in service although the agent asked the group to terminate it. The target
+/// lifecycle state changes some time after the request, so the agent checks it twice.
 fn is_kept_by_group(instance: &dyn Instance) -> bool {
     let goes_on = || matches!(instance.target_state(), Ok(TargetState::InService | TargetState::Standby));
     goes_on() && {
@@ -64,7 +64,7 @@ fn is_kept_by_group(instance: &dyn Instance) -> bool {
     }
 }
 
-/// Exits before the termination is complete.
+/// Logs that the agent exits before the termination is complete, and returns the exit code.
 fn defer_to_next_start() -> ExitCode {
     log::warn!("stopped before the shutdown of the instance was complete; the next start resumes it");
     ExitCode::SUCCESS
@@ -72,7 +72,7 @@ fn defer_to_next_start() -> ExitCode {
 
 /// Deletes the shutdown state and the job count, so that the agent works as on a new instance.
 fn reset_shutdown_and_count(state: &Path) {
-    // The count first: with the old count the agent would shut down again at once.
+    // The job count is reset first: with the old count the agent would shut down again at once.
     if let Err(error) = JobCount::reset(state) {
         log::warn!("cannot reset the job count error={error}");
     }
@@ -94,7 +94,7 @@ impl Agent {
             Some(Shutdown { tracker: Some(tracker), .. }) => tracker.add_reason(reason),
             _ => {
                 self.stop_polling(reason.as_str());
-                // Written to disk, so that a restarted agent does not poll either.
+                // The state is written to disk, so that a restarted agent does not poll either.
                 let tracker =
                     Arc::new(ShutdownTracker::begin(&self.state_dir, ShutdownState::new(&self.identity, reason)));
                 self.shutdown.get_or_insert_default().tracker = Some(tracker);
@@ -111,8 +111,9 @@ impl Agent {
         }
     }
 
-    /// Stops the agent within `shutdown_timeout`; the second call exits at once. The current termination step has the
-    /// same time: a hook that the agent does not complete would hold the instance until the hook times out.
+    /// Stops the agent within `shutdown_timeout`; the second call exits at once. The current step of the termination
+    /// has the same timeout: if the agent did not complete a lifecycle hook, the instance would wait until the hook
+    /// times out.
     pub(super) fn stop(&mut self) -> Option<ExitCode> {
         let shutdown = self.shutdown.get_or_insert_default();
         match shutdown.stop(Instant::now(), self.config.shutdown_timeout) {
@@ -159,7 +160,7 @@ impl Agent {
         next
     }
 
-    /// When no job is left: exits, or starts the termination of the instance.
+    /// When all jobs have ended: exits, or starts the termination of the instance.
     pub(super) fn terminate_when_idle(&mut self) -> Option<ExitCode> {
         self.shutdown.as_ref()?;
         let (is_idle, timeout) =
@@ -193,7 +194,8 @@ impl Agent {
         None
     }
 
-    /// Whether only requests to managers that do not answer are in flight. They are abandoned.
+    /// Abandons the requests in flight if all of them are to managers that do not answer and the agent waits for
+    /// nothing else. Returns whether it abandoned them.
     fn abandon_requests_to_silent_managers(&self) -> bool {
         let waits = self.slots.jobs() > 0 || self.rotation.is_running() || self.awaits_tokens();
         !waits && !self.servers.is_empty() && self.servers.iter().all(|(_, server)| server.abandon())
@@ -216,7 +218,7 @@ impl Agent {
                         | ShutdownReason::Rebalance
                 );
                 if of_its_own && !earlier.is_terminated() && self.config.leave.strategy == LeaveStrategy::Exit {
-                    // The machine keeps running, and the next start of the agent counts its jobs from zero.
+                    // The machine keeps running, so the next agent must count its jobs from zero.
                     reset_shutdown_and_count(&self.state_dir);
                 }
                 Some(self.exit(reason.as_str()))

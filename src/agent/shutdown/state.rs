@@ -35,9 +35,9 @@ enum JobDeadline {
     /// Nothing.
     #[default]
     None,
-    /// The agent stops them.
+    /// The agent stops the jobs.
     StopAt(Instant),
-    /// The agent does not wait for them any longer.
+    /// The agent stops waiting for the jobs.
     GiveUpAt(Instant),
 }
 
@@ -71,7 +71,7 @@ impl Default for TerminationStage {
 pub enum StopOutcome {
     /// The agent stops polling and waits for its jobs.
     WaitForJobs,
-    /// The agent waits for the termination, for a time.
+    /// The agent waits for the termination, at most for the timeout.
     WaitForTermination,
     /// The agent exits; the next start reports the running jobs.
     ExitNow,
@@ -189,8 +189,8 @@ impl Shutdown {
             return WhenIdle::Wait;
         }
         let is_soon = self.exit == ExitRequest::Soon;
-        // A group that terminates the instance waits for its lifecycle hooks, so they are completed even when a signal
-        // stops the agent.
+        // If the group terminates the instance, it waits for the lifecycle hooks. So the agent completes them even
+        // after a stop signal.
         match self.tracker.clone().filter(|tracker| !is_soon || tracker.state().is_terminated()) {
             None => WhenIdle::Exit,
             Some(tracker) => {
@@ -200,8 +200,8 @@ impl Shutdown {
         }
     }
 
-    /// Marks the termination as pending again, because the cloud takes an instance that its group keeps. The deadline
-    /// of a signal stays.
+    /// Marks the termination as pending again: the group has kept the instance, but the cloud takes it. A deadline from
+    /// SIGTERM stays.
     pub fn restart_termination(&mut self) {
         self.termination = TerminationStage::Pending(self.termination.deadline());
     }

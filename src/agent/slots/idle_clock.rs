@@ -1,4 +1,4 @@
-//! The time without a job, which stands still while a job runs or polling is paused.
+//! The time without a job. The clock is stopped while a job runs or polling is paused.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ pub type Clock = Box<dyn Fn() -> Duration + Send>;
 /// Measures the idle time.
 pub struct IdleClock {
     clock: Clock,
-    /// Start of the current idle period; `None` while the time stands still.
+    /// Start of the current idle period; `None` while the clock is stopped.
     since: Option<Duration>,
-    /// Idle time before that.
+    /// Idle time before the current period.
     before: Duration,
 }
 
 impl IdleClock {
-    /// A running clock.
+    /// Creates a clock that runs.
     pub fn start(clock: Clock) -> Self {
         Self { since: Some(clock()), before: Duration::ZERO, clock }
     }
@@ -25,17 +25,17 @@ impl IdleClock {
         self.before + self.since.map_or(Duration::ZERO, |since| (self.clock)().saturating_sub(since))
     }
 
-    /// Stands still at zero.
+    /// Stops the clock and sets it to zero.
     pub fn reset(&mut self) {
         (self.before, self.since) = (Duration::ZERO, None);
     }
 
-    /// Stands still.
+    /// Stops the clock.
     pub fn stop(&mut self) {
         (self.before, self.since) = (self.elapsed(), None);
     }
 
-    /// Runs again.
+    /// Starts the clock again.
     pub fn resume(&mut self) {
         (self.before, self.since) = (self.elapsed(), Some((self.clock)()));
     }

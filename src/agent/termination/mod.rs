@@ -1,8 +1,9 @@
-//! Terminates an instance that has no job any more: unregisters the runner managers, runs the configured strategy,
-//! completes the lifecycle hooks and powers off as a last resort.
+//! Terminates an instance whose jobs have ended: unregisters the runner managers, runs the configured strategy,
+//! completes the lifecycle hooks, and powers off as a last resort.
 //!
-//! Each step is written to the shutdown state before it runs, has a timeout, and is repeated by the next agent if this
-//! one dies. Before the agent repeats a request to the cloud, it checks whether the earlier one took effect.
+//! The agent writes each step to the shutdown state before it runs the step. Each step has a timeout. If the agent
+//! dies, the next agent repeats the step. Before the agent repeats a request to the cloud, it checks whether the
+//! earlier one took effect.
 //!
 //! The termination runs in its own thread, so that the main loop still handles signals and notices.
 
@@ -30,8 +31,8 @@ pub use tracker::ShutdownTracker;
 /// How long `poweroff_command` may run.
 const POWEROFF_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The timeout of a step when `leave_fallback_after` has passed already, for example because the machine was down for
-/// long: each step is still tried.
+/// The timeout of a step when `leave_fallback_after` has already passed, for example because the machine was off for
+/// long. The agent still tries each step.
 const MIN_STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long the target lifecycle state may lag behind a terminate request: two polls, and the delay of the metadata
@@ -63,9 +64,9 @@ pub struct Termination {
 }
 
 impl Termination {
-    /// Runs all steps that are left.
+    /// Runs all remaining steps.
     pub fn run(&self) -> TerminationOutcome {
-        // The main loop waits for the result of this thread, so a panic must not lose it.
+        // The main loop waits for the result of this thread, so the thread must return one even after a panic.
         catch_unwind(AssertUnwindSafe(|| self.run_steps())).unwrap_or(TerminationOutcome::Panicked)
     }
 
@@ -92,12 +93,13 @@ impl Termination {
 
     fn run_strategy(&self) -> TerminationOutcome {
         self.tracker.enter_phase(ShutdownPhase::Ending);
-        // Again, because the clock starts anew with each boot.
+        // The time is set again, because `CLOCK_BOOTTIME` restarts at each boot.
         self.tracker.set_unregistered(BootTime::now());
         let state = self.tracker.state();
         match (state.reason, self.leave.strategy) {
             _ if state.is_terminated() => self.complete_hooks(),
-            // A machine without runners is of no use.
+            // A machine without a usable runner or manager gets no jobs, so the agent powers it off even with the
+            // strategy `exit`.
             (ShutdownReason::NoRunner | ShutdownReason::Orphaned, LeaveStrategy::Exit) => self.power_off(),
             // The manager terminates the instance and decrements the desired capacity of the group.
             (ShutdownReason::Dismissed, LeaveStrategy::AwsAsg) => self.finish(),
@@ -140,7 +142,8 @@ impl Termination {
             Err(Refusal::AtMinimum) if asked.get() == CapacityChange::Decrement => match self.tracker.may_resume_work()
             {
                 true => TerminationOutcome::KeptByGroup,
-                // The cloud announced an interruption meanwhile: terminate without decrementing the desired capacity.
+                // The cloud has announced an interruption during the request: terminate without decrementing the
+                // desired capacity.
                 false => self.run_strategy(),
             },
             Err(refusal) => {
@@ -156,7 +159,8 @@ impl Termination {
             Ok(()) => self.finish(),
             Err(refusal) => {
                 log::error!("cannot complete a lifecycle hook; it may hold the instance until its timeout {refusal}");
-                // The group may still hold the instance for the hook, and no other step is left before the power off.
+                // The group may still keep the instance until the hook times out. The only remaining step is the power
+                // off.
                 std::thread::sleep(self.announce_power_off());
                 self.power_off()
             }
@@ -175,7 +179,7 @@ impl Termination {
         }
     }
 
-    /// The group or an operator may still terminate the instance; if not, power off.
+    /// Waits until the group or an operator terminates the instance; after the timeout, powers off.
     fn wait_or_power_off(&self) -> TerminationOutcome {
         match self.tracker.wait_for_termination(self.announce_power_off()) {
             true => self.complete_hooks(),

@@ -1,5 +1,5 @@
-//! Unregisters the runner managers of this machine, because GitLab would list them as offline otherwise. GitLab may be
-//! down; that must not keep the instance alive.
+//! Unregisters the runner managers of this machine, because GitLab would list them as offline otherwise. An outage of
+//! GitLab must not delay the termination of the instance beyond the timeout.
 
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -35,7 +35,7 @@ pub fn unregister(runner_managers: &[RunnerManager]) {
         let name = format!("off-{}", manager.runner.token.short());
         let spawned = sync::spawn(name, crate::agent::STACK, move || {
             manager.unregister(until);
-            // The receiver is gone after the timeout.
+            // After the timeout the receiver has been dropped, and the send fails.
             let _ = done.send(());
         });
         if let Err(error) = spawned {
@@ -60,7 +60,7 @@ impl RunnerManager {
         loop {
             match self.server.unregister(&self.runner.token, &self.system_id) {
                 Ok(()) => return log::info!("unregistered this runner manager runner={name}"),
-                // GitLab does not know this runner manager, so nothing is left to do.
+                // GitLab does not know this runner manager, so it needs no unregistration.
                 Err(ApiError::Answer(404, _) | ApiError::Refused(_)) => return,
                 Err(error) if Instant::now() + RETRY_INTERVAL >= until => {
                     return log::warn!(

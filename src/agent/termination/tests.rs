@@ -14,7 +14,7 @@ struct Scripted {
     asked: Mutex<Vec<String>>,
     /// The state directory; the recorded calls include the phase that is written there.
     state: Option<std::path::PathBuf>,
-    /// A notice that arrives during the terminate request.
+    /// A notice that the cloud sends during the terminate request.
     heard_meanwhile: Option<(Arc<ShutdownTracker>, ShutdownReason)>,
 }
 

@@ -80,7 +80,7 @@ impl Meta {
 
 /// The reusable state of a thread that writes files.
 pub struct Writer {
-    /// The directory of the previous file, probably also that of the next one.
+    /// The directory of the previous file. The next file is probably in the same directory.
     parent: Option<(PathBuf, OwnedFd)>,
     /// A buffer size that suits both decompression and disk.
     buffer: Vec<u8>,
@@ -113,7 +113,7 @@ impl<'a> Destination<'a> {
         if self.budget.fetch_sub(size.min(i64::MAX / 2), Ordering::Relaxed) >= size {
             return Ok(());
         }
-        // Files may have been replaced by smaller ones meanwhile: check the disk again.
+        // Unpacked files may have replaced larger ones meanwhile, so check the disk again.
         let free = free(self.root)?;
         self.budget.store(free.saturating_sub(size), Ordering::Relaxed);
         if free >= size {
@@ -136,7 +136,7 @@ impl<'a> Destination<'a> {
                 .map_err(io::Error::from);
         }
         if written.is_err() {
-            // No partial file must remain.
+            // An incomplete file must not remain.
             let _ = unlinkat(directory, name, UnlinkatFlags::NoRemoveDir);
         }
         self.entries.fetch_add(1, Ordering::Relaxed);
@@ -195,7 +195,7 @@ impl<'a> Destination<'a> {
         for (path, mode) in read_only {
             later.directories.entry(path).or_insert(Meta { mode, mtime: TimeSpec::UTIME_OMIT });
         }
-        // The deepest directories first: a change below a directory alters its time.
+        // The deepest directories come first, because a change below a directory alters the time of that directory.
         for (path, meta) in later.directories.iter().rev() {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
             if let Ok(directory) = self.root.open_beneath(path, flags, Links::Refused) {
@@ -217,7 +217,7 @@ impl<'a> Destination<'a> {
         let name = file_name(path)?;
         clear(directory, name)?;
         symlinkat(target, directory, name)?;
-        // Some file systems have no times for links.
+        // Some file systems do not store times of links.
         let _ = utimensat(directory, name, &TimeSpec::UTIME_OMIT, mtime, UtimensatFlags::NoFollowSymlink);
         Ok(())
     }
@@ -240,7 +240,7 @@ impl<'a> Destination<'a> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         match self.root.open_beneath(path, flags, Links::Inside) {
             Err(why) if why.kind() == io::ErrorKind::NotFound => {}
-            // A parent directory denies its owner access.
+            // A parent directory denies access to its owner.
             Err(why) if why.kind() == io::ErrorKind::PermissionDenied && !path.as_os_str().is_empty() => {}
             result => return result,
         }
@@ -274,7 +274,7 @@ fn file_name(path: &Path) -> io::Result<&OsStr> {
     path.file_name().ok_or_else(|| io::Error::other("it has no name"))
 }
 
-/// Avoids a system call if the mode is already right.
+/// Sets the mode; avoids a system call if the mode is already right.
 fn set_mode(file: &File, mode: Mode) -> nix::Result<()> {
     let now = Mode::from_bits_truncate(fstat(file)?.st_mode & 0o7777);
     if now == mode { Ok(()) } else { fchmod(file, mode) }

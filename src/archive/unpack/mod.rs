@@ -42,7 +42,7 @@ pub struct UnpackError {
     pub fault: UnpackFault,
 }
 
-/// The side at fault: decides whether another try with the same archive can succeed.
+/// The side at fault. It decides whether a retry with the same archive can succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnpackFault {
     /// The archive is damaged or malicious.

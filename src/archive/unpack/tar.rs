@@ -29,14 +29,14 @@ pub fn unpack(mut file: &File, destination: &Destination<'_>) -> Result<(), Unpa
         left.set(u64::MAX);
         let name = entry.path_bytes().into_owned();
         unpack_entry(&mut entry, &name, destination, &mut writer)?;
-        // Skip unread content, so that it is not taken for a header.
+        // Skip unread content, so that the tar crate does not take it for a header.
         io::copy(&mut entry, &mut io::sink()).map_err(|why| UnpackError::of_entry(&name, why))?;
         last = Some(String::from_utf8_lossy(&name[..name.len().min(PATH_MAX)]).into_owned());
     }
 }
 
-/// The limit for data between two contents: the tar crate keeps long names and extended headers in memory, regardless
-/// of their size.
+/// The limit for the bytes between the contents of two entries: the tar crate keeps long names and extended headers in
+/// memory, regardless of their size.
 const HEADER_BYTES_MAX: u64 = 4 << 20;
 
 /// A reader that fails after this number of bytes.

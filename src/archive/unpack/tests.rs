@@ -1,4 +1,4 @@
-//! Tests of unpacking: no data is lost, nothing is written outside, every archive ends.
+//! Tests of unpacking: no data is lost, nothing is written outside, unpacking ends for every archive.
 
 use std::fs;
 use std::io::Write;
@@ -246,7 +246,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: a concurrent fork of another test may have our descriptors open until it executes its program.
+        // The lazy unmount does not fail while a process that another test forks still has our descriptors open.
         let _ = Command::new("umount").arg("-l").arg(&self.0).output();
     }
 }

@@ -25,7 +25,7 @@ use crate::sync;
 /// The stack of a thread that unpacks.
 const STACK: usize = 1 << 20;
 
-/// More decompression threads would be faster than any disk.
+/// With more threads, decompression would be faster than any disk.
 const WORKERS_MAX: usize = 8;
 
 const TYPE: u32 = 0o170_000;
@@ -162,7 +162,7 @@ fn work(
         });
         if let Err(why) = done {
             sync::lock(failure).get_or_insert(why);
-            // Without the queue, the sender and the other workers stop, too.
+            // When the queue is dropped, the sender and the other workers stop, too.
             sync::lock(queue).take();
             return;
         }
@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn unpacks_a_file_that_needs_zip64() {
-        // On a tmpfs a hole needs neither disk nor cache.
+        // On a tmpfs, a hole in a file needs neither disk nor cache.
         let project = Project::new_in(std::path::Path::new("/dev/shm"));
         project.write("large", b"").write("later", b"x");
         let size = (4 << 30) + 12_345;

@@ -13,7 +13,7 @@ use crate::local::runner::RunEvent;
 use crate::sync;
 use crate::sys;
 
-/// Where interrupts go.
+/// Whether the signal handlers are installed, and which run gets the interrupts.
 struct State {
     is_installed: bool,
     /// The events of the current run.

@@ -100,7 +100,7 @@ impl GitState {
     }
 }
 
-/// Whether the options ask for something about the pipeline instead of a run.
+/// Whether the options print facts about the pipeline instead of running it.
 fn only_shows(options: &Options) -> bool {
     options.list || options.preview || options.graph.is_some() || options.explain.is_some() || options.complete_jobs
 }
@@ -143,7 +143,7 @@ fn once(options: &Options, checkout: &Checkout, asked: GitState, parsed: Option<
     if only_shows {
         let run = |index, job: &Job| job_run(options, &given.facts, &directory, index, job);
         let shown = show(options, &plan, &run);
-        // The process ends: freeing a large plan would take longer than all else that is left to do.
+        // The process exits next. Freeing a large plan would take longer than the rest of the exit.
         std::mem::forget(plan);
         return shown;
     }
@@ -218,7 +218,7 @@ fn refuse(options: &Options, problems: &[Problem]) -> Result<u8, String> {
     Ok(REFUSED)
 }
 
-/// The predefined variables' facts about a job, as in the first pipeline of a project.
+/// The facts about the run of a job, for its predefined variables, as in the first pipeline of a project.
 fn job_run(options: &Options, facts: &CommitFacts, directory: &Path, index: usize, job: &Job) -> JobRun {
     let name = facts::project_name(facts);
     let has_image = job.image.is_some() || options.default_image.is_some();
@@ -500,7 +500,7 @@ fn eprint(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// An interrupted run must not be repeated.
+/// Whether the user interrupted the run. An interrupted run must not be repeated.
 fn is_interrupted(status: u8) -> bool {
     status == RunStatus::Interrupted.exit_status()
 }

@@ -54,7 +54,8 @@ pub fn select(plan: &Plan, options: &Options, may_ask: bool) -> Result<Selection
     Ok(Selection { jobs, named })
 }
 
-/// Whether a name is that of a job of a child pipeline (`trigger job/job`), which is planned when its trigger job starts.
+/// Whether a name refers to a job of a child pipeline (`trigger job/job`). A child pipeline is planned when its trigger
+/// job starts.
 fn is_of_child(plan: &Plan, wanted: &str) -> bool {
     let is_trigger = |name: &str| plan.jobs.iter().any(|job| job.trigger.is_some() && matches(name, &job.name));
     wanted.match_indices('/').any(|(at, _)| is_trigger(&wanted[..at]))

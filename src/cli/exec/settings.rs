@@ -27,7 +27,8 @@ fn files(root: &Path) -> [PathBuf; 2] {
     [given.unwrap_or_else(home).join("mayfly/exec.toml"), root.join(".mayfly/exec.toml")]
 }
 
-/// Options of which a stronger source overrides all others of the group.
+/// Groups of options that exclude each other. If a stronger source sets one of them, the whole group in weaker sources
+/// is ignored.
 const EXCLUSIVE: [&[&str]; 2] = [&["--branch", "--tag", "--mr"], &["--shell", "--docker"]];
 
 /// Merges the options with the settings files. The error names the file.

@@ -39,7 +39,7 @@ pub fn run(options: &Options, checkout: &Checkout) -> Result<u8, String> {
     }
 }
 
-/// Watches the files that a run reads, and the index, which says which files are tracked.
+/// Watches the files that a run reads, and git's index, which lists the tracked files.
 struct Watched<'a> {
     checkout: &'a Checkout,
     untracked: bool,
@@ -49,7 +49,7 @@ struct Watched<'a> {
     files: HashSet<PathBuf>,
     /// The configuration file, which need not be tracked.
     configuration: PathBuf,
-    /// What a run writes.
+    /// The paths that a run writes.
     results: Vec<PathBuf>,
 }
 
@@ -117,7 +117,7 @@ impl<'a> Watched<'a> {
         let (Some(directory), Some(name)) = (self.directories.get(&event.wd), &event.name) else { return false };
         let path = directory.join(name);
         if path == self.checkout.index {
-            // Git also writes the index to record times.
+            // Git also writes the index when only file times change, so the lists of files are compared.
             return self.list().is_ok_and(|files| files != self.files);
         }
         let Ok(below) = path.strip_prefix(&self.checkout.root) else { return false };

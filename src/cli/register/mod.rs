@@ -22,13 +22,13 @@ use crate::token::Token;
 use options::Attributes;
 pub use options::{Options, conflict};
 
-/// How the runner is obtained.
+/// How `register` obtains the runner.
 enum Way {
-    /// It exists: verify its token.
+    /// The runner exists: verify its token.
     Verify(Token),
-    /// Create it with a registration token.
+    /// Create the runner with a registration token.
     Register(Token),
-    /// Create it with a personal access token.
+    /// Create the runner with a personal access token.
     Create(Token),
 }
 
@@ -134,7 +134,8 @@ fn way(options: &Options) -> Result<Way, String> {
     if registration.is_empty() {
         return Err("a token is missing".to_owned());
     }
-    // An authentication token works in both places; old scripts also pass attributes, which have no effect.
+    // `--registration-token` also accepts an authentication token. Old scripts then also pass attributes, which have no
+    // effect.
     if !registration.starts_with("glrt-") {
         return Ok(Way::Register(Token::new(registration)));
     }

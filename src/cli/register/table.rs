@@ -10,7 +10,7 @@ use crate::config::edit::time;
 use crate::coordinator::gitlab::Registration;
 use crate::token::Token;
 
-/// The value for a time that never comes.
+/// The value for a time that is not set, such as the expiry of a token that does not expire.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// The table for the flags; the token is added later.
@@ -62,7 +62,8 @@ pub fn template(path: &Path) -> Result<Table, String> {
     }
 }
 
-/// Tables remember their position in their file, and would be written at that position in another file.
+/// Removes the positions of a table and its subtables. `toml_edit` keeps the position of a table in its file, and would
+/// write the table at the same position in another file.
 fn without_places(mut table: Table) -> Table {
     table.set_position(None);
     for (_, item) in table.iter_mut() {

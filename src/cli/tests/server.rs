@@ -12,7 +12,7 @@ pub struct Asked {
     pub body: serde_json::Value,
 }
 
-/// Runs until the test ends.
+/// A fake server that runs until the test ends.
 pub struct Server {
     pub url: String,
     asked: Arc<Mutex<Vec<Asked>>>,

@@ -299,7 +299,7 @@ impl FromStr for Host {
     }
 }
 
-/// A MAC address.
+/// A MAC address, in lower case and with colons.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MacAddress(pub String);
 

@@ -1,5 +1,5 @@
-//! All keys of `config.toml`: of each its type, its effect, its row in the documentation and its flag of `mayfly register`.
-//! No key is ignored silently.
+//! All keys of `config.toml`: the type of each key, its effect, its row in the documentation and its flag of `mayfly
+//! register`. No key is ignored silently.
 //!
 //! The reference pages are generated from these tables: after a change, run
 //! `UPDATE_DOCS=1 cargo test --bin mayfly reference_page`.
@@ -10,15 +10,15 @@ mod docker;
 mod fleet;
 mod runner;
 
-/// A key.
+/// A key of `config.toml`.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
     pub name: &'static str,
     pub kind: ValueType,
     pub support: KeySupport,
-    /// The flag of `mayfly register` that writes it.
+    /// The flag of `mayfly register` that writes the key.
     pub flag: Option<RegisterFlag>,
-    /// Its row in the documentation; none for a key without effect.
+    /// The row of the key in the documentation; `None` for a key without effect.
     #[cfg(test)]
     pub row: Option<Row>,
 }
@@ -34,22 +34,22 @@ pub enum ValueType {
     /// A date with time.
     Time,
     List,
-    /// A table whose keys are names.
+    /// A table whose keys the operator chooses.
     Map,
-    /// A table with keys of its own.
+    /// A table with its own fixed keys.
     Table,
 }
 
 /// The effect of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeySupport {
-    /// It has the effect that the documentation describes.
+    /// The key has the effect that the documentation describes.
     Honoured,
-    /// A table with its own entries.
+    /// The key is a table, whose keys have their own effects.
     Table,
-    /// It has no effect, for this reason.
+    /// The key has no effect, for this reason.
     NoEffect(&'static str),
-    /// `mayfly manager` honours it; for an agent it has no effect, for this reason.
+    /// Only `mayfly manager` honours the key; for an agent it has no effect, for this reason.
     ManagerOnly(&'static str),
 }
 
@@ -149,13 +149,13 @@ impl Key {
         self
     }
 
-    /// Adds a flag of `mayfly register` that its help does not list.
+    /// Adds a flag of `mayfly register` that the help of the command does not list.
     const fn flag(mut self, name: &'static str, variable: &'static str) -> Self {
         self.flag = Some(RegisterFlag { name, variable, help: None });
         self
     }
 
-    /// Adds a flag of `mayfly register`.
+    /// Adds a flag of `mayfly register` that the help of the command lists.
     const fn shown_flag(
         mut self,
         name: &'static str,
@@ -168,11 +168,11 @@ impl Key {
     }
 }
 
-/// The reason for object stores other than S3.
+/// Why the keys of object stores other than S3 have no effect.
 pub const KIND: &str = "mayfly stores caches only on the instance and in S3";
 const MANAGER: &str = "the Auto Scaling group creates and removes instances, not the agent";
 const USAGE: &str = "mayfly sends no usage or error reports";
-/// The reason for `[runners.docker]` if jobs do not run in containers.
+/// Why `[runners.docker]` has no effect if jobs do not run in containers.
 pub const WITHOUT_CONTAINERS: &str = "this executor runs jobs in the instance's shell";
 
 /// All tables with their keys.
@@ -233,7 +233,7 @@ mod tests {
         assert!(missing.is_empty(), "not in docs/guides/migration.md: {missing:?}");
     }
 
-    /// A value of this type, and the place of the key in a document.
+    /// A document in which the key has a value of its type.
     fn sample(path: &str, key: &Key) -> String {
         let value = match key.kind {
             ValueType::Text => "\"\"",
@@ -246,7 +246,7 @@ mod tests {
         };
         let line = format!("{} = {value}\n", key.name);
         let heading = place_of(path).strip_prefix("below ").map(|heading| format!("{heading}\n")).unwrap_or_default();
-        // The tables above are lists.
+        // `[[runners]]` is an array of tables, so a table below it needs an element of that array.
         let above = |list: &str| path.starts_with(list) && path != list.trim_end_matches('.');
         let runner = if above("runners.") { "[[runners]]\n" } else { "" };
         format!("{runner}{heading}{line}")

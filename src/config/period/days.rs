@@ -15,9 +15,9 @@ pub struct Days {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct OfMonth {
     days: NumberSet,
-    /// `L`
+    /// `L`: the last day of the month.
     last: bool,
-    /// `LW`
+    /// `LW`: the last working day of the month.
     last_working: bool,
     /// `15W`: the working day nearest to the 15th, in the same month.
     nearest_working: NumberSet,
@@ -25,7 +25,7 @@ struct OfMonth {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct OfWeek {
-    /// From Sunday (0).
+    /// Days of the week, from Sunday (0).
     days: NumberSet,
     /// `5L`: the last Friday.
     last: NumberSet,

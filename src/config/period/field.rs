@@ -14,7 +14,7 @@ impl NumberSet {
     }
 }
 
-/// The values of a field.
+/// The allowed values of a field.
 pub struct FieldRange {
     /// The name in messages.
     pub name: &'static str,
@@ -110,7 +110,7 @@ impl FieldRange {
         let (from, to) = match range.split_once('-') {
             _ if is_any(range) => (self.first, self.end()),
             Some((from, to)) => (self.number(from)?, self.number(to)?),
-            // `a/n` continues to the end.
+            // `a/n` is the range from `a` to the last value.
             None => {
                 let number = self.number(range)?;
                 (number, if step.is_some() { number.max(self.end()) } else { number })
@@ -126,8 +126,8 @@ impl FieldRange {
         Ok(())
     }
 
-    /// Whether a field has a range that wraps around, such as `fri-mon`. gitlab-runner counts days of the week from 0 to 6, so that
-    /// `5-7` wraps too.
+    /// Whether a field has a range that wraps around, such as `fri-mon`. gitlab-runner counts days of the week from 0
+    /// to 6, so `5-7` wraps too.
     pub fn wraps_in(&self, text: &str) -> bool {
         text.split(',').any(|entry| {
             let range = entry.split_once('/').map_or(entry, |(range, _)| range);

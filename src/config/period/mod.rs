@@ -2,7 +2,7 @@
 //!
 //! `[second] minute hour day-of-month month day-of-week [year]`: five fields, six with a year, seven with both. A
 //! period matches whole minutes of the clock in its time zone: an hour that daylight saving time skips never matches,
-//! one that it repeats matches twice.
+//! and an hour that it repeats matches twice.
 
 mod days;
 mod field;
@@ -106,12 +106,13 @@ impl Period {
 
     /// Whether the period contains a minute on the day `from` or later.
     pub fn comes_after(&self, from: Date) -> bool {
-        // Hours and minutes always match at some time of a day. Days repeat within 40 years, and years are limited.
+        // Hours and minutes always match at some time of a day, so only days are compared. Days repeat within 40
+        // years, and a period has no year after 2099.
         from.series(jiff::Span::new().days(1)).take_while(|day| day.year() < 2100).any(|day| self.contains_day(day))
     }
 
-    /// A warning about a period that never matches, sets seconds, or means something else to gitlab-runner, which reads a
-    /// field for seconds if `has_seconds`.
+    /// A warning about a period that never matches, sets seconds, or has another meaning in gitlab-runner.
+    /// `has_seconds`: gitlab-runner expects a field for seconds in this period.
     pub fn oddity(&self, today: Date, has_seconds: bool) -> Option<String> {
         if !self.comes_after(today) {
             return Some(format!("the period `{self}` never matches"));

@@ -110,7 +110,7 @@ fn matches_last_nearest_and_numbered_days() {
         ("* * 15W * *", "2026-08-14T12:00:00", true),
         ("* * 1W * *", "2026-08-03T12:00:00", true),
         ("* * 1W * *", "2026-07-31T12:00:00", false),
-        // The 31st of May is a Sunday, and there is no 32nd.
+        // 2026-05-31 is a Sunday: the nearest working day of the same month is Friday, the 29th.
         ("* * 31W * *", "2026-05-29T12:00:00", true),
         ("* * 31W * *", "2026-04-30T12:00:00", false),
         ("* * * * 5L", "2026-03-27T12:00:00", true),

@@ -33,8 +33,8 @@ const FEATURES: [&str; 19] = [
     "variables",
 ];
 
-/// Additional features of runners with containers. For a runner without them, GitLab itself fails a job that needs one,
-/// with a visible reason.
+/// Additional features of runners with containers. If a job needs a feature that its runner does not claim, GitLab
+/// fails the job with a visible reason.
 const CONTAINER_FEATURES: [&str; 6] = [
     "image",
     "image_executor_opts",
@@ -81,7 +81,7 @@ impl RunnerManagerInfo {
     }
 }
 
-/// The labels that GitLab accepts; a single invalid one would make it reject every request.
+/// Returns only the labels that GitLab accepts: GitLab rejects every request that contains an invalid label.
 fn acceptable(labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let (good, bad): (Vec<_>, Vec<_>) = labels.iter().partition(|(key, value)| is_label(key, value));
     for (key, _) in bad.into_iter().chain(good.iter().skip(LABELS_MAX).copied()) {

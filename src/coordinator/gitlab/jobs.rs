@@ -74,7 +74,7 @@ impl GitLab {
             info: &self.info,
         };
         let secret = Some(("RUNNER-TOKEN", request.token.reveal()));
-        // Sent once: the next poll is the retry.
+        // A poll is sent once; the next poll is the retry.
         let answer = self.send_json(Method::Post, JOBS_REQUEST, secret, &body);
         let pressed = answer.as_ref().is_ok_and(|answer| is_retryable(answer.status));
         let asked = answer.as_ref().ok().filter(|_| pressed).and_then(Response::asked_wait);

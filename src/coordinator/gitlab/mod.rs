@@ -46,7 +46,7 @@ pub struct GitLab {
     /// The server's time in its last response.
     server_date: Mutex<Option<SystemTime>>,
     tls: TlsFiles,
-    /// The server's certificate chain, after it was fetched.
+    /// The server's certificate chain; empty until the client has fetched it.
     chain: OnceLock<Option<String>>,
 }
 
@@ -102,8 +102,8 @@ impl GitLab {
         })
     }
 
-    /// Sends each request about a job only once, with this timeout. For a caller with many jobs: a request that hangs must
-    /// not delay the others.
+    /// Sends each request about a job only once, with this timeout. For a caller with many jobs: a request that hangs
+    /// must not delay the others.
     pub fn with_job_timeout(self, timeout: Duration) -> Self {
         Self { job_timeout: Some(timeout), ..self }
     }

@@ -39,10 +39,10 @@ pub struct NewRunner {
     /// `instance_type`, `group_type` or `project_type`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runner_type: Option<String>,
-    /// For `group_type`.
+    /// The id of the group, for `group_type`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group_id: Option<i64>,
-    /// For `project_type`.
+    /// The id of the project, for `project_type`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project_id: Option<i64>,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -53,14 +53,14 @@ pub struct NewRunner {
     pub tag_list: String,
     /// Run jobs without tags.
     pub run_untagged: bool,
-    /// Only for the projects to which it is assigned.
+    /// The runner can only be used by the projects to which it is assigned.
     pub locked: bool,
     /// Do not assign jobs yet.
     pub paused: bool,
     /// `not_protected` or `ref_protected`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub access_level: String,
-    /// Seconds; 0 for no limit.
+    /// The maximum job timeout in seconds; 0 for no limit.
     #[serde(skip_serializing_if = "is_zero")]
     pub maximum_timeout: u32,
 }

@@ -1,4 +1,4 @@
-//! The jobs that an agent has from a manager, and the thread that reports them to the manager.
+//! The jobs that an agent got from a manager, and the thread that reports them to the manager.
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -13,8 +13,8 @@ use crate::token::Token;
 
 const STACK: usize = 256 * 1024;
 const HEARTBEAT: Duration = Duration::from_secs(HEARTBEAT_SECONDS);
-/// An agent without a job sends a heartbeat only if the manager has answered no other request of it for this long: longer
-/// than a request for a job waits.
+/// An agent without a job sends a heartbeat only if the manager has answered no request of the agent for this long.
+/// This is longer than a long poll.
 const IDLE_HEARTBEAT: Duration = Duration::from_secs(WAIT_SECONDS + 10);
 /// The delay between two attempts while the manager does not answer.
 const RETRY: Duration = Duration::from_secs(5);
@@ -22,7 +22,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Called with the reason when the manager orders the agent to leave.
 type OnLeave = Box<dyn Fn(&str) + Send + Sync>;
 
-/// The jobs that an agent has from one manager. They outlive a reload of the configuration.
+/// The jobs that an agent got from one manager. They are kept when the configuration is reloaded.
 #[derive(Default)]
 pub struct ManagedJobs {
     inner: Mutex<Inner>,
@@ -34,7 +34,7 @@ pub struct ManagedJobs {
 struct Inner {
     jobs: Vec<Job>,
     ended: Vec<String>,
-    /// A change that the next heartbeat must report immediately.
+    /// A change has occurred, so the next heartbeat is sent immediately.
     news: bool,
     /// The manager has not acknowledged the latest heartbeat, or asked for another one.
     due: bool,
@@ -89,7 +89,7 @@ impl ManagedJobs {
         self.rung.notify_all();
     }
 
-    /// Whether a heartbeat would contain more than a sign of life.
+    /// Whether a heartbeat would report anything besides the fact that the agent runs.
     fn has_facts(&self) -> bool {
         let inner = sync::lock(&self.inner);
         let has_jobs = !inner.jobs.is_empty() || !inner.ended.is_empty();
@@ -119,14 +119,15 @@ impl ManagedJobs {
         }
     }
 
-    /// The manager has acknowledged a heartbeat with these ended jobs. `again`: it asks for the next one.
+    /// Records that the manager has acknowledged a heartbeat with these ended jobs. `again`: the manager asks for the
+    /// next heartbeat.
     fn told(&self, ended: &[String], again: bool) {
         let mut inner = sync::lock(&self.inner);
         inner.ended.retain(|id| !ended.contains(id));
         inner.due = again;
     }
 
-    /// Waits until the condition holds, or the agent leaves. [`Self::ring`] makes the wait check the condition again.
+    /// Waits until the condition is true, or the agent leaves. [`Self::ring`] makes the wait check the condition again.
     pub(super) fn wait_unless_leaving(&self, holds: impl Fn() -> bool) {
         let inner = sync::lock(&self.inner);
         drop(self.rung.wait_while(inner, |inner| !inner.leaving && !holds()));
@@ -164,11 +165,12 @@ impl ManagerClient {
             loop {
                 let has_news = jobs.wait(wait);
                 let Some(client) = client.upgrade().filter(|client| !client.has_stopped()) else {
-                    // A reload has created another client with the same jobs.
+                    // A reload may have created another client with the same jobs. Its thread must send the next
+                    // heartbeat.
                     jobs.ring();
                     return;
                 };
-                // The poll of an idle agent is its sign of life.
+                // The polls of an idle agent already show the manager that the agent runs.
                 let is_needed = has_news || jobs.has_facts() || !client.has_answered_within(IDLE_HEARTBEAT);
                 wait = if !is_needed || client.beat() { HEARTBEAT } else { RETRY };
             }
@@ -196,7 +198,7 @@ impl ManagerClient {
             self.forget_registration(&token);
             let registered = self.register().is_ok();
             if registered {
-                // A manager that does not know the agent does not know its jobs either.
+                // The manager did not know the agent, so the next heartbeat must report the agent's jobs immediately.
                 self.jobs.ring();
             }
             return registered;

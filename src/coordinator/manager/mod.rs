@@ -42,12 +42,12 @@ const STACK: usize = 256 * 1024;
 
 /// The call that waits for a job.
 const JOBS_REQUEST: &str = "jobs/request";
-/// The time limits of a call: a connection may be dead though neither side has closed it, because a network was partitioned or
-/// the manager's machine was replaced.
+/// The timeout of a call. A connection can be dead although neither side has closed it, for example after a network
+/// partition or when the manager's machine was replaced.
 const TIMEOUT: Duration = Duration::from_secs(20);
 const POLL_TIMEOUT: Duration = Duration::from_secs(WAIT_SECONDS + 15);
-/// The manager must not have answered for this long before the agent abandons requests in flight. In this time, a job
-/// of the manager's last response has started.
+/// The agent abandons requests in flight only if the manager has not answered for this long. This is enough time to
+/// start a job of the manager's last response.
 const ABANDON_AFTER: Duration = Duration::from_secs(2);
 
 /// The value of `token` for an agent that proves the role of its instance instead of sending a fleet token.
@@ -89,7 +89,7 @@ enum Readiness {
     Ready,
 }
 
-/// How long the manager has not answered.
+/// Since when the manager has not answered.
 #[derive(Default)]
 struct Silence {
     since: Option<Instant>,
@@ -106,8 +106,8 @@ pub struct ManagerClient {
     readiness: Mutex<Readiness>,
     on_welcome: OnWelcome,
     on_capacity: OnCapacity,
-    /// The time of the first request since which the manager has not answered; `None` while it answers. A pending poll
-    /// does not count.
+    /// The time of the first failed request since the manager's last response; `None` while the manager answers. A
+    /// pending poll does not count.
     silence: Mutex<Silence>,
     /// When the manager last answered.
     answered: Mutex<Option<Instant>>,
@@ -151,7 +151,7 @@ impl ManagerClient {
         &self.agent.url
     }
 
-    /// The jobs that the agent has from this manager.
+    /// The jobs that the agent got from this manager.
     pub fn jobs(&self) -> &Arc<ManagedJobs> {
         &self.jobs
     }
@@ -165,7 +165,7 @@ impl ManagerClient {
             ("X-Request-Id", request_id()),
         ];
         let request = Request { method, url: format!("{}{path}", self.base), headers, body: &body, timeout };
-        // Sent once: the caller retries at its own interval.
+        // The request is sent once; the caller retries at its own interval.
         let answer = self.client.call(&request, &|_| false);
         let status = answer.as_ref().ok().map(|response| response.status);
         metrics::called("manager", status);
@@ -190,7 +190,8 @@ impl ManagerClient {
                 drop(silence);
                 *sync::lock(&self.answered) = Some(Instant::now());
                 if was_silent {
-                    // The manager may have restarted with an older state of the agent's jobs.
+                    // The manager may have restarted with an outdated state, so the next heartbeat must report the
+                    // agent's jobs immediately.
                     self.jobs.ring();
                 }
             }
@@ -209,7 +210,7 @@ impl ManagerClient {
         sync::lock(&self.welcome).as_ref().map(|welcome| welcome.capacity)
     }
 
-    /// Takes over the number of concurrent jobs if the manager has changed it since the registration.
+    /// Applies the number of concurrent jobs if the manager has changed it since the registration.
     fn note_capacity(&self, capacity: u32) {
         let mut welcome = sync::lock(&self.welcome);
         let Some(known) = welcome.as_mut().filter(|known| known.capacity != capacity && capacity > 0) else { return };
@@ -288,8 +289,8 @@ impl ManagerClient {
         }
     }
 
-    /// Calls [`OnWelcome`] with the settings of the pool, once for each client, and waits until it returns. It runs in a
-    /// thread of its own, because the pool's command may hang. Returns false if the agent leaves before.
+    /// Calls [`OnWelcome`] with the settings of the pool, once for each client, and waits until it returns. The call
+    /// runs in its own thread, because the pool's command may hang. Returns false if the agent leaves before.
     fn get_ready(self: &Arc<Self>) -> bool {
         let is_new = {
             let mut readiness = sync::lock(&self.readiness);

@@ -52,8 +52,8 @@ pub struct Introduction {
     pub instance: String,
     /// The boot of the instance.
     pub boot: String,
-    /// The token that the agent chose for itself. A repeated registration with the same token succeeds, so the response
-    /// to the first may be lost. Without it the manager chooses a token.
+    /// The token that the agent chose for itself. If the response to a registration is lost, the agent repeats the
+    /// registration with the same token. Without this token, the manager chooses one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_token: Option<Token>,
     /// The number of concurrent jobs, if the agent's own configuration sets it.
@@ -70,8 +70,8 @@ pub struct Introduction {
 }
 
 impl Introduction {
-    /// The text that a proof is bound to: this instance in this boot, and the agent's token, so that nobody else can use
-    /// the proof for a token of their own.
+    /// The text that a proof is bound to: this instance in this boot, and the agent's token, so that an attacker cannot
+    /// use the proof with another token.
     pub fn binding(&self) -> String {
         let token = self.agent_token.as_ref().map(|token| sha256(token.reveal().as_bytes())).unwrap_or_default();
         format!("{} {} {token}", self.instance, self.boot)
@@ -220,8 +220,8 @@ pub struct Orders {
     /// The reason, if the agent must leave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leave: Option<String>,
-    /// The manager expects jobs of the agent that the heartbeat does not name. An agent without jobs must send the next
-    /// heartbeat as well: the manager fails such a job only after several of them.
+    /// In the manager's state, the agent has jobs that the heartbeat does not list. The manager fails such a job only
+    /// after several heartbeats, so even an agent without jobs must send the next one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub again: bool,
 }

@@ -1,10 +1,9 @@
-//! Records the volumes in which containers keep caches from job to job (`volumes = ["/cache"]`), and removes those that no
-//! job has used for the longest time while they are too old or too large in total (`cache_volumes_max_size`,
-//! `cache_volumes_max_age`).
+//! Records the volumes in which containers keep caches from job to job (`volumes = ["/cache"]`). Removes the least
+//! recently used ones while they are too old or too large in total (`cache_volumes_max_age`, `cache_volumes_max_size`).
 //!
-//! The agent records each cache volume that its jobs use, and finds others that it created by their label. It keeps the
-//! volumes of other programs. It removes a volume only while no job uses it and no job prepares its containers; the engine
-//! refuses to remove a volume of an existing container.
+//! The agent records each cache volume that its jobs use, and finds other volumes that it created by their label. It
+//! keeps the volumes of other programs. It removes a volume only while no job uses it and no job prepares its
+//! containers; the engine refuses to remove a volume of an existing container.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -21,7 +20,7 @@ use crate::http::Address;
 use crate::monitor::machine;
 use crate::sys;
 
-/// The file in the state directory.
+/// The name of the record in the state directory.
 const FILE: &str = "volumes.json";
 
 /// An engine's address and the name of a volume there.
@@ -43,7 +42,7 @@ pub struct VolumeRecord {
     limits: Vec<(Address, StorageLimits)>,
 }
 
-/// The volumes of a job; they are not removed until this is dropped.
+/// The cache volumes that a job uses. The agent removes none of them until this value is dropped.
 pub struct VolumesInUse {
     volumes: Arc<CacheVolumes>,
     keys: Vec<Key>,
@@ -72,12 +71,12 @@ impl CacheVolumes {
         !self.gate.lock().limits.is_empty()
     }
 
-    /// Prevents removals while a job prepares its containers; waits for the end of a running removal.
+    /// Prevents removals while a job prepares its containers. Waits for the end of a running removal.
     pub fn prepare(&self) -> Preparing<VolumeRecord> {
         self.gate.prepare()
     }
 
-    /// Keeps the volumes of a job until it ends.
+    /// Marks volumes as used by a job until the result is dropped.
     pub fn claim(self: &Arc<Self>, engine: &Address, names: &[String]) -> VolumesInUse {
         let keys: Vec<Key> = names.iter().map(|name| (engine.to_string(), name.clone())).collect();
         let mut record = self.gate.lock();
@@ -125,11 +124,11 @@ impl CacheVolumes {
         Ok(())
     }
 
-    /// Removes volumes from the record that the engine does not have, and adds those with this agent's label. Their last
-    /// use is unknown, so they count as used now.
+    /// Removes volumes from the record that the engine does not have, and adds those with this agent's label. The last
+    /// use of the added volumes is unknown, so they count as used now.
     fn match_with(&self, engine: &DockerEngine, address: &Address) -> Result<(), DockerError> {
         let label = self.state.display().to_string();
-        // A job that starts during the request records its volumes after this line.
+        // A job that starts during the request adds its volumes to the record only after this line.
         let before: Vec<Key> = self.gate.lock().used.keys().cloned().collect();
         let all = engine.volumes(&[])?;
         let address = address.to_string();
@@ -173,7 +172,7 @@ impl CacheVolumes {
                     record.used.remove(&key);
                     is_removed = true;
                 }
-                // A container of another program uses it.
+                // A container of another program uses the volume.
                 Err(error) if DockerError::is_conflict(&error) => {
                     log::debug!("cache volume kept: the engine reports that it is in use name={name} error={error}");
                 }
@@ -189,7 +188,7 @@ impl CacheVolumes {
         let all: Vec<(&Key, &u64)> = record.used.iter().collect();
         let path = self.state.join(FILE);
         let written = serde_json::to_vec(&all).map_err(io::Error::other);
-        // If a volume is not in the record, its label identifies it.
+        // If this write fails, the agent finds its volumes by their label.
         if let Err(error) = written.and_then(|text| sys::replace_file(&path, &text)) {
             log::debug!("cannot record the cache volumes path={} error={error}", path.display());
         }
@@ -228,7 +227,8 @@ mod tests {
         format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
     }
 
-    /// Tidies with an engine that has the volumes `a`, `b`, `mine` (with the label) and `foreign`; returns the recorded names.
+    /// Tidies with an engine that has the volumes `a`, `b`, `mine` (with the label) and `foreign`. Returns the recorded
+    /// names.
     fn tidied(volumes: &Arc<CacheVolumes>, limits: StorageLimits, removals: usize) -> Vec<String> {
         let label = format!("{{{CACHE_OF:?}: {:?}}}", volumes.state.display().to_string());
         let listed = ["a", "b", "foreign"].map(|name| format!("{{\"Name\": \"{name}\", \"Labels\": null}}")).join(",");

@@ -7,7 +7,7 @@ use crate::failure::JobError;
 use crate::sys;
 use crate::trace::colours::{RESET, YELLOW};
 
-/// Writes to the job's log, and knows when the job must stop.
+/// The job's log, and the signal that the job must stop.
 pub trait JobConsole: Sync {
     /// Writes a plain line.
     fn line(&self, text: &str);
@@ -15,7 +15,7 @@ pub trait JobConsole: Sync {
     /// Writes a warning.
     fn warning(&self, text: &str);
 
-    /// Waits until `ready` is readable (true) or `timeout` is over (false). Fails if the job must stop.
+    /// Waits until `ready` is readable (returns true) or `timeout` has passed (false). Fails if the job must stop.
     fn wait(&self, ready: Option<BorrowedFd<'_>>, timeout: Duration) -> Result<bool, JobError>;
 }
 

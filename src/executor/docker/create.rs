@@ -25,7 +25,7 @@ pub enum NetworkMode {
     Host,
     /// A network with DNS for container names.
     Named(String),
-    /// No network, or that of another container.
+    /// No network, or the network of another container.
     Other(String),
 }
 
@@ -69,7 +69,7 @@ pub struct ContainerSettings {
     pub aliases: Vec<String>,
 }
 
-/// Fails if the configuration contradicts itself; names the contradictions.
+/// Fails if the configuration contradicts itself. The error names the contradictions.
 pub fn check(docker: &DockerConfig) -> Result<(), JobError> {
     let told = docker.contradictions();
     if told.is_empty() {
@@ -181,9 +181,9 @@ fn shared(docker: &DockerConfig, network: &NetworkMode, settings: &ContainerSett
         isolation: docker.isolation.clone(),
         userns_mode: docker.userns_mode.clone(),
         shm_size: docker.shm_size.0,
-        // Only the agent starts containers again.
+        // Only the agent restarts containers.
         restart_policy: RestartPolicy { name: "no".to_owned() },
-        // As JSON files, so that the agent can read the output of services.
+        // The agent reads the output of services through the engine; the driver `json-file` supports that.
         log_config: LogConfig { kind: "json-file".to_owned(), config: docker.log_options.0.clone() },
         ..HostConfig::default()
     }

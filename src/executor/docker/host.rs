@@ -1,4 +1,5 @@
-//! The engine's address: configured, from the environment as for the docker command line, or the default socket.
+//! The address of the container engine: from the configuration, from the environment variables of the docker command
+//! line, or the default socket.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use crate::http::tls::TlsFiles;
 /// The default address.
 const USUAL: &str = "unix:///var/run/docker.sock";
 
-/// Fails if the configured address is invalid.
+/// The engine's address. Fails if the configured address is invalid.
 pub fn address(docker: &DockerConfig) -> Result<Address, String> {
     let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
     if !docker.host.is_empty() {

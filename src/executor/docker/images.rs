@@ -22,9 +22,9 @@ use crate::config::docker::PullPolicy;
 use crate::failure::JobError;
 use crate::sync;
 
-/// The number of attempts of a pull that cannot reach the registry.
+/// The maximum number of attempts of a pull that cannot reach the registry.
 const PULL_ATTEMPTS: u32 = 3;
-/// The delays between them.
+/// The delay between two attempts of a pull.
 const RETRY: Backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(10)).with_jitter(0.8);
 /// How often a running pull reports its progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);
 /// An image on the machine.
 #[derive(Clone)]
 pub struct LocalImage {
-    /// The exact image for containers: not a tag, which may move meanwhile.
+    /// The image as containers reference it: by digest or id, because a tag may move meanwhile.
     pub pinned: String,
     /// The defaults for its containers.
     pub config: ImageConfig,
@@ -59,7 +59,8 @@ impl<'a> ImageProvider<'a> {
         self.used.borrow().clone()
     }
 
-    /// Provides an image by the first pull policy that succeeds. The error is that of the last one.
+    /// Provides an image with the first pull policy that succeeds. If none succeeds, returns the error of the last
+    /// policy.
     pub fn provide(&self, resolved: &ResolvedImage) -> Result<LocalImage, JobError> {
         let name = &resolved.name;
         let policies = policy::in_words(&resolved.policies);
@@ -95,7 +96,8 @@ impl<'a> ImageProvider<'a> {
         Err(JobError { message: what, ..failure })
     }
 
-    /// Tries one policy. Outer error: the job must stop, or the engine is unreachable. Inner error: the policy failed.
+    /// Tries one policy. The outer error means that the job must stop or the engine is unreachable; the inner error
+    /// means that the policy failed.
     fn by_policy(
         &self,
         resolved: &ResolvedImage,
@@ -155,8 +157,8 @@ impl<'a> ImageProvider<'a> {
         }
     }
 
-    /// Pulls once, in its own thread: if the job must stop, it need not wait. The engine then finishes the pull, and
-    /// the next job finds the image. Fails if the job must stop.
+    /// Pulls once, in a separate thread, so that a job that must stop does not wait for the pull. The engine then
+    /// finishes the pull, and the next job finds the image. Fails if the job must stop.
     fn pull_once(&self, resolved: &ResolvedImage, login: Option<&Login>) -> Result<Result<(), DockerError>, JobError> {
         let system = |error: io::Error| JobError::system(format!("cannot pull {}: {error}", resolved.name));
         let pulling = Arc::new(Pulling::new().map_err(system)?);
@@ -188,7 +190,8 @@ impl<'a> ImageProvider<'a> {
     }
 }
 
-/// Whether a digest belongs to the requested image: an engine knows an image by all its names.
+/// Whether a digest belongs to the repository of the requested image: one image may have digests in several
+/// repositories.
 fn is_of(digest: &str, reference: &ImageReference) -> bool {
     match (ImageReference::parse(digest), reference) {
         (Ok(ImageReference::Named(one)), ImageReference::Named(other)) => one.normalized() == other.normalized(),
@@ -200,14 +203,14 @@ fn platform(resolved: &ResolvedImage) -> Option<&str> {
     Some(resolved.platform.as_str()).filter(|platform| !platform.is_empty())
 }
 
-/// The previous policy.
+/// The policy of the previous attempt.
 fn before(resolved: &ResolvedImage, index: usize) -> &'static str {
     resolved.policies.get(index - 1).map_or("", |policy| policy.as_str())
 }
 
-/// A pull that runs in its thread.
+/// A pull that runs in a separate thread.
 struct Pulling {
-    /// Rings when the pull ends.
+    /// Becomes readable when the pull ends.
     bell: EventFd,
     state: Mutex<State>,
 }
@@ -234,7 +237,7 @@ impl Pulling {
     ) -> Result<(), DockerError> {
         let mut pull = engine.pull(reference, platform, header)?;
         while let Some(progress) = pull.next_progress()? {
-            // Only messages about layers are of interest.
+            // Only messages about layers count as progress.
             if let Some(done) = layer_is_done(&progress.status) {
                 self.state().layers.insert(progress.id, done);
             }

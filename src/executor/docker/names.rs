@@ -12,7 +12,7 @@ const GITLAB_RUNNER_PREFIX: &str = "com.gitlab.gitlab-runner";
 pub const INSTANCE: &str = "io.mayfly.instance";
 /// The label with the agent's state directory: a machine may run several agents.
 pub const STATE: &str = "io.mayfly.state";
-/// The label with the run of the agent that took the job.
+/// The label that identifies the run of the agent process that took the job.
 pub const LIFE: &str = "io.mayfly.life";
 /// The label with the job id and its start time: different servers may use the same id.
 pub const JOB: &str = "io.mayfly.job";

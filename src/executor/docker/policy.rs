@@ -4,7 +4,7 @@ use crate::config::docker::{DockerConfig, PullPolicy};
 use crate::failure::{FailureReason, JobError};
 
 /// The policies for an image that requests `wanted`, in the order of attempts. Fails if a requested policy does not
-/// exist or none is allowed.
+/// exist, or if the configuration allows none of them.
 pub fn of_image(wanted: &[String], docker: &DockerConfig) -> Result<Vec<PullPolicy>, JobError> {
     let (asked, whose) = match wanted.is_empty() {
         true => (docker.default_policies(), "of the runner (`pull_policy`)"),
@@ -84,7 +84,7 @@ impl PullFailure {
         }
     }
 
-    /// The job's failure, with what to do about it.
+    /// The error of the job. Its text says what to do.
     pub fn error(self, message: &str, logged_in: bool) -> JobError {
         let reason = match self {
             Self::Network => FailureReason::RunnerExternalDependencyFailure,

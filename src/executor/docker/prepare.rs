@@ -128,7 +128,7 @@ pub fn run(plan: &PrepareTask) -> Result<PreparedContainer, JobError> {
 
 /// Connects to the engine; waits some seconds for one that is restarting.
 fn connect(address: &Address) -> Result<DockerEngine, JobError> {
-    // A hanging engine has already used up its time.
+    // An engine that does not respond has already used up the timeout, so there is no retry.
     let may_come_up = |error: &DockerError| error.is_unreachable() && !matches!(error, DockerError::Silent { .. });
     let tell =
         |error: &DockerError| StdoutConsole.warning(&format!("{error}; retrying in {} s", RETRY_INTERVAL.as_secs()));
@@ -155,7 +155,7 @@ fn with_script_command(request: CreateContainer, plan: &PrepareTask) -> CreateCo
     request
 }
 
-/// Whether the container runs as root of the machine, so that no other user needs access to the job's files.
+/// Whether the container runs as root of the machine. Then no other user needs access to the job's files.
 fn is_root(docker: &DockerConfig, resolved: &ResolvedImage, of_image: &str, engine: &DockerEngine) -> bool {
     let user = if resolved.user.is_empty() { of_image } else { &resolved.user };
     if !matches!(user.split(':').next(), Some("" | "0" | "root")) {
@@ -193,8 +193,7 @@ fn create_network_and_volumes(plan: &PrepareTask, engine: &DockerEngine) -> Resu
             .map_err(|error| failed(&format!("volume {}", volume.name), error))?;
     }
     if let Some(network) = &plan.network {
-        // Another request may have created the network: that of an earlier agent, or that of an attempt that was
-        // killed.
+        // An earlier agent, or an attempt that was killed, may have created the network.
         if engine.network(&network.name).is_err_and(|error| error.is_missing()) {
             match with_sigterm_delayed(|| engine.create_network(network)) {
                 Err(error) if !error.is_conflict() => return Err(failed(&format!("network {}", network.name), error)),

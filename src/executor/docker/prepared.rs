@@ -20,17 +20,17 @@ pub struct PreparedContainer {
     pub image: String,
     /// The platform, if it is not the machine's.
     pub platform: Option<String>,
-    /// The request that creates it.
+    /// The request that creates the container.
     pub request: CreateContainer,
-    /// Its services.
+    /// The services of the job.
     pub services: Vec<RunningService>,
-    /// Whether it has its own PID namespace.
+    /// Whether the container has its own PID namespace.
     pub has_own_processes: bool,
-    /// Whether only its first process gets SIGTERM.
+    /// Whether only the first process of the container gets SIGTERM.
     pub native_stop: bool,
-    /// Whether its anonymous volumes are kept.
+    /// Whether the container's anonymous volumes are kept.
     pub volume_keep: bool,
-    /// Whether it runs as root: then no other user needs access to the job's secrets.
+    /// Whether the container runs as root. Then no other user needs access to the job's secrets.
     pub is_root: bool,
     /// The images of the job's containers.
     #[serde(default)]
@@ -57,7 +57,7 @@ impl PreparedContainer {
         engine.remove_container(&self.name, self.volume_keep)
     }
 
-    /// Its memory limit in bytes; 0 for none.
+    /// The container's memory limit in bytes; 0 for no limit.
     pub fn memory_limit(&self) -> i64 {
         self.request.host_config.memory
     }

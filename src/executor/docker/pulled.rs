@@ -1,5 +1,4 @@
-//! Records the images that jobs of this agent have pulled, and removes those that no job has used for a time
-//! (`images_max_age`).
+//! Records the images that jobs of this agent have pulled, and removes those that no job has used for `images_max_age`.
 //!
 //! Only images that a pull downloaded are recorded, by id. The agent keeps images that were on the machine before, that
 //! another user tagged, or that a container uses. It removes no image while a job prepares its containers.
@@ -20,7 +19,7 @@ use crate::http::Address;
 use crate::monitor::machine;
 use crate::sys;
 
-/// The file in the state directory.
+/// The name of the record in the state directory.
 const FILE: &str = "images.json";
 
 /// An image of a job's containers.
@@ -130,7 +129,8 @@ impl PulledImages {
         let all: Vec<_> = record.used.iter().map(|((engine, id), used)| (engine, id, used)).collect();
         let path = self.state.join(FILE);
         let written = serde_json::to_vec(&all).map_err(io::Error::other);
-        // If the record cannot be written, the agent forgets the images after a restart and keeps them.
+        // If the record cannot be written, an agent that restarts does not find these images in the record and keeps
+        // them.
         if let Err(error) = written.and_then(|text| sys::replace_file(&path, &text)) {
             log::debug!("cannot record the pulled images path={} error={error}", path.display());
         }

@@ -1,7 +1,7 @@
 //! Parses image names.
 //!
 //! `alpine` means `docker.io/library/alpine:latest`; `registry.test:5000/team/app:1@sha256:…` is complete. Invalid
-//! names are detected here, before the engine is asked.
+//! names are detected here, before the agent sends a request to the engine.
 
 use std::fmt;
 

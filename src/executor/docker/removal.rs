@@ -1,7 +1,7 @@
-//! Removes the objects of jobs: in the background after each job, and at the start of an agent those that an earlier
-//! agent left.
+//! Removes the objects of jobs: in the background after each job, and when an agent starts, those that an earlier agent
+//! left.
 //!
-//! Objects are found by labels. An object without mayfly's labels is never touched.
+//! The agent finds objects by their labels. It never removes an object without mayfly's labels.
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -15,7 +15,7 @@ use crate::sync;
 
 /// The delays between two attempts of a removal.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
-/// After this time, the removal is left to the next start of an agent.
+/// After this time, the agent gives up. The next agent removes the objects when it starts.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(600);
 /// Enough stack for requests to the engine.
 const STACK: usize = 512 * 1024;
@@ -24,7 +24,7 @@ const STACK: usize = 512 * 1024;
 #[derive(Clone, Default)]
 pub struct ContainerRemovals(Arc<(Mutex<usize>, Condvar)>);
 
-/// A running removal; counted until it is dropped.
+/// A running removal. It is counted until this value is dropped.
 struct RemovalGuard(ContainerRemovals);
 
 impl Drop for RemovalGuard {
@@ -48,7 +48,7 @@ impl ContainerRemovals {
         }
     }
 
-    /// Waits for all removals; false if some are not done when the time is over.
+    /// Waits for all removals. Returns false if some still run after `timeout`.
     pub fn are_done_within(&self, timeout: Duration) -> bool {
         let (count, changed) = &*self.0;
         let guard = sync::lock(count);
@@ -56,7 +56,7 @@ impl ContainerRemovals {
         outcome.is_ok_and(|(count, _)| *count == 0)
     }
 
-    /// Removes everything of a job and then calls `also`, in its own thread.
+    /// Removes all objects of a job and then calls `also`, in a separate thread.
     pub fn start(&self, address: &Address, owner: &ContainerOwner, job: &str, also: impl FnOnce() + Send + 'static) {
         let guard = self.begin();
         let (address, owner, name) = (address.clone(), owner.clone(), job.to_owned());
@@ -73,8 +73,8 @@ impl ContainerRemovals {
         }
     }
 
-    /// Removes everything that earlier agents created for jobs that are not in `kept`, and then calls `also`, in its
-    /// own thread.
+    /// Removes all objects that earlier agents created for jobs that are not in `kept`, and then calls `also`, in a
+    /// separate thread.
     pub fn sweep(
         &self,
         address: &Address,
@@ -82,7 +82,8 @@ impl ContainerRemovals {
         kept: Vec<String>,
         also: impl FnOnce() + Send + 'static,
     ) {
-        // An agent that exits waits for this only while the engine responds: the next agent does it again.
+        // This removal counts as running only during an attempt. So an agent that exits does not wait while the engine
+        // is unreachable; the next agent repeats the removal.
         let (mut begun, removals) = (Some(self.begin()), self.clone());
         let (address, owner) = (address.clone(), owner.clone());
         let spawned = sync::spawn("sweep", STACK, move || {
@@ -92,7 +93,8 @@ impl ContainerRemovals {
                 labels.get(LIFE).is_none_or(|life| *life != owner.life)
                     && labels.get(JOB).is_none_or(|job| !kept.contains(job))
             };
-            // A caller that waits for the end of the removal must find the effects of `also`.
+            // This removal counts as running until `also` has returned: a caller that waits for removals relies on its
+            // effects.
             let mut last = None;
             retry_removal("of=earlier agents", || {
                 let going = begun.take().unwrap_or_else(|| removals.begin());
@@ -111,7 +113,7 @@ impl ContainerRemovals {
 
 type Labels = std::collections::BTreeMap<String, String>;
 
-/// Retries until success or for [`REMOVAL_TIMEOUT`]. The same error is logged once.
+/// Retries until the work succeeds, at most for [`REMOVAL_TIMEOUT`]. Logs the same error only once.
 fn retry_removal(what: &str, mut work: impl FnMut() -> Result<(), DockerError>) {
     let until = Instant::now() + REMOVAL_TIMEOUT;
     let (mut attempts, mut told) = (0, String::new());
@@ -133,7 +135,7 @@ fn retry_removal(what: &str, mut work: impl FnMut() -> Result<(), DockerError>) 
     }
 }
 
-/// Containers first, because they use networks and volumes.
+/// Removes containers first, because they use networks and volumes.
 fn remove_all(
     engine: &DockerEngine,
     labels: &[(&str, &str)],

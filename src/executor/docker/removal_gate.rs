@@ -23,7 +23,7 @@ pub struct Gated<T> {
     removing: bool,
 }
 
-/// A job that prepares its containers; no object is removed until this is dropped.
+/// A job that prepares its containers. The agent removes no object until this value is dropped.
 pub struct Preparing<T>(Arc<RemovalGate<T>>);
 
 impl<T> RemovalGate<T> {
@@ -37,7 +37,7 @@ impl<T> RemovalGate<T> {
         sync::lock(&self.state)
     }
 
-    /// Prevents removals until the result is dropped; waits for a removal in progress.
+    /// Prevents removals until the result is dropped. Waits for a removal in progress.
     pub fn prepare(self: &Arc<Self>) -> Preparing<T> {
         let mut state = self.lock();
         while state.removing {
@@ -47,8 +47,8 @@ impl<T> RemovalGate<T> {
         Preparing(Arc::clone(self))
     }
 
-    /// Removes an object, unless a job prepares its containers or `is_due` is false. `remove` runs without the lock.
-    /// `settle` updates the record with its result. Returns false if nothing was tried.
+    /// Removes an object, unless a job prepares its containers or `is_due` is false. Calls `remove` without the lock,
+    /// and `settle` to update the record with the result. Returns false if it did not call `remove`.
     pub fn remove<R>(
         &self,
         is_due: impl FnOnce(&T) -> bool,

@@ -17,15 +17,15 @@ pub struct ResolvedImage {
     pub name: String,
     /// The parsed name.
     pub reference: ImageReference,
-    /// `None` for the image's own; empty for no entrypoint.
+    /// `None` for the image's entrypoint; empty for no entrypoint.
     pub entrypoint: Option<Vec<String>>,
-    /// `None` for the image's own.
+    /// `None` for the image's command.
     pub command: Option<Vec<String>>,
-    /// Empty for the image's own.
+    /// Empty for the image's user.
     pub user: String,
-    /// Empty for the machine's own.
+    /// Empty for the machine's platform.
     pub platform: String,
-    /// In the order of attempts.
+    /// The pull policies, in the order of attempts.
     pub policies: Vec<PullPolicy>,
     /// Whether the container is privileged.
     pub privileged: bool,
@@ -34,7 +34,7 @@ pub struct ResolvedImage {
 /// Replaces variables in a text.
 pub type Expand<'a> = &'a dyn Fn(&str) -> String;
 
-/// Fails if the job's images have unknown options; names them.
+/// Fails if the job's images have unknown options. The error names them.
 pub fn check_options(payload: &Payload) -> Result<(), JobError> {
     let mut unknown = Vec::new();
     let images = std::iter::once(("image", &payload.image));
@@ -92,7 +92,7 @@ pub fn of_job(
     Ok((resolved, warnings))
 }
 
-/// A service of the job. Fails as for the job's image.
+/// A service of the job. Fails as [`of_job`] does.
 pub fn of_service(
     docker: &DockerConfig,
     image: &Image,

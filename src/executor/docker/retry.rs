@@ -1,4 +1,4 @@
-//! Retries of engine requests that may succeed later, and requests that a stop must not cut off.
+//! Retries of requests to the engine, and requests that SIGTERM must not interrupt.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use super::engine::spec::CreateContainer;
 use super::engine::{DockerEngine, DockerError};
 
-/// The number of attempts, as gitlab-runner makes for a preparation.
+/// The maximum number of attempts, as gitlab-runner makes for a preparation.
 const ATTEMPTS: u32 = 3;
 /// The delay between two attempts.
 pub const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Retries while the error is retryable; calls `tell` for each error.
+/// Retries while `is_worth_it` accepts the error. Calls `tell` for each of these errors.
 pub fn retry<T>(
     work: impl Fn() -> Result<T, DockerError>,
     is_worth_it: impl Fn(&DockerError) -> bool,
@@ -30,7 +30,8 @@ pub fn retry<T>(
     work()
 }
 
-/// Retries a request while the engine's disk is full: the containers of the previous job may still be in removal.
+/// Retries a request while the engine's disk is full: the engine may still be removing the containers of the previous
+/// job.
 pub fn retry_when_disk_full<T>(work: impl Fn() -> Result<T, DockerError>) -> Result<T, DockerError> {
     retry(work, DockerError::is_disk_full, |_| {})
 }
@@ -51,12 +52,12 @@ pub fn create_anew(
     retry(create, |error| error.is_disk_full() || error.is_conflict(), |_| {})
 }
 
-/// Delays SIGTERM to this thread until the engine has answered. If the process ended before, the engine would create
-/// the object after the removal of the job's objects has listed them, so the object would stay.
+/// Delays SIGTERM to this thread until the engine has responded. If SIGTERM ended the process during the request, the
+/// engine could create the object after the agent has listed the job's objects to remove, and the object would stay.
 pub fn with_sigterm_delayed<T>(request: impl FnOnce() -> T) -> T {
     let mut stop = SigSet::empty();
     stop.add(Signal::SIGTERM);
-    // Fails only for an invalid operation.
+    // This call fails only for an invalid operation.
     let before = stop.thread_swap_mask(SigmaskHow::SIG_BLOCK).unwrap_or_else(|_| SigSet::empty());
     let answer = request();
     let _ = before.thread_set_mask();

@@ -1,5 +1,5 @@
-//! Creates directories below a root in which a job may have planted files: no link is followed, and anything in the
-//! place of a directory is removed.
+//! Creates directories below a root in which a job may have planted files. Follows no link, and removes a file or a
+//! link that is in the place of a directory.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,8 +15,8 @@ use crate::sys;
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// Creates all directories from `root`, which exists, down to `path` below it; new ones and the last one get `mode`.
-/// Fails if `path` is not below `root`.
+/// Creates all directories from `root`, which must exist, down to `path` below it. New directories and the last one get
+/// `mode`. Fails if `path` is not below `root`.
 pub fn create(root: &Path, path: &Path, mode: u32) -> io::Result<()> {
     let below = path.strip_prefix(root).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let mut directory = open(root, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -39,16 +39,16 @@ fn enter(directory: &OwnedFd, name: &Path, mode: u32) -> io::Result<OwnedFd> {
     }
     mkdirat(directory, name, mode)?;
     let made = openat(directory, name, DIRECTORY, Mode::empty())?;
-    // Regardless of the umask.
+    // `mkdirat` applies the umask to the mode; `fchmod` does not.
     fchmod(&made, mode)?;
     Ok(made)
 }
 
-/// The deepest nesting that is followed: each level needs two descriptors.
+/// The deepest nesting that [`change_owner`] follows: each level needs two file descriptors.
 const DEPTH_MAX: usize = 256;
 
-/// Changes the owner of everything below `path`, which is below `root`; of links themselves, not of their targets. On
-/// failure continues, and returns the first error.
+/// Changes the owner of everything below `path`, which must be below `root`. Changes links themselves, not their
+/// targets. Continues after a failure, and returns the first error.
 pub fn change_owner(root: &Path, path: &Path, user: u32, group: u32) -> io::Result<()> {
     let below = path.strip_prefix(root).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let root = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -64,7 +64,7 @@ fn change_owner_below(directory: OwnedFd, whom: (Uid, Gid), depth: usize, outcom
     let Some(mut listing) = directory.try_clone().ok().and_then(|copy| Dir::from_fd(copy).ok()) else {
         return keep_first_error(Err(Errno::EMFILE), outcome);
     };
-    // One name at a time: a job may have created millions of files.
+    // Entries are read one at a time: a job may have created millions of files.
     for entry in listing.iter().flatten() {
         let name = entry.file_name();
         if matches!(name.to_bytes(), b"." | b"..") {

@@ -1,9 +1,9 @@
 //! Runs one script in the job's container, in a child process of the shim: starts the container, sends the script to
-//! its standard input, and ends with it.
+//! its standard input, and exits when the container has ended.
 //!
 //! The script's output does not go through the engine, which is slow and mixes up the order of the two streams. Instead
-//! the script opens named pipes in the job's directory, which the shim reads. Output before that, such as that of an
-//! entrypoint, comes over the engine's socket; so does all output if the pipes cannot be opened.
+//! the script opens named pipes in the job's directory, which the shim reads. Earlier output, such as that of an
+//! entrypoint, arrives over the engine's socket; so does all output if the script cannot open the pipes.
 
 mod marker;
 mod result;
@@ -30,7 +30,7 @@ use crate::sync;
 
 /// The time limit for the response to a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// The time limit for an engine to come back after a restart.
+/// The time limit for an engine to respond again after a restart.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(20);
 /// The interval of pings of an engine that restarts.
 const RETURN_CHECK_INTERVAL: Duration = Duration::from_millis(500);
@@ -39,7 +39,7 @@ const RETURN_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ContainerScript {
     pub container: PreparedContainer,
-    /// Recreate the container: an earlier run of it was interrupted.
+    /// Whether to create the container anew, because its last run was interrupted.
     pub recreate_container: bool,
     /// How often the script may run if its container disappears (`EXECUTOR_JOB_SECTION_ATTEMPTS`).
     pub attempts: u32,
@@ -51,14 +51,14 @@ pub struct ContainerScript {
     /// The time between SIGTERM and SIGKILL.
     #[serde(with = "crate::shim::spec::seconds")]
     pub grace: Duration,
-    /// Directories to give to the container's user first (`FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR`).
+    /// Directories whose owner is first changed to the container's user (`FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR`).
     pub chown: Option<ChownDirs>,
 }
 
 /// Directories whose owner changes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ChownDirs {
-    /// The directory outside which nothing may be changed.
+    /// The directory outside of which no owner may be changed.
     pub root: PathBuf,
     pub directories: Vec<PathBuf>,
 }
@@ -105,7 +105,7 @@ fn run_once(
         container.remove(engine).map_err(engine_error)?;
         container.create(engine)?;
     }
-    // Podman creates the process here, Docker when the container starts.
+    // Podman creates the process at this request, Docker when the container starts.
     let attached = engine.attach(&container.name).map_err(|error| match lacks_program(&error) {
         true => start_error(&error, container).into(),
         false => ScriptFailure::of_engine(error),

@@ -85,7 +85,8 @@ pub fn of_job(settings: &VolumeSettings<'_>) -> Result<Volumes, JobError> {
         let mode = spec.mode.map(|mode| format!(":{mode}")).unwrap_or_default();
         let source = match spec.source {
             Some(source) => source.to_owned(),
-            // The builds directory on the machine, regardless of a volume for it.
+            // A volume without a source whose destination is the builds directory gets the builds directory of the
+            // machine.
             None if destination == settings.builds => settings.host_builds.display().to_string(),
             None => cache(settings, &destination, &mut volumes),
         };
@@ -107,7 +108,7 @@ pub fn configured_builds(docker: &DockerConfig, builds: &Path) -> Option<PathBuf
 
 fn destination(settings: &VolumeSettings<'_>, text: &str) -> Result<PathBuf, JobError> {
     let expanded = (settings.expand)(text);
-    // Joining an absolute path gives that path.
+    // `Path::join` with an absolute path returns that path.
     let path = settings.project.join(&expanded);
     let mut plain = PathBuf::from("/");
     for part in path.components() {
@@ -124,7 +125,7 @@ fn destination(settings: &VolumeSettings<'_>, text: &str) -> Result<PathBuf, Job
     Ok(plain)
 }
 
-/// An absolute path: the engine takes anything else for the name of a volume.
+/// Makes a path absolute: the engine takes a relative path for the name of a volume.
 fn absolute(directory: &str) -> PathBuf {
     std::path::absolute(directory).unwrap_or_else(|_| PathBuf::from(directory))
 }

@@ -52,7 +52,7 @@ fn open_local(directory: &Path, dependency: &Dependency) -> Result<File, String>
 fn fetch(plan: &DownloadPlan, dependency: &Dependency) -> Result<File, String> {
     let mut tries = RetryBudget::new(RETRY_TIMEOUT);
     loop {
-        // Only the first attempt uses the object store: if that is unreachable, GitLab passes the file through.
+        // Only the first attempt downloads from the object store: if the store is unreachable, GitLab proxies the file.
         let direct = plan.direct && tries.is_first();
         let (trouble, wait) = match request(&plan.server, dependency, direct) {
             Ok(answer) => {
@@ -101,7 +101,7 @@ fn fetch(plan: &DownloadPlan, dependency: &Dependency) -> Result<File, String> {
     }
 }
 
-/// Sends the request to GitLab and follows redirects; another server does not get the token.
+/// Sends the request to GitLab and follows redirects. The token is never sent to another server.
 fn request(server: &ArtifactServer, dependency: &Dependency, direct: bool) -> Result<Incoming, HttpError> {
     let direct = if direct { "?direct_download=true" } else { "" };
     let mut url = format!("{}/jobs/{}/artifacts{direct}", server.api, dependency.id);
@@ -128,7 +128,7 @@ fn request(server: &ArtifactServer, dependency: &Dependency, direct: bool) -> Re
     }
 }
 
-/// The client certificate is for GitLab, not for an object store.
+/// The TLS files for a request to `url`: the client certificate is sent only to GitLab, not to an object store.
 fn files_for(server: &ArtifactServer, url: &str) -> TlsFiles {
     match server.is_at(url) {
         true => server.tls.clone(),

@@ -66,9 +66,9 @@ pub struct UploadPlan {
     pub uploads: Vec<Upload>,
     /// `ARTIFACT_COMPRESSION_LEVEL`.
     pub level: CompressionLevel,
-    /// For each upload.
+    /// The timeout of each upload.
     pub timeout: Duration,
-    /// From the end of an upload to the response.
+    /// The timeout from the end of an upload to the response.
     pub answer_timeout: Duration,
     /// `TRANSFER_METER_FREQUENCY`.
     pub meter: Option<Duration>,
@@ -84,7 +84,7 @@ pub struct Upload {
     /// `archive` or a report type.
     pub kind: String,
     pub format: UploadFormat,
-    /// As written by the author.
+    /// `expire_in` of the artifact, as written in the CI configuration.
     pub expire_in: String,
     /// Patterns of files to include.
     pub paths: Vec<String>,

@@ -45,7 +45,7 @@ impl ProvenanceStatement {
     pub fn write(&self, root: &ArchiveRoot, entries: &[ArchiveEntry], name: &str) -> io::Result<ArchiveEntry> {
         let mut subjects = Vec::new();
         for entry in entries.iter().filter(|entry| entry.kind == FileKind::File) {
-            // An unreadable file is not in the archive either, which has its own warning.
+            // An unreadable file is not in the archive either; the archive step prints the warning.
             if let Ok(digest) = digest(root, entry) {
                 subjects.push(json!({ "name": entry.path.to_string_lossy(), "digest": { "sha256": digest } }));
             }

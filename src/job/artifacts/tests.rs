@@ -1,4 +1,4 @@
-//! Tests of the requests for artifacts, and of the reactions to responses.
+//! Tests of the requests for artifacts, and of how the agent handles the responses.
 
 use std::fs;
 use std::io::Write;

@@ -189,7 +189,7 @@ fn describe(upload: &Upload, answer: &Incoming, plan: &UploadPlan) -> String {
     )
 }
 
-/// One attempt.
+/// Makes one attempt to upload.
 fn attempt(
     plan: &UploadPlan,
     server: &ArtifactServer,

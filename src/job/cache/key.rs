@@ -1,4 +1,4 @@
-//! Names of caches: for people, in the file system, and in an object store.
+//! Names of caches: in messages, in the file system, and in an object store.
 
 use crate::digest::sha256;
 
@@ -10,7 +10,7 @@ const NAME_MAX: usize = 700;
 /// The name of a cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheKey {
-    /// For messages.
+    /// The name for messages.
     pub human: String,
     /// A relative path without `.` and `..`; empty if nothing of the key is usable.
     pub name: String,
@@ -35,7 +35,7 @@ impl CacheKey {
         Self { human: name.clone(), name, warning }
     }
 
-    /// The last part of the object name: hashes are spread over directories.
+    /// The last part of the object name. A hash gets a directory with its first two characters.
     pub fn object(&self, hashed: bool) -> String {
         match self.name.get(..2).filter(|_| hashed) {
             Some(start) => format!("{start}/{}", self.name),

@@ -1,4 +1,4 @@
-//! Caches: kept between jobs on the instance and, if configured, in an object store.
+//! Caches: files that the agent keeps between jobs on the instance and, if configured, in an object store.
 //!
 //! The agent makes a plan from the payload. A child of the shim carries it out with the permissions of the job's user.
 //! The child gets presigned URLs, never keys. A failure of a cache never fails a job.
@@ -42,7 +42,7 @@ pub struct RestorePlan {
 /// A cache to restore.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum CacheRestore {
-    /// The first of these caches that exists.
+    /// Restore the first of these caches that exists.
     FirstOf {
         /// In order.
         locations: Vec<CacheLocation>,

@@ -132,7 +132,8 @@ impl<'a> Planner<'a> {
             candidates.push(self.named(&raw));
         }
         if let Some(raw) = self.variables.value("CACHE_FALLBACK_KEY").filter(|raw| !raw.is_empty()) {
-            // GitLab appends this suffix for protected branches: a variable must not imitate it, in any spelling.
+            // GitLab appends this suffix to the keys of protected branches, so a variable must not contain it in any
+            // spelling.
             let claims = |name: &str| name.trim_end_matches(['.', ' ', '/']).ends_with("-protected");
             let key = CacheKey::new(&raw, self.hashed);
             if claims(&raw) || claims(&key.name) {

@@ -15,7 +15,7 @@ use crate::http::{
 use crate::instance::aws::xml::element;
 use crate::job::transfer::{Meter, heading, notice, wait_before_retry, warning};
 
-/// How long a request to the object store is retried: short, because a cache only saves time.
+/// How long the agent retries a request to the object store. This is short, because a cache only saves time.
 pub const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Restores each cache from its first existing location. Returns the exit status of the stage, which is always 0.
@@ -58,7 +58,8 @@ fn restore(
     restored.is_ok()
 }
 
-/// Unpacks an archive. A damaged local copy is deleted; if the object store may have a valid one, it is downloaded.
+/// Unpacks an archive. Deletes a damaged local copy, and downloads the archive again if the object store may have a
+/// valid one.
 fn extract(
     location: &CacheLocation,
     clear: &[String],
@@ -95,7 +96,7 @@ fn extract(
 fn remove_rest(root: &ArchiveRoot, paths: &[String]) {
     let request = SelectionRequest { paths: paths.to_vec(), ..SelectionRequest::default() };
     for entry in select(root, &request).entries.iter().rev() {
-        // Fails for a directory that contains other files.
+        // The removal fails for a directory that contains other files.
         let _ = root.remove(&entry.path, entry.kind);
     }
 }
@@ -103,15 +104,15 @@ fn remove_rest(root: &ArchiveRoot, paths: &[String]) {
 /// The origin of an archive.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Origin {
-    /// It was on this machine.
+    /// The archive was on this machine.
     Local,
-    /// It was just downloaded.
+    /// The archive was just downloaded.
     Fetched,
 }
 
 /// Why the object store provided no archive.
 enum FetchError {
-    /// It has none.
+    /// The object store has no archive.
     Missing,
     Failed(String),
 }
@@ -200,7 +201,7 @@ fn fetch(
     transfer_settings: &TransferSettings,
 ) -> io::Result<Origin> {
     let _lock = store::lock(&location.local)?;
-    // Another slot may have downloaded it during the wait for the lock.
+    // Another slot may have downloaded the archive during the wait for the lock.
     if is_current(location, stamp) {
         return Ok(Origin::Fetched);
     }

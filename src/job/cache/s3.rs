@@ -113,7 +113,7 @@ impl S3Store {
         matches!(self.settings.server_address.as_str(), "" | "s3.amazonaws.com")
     }
 
-    /// The configured region; else the detected one for Amazon; other stores ignore it.
+    /// The configured region, otherwise the detected one for Amazon. Other stores ignore the region.
     fn region(&self) -> &str {
         const USUAL: &str = "us-east-1";
         if !self.settings.bucket_location.is_empty() {

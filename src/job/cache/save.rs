@@ -113,7 +113,7 @@ fn pack(
     (format, level): (ArchiveFormat, CompressionLevel),
 ) -> io::Result<()> {
     let mut pending = PendingArchive::new(&location.local)?;
-    // The clock of file time stamps is some milliseconds late.
+    // The time is taken from a new file, because file timestamps lag some milliseconds behind the system clock.
     let started = pending.file.metadata()?.modified()?;
     let mut sink = BufWriter::with_capacity(256 * 1024, &mut pending.file);
     let written = archive::write(root, entries, format, level, &mut sink)?;

@@ -23,10 +23,10 @@ const ARCHIVE: &str = "cache.zip";
 const ETAG: &str = "etag";
 const PENDING_PREFIX: &str = ".draft-";
 
-/// How long a job waits for another one that saves or downloads the same key.
+/// How long a job waits for another job that saves or downloads the same key.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// A temporary file that was not written for this long was left by a killed process.
+/// A temporary file that was not written for this long is a leftover of a killed process.
 const PENDING_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Creates the directory of an archive, and locks it against other writers.
@@ -71,7 +71,7 @@ fn is_shared(directory: &Path) -> bool {
     directory.symlink_metadata().is_ok_and(|found| found.mode() & 0o2000 != 0)
 }
 
-/// Gives the group of a shared directory access to a file. Fails harmlessly for a file of another user.
+/// Gives the group of a shared directory access to a file. A failure is ignored: the file then belongs to another user.
 fn share(file: &File, path: &Path) {
     if path.parent().is_some_and(is_shared) {
         let _ = file.set_permissions(fs::Permissions::from_mode(0o660));
@@ -97,7 +97,7 @@ fn wait_for_lock(file: File, timeout: Duration) -> io::Result<Flock<File>> {
         lock => return lock.map_err(|(_, why)| why.into()),
     };
     let (sender, receiver) = mpsc::channel();
-    // A thread that waits too long ends with the process, and so does its lock.
+    // A thread that still waits after the timeout ends with the process, which also releases its lock.
     sync::spawn("cache-lock", 64 * 1024, move || {
         let _ = sender.send(Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, why)| why));
     })?;
@@ -133,7 +133,7 @@ pub fn open(archive: &Path) -> io::Result<File> {
     let metadata =
         directory_of(archive).and_then(|at| open_regular(&at.join(METADATA), OpenOptions::new().write(true)));
     if let Ok(metadata) = metadata {
-        // A user of a shared store may set only the current time.
+        // The file may belong to another user of a shared store; then the kernel allows only the current time.
         let _ = futimens(&metadata, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW);
     }
     Ok(file)
@@ -164,7 +164,7 @@ pub fn set_etag(archive: &Path, etag: &str) {
     let _ = replace(&archive.with_file_name(ETAG), etag.as_bytes());
 }
 
-/// Writes a small file by rename, so that an existing entry is never opened.
+/// Writes a small file by rename, so that an existing file, link or pipe at the path is never opened.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let pending = pending_path(path)?;
     let mut file = OpenOptions::new().create_new(true).write(true).mode(0o640).open(&pending)?;
@@ -190,7 +190,7 @@ pub struct PendingArchive {
 }
 
 impl PendingArchive {
-    /// Creates it beside the archive that it will replace.
+    /// Creates the file beside the archive that it will replace.
     pub fn new(archive: &Path) -> io::Result<Self> {
         let path = pending_path(archive)?;
         let file = OpenOptions::new().create_new(true).read(true).write(true).mode(0o600).open(&path)?;

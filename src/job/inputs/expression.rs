@@ -1,4 +1,5 @@
-//! Moa expressions, evaluated while they are parsed. After a decided `&&` or `||`, the other operand is only parsed.
+//! Moa expressions, evaluated while they are parsed. If the left operand decides the result of `&&` or `||`, the right
+//! operand is parsed but not evaluated.
 
 mod words;
 
@@ -38,7 +39,7 @@ impl<'a> ExpressionParser<'a> {
         self.rest
     }
 
-    /// Parses an expression and its closing braces. The error says what is wrong.
+    /// Parses an expression and its closing braces. The error describes the problem.
     pub fn template(&mut self) -> Evaluated {
         let value = self.expression()?;
         if self.takes(CLOSING) {
@@ -137,7 +138,7 @@ impl<'a> ExpressionParser<'a> {
         })
     }
 
-    /// A value, followed by any number of member accesses.
+    /// Parses a value, followed by any number of member accesses.
     fn member(&mut self) -> Evaluated {
         let mut value = self.value()?;
         loop {
@@ -238,7 +239,7 @@ impl<'a> ExpressionParser<'a> {
         Ok(Value::Object(object))
     }
 
-    /// A comma, or the closing sign, which is not consumed.
+    /// Parses a comma, or checks that `closing` follows, without consuming it.
     fn separator(&mut self, closing: &str) -> Result<(), String> {
         self.skip_blanks();
         if self.takes(",") || self.rest.starts_with(closing) { Ok(()) } else { self.expect(closing) }

@@ -7,7 +7,7 @@ use serde_json::Value;
 /// Up to this number, floats represent integers exactly.
 const EXACT_INTEGER_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// Arithmetic operators; `+` also joins texts.
+/// Arithmetic operators; `+` also concatenates strings.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Arithmetic {
     Add,
@@ -29,7 +29,7 @@ impl Arithmetic {
         }
     }
 
-    /// Fails if the operands have other types, or for a division by zero.
+    /// Applies the operator. Fails if the types of the operands do not suit the operator, or for a division by zero.
     pub fn apply(self, left: &Value, right: &Value) -> Result<Value, String> {
         if let (Self::Add, Value::String(left), Value::String(right)) = (self, left, right) {
             return Ok(Value::String(format!("{left}{right}")));
@@ -90,7 +90,7 @@ impl Comparison {
     }
 }
 
-/// Compares values of one type by value, others by type.
+/// Compares two values of the same type by value, otherwise by type.
 fn compare(left: &Value, right: &Value) -> Ordering {
     match (left, right) {
         (Value::Bool(left), Value::Bool(right)) => left.cmp(right),

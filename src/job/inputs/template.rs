@@ -7,7 +7,7 @@ use super::operators::text_of;
 /// The length of the part of an invalid expression that is shown, in bytes.
 const SHOWN: usize = 60;
 
-/// Replaces expressions by their values. Fails if one cannot be evaluated.
+/// Replaces expressions by their values. Fails if an expression cannot be evaluated.
 pub fn fill_in(text: &str, scope: &Scope) -> Result<String, String> {
     let mut filled = String::with_capacity(text.len());
     let mut rest = text;

@@ -115,7 +115,7 @@ pub fn open_parents(top: &Path, files: impl IntoIterator<Item = PathBuf>) -> io:
             repositories.push(file.clone());
         }
         let mut above: Vec<&Path> = file.ancestors().skip(1).collect();
-        // The outermost first: a directory can be opened only after its parents.
+        // The outermost directory is first: a directory is accessible only after its parents are.
         above.reverse();
         for directory in above {
             if !directory.as_os_str().is_empty() && seen.insert(directory.to_owned()) {
@@ -152,7 +152,8 @@ fn open_up(root: &ArchiveRoot, directory: &Path) -> io::Result<bool> {
     ensure(root, directory, 0o700)
 }
 
-/// Gives the owner all permissions on a directory that lacks some of the `wanted` ones. Returns whether it did.
+/// Gives the owner all permissions on a directory that lacks some of the `wanted` ones. Returns whether the permissions
+/// were changed.
 fn ensure(root: &ArchiveRoot, directory: &Path, wanted: u32) -> io::Result<bool> {
     let fd = root.open_beneath(directory, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW, Links::Refused)?;
     let mode = fstat(&fd)?.st_mode & 0o7777;

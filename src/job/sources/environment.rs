@@ -1,13 +1,13 @@
 //! The variables of a job that the agent's own git receives.
 //!
-//! With the shell executor, git runs as the job's user, who may run any program. It receives all variables except those
-//! that select another repository and those that print HTTP headers or bodies into the log. If the job runs in a
+//! With the shell executor, git runs as the job's user, who may run any program. Git receives all variables except
+//! those that select another repository and those that print HTTP headers or bodies into the log. If the job runs in a
 //! container, git runs outside and receives only variables from a list: those that configure the connection to a
 //! server. None of them makes git start a program or read or write a file.
 
 use super::settings::{self, Setting};
 
-/// The user that runs git, and where.
+/// Where git runs, and as which user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GitContext {
     /// The job's user, on the machine.

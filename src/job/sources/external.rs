@@ -42,7 +42,7 @@ pub fn write(plan: &SourcesPlan, redirected: &[(String, String)]) -> io::Result<
         text.push_str(&format!("[url {}]\n\tinsteadOf = {}\n", value(to), value(from)));
     }
     if let Some(host) = &plan.login {
-        // An empty helper makes git ignore the machine's helpers, which might store the token.
+        // An empty helper makes git ignore the credential helpers of the machine, which might store the token.
         text.push_str(&format!(
             "[credential {}]\n\thelper =\n\thelper = {}\n\tusername = gitlab-ci-token\n",
             value(host),

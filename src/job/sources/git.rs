@@ -57,9 +57,9 @@ pub enum Echo {
 pub struct Ended {
     /// The exit status, as a shell reports it.
     pub code: i32,
-    /// Whether a signal terminated it.
+    /// Whether a signal terminated git.
     pub was_killed: bool,
-    /// The beginning of its standard error, in the C locale.
+    /// The beginning of git's standard error, in the C locale.
     pub messages: String,
 }
 
@@ -124,7 +124,7 @@ pub fn command(plan: &SourcesPlan, directory: &Path, arguments: &[&str]) -> Comm
         .env("GIT_CEILING_DIRECTORIES", directory.parent().unwrap_or(Path::new("/")))
         .stdin(Stdio::null());
     if let Some(relay) = crate::http::way_out() {
-        // The relay takes the job's proxies; git itself only connects to the relay.
+        // The relay uses the job's proxies. Git connects only to the relay.
         for name in PROXIES {
             command.env_remove(name);
         }

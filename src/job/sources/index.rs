@@ -46,7 +46,7 @@ pub fn list(plan: &SourcesPlan) -> io::Result<Option<Vec<IndexEntry>>> {
     let mut text = Vec::new();
     let read = child.stdout.take().map(|stdout| stdout.take(LIST_MAX + 1).read_to_end(&mut text));
     let is_whole = read.transpose()?.is_some() && text.len() as u64 <= LIST_MAX;
-    // Git would block on a pipe that is not read any more.
+    // Git would block when it writes to a pipe that the agent does not read any more.
     if !is_whole {
         child.kill()?;
     }
@@ -64,7 +64,7 @@ pub fn list(plan: &SourcesPlan) -> io::Result<Option<Vec<IndexEntry>>> {
     Ok(Some(entries))
 }
 
-/// `100644 <object> <stage>\t<path>`
+/// Parses `100644 <object> <stage>\t<path>`.
 fn parse(line: &[u8]) -> Option<Option<IndexEntry>> {
     let tab = line.iter().position(|byte| *byte == b'\t')?;
     let words = std::str::from_utf8(&line[..tab]).ok()?;

@@ -1,4 +1,4 @@
-//! Names of what the agent keeps below `.git` for the next job, besides what git needs.
+//! Names of the agent's own files and directories below `.git`, which it keeps for the next job.
 
 use crate::digest::is_hex;
 

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use super::{SourcesError, SourcesPlan, environment, git};
 
 /// Replaces the pointer files in a directory of the checkout with their content if the job requests it. Errors: the
-/// exit status of git; the checkout is not the cause.
+/// exit status of git; an error never means that the checkout is damaged.
 pub fn pull(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
     if !is_wanted(plan) || !are_used(plan, directory) {
         return Ok(());

@@ -158,7 +158,8 @@ impl fmt::Display for SourcesError {
 }
 
 impl SourcesError {
-    /// Errors of the machine: it lacks disk space, memory, processes or git. A new clone would need them as well.
+    /// Errors of the machine: it lacks disk space, memory, processes or git. A new clone would fail for the same
+    /// reason.
     fn is_of_machine(error: &io::Error) -> bool {
         use io::ErrorKind::{NotFound, OutOfMemory, QuotaExceeded, ReadOnlyFilesystem, StorageFull, WouldBlock};
         matches!(error.kind(), NotFound | OutOfMemory | QuotaExceeded | ReadOnlyFilesystem | StorageFull | WouldBlock)
@@ -182,8 +183,8 @@ impl SourcesPlan {
     }
 
     /// The same plan for the repositories of submodules, which do not read the project's configuration. Settings of
-    /// large files and remotes stay out: they name the project's own servers. So does a header for every server: it may
-    /// contain a password for the project's own one.
+    /// large files and remotes stay out: they name the project's own servers. A header for all servers stays out as
+    /// well: it may contain a password for the project's own server.
     fn for_submodules(&self) -> Self {
         let mut plan = self.clone();
         let is_shared = |(key, _): &&settings::Setting| {
@@ -239,7 +240,7 @@ fn status(plan: &SourcesPlan, outcome: Result<(), SourcesError>, what: &str) -> 
     let project = plan.project.display();
     match outcome {
         Ok(()) => return 0,
-        // Git has said why.
+        // Git has printed the reason.
         Err(SourcesError::Git(code)) => return code,
         Err(error) => eprintln!("cannot {what} {project}: {error}"),
     }
@@ -273,7 +274,7 @@ fn fetch(plan: &SourcesPlan) -> Result<(), SourcesError> {
     for line in &plan.ignored_settings {
         println!("{YELLOW}WARNING: {line}{RESET}");
     }
-    // They may contain passwords. A file that cannot be removed now is removed before the next script.
+    // These files may contain passwords. A file that cannot be removed now is removed before the next script.
     for name in [settings::TEMPLATE_DIRECTORY, settings::TEMPLATE_LIST, settings::USER_LIST] {
         let _ = remove::remove(&plan.temporary.join(name));
     }

@@ -52,7 +52,7 @@ pub fn strategy(payload: &Payload, variables: &Variables) -> Result<GitStrategy,
     }
 }
 
-/// Makes the plan. Errors: a setting that is not possible, or an invalid reference.
+/// Makes the plan. Errors: the job requests a setting that is not possible, or a reference is invalid.
 pub fn plan(payload: &Payload, variables: &Variables, settings: SourcesSettings) -> Result<SourcesPlan, JobError> {
     let git = &payload.git_info;
     let strategy = match strategy(payload, variables)? {
@@ -110,7 +110,7 @@ pub fn plan(payload: &Payload, variables: &Variables, settings: SourcesSettings)
     })
 }
 
-/// Texts from the server that become arguments must not be options.
+/// Checks that texts from the server that become arguments of git are not options.
 fn check_references(payload: &Payload) -> Result<(), JobError> {
     let git = &payload.git_info;
     let is_odd = |text: &str| text.starts_with('-') || text.contains(|c: char| c.is_control() || c == ' ');
@@ -130,7 +130,7 @@ fn check_references(payload: &Payload) -> Result<(), JobError> {
     Ok(())
 }
 
-/// The options of a job for a command. Errors: an option that jobs may not pass.
+/// The options of a job for a command. Errors: the job passes an option that is not allowed.
 fn flags(variables: &Variables, command: &options::GitCommand, default: &str) -> Result<Vec<String>, JobError> {
     let text = variables.value(command.variable()).filter(|text| !text.trim().is_empty());
     let text = text.unwrap_or_else(|| default.to_owned());

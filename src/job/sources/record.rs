@@ -3,7 +3,7 @@
 //! The record holds the times of each file just after git wrote it. A job cannot set a file's change time (`ctime`). So
 //! a file whose times are those in the record still has the same content and need not be read again. The record is in
 //! `.git`, where jobs can write: it has a message authentication code (HMAC) that only the agent can compute, and a
-//! record with a wrong code is ignored. The agent writes no record if others may change files while git runs.
+//! record with a wrong code is ignored. The agent writes no record if other users may change files while git runs.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;

@@ -3,7 +3,8 @@
 //! Git can follow every redirect or none. The agent disables them, since a repository may name any address for its
 //! submodules, and that address may redirect to a server that only this machine can reach. But GitLab redirects an
 //! address without `.git` to the one with `.git`, and servers redirect from http to https. So after a failed fetch, the
-//! agent asks where the address leads, and lets git use the new address if it is on the same host.
+//! agent requests the address and reads the target of the redirect. If the target is on the same host, git uses the
+//! target.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::process::Stdio;
@@ -80,7 +81,7 @@ fn location(plan: &SourcesPlan, address: &str) -> io::Result<Option<String>> {
             let line = String::from_utf8_lossy(&line);
             let Some((_, header)) = line.split_once("<= Recv header: ") else { continue };
             match header.split_once(':') {
-                // The response to the request with credentials comes after the one without.
+                // Git first sends a request without credentials, then one with them. The last response counts.
                 None if header.starts_with("HTTP/") => found = None,
                 Some((name, value)) if name.eq_ignore_ascii_case("location") => found = Some(value.trim().to_owned()),
                 _ => {}

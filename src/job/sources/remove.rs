@@ -1,7 +1,7 @@
 //! Removes files that a job left: directories deeper than the longest path, without permissions, full of links.
 //!
-//! The code follows no links, has at most three directories open, lists few names at a time and does not recurse: it moves
-//! each subdirectory up to the top level first, so that the depth is always one.
+//! The code follows no links, has at most three directories open, lists few names at a time and does not recurse: it
+//! moves each subdirectory up to the top level first, so that the depth is always one.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::fs;
@@ -58,7 +58,7 @@ pub fn empty(path: &Path) -> io::Result<()> {
 }
 
 /// Removes the directory at `below` in `root`, and the temporary files of its jobs beside it. Follows no link below
-/// `root`. Errors: as [`remove`], or a link is in the way.
+/// `root`. Errors: as [`remove`], or a part of the path below `root` is a link.
 pub fn remove_below(root: &Path, below: &Path) -> io::Result<()> {
     let (above, name) = open_above(root, below)?;
     let at = |name: &OsStr| PathBuf::from(format!("/proc/self/fd/{}", above.as_raw_fd())).join(name);
@@ -98,7 +98,7 @@ fn enter<P: NixPath + ?Sized>(above: &impl AsFd, name: &P) -> io::Result<OwnedFd
     Ok(openat(above, name, flags, Mode::empty())?)
 }
 
-/// Gives the owner all permissions on a directory. Follows no links: it changes the directory that it opened.
+/// Gives the owner all permissions on a directory. Follows no links: the function changes the directory that it opened.
 fn open_up<P: NixPath + ?Sized>(above: &impl AsFd, name: &P) -> io::Result<()> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let directory = openat(above, name, flags, Mode::empty())?;
@@ -234,7 +234,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    // Each may fail: the other thread removes meanwhile.
+                    // Each call may fail, because the other thread removes files meanwhile.
                     let _ = fs::create_dir_all(place.join("inner"));
                     let _ = fs::rename(&place, &hidden);
                     let _ = symlink(&outside, &place);

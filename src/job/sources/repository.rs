@@ -43,12 +43,12 @@ const INDEX_MAX: u64 = 1 << 30;
 /// The file that holds the object format of the repository.
 const FORMAT_FILE: &str = "mayfly-format";
 
-/// Whether the repository of an earlier job could be used.
+/// The origin of the repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepositoryOrigin {
-    /// Created now.
+    /// The agent has created the repository for this job.
     Created,
-    /// From an earlier job.
+    /// The repository is that of an earlier job.
     Reused,
 }
 
@@ -126,7 +126,7 @@ fn sanitise_refs(git: &Path) -> io::Result<()> {
     if text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).all(|line| is_kept(&line)) {
         return Ok(());
     }
-    // After the removal of a ref, its `^` line would belong to the ref before it.
+    // The whole file is removed: without the line of a ref, its `^` line would apply to the ref before it.
     remove::remove(&packed)
 }
 

@@ -172,9 +172,9 @@ pub fn judge(key: &str, value: &str, is_confined: bool) -> Result<(), &'static s
         _ if COUNT_SETTINGS.contains(&last) && !value.trim().parse::<u32>().is_ok_and(|count| count <= COUNT_MAX) => {
             Err("the number is larger than 64")
         }
-        // The relay of confined processes connects to the proxy, and has one proxy for all servers.
+        // Confined git reaches servers through the relay, which supports only one proxy for all servers.
         "proxy" if is_confined && before != "http" => Err("set `http.proxy` instead, for all servers"),
-        // The new prefix of an address.
+        // The name contains the new prefix of an address.
         "insteadof" | "pushinsteadof" => {
             let base = before.strip_prefix("url.").unwrap_or_default();
             let is_remote = ["http://", "https://", "ssh://", "git@"].iter().any(|scheme| base.starts_with(scheme));
@@ -197,8 +197,8 @@ pub struct Judged {
     pub ignored: Vec<String>,
 }
 
-/// Checks settings. `tells_all`: report every ignored setting; false for a source that also has settings of other
-/// commands.
+/// Checks settings. `tells_all`: report every ignored setting. It is false for a source that also contains settings for
+/// other commands.
 pub fn judge_all(settings: impl IntoIterator<Item = Setting>, is_confined: bool, tells_all: bool) -> Judged {
     const IGNORED_MAX: usize = 20;
     let mut judged = Judged::default();
@@ -284,8 +284,9 @@ pub fn before_script(temporary: &str) -> String {
     format!("rm -rf {}\n", paths.join(" "))
 }
 
-/// Shell commands after the lines of such a script: they list the settings that the lines made, unless they have done so
-/// already. `of_user`: also list the settings for all repositories, because the agent's git does not read them by itself.
+/// Shell commands after the lines of such a script: they list the settings that the lines made, unless they have done
+/// so already. `of_user`: also list the settings for all repositories, because the agent's git does not read them by
+/// itself.
 pub fn after_script(temporary: &str, of_user: bool) -> String {
     let path = |name: &str| crate::executor::shell::quote(&format!("{temporary}/{name}"));
     let user = match of_user {

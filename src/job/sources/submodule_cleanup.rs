@@ -1,7 +1,8 @@
 //! Cleans the work trees of submodules after a job (`FF_ENABLE_JOB_CLEANUP`).
 //!
-//! The job may have written hooks and settings into the repositories of its submodules, and the agent keeps none of them
-//! for the next job. So it makes each repository safe as it does with the one of the project, uses it once, and removes it.
+//! The job may have written hooks and settings into the repositories of its submodules, and the agent keeps none of
+//! them for the next job. So the agent makes each repository safe, as it does with the project's repository, uses it
+//! once for cleaning, and removes it.
 
 use std::fs;
 use std::io;
@@ -14,7 +15,7 @@ use super::{RESET, SourcesError, SourcesPlan, YELLOW, clean, git, remove, reposi
 /// The directory of a repository in which git keeps the repositories of its submodules.
 const MODULES: &str = "modules";
 
-/// The directory in the job's temporary directory for them.
+/// The directory for the repositories of submodules, in the job's temporary directory.
 const SET_ASIDE: &str = "mayfly.modules";
 
 /// Limit for nested submodules.
@@ -41,8 +42,9 @@ fn is_directory(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|found| found.is_dir())
 }
 
-/// Cleans the submodules of one repository, whose own repositories are below `modules`. A work tree without a repository
-/// waits for the next job; one that cannot be cleaned is emptied. Errors: it cannot be moved or emptied.
+/// Cleans the submodules of one repository. The repositories of the submodules are below `modules`. A work tree without
+/// a repository is kept for the next job. A work tree that cannot be cleaned is emptied. Errors: a work tree cannot be
+/// moved or emptied.
 pub fn clean_all(plan: &SourcesPlan, modules: &Path, level: usize) -> Result<(), SourcesError> {
     for (path, name) in submodules::names(plan)? {
         let directory = plan.project.join(&path);

@@ -25,7 +25,8 @@ pub fn set_aside(plan: &SourcesPlan, directory: &Path, links: &[PathBuf]) -> io:
             continue;
         }
         let waiting = place_of(plan, &place);
-        // A saved work tree is that of an interrupted job: since then, only the new directory was filled.
+        // An interrupted job has left a saved work tree. The files that were written to the new directory since then
+        // are discarded.
         if waiting.symlink_metadata().is_ok() {
             remove::empty(&place)?;
             continue;
@@ -60,8 +61,8 @@ pub fn put_back(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError
     }
 }
 
-/// Moves the saved work trees back as they are, after a failure: in place of what git has made of these submodules so
-/// far. `directories`: parents first. Errors: a directory cannot be moved.
+/// After a failure, moves the saved work trees back unchanged. They replace the directories that git has created for
+/// these submodules. `directories`: parents first. Errors: a directory cannot be moved.
 pub fn restore_all(plan: &SourcesPlan, directories: &[PathBuf]) -> io::Result<()> {
     for directory in directories {
         let waiting = place_of(plan, directory);
@@ -75,8 +76,8 @@ pub fn restore_all(plan: &SourcesPlan, directories: &[PathBuf]) -> io::Result<()
     Ok(())
 }
 
-/// The repository is new and its index describes other files. Adds the files whose content is that of their objects to
-/// the index; git writes the others.
+/// The repository of the submodule is new, so its index does not describe the files of the saved work tree. Adds the
+/// files whose content is that of their objects to the index; git writes the others.
 fn restore(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
     let of_submodule = SourcesPlan { project: directory.to_owned(), ..plan.clone() };
     let Some(entries) = index::list(&of_submodule)? else { return reset(plan, directory) };

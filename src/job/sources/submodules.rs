@@ -19,7 +19,7 @@ const ADDRESSES_MAX: usize = 200;
 /// Limit for nested submodules.
 const LEVELS_MAX: usize = 32;
 
-/// Fetches the submodules that the job requests. Errors: the checkout is never the cause.
+/// Fetches the submodules that the job requests. An error never means that the checkout is damaged.
 pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
     let Some(wanted) = plan.submodules.as_ref().filter(|_| plan.checkout) else {
         if plan.checkout && plan.project.join(".gitmodules").symlink_metadata().is_ok() {
@@ -109,7 +109,7 @@ fn fetch(plan: &SourcesPlan, wanted: &Submodules, directory: &Path) -> Result<()
         return Ok(());
     }
     println!("{YELLOW}Updating submodules failed. Retrying...{RESET}");
-    // The address may have moved on its host.
+    // The server may redirect the address to another one on the same host.
     redirect::follow(plan, &addresses(plan)?)?;
     git::run_in(plan, directory, &sync)?;
     if wanted.update_flags.iter().any(|flag| flag == "--remote") {
@@ -122,12 +122,12 @@ fn fetch(plan: &SourcesPlan, wanted: &Submodules, directory: &Path) -> Result<()
     updated
 }
 
-/// Names the submodules whose servers git cannot reach beside a container: it has no SSH key there, and the relay is for
-/// HTTP.
+/// Prints the submodules whose servers git cannot reach when it runs outside the container: git has no SSH key there,
+/// and the relay supports only HTTP.
 fn name_other_protocols(plan: &SourcesPlan) -> Result<(), SourcesError> {
     let include = include_option(plan);
     for address in addresses(plan)? {
-        // The address after the job's rewrites (`insteadOf`).
+        // Ask git for the address after the job's rewrites (`insteadOf`).
         let used = output(plan, &plan.project, &["-c", &include, "ls-remote", "--get-url", "--", &address])?;
         if is_other_protocol(String::from_utf8_lossy(&used).trim()) {
             println!(
@@ -196,7 +196,7 @@ fn parse_branches(list: &str) -> Vec<(String, String)> {
 /// Paths and names of the submodules in `.gitmodules` of the commit; git keeps their repositories below the names.
 pub fn names(plan: &SourcesPlan) -> Result<Vec<(PathBuf, PathBuf)>, SourcesError> {
     let question = ["config", "--blob", "HEAD:.gitmodules", "-z", "--get-regexp", r"^submodule\..*\.path$"];
-    // Git complains about a commit without the file.
+    // Git prints an error if the commit has no `.gitmodules`, which is not an error here.
     let mut command = git::command(plan, &plan.project, &question);
     command.stderr(Stdio::null());
     let answer = read_list(command)?;

@@ -1,9 +1,9 @@
 //! Finds the files of a checkout that have not changed, and rebuilds the git index from them before git trusts it.
 //!
-//! Git considers a file unchanged if its times and size are those in the index, or if a flag in the index says so. A
-//! job can write both. The agent therefore keeps the entries but not their flags, and a file counts as unchanged only
-//! if its content is that of its entry: either the agent hashes the file, or the file's times are those that the agent
-//! recorded after the checkout ([`super::record`]). Git writes all other files again.
+//! Git considers a file unchanged if its times and size are those in the index, or if a flag in the index marks it as
+//! unchanged. A job can write both. The agent therefore keeps the entries but not their flags, and a file counts as
+//! unchanged only if its content is that of its entry: either the agent hashes the file, or the file's times are those
+//! that the agent recorded after the checkout ([`super::record`]). Git writes all other files again.
 
 use std::ffi::OsStr;
 use std::io;
@@ -39,7 +39,7 @@ pub fn rebuild_index(plan: &SourcesPlan, record: &CheckoutRecord) -> io::Result<
 /// Finds the files whose content is that of their entries.
 pub fn find(plan: &SourcesPlan, entries: &[IndexEntry], record: &CheckoutRecord) -> io::Result<KnownFiles> {
     let root = ArchiveRoot::open(&plan.project)?;
-    // The permissions that git would give a new file.
+    // The umask determines the permissions that git would give a new file.
     let mask = umask(Mode::empty());
     umask(mask);
     let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
@@ -84,7 +84,7 @@ fn unchanged(
         return (object_id::of_content(plan, "blob", target.as_bytes()) == entry.oid).then_some(stat);
     }
     let full = if entry.mode & 0o100 == 0 { 0o666 } else { 0o777 };
-    // A hard link may lead to it, or its permissions may exclude the job: git writes it again.
+    // Another hard link may exist, or the permissions may exclude the job. So git writes the file again.
     if stat.st_nlink != 1 || stat.st_mode & 0o7777 != full & !mask.bits() {
         return None;
     }

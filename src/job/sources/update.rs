@@ -1,4 +1,4 @@
-//! Brings a checkout to the commit of a job: fetch, checkout, cleaning, large files, submodules.
+//! Updates a checkout to the commit of a job: fetch, checkout, cleaning, large files, submodules.
 //!
 //! Files of an earlier job are reused as far as they are undamaged. If the repository is damaged, only the repository
 //! is fetched again; if files cannot be replaced or removed, the whole directory is; if the server fails, nothing is
@@ -12,7 +12,7 @@ use super::repository::{self, RepositoryOrigin};
 use super::{GREEN, GitStrategy, RESET, SourcesError, SourcesPlan, YELLOW};
 use super::{clean, external, git, large_files, redirect, remove, submodules, unchanged, verify, worktree};
 
-/// Brings the project directory to the commit. Errors: see [`SourcesError`].
+/// Updates the project directory to the commit. Errors: see [`SourcesError`].
 pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
     let mut before = repository::prepare(plan)?;
     external::write(plan, &[])?;
@@ -20,7 +20,7 @@ pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
     loop {
         let why = match try_update(plan, before) {
             Ok(()) => break,
-            // In a partial clone, the missing objects are on the server.
+            // In a partial clone, objects are missing if the server does not answer; the repository is not damaged.
             Err(SourcesError::Repository(_)) if plan.is_partial() && !server_answers(plan) => {
                 return Err(SourcesError::Git(128));
             }
@@ -58,7 +58,7 @@ fn try_update(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), Source
         1.. => println!("{GREEN}Fetching changes with git depth set to {}...{RESET}", plan.depth),
         _ => println!("{GREEN}Fetching changes...{RESET}"),
     }
-    // The work tree may still have files of an earlier job, also with a new repository.
+    // The work tree may contain files of an earlier job even if the repository is new.
     let nested = worktree::sanitise(&plan.project)?;
     let known = if before == RepositoryOrigin::Created {
         println!("{GREEN}Created fresh repository.{RESET}");
@@ -126,7 +126,7 @@ fn check_out(plan: &SourcesPlan, known: Option<&KnownFiles>) -> Result<(), Sourc
     let short: String = plan.sha.chars().take(8).collect();
     println!("{GREEN}Checking out {short} as detached HEAD (ref is {})...{RESET}", plan.reference);
     match known {
-        // Git hashed the objects when it received them.
+        // The repository is new: git has just received and hashed all objects.
         None => write_files(plan, &[], known)?,
         Some(known) => {
             let entries = verify::commit(plan)?;
@@ -145,7 +145,7 @@ fn write_files(plan: &SourcesPlan, entries: &[IndexEntry], known: Option<&KnownF
     let check_out = |echo| git::listen(plan, &plan.project, &arguments, echo);
     let mut ended = check_out(Echo::No)?;
     if fault::of(&ended.messages) == Fault::WorkTree && !ended.is_ok() {
-        // Directories of the present files and of the files of the commit.
+        // Give permissions on the directories of the present files and of the files of the commit.
         let present = index::list(plan)?.unwrap_or_default();
         let tracked = present.iter().chain(entries).filter_map(IndexEntry::path_below);
         let opened = clean::open_parents(&plan.project, tracked)?;
@@ -164,7 +164,7 @@ fn write_files(plan: &SourcesPlan, entries: &[IndexEntry], known: Option<&KnownF
         Fault::Outside => SourcesError::Git(ended.code),
         Fault::Repository => SourcesError::Repository(why),
         Fault::WorkTree => SourcesError::WorkTree(why),
-        // The checkout is not the cause of a missing commit.
+        // If the commit is missing, the checkout is not the cause.
         Fault::Unknown if known.is_none() => SourcesError::Git(ended.code),
         Fault::Unknown => SourcesError::WorkTree(why),
     })

@@ -1,4 +1,4 @@
-//! Verifies objects in a repository that an earlier job could write.
+//! Verifies objects in a repository that an earlier job could have changed.
 //!
 //! Git does not hash a stored object again for a checkout. So the agent hashes the commit, all its trees and every blob
 //! that git writes.
@@ -51,7 +51,8 @@ fn why_missing(plan: &SourcesPlan, failure: SourcesError) -> SourcesError {
         command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
     };
     let is_there = is_ok(&["cat-file", "-e", &format!("{}^{{commit}}", plan.sha)]);
-    // All commits of the refs are present: the server did not send this one.
+    // All commits that the refs lead to are present, so the repository is not damaged: the server did not send this
+    // commit.
     if !is_there && is_ok(&["rev-list", "--quiet", "--all"]) {
         println!("commit {} was not fetched: it was removed from its branch, or is deeper than GIT_DEPTH", plan.sha);
         return failure;
@@ -68,7 +69,7 @@ fn walk(trees: &HashMap<String, Vec<u8>>, top: String, plan: &SourcesPlan) -> Re
         let damaged = || SourcesError::Repository(format!("tree {oid} is missing or cannot be read"));
         let mut rest = trees.get(&oid).ok_or_else(damaged)?.as_slice();
         while !rest.is_empty() {
-            // `<mode> <name>\0<object>`
+            // The format of an entry is `<mode> <name>\0<object>`.
             let end = rest.iter().position(|byte| *byte == 0).ok_or_else(damaged)?;
             let space = rest[..end].iter().position(|byte| *byte == b' ').ok_or_else(damaged)?;
             let mode = std::str::from_utf8(&rest[..space]).ok().and_then(|text| u32::from_str_radix(text, 8).ok());
@@ -139,7 +140,7 @@ fn for_each_object(
     if oids.is_empty() {
         return Ok(());
     }
-    // A file instead of a pipe: neither side can block the other.
+    // The list is a file and not a pipe, so that git and the agent cannot block each other.
     let mut list = File::from(memfd_create(c"objects", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?);
     list.write_all((oids.join("\n") + "\n").as_bytes())?;
     list.rewind()?;

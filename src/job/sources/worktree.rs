@@ -17,8 +17,8 @@ const OF_REPOSITORY: [&str; 4] = [".git", "HEAD", "commondir", "config"];
 /// Git's own limit for the size of an attributes file.
 const SIZE_MAX: i64 = 100 << 20;
 
-/// Removes pipes, sockets and devices that would block git, and files that are too large for memory. Links stay: git
-/// follows none of them. Returns the directories below the project that contain a `.git`.
+/// Removes pipes, sockets and devices that would block git, and files that are too large for memory. Symbolic links
+/// stay, because git does not follow them. Returns the directories below the project that contain a `.git`.
 pub fn sanitise(project: &Path) -> io::Result<Vec<PathBuf>> {
     let root = ArchiveRoot::open(project)?;
     let mut nested = Vec::new();
@@ -49,8 +49,8 @@ pub fn sanitise(project: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(nested)
 }
 
-/// Removes `.git` from directories of the checkout itself: no tool makes a checkout there, and the job's git would take
-/// what an earlier job planted for the repository. `nested`: the directories that [`sanitise`] returned.
+/// Removes `.git` from directories of the checkout itself: no tool creates a checkout there, and the job's git would
+/// use a `.git` that an earlier job planted as the repository. `nested`: the directories that [`sanitise`] returned.
 pub fn remove_planted(plan: &SourcesPlan, nested: &[PathBuf]) -> io::Result<()> {
     if nested.is_empty() {
         return Ok(());

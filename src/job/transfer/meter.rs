@@ -17,7 +17,7 @@ pub struct Meter<R> {
 }
 
 impl<R> Meter<R> {
-    /// Without `every` it prints nothing.
+    /// Creates a meter that prints a line at the interval `every`; without it, the meter prints nothing.
     pub fn new(reader: R, label: &'static str, every: Option<Duration>, total: Option<u64>) -> Self {
         let now = Instant::now();
         Self { reader, label, interval: every, total, done: 0, started: now, last_report: now }

@@ -158,7 +158,7 @@ impl KeywordReader<'_, '_> {
         Some(secrets)
     }
 
-    /// Warns of keywords that only a GitLab server acts on, after the job.
+    /// Checks a keyword that only a GitLab server acts on, and warns that the keyword has no effect.
     pub fn server_only(&mut self, key: &str, node: &Node) -> Option<()> {
         let valid = match key {
             "release" => node.get("tag_name").is_some() && node.get("description").is_some(),

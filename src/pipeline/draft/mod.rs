@@ -224,7 +224,7 @@ impl Draft {
         draft.job.from_default = from_default;
         let mut identity = Some(());
         for (key, entry) in definition.iter() {
-            // A problem in one keyword must not hide problems in others. Without these keywords, though, the set of
+            // A problem in one keyword must not hide problems in others. But without `stage` or `parallel`, the set of
             // jobs is unknown.
             let read = reader.keyword(key, &entry.node, &mut draft);
             if read.is_none() && matches!(&**key, "stage" | "parallel") {

@@ -22,11 +22,11 @@ pub struct Needs {
 pub struct WrittenNeed {
     /// A job name in the file, or the full name of one job of a `parallel`.
     pub job: Arc<str>,
-    /// Whether the job downloads its artifacts.
+    /// Whether the job downloads the artifacts of the needed job.
     pub artifacts: bool,
     /// Whether the pipeline may lack the needed job.
     pub optional: bool,
-    /// The jobs of a matrix that it selects.
+    /// The jobs of a matrix that this need selects.
     pub matrix: Option<Matrix>,
     pub at: Origin,
 }

@@ -12,7 +12,7 @@ const JOBS_LIMIT: usize = 200;
 /// A list of rows. Each row gives all combinations of its values; the first key varies slowest.
 pub type Matrix = Vec<Vec<(Arc<str>, Vec<Arc<str>>)>>;
 
-/// One combination.
+/// One combination of matrix values: each key with one of its values.
 pub type Combination = Vec<(Arc<str>, Arc<str>)>;
 
 /// Keyword `parallel`.
@@ -86,7 +86,7 @@ impl KeywordReader<'_, '_> {
     }
 }
 
-/// All combinations, in order.
+/// All combinations of a matrix, row by row.
 pub fn combinations(matrix: &Matrix) -> Vec<Combination> {
     let mut out = Vec::new();
     for row in matrix {

@@ -12,7 +12,7 @@ use crate::pipeline::syntax::Node;
 
 const RETRIES_LIMIT: i64 = 2;
 
-/// Every failure reason of the server, of which a local run has only a few.
+/// All values that GitLab accepts in `retry:when`; a local run produces only a few of them as failure reasons.
 const REASONS: [&str; 47] = [
     "always",
     "unknown_failure",

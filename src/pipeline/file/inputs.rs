@@ -24,7 +24,7 @@ pub struct Spec {
     pub component: Vec<Arc<str>>,
     /// Files that declare further inputs.
     pub include: Option<Node>,
-    /// Where it is written.
+    /// The position of the value of `spec`.
     pub at: Origin,
 }
 
@@ -291,7 +291,8 @@ impl DeclaredInput {
     }
 }
 
-/// Computes the values of all inputs of a file. `at` is where the file is included. `None`: a reported problem.
+/// Computes the values of all inputs of a file. `at` is where the file is included. `None`: there is a problem, which
+/// is already reported.
 pub fn resolve(
     spec: &Spec,
     file: &str,

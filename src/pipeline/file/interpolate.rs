@@ -64,7 +64,7 @@ pub fn interpolate(text: &str, first: u32, values: &Values<'_>) -> Text {
                 out.quoted.push(value);
             }
             Ok(Some(value)) => out.add_value(&value.to_string(), line),
-            // Not a block of this step.
+            // A later step replaces this block.
             Ok(None) => out.add(block, &mut line),
             Err((class, message)) => out.errors.push((class, line, message)),
         }
@@ -79,7 +79,8 @@ pub fn interpolate(text: &str, first: u32, values: &Values<'_>) -> Text {
     out
 }
 
-/// Whether quotes enclose a block between these texts, so that it may be a whole value.
+/// Whether a block is enclosed in quotes, so that it may be a whole value. `before` and `after` are the texts around
+/// the block.
 fn is_quoted(before: &str, after: &str) -> bool {
     ['"', '\''].into_iter().any(|quote| before.ends_with(quote) && after.starts_with(quote))
 }

@@ -1,7 +1,7 @@
 //! Blocks in quotes that are whole values: `"$[[ inputs.list ]]"` is the list, not its text.
 //!
-//! Only the parser knows whether quotes belong to YAML or to a longer text such as a command. So the text that is parsed
-//! contains marks, which are replaced in the tree.
+//! Only the parser knows whether quotes belong to YAML or to a longer text such as a command. So the text contains
+//! marks when it is parsed, and [`replace`] puts the values into the tree.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 
 use crate::pipeline::syntax::{self, Budget, Mapping, Node, Origin, SyntaxError, Value};
 
-/// A character that no configuration contains: it is for private use.
+/// The delimiter of a mark: a character for private use (Unicode), so no configuration contains it.
 const EDGE: char = '\u{f8ff}';
 
 /// The mark of a value, by its index.

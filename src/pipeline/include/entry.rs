@@ -79,7 +79,8 @@ impl Loader<'_, '_> {
             return self.refuse(at, format!("`include` takes a path, a URL or a mapping, not {}", item.kind()));
         };
         let mut unknown = mapping.iter().filter(|(key, _)| !KEYS.contains(&&***key)).peekable();
-        // Without a location, a misspelled keyword is probably the location: one problem, not two.
+        // If the entry has no location, the unknown keyword is probably a misspelled location. So only the unknown
+        // keyword is reported, not also the missing location.
         if unknown.peek().is_some() && !KINDS.into_iter().any(|kind| item.get(kind).is_some()) {
             let (key, entry) = unknown.next()?;
             let message = format!("unknown keyword `include:{key}`{}", did_you_mean(key, &KEYS));
@@ -201,7 +202,7 @@ impl Loader<'_, '_> {
         Some(rules)
     }
 
-    /// Whether the rules of the entry include it.
+    /// Whether the rules of the entry include its files; true without rules.
     pub fn applies(&mut self, entry: &IncludeEntry, tree: &Option<SourceTree>) -> bool {
         if entry.rules.is_empty() {
             return true;

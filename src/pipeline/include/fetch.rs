@@ -53,7 +53,7 @@ impl Loader<'_, '_> {
         }
     }
 
-    /// Files in the same tree; `*` does not cross directories, `**` does.
+    /// Fetches files of the same tree. `*` does not match a slash, `**` does.
     fn local(&mut self, entry: &IncludeEntry, path: &str, tree: &SourceTree) -> Vec<Fetched> {
         let shown = match tree {
             SourceTree::Project => String::new(),

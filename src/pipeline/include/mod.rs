@@ -22,10 +22,10 @@ const FILES_LIMIT: usize = 150;
 const INPUTS_LIMIT: usize = 20;
 
 struct Fetched {
-    /// The name in messages.
+    /// The file's name in messages.
     name: String,
     bytes: Vec<u8>,
-    /// The tree for its own local includes; `None` if it has none.
+    /// The tree from which the file's own local includes are read; `None` if the file belongs to no tree.
     tree: Option<SourceTree>,
     component: Option<Component>,
 }
@@ -38,7 +38,7 @@ struct Component {
     reference: String,
 }
 
-/// Loads the configuration. `None`: a reported problem.
+/// Loads the configuration. `None`: there is a problem, which is already reported.
 pub fn load(context: &mut Context<'_>) -> Option<Node> {
     let request = context.request;
     let mut loader = Loader { context, count: 0, open: Vec::new(), merger: Merger::default() };

@@ -53,7 +53,7 @@ pub struct RuleOwner<'a> {
 }
 
 impl Clause {
-    /// Reads the condition of a rule. `None`: a reported problem.
+    /// Reads the condition of a rule. `None`: there is a problem, which is already reported.
     pub fn read(rule: &Node, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Option<Self> {
         let mut clause = Self::default();
         if let Some(node) = rule.get("if") {
@@ -107,7 +107,7 @@ pub struct Reasons {
 }
 
 impl Reasons {
-    /// As text, with the values of variables.
+    /// The reasons as text, with the values of variables.
     pub fn explain(&self, view: &View<'_>) -> String {
         let condition = self.condition.iter().map(|condition| condition.explain(view));
         let reasons: Vec<String> = condition.chain(self.files.iter().cloned()).collect();
@@ -193,7 +193,8 @@ fn expand(text: &Arc<str>, view: &View<'_>) -> Arc<str> {
     if crate::pipeline::variables::has_reference(text) { view.expand_known(text).into() } else { Arc::clone(text) }
 }
 
-/// Reports unknown keys. `None`: there is one, so a missing key is probably misspelled.
+/// Reports unknown keys. `None`: there is an unknown key, probably a misspelled one, so that the caller does not report
+/// a missing key as well.
 fn check_keys(
     node: &Node,
     known: &[&str],
@@ -231,7 +232,7 @@ impl Changes {
         Some(Self { paths, compare_to })
     }
 
-    /// Why `changes` holds.
+    /// Why `changes` holds; `Ok(None)`: it does not hold. `Err(())`: evaluation failed; this is reported.
     pub fn hold(&self, view: &View<'_>, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Result<Option<String>, ()> {
         let base = match &self.compare_to {
             Some(node) => Base::MergeBase(view.expand(node.text().map_or("", |text| text))),

@@ -18,15 +18,10 @@ pub struct Rule {
     pub clause: Clause,
     /// `when`; the inner `None` is `never`.
     pub when: Option<Option<When>>,
-    /// `start_in`
     pub start_in: Option<Delay>,
-    /// `allow_failure`
     pub allow_failure: Option<AllowFailure>,
-    /// `variables`
     pub variables: Vec<Variable>,
-    /// `needs`
     pub needs: Option<Needs>,
-    /// `interruptible`
     pub interruptible: Option<bool>,
     /// Whether `auto_cancel:on_job_failure` is `all`.
     pub cancel_on_job_failure: Option<bool>,

@@ -4,7 +4,7 @@
 
 use saphyr_parser::ScanError;
 
-/// How far a line is moved to the right; deeper parents are not supported.
+/// The number of spaces that a repair inserts before a line; parents with more indentation are not supported.
 const ADDED_INDENTATION: usize = 100;
 
 /// A place that the parser refuses and libyaml accepts. Lines count from 1, columns from 0.
@@ -32,7 +32,7 @@ pub fn accepted(error: &ScanError) -> Option<LibyamlDifference> {
     }
 }
 
-/// A text with the same values that the parser accepts at this place. `None`: there is no such text.
+/// Changes a text so that the parser accepts this place, without changing the values. `None`: that is not possible.
 pub fn repaired(text: &str, place: LibyamlDifference) -> Option<String> {
     match place {
         LibyamlDifference::Flow(line) => {
@@ -56,7 +56,7 @@ pub fn repaired(text: &str, place: LibyamlDifference) -> Option<String> {
     }
 }
 
-/// Moves the lines between two offsets to the right. `None`: that was done already.
+/// Indents the lines between two offsets. `None`: there are no lines, or they are already indented.
 fn deepened(text: &str, from: usize, to: usize) -> Option<String> {
     let padding = " ".repeat(ADDED_INDENTATION);
     let lines = &text[from..to];

@@ -34,9 +34,7 @@ pub enum Value {
     Integer(i64),
     /// A number with a point.
     Float(f64),
-    /// Text.
     Text(Arc<str>),
-    /// A list.
     List(Arc<Vec<Node>>),
     /// A mapping in the order of the file, each key once.
     Mapping(Arc<Mapping>),

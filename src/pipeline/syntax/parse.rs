@@ -67,7 +67,7 @@ pub struct YamlDocument {
     pub duplicates: Vec<(Origin, String)>,
 }
 
-/// How many bytes may be parsed again after repairs.
+/// A text is not repaired again after this number of bytes has been parsed, all attempts together.
 const REPAIR_LIMIT: usize = 16 << 20;
 
 /// Parses the first document of `text`; an empty text gives null. `line_of` converts a line of the text to a line of
@@ -153,7 +153,7 @@ struct Builder<'a, 'b> {
     line_of: &'b dyn Fn(u32) -> u32,
     budget: &'b mut Budget,
     anchors: HashMap<usize, (Node, Size)>,
-    /// Keys below the top level, which repeat from job to job: one copy each.
+    /// Keys below the top level. Jobs repeat the same keys, so each key is stored only once.
     names: Set<Arc<str>>,
     duplicates: Vec<(Origin, String)>,
     /// The place of the error, if libyaml accepts it.

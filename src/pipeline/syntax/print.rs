@@ -5,7 +5,7 @@ use super::{Mapping, Node, Value, scalar, written_size};
 /// The size limit of the output, in bytes.
 const SIZE_LIMIT: usize = 64 << 20;
 
-/// Prints block-style YAML. For a tree that is too large, which only shared parts can cause, prints a comment.
+/// Prints block-style YAML. If the tree is too large, which only shared parts can cause, prints only a comment.
 pub fn print(node: &Node) -> String {
     if written_size(node) > SIZE_LIMIT {
         return format!(

@@ -16,7 +16,7 @@ const BYTES_MOST: usize = 50_000_000;
 /// together with the work between them, so that this is a bound of 100 ms.
 const ALLOCATIONS_MOST: usize = 1_000_000;
 
-/// The listing of a configuration, within the limits.
+/// Plans and lists a configuration, and checks that this stays within the limits.
 fn answer_within_limits(text: &[u8]) -> Result<String, Vec<Problem>> {
     let (answer, used) = measure(|| answer(text));
     assert!(used.bytes <= BYTES_MOST && used.allocations <= ALLOCATIONS_MOST, "{used:?} for {text:?}");
@@ -134,7 +134,7 @@ fn plans_large_files() {
     assert_eq!(plan(&memory.request()).expect("the pipeline must be valid").jobs.len(), 10_000);
 }
 
-/// Configurations that ask for much and stay within GitLab's limits are planned within the limits as well.
+/// Configurations that multiply their values or nest deeply stay within the limits on memory and allocations as well.
 #[test]
 fn mutations_that_multiply_stay_within_the_limits() {
     let list = |item: &str| [item; 10].join(", ");

@@ -210,7 +210,7 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWNS
 const FAMILIES: [libc::c_int; 3] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
 
 /// Allowed requests of ioctl(2): none that injects terminal input or changes a file system.
-#[allow(clippy::unnecessary_cast)] // Their type is another one with each C library.
+#[allow(clippy::unnecessary_cast)] // Their type differs between C libraries.
 const REQUESTS: [u32; 9] = [
     libc::FIOCLEX as u32,
     libc::FIONBIO as u32,
@@ -236,7 +236,7 @@ const OPERATIONS: [libc::c_int; 8] = [
     libc::PR_CAPBSET_READ,
 ];
 
-/// personality(2): query, and the default personality.
+/// Allowed arguments of personality(2): the query, and the default personality.
 const PERSONALITIES: [u32; 2] = [0xffff_ffff, 0];
 
 /// Installs the filter for this process and its children. Errors: the kernel does not support it.
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn the_filter_is_small() {
         let length = program().expect("a program").len();
-        // The kernel's limit is 4096 instructions; the fewer, the sooner the filter is installed.
+        // The kernel's limit is 4096 instructions. A shorter filter takes less time to install.
         assert!(length < 300, "{length}");
     }
 
@@ -315,7 +315,7 @@ mod tests {
         assert!(!allows(libc::SYS_socketpair, first(libc::AF_INET)));
         let second = |value: u32| [0, value, 0, 0, 0, 0];
         assert!(allows(libc::SYS_ioctl, second(libc::FIONREAD as u32)));
-        // FS_IOC_SETFLAGS, and a terminal's input.
+        // 0x40086602 is FS_IOC_SETFLAGS. The other requests concern terminals.
         for request in [libc::TIOCSTI as u32, libc::TIOCLINUX as u32, libc::TIOCSCTTY as u32, 0x4008_6602] {
             assert!(!allows(libc::SYS_ioctl, second(request)), "{request:#x}");
         }

@@ -21,7 +21,8 @@ const ARGUMENTS: u32 = 16;
 const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
 const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
 const ALLOW: sock_filter = instruction(RETURN, libc::SECCOMP_RET_ALLOW);
-/// As of a kernel without the call, so that libraries fall back to older ones.
+/// The result of a call that is not allowed: ENOSYS, as from a kernel without the call, so that libraries fall back to
+/// older calls.
 const UNKNOWN: sock_filter = instruction(RETURN, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32);
 const KILL: sock_filter = instruction(RETURN, libc::SECCOMP_RET_KILL_PROCESS);
 
@@ -38,7 +39,7 @@ pub enum Arguments {
 /// Compiles the filter: all other calls fail with ENOSYS. Errors: the program is too large.
 pub fn compile(mut allowed: Vec<(u32, Arguments)>) -> Result<BpfProgram, String> {
     allowed.sort_by_key(|(number, _)| *number);
-    // Each range of numbers, by its first one; `None` for calls that are not allowed.
+    // Ranges of call numbers, each with its first number; `None` for calls that are not allowed.
     let mut ranges: Vec<(u32, Option<Arguments>)> = vec![(0, None)];
     for (number, arguments) in allowed {
         let follows = ranges.last().is_some_and(|(first, _)| *first == number);
@@ -61,7 +62,7 @@ pub fn compile(mut allowed: Vec<(u32, Arguments)>) -> Result<BpfProgram, String>
     Ok(program)
 }
 
-/// Finds the range of the loaded number.
+/// Compiles the search for the range that contains the loaded number.
 fn search(ranges: &[(u32, Option<Arguments>)]) -> Result<Vec<sock_filter>, String> {
     if let [(_, arguments)] = ranges {
         return decide(arguments.as_ref());
@@ -74,7 +75,7 @@ fn search(ranges: &[(u32, Option<Arguments>)]) -> Result<Vec<sock_filter>, Strin
     Ok(program)
 }
 
-/// Decides about a call that was found.
+/// Compiles the decision about the calls of one range.
 fn decide(arguments: Option<&Arguments>) -> Result<Vec<sock_filter>, String> {
     let load = |index: u8| instruction(LOAD, ARGUMENTS + 8 * u32::from(index));
     Ok(match arguments {
@@ -96,7 +97,7 @@ const fn instruction(code: u32, k: u32) -> sock_filter {
     sock_filter { code: code as u16, jt: 0, jf: 0, k }
 }
 
-/// Compares; skips as many instructions as the outcome says.
+/// A conditional jump: skips `if_true` instructions if the comparison holds, otherwise `if_false`.
 fn jump(compare: u32, value: u32, if_true: usize, if_false: u8) -> Result<sock_filter, String> {
     let if_true = u8::try_from(if_true).map_err(|_| "the filter of system calls is too large".to_owned())?;
     Ok(sock_filter { jt: if_true, jf: if_false, ..instruction(libc::BPF_JMP | compare | libc::BPF_K, value) })

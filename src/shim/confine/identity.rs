@@ -18,7 +18,7 @@ use crate::sys;
 /// The kernel reserves this id as invalid.
 const UNMAPPED_UID: u32 = u32::MAX;
 
-/// The capabilities to read, write and change the owner of files of others.
+/// The capabilities to read, write and change the owner of files of other users.
 const FILE_CAPABILITIES: [Capability; 3] =
     [Capability::CAP_CHOWN, Capability::CAP_DAC_OVERRIDE, Capability::CAP_FOWNER];
 
@@ -52,7 +52,7 @@ fn swap_root_with(uid: u32) -> String {
 pub fn become_confined(uid: Option<u32>, rights: Option<FileCapabilities>) -> io::Result<()> {
     let kept: CapsHashSet = FILE_CAPABILITIES.into_iter().filter(|_| rights.is_some()).collect();
     let passed_on = if rights == Some(FileCapabilities::PassedOn) { kept.clone() } else { HashSet::new() };
-    // Programs of root gain everything in the bounding set, so the set is reduced.
+    // A program of root gains all capabilities in the bounding set, so this process reduces the set.
     for capability in caps::runtime::thread_all_supported().difference(&passed_on) {
         caps::drop(None, CapSet::Bounding, *capability).map_err(io::Error::other)?;
     }

@@ -1,8 +1,8 @@
-//! The sandbox for file tasks beside a container. It must hold even if the job controls a program in it: git is large,
-//! and services of the job may change its files while it runs.
+//! The sandbox for file tasks beside a container. The sandbox must hold even if the job controls a program in it: git
+//! is large, and services of the job may change the job's files while git runs.
 //!
-//! The task runs as an unprivileged user of its own with only the capabilities for files, in namespaces of its own,
-//! sees the programs of the machine and the job's directories, is limited to the system calls of file tasks, and is in a
+//! The task runs as a separate unprivileged user with only the capabilities for files, in separate namespaces. It sees
+//! the programs of the machine and the job's directories, is limited to the system calls of file tasks, and is in a
 //! control group with the job's limits. No protection depends on another one.
 
 mod calls;
@@ -29,7 +29,7 @@ use identity::FileCapabilities;
 pub struct PreparedSandbox {
     /// The user namespace for id-mapped mounts; `None` if the kernel does not support them.
     owners: Option<OwnedFd>,
-    /// The network namespace of a task with servers; another task creates one itself.
+    /// The network namespace of a task that may reach servers. A task without network creates its namespace itself.
     network: Option<OwnedFd>,
     /// The relay process through which the task reaches servers.
     pub relay: Option<Pid>,
@@ -40,8 +40,8 @@ pub struct PreparedSandbox {
 pub struct MissingProtections(pub Vec<String>);
 
 /// Prepares the sandbox. The shim calls this before it forks: its child becomes the first process of a new PID
-/// namespace, so everything that the child starts ends with it. Returns `None` if the agent is not root; then the task
-/// runs with the rights of the agent's user. Errors: what is missing, for root.
+/// namespace, so every process that the child starts ends with the child. Returns `None` if the agent is not root; then
+/// the task runs with the rights of the agent's user. Errors, only for root: which part of the sandbox is missing.
 pub fn prepare(sandbox: &Sandbox) -> Result<Option<PreparedSandbox>, String> {
     if !Uid::effective().is_root() {
         return Ok(None);

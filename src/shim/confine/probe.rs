@@ -35,7 +35,7 @@ pub fn examine(directory: &Path, uid: u32) -> Result<MissingProtections, String>
     Ok(MissingProtections(text(&output.stdout).lines().map(str::to_owned).collect()))
 }
 
-/// The user or the range that `uid` belongs to already.
+/// The user or the range of subordinate ids that `uid` already belongs to.
 fn owner_of(uid: u32, users: &str, subordinate: &str) -> Option<String> {
     let user = users.lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -53,8 +53,8 @@ fn owner_of(uid: u32, users: &str, subordinate: &str) -> Option<String> {
     user.or_else(range)
 }
 
-/// Runs the test in a single-threaded process: prints each missing protection as a line. A program runs in the sandbox
-/// afterwards, so that its strength can be examined from inside.
+/// Runs the test in a single-threaded process, and prints each missing protection as a line. If a program is given, it
+/// then runs in the sandbox, to examine the sandbox from inside.
 pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let directory = arguments.next().unwrap_or_default();
     let uid = arguments.next().and_then(|uid| uid.to_str()?.parse().ok());

@@ -3,7 +3,7 @@
 //!
 //! It listens on the loopback interface of the task's network namespace (SOCKS 5, RFC 1928). It resolves names and
 //! checks addresses for every connection, also after a redirect, so that neither DNS rebinding nor a program of the job
-//! leads to the machine's loopback or link-local addresses, which hand out the instance's credentials.
+//! can reach the machine's loopback or link-local addresses, which hand out the instance's credentials.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -42,7 +42,8 @@ const UNREACHABLE: u8 = 4;
 /// The sockets of a relay, in the network namespace of the task.
 pub struct Listeners {
     socks: TcpListener,
-    /// Servers on the machine's loopback interface, at the same addresses: Git LFS uses no proxy for these.
+    /// Listeners for servers on the machine's loopback interface, at the servers' own addresses: Git LFS uses no proxy
+    /// for these.
     loopback: Vec<(TcpListener, String, u16)>,
 }
 
@@ -52,7 +53,7 @@ impl Listeners {
         let socks = TcpListener::bind(ADDRESS)?;
         let loopback = network.allowed.iter().filter_map(|(host, port)| {
             let address = loopback_address(host)?;
-            // The port of the relay itself is taken; a server there is reached through the relay.
+            // The relay itself uses its port. The task reaches a server at that port through the relay.
             Some((TcpListener::bind((address, *port)).ok()?, host.clone(), *port))
         });
         Ok(Self { loopback: loopback.collect(), socks })
@@ -74,9 +75,9 @@ pub fn start(listeners: Listeners, network: &NetworkAccess, uid: u32) -> io::Res
     }
     let _ = set_pdeathsig(Signal::SIGKILL);
     let given_up = identity::become_confined(Some(uid), None).is_ok() && set_no_new_privs().is_ok();
-    // Set again, because a change of the user clears it.
+    // A change of the user clears this signal, so it is set again.
     let _ = set_pdeathsig(Signal::SIGKILL);
-    // The sandbox test reports a kernel without seccomp.
+    // An error is ignored: the sandbox test reports a kernel without seccomp.
     let _ = calls::restrict();
     if given_up {
         serve(listeners, network.clone());
@@ -89,7 +90,7 @@ fn serve(listeners: Listeners, network: NetworkAccess) {
     for (listener, host, port) in listeners.loopback {
         let (network, count) = (Arc::clone(&network), Arc::clone(&count));
         let connect = move |client| connect_directly(client, &host, port, &network);
-        // Without this thread the server is reached through the relay only.
+        // Without this thread, the task reaches the server only through SOCKS.
         let _ = spawn(move || accept(&listener, &count, connect));
     }
     accept(&listeners.socks, &count, move |client| connect_through(client, &network));
@@ -112,7 +113,7 @@ where
         }
         let counted = Arc::clone(&count);
         let serve = move || {
-            // The client sees the closed connection.
+            // After an error, the client sees that the connection is closed.
             let _ = serve(stream);
             count.fetch_sub(1, Ordering::SeqCst);
         };
@@ -162,7 +163,7 @@ fn copy(mut from: TcpStream, mut to: TcpStream) {
     let _ = to.shutdown(Shutdown::Write);
 }
 
-/// Reads the request of a client. Errors: it is not SOCKS 5, or not CONNECT.
+/// Reads the request of a client. Errors: the request is not SOCKS 5, or not CONNECT.
 fn read_request(client: &mut (impl Read + Write)) -> io::Result<(String, u16)> {
     let [version, methods] = read(client)?;
     if version != 5 {
@@ -203,8 +204,8 @@ fn connect_or_code(host: &str, port: u16, network: &NetworkAccess) -> Result<Tcp
     let (login, address) = address.rsplit_once('@').map_or((None, address), |(login, rest)| (Some(login), rest));
     let (proxy, number) = address.rsplit_once(':').unwrap_or((address, "80"));
     let number = number.parse().map_err(|_| UNREACHABLE)?;
-    // A proxy on this machine could connect to addresses that the relay must not. The proxy resolves other names,
-    // because this machine may have no DNS.
+    // A proxy on this machine could connect to addresses that the relay refuses, so the relay checks hosts that need no
+    // lookup. The proxy resolves other names, because this machine may have no DNS.
     let needs_no_lookup =
         host == "localhost" || host.contains(':') || host.starts_with(|first: char| first.is_ascii_digit());
     if needs_no_lookup
@@ -231,7 +232,7 @@ fn tunnel(mut stream: &TcpStream, host: &str, port: u16, login: Option<&str>) ->
     stream.write_all(format!("{request}\r\n").as_bytes())?;
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\n") {
-        // Byte by byte, because the following bytes belong to the server.
+        // The response is read byte by byte, because the bytes after it belong to the server.
         let [byte] = read(&mut stream)?;
         answer.push(byte);
         if answer.len() > ANSWER_MAX {

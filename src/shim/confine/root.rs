@@ -17,7 +17,7 @@ use crate::sys::mounts;
 /// Where the new root is built: every machine has this directory, and no job keeps files there.
 const STAGING_DIR: &str = "/proc";
 
-/// Programs and their libraries. A symbolic link stays one.
+/// Programs and their libraries. A symbolic link stays a symbolic link.
 const PROGRAMS: [&str; 7] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
 
 /// Certificates, name resolution and the machine's git configuration.
@@ -49,14 +49,14 @@ const NO_FS: Option<&str> = None;
 
 /// The result of building the root.
 pub struct SandboxRoot {
-    /// The sandbox user owns root's files.
+    /// Whether the sandbox user owns root's files.
     pub owners_are_mapped: bool,
-    /// `/proc` is mounted.
+    /// Whether `/proc` is mounted.
     pub has_process_table: bool,
 }
 
-/// Builds the root and moves this process into it; the process must be in a mount namespace of its own. Errors: what
-/// the kernel refused.
+/// Builds the root and moves this process into it. The process must be in a separate mount namespace. Errors: what the
+/// kernel refused.
 pub fn build(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<SandboxRoot> {
     let before = umask(Mode::from_bits_truncate(0o022));
     let outcome = build_at_staging(sandbox, owners);
@@ -66,10 +66,10 @@ pub fn build(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<SandboxR
 
 fn build_at_staging(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<SandboxRoot> {
     mount(NO_FS, "/", NO_FS, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NO_FS)?;
-    // Cloned before the staging directory hides anything.
+    // The mounts are cloned before the staging directory hides any of them.
     let copies = owners.and_then(|owners| clone_mounts(&sandbox.writable, owners).ok());
     let bare = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    // The staging directory hides what is below it, so no source may be there.
+    // The staging directory hides everything below it, so no source of a mount may be there.
     mount(Some("root"), STAGING_DIR, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("size=1m,mode=755"))?;
     chdir(STAGING_DIR)?;
     for path in PROGRAMS {
@@ -82,7 +82,7 @@ fn build_at_staging(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<S
     for path in DEVICES {
         bind_mount(Path::new(path), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC)?;
     }
-    // Mounted before the directories that may be below it.
+    // `/tmp` is mounted before the job's directories, which may be below it.
     create_mount_point(Path::new("/tmp"), true)?;
     mount(Some("tmp"), "tmp", Some("tmpfs"), bare, Some("size=64m,mode=1777"))?;
     match &copies {
@@ -106,7 +106,7 @@ fn build_at_staging(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<S
     Ok(SandboxRoot { owners_are_mapped: copies.is_some(), has_process_table })
 }
 
-/// Clones the mounts of the directories with mapped owners; all, or an error.
+/// Clones the mounts of the directories, with mapped owners. Fails if one of them cannot be cloned.
 fn clone_mounts(paths: &[PathBuf], owners: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
     let copy = |path: &PathBuf| {
         let copy = mounts::copy_of(path)?;
@@ -116,7 +116,7 @@ fn clone_mounts(paths: &[PathBuf], owners: &OwnedFd) -> io::Result<Vec<OwnedFd>>
     paths.iter().map(copy).collect()
 }
 
-/// Writes user files for the sandbox; the machine's own are not shown.
+/// Writes the files of users and hosts for the sandbox. The machine's own files are not visible.
 fn write_users(uid: u32) -> io::Result<()> {
     create_mount_point(Path::new("/etc"), true)?;
     let users = format!("root:x:0:0::/:/sbin/nologin\nmayfly-confined:x:{uid}:{uid}::/:/sbin/nologin\n");
@@ -125,13 +125,13 @@ fn write_users(uid: u32) -> io::Result<()> {
     fs::write("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")
 }
 
-/// The place of a path in the new root, which is the working directory.
+/// The path in the new root, relative to the working directory, which is the new root.
 fn staged(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
 
-/// Bind-mounts a path of the machine at the same path in the sandbox; a missing path is skipped, and a link to a directory
-/// of programs stays one.
+/// Bind-mounts a path of the machine at the same path in the sandbox. A missing path is skipped. A link to a directory
+/// of programs stays a link.
 fn bind_mount(path: &Path, flags: MsFlags) -> io::Result<()> {
     if PROGRAMS.iter().any(|program| Path::new(program) == path)
         && let Ok(target) = fs::read_link(path)
@@ -144,8 +144,8 @@ fn bind_mount(path: &Path, flags: MsFlags) -> io::Result<()> {
     remount(path, flags)
 }
 
-/// Creates a directory or an empty file. Tried first, and the directories above only if that fails: the kernel's answers
-/// take most of the time in which a root is built.
+/// Creates a directory or an empty file. Creates the parent directories only if the first attempt fails: most of the
+/// time in which a root is built is spent in the kernel.
 fn create_mount_point(path: &Path, is_directory: bool) -> io::Result<()> {
     let place = staged(path);
     let create = || match is_directory {

@@ -77,7 +77,8 @@ impl Upload {
                 Piece::Sent => {}
                 Piece::Empty | Piece::NotFound => break,
                 Piece::Over => return Ok(Delivery::Gone),
-                // The server has another size: continue from there at once, but only a few times.
+                // The log on the server has another size: continue from that offset at once, but at most three
+                // times.
                 Piece::Failed if self.offset != before && resyncs < 3 => resyncs += 1,
                 Piece::Failed => return Err(RetryReason::Failed),
             }

@@ -70,7 +70,7 @@ impl CredentialHelpers<'_> {
         let program = format!("docker-credential-{name}");
         let mut child = self.start(&program, named_by)?;
         let outcome = converse(&mut child, server, Instant::now() + self.timeout);
-        // Also kills the helper's children; the group may already be gone.
+        // Kills the helper's children as well. Their process group may already have ended.
         let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
         let status = child.wait().map_err(|error| format!("{program}: {error}"))?;
         let text = match outcome {
@@ -117,7 +117,7 @@ impl CredentialHelpers<'_> {
 /// Sends the server and reads the response; `None` if the time limit is exceeded.
 fn converse(child: &mut Child, server: &str, until: Instant) -> std::io::Result<Option<String>> {
     if let Some(mut input) = child.stdin.take() {
-        // A helper that exits without reading explains that in its response.
+        // If a helper exits without reading its input, its response explains why.
         let _ = input.write_all(format!("{server}\n").as_bytes());
     }
     let Some(output) = child.stdout.take() else { return Ok(None) };
@@ -139,7 +139,7 @@ fn converse(child: &mut Child, server: &str, until: Instant) -> std::io::Result<
     Ok(Some(String::from_utf8_lossy(&answer).into_owned()))
 }
 
-/// The helper's error: `None` if it has no credentials for the server.
+/// The error of the helper; `None` if the helper has no credentials for the server.
 fn error_answer(program: &str, text: &str) -> Result<Option<RegistrySecret>, String> {
     if text.to_ascii_lowercase().contains("credentials not found") {
         return Ok(None);

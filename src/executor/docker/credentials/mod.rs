@@ -143,7 +143,7 @@ impl LoginSources {
     }
 }
 
-/// The user `nobody`.
+/// The user id and group id of `nobody`.
 fn nobody() -> (u32, u32) {
     /// The kernel's overflow uid.
     const OVERFLOW: u32 = 65_534;
@@ -181,7 +181,7 @@ struct LoginSource {
     file: ConfigFile,
 }
 
-/// A login that may match; one from a helper is not fetched yet.
+/// A login that may match. A login from a helper is not fetched yet.
 enum LoginCandidate<'a> {
     Known(&'a RegistrySecret),
     Ask { helper: &'a str, named_by: NamedBy, server: String },

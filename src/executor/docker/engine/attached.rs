@@ -30,7 +30,7 @@ pub struct FrameReader {
 }
 
 impl FrameReader {
-    /// Parses bytes and passes their content to `sink`. Fails if they are not frames.
+    /// Parses bytes and passes their content to `sink`. Fails if the bytes are not frames.
     pub fn push(&mut self, mut bytes: &[u8], sink: &mut dyn FnMut(ContainerStream, &[u8])) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.left == 0 {

@@ -44,16 +44,16 @@ pub struct ContainerState {
     pub exit_code: i64,
     /// The error of the last start.
     pub error: String,
-    /// When it was last started, in the engine's format.
+    /// The time of the last start, in the engine's format.
     pub started_at: String,
-    /// When it last ended.
+    /// The time of the last end, in the engine's format.
     pub finished_at: String,
     /// The result of the image's health check.
     pub health: Option<Health>,
 }
 
 impl ContainerState {
-    /// Whether it is being removed.
+    /// Whether the engine is removing the container.
     pub fn is_being_removed(&self) -> bool {
         matches!(self.status.as_str(), "removing" | "dead")
     }
@@ -109,7 +109,7 @@ pub struct NetworkSettings {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Attachment {
-    /// The IPv4 address; empty while it does not run.
+    /// The IPv4 address; empty while the container does not run.
     #[serde(rename = "IPAddress")]
     pub ip_address: String,
     /// The IPv6 address.
@@ -179,15 +179,15 @@ impl DockerEngine {
         Ok((created.id, created.warnings))
     }
 
-    /// Starts a container; it may already run.
+    /// Starts a container. Succeeds if the container already runs.
     pub fn start_container(&self, id: &str) -> Result<(), DockerError> {
         self.call_without_result(
             &Call::new(Method::Post, format!("/containers/{id}/start")).timeouts(SLOW_CALL_TIMEOUTS),
         )
     }
 
-    /// Attaches to the standard streams of a container. Must be called before the container starts, so that no output
-    /// is missed.
+    /// Attaches to the standard streams of a container. Call this before the container starts, so that no output is
+    /// missed.
     pub fn attach(&self, id: &str) -> Result<Attached, DockerError> {
         let path = self.path(&format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1"));
         let address = self.service.address();
@@ -198,7 +198,8 @@ impl DockerEngine {
         }
     }
 
-    /// Waits until a container has ended, within `timeout`; [`DockerError::Silent`] if it still runs.
+    /// Waits until a container has ended. Fails with [`DockerError::Silent`] if the container still runs after
+    /// `timeout`.
     pub fn wait_container_for(&self, id: &str, timeout: Duration) -> Result<Exit, DockerError> {
         let timeouts = ResponseTimeouts { response: timeout, idle: timeout };
         self.call_json(&Call::new(Method::Post, format!("/containers/{id}/wait")).timeouts(timeouts))
@@ -214,8 +215,8 @@ impl DockerEngine {
         self.call_without_result(&Call::new(Method::Post, format!("/containers/{id}/kill?signal={signal}")))
     }
 
-    /// Removes a container by force, with its anonymous volumes unless `keep_volumes` is set; it need not exist. If
-    /// another client is removing it, waits for that.
+    /// Removes a container by force, with its anonymous volumes unless `keep_volumes` is set. The container need not
+    /// exist. If another client is removing the container, waits for the end of that removal.
     pub fn remove_container(&self, id: &str, keep_volumes: bool) -> Result<(), DockerError> {
         let volumes = if keep_volumes { 0 } else { 1 };
         let path = format!("/containers/{}?force=1&v={volumes}", escape(id, b""));
@@ -254,7 +255,7 @@ impl DockerEngine {
         Ok(text)
     }
 
-    /// Follows the output until the container ends. A read times out after `silence`.
+    /// Follows the output until the container ends. A read times out after `silence` without output.
     pub fn follow_logs(
         &self,
         id: &str,

@@ -110,7 +110,7 @@ impl DockerError {
         self.status() == Some(409)
     }
 
-    /// The engine's disk is full.
+    /// Whether the engine's disk is full.
     pub fn is_disk_full(&self) -> bool {
         matches!(self, Self::Answer { message, .. } if message.contains("no space left on device"))
     }
@@ -121,7 +121,7 @@ impl DockerError {
     }
 }
 
-/// The certificate problem, if the error is one.
+/// The problem with a certificate, if that caused the error.
 fn of_certificates(address: &str, error: &io::Error) -> Option<String> {
     let why = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     match why {

@@ -30,7 +30,7 @@ pub struct EngineImage {
     /// Names with tags.
     #[serde(deserialize_with = "lenient")]
     pub repo_tags: Vec<String>,
-    /// Such as `amd64`.
+    /// The CPU architecture, such as `amd64`.
     pub architecture: String,
     /// The defaults for its containers.
     #[serde(deserialize_with = "lenient")]

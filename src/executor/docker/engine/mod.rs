@@ -1,7 +1,7 @@
 //! The part of the Docker Engine API that jobs need, over the engine's socket. Podman's socket works as far as it
 //! implements this API.
 //!
-//! This layer knows requests to an engine and their responses; it knows nothing of jobs.
+//! This layer contains only requests to an engine and their responses; it does not depend on jobs.
 
 pub mod attached;
 pub mod containers;
@@ -29,10 +29,11 @@ const NEWEST: Revision = Revision(1, 47);
 /// The oldest API version that has everything jobs need (Docker 17.09).
 const OLDEST: Revision = Revision(1, 32);
 
-/// For requests that need no work by the engine.
+/// Timeouts of requests that need no work by the engine.
 const QUICK_CALL_TIMEOUTS: ResponseTimeouts =
     ResponseTimeouts { response: Duration::from_secs(60), idle: Duration::from_secs(60) };
-/// For requests that need work: unpacking images, setting up devices, while other jobs keep the engine busy.
+/// Timeouts of requests that need work, such as unpacking images or setting up devices, while other jobs keep the
+/// engine busy.
 const SLOW_CALL_TIMEOUTS: ResponseTimeouts =
     ResponseTimeouts { response: Duration::from_secs(300), idle: Duration::from_secs(300) };
 
@@ -86,7 +87,7 @@ impl<'a> Call<'a> {
     }
 
     fn json(mut self, body: &impl Serialize) -> Self {
-        // These types always serialise.
+        // Serialising these types cannot fail.
         self.body = Some(serde_json::to_vec(body).unwrap_or_default());
         self
     }
@@ -103,8 +104,8 @@ impl<'a> Call<'a> {
 }
 
 impl DockerEngine {
-    /// Connects to the engine at an address and negotiates the API version. Fails if there is none, access is denied,
-    /// it does not respond, or it is too old.
+    /// Connects to the engine at an address and negotiates the API version. Fails if no engine listens there, access is
+    /// denied, the engine does not respond, or its API is too old.
     pub fn connect(address: &Address) -> Result<Self, DockerError> {
         Self::connect_with(address, QUICK_CALL_TIMEOUTS)
     }
@@ -158,7 +159,7 @@ impl DockerEngine {
         format!("/v{}{path}", self.revision)
     }
 
-    /// Sends a request; a response other than success is an error, as is a redirect.
+    /// Sends a request. Any status other than 2xx or 304 (nothing to change) is an error, also a redirect.
     fn call(&self, call: &Call<'_>) -> Result<Incoming, DockerError> {
         let what = call.path.split('?').next().unwrap_or_default();
         let address = self.service.address();

@@ -45,7 +45,7 @@ impl DockerEngine {
         self.call_json(&Call::new(Method::Get, format!("/networks?filters={}", with_labels(labels))))
     }
 
-    /// Removes a network; it need not exist. Fails with 403 while it has containers.
+    /// Removes a network, which need not exist. Fails with 403 while the network has containers.
     pub fn remove_network(&self, name: &str) -> Result<(), DockerError> {
         match self.call_without_result(
             &Call::new(Method::Delete, format!("/networks/{}", escape(name, b""))).timeouts(SLOW_CALL_TIMEOUTS),

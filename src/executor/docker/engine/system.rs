@@ -1,4 +1,4 @@
-//! The engine itself.
+//! Requests about the engine itself.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -35,8 +35,8 @@ impl DockerEngine {
         self.call_without_result(&Call::new(Method::Get, "/_ping").timeouts(timeouts))
     }
 
-    /// Whether the engine sent a signal to a container since `since`, on request or because it stopped itself. The
-    /// engine forgets such events after a while and when it restarts.
+    /// Whether the engine sent a signal to a container after `since`, because a client requested that or because the
+    /// engine stopped. The engine keeps these events only for a limited time, and discards them when it restarts.
     pub fn was_signalled(&self, container: &str, since: SystemTime) -> Result<bool, DockerError> {
         let filter = BTreeMap::from([("container", [container]), ("event", ["kill"]), ("type", ["container"])]);
         let filter = escape(&serde_json::to_string(&filter).unwrap_or_default(), b"");

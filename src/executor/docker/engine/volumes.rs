@@ -45,7 +45,7 @@ struct VolumeUsage {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Usage {
-    /// Bytes; -1 if the driver does not know them.
+    /// The size in bytes; -1 if the driver does not know it.
     size: i64,
 }
 
@@ -62,7 +62,7 @@ impl DockerEngine {
         Ok(list.volumes)
     }
 
-    /// Bytes of each volume. The engine reads all files of the volumes.
+    /// The size of each volume in bytes. The engine reads all files of the volumes to measure them.
     pub fn volume_sizes(&self) -> Result<HashMap<String, u64>, DockerError> {
         let call = Call::new(Method::Get, "/system/df?type=volume").timeouts(SLOW_CALL_TIMEOUTS);
         let usage: DiskUsage = self.call_json(&call)?;
@@ -70,7 +70,7 @@ impl DockerEngine {
         Ok(sizes.filter_map(|(name, size)| Some((name, size.ok()?))).collect())
     }
 
-    /// Removes a volume; it need not exist. Fails with 409 while a container uses it.
+    /// Removes a volume, which need not exist. Fails with 409 while a container uses the volume.
     pub fn remove_volume(&self, name: &str) -> Result<(), DockerError> {
         match self.call_without_result(
             &Call::new(Method::Delete, format!("/volumes/{}", escape(name, b""))).timeouts(SLOW_CALL_TIMEOUTS),

@@ -1,6 +1,6 @@
 //! The line in the output that reports that the shell is ready for the script.
 
-/// Finds the marker in the output, in any pieces, and removes it.
+/// Finds the marker in output that arrives in arbitrary pieces, and removes it.
 pub struct MarkerFilter {
     begin: Vec<u8>,
     held: Vec<u8>,
@@ -20,7 +20,7 @@ impl MarkerFilter {
         self.found.clone()
     }
 
-    /// Passes on everything that cannot be part of the marker.
+    /// Passes output to `out`, without the marker. Holds back bytes that may be the beginning of the marker.
     pub fn filter(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         if self.over {
             out.extend_from_slice(bytes);

@@ -9,7 +9,7 @@ use super::{ContainerScript, RETURN_CHECK_INTERVAL, RETURN_TIMEOUT, ScriptFailur
 use crate::failure::{FailureReason, JobError};
 use crate::sync;
 
-/// The engine may report that memory ran out this much later than the end of the process.
+/// How long after the end of a process the engine may report that memory ran out.
 const OOM_EVENT_TIMEOUT: Duration = Duration::from_secs(2);
 const OOM_EVENT_INTERVAL: Duration = Duration::from_millis(50);
 /// The exit status of a process killed by SIGKILL.
@@ -31,7 +31,7 @@ pub struct EndedScript<'a> {
     pub phase: ScriptPhase,
     /// Whether the agent stopped the script.
     pub was_stopped: bool,
-    /// The error of the last ping, if the agent has given up the engine.
+    /// The error of the last ping, if the agent has given up on the engine.
     pub engine_failure: Option<DockerError>,
     pub began: SystemTime,
     /// The error that ended the output, if the connection broke.
@@ -51,7 +51,7 @@ impl EndedScript<'_> {
         let (state, was_away) = match self.wait_for_end() {
             Ok(known) => known,
             Err(error) if !self.was_stopped => return Err(ScriptFailure::of_engine(error)),
-            // A script that is being stopped is not run again.
+            // The agent stopped this script, so it must not run again.
             Err(error) => return Err(ScriptFailure::Job(engine_error(error))),
         };
         if state.is_being_removed() && !self.was_stopped {
@@ -77,14 +77,15 @@ impl EndedScript<'_> {
         Ok(self.exit_result(&state)?)
     }
 
-    /// Whether a signal ended the script that neither the agent nor a process of the job sent.
+    /// Whether a signal that neither the agent nor a process of the job sent ended the script.
     fn was_stopped_by_others(&self, state: &ContainerState) -> bool {
         // A script that handles SIGTERM may exit with any status.
         let failed = state.exit_code != 0 && !state.oom_killed;
         failed && self.engine.was_signalled(&self.plan.container.name, self.began).unwrap_or(false)
     }
 
-    /// The state after the end, and whether the engine was unreachable; waits for an engine that is restarting.
+    /// The state of the container after its end, and whether the engine was unreachable. Waits for an engine that is
+    /// restarting.
     fn wait_for_end(&self) -> Result<(ContainerState, bool), DockerError> {
         let name = &self.plan.container.name;
         let (mut was_away, mut outcome) = (false, None);
@@ -101,8 +102,8 @@ impl EndedScript<'_> {
         Ok((self.wait_for_oom_event(container.state), was_away))
     }
 
-    /// The engine learns of exhausted memory and of the end separately, so the former may arrive later: a killed
-    /// container with a memory limit is inspected again for a moment.
+    /// The engine reports exhausted memory separately from the end of the container, and perhaps later. So this
+    /// function inspects a killed container with a memory limit again, for at most [`OOM_EVENT_TIMEOUT`].
     fn wait_for_oom_event(&self, mut state: ContainerState) -> ContainerState {
         let may_be = !self.was_stopped && self.plan.container.memory_limit() > 0;
         sync::try_until(OOM_EVENT_TIMEOUT, OOM_EVENT_INTERVAL, || {

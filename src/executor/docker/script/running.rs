@@ -20,7 +20,7 @@ const READ_SIZE: usize = 256 * 1024;
 const PING_AFTER_SILENCE: Duration = Duration::from_secs(20);
 /// The engine is pinged again after this time if it did not respond.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// The engine is given up after this number of pings without a response.
+/// The agent gives up on the engine after this number of pings without a response.
 const PINGS_MAX: u32 = 3;
 /// The time limit for an engine to end a container after a kill.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -45,7 +45,7 @@ pub struct ScriptRun<'a> {
     stopping: StopPhase,
     /// Consecutive pings without a response.
     failed_pings: u32,
-    /// The error of the last ping, if the agent has given up the engine.
+    /// The error of the last ping, if the agent has given up on the engine.
     engine_failure: Option<DockerError>,
     began: SystemTime,
 }
@@ -73,7 +73,7 @@ impl<'a> ScriptRun<'a> {
         }
     }
 
-    /// Relays output until the container ends, the connection breaks or the engine is given up.
+    /// Relays output until the container ends, the connection breaks, or the agent gives up on the engine.
     pub fn relay_output(mut self) -> EndedScript<'a> {
         let output = self.try_relay();
         EndedScript {
@@ -87,7 +87,7 @@ impl<'a> ScriptRun<'a> {
         }
     }
 
-    /// Fails if the connection breaks or the engine is given up.
+    /// Fails if the connection breaks or the agent gives up on the engine.
     fn try_relay(&mut self) -> io::Result<()> {
         let mut block = vec![0; READ_SIZE];
         loop {
@@ -167,7 +167,7 @@ impl<'a> ScriptRun<'a> {
     /// Without this check, a hanging engine would delay the job until its timeout.
     fn ping_engine(&mut self) -> io::Result<()> {
         match self.engine.ping(PING_TIMEOUT) {
-            // An error response is also a sign of life.
+            // An error response also shows that the engine responds.
             Ok(()) | Err(DockerError::Answer { .. }) => self.failed_pings = 0,
             Err(error) => {
                 self.failed_pings += 1;
@@ -198,7 +198,7 @@ impl<'a> ScriptRun<'a> {
         let _ = self.engine.kill_container(name, "TERM");
     }
 
-    /// Sends SIGKILL after the grace period, and gives up if that does not help.
+    /// Sends SIGKILL after the grace period. Fails if the container still runs [`KILL_TIMEOUT`] later.
     fn enforce_stop(&mut self) -> io::Result<()> {
         let now = Instant::now();
         match self.stopping {

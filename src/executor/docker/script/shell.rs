@@ -7,7 +7,7 @@ use crate::executor::shell::quote;
 const FIND_SHELL: &str = "for shell in /usr/local/bin/bash /usr/bin/bash /bin/bash /usr/local/bin/sh /usr/bin/sh \
                           /bin/sh /busybox/sh; do if [ -x $shell ]; then exec $shell; fi; done; echo shell not found; \
                           exit 1";
-/// The same without bash, for runners with `shell = "sh"`.
+/// As [`FIND_SHELL`], but without bash, for runners with `shell = "sh"`.
 const FIND_SH: &str = "for shell in /usr/local/bin/sh /usr/bin/sh /bin/sh /busybox/sh; do if [ -x $shell ]; then exec \
                        $shell; fi; done; echo shell not found; exit 1";
 

@@ -149,7 +149,8 @@ impl HealthWaiter {
         self.change.notify_all();
     }
 
-    /// Sleeps; false if the time is over.
+    /// Sleeps for `rest`, at most until the deadline. Returns false if the deadline has passed or the checks were
+    /// stopped.
     fn sleep(&self, rest: Duration) -> bool {
         let left = self.until.saturating_duration_since(Instant::now());
         let stopped = sync::lock(&self.stopped);

@@ -13,7 +13,7 @@ use crate::trace::colours::{GREY, RESET};
 
 /// A service may be silent as long as the longest job runs.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Longer lines are cut.
+/// The longest line, in bytes. A longer line is split.
 const LINE_MAX: usize = 16 << 10;
 
 /// Receives a line.
@@ -25,7 +25,7 @@ pub struct ServiceLogs {
 }
 
 impl ServiceLogs {
-    /// Follows services from their beginning; or from now on, if an earlier agent already followed them.
+    /// Follows the output of services: from its beginning, or only new output if an earlier agent already followed it.
     pub fn start(engine: &EngineAddress, services: &[RunningService], from: LogStart, write: LogWriter) -> Self {
         let write = Arc::new(Mutex::new(Some(write)));
         for service in services {
@@ -51,7 +51,7 @@ impl ServiceLogs {
     }
 }
 
-/// No line is written after this. The threads end with their services.
+/// After the drop, no line is written. The threads end with their services.
 impl Drop for ServiceLogs {
     fn drop(&mut self) {
         *sync::lock(&self.writer) = None;

@@ -27,7 +27,7 @@ const SHORT_ID: usize = 12;
 /// A running service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunningService {
-    /// Its image as named by the job.
+    /// The image, as named by the job.
     pub name: String,
     /// The container id.
     pub id: String,
@@ -50,7 +50,7 @@ pub struct ServiceStarter<'a> {
     pub prefix: &'a str,
     /// The settings that all containers of the job share.
     pub common: &'a ContainerSettings,
-    /// Run an init process in each (`FF_USE_INIT_WITH_DOCKER_EXECUTOR`).
+    /// Whether each service runs an init process (`FF_USE_INIT_WITH_DOCKER_EXECUTOR`).
     pub init: bool,
 }
 

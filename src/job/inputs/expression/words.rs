@@ -1,4 +1,4 @@
-//! The words of an expression: signs, names, numbers and texts.
+//! The tokens of an expression: operators and punctuation, names, numbers and strings.
 
 use serde_json::Value;
 
@@ -44,7 +44,7 @@ pub(super) const RESERVED: [&str; 34] = [
 ];
 
 impl<'a> ExpressionParser<'a> {
-    /// Text in double quotes, which may contain expressions.
+    /// Parses a string in double quotes, which may contain expressions.
     pub(super) fn text(&mut self) -> Evaluated {
         let mut text = String::new();
         self.expect("\"")?;
@@ -89,7 +89,7 @@ impl<'a> ExpressionParser<'a> {
         Ok(())
     }
 
-    /// Text in single quotes.
+    /// Parses a string in single quotes.
     pub(super) fn raw_text(&mut self) -> Evaluated {
         let mut text = String::new();
         self.expect("'")?;
@@ -114,7 +114,7 @@ impl<'a> ExpressionParser<'a> {
         operators::number_of(digits).ok_or_else(|| format!("`{digits}` is not a number"))
     }
 
-    /// The next name, if there is one.
+    /// Parses the next name, if there is one.
     pub(super) fn name(&mut self) -> Option<&'a str> {
         self.skip_blanks();
         let begins = self.rest.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
@@ -124,7 +124,7 @@ impl<'a> ExpressionParser<'a> {
         begins.then(|| self.rest = rest).map(|()| name)
     }
 
-    /// Consumes `sign` if it comes next and is not the beginning of a longer sign.
+    /// Consumes the operator or punctuation `sign` if it comes next and is not the beginning of a longer one.
     pub(super) fn takes(&mut self, sign: &str) -> bool {
         self.skip_blanks();
         let Some(rest) = self.rest.strip_prefix(sign) else { return false };
