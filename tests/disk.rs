@@ -102,8 +102,13 @@ fn a_log_that_lost_lines_on_a_full_disk_says_so() {
         let small = Small::mount(home.path("state"));
         let fill = format!("dd if=/dev/zero of={}/filler bs=4k 2>/dev/null || true", small.0.display());
         // More output than the agent allocates in advance.
-        let id = gitlab.queue(job(&["echo before", &fill, "seq 1 200000", &format!("exit {code}")]).build());
+        let go = home.path("go");
+        let lines = ["echo before", &until_there(go.display()), &fill, "seq 1 200000", &format!("exit {code}")];
+        let id = gitlab.queue(job(&lines).build());
         let mut agent = home.start(&["--once"]);
+        // The disk must not be full before the line is in the log.
+        gitlab.wait_for_log(id, "before");
+        std::fs::write(go, "").expect("write a file");
         let job = gitlab.finished(id);
         assert_eq!(job.state, state, "{}", job.log());
         assert!(job.lines().contains(&"before".to_owned()), "{}", job.log());

@@ -36,7 +36,9 @@ use std::time::Duration;
 pub use findings::{Finding, Severity};
 pub use meaning::{LOG_LEVELS, is_helper_name};
 pub use offered::OfferedRunner;
-pub use runner::{CONFINED_UID, ExecutorKind, Runner, executor};
+#[cfg(test)]
+pub use runner::CONFINED_UID;
+pub use runner::{ExecutorKind, Runner, executor};
 
 use crate::decode;
 use crate::digest::hex;
