@@ -45,6 +45,13 @@ pub fn check_listen_address(address: &str, state: &Path) -> Result<(), String> {
     }
 }
 
+/// Checks the address of the metrics listener, if there is one: that of the command line, or else of the configuration.
+/// Errors: as [`check_listen_address`].
+pub fn check_listener(command_line: Option<&str>, config: &Config, state: &Path) -> Result<(), String> {
+    let address = command_line.or(config.listen_address.as_deref()).filter(|address| !address.is_empty());
+    address.map_or(Ok(()), |address| check_listen_address(address, state))
+}
+
 /// Finds the instance for an agent that starts, possibly while the machine boots. Errors: the instance does not offer
 /// what `leave` requires.
 pub fn find_instance(config: &Config) -> Result<Arc<dyn Instance>, String> {
@@ -62,8 +69,7 @@ pub fn problems(config: &Config) -> Vec<String> {
         None => (config::state_dir(config), "[mayfly]", find_running_instance(config).map(drop)),
         Some(manager) => (config::manager_state_dir(config, manager), "[mayfly.manager]", Ok(())),
     };
-    let listen_address = config.listen_address.as_deref().filter(|address| !address.is_empty());
-    let listener = listen_address.map_or(Ok(()), |address| check_listen_address(address, &state));
+    let listener = check_listener(None, config, &state);
     let state = check_state_dir(&state, table).map_err(|why| format!("the state directory {why}"));
     [state, listener, instance].into_iter().filter_map(Result::err).collect()
 }

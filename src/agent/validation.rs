@@ -34,10 +34,7 @@ pub fn validate(options: &AgentOptions, mut loaded: LoadedConfig) -> Result<(), 
         metadata_blocking::job_users(config, options.user.as_deref())?;
         check_tool().map_err(|why| format!("`block_instance_metadata`: {why}"))?;
     }
-    let listen_address = options.listen_address.as_ref().or(config.listen_address.as_ref());
-    if let Some(address) = listen_address.filter(|address| !address.is_empty()) {
-        start_checks::check_listen_address(address, &state)?;
-    }
+    start_checks::check_listener(options.listen_address.as_deref(), config, &state)?;
     let user = options.user.as_deref().or(config.user.as_deref());
     let owner = ContainerOwner {
         instance: String::new(),

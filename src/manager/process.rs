@@ -101,10 +101,7 @@ pub fn validate(options: &ManagerOptions, mut loaded: LoadedConfig) -> Result<()
     let settings = settings::read(loaded.config)?;
     let state = config::manager_state_dir(&settings.config, &settings.manager);
     start_checks::check_state_dir(&state, "[mayfly.manager]").map_err(|why| format!("the state directory {why}"))?;
-    let listen_address = options.listen_address.as_ref().or(settings.config.listen_address.as_ref());
-    if let Some(address) = listen_address.filter(|address| !address.is_empty()) {
-        start_checks::check_listen_address(address, &state)?;
-    }
+    start_checks::check_listener(options.listen_address.as_deref(), &settings.config, &state)?;
     tls_of(&settings.manager).map(drop)
 }
 
