@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::job::{Phase, PoolJob};
-use super::{Broker, failing, offers};
+use super::{Broker, offers};
 use crate::coordinator::{JobHandle, JobId};
 use crate::failure::FailureReason;
 use crate::manager::held;
@@ -155,7 +155,7 @@ impl Broker {
             }
             let why = "the manager lost its state while it held this job";
             let job = PoolJob {
-                phase: failing(why, true, now),
+                phase: Phase::failing(why, true, now),
                 keep_at: now + FORGOTTEN_GRACE,
                 // The content of the job's log is unknown.
                 has_run: true,

@@ -1,8 +1,9 @@
 //! A job of a pool, and its phase.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use super::keeper;
 use crate::coordinator::JobHandle;
 use crate::failure::FailureReason;
 use crate::manager::server::Ticket;
@@ -93,6 +94,12 @@ pub struct Offered {
 }
 
 impl Phase {
+    /// The job must be failed because the manager cannot hand it out.
+    pub fn failing(why: &str, timestamps: bool, since: Instant) -> Self {
+        let line = keeper::last_line(why, timestamps);
+        Self::Failing { reason: FailureReason::RunnerSystemFailure, why: why.to_owned(), line, since, attempts: 0 }
+    }
+
     /// The instance that has the job, or is offered it.
     pub fn instance(&self) -> Option<&str> {
         match self {
@@ -104,6 +111,29 @@ impl Phase {
 }
 
 impl PoolJob {
+    /// A new job.
+    pub fn new(handle: JobHandle, now: Instant, hold: Duration) -> Self {
+        Self {
+            handle,
+            payload: None,
+            request_id: String::new(),
+            project: String::new(),
+            link: String::new(),
+            taken: SystemTime::now(),
+            taken_at: now,
+            offered_at: now,
+            hold_until: now + hold,
+            timestamps: true,
+            trace: String::new(),
+            trace_sent: 0,
+            in_request: false,
+            keep_at: now,
+            has_run: false,
+            two_phase: None,
+            phase: Phase::Held,
+        }
+    }
+
     /// Whether the agent of this instance has the job.
     pub fn is_run_by(&self, instance: &str) -> bool {
         matches!(&self.phase, Phase::Running { by, .. } if by.instance == instance)

@@ -1,12 +1,11 @@
 //! Polls GitLab for jobs, only while an agent waits for a job or instances may be started for it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::job::{Phase, PoolJob};
-use super::{Broker, LONG, failing};
+use super::{Broker, LONG};
 use crate::config::Runner;
-use crate::coordinator::JobHandle;
 use crate::coordinator::gitlab::ServerHealth;
 use crate::coordinator::source::{JobRequest, PollOutcome};
 use crate::failure::FailureReason;
@@ -20,31 +19,6 @@ const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
 
 /// The longest pause after rejections of a token that is kept in a secret store.
 const STORED_TOKEN_PAUSE_MAX: Duration = Duration::from_secs(60);
-
-impl PoolJob {
-    /// A new job.
-    pub fn new(handle: JobHandle, now: Instant, hold: Duration) -> Self {
-        Self {
-            handle,
-            payload: None,
-            request_id: String::new(),
-            project: String::new(),
-            link: String::new(),
-            taken: SystemTime::now(),
-            taken_at: now,
-            offered_at: now,
-            hold_until: now + hold,
-            timestamps: true,
-            trace: String::new(),
-            trace_sent: 0,
-            in_request: false,
-            keep_at: now,
-            has_run: false,
-            two_phase: None,
-            phase: Phase::Held,
-        }
-    }
-}
 
 impl Broker {
     /// Counts a failed call to another service, for the metrics.
@@ -192,7 +166,7 @@ impl Broker {
                 ..PoolJob::new(payload.handle(), now, settings.instance_acquire_timeout)
             },
             Err(Undecodable { why, job: Some(handle) }) => PoolJob {
-                phase: failing(&format!("the payload of this job cannot be read: {why}"), true, now),
+                phase: Phase::failing(&format!("the payload of this job cannot be read: {why}"), true, now),
                 ..PoolJob::new(handle, now, Duration::ZERO)
             },
             Err(Undecodable { why, job: None }) => {
@@ -216,7 +190,7 @@ impl Broker {
         if let Err(error) = &written {
             log::error!("cannot write the manager's state pool={} error={error}", self.name);
             let why = format!("the manager cannot write its state: {error}");
-            job.phase = failing(&why, job.timestamps, Instant::now());
+            job.phase = Phase::failing(&why, job.timestamps, Instant::now());
             job.keep_at = Instant::now();
         }
         let is_retired;
