@@ -30,6 +30,31 @@ pub fn wait_while<'a, T>(
     changed.wait_timeout_while(guard, timeout, condition).unwrap_or_else(PoisonError::into_inner).0
 }
 
+/// Tells threads to stop, and wakes those that wait for it.
+#[derive(Debug, Default)]
+pub struct StopSignal {
+    is_set: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl StopSignal {
+    /// Tells the threads to stop.
+    pub fn stop(&self) {
+        *lock(&self.is_set) = true;
+        self.changed.notify_all();
+    }
+
+    /// Whether the threads must stop.
+    pub fn is_set(&self) -> bool {
+        *lock(&self.is_set)
+    }
+
+    /// Waits for the signal, for at most `timeout`. Returns whether the threads must stop.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        *wait_while(&self.changed, lock(&self.is_set), timeout, |is_set| !*is_set)
+    }
+}
+
 /// Starts a thread with a stack of `stack` bytes. The kernel shows the first 15 bytes of `name`. Errors: the kernel
 /// refuses another thread.
 pub fn spawn<T: Send + 'static>(

@@ -8,7 +8,7 @@ mod jobs;
 mod runners;
 
 use std::fmt;
-use std::sync::{Condvar, Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
@@ -20,7 +20,7 @@ use crate::http::tls::TlsFiles;
 use crate::http::{Client, HttpError, Method, Request, Response};
 use crate::monitor::metrics;
 use crate::random;
-use crate::sync;
+use crate::sync::{self, StopSignal};
 use crate::version::user_agent;
 
 pub use health::ServerHealth;
@@ -41,8 +41,8 @@ pub struct GitLab {
     /// An opaque value from GitLab's last response. GitLab compares it to find out whether the runner's queue may have
     /// changed.
     last_update: Mutex<String>,
-    stopping: Mutex<bool>,
-    stopped: Condvar,
+    /// Ends the delays between retries.
+    stop: StopSignal,
     /// The server's time in its last response.
     server_date: Mutex<Option<SystemTime>>,
     tls: TlsFiles,
@@ -94,8 +94,7 @@ impl GitLab {
             info,
             job_timeout: None,
             last_update: Mutex::new(String::new()),
-            stopping: Mutex::new(false),
-            stopped: Condvar::new(),
+            stop: StopSignal::default(),
             server_date: Mutex::new(None),
             tls: tls.clone(),
             chain: OnceLock::new(),
@@ -129,14 +128,7 @@ impl GitLab {
 
     /// Ends the delays between retries, because the agent is about to exit.
     pub fn stop_waiting(&self) {
-        *sync::lock(&self.stopping) = true;
-        self.stopped.notify_all();
-    }
-
-    fn wait(&self, duration: Duration) -> bool {
-        let stopping = sync::lock(&self.stopping);
-        let waited = self.stopped.wait_timeout_while(stopping, duration, |stopping| !*stopping);
-        waited.is_ok_and(|(stopping, _)| !*stopping)
+        self.stop.stop();
     }
 
     fn send(
@@ -151,7 +143,7 @@ impl GitLab {
         let timeout = self.job_timeout.filter(|_| path != JOBS_REQUEST);
         let request = Request { method, url: format!("{}{path}", self.base), headers, body, timeout };
         let is_repeated = path != JOBS_REQUEST && timeout.is_none();
-        let answer = self.client.call(&request, &|duration| is_repeated && self.wait(duration));
+        let answer = self.client.call(&request, &|duration| is_repeated && !self.stop.wait(duration));
         metrics::called(endpoint(method, path), answer.as_ref().ok().map(|response| response.status));
         let response = answer?;
         let date = response.header("Date").and_then(crate::http::http_date);

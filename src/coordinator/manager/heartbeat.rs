@@ -164,7 +164,7 @@ impl ManagerClient {
             let mut wait = HEARTBEAT;
             loop {
                 let has_news = jobs.wait(wait);
-                let Some(client) = client.upgrade().filter(|client| !client.has_stopped()) else {
+                let Some(client) = client.upgrade().filter(|client| !client.stop.is_set()) else {
                     // A reload may have created another client with the same jobs. Its thread must send the next
                     // heartbeat.
                     jobs.ring();

@@ -6,7 +6,7 @@ mod registration;
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -14,8 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use heartbeat::ManagedJobs;
 
 use self::protocol::{
-    Acceptance, CAPACITY_HEADER, Introduction, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, PROTOCOL, REASON_HEADER,
-    VerifyBody, WAIT_SECONDS, Welcome,
+    Acceptance, CAPACITY_HEADER, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, REASON_HEADER, WAIT_SECONDS, Welcome,
 };
 use super::JobId;
 use super::gitlab::{ApiError, Registration, api_base, request_id, server_answered, server_failed};
@@ -26,9 +25,9 @@ use crate::http::{Client, HttpError, Method, Request, Response};
 use crate::instance::Identity;
 use crate::instance::aws::caller_identity::SignedIdentity;
 use crate::monitor::metrics;
-use crate::sync;
+use crate::sync::{self, StopSignal};
 use crate::token::Token;
-use crate::version::{VERSION, user_agent};
+use crate::version::user_agent;
 
 /// Called after the registration with the manager's settings for the pool. Returns when the machine is ready for jobs;
 /// calls the second argument after each attempt that fails.
@@ -113,8 +112,7 @@ pub struct ManagerClient {
     answered: Mutex<Option<Instant>>,
     jobs: Arc<ManagedJobs>,
     beating: Mutex<bool>,
-    stopping: Mutex<bool>,
-    stopped: Condvar,
+    stop: StopSignal,
 }
 
 impl ManagerClient {
@@ -141,8 +139,7 @@ impl ManagerClient {
             answered: Mutex::new(None),
             jobs,
             beating: Mutex::new(false),
-            stopping: Mutex::new(false),
-            stopped: Condvar::new(),
+            stop: StopSignal::default(),
         })
     }
 
@@ -210,85 +207,6 @@ impl ManagerClient {
         sync::lock(&self.welcome).as_ref().map(|welcome| welcome.capacity)
     }
 
-    /// Applies the number of concurrent jobs if the manager has changed it since the registration.
-    fn note_capacity(&self, capacity: u32) {
-        let mut welcome = sync::lock(&self.welcome);
-        let Some(known) = welcome.as_mut().filter(|known| known.capacity != capacity && capacity > 0) else { return };
-        known.capacity = capacity;
-        registration::save(&self.agent, &known.token, Some(known));
-        drop(welcome);
-        (self.on_capacity)(capacity);
-    }
-
-    /// The agent's token; `None` before the registration.
-    fn token(&self) -> Option<Token> {
-        sync::lock(&self.welcome).as_ref().map(|welcome| welcome.token.clone())
-    }
-
-    /// Registers the agent unless it is registered. The error is the outcome of the poll.
-    fn register(&self) -> Result<Token, PollOutcome> {
-        let mut welcome = sync::lock(&self.welcome);
-        if let Some(known) = &*welcome {
-            return Ok(known.token.clone());
-        }
-        let agent_token = match registration::load(&self.agent) {
-            Some(kept) => kept.token,
-            None => {
-                let token = protocol::new_agent_token();
-                registration::save(&self.agent, &token, None);
-                token
-            }
-        };
-        let mut introduction = Introduction {
-            protocol: PROTOCOL,
-            instance: self.agent.identity.instance.clone(),
-            boot: self.agent.identity.boot.clone(),
-            agent_token: Some(agent_token),
-            capacity: self.agent.capacity,
-            version: VERSION.to_owned(),
-            labels: self.agent.labels.clone(),
-            proof: None,
-        };
-        let mut token = Some(self.agent.fleet_token.clone());
-        if self.agent.fleet_token.reveal() == STS_TOKEN {
-            token = None;
-            introduction.proof = match (self.agent.prove)(&introduction.binding()) {
-                Ok(proof) => Some(proof),
-                Err(why) => {
-                    return Err(PollOutcome::Failed(format!("cannot sign a proof of this instance's role: {why}")));
-                }
-            };
-        }
-        let body = VerifyBody { token, mayfly: Some(introduction) };
-        let response = match self.send(Method::Post, "runners/verify", &self.agent.fleet_token, &body) {
-            Ok(response) => response,
-            Err(HttpError::Configuration(why)) => return Err(PollOutcome::Misconfigured(why)),
-            Err(error) => return Err(PollOutcome::Failed(error.to_string())),
-        };
-        #[derive(Deserialize)]
-        struct Answer {
-            mayfly: Welcome,
-        }
-        match response.status {
-            200 => {
-                let answer: Answer = decode::json(&response.body)
-                    .map_err(|_| PollOutcome::Failed("the manager's welcome cannot be read".to_owned()))?;
-                log::info!(
-                    "registered with the manager url={} instance={} pool={}",
-                    self.agent.url,
-                    self.agent.identity.instance,
-                    answer.mayfly.pool
-                );
-                registration::save(&self.agent, &answer.mayfly.token, Some(&answer.mayfly));
-                let token = answer.mayfly.token.clone();
-                *welcome = Some(answer.mayfly);
-                Ok(token)
-            }
-            401 | 403 | 409 | 426 => Err(PollOutcome::Refused(message(&response))),
-            status => Err(PollOutcome::Failed(format!("status {status}: {}", message(&response)))),
-        }
-    }
-
     /// Calls [`OnWelcome`] with the settings of the pool, once for each client, and waits until it returns. The call
     /// runs in its own thread, because the pool's command may hang. Returns false if the agent leaves before.
     fn get_ready(self: &Arc<Self>) -> bool {
@@ -314,19 +232,8 @@ impl ManagerClient {
                 return false;
             }
         }
-        self.jobs.wait_unless_leaving(|| self.has_stopped() || *sync::lock(&self.readiness) == Readiness::Ready);
+        self.jobs.wait_unless_leaving(|| self.stop.is_set() || *sync::lock(&self.readiness) == Readiness::Ready);
         *sync::lock(&self.readiness) == Readiness::Ready
-    }
-
-    /// Drops the registration after a response that rejects the token: the manager lost its state, or the agent has
-    /// unregistered. The agent registers again with the same token.
-    fn forget_registration(&self, token: &Token) {
-        let mut welcome = sync::lock(&self.welcome);
-        if welcome.as_ref().is_some_and(|known| known.token == *token) {
-            log::warn!("the manager does not know this agent any more; registering again url={}", self.agent.url);
-            *welcome = None;
-            registration::save(&self.agent, token, None);
-        }
     }
 
     fn poll(self: &Arc<Self>) -> PollOutcome {
@@ -374,10 +281,6 @@ impl ManagerClient {
             }
             status => PollOutcome::Failed(format!("status {status}: {}", message(&response))),
         }
-    }
-
-    fn has_stopped(&self) -> bool {
-        *sync::lock(&self.stopping)
     }
 }
 
@@ -437,8 +340,7 @@ impl JobSource for Arc<ManagerClient> {
     }
 
     fn stop_waiting(&self) {
-        *sync::lock(&self.stopping) = true;
-        self.stopped.notify_all();
+        self.stop.stop();
         self.jobs.ring();
     }
 

@@ -10,36 +10,36 @@ pub struct InstanceCounts {
     /// The number of instances that start or run.
     pub live: u32,
     /// The number of these whose agent leaves.
-    pub going: u32,
+    pub leaving: u32,
     /// The number of these with an agent that stays.
     pub ready: u32,
     /// The number of instances that stay, including those that the group will start.
-    pub base: u32,
+    pub staying: u32,
 }
 
 impl InstanceCounts {
-    /// The number of instances in `base` without an agent.
+    /// The number of instances in `staying` without an agent.
     pub fn starting(&self) -> u32 {
-        self.base.saturating_sub(self.ready)
+        self.staying.saturating_sub(self.ready)
     }
 
-    /// Accounts for the termination of an instance whose agent leaves; it is not part of `base`.
-    pub fn remove_going(&mut self, wanted: u32, least: u32) -> CapacityChange {
+    /// Accounts for the termination of an instance whose agent leaves; it is not part of `staying`.
+    pub fn remove_leaving(&mut self, wanted: u32, least: u32) -> CapacityChange {
         self.live = self.live.saturating_sub(1);
-        self.going = self.going.saturating_sub(1);
-        if self.base >= wanted && self.desired > least {
+        self.leaving = self.leaving.saturating_sub(1);
+        if self.staying >= wanted && self.desired > least {
             self.desired = self.desired.saturating_sub(1);
             return CapacityChange::Decrement;
         }
-        self.base = self.base.saturating_add(1);
+        self.staying = self.staying.saturating_add(1);
         CapacityChange::Keep
     }
 
-    /// Accounts for the termination of an instance in `base`.
+    /// Accounts for the termination of an instance in `staying`.
     pub fn remove_staying(&mut self, wanted: u32, least: u32) -> CapacityChange {
         self.live = self.live.saturating_sub(1);
-        if self.base > wanted && self.desired > least {
-            self.base = self.base.saturating_sub(1);
+        if self.staying > wanted && self.desired > least {
+            self.staying = self.staying.saturating_sub(1);
             self.desired = self.desired.saturating_sub(1);
             return CapacityChange::Decrement;
         }

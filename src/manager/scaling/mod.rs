@@ -9,11 +9,14 @@
 mod configurations;
 mod counts;
 pub mod deletion;
+mod desired;
 pub mod growth;
 pub mod observation;
+pub mod plan;
 pub mod planner;
 pub mod policy;
 mod removal;
+mod rounds;
 pub mod scaler;
 mod tables;
 #[cfg(test)]

@@ -10,18 +10,17 @@ use jiff::Timestamp;
 
 use super::Sizing;
 use super::counts::InstanceCounts;
+use super::desired::DesiredCapacity;
 use super::growth::Throttle;
 use super::observation::{Observation, ObservedAgent, Work};
+use super::plan::{Action, Note, ScalingPlan, ScalingStep};
 use super::policy::{Intake, ScalingPolicy};
 use super::removal::Removals;
-use super::wanted::{Bounds, WantedInstances, wanted};
+use super::wanted::{Bounds, wanted};
 use super::watchdog::{Breaker, Overdue, Watchdog};
 use crate::instance::CapacityChange;
 use crate::manager::engine::{FailedStart, FailureKind, Group, State};
 
-/// After this time, a desired capacity that differs from the manager's last call was set by another client. Before, the
-/// engine may still report an older state.
-const SETTLING: Duration = Duration::from_secs(15);
 /// An idle agent that is silent for this long is replaced.
 const SILENT: Duration = Duration::from_secs(5 * 60);
 
@@ -32,73 +31,9 @@ pub struct Planner {
     throttle: Throttle,
     watchdog: Watchdog,
     removals: Removals,
-    expected: Option<Expected>,
+    desired: DesiredCapacity,
     policy: Option<String>,
     last_failure: Option<Timestamp>,
-}
-
-/// The desired capacity that the manager set last.
-#[derive(Clone, Copy, Debug)]
-struct Expected {
-    desired: u32,
-    since: Duration,
-}
-
-/// The next steps of the scaler, and their reasons.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ScalingPlan {
-    /// The number of instances that the pool needs.
-    pub wanted: WantedInstances,
-    /// The policy that applies.
-    pub policy: String,
-    /// The mode in which the pool polls for jobs.
-    pub intake: Option<Intake>,
-    /// The steps in order.
-    pub steps: Vec<ScalingStep>,
-    /// The number of jobs that may be held in addition to those for idle agents.
-    pub hold_budget: u32,
-    /// Messages for the operator.
-    pub notes: Vec<Note>,
-    /// The reason, if growth is stopped.
-    pub stopped: Option<String>,
-    /// The next decision is due after this time, even if nothing changes.
-    pub again: Option<Duration>,
-    /// The boot times of instances that have just registered.
-    pub boots: Vec<Duration>,
-}
-
-/// A step of the scaler.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ScalingStep {
-    /// The action.
-    pub action: Action,
-    /// The reason.
-    pub reason: String,
-}
-
-/// The actions of the planner.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Set the desired capacity.
-    SetTarget {
-        /// The previous desired capacity.
-        from: u32,
-        /// The new desired capacity.
-        to: u32,
-    },
-    /// Order an idle agent to leave.
-    Dismiss(String),
-    /// Terminate an instance that has no agent.
-    Terminate(String, CapacityChange),
-}
-
-/// A message for the operator.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Note {
-    /// An expected change.
-    Info(String),
-    /// Something is wrong.
-    Warning(String),
 }
 
 impl Planner {
@@ -109,7 +44,7 @@ impl Planner {
             watchdog: Watchdog::new(sizing.registration_timeout, sizing.failure_threshold),
             removals: Removals::default(),
             sizing,
-            expected: None,
+            desired: DesiredCapacity::default(),
             policy: None,
             last_failure: None,
         }
@@ -142,7 +77,7 @@ impl Planner {
             return plan;
         };
         self.follow_registrations(seen, group, &mut plan);
-        self.adopt(seen, group, &mut plan);
+        plan.notes.extend(self.desired.adopt(group, seen.now.elapsed));
         let mut counted = self.count(seen, group);
         self.terminate_gone(seen, group, &mut counted, &mut plan);
         self.terminate_overdue(seen, group, &mut counted, &mut plan);
@@ -179,13 +114,13 @@ impl Planner {
         match action {
             Action::SetTarget { from, to } => {
                 self.throttle.take(to.saturating_sub(*from));
-                self.expected = Some(Expected { desired: *to, since: now });
+                self.desired.set(*to, now);
             }
             Action::Dismiss(instance) => self.removals.dismissed(instance, now),
             Action::Terminate(instance, change) => {
                 self.removals.terminated(instance);
-                if let (CapacityChange::Decrement, Some(expected)) = (change, &mut self.expected) {
-                    *expected = Expected { desired: expected.desired.saturating_sub(1), since: now };
+                if *change == CapacityChange::Decrement {
+                    self.desired.decrement(now);
                 }
             }
         }
@@ -235,28 +170,6 @@ impl Planner {
         self.removals.retain(|instance| is_there(instance) || seen.agent(instance).is_some());
     }
 
-    /// A desired capacity that another client set becomes the new base.
-    fn adopt(&mut self, seen: &Observation, group: &Group, plan: &mut ScalingPlan) {
-        let now = seen.now.elapsed;
-        match self.expected {
-            Some(expected) if expected.desired == group.desired => {}
-            Some(expected) if now.saturating_sub(expected.since) < SETTLING => {}
-            // The number changed because an instance ended without a call of the manager.
-            Some(_) if group.desired_is_counted => {
-                self.expected = Some(Expected { desired: group.desired, since: now });
-            }
-            Some(expected) => {
-                plan.notes.push(Note::Warning(format!(
-                    "something else changed the desired capacity of {} from {} to {}; the manager adopts it. Let only the \
-                     manager set it",
-                    group.name, expected.desired, group.desired
-                )));
-                self.expected = Some(Expected { desired: group.desired, since: now });
-            }
-            None => self.expected = Some(Expected { desired: group.desired, since: now }),
-        }
-    }
-
     /// Terminates instances whose agent has left; the desired capacity is decremented if the pool does not need a
     /// replacement.
     fn terminate_gone(
@@ -271,8 +184,8 @@ impl Planner {
         for member in group.members.iter().filter(|member| member.state == State::Running) {
             let agent = seen.agent(&member.instance);
             let Some(why) = self.removals.is_due(&member.instance, agent, most, now) else { continue };
-            let change = match self.is_going(&member.instance, seen) {
-                true => counted.remove_going(plan.wanted.instances, group.least),
+            let change = match self.is_leaving(&member.instance, seen) {
+                true => counted.remove_leaving(plan.wanted.instances, group.least),
                 false => counted.remove_staying(plan.wanted.instances, group.least),
             };
             let reason = format!("{why}; {} ({})", effect(change), plan.wanted.reason);
@@ -333,7 +246,7 @@ impl Planner {
         let running = running(group);
         for agent in silent.into_iter().filter(|agent| matches!(agent.work, Work::Idle(_))) {
             let runs = running.contains(agent.instance.as_str());
-            let stays = !self.is_going(&agent.instance, seen);
+            let stays = !self.is_leaving(&agent.instance, seen);
             if runs && stays && self.removals.may_try(&agent.instance, seen.now.elapsed) {
                 let change = counted.remove_staying(plan.wanted.instances, group.least);
                 plan.steps.push(ScalingStep {
@@ -349,7 +262,7 @@ impl Planner {
     }
 
     /// Whether an instance is leaving, while its agent may still run.
-    fn is_going(&self, instance: &str, seen: &Observation) -> bool {
+    fn is_leaving(&self, instance: &str, seen: &Observation) -> bool {
         self.removals.is_dismissed(instance) || seen.agent(instance).is_some_and(|agent| agent.work == Work::Leaving)
     }
 
@@ -357,16 +270,12 @@ impl Planner {
         let members = group.members.iter().filter(|member| member.state.counts());
         let live: Vec<&str> =
             members.map(|member| member.instance.as_str()).filter(|id| !self.removals.is_terminated(id)).collect();
-        let going = live.iter().filter(|id| self.is_going(id, seen)).count();
-        let ready = live.iter().filter(|id| !self.is_going(id, seen) && seen.agent(id).is_some()).count();
+        let leaving = live.iter().filter(|id| self.is_leaving(id, seen)).count();
+        let ready = live.iter().filter(|id| !self.is_leaving(id, seen) && seen.agent(id).is_some()).count();
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let (live, going, ready) = (number(live.len()), number(going), number(ready));
-        let desired = match self.expected {
-            // The engine's answer may be older than the last call.
-            Some(expected) if seen.now.elapsed.saturating_sub(expected.since) < SETTLING => expected.desired,
-            _ => group.desired,
-        };
-        InstanceCounts { desired, live, going, ready, base: desired.max(live).saturating_sub(going) }
+        let (live, leaving, ready) = (number(live.len()), number(leaving), number(ready));
+        let desired = self.desired.of(group, seen.now.elapsed);
+        InstanceCounts { desired, live, leaving, ready, staying: desired.max(live).saturating_sub(leaving) }
     }
 
     /// Raises the desired capacity. Returns when the throttle allows the rest, if it limits this step.
@@ -378,7 +287,7 @@ impl Planner {
         plan: &mut ScalingPlan,
     ) -> Option<Duration> {
         let now = seen.now.elapsed;
-        let need = plan.wanted.instances.saturating_sub(counted.base);
+        let need = plan.wanted.instances.saturating_sub(counted.staying);
         let breaker = match self.watchdog.breaker(now) {
             Breaker::Closed => u32::MAX,
             Breaker::HalfOpen { .. } => 1_u32.saturating_sub(counted.starting()),
@@ -388,8 +297,8 @@ impl Planner {
         let most = group.most.unwrap_or(u32::MAX).min(self.sizing.max_instances.unwrap_or(u32::MAX));
         let more = need.min(allowed);
         let throttled = if more < need { self.throttle.next(more) } else { None };
-        let grown = counted.base.saturating_add(more).saturating_add(counted.going).min(most);
-        let kept = counted.live.min(plan.wanted.instances.saturating_add(counted.going)).min(most);
+        let grown = counted.staying.saturating_add(more).saturating_add(counted.leaving).min(most);
+        let kept = counted.live.min(plan.wanted.instances.saturating_add(counted.leaving)).min(most);
         let (to, reason) = if more > 0 && grown > counted.desired {
             let limited = match more < need {
                 true => format!(", {more} of {need} now by the limit on growth"),
@@ -420,8 +329,8 @@ impl Planner {
         counted: InstanceCounts,
         plan: &mut ScalingPlan,
     ) {
-        let mut surplus = counted.base.saturating_sub(plan.wanted.instances);
-        surplus = surplus.min(counted.base.saturating_sub(group.least));
+        let mut surplus = counted.staying.saturating_sub(plan.wanted.instances);
+        surplus = surplus.min(counted.staying.saturating_sub(group.least));
         if surplus == 0 {
             return;
         }
@@ -458,7 +367,7 @@ impl Planner {
         if policy.intake == Intake::Relay {
             return 0;
         }
-        let room = bounds.most().saturating_sub(counted.ready).saturating_sub(counted.going);
+        let room = bounds.most().saturating_sub(counted.ready).saturating_sub(counted.leaving);
         let in_flight = self.sizing.growth.in_flight.unwrap_or(u32::MAX);
         let instances = match self.watchdog.breaker(seen.now.elapsed) {
             Breaker::Closed => room.min(in_flight),

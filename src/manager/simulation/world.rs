@@ -9,7 +9,8 @@ use super::Scenario;
 use crate::instance::CapacityChange;
 use crate::manager::engine::{Group, Member, State};
 use crate::manager::scaling::observation::{Now, Observation, ObservedAgent, Work};
-use crate::manager::scaling::planner::{Action, Planner};
+use crate::manager::scaling::plan::Action;
+use crate::manager::scaling::planner::Planner;
 use crate::manager::scaling::wanted::JobCounts;
 
 const MINUTE: Duration = Duration::from_secs(60);

@@ -10,7 +10,7 @@ use super::Workloads;
 use super::history::{History, INTERVAL, Point};
 use super::view::{DecisionView, GroupView, HistoryView, InstanceView, JobView, ManagerView, PoolView};
 use crate::manager::engine::{EngineError, FailedStart, Group, State};
-use crate::manager::scaling::planner::ScalingPlan;
+use crate::manager::scaling::plan::ScalingPlan;
 use crate::manager::workload::{AgentState, AgentView, Snapshot};
 use crate::monitor::listener::PageResponse;
 use crate::monitor::text::Histogram;

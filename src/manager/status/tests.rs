@@ -3,7 +3,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::*;
 use crate::manager::engine::{EngineError, ErrorKind, FailedStart, FailureKind, Group, Member, State};
-use crate::manager::scaling::planner::ScalingPlan;
+use crate::manager::scaling::plan::ScalingPlan;
 use crate::manager::scaling::wanted::{JobCounts, WantedInstances};
 use crate::manager::workload::{AgentJob, AgentState, AgentView, Snapshot};
 

@@ -3,7 +3,6 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
-use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use super::super::engine::containers::Container;
 use super::{OUTPUT_MAX, RunningService, ServiceStarter, log};
 use crate::backoff::Backoff;
 use crate::failure::JobError;
-use crate::sync;
+use crate::sync::{self, StopSignal};
 use crate::trace::colours::{RESET, YELLOW};
 
 /// The number of ports of a service that are tried.
@@ -39,8 +38,7 @@ enum ServiceHealth {
 
 /// Threads that check services, and their stop signal.
 struct HealthWaiter {
-    stopped: Mutex<bool>,
-    change: Condvar,
+    stop: StopSignal,
     /// Signalled after each result.
     checked: EventFd,
     until: Instant,
@@ -78,7 +76,7 @@ impl ServiceStarter<'_> {
                     Err(error) => break Err(error),
                 }
             };
-            waiter.stop();
+            waiter.stop.stop();
             let joined = threads.into_iter().map(|thread| match thread.map(thread::ScopedJoinHandle::join) {
                 Ok(Ok(health)) => health,
                 _ => ServiceHealth::Down("cannot start a thread to check it".to_owned()),
@@ -122,7 +120,7 @@ impl ServiceStarter<'_> {
 impl HealthWaiter {
     fn new(timeout: Duration) -> io::Result<Self> {
         let checked = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { stopped: Mutex::default(), change: Condvar::new(), checked, until: Instant::now() + timeout })
+        Ok(Self { stop: StopSignal::default(), checked, until: Instant::now() + timeout })
     }
 
     /// Checks a service until its health is known.
@@ -144,18 +142,11 @@ impl HealthWaiter {
         }
     }
 
-    fn stop(&self) {
-        *sync::lock(&self.stopped) = true;
-        self.change.notify_all();
-    }
-
     /// Sleeps for `rest`, at most until the deadline. Returns false if the deadline has passed or the checks were
     /// stopped.
     fn sleep(&self, rest: Duration) -> bool {
         let left = self.until.saturating_duration_since(Instant::now());
-        let stopped = sync::lock(&self.stopped);
-        let stopped = sync::wait_while(&self.change, stopped, rest.min(left), |stopped| !*stopped);
-        !*stopped && Instant::now() < self.until
+        !self.stop.wait(rest.min(left)) && Instant::now() < self.until
     }
 }
 

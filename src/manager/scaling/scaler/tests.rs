@@ -1,12 +1,16 @@
 use std::collections::VecDeque;
 use std::sync::Condvar;
+use std::thread;
 use std::time::SystemTime;
 
+use jiff::Timestamp;
+
 use super::*;
-use crate::manager::engine::{Examined, Member};
+use crate::instance::CapacityChange;
+use crate::manager::engine::{EngineError, ErrorKind, Examined, FailedStart, Group, Member, State};
 use crate::manager::scaling::deletion::delete_instances;
 use crate::manager::scaling::testing::pool;
-use crate::manager::workload::AgentView;
+use crate::manager::workload::{AgentState, AgentView, Snapshot};
 
 /// The jobs and agents of a pool, which a test sets.
 #[derive(Default)]

@@ -1,0 +1,67 @@
+//! The desired capacity of a group that the manager set last. A number that another client sets becomes the new one.
+
+use std::time::Duration;
+
+use super::plan::Note;
+use crate::manager::engine::Group;
+
+/// After this time, a desired capacity that differs from the manager's last call was set by another client. Before, the
+/// engine may still report an older state.
+const SETTLING: Duration = Duration::from_secs(15);
+
+/// The manager's last call; `None` before it has seen the group.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DesiredCapacity(Option<LastSet>);
+
+#[derive(Clone, Copy, Debug)]
+struct LastSet {
+    instances: u32,
+    at: Duration,
+}
+
+impl DesiredCapacity {
+    /// Records that the manager set the desired capacity.
+    pub fn set(&mut self, instances: u32, now: Duration) {
+        self.0 = Some(LastSet { instances, at: now });
+    }
+
+    /// Records that the termination of an instance has decremented the desired capacity.
+    pub fn decrement(&mut self, now: Duration) {
+        if let Some(last) = self.0 {
+            self.set(last.instances.saturating_sub(1), now);
+        }
+    }
+
+    /// The desired capacity of the group. The engine's answer may be older than the manager's last call.
+    pub fn of(&self, group: &Group, now: Duration) -> u32 {
+        match self.0 {
+            Some(last) if last.is_settling(now) => last.instances,
+            _ => group.desired,
+        }
+    }
+
+    /// Adopts a desired capacity that the manager did not set. Returns a warning if another client set it.
+    pub fn adopt(&mut self, group: &Group, now: Duration) -> Option<Note> {
+        let mut warning = None;
+        match self.0 {
+            Some(last) if last.instances == group.desired || last.is_settling(now) => return None,
+            Some(last) if !group.desired_is_counted => {
+                warning = Some(Note::Warning(format!(
+                    "something else changed the desired capacity of {} from {} to {}; the manager adopts it. Let only the \
+                     manager set it",
+                    group.name, last.instances, group.desired
+                )));
+            }
+            // The number is counted, so it also changes when an instance ends without a call of the manager.
+            Some(_) | None => {}
+        }
+        self.set(group.desired, now);
+        warning
+    }
+}
+
+impl LastSet {
+    fn is_settling(self, now: Duration) -> bool {
+        now.saturating_sub(self.at) < SETTLING
+    }
+}
