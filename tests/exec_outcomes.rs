@@ -41,6 +41,24 @@ fn the_output_of_a_job_shows_its_retries() {
 }
 
 #[test]
+fn a_job_that_needs_an_optional_manual_job_waits_for_a_person_to_start_it() {
+    let home = checkout(
+        "gate: {script: echo, when: manual}\nbehind: {script: echo, needs: [gate]}\nlast: {script: echo, needs: [behind]}\ncleanup: {script: echo, when: always, needs: [gate]}\n",
+    );
+    let report = home.path("report.json").display().to_string();
+    for (arguments, expected) in
+        [(&[][..], ["manual", "skipped", "skipped", "success"]), (&["--manual", "gate"], ["success"; 4])]
+    {
+        let (output, text) = exec(&home, &[&["--report", &report], arguments].concat());
+        assert!(output.status.success(), "{text}");
+        let read: serde_json::Value =
+            serde_json::from_str(&fs::read_to_string(&report).expect("a report")).expect("must be JSON");
+        let status = |job: &str| read["jobs"][job]["status"].as_str().expect("a status").to_owned();
+        assert_eq!(["gate", "behind", "last", "cleanup"].map(status), expected, "{text}");
+    }
+}
+
+#[test]
 fn a_delay_is_announced() {
     let home = checkout("a: {script: echo, when: delayed, start_in: 1 second}\n");
     let (output, text) = exec(&home, &[]);

@@ -83,31 +83,29 @@ enum Readiness {
     Skip,
 }
 
-/// The combined result of the jobs that another job waits for.
+/// The states of the jobs that another job waits for.
 #[derive(Clone, Copy, Default)]
 struct Sum {
+    /// A job has not ended, or blocks the pipeline.
     open: bool,
     failed: bool,
-    skipped: bool,
+    /// A job was skipped, or is an optional manual job that nobody has started.
+    idle: bool,
 }
 
 impl Sum {
     fn add(&mut self, state: ScheduleState, blocks: bool) {
         match state {
             ScheduleState::Done(Conclusion::Failed | Conclusion::Canceled) => self.failed = true,
-            ScheduleState::Done(Conclusion::Skipped) => self.skipped = true,
+            ScheduleState::Done(Conclusion::Skipped) => self.idle = true,
             ScheduleState::Done(_) => {}
-            ScheduleState::Manual if !blocks => {}
+            ScheduleState::Manual if !blocks => self.idle = true,
             _ => self.open = true,
         }
     }
 
     fn merge(self, other: Self) -> Self {
-        Self {
-            open: self.open || other.open,
-            failed: self.failed || other.failed,
-            skipped: self.skipped || other.skipped,
-        }
+        Self { open: self.open || other.open, failed: self.failed || other.failed, idle: self.idle || other.idle }
     }
 }
 
@@ -163,8 +161,8 @@ impl Schedule {
     fn before_stages(&self) -> Vec<Sum> {
         let stages = self.tasks.iter().map(|task| task.stage + 1).max().unwrap_or(0);
         let mut own = vec![Sum::default(); stages];
-        for (task, state) in self.tasks.iter().zip(&self.states) {
-            own[task.stage].add(*state, task.allow_failure != AllowFailure::Yes);
+        for (job, task) in self.tasks.iter().enumerate() {
+            own[task.stage].add(self.states[job], self.blocks(job));
         }
         let mut before = Vec::with_capacity(stages);
         let mut sum = Sum::default();
@@ -177,25 +175,30 @@ impl Schedule {
 
     fn readiness(&self, job: usize, before: &[Sum]) -> Readiness {
         let task = &self.tasks[job];
-        let (sum, skip_counts) = match &task.needs {
+        // A need that does not run decides for a job with needs: it waits for no other, and a failure does not count.
+        let (sum, is_cut_off) = match &task.needs {
             None => (before[task.stage], false),
             Some(needs) => {
                 let mut sum = Sum::default();
-                needs.iter().for_each(|need| sum.add(self.states[*need], true));
-                (sum, true)
+                needs.iter().for_each(|need| sum.add(self.states[*need], self.blocks(*need)));
+                (sum, sum.idle)
             }
         };
-        if sum.open {
+        if sum.open && !is_cut_off {
             return Readiness::Wait;
         }
-        let well = !(sum.failed || skip_counts && sum.skipped);
         match task.when {
             _ if task.named => Readiness::Go,
             When::Always => Readiness::Go,
-            When::OnFailure if sum.failed => Readiness::Go,
-            When::OnSuccess | When::Manual | When::Delayed if well => Readiness::Go,
+            When::OnFailure if sum.failed && !is_cut_off => Readiness::Go,
+            When::OnSuccess | When::Manual | When::Delayed if !sum.failed && !is_cut_off => Readiness::Go,
             _ => Readiness::Skip,
         }
+    }
+
+    /// Whether the job blocks the pipeline while a person must start it.
+    fn blocks(&self, job: usize) -> bool {
+        self.tasks[job].allow_failure != AllowFailure::Yes
     }
 
     /// The resource groups of jobs that run. A trigger job does not keep its group from the jobs of its own pipeline.
@@ -241,6 +244,25 @@ impl Schedule {
         self.started.insert(job);
         if self.states[job] == ScheduleState::Manual {
             self.states[job] = ScheduleState::Due;
+            self.revive(job);
+        }
+    }
+
+    /// Lets jobs that were skipped wait again, if they depend on a manual job that has just been started: jobs in stage
+    /// order of later stages, and jobs that need it, directly or through others.
+    fn revive(&mut self, job: usize) {
+        let mut revived = vec![job];
+        while let Some(from) = revived.pop() {
+            for other in 0..self.tasks.len() {
+                let depends = match &self.tasks[other].needs {
+                    None => self.tasks[other].stage > self.tasks[from].stage,
+                    Some(needs) => needs.contains(&from),
+                };
+                if depends && self.states[other] == ScheduleState::Done(Conclusion::Skipped) {
+                    self.states[other] = ScheduleState::Waiting;
+                    revived.push(other);
+                }
+            }
         }
     }
 
@@ -288,7 +310,7 @@ impl Schedule {
 
     /// Whether the pipeline waits for a person to start this job.
     pub fn is_blocking(&self, job: usize) -> bool {
-        self.states[job] == ScheduleState::Manual && self.tasks[job].allow_failure != AllowFailure::Yes
+        self.states[job] == ScheduleState::Manual && self.blocks(job)
     }
 
     /// The status of the pipeline.
@@ -401,6 +423,49 @@ mod tests {
         let mut optional = Schedule::new(jobs(AllowFailure::Yes));
         assert_eq!(run(&mut optional, &[]), [1]);
         assert_eq!((optional.status(), optional.state(0)), (PipelineStatus::Success, ScheduleState::Manual));
+    }
+
+    #[test]
+    fn a_need_that_does_not_run_decides_at_once() {
+        let optional = || ScheduledJob { allow_failure: AllowFailure::Yes, ..task(0, Manual, None) };
+        let mut schedule = Schedule::new(vec![
+            optional(),
+            task(0, OnSuccess, None),
+            task(0, OnFailure, None),
+            task(0, OnSuccess, Some(&[0, 1])),
+            task(0, Always, Some(&[0, 1])),
+            task(1, OnFailure, Some(&[1, 2])),
+            task(1, OnFailure, Some(&[1])),
+            task(1, OnSuccess, Some(&[3])),
+            task(1, OnFailure, None),
+        ]);
+        schedule.advance(Instant::now());
+        for skipped in [2, 3, 5, 7] {
+            assert_eq!(schedule.state(skipped), ScheduleState::Done(Conclusion::Skipped), "{skipped}");
+        }
+        assert_eq!(run(&mut schedule, &[1]), [1, 4, 6, 8]);
+        assert_eq!(schedule.state(0), ScheduleState::Manual);
+    }
+
+    #[test]
+    fn a_manual_job_that_is_started_revives_what_depends_on_it() {
+        let optional = || ScheduledJob { allow_failure: AllowFailure::Yes, ..task(0, Manual, None) };
+        let mut schedule = Schedule::new(vec![
+            optional(),
+            optional(),
+            task(1, OnSuccess, Some(&[0])),
+            task(1, OnSuccess, Some(&[1])),
+            task(2, OnSuccess, Some(&[2])),
+            task(2, OnFailure, None),
+        ]);
+        assert_eq!(run(&mut schedule, &[]), [0; 0]);
+        assert_eq!((schedule.status(), schedule.is_over()), (PipelineStatus::Success, true));
+        schedule.start(0);
+        assert_eq!(run(&mut schedule, &[]), [0, 2, 4]);
+        assert_eq!(schedule.state(3), ScheduleState::Done(Conclusion::Skipped));
+        assert_eq!(schedule.state(5), ScheduleState::Done(Conclusion::Skipped));
+        schedule.start(1);
+        assert_eq!(run(&mut schedule, &[3]), [1, 3, 5]);
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl<'a> Context<'a> {
 
     /// The variables that exist before any job is known.
     pub fn view<'s>(scope: &'s PipelineVariables) -> View<'s> {
-        View { scope, yaml: &[], defaults: &[], job: &[] }
+        View { scope, yaml: &[], defaults: &[], job: &[], environment: None }
     }
 
     /// Reports a problem of a job, or of the file if `job` is `None`.

@@ -41,7 +41,7 @@ pub fn workflow(root: &Root, context: &mut Context<'_>) -> Result<Result<Workflo
         Workflow { variables: root.variables.clone(), cancel_on_job_failure: root.cancel_on_job_failure };
     let Some(rules) = &root.rules else { return Ok(Ok(workflow)) };
     let scope = Arc::clone(&context.scope);
-    let view = View { scope: &scope, yaml: &[], defaults: &root.variables, job: &[] };
+    let view = View { scope: &scope, yaml: &[], defaults: &root.variables, job: &[], environment: None };
     let owner = RuleOwner { job: None, keyword: "workflow:rules" };
     match first_match(rules, &view, owner, context)? {
         None => Ok(Err("no rule of `workflow:rules` matches".to_owned())),
@@ -92,6 +92,7 @@ pub fn jobs(
     context: &mut Context<'_>,
 ) -> Decided {
     let mut decided = Decided { jobs: Vec::with_capacity(jobs.all.len()), absent: Vec::new() };
+    check_given_variables(context);
     let mut total = 0;
     for expanded in jobs.all.values() {
         let draft = jobs.draft(expanded);
@@ -102,11 +103,18 @@ pub fn jobs(
             }
         };
         let defaults = inherited.as_deref().unwrap_or(&workflow.variables);
-        let predefined = predefined(expanded, draft);
+        let mut predefined = predefined(expanded, draft);
         let mut own = draft.variables.clone();
         overlay(&mut own, &expand::matrix_variables(&expanded.combination, draft.job.at));
         let scope = Arc::clone(&context.scope);
-        let view = View { scope: &scope, yaml: &own, defaults, job: &predefined };
+        let name = draft.environment.as_ref().map(|node| {
+            let view = View { scope: &scope, yaml: &own, defaults, job: &predefined, environment: None };
+            view.expand(&node.get("name").and_then(Node::printed).unwrap_or_default())
+        });
+        if let (Some(node), Some(name)) = (&draft.environment, &name) {
+            predefined.extend(of_environment(node, name));
+        }
+        let view = View { scope: &scope, yaml: &own, defaults, job: &predefined, environment: name.as_deref() };
         let Ok(effects) = effects(draft, &view, has_workflow_rules, context) else { continue };
         if let Decision::Left(why) = effects.decision {
             decided.absent.push(Absent { name: Arc::clone(&expanded.name), at: draft.job.at, why });
@@ -163,8 +171,23 @@ fn predefined(job: &Expanded, draft: &Draft) -> Vec<(&'static str, Arc<str>)> {
         ("CI_JOB_GROUP_NAME", Arc::clone(&draft.job.name)),
         ("CI_JOB_STAGE", Arc::clone(&draft.job.stage)),
     ];
+    if draft.when == Some(When::Manual) {
+        variables.push(("CI_JOB_MANUAL", "true".into()));
+    }
     variables.extend(nodes(job.instance));
     variables
+}
+
+/// Predefined variables of an environment that rules may refer to; the URL is as written.
+fn of_environment(node: &Node, name: &str) -> impl Iterator<Item = (&'static str, Arc<str>)> {
+    let text = |key: &str| node.get(key).and_then(Node::printed);
+    let url = text("url").map(|url| ("CI_ENVIRONMENT_URL", url));
+    let variables = [
+        ("CI_ENVIRONMENT_NAME", name.into()),
+        ("CI_ENVIRONMENT_ACTION", text("action").unwrap_or_else(|| "start".into())),
+        ("CI_ENVIRONMENT_TIER", text("deployment_tier").unwrap_or_else(|| environment_tier(name).into())),
+    ];
+    variables.into_iter().chain(url)
 }
 
 fn effects<'d>(
@@ -202,7 +225,6 @@ fn by_policy(
 ) -> Result<Decision, ()> {
     let name = &draft.job.name;
     let only = match &draft.only {
-        Some(only) if has_workflow_rules => Some(only.clone()),
         Some(only) => Some(only.clone().with_default_refs()),
         None if has_workflow_rules => None,
         None => Some(OnlyExcept::branches_and_tags()),
@@ -296,6 +318,20 @@ fn same_variables(a: &Job, b: &Job) -> bool {
     a.variables.len() == b.variables.len() && a.variables.iter().zip(&b.variables).all(same)
 }
 
+/// Checks the variables of the pipeline and the project, which all jobs share, for a cycle.
+fn check_given_variables(context: &mut Context<'_>) {
+    let scope = Arc::clone(&context.scope);
+    let value = |name: &str| scope.given(name, None).map(|given| (given.value.as_str(), given.raw || given.file));
+    let names = scope.pipeline.keys().map(String::as_str).chain(scope.project_names());
+    let names: Vec<&str> =
+        names.filter(|name| value(name).is_some_and(|(text, raw)| !raw && has_reference(text))).collect();
+    if let Some(cycle) = find_cycle(&names, &value) {
+        let shown: Vec<&str> = cycle.0.iter().map(|name| &**name).take(10).collect();
+        let message = format!("the variables {} of the pipeline or the project form a cycle", shown.join(", "));
+        context.error(Class::VariableCycle, Origin::default(), None, message);
+    }
+}
+
 fn check_variables(job: &Job, scope: &PipelineVariables, context: &mut Context<'_>) {
     let refers = |variable: &&Variable| !variable.raw && has_reference(&variable.value);
     let names: Vec<&str> = job.variables.iter().filter(refers).map(|variable| &*variable.key).collect();
@@ -303,8 +339,9 @@ fn check_variables(job: &Job, scope: &PipelineVariables, context: &mut Context<'
         return;
     }
     let own: Map<&str, &Variable> = job.variables.iter().map(|variable| (&*variable.key, variable)).collect();
+    let environment = job.environment.as_ref().map(|environment| environment.name.as_str());
     let value = |name: &str| {
-        let given = scope.given(name, None).map(|given| (given.value.as_str(), given.raw || given.file));
+        let given = scope.given(name, environment).map(|given| (given.value.as_str(), given.raw || given.file));
         given.or_else(|| own.get(name).map(|variable| (&*variable.value, variable.raw)))
     };
     if let Some(cycle) = find_cycle(&names, &value) {

@@ -75,25 +75,33 @@ impl Plan {
             return Vec::new();
         };
         let TriggerForward { yaml_variables, pipeline_variables } = *forward;
-        let mut out: Vec<GivenVariable> = Vec::new();
-        if pipeline_variables {
-            out.extend(parent.pipeline_variables.iter().cloned());
-        }
+        let run = JobRun { dotenv, ..JobRun::default() };
+        let levels = levels(&self.scope, job, &run);
+        // Later ones override earlier ones.
+        let mut passed: Vec<GivenVariable> = Vec::new();
         if yaml_variables {
-            let run = JobRun { dotenv, ..JobRun::default() };
-            let levels = levels(&self.scope, job, &run);
-            out.extend(job.variables.iter().map(|variable| GivenVariable {
+            passed.extend(job.variables.iter().map(|variable| GivenVariable {
                 key: variable.key.to_string(),
-                value: if variable.raw {
-                    variable.value.to_string()
-                } else {
-                    expand_text(&variable.value, &levels, Unknown::Empties)
-                },
+                value: variable.value.to_string(),
                 raw: variable.raw,
                 ..GivenVariable::default()
             }));
         }
-        out
+        if pipeline_variables {
+            passed.extend(run.dotenv.iter().map(|(key, value)| GivenVariable {
+                key: key.clone(),
+                value: value.clone(),
+                ..GivenVariable::default()
+            }));
+            passed.extend(parent.pipeline_variables.iter().cloned());
+        }
+        let mut files: Vec<GivenVariable> = Vec::new();
+        for variable in passed.iter_mut().filter(|variable| !variable.raw && !variable.file) {
+            variable.value = expand_once(&variable.value, &levels, &mut files);
+        }
+        // The file variables that values refer to; a variable that is passed itself takes precedence.
+        files.extend(passed);
+        files
     }
 
     /// The request for the child pipeline of a trigger job; `None` for any other job. `dotenv` are the variables from
@@ -175,6 +183,27 @@ pub fn expand_for_server(scope: &PipelineVariables, job: &Job, text: &str) -> St
         return text.to_owned();
     }
     expand_text(text, &levels(scope, job, &JobRun::default()), Unknown::Empties)
+}
+
+/// Expands the references in a value that a downstream pipeline gets, but not those in the values that replace them: the
+/// downstream pipeline expands the rest. Unknown names become empty. References to file variables are kept, and the file
+/// variables are added to `files`.
+fn expand_once(text: &str, levels: &Levels, files: &mut Vec<GivenVariable>) -> String {
+    super::variables::replace(text, |name, reference| match levels.get(name) {
+        None => String::new(),
+        Some(variable) if variable.file => {
+            files.push(GivenVariable {
+                key: variable.key.to_string(),
+                value: variable.value.clone(),
+                file: true,
+                masked: variable.masked,
+                raw: variable.raw,
+                ..GivenVariable::default()
+            });
+            reference.to_owned()
+        }
+        Some(variable) => variable.value.clone(),
+    })
 }
 
 /// The unexpanded variables of all levels; for each name, the value of the strongest level.

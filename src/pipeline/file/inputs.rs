@@ -353,7 +353,7 @@ impl Rule {
             Some(GivenVariable { key: format!("I{number}"), value, ..Default::default() })
         });
         let scope = PipelineVariables::new(Index::default(), vec![], variables.collect());
-        expression.holds(&View { scope: &scope, yaml: &[], defaults: &[], job: &[] })
+        expression.holds(&View { scope: &scope, yaml: &[], defaults: &[], job: &[], environment: None })
     }
 }
 

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use crate::pipeline::context::Context;
-use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::problem::Class;
 use crate::pipeline::request::{Base, SourceError, SourceTree};
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{Node, Origin};
-use crate::pipeline::variables::View;
+use crate::pipeline::variables::{View, collect_names, has_reference};
 
 use super::expression::Expression;
 use super::files::PathListKind;
+use super::path_pattern::PathPattern;
 
 /// The number of patterns that a list may have.
 const PATTERNS_LIMIT: usize = 50;
@@ -40,7 +40,12 @@ struct Exists {
 #[derive(Clone, Debug)]
 enum Paths {
     Globs(Arc<Vec<Arc<str>>>),
-    Regexp(Arc<str>, RegexPattern),
+    Regexp {
+        text: Arc<str>,
+        at: Origin,
+        /// `None` if the text contains variables; it is compiled after they are expanded.
+        compiled: Option<PathPattern>,
+    },
 }
 
 /// The owner of a rule, for messages.
@@ -151,15 +156,13 @@ impl Paths {
             (Some(paths), None) => Self::read(paths, &format!("{keyword}:paths"), owner, context),
             (None, Some(regexp)) => {
                 let text = regexp.text().cloned().unwrap_or_default();
-                let pattern = RegexPattern::between_slashes(&text).unwrap_or_else(|| RegexPattern::compile(&text, ""));
-                match pattern {
-                    Ok(pattern) => Some(Self::Regexp(text, pattern)),
-                    Err(why) => {
-                        let message = format!("`{}:{keyword}:regexp` cannot be used: {why}", owner.keyword);
-                        context.error(Class::BadValue, regexp.at, owner.job, message);
-                        None
-                    }
-                }
+                let mut names = Vec::new();
+                collect_names(&text, &mut names);
+                let compiled = match names.is_empty() {
+                    true => Some(compile(&text, regexp.at, keyword, owner, context)?),
+                    false => None,
+                };
+                Some(Self::Regexp { text, at: regexp.at, compiled })
             }
             _ => {
                 let message = format!("`{}:{keyword}` takes `paths`, a list of patterns", owner.keyword);
@@ -169,28 +172,52 @@ impl Paths {
         }
     }
 
+    /// The first match, as an explanation. `Err(())`: evaluation failed; this is reported.
     fn find(
         &self,
         paths: &Arc<Vec<String>>,
         kind: PathListKind,
         view: &View<'_>,
+        owner: RuleOwner<'_>,
         context: &mut Context<'_>,
-    ) -> Option<String> {
+    ) -> Result<Option<String>, ()> {
         match self {
             Self::Globs(globs) => {
                 let expanded: Vec<Arc<str>> = globs.iter().map(|glob| expand(glob, view)).collect();
-                context.files.find(&expanded, paths, kind)
+                Ok(context.files.find(&expanded, paths, kind))
             }
-            Self::Regexp(text, pattern) => {
-                let path = paths.iter().find(|path| pattern.is_match(path))?;
-                Some(format!("{} {path} ({text})", kind.word()))
+            Self::Regexp { text, at, compiled } => {
+                let pattern = match compiled {
+                    Some(pattern) => pattern.clone(),
+                    None => compile(&view.expand_known(text), *at, kind.keyword(), owner, context).ok_or(())?,
+                };
+                let path = paths.iter().find(|path| pattern.is_match(path));
+                Ok(path.map(|path| format!("{} {path} ({text})", kind.word())))
             }
         }
     }
 }
 
+/// Compiles a regular expression for paths. `None`: it cannot be used, which is reported.
+fn compile(
+    text: &str,
+    at: Origin,
+    keyword: &str,
+    owner: RuleOwner<'_>,
+    context: &mut Context<'_>,
+) -> Option<PathPattern> {
+    match PathPattern::compile(text) {
+        Ok(pattern) => Some(pattern),
+        Err(why) => {
+            let message = format!("`{}:{keyword}:regexp` cannot be used: {why}", owner.keyword);
+            context.error(Class::BadValue, at, owner.job, message);
+            None
+        }
+    }
+}
+
 fn expand(text: &Arc<str>, view: &View<'_>) -> Arc<str> {
-    if crate::pipeline::variables::has_reference(text) { view.expand_known(text).into() } else { Arc::clone(text) }
+    if has_reference(text) { view.expand_known(text).into() } else { Arc::clone(text) }
 }
 
 /// Reports unknown keys. `None`: there is an unknown key, probably a misspelled one, so that the caller does not report
@@ -235,7 +262,7 @@ impl Changes {
     /// Why `changes` holds; `Ok(None)`: it does not hold. `Err(())`: evaluation failed; this is reported.
     pub fn hold(&self, view: &View<'_>, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Result<Option<String>, ()> {
         let base = match &self.compare_to {
-            Some(node) => Base::MergeBase(view.expand(node.text().map_or("", |text| text))),
+            Some(node) => Base::MergeBase(view.expand_known(node.text().map_or("", |text| text))),
             None => match context.base_of_pipeline() {
                 Some(base) => base,
                 None => {
@@ -261,7 +288,7 @@ impl Changes {
                 return Err(());
             }
         };
-        Ok(self.paths.find(&paths, PathListKind::Changed, view, context))
+        self.paths.find(&paths, PathListKind::Changed, view, owner, context)
     }
 }
 
@@ -292,14 +319,14 @@ impl Exists {
         let paths = match &self.project {
             None => context.files.all(tree),
             Some(node) => {
-                let project = view.expand(&node.printed().unwrap_or_default());
-                let reference = self.reference.as_ref().map(|reference| view.expand(reference));
+                let project = view.expand_known(&node.printed().unwrap_or_default());
+                let reference = self.reference.as_ref().map(|reference| view.expand_known(reference));
                 let tree = context.request.sources.project(&project, reference.as_deref());
                 tree.and_then(|tree| context.files.all(&tree))
             }
         };
         match paths {
-            Ok(paths) => Ok(self.paths.find(&paths, PathListKind::Existing, view, context)),
+            Ok(paths) => self.paths.find(&paths, PathListKind::Existing, view, owner, context),
             Err(SourceError::Missing(why) | SourceError::Failed(why)) => {
                 let at = self.project.as_ref().map_or(Origin::default(), |node| node.at);
                 let message = format!("`{}:exists`: files cannot be listed: {why}", owner.keyword);

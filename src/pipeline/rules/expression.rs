@@ -25,6 +25,7 @@ enum Term {
     Text(Arc<str>),
     Pattern(Arc<str>, RegexPattern),
     Null,
+    Bool(bool),
     Not(Box<Term>),
     Binary(Box<Term>, Sign, Box<Term>),
 }
@@ -120,12 +121,11 @@ impl Parser<'_> {
     }
 
     fn comparison(&mut self) -> Result<Term, String> {
-        let left = self.value()?;
-        let Some(sign) = self.take(&[Sign::Equal, Sign::NotEqual, Sign::Match, Sign::NotMatch]) else {
-            return Ok(left);
-        };
-        let right = self.value()?;
-        Ok(Term::Binary(Box::new(left), sign, Box::new(right)))
+        let mut left = self.value()?;
+        while let Some(sign) = self.take(&[Sign::Equal, Sign::NotEqual, Sign::Match, Sign::NotMatch]) {
+            left = Term::Binary(Box::new(left), sign, Box::new(self.value()?));
+        }
+        Ok(left)
     }
 
     fn value(&mut self) -> Result<Term, String> {
@@ -145,6 +145,7 @@ impl Parser<'_> {
             Some(ExpressionToken::Variable(name)) => Ok(Term::Variable(name)),
             Some(ExpressionToken::Text(text)) => Ok(Term::Text(text)),
             Some(ExpressionToken::Null) => Ok(Term::Null),
+            Some(ExpressionToken::Bool(value)) => Ok(Term::Bool(value)),
             Some(ExpressionToken::Pattern(text)) => match RegexPattern::between_slashes(&text) {
                 Some(Ok(pattern)) => Ok(Term::Pattern(text, pattern)),
                 Some(Err(why)) => Err(format!("the pattern {text} cannot be used: {why}")),
@@ -168,6 +169,7 @@ fn shown(token: &ExpressionToken) -> String {
         ExpressionToken::Text(text) => format!("\"{text}\""),
         ExpressionToken::Pattern(text) => format!("`{text}`"),
         ExpressionToken::Null => "`null`".to_owned(),
+        ExpressionToken::Bool(value) => format!("`{value}`"),
         ExpressionToken::Sign(sign) => format!("`{}`", sign.text()),
     }
 }
@@ -178,13 +180,14 @@ impl Term {
             Self::Pattern(_, pattern) => pattern.size(),
             Self::Not(term) => term.size(),
             Self::Binary(left, _, right) => left.size() + right.size(),
-            Self::Variable(_) | Self::Text(_) | Self::Null => 0,
+            Self::Variable(_) | Self::Text(_) | Self::Null | Self::Bool(_) => 0,
         }
     }
 
     fn value<'a>(&'a self, variables: &View<'a>) -> Value<'a> {
         match self {
             Self::Null => Value::Null,
+            Self::Bool(value) => Value::Bool(*value),
             Self::Text(text) => Value::Text(text),
             Self::Pattern(text, pattern) => Value::Pattern(text, pattern),
             Self::Variable(name) => variables.get(name).map_or(Value::Null, Value::Text),
@@ -223,6 +226,9 @@ impl Value<'_> {
         match (self, other) {
             (Self::Null, Self::Null) => true,
             (Self::Bool(a), Self::Bool(b)) => a == b,
+            (Self::Bool(word), Self::Text(text)) | (Self::Text(text), Self::Bool(word)) => {
+                *text == if *word { "true" } else { "false" }
+            }
             (Self::Text(a), Self::Text(b)) => a == b,
             (Self::Pattern(a, _), Self::Pattern(b, _)) => a == b,
             _ => false,
@@ -264,13 +270,21 @@ mod tests {
             masked: key == "SECRET",
             ..Default::default()
         };
-        let list = [("V", "one"), ("EMPTY", ""), ("BLANK", "  "), ("RX", "/^o/i"), ("WORDS", "one two"), ("T", "yes")];
+        let list = [
+            ("V", "one"),
+            ("EMPTY", ""),
+            ("BLANK", "  "),
+            ("RX", "/^o/i"),
+            ("WORDS", "one two"),
+            ("T", "yes"),
+            ("ON", "true"),
+        ];
         PipelineVariables::new(Index::default(), vec![], list.into_iter().chain([("SECRET", "s")]).map(given).collect())
     }
 
     fn holds(text: &str) -> bool {
         let scope = scope();
-        let view = View { scope: &scope, yaml: &[], defaults: &[], job: &[] };
+        let view = View { scope: &scope, yaml: &[], defaults: &[], job: &[], environment: None };
         Expression::parse(&text.into()).expect(text).holds(&view)
     }
 
@@ -304,6 +318,17 @@ mod tests {
             ("!($V == 'one') || $NO", false),
             ("$V=='one'&&$T", true),
             ("\"a\" == 'a'", true),
+            ("$ON == true", true),
+            ("false != $ON", true),
+            ("$NO == false", false),
+            ("!($ON == false) && true", true),
+            ("false || null", false),
+            ("$V == 'one' == true", true),
+            ("$V == 'two' == $ON", false),
+            ("!$V == 'one'", false),
+            ("!'false' || !'0'", false),
+            ("!'' && !null", true),
+            ("('x' || 'y') == 'x' && 'y' == ('x' && 'y')", true),
         ] {
             assert_eq!(holds(text), expected, "{text}");
         }
@@ -314,12 +339,15 @@ mod tests {
         for (text, part) in [
             ("$V = 'one'", "`=`"),
             ("$V == one", "`one`"),
+            ("$V == trueish", "`trueish`"),
+            ("$V == True", "`True`"),
             ("${V} == 'one'", "braces"),
             ("($V", "not closed"),
             ("$V)", "no opening"),
             ("", "empty"),
             ("$V ==", "ends"),
             ("$V $T", "not allowed"),
+            ("$V == 'a' $T", "not allowed"),
             ("$V =~ /a/", "two characters"),
             ("$V =~ //", "two characters"),
             ("$V =~ /a(/", "cannot be used"),
@@ -338,7 +366,7 @@ mod tests {
     #[test]
     fn explains_with_values_except_masked_ones() {
         let scope = scope();
-        let view = View { scope: &scope, yaml: &[], defaults: &[], job: &[] };
+        let view = View { scope: &scope, yaml: &[], defaults: &[], job: &[], environment: None };
         let expression = Expression::parse(&"$V == 'one' && $SECRET && !$NO".into()).expect("must parse");
         assert_eq!(
             expression.explain(&view),

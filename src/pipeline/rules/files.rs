@@ -19,6 +19,14 @@ pub enum PathListKind {
 }
 
 impl PathListKind {
+    /// The keyword in a rule.
+    pub fn keyword(self) -> &'static str {
+        match self {
+            Self::Changed => "changes",
+            Self::Existing => "exists",
+        }
+    }
+
     /// The word for explanations.
     pub fn word(self) -> &'static str {
         match self {

@@ -15,6 +15,8 @@ pub enum ExpressionToken {
     Pattern(Arc<str>),
     /// `null`
     Null,
+    /// `true` or `false`
+    Bool(bool),
     /// An operator or a parenthesis.
     Sign(Sign),
 }
@@ -102,6 +104,13 @@ fn token(text: &str) -> Result<(ExpressionToken, &str), String> {
     }
     if let Some(after) = text.strip_prefix("null") {
         return Ok((ExpressionToken::Null, after));
+    }
+    for (word, value) in [("true", true), ("false", false)] {
+        let after =
+            text.strip_prefix(word).filter(|after| !after.starts_with(|c: char| c.is_alphanumeric() || c == '_'));
+        if let Some(after) = after {
+            return Ok((ExpressionToken::Bool(value), after));
+        }
     }
     if text.starts_with('=') {
         return Err(format!("`{}`: `=` is not an operator; write == or =~", shown(text)));

@@ -4,5 +4,6 @@ pub mod clause;
 pub mod expression;
 pub mod files;
 pub mod lexer;
+mod path_pattern;
 pub mod policy;
 pub mod rule;
