@@ -102,3 +102,13 @@ fn needed(plan: &Plan, own: &HashSet<usize>) -> HashSet<usize> {
     }
     found
 }
+
+/// Reduces a plan to the selected jobs.
+pub fn keep(mut plan: Plan, jobs: &HashSet<usize>) -> Plan {
+    let mut at = 0;
+    plan.jobs.retain(|_| {
+        at += 1;
+        jobs.contains(&(at - 1))
+    });
+    plan
+}

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
 use super::options::Options;
-use super::{GitState, is_interrupted, once};
+use super::plan_inputs::GitState;
+use super::{is_interrupted, once, terminal};
 use crate::local::checkout::Checkout;
 use crate::local::report::logs_beside;
 use crate::sys;
@@ -34,7 +35,7 @@ pub fn run(options: &Options, checkout: &Checkout) -> Result<u8, String> {
         if is_interrupted(status) {
             return Ok(status);
         }
-        super::say("waiting for changes; press Ctrl-C to stop\n");
+        terminal::print("waiting for changes; press Ctrl-C to stop\n");
         watched.wait().map_err(|error| format!("cannot watch for changes: {error}"))?;
     }
 }

@@ -1,0 +1,90 @@
+//! Connects to the container engine and pulls the images before any job runs, so that a run fails at its start.
+
+use std::collections::HashSet;
+
+use serde_json::Value;
+
+use super::session::Session;
+use super::terminal;
+use crate::config::Runner as Configured;
+use crate::local::containers::{ContainerOptions, Containers};
+use crate::local::options::{self as run_options, RunOptions, image_of};
+use crate::local::screen::Screen;
+use crate::pipeline::plan::{Job, Plan};
+
+/// The connection to the container engine, if a job needs containers. Fails if the engine does not answer, an image
+/// cannot be pulled, or a job that must run in a container has no image.
+pub fn connect(
+    session: &Session<'_>,
+    plan: &Plan,
+    jobs: &RunOptions,
+    runner: &Configured,
+    screen: &Screen,
+) -> Result<Option<Containers>, String> {
+    if let Some(job) =
+        plan.jobs.iter().find(|job| jobs.docker && job.trigger.is_none() && image_of(job, jobs).is_none())
+    {
+        return Err(format!("{}: the job has no image; set one with --default-image IMAGE", place(plan, job)));
+    }
+    warn_about_shell_jobs(plan, jobs);
+    let starts_pipelines = plan.jobs.iter().any(|job| job.trigger.is_some());
+    let mut objects = if starts_pipelines { session.mapped.objects() } else { Vec::new() };
+    objects.push(session.checkout.objects.clone());
+    let settings = ContainerOptions { objects, run: session.run.directory.clone() };
+    let wanted: Vec<(&Job, Value)> = plan.jobs.iter().filter_map(|job| Some((job, image_of(job, jobs)?))).collect();
+    let Some((first, _)) = wanted.first() else {
+        // A triggered pipeline may need containers; without an engine its trigger job fails.
+        let containers = starts_pipelines.then(|| Containers::connect(runner, &settings).ok()).flatten();
+        containers.iter().try_for_each(|containers| session.run.note_engine(containers.address()))?;
+        return Ok(containers);
+    };
+    let containers = Containers::connect(runner, &settings).map_err(|why| {
+        format!(
+            "{}: `image` needs a container engine, and none answers: {why}; no job was started. Start Docker, or add \
+             --shell to run the scripts on this machine",
+            place(plan, first)
+        )
+    })?;
+    session.run.note_engine(containers.address())?;
+    pull(&containers, plan, wanted, screen)?;
+    Ok(Some(containers))
+}
+
+fn warn_about_shell_jobs(plan: &Plan, jobs: &RunOptions) {
+    if jobs.shell {
+        let with_image: Vec<&str> = plan.jobs.iter().filter(|job| job.image.is_some()).map(|job| &*job.name).collect();
+        if !with_image.is_empty() {
+            terminal::print_error(&format!(
+                "mayfly: warning: --shell: {} run on this machine as your user instead of in a container\n",
+                with_image.join(", ")
+            ));
+        }
+    }
+    let without_services = run_options::services_in_the_shell(&plan.jobs, jobs);
+    if !without_services.is_empty() {
+        terminal::print_error(&format!(
+            "mayfly: warning: {} run in the shell without their services; --default-image IMAGE runs them in containers\n",
+            without_services.join(", ")
+        ));
+    }
+}
+
+/// Pulls each image once.
+fn pull(containers: &Containers, plan: &Plan, wanted: Vec<(&Job, Value)>, screen: &Screen) -> Result<(), String> {
+    let mut pulled = HashSet::new();
+    for (job, image) in wanted {
+        let expand = |text: &str| plan.expand(job, text);
+        if pulled.insert(format!("{}{image}", expand(image["name"].as_str().unwrap_or_default()))) {
+            containers
+                .obtain(&image, screen, &expand)
+                .map_err(|error| format!("{}: {error}; no job was started", place(plan, job)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the configuration defines the job.
+fn place(plan: &Plan, job: &Job) -> String {
+    let (file, line) = plan.place(job.at);
+    format!("{file}:{line}: job `{}`", job.name)
+}

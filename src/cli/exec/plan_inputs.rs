@@ -1,0 +1,92 @@
+//! The input for planning: the state of the checkout and the values from the command line.
+
+use std::path::Path;
+use std::thread;
+
+use super::options::Options;
+use super::show::only_shows;
+use super::values;
+use crate::local::checkout::{self, Checkout, Listed};
+use crate::local::facts::{self, Answers};
+use crate::local::sources::{Fetcher, LocalSources};
+use crate::local::state;
+use crate::pipeline::request::{CommitFacts, Content, PipelineSource, PlanRequest};
+
+/// The state of the checkout, from git.
+pub struct GitState {
+    answers: Answers,
+    /// The tracked files; `None`: they are listed when they are needed.
+    listed: Option<Vec<Listed>>,
+}
+
+impl GitState {
+    /// Asks git in parallel. `lists`: also for the tracked files.
+    pub fn ask(directory: &Path, lists: bool) -> Result<Self, String> {
+        let (answers, listed) = thread::scope(|scope| {
+            let listed = lists.then(|| scope.spawn(|| checkout::list(directory, false)));
+            let answers = Answers::ask(directory);
+            let died = |_| Err("internal error: the thread that lists files panicked".to_owned());
+            (answers, listed.map(|listed| listed.join().unwrap_or_else(died)))
+        });
+        Ok(Self { answers: answers?, listed: listed.transpose()? })
+    }
+}
+
+/// The input for planning, from the command line.
+pub struct PlanInputs {
+    pub answers: Answers,
+    pub listed: Option<Vec<Listed>>,
+    pub facts: CommitFacts,
+}
+
+impl PlanInputs {
+    pub fn new(options: &Options, checkout: &Checkout, asked: GitState, pipeline_id: u64) -> Result<Self, String> {
+        let GitState { answers, listed } = asked;
+        let listed = match only_shows(options) {
+            true => None,
+            false => Some(listed.filter(|_| !options.untracked).map_or_else(|| checkout.files(options.untracked), Ok)?),
+        };
+        let facts = answers.facts(checkout, &values::wanted(options)?, pipeline_id)?;
+        Ok(Self { answers, listed, facts })
+    }
+
+    /// The files that the configuration can include.
+    pub fn sources(&self, options: &Options, checkout: &Checkout, scratch: &Path) -> Result<LocalSources, String> {
+        let project = facts::project_path(&self.facts);
+        let fetcher = self.fetcher(options)?;
+        let (maps, scratch) = (values::maps(options)?, scratch.to_owned());
+        let sources = LocalSources::new(checkout, &self.facts.sha, &project, options.untracked, maps, fetcher, scratch);
+        Ok(match &self.listed {
+            Some(files) => sources.with_listing(files),
+            None => sources,
+        })
+    }
+
+    /// Fetches includes from other servers.
+    pub fn fetcher(&self, options: &Options) -> Result<Fetcher, String> {
+        Ok(Fetcher { cache: state::includes()?, origin: self.facts.remote.clone(), is_offline: options.offline })
+    }
+
+    /// The request for the plan of the pipeline.
+    pub fn request<'a>(
+        &self,
+        options: &Options,
+        checkout: &Checkout,
+        sources: &'a LocalSources,
+    ) -> Result<PlanRequest<'a>, String> {
+        let merge_request = self.answers.merge_request(checkout, &values::wanted(options)?);
+        let usual = if merge_request.is_some() { "merge_request_event" } else { "push" };
+        Ok(PlanRequest {
+            content: Content::File(options.file.clone()),
+            source: PipelineSource { name: options.source.clone().unwrap_or_else(|| usual.to_owned()), merge_request },
+            facts: self.facts.clone(),
+            pipeline_variables: values::pipeline_variables(options)?,
+            project_variables: values::project_variables(options)?,
+            predefined: Vec::new(),
+            inputs: values::inputs(options)?,
+            lax: options.lax,
+            explains: options.explain.is_some(),
+            sources,
+        })
+    }
+}

@@ -1,0 +1,42 @@
+//! Warnings about features that a local run lacks, and about files that jobs or GitLab do not have.
+
+use super::options::Options;
+use super::terminal;
+use crate::local::checkout::{Checkout, Listed};
+use crate::local::sources::LocalSources;
+use crate::pipeline::plan::{Plan, Warning};
+
+/// Prints the warnings about the selected jobs, each once.
+pub fn print(
+    options: &Options,
+    plan: &Plan,
+    sources: &LocalSources,
+    (checkout, listed): (&Checkout, &[Listed]),
+    is_about_jobs: bool,
+) {
+    if options.quiet {
+        return;
+    }
+    let concerns = |warning: &&Warning| match &warning.job {
+        Some(name) => plan.jobs.iter().any(|job| job.name == *name || job.group == *name),
+        None => !is_about_jobs,
+    };
+    let mut text = String::new();
+    for warning in plan.warnings.iter().filter(concerns) {
+        text.push_str(&format!("{warning}\n"));
+    }
+    let is_left_out = |file: &&Listed| file.is_skipped && !checkout.root.join(&file.path).exists();
+    match listed.iter().filter(is_left_out).count() {
+        0 => {}
+        left_out => text.push_str(&format!(
+            "note: jobs do not have {left_out} tracked files that the sparse checkout leaves out; \
+             `git sparse-checkout disable` restores them\n"
+        )),
+    }
+    for path in sources.untracked_reads() {
+        text.push_str(&format!(
+            "{path}: note: git does not track this file, so GitLab will not see it; run `git add` on it\n"
+        ));
+    }
+    terminal::print_error(&text);
+}
