@@ -5,13 +5,14 @@
 //! creating a file for each step would make short jobs wait for the file system.
 
 mod job;
+mod job_count;
 pub mod progress;
 pub mod shutdown;
 pub mod stop_requests;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::job::{JobJournal, Resumption};
+pub use self::job_count::JobCount;
 pub use self::progress::{ContainerCondition, JobContainer, OfferState, Progress, RemainingStages, StepRecord};
 use crate::coordinator::manager::protocol::Offer;
 use crate::decode;
@@ -255,97 +257,12 @@ pub fn slots(state: &Path) -> Vec<(usize, SlotDirectory)> {
     slots
 }
 
-/// Size of the file of the job count.
-const COUNT_FILE_SIZE: usize = 512;
-
-/// The number of jobs taken on this machine, and since when: `MaxBuilds` and the maximum age apply across restarts.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct JobCount {
-    identity: Identity,
-    pub jobs: u32,
-    /// Start of the lifetime. Each boot starts it anew, because a machine of a warm pool was powered off for most of
-    /// its age.
-    #[serde(default)]
-    pub began: BootTime,
-}
-
-impl JobCount {
-    /// The count of this machine, including the jobs in the journal. The count of another machine is discarded; it is
-    /// there if this machine started from an image of a used machine.
-    pub fn load(state: &Path, identity: &Identity) -> Self {
-        let read = fs::read(state.join("agent.json")).ok().and_then(|text| decode::json::<Self>(&text).ok());
-        let ours = read.filter(|count| count.identity.instance == identity.instance);
-        let records = slots(state).into_iter().filter_map(|(_, slot)| slot.load());
-        let in_hand =
-            records.filter(|record| record.identity.instance == identity.instance).map(|record| record.number);
-        let counted = ours.as_ref().map_or(0, |count| count.jobs);
-        let jobs = in_hand.max().unwrap_or(0).max(counted);
-        let began = ours.filter(|count| count.identity.boot == identity.boot && count.began > BootTime::default());
-        let began = began.map_or_else(BootTime::now, |count| count.began);
-        Self { identity: identity.clone(), jobs, began }
-    }
-
-    /// Overwrites the file with one write: creating a file for each job would make the job wait for the file system.
-    pub fn save(&self, state: &Path) -> io::Result<()> {
-        let mut text = serde_json::to_vec(self)?;
-        text.resize(text.len().max(COUNT_FILE_SIZE), b' ');
-        let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false).mode(0o600).open(state.join("agent.json"))?;
-        file.write_all_at(&text, 0)?;
-        if file.metadata()?.len() > text.len() as u64 { file.set_len(text.len() as u64) } else { Ok(()) }
-    }
-
-    /// Deletes the count.
-    pub fn reset(state: &Path) -> io::Result<()> {
-        match fs::remove_file(state.join("agent.json")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::progress::StageProgress;
     use super::*;
 
-    #[test]
-    fn a_count_belongs_to_its_machine() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let identity = Identity { instance: "i-1".into(), boot: "b-1".into() };
-        let mut count = JobCount::load(directory.path(), &identity);
-        for jobs in [4, 3] {
-            count.jobs = jobs;
-            count.save(directory.path()).expect("save the record");
-            assert_eq!(JobCount::load(directory.path(), &identity).jobs, jobs);
-            fs::write(directory.path().join("agent.json"), [b'x'; 2 * COUNT_FILE_SIZE]).expect("write the file");
-        }
-        count.save(directory.path()).expect("save the record");
-        assert_eq!(JobCount::load(directory.path(), &identity).began, count.began, "the age goes on");
-        let later = Identity { boot: "b-2".into(), ..identity.clone() };
-        assert_eq!(JobCount::load(directory.path(), &later).jobs, 3);
-        assert!(JobCount::load(directory.path(), &later).began > count.began, "a boot begins anew");
-        let other = Identity { instance: "i-2".into(), ..identity };
-        assert_eq!(JobCount::load(directory.path(), &other).jobs, 0);
-    }
-
-    #[test]
-    fn a_job_in_the_journal_is_counted() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let identity = record().identity;
-        let mut count = JobCount::load(directory.path(), &identity);
-        count.jobs = 3;
-        count.save(directory.path()).expect("save the record");
-        let slot = SlotDirectory::new(directory.path(), 0);
-        slot.begin(&Record { number: 4, ..record() }).expect("an agent that dies before it counts the job");
-        assert_eq!(JobCount::load(directory.path(), &identity).jobs, 4);
-        let other = Identity { instance: "i-2".into(), ..identity.clone() };
-        assert_eq!(JobCount::load(directory.path(), &other).jobs, 0);
-        slot.discard().expect("discard the slot");
-        assert_eq!(JobCount::load(directory.path(), &identity).jobs, 3);
-    }
-
-    fn record() -> Record {
+    pub fn record() -> Record {
         Record {
             version: VERSION,
             identity: Identity { instance: "i-1".into(), boot: "b-1".into() },

@@ -2,53 +2,19 @@
 //! contacts the engine.
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use super::engine::spec::{
     CreateContainer, Device, DeviceRequest, Endpoint, HostConfig, LogConfig, NetworkingConfig, RestartPolicy, Ulimit,
 };
 use super::engine::{DockerError, Revision};
+use super::network_mode::NetworkMode;
 use super::resolved_image::ResolvedImage;
+use super::security_options;
 use crate::config::docker::{self, DockerConfig, Gpus, Size, Swap};
-use crate::decode;
 use crate::failure::JobError;
 
 /// The first API version in which the MAC address belongs to a network endpoint.
 const MAC_OF_NETWORK: Revision = Revision(1, 44);
-
-/// The network that the containers of a job share.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NetworkMode {
-    /// The engine's default bridge, which has no DNS: addresses are written to the containers' hosts files.
-    Bridge,
-    /// The machine's network.
-    Host,
-    /// A network with DNS for container names.
-    Named(String),
-    /// No network, or the network of another container.
-    Other(String),
-}
-
-impl NetworkMode {
-    /// The configured network, or the job's own network.
-    pub fn of(docker: &DockerConfig, of_job: Option<&str>) -> Self {
-        match (docker.network_mode.as_str(), of_job) {
-            ("", Some(name)) => Self::Named(name.to_owned()),
-            ("" | "bridge" | "default", _) => Self::Bridge,
-            ("host", _) => Self::Host,
-            (mode, _) if mode == "none" || mode.starts_with("container:") => Self::Other(mode.to_owned()),
-            (name, _) => Self::Named(name.to_owned()),
-        }
-    }
-
-    fn mode(&self) -> &str {
-        match self {
-            Self::Bridge => "bridge",
-            Self::Host => "host",
-            Self::Named(name) | Self::Other(name) => name,
-        }
-    }
-}
 
 /// The settings of a container beyond the configuration.
 #[derive(Clone, Debug, Default)]
@@ -117,7 +83,7 @@ pub fn of_job(
     host.privileged = resolved.privileged;
     host.cap_add.clone_from(&docker.cap_add);
     host.cap_drop.clone_from(&docker.cap_drop);
-    host.security_opt = security_options(&docker.security_opt)?;
+    host.security_opt = security_options::inline_profiles(&docker.security_opt)?;
     host.group_add.clone_from(&docker.group_add);
     host.sysctls.clone_from(&docker.sysctls);
     host.tmpfs.clone_from(&docker.tmpfs);
@@ -156,7 +122,7 @@ pub fn of_service(
     host.cpuset_cpus.clone_from(&docker.service_cpuset_cpus);
     host.cgroup_parent.clone_from(&docker.service_cgroup_parent);
     host.privileged = resolved.privileged;
-    host.security_opt = security_options(&docker.services_security_opt)?;
+    host.security_opt = security_options::inline_profiles(&docker.services_security_opt)?;
     host.tmpfs.clone_from(&docker.services_tmpfs);
     let devices = docker.services_devices.iter().filter(|(images, _)| images.match_name(&resolved.name));
     host.devices = devices.flat_map(|(_, devices)| devices).map(device).collect();
@@ -246,27 +212,6 @@ fn device_request(gpus: &Gpus) -> DeviceRequest {
     }
 }
 
-/// The engine needs the content of a seccomp profile, not its path on the agent's machine.
-fn security_options(options: &[String]) -> Result<Vec<String>, JobError> {
-    let inlined = |option: &String| {
-        let Some(path) = option.strip_prefix("seccomp=").filter(|profile| !is_built_in(profile)) else {
-            return Ok(option.clone());
-        };
-        let wrong = |why: String| {
-            JobError::configuration(format!("`security_opt` below [runners.docker] names the profile {path}: {why}"))
-        };
-        let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-        let profile: Box<serde_json::value::RawValue> =
-            decode::json(text.as_bytes()).map_err(|error| wrong(format!("it is not JSON: {error}")))?;
-        Ok(format!("seccomp={}", profile.get()))
-    };
-    options.iter().map(inlined).collect()
-}
-
-fn is_built_in(profile: &str) -> bool {
-    matches!(profile, "unconfined" | "builtin") || profile.starts_with('{')
-}
-
 fn set_mac_address(container: &mut CreateContainer, network: &NetworkMode, address: &str, revision: Revision) {
     if revision < MAC_OF_NETWORK {
         address.clone_into(&mut container.mac_address);
@@ -321,22 +266,6 @@ mod tests {
 
     fn json(container: &CreateContainer) -> serde_json::Value {
         serde_json::to_value(container).expect("encode as JSON")
-    }
-
-    #[test]
-    fn uses_the_configured_network_or_the_jobs_own() {
-        for (mode, of_job, expected) in [
-            ("", None, NetworkMode::Bridge),
-            ("", Some("mine"), NetworkMode::Named("mine".to_owned())),
-            ("bridge", Some("mine"), NetworkMode::Bridge),
-            ("host", Some("mine"), NetworkMode::Host),
-            ("none", None, NetworkMode::Other("none".to_owned())),
-            ("container:x", None, NetworkMode::Other("container:x".to_owned())),
-            ("ours", Some("mine"), NetworkMode::Named("ours".to_owned())),
-        ] {
-            let docker = DockerConfig { network_mode: mode.to_owned(), ..DockerConfig::default() };
-            assert_eq!(NetworkMode::of(&docker, of_job), expected, "{mode}");
-        }
     }
 
     #[test]
@@ -405,28 +334,6 @@ mod tests {
         let new = json(&new);
         assert!(new["MacAddress"].is_null());
         assert_eq!(new["NetworkingConfig"]["EndpointsConfig"]["bridge"]["MacAddress"], "92:d0:c6:0a:29:33");
-    }
-
-    #[test]
-    fn sends_the_content_of_a_profile() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("profile.json");
-        fs::write(&path, "{\"defaultAction\": \"SCMP_ACT_ALLOW\"}\n").expect("write the file");
-        let options = |texts: &[&str]| {
-            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
-            security_options(&texts)
-        };
-        let named = format!("seccomp={}", path.display());
-        let inlined =
-            options(&["no-new-privileges:true", "seccomp=unconfined", &named]).expect("the options must be valid");
-        assert_eq!(inlined[..2], ["no-new-privileges:true", "seccomp=unconfined"]);
-        assert_eq!(inlined[2], "seccomp={\"defaultAction\": \"SCMP_ACT_ALLOW\"}");
-        fs::write(&path, "no JSON").expect("write the file");
-        for broken in [named.as_str(), "seccomp=/no/such/file"] {
-            let error = options(&[broken]).expect_err("must be refused");
-            assert_eq!(error.reason, FailureReason::RunnerConfigurationError);
-            assert!(error.message.contains("security_opt"), "{error}");
-        }
     }
 
     #[test]

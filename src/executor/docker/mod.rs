@@ -12,6 +12,7 @@ pub mod engine;
 pub mod host;
 pub mod images;
 pub mod names;
+pub mod network_mode;
 pub mod policy;
 pub mod prepare;
 pub mod prepared;
@@ -23,6 +24,7 @@ pub mod resolved_image;
 mod retry;
 mod safe_dirs;
 pub mod script;
+mod security_options;
 pub mod services;
 pub mod volumes;
 

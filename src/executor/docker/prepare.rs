@@ -7,12 +7,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::console::{JobConsole, StdoutConsole};
-use super::create::{self, ContainerSettings, NetworkMode};
+use super::create::{self, ContainerSettings};
 use super::credentials::{self, LoginSources, RegistryLogins};
 use super::engine::spec::{CreateContainer, CreateNetwork, CreateVolume};
 use super::engine::{DockerEngine, DockerError};
 use super::images::ImageProvider;
 use super::names::CACHE_OF;
+use super::network_mode::NetworkMode;
 use super::prepared::PreparedContainer;
 use super::resolved_image::{self, ResolvedImage};
 use super::retry::{RETRY_INTERVAL, retry, with_sigterm_delayed};

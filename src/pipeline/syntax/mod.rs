@@ -3,6 +3,7 @@
 //! GitLab parses with Ruby, which follows YAML 1.1: `yes` is true, `010` is 8, the last of two equal keys wins. Trees
 //! share their parts, so aliases, `extends` and `default` copy pointers and not values.
 
+mod budget;
 mod libyaml;
 mod node;
 mod parse;
@@ -10,8 +11,9 @@ mod print;
 mod scalar;
 mod size;
 
+pub use budget::Budget;
 pub use node::{Mapping, MappingEntry, Node, Origin, Value};
-pub use parse::{Budget, SyntaxError, parse};
+pub use parse::{SyntaxError, parse};
 pub use print::print;
 pub use size::written_size;
 

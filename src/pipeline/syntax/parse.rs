@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
 
+use super::budget::{Budget, Size};
 use super::libyaml::{self, LibyamlDifference};
 use super::{Mapping, MappingEntry, Node, Origin, Value, scalar};
 use crate::pipeline::hash::Set;
@@ -15,42 +16,6 @@ const DEPTH_LIMIT: usize = 100;
 
 /// The number of duplicate keys to report for a file.
 const DUPLICATES_LIMIT: usize = 100;
-
-/// The size limit for all files of a pipeline together, after aliases are expanded.
-#[derive(Clone, Debug)]
-pub struct Budget {
-    nodes: usize,
-    bytes: usize,
-}
-
-impl Default for Budget {
-    fn default() -> Self {
-        Self { nodes: 1_000_000, bytes: 32 << 20 }
-    }
-}
-
-impl Budget {
-    fn spend(&mut self, size: Size) -> Result<(), String> {
-        self.nodes =
-            self.nodes.checked_sub(size.nodes).ok_or("more than 1,000,000 values after aliases are expanded")?;
-        self.bytes = self.bytes.checked_sub(size.bytes).ok_or("more than 32 MiB of text after aliases are expanded")?;
-        Ok(())
-    }
-}
-
-/// The size of a tree after aliases are expanded.
-#[derive(Clone, Copy, Default)]
-struct Size {
-    nodes: usize,
-    bytes: usize,
-}
-
-impl Size {
-    fn add(&mut self, other: Self) {
-        self.nodes = self.nodes.saturating_add(other.nodes);
-        self.bytes = self.bytes.saturating_add(other.bytes);
-    }
-}
 
 /// Why a text is not valid YAML.
 #[derive(Clone, Debug, PartialEq, Eq)]

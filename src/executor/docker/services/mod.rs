@@ -10,10 +10,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::console::JobConsole;
-use super::create::{self, ContainerSettings, NetworkMode};
+use super::create::{self, ContainerSettings};
 use super::engine::containers::Container;
 use super::engine::{DockerEngine, DockerError};
 use super::images::ImageProvider;
+use super::network_mode::NetworkMode;
 use super::retry::{create_anew, retry_when_disk_full};
 use crate::config::docker::DockerConfig;
 use crate::failure::JobError;

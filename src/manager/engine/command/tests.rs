@@ -1,0 +1,139 @@
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::manager::engine::{FailureKind, State};
+
+fn engine(program: &str, args: &[&str], timeout: Duration) -> Command {
+    let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+    let settings = CommandEngine { program: program.into(), args, timeout, settings: Default::default() };
+    Command::new(&settings, "fleet")
+}
+
+/// A program with these lines of shell.
+fn program(lines: &str, timeout: Duration) -> Command {
+    engine("/bin/sh", &["-c", lines], timeout)
+}
+
+const LONG: Duration = Duration::from_secs(20);
+
+fn answering(answer: &str) -> Command {
+    program(&format!("read -r init; echo '{{}}'; while read -r line; do printf '%s\\n' '{answer}'; done"), LONG)
+}
+
+#[test]
+fn a_program_tells_its_group() {
+    let group = answering(
+        r#"{"desired": 3, "max": 9, "members": [{"instance": "a", "state": "creating"}, {"instance": "b"}], "new": 1}"#,
+    );
+    let group = group.group().expect("a group");
+    assert_eq!((group.desired, group.least, group.most), (3, 0, Some(9)));
+    let states: Vec<_> = group.members.iter().map(|member| (member.instance.as_str(), member.state)).collect();
+    assert_eq!(states, [("a", State::Creating), ("b", State::Running)]);
+    assert_eq!(answering(r#"{"members": [{"instance": "a"}]}"#).group().expect("a group").desired, 1);
+}
+
+#[test]
+fn requests_are_one_object_a_line() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let log = directory.path().join("log");
+    let script = format!("while read -r line; do echo \"$line\" >>{}; echo '{{}}'; done", log.display());
+    let command = program(&script, LONG);
+    command.set_target(3).expect("set the target");
+    command.terminate("vm-1", CapacityChange::Decrement).expect("terminate the instance");
+    assert!(command.failed_starts(Timestamp::UNIX_EPOCH).expect("ask for failed starts").is_empty());
+    let expected = "{\"call\":\"init\",\"pool\":\"fleet\",\"settings\":{}}\n{\"call\":\"set_target\",\"instances\":3}\n{\"call\":\"terminate\",\"decrement\":true,\"instance\":\"vm-1\"}\n\
+                    {\"call\":\"failures\",\"since\":\"1970-01-01T00:00:00Z\"}\n";
+    assert_eq!(std::fs::read_to_string(log).expect("a log"), expected);
+}
+
+#[test]
+fn an_error_of_the_program_names_it_and_its_words() {
+    let error = |answer: &str| answering(answer).set_target(1).expect_err("an error");
+    let refused = error(r#"{"error": "the cluster\nis full"}"#);
+    assert_eq!(
+        (refused.kind, refused.to_string().as_str()),
+        (ErrorKind::Refused, "/bin/sh set_target: the cluster is full")
+    );
+    assert_eq!(error(r#"{"error": "later", "temporary": true}"#).kind, ErrorKind::Temporary);
+    assert_eq!(error(r#"{"error": "unknown", "gone": true}"#).kind, ErrorKind::NoInstance);
+    // An error that is not text is one all the same.
+    assert_eq!(error(r#"{"error": {"code": 42}}"#).why, "{\"code\":42}");
+    assert_eq!(error(r#"{"error": "\u001b[31mred"}"#).why, "\u{fffd}[31mred");
+}
+
+#[test]
+fn failures_have_a_kind() {
+    let answer = r#"{"failures": [{"at": "2026-01-02T00:00:00Z", "cause": "no more", "kind": "quota"},
+        {"at": "2026-01-01T00:00:00Z", "cause": "old"}]}"#
+        .replace('\n', " ");
+    let since = "2026-01-01T12:00:00Z".parse().expect("a time");
+    let failures = answering(&answer).failed_starts(since).expect("ask for failed starts");
+    assert_eq!((failures.len(), failures[0].kind), (1, FailureKind::Quota));
+}
+
+#[test]
+fn nonsense_is_an_error_and_the_next_call_starts_the_program_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mark = directory.path().join("mark");
+    let script = format!(
+        "if [ -e {0} ]; then while read -r line; do echo '{{}}'; done; else : >{0}; read -r line; echo '{{}}'; read -r line; echo nonsense; cat; fi",
+        mark.display()
+    );
+    let command = program(&script, LONG);
+    let error = command.set_target(1).expect_err("an invalid answer must be refused");
+    assert_eq!(error.kind, ErrorKind::Nonsense);
+    assert!(error.to_string().contains("the answer is not JSON") && error.to_string().ends_with("nonsense"), "{error}");
+    command.set_target(1).expect("start the program again");
+    for answer in ["[]", "3"] {
+        let error = answering(answer).set_target(1).expect_err("must be refused");
+        assert!(error.why.starts_with("the answer is not a JSON object"), "{error}");
+    }
+    // Without a list of members, nothing says that there is none.
+    for answer in [
+        "{}",
+        r#"{"members": 3}"#,
+        r#"{"members": null}"#,
+        r#"{"desired": -1, "members": []}"#,
+        r#"{"members": [{"id": "a"}]}"#,
+        r#"{"members": [{"instance": "a", "state": "zombie"}]}"#,
+        r#"{"members": [{"instance": ""}]}"#,
+        r#"{"members": [{"instance": "a b"}]}"#,
+        r#"{"members": [{"instance": "a"}, {"instance": "a"}]}"#,
+    ] {
+        let error = answering(answer).group().expect_err("must be refused");
+        assert_eq!(error.kind, ErrorKind::Nonsense, "{answer}");
+        assert!(error.why.starts_with("the answer cannot be used"), "{answer}: {error}");
+    }
+}
+
+#[test]
+fn a_program_that_hangs_is_killed_with_all_that_it_started() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let pid = directory.path().join("pid");
+    let command =
+        program(&format!("sleep 1000 & echo $! >{}; read -r line; wait", pid.display()), Duration::from_millis(300));
+    let began = Instant::now();
+    let error = command.group().expect_err("a timeout must be reported");
+    assert_eq!(error.kind, ErrorKind::Temporary);
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    let sleeper = std::fs::read_to_string(pid).expect("a process id");
+    let path = format!("/proc/{}/stat", sleeper.trim());
+    let gone = || std::fs::read_to_string(&path).map_or(true, |stat| stat.contains(") Z "));
+    let until = Instant::now() + Duration::from_secs(30);
+    while !gone() {
+        assert!(Instant::now() < until, "the program's child lives on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_program_that_is_missing_or_ends_is_an_error() {
+    let error =
+        engine("/nowhere/at/all", &[], LONG).group().expect_err("a missing program must be reported").to_string();
+    assert!(error.contains("cannot be started") && error.contains("correct `command`"), "{error}");
+    let error = program("exit 3", LONG).group().expect_err("an exit status must be reported").to_string();
+    assert!(error.contains("the program ended"), "{error}");
+    let endless =
+        program("while :; do printf xxxxxxxxxxxxxxxx; done", LONG).group().expect_err("endless output must be refused");
+    assert_eq!(endless.why, "the answer is longer than 1 MiB");
+}

@@ -1,0 +1,39 @@
+//! Limits the size of a pipeline's files after aliases are expanded.
+
+/// The size limit for all files of a pipeline together, after aliases are expanded.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    nodes: usize,
+    bytes: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { nodes: 1_000_000, bytes: 32 << 20 }
+    }
+}
+
+impl Budget {
+    /// Subtracts a size. The error names the limit.
+    pub fn spend(&mut self, size: Size) -> Result<(), String> {
+        self.nodes =
+            self.nodes.checked_sub(size.nodes).ok_or("more than 1,000,000 values after aliases are expanded")?;
+        self.bytes = self.bytes.checked_sub(size.bytes).ok_or("more than 32 MiB of text after aliases are expanded")?;
+        Ok(())
+    }
+}
+
+/// The size of a tree after aliases are expanded.
+#[derive(Clone, Copy, Default)]
+pub struct Size {
+    pub nodes: usize,
+    pub bytes: usize,
+}
+
+impl Size {
+    /// Adds a size; saturating.
+    pub fn add(&mut self, other: Self) {
+        self.nodes = self.nodes.saturating_add(other.nodes);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+}
