@@ -59,6 +59,16 @@ fn a_job_that_needs_an_optional_manual_job_waits_for_a_person_to_start_it() {
 }
 
 #[test]
+fn a_job_with_a_dotenv_report_that_gitlab_refuses_fails() {
+    let home = checkout(
+        "good: {stage: build, script: 'echo \"A = 1 \" > v', artifacts: {reports: {dotenv: v}}}\nbad: {stage: build, script: 'printf \"B=2\\n\\n\" > v', allow_failure: true, artifacts: {reports: {dotenv: v}}}\nlook: {script: 'echo \"[$A$B]\"'}\n",
+    );
+    let (output, text) = exec(&home, &[]);
+    assert!(output.status.success() && text.contains("\n[1]\n"), "{text}");
+    assert!(text.contains("bad: line 2 of the dotenv report is not KEY=value"), "{text}");
+}
+
+#[test]
 fn a_delay_is_announced() {
     let home = checkout("a: {script: echo, when: delayed, start_in: 1 second}\n");
     let (output, text) = exec(&home, &[]);

@@ -17,10 +17,12 @@ use crate::executor::job_dirs::JobDirs;
 use crate::executor::shell::Shell;
 use crate::failure::FailureReason;
 use crate::instance::Identity;
+use crate::job::artifacts::local_archive;
 use crate::job::context::{JobExecutor, LocalRun, RunnerContext};
 use crate::job::control::JobControl;
 use crate::job::run::{self, JobOutcome};
 use crate::journal::{self, Progress, Record, SlotDirectory};
+use crate::local::dotenv;
 use crate::pipeline::JobRun;
 use crate::pipeline::plan::{EnvVariable, Job, Plan};
 use crate::sys::BootTime;
@@ -117,7 +119,11 @@ pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<JobControl>) ->
     let mut taken = recorder.taken();
     let failure = match ended {
         Ok(JobOutcome::Reported { state: JobState::Failed { reason, exit_code }, .. }) => Some((reason, exit_code)),
-        Ok(JobOutcome::Reported { .. }) => None,
+        Ok(JobOutcome::Reported { .. }) => refused_report(context, attempt.id).map(|why| {
+            recorder.notice(why.clone());
+            taken.message = Some(why);
+            (FailureReason::ScriptFailure, Some(1))
+        }),
         Ok(JobOutcome::Dropped) => Some((FailureReason::RunnerInterrupted, None)),
         Err(error) => {
             taken.message = Some(error.to_string());
@@ -127,6 +133,12 @@ pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<JobControl>) ->
     let tree = tree.filter(|_| failure.is_some() && context.keep);
     let left = tree.map(|tree| facts.left(tree));
     AttemptResult { failure, taken, left }
+}
+
+/// Why GitLab would refuse the dotenv report of a job, which fails the job.
+fn refused_report(context: &RunContext, id: i64) -> Option<String> {
+    let read = dotenv::read(&local_archive(&context.artifacts, id, "dotenv"));
+    read.err().filter(|error| error.kind() == io::ErrorKind::InvalidData).map(|error| error.to_string())
 }
 
 struct Facts<'a> {

@@ -9,7 +9,8 @@ use super::request::PlanRequest;
 use super::rules::expression::Expression;
 use super::rules::files::Files;
 use super::syntax::{Budget, Node, Origin};
-use super::variables::{PipelineVariables, View};
+use super::variables::PipelineVariables;
+use super::view::View;
 
 /// How deeply lists of commands, rules and needs may nest.
 const LIST_DEPTH: usize = 10;

@@ -3,16 +3,60 @@
 
 use std::sync::Arc;
 
+use super::context::Context;
 use super::hash::Map;
-use super::variables::{DEPTH_LIMIT, VALUE_LIMIT, collect_names, has_reference};
+use super::plan::{Job, Variable};
+use super::problem::Class;
+use super::syntax::Origin;
+use super::variables::{DEPTH_LIMIT, PipelineVariables, VALUE_LIMIT, collect_names, has_reference};
+
+/// Checks the variables of the pipeline and the project, which all jobs share, for a cycle.
+pub fn check_given_variables(context: &mut Context<'_>) {
+    let scope = Arc::clone(&context.scope);
+    let value = |name: &str| scope.given(name, None).map(|given| (given.value.as_str(), given.raw || given.file));
+    let names = scope.pipeline.keys().map(String::as_str).chain(scope.project_names());
+    let names: Vec<&str> =
+        names.filter(|name| value(name).is_some_and(|(text, raw)| !raw && has_reference(text))).collect();
+    if let Some(cycle) = find_cycle(&names, &value) {
+        let shown: Vec<&str> = cycle.0.iter().map(|name| &**name).take(10).collect();
+        let message = format!("the variables {} of the pipeline or the project form a cycle", shown.join(", "));
+        context.error(Class::VariableCycle, Origin::default(), None, message);
+    }
+}
+
+/// Checks the variables of a job.
+pub fn check_variables(job: &Job, scope: &PipelineVariables, context: &mut Context<'_>) {
+    let refers = |variable: &&Variable| !variable.raw && has_reference(&variable.value);
+    let names: Vec<&str> = job.variables.iter().filter(refers).map(|variable| &*variable.key).collect();
+    if names.is_empty() {
+        return;
+    }
+    let own: Map<&str, &Variable> = job.variables.iter().map(|variable| (&*variable.key, variable)).collect();
+    let environment = job.environment.as_ref().map(|environment| environment.name.as_str());
+    let value = |name: &str| {
+        let given = scope.given(name, environment).map(|given| (given.value.as_str(), given.raw || given.file));
+        given.or_else(|| own.get(name).map(|variable| (&*variable.value, variable.raw)))
+    };
+    if let Some(cycle) = find_cycle(&names, &value) {
+        let at = job.variables.iter().find(|variable| cycle.0.contains(&variable.key));
+        let at = at.map_or(job.at, |variable| variable.at);
+        let shown: Vec<&str> = cycle.0.iter().map(|name| &**name).take(10).collect();
+        let message = format!("the variables {} form a cycle", shown.join(", "));
+        context.error(Class::VariableCycle, at, Some(&job.group), message);
+    } else if let Some(name) = find_too_long(&names, &value) {
+        let at = job.variables.iter().find(|variable| &*variable.key == name).map_or(job.at, |variable| variable.at);
+        let message = format!("the variable `{name}` is longer than 256 KiB after expansion");
+        context.error(Class::TooBig, at, Some(&job.group), message);
+    }
+}
 
 /// Variables that refer to each other in a cycle, in the order of the references.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Cycle(pub Vec<Arc<str>>);
+struct Cycle(Vec<Arc<str>>);
 
 /// Finds a cycle among variables. A variable that refers only to itself is not a cycle: the reference to its own name
 /// is not expanded.
-pub fn find_cycle<'a>(names: &[&'a str], value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>) -> Option<Cycle> {
+fn find_cycle<'a>(names: &[&'a str], value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>) -> Option<Cycle> {
     let mut done: Map<&str, bool> = Map::default();
     names.iter().find_map(|name| visit(name, value_of, &mut done, &mut Vec::new()))
 }
@@ -51,7 +95,7 @@ fn visit<'a>(
 
 /// The first variable whose expanded value would be longer than the limit. The caller has checked that there is no
 /// cycle.
-pub fn find_too_long<'a>(names: &[&'a str], value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>) -> Option<&'a str> {
+fn find_too_long<'a>(names: &[&'a str], value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>) -> Option<&'a str> {
     let mut lengths = Map::default();
     names.iter().copied().find(|name| length(name, value_of, &mut lengths) > VALUE_LIMIT)
 }

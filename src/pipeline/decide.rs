@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::context::Context;
-use super::cycle::{find_cycle, find_too_long};
+use super::cycle::{check_given_variables, check_variables};
 use super::draft::reader::KeywordReader;
 use super::draft::storage::cache_keys;
 use super::draft::variables::overlay;
@@ -21,7 +21,7 @@ use super::rules::policy::OnlyExcept;
 use super::rules::rule::{self, Rule};
 use super::slug::{environment_slug, environment_tier, slug};
 use super::syntax::{Node, Origin};
-use super::variables::{PipelineVariables, View, has_reference};
+use super::view::View;
 
 /// The number of variables that all jobs together may have.
 const VARIABLES_LIMIT: usize = 2_000_000;
@@ -316,45 +316,6 @@ fn same_variables(a: &Job, b: &Job) -> bool {
         Arc::ptr_eq(&a.value, &b.value) && Arc::ptr_eq(&a.key, &b.key) && a.raw == b.raw
     };
     a.variables.len() == b.variables.len() && a.variables.iter().zip(&b.variables).all(same)
-}
-
-/// Checks the variables of the pipeline and the project, which all jobs share, for a cycle.
-fn check_given_variables(context: &mut Context<'_>) {
-    let scope = Arc::clone(&context.scope);
-    let value = |name: &str| scope.given(name, None).map(|given| (given.value.as_str(), given.raw || given.file));
-    let names = scope.pipeline.keys().map(String::as_str).chain(scope.project_names());
-    let names: Vec<&str> =
-        names.filter(|name| value(name).is_some_and(|(text, raw)| !raw && has_reference(text))).collect();
-    if let Some(cycle) = find_cycle(&names, &value) {
-        let shown: Vec<&str> = cycle.0.iter().map(|name| &**name).take(10).collect();
-        let message = format!("the variables {} of the pipeline or the project form a cycle", shown.join(", "));
-        context.error(Class::VariableCycle, Origin::default(), None, message);
-    }
-}
-
-fn check_variables(job: &Job, scope: &PipelineVariables, context: &mut Context<'_>) {
-    let refers = |variable: &&Variable| !variable.raw && has_reference(&variable.value);
-    let names: Vec<&str> = job.variables.iter().filter(refers).map(|variable| &*variable.key).collect();
-    if names.is_empty() {
-        return;
-    }
-    let own: Map<&str, &Variable> = job.variables.iter().map(|variable| (&*variable.key, variable)).collect();
-    let environment = job.environment.as_ref().map(|environment| environment.name.as_str());
-    let value = |name: &str| {
-        let given = scope.given(name, environment).map(|given| (given.value.as_str(), given.raw || given.file));
-        given.or_else(|| own.get(name).map(|variable| (&*variable.value, variable.raw)))
-    };
-    if let Some(cycle) = find_cycle(&names, &value) {
-        let at = job.variables.iter().find(|variable| cycle.0.contains(&variable.key));
-        let at = at.map_or(job.at, |variable| variable.at);
-        let shown: Vec<&str> = cycle.0.iter().map(|name| &**name).take(10).collect();
-        let message = format!("the variables {} form a cycle", shown.join(", "));
-        context.error(Class::VariableCycle, at, Some(&job.group), message);
-    } else if let Some(name) = find_too_long(&names, &value) {
-        let at = job.variables.iter().find(|variable| &*variable.key == name).map_or(job.at, |variable| variable.at);
-        let message = format!("the variable `{name}` is longer than 256 KiB after expansion");
-        context.error(Class::TooBig, at, Some(&job.group), message);
-    }
 }
 
 /// Checks that the needed jobs are in the pipeline, drops optional needs that are not, and checks for cycles.

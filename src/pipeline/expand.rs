@@ -9,7 +9,7 @@ use super::draft::Draft;
 use super::draft::needs::{Needs, WrittenNeed};
 use super::draft::parallel::{Combination, Matrix, Parallel, combination_name, combinations};
 use super::hash::{Index, Map, Set};
-use super::plan::{Need, ParallelIndex, Variable};
+use super::plan::{Need, ParallelIndex, Trigger, Variable};
 use super::problem::Class;
 use super::suggest::did_you_mean;
 use super::syntax::Origin;
@@ -146,6 +146,7 @@ impl<'d> ExpandedJobs<'d> {
             }
             resolved.push((needs, self.dependencies(job, context)));
         }
+        self.check_trigger_artifacts(context);
         for (job, (needs, dependencies)) in self.all.values_mut().zip(resolved) {
             job.needs = needs;
             job.dependencies = dependencies;
@@ -226,6 +227,30 @@ impl<'d> ExpandedJobs<'d> {
             chosen.push(name);
         }
         Some(Some(chosen))
+    }
+
+    /// Checks that the jobs whose artifacts trigger jobs include exist, in the same stage or an earlier one.
+    fn check_trigger_artifacts(&self, context: &mut Context<'_>) {
+        for draft in self.drafts {
+            let Some(Trigger::Child { include, .. }) = &draft.job.trigger else { continue };
+            let stage_of = |draft: &Draft| self.stages.get(&draft.job.stage).copied();
+            for (name, at) in include.list().unwrap_or_default().iter().filter_map(|item| {
+                let job = item.get("artifact").and(item.get("job"))?;
+                Some((job.text()?, job.at))
+            }) {
+                let producer = self.full_names(name).and_then(|names| self.all.get(names.first()?));
+                let (class, why) = match producer {
+                    None if self.broken.contains(name) => continue,
+                    None => (Class::DependenciesUnknown, format!("which does not exist{}", self.hint(name))),
+                    Some(producer) if stage_of(self.draft(producer)) > stage_of(draft) => {
+                        (Class::DependenciesLaterStage, "whose stage comes after the job's own".to_owned())
+                    }
+                    Some(_) => continue,
+                };
+                let message = format!("`trigger:include:job` names `{name}`, {why}");
+                context.error(class, at, Some(&draft.job.name), message);
+            }
+        }
     }
 
     fn dependencies(&self, job: &Expanded, context: &mut Context<'_>) -> Option<Vec<Arc<str>>> {

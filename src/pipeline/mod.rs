@@ -29,6 +29,7 @@ mod slug;
 pub mod suggest;
 pub mod syntax;
 mod variables;
+mod view;
 
 use std::sync::Arc;
 
@@ -112,13 +113,8 @@ impl plan::Plan {
         self.created = true;
         self.jobs = decided.jobs;
         self.cancel_on_job_failure = workflow.cancel_on_job_failure;
-        let view = variables::View {
-            scope: &self.scope,
-            yaml: &[],
-            defaults: &workflow.variables,
-            job: &[],
-            environment: None,
-        };
+        let view =
+            view::View { scope: &self.scope, yaml: &[], defaults: &workflow.variables, job: &[], environment: None };
         let name = name.map(|name| view.expand(name).trim().to_owned());
         self.pipeline_name = name.filter(|name| !name.is_empty());
         if let Some(name) = &self.pipeline_name {

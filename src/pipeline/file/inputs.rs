@@ -12,7 +12,8 @@ use crate::pipeline::request::{GivenVariable, InputValue};
 use crate::pipeline::rules::expression::Expression;
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{self, Budget, Node, Origin};
-use crate::pipeline::variables::{PipelineVariables, View};
+use crate::pipeline::variables::PipelineVariables;
+use crate::pipeline::view::View;
 
 const OPTIONS_LIMIT: usize = 50;
 

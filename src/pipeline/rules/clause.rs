@@ -7,7 +7,8 @@ use crate::pipeline::problem::Class;
 use crate::pipeline::request::{Base, SourceError, SourceTree};
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{Node, Origin};
-use crate::pipeline::variables::{View, collect_names, has_reference};
+use crate::pipeline::variables::{collect_names, has_reference};
+use crate::pipeline::view::View;
 
 use super::expression::Expression;
 use super::files::PathListKind;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::lexer::{ExpressionToken, Sign, tokens};
 use crate::pipeline::pattern::RegexPattern;
-use crate::pipeline::variables::View;
+use crate::pipeline::view::View;
 
 /// How deeply parentheses and negations may nest.
 const DEPTH_LIMIT: usize = 50;

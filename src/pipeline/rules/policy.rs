@@ -8,7 +8,7 @@ use crate::pipeline::context::Context;
 use crate::pipeline::draft::reader::KeywordReader;
 use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::syntax::Node;
-use crate::pipeline::variables::View;
+use crate::pipeline::view::View;
 
 /// `only` or `except`.
 #[derive(Clone, Debug, Default)]

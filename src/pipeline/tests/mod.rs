@@ -5,3 +5,4 @@ mod memory;
 mod properties;
 mod repository;
 mod rules;
+mod views;
