@@ -51,8 +51,13 @@ fn write(directory: &Path) -> std::io::Result<()> {
     add("mayfly.fish", FISH_JOBS)?;
     let zsh = directory.join("_mayfly");
     let text = fs::read_to_string(&zsh)?.replacen("#compdef mayfly\n", &format!("#compdef mayfly\n\n{ZSH_JOBS}"), 1);
-    let jobs = text.lines().find(|line| line.contains("'*::jobs")).unwrap_or_default().to_owned();
-    fs::write(&zsh, text.replace(&jobs, &jobs.replace(":_default'", ":_mayfly_jobs'")))?;
+    let takes_jobs =
+        |line: &str| ["'*::jobs", "'*--manual=", "'--explain="].iter().any(|start| line.starts_with(start));
+    let with_jobs = |line: &str| match takes_jobs(line) {
+        true => line.replace(":_default'", ":_mayfly_jobs'") + "\n",
+        false => format!("{line}\n"),
+    };
+    fs::write(&zsh, text.lines().map(with_jobs).collect::<String>())?;
     command = command.mut_subcommands(|subcommand| subcommand.version(env!("CARGO_PKG_VERSION")));
     clap_mangen::generate_to(command.disable_help_subcommand(true), directory)?;
     let main = directory.join("mayfly.1");
@@ -63,10 +68,23 @@ fn write(directory: &Path) -> std::io::Result<()> {
 fn bash_completes_job_names() {
     let directory = tempfile::tempdir().expect("a directory");
     write(directory.path()).expect("write the file");
-    let script = "mayfly() { printf '%s\\n' build 'build: [a, b]' test; }\n. ./mayfly.bash\n\
-                  COMP_WORDS=(mayfly exec bu); COMP_CWORD=2; _mayfly_with_jobs mayfly bu exec\n\
+    let script = "mayfly() { printf '%s\\n' build 'build: [a, b]' test:unit test:all; }\n. ./mayfly.bash\n\
+                  read -ra COMP_WORDS <<<\"${1//:/ : }\"; COMP_CWORD=$((${#COMP_WORDS[@]} - 1))\n\
+                  COMP_LINE=$1 COMP_POINT=${#1}\n\
+                  _mayfly_with_jobs mayfly \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD - 1]}\"\n\
                   printf '%s\\n' \"${COMPREPLY[@]}\"";
-    let output = std::process::Command::new("bash").args(["-c", script]).current_dir(directory.path()).output();
-    let shown = String::from_utf8_lossy(&output.expect("run bash").stdout).into_owned();
-    assert_eq!(shown, "build\nbuild:\\ \\[a\\,\\ b\\]\n");
+    let complete = |line: &str| {
+        let mut bash = std::process::Command::new("bash");
+        let output = bash.args(["-c", script, "bash", line]).current_dir(directory.path()).output();
+        String::from_utf8_lossy(&output.expect("run bash").stdout).into_owned()
+    };
+    assert_eq!(complete("mayfly exec bu"), "build\nbuild:\\ \\[a\\,\\ b\\]\n");
+    // Bash replaces only the part after the last colon.
+    assert_eq!(complete("mayfly exec -j 2 test:u"), "unit\n");
+    assert_eq!(complete("mayfly exec --manual te"), "test:unit\ntest:all\n");
+    assert!(!complete("mayfly exec --report te").contains("test:unit"), "the value is a file");
+    assert!(complete("mayfly exec --sta").contains("--stage"));
+    // Zsh completes the names for these arguments.
+    let zsh = fs::read_to_string(directory.path().join("_mayfly")).expect("read the file");
+    assert_eq!(zsh.matches(":_mayfly_jobs'").count(), 3);
 }
