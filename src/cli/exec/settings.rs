@@ -5,10 +5,12 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use clap::{ArgAction, CommandFactory, Parser};
 
 use super::options::Options;
+use super::values;
 use crate::executor::user;
+use crate::pipeline::suggest::did_you_mean;
 
 /// A parser for the options alone, to parse arguments that come from files.
 #[derive(Parser)]
@@ -43,13 +45,14 @@ pub fn complete(options: &Options, root: &Path) -> Result<Options, String> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(format!("{}: {error}", file.display())),
         };
-        let own = of_file(&text).map_err(|why| format!("{}: {why}", file.display()))?;
+        let own = of_file(&text, root).map_err(|why| format!("{}: {why}", file.display()))?;
         let check = [OsString::from("mayfly exec")].into_iter().chain(own.iter().map(OsString::from));
-        Whole::try_parse_from(check).map_err(|error| {
+        let parsed = Whole::try_parse_from(check).map_err(|error| {
             let text = error.to_string();
-            let why = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            format!("{}: {why}; use the long names of the options of `mayfly exec`", file.display())
-        })?;
+            text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+        });
+        let checked = parsed.and_then(|whole| values::check(&whole.options));
+        checked.map_err(|why| format!("{}: {why}", file.display()))?;
         let own: Vec<OsString> =
             own.into_iter().map(OsString::from).filter(|one| !is_overridden(one, &sources)).collect();
         if own.iter().any(|argument| argument == "--shell") {
@@ -86,23 +89,60 @@ fn is_option(argument: &OsString, option: &str) -> bool {
     text.strip_prefix(option).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
 }
 
+/// Options whose value is a path, and options whose value contains one after the first or the last `=`.
+const PATHS: [&str; 5] = ["vars-file", "map-template", "artifacts", "report", "junit"];
+const PATHS_AFTER_FIRST: [&str; 2] = ["map-project", "map-component"];
+const PATHS_AFTER_LAST: [&str; 1] = ["map-remote"];
+
 /// Converts a settings file to arguments: `true` sets a switch, a list repeats an option, a table gives KEY=VALUE
-/// pairs.
-fn of_file(text: &str) -> Result<Vec<String>, String> {
+/// pairs. Relative paths start at `root`, the top of the checkout.
+fn of_file(text: &str, root: &Path) -> Result<Vec<String>, String> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
+    let command = Whole::command();
+    let is_named = |argument: &clap::Arg, name: &str| {
+        argument.get_long() == Some(name) || argument.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
+    };
+    let known = |name: &str| command.get_arguments().find(|argument| is_named(argument, name));
     let mut arguments = Vec::new();
     for (key, value) in &table {
         let name = key.replace('_', "-");
         if name == "jobs" {
             return Err("`jobs`: name jobs on the command line".to_owned());
         }
-        let option = format!("--{name}");
-        add(&option, value, &mut arguments).map_err(|why| format!("`{key}`: {why}"))?;
+        let Some(option) = known(&name).filter(|option| !option.is_hide_set()) else {
+            let names: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
+            return Err(format!(
+                "unknown option `{key}`{}; the options are the long names of the options of `mayfly exec`",
+                did_you_mean(&name, &names)
+            ));
+        };
+        let is_repeatable = matches!(option.get_action(), ArgAction::Append);
+        if !is_repeatable && matches!(value, toml::Value::Array(_) | toml::Value::Table(_)) {
+            return Err(format!("`{key}`: the option takes one value"));
+        }
+        add(&name, value, root, &mut arguments).map_err(|why| format!("`{key}`: {why}"))?;
     }
     Ok(arguments)
 }
 
-fn add(option: &str, value: &toml::Value, arguments: &mut Vec<String>) -> Result<(), String> {
+/// The value of an option in which a relative path starts at `root`.
+fn with_root(name: &str, value: String, root: &Path) -> String {
+    let joined = |path: &str| root.join(path).display().to_string();
+    let pair = match name {
+        _ if PATHS.contains(&name) => return joined(&value),
+        _ if PATHS_AFTER_FIRST.contains(&name) => value.split_once('='),
+        _ if PATHS_AFTER_LAST.contains(&name) => value.rsplit_once('='),
+        _ => None,
+    };
+    match pair {
+        Some((key, path)) => format!("{key}={}", joined(path)),
+        None => value,
+    }
+}
+
+fn add(name: &str, value: &toml::Value, root: &Path, arguments: &mut Vec<String>) -> Result<(), String> {
+    let option = format!("--{name}");
+    let given = |value: String| format!("{option}={}", with_root(name, value, root));
     let scalar = |value: &toml::Value| match value {
         toml::Value::String(text) => Ok(text.clone()),
         toml::Value::Integer(number) => Ok(number.to_string()),
@@ -111,19 +151,19 @@ fn add(option: &str, value: &toml::Value, arguments: &mut Vec<String>) -> Result
         _ => Err("expected a string or a number".to_owned()),
     };
     match value {
-        toml::Value::Boolean(true) => arguments.push(option.to_owned()),
+        toml::Value::Boolean(true) => arguments.push(option),
         toml::Value::Boolean(false) => {}
         toml::Value::Array(items) => {
             for item in items {
-                arguments.push(format!("{option}={}", scalar(item)?));
+                arguments.push(given(scalar(item)?));
             }
         }
         toml::Value::Table(entries) => {
             for (key, value) in entries {
-                arguments.push(format!("{option}={key}={}", scalar(value)?));
+                arguments.push(given(format!("{key}={}", scalar(value)?)));
             }
         }
-        other => arguments.push(format!("{option}={}", scalar(other)?)),
+        other => arguments.push(given(scalar(other)?)),
     }
     Ok(())
 }
@@ -143,9 +183,38 @@ mod tests {
     #[test]
     fn converts_a_file_to_arguments() {
         let text = "parallel = 4\nshell = true\nkeep = false\nmap_project = [\"a/b=/x\"]\n[var]\nA = 1\nB = \"x y\"\n";
+        let of_file = |text: &str| of_file(text, Path::new("/project"));
         let mut arguments = of_file(text).expect("the arguments must be valid");
         arguments.sort();
         assert_eq!(arguments, ["--map-project=a/b=/x", "--parallel=4", "--shell", "--var=A=1", "--var=B=x y"]);
-        assert!(of_file("x = [[1]]").is_err() && of_file("= 1").is_err() && of_file("jobs = [\"a\"]").is_err());
+        for (text, why) in [
+            ("var = [[1]]", "string or a number"),
+            ("= 1", "TOML"),
+            ("jobs = [\"a\"]", "command line"),
+            ("paralel = 1", "did you mean `parallel`?"),
+            ("parallel = [1, 2]", "one value"),
+            ("complete_jobs = true", "unknown option"),
+        ] {
+            let error = of_file(text).expect_err(text);
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn paths_in_a_file_start_at_the_top_of_the_checkout() {
+        let text = "report = \"r.json\"\nvars_file = [\"a.yml\", \"/b.yml\"]\nmap_project = [\"g/p@v1=../p\"]\n\
+            map_component = [\"g/c=c,version=1\"]\nfile = \"ci.yml\"\n[map-remote]\n\"https://x/?a=b\" = \"x.yml\"\n";
+        let mut arguments = of_file(text, Path::new("/project")).expect("the arguments must be valid");
+        arguments.sort();
+        let expected = [
+            "--file=ci.yml",
+            "--map-component=g/c=/project/c,version=1",
+            "--map-project=g/p@v1=/project/../p",
+            "--map-remote=https://x/?a=b=/project/x.yml",
+            "--report=/project/r.json",
+            "--vars-file=/b.yml",
+            "--vars-file=/project/a.yml",
+        ];
+        assert_eq!(arguments, expected);
     }
 }

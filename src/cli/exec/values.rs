@@ -12,10 +12,30 @@ fn pair<'a>(option: &str, text: &'a str, form: &str) -> Result<(&'a str, &'a str
     text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(|| format!("{option} {text}: write {form}"))
 }
 
+/// Checks the form of all values, without reading files and the environment.
+pub fn check(options: &Options) -> Result<(), String> {
+    pipeline_variables(options)?;
+    options.secret.iter().try_for_each(|key| check_key("--secret", key, key))?;
+    inputs(options)?;
+    wanted(options)?;
+    maps(options).map(drop)
+}
+
+/// Checks the name of a variable, as GitLab does.
+fn check_key(option: &str, text: &str, key: &str) -> Result<(), String> {
+    match !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        true => Ok(()),
+        false => Err(format!(
+            "{option} {text}: `{key}` is not the name of a variable; names consist of letters, digits and `_`"
+        )),
+    }
+}
+
 /// Parses `--var`.
 pub fn pipeline_variables(options: &Options) -> Result<Vec<GivenVariable>, String> {
     let variable = |text: &String| {
         let (key, value) = pair("--var", text, "KEY=VALUE")?;
+        check_key("--var", text, key)?;
         Ok(GivenVariable { key: key.to_owned(), value: value.to_owned(), ..GivenVariable::default() })
     };
     options.var.iter().map(variable).collect()
@@ -25,13 +45,17 @@ pub fn pipeline_variables(options: &Options) -> Result<Vec<GivenVariable>, Strin
 pub fn project_variables(options: &Options) -> Result<Vec<GivenVariable>, String> {
     let mut variables = Vec::new();
     for key in &options.secret {
+        check_key("--secret", key, key)?;
         let value = std::env::var(key).map_err(|_| format!("--secret {key}: the environment has no variable {key}"))?;
         variables.push(GivenVariable { key: key.clone(), value, masked: true, raw: true, ..GivenVariable::default() });
     }
     for file in options.vars_file.iter().rev() {
         let why = |why: String| format!("--vars-file {}: {why}", file.display());
         let text = std::fs::read_to_string(file).map_err(|error| why(error.to_string()))?;
-        variables.extend(of_file(file, &text).map_err(why)?);
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let found = of_file(file, text).map_err(why)?;
+        found.iter().try_for_each(|variable| check_key("--vars-file", &file.display().to_string(), &variable.key))?;
+        variables.extend(found);
     }
     Ok(variables)
 }
@@ -211,6 +235,12 @@ mod tests {
         let pairs: Vec<_> = variables.iter().map(|one| (one.key.as_str(), one.value.as_str())).collect();
         assert_eq!(pairs, [("B", "2"), ("A", "3")]);
         assert!(of_dotenv("junk").expect_err("must be refused").contains("line 1"));
+    }
+
+    #[test]
+    fn names_of_variables_are_checked() {
+        assert!(["A", "_b1", "1"].iter().all(|key| check_key("--var", key, key).is_ok()));
+        assert!(["A-B", "a b", "", "\u{e9}"].iter().all(|key| check_key("--var", key, key).is_err()));
     }
 
     #[test]
