@@ -51,8 +51,16 @@ fn dot(plan: &Plan, numbers: &HashMap<&str, usize>) -> String {
     text
 }
 
+/// A character of a label. `#` begins an entity, a backtick Markdown, and `<` HTML.
+fn mermaid_character(character: char) -> String {
+    match character {
+        '"' | '#' | '&' | '<' | '>' | '`' | '\\' => format!("#{};", u32::from(character)),
+        other => other.to_string(),
+    }
+}
+
 fn mermaid(plan: &Plan, numbers: &HashMap<&str, usize>) -> String {
-    let quote = |text: &str| format!("\"{}\"", text.replace('"', "#quot;"));
+    let quote = |text: &str| format!("\"{}\"", text.chars().map(mermaid_character).collect::<String>());
     let mut text = String::from("flowchart LR\n");
     for (number, (stage, jobs)) in stages(plan).enumerate() {
         let _ = writeln!(text, "  subgraph s{number}[{}]", quote(stage));
@@ -67,4 +75,15 @@ fn mermaid(plan: &Plan, numbers: &HashMap<&str, usize>) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_of_mermaid_contain_no_markup() {
+        let label: String = "a \"b\" <i> & j#2; `c` \u{fc}".chars().map(mermaid_character).collect();
+        assert_eq!(label, "a #34;b#34; #60;i#62; #38; j#35;2; #96;c#96; \u{fc}");
+    }
 }
