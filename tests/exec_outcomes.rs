@@ -1,6 +1,6 @@
 //! `mayfly exec`: what the user sees of retries, allowed failures and delays, and interrupts at inconvenient times.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,9 +14,9 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::exec::{assert_nothing_left, checkout, command, exec, run_directory};
+use crate::exec::{assert_nothing_left, checkout, command, exec, exec_with, run_directory};
 use crate::support::docker::docker;
-use crate::support::git::git;
+use crate::support::mayfly::Home;
 use crate::support::wait_until;
 
 #[test]
@@ -202,19 +202,61 @@ fn an_interrupt_before_the_first_job_ends_the_run() {
     drop(connection);
 }
 
+/// A command whose standard output is a full disk.
+fn on_full_disk(home: &Home, arguments: &[&str]) -> (Option<i32>, String) {
+    let full = File::options().write(true).open("/dev/full").expect("open the device");
+    let output = command(home, arguments).stdout(full).output().expect("run mayfly");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
 #[test]
-fn files_that_a_sparse_checkout_leaves_out_are_reported() {
-    let home = checkout("a: {script: 'ls'}\n");
-    let root = home.path("checkout");
-    for directory in ["one", "two"] {
-        fs::create_dir(root.join(directory)).expect("create the directory");
-        fs::write(root.join(directory).join("file"), "").expect("write a file");
+fn a_full_disk_for_the_output_is_an_error() {
+    let home = checkout("a: {script: echo}\nb: {stage: deploy, script: echo}\n");
+    for arguments in [&[][..], &["a"], &["--list"], &["--list", "--json"], &["--preview"], &["--graph"]] {
+        let (code, text) = on_full_disk(&home, arguments);
+        assert_eq!(code, Some(1), "{arguments:?}: {text}");
+        assert_eq!(text, "mayfly: cannot write to standard output: No space left on device (os error 28)\n");
     }
-    git(&root, &["add", "-A"]);
-    git(&root, &["-c", "user.name=Dev", "-c", "user.email=dev@example.test", "commit", "-q", "-m", "second"]);
-    let (output, text) = exec(&home, &[]);
-    assert!(output.status.success() && !text.contains("sparse"), "{text}");
-    git(&root, &["sparse-checkout", "set", "one"]);
-    let (output, text) = exec(&home, &[]);
-    assert!(output.status.success() && text.contains("do not have 1 tracked files that the sparse checkout"), "{text}");
+    assert_nothing_left(&home);
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_an_error_after_the_summary() {
+    let home = checkout("a: {script: 'echo ran'}\nb: {script: 'exit 3'}\n");
+    std::os::unix::fs::symlink("/dev/full", home.path("full")).expect("create a link");
+    let full = home.path("full").display().to_string();
+    for (job, option) in [("a", "--report"), ("a", "--junit"), ("b", "--junit")] {
+        let (output, text) = exec(&home, &[job, option, &full]);
+        assert_eq!(output.status.code(), Some(1), "{option}: {text}");
+        assert!(text.contains("full: No space left on device"), "{option}: {text}");
+        assert!(text.contains(if job == "a" { "\nran\n" } else { "failed command: exit 3" }), "{option}: {text}");
+    }
+}
+
+#[test]
+fn a_log_beside_the_report_that_cannot_be_written_is_a_warning() {
+    let home = checkout("a: {script: 'echo ran'}\n");
+    let (report, logs) = (home.path("report.json"), home.path("report.json.logs"));
+    let report = report.display().to_string();
+    let (_, text) = exec(&home, &["--report", &report]);
+    assert!(!text.contains("warning"), "{text}");
+    let name = fs::read_dir(&logs).expect("the logs").next().expect("a log").expect("a log").file_name();
+    // The run empties the directory, so the log is replaced while the first job of the file runs.
+    let log = logs.join(&name).display().to_string();
+    let file = format!("first: {{stage: build, script: 'ln -s /dev/full {log}'}}\na: {{script: 'echo ran'}}\n");
+    fs::write(home.path("checkout/.gitlab-ci.yml"), file).expect("write a file");
+    let (output, text) = exec(&home, &["--report", &report]);
+    assert!(output.status.success() && text.contains("\nran\n"), "{text}");
+    assert!(text.contains(&format!("warning: the output of the job is incomplete in {log}: No space left")), "{text}");
+}
+
+#[test]
+fn the_error_for_a_missing_engine_is_for_developers() {
+    let home = checkout("a: {image: alpine, script: echo}\n");
+    for host in ["unix:///nonexistent/docker.sock", "tcp://127.0.0.1:1"] {
+        let (output, text) = exec_with(&home, &[], &[("DOCKER_HOST", host)]);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(host) && text.contains("set DOCKER_HOST") && text.contains("--shell"), "{text}");
+        assert!(!text.contains("[runners"), "{text}");
+    }
 }

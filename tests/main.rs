@@ -23,6 +23,7 @@ mod exec_containers;
 mod exec_includes;
 mod exec_outcomes;
 mod exec_projects;
+mod exec_repositories;
 mod exec_terminal;
 mod fitness;
 mod fleet;

@@ -91,8 +91,8 @@ pub struct FailedJob {
     pub exports: Vec<(String, String)>,
     /// The image, if the job ran in a container.
     pub image: Option<String>,
-    /// The object directory of the developer's repository.
-    pub objects: PathBuf,
+    /// The object directories that the repositories of the tree refer to.
+    pub objects: Vec<PathBuf>,
 }
 
 /// Runs an attempt to its end.
@@ -179,7 +179,7 @@ impl Facts<'_> {
         };
         let is_empty = matches!(value("GIT_STRATEGY"), "none" | "empty");
         let wants_submodules = matches!(value("GIT_SUBMODULE_STRATEGY"), "normal" | "recursive");
-        let source = self.project.with_submodules.as_ref().filter(|_| wants_submodules).unwrap_or(&self.project.source);
+        let source = self.project.source(wants_submodules)?;
         let restore_ownership = |directory: &Path| match &context.containers {
             Some(containers) => containers.restore_ownership(directory),
             None => false,

@@ -63,9 +63,14 @@ impl Containers {
         let texts = |list: &[&str]| toml::Value::from(list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
         table.insert("pull_policy".to_owned(), texts(&["if-not-present"]));
         table.insert("allowed_pull_policies".to_owned(), texts(&["always", "if-not-present", "never"]));
-        let objects = options.objects.iter().map(|path| path.display().to_string());
-        let volumes: Vec<String> =
-            objects.filter(|path| !path.contains(':')).map(|path| format!("{path}:{path}:ro")).collect();
+        if options.run.display().to_string().contains(':') {
+            let run = options.run.display();
+            return Err(format!(
+                "containers cannot mount {run}, because the path contains `:`; set XDG_CACHE_HOME to another directory"
+            ));
+        }
+        let objects = options.objects.iter().map(|path| path.display());
+        let volumes: Vec<String> = objects.map(|path| format!("{path}:{path}:ro")).collect();
         table.insert("volumes".to_owned(), volumes.into());
         if let Some(EngineHost { host, certificates }) = engine::find()? {
             table.insert("host".to_owned(), host.into());
@@ -82,7 +87,7 @@ impl Containers {
         let owner = owner_of(&options.run);
         let docker =
             DockerExecutor::new(&runner, owner.clone(), ContainerRemovals::default(), CgroupParents::default())?;
-        let engine = DockerEngine::connect(&docker.address).map_err(|error| error.to_string())?;
+        let engine = DockerEngine::connect(&docker.address).map_err(|error| engine::advice(&error))?;
         let image = Mutex::default();
         Ok(Self { docker: Arc::new(docker), runner: Arc::new(runner), engine: Arc::new(engine), owner, image })
     }

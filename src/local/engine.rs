@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::executor::docker::engine::DockerError;
 use crate::executor::docker::names::digest;
 use crate::executor::user;
 
@@ -52,12 +53,40 @@ fn of_context(configuration: &Path, name: &str) -> Result<EngineHost, String> {
     let (contexts, id) = (configuration.join("contexts"), digest(name));
     let file = contexts.join("meta").join(&id).join("meta.json");
     let failed = |why: String| format!("Docker context `{name}`: {}: {why}", file.display());
-    let text = fs::read(&file).map_err(|error| failed(error.to_string()))?;
+    let text = fs::read(&file).map_err(|error| {
+        failed(format!("{error}; `docker context ls` lists the contexts, `docker context use` chooses one"))
+    })?;
     let meta: Value = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
     let host = meta["Endpoints"]["docker"]["Host"].as_str();
     let host = host.ok_or_else(|| failed("it contains no address of an engine; choose another context with `docker context use`, or set DOCKER_HOST".to_owned()))?.to_owned();
+    if !["unix://", "tcp://", "http://", "https://"].iter().any(|scheme| host.starts_with(scheme)) {
+        return Err(failed(format!(
+            "mayfly cannot connect to `{host}`; choose a context with an address unix:///path or tcp://host:port, or set \
+             DOCKER_HOST"
+        )));
+    }
     let certificates = contexts.join("tls").join(&id).join("docker");
     Ok(EngineHost { host, certificates: Some(certificates).filter(|directory| directory.is_dir()) })
+}
+
+/// Why the engine cannot be used, and what a developer can do about it.
+pub fn advice(error: &DockerError) -> String {
+    match error {
+        DockerError::Missing { address } => format!(
+            "there is no container engine at {address}; start Docker or Podman, or set DOCKER_HOST to the address of an \
+             engine"
+        ),
+        DockerError::NotPermitted { address } => format!(
+            "your user has no access to the container engine at {address}; add the user to the group of the socket \
+             (usually `docker`), or set DOCKER_HOST to the address of a rootless engine"
+        ),
+        DockerError::NotRunning { address } => {
+            format!(
+                "the container engine at {address} does not run; start it, or set DOCKER_HOST to the address of another one"
+            )
+        }
+        other => other.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -82,6 +111,10 @@ mod tests {
         let certificates = configuration.join("contexts/tls").join(digest("remote")).join("docker");
         fs::create_dir_all(&certificates).expect("create the directory");
         assert_eq!(of_context(configuration, "remote").expect("a context").certificates, Some(certificates));
+        let ssh = text.replace("tcp://h:1", "ssh://user@h");
+        fs::write(meta.join("meta.json"), ssh).expect("write a file");
+        let why = of_context(configuration, "remote").expect_err("ssh");
+        assert!(why.contains("Docker context `remote`") && why.contains("`ssh://user@h`"), "{why}");
         assert!(of_context(configuration, "other").expect_err("missing").contains("Docker context `other`"));
         assert_eq!(current_context(configuration), None);
         fs::write(configuration.join("config.json"), r#"{"currentContext":"remote"}"#).expect("write a file");

@@ -22,10 +22,18 @@ pub struct RequestedPipeline {
 }
 
 /// The settings of git that matter here.
-const SETTINGS: [&str; 4] = ["remote.origin.url", "extensions.objectformat", "user.name", "user.email"];
+const SETTINGS: [&str; 7] = [
+    "remote.origin.url",
+    "remote.origin.promisor",
+    "remote.origin.partialclonefilter",
+    "extensions.objectformat",
+    "extensions.partialclone",
+    "user.name",
+    "user.email",
+];
 
 /// What git or its files say about the repository.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answers {
     log: String,
     /// Commit ids by reference.
@@ -117,6 +125,11 @@ impl Answers {
         self.settings.get(key).map(String::as_str)
     }
 
+    /// Whether the repository is a partial clone, which lacks objects until git fetches them.
+    pub fn is_partial_clone(&self) -> bool {
+        self.setting("remote.origin.promisor").is_some() || self.setting("extensions.partialclone").is_some()
+    }
+
     /// The id of the current commit.
     pub fn commit(&self) -> &str {
         self.log.split('\0').next().unwrap_or_default()
@@ -159,7 +172,7 @@ impl Answers {
             default_branch,
             before,
             remote: self.setting("remote.origin.url").map(str::to_owned),
-            directory: checkout.root.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            directory: project_slug(&checkout.root.file_name().unwrap_or_default().to_string_lossy()),
             user_name: self.setting("user.name").unwrap_or_default().to_owned(),
             user_email: self.setting("user.email").unwrap_or_default().to_owned(),
             pipeline_id,
@@ -253,5 +266,38 @@ pub fn project_path(facts: &CommitFacts) -> String {
 /// The last part of the project's path, which is the name of its directory in the builds directory.
 pub fn project_name(facts: &CommitFacts) -> String {
     let path = project_path(facts);
-    path.rsplit('/').next().unwrap_or(&path).to_owned()
+    project_slug(path.rsplit('/').next().unwrap_or(&path))
+}
+
+/// The longest name of a directory in the builds directory, in bytes.
+const SLUG_MOST: usize = 100;
+
+/// The path that GitLab would give to a project of this name: only ASCII letters, digits, `_`, `-` and `.`. Other
+/// characters break scripts, mounts (`:`) and lists of paths.
+pub fn project_slug(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.') { c } else { '-' };
+    let slug: String = name.chars().map(plain).take(SLUG_MOST).collect();
+    let slug = slug.trim_matches(['-', '.']);
+    if slug.is_empty() { "project".to_owned() } else { slug.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_get_the_paths_that_gitlab_gives_to_projects() {
+        for (name, expected) in [
+            ("my-app_1.x", "my-app_1.x"),
+            ("with space", "with-space"),
+            ("a:b\n$c", "a-b--c"),
+            (".dot.", "dot"),
+            ("..", "project"),
+            ("\u{fc}", "project"),
+            ("", "project"),
+        ] {
+            assert_eq!(project_slug(name), expected, "{name:?}");
+        }
+        assert_eq!(project_slug(&"x".repeat(255)).len(), SLUG_MOST);
+    }
 }

@@ -32,14 +32,15 @@ pub fn open(context: &RunContext, name: &str, left: &FailedJob) {
 fn in_container(context: &RunContext, left: &FailedJob, image: &str) -> Command {
     let builds = context.containers.as_ref().map(|containers| containers.builds()).unwrap_or_else(|| "/builds".into());
     let inside = builds.join(left.tree.project.file_name().unwrap_or_default());
-    let objects = left.objects.display();
     let mut command = Command::new("docker");
     if let Some(Address::Unix(socket)) = context.containers.as_ref().map(|containers| containers.address()) {
         command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
     }
     command.args(["run", "--rm", "-it", "--entrypoint", "sh"]);
     command.arg("-v").arg(format!("{}:{}", left.tree.builds.display(), builds.display()));
-    command.arg("-v").arg(format!("{objects}:{objects}:ro"));
+    for objects in left.objects.iter().map(|objects| objects.display()) {
+        command.arg("-v").arg(format!("{objects}:{objects}:ro"));
+    }
     command.arg("-w").arg(&inside).arg("-e").arg(format!("CI_PROJECT_DIR={}", inside.display()));
     for (key, value) in &left.exports {
         // Only the name is an argument: other users can read arguments, but not the environment.

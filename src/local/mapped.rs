@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use super::checkout::Checkout;
 use super::facts::{self, Answers, RequestedPipeline};
 use super::guard;
+use super::objects;
 use super::project::LocalProject;
 use super::sources::{Fetcher, LocalSources, Maps};
 use super::state;
@@ -47,16 +48,19 @@ impl MappedProjects {
 
     /// The object directories of all mapped checkouts; jobs in containers read them.
     pub fn objects(&self) -> Vec<PathBuf> {
-        let checkouts = self.maps.projects.iter().filter_map(|mapped| find(&mapped.directory).ok());
-        checkouts.map(|checkout| checkout.objects).collect()
+        let of = |directory: &Path| {
+            let (checkout, state) = find(directory)?;
+            objects::directories(&checkout, &checkout.files(false)?, &state)
+        };
+        let found = self.maps.projects.iter().filter_map(|mapped| of(&mapped.directory).ok());
+        found.flatten().collect()
     }
 
     fn open(&self, directory: &Path) -> Result<MappedCheckout, String> {
-        let checkout = find(directory)?;
+        let (checkout, state) = find(directory)?;
         let answers = Answers::ask(&checkout.root)?;
         let listed = checkout.files(self.with_untracked)?;
         let facts = answers.facts(&checkout, &RequestedPipeline::default(), 1)?;
-        let state = state::of_project(&checkout.root)?;
         self.note(&state)?;
         let path = facts::project_path(&facts);
         let fetcher = Fetcher { origin: facts.remote.clone(), ..self.fetcher.clone() };
@@ -83,9 +87,12 @@ impl MappedProjects {
     }
 }
 
-/// The checkout at a directory; not one that contains the directory.
-fn find(directory: &Path) -> Result<Checkout, String> {
+/// The checkout at a directory, not one that contains the directory, and the directory of its state.
+fn find(directory: &Path) -> Result<(Checkout, PathBuf), String> {
     let place = directory.canonicalize().map_err(|error| format!("{}: {error}", directory.display()))?;
     let checkout = Checkout::find(&place).ok().filter(|checkout| checkout.root == place);
-    checkout.ok_or_else(|| format!("{} is not the top directory of a git checkout", directory.display()))
+    let checkout =
+        checkout.ok_or_else(|| format!("{} is not the top directory of a git checkout", directory.display()))?;
+    let state = state::of_project(&checkout.root)?;
+    Ok((objects::for_jobs(&checkout, &state)?, state))
 }

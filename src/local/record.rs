@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -49,15 +49,30 @@ struct State {
     size: u64,
     reader: LogReader,
     taken: Extracted,
-    file: Option<BufWriter<File>>,
+    /// The file for the output.
+    file: Option<(PathBuf, BufWriter<File>)>,
+    /// The file that could not be written, and why.
+    lost: Option<(PathBuf, io::Error)>,
     coverage: Option<Coverage>,
 }
 
 impl Recorder {
-    /// Creates a recorder. The plain text of the log is written to `path`, if given; a failure to write is ignored.
+    /// Creates a recorder. The plain text of the log is written to `path`, if given; a failure to write is a warning.
     pub fn new(screen: Arc<Screen>, key: usize, path: Option<&Path>, coverage: Option<Coverage>) -> Self {
-        let file = path.and_then(|path| File::options().create(true).append(true).open(path).ok()).map(BufWriter::new);
-        let state = State { size: 0, reader: LogReader::default(), taken: Extracted::default(), file, coverage };
+        let mut state = State {
+            size: 0,
+            reader: LogReader::default(),
+            taken: Extracted::default(),
+            file: None,
+            lost: None,
+            coverage,
+        };
+        if let Some(path) = path {
+            match File::options().create(true).append(true).open(path) {
+                Ok(file) => state.file = Some((path.to_owned(), BufWriter::new(file))),
+                Err(error) => state.lost = Some((path.to_owned(), error)),
+            }
+        }
         Self { screen, key, state: Mutex::new(state) }
     }
 
@@ -77,6 +92,18 @@ impl Recorder {
 }
 
 impl State {
+    /// Writes to the file. A full disk does not stop the job.
+    fn save(&mut self, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) {
+        let Some((_, file)) = &mut self.file else { return };
+        if let Err(error) = write(file) {
+            self.lost = self.file.take().map(|(path, file)| {
+                // Its buffer must not be written when it is dropped.
+                drop(file.into_parts());
+                (path, error)
+            });
+        }
+    }
+
     fn take(&mut self, line: &Line) {
         let text = plain(&line.text);
         if line.kind == LineKind::Preamble {
@@ -86,10 +113,7 @@ impl State {
             }
             return;
         }
-        if let Some(file) = &mut self.file {
-            // A full disk must not stop the job.
-            let _ = writeln!(file, "{text}");
-        }
+        self.save(|file| writeln!(file, "{text}"));
         if line.kind == LineKind::Command {
             self.taken.command = Some(text.trim_start_matches("$ ").to_owned());
         }
@@ -128,8 +152,10 @@ impl Coordinator for Recorder {
             let mut lines = Vec::new();
             state.reader.finish(&mut |line| lines.push(line));
             self.take(&mut state, &lines);
-            if let Some(file) = &mut state.file {
-                let _ = file.flush();
+            state.save(|file| file.flush());
+            if let Some((path, error)) = state.lost.take() {
+                self.screen
+                    .say(&format!("warning: the output of the job is incomplete in {}: {error}", path.display()));
             }
         }
         UpdateReply { outcome: UpdateOutcome::Done, status: JobStatus::Ongoing, interval: Some(INTERVAL) }

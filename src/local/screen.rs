@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::color::{BOLD, DIM, GREEN, OF_JOBS, RED, RESET, YELLOW};
+use super::fit::{self, cut, distinct, pad};
 use super::log::{Line, LineKind, plain, styled};
 use super::results::{ResultStatus, in_words};
 
@@ -41,8 +42,11 @@ struct State {
     drawn: Vec<usize>,
     /// The job whose lines were written last.
     owner: Option<usize>,
-    is_closed: bool,
+    /// Why nothing more can be written.
+    closed: Option<io::Error>,
     turn: usize,
+    /// Names and short names of the jobs that have begun.
+    short: Vec<(String, String)>,
 }
 
 /// A running job.
@@ -74,9 +78,16 @@ impl Screen {
         sync::lock(&self.state)
     }
 
-    /// Whether the reader has closed the output.
+    /// Whether the output cannot be written: its reader has closed it, or the disk is full.
     pub fn is_closed(&self) -> bool {
-        self.lock().is_closed
+        self.lock().closed.is_some()
+    }
+
+    /// The error that ended the output, unless its reader has closed it.
+    pub fn write_error(&self) -> Option<String> {
+        let state = self.lock();
+        let error = state.closed.as_ref().filter(|error| error.kind() != io::ErrorKind::BrokenPipe);
+        error.map(ToString::to_string)
     }
 
     /// Starts the display of a job.
@@ -84,6 +95,10 @@ impl Screen {
         let shown =
             Shown { key, name: plain(name), stage: plain(stage), began: Instant::now(), waiting: String::new() };
         let mut state = self.lock();
+        if self.look.live && !self.look.alone {
+            let short = distinct(&shown.name, longest_prefix(), &state.short);
+            state.short.push((shown.name.clone(), short));
+        }
         state.running.push(shown);
         self.draw(&mut state, "");
     }
@@ -194,16 +209,19 @@ impl Screen {
         if self.look.alone {
             return String::new();
         }
-        let most = LONGEST_NAME.min(width() / 4).max(6);
-        let widest = state.running.iter().map(|job| job.name.chars().count()).max().unwrap_or(0).min(most);
-        let name = state.running.iter().find(|job| job.key == key).map_or("", |job| &job.name);
-        let name = self.paint(OF_JOBS[key % OF_JOBS.len()], &format!("{:<widest$}", shorten(name, most)));
+        let short =
+            |job: &Shown| state.short.iter().rfind(|(name, _)| *name == job.name).map_or("", |(_, short)| short);
+        let widest = state.running.iter().map(|job| fit::width(short(job))).max().unwrap_or(0);
+        let name = state.running.iter().find(|job| job.key == key).map_or("", short);
+        // A terminal may have become narrower.
+        let name = pad(&cut(name, longest_prefix()), widest.min(longest_prefix()));
+        let name = self.paint(OF_JOBS[key % OF_JOBS.len()], &name);
         format!("{name} {} ", self.paint(DIM, "|"))
     }
 
     /// Replaces the status lines by text and new status lines, in one write.
     fn draw(&self, state: &mut State, text: &str) {
-        if state.is_closed {
+        if state.closed.is_some() {
             return;
         }
         let mut out = String::new();
@@ -220,7 +238,7 @@ impl Screen {
                 let line = format!("{turn} {} ({}) {}", job.name, job.stage, in_words(job.began.elapsed()));
                 let line = cut(&line, columns.saturating_sub(1));
                 out.push_str(&format!("{}\n", self.paint(DIM, &line)));
-                state.drawn.push(line.chars().count());
+                state.drawn.push(fit::width(&line));
             }
             if state.running.len() > most {
                 let line = format!("  and {} more", state.running.len() - most);
@@ -229,8 +247,8 @@ impl Screen {
             }
         }
         let mut output = io::stdout().lock();
-        if !out.is_empty() && output.write_all(out.as_bytes()).and_then(|()| output.flush()).is_err() {
-            state.is_closed = true;
+        if !out.is_empty() {
+            state.closed = output.write_all(out.as_bytes()).and_then(|()| output.flush()).err();
         }
     }
 }
@@ -244,23 +262,9 @@ fn color_of(status: ResultStatus) -> &'static str {
     }
 }
 
-/// Shortens a text and appends an ellipsis.
-fn cut(text: &str, most: usize) -> String {
-    match text.chars().count() > most {
-        true => text.chars().take(most.saturating_sub(1)).chain(['~']).collect(),
-        false => text.to_owned(),
-    }
-}
-
-/// Shortens a name in its middle: names of a matrix differ at their ends.
-fn shorten(name: &str, most: usize) -> String {
-    let length = name.chars().count();
-    if length <= most {
-        return name.to_owned();
-    }
-    let tail = most.saturating_sub(1) * 2 / 5;
-    let head = most.saturating_sub(1 + tail);
-    name.chars().take(head).chain(['~']).chain(name.chars().skip(length - tail)).collect()
+/// The longest prefix of a line on this terminal.
+fn longest_prefix() -> usize {
+    LONGEST_NAME.min(width() / 4).max(6)
 }
 
 /// Columns and rows of the terminal.
@@ -285,7 +289,7 @@ pub fn columns<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let mut widths = [0; COLUMNS];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+            *width = (*width).max(fit::width(cell));
         }
     }
     if io::stdout().is_terminal() {
@@ -300,28 +304,20 @@ pub fn columns<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
         widths[0] = widths[0].min(width().saturating_sub(others).max(NARROWEST));
     }
     let mut text = String::new();
+    let is_long = |row: &&[String; COLUMNS]| fit::width(&row[0]) > widths[0];
+    let mut short: Vec<(String, String)> =
+        rows.iter().filter(is_long).map(|row| (row[0].clone(), fit::shorten(&row[0], widths[0]))).collect();
+    let mut shortened = 0;
     for row in rows {
-        let first = shorten(&row[0], widths[0]);
-        let cells = [&first].into_iter().chain(&row[1..]).zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        let mut first = row[0].clone();
+        if is_long(&row) {
+            first = distinct(&row[0], widths[0], &short);
+            short[shortened].1.clone_from(&first);
+            shortened += 1;
+        }
+        let cells = [&first].into_iter().chain(&row[1..]).zip(widths).map(|(cell, width)| pad(cell, width));
         text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         text.push('\n');
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_names_keep_both_ends() {
-        for (name, most, expected) in [
-            ("short", 6, "short"),
-            ("matrix: [one, two]", 11, "matrix~two]"),
-            ("é".repeat(20).as_str(), 6, "ééé~éé"),
-            ("abc", 1, "~"),
-        ] {
-            assert_eq!(shorten(name, most), expected);
-        }
-    }
 }

@@ -2,15 +2,17 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 
+use super::facts::project_slug;
 use super::guard::Guard;
 use super::killed::{self, ENGINE, remove_all_but_the_engine, remove_run};
-use crate::executor::docker::names::digest;
 use crate::executor::user;
 use crate::http::Address;
 
@@ -23,14 +25,38 @@ fn root() -> PathBuf {
 
 fn make(directory: PathBuf) -> Result<PathBuf, String> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
-    made.map_err(|error| format!("{}: {error}", directory.display()))?;
+    made.map_err(|error| {
+        format!(
+            "{}: {error}; mayfly keeps copies of the checkout there; set XDG_CACHE_HOME to a directory that you can write",
+            directory.display()
+        )
+    })?;
     Ok(directory)
 }
 
 /// The directory for a project, named after the path of its checkout.
 pub fn of_project(checkout: &Path) -> Result<PathBuf, String> {
-    let name = checkout.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    make(root().join(format!("{name}-{}", &digest(&checkout.display().to_string())[..16])))
+    let name = project_slug(&checkout.file_name().unwrap_or_default().to_string_lossy());
+    make(root().join(format!("{name}-{}", &crate::digest::sha256(checkout.as_os_str().as_bytes())[..16])))
+}
+
+/// The directory for the kept trees of failed jobs.
+pub fn kept(state: &Path) -> PathBuf {
+    state.join("kept")
+}
+
+/// How long a kept tree stays, in days.
+pub const KEPT_DAYS: u64 = 7;
+
+/// Removes kept trees that are too old.
+fn remove_old_trees(state: &Path) {
+    let most = Duration::from_secs(KEPT_DAYS * 24 * 3600);
+    for entry in fs::read_dir(kept(state)).into_iter().flatten().flatten() {
+        let age = entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|time| time.elapsed().ok());
+        if age.is_some_and(|age| age > most) {
+            remove_run(&entry.path());
+        }
+    }
 }
 
 /// The cache directory for other projects.
@@ -58,6 +84,7 @@ impl Run {
         let runs = make(state.join("runs"))?;
         let failed = |error: io::Error| format!("{}: {error}", runs.display());
         killed::remove_forgotten(&runs);
+        remove_old_trees(state);
         let number = next_number(state).map_err(failed)?;
         let directory = make(runs.join(number.to_string()))?;
         let file = File::create(directory.join("lock")).map_err(failed)?;
@@ -113,6 +140,19 @@ fn next_number(state: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kept_trees_are_removed_after_some_days() {
+        let state = tempfile::tempdir().expect("a directory");
+        let age = |days: u64| std::time::SystemTime::now() - Duration::from_secs(days * 24 * 3600);
+        for (name, days) in [("old", KEPT_DAYS + 1), ("new", KEPT_DAYS - 1)] {
+            let tree = kept(state.path()).join(name);
+            fs::create_dir_all(tree.join("app")).expect("create the directory");
+            File::open(&tree).and_then(|tree| tree.set_modified(age(days))).expect("set the time");
+        }
+        drop(Run::begin(state.path()).expect("start a run"));
+        assert!(!kept(state.path()).join("old").exists() && kept(state.path()).join("new/app").exists());
+    }
 
     #[test]
     fn counts_runs_and_removes_a_killed_run_at_the_next() {

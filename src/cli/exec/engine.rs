@@ -9,6 +9,7 @@ use super::terminal;
 use crate::config::Runner as Configured;
 use crate::local::containers::{ContainerOptions, Containers};
 use crate::local::options::{self as run_options, RunOptions, image_of};
+use crate::local::project::LocalProject;
 use crate::local::screen::Screen;
 use crate::pipeline::plan::{Job, Plan};
 
@@ -18,7 +19,7 @@ pub fn connect(
     session: &Session<'_>,
     plan: &Plan,
     jobs: &RunOptions,
-    runner: &Configured,
+    (runner, project): (&Configured, &LocalProject),
     screen: &Screen,
 ) -> Result<Option<Containers>, String> {
     if let Some(job) =
@@ -29,7 +30,10 @@ pub fn connect(
     warn_about_shell_jobs(plan, jobs);
     let starts_pipelines = plan.jobs.iter().any(|job| job.trigger.is_some());
     let mut objects = if starts_pipelines { session.mapped.objects() } else { Vec::new() };
-    objects.push(session.checkout.objects.clone());
+    objects.extend(project.objects.iter().cloned());
+    // The engine accepts a destination only once.
+    objects.sort();
+    objects.dedup();
     let settings = ContainerOptions { objects, run: session.run.directory.clone() };
     let wanted: Vec<(&Job, Value)> = plan.jobs.iter().filter_map(|job| Some((job, image_of(job, jobs)?))).collect();
     let Some((first, _)) = wanted.first() else {
@@ -40,8 +44,8 @@ pub fn connect(
     };
     let containers = Containers::connect(runner, &settings).map_err(|why| {
         format!(
-            "{}: `image` needs a container engine, and none answers: {why}; no job was started. Start Docker, or add \
-             --shell to run the scripts on this machine",
+            "{}: `image` needs a container engine: {why}; no job was started. --shell runs the scripts on this machine \
+             instead",
             place(plan, first)
         )
     })?;

@@ -24,6 +24,7 @@ pub use options::Options;
 
 use crate::local::checkout::Checkout;
 use crate::local::mapped::MappedProjects;
+use crate::local::objects;
 use crate::local::results::RunStatus;
 use crate::local::sources::parse_ahead;
 use crate::local::state::{self, Run};
@@ -68,6 +69,7 @@ fn begin(options: &Options) -> Result<u8, String> {
 /// Plans the pipeline once, then runs or lists it.
 fn once(options: &Options, checkout: &Checkout, asked: GitState, parsed: Option<ParsedAhead>) -> Result<u8, String> {
     let directory = state::of_project(&checkout.root)?;
+    let checkout = &objects::for_jobs(checkout, &directory)?;
     let only_shows = only_shows(options);
     if !only_shows {
         interrupts::install()?;
@@ -100,7 +102,8 @@ fn once(options: &Options, checkout: &Checkout, asked: GitState, parsed: Option<
     let chosen = selection::select(&plan, options, may_ask)?;
     let plan = selection::keep(plan, &chosen.jobs);
     let listed = given.listed.as_deref().unwrap_or_default();
-    warnings::print(options, &plan, &sources, (checkout, listed), !chosen.named.is_empty());
+    let files = (checkout, listed, given.answers.is_partial_clone());
+    warnings::print(options, &plan, &sources, files, !chosen.named.is_empty());
     let mapped =
         MappedProjects::new(values::maps(options)?, given.fetcher(options)?, options.untracked, &run.directory);
     let session = Session { options, checkout, given: &given, run: &run, sources: &sources, mapped: &mapped };

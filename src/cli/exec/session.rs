@@ -21,10 +21,11 @@ use crate::local::mapped::MappedProjects;
 use crate::local::options::RunOptions;
 use crate::local::project::LocalProject;
 use crate::local::report;
+use crate::local::results::RunStatus;
 use crate::local::runner::LocalRunner;
 use crate::local::screen::{DisplayOptions, Screen};
 use crate::local::sources::LocalSources;
-use crate::local::state::Run;
+use crate::local::state::{self, Run};
 use crate::pipeline::plan::Plan;
 use crate::pipeline::request::PlanRequest;
 use crate::token::Token;
@@ -87,14 +88,22 @@ impl<'a> Session<'a> {
             ));
             self.run.leave_containers();
         }
-        if let Some(path) = &options.report {
-            report::write_json(path, ending, &results)?;
-        }
-        if let Some(path) = &options.junit {
-            report::write_junit(path, &context.project.name, &results)?;
-        }
+        let reports = [
+            options.report.as_ref().map(|path| report::write_json(path, ending, &results)),
+            options.junit.as_ref().map(|path| report::write_junit(path, &context.project.name, &results)),
+        ];
         summary::show(&screen, ending, &results);
-        Ok(ending.exit_status())
+        let lost = screen.write_error().map(|error| format!("cannot write to standard output: {error}"));
+        let mut status = match lost {
+            // The run was stopped because its output was lost.
+            Some(_) => RunStatus::Failed.exit_status(),
+            None => ending.exit_status(),
+        };
+        for why in reports.into_iter().flatten().filter_map(Result::err).chain(lost) {
+            terminal::print_error(&format!("mayfly: {why}\n"));
+            status = status.max(RunStatus::Failed.exit_status());
+        }
+        Ok(status)
     }
 
     fn context(&self, plan: &Plan, jobs: &RunOptions, screen: &Arc<Screen>) -> Result<RunContext, String> {
@@ -105,13 +114,14 @@ impl<'a> Session<'a> {
         runner.feature_flags = BTreeMap::from([("FF_TIMESTAMPS".to_owned(), false)]);
         let directory = &self.run.state;
         let name = facts::project_name(&self.given.facts);
-        let containers = engine::connect(self, plan, jobs, &runner, screen)?;
+        let listed = self.given.listed.as_deref().unwrap_or_default();
+        let project = LocalProject::new(self.checkout, listed, &self.given.answers, &name, directory)?;
+        let containers = engine::connect(self, plan, jobs, (&runner, &project), screen)?;
         // The sandbox for file tasks can bind only directories that exist.
         let artifacts = self.run.directory.join("artifacts");
         std::fs::create_dir(&artifacts).map_err(|error| format!("{}: {error}", artifacts.display()))?;
-        let listed = self.given.listed.as_deref().unwrap_or_default();
         Ok(RunContext {
-            project: Arc::new(LocalProject::new(self.checkout, listed, &self.given.answers, &name, directory)?),
+            project: Arc::new(project),
             scratch: self.run.directory.clone(),
             artifacts,
             runner: Arc::new(runner),
@@ -120,7 +130,7 @@ impl<'a> Session<'a> {
             identity: Plain.identity(),
             screen: Arc::clone(screen),
             keep: self.options.keep || self.options.shell_on_failure,
-            kept: directory.join("kept"),
+            kept: state::kept(directory),
         })
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::local::results::{JobResult, ResultStatus, RunStatus, in_words};
 use crate::local::screen::{self, Screen};
+use crate::local::state::KEPT_DAYS;
 
 pub fn show(screen: &Screen, ending: RunStatus, jobs: &[JobResult]) {
     let mut text = String::new();
@@ -25,6 +26,9 @@ pub fn show(screen: &Screen, ending: RunStatus, jobs: &[JobResult]) {
     for job in jobs.iter().filter(|job| job.kept.is_some()) {
         let kept = job.kept.as_deref().unwrap_or(std::path::Path::new(""));
         let _ = writeln!(text, "the work tree of {} is kept in {}", job.name, kept.display());
+    }
+    if jobs.iter().any(|job| job.kept.is_some()) {
+        let _ = writeln!(text, "mayfly removes kept work trees after {KEPT_DAYS} days");
     }
     match ending {
         RunStatus::Blocked => {

@@ -11,7 +11,7 @@ pub fn print(
     options: &Options,
     plan: &Plan,
     sources: &LocalSources,
-    (checkout, listed): (&Checkout, &[Listed]),
+    (checkout, listed, is_partial_clone): (&Checkout, &[Listed], bool),
     is_about_jobs: bool,
 ) {
     if options.quiet {
@@ -27,11 +27,11 @@ pub fn print(
     }
     let is_left_out = |file: &&Listed| file.is_skipped && !checkout.root.join(&file.path).exists();
     match listed.iter().filter(is_left_out).count() {
-        0 => {}
-        left_out => text.push_str(&format!(
-            "note: jobs do not have {left_out} tracked files that the sparse checkout leaves out; \
-             `git sparse-checkout disable` restores them\n"
+        left_out if left_out > 0 && is_partial_clone => text.push_str(&format!(
+            "note: jobs do not have {left_out} tracked files: the sparse checkout leaves them out, and mayfly does not \
+             download the objects that a partial clone lacks; `git sparse-checkout disable` restores the files\n"
         )),
+        _ => {}
     }
     for path in sources.untracked_reads() {
         text.push_str(&format!(

@@ -19,6 +19,14 @@ impl LocalRunner<'_> {
                 if !self.options.keep {
                     continue;
                 }
+                // A container's user owns the files; the developer could neither read nor remove them.
+                if left.image.is_some() && !nix::unistd::Uid::effective().is_root() {
+                    let containers = self.context.containers.as_ref();
+                    if !containers.is_some_and(|containers| containers.restore_ownership(&left.tree.builds)) {
+                        let text = format!("warning: files of {name} still belong to the user of its container");
+                        self.context.screen.say(&text);
+                    }
+                }
                 let place = self.context.kept.join(format!("{}-{}", progress.id, report::log_name(&name)));
                 match left.tree.keep(&place.with_extension("")) {
                     Ok(project) => progress.kept = Some(project),

@@ -9,23 +9,29 @@
 mod copy;
 mod manifest;
 mod repository;
+mod skipped;
 mod stamp;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::SystemTime;
 
 use nix::fcntl::{Flock, FlockArg};
 
 use super::checkout::{Checkout, Listed, list};
 use super::facts::Answers;
+use super::objects;
+use crate::digest;
 use crate::job::sources::remove::remove;
 use manifest::Manifest;
 use repository::Repository;
+use skipped::SkippedFiles;
 use stamp::Stamp;
 
 /// The maximum number of trees of one project, and so of concurrent jobs.
@@ -36,20 +42,38 @@ pub struct TreeSource {
     root: PathBuf,
     files: HashMap<PathBuf, Stamp>,
     directories: HashSet<PathBuf>,
+    /// Files that are not in the work tree of a sparse checkout.
+    skipped: SkippedFiles,
     repository: Repository,
+    /// The repositories of submodules, by their paths.
+    submodules: HashMap<PathBuf, Repository>,
 }
 
 impl TreeSource {
-    /// The listed files of the checkout, and a repository with the current commit.
-    pub fn new(checkout: &Checkout, listed: &[Listed], answers: &Answers) -> Self {
+    /// The listed files of the checkout, and a repository with the current commit. Fails if git does not list the files
+    /// that a sparse checkout leaves out.
+    pub fn new(checkout: &Checkout, listed: &[Listed], answers: &Answers) -> Result<Self, String> {
+        // The objects of a partial clone may be missing; a download of all of them is not what its owner wants.
+        let skipped = match listed.iter().any(|file| file.is_skipped) && !answers.is_partial_clone() {
+            true => SkippedFiles::list(&checkout.root)?,
+            false => SkippedFiles::default(),
+        };
         let mut source = Self {
             root: checkout.root.clone(),
             files: HashMap::with_capacity(listed.len()),
             directories: HashSet::new(),
+            skipped,
             repository: Repository::new(checkout, answers),
+            submodules: HashMap::new(),
         };
         source.add(listed, Path::new(""));
-        source
+        let skipped: Vec<(PathBuf, Stamp)> =
+            source.skipped.stamps().map(|(path, stamp)| (path.to_owned(), stamp)).collect();
+        for (path, stamp) in skipped {
+            source.add_directories(&path);
+            source.files.insert(path, stamp);
+        }
+        Ok(source)
     }
 
     /// Adds files and symbolic links that exist; a tracked file that the developer deleted is skipped.
@@ -78,17 +102,25 @@ impl TreeSource {
         }
     }
 
-    /// Adds the files of submodules (`GIT_SUBMODULE_STRATEGY`) that are checked out.
-    pub fn add_submodules(&mut self, listed: &[Listed]) -> Result<(), String> {
+    /// Adds the files and repositories of submodules (`GIT_SUBMODULE_STRATEGY`) that are checked out. `state` is the
+    /// directory of the project's state.
+    pub fn add_submodules(&mut self, listed: &[Listed], state: &Path) -> Result<(), String> {
+        self.repository.add_settings_of_submodules(&self.root);
         let mut waiting: Vec<PathBuf> =
             listed.iter().filter(|file| file.is_submodule).map(|file| file.path.clone()).collect();
         while let Some(path) = waiting.pop() {
             let root = self.root.join(&path);
-            if !root.join(".git").exists() {
-                continue;
-            }
+            let Some(checkout) = objects::of_submodule(&root, state)? else { continue };
             let files = list(&root, false)?;
             self.add(&files, &path);
+            // A repository without a commit is of no use to a job.
+            if let Ok(answers) = Answers::ask(&root) {
+                let mut repository = Repository::new(&checkout, &answers);
+                if files.iter().any(|file| file.is_submodule) {
+                    repository.add_settings_of_submodules(&root);
+                }
+                self.submodules.insert(path.clone(), repository);
+            }
             waiting.extend(files.into_iter().filter(|file| file.is_submodule).map(|file| path.join(file.path)));
         }
         Ok(())
@@ -193,7 +225,14 @@ impl Tree {
             return crate::job::sources::remove::empty(&self.project);
         }
         restore(source, self)?;
-        source.repository.write(&self.project.join(".git"), &self.home.join("repository"))
+        let scratch = self.home.join("index");
+        let mark = |project: &Path| source.skipped.mark_as_present(project, &scratch);
+        source.repository.write(&self.project, &self.home.join("repository"), &mark)?;
+        for (path, repository) in &source.submodules {
+            let name = digest::sha256(path.as_os_str().as_bytes());
+            repository.write(&self.project.join(path), &self.home.join(format!("repository-{name}")), &|_| Ok(()))?;
+        }
+        Ok(())
     }
 
     /// Creates the directory for temporary files, for a job that runs as this user.
@@ -209,6 +248,8 @@ impl Tree {
             fs::create_dir_all(parent)?;
         }
         fs::rename(&self.builds, place)?;
+        // The age of a kept tree counts from now.
+        File::open(place)?.set_modified(SystemTime::now())?;
         Ok(place.join(self.project.file_name().unwrap_or_default()))
     }
 }
@@ -252,6 +293,11 @@ fn restore(source: &TreeSource, tree: &Tree) -> io::Result<()> {
     for (path, original, copy) in copy::all(&source.root, &tree.project, &lacking)? {
         manifest.note(path, original, copy);
     }
+    let paths: Vec<&Path> = lacking.iter().map(|(path, _)| *path).collect();
+    for path in source.skipped.write(&source.root, &tree.project, &tree.home.join("index"), &paths)? {
+        let (original, place) = (source.files.get(&path), tree.project.join(&path));
+        manifest.note(path, original.copied().unwrap_or_default(), Stamp::of(&place.symlink_metadata()?));
+    }
     manifest.save(&file)
 }
 
@@ -260,8 +306,8 @@ fn sweep(source: &TreeSource, project: &Path, below: &Path, files: &mut Vec<Path
     for entry in fs::read_dir(project.join(below))? {
         let entry = entry?;
         let path = below.join(entry.file_name());
-        // The repository has its own record.
-        if path.as_os_str() == ".git" {
+        // The repositories have their own records.
+        if entry.file_name() == ".git" && (below.as_os_str().is_empty() || source.submodules.contains_key(below)) {
             continue;
         }
         let is_directory = entry.file_type()?.is_dir();

@@ -3,6 +3,7 @@
 //!
 //! A repository that no job has changed is kept for the next job: creating files takes longer than a look at them.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -13,22 +14,20 @@ use ring::digest::{Context, SHA256};
 
 use super::stamp::Stamp;
 use crate::job::sources::remove::remove;
-use crate::local::checkout::Checkout;
+use crate::local::checkout::{Checkout, git, output};
 use crate::local::facts::Answers;
 
-/// The files and directories of a repository, for a comparison of stamps.
-const ENTRIES: [&str; 9] =
-    ["", "HEAD", "config", "index", "objects", "objects/info", "objects/info/alternates", "packed-refs", "refs"];
-/// A repository also has this file if the developer's repository is a shallow clone.
-const SHALLOW: &str = "shallow";
+/// The files and directories of a repository besides the copied files, for a comparison of stamps.
+const ENTRIES: [&str; 8] =
+    ["", "HEAD", "config", "objects", "objects/info", "objects/info/alternates", "packed-refs", "refs"];
 
 /// The sources of such a repository.
 pub struct Repository {
     commit: String,
     references: Vec<u8>,
     objects: PathBuf,
-    index: PathBuf,
-    shallow: PathBuf,
+    /// Files that are copied from the developer's repository, and their names.
+    copied: Vec<(PathBuf, OsString)>,
     config: String,
     /// Identifies the content; `None`: a source has just changed, so that its stamp does not identify it.
     identity: Option<Vec<u8>>,
@@ -41,13 +40,29 @@ impl Repository {
             commit: answers.commit().to_owned(),
             references: answers.packed.clone(),
             objects: checkout.objects.clone(),
-            index: checkout.index.clone(),
-            shallow: checkout.shallow.clone(),
+            copied: copied(checkout),
             config: config(answers),
             identity: None,
         };
         repository.identity = repository.identify();
         repository
+    }
+
+    /// Adds the settings by which git knows the submodules of the work tree at `root`.
+    pub fn add_settings_of_submodules(&mut self, root: &Path) {
+        let mut command = git(root);
+        command.args(["config", "-z", "--get-regexp", r"^submodule\..*\.(url|active)$"]);
+        // Git fails if there are none.
+        let settings = output(command).unwrap_or_default();
+        for setting in String::from_utf8_lossy(&settings).split('\0') {
+            let Some((name, value)) = setting.split_once('\n') else { continue };
+            let Some((name, key)) = name.strip_prefix("submodule.").and_then(|name| name.rsplit_once('.')) else {
+                continue;
+            };
+            let (name, value) = (escaped(name), escaped(value));
+            self.config.push_str(&format!("[submodule \"{name}\"]\n\t{key} = \"{value}\"\n"));
+        }
+        self.identity = self.identify();
     }
 
     fn identify(&self) -> Option<Vec<u8>> {
@@ -58,7 +73,7 @@ impl Repository {
             digest.update(&(part.len() as u64).to_le_bytes());
             digest.update(part);
         }
-        for copied in [&self.index, &self.shallow] {
+        for (copied, _) in &self.copied {
             let stamp = copied.metadata().map(|metadata| Stamp::of(&metadata)).unwrap_or_default();
             if stamp.is_recent(now) {
                 return None;
@@ -68,25 +83,27 @@ impl Repository {
         Some(digest.finish().as_ref().to_vec())
     }
 
-    /// Creates the repository in place of what exists at that path, unless `record` shows that it is there, unchanged.
-    pub fn write(&self, place: &Path, record: &Path) -> io::Result<()> {
+    /// Creates the repository of the work tree at `project` in place of what exists there, unless `record` shows that it
+    /// is there, unchanged. `adapt` changes a new repository before it is recorded.
+    pub fn write(&self, project: &Path, record: &Path, adapt: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+        let place = &project.join(".git");
         if fs::read(record).is_ok_and(|known| self.record(place) == Some(known)) {
             return Ok(());
         }
         remove(place)?;
         fs::create_dir_all(place.join("objects/info"))?;
         fs::create_dir(place.join("refs"))?;
+        // The name of the directory contains no line feed.
         let mut alternates = self.objects.clone().into_os_string();
         alternates.push("\n");
         fs::write(place.join("objects/info/alternates"), alternates.as_bytes())?;
         fs::write(place.join("HEAD"), format!("{}\n", self.commit))?;
         fs::write(place.join("packed-refs"), &self.references)?;
         fs::write(place.join("config"), &self.config)?;
-        for (original, name) in [(&self.index, "index"), (&self.shallow, SHALLOW)] {
-            if original.is_file() {
-                fs::copy(original, place.join(name))?;
-            }
+        for (original, name) in self.copied.iter().filter(|(original, _)| original.is_file()) {
+            fs::copy(original, place.join(name))?;
         }
+        adapt(project)?;
         match self.record(place) {
             Some(text) => fs::write(record, text),
             None => remove(record),
@@ -97,7 +114,8 @@ impl Repository {
     fn record(&self, place: &Path) -> Option<Vec<u8>> {
         let mut record = self.identity.clone()?;
         let mut expected = 0;
-        for name in ENTRIES.into_iter().chain([SHALLOW]) {
+        let copied = self.copied.iter().map(|(_, name)| name.as_os_str());
+        for name in ENTRIES.into_iter().map(OsStr::new).chain(copied) {
             let Ok(metadata) = place.join(name).symlink_metadata() else { continue };
             expected += usize::from(!name.is_empty());
             record.extend_from_slice(&Stamp::of(&metadata).to_bytes());
@@ -108,14 +126,34 @@ impl Repository {
     }
 }
 
+/// The files to copy from a repository: its index, the parts that a split index refers to, and the end of a shallow
+/// clone.
+fn copied(checkout: &Checkout) -> Vec<(PathBuf, OsString)> {
+    let mut copied = vec![(checkout.index.clone(), "index".into()), (checkout.shallow.clone(), "shallow".into())];
+    let directory = checkout.index.parent().unwrap_or(Path::new(""));
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_name().as_bytes().starts_with(b"sharedindex.") {
+            copied.push((entry.path(), entry.file_name()));
+        }
+    }
+    copied.sort();
+    copied
+}
+
+/// A value in git's configuration, without its quotes.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 /// The git configuration. The copies have the time stamps of the originals but other inodes; these settings keep git
 /// from reading all files because of that.
 fn config(answers: &Answers) -> String {
-    let value = |key: &str| answers.setting(key).map(|value| value.replace('\\', "\\\\").replace('"', "\\\""));
+    let value = |key: &str| answers.setting(key).map(escaped);
     let format = value("extensions.objectformat");
     let version = if format.is_some() { 1 } else { 0 };
     let mut text = format!(
-        "[core]\n\trepositoryformatversion = {version}\n\tbare = false\n\ttrustctime = false\n\tcheckStat = minimal\n"
+        "[core]\n\trepositoryformatversion = {version}\n\tbare = false\n\ttrustctime = false\n\tcheckStat = minimal\n\t\
+         untrackedCache = false\n"
     );
     if let Some(format) = format {
         text.push_str(&format!("[extensions]\n\tobjectformat = \"{format}\"\n"));
@@ -124,6 +162,11 @@ fn config(answers: &Answers) -> String {
         text.push_str(&format!(
             "[remote \"origin\"]\n\turl = \"{url}\"\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n"
         ));
+        // Git fetches missing objects of a partial clone from there.
+        if answers.is_partial_clone() {
+            let filter = value("remote.origin.partialclonefilter").unwrap_or_else(|| "blob:none".to_owned());
+            text.push_str(&format!("\tpromisor = true\n\tpartialCloneFilter = \"{filter}\"\n"));
+        }
     }
     text
 }

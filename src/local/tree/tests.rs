@@ -35,7 +35,7 @@ impl Given {
     fn source(&self, untracked: bool) -> TreeSource {
         let checkout = Checkout::find(&self.root.join("src")).expect("a checkout");
         let answers = Answers::ask(&checkout.root).expect("ask git");
-        TreeSource::new(&checkout, &checkout.files(untracked).expect("list the files"), &answers)
+        TreeSource::new(&checkout, &checkout.files(untracked).expect("list the files"), &answers).expect("the files")
     }
 
     fn trees(&self) -> Trees {

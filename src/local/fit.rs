@@ -1,0 +1,149 @@
+//! Fits text into the columns of a terminal.
+
+/// Ranges of characters that take two columns: East Asian wide characters and emoji (UAX #11).
+const WIDE: [(u32, u32); 12] = [
+    (0x1100, 0x115f),
+    (0x231a, 0x231b),
+    (0x23e9, 0x23f3),
+    (0x2e80, 0x303e),
+    (0x3041, 0xa4cf),
+    (0xa960, 0xa97f),
+    (0xac00, 0xd7a3),
+    (0xf900, 0xfaff),
+    (0xfe30, 0xfe6f),
+    (0xff00, 0xff60),
+    (0x1f300, 0x1faff),
+    (0x20000, 0x3fffd),
+];
+/// Ranges of characters that take no column: combining marks, joiners, variation selectors.
+const EMPTY: [(u32, u32); 6] =
+    [(0x300, 0x36f), (0x200b, 0x200f), (0x20d0, 0x20ff), (0xfe00, 0xfe0f), (0xfe20, 0xfe2f), (0xe0100, 0xe01ef)];
+
+fn width_of(character: char) -> usize {
+    let is_in =
+        |ranges: &[(u32, u32)]| ranges.iter().any(|(first, last)| (*first..=*last).contains(&u32::from(character)));
+    match () {
+        () if is_in(&EMPTY) => 0,
+        () if is_in(&WIDE) => 2,
+        () => 1,
+    }
+}
+
+/// The number of columns that a text takes.
+pub fn width(text: &str) -> usize {
+    text.chars().map(width_of).sum()
+}
+
+/// Adds blanks up to a width.
+pub fn pad(text: &str, to: usize) -> String {
+    format!("{text}{}", " ".repeat(to.saturating_sub(width(text))))
+}
+
+/// As much of a sequence of characters as fits.
+fn fitting(characters: impl Iterator<Item = char>, most: usize) -> Vec<char> {
+    let mut used = 0;
+    characters
+        .take_while(|character| {
+            used += width_of(*character);
+            used <= most
+        })
+        .collect()
+}
+
+/// Shortens a text and appends an ellipsis.
+pub fn cut(text: &str, most: usize) -> String {
+    if width(text) <= most {
+        return text.to_owned();
+    }
+    fitting(text.chars(), most.saturating_sub(1)).into_iter().chain(['~']).collect()
+}
+
+/// Shortens a name in its middle: names of a matrix differ at their ends.
+pub fn shorten(name: &str, most: usize) -> String {
+    if width(name) <= most {
+        return name.to_owned();
+    }
+    let tail = most.saturating_sub(1) * 2 / 5;
+    let head = fitting(name.chars(), most.saturating_sub(1 + tail));
+    let mut tail = fitting(name.chars().rev(), tail);
+    tail.reverse();
+    head.into_iter().chain(['~']).chain(tail).collect()
+}
+
+/// The number of names up to which short names are compared.
+const OTHERS_MOST: usize = 1000;
+
+/// A short name that differs from the short names of other jobs (`others`: name and short name). If both ends of the names are
+/// equal, it shows the part in which the name differs from another; if that does not suffice, a number.
+pub fn distinct(name: &str, most: usize, others: &[(String, String)]) -> String {
+    let is_taken = |short: &str| others.iter().any(|(other, taken)| taken == short && other != name);
+    let usual = shorten(name, most);
+    if others.len() > OTHERS_MOST || !is_taken(&usual) {
+        return usual;
+    }
+    let head = fitting(name.chars(), most / 4);
+    let room = most.saturating_sub(most / 4 + 2).max(1);
+    let differs_at = |other: &str| name.chars().zip(other.chars()).take_while(|(a, b)| a == b).count();
+    let mut places: Vec<usize> =
+        others.iter().map(|(other, _)| differs_at(other)).filter(|at| *at > head.len()).collect();
+    places.sort_unstable();
+    places.dedup();
+    let window = |at: usize| {
+        let part = fitting(name.chars().skip(at), room);
+        let end = if name.chars().count() > at + part.len() { "~" } else { "" };
+        head.iter().copied().chain(['~']).chain(part).chain(end.chars()).collect::<String>()
+    };
+    let numbered = (2..=others.len() + 2).map(|number| {
+        let number = format!("~{number}");
+        fitting(name.chars(), most.saturating_sub(number.len())).into_iter().chain(number.chars()).collect::<String>()
+    });
+    places.into_iter().map(window).chain(numbered).find(|short| !is_taken(short)).unwrap_or(usual)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn long_names_keep_both_ends() {
+        for (name, most, expected) in [
+            ("short", 6, "short"),
+            ("matrix: [one, two]", 11, "matrix~two]"),
+            ("é".repeat(20).as_str(), 6, "ééé~éé"),
+            ("abc", 1, "~"),
+        ] {
+            assert_eq!(shorten(name, most), expected);
+        }
+    }
+
+    #[test]
+    fn wide_characters_take_two_columns() {
+        for (text, expected) in [("abc", 3), ("日本語", 6), ("🚀 deploy", 9), ("e\u{301}", 1), ("", 0)] {
+            assert_eq!(width(text), expected, "{text}");
+        }
+        assert_eq!(cut("日本語のジョブ", 6), "日本~");
+        assert_eq!(shorten("日本語のジョブ名", 9), "日本~名");
+        assert_eq!(width(&pad("日本", 7)), 7);
+    }
+
+    #[test]
+    fn short_names_of_a_matrix_differ() {
+        let systems = ["linux", "macos", "windows"].into_iter().flat_map(|system| (0..40).map(move |n| (system, n)));
+        let names =
+            systems.map(|(system, n)| format!("integration-test: [{system}, x86_64-{n:02}, release, with-everything]"));
+        for most in [6, 12, 20, 30] {
+            let mut shown: Vec<(String, String)> = Vec::new();
+            for name in names.clone() {
+                let short = distinct(&name, most, &shown);
+                assert!(width(&short) <= most, "{short}");
+                shown.push((name, short));
+            }
+            let different: HashSet<&String> = shown.iter().map(|(_, short)| short).collect();
+            assert_eq!(different.len(), shown.len(), "{shown:?}");
+        }
+        let shown = [("test: [linux, x86_64, everything]".to_owned(), "test: [~ing]".to_owned())];
+        assert_eq!(distinct("test: [windows, x86_64, everything]", 12, &shown), "tes~windows~");
+        assert_eq!(distinct("test: [linux, x86_64, everything]", 12, &shown), "test: [~ing]", "the same job");
+    }
+}
