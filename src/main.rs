@@ -44,6 +44,7 @@ mod random;
 mod shim;
 mod sync;
 mod sys;
+mod timed_child;
 mod token;
 mod trace;
 mod version;

@@ -161,7 +161,7 @@ fn a_runner_takes_no_job_until_git_runs() {
     for (script, cause) in [
         (None, "no working `git` in the PATH of the agent"),
         (Some("echo broken >&2; exit 3"), "exit status: 3: broken"),
-        (Some("exec /bin/sleep 600"), "did not end within 10 seconds"),
+        (Some("exec /bin/sleep 600"), "did not end within 10 s"),
     ] {
         let gitlab = GitLab::start();
         let home = Scenario::shell().home(&gitlab);

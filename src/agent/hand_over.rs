@@ -4,24 +4,20 @@
 //! would end a working agent at an upgrade.
 
 use std::fs;
-use std::io::Read;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use super::signals::{self, SignalRequest};
-use super::termination::wait;
 use super::{Agent, AgentEvent, STACK};
 use crate::config::{self, Config};
 use crate::journal::Predecessor;
 use crate::sync;
 use crate::sys;
+use crate::timed_child;
 
 /// Timeout of the validation, which also fetches tokens.
 const VALIDATION_TIMEOUT: Duration = Duration::from_secs(60);
-/// Maximum number of bytes that the agent reads of the validation's error message.
-const ERROR_MAX: u64 = 4096;
 
 /// The file in the state directory that identifies the process which handed over.
 const MARKER_FILE: &str = "handed-over";
@@ -164,25 +160,12 @@ impl Agent {
 pub fn validate(program: &Path) -> Result<(), String> {
     let mut command = Command::new(program);
     command.args(std::env::args_os().skip(1)).arg("--validate");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| format!("it cannot be started: {error}"))?;
-    let ended = sys::pidfd_open(child.id().cast_signed()).and_then(|pidfd| wait(pidfd.as_fd(), VALIDATION_TIMEOUT));
-    if !ended.unwrap_or(false) {
-        let _ = child.kill();
-        let _ = child.wait();
-        return Err(format!("it did not end within {} s", VALIDATION_TIMEOUT.as_secs()));
-    }
-    let status = child.wait().map_err(|error| error.to_string())?;
-    if status.success() {
+    let output = timed_child::output(&mut command, VALIDATION_TIMEOUT)?;
+    if output.status.success() {
         return Ok(());
     }
-    let mut text = Vec::new();
-    if let Some(error) = child.stderr.take() {
-        let _ = error.take(ERROR_MAX).read_to_end(&mut text);
-    }
-    let text = String::from_utf8_lossy(&text);
-    let said = text.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("; ");
-    Err(if said.is_empty() { status.to_string() } else { said.trim_start_matches("mayfly: ").to_owned() })
+    let said = output.stderr.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("; ");
+    Err(if said.is_empty() { output.status.to_string() } else { said.trim_start_matches("mayfly: ").to_owned() })
 }
 
 #[cfg(test)]

@@ -8,12 +8,13 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use rustls::ClientConnection;
 
 use super::address::{Address, ConnectionError};
 use super::socket::{self, Stream};
 use super::tls;
+use crate::sys;
 
 /// The largest response head, in bytes.
 const HEAD_MAX: usize = 64 << 10;
@@ -167,10 +168,7 @@ impl Conversation {
         }
         let mut polled = vec![PollFd::new(self.stream.as_fd(), events)];
         polled.extend(wake.map(|wake| PollFd::new(wake, PollFlags::POLLIN)));
-        let poll_timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
-            PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
-        });
-        match poll(&mut polled, poll_timeout) {
+        match poll(&mut polled, sys::poll_timeout(timeout)) {
             Ok(0) => Ok(Some(ReadEvent::TimedOut)),
             Ok(_) if polled.get(1).is_some_and(|wake| wake.any() == Some(true)) => Ok(Some(ReadEvent::Woken)),
             Ok(_) | Err(Errno::EINTR) => Ok(None),

@@ -21,4 +21,4 @@ pub use process::{
     users_of,
 };
 pub use signals::{default_action, exec_holding, exit_on_term, ignore, is_ignored, let_through};
-pub use wait::wait;
+pub use wait::{poll_timeout, wait};

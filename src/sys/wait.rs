@@ -14,7 +14,7 @@ pub fn wait<const N: usize>(fds: [Option<BorrowedFd<'_>>; N], timeout: Option<Du
     loop {
         let mut polled: Vec<PollFd<'_>> = fds.iter().flatten().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        match poll(&mut polled, left.map_or(PollTimeout::NONE, rounded_up)) {
+        match poll(&mut polled, poll_timeout(left)) {
             Ok(0) if left.is_some_and(|left| left.is_zero()) => return Ok([false; N]),
             Ok(0) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
@@ -26,12 +26,13 @@ pub fn wait<const N: usize>(fds: [Option<BorrowedFd<'_>>; N], timeout: Option<Du
     }
 }
 
-/// `poll` counts whole milliseconds. If the time were rounded down, the loop would call `poll` without a delay during
-/// the last millisecond.
-fn rounded_up(time: Duration) -> PollTimeout {
-    match time.is_zero() {
-        true => PollTimeout::ZERO,
-        false => PollTimeout::try_from(time + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+/// The timeout for `poll`, which counts whole milliseconds; `None` waits without a limit. If the time were rounded down,
+/// a loop would call `poll` without a delay during the last millisecond.
+pub fn poll_timeout(time: Option<Duration>) -> PollTimeout {
+    match time {
+        None => PollTimeout::NONE,
+        Some(Duration::ZERO) => PollTimeout::ZERO,
+        Some(time) => PollTimeout::try_from(time + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
     }
 }
 

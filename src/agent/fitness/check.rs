@@ -1,26 +1,20 @@
 //! The checks of the machine: free space, inodes, read-only mounts, the container engine, the user and the shell of the
 //! jobs, git.
 
-use std::io::{self, Read};
-use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, killpg};
 use nix::sys::statvfs::{FsFlags, statvfs};
-use nix::unistd::Pid;
 
 use super::Unfit;
-use crate::agent::termination::wait;
 use crate::config::{self, Config, Runner, fitness};
 use crate::executor::docker::engine::{DockerEngine, DockerError};
 use crate::executor::docker::host;
 use crate::executor::shell::{find_git, find_program};
 use crate::executor::user;
 use crate::http::Address;
-use crate::sys;
+use crate::timed_child;
 
 /// Timeout of a ping to the container engine.
 pub const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -169,27 +163,12 @@ pub fn check_git() -> Result<String, Unfit> {
 fn git_version(program: &Path) -> Result<String, String> {
     let mut command = Command::new(program);
     command.arg("--version").env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    let mut child = command.spawn().map_err(|error| format!("it cannot be started: {error}"))?;
-    let pid = child.id().cast_signed();
-    let ended = sys::pidfd_open(pid).and_then(|pidfd| wait(pidfd.as_fd(), GIT_TIMEOUT));
-    // Other processes of the process group may keep the pipes open, and the reads below would then block.
-    let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-    let status = child.wait().map_err(|error| error.to_string())?;
-    if !ended.unwrap_or(false) {
-        return Err(format!("it did not end within {} seconds", GIT_TIMEOUT.as_secs()));
+    let output = timed_child::output(&mut command, GIT_TIMEOUT)?;
+    let first_line = |text: &str| text.lines().next().unwrap_or_default().to_owned();
+    match output.status.success() {
+        true => Ok(first_line(&output.stdout)),
+        false => Err(format!("{}: {}", output.status, first_line(&output.stderr))),
     }
-    let read = |stream: Option<&mut dyn Read>| -> io::Result<String> {
-        let mut text = Vec::new();
-        stream.map_or(Ok(0), |stream| stream.take(4096).read_to_end(&mut text))?;
-        Ok(String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned())
-    };
-    let stream = match status.success() {
-        true => child.stdout.as_mut().map(|stream| stream as &mut dyn Read),
-        false => child.stderr.as_mut().map(|stream| stream as &mut dyn Read),
-    };
-    let text = read(stream).map_err(|error| error.to_string())?;
-    if status.success() { Ok(text) } else { Err(format!("{status}: {text}")) }
 }
 
 #[cfg(test)]

@@ -1,16 +1,11 @@
 //! Runs the operator's commands (`leave_command`, `poweroff_command`, readiness commands).
 
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
-
 use crate::journal::shutdown::ShutdownReason;
-use crate::sys;
+use crate::timed_child;
 
 /// Runs a command of the shutdown with the reason in its environment. Errors: as for [`run_line`].
 pub fn run(line: &str, reason: ShutdownReason, timeout: Duration) -> Result<(), String> {
@@ -20,36 +15,11 @@ pub fn run(line: &str, reason: ShutdownReason, timeout: Duration) -> Result<(), 
 /// Runs a line in a shell with these variables besides the agent's environment, at most for `timeout`. Its output goes
 /// to the agent's log. Errors: why the command did not succeed.
 pub fn run_line(line: &str, variables: &[(&str, &str)], timeout: Duration) -> Result<(), String> {
-    let mut child = Command::new("/bin/sh")
-        .args(["-c", line])
-        .envs(variables.iter().copied())
-        .stdin(Stdio::null())
-        .stdout(io::stderr())
-        // A timeout kills the whole process group.
-        .process_group(0)
-        .spawn()
-        .map_err(|error| format!("it cannot be started: {error}"))?;
-    let pid = child.id() as i32;
-    let ended = sys::pidfd_open(pid).and_then(|pidfd| wait(pidfd.as_fd(), timeout));
-    let over = match ended {
-        Ok(ended) => !ended,
-        Err(error) => return Err(format!("cannot open a pidfd for it: {error}")),
-    };
-    if over {
-        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-    }
-    match child.wait() {
-        _ if over => Err(format!("it took longer than {} s", timeout.as_secs())),
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(describe_status(status)),
-        Err(error) => Err(format!("cannot wait for it: {error}")),
-    }
-}
-
-/// True if the process ended in time.
-pub fn wait(pidfd: std::os::fd::BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
-    let [ended] = sys::wait([Some(pidfd)], Some(timeout))?;
-    Ok(ended)
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", line]).envs(variables.iter().copied()).stdin(Stdio::null()).stdout(io::stderr());
+    let mut child = timed_child::spawn(&mut command)?;
+    let status = timed_child::wait(&mut child, timeout)?;
+    if status.success() { Ok(()) } else { Err(describe_status(status)) }
 }
 
 fn describe_status(status: ExitStatus) -> String {
@@ -84,7 +54,10 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let mark = directory.path().join("pid");
         let line = format!("sleep 600 & echo $! >{}; wait", mark.display());
-        assert_eq!(run(&line, ShutdownReason::Idle, Duration::from_secs(1)), Err("it took longer than 1 s".to_owned()));
+        assert_eq!(
+            run(&line, ShutdownReason::Idle, Duration::from_secs(1)),
+            Err("it did not end within 1 s".to_owned())
+        );
         let pid: i32 = std::fs::read_to_string(mark).expect("read the file").trim().parse().expect("a pid");
         let until = Instant::now() + LONG;
         let lives = || {

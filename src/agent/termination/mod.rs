@@ -24,7 +24,7 @@ use crate::journal::shutdown::{ShutdownPhase, ShutdownReason};
 use crate::monitor::machine;
 use crate::sys::BootTime;
 
-pub use command::{run_line, wait};
+pub use command::run_line;
 pub use runner_managers::RunnerManager;
 pub use tracker::ShutdownTracker;
 

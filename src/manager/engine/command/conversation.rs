@@ -4,19 +4,20 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::sync;
+use crate::sys;
 
 /// The maximum size of a response, in bytes.
 const LONGEST: usize = 1 << 20;
 /// The maximum number of characters that are logged of a line on standard error.
 const LOGGED: usize = 500;
+/// The time for a program to end after it has closed its output.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 const STACK: usize = 128 * 1024;
 
 /// A program and the pipes to it. It is killed with its process group when this is dropped.
@@ -97,12 +98,9 @@ impl Conversation {
             if left.is_zero() {
                 return Err(Broken::Silent);
             }
-            let mut polled = [PollFd::new(self.output.as_fd(), PollFlags::POLLIN)];
-            // Rounded up, because a poll with 0 ms would be a busy loop.
-            let wait = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-            match poll(&mut polled, wait) {
-                Ok(0) | Err(nix::errno::Errno::EINTR) => continue,
-                Ok(_) => {}
+            match sys::wait([Some(self.output.as_fd())], Some(left)) {
+                Ok([true]) => {}
+                Ok([false]) => return Err(Broken::Silent),
                 Err(error) => return Err(Broken::Io(error.to_string())),
             }
             match self.output.read(&mut buffer) {
@@ -116,14 +114,12 @@ impl Conversation {
 
     /// Called when the program has closed its pipe: it has ended, or will end soon.
     fn ended(&mut self) -> Broken {
-        let until = Instant::now() + Duration::from_secs(1);
-        loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => return Broken::Ended(status.to_string()),
-                Ok(None) if Instant::now() < until => thread::sleep(Duration::from_millis(10)),
-                Ok(None) => return Broken::Ended("it closed its output".to_owned()),
-                Err(error) => return Broken::Io(error.to_string()),
-            }
+        let pidfd = sys::pidfd_open(self.child.id().cast_signed());
+        let _ = pidfd.and_then(|pidfd| sys::wait([Some(pidfd.as_fd())], Some(END_TIMEOUT)));
+        match self.child.try_wait() {
+            Ok(Some(status)) => Broken::Ended(status.to_string()),
+            Ok(None) => Broken::Ended("it closed its output".to_owned()),
+            Err(error) => Broken::Io(error.to_string()),
         }
     }
 }
