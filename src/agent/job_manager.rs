@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::concurrent_ids::{ConcurrentIdPool, IdScope};
 use super::fitness::FailureStreaks;
 use super::offers::OfferedJob;
-use super::pending_job::{PendingJob, Start, spawn_job_thread};
+use super::pending_job::{JobStart, PendingJob, spawn_job_thread};
 use super::slots::Permit;
 use super::{AgentEvent, job_reports};
 use crate::coordinator::JobHandle;
@@ -137,7 +137,7 @@ impl JobManager {
         let waited = Duration::try_from_secs_f64(queued.unwrap_or(0.0));
         let had_to_wait = waited.is_ok_and(|waited| waited > SHORT_QUEUE_TIME);
         self.instance.job_taken(if had_to_wait { JobDemand::More } else { JobDemand::One });
-        self.start(PendingJob { permit, context, record, payload, begin: Start::New(written), offered });
+        self.start(PendingJob { permit, context, record, payload, begin: JobStart::New(written), offered });
         true
     }
 
@@ -155,7 +155,7 @@ impl JobManager {
         self.lock().concurrent_ids.assign(&IdScope::of(&context, &payload), Some(record.concurrent));
         metrics::job_resumed(&context.runner_labels(), payload.id, record.began);
         log::info!("job resumed from journal job={} runner={}", payload.id, context.runner.name);
-        self.start(PendingJob { permit, context, record, payload, begin: Start::Resumed(predecessor), offered });
+        self.start(PendingJob { permit, context, record, payload, begin: JobStart::Resumed(predecessor), offered });
     }
 
     /// Stops the scripts of all jobs, also of jobs that arrive later. The jobs still upload their artifacts.
@@ -223,8 +223,8 @@ impl JobManager {
         }
         // A panic in one job must neither end the agent nor leave the job unreported.
         let outcome = catch_unwind(AssertUnwindSafe(|| match begin {
-            Start::New(written) => written.and_then(|()| run::run(&context, directory, record, payload, control)),
-            Start::Resumed(predecessor) => run::resume(&context, directory, record, payload, control, predecessor),
+            JobStart::New(written) => written.and_then(|()| run::run(&context, directory, record, payload, control)),
+            JobStart::Resumed(predecessor) => run::resume(&context, directory, record, payload, control, predecessor),
         }));
         let trouble = match outcome {
             Ok(Ok(ended)) => {
@@ -256,14 +256,14 @@ impl JobManager {
         &self,
         offered: &OfferedJob,
         record: &mut Record,
-        begin: &mut Start,
+        begin: &mut JobStart,
         handle: &JobHandle,
         directory: &SlotDirectory,
         control: &JobControl,
     ) -> Result<(), ()> {
         let written = match begin {
-            Start::New(written) => written.as_ref().map_or_else(|error| Err(error.to_string()), |()| Ok(())),
-            Start::Resumed(_) => Ok(()),
+            JobStart::New(written) => written.as_ref().map_or_else(|error| Err(error.to_string()), |()| Ok(())),
+            JobStart::Resumed(_) => Ok(()),
         };
         if let Err(why) = &written {
             // The manager then offers the job to an agent whose disk is not full.
@@ -288,7 +288,7 @@ impl JobManager {
         if !directory.spool().exists() {
             record.progress.log.acknowledged = offered.offer.trace.offset;
             if let Err(error) = offered.begin_log(directory) {
-                *begin = Start::New(Err(error));
+                *begin = JobStart::New(Err(error));
             }
         }
         Ok(())

@@ -19,13 +19,13 @@ pub struct PendingJob {
     pub context: RunnerContext,
     pub record: Record,
     pub payload: Payload,
-    pub begin: Start,
+    pub begin: JobStart,
     /// Set for a job that a manager offers.
     pub offered: Option<OfferedJob>,
 }
 
 /// How a job begins in this agent.
-pub enum Start {
+pub enum JobStart {
     /// The job is new; the result of writing it to the journal.
     New(io::Result<()>),
     /// The job was found in the journal.

@@ -83,7 +83,7 @@ pub(super) fn wait_for_pool(command: &str, status: &FitnessStatus, failed: &dyn 
 }
 
 fn wait_for(command: &str, until: Instant, ready: &Ready, status: &FitnessStatus, failed: &dyn Fn()) {
-    let mut is_told = false;
+    let mut is_logged = false;
     loop {
         let left = until.saturating_duration_since(Instant::now());
         // After the timeout, each attempt may take as long as the whole timeout.
@@ -92,12 +92,12 @@ fn wait_for(command: &str, until: Instant, ready: &Ready, status: &FitnessStatus
         let why = format!("`{command}`: {why}");
         failed();
         if Instant::now() >= until {
-            if !is_told {
+            if !is_logged {
                 log::error!(
                     "the readiness commands have not succeeded in time; the machine is unfit timeout={}s error={why}",
                     ready.timeout.as_secs()
                 );
-                is_told = true;
+                is_logged = true;
             }
             status.set_ready(Err(why));
         } else {

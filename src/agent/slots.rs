@@ -122,8 +122,14 @@ pub struct Permit {
     /// True if more runners poll than slots are free: then GitLab must not hold the request (long polling), because it
     /// would block the other runners.
     pub contended: bool,
-    /// `false` once the request has returned a job.
-    requesting: bool,
+    occupant: Occupant,
+}
+
+/// What occupies the slot of a permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Occupant {
+    Request,
+    Job,
 }
 
 impl Slots {
@@ -183,7 +189,7 @@ impl Slots {
         let contended = state.concurrent.saturating_sub(state.jobs) < state.polling_runners;
         state.runners.entry(key.clone()).or_default().requests += 1;
         self.changed.notify_all();
-        Some(Permit { slots: Arc::clone(self), key: key.clone(), slot, contended, requesting: true })
+        Some(Permit { slots: Arc::clone(self), key: key.clone(), slot, contended, occupant: Occupant::Request })
     }
 
     /// Adapts the number of concurrent requests to the outcome of one.
@@ -204,7 +210,7 @@ impl Slots {
         state.jobs += 1;
         state.idle.stop();
         state.runners.entry(key.clone()).or_default().jobs += 1;
-        Permit { slots: Arc::clone(self), key, slot, contended: false, requesting: false }
+        Permit { slots: Arc::clone(self), key, slot, contended: false, occupant: Occupant::Job }
     }
 
     /// Changes `concurrent`; running jobs keep their slots.
@@ -358,7 +364,7 @@ impl Permit {
     /// Turns the request into a job, which occupies the slot until the permit is dropped.
     pub fn begin_job(&mut self) {
         let mut state = self.slots.lock();
-        self.requesting = false;
+        self.occupant = Occupant::Job;
         state.jobs += 1;
         state.idle.stop();
         let usage = state.runners.entry(self.key.clone()).or_default();
@@ -373,7 +379,7 @@ impl Drop for Permit {
         let mut state = self.slots.lock();
         state.taken[self.slot] = false;
         let usage = state.runners.entry(self.key.clone()).or_default();
-        if self.requesting {
+        if self.occupant == Occupant::Request {
             usage.requests = usage.requests.saturating_sub(1);
             state.builds = state.builds.saturating_sub(1);
             state.polled |= state.jobs == 0;

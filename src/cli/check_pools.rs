@@ -13,7 +13,7 @@ use crate::manager::engine::{self, Verdict};
 use crate::manager::pool::PoolSettings;
 use crate::manager::server::certificate;
 use crate::manager::{findings, settings};
-use crate::monitor::listener::probe_address;
+use crate::monitor::listener;
 
 /// The manager's certificate should be renewed this long before it expires.
 const RENEWAL: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -63,9 +63,12 @@ pub fn check(report: &mut Report, config: &Config) {
 }
 
 fn check_listener(report: &mut Report, manager: &Manager) {
-    match probe_address(&manager.listen) {
-        Ok(()) => report.ok("listen", &format!("{} is free", manager.listen)),
-        Err(why) => report.warn("listen", &format!("{why}; unless the manager runs already, free the port")),
+    match listener::bind(&manager.listen) {
+        Ok(_) => report.ok("listen", &format!("{} is free", manager.listen)),
+        Err(why) => report.warn(
+            "listen",
+            &format!("`listen = \"{}\"`: {why}; unless the manager runs already, free the port", manager.listen),
+        ),
     }
 }
 

@@ -12,7 +12,7 @@ use super::feature_flags;
 use super::keys::{self, KeySupport};
 use super::location::{KeyLocation, line_number};
 use super::meaning::is_of_containers;
-use super::period::{Period, Zone};
+use super::period::{CronForm, Period, Zone};
 use super::{ExecutorKind, Role, Runner, Unusable, expand};
 
 /// The severity of a finding.
@@ -154,7 +154,7 @@ fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, role: Ro
                 tell(format!("`{full}` has an effect, but belongs below [[runners]]; move it there"));
             }
             Some(KeySupport::Honoured) if keys::PERIODS.contains(&full.as_str()) => {
-                oddities(text, path, item, findings);
+                check_periods(text, path, item, findings);
             }
             Some(KeySupport::Honoured) => {
                 let expanded = matches!(full.as_str(), "runners.url" | "runners.token");
@@ -198,14 +198,17 @@ fn of_flag(name: &str, value: Option<bool>, has_containers: bool) -> Option<(Sev
 }
 
 /// Finds periods that never match or are misleading, in a policy or in a section of docker+machine.
-fn oddities(text: &str, path: &str, periods: &Item, findings: &mut Vec<Finding>) {
+fn check_periods(text: &str, path: &str, periods: &Item, findings: &mut Vec<Finding>) {
     let today = Zone::default().clock(jiff::Timestamp::now()).date();
-    let has_seconds = path == "runners.machine.autoscaling";
+    let form = match path {
+        "runners.machine.autoscaling" => CronForm::WithSeconds,
+        _ => CronForm::WithoutSeconds,
+    };
     for value in periods.as_array().into_iter().flatten() {
         let period = value.as_str().and_then(|text| Period::read(text).ok());
-        let odd = period.and_then(|period| period.oddity(today, has_seconds));
+        let warning = period.and_then(|period| period.warning(today, form));
         let line = value.span().map(|span| line_number(text, span.start));
-        findings.extend(odd.map(|message| Finding { severity: Severity::Warning, line, message }));
+        findings.extend(warning.map(|message| Finding { severity: Severity::Warning, line, message }));
     }
 }
 

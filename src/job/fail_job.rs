@@ -46,7 +46,7 @@ pub fn fail(context: &RunnerContext, directory: &SlotDirectory, job: &JobHandle,
     let spec = FilterSpec { limit: context.runner.output_limit, timestamps: true, ..FilterSpec::default() };
     let trace = Trace::open(&directory.spool(), &spec, false)?;
     let before = trace.size();
-    trace.conclude(None, false, &text_of(why));
+    trace.conclude(None, Err(&text_of(why)));
     if trace.size() == before {
         return Err(io::ErrorKind::StorageFull.into());
     }

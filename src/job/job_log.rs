@@ -121,14 +121,11 @@ impl JobLog {
         if self.size() != progress.log.size {
             return;
         }
-        let text = match &progress.failure {
-            None => "Job succeeded".to_owned(),
-            Some(error) if error.reason == FailureReason::RunnerSystemFailure => {
-                format!("Job failed (system failure): {error}")
-            }
-            Some(error) => format!("Job failed: {error}"),
-        };
-        self.trace.conclude(progress.section(), progress.failure.is_none(), &text);
+        let failure = progress.failure.as_ref().map(|error| match error.reason {
+            FailureReason::RunnerSystemFailure => format!("Job failed (system failure): {error}"),
+            _ => format!("Job failed: {error}"),
+        });
+        self.trace.conclude(progress.section(), failure.as_deref().map_or(Ok("Job succeeded"), Err));
     }
 
     /// Copies the output of the job's services into the log, if the job requests it.

@@ -335,18 +335,18 @@ impl Manager {
         let drain = move || {
             let polls = Instant::now() + POLL_TIMEOUT;
             for broker in &brokers {
-                let _ = broker.wait_until_quiet(false, polls);
+                let _ = broker.wait_for_polls(polls);
             }
             let until =
                 limit.map_or_else(|| Instant::now() + Duration::from_secs(86_400), |limit| Instant::now() + limit);
             for broker in &brokers {
-                if !broker.wait_until_quiet(true, until) {
+                if !broker.wait_for_held_jobs(until) {
                     broker.fail_held("the manager was stopped before an instance took the job");
                 }
             }
             let until = Instant::now() + FAIL_TIMEOUT;
             for broker in &brokers {
-                let _ = broker.wait_until_quiet(true, until);
+                let _ = broker.wait_for_held_jobs(until);
             }
             for pool in &*sync::lock(&pools) {
                 pool.scaler.stop();

@@ -86,11 +86,6 @@ pub fn check_address(address: &str) -> Result<(), String> {
     split_address(address).map(drop)
 }
 
-/// Fails if the address cannot be bound now.
-pub fn probe_address(address: &str) -> Result<(), String> {
-    bind(address).map(drop).map_err(|error| format!("`listen_address = \"{address}\"`: {error}"))
-}
-
 /// Host and port of an address. An empty host means every interface; the default port is [`DEFAULT_PORT`]. Fails if the
 /// address is malformed.
 pub fn split_address(address: &str) -> Result<(&str, u16), String> {

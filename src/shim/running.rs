@@ -193,7 +193,7 @@ impl StepOutcome {
     }
 }
 
-/// Kills the processes that a dead shim, or an earlier boot, left of a step. Finds them by the step's control groups
+/// Kills the processes of a step whose shim died. Finds them by the step's control groups
 /// and by the step's variable in their environment.
 pub fn sweep(step: &str, cgroups: &[PathBuf]) {
     sync::try_until(Duration::from_secs(1), Duration::from_millis(20), || {

@@ -49,8 +49,8 @@ impl Trace {
         self.write(&format!("{end}{start}{CLEAR}{CYAN}{heading}{RESET}{RESET}\n{lines}"), Claim::Output);
     }
 
-    /// Ends the last section and writes the result of the job, as one atomic append that is never dropped.
-    pub fn conclude(&self, section: Option<&str>, well: bool, text: &str) {
+    /// Ends the last section and writes the message about success or failure of the job, as one atomic append that is never dropped.
+    pub fn conclude(&self, section: Option<&str>, result: Result<&str, &str>) {
         let end = section.map(|name| self.marker("section_end", name)).unwrap_or_default();
         let dropped = match self.spool.dropped() {
             0 => String::new(),
@@ -58,7 +58,10 @@ impl Trace {
                 format!("{YELLOW}WARNING: {bytes} bytes of output exceeded the limit of the log and are lost{RESET}\n")
             }
         };
-        let line = if well { format!("{GREEN}{text}{RESET}\n") } else { format!("{RED}ERROR: {text}{RESET}\n") };
+        let line = match result {
+            Ok(text) => format!("{GREEN}{text}{RESET}\n"),
+            Err(text) => format!("{RED}ERROR: {text}{RESET}\n"),
+        };
         self.write(&format!("{end}{dropped}{line}"), Claim::Result);
     }
 
@@ -109,7 +112,7 @@ mod tests {
         let trace = Trace::open(&path, &spec, true).expect("open the file");
         trace.turn_to(None, "get_sources", "Getting source", &[]);
         trace.warning("the value is hunter22");
-        trace.conclude(Some("get_sources"), true, "Job succeeded");
+        trace.conclude(Some("get_sources"), Ok("Job succeeded"));
         let text = std::fs::read_to_string(&path).expect("read the file");
         let lines: Vec<&str> = text.split('\n').collect();
         assert!(
@@ -127,7 +130,7 @@ mod tests {
         let spec = FilterSpec { limit: 8, ..FilterSpec::default() };
         let trace = Trace::open(&path, &spec, false).expect("open the file");
         Spool::open(&path, 8).expect("open the file").append(b"1234567890", Claim::Output).expect("write all bytes");
-        trace.conclude(None, false, "Job failed");
+        trace.conclude(None, Err("Job failed"));
         let text = std::fs::read_to_string(&path).expect("read the file");
         let expected = "WARNING: 2 bytes of output exceeded the limit of the log and are lost\x1b[0;m\n\x1b[31;1mERROR: Job failed";
         assert!(text.contains(expected), "{text}");

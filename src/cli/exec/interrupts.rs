@@ -14,13 +14,13 @@ use crate::sync;
 use crate::sys;
 
 /// Whether the signal handlers are installed, and which run gets the interrupts.
-struct State {
+struct InterruptState {
     is_installed: bool,
     /// The events of the current run.
     run: Option<Sender<RunEvent>>,
 }
 
-static STATE: Mutex<State> = Mutex::new(State { is_installed: false, run: None });
+static STATE: Mutex<InterruptState> = Mutex::new(InterruptState { is_installed: false, run: None });
 
 /// Installs the handlers, once per process.
 pub fn install() -> Result<(), String> {

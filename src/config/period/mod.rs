@@ -35,6 +35,15 @@ pub struct Period {
     wraps: bool,
 }
 
+/// The fields of a period in gitlab-runner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CronForm {
+    /// Seven fields, the first for seconds: `[[runners.machine.autoscaling]]`.
+    WithSeconds,
+    /// Five fields: the policies of other autoscalers.
+    WithoutSeconds,
+}
+
 impl Period {
     /// Parses a period of five, six or seven fields, or `@daily` and similar.
     pub fn read(text: &str) -> Result<Self, String> {
@@ -112,8 +121,8 @@ impl Period {
     }
 
     /// A warning about a period that never matches, sets seconds, or has another meaning in gitlab-runner.
-    /// `has_seconds`: gitlab-runner expects a field for seconds in this period.
-    pub fn oddity(&self, today: Date, has_seconds: bool) -> Option<String> {
+    /// `form` is what gitlab-runner expects.
+    pub fn warning(&self, today: Date, form: CronForm) -> Option<String> {
         if !self.comes_after(today) {
             return Some(format!("the period `{self}` never matches"));
         }
@@ -122,7 +131,7 @@ impl Period {
                 "the period `{self}` has a range that wraps around: it matches in mayfly, but never in gitlab-runner"
             ));
         }
-        if has_seconds && !self.names_every_field && !self.text.starts_with('@') {
+        if form == CronForm::WithSeconds && !self.names_every_field && !self.text.starts_with('@') {
             return Some(format!(
                 "the period `{self}` has no field for seconds: it matches whole minutes here, but only their first second in \
                  gitlab-runner; write seven fields"

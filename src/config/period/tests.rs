@@ -1,6 +1,7 @@
 use jiff::Timestamp;
 use jiff::civil::{DateTime, date};
 
+use super::CronForm::{WithSeconds, WithoutSeconds};
 use super::*;
 
 fn at(text: &str) -> DateTime {
@@ -184,30 +185,29 @@ fn detects_periods_that_never_match() {
     ] {
         assert_eq!(Period::read(period).expect("a period").comes_after(today), expected, "{period}");
     }
-    let oddity =
-        |period: &str, machine| Period::read(period).expect("a period").oddity(today, machine).unwrap_or_default();
-    for (period, of_machine, part) in [
-        ("* * 30 2 *", false, "never matches"),
-        ("0 * 9-17 * * * *", true, "sets seconds"),
-        ("* 22-6 * * *", false, "wraps around"),
-        ("* * * * fri-mon", false, "wraps around"),
-        ("* * * * sat-sun", false, "wraps around"),
-        ("* * * * 5-7/2", false, "wraps around"),
-        ("50-10 * * * *", false, "wraps around"),
-        ("* * 22-6 * * * *", true, "wraps around"),
-        ("* 9-17 * * mon-fri", true, "no field for seconds"),
-        ("* 9-17 * * mon-fri 2099", true, "no field for seconds"),
+    let warning = |period: &str, form| Period::read(period).expect("a period").warning(today, form).unwrap_or_default();
+    for (period, form, part) in [
+        ("* * 30 2 *", WithoutSeconds, "never matches"),
+        ("0 * 9-17 * * * *", WithSeconds, "sets seconds"),
+        ("* 22-6 * * *", WithoutSeconds, "wraps around"),
+        ("* * * * fri-mon", WithoutSeconds, "wraps around"),
+        ("* * * * sat-sun", WithoutSeconds, "wraps around"),
+        ("* * * * 5-7/2", WithoutSeconds, "wraps around"),
+        ("50-10 * * * *", WithoutSeconds, "wraps around"),
+        ("* * 22-6 * * * *", WithSeconds, "wraps around"),
+        ("* 9-17 * * mon-fri", WithSeconds, "no field for seconds"),
+        ("* 9-17 * * mon-fri 2099", WithSeconds, "no field for seconds"),
     ] {
-        assert!(oddity(period, of_machine).contains(part), "{period}: {}", oddity(period, of_machine));
+        assert!(warning(period, form).contains(part), "{period}: {}", warning(period, form));
     }
-    for (period, of_machine) in [
-        ("* * 9-17 * * * *", true),
-        ("* 9-17 * * mon-fri", false),
-        ("* * * * 0-7", false),
-        ("* * * * 5L,5#3", false),
-        ("@daily", true),
+    for (period, form) in [
+        ("* * 9-17 * * * *", WithSeconds),
+        ("* 9-17 * * mon-fri", WithoutSeconds),
+        ("* * * * 0-7", WithoutSeconds),
+        ("* * * * 5L,5#3", WithoutSeconds),
+        ("@daily", WithSeconds),
     ] {
-        assert_eq!(oddity(period, of_machine), "", "{period}");
+        assert_eq!(warning(period, form), "", "{period}");
     }
 }
 

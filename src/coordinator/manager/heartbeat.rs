@@ -25,21 +25,22 @@ type OnLeave = Box<dyn Fn(&str) + Send + Sync>;
 /// The jobs that an agent got from one manager. They are kept when the configuration is reloaded.
 #[derive(Default)]
 pub struct ManagedJobs {
-    inner: Mutex<Inner>,
+    reports: Mutex<Reports>,
     rung: Condvar,
     on_leave: Mutex<Option<OnLeave>>,
 }
 
+/// What the next heartbeat reports.
 #[derive(Default)]
-struct Inner {
+struct Reports {
     jobs: Vec<Job>,
     ended: Vec<String>,
     /// A change has occurred, so the next heartbeat is sent immediately.
-    news: bool,
+    has_news: bool,
     /// The manager has not acknowledged the latest heartbeat, or asked for another one.
-    due: bool,
+    is_due: bool,
     unfit_since: Option<Instant>,
-    leaving: bool,
+    is_leaving: bool,
 }
 
 struct Job {
@@ -56,55 +57,56 @@ impl ManagedJobs {
 
     /// Adds an accepted job.
     pub fn add(&self, id: String, offer: String, token: Token) {
-        let mut inner = sync::lock(&self.inner);
-        inner.jobs.retain(|job| job.offer != offer);
-        inner.jobs.push(Job { id, offer, token });
+        let mut reports = sync::lock(&self.reports);
+        reports.jobs.retain(|job| job.offer != offer);
+        reports.jobs.push(Job { id, offer, token });
     }
 
     /// Removes a job that has ended and is reported to GitLab.
     pub fn remove(&self, offer: &str) {
-        let mut inner = sync::lock(&self.inner);
-        let ended: Vec<String> = inner.jobs.iter().filter(|job| job.offer == offer).map(|job| job.id.clone()).collect();
-        inner.jobs.retain(|job| job.offer != offer);
-        inner.ended.extend(ended);
-        inner.news = true;
+        let mut reports = sync::lock(&self.reports);
+        let ended: Vec<String> =
+            reports.jobs.iter().filter(|job| job.offer == offer).map(|job| job.id.clone()).collect();
+        reports.jobs.retain(|job| job.offer != offer);
+        reports.ended.extend(ended);
+        reports.has_news = true;
         self.rung.notify_all();
     }
 
     /// Sets whether the machine is fit for jobs.
     pub fn set_fit(&self, fit: bool) {
-        let mut inner = sync::lock(&self.inner);
+        let mut reports = sync::lock(&self.reports);
         if fit {
-            inner.unfit_since = None;
+            reports.unfit_since = None;
         } else {
-            inner.unfit_since.get_or_insert_with(Instant::now);
+            reports.unfit_since.get_or_insert_with(Instant::now);
         }
     }
 
     /// Sets whether the agent is leaving and takes no more jobs.
     pub fn set_leaving(&self, leaving: bool) {
-        let mut inner = sync::lock(&self.inner);
-        inner.news |= inner.leaving != leaving;
-        inner.leaving = leaving;
+        let mut reports = sync::lock(&self.reports);
+        reports.has_news |= reports.is_leaving != leaving;
+        reports.is_leaving = leaving;
         self.rung.notify_all();
     }
 
     /// Whether a heartbeat would report anything besides the fact that the agent runs.
     fn has_facts(&self) -> bool {
-        let inner = sync::lock(&self.inner);
-        let has_jobs = !inner.jobs.is_empty() || !inner.ended.is_empty();
-        has_jobs || inner.due || inner.leaving || inner.unfit_since.is_some()
+        let reports = sync::lock(&self.reports);
+        let has_jobs = !reports.jobs.is_empty() || !reports.ended.is_empty();
+        has_jobs || reports.is_due || reports.is_leaving || reports.unfit_since.is_some()
     }
 
     /// Sends the next heartbeat immediately.
     pub(super) fn ring(&self) {
-        sync::lock(&self.inner).news = true;
+        sync::lock(&self.reports).has_news = true;
         self.rung.notify_all();
     }
 
     fn heartbeat(&self) -> Heartbeat {
-        let mut inner = sync::lock(&self.inner);
-        inner.due = true;
+        let mut reports = sync::lock(&self.reports);
+        reports.is_due = true;
         let report = |job: &Job| JobReport {
             id: job.id.clone(),
             offer: job.offer.clone(),
@@ -112,32 +114,32 @@ impl ManagedJobs {
             token: job.token.clone(),
         };
         Heartbeat {
-            jobs: inner.jobs.iter().map(report).collect(),
-            ended: inner.ended.clone(),
-            unfit_seconds: inner.unfit_since.map_or(0, |since| since.elapsed().as_secs()),
-            leaving: inner.leaving,
+            jobs: reports.jobs.iter().map(report).collect(),
+            ended: reports.ended.clone(),
+            unfit_seconds: reports.unfit_since.map_or(0, |since| since.elapsed().as_secs()),
+            leaving: reports.is_leaving,
         }
     }
 
     /// Records that the manager has acknowledged a heartbeat with these ended jobs. `again`: the manager asks for the
     /// next heartbeat.
-    fn told(&self, ended: &[String], again: bool) {
-        let mut inner = sync::lock(&self.inner);
-        inner.ended.retain(|id| !ended.contains(id));
-        inner.due = again;
+    fn acknowledged(&self, ended: &[String], again: bool) {
+        let mut reports = sync::lock(&self.reports);
+        reports.ended.retain(|id| !ended.contains(id));
+        reports.is_due = again;
     }
 
     /// Waits until the condition is true, or the agent leaves. [`Self::ring`] makes the wait check the condition again.
     pub(super) fn wait_unless_leaving(&self, holds: impl Fn() -> bool) {
-        let inner = sync::lock(&self.inner);
-        drop(self.rung.wait_while(inner, |inner| !inner.leaving && !holds()));
+        let reports = sync::lock(&self.reports);
+        drop(self.rung.wait_while(reports, |reports| !reports.is_leaving && !holds()));
     }
 
     /// Waits for the time of the next heartbeat. Returns true if there is a change to report.
     fn wait(&self, timeout: Duration) -> bool {
-        let inner = sync::lock(&self.inner);
-        let mut inner = sync::wait_while(&self.rung, inner, timeout, |inner| !inner.news);
-        std::mem::take(&mut inner.news)
+        let reports = sync::lock(&self.reports);
+        let mut reports = sync::wait_while(&self.rung, reports, timeout, |reports| !reports.has_news);
+        std::mem::take(&mut reports.has_news)
     }
 }
 
@@ -207,7 +209,7 @@ impl ManagerClient {
             return false;
         }
         let orders: Orders = decode::json(&response.body).unwrap_or_default();
-        self.jobs.told(&heartbeat.ended, orders.again);
+        self.jobs.acknowledged(&heartbeat.ended, orders.again);
         if let Some(reason) = orders.leave.filter(|_| !heartbeat.leaving)
             && let Some(on_leave) = &*sync::lock(&self.jobs.on_leave)
         {

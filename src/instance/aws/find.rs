@@ -34,8 +34,8 @@ pub fn ec2_instance(
     retries: Retries,
 ) -> Result<Option<Ec2Instance>, String> {
     let firmware = read_firmware(Path::new("/sys"));
-    let is_told = settings.is_some() || variable("AWS_EC2_METADATA_SERVICE_ENDPOINT").is_some();
-    if requirement != Requirement::AutoScaling && !is_told && !firmware.is_ec2 {
+    let is_configured = settings.is_some() || variable("AWS_EC2_METADATA_SERVICE_ENDPOINT").is_some();
+    if requirement != Requirement::AutoScaling && !is_configured && !firmware.is_ec2 {
         return Ok(None);
     }
     let service = Metadata::of_process();

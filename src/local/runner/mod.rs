@@ -62,7 +62,8 @@ struct Running<'a> {
     prefix: String,
     /// The number of child pipelines within its project that it is nested in.
     level: usize,
-    is_told: bool,
+    /// Whether the trigger job that started it has its result.
+    is_reported: bool,
 }
 
 /// A pipeline to run.
@@ -180,7 +181,7 @@ impl<'a> LocalRunner<'a> {
             Progress { key: self.next_key - 1, ..Progress::default() }
         });
         let jobs = jobs.collect();
-        let is_told = false;
+        let is_reported = false;
         self.pipelines.push(Running {
             plan,
             project,
@@ -191,7 +192,7 @@ impl<'a> LocalRunner<'a> {
             parent,
             prefix,
             level,
-            is_told,
+            is_reported,
         });
     }
 

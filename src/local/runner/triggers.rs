@@ -15,10 +15,11 @@ impl<'a> LocalRunner<'a> {
     pub(super) fn hold_triggers(&mut self) -> bool {
         let mut changed = false;
         for child in 0..self.pipelines.len() {
-            let (Some((pipeline, job)), false) = (self.pipelines[child].parent, self.pipelines[child].is_told) else {
+            let (Some((pipeline, job)), false) = (self.pipelines[child].parent, self.pipelines[child].is_reported)
+            else {
                 continue;
             };
-            self.pipelines[child].is_told = true;
+            self.pipelines[child].is_reported = true;
             if self.pipelines[pipeline].schedule.state(job) == ScheduleState::Running {
                 self.pipelines[pipeline].schedule.hold(job);
                 changed = true;
@@ -120,13 +121,13 @@ impl<'a> LocalRunner<'a> {
         for child in 0..self.pipelines.len() {
             let running = &self.pipelines[child];
             let is_over = running.schedule.is_over() && !running.jobs.iter().any(|job| job.control.is_some());
-            let (Some((pipeline, job)), false, true) = (running.parent, running.is_told, is_over) else { continue };
+            let (Some((pipeline, job)), false, true) = (running.parent, running.is_reported, is_over) else { continue };
             let status = running.schedule.status();
             // A pipeline that a manual job blocks continues when that job starts.
             if status == schedule::PipelineStatus::Blocked && !self.is_interrupted {
                 continue;
             }
-            self.pipelines[child].is_told = true;
+            self.pipelines[child].is_reported = true;
             ended = true;
             if self.pipelines[pipeline].schedule.state(job) == ScheduleState::Running {
                 let well = status == schedule::PipelineStatus::Success;

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::job::{Phase, PoolJob};
+use super::state::PoolState;
 use super::{Broker, offers};
 use crate::coordinator::{JobHandle, JobId};
 use crate::failure::FailureReason;
@@ -19,7 +20,7 @@ const FORGOTTEN_GRACE: Duration = Duration::from_secs(if cfg!(debug_assertions) 
 const EMPTY_LOOK: Duration = Duration::from_secs(5);
 
 impl Broker {
-    /// Stops polling. [`Broker::wait_until_quiet`] waits for polls in flight.
+    /// Stops polling. [`Broker::wait_for_polls`] waits for polls in flight.
     pub fn close(&self) {
         self.lock().closed = true;
         self.bell.ring();
@@ -31,16 +32,22 @@ impl Broker {
         self.bell.ring();
     }
 
-    /// Waits until no poll is in flight and, if `held` is set, no job is held. Returns false after the timeout.
-    pub fn wait_until_quiet(&self, held: bool, until: Instant) -> bool {
+    /// Waits until no poll is in flight. Returns false after the timeout.
+    pub fn wait_for_polls(&self, until: Instant) -> bool {
+        self.wait_until(until, |state| state.polls == 0)
+    }
+
+    /// Waits until no poll is in flight and no job is held. Returns false after the timeout.
+    pub fn wait_for_held_jobs(&self, until: Instant) -> bool {
+        let is_running = |job: &PoolJob| matches!(job.phase, Phase::Running { .. });
+        self.wait_until(until, |state| state.polls == 0 && state.jobs.values().all(is_running))
+    }
+
+    fn wait_until(&self, until: Instant, condition: impl Fn(&PoolState) -> bool) -> bool {
         loop {
             let seen = self.bell.count();
-            {
-                let state = self.lock();
-                let holds = state.jobs.values().any(|job| !matches!(job.phase, Phase::Running { .. }));
-                if state.polls == 0 && !(held && holds) {
-                    return true;
-                }
+            if condition(&self.lock()) {
+                return true;
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {

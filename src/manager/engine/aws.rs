@@ -3,7 +3,7 @@
 mod examine;
 mod failures;
 mod hooks;
-mod rights;
+mod permissions;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -171,7 +171,7 @@ impl Engine for Aws {
     }
 
     fn examine_permissions(&self) -> Vec<Examined> {
-        rights::examine(self)
+        permissions::examine(self)
     }
 }
 

@@ -60,7 +60,7 @@ impl Manager {
         brokers.extend(self.retired.iter().map(|pool| Arc::clone(&pool.broker)));
         let until = Instant::now() + POLL_TIMEOUT;
         for broker in &brokers {
-            while !broker.wait_until_quiet(false, until.min(Instant::now() + PING)) && Instant::now() < until {
+            while !broker.wait_for_polls(until.min(Instant::now() + PING)) && Instant::now() < until {
                 supervisor.ping_watchdog();
             }
         }

@@ -33,7 +33,7 @@ pub struct Load {
 }
 
 /// The start of a job as written.
-enum Start {
+enum WrittenStart {
     /// Since midnight.
     OfDay(Duration),
     /// With a date.
@@ -53,7 +53,8 @@ pub fn read(text: &str, day: Option<Date>, zone: &TimeZone) -> Result<Load, Stri
         }
         let mut fields = line.split([',', ';']).map(|field| field.trim().trim_matches('"'));
         let (start, length) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
-        let start_of = time_of_day(start).map(Start::OfDay).or_else(|| moment(start, zone).map(Start::At));
+        let start_of =
+            time_of_day(start).map(WrittenStart::OfDay).or_else(|| moment(start, zone).map(WrittenStart::At));
         match start_of.zip(length_of(length)) {
             Some((start, length)) => rows.push((start, length)),
             None if rows.is_empty() && !start.starts_with(|c: char| c.is_ascii_digit()) => {}
@@ -69,14 +70,15 @@ pub fn read(text: &str, day: Option<Date>, zone: &TimeZone) -> Result<Load, Stri
     if rows.is_empty() {
         return Err("no job; write lines of `start,duration`, for example `09:30,5m`".to_owned());
     }
-    let first = rows.iter().filter_map(|(start, _)| if let Start::At(time) = start { Some(*time) } else { None }).min();
+    let first =
+        rows.iter().filter_map(|(start, _)| if let WrittenStart::At(time) = start { Some(*time) } else { None }).min();
     let first_day = first.map(|first| day.unwrap_or_else(|| zone.to_datetime(first).date()));
     let midnight = first_day.and_then(|day| zone.to_timestamp(day.to_datetime(Time::midnight())).ok());
     let mut jobs = Vec::with_capacity(rows.len());
     for (start, length) in rows {
         let start = match (start, midnight) {
-            (Start::OfDay(start), None) => start,
-            (Start::At(time), Some(midnight)) => Duration::try_from(time.duration_since(midnight))
+            (WrittenStart::OfDay(start), None) => start,
+            (WrittenStart::At(time), Some(midnight)) => Duration::try_from(time.duration_since(midnight))
                 .map_err(|_| format!("{time} is before the simulated day; correct --day"))?,
             _ => {
                 return Err(

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use super::{Delivery, Piece, Upload};
 use crate::coordinator::{JobState, JobStatus, UpdateOutcome};
 
-/// GitLab fails a running job after an hour without a request: until then sending a final state is useful.
+/// GitLab fails a running job after an hour without a request, at its next check: until then sending a final state is
+/// useful.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(65 * 60);
 /// The longest delay between attempts to send the final state.
 const BACK_OFF_MAX: Duration = Duration::from_secs(60);
