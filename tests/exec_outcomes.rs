@@ -59,6 +59,29 @@ fn a_job_that_needs_an_optional_manual_job_waits_for_a_person_to_start_it() {
 }
 
 #[test]
+fn a_trigger_job_whose_child_pipeline_runs_no_job_does_not_pass() {
+    let home = checkout(
+        "kid: {trigger: {include: child.yml, strategy: depend}}\nmirror: {trigger: {include: child.yml, strategy: mirror}}\nalone: {trigger: {include: child.yml}}\n",
+    );
+    fs::write(
+        home.path("checkout/child.yml"),
+        "gate: {script: echo, when: manual}\nlast: {script: echo, needs: [gate]}\n",
+    )
+    .expect("write a file");
+    let report = home.path("report.json").display().to_string();
+    for (arguments, code, expected) in
+        [(&[][..], 1, ["failed", "skipped", "success"]), (&["--manual", "*/gate"], 0, ["success"; 3])]
+    {
+        let (output, text) = exec(&home, &[&["--report", &report], arguments].concat());
+        let read: serde_json::Value =
+            serde_json::from_str(&fs::read_to_string(&report).expect("a report")).expect("must be JSON");
+        let status = |job: &str| read["jobs"][job]["status"].as_str().expect("a status").to_owned();
+        assert_eq!(["kid", "mirror", "alone"].map(status), expected, "{text}");
+        assert_eq!((output.status.code(), text.contains("ran no job")), (Some(code), code == 1), "{text}");
+    }
+}
+
+#[test]
 fn a_job_with_a_dotenv_report_that_gitlab_refuses_fails() {
     let home = checkout(
         "good: {stage: build, script: 'echo \"A = 1 \" > v', artifacts: {reports: {dotenv: v}}}\nbad: {stage: build, script: 'printf \"B=2\\n\\n\" > v', allow_failure: true, artifacts: {reports: {dotenv: v}}}\nlook: {script: 'echo \"[$A$B]\"'}\n",

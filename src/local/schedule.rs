@@ -59,6 +59,8 @@ pub enum Conclusion {
 pub enum PipelineStatus {
     /// Every job succeeded or was allowed to fail.
     Success,
+    /// Every job was skipped, or is an optional manual job that nobody has started.
+    Skipped,
     /// A job failed.
     Failed,
     /// A manual job blocks the remaining jobs.
@@ -313,6 +315,11 @@ impl Schedule {
         self.states[job] == ScheduleState::Manual && self.blocks(job)
     }
 
+    fn is_idle(&self) -> bool {
+        let is_idle = |state| matches!(state, &ScheduleState::Done(Conclusion::Skipped) | &ScheduleState::Manual);
+        !self.states.is_empty() && self.states.iter().all(is_idle)
+    }
+
     /// The status of the pipeline.
     pub fn status(&self) -> PipelineStatus {
         let has = |wanted: Conclusion| self.states.contains(&ScheduleState::Done(wanted));
@@ -320,6 +327,7 @@ impl Schedule {
             () if has(Conclusion::Failed) => PipelineStatus::Failed,
             () if self.canceled || has(Conclusion::Canceled) => PipelineStatus::Canceled,
             () if (0..self.tasks.len()).any(|job| self.is_blocking(job)) => PipelineStatus::Blocked,
+            () if self.is_idle() => PipelineStatus::Skipped,
             () => PipelineStatus::Success,
         }
     }
@@ -459,7 +467,7 @@ mod tests {
             task(2, OnFailure, None),
         ]);
         assert_eq!(run(&mut schedule, &[]), [0; 0]);
-        assert_eq!((schedule.status(), schedule.is_over()), (PipelineStatus::Success, true));
+        assert_eq!((schedule.status(), schedule.is_over()), (PipelineStatus::Skipped, true));
         schedule.start(0);
         assert_eq!(run(&mut schedule, &[]), [0, 2, 4]);
         assert_eq!(schedule.state(3), ScheduleState::Done(Conclusion::Skipped));

@@ -171,7 +171,7 @@ fn predefined(job: &Expanded, draft: &Draft) -> Vec<(&'static str, Arc<str>)> {
         ("CI_JOB_GROUP_NAME", Arc::clone(&draft.job.name)),
         ("CI_JOB_STAGE", Arc::clone(&draft.job.stage)),
     ];
-    if draft.when == Some(When::Manual) {
+    if matches!(draft.when, Some(When::Manual | When::Delayed)) {
         variables.push(("CI_JOB_MANUAL", "true".into()));
     }
     variables.extend(nodes(job.instance));

@@ -278,7 +278,7 @@ fn of_job(levels: &mut Levels, job: &Job, run: &JobRun, scope: &PipelineVariable
     add("CI_JOB_STATUS", "running".to_owned());
     add("CI_JOB_STARTED_AT", run.started_at.clone());
     add("CI_JOB_TIMEOUT", job.timeout.map_or(TIMEOUT, |timeout| timeout.as_secs()).to_string());
-    if job.when == When::Manual {
+    if matches!(job.when, When::Manual | When::Delayed) {
         add("CI_JOB_MANUAL", "true".to_owned());
     }
     for (key, value) in nodes(job.parallel) {

@@ -230,6 +230,14 @@ pub enum Trigger {
     },
 }
 
+impl Trigger {
+    /// How the downstream pipeline decides the state of the job.
+    pub fn strategy(&self) -> TriggerStrategy {
+        let (Self::Child { strategy, .. } | Self::Project { strategy, .. }) = self;
+        *strategy
+    }
+}
+
 /// `trigger:strategy`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TriggerStrategy {

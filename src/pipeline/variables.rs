@@ -109,7 +109,8 @@ impl PipelineVariables {
     }
 }
 
-/// The number of characters of a scope pattern that match literally; `None` if the scope does not match.
+/// How closely a scope matches: the length of a pattern, or more than any pattern for the name itself; `None` if it does
+/// not match.
 fn scope_match(scope: &str, environment: Option<&str>) -> Option<usize> {
     if scope.is_empty() || scope == "*" {
         return Some(0);
@@ -119,7 +120,7 @@ fn scope_match(scope: &str, environment: Option<&str>) -> Option<usize> {
     let (first, last) = (parts[0], parts[parts.len() - 1]);
     rest = rest.strip_prefix(first)?;
     if parts.len() == 1 {
-        return rest.is_empty().then_some(scope.len());
+        return rest.is_empty().then_some(usize::MAX);
     }
     for part in &parts[1..parts.len() - 1] {
         rest = &rest[rest.find(part)? + part.len()..];
@@ -336,7 +337,7 @@ mod tests {
             ("review/*", Some("review/7"), Some(8)),
             ("review/*", Some("staging"), None),
             ("review/*", None, None),
-            ("production", Some("production"), Some(10)),
+            ("production", Some("production"), Some(usize::MAX)),
             ("production", Some("production/eu"), None),
             ("*/eu", Some("prod/eu"), Some(4)),
             ("a*b*c", Some("a1b2c"), Some(5)),
@@ -349,8 +350,10 @@ mod tests {
             environment_scope: scope.into(),
             ..Default::default()
         };
-        let scope = PipelineVariables::new(Index::default(), vec![given("any", "*"), given("prod", "prod*")], vec![]);
+        let list = vec![given("any", "*"), given("some", "prod*"), given("exact", "prod"), given("none", "*x")];
+        let scope = PipelineVariables::new(Index::default(), list, vec![]);
         let value = |environment| scope.given("K", environment).map(|given| given.value.as_str());
-        assert_eq!([value(None), value(Some("prod")), value(Some("qa"))], [Some("any"), Some("prod"), Some("any")]);
+        let values = [value(None), value(Some("prod")), value(Some("prod/x")), value(Some("qa"))];
+        assert_eq!(values, [Some("any"), Some("exact"), Some("some"), Some("any")]);
     }
 }

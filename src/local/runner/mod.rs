@@ -156,7 +156,7 @@ impl<'a> LocalRunner<'a> {
         let status = self.pipelines[0].schedule.status();
         let ending = match status {
             _ if self.is_interrupted => RunStatus::Interrupted,
-            schedule::PipelineStatus::Success => RunStatus::Success,
+            schedule::PipelineStatus::Success | schedule::PipelineStatus::Skipped => RunStatus::Success,
             schedule::PipelineStatus::Failed | schedule::PipelineStatus::Canceled => RunStatus::Failed,
             schedule::PipelineStatus::Blocked => RunStatus::Blocked,
         };

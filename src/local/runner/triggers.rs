@@ -29,7 +29,7 @@ impl<'a> LocalRunner<'a> {
     }
 
     pub(super) fn trigger(&mut self, pipeline: usize, job: usize, trigger: &Trigger) {
-        let (Trigger::Child { strategy, .. } | Trigger::Project { strategy, .. }) = trigger;
+        let strategy = trigger.strategy();
         let planned = match trigger {
             Trigger::Child { .. } => self.child(pipeline, job),
             Trigger::Project { project, node, .. } => {
@@ -62,7 +62,7 @@ impl<'a> LocalRunner<'a> {
             }
             Err(why) => return self.fail(pipeline, job, why),
         }
-        if *strategy == TriggerStrategy::None {
+        if strategy == TriggerStrategy::None {
             self.settle(pipeline, job, Conclusion::Success);
         }
     }
@@ -127,18 +127,30 @@ impl<'a> LocalRunner<'a> {
             if status == schedule::PipelineStatus::Blocked && !self.is_interrupted {
                 continue;
             }
+            // A manual job that the user will be asked about can still start.
+            let is_skipped = status == schedule::PipelineStatus::Skipped && !self.is_interrupted;
+            if is_skipped && self.options.ask && self.questions.iter().any(|(asked, _)| *asked == child) {
+                continue;
+            }
             self.pipelines[child].is_reported = true;
             ended = true;
             if self.pipelines[pipeline].schedule.state(job) == ScheduleState::Running {
-                let well = status == schedule::PipelineStatus::Success;
-                let (badly, why) = match self.is_interrupted {
-                    true => (Conclusion::Canceled, "its downstream pipeline was canceled"),
-                    false => (Conclusion::Failed, "its downstream pipeline failed"),
+                let strategy = self.pipelines[pipeline].plan.jobs[job].trigger.as_ref().map(Trigger::strategy);
+                let (conclusion, why) = match status {
+                    schedule::PipelineStatus::Success => (Conclusion::Success, None),
+                    _ if self.is_interrupted => (Conclusion::Canceled, Some("its downstream pipeline was canceled")),
+                    schedule::PipelineStatus::Skipped if strategy == Some(TriggerStrategy::Mirror) => {
+                        (Conclusion::Skipped, Some("its downstream pipeline ran no job"))
+                    }
+                    schedule::PipelineStatus::Skipped => {
+                        (Conclusion::Failed, Some("its downstream pipeline ran no job"))
+                    }
+                    _ => (Conclusion::Failed, Some("its downstream pipeline failed")),
                 };
-                if !well {
-                    self.pipelines[pipeline].jobs[job].message = Some(why.to_owned());
+                if why.is_some() {
+                    self.pipelines[pipeline].jobs[job].message = why.map(str::to_owned);
                 }
-                self.settle(pipeline, job, if well { Conclusion::Success } else { badly });
+                self.settle(pipeline, job, conclusion);
             }
         }
         ended
