@@ -61,7 +61,8 @@ fn agents_run_as_many_jobs_at_once_as_the_file_says() {
     let (home, agent) = fleet.agent(&manager, "i-1");
     replace(&fleet, "capacity_per_instance = 1\n", "capacity_per_instance = 2\n");
     manager.signal("HUP");
-    agent.wait_for_log("the manager changed the number of jobs at once capacity=2");
+    let url = fleet.url();
+    agent.wait_for_log(&format!("the manager changed the number of concurrent jobs url={url} capacity=2"));
     let two_at_once = |name: &str| {
         let go = home.path(name);
         let script = ["echo begun", &until_there(go.display())];

@@ -58,10 +58,10 @@ impl Agent {
         let name = runner.name.clone();
         Box::new(move || {
             let (slots, status) = (Arc::clone(&slots), Arc::clone(&status));
-            let (changed, runner) = (Arc::clone(&slots), name.clone());
+            let (changed, url) = (Arc::clone(&slots), agent.url.clone());
             let on_capacity = Box::new(move |capacity: u32| {
                 if !own {
-                    log::info!("the manager changed the number of concurrent jobs runner={runner} capacity={capacity}");
+                    log::info!("the manager changed the number of concurrent jobs url={url} capacity={capacity}");
                     changed.set_concurrent(capacity);
                 }
             });
