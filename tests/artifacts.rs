@@ -250,14 +250,14 @@ fn a_full_disk_is_reported_and_fails_only_one_job() {
         ("head -c 30000000 /dev/zero >f", "are free on the disk"),
         ("head -c 9000000 /dev/urandom >f", "the disk is full"),
     ];
-    for (script, told) in make {
+    for (script, message) in make {
         let made = home.run(&gitlab, job(&[script]).set("artifacts", json!([archive(&["f"])])));
         let needs = json!([{"id": made.id, "name": "build", "token": made.token,
             "artifacts_file": {"filename": "out.zip", "size": 1}}]);
         let full = cramped.run(&gitlab, job(&["echo never"]).set("dependencies", needs));
         assert_eq!((full.state.as_str(), full.failure_reason.as_deref()), ("failed", Some("script_failure")));
         let lines = full.lines();
-        assert!(lines.iter().any(|line| line.starts_with("FATAL: ") && line.contains(told)), "{lines:#?}");
+        assert!(lines.iter().any(|line| line.starts_with("FATAL: ") && line.contains(message)), "{lines:#?}");
     }
     let next = cramped.run(&gitlab, job(&["ls; echo on"]));
     assert!(next.lines().contains(&"on".to_owned()) && !next.lines().contains(&"f".to_owned()), "{}", next.log());
@@ -334,8 +334,8 @@ fn a_slow_transfer_reports_its_progress() {
     let used = slowly(job(&["wc -c f"]).set("dependencies", needs));
     assert!(used.has("16000000 f"), "{}", used.log());
     for (job, what, total) in [(&made, "Uploading artifacts ", ""), (&used, "Downloading artifacts ", "/15.3 MiB")] {
-        let told: Vec<String> = job.lines().into_iter().filter(|line| line.ends_with("/s)")).collect();
-        assert!(told.iter().any(|line| line.starts_with(what) && line.contains(&format!("iB{total} ("))), "{told:?}");
+        let rates: Vec<String> = job.lines().into_iter().filter(|line| line.ends_with("/s)")).collect();
+        assert!(rates.iter().any(|line| line.starts_with(what) && line.contains(&format!("iB{total} ("))), "{rates:?}");
     }
 }
 

@@ -68,22 +68,22 @@ fn check_reports_the_state_of_the_instance_in_its_group() {
     cloud.metadata.remove("tags/instance/aws:autoscaling:groupName");
     let mut home = Scenario::shell().home(&gitlab);
     home.set_environment(cloud.environment());
-    let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
-    assert!(told.contains(&format!("ok       instance: {} in eu-west-1", cloud.instance)), "{told}");
-    assert!(told.contains("ok       Auto Scaling: group builders"), "{told}");
+    let message = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
+    assert!(message.contains(&format!("ok       instance: {} in eu-west-1", cloud.instance)), "{message}");
+    assert!(message.contains("ok       Auto Scaling: group builders"), "{message}");
 
     cloud.refuse("DescribeLifecycleHooks", 403, "AccessDenied");
-    let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
-    assert!(told.contains("autoscaling:DescribeLifecycleHooks") && told.contains("AccessDenied"), "{told}");
+    let message = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
+    assert!(message.contains("autoscaling:DescribeLifecycleHooks") && message.contains("AccessDenied"), "{message}");
 
     Scenario::shell().mayfly("aws = { raise_on_job = {} }").write(&home, &gitlab.url);
-    let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
-    assert!(told.contains("ok       raise_on_job: 3 instances wanted, 10 at most"), "{told}");
+    let message = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
+    assert!(message.contains("ok       raise_on_job: 3 instances wanted, 10 at most"), "{message}");
 
     // An instance outside any group needs no permissions for a group.
     cloud.metadata.remove("autoscaling/target-lifecycle-state");
-    let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
-    assert!(told.contains("ok       Auto Scaling: in no group") && !told.contains("AccessDenied"), "{told}");
+    let message = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
+    assert!(message.contains("ok       Auto Scaling: in no group") && !message.contains("AccessDenied"), "{message}");
 }
 
 #[test]
@@ -306,8 +306,8 @@ fn metadata_requests_bypass_the_proxy() {
     let mut unshare = Command::new("unshare");
     unshare.arg("--net").arg(program).args(["--exact", inner, "--ignored"]);
     let output = unshare.output().expect("run unshare");
-    let told = text(&output);
-    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+    let message = text(&output);
+    assert!(output.status.success() && message.contains("1 passed"), "{message}");
 }
 
 #[test]
@@ -374,19 +374,19 @@ fn the_documented_permissions_suffice_to_leave_a_group() {
     let mut environment = of_user(&moto, &user);
     environment.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), metadata.url.clone()));
     home.set_environment(environment);
-    let told = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
-    assert!(told.contains("warning  power-off: only stops the instance"), "{told}");
-    assert!(told.contains("ok       lifecycle hooks: none"), "{told}");
+    let message = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
+    assert!(message.contains("warning  power-off: only stops the instance"), "{message}");
+    assert!(message.contains("ok       lifecycle hooks: none"), "{message}");
     let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&[]);
     gitlab.finished(id);
     assert!(agent.wait().success(), "{}", agent.log());
     moto.check_rights(false);
-    let told = moto.python(&format!(
+    let message = moto.python(&format!(
         "group = client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]\n\
          print(group['DesiredCapacity'], any(i['InstanceId'] == '{instance}' for i in group['Instances']))"
     ));
-    assert_eq!(told, "2 False", "{}", agent.log());
+    assert_eq!(message, "2 False", "{}", agent.log());
     assert!(!agent.log().contains("WARN") && !agent.log().contains("ERROR"), "{}", agent.log());
 }
 
@@ -411,10 +411,10 @@ fn a_missing_permission_is_named_and_the_machine_powers_off() {
     let named = "action=autoscaling:TerminateInstanceInAutoScalingGroup code=AccessDenied";
     assert!(errors.len() == 1 && errors[0].contains(named), "{}", agent.log());
     moto.check_rights(false);
-    let told = moto.python(
+    let message = moto.python(
         "print(client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]['DesiredCapacity'])",
     );
-    assert_eq!(told, "3", "{instance}");
+    assert_eq!(message, "3", "{instance}");
 }
 
 #[test]
@@ -433,10 +433,12 @@ fn two_more_permissions_suffice_to_raise_a_group() {
         let mut environment = of_user(&moto, &user);
         environment.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), metadata.url.clone()));
         home.set_environment(environment);
-        let id = gitlab.queue(job(&["sleep 2"]).build());
+        let go = home.path("go");
+        let id = gitlab.queue(job(&[&until_there(go.display())]).build());
         let agent = home.start(&[]);
-        assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
         agent.wait_for_log(if expected == "3" { "autoscaling:SetDesiredCapacity code=AccessDenied" } else { "to=4" });
+        std::fs::write(&go, "").expect("write a file");
+        assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
         moto.check_rights(false);
         assert_eq!(moto.python(desired), expected, "{}", agent.log());
         moto.check_rights(true);

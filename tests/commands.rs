@@ -252,8 +252,8 @@ fn check_and_lint_find_problems_that_prevent_a_start() {
     let home = Scenario::shell().home(&gitlab);
     assert!(!lint(&home).contains("on this machine"), "{}", lint(&home));
     let mut without_git = home.command(&["check", "--config", &home.config().display().to_string()]);
-    let told = text(&without_git.env("PATH", home.path("empty")).output().expect("run mayfly"));
-    assert!(told.contains("FAIL     git: no working `git` in the PATH"), "{told}");
+    let message = text(&without_git.env("PATH", home.path("empty")).output().expect("run mayfly"));
+    assert!(message.contains("FAIL     git: no working `git` in the PATH"), "{message}");
 }
 
 #[test]
@@ -269,6 +269,10 @@ fn check_names_the_target_of_a_redirect() {
     });
     let home = Home::empty();
     Scenario::shell().write(&home, &server);
-    let told = home.call(&["check", "--config", &home.config().display().to_string()]);
-    assert!(text(&told).contains("the server redirects to https://gitlab.test; write that address"), "{}", text(&told));
+    let message = home.call(&["check", "--config", &home.config().display().to_string()]);
+    assert!(
+        text(&message).contains("the server redirects to https://gitlab.test; write that address"),
+        "{}",
+        text(&message)
+    );
 }

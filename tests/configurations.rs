@@ -37,12 +37,12 @@ fn a_runner_that_mayfly_cannot_run_does_not_keep_the_others_from_working() {
 #[test]
 fn a_configuration_behind_a_link_is_reloaded_when_the_link_changes() {
     let gitlab = GitLab::start();
-    let home = Scenario::shell().runner("environment = [\"RELEASE=one\"]").home(&gitlab);
-    let text = read(&home.config());
-    fs::remove_file(home.config()).expect("remove the file or directory");
+    let home = Home::empty();
     for (release, name) in [("r1", "one"), ("r2", "two")] {
+        let runner = format!("environment = [\"RELEASE={name}\"]");
+        Scenario::shell().runner(&runner).write(&home, &gitlab.url);
         fs::create_dir(home.path(release)).expect("create the directory");
-        fs::write(home.path(release).join("config.toml"), text.replace("one", name)).expect("write a file");
+        fs::rename(home.config(), home.path(release).join("config.toml")).expect("rename the file");
     }
     symlink("r1", home.path("current")).expect("the link");
     symlink("current/config.toml", home.config()).expect("the link");
@@ -57,8 +57,7 @@ fn a_configuration_behind_a_link_is_reloaded_when_the_link_changes() {
     agent.wait_for_log("configuration loaded");
     gitlab.wait_for_fresh_request();
     assert!(of_job().has("release two"), "{}", agent.log());
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
     gitlab.assert_strict();
 }
 
@@ -87,15 +86,13 @@ fn two_agents_with_their_own_files_do_not_touch_each_others_jobs_and_containers(
     let mut second = start(&homes[1]);
     let other = gitlab.queue(job(&["echo other"]).build());
     assert_eq!(gitlab.finished(other).state, "success", "{}", second.log());
-    second.signal("QUIT");
-    assert!(second.wait().success());
+    second.drain();
     assert_eq!(containers(), running, "{}", second.log());
     assert_eq!(fs::read_dir(state.path()).expect("a directory").count(), 2, "a state directory for each file");
     let here = crate::storage::project(&homes[0], "here.txt").expect("the directory of the job");
     fs::write(here.with_file_name("go"), "").expect("write a file");
     let job = gitlab.finished(held);
     assert!(job.state == "success" && job.has("finished"), "{}", job.log());
-    first.signal("QUIT");
-    assert!(first.wait().success());
+    first.drain();
     gitlab.assert_strict();
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::journal::has_outcome;
 use crate::support::git::GitServer;
@@ -11,8 +11,7 @@ use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::{is_running, kill_shims, nap, read};
 use crate::support::scenario::Scenario;
-use crate::support::unique_number;
-use crate::support::wait_until;
+use crate::support::{holds_within, unique_number, wait_until};
 
 /// The output of the stages of [`staged`], in order.
 const STAGES: [&str; 8] = [
@@ -79,8 +78,7 @@ fn the_next_agent_resumes_a_job_in_any_stage() {
                 agent.kill();
                 let mut next = home.start(&[]);
                 assert_every_stage_once(&gitlab.finished(id), stage);
-                next.signal("QUIT");
-                assert!(next.wait().success());
+                next.drain();
             });
         }
     });
@@ -100,10 +98,7 @@ fn a_job_is_resumed_after_each_of_many_crashes() {
         let agent = home.start(&[]);
         agent.wait_for_log("mayfly is up");
         // Different lifetimes of the agents cover all stages and the gaps between them.
-        let until = std::time::Instant::now() + Duration::from_millis(200 + life * 37 % 900);
-        while std::time::Instant::now() < until && gitlab.job_state(id) != "success" {
-            thread::sleep(Duration::from_millis(10));
-        }
+        holds_within(Duration::from_millis(200 + life * 37 % 900), || gitlab.job_state(id) == "success");
         let taken = gitlab.job_state(id) != "pending";
         if taken && !home.path("state/slot-0/job.json").exists() && gitlab.job(id).trace.is_empty() {
             // The agent died between GitLab's response and the first write to the journal: GitLab drops such a job.
@@ -134,8 +129,7 @@ fn a_job_whose_shim_died_in_any_stage_is_reported_as_failed() {
                 assert!(kill_shims(id) > 0, "{stage}");
                 let mut next = home.start(&[]);
                 let job = gitlab.finished(id);
-                next.signal("QUIT");
-                assert!(next.wait().success());
+                next.drain();
                 assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"), "{stage}: {}", job.log());
                 let lines = job.lines();
                 assert!(lines.contains(&stage.to_owned()), "the log up to there");
@@ -178,8 +172,7 @@ fn a_killed_agent_has_no_effect_on_its_job() {
         agent.kill();
         let mut next = home.start(&[]);
         assert_whole(&gitlab.finished(id));
-        next.signal("QUIT");
-        assert!(next.wait().success());
+        next.drain();
         gitlab.assert_strict();
     }
 }
@@ -213,8 +206,7 @@ fn no_log_line_is_lost_or_duplicated_if_the_agent_is_killed_at_any_time() {
                 job.lines()
             );
         }
-        next.signal("QUIT");
-        assert!(next.wait().success());
+        next.drain();
         gitlab.assert_strict();
     }
 }
@@ -238,10 +230,9 @@ fn a_job_that_repeatedly_crashes_the_agent_is_failed() {
     let mut last = home.start(&[]);
     let job = gitlab.finished(id);
     assert_eq!((job.state.as_str(), job.failure_reason.as_deref()), ("failed", Some("runner_system_failure")));
-    assert!(job.log().contains("the agent died 6 times in a row over this job"), "{}", job.log());
+    assert!(job.log().contains("the agent died 6 times in a row while it ran this job"), "{}", job.log());
     assert!(!is_running(&nap), "its script is ended");
-    last.signal("QUIT");
-    assert!(last.wait().success());
+    last.drain();
     gitlab.assert_strict();
 }
 
@@ -280,8 +271,7 @@ fn the_job_timeout_applies_while_no_agent_runs() {
     let mut next = home.start(&[]);
     let job = gitlab.finished(id);
     assert_eq!(job.failure_reason.as_deref(), Some("job_execution_timeout"), "{}", job.log());
-    next.signal("QUIT");
-    assert!(next.wait().success());
+    next.drain();
     gitlab.assert_strict();
 }
 
@@ -300,8 +290,7 @@ fn a_job_whose_shim_died_is_reported_and_cleaned_up() {
     assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"));
     assert!(job.lines().contains(&"begun".to_owned()), "the log up to there");
     assert!(!is_running(&detached) && !is_running(&waited));
-    next.signal("QUIT");
-    assert!(next.wait().success());
+    next.drain();
     gitlab.assert_strict();
 }
 
@@ -330,8 +319,7 @@ fn a_job_of_an_earlier_boot_is_reported_but_not_one_of_another_machine() {
             assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"));
             assert!(job.lines().iter().any(|line| line.contains("the machine went down")));
         }
-        next.signal("QUIT");
-        assert!(next.wait().success());
+        next.drain();
         assert_eq!(gitlab.job(id).state == "failed", reported);
         assert!(!home.path("state/slot-0").exists());
         // The agent ends processes of its own machine only; the journal of another machine proves nothing about them.
@@ -401,10 +389,8 @@ impl Bound {
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        let until = Instant::now() + Duration::from_secs(10);
-        while fs::remove_dir(&self.0).is_err() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        // The kernel removes a group only after its last process has ended.
+        holds_within(Duration::from_secs(10), || fs::remove_dir(&self.0).is_ok());
     }
 }
 
@@ -420,7 +406,7 @@ fn a_job_without_a_thread_fails_at_once_and_the_next_one_runs() {
     let id = gitlab.queue(job(&["true"]).build());
     let failed = gitlab.finished(id);
     assert_eq!(failed.failure_reason.as_deref(), Some("runner_system_failure"), "{}", agent.log());
-    assert!(agent.log().contains("no thread for the job"), "{}", agent.log());
+    assert!(agent.log().contains("cannot create a thread for the job"), "{}", agent.log());
     bound.write("pids.max", "max");
     let id = gitlab.queue(job(&["echo number $CI_CONCURRENT_ID"]).build());
     let done = gitlab.finished(id);

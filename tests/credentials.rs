@@ -94,8 +94,7 @@ fn a_job_is_blocked_root_is_not_and_removed_rules_are_restored() {
             assert!(has(&lines, &format!("{name}={SECRET}")), "{name}: {lines:#?}");
         }
         assert!(!table().status.success(), "nobody asked for a table");
-        agent.signal("QUIT");
-        assert!(agent.wait().success());
+        agent.drain();
 
         let block = |on: bool| {
             scenario.clone().mayfly(&format!("block_instance_metadata = {on}")).write(&home, &gitlab.url);
@@ -109,8 +108,7 @@ fn a_job_is_blocked_root_is_not_and_removed_rules_are_restored() {
                 assert!(has(&lines, &format!("{name}=shut out")), "{name}: {lines:#?}");
             }
             assert_eq!([V4, V6].map(|address| ask(address).expect("an answer")), [SECRET, SECRET]);
-            agent.signal("QUIT");
-            assert!(agent.wait().success());
+            agent.drain();
             assert!(table().status.success(), "what jobs leave behind stays shut out");
         }
 
@@ -126,8 +124,7 @@ fn a_job_is_blocked_root_is_not_and_removed_rules_are_restored() {
         let lines = ran(gitlab.queue(asking()));
         assert!(has(&lines, &format!("four={SECRET}")), "{lines:#?}");
         assert!(!table().status.success());
-        agent.signal("QUIT");
-        assert!(agent.wait().success());
+        agent.drain();
         gitlab.assert_strict();
     });
 }
@@ -199,8 +196,7 @@ fn only_forwarded_traffic_to_the_metadata_service_is_blocked() {
         let mut agent = home.start(&[]);
         agent.wait_for_log("mayfly is up");
         assert_eq!([ask(V4).as_str(), ask(OTHER).as_str()], ["", SECRET]);
-        agent.signal("QUIT");
-        assert!(agent.wait().success());
+        agent.drain();
     });
 }
 
@@ -231,8 +227,7 @@ fn a_container_is_blocked_from_the_metadata_service_only() {
             for line in [format!("four={four}"), format!("other={SECRET}")] {
                 assert!(lines.contains(&line), "{line} in {lines:#?}\n{}", agent.log());
             }
-            agent.signal("QUIT");
-            assert!(agent.wait().success());
+            agent.drain();
         }
         gitlab.assert_strict();
     });
@@ -244,10 +239,10 @@ fn assert_refused(gitlab: &GitLab, scenario: Scenario, parts: &[&str]) {
     let config = home.config().display().to_string();
     for command in ["run", "check"] {
         let refused = home.call(&[command, "--config", &config]);
-        let said = String::from_utf8_lossy(&[refused.stdout, refused.stderr].concat()).into_owned();
-        assert!(!refused.status.success(), "{said}");
+        let printed = String::from_utf8_lossy(&[refused.stdout, refused.stderr].concat()).into_owned();
+        assert!(!refused.status.success(), "{printed}");
         for part in [&["block_instance_metadata"], parts].concat() {
-            assert!(said.contains(part), "{part} in {said}");
+            assert!(printed.contains(part), "{part} in {printed}");
         }
     }
     assert_eq!(gitlab.count("POST jobs/request"), 0);

@@ -55,8 +55,8 @@ pub fn lint(what: &str, configuration: &str) {
     fs::write(home.config(), configuration).expect("write a file");
     fs::set_permissions(home.config(), fs::Permissions::from_mode(0o600)).expect("set the permissions");
     let output = home.call(&["lint", "--config", &home.config().display().to_string()]);
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success() && !said.contains("warning"), "{what}: {said}\n{configuration}");
+    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && !printed.contains("warning"), "{what}: {printed}\n{configuration}");
 }
 
 /// The code blocks in this language, with the indentation of list items removed.
@@ -93,8 +93,8 @@ fn list_jobs_with(settings: &str) {
     git(&["add", "--all"]);
     git(&["commit", "--quiet", "--message", "Initial commit"]);
     let listed = Home::empty().command(&["exec", "--list"]).current_dir(project.path()).output().expect("run mayfly");
-    let said = String::from_utf8_lossy(&listed.stdout).into_owned() + &String::from_utf8_lossy(&listed.stderr);
-    assert!(listed.status.success() && said.contains("hello"), "{said}");
+    let printed = String::from_utf8_lossy(&listed.stdout).into_owned() + &String::from_utf8_lossy(&listed.stderr);
+    assert!(listed.status.success() && printed.contains("hello"), "{printed}");
 }
 
 #[test]

@@ -71,8 +71,7 @@ fn an_engine_that_hangs_while_a_script_runs_fails_only_that_job() {
     assert_eq!(gitlab.job(next).state, "pending");
     drop(hung);
     assert_eq!(finished(&gitlab, next).state, "success", "{}", agent.log());
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
     assert_empty(&engine, &agent.log());
     gitlab.assert_strict();
 }
@@ -91,8 +90,7 @@ fn a_cancel_reaches_a_job_whose_engine_hangs() {
     let job = finished(&gitlab, id);
     assert_eq!(job.state, "canceled", "{}", job.log());
     drop(hung);
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
     assert_empty(&engine, &agent.log());
 }
 
@@ -167,9 +165,9 @@ fn a_script_whose_container_disappears_is_retried_as_the_job_configures() {
         let job = gitlab.finished(id);
         assert_eq!(job.state, state, "{}", job.log());
         assert_eq!(job.has("run 2 of script"), attempts == "2", "{}", job.log());
-        let told =
+        let message =
             if attempts == "2" { "(attempt 2 of 2)" } else { "another program on this machine removes containers" };
-        assert!(job.has(told), "{}", job.log());
+        assert!(job.has(message), "{}", job.log());
         assert!(agent.wait().success());
     }
 }
@@ -198,8 +196,7 @@ fn jobs_and_containers_from_before_a_reboot_are_reported_and_removed() {
     let job = gitlab.finished(id);
     assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"), "{}", job.log());
     assert!(job.lines().contains(&"begun".to_owned()) && job.has("the machine went down"), "{}", job.log());
-    next.signal("QUIT");
-    assert!(next.wait().success());
+    next.drain();
     assert_empty(&engine, &next.log());
     assert_eq!(engine.run(&["volume", "ls", "-q"]), "");
     assert_eq!(engine.run(&["network", "ls", "-q", "--filter", "label=com.gitlab.gitlab-runner.managed=true"]), "");

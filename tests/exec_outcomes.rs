@@ -198,7 +198,7 @@ fn an_interrupt_while_the_engine_creates_a_container_leaves_none() {
                 fs::read_to_string(&shown).is_ok_and(|text| text.contains("stopping 1 job"))
             });
         }
-        // Time in which the run would end without waiting for the engine.
+        // Time passes on purpose: the run must not end before the engine answers, and no sign shows that it waits.
         thread::sleep(Duration::from_millis(300));
         engine.go.send(()).expect("a request waits");
         let code = child.wait().expect("the run must end").code();

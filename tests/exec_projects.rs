@@ -70,7 +70,7 @@ fn a_failure_of_a_mapped_pipeline_fails_its_trigger_job() {
 }
 
 #[test]
-fn a_pipeline_without_a_mapped_checkout_is_told_and_not_run() {
+fn a_downstream_pipeline_without_a_mapped_checkout_is_noted_and_not_run() {
     let (home, _) = two_checkouts(DEPLOY);
     let (output, text) = exec(&home, &[]);
     assert!(output.status.success() && text.contains("--map-project team/deploy="), "{text}");

@@ -275,12 +275,12 @@ fn a_runner_pauses_after_repeated_system_failures() {
 fn a_machine_that_stays_unfit_shuts_down_if_configured() {
     let gitlab = GitLab::start();
     let keys = "min_free_space = 9000000000000000\nunfit = \"leave\"\nunfit_timeout = \"1s\"\nleave = \"command\"\n\
-                leave_command = \"echo $MAYFLY_LEAVE_REASON >$HOME/told\"";
+                leave_command = \"echo $MAYFLY_LEAVE_REASON >$HOME/message\"";
     let home = Scenario::shell().mayfly(keys).home(&gitlab);
-    let told = home.path("told");
+    let message = home.path("message");
     let mut agent = home.start(&[]);
     assert!(agent.wait().success(), "{}", agent.log());
-    assert_eq!(fs::read_to_string(told).expect("must be reported"), "unfit\n");
+    assert_eq!(fs::read_to_string(message).expect("must be reported"), "unfit\n");
     assert_eq!(gitlab.count("POST jobs/request"), 0);
 }
 
@@ -311,26 +311,26 @@ fn polling_starts_only_when_the_machine_is_ready() {
 #[test]
 fn a_machine_without_runners_powers_off_after_the_configured_time() {
     let home = Home::empty();
-    let told = home.path("told");
+    let message = home.path("message");
     let text = format!(
         "[mayfly]\nstate_dir = \"{}\"\ngive_up_after = \"1s\"\npoweroff_command = \"echo $MAYFLY_LEAVE_REASON >{}\"\n",
         home.path("state").display(),
-        told.display()
+        message.display()
     );
     fs::write(home.config(), text).expect("write a file");
     let mut agent = home.start(&[]);
     assert!(agent.wait().success(), "{}", agent.log());
-    assert_eq!(fs::read_to_string(told).expect("must be reported"), "no_runner\n");
+    assert_eq!(fs::read_to_string(message).expect("must be reported"), "no_runner\n");
 }
 
 #[test]
 fn a_machine_whose_agent_keeps_failing_powers_off_after_the_configured_time() {
     let home = Home::empty();
-    let (told, runtime) = (home.path("told"), home.path("runtime"));
+    let (message, runtime) = (home.path("message"), home.path("runtime"));
     fs::create_dir(&runtime).expect("create the directory");
     fs::write(home.config(), "runners = 1\n").expect("write a file");
     let program = home.path("systemctl");
-    fs::write(&program, format!("#!/bin/sh\necho \"$@\" >{}\n", told.display())).expect("write a file");
+    fs::write(&program, format!("#!/bin/sh\necho \"$@\" >{}\n", message.display())).expect("write a file");
     fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set the permissions");
     let socket = home.path("notify").display().to_string();
     let path = format!("{}:/usr/bin:/bin", home.path("").display());
@@ -342,9 +342,9 @@ fn a_machine_whose_agent_keeps_failing_powers_off_after_the_configured_time() {
     ];
     for _ in 0..4 {
         assert_eq!(home.start_with(&[], &variables).wait().code(), Some(1));
-        if told.exists() {
+        if message.exists() {
             break;
         }
     }
-    assert_eq!(fs::read_to_string(told).expect("must be reported"), "poweroff\n");
+    assert_eq!(fs::read_to_string(message).expect("must be reported"), "poweroff\n");
 }

@@ -153,8 +153,8 @@ fn a_refusal_by_the_group_is_logged_once_and_the_machine_powers_off_once() {
         let id = fleet.queue(job(&["true"]));
         let mut agent = fleet.start();
         assert!(agent.wait().success());
-        let told = ["autoscaling:TerminateInstanceInAutoScalingGroup", code];
-        assert_eq!(lines_with(&agent.log(), &told), 1, "{}", agent.log());
+        let message = ["autoscaling:TerminateInstanceInAutoScalingGroup", code];
+        assert_eq!(lines_with(&agent.log(), &message), 1, "{}", agent.log());
         assert_eq!((fleet.times_off(), fleet.ends()), (1, (0, 0)), "{code}");
         assert_eq!(fleet.gitlab.job_state(id), "success");
         fleet.queue(job(&["true"]));
@@ -225,7 +225,7 @@ enum Cut {
 }
 
 /// The phases of a shutdown; the last two occur if the group does not terminate the instance.
-const PHASES: [&str; 7] = ["draining", "unregistering", "ending", "hooks", "waiting", "powering_off", "left"];
+const PHASES: [&str; 7] = ["draining", "unregistering", "terminating", "hooks", "waiting", "powering_off", "shut_down"];
 
 #[test]
 fn an_agent_killed_in_any_phase_terminates_its_instance_once() {
@@ -250,7 +250,7 @@ fn cut_off(phase: &str, cut: Cut) {
     match phase {
         "unregistering" => fleet.gitlab.fail("DELETE runners/managers", [Fault::Slow(Duration::from_secs(8))]),
         // The call takes effect, and the agent dies before it gets the response.
-        "ending" => fleet.cloud.set_lag(Duration::from_secs(2)),
+        "terminating" => fleet.cloud.set_lag(Duration::from_secs(2)),
         "hooks" => fleet.cloud.fail("DescribeLifecycleHooks", [Fault::Slow(Duration::from_secs(8))]),
         "waiting" => fleet.cloud.refuse(TERMINATE, 403, "AccessDenied"),
         "powering_off" => {
@@ -266,7 +266,7 @@ fn cut_off(phase: &str, cut: Cut) {
     fleet.gitlab.wait_for_log(id, "begun");
     let mark = fleet.home.path("state/leaving.json");
     let is_there = || match phase {
-        "ending" => fleet.ends().0 == 1,
+        "terminating" => fleet.ends().0 == 1,
         "hooks" => !fleet.cloud.calls(TERMINATE).is_empty(),
         "waiting" => agent.log().contains("powering off unless"),
         phase => read(&mark).contains(&format!("\"{phase}\"")),
@@ -274,7 +274,7 @@ fn cut_off(phase: &str, cut: Cut) {
     agent.wait_until(phase, is_there);
     let polls = fleet.polls();
     match (phase, cut) {
-        ("left", _) => assert!(agent.wait().success()),
+        ("shut_down", _) => assert!(agent.wait().success()),
         (_, Cut::Stopped) => {
             agent.signal("TERM");
             assert!(agent.wait().success(), "{phase}: {}", agent.log());
@@ -436,13 +436,17 @@ fn an_instance_terminated_in_a_warm_pool_never_registers() {
 #[test]
 fn scale_in_waits_for_the_job() {
     let fleet = Fleet::new("idle_timeout = \"1h\"");
-    // Shorter than the job, so the agent must send heartbeats.
+    // The agent extends the hook after half of its timeout. With four heartbeats the job outlasts the timeout.
     fleet.cloud.change(|group| group.hooks = vec![Hook::new("drain", 6)]);
-    let id = fleet.queue(job(&["echo begun", "sleep 14", "echo end"]));
+    let go = fleet.home.path("go");
+    let id = fleet.queue(job(&["echo begun", &until_there(go.display())]));
     let mut agent = fleet.start();
     fleet.gitlab.wait_for_log(id, "begun");
     fleet.cloud.scale_in();
     let waiting = fleet.queue(job(&["true"]));
+    let heartbeats = || fleet.cloud.calls("RecordLifecycleActionHeartbeat").len();
+    agent.wait_until("heartbeats", || heartbeats() >= 4);
+    std::fs::write(&go, "").expect("write a file");
     assert!(agent.wait().success());
     assert_eq!(fleet.gitlab.job_state(id), "success", "{}", agent.log());
     assert_eq!(fleet.gitlab.job_state(waiting), "pending");
@@ -483,9 +487,8 @@ fn an_instance_has_scale_in_protection_while_it_runs_a_job() {
         calls.len() == 2 && calls[1].at >= done.ended.expect("the job must have ended"),
         "while it was reported: {calls:#?}"
     );
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
-    assert_eq!(fleet.ends(), (0, 0), "only told to stop");
+    agent.drain();
+    assert_eq!(fleet.ends(), (0, 0), "the agent was only stopped");
 }
 
 #[test]
@@ -523,15 +526,14 @@ fn queued_jobs_raise_the_desired_capacity() {
     let id = fleet.gitlab.queue(waited);
     fleet.cloud.wait_until("as many as there may be", |group| group.desired == 10);
     assert_eq!(fleet.gitlab.finished(id).state, "success");
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
     assert_eq!(lines_with(&agent.log(), &["desired capacity of the group raised"]), 2, "{}", agent.log());
     fleet.gitlab.assert_strict();
 }
 
 #[test]
 fn a_group_that_cannot_grow_is_logged_once_and_jobs_run() {
-    for (refused, told) in [
+    for (refused, message) in [
         (true, ["autoscaling:SetDesiredCapacity", "AccessDenied"]),
         (false, ["protects new", "disable that protection"]),
     ] {
@@ -545,7 +547,7 @@ fn a_group_that_cannot_grow_is_logged_once_and_jobs_run() {
         assert!(agent.wait().success());
         assert!(ids.iter().all(|id| fleet.gitlab.job_state(*id) == "success"), "{}", agent.log());
         assert_eq!(
-            lines_with(&agent.log(), &[&["cannot raise the desired capacity"], &told[..]].concat()),
+            lines_with(&agent.log(), &[&["cannot raise the desired capacity"], &message[..]].concat()),
             1,
             "{}",
             agent.log()
@@ -592,7 +594,7 @@ fn a_job_is_interrupted_before_its_instance_with_log_and_artifacts() {
     let lines = job.lines();
     assert!(lines.contains(&"first line".to_owned()) && !lines.contains(&"never".to_owned()), "{lines:#?}");
     assert_eq!(job.artifacts.len(), 1, "{lines:#?}");
-    assert!(lines.last().is_some_and(|line| line.contains("the machine is taken away")), "{lines:#?}");
+    assert!(lines.last().is_some_and(|line| line.contains("the cloud takes the instance back")), "{lines:#?}");
     assert_eq!((fleet.ends().1, fleet.times_off()), (0, 0), "its place is kept");
     assert!(fleet.gitlab.managers().is_empty());
     fleet.assert_that_it_is_over();
@@ -710,7 +712,7 @@ fn a_notice_during_the_shutdown_of_an_idle_instance_keeps_the_desired_capacity()
 }
 
 #[test]
-fn inside_a_group_the_agent_terminates_its_instance_unless_told_otherwise() {
+fn inside_a_group_the_agent_terminates_its_instance_unless_configured_otherwise() {
     let fleet = Fleet::without_leave("max_builds = 1");
     let id = fleet.queue(job(&["true"]));
     let mut agent = fleet.start();
@@ -752,8 +754,7 @@ fn what_is_likely_a_mistake_in_a_shutdown_is_a_warning_of_every_command() {
         }
         let mut agent = fleet.start();
         agent.wait_for_log(warning);
-        agent.signal("QUIT");
-        assert!(agent.wait().success());
+        agent.drain();
     }
     let fleet = Fleet::without_leave("leave = \"exit\"");
     let lint = fleet.home.call(&["lint", "--config", &fleet.home.config().display().to_string()]);

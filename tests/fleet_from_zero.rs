@@ -18,27 +18,27 @@ use crate::support::machine::{in_own_network, with_image};
 use crate::support::mayfly::read;
 use crate::support::moto::Moto;
 use crate::support::pool::Pool;
+use crate::support::scenario::Scenario;
+use crate::support::wait_or_explain;
 
 /// A fleet and the address of its status.
 pub struct Scaled {
     pub fleet: Fleet,
     address: String,
+    pool: Pool,
+    gitlab: String,
 }
 
 impl Scaled {
     fn new(gitlab: &GitLab, pool: Pool) -> Self {
         let address = free_address();
-        let fleet = pool.config(&format!("listen_address = \"{address}\"")).fleet(gitlab);
-        Self { fleet, address }
+        let pool = pool.config(&format!("listen_address = \"{address}\""));
+        Self { fleet: pool.fleet(gitlab), address, pool, gitlab: gitlab.url.clone() }
     }
 
     /// Replaces the engine of the configuration.
     fn set_engine(&self, plugin: &str, settings: &str) {
-        let text = read(&self.fleet.home.config());
-        let (before, _) = text.split_once("[runners.autoscaler.plugin_config]\n").expect("a table");
-        let before = before.replace("plugin = \"command\"", &format!("plugin = \"{plugin}\""));
-        let text = format!("{before}[runners.autoscaler.plugin_config]\n{settings}");
-        fs::write(self.fleet.home.config(), text).expect("write a file");
+        self.pool.clone().engine(plugin, settings).write(&self.fleet, &self.gitlab);
     }
 
     /// The pool in `/status`.
@@ -53,11 +53,7 @@ impl Scaled {
             let pool = self.status();
             pool["instances"].as_array().is_some_and(Vec::is_empty) && pool["group"]["desired"] == 0
         };
-        let until = std::time::Instant::now() + std::time::Duration::from_secs(120);
-        while !is_empty() {
-            assert!(std::time::Instant::now() < until, "{:#}\n{}", self.status(), manager.log());
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
+        wait_or_explain(is_empty, || format!("an empty pool: {:#}\n{}", self.status(), manager.log()));
     }
 }
 
@@ -87,7 +83,7 @@ fn agents_on_this_machine_from_zero_to_zero() {
         assert_eq!(done.state, "success", "{}\n{}", done.log(), manager.log());
     }
     assert!(manager.log().contains("desired capacity set from=0 to="), "{}", manager.log());
-    manager.wait_for_log("agent told to leave instance=local-");
+    manager.wait_for_log("shutdown of an agent requested instance=local-");
     scaled.wait_until_empty(&manager);
     let (_, metrics) = get(&scaled.address, "/metrics");
     assert_eq!(lint_metrics(&metrics), "");
@@ -96,8 +92,11 @@ fn agents_on_this_machine_from_zero_to_zero() {
     assert!(status == 200 && page.contains("desired capacity set from=0"), "{page}");
     assert!(!page.contains(FLEET_TOKEN) && !page.contains("tokenOfTheRunner"), "{page}");
     let output = home.call(&["status", "--config", &home.config().display().to_string()]);
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && said.contains("pool pool\n") && said.contains("policy in force:"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success() && printed.contains("pool pool\n") && printed.contains("policy in force:"),
+        "{printed}"
+    );
 }
 
 /// A machine that boots from an image with the package, and gets the user data of the recipe from its cloud.
@@ -126,7 +125,7 @@ fn a_machine_from_zero_to_zero() {
             let done = gitlab.finished(id);
             assert_eq!(done.state, "success", "{}\n{}\n{}", done.log(), machine.journal(), manager.log());
             assert!(done.has("mayfly-job on a new machine"), "{}", done.log());
-            manager.wait_for_log(&format!("agent told to leave instance={INSTANCE}"));
+            manager.wait_for_log(&format!("shutdown of an agent requested instance={INSTANCE}"));
             let terminate = format!("{{\"call\":\"terminate\",\"decrement\":true,\"instance\":\"{INSTANCE}\"}}");
             wait_until("the machine must be terminated", || fleet.engine_calls().contains(&terminate));
             drop(machine);
@@ -204,7 +203,7 @@ fn an_auto_scaling_group_from_zero_to_zero_with_the_permissions_of_the_recipe() 
     manager.wait_for_log("desired capacity set from=0 to=1 pool=pool");
     let (desired, instances) = cloud.group();
     assert_eq!((desired, instances.len()), (1, 1), "{instances:?}");
-    let home = cloud.scaled.fleet.agent_home(&instances[0], "leave = \"exit\"", "");
+    let home = Scenario::managed(&instances[0]).mayfly("leave = \"exit\"").home_at(&cloud.scaled.fleet.url());
     let mut agent = home.start(&[]);
     let done = gitlab.finished(id);
     assert_eq!(done.state, "success", "{}\n{}\n{}", done.log(), agent.log(), manager.log());
@@ -226,7 +225,7 @@ fn a_restart_of_the_manager_terminates_nothing() {
     let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
     manager.wait_for_log("desired capacity set from=0 to=1 pool=pool");
     let (_, instances) = cloud.group();
-    let home = cloud.scaled.fleet.agent_home(&instances[0], "leave = \"exit\"", "");
+    let home = Scenario::managed(&instances[0]).mayfly("leave = \"exit\"").home_at(&cloud.scaled.fleet.url());
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     manager.kill();
@@ -247,12 +246,12 @@ fn without_aws_idle_agents_still_get_jobs() {
     let manager = cloud.scaled.fleet.start();
     manager.wait_for_log("desired capacity set from=0 to=1 pool=pool");
     let (_, instances) = cloud.group();
-    let home = cloud.scaled.fleet.agent_home(&instances[0], "", "");
+    let home = Scenario::managed(&instances[0]).home_at(&cloud.scaled.fleet.url());
     let agent = home.start(&[]);
     wait_until("the agent is idle", || cloud.scaled.status()["instances"][0]["state"] == "idle");
     let Cloud { scaled, moto, .. } = cloud;
     drop(moto);
-    manager.wait_for_log("engine call failed; the next round tries again pool=pool");
+    manager.wait_for_log("engine call failed; retrying in the next round pool=pool");
     let id = gitlab.queue(job(&["echo relayed"]).build());
     assert_eq!(gitlab.finished(id).state, "success", "{}\n{}", agent.log(), manager.log());
     assert!(scaled.status()["engine_error"].is_string(), "{:#}", scaled.status());

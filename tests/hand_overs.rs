@@ -23,6 +23,7 @@ use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::job;
 use crate::support::mayfly::{Agent, Home, read};
 use crate::support::pool::Pool;
+use crate::support::scenario::Scenario;
 
 /// A fleet with one job.
 struct HandOver {
@@ -104,7 +105,7 @@ fn after_death_of_the_agent(conditions: &str) -> (HandOver, i64, Manager, Home) 
     let hand_over = HandOver::new(&Pool::relay());
     hand_over.fleet.set_members(&["i-1"]);
     let manager = hand_over.fleet.start();
-    let home = hand_over.fleet.agent_home("i-1", "", "");
+    let home = Scenario::managed("i-1").home_at(&hand_over.fleet.url());
     let [preload, at] = death::at(conditions);
     let mut agent = home.start_with(&[], &[(preload.0, &preload.1), (at.0, &at.1)]);
     manager.wait_for_log("agent registered pool=pool instance=i-1");
@@ -316,7 +317,7 @@ fn taker_dies(conditions: &str) {
     let id = hand_over.queue();
     hand_over.gitlab.wait_for_log(id, "waiting for an instance of pool pool");
     hand_over.fleet.set_members(&["i-1"]);
-    let home = hand_over.fleet.agent_home("i-1", "", "");
+    let home = Scenario::managed("i-1").home_at(&hand_over.fleet.url());
     let [preload, at] = death::at(conditions);
     let mut agent = home.start_with(&[], &[(preload.0, &preload.1), (at.0, &at.1)]);
     death::assert_killed(agent.wait(), &agent.log());

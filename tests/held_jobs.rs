@@ -43,9 +43,7 @@ fn a_held_job_stays_pending_and_runs_when_an_instance_takes_it() {
 fn a_relayed_job_is_acknowledged_by_its_agent() {
     let gitlab = two_phase();
     let fleet = Pool::relay().fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (_home, agent) = fleet.agent(&manager, "i-1");
+    let (_manager, _home, agent) = fleet.start_with_agent("i-1");
     let id = gitlab.queue(job(&["echo relayed"]).build());
     let done = gitlab.finished(id);
     assert_eq!((done.state.as_str(), done.updates[0].as_str()), ("success", "running"), "{}", agent.log());
@@ -146,9 +144,9 @@ fn a_held_job_with_a_log_stays_held_when_the_server_gets_the_feature() {
     gitlab.wait_for_log(id, "waiting for an instance of pool pool");
     manager.kill();
     gitlab.enable_two_phase();
-    let told = gitlab.job(id).updates.len();
+    let before = gitlab.job(id).updates.len();
     let manager = fleet.start();
-    gitlab.wait_until("the manager must keep the job alive", |gitlab| gitlab.job(id).updates.len() > told);
+    gitlab.wait_until("the manager must keep the job alive", |gitlab| gitlab.job(id).updates.len() > before);
     fleet.set_members(&["i-1"]);
     let (_home, _agent) = fleet.agent(&manager, "i-1");
     let done = gitlab.finished(id);

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::gitlab::{Fault, GitLab, Job};
-use crate::support::job::job;
-use crate::support::mayfly::{Agent, Home, read};
+use crate::support::job::{job, until_there};
+use crate::support::mayfly::{Home, read};
 use crate::support::scenario::Scenario;
 
 fn change(home: &Home, change: impl FnOnce(&mut Value)) {
@@ -25,16 +25,6 @@ fn count(job: &Job, line: &str) -> usize {
 pub fn has_outcome(home: &Home) -> bool {
     let entries = std::fs::read_dir(home.path("state/slot-0")).into_iter().flatten().flatten();
     entries.into_iter().any(|entry| entry.path().extension().is_some_and(|extension| extension == "status"))
-}
-
-/// A script line that waits until the file `gate` exists.
-fn wait_for(gate: &Path) -> String {
-    format!("while [ ! -e {} ]; do sleep 0.1; done", gate.display())
-}
-
-fn end(mut agent: Agent) {
-    agent.signal("QUIT");
-    assert!(agent.wait().success(), "{}", agent.log());
 }
 
 #[test]
@@ -57,12 +47,12 @@ fn the_next_agent_knows_of_a_cancel() {
     std::fs::write(&gate, "").expect("open a file");
     // The result exists before the next agent starts; it says `exit 9` and nothing of the cancel.
     gitlab.wait_until("the step to end", |_| has_outcome(&home));
-    let next = home.start(&[]);
+    let mut next = home.start(&[]);
     let job = gitlab.finished(id);
     assert_eq!((job.state.as_str(), job.failure_reason.as_deref()), ("canceled", Some("job_canceled")));
     assert_eq!(count(&job, "after: canceled"), 1, "{:#?}", job.lines());
     assert_eq!(count(&job, "WARNING: script canceled externally (UI, API)"), 1);
-    end(next);
+    next.drain();
     gitlab.assert_strict();
 }
 
@@ -72,11 +62,11 @@ fn a_pending_warning_is_written_once() {
         let gitlab = GitLab::start();
         let home = Scenario::shell().home(&gitlab);
         let gate = home.path("gate");
-        let id = gitlab.queue(job(&["echo begun", &wait_for(&gate), "echo over"]).build());
+        let id = gitlab.queue(job(&["echo begun", &until_there(gate.display()), "echo over"]).build());
         let agent = home.start(&[]);
         // The last line before the script waits: the log must not grow later.
         gitlab.wait_until("the echo of the last command", |server| {
-            server.job(id).lines().iter().any(|line| line.starts_with("$ while"))
+            server.job(id).lines().iter().any(|line| line.starts_with("$ for i in"))
         });
         agent.kill();
         // The same state as if the agent had died while it wrote the warning: before the write, or just after it.
@@ -85,14 +75,14 @@ fn a_pending_warning_is_written_once() {
             record["progress"]["log"]["pending_warning"] = json!("only once");
             record["progress"]["log"]["size"] = json!(if said { size - 1 } else { size });
         });
-        let next = home.start(&[]);
+        let mut next = home.start(&[]);
         next.wait_for_log("job resumed from journal");
         std::fs::write(&gate, "").expect("open a file");
         let job = gitlab.finished(id);
         assert_eq!(job.state, "success", "{}", job.log());
         assert_eq!(count(&job, "WARNING: only once"), usize::from(!said), "{:#?}", job.lines());
         assert_eq!(count(&job, "over"), 1);
-        end(next);
+        next.drain();
         gitlab.assert_strict();
     }
 }
@@ -103,7 +93,7 @@ fn a_finished_stage_is_not_repeated() {
     let home = Scenario::shell().home(&gitlab);
     let (gate, mark) = (home.path("gate"), home.path("mark"));
     let count_runs = format!("echo x >>{}", mark.display());
-    let script = ["echo begun", &count_runs, &wait_for(&gate), "exit 4"];
+    let script = ["echo begun", &count_runs, &until_there(gate.display()), "exit 4"];
     let id = gitlab.queue(job(&script).after_script(&["echo after"]).build());
     let agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
@@ -116,11 +106,11 @@ fn a_finished_stage_is_not_repeated() {
         progress["stage"]["state"] = json!("settled");
         progress["failure"] = json!({"reason": "script_failure", "exit_code": 4, "message": "exit status 4"});
     });
-    let next = home.start(&[]);
+    let mut next = home.start(&[]);
     let job = gitlab.finished(id);
     assert_eq!((job.state.as_str(), job.exit_code), ("failed", Some(4)));
     assert_eq!((count(&job, "after"), read(&mark).as_str()), (1, "x\n"), "{:#?}", job.lines());
-    end(next);
+    next.drain();
     gitlab.assert_strict();
 }
 
@@ -129,7 +119,7 @@ fn a_resumed_job_keeps_its_directories_after_a_configuration_change() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().home(&gitlab);
     let gate = home.path("gate");
-    let script = ["echo \"script in $PWD\"", "echo begun", &wait_for(&gate)];
+    let script = ["echo \"script in $PWD\"", "echo begun", &until_there(gate.display())];
     let after = ["echo \"after in $PWD\"", "cat \"$KEY\""];
     let id = gitlab.queue(job(&script).after_script(&after).file("KEY", "of the job").build());
     let agent = home.start(&[]);
@@ -138,7 +128,7 @@ fn a_resumed_job_keeps_its_directories_after_a_configuration_change() {
     Scenario::shell()
         .runner(&format!("builds_dir = \"{}\"", home.path("elsewhere").display()))
         .write(&home, &gitlab.url);
-    let next = home.start(&[]);
+    let mut next = home.start(&[]);
     std::fs::write(&gate, "").expect("open a file");
     let job = gitlab.finished(id);
     let of = |prefix: &str| {
@@ -147,7 +137,7 @@ fn a_resumed_job_keeps_its_directories_after_a_configuration_change() {
     };
     assert_eq!(of("script in "), of("after in "));
     assert!(!Path::new(&format!("{}.tmp/KEY", of("after in "))).exists(), "secrets are removed there");
-    end(next);
+    next.drain();
     gitlab.assert_strict();
 }
 
@@ -160,12 +150,12 @@ fn a_job_that_was_not_acknowledged_is_acknowledged_by_the_next_agent() {
     let agent = home.start(&[]);
     gitlab.wait_until("the job to be acknowledged", |gitlab| gitlab.count("PUT job") == 1);
     agent.kill();
-    let next = home.start(&[]);
+    let mut next = home.start(&[]);
     let job = gitlab.finished(id);
     assert_eq!((job.state.as_str(), count(&job, "begun")), ("success", 1));
     // The one without a response, the one of the next agent, and the final state.
     assert_eq!(gitlab.count("PUT job"), 3);
-    end(next);
+    next.drain();
     gitlab.assert_strict();
 }
 
@@ -181,13 +171,13 @@ fn a_job_of_another_versions_journal_is_reported_as_failed() {
         record["version"] = json!(99);
         record["progress"]["stage"] = json!({"running": record["progress"]["stage"]["state"]});
     });
-    let next = home.start(&[]);
+    let mut next = home.start(&[]);
     let job = gitlab.finished(id);
     assert_eq!((job.state.as_str(), job.failure_reason.as_deref()), ("failed", Some("runner_system_failure")));
     assert_eq!(count(&job, "begun"), 1, "{:#?}", job.lines());
     assert!(job.log().contains("another version of mayfly"), "{}", job.log());
     assert!(next.log().contains("version=99 own_version="), "{}", next.log());
-    end(next);
+    next.drain();
     assert!(!home.path("state/slot-0").exists());
     gitlab.assert_strict();
 }

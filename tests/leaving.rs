@@ -139,8 +139,12 @@ fn a_reload_does_not_reset_the_idle_time() {
 fn an_agent_past_its_maximum_age_shuts_down_after_its_job() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().mayfly("max_age = \"2s\"").home(&gitlab);
-    let id = gitlab.queue(job(&["sleep 3", "echo end"]).build());
+    let go = home.path("go");
+    let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
     let mut agent = home.start(&[]);
+    agent.wait_for_log("polling stopped reason=max_age");
+    assert_eq!(gitlab.job_state(id), "running");
+    std::fs::write(&go, "").expect("write a file");
     assert!(agent.wait().success());
     assert_eq!(gitlab.job_state(id), "success");
     assert!(agent.log().contains("mayfly exits reason=max_age"), "{}", agent.log());
@@ -182,13 +186,13 @@ fn an_agent_works_after_power_off_and_boot() {
 #[test]
 fn a_machine_powers_off_if_the_leave_command_does_not_end_it_in_time() {
     let gitlab = GitLab::start();
-    let keys = "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo command >>$HOME/said; exit 1\"\n\
-                poweroff_command = \"echo off >>$HOME/said\"\nleave_fallback_after = \"2s\"";
+    let keys = "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo command >>$HOME/printed; exit 1\"\n\
+                poweroff_command = \"echo off >>$HOME/printed\"\nleave_fallback_after = \"2s\"";
     let home = Scenario::shell().mayfly(keys).home(&gitlab);
-    let said = home.path("said");
+    let printed = home.path("printed");
     let mut agent = home.start(&[]);
     assert!(agent.wait().success());
-    assert_eq!(lines(&said), ["command", "off"]);
+    assert_eq!(lines(&printed), ["command", "off"]);
     assert!(agent.log().contains("leave_command failed error=it ended with status 1"), "{}", agent.log());
 }
 
@@ -221,7 +225,7 @@ fn leaves_by_a_command_that_waits(gitlab: &GitLab, key: &str) -> (Home, PathBuf,
 fn the_next_agent_resumes_an_interrupted_shutdown() {
     // In each phase: while a job runs, after unregistering, and during the command.
     std::thread::scope(|scope| {
-        for phase in ["draining", "unregistering", "ending"] {
+        for phase in ["draining", "unregistering", "terminating"] {
             scope.spawn(move || {
                 let gitlab = GitLab::start();
                 let (home, ran, go) = leaves_by_a_command_that_waits(&gitlab, "max_builds = 1");
@@ -237,7 +241,7 @@ fn the_next_agent_resumes_an_interrupted_shutdown() {
                 }
                 let mark = home.path("state/leaving.json");
                 agent.wait_until(phase, || {
-                    read(&mark).contains(&format!("\"{phase}\"")) && (phase != "ending" || ran.exists())
+                    read(&mark).contains(&format!("\"{phase}\"")) && (phase != "terminating" || ran.exists())
                 });
                 let before = polls(&gitlab);
                 agent.kill();
@@ -251,7 +255,7 @@ fn the_next_agent_resumes_an_interrupted_shutdown() {
                 assert_eq!(states, ("success".to_owned(), "pending".to_owned()), "{phase}: {}", next.log());
                 assert_eq!(polls(&gitlab), before, "{phase}: asked for jobs");
                 let times = lines(&ran).len();
-                assert_eq!(times, if phase == "ending" { 2 } else { 1 }, "{phase}");
+                assert_eq!(times, if phase == "terminating" { 2 } else { 1 }, "{phase}");
             });
         }
     });

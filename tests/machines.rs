@@ -261,8 +261,8 @@ fn user_data_keeps_the_images_own_runners() {
 #[test]
 fn systemd_reports_no_problem_in_the_unit() {
     with_image("true", |image| {
-        let said = image.run_inside("systemd-analyze verify --man=no mayfly.service 2>&1");
-        assert_eq!(said, "");
+        let printed = image.run_inside("systemd-analyze verify --man=no mayfly.service 2>&1");
+        assert_eq!(printed, "");
     });
 }
 
@@ -299,11 +299,11 @@ fn user_data_is_valid_and_lint_finds_nothing_in_its_configuration() {
         std::fs::set_permissions(home.config(), std::os::unix::fs::PermissionsExt::from_mode(0o600))
             .expect("set the permissions");
         let lint = home.call(&["lint", "--config", &home.config().display().to_string()]);
-        let said = String::from_utf8_lossy(&lint.stdout).into_owned() + &String::from_utf8_lossy(&lint.stderr);
+        let printed = String::from_utf8_lossy(&lint.stdout).into_owned() + &String::from_utf8_lossy(&lint.stderr);
         // Only the manager that `url` names knows the executor of an agent without one.
         let warnings =
-            said.lines().filter(|line| line.contains("warning")).filter(|line| !line.contains("mayfly manager"));
-        assert!(lint.status.success() && warnings.count() == 0, "{}: {said}", file.display());
+            printed.lines().filter(|line| line.contains("warning")).filter(|line| !line.contains("mayfly manager"));
+        assert!(lint.status.success() && warnings.count() == 0, "{}: {printed}", file.display());
     }
 }
 

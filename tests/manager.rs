@@ -10,14 +10,13 @@ use crate::support::job::{job, until_there};
 use crate::support::mayfly::{kill_shims, read};
 use crate::support::pki::Pki;
 use crate::support::pool::Pool;
+use crate::support::scenario::Scenario;
 
 #[test]
 fn a_job_is_handed_to_an_agent_which_reports_to_gitlab() {
     let gitlab = GitLab::start();
     let fleet = Pool::relay().runner("environment = [\"FROM_POOL=yes\"]").fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (_home, agent) = fleet.agent(&manager, "i-1");
+    let (manager, _home, agent) = fleet.start_with_agent("i-1");
     let id = gitlab.queue(job(&["echo \"pool $FROM_POOL\"", "echo \"runner $CI_RUNNER_SHORT_TOKEN\""]).build());
     let done = gitlab.finished(id);
     assert_eq!(done.state, "success", "{}\n{}\n{}", done.log(), agent.log(), manager.log());
@@ -34,9 +33,7 @@ fn a_job_is_handed_to_an_agent_which_reports_to_gitlab() {
 fn a_running_job_does_not_notice_that_the_manager_is_replaced() {
     let gitlab = GitLab::start();
     let fleet = Pool::relay().fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (home, _agent) = fleet.agent(&manager, "i-1");
+    let (manager, home, _agent) = fleet.start_with_agent("i-1");
     let go = home.path("go");
     let id = gitlab.queue(job(&["echo begun", &until_there(go.display()), "echo ended"]).build());
     gitlab.wait_for_log(id, "begun");
@@ -70,7 +67,7 @@ fn a_job_is_held_until_an_instance_takes_it() {
 }
 
 #[test]
-fn a_hold_that_nobody_takes_fails_so_that_it_can_be_retried() {
+fn a_held_job_that_no_instance_takes_fails_with_a_reason_for_retry() {
     let gitlab = GitLab::start();
     let fleet = Pool::hold().autoscaler("instance_acquire_timeout = \"2s\"").fleet(&gitlab);
     let _manager = fleet.start();
@@ -97,7 +94,7 @@ fn a_held_job_that_is_cancelled_is_dropped() {
 }
 
 #[test]
-fn a_job_that_nobody_can_read_is_failed() {
+fn a_job_that_cannot_be_decoded_is_failed_by_the_manager() {
     let gitlab = GitLab::start();
     let fleet = Pool::hold().fleet(&gitlab);
     let manager = fleet.start();
@@ -145,9 +142,7 @@ fn only_members_with_the_fleets_token_register_and_each_once_a_boot() {
 fn an_agent_that_dies_resumes_its_job_and_runs_its_script_once() {
     let gitlab = GitLab::start();
     let fleet = Pool::relay().fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (home, agent) = fleet.agent(&manager, "i-1");
+    let (manager, home, agent) = fleet.start_with_agent("i-1");
     let (go, count) = (home.path("go"), home.path("count"));
     let line = format!("echo x >> {}", count.display());
     let id = gitlab.queue(job(&[&line, "echo begun", &until_there(go.display())]).build());
@@ -168,9 +163,7 @@ fn an_agent_that_dies_resumes_its_job_and_runs_its_script_once() {
 fn a_job_of_an_instance_that_is_lost_fails() {
     let gitlab = GitLab::start();
     let fleet = Pool::relay().fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (home, agent) = fleet.agent(&manager, "i-1");
+    let (_manager, home, agent) = fleet.start_with_agent("i-1");
     let id = gitlab.queue(job(&["echo begun", &until_there(home.path("never").display())]).build());
     gitlab.wait_for_log(id, "begun");
     kill_shims(id);
@@ -185,9 +178,7 @@ fn a_job_of_an_instance_that_is_lost_fails() {
 fn a_partition_between_agent_and_manager_does_not_stop_the_job() {
     let gitlab = GitLab::start();
     let fleet = Pool::relay().fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (home, _agent) = fleet.agent(&manager, "i-1");
+    let (manager, home, _agent) = fleet.start_with_agent("i-1");
     let go = home.path("go");
     let id = gitlab.queue(job(&["echo begun", &until_there(go.display()), "echo ended"]).build());
     gitlab.wait_for_log(id, "begun");
@@ -205,7 +196,7 @@ fn keys_in_the_agents_own_file_win_and_changes_in_the_pool_need_no_new_image() {
     let fleet = Pool::relay().runner("environment = [\"VALUE=pool\"]\npre_build_script = \"echo pre\"").fleet(&gitlab);
     fleet.set_members(&["i-1", "i-2"]);
     let manager = fleet.start();
-    let own = fleet.agent_home("i-1", "", "environment = [\"VALUE=own\"]");
+    let own = Scenario::managed("i-1").runner("environment = [\"VALUE=own\"]").home_at(&fleet.url());
     let agent = own.start(&[]);
     manager.wait_for_log("instance=i-1");
     let id = gitlab.queue(job(&["echo value $VALUE"]).build());
@@ -235,15 +226,14 @@ fn agents_connect_over_tls_and_refuse_another_certificate() {
     Pool::relay().tls(&tls).write(&fleet, &gitlab.url);
     fleet.set_members(&["i-1", "i-2"]);
     let manager = fleet.start();
-    let home = fleet.agent_home("i-1", "", "");
-    let text = read(&home.config()).replace("http://127.0.0.1", "https://localhost");
-    fs::write(home.config(), &text).expect("write a file");
+    let url = format!("https://localhost:{}", fleet.port);
+    let home = Scenario::managed("i-1").home_at(&url);
     let stranger = home.start(&[]);
     stranger.wait_for_log("certificate");
     assert!(!manager.log().contains("agent registered"), "{}", manager.log());
     drop(stranger);
-    let trusted = format!("{text}\ntls-ca-file = \"{}\"\n", authority.display());
-    fs::write(home.config(), trusted).expect("write a file");
+    let trust = format!("tls-ca-file = \"{}\"", authority.display());
+    Scenario::managed("i-1").runner(&trust).write(&home, &url);
     let agent = home.start(&[]);
     manager.wait_for_log("agent registered pool=pool instance=i-1");
     let id = gitlab.queue(job(&["echo over tls"]).build());
@@ -251,12 +241,10 @@ fn agents_connect_over_tls_and_refuse_another_certificate() {
 }
 
 #[test]
-fn a_spent_agent_is_told_to_leave_and_exits() {
+fn an_agent_that_reached_max_use_count_is_ordered_to_shut_down() {
     let gitlab = GitLab::start();
     let fleet = Pool::relay().autoscaler("max_use_count = 1").fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (_home, mut agent) = fleet.agent(&manager, "i-1");
+    let (manager, _home, mut agent) = fleet.start_with_agent("i-1");
     let id = gitlab.queue(job(&["echo once"]).build());
     assert_eq!(gitlab.finished(id).state, "success");
     assert!(agent.wait().success(), "{}", agent.log());
@@ -274,7 +262,7 @@ fn an_agent_without_a_manager_leaves_once_its_job_has_ended() {
     let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
-    let home = fleet.agent_home("i-1", "orphan_timeout = \"3s\"", "");
+    let home = Scenario::managed("i-1").mayfly("orphan_timeout = \"3s\"").home_at(&fleet.url());
     let mut agent = home.start(&[]);
     manager.wait_for_log("agent registered");
     let go = home.path("go");
@@ -293,7 +281,7 @@ fn an_agent_leaves_a_manager_that_hangs() {
     let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
-    let home = fleet.agent_home("i-1", "orphan_timeout = \"5s\"", "");
+    let home = Scenario::managed("i-1").mayfly("orphan_timeout = \"5s\"").home_at(&fleet.url());
     let agent = home.start(&[]);
     // An agent that has run a job has stored its registration.
     let id = gitlab.queue(job(&["true"]).build());
@@ -316,18 +304,16 @@ fn the_manager_keeps_running_if_a_new_program_could_not_start() {
     let manager = fleet.start();
     let id = gitlab.queue(job(&["echo was held"]).build());
     gitlab.wait_for_log(id, "waiting for an instance");
-    let good = read(&fleet.home.config());
-    let other_state = good.replace("/manager\"\n", "/elsewhere\"\n");
-    assert_ne!(other_state, good);
-    for (number, (bad, why)) in
-        [("nonsense [".to_owned(), "line 1"), (other_state, "but the held jobs are in")].into_iter().enumerate()
-    {
-        fs::write(fleet.home.config(), bad).expect("write a file");
+    let refused = |count: usize, why: &str| {
         manager.signal("USR2");
-        wait_until("the hand-over must be refused", || manager.log().matches("hand-over refused").count() > number);
+        wait_until("the hand-over must be refused", || manager.log().matches("hand-over refused").count() == count);
         assert!(manager.log().contains(why), "{}", manager.log());
-    }
-    fs::write(fleet.home.config(), good).expect("write a file");
+    };
+    fs::write(fleet.home.config(), "nonsense [").expect("write a file");
+    refused(1, "line 1");
+    Pool::hold().state_dir("elsewhere").write(&fleet, &gitlab.url);
+    refused(2, "but the held jobs are in");
+    Pool::hold().write(&fleet, &gitlab.url);
     fleet.set_members(&["i-1"]);
     let (_home, agent) = fleet.agent(&manager, "i-1");
     let done = gitlab.finished(id);
@@ -339,9 +325,7 @@ fn the_manager_keeps_running_if_a_new_program_could_not_start() {
 fn the_manager_hands_over_to_a_new_program_without_losing_anything() {
     let gitlab = GitLab::start();
     let fleet = Pool::relay().fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (home, _agent) = fleet.agent(&manager, "i-1");
+    let (manager, home, _agent) = fleet.start_with_agent("i-1");
     let go = home.path("go");
     let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
     gitlab.wait_for_log(id, "begun");
@@ -372,9 +356,7 @@ fn a_drain_takes_no_more_jobs_and_fails_those_that_no_instance_took() {
 fn a_manager_that_lost_its_state_takes_up_the_jobs_that_agents_run() {
     let gitlab = GitLab::start();
     let fleet = Pool::relay().fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (home, _agent) = fleet.agent(&manager, "i-1");
+    let (manager, home, _agent) = fleet.start_with_agent("i-1");
     let go = home.path("go");
     let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
     gitlab.wait_for_log(id, "begun");
@@ -401,10 +383,8 @@ fn a_bad_pool_does_not_keep_the_others_from_working() {
     let (_home, _agent) = fleet.agent(&manager, "i-1");
     let id = gitlab.queue(job(&["echo fine"]).build());
     assert_eq!(gitlab.finished(id).state, "success");
-    let text = read(&fleet.home.config());
-    let (head, pool) = text.split_once("[[runners]]").expect("a pool");
-    let first = pool.split("\n[[runners]]").next().expect("a pool");
-    let twice = format!("{head}[[runners]]{first}\n[[runners]]{}", first.replace("name = \"pool\"", "name = \"twin\""));
+    Pool::relay().write(&fleet, &gitlab.url);
+    let twice = read(&fleet.home.config()) + &Pool::relay().name("twin").table(&fleet, &gitlab.url);
     fs::write(fleet.home.config(), twice).expect("write a file");
     drop(manager);
     let output = fleet.home.call(&["manager", "--config", &fleet.home.config().display().to_string()]);
@@ -422,7 +402,7 @@ fn no_script_runs_twice_and_no_job_is_lost_whatever_dies() {
     let counts = fleet.home.path("counts");
     fs::create_dir(&counts).expect("a directory");
     let mut manager = Some(fleet.start());
-    let homes = ["i-1", "i-2"].map(|instance| fleet.agent_home(instance, "", ""));
+    let homes = ["i-1", "i-2"].map(|instance| Scenario::managed(instance).home_at(&fleet.url()));
     let mut agents = homes.each_ref().map(|home| Some(home.start(&[])));
     let mut random = 12345_u32;
     let mut next = move |below: u32| {
@@ -473,14 +453,14 @@ fn no_script_runs_twice_and_no_job_is_lost_whatever_dies() {
 #[test]
 fn an_agent_that_cannot_use_the_settings_continues_the_log_of_a_held_job() {
     let gitlab = GitLab::start();
-    let fleet = Pool::hold().fleet(&gitlab);
-    let text = read(&fleet.home.config()).replace("\"instance\"", "\"docker-autoscaler\"");
-    fs::write(fleet.home.config(), text).expect("write a file");
+    let fleet = Pool::hold().runner("executor = \"docker-autoscaler\"").fleet(&gitlab);
     let manager = fleet.start();
     let id = gitlab.queue(job(&["echo never"]).build());
     gitlab.wait_for_log(id, "waiting for an instance");
     fleet.set_members(&["i-1"]);
-    let home = fleet.agent_home("i-1", "", "[runners.docker]\nimage = \"busybox\"\nhost = \"nonsense://\"\n");
+    let home = Scenario::managed("i-1")
+        .runner("[runners.docker]\nimage = \"busybox\"\nhost = \"nonsense://\"\n")
+        .home_at(&fleet.url());
     let agent = home.start(&[]);
     let done = gitlab.finished(id);
     assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}\n{}", agent.log(), manager.log());

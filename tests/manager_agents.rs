@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::support::gitlab::GitLab;
+use crate::support::holds_within;
 use crate::support::job::job;
 use crate::support::light::LightAgent;
 use crate::support::pool::Pool;
@@ -18,11 +19,7 @@ const JOBS: usize = 1000;
 
 /// Waits until a condition holds; longer than other tests, because there are many agents.
 fn wait_for(what: &str, holds: impl Fn() -> bool) {
-    let until = Instant::now() + Duration::from_secs(300);
-    while !holds() {
-        assert!(Instant::now() < until, "{what}");
-        thread::sleep(Duration::from_millis(20));
-    }
+    assert!(holds_within(Duration::from_secs(300), holds), "{what}");
 }
 
 /// Each job is accepted once, although each tenth agent repeats its requests, accepts an expired offer, or loses its

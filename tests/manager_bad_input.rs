@@ -70,9 +70,7 @@ fn each_bad_pool_is_named_with_its_remedy_and_the_others_continue() {
         text += &pool(&gitlab.url, name, token, plugin, config);
     }
     fs::write(fleet.home.config(), text).expect("write a file");
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (_home, agent) = fleet.agent(&manager, "i-1");
+    let (manager, _home, agent) = fleet.start_with_agent("i-1");
     for (name, .., remedy) in &pools {
         crate::support::fleet::wait_until(&format!("{name}: {remedy}"), || {
             let named = |line: &str| {

@@ -58,7 +58,7 @@ fn a_group_of_the_recipe_is_good_with_the_permissions_of_the_recipe() {
     moto.check_rights(true);
     let mut home = Home::empty();
     pools(&mut home, &moto, &user, "pool");
-    let said = check(&home);
+    let printed = check(&home);
     for part in [
         "ok       pool `fleet`: group: minimum 0, maximum 5, desired 0",
         "ok       pool `fleet`: scale-in protection",
@@ -68,9 +68,9 @@ fn a_group_of_the_recipe_is_good_with_the_permissions_of_the_recipe() {
         "ok       pool `fleet`: permissions: autoscaling:SetDesiredCapacity is allowed",
         "ok       pool `fleet`: permissions: ec2:DescribeInstances is allowed",
     ] {
-        assert!(said.contains(part), "{part}: {said}");
+        assert!(printed.contains(part), "{part}: {printed}");
     }
-    assert!(!said.contains("AccessDenied"), "{said}");
+    assert!(!printed.contains("AccessDenied"), "{printed}");
     moto.check_rights(false);
     let group = moto.python(
         "g = client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]\n\
@@ -101,7 +101,7 @@ fn the_recipe_grants_exactly_the_calls_that_are_made() {
     let text = fs::read_to_string(home.config()).expect("a configuration");
     fs::write(home.config(), text.replace("token = \"t\"", "token = \"aws-ssm:/ci/runner-token\""))
         .expect("write a file");
-    let said = check(&home);
+    let printed = check(&home);
     let sent = tap.text();
     let word = |text: &str| text.chars().take_while(char::is_ascii_alphanumeric).collect::<String>();
     let after = |mark: &str| sent.split(mark).skip(1).map(word).collect::<Vec<String>>();
@@ -110,7 +110,7 @@ fn the_recipe_grants_exactly_the_calls_that_are_made() {
         let service = if action == "DescribeInstances" || action.contains("Template") { "ec2" } else { "autoscaling" };
         called.insert(format!("{service}:{action}"));
     }
-    assert_eq!(called, granted(), "{said}");
+    assert_eq!(called, granted(), "{printed}");
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn each_fault_of_a_group_has_its_remedy() {
     moto.check_rights(true);
     let mut home = Home::empty();
     pools(&mut home, &moto, &user, "pool");
-    let said = check(&home);
+    let printed = check(&home);
     for part in [
         "warning  pool `fleet`: group: minimum 1, maximum 5, desired 1; the fleet never gets to 0",
         "FAIL     pool `fleet`: suspended processes: Launch is suspended; resume it",
@@ -138,7 +138,7 @@ fn each_fault_of_a_group_has_its_remedy() {
         "warning  pool `fleet`: lifecycle hooks: `boot` holds each new instance",
         "warning  pool `fleet`: launch template: an instance that powers itself off is stopped first",
     ] {
-        assert!(said.contains(part), "{part}: {said}");
+        assert!(printed.contains(part), "{part}: {printed}");
     }
 }
 
@@ -151,16 +151,19 @@ fn a_group_that_is_missing_and_a_right_that_is_missing_are_named() {
     moto.check_rights(true);
     let mut home = Home::empty();
     pools(&mut home, &moto, &user, "other");
-    let said = check(&home);
-    assert!(said.contains("FAIL     pool `fleet`: group: the Auto Scaling group `other` does not exist in"), "{said}");
+    let printed = check(&home);
+    assert!(
+        printed.contains("FAIL     pool `fleet`: group: the Auto Scaling group `other` does not exist in"),
+        "{printed}"
+    );
     pools(&mut home, &moto, &reader, "pool");
-    let said = check(&home);
+    let printed = check(&home);
     let denied = "FAIL     pool `fleet`: permissions: autoscaling:SetDesiredCapacity: AWS refused it with AccessDenied";
-    assert!(said.contains(denied), "{said}");
-    assert!(said.contains("; allow autoscaling:SetDesiredCapacity in the manager's policy"), "{said}");
+    assert!(printed.contains(denied), "{printed}");
+    assert!(printed.contains("; allow autoscaling:SetDesiredCapacity in the manager's policy"), "{printed}");
     let denied = "warning  pool `fleet`: permissions: autoscaling:TerminateInstanceInAutoScalingGroup: AWS refused it";
-    assert!(said.contains(denied), "{said}");
+    assert!(printed.contains(denied), "{printed}");
     let small = "maximum 3, desired 0, so that the pool has no more than 3 instances; raise the maximum to 5";
-    assert!(said.contains(small), "{said}");
-    assert!(said.contains(&format!("state directory: {}", home.path("manager").display())), "{said}");
+    assert!(printed.contains(small), "{printed}");
+    assert!(printed.contains(&format!("state directory: {}", home.path("manager").display())), "{printed}");
 }

@@ -8,13 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustls::ServerConfig;
 
-use crate::support::fleet::Fleet;
 use crate::support::gitlab::GitLab;
 use crate::support::http::{Answer, Connection, Request, listen, receive, write_answer};
 use crate::support::job::job;
-use crate::support::mayfly::{Home, read};
 use crate::support::pki::Pki;
 use crate::support::pool::Pool;
+use crate::support::scenario::Scenario;
 
 /// Passes each request on to a manager, unless `rule` answers it. Returns the URL.
 fn front(
@@ -53,14 +52,6 @@ fn pass_on(connection: &mut Connection, request: &Request, manager: u16) -> Opti
     connection.get_mut().write_all(&response).and_then(|()| connection.get_mut().flush()).ok()
 }
 
-/// The home of an agent that reaches the manager at another URL.
-fn agent_home(fleet: &Fleet, url: &str, runner: &str) -> Home {
-    let home = fleet.agent_home("i-1", "", runner);
-    let text = read(&home.config()).replace(&fleet.url(), url);
-    fs::write(home.config(), text).expect("write a file");
-    home
-}
-
 #[test]
 fn a_proxy_of_a_private_authority_may_ask_for_the_agents_certificate() {
     let gitlab = GitLab::start();
@@ -76,14 +67,14 @@ fn a_proxy_of_a_private_authority_may_ask_for_the_agents_certificate() {
         fs::write(path, pem).expect("write a file");
     }
     let trusting = format!("tls-ca-file = \"{}\"", authority.display());
-    let home = agent_home(&fleet, &url, &trusting);
+    let home = Scenario::managed("i-1").runner(&trusting).home_at(&url);
     let stranger = home.start(&[]);
     stranger.wait_for_log("poll failed");
     assert!(!manager.log().contains("agent registered"), "{}\n{}", manager.log(), stranger.log());
     drop(stranger);
     let own =
         format!("{trusting}\ntls-cert-file = \"{}\"\ntls-key-file = \"{}\"", certificate.display(), key.display());
-    let home = agent_home(&fleet, &url, &own);
+    let home = Scenario::managed("i-1").runner(&own).home_at(&url);
     let agent = home.start(&[]);
     manager.wait_for_log("agent registered pool=pool instance=i-1");
     let id = gitlab.queue(job(&["echo through the proxy"]).build());
@@ -106,7 +97,7 @@ fn an_agent_waits_for_a_manager_that_starts() {
             answer.with("X-Mayfly-Manager", "0").with("Retry-After", "1")
         })
     });
-    let home = agent_home(&fleet, &url, "");
+    let home = Scenario::managed("i-1").home_at(&url);
     let agent = home.start(&[]);
     agent.wait_for_log("the manager starts");
     manager.wait_for_log("agent registered pool=pool instance=i-1");

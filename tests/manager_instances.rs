@@ -13,6 +13,7 @@ use crate::support::gitlab::GitLab;
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::kill_shims;
 use crate::support::pool::Pool;
+use crate::support::scenario::Scenario;
 
 /// An instance refresh, a scale-in, or a rebalance terminates an instance; a lifecycle hook delays the termination.
 #[test]
@@ -32,7 +33,7 @@ fn a_lifecycle_hook_is_extended_while_a_job_runs_and_completed_after_it() {
     manager.wait_for_log("desired capacity set from=0 to=1 pool=pool");
     let (_, instances) = group.group();
     let instance = instances[0].clone();
-    let home = group.scaled.fleet.agent_home(&instance, "leave = \"exit\"", "");
+    let home = Scenario::managed(&instance).mayfly("leave = \"exit\"").home_at(&group.scaled.fleet.url());
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     // Moto implements neither the state nor the calls of a lifecycle hook.
@@ -71,7 +72,7 @@ fn a_lost_instance_is_replaced_and_its_job_can_be_retried() {
         gitlab.queue(job(&["echo begun", &until_there(group.scaled.fleet.home.path("never").display())]).build());
     manager.wait_for_log("desired capacity set from=0 to=1 pool=pool");
     let (_, instances) = group.group();
-    let home = group.scaled.fleet.agent_home(&instances[0], "leave = \"exit\"", "");
+    let home = Scenario::managed(&instances[0]).mayfly("leave = \"exit\"").home_at(&group.scaled.fleet.url());
     let agent = home.start(&[]);
     gitlab.wait_for_log(lost, "begun");
     let retried = gitlab.queue(job(&["echo retried"]).build());
@@ -85,7 +86,7 @@ fn a_lost_instance_is_replaced_and_its_job_can_be_retried() {
     manager.wait_for_log(&format!("instance lost: it is terminated instance={}", instances[0]));
     wait_until("another instance must come", || group.group().1.iter().any(|one| *one != instances[0]));
     let next = group.group().1.into_iter().find(|one| *one != instances[0]).expect("an instance");
-    let home = group.scaled.fleet.agent_home(&next, "leave = \"exit\"", "");
+    let home = Scenario::managed(&next).mayfly("leave = \"exit\"").home_at(&group.scaled.fleet.url());
     let agent = home.start(&[]);
     assert_eq!(gitlab.finished(retried).state, "success", "{}\n{}", agent.log(), manager.log());
 }
@@ -96,7 +97,7 @@ fn after_a_rebalance_recommendation_an_agent_ends_its_job_and_gets_no_other() {
     let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&[&cloud.instance, "i-2"]);
     let manager = fleet.start();
-    let mut home = fleet.agent_home(&cloud.instance, "leave = \"exit\"", "");
+    let mut home = Scenario::managed(&cloud.instance).mayfly("leave = \"exit\"").home_at(&fleet.url());
     home.set_environment(cloud.environment());
     let mut agent = home.start(&[]);
     manager.wait_for_log(&format!("agent registered pool=pool instance={}", cloud.instance));
@@ -119,12 +120,12 @@ fn after_a_rebalance_recommendation_an_agent_ends_its_job_and_gets_no_other() {
 }
 
 #[test]
-fn a_spot_instance_that_is_interrupted_reports_its_job_and_says_farewell() {
+fn an_interrupted_spot_instance_reports_its_job_and_deregisters_its_agent() {
     let (gitlab, cloud) = (GitLab::start(), Cloud::start());
     let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&[&cloud.instance]);
     let manager = fleet.start();
-    let mut home = fleet.agent_home(&cloud.instance, "leave = \"exit\"", "");
+    let mut home = Scenario::managed(&cloud.instance).mayfly("leave = \"exit\"").home_at(&fleet.url());
     home.set_environment(cloud.environment());
     let mut agent = home.start(&[]);
     manager.wait_for_log(&format!("agent registered pool=pool instance={}", cloud.instance));
@@ -145,7 +146,7 @@ fn an_instance_of_a_warm_pool_works_from_its_service_on() {
     fs::write(fleet.home.path("members"), "{\"members\": [{\"instance\": \"i-1\", \"state\": \"aside\"}]}\n")
         .expect("write a file");
     let manager = fleet.start();
-    let home = fleet.agent_home("i-1", "", "");
+    let home = Scenario::managed("i-1").home_at(&fleet.url());
     let agent = home.start(&[]);
     manager.wait_for_log("registration deferred: the instance is not in the group yet instance=i-1");
     assert!(!manager.log().contains("agent registered"), "{}", manager.log());
@@ -163,9 +164,7 @@ fn jobs_wait_for_the_ready_command_of_the_pool() {
     let [ready, tried] = ["ready", "tried"].map(|name| directory.path().join(name));
     let command = format!("instance_ready_command = \"touch {}; test -e {}\"\n", tried.display(), ready.display());
     let fleet = Pool::hold().autoscaler(&command).fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (_home, agent) = fleet.agent(&manager, "i-1");
+    let (manager, _home, agent) = fleet.start_with_agent("i-1");
     let id = gitlab.queue(job(&["echo ready"]).build());
     gitlab.wait_for_log(id, "waiting for an instance");
     wait_until("the command must run", || tried.exists());
@@ -178,9 +177,7 @@ fn jobs_wait_for_the_ready_command_of_the_pool() {
 fn an_instance_whose_ready_command_fails_is_dismissed_and_terminated() {
     let gitlab = GitLab::start();
     let fleet = Pool::relay().autoscaler("instance_ready_command = \"false\"").fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (_home, mut agent) = fleet.agent(&manager, "i-1");
+    let (manager, _home, mut agent) = fleet.start_with_agent("i-1");
     assert!(agent.wait().success(), "{}", agent.log());
     assert!(agent.log().contains("reason=the machine is unfit for jobs"), "{}", agent.log());
     wait_until("the instance must be terminated", || {
@@ -197,9 +194,7 @@ fn an_agent_leaves_while_the_ready_command_hangs() {
     let tried = directory.path().join("tried");
     let command = format!("instance_ready_command = \"touch {}; sleep 60\"\n", tried.display());
     let fleet = Pool::relay().autoscaler(&command).fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (_home, mut agent) = fleet.agent(&manager, "i-1");
+    let (_manager, _home, mut agent) = fleet.start_with_agent("i-1");
     wait_until("the command must run", || tried.exists());
     agent.signal("TERM");
     assert!(agent.wait().success(), "{}", agent.log());
@@ -215,9 +210,7 @@ fn container_jobs_run_with_the_table_of_the_pool() {
         docker().host()
     );
     let fleet = Pool::relay().runner("executor = \"docker-autoscaler\"").runner(&table).fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (_home, agent) = fleet.agent(&manager, "i-1");
+    let (manager, _home, agent) = fleet.start_with_agent("i-1");
     let id = gitlab.queue(job(&["test -e /.dockerenv", "echo \"in a container, pool $FROM_POOL\""]).build());
     let done = gitlab.finished(id);
     assert_eq!(done.state, "success", "{}\n{}\n{}", done.log(), agent.log(), manager.log());

@@ -50,9 +50,7 @@ fn a_relay_asks_for_jobs_only_while_an_agent_waits() {
 fn an_instance_runs_as_many_jobs_at_once_as_the_pool_says() {
     let gitlab = GitLab::start();
     let fleet = Pool::relay().autoscaler("capacity_per_instance = 2").fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (home, agent) = fleet.agent(&manager, "i-1");
+    let (manager, home, agent) = fleet.start_with_agent("i-1");
     let go = home.path("go");
     let script = ["echo begun", &until_there(go.display())];
     let ids = [gitlab.queue(job(&script).build()), gitlab.queue(job(&script).build())];

@@ -10,15 +10,14 @@ use crate::support::gitlab::GitLab;
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::read;
 use crate::support::pool::Pool;
+use crate::support::scenario::Scenario;
 
 /// An outage of ten minutes looks the same as this one: the manager and the agent retry until GitLab responds.
 #[test]
 fn an_outage_of_gitlab_loses_neither_held_nor_running_jobs() {
     let gitlab = GitLab::start();
     let fleet = Pool::hold().fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (home, agent) = fleet.agent(&manager, "i-1");
+    let (manager, home, agent) = fleet.start_with_agent("i-1");
     let go = home.path("go");
     let running = gitlab.queue(job(&["echo begun", &until_there(go.display()), "echo ended"]).build());
     gitlab.wait_for_log(running, "begun");
@@ -84,7 +83,7 @@ fn throttled_and_refused_calls_of_aws_do_not_stop_the_loop() {
     manager.wait_for_log("desired capacity set from=0 to=1 pool=pool");
     let (desired, instances) = cloud.group();
     assert_eq!((desired, instances.len()), (1, 1), "{instances:?}");
-    let home = cloud.scaled.fleet.agent_home(&instances[0], "leave = \"exit\"", "");
+    let home = Scenario::managed(&instances[0]).mayfly("leave = \"exit\"").home_at(&cloud.scaled.fleet.url());
     let mut agent = home.start(&[]);
     assert_eq!(gitlab.finished(id).state, "success", "{}\n{}", agent.log(), manager.log());
     assert!(agent.wait().success(), "{}", agent.log());
@@ -104,14 +103,14 @@ fn after_an_outage_of_aws_the_fleet_grows_again() {
     let manager = cloud.scaled.fleet.start();
     wait_until("the group must be known", || cloud.scaled.status()["group"].is_object());
     front.rule(|_| Some(refusal(503, "ServiceUnavailable", "an outage")));
-    manager.wait_for_log("engine call failed; the next round tries again pool=pool");
+    manager.wait_for_log("engine call failed; retrying in the next round pool=pool");
     let id = gitlab.queue(job(&["echo from zero"]).build());
     let refused = front.calls("DescribeAutoScalingGroups").len();
     wait_until("the manager must try again", || front.calls("DescribeAutoScalingGroups").len() >= refused + 3);
     front.rule(|_| None);
     manager.wait_for_log("desired capacity set from=0 to=1 pool=pool");
     let (_, instances) = cloud.group();
-    let home = cloud.scaled.fleet.agent_home(&instances[0], "leave = \"exit\"", "");
+    let home = Scenario::managed(&instances[0]).mayfly("leave = \"exit\"").home_at(&cloud.scaled.fleet.url());
     let agent = home.start(&[]);
     assert_eq!(gitlab.finished(id).state, "success", "{}\n{}", agent.log(), manager.log());
 }
@@ -120,9 +119,7 @@ fn after_an_outage_of_aws_the_fleet_grows_again() {
 fn a_lost_state_directory_fails_held_jobs_and_leaves_running_ones_alone() {
     let gitlab = GitLab::start();
     let fleet = Pool::hold().fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (home, agent) = fleet.agent(&manager, "i-1");
+    let (manager, home, agent) = fleet.start_with_agent("i-1");
     let (go, count) = (home.path("go"), home.path("count"));
     let line = format!("echo x >> {}", count.display());
     let running = gitlab.queue(job(&[&line, "echo begun", &until_there(go.display())]).build());

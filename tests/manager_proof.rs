@@ -1,7 +1,5 @@
 //! Agents that prove the role of their instance by a signed request to STS, with the STS of moto, which checks signatures.
 
-use std::fs;
-
 use serde_json::{Value, json};
 
 use crate::support::cloud::refusal;
@@ -9,9 +7,10 @@ use crate::support::fleet::{FLEET_TOKEN, Fleet, Manager};
 use crate::support::front::Front;
 use crate::support::gitlab::GitLab;
 use crate::support::job::job;
-use crate::support::mayfly::{Home, read};
+use crate::support::mayfly::Home;
 use crate::support::moto::Moto;
 use crate::support::pool::Pool;
+use crate::support::scenario::Scenario;
 use crate::support::tap::Tap;
 
 /// Moto's account.
@@ -51,11 +50,8 @@ impl Proven {
         ));
         self.moto.check_rights(true);
         let keys: Vec<&str> = keys.split(' ').collect();
-        let mut home = self.fleet.agent_home(instance, "", "");
-        let text = read(&home.config())
-            .replace(FLEET_TOKEN, "aws-sts")
-            .replace(&format!(":{}\"", self.fleet.port), &format!(":{}\"", self.tap.port));
-        fs::write(home.config(), text).expect("write a file");
+        let url = format!("http://127.0.0.1:{}", self.tap.port);
+        let mut home = Scenario::managed(instance).token("aws-sts").home_at(&url);
         let environment = [
             ("AWS_ENDPOINT_URL", self.front.url.as_str()),
             ("AWS_REGION", "eu-west-1"),

@@ -2,26 +2,25 @@
 
 use std::fs;
 
-use crate::support::fleet::{FLEET_TOKEN, Fleet};
+use crate::support::fleet::Fleet;
 use crate::support::gitlab::GitLab;
 use crate::support::job::{job, until_there};
-use crate::support::mayfly::{kill_shims, read};
+use crate::support::mayfly::kill_shims;
 use crate::support::pool::Pool;
+use crate::support::scenario::Scenario;
 
 #[test]
 fn instances_that_appear_or_vanish_while_no_manager_runs_are_detected() {
     let gitlab = GitLab::start();
     let fleet = Pool::relay().fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (home, agent) = fleet.agent(&manager, "i-1");
+    let (manager, home, agent) = fleet.start_with_agent("i-1");
     let lost = gitlab.queue(job(&["echo begun", &until_there(home.path("never").display())]).build());
     gitlab.wait_for_log(lost, "begun");
     manager.kill();
     kill_shims(lost);
     agent.kill();
     fleet.set_members(&["i-2"]);
-    let home = fleet.agent_home("i-2", "", "");
+    let home = Scenario::managed("i-2").home_at(&fleet.url());
     let agent = home.start(&[]);
     agent.wait_for_log("poll failed");
     let manager = fleet.start();
@@ -78,19 +77,17 @@ fn a_drain_without_a_limit_waits_until_an_instance_takes_the_held_job() {
 }
 
 #[test]
-fn agents_of_another_fleet_and_instances_of_no_group_are_told_why() {
+fn agents_of_another_fleet_and_instances_of_no_group_are_refused_with_the_reason() {
     let gitlab = GitLab::start();
     let fleet = Pool::relay().fleet(&gitlab);
     fleet.set_members(&["i-1"]);
     let manager = fleet.start();
-    let home = fleet.agent_home("i-1", "", "");
-    let text = read(&home.config()).replace(FLEET_TOKEN, "token-of-another-fleet");
-    fs::write(home.config(), text).expect("write a file");
+    let home = Scenario::managed("i-1").token("token-of-another-fleet").home_at(&fleet.url());
     let stranger = home.start(&[]);
     stranger.wait_for_log(
         "the token is not the fleet token of this manager; write `agent_token` of the manager as `token`",
     );
-    let home = fleet.agent_home("i-9", "", "");
+    let home = Scenario::managed("i-9").home_at(&fleet.url());
     let lost = home.start(&[]);
     lost.wait_for_log("instance i-9 is not a running member of a pool's group (yet)");
     let (_home, agent) = fleet.agent(&manager, "i-1");
@@ -104,9 +101,7 @@ fn agents_of_another_fleet_and_instances_of_no_group_are_told_why() {
 fn a_job_of_a_silent_agent_ends_when_gitlab_has_failed_it() {
     let gitlab = GitLab::start();
     let fleet = Pool::relay().fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let (home, agent) = fleet.agent(&manager, "i-1");
+    let (manager, home, agent) = fleet.start_with_agent("i-1");
     let id = gitlab.queue(job(&["echo begun", &until_there(home.path("never").display())]).build());
     gitlab.wait_for_log(id, "begun");
     kill_shims(id);

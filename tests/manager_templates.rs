@@ -30,8 +30,8 @@ fn defaults(template: &str) -> Vec<(String, String)> {
 #[test]
 fn the_templates_of_a_manager_are_valid() {
     let output = Command::new(cfn_lint()).args(files("docs/fleet/manager", "yaml")).output().expect("run cfn-lint");
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success() && said.trim().is_empty(), "{said}");
+    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && printed.trim().is_empty(), "{printed}");
 }
 
 #[test]
@@ -89,9 +89,9 @@ fn systemd_accepts_the_unit() {
     fs::write(&unit, text).expect("write a file");
     let output =
         Command::new("systemd-analyze").arg("verify").arg("--man=no").arg(&unit).output().expect("run systemd-analyze");
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    let ours: Vec<&str> = said.lines().filter(|line| line.contains("mayfly-manager")).collect();
-    assert!(ours.is_empty(), "{said}");
+    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let ours: Vec<&str> = printed.lines().filter(|line| line.contains("mayfly-manager")).collect();
+    assert!(ours.is_empty(), "{printed}");
 }
 
 /// The program makes a call for each permission of the recipes. `fleet_from_zero` and `manager_check` show that the

@@ -110,8 +110,7 @@ fn metrics_count_the_agents_work_and_promtool_accepts_them() {
     assert!(value("mayfly_idle_seconds") >= 0.0);
     let heads = body.lines().filter_map(|line| line.strip_prefix("# HELP ")).filter_map(|line| line.split(' ').next());
     assert_eq!(heads.map(str::to_owned).collect::<BTreeSet<String>>(), documented());
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
     gitlab.assert_strict();
 }
 
@@ -141,7 +140,7 @@ fn healthz_says_why_the_agent_takes_no_jobs() {
     let refused = Answer::json(403, &serde_json::json!({"message": "403 Forbidden"}));
     gitlab.fail("POST jobs/request", [Fault::Answer(refused)]);
     let mut agent = home.start_with(&[], &[("LISTEN_ADDRESS", &address)]);
-    assert_eq!(wait_for(&agent, &address, "/healthz", "refused").0, 503);
+    assert_eq!(wait_for(&agent, &address, "/healthz", "GitLab rejects every runner").0, 503);
     // A reload resets the state.
     agent.signal("HUP");
     assert_eq!(wait_for(&agent, &address, "/healthz", "working").0, 200);
@@ -165,8 +164,8 @@ fn a_reload_moves_listen_address_and_refuses_an_address_in_use() {
     let home = Scenario::shell().config(&format!("listen_address = \"{}\"", taken.0)).home(&gitlab);
     let config = home.config().display().to_string();
     let refused = home.call(&["run", "--config", &config]);
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && said.contains("listen_address") && said.contains(&taken.0), "{said}");
+    let printed = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && printed.contains("listen_address") && printed.contains(&taken.0), "{printed}");
 
     let (first, second) = (free_address(), free_address());
     Scenario::shell().config(&format!("listen_address = \"{first}\"")).write(&home, &gitlab.url);
@@ -182,7 +181,6 @@ fn a_reload_moves_listen_address_and_refuses_an_address_in_use() {
     assert!(body.contains("mayfly_configuration_current 0\n"), "{body}");
     Scenario::shell().write(&home, &gitlab.url);
     agent.wait_until("the end of the listener", || !is_healthy(&second));
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
     gitlab.assert_strict();
 }

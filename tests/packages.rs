@@ -96,8 +96,8 @@ fn assert_image_is_whole(image: &Path, directory: &Path) {
     let root = directory.join("root");
     fs::create_dir(&root).expect("create the directory");
     say(&format!("tar -C {} -xzf \"$1\"", root.display()), &layer);
-    let said = Command::new(root.join("usr/bin/mayfly")).arg("--version").output().expect("the program");
-    assert!(String::from_utf8_lossy(&said.stdout).contains(env!("CARGO_PKG_VERSION")));
+    let printed = Command::new(root.join("usr/bin/mayfly")).arg("--version").output().expect("the program");
+    assert!(String::from_utf8_lossy(&printed.stdout).contains(env!("CARGO_PKG_VERSION")));
 
     // `docker load` also accepts this layout.
     let name = concat!("mayfly:", env!("CARGO_PKG_VERSION"));

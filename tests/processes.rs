@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::gitlab::{GitLab, Job};
-use crate::support::job::{JobBuilder, job};
+use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::{Home, is_running, kill_shims, nap, read};
 use crate::support::scenario::Scenario;
 
@@ -94,12 +94,14 @@ fn a_job_that_kills_its_shim_fails_alone() {
     let home = Scenario::shell().config("concurrent = 2").home(&gitlab);
     let left = nap();
     let killer = gitlab.queue(job(&[&format!("{left} & echo begun; sleep 600")]).build());
-    let other = gitlab.queue(job(&["sleep 3; echo fine"]).build());
+    let go = home.path("go");
+    let other = gitlab.queue(job(&[&until_there(go.display())]).build());
     let mut agent = home.start(&["--max-builds", "2"]);
     gitlab.wait_for_log(killer, "begun");
     assert!(kill_shims(killer) > 0);
     let killed = gitlab.finished(killer);
     assert_eq!(killed.failure_reason.as_deref(), Some("runner_system_failure"));
+    std::fs::write(&go, "").expect("write a file");
     assert_eq!(gitlab.finished(other).state, "success");
     assert!(agent.wait().success());
     assert!(!is_running(&left));
@@ -117,7 +119,7 @@ fn an_unfinished_line_appears_while_the_script_waits() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().home(&gitlab);
     let gate = home.path("gate");
-    let script = format!("printf 'waiting: '; while [ ! -e {} ]; do sleep 0.1; done; echo done", gate.display());
+    let script = format!("printf 'waiting: '; {}; echo done", until_there(gate.display()));
     let id = gitlab.queue(job(&[&script]).build());
     let mut agent = home.start(&["--once"]);
     gitlab.wait_until("the unfinished line", |server| server.job(id).lines().iter().any(|line| line == "waiting: "));

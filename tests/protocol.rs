@@ -35,10 +35,13 @@ fn a_lost_response_never_duplicates_a_log_line() {
     let gitlab = GitLab::start();
     gitlab.fail("PATCH trace", [Fault::TakeAndCut, Fault::TakeAndCut]);
     let home = Scenario::shell().home(&gitlab);
-    let id = gitlab.queue(job(&["for i in 1 2 3; do echo line $i; sleep 1.2; done"]).build());
+    let go = home.path("go");
+    let id = gitlab.queue(job(&["echo line 1", &until_there(go.display()), "echo line 2"]).build());
     let mut agent = home.start(&["--once"]);
+    gitlab.wait_until("the requests without a response", |server| server.count("PATCH trace") >= 2);
+    std::fs::write(&go, "").expect("write a file");
     let job = gitlab.finished(id);
-    for line in ["line 1", "line 2", "line 3"] {
+    for line in ["line 1", "line 2"] {
         assert_eq!(job.lines().iter().filter(|other| *other == line).count(), 1, "{line}");
     }
     agent.wait();
@@ -103,8 +106,7 @@ fn a_rejected_runner_pauses_polling() {
     let mut agent = home.start(&[]);
     agent.wait_for_log("rejected too often; polling paused");
     assert_eq!(gitlab.count("POST jobs/request"), 2);
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
 }
 
 #[test]
@@ -150,8 +152,7 @@ fn survives_invalid_responses_to_a_poll() {
     let id = gitlab.queue(job(&["echo ok"]).build());
     let mut agent = home.start(&[]);
     assert_eq!(gitlab.finished(id).state, "success");
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
 }
 
 #[test]
@@ -231,14 +232,18 @@ fn survives_a_truncated_and_a_late_response() {
     gitlab.fail("PATCH trace", [Fault::Slow(late), Fault::Half(Answer::new(202).body("nobody needs it"))]);
     gitlab.fail("PUT job", [Fault::Slow(late)]);
     let home = Scenario::shell().home(&gitlab);
-    let id = gitlab.queue(job(&["for i in 1 2 3 4 5; do echo line $i; sleep 1; done"]).build());
+    let go = home.path("go");
+    let id = gitlab.queue(job(&["echo line 1", &until_there(go.display()), "echo line 2"]).build());
     let mut agent = home.start(&["--once"]);
+    gitlab.wait_until("the request with the late response", |server| server.count("PATCH trace") >= 1);
+    std::fs::write(&go, "").expect("write a file");
     let job = gitlab.finished(id);
-    for line in 1..=5 {
+    for line in 1..=2 {
         let line = format!("line {line}");
         assert_eq!(job.lines().iter().filter(|other| **other == line).count(), 1, "{line} in {:#?}", job.lines());
     }
     assert_eq!(job.state, "success");
+    assert!(gitlab.count("PATCH trace") >= 3, "the request with the truncated response must be repeated");
     assert!(agent.wait().success());
 }
 
@@ -335,8 +340,7 @@ fn a_job_that_cannot_be_decoded_is_failed_if_its_id_and_token_are_readable() {
         assert!(job.has("the payload of this job cannot be read"), "{what}: {}", job.log());
     }
     assert_eq!(gitlab.finished(good).state, "success");
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
     let log = agent.log();
     let loud = "GitLab sent a job that cannot be decoded (no id or token); it cannot be reported";
     assert_eq!(log.matches(loud).count(), nameless.len(), "{log}");
@@ -348,8 +352,7 @@ fn resends_the_log_from_the_offset_that_the_server_requests() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().home(&gitlab);
     let gate = home.path("gate");
-    let script = format!("echo first; while [ ! -e {} ]; do sleep 0.1; done; echo second", gate.display());
-    let id = gitlab.queue(job(&[&script]).build());
+    let id = gitlab.queue(job(&["echo first", &until_there(gate.display()), "echo second"]).build());
     let mut agent = home.start(&["--once"]);
     gitlab.wait_until("the first line", |server| server.job(id).lines().contains(&"first".to_owned()));
     gitlab.cut_trace(id, 20);
@@ -373,8 +376,7 @@ fn a_job_that_the_server_withdraws_does_not_start() {
         let mut agent = home.start(&[]);
         assert_eq!(gitlab.finished(next).state, "success");
         assert!(!mark.exists() && gitlab.job(dropped).updates.is_empty() && gitlab.job(dropped).trace.is_empty());
-        agent.signal("QUIT");
-        assert!(agent.wait().success());
+        agent.drain();
     }
 }
 
@@ -399,11 +401,16 @@ fn a_log_is_complete_although_its_first_parts_were_refused() {
     gitlab.fail("PUT job", (0..5).map(|_| answer(500)));
     gitlab.fail("PATCH trace", [answer(404), answer(400), Fault::Cut]);
     let home = Scenario::shell().home(&gitlab);
-    let id = gitlab.queue(job(&["for i in 1 2 3 4 5 6; do echo line $i; sleep 1; done"]).build());
+    let go = home.path("go");
+    let id = gitlab.queue(job(&["echo line 1", &until_there(go.display()), "echo line 2"]).build());
     let mut agent = home.start(&["--once"]);
+    gitlab.wait_until("the refused requests", |server| server.count("PATCH trace") >= 3);
+    std::fs::write(&go, "").expect("write a file");
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success");
-    assert_eq!(job.lines().iter().filter(|line| line.starts_with("line ")).count(), 6);
+    for line in ["line 1", "line 2"] {
+        assert_eq!(job.lines().iter().filter(|other| *other == line).count(), 1, "{line} in {:#?}", job.lines());
+    }
     assert!(agent.wait().success());
 }
 
@@ -411,10 +418,12 @@ fn a_log_is_complete_although_its_first_parts_were_refused() {
 fn a_job_without_output_sends_keepalives() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().home(&gitlab);
-    let id = gitlab.queue(job(&["sleep 36"]).build());
+    let go = home.path("go");
+    let id = gitlab.queue(job(&[&until_there(go.display())]).build());
     let mut agent = home.start(&["--once"]);
-    let job = gitlab.finished(id);
-    assert_eq!(job.updates, ["running", "running", "success"]);
+    gitlab.wait_until("a keepalive after the start of the job", |server| server.job(id).updates.len() >= 2);
+    std::fs::write(&go, "").expect("write a file");
+    assert_eq!(gitlab.finished(id).updates, ["running", "running", "success"]);
     assert!(agent.wait().success());
 }
 

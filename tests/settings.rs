@@ -36,8 +36,8 @@ fn invalid_settings_are_reported_first() {
         "WARNING: FF_SCRIPT_SECTIONS: `quite`",
         "variable(s) `UID`",
     ] {
-        let told: Vec<usize> = (0..lines.len()).filter(|at| lines[*at].contains(part)).collect();
-        assert!(told.len() == 1 && told[0] < first, "{part} in {lines:#?}");
+        let places: Vec<usize> = (0..lines.len()).filter(|at| lines[*at].contains(part)).collect();
+        assert!(places.len() == 1 && places[0] < first, "{part} in {lines:#?}");
     }
     assert!(lines.contains(&"flag true true false".to_owned()), "{lines:#?}");
 }

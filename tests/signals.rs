@@ -32,8 +32,7 @@ fn a_poll_in_flight_is_awaited_and_its_job_runs() {
     let home = Scenario::shell().home(&gitlab);
     let mut agent = home.start(&[]);
     gitlab.wait_until("a held request", |server| server.count("POST jobs/request") >= 2);
-    agent.signal("QUIT");
-    assert!(agent.wait().success(), "{}", agent.log());
+    agent.drain();
     gitlab.assert_strict();
 }
 
@@ -93,8 +92,7 @@ fn hup_applies_a_valid_configuration_and_refuses_a_broken_one() {
     gitlab.wait_for_fresh_request();
     let id = gitlab.queue(job(&["echo ${MARK:-none}"]).build());
     assert!(gitlab.finished(id).lines().contains(&"new".to_owned()));
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
     gitlab.assert_strict();
 }
 
@@ -104,21 +102,19 @@ fn a_reload_names_a_changed_setting_that_needs_a_restart() {
     let home = Scenario::shell().config("log_level = \"info\"").home(&gitlab);
     let mut agent = home.start(&[]);
     agent.wait_for_log("mayfly is up");
-    let text = std::fs::read_to_string(home.config()).expect("read the file");
-    let (state, other) = (home.path("state").display().to_string(), home.path("other").display().to_string());
-    std::fs::write(home.config(), text.replace(&state, &other).replace("\"info\"", "\"debug\"")).expect("write a file");
+    Scenario::shell().config("log_level = \"debug\"").state_dir("$HOME/other").write(&home, &gitlab.url);
     agent.wait_for_log("configuration loaded");
-    let told = format!(
-        "state_dir has changed; the agent keeps its journal in the old directory until it restarts in_use={state}"
+    let message = format!(
+        "state_dir has changed; the agent keeps its journal in the old directory until it restarts in_use={}",
+        home.path("state").display()
     );
-    for part in [told.as_str(), "a changed setting takes effect when the agent restarts key=log_level"] {
+    for part in [message.as_str(), "a changed setting takes effect when the agent restarts key=log_level"] {
         assert!(agent.log().contains(part), "{part} in {}", agent.log());
     }
     let id = gitlab.queue(job(&["true"]).build());
     assert_eq!(gitlab.finished(id).state, "success");
     assert!(!home.path("other").exists());
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
     gitlab.assert_strict();
 }
 
@@ -139,8 +135,7 @@ fn usr2_hands_over_while_a_job_runs() {
     for line in ["begun", "finished", "after", "Job succeeded"] {
         assert_eq!(job.lines().iter().filter(|other| *other == line).count(), 1, "{line} in {:#?}", job.lines());
     }
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
     gitlab.assert_strict();
 }
 
@@ -175,7 +170,7 @@ fn a_stopping_agent_does_not_hand_over() {
     agent.signal("QUIT");
     agent.wait_for_log("polling stopped");
     agent.signal("USR2");
-    agent.wait_for_log("the new program is used by the next start");
+    agent.wait_for_log("the next start uses the new program");
     let waiting = gitlab.queue(job(&["true"]).build());
     std::fs::write(&go, "").expect("write a file");
     assert!(agent.wait().success());
@@ -196,8 +191,7 @@ fn a_stopped_and_continued_agent_notices_configuration_changes() {
     gitlab.wait_for_fresh_request();
     let id = gitlab.queue(job(&["echo $MARK"]).build());
     assert!(gitlab.finished(id).lines().contains(&"new".to_owned()));
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
     gitlab.assert_strict();
 }
 
@@ -205,6 +199,7 @@ fn a_stopped_and_continued_agent_notices_configuration_changes() {
 fn an_idle_agent_exits_and_a_busy_one_stays() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().home(&gitlab);
+    // The job takes longer than the idle timeout with its random part.
     let id = gitlab.queue(job(&["sleep 3"]).build());
     let mut agent = home.start(&["--idle-timeout", "1s"]);
     assert!(agent.wait().success());
@@ -239,7 +234,6 @@ fn a_token_is_rotated_before_it_expires_while_jobs_run() {
     for part in [TOKEN_AFTER_RESET, "2040-01-02T03:04:05Z", "# kept", "# soon"] {
         assert!(written.contains(part), "{part} in {written}");
     }
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
     gitlab.assert_strict();
 }

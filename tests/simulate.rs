@@ -74,9 +74,9 @@ fn simulate(arguments: &[&str]) -> String {
     let config = home.config().display().to_string();
     let all = [&["manager", "simulate", "--config", &config], arguments].concat();
     let output = home.call(&all);
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success(), "{said}");
-    said
+    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{printed}");
+    printed
 }
 
 /// The columns for idle capacity and instances.
@@ -108,25 +108,25 @@ fn targets_by_the_number_of_running_jobs_are_those_of_docker_machine() {
             "--day",
             "2026-07-06",
         ];
-        let said = simulate(&arguments);
-        assert!(said.contains(&format!("policy in force: {policy}")), "{at}: {said}");
-        assert_eq!(columns(&said).0, expected, "{at}: {said}");
+        let printed = simulate(&arguments);
+        assert!(printed.contains(&format!("policy in force: {policy}")), "{at}: {printed}");
+        assert_eq!(columns(&printed).0, expected, "{at}: {printed}");
     }
 }
 
 #[test]
 fn targets_by_the_number_of_running_jobs_are_those_of_the_autoscaler() {
-    let said = simulate(&["--pool", "autoscaler", "--at", "2026-07-06 12:00", "--running", "0,3,6,10"]);
-    assert_eq!(columns(&said), (vec![5, 5, 4, 0], vec![5, 8, 10, 10]), "{said}");
+    let printed = simulate(&["--pool", "autoscaler", "--at", "2026-07-06 12:00", "--running", "0,3,6,10"]);
+    assert_eq!(columns(&printed), (vec![5, 5, 4, 0], vec![5, 8, 10, 10]), "{printed}");
     assert!(
-        said.contains("policy in force: policy 1 (`* * * * *`, UTC)\n  idle target 5; idle time 1200 s; relay"),
-        "{said}"
+        printed.contains("policy in force: policy 1 (`* * * * *`, UTC)\n  idle target 5; idle time 1200 s; relay"),
+        "{printed}"
     );
 }
 
 #[test]
 fn on_demand_instances_that_boot_one_by_one_keep_the_last_job_waiting() {
-    let said = simulate(&[
+    let printed = simulate(&[
         "--pool",
         "static",
         "--jobs",
@@ -144,8 +144,8 @@ fn on_demand_instances_that_boot_one_by_one_keep_the_last_job_waiting() {
         "--timezone",
         "UTC",
     ]);
-    assert!(said.contains("waiting time     median 9m00s, 95 % 15m00s, longest 15m00s"), "{said}");
-    assert!(said.contains("instances        10 started, at most 10 at once"), "{said}");
+    assert!(printed.contains("waiting time     median 9m00s, 95 % 15m00s, longest 15m00s"), "{printed}");
+    assert!(printed.contains("instances        10 started, at most 10 at once"), "{printed}");
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_load_from_a_file_gives_a_table_and_a_chart() {
     let load = home.path("load.csv");
     fs::write(&load, "start,duration\n09:00,10m\n09:00,10m\n09:00:30,600\n").expect("write a file");
     let load = load.display().to_string();
-    let said = simulate(&[
+    let printed = simulate(&[
         "--pool",
         "autoscaler",
         "--load",
@@ -167,10 +167,10 @@ fn a_load_from_a_file_gives_a_table_and_a_chart() {
         "--timezone",
         "UTC",
     ]);
-    assert!(said.contains("jobs             3 created, 3 started"), "{said}");
-    let nine = said.lines().find(|line| line.starts_with("Mon 09:00")).unwrap_or_else(|| panic!("{said}"));
+    assert!(printed.contains("jobs             3 created, 3 started"), "{printed}");
+    let nine = printed.lines().find(|line| line.starts_with("Mon 09:00")).unwrap_or_else(|| panic!("{printed}"));
     let words: Vec<&str> = nine.split_whitespace().collect();
-    assert_eq!(words[2..], ["0", "3", "8", "3", "6", "3", "0s", "0s"], "{said}");
+    assert_eq!(words[2..], ["0", "3", "8", "3", "6", "3", "0s", "0s"], "{printed}");
     let svg = fs::read_to_string(&chart).expect("a chart");
     assert!(svg.starts_with("<svg ") && svg.contains("busy instances"), "{svg:.200}");
 }
@@ -188,18 +188,18 @@ fn a_file_of_gitlab_runner_is_simulated_as_it_is() {
     let config = home.config().display().to_string();
     let simulate = || {
         let output = home.call(&["manager", "simulate", "--config", &config, "--at", "Mon 09:00"]);
-        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        (output.status.success(), said)
+        let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.success(), printed)
     };
-    let (success, said) = simulate();
-    assert!(success, "{said}");
+    let (success, printed) = simulate();
+    assert!(success, "{printed}");
     for pool in ["dynamic", "static", "autoscaler"] {
-        assert!(said.contains(&format!("pool {pool} at Mon")), "{pool}: {said}");
+        assert!(printed.contains(&format!("pool {pool} at Mon")), "{pool}: {printed}");
     }
     fs::write(home.config(), format!("{text}{wrong}")).expect("write a file");
-    let (success, said) = simulate();
-    assert!(!success && said.contains("pool `wrong`"), "{said}");
-    assert!(said.contains("pool static at Mon") && said.contains("pool autoscaler at Mon"), "{said}");
+    let (success, printed) = simulate();
+    assert!(!success && printed.contains("pool `wrong`"), "{printed}");
+    assert!(printed.contains("pool static at Mon") && printed.contains("pool autoscaler at Mon"), "{printed}");
 }
 
 #[test]
@@ -208,10 +208,10 @@ fn each_pool_has_a_chart_and_dates_of_a_load_choose_the_day() {
     let load = home.path("load.csv").display().to_string();
     fs::write(&load, "2026-07-11 09:00,10m\n2026-07-12T09:00,10m\n").expect("write a file");
     let chart = home.path("day.svg").display().to_string();
-    let said = simulate(&["--load", &load, "--svg", &chart, "--timezone", "UTC"]);
-    assert!(said.contains("\nSat 09:00 ") && said.contains("policy from Sat 00:00: autoscaling 2"), "{said}");
-    assert!(said.contains("jobs             1 created, 1 started"), "{said}");
-    assert!(said.contains("not simulated    1 jobs that begin later; raise --length"), "{said}");
+    let printed = simulate(&["--load", &load, "--svg", &chart, "--timezone", "UTC"]);
+    assert!(printed.contains("\nSat 09:00 ") && printed.contains("policy from Sat 00:00: autoscaling 2"), "{printed}");
+    assert!(printed.contains("jobs             1 created, 1 started"), "{printed}");
+    assert!(printed.contains("not simulated    1 jobs that begin later; raise --length"), "{printed}");
     for pool in ["dynamic", "static", "autoscaler"] {
         let svg = fs::read_to_string(home.path(&format!("day-{pool}.svg"))).expect("a chart");
         assert!(svg.starts_with("<svg "), "{pool}");
@@ -230,9 +230,9 @@ fn a_throttle_adds_instances_second_by_second() {
     let load = ["--jobs", "31", "--duration", "1h", "--over", "0", "--boot", "30s", "--timezone", "UTC"];
     let all = [&["manager", "simulate", "--config", &config, "--pool", "autoscaler"], &load[..]].concat();
     let output = home.call(&all);
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     // The first one at once, one more each second, and 30 s for each boot.
-    assert!(said.contains("waiting time     median 45s, 95 % 59s, longest 1m00s"), "{said}");
+    assert!(printed.contains("waiting time     median 45s, 95 % 59s, longest 1m00s"), "{printed}");
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn what_is_wrong_is_named() {
     ] {
         let all = [vec!["manager", "simulate", "--config", &config], arguments].concat();
         let output = home.call(&all);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && said.contains(expected), "{said}");
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && printed.contains(expected), "{printed}");
     }
 }

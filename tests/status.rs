@@ -29,19 +29,22 @@ fn shows_the_jobs_of_an_agent_and_the_idle_time_that_is_left() {
     let id = gitlab.queue(job(&[&until_there(end.display())]).build());
     let agent = home.start(&[]);
     wait_for(&agent, &address, "/status", "step_script");
-    let (success, said) = status(&home, &[]);
-    assert!(success, "{said}");
+    let (success, printed) = status(&home, &[]);
+    assert!(success, "{printed}");
     for part in ["phase          working", "jobs           1 of 2 at once", "builds left    6", "idle timeout   1h 0m"]
     {
-        assert!(said.contains(part), "{part}: {said}");
+        assert!(printed.contains(part), "{part}: {printed}");
     }
-    let row = said.lines().last().expect("a job");
-    assert!(row.starts_with(&id.to_string()) && row.contains("step_script"), "{said}");
+    let row = printed.lines().last().expect("a job");
+    assert!(row.starts_with(&id.to_string()) && row.contains("step_script"), "{printed}");
     fs::write(&end, "").expect("write a file");
     gitlab.finished(id);
     wait_for(&agent, &address, "/status", "\"jobs\":[]");
-    let (_, said) = status(&home, &[]);
-    assert!(said.contains("idle time left 59m of 1h 0m") || said.contains("idle time left 1h 0m of 1h 0m"), "{said}");
+    let (_, printed) = status(&home, &[]);
+    assert!(
+        printed.contains("idle time left 59m of 1h 0m") || printed.contains("idle time left 1h 0m of 1h 0m"),
+        "{printed}"
+    );
     let (_, json) = status(&home, &["--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).expect("must be JSON");
     assert_eq!((&json["kind"], &json["builds_left"]), (&"agent".into(), &6.into()), "{json}");
@@ -51,10 +54,10 @@ fn shows_the_jobs_of_an_agent_and_the_idle_time_that_is_left() {
 fn says_what_is_missing() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().home(&gitlab);
-    let (success, said) = status(&home, &[]);
-    assert!(!success && said.contains("has no `listen_address`"), "{said}");
-    let (success, said) = status(&home, &["--address", &free_address()]);
-    assert!(!success && said.contains("is `mayfly run` or `mayfly manager` running here?"), "{said}");
+    let (success, printed) = status(&home, &[]);
+    assert!(!success && printed.contains("has no `listen_address`"), "{printed}");
+    let (success, printed) = status(&home, &["--address", &free_address()]);
+    assert!(!success && printed.contains("is `mayfly run` or `mayfly manager` running here?"), "{printed}");
     let other = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = other.local_addr().expect("an address").to_string();
     let server = std::thread::spawn(move || {
@@ -63,8 +66,8 @@ fn says_what_is_missing() {
         // Open until the other side closes it.
         let _ = stream.read_to_end(&mut Vec::new());
     });
-    let (success, said) = status(&home, &["--address", &address]);
-    assert!(!success && said.contains("status 404 for /status"), "{said}");
+    let (success, printed) = status(&home, &["--address", &address]);
+    assert!(!success && printed.contains("status 404 for /status"), "{printed}");
     server.join().expect("no panic");
 }
 
@@ -81,8 +84,8 @@ fn output_that_cannot_be_written_ends_the_command_without_a_panic() {
         let mut command = home.command(&["lint", "--config", &config]);
         let child = command.stdout(output).stderr(Stdio::piped()).spawn().expect("start mayfly");
         let done = child.wait_with_output().expect("must end");
-        let said = String::from_utf8_lossy(&done.stderr).into_owned();
-        assert!(said.contains(part) && !said.contains("panicked"), "{said}");
-        assert_eq!(done.status.code(), Some(status), "{said}");
+        let printed = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(printed.contains(part) && !printed.contains("panicked"), "{printed}");
+        assert_eq!(done.status.code(), Some(status), "{printed}");
     }
 }

@@ -64,8 +64,7 @@ fn the_least_recently_used_build_directories_go_when_there_are_too_many_bytes() 
     let bytes = metrics.lines().find_map(|line| line.strip_prefix("mayfly_builds_bytes{")).expect("a sample");
     let bytes: f64 = bytes.rsplit(' ').next().and_then(|bytes| bytes.parse().ok()).expect("a number");
     assert!((600_000.0..700_000.0).contains(&bytes), "{bytes}");
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
 }
 
 #[test]
@@ -89,8 +88,7 @@ fn build_directories_from_before_are_limited_too() {
         agent.wait_for_log("build directory removed");
         assert!(!builds.join(gone).exists() && builds.join(kept).exists(), "{}", agent.log());
         assert!(agent.log().contains("unrecorded build directories found"), "{}", agent.log());
-        agent.signal("QUIT");
-        assert!(agent.wait().success());
+        agent.drain();
     }
 }
 
@@ -195,6 +193,5 @@ fn the_least_recently_used_cache_volumes_go_and_none_that_a_job_uses() {
     std::fs::write(here.with_file_name("go"), "").expect("write a file");
     let first = gitlab.finished(held);
     assert!(first.state == "success" && first.has("300000"), "{}", first.log());
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
 }

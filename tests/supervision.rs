@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::support::gitlab::GitLab;
-use crate::support::job::job;
+use crate::support::job::{job, until_there};
 use crate::support::mayfly::Home;
 use crate::support::scenario::Scenario;
 
@@ -50,13 +50,15 @@ fn notifies_the_service_manager_of_each_phase() {
     assert!(manager.next("RELOADING=1").contains("MONOTONIC_USEC="));
     assert_eq!(manager.next("READY"), ready);
 
-    let id = gitlab.queue(job(&["env | cut -d= -f1", "echo begun", "sleep 2", "echo finished"]).build());
+    let go = home.path("go");
+    let id = gitlab.queue(job(&["env | cut -d= -f1", "echo begun", &until_there(go.display())]).build());
     manager.next("STATUS=1 of 1 jobs");
     gitlab.wait_for_log(id, "begun");
     agent.signal("USR2");
     manager.next("RELOADING=1");
     assert_eq!(manager.next("READY"), ready, "the program took its place in the same process");
     manager.next("WATCHDOG=1");
+    std::fs::write(&go, "").expect("write a file");
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success");
     assert!(!job.lines().iter().any(|line| line.starts_with("NOTIFY_") || line.starts_with("WATCHDOG_")));

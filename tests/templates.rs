@@ -20,8 +20,8 @@ pub fn cfn_lint() -> PathBuf {
 #[test]
 fn fleet_templates_are_valid() {
     let output = Command::new(cfn_lint()).args(files("docs/fleet", "yaml")).output().expect("run cfn-lint");
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success() && said.trim().is_empty(), "{said}");
+    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && printed.trim().is_empty(), "{printed}");
 }
 
 /// The user data of a template, with the default values of its parameters.
@@ -88,9 +88,9 @@ fn fleet_templates_write_valid_configurations() {
 /// The output of a program, which must succeed.
 fn say(program: &str, arguments: &[&str], directory: &Path) -> String {
     let output = Command::new(program).args(arguments).current_dir(directory).output().expect(program);
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success(), "{program} {arguments:?}: {said}");
-    said
+    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{program} {arguments:?}: {printed}");
+    printed
 }
 
 /// The names of mayfly's metrics in a query; those of histograms without their suffixes.

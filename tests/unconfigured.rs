@@ -121,8 +121,7 @@ fn polling_starts_once_the_configuration_is_mended() {
     assert_finished(&gitlab, id, &next);
     let later = gitlab.queue(job(&["echo $MARK"]).build());
     assert!(gitlab.finished(later).has("after"));
-    next.signal("QUIT");
-    assert!(next.wait().success());
+    next.drain();
     gitlab.assert_strict();
 }
 
@@ -163,9 +162,8 @@ fn a_job_in_a_container_keeps_its_sandbox_without_a_configuration() {
     let home = Scenario::containers()
         .runner("[runners.mayfly]\nconfined_uid = 64123\nconfined_memory = \"300m\"")
         .home(&gitlab);
-    let wait = "for i in $(seq 1200); do [ -e go ] && break; sleep 0.1; done";
     let artifacts = json!([{"name": "a", "paths": ["a.txt"], "artifact_type": "archive", "artifact_format": "zip"}]);
-    let script = job(&["echo begun; echo x >a.txt", wait, "echo finished"]).set("artifacts", artifacts);
+    let script = job(&["echo begun; echo x >a.txt", &until_there("go"), "echo finished"]).set("artifacts", artifacts);
     let id = gitlab.queue(script.build());
     let agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
@@ -228,8 +226,7 @@ fn a_hand_over_with_a_broken_file_is_refused_and_tells_why() {
     agent.wait_for_log("job resumed from journal");
     go(&home);
     assert_finished(&gitlab, id, &agent);
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
     gitlab.assert_strict();
 }
 
@@ -247,8 +244,7 @@ fn many_hand_overs_are_no_deaths_of_the_agent() {
     }
     go(&home);
     assert_finished(&gitlab, id, &agent);
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
     gitlab.assert_strict();
 }
 
@@ -270,6 +266,5 @@ fn a_hand_over_that_would_lose_the_journal_is_refused() {
     }
     go(&home);
     assert_finished(&gitlab, id, &agent);
-    agent.signal("QUIT");
-    assert!(agent.wait().success());
+    agent.drain();
 }

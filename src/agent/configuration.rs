@@ -28,7 +28,10 @@ impl Agent {
         let mut config = loaded.config;
         config.leave.apply_default(self.instance.is_in_group());
         if config.runners.is_empty() {
-            log::warn!("there is no [[runners]] in {}; add one with `mayfly register`", config.path.display());
+            log::warn!(
+                "the configuration has no [[runners]]; add one with `mayfly register` path={}",
+                config.path.display()
+            );
         }
         let awaited_user = self.remove_runners_without_user(&mut config);
         let metadata_block = metadata_blocking::apply(&config, self.options.user.as_deref(), &self.state_dir)?;

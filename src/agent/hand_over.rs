@@ -69,7 +69,10 @@ impl Agent {
     pub(super) fn prepare_hand_over(&mut self) {
         // The new program would not know about the shutdown.
         if let Some(shutdown) = &self.shutdown {
-            log::info!("shutting down; the new program is used by the next start reason={}", shutdown.reason());
+            log::info!(
+                "no hand-over during a shutdown; the next start uses the new program reason={}",
+                shutdown.reason()
+            );
             return;
         }
         if self.hand_over == HandOver::Validating {
@@ -164,8 +167,8 @@ pub fn validate(program: &Path) -> Result<(), String> {
     if output.status.success() {
         return Ok(());
     }
-    let said = output.stderr.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("; ");
-    Err(if said.is_empty() { output.status.to_string() } else { said.trim_start_matches("mayfly: ").to_owned() })
+    let printed = output.stderr.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("; ");
+    Err(if printed.is_empty() { output.status.to_string() } else { printed.trim_start_matches("mayfly: ").to_owned() })
 }
 
 #[cfg(test)]
@@ -173,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_became_another_program_is_told_from_one_that_died() {
+    fn a_process_that_became_another_program_is_distinguished_from_one_that_died() {
         let state = tempfile::tempdir().expect("a directory");
         assert_eq!(predecessor(state.path()), Predecessor::Ended);
         leave_mark(state.path());

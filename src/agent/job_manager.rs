@@ -205,7 +205,7 @@ impl JobManager {
         }
         let jobs = Arc::clone(self);
         if let Err((task, error)) = spawn_job_thread(task.payload.id, task, move |task| jobs.run_job(task, &control)) {
-            self.fail_unstarted(task, &format!("no thread for the job: {error}"));
+            self.fail_unstarted(task, &format!("cannot create a thread for the job: {error}"));
         }
     }
 
@@ -234,8 +234,10 @@ impl JobManager {
                 }
                 None
             }
-            Ok(Err(error)) => Some(format!("the agent cannot work in its state directory: {error}")),
-            Err(_) => Some("the agent's thread for this job died; its log says where".to_owned()),
+            Ok(Err(error)) => Some(format!("the agent cannot use its state directory: {error}")),
+            Err(_) => Some(
+                "the agent's thread for this job panicked; the agent's log has the place (a bug of mayfly)".to_owned(),
+            ),
         };
         if let Some(why) = trouble {
             fail_job::stop_leftovers(&context, &left, name);
@@ -279,7 +281,7 @@ impl JobManager {
         if !accepted {
             self.uncount_job();
             if let Err(error) = directory.discard() {
-                log::error!("cannot remove the directory of a slot error={error}");
+                log::error!("cannot remove the directory of a slot job={} error={error}", handle.id);
             }
             return Err(());
         }
@@ -331,7 +333,7 @@ impl JobManager {
         }
         self.failures.record(&task.context.runner_labels(), true);
         if let Err(error) = directory.discard() {
-            log::error!("cannot remove the directory of a slot error={error}");
+            log::error!("cannot remove the directory of a slot job={} error={error}", task.payload.id);
         }
         if let Some(offered) = &task.offered {
             offered.note_ended();
@@ -350,15 +352,15 @@ impl JobManager {
         offered: Option<OfferedJob>,
     ) {
         let why = why.to_owned();
-        let (jobs, told) = (Arc::clone(self), why.clone());
+        let (jobs, message) = (Arc::clone(self), why.clone());
         let refused = spawn_job_thread(job.id.clone(), (permit, context, job), move |(permit, context, job)| {
             let directory = SlotDirectory::new(&jobs.state_dir, permit.slot);
             if offered.as_ref().is_none_or(|offered| offered.accept_to_fail(&job)) {
                 let begin = |offered: &OfferedJob| directory.create().and_then(|()| offered.begin_log(&directory));
                 match offered.as_ref().map_or(Ok(()), begin) {
-                    Ok(()) => job_reports::fail_with_log(&context, &directory, &job, &told),
+                    Ok(()) => job_reports::fail_with_log(&context, &directory, &job, &message),
                     Err(error) => {
-                        let why = format!("{told}; its log cannot be written: {error}");
+                        let why = format!("{message}; its log cannot be written: {error}");
                         job_reports::fail(&context, &job, &why);
                     }
                 }

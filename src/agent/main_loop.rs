@@ -84,7 +84,7 @@ impl Agent {
             (Some(shutdown), _) => format!("taking no more jobs ({}), {jobs} left", shutdown.reason()),
             (None, _) if self.unconfigured.is_some() => format!("no usable configuration, {jobs} jobs left"),
             (None, Availability::Available) => format!("{jobs} of {} jobs", self.config.concurrent),
-            (None, _) => format!("resting, {jobs} jobs"),
+            (None, _) => format!("polling paused, {jobs} jobs"),
         };
         self.monitoring.set_phase(match (&self.shutdown, &self.availability) {
             (Some(Shutdown { tracker: Some(tracker), .. }), _) => AgentPhase::ShuttingDown(Arc::clone(tracker)),

@@ -1,6 +1,7 @@
 //! The agent: polls for jobs, runs and counts jobs, and decides when the instance shuts down.
 //!
-//! `start` starts the agent, `main_loop` runs it, and each other file has one duty.
+//! `start` starts the agent, `main_loop` runs it, and each other file has one duty. This module never runs a script or
+//! opens a job's files: `job` does that, in other processes.
 
 pub mod advice;
 mod awaited_user;

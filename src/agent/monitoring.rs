@@ -45,21 +45,21 @@ pub enum AgentPhase {
 
 /// The values of the metric `mayfly_phase`.
 const PHASES: [&str; 8] =
-    ["working", "resting", "draining", "unregistering", "ending", "powering_off", "left", "stranded"];
+    ["working", "paused", "draining", "unregistering", "terminating", "powering_off", "shut_down", "failed"];
 
 impl AgentPhase {
     fn phase(&self) -> &'static str {
         match self {
             Self::Working => "working",
-            Self::Paused | Self::Unconfigured => "resting",
+            Self::Paused | Self::Unconfigured => "paused",
             Self::Stopping => "draining",
             Self::ShuttingDown(tracker) => match tracker.state().phase {
                 ShutdownPhase::Draining => "draining",
                 ShutdownPhase::Unregistering => "unregistering",
-                ShutdownPhase::Ending => "ending",
+                ShutdownPhase::Terminating => "terminating",
                 ShutdownPhase::PoweringOff => "powering_off",
-                ShutdownPhase::Left => "left",
-                ShutdownPhase::Stranded => "stranded",
+                ShutdownPhase::ShutDown => "shut_down",
+                ShutdownPhase::Failed => "failed",
             },
         }
     }
@@ -204,7 +204,7 @@ impl MonitoringPages {
             let runner = runner.map(|name| format!(" runner={name}")).unwrap_or_default();
             PageResponse::text(503, format!("unfit reason={}{runner}: {unfit}\n", unfit.reason()))
         } else if refused {
-            PageResponse::text(503, "every runner is refused; check them with `mayfly verify`\n")
+            PageResponse::text(503, "GitLab rejects every runner; check their tokens with `mayfly verify`\n")
         } else {
             PageResponse::text(200, format!("{}\n", state.phase.phase()))
         }
@@ -278,7 +278,7 @@ impl MonitoringPages {
         let mut unfit = page.metric(
             "mayfly_runner_unfit",
             MetricKind::Gauge,
-            "1 for a runner that must not ask for jobs, with the reason.",
+            "1 for a runner that the agent does not poll for, with the reason.",
         );
         for (runner, reason) in self.fitness.reasons() {
             unfit.sample(&[("runner_name", runner.as_deref().unwrap_or("")), ("reason", reason.reason())], 1.0);
@@ -352,7 +352,7 @@ mod tests {
         assert_eq!(monitoring.pages.health(), PageResponse::text(200, "working\n"));
         let runner_labels = RunnerLabels { token: Token::new("health").short(), name: "r".to_owned() };
         metrics::set_paused(&runner_labels, true);
-        assert!(monitoring.pages.health().body.contains("refused"));
+        assert!(monitoring.pages.health().body.contains("GitLab rejects every runner"));
         metrics::set_paused(&runner_labels, false);
         monitoring.set_phase(AgentPhase::Stopping);
         assert_eq!(monitoring.pages.health(), PageResponse::text(503, "draining (signal), jobs left: 0\n"));

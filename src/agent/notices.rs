@@ -113,7 +113,7 @@ impl Agent {
     /// The machine hibernates and later resumes with this process, so the agent does not shut down. Running jobs will
     /// lose their connections, so the agent stops their scripts.
     fn prepare_hibernation(&mut self) {
-        self.jobs.evict("the machine is frozen");
+        self.jobs.evict("the cloud hibernates the instance");
         self.availability =
             Availability::Hibernating { asleep: sys::asleep(), until: Instant::now() + HIBERNATION_TIMEOUT };
         self.slots.pause();

@@ -42,7 +42,7 @@ impl OfferedJob {
                     return true;
                 }
                 AcceptOutcome::Void => {
-                    log::info!("offer void; the job is not run job={}", job.id);
+                    log::info!("the manager withdrew the offer; the job is not run job={}", job.id);
                     return false;
                 }
                 AcceptOutcome::Unsettled(why) => {

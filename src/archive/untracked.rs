@@ -36,15 +36,15 @@ pub fn for_each(root: &ArchiveRoot, mut take: impl FnMut(OsString)) -> Result<()
     let unusable = |why: io::Error| format!("git cannot be started: {why}");
     let mut git = git.spawn().map_err(unusable)?;
     let (stdout, stderr) = (git.stdout.take(), git.stderr.take());
-    let said = thread::scope(|scope| {
+    let printed = thread::scope(|scope| {
         let listener = scope.spawn(move || {
-            let mut said = Vec::new();
+            let mut printed = Vec::new();
             if let Some(mut stderr) = stderr {
-                let _ = (&mut stderr).take(ERROR_OUTPUT_MAX).read_to_end(&mut said);
+                let _ = (&mut stderr).take(ERROR_OUTPUT_MAX).read_to_end(&mut printed);
                 // Drain the rest, or git would block on a full pipe.
                 let _ = io::copy(&mut stderr, &mut io::sink());
             }
-            said
+            printed
         });
         let mut names = stdout.map(BufReader::new);
         while let Some(name) = names.as_mut().and_then(next_name) {
@@ -56,8 +56,8 @@ pub fn for_each(root: &ArchiveRoot, mut take: impl FnMut(OsString)) -> Result<()
     match git.wait().map_err(unusable)?.success() {
         true => Ok(()),
         false => {
-            let said = String::from_utf8_lossy(&said);
-            Err(format!("git ls-files failed: {}", said.trim().lines().next().unwrap_or("no reason given")))
+            let printed = String::from_utf8_lossy(&printed);
+            Err(format!("git ls-files failed: {}", printed.trim().lines().next().unwrap_or("no reason given")))
         }
     }
 }

@@ -103,11 +103,12 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
     check_state(report, &state, "[mayfly]");
     check_listen_address(report, config, &state);
     if CgroupParents::find().exist() {
-        report.ok("control groups", "each script gets its own");
+        report.ok("control groups", "the agent creates one for each script");
     } else {
         report.warn(
             "control groups",
-            "the agent cannot create control groups; it finds the processes of a script only as their subreaper",
+            "the agent cannot create control groups, so it finds the processes of a script only as their subreaper; run it \
+             as root, in a unit with Delegate=yes",
         );
     }
     // The agent refuses to start if a requirement of its `leave` is not met.
@@ -223,10 +224,10 @@ fn check_confinement(report: &mut Report, place: &str, options: &Options, runner
     check_roots(report, place, &agent::directories_of(&directory, runner), None);
     match agent::confinement(runner, &directory, &CgroupParents::find()) {
         Err(why) => report.fail(place, &why),
-        Ok(missing) if missing.is_empty() => report.ok(place, "the sandbox for work beside containers is complete"),
+        Ok(missing) if missing.is_empty() => report.ok(place, "the sandbox for file tasks is complete"),
         Ok(missing) => missing
             .iter()
-            .for_each(|wall| report.warn(place, &format!("the sandbox for work beside containers: {wall}"))),
+            .for_each(|protection| report.warn(place, &format!("the sandbox for file tasks: {protection}"))),
     }
 }
 
@@ -253,7 +254,10 @@ fn check_user(report: &mut Report, place: &str, options: &Options, config: &Conf
         None if nix::unistd::Uid::effective().is_root() => {
             report.warn(place, "jobs run as root and can read the runner token; set `user` to a user for jobs")
         }
-        None => report.warn(place, "jobs run as the agent's own user and can read the runner token"),
+        None => report.warn(
+            place,
+            "jobs run as the agent's own user and can read the runner token; run the agent as root, and set `user`",
+        ),
     }
     let directory = match agent::working_directory(options.working_directory.as_deref()) {
         Ok(directory) => directory,
@@ -302,11 +306,12 @@ fn check_files(report: &mut Report, place: &str, runner: &Runner) {
         ("tls-key-file", &runner.tls.key_file),
     ];
     if runner.tls.cert_file.is_some() != runner.tls.key_file.is_some() {
-        report.warn(place, "`tls-cert-file` and `tls-key-file` have an effect only together");
+        report.warn(place, "`tls-cert-file` and `tls-key-file` have an effect only together; set both");
     }
     for (key, path) in files {
-        if let Some(path) = path.as_ref().filter(|path| fs::File::open(path).is_err()) {
-            report.fail(place, &format!("`{key}`: {} cannot be read", path.display()));
+        let Some(path) = path else { continue };
+        if let Err(error) = fs::File::open(path) {
+            report.fail(place, &format!("`{key}`: {} cannot be read: {error}; correct the path", path.display()));
         }
     }
 }
@@ -327,7 +332,11 @@ fn check_server(report: &mut Report, place: &str, config: &Config, runner: &Runn
     let Some(verdict) = ask(&gitlab, runner, system_id) else {
         return report.fail(
             place,
-            &format!("{} does not answer within {} seconds", http::origin(&runner.url), TIMEOUT.as_secs()),
+            &format!(
+                "{} does not answer within {} seconds; check DNS, the firewall and the proxy",
+                http::origin(&runner.url),
+                TIMEOUT.as_secs()
+            ),
         );
     };
     match (handshake, &verdict) {
@@ -348,7 +357,13 @@ fn check_server(report: &mut Report, place: &str, config: &Config, runner: &Runn
                 place,
                 &format!("`url = \"{}\"`: the server redirects to {target}; write that address as `url`", runner.url),
             ),
-            None => report.fail(place, &format!("the token cannot be verified: {error}")),
+            None => {
+                let remedy = match error {
+                    ApiError::Unreachable(_) => "; check `url`, DNS, the firewall and the proxy",
+                    ApiError::Refused(_) | ApiError::Answer(..) => "",
+                };
+                report.fail(place, &format!("the token cannot be verified: {error}{remedy}"));
+            }
         },
     }
     if let Some(date) = gitlab.server_date() {
@@ -381,7 +396,10 @@ fn check_clock(report: &mut Report, server: SystemTime) {
     let now = SystemTime::now();
     let off = now.duration_since(server).or_else(|_| server.duration_since(now)).unwrap_or_default();
     match off > CLOCK_TOLERANCE {
-        true => report.warn("clock", &format!("{} seconds off the server's; run a time service", off.as_secs())),
-        false => report.ok("clock", "agrees with the server's"),
+        true => report.warn(
+            "clock",
+            &format!("differs from the clock of GitLab by {} seconds; synchronise it (NTP)", off.as_secs()),
+        ),
+        false => report.ok("clock", "agrees with the clock of GitLab"),
     }
 }

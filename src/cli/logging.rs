@@ -17,15 +17,15 @@ use crate::monitor::metrics;
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// The lowest level that is logged
-    #[arg(long, global = true, value_name = "LEVEL", env = "LOG_LEVEL", ignore_case = true,
+    #[arg(long, global = true, help_heading = "Log", value_name = "LEVEL", env = "LOG_LEVEL", ignore_case = true,
           value_parser = PossibleValuesParser::new(LOG_LEVELS))]
     log_level: Option<String>,
     /// The format of log lines
-    #[arg(long, global = true, value_name = "FORMAT", env = "LOG_FORMAT", ignore_case = true)]
+    #[arg(long, global = true, help_heading = "Log", value_name = "FORMAT", env = "LOG_FORMAT", ignore_case = true)]
     log_format: Option<Format>,
     /// The same as --log-level debug
-    #[arg(long, global = true, env = "RUNNER_DEBUG", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
-          value_name = "true|false", default_value = "false", default_missing_value = "true",
+    #[arg(long, global = true, help_heading = "Log", env = "RUNNER_DEBUG", action = ArgAction::Set,
+          num_args = 0..=1, require_equals = true, value_name = "true|false", default_value = "false", default_missing_value = "true",
           hide_default_value = true, value_parser = super::boolean)]
     debug: bool,
 }

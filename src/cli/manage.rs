@@ -17,13 +17,13 @@ use crate::token::Token;
 pub struct Verify {
     #[command(flatten)]
     file: ConfigFile,
-    /// Only the runner with this name
+    /// Verify only the runner with this name
     #[arg(short, long)]
     name: Option<String>,
-    /// Only runners of this server
+    /// Verify only the runners of this server
     #[arg(short, long)]
     url: Option<String>,
-    /// Only the runner with this token
+    /// Verify only the runner with this token
     #[arg(short, long)]
     token: Option<String>,
     /// Remove runners from the file if GitLab does not know their token
@@ -38,16 +38,16 @@ pub struct Verify {
 pub struct Unregister {
     #[command(flatten)]
     file: ConfigFile,
-    /// The runner with this name
+    /// Unregister the runner with this name
     #[arg(short, long)]
     name: Option<String>,
-    /// Only runners of this server
+    /// Consider only the runners of this server
     #[arg(short, long)]
     url: Option<String>,
-    /// The runner with this token [default: CI_SERVER_TOKEN, if no runner is named]
+    /// Unregister the runner with this token [default: CI_SERVER_TOKEN, if no runner is named]
     #[arg(short, long)]
     token: Option<String>,
-    /// All runners
+    /// Unregister all runners
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, value_name = "true|false")]
     #[arg(default_value = "false", default_missing_value = "true", hide_default_value = true)]
     #[arg(value_parser = super::boolean)]
@@ -59,21 +59,21 @@ pub struct Unregister {
 pub struct ResetToken {
     #[command(flatten)]
     file: ConfigFile,
-    /// The runner with this name
+    /// Replace the token of the runner with this name
     #[arg(short, long)]
     name: Option<String>,
-    /// Only runners of this server
+    /// Consider only the runners of this server
     #[arg(short, long)]
     url: Option<String>,
-    /// The runner with this id
+    /// Replace the token of the runner with this id
     #[arg(short, long)]
     id: Option<i64>,
-    /// All runners
+    /// Replace the tokens of all runners
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, value_name = "true|false")]
     #[arg(default_value = "false", default_missing_value = "true", hide_default_value = true)]
     #[arg(value_parser = super::boolean)]
     all_runners: bool,
-    /// A personal access token with the right to reset (prefer --access-token-file)
+    /// A personal access token that may reset tokens (prefer --access-token-file)
     #[arg(long, value_name = "TOKEN")]
     pat: Option<String>,
     /// A file with that personal access token; - for standard input

@@ -1,4 +1,6 @@
 //! The command line: one file per subcommand. Names follow gitlab-runner where it has an equivalent.
+//!
+//! A subcommand reads its options and prints results. It never runs a job itself: `agent`, `manager` and `local` do.
 
 mod check;
 mod check_pools;
@@ -84,7 +86,7 @@ enum Command {
 /// Selects the configuration.
 #[derive(Args, Clone, Debug)]
 struct ConfigFile {
-    /// The configuration file
+    /// The configuration file [default: /etc/mayfly/config.toml for root, else ~/.mayfly/config.toml]
     #[arg(short, long, value_name = "FILE", env = "CONFIG_FILE")]
     config: Option<PathBuf>,
 }
@@ -160,8 +162,11 @@ fn parse() -> Cli {
 
 /// The whole command line. Help never shows values of the environment: they may contain tokens and passwords.
 fn command() -> clap::Command {
-    let command = Cli::command().mut_args(|arg| arg.hide_env_values(true));
-    command.mut_subcommands(|command| command.mut_args(|arg| arg.hide_env_values(true)))
+    without_env_values(Cli::command())
+}
+
+fn without_env_values(command: clap::Command) -> clap::Command {
+    command.mut_args(|arg| arg.hide_env_values(true)).mut_subcommands(without_env_values)
 }
 
 /// Parses a boolean as gitlab-runner does.
@@ -195,11 +200,13 @@ fn lint(file: &ConfigFile) -> Result<ExitCode, String> {
         Severity::UnknownKey | Severity::UnusableRunner => "error",
     };
     let is_error = |finding: &&Finding| kind(finding) == "error";
-    for finding in &loaded.findings {
+    let mut findings: Vec<&Finding> = loaded.findings.iter().collect();
+    findings.sort_by_key(|finding| finding.line);
+    for finding in findings {
         say!("{path}: {}: {finding}", kind(finding));
     }
     for problem in start_checks::problems(&loaded.config) {
-        say!("{path}: note: mayfly cannot start with it on this machine: {problem}");
+        say!("{path}: note: mayfly cannot start with this file on this machine: {problem}");
     }
     if loaded.config.mayfly.manager.is_none() {
         warn_about_shutdown(&loaded.config);
@@ -213,7 +220,7 @@ fn lint(file: &ConfigFile) -> Result<ExitCode, String> {
         errors += pools.errors.len();
         usable = pools.usable;
     }
-    say!("{path}: {usable} usable runner(s), {errors} error(s)");
+    say!("{path}: {}, {}", report::plural(usable, "usable runner"), report::plural(errors, "error"));
     Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

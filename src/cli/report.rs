@@ -28,8 +28,12 @@ impl Report {
 
     /// Prints the totals. Failures make the command fail.
     pub fn conclude(&self) -> ExitCode {
-        let plural = |number: usize, word: &str| format!("{number} {word}{}", if number == 1 { "" } else { "s" });
         say!("{}, {}", plural(self.failures, "failure"), plural(self.warnings, "warning"));
         if self.failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
+}
+
+/// A number and its word, such as `1 error` or `2 errors`.
+pub fn plural(number: usize, word: &str) -> String {
+    format!("{number} {word}{}", if number == 1 { "" } else { "s" })
 }

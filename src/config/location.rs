@@ -50,7 +50,11 @@ pub fn of_error(text: &str, error: &toml::de::Error) -> String {
     let line = line_at(text, offset);
     match is_secret(line.1) {
         // The parser's message may contain the value.
-        true => show(text, offset, "the value is invalid; it is not shown, because it may be confidential"),
+        true => show(
+            text,
+            offset,
+            &format!("{}is invalid; it is not shown, because it may be confidential", value_of(line.1)),
+        ),
         false => show(text, offset, error.message()),
     }
 }
@@ -73,6 +77,16 @@ fn line_at(text: &str, offset: usize) -> (usize, &str) {
     // An error at the end of the file has an offset after the last line.
     let number = line_number(text, offset).min(text.lines().count().max(1));
     (number, text.lines().nth(number - 1).unwrap_or_default())
+}
+
+/// Names the value of a line by its key, if the line has one.
+fn value_of(line: &str) -> String {
+    let key = line.split_once('=').map(|(key, _)| key.trim());
+    let is_bare = |key: &&str| key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    match key.filter(is_bare) {
+        Some(key) if !key.is_empty() => format!("the value of `{key}` "),
+        _ => "the value ".to_owned(),
+    }
 }
 
 /// Whether the line's key names a secret, or the line may belong to a multi-line value.

@@ -135,7 +135,7 @@ pub struct RunnerMayfly {
     pub builds_dir: Option<PathBuf>,
     pub cache_dir: Option<PathBuf>,
     pub ecr_login: Option<bool>,
-    /// The uid of the sandbox for work beside containers.
+    /// The uid of the sandbox for file tasks.
     pub confined_uid: Option<u32>,
     /// The memory limit of the sandbox if `[runners.docker]` has none.
     pub confined_memory: Option<super::docker::values::Size>,

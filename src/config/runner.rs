@@ -97,7 +97,7 @@ pub struct Runner {
     pub kill_grace: Duration,
     /// Create a control group for each script.
     pub cgroups: bool,
-    /// The sandbox for work beside containers.
+    /// The sandbox for file tasks.
     pub confined: Confined,
     /// `[runners.docker]`.
     pub docker: DockerConfig,
@@ -197,7 +197,7 @@ impl Runner {
 /// The default uid of the sandbox: outside of all ranges that systemd assigns (UIDS-GIDS.md).
 pub const CONFINED_UID: u32 = 1_900_000_000;
 
-/// The settings of the sandbox for work beside containers.
+/// The settings of the sandbox for file tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confined {
     pub uid: u32,

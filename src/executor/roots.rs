@@ -118,8 +118,8 @@ fn make_as_root(path: &Path, mode: u32) -> io::Result<OwnedFd> {
             },
             Err(Errno::ELOOP | Errno::ENOTDIR) => {
                 return Err(io::Error::other(format!(
-                    "`{}` on the way is no directory but a link or a file that another user than root can change; name the \
-                     real path, or move it below a directory of root",
+                    "`{}` in this path is a link that a user other than root can change, or not a directory; write the \
+                     real path, or choose one below a directory of root",
                     name.display()
                 )));
             }
@@ -350,7 +350,7 @@ mod tests {
         symlink(&closed, directory.path().join("link")).expect("create the link");
         for path in ["link", "link/caches", "link/../link/caches"] {
             let why = make(&home.join(path), None, 0o700).expect_err("must be refused").to_string();
-            assert!(why.contains("`link` on the way is no directory"), "{why}");
+            assert!(why.contains("`link` in this path is a link"), "{why}");
             assert!(make_open(&home.join(path)).is_err());
         }
         assert_eq!(fs::read_dir(&closed).expect("list the directory").count(), 0);

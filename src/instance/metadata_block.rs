@@ -191,12 +191,14 @@ fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
         child.wait_with_output()
     };
     match told() {
-        Err(error) if error.kind() == ErrorKind::NotFound => Err("there is no `nft`; install nftables".to_owned()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err("the program `nft` is missing; install nftables".to_owned())
+        }
         Err(error) => Err(format!("nft: {error}")),
         Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            Err(format!("nft: {}", said.lines().next().unwrap_or("failed without a word")))
+            let printed = String::from_utf8_lossy(&output.stderr);
+            Err(format!("nft: {}", printed.lines().next().unwrap_or("failed without a message")))
         }
     }
 }
@@ -239,7 +241,7 @@ fn connect_as(uid: u32, address: SocketAddr) -> Result<io::Result<()>, String> {
         (setfsuid(user) == user).then(|| TcpStream::connect_timeout(&address, PROBE_TIMEOUT).map(drop))
     };
     let thread = sync::spawn("probe", 64 * 1024, probe);
-    let tried = thread.map_err(|error| format!("no thread for a probe: {error}"))?.join().ok().flatten();
+    let tried = thread.map_err(|error| format!("cannot create a thread for the probe: {error}"))?.join().ok().flatten();
     tried.ok_or_else(|| format!("the agent cannot connect as uid {uid}; run it as root"))
 }
 

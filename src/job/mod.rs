@@ -1,4 +1,6 @@
 //! One job, from its payload to its final state. Start reading in `run`, which shows the life of a job on one page.
+//!
+//! This layer never polls for jobs and never shuts the agent or the instance down.
 
 pub mod artifacts;
 pub mod build_dir;

@@ -121,7 +121,7 @@ impl DirectoryRemoval {
                 let mut text = String::new();
                 let _ = File::open(&spec.spool).map(|log| log.take(ERROR_MAX).read_to_string(&mut text));
                 Err(io::Error::other(match (text.trim(), outcome) {
-                    ("", outcome) => format!("the process that removes it ended before its time: {outcome:?}"),
+                    ("", outcome) => format!("the process that removes it ended early: {outcome:?}"),
                     (text, _) => text.to_owned(),
                 }))
             }

@@ -90,7 +90,7 @@ pub fn resume(
         deaths.push(now);
     }
     if deaths.len() > DEATHS_MAX {
-        let why = format!("the agent died {} times in a row over this job", deaths.len());
+        let why = format!("the agent was killed or crashed {} times in a row while it ran this job", deaths.len());
         record.progress.abort();
         record.progress.failure.get_or_insert(JobError::system(why));
     }

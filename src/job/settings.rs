@@ -123,8 +123,11 @@ mod tests {
             ("CACHE_MAX_UPLOADED_ARCHIVE_SIZE", "5GB", "no limit"),
             ("TRANSFER_METER_FREQUENCY", "5", "not a duration"),
         ] {
-            let told = of(key, value);
-            assert!(told.len() == 1 && told[0].starts_with(key) && told[0].contains(word), "{key}={value}: {told:?}");
+            let warnings = of(key, value);
+            assert!(
+                warnings.len() == 1 && warnings[0].starts_with(key) && warnings[0].contains(word),
+                "{key}={value}: {warnings:?}"
+            );
         }
     }
 

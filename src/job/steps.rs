@@ -273,12 +273,12 @@ impl StepRunner<'_> {
                 self.journal.progress.abort();
                 return Err(JobError::system(match is_full(&self.journal.directory.spool()) {
                     true => {
-                        "the disk of the state directory is full, so that the process that holds the script could not \
+                        "the disk of the state directory is full, so the process that supervises the script could not \
                          save its result; free some space"
                     }
                     false => {
-                        "the process that held the script was killed: by the script, for lack of memory, or with the \
-                         machine"
+                        "the process that supervised the script was killed: by the script, for lack of memory, or \
+                         because the machine went down"
                     }
                 }));
             }

@@ -1,4 +1,5 @@
-//! State that survives a crash of the agent: the running jobs, and the number of accepted jobs.
+//! State that survives a crash of the agent: the running jobs, the number of accepted jobs, and the step of a shutdown.
+//! This layer only reads and writes files.
 //!
 //! Each slot has a directory with the record of its job, the log and the step results. A record is written to a new
 //! file and renamed; it is bound to the machine and the boot. Progress is appended to the record as lines, because

@@ -47,8 +47,8 @@ impl ShutdownReason {
             Self::MaxAge => "max_age",
             Self::Unfit => "unfit",
             Self::NoRunner => "no_runner",
-            Self::Dismissed => "dismissed",
-            Self::Orphaned => "orphaned",
+            Self::Dismissed => "manager_request",
+            Self::Orphaned => "no_manager",
             Self::Rebalance => "rebalance_recommendation",
             Self::Interruption => "spot_interruption",
             Self::Stop => "stop",
@@ -65,14 +65,17 @@ pub enum ShutdownPhase {
     Draining,
     /// The agent unregisters its runner managers.
     Unregistering,
-    /// The agent runs the configured strategy.
-    Ending,
+    /// The agent runs the action of `leave`.
+    #[serde(alias = "ending")]
+    Terminating,
     /// The agent powers the machine off.
     PoweringOff,
     /// The shutdown is complete.
-    Left,
+    #[serde(alias = "left")]
+    ShutDown,
     /// The machine could not be powered off; no step is left.
-    Stranded,
+    #[serde(alias = "stranded")]
+    Failed,
 }
 
 /// The cloud's announcement for an instance that shuts down; a later variant replaces an earlier one.

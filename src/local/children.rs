@@ -67,7 +67,7 @@ pub fn check(plan: &Plan, options: &RunOptions, context: &RunContext) -> Result<
     let wanted = plan.jobs.iter().find(|job| image_of(job, options).is_some());
     match wanted {
         Some(job) if context.containers.is_none() => Err(format!(
-            "the child pipeline's job `{}` asks for a container, and no engine was found when the run began; start it \
+            "the child pipeline's job `{}` needs a container, and mayfly found no engine when the run began; start it \
              or add --shell",
             job.name
         )),

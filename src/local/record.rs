@@ -107,9 +107,10 @@ impl State {
     fn take(&mut self, line: &Line) {
         let text = plain(&line.text);
         if line.kind == LineKind::Preamble {
-            let said = text.strip_prefix("ERROR: Job failed").map(|rest| rest.trim_start_matches(" (system failure)"));
-            if let Some(said) = said.and_then(|rest| rest.strip_prefix(": ")) {
-                self.taken.message = Some(said.to_owned());
+            let reason =
+                text.strip_prefix("ERROR: Job failed").map(|rest| rest.trim_start_matches(" (system failure)"));
+            if let Some(reason) = reason.and_then(|rest| rest.strip_prefix(": ")) {
+                self.taken.message = Some(reason.to_owned());
             }
             return;
         }

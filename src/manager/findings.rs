@@ -129,7 +129,7 @@ mod tests {
         let table = "max_instances = 2\ninstance_acquire_timeout = \"1m\"\n\
                      [[runners.autoscaler.policy]]\nidle_count = 5\nscale_factor_limit = 3\n\
                      [[runners.autoscaler.policy]]\npreemptive_mode = true\nidle_time = \"0s\"\n";
-        let said = warnings("docker-autoscaler", "", table);
+        let printed = warnings("docker-autoscaler", "", table);
         for part in [
             "the idle capacity is 5 jobs, but 2 is the most",
             "`preemptive_mode = true` without `idle_count` would never start an instance",
@@ -138,13 +138,13 @@ mod tests {
             "`instance_acquire_timeout` is 60 s",
             "the idle time is 0",
         ] {
-            assert!(said.contains(part), "{part}: {said}");
+            assert!(printed.contains(part), "{part}: {printed}");
         }
-        let said =
+        let printed =
             warnings("instance", "tls-cert-file = \"/c\"\ntls-key-file = \"/k\"\n", "capacity_per_instance = 1\n");
-        assert!(said.contains("needs both keys in its own file"), "{said}");
-        let said = warnings("docker+machine", "limit = 50\n", "IdleCountMin = 3\nIdleTime = 60\n");
-        assert!(said.contains("`IdleCountMin` has no effect"), "{said}");
-        assert!(said.contains("allows 40 jobs, but the instances have room for 50"), "{said}");
+        assert!(printed.contains("needs both keys in its own file"), "{printed}");
+        let printed = warnings("docker+machine", "limit = 50\n", "IdleCountMin = 3\nIdleTime = 60\n");
+        assert!(printed.contains("`IdleCountMin` has no effect"), "{printed}");
+        assert!(printed.contains("allows 40 jobs, but the instances have room for 50"), "{printed}");
     }
 }

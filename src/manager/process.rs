@@ -314,7 +314,9 @@ impl Manager {
                 Ok(Event::TokenRejected) if !draining => self.fetch_tokens(),
                 Ok(Event::TokensFetched(read)) if !draining => self.apply_fetched_tokens(*read),
                 Ok(Event::PoolEmptied(pool)) => self.forget_pool(&pool),
-                Ok(Event::Signal(_) | Event::ConfigurationChanged) => log::info!("draining; the signal is ignored"),
+                Ok(Event::Signal(_) | Event::ConfigurationChanged) => {
+                    log::info!("already draining; the signal has no effect")
+                }
                 Ok(Event::TokenRejected | Event::TokensFetched(_)) => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }

@@ -1,5 +1,5 @@
 //! The payload of a job, decoded once. If the agent cannot decode a payload, the job hangs for an hour, so everything
-//! except the job's id and token may be missing, null or unknown.
+//! except the job's id and token may be missing, null or unknown. This layer never runs or fetches what it decodes.
 
 pub mod expand;
 pub mod files;

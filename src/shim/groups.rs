@@ -83,6 +83,7 @@ mod tests {
     fn what_is_in_a_group_takes_no_more_than_its_limits() {
         use std::io::Write;
         use std::process::{Command, Stdio};
+        use std::time::Duration;
 
         let parents = crate::executor::cgroup::CgroupParents::find();
         if !nix::unistd::Uid::effective().is_root() || !parents.missing().is_empty() {
@@ -112,13 +113,11 @@ mod tests {
         let started = started.lines().count();
         assert!((5..20).contains(&started), "{started} processes");
         // No subreaper adopts the processes that the shell started; process 1 reaps them with a delay.
-        for _ in 0..500 {
+        let (timeout, interval) = (Duration::from_secs(10), Duration::from_millis(20));
+        let removed = crate::sync::try_until(timeout, interval, || {
             super::super::descendants::remove_groups(&groups);
-            if !groups.iter().any(|group| group.exists()) {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-        panic!("{groups:?} are not empty");
+            groups.iter().all(|group| !group.exists()).then_some(())
+        });
+        assert!(removed.is_some(), "{groups:?} are not empty");
     }
 }

@@ -1,4 +1,4 @@
-//! System calls, most of which `nix` lacks, each behind a small safe function.
+//! System calls, most of which `nix` lacks, each behind a small safe function. This module uses no other module.
 #![allow(unsafe_code)]
 
 mod clock;

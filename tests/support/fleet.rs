@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::mayfly::{Agent, Home, read, wait_for_exit};
+use super::scenario::Scenario;
 pub use super::wait_until;
 use super::{TIMEOUT, wait_or_explain};
 
@@ -42,6 +43,12 @@ impl Fleet {
         fs::set_permissions(fleet.home.path("engine.sh"), open).expect("set the permissions");
         fleet.set_members(&[]);
         fleet
+    }
+
+    /// The keys of the engine program, whose file `members` is in a directory below that of the fleet.
+    pub fn engine(&self, below: &str) -> String {
+        let [program, directory] = ["engine.sh", below].map(|name| self.home.path(name).display().to_string());
+        format!("command = \"/bin/sh\"\nargs = [\"{program}\", \"{directory}\"]")
     }
 
     /// Sets the instances that the engine lists; all are running.
@@ -85,24 +92,17 @@ impl Fleet {
         manager
     }
 
-    /// The home of an agent on an instance, with further lines for `[mayfly]` and for its `[[runners]]`.
-    pub fn agent_home(&self, instance: &str, mayfly: &str, runner: &str) -> Home {
-        let home = Home::empty();
-        let text = format!(
-            "shutdown_timeout = 5\ncheck_interval = 1\n[mayfly]\nstate_dir = \"{}\"\ninstance_id = \"{instance}\"\n{mayfly}\n\
-             [[runners]]\nurl = \"{}\"\ntoken = \"{FLEET_TOKEN}\"\n{runner}\n",
-            home.path("state").display(),
-            self.url()
-        );
-        fs::write(home.config(), text).expect("write a file");
-        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-        fs::set_permissions(home.config(), private).expect("set the permissions");
-        home
+    /// Starts the manager, with one member of the group and its agent, which waits for a job.
+    pub fn start_with_agent(&self, instance: &str) -> (Manager, Home, Agent) {
+        self.set_members(&[instance]);
+        let manager = self.start();
+        let (home, agent) = self.agent(&manager, instance);
+        (manager, home, agent)
     }
 
     /// A member of the group with a running agent that waits for a job.
     pub fn agent(&self, manager: &Manager, instance: &str) -> (Home, Agent) {
-        let home = self.agent_home(instance, "", "");
+        let home = Scenario::managed(instance).home_at(&self.url());
         let agent = home.start(&[]);
         manager.wait_for_log(&format!("agent registered pool=pool instance={instance}"));
         (home, agent)

@@ -2,12 +2,12 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::fleet::FLEET_TOKEN;
+use super::wait_until;
 
 /// The timeout of any request to a manager; a request for a job waits for 50 s.
 const TIMEOUT: Duration = Duration::from_secs(150);
@@ -30,17 +30,16 @@ impl LightAgent {
     pub fn register(port: u16, instance: &str) -> Self {
         let mut agent = Self { stream: connect(port), port, token: FLEET_TOKEN.to_owned() };
         let introduction = json!({"protocol": 1, "instance": instance, "boot": "b", "version": "0", "labels": {}});
-        let until = Instant::now() + TIMEOUT;
-        loop {
-            let body = json!({"token": FLEET_TOKEN, "mayfly": introduction});
+        let body = json!({"token": FLEET_TOKEN, "mayfly": introduction});
+        wait_until("a registered agent", || {
             let (status, answer) = agent.call("POST", "runners/verify", &body);
-            if status == 200 {
-                agent.token = answer["mayfly"]["token"].as_str().expect("a token").to_owned();
-                return agent;
+            assert!(matches!(status, 200 | 404), "{status} {answer}");
+            if let Some(token) = answer["mayfly"]["token"].as_str() {
+                token.clone_into(&mut agent.token);
             }
-            assert!(status == 404 && Instant::now() < until, "{status} {answer}");
-            thread::sleep(Duration::from_millis(100));
-        }
+            status == 200
+        });
+        agent
     }
 
     /// Requests a job; `None` if there is none, or the manager closed the connection.

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::unique_number;
+use super::{holds_within, unique_number};
 
 /// A machine image: a Debian tree with the package and the files of a test.
 pub struct Image {
@@ -78,8 +78,9 @@ pub fn build_packages(directory: &Path, formats: &str) -> Vec<PathBuf> {
     let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("packages/build");
     let mut build = Command::new(build);
     // With these variables of the outer cargo, the inner cargo would rebuild all dependencies.
-    let told = |name: &str| name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_");
-    for (name, _) in std::env::vars().filter(|(name, _)| told(name) || matches!(&**name, "OUT_DIR" | "MAYFLY_REVISION"))
+    let is_of_package = |name: &str| name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_");
+    for (name, _) in
+        std::env::vars().filter(|(name, _)| is_of_package(name) || matches!(&**name, "OUT_DIR" | "MAYFLY_REVISION"))
     {
         build.env_remove(name);
     }
@@ -121,9 +122,9 @@ impl Image {
             "mount -t proc proc {root}/proc && chroot {root} sh -euc \"$SCRIPT\"; s=$?; umount {root}/proc; exit $s"
         );
         let output = Command::new("sh").args(["-c", &all]).env("SCRIPT", script).output().expect("run sh");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{script}\n{said}{}", String::from_utf8_lossy(&output.stderr));
-        said
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{script}\n{printed}{}", String::from_utf8_lossy(&output.stderr));
+        printed
     }
 
     /// Gives the agent's unit these environment variables.
@@ -237,10 +238,10 @@ impl Machine {
     /// Runs a script in the machine, which must succeed; returns its output.
     pub fn run(&self, script: &str) -> String {
         let output = self.try_run(script);
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{script}\n{said}{error}");
-        said
+        assert!(output.status.success(), "{script}\n{printed}{error}");
+        printed
     }
 
     /// Runs a script in the machine.
@@ -296,10 +297,7 @@ impl Drop for Machine {
         let _ = self.child.wait();
         for root in control_group_roots() {
             let group = root.join(&self.name);
-            let until = Instant::now() + Duration::from_secs(5);
-            while group.exists() && !remove_control_groups(&group) && Instant::now() < until {
-                thread::sleep(Duration::from_millis(20));
-            }
+            holds_within(Duration::from_secs(5), || !group.exists() || remove_control_groups(&group));
         }
     }
 }

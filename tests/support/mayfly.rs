@@ -186,6 +186,12 @@ impl Agent {
         self.child.wait().expect("must end");
     }
 
+    /// Lets the agent finish its jobs (SIGQUIT), and waits until it exits with success.
+    pub fn drain(&mut self) {
+        self.signal("QUIT");
+        assert!(self.wait().success(), "{}", self.log());
+    }
+
     /// Waits until the agent exits.
     pub fn wait(&mut self) -> ExitStatus {
         wait_for_exit(&mut self.child, &self.log)

@@ -39,12 +39,20 @@ pub fn wait_until(what: &str, holds: impl FnMut() -> bool) {
 }
 
 /// As [`wait_until`]; `explain` is called for the message of a failure.
-pub fn wait_or_explain(mut holds: impl FnMut() -> bool, explain: impl Fn() -> String) {
-    let until = Instant::now() + TIMEOUT;
+pub fn wait_or_explain(holds: impl FnMut() -> bool, explain: impl Fn() -> String) {
+    assert!(holds_within(TIMEOUT, holds), "waited in vain for: {}", explain());
+}
+
+/// Waits until a condition holds, for this time at most. Returns whether it holds.
+pub fn holds_within(timeout: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + timeout;
     while !holds() {
-        assert!(Instant::now() < until, "waited in vain for: {}", explain());
+        if Instant::now() >= until {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
+    true
 }
 
 /// The path of a program that `tests/setup.sh` installs.

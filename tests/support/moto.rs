@@ -4,8 +4,9 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use super::holds_within;
 
 /// The server; it ends with the test.
 pub struct Moto {
@@ -56,18 +57,14 @@ impl Moto {
         panic!("moto does not start");
     }
 
+    /// Waits until the server answers; false if its process ended instead.
     fn is_up(&mut self) -> bool {
-        let until = Instant::now() + Duration::from_secs(60);
-        while Instant::now() < until {
-            if self.process.try_wait().expect("read the state of the process").is_some() {
-                return false;
-            }
-            if self.post("/moto-api/reset", "") {
-                return true;
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-        false
+        let mut answers = false;
+        holds_within(Duration::from_secs(60), || {
+            answers = self.post("/moto-api/reset", "");
+            answers || self.process.try_wait().expect("read the state of the process").is_some()
+        });
+        answers
     }
 
     /// Runs Python code to set up a test. `client("ssm")` is a boto3 client; `out` is printed at the end and returned.

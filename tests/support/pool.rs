@@ -15,24 +15,34 @@ use super::scenario::append;
 /// The configuration of a manager with one pool.
 #[derive(Clone)]
 pub struct Pool {
+    name: String,
+    token: String,
     global: String,
+    listen: Option<String>,
+    state_dir: String,
     tls: String,
     manager: String,
     runner: String,
     autoscaler: String,
     policy: String,
+    engine: Option<(String, String)>,
 }
 
 impl Pool {
     /// A pool with these keys of its only `[[runners.autoscaler.policy]]`.
     pub fn of_policy(keys: &str) -> Self {
         Self {
+            name: "pool".to_owned(),
+            token: RUNNER_TOKEN.to_owned(),
             global: String::new(),
+            listen: None,
+            state_dir: "manager".to_owned(),
             tls: "plain_http = true".to_owned(),
             manager: String::new(),
             runner: String::new(),
             autoscaler: String::new(),
             policy: keys.to_owned(),
+            engine: None,
         }
     }
 
@@ -49,6 +59,36 @@ impl Pool {
     /// Takes jobs before an instance exists, and terminates an instance that is idle for a second.
     pub fn short_lived() -> Self {
         Self::of_policy("idle_time = \"1s\"")
+    }
+
+    /// Sets another name of the pool.
+    pub fn name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// Sets another token of the runner.
+    pub fn token(mut self, token: &str) -> Self {
+        token.clone_into(&mut self.token);
+        self
+    }
+
+    /// Sets another address for agents than `127.0.0.1` with the port of the fleet.
+    pub fn listen(mut self, address: &str) -> Self {
+        self.listen = Some(address.to_owned());
+        self
+    }
+
+    /// Sets another state directory below that of the fleet.
+    pub fn state_dir(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.state_dir);
+        self
+    }
+
+    /// Sets another engine, with the keys of its `plugin_config`.
+    pub fn engine(mut self, plugin: &str, settings: &str) -> Self {
+        self.engine = Some((plugin.to_owned(), settings.to_owned()));
+        self
     }
 
     /// Adds top-level keys.
@@ -88,30 +128,43 @@ impl Pool {
         fleet
     }
 
-    /// Replaces the configuration of a manager, for the GitLab at `url`.
+    /// Replaces the configuration of a manager, for the GitLab at `url`: at once, because the manager watches the file.
     pub fn write(&self, fleet: &Fleet, url: &str) {
-        let config = fleet.home.config();
-        fs::write(&config, self.text(fleet, url)).expect("write the file");
-        fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).expect("set the permissions");
+        let draft = fleet.home.path("config.draft");
+        fs::write(&draft, self.text(fleet, url)).expect("write the file");
+        fs::set_permissions(&draft, fs::Permissions::from_mode(0o600)).expect("set the permissions");
+        fs::rename(&draft, fleet.home.config()).expect("rename the file");
     }
 
     fn text(&self, fleet: &Fleet, url: &str) -> String {
-        let Self { tls, manager, policy, .. } = self;
+        let Self { tls, manager, state_dir, .. } = self;
         let directory = fleet.home.path("");
-        let directory = directory.display();
         let global = with_defaults(&self.global, &["concurrent = 100", "check_interval = 1", "shutdown_timeout = 5"]);
+        let listen = self.listen.clone().unwrap_or_else(|| format!("127.0.0.1:{}", fleet.port));
+        format!(
+            "{global}\n[mayfly.manager]\nlisten = \"{listen}\"\nagent_token = \"{FLEET_TOKEN}\"\n\
+             state_dir = \"{}\"\n{tls}\n{manager}\n{}",
+            directory.join(state_dir).display(),
+            self.table(fleet, url)
+        )
+    }
+
+    /// The `[[runners]]` of the pool.
+    pub fn table(&self, fleet: &Fleet, url: &str) -> String {
+        let Self { name, token, policy, .. } = self;
         let runner = with_defaults(&self.runner, &["executor = \"instance\""]);
         let intervals = ["update_interval = \"1s\"", "update_interval_when_expecting = \"200ms\""];
         let sizes = ["capacity_per_instance = 1", "max_instances = 10"];
         let autoscaler = with_defaults(&self.autoscaler, &[sizes, intervals].concat());
+        let (plugin, settings) = match &self.engine {
+            Some((plugin, settings)) => (plugin.as_str(), settings.clone()),
+            None => ("command", fleet.engine("")),
+        };
         format!(
-            "{global}\n[mayfly.manager]\nlisten = \"127.0.0.1:{port}\"\nagent_token = \"{FLEET_TOKEN}\"\n\
-             state_dir = \"{directory}/manager\"\n{tls}\n{manager}\n\
-             [[runners]]\nname = \"pool\"\nurl = \"{url}\"\ntoken = \"{RUNNER_TOKEN}\"\n{runner}\n\
-             [runners.autoscaler]\nplugin = \"command\"\n{autoscaler}\n\
+            "[[runners]]\nname = \"{name}\"\nurl = \"{url}\"\ntoken = \"{token}\"\n{runner}\n\
+             [runners.autoscaler]\nplugin = \"{plugin}\"\n{autoscaler}\n\
              [[runners.autoscaler.policy]]\n{policy}\n\
-             [runners.autoscaler.plugin_config]\ncommand = \"/bin/sh\"\nargs = [\"{directory}/engine.sh\", \"{directory}\"]\n",
-            port = fleet.port
+             [runners.autoscaler.plugin_config]\n{settings}\n"
         )
     }
 }

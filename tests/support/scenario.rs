@@ -11,6 +11,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use super::docker::docker;
+use super::fleet::FLEET_TOKEN;
 use super::gitlab::{GitLab, Job, RUNNER_TOKEN};
 use super::job::JobBuilder;
 use super::mayfly::Home;
@@ -18,7 +19,8 @@ use super::mayfly::Home;
 /// The configuration of one agent with one runner. In all keys, `$HOME` stands for the directory of the agent.
 #[derive(Clone)]
 pub struct Scenario {
-    executor: String,
+    /// Unset if a manager sends the executor with each job.
+    executor: Option<String>,
     token: String,
     state_dir: String,
     global: String,
@@ -31,7 +33,7 @@ pub struct Scenario {
 impl Scenario {
     fn new(executor: &str) -> Self {
         Self {
-            executor: executor.to_owned(),
+            executor: Some(executor.to_owned()),
             token: RUNNER_TOKEN.to_owned(),
             state_dir: "$HOME/state".to_owned(),
             global: String::new(),
@@ -52,9 +54,15 @@ impl Scenario {
         Self { docker: Some(String::new()), ..Self::new("docker") }
     }
 
+    /// The agent on an instance of a manager's pool; the manager sends the settings of jobs.
+    pub fn managed(instance: &str) -> Self {
+        let own = Self { executor: None, token: FLEET_TOKEN.to_owned(), ..Self::shell() };
+        own.mayfly(&format!("instance_id = \"{instance}\""))
+    }
+
     /// Sets the executor to another one of the same kind (`docker-autoscaler`, `instance`).
     pub fn executor(mut self, name: &str) -> Self {
-        name.clone_into(&mut self.executor);
+        self.executor = Some(name.to_owned());
         self
     }
 
@@ -102,12 +110,17 @@ impl Scenario {
 
     /// Writes the configuration into a new home.
     pub fn home(&self, gitlab: &GitLab) -> Home {
+        self.home_at(&gitlab.url)
+    }
+
+    /// Writes the configuration into a new home, for the server at `url`: a GitLab or a manager.
+    pub fn home_at(&self, url: &str) -> Home {
         let home = Home::empty();
-        self.write(&home, &gitlab.url);
+        self.write(&home, url);
         home
     }
 
-    /// Replaces the configuration of a home, for the GitLab at `url`.
+    /// Replaces the configuration of a home, for the server at `url`.
     pub fn write(&self, home: &Home, url: &str) {
         fs::write(
             home.config(),
@@ -125,12 +138,15 @@ impl Scenario {
     }
 
     fn text(&self, url: &str) -> String {
-        let Self { executor, token, state_dir, global, mayfly, runner, .. } = self;
+        let Self { token, state_dir, global, mayfly, runner, .. } = self;
         let docker = self.docker_table();
+        let identity = match &self.executor {
+            Some(executor) => format!("name = \"test\"\nexecutor = \"{executor}\"\n"),
+            None => String::new(),
+        };
         format!(
             "check_interval = 1\nshutdown_timeout = 5\n{global}\n[mayfly]\nstate_dir = \"{state_dir}\"\n{mayfly}\n\
-             [[runners]]\nname = \"test\"\nurl = \"{url}\"\ntoken = \"{token}\"\nexecutor = \"{executor}\"\n\
-             {runner}\n{docker}"
+             [[runners]]\nurl = \"{url}\"\ntoken = \"{token}\"\n{identity}{runner}\n{docker}"
         )
     }
 

@@ -28,12 +28,12 @@ const EXIT_NOT_TERMINATED: u8 = 70;
 /// pool, deletes the shutdown state and the job count, and returns `None`.
 pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: LeaveStrategy) -> Option<ShutdownState> {
     let (earlier, boot) = ShutdownState::load(state, &instance.identity())?;
-    let has_gone = matches!(earlier.phase, ShutdownPhase::PoweringOff | ShutdownPhase::Left);
+    let has_gone = matches!(earlier.phase, ShutdownPhase::PoweringOff | ShutdownPhase::ShutDown);
     let is_back = boot == Boot::Later
         && match strategy {
             _ if earlier.reason == ShutdownReason::Stop => true,
             LeaveStrategy::Poweroff | LeaveStrategy::Command => has_gone,
-            LeaveStrategy::AwsAsg if earlier.is_terminated() && earlier.phase == ShutdownPhase::Left => {
+            LeaveStrategy::AwsAsg if earlier.is_terminated() && earlier.phase == ShutdownPhase::ShutDown => {
                 is_kept_by_group(instance)
             }
             LeaveStrategy::AwsAsg | LeaveStrategy::Exit => false,
@@ -47,7 +47,7 @@ pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: Lea
         return None;
     }
     log::info!("resuming the shutdown reason={} phase={:?}", earlier.reason.as_str(), earlier.phase);
-    if matches!(earlier.phase, ShutdownPhase::Left | ShutdownPhase::Stranded) {
+    if matches!(earlier.phase, ShutdownPhase::ShutDown | ShutdownPhase::Failed) {
         let path = shutdown::path(state);
         log::warn!("this machine has shut down already; to use it again, delete the file path={}", path.display());
     }
@@ -122,7 +122,7 @@ impl Agent {
                 None
             }
             StopOutcome::WaitForTermination => {
-                log::info!("signal received while the instance shuts down");
+                log::info!("stop signal received; the shutdown of the instance continues for shutdown_timeout at most");
                 None
             }
             StopOutcome::ExitNow => {
@@ -148,9 +148,9 @@ impl Agent {
         let next = shutdown.next_due().map(|at| at.saturating_duration_since(now));
         for due in due {
             match due {
-                Due::Evict => self.jobs.evict("the machine is taken away"),
-                Due::Interrupt => self.jobs.interrupt("the machine is taken away"),
-                Due::Stop => self.jobs.interrupt("the runner was told to stop"),
+                Due::Evict => self.jobs.evict("the cloud takes the instance back"),
+                Due::Interrupt => self.jobs.interrupt("the cloud takes the instance back"),
+                Due::Stop => self.jobs.interrupt("an operator or the system stopped the agent"),
                 Due::GiveUp => {
                     self.jobs.abandon_all();
                     self.servers.iter().for_each(|(_, server)| server.stop_waiting());

@@ -32,7 +32,6 @@ fn describe_status(status: ExitStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
 
     use super::*;
 
@@ -59,14 +58,11 @@ mod tests {
             Err("it did not end within 1 s".to_owned())
         );
         let pid: i32 = std::fs::read_to_string(mark).expect("read the file").trim().parse().expect("a pid");
-        let until = Instant::now() + LONG;
-        let lives = || {
+        let gone = || {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            !stat.is_empty() && !stat.contains(") Z")
+            (stat.is_empty() || stat.contains(") Z")).then_some(())
         };
-        while lives() {
-            assert!(Instant::now() < until, "it lives on");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let end = crate::sync::try_until(LONG, Duration::from_millis(10), gone);
+        assert!(end.is_some(), "the command's child must be killed");
     }
 }

@@ -78,10 +78,10 @@ impl Termination {
                 self.unregister();
                 self.run_strategy()
             }
-            ShutdownPhase::Ending => self.resume_strategy(),
+            ShutdownPhase::Terminating => self.resume_strategy(),
             ShutdownPhase::PoweringOff => self.power_off(),
-            ShutdownPhase::Left => TerminationOutcome::Done,
-            ShutdownPhase::Stranded => TerminationOutcome::Failed,
+            ShutdownPhase::ShutDown => TerminationOutcome::Done,
+            ShutdownPhase::Failed => TerminationOutcome::Failed,
         }
     }
 
@@ -92,7 +92,7 @@ impl Termination {
     }
 
     fn run_strategy(&self) -> TerminationOutcome {
-        self.tracker.enter_phase(ShutdownPhase::Ending);
+        self.tracker.enter_phase(ShutdownPhase::Terminating);
         // The time is set again, because `CLOCK_BOOTTIME` restarts at each boot.
         self.tracker.set_unregistered(BootTime::now());
         let state = self.tracker.state();
@@ -201,14 +201,14 @@ impl Termination {
             Ok(()) => self.finish(),
             Err(why) => {
                 log::error!("poweroff_command failed; the machine still runs, terminate it by hand error={why}");
-                self.tracker.enter_phase(ShutdownPhase::Stranded);
+                self.tracker.enter_phase(ShutdownPhase::Failed);
                 TerminationOutcome::Failed
             }
         }
     }
 
     fn finish(&self) -> TerminationOutcome {
-        self.tracker.enter_phase(ShutdownPhase::Left);
+        self.tracker.enter_phase(ShutdownPhase::ShutDown);
         TerminationOutcome::Done
     }
 

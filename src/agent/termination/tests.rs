@@ -146,7 +146,7 @@ fn only_an_idle_instance_decrements_the_desired_capacity() {
         (ShutdownReason::Interruption, "Keep"),
     ] {
         let case = Case::new([Ok(TerminateResult::Requested)]);
-        let expected = vec![format!("terminate {capacity} Some(Ending)"), "complete Some(Ending)".to_owned()];
+        let expected = vec![format!("terminate {capacity} Some(Terminating)"), "complete Some(Terminating)".to_owned()];
         assert_eq!(case.depart(reason), (TerminationOutcome::Done, expected, 0), "{reason:?}");
     }
 }
@@ -159,7 +159,7 @@ fn a_notice_for_an_idle_instance_keeps_the_desired_capacity() {
             Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
         tracker.add_reason(notice);
         let (outcome, asked, _) = case.go(&tracker);
-        assert_eq!((outcome, asked[0].as_str()), (TerminationOutcome::Done, "terminate Keep Some(Ending)"));
+        assert_eq!((outcome, asked[0].as_str()), (TerminationOutcome::Done, "terminate Keep Some(Terminating)"));
     }
 }
 
@@ -171,7 +171,7 @@ fn an_instance_terminated_by_its_group_completes_the_hooks() {
         let (outcome, asked, off) = case.depart(ShutdownReason::Terminated);
         assert_eq!(
             (outcome, asked, off),
-            (TerminationOutcome::Done, vec!["complete Some(Ending)".to_owned()], 0),
+            (TerminationOutcome::Done, vec!["complete Some(Terminating)".to_owned()], 0),
             "{strategy:?}"
         );
     }
@@ -188,8 +188,8 @@ fn only_an_idle_instance_resumes_work_at_the_minimum_size() {
 #[test]
 fn a_notice_prevents_resuming_work() {
     for (notice, then) in [
-        (ShutdownReason::Rebalance, "terminate Keep Some(Ending)"),
-        (ShutdownReason::Terminated, "complete Some(Ending)"),
+        (ShutdownReason::Rebalance, "terminate Keep Some(Terminating)"),
+        (ShutdownReason::Terminated, "complete Some(Terminating)"),
     ] {
         let mut case = Case::new([Err(Refusal::AtMinimum), Ok(TerminateResult::Requested)]);
         let tracker =
@@ -198,7 +198,7 @@ fn a_notice_prevents_resuming_work() {
         let (outcome, asked, off) = case.go(&tracker);
         assert_eq!(
             (outcome, asked[0].as_str(), off),
-            (TerminationOutcome::Done, "terminate Decrement Some(Ending)", 0)
+            (TerminationOutcome::Done, "terminate Decrement Some(Terminating)", 0)
         );
         assert_eq!(asked[1], then, "{notice:?}");
     }
@@ -211,11 +211,11 @@ fn a_later_agent_knows_that_the_group_accepted_the_request() {
     case.go(&tracker);
     let mut state = tracker.state();
     assert!(state.is_terminated());
-    state.phase = ShutdownPhase::Ending;
+    state.phase = ShutdownPhase::Terminating;
     // The agent does not wait and only completes the hooks.
     let case = Case::new([]);
     let (outcome, asked, _) = case.go_on(state);
-    assert_eq!((outcome, asked), (TerminationOutcome::Done, vec!["complete Some(Ending)".to_owned()]));
+    assert_eq!((outcome, asked), (TerminationOutcome::Done, vec!["complete Some(Terminating)".to_owned()]));
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn a_panic_is_an_outcome() {
     let case = Case::new([]);
     let tracker = Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
     let (outcome, _, off) = case.go(&tracker);
-    assert_eq!((outcome, phase(&tracker), off), (TerminationOutcome::Panicked, ShutdownPhase::Ending, 0));
+    assert_eq!((outcome, phase(&tracker), off), (TerminationOutcome::Panicked, ShutdownPhase::Terminating, 0));
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn the_power_off_waits_for_an_external_termination() {
         tracker.add_reason(ShutdownReason::Terminated);
         let (outcome, asked, off) = terminating.join().expect("no panic");
         assert_eq!((outcome, off), (TerminationOutcome::Done, 0));
-        assert_eq!(asked.last().map(String::as_str), Some("complete Some(Ending)"));
+        assert_eq!(asked.last().map(String::as_str), Some("complete Some(Terminating)"));
     });
     assert!(began.elapsed() < Duration::from_secs(300), "it did not wait for the power");
 }
@@ -273,7 +273,7 @@ fn hooks_are_completed_if_the_group_already_terminates_the_instance() {
     let (outcome, asked, off) = case.go(&tracker);
     assert_eq!(
         (outcome, asked.len(), asked[1].as_str(), off),
-        (TerminationOutcome::Done, 2, "complete Some(Ending)", 0)
+        (TerminationOutcome::Done, 2, "complete Some(Terminating)", 0)
     );
 }
 
@@ -317,7 +317,7 @@ fn the_leave_command_terminates_the_instance_or_it_powers_off() {
         assert_eq!(termination.run(), TerminationOutcome::Done);
         assert_eq!(std::fs::read_to_string(ran).expect("the command must have run"), "max_age\n");
         assert_eq!(path.join("off").exists(), off == 1);
-        assert_eq!(phase(&tracker), ShutdownPhase::Left);
+        assert_eq!(phase(&tracker), ShutdownPhase::ShutDown);
     }
 }
 
@@ -344,9 +344,9 @@ fn a_later_agent_runs_the_remaining_steps() {
     for (phase, asked, off) in [
         (ShutdownPhase::Draining, 2, 0),
         (ShutdownPhase::Unregistering, 2, 0),
-        (ShutdownPhase::Ending, 2, 0),
+        (ShutdownPhase::Terminating, 2, 0),
         (ShutdownPhase::PoweringOff, 0, 1),
-        (ShutdownPhase::Left, 0, 0),
+        (ShutdownPhase::ShutDown, 0, 0),
     ] {
         let case = Case::new([Ok(TerminateResult::AlreadyTerminating)]);
         let mut state = ShutdownState::new(&identity(), ShutdownReason::Idle);

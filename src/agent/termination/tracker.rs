@@ -48,7 +48,7 @@ impl ShutdownTracker {
                 state.announce(Announced::Interruption);
                 // The cloud's reason replaces the agent's own until the agent has asked the group to terminate the
                 // instance.
-                if state.phase < ShutdownPhase::Ending {
+                if state.phase < ShutdownPhase::Terminating {
                     state.reason = reason;
                 }
             }

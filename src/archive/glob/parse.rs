@@ -14,7 +14,7 @@ pub(super) fn expand_braces(pattern: &[u8]) -> Result<Vec<Vec<u8>>, BadPattern> 
     let mut size = pattern.len();
     while let Some(text) = waiting.pop() {
         if size > MAX_EXPANDED {
-            return Err(BadPattern("it is too long, or its braces expand to too much"));
+            return Err(BadPattern("it is too long, or its braces expand to more than 256 KiB"));
         }
         match first_brace(&text)? {
             None => done.push(text),

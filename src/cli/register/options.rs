@@ -16,7 +16,7 @@ use crate::cli::{ConfigFile, boolean};
 pub struct Options {
     #[command(flatten)]
     pub file: ConfigFile,
-    /// A configuration file with one runner; provides keys for which no flag is given
+    /// A configuration file with one runner, whose keys apply where no flag sets them
     #[arg(long, value_name = "FILE", env = "TEMPLATE_CONFIG_FILE")]
     pub template_config: Option<PathBuf>,
     /// Do not ask for missing values
@@ -25,7 +25,7 @@ pub struct Options {
           value_name = "true|false",
           default_value = "false", default_missing_value = "true", hide_default_value = true, value_parser = boolean)]
     pub non_interactive: bool,
-    /// Keep the runner on the server if a later step fails
+    /// Keep the runner in GitLab if a later step fails
     #[arg(long, env = "REGISTER_LEAVE_RUNNER", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
           value_name = "true|false",
           default_value = "false", default_missing_value = "true", hide_default_value = true, value_parser = boolean)]
@@ -53,7 +53,7 @@ pub struct GivenTokens {
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<String>,
     /// A registration token (deprecated by GitLab)
-    #[arg(short, long, env = "REGISTRATION_TOKEN", hide_env_values = true)]
+    #[arg(short, long, value_name = "TOKEN", env = "REGISTRATION_TOKEN", hide_env_values = true)]
     pub registration_token: Option<String>,
     /// A file with a personal access token that may create runners; - for standard input
     #[arg(long, value_name = "FILE", conflicts_with = "token_file")]
@@ -73,8 +73,8 @@ pub struct Attributes {
     /// The id of the project, for project_type
     #[arg(long, value_name = "ID", requires = "access_token_file", conflicts_with = "group_id")]
     pub project_id: Option<i64>,
-    /// Tags, separated by commas
-    #[arg(long, env = "RUNNER_TAG_LIST")]
+    /// The tags of the runner, separated by commas
+    #[arg(long, value_name = "TAGS", env = "RUNNER_TAG_LIST")]
     pub tag_list: Option<String>,
     /// Run jobs without tags
     #[arg(long, env = "REGISTER_RUN_UNTAGGED", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
@@ -88,14 +88,14 @@ pub struct Attributes {
     #[arg(long, env = "REGISTER_PAUSED", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
           value_name = "true|false", default_missing_value = "true", value_parser = boolean)]
     pub paused: Option<bool>,
-    /// not_protected or ref_protected
-    #[arg(long, env = "REGISTER_ACCESS_LEVEL")]
+    /// The jobs that the runner runs: not_protected (all) or ref_protected (those of protected refs)
+    #[arg(long, value_name = "LEVEL", env = "REGISTER_ACCESS_LEVEL")]
     pub access_level: Option<String>,
-    /// Maximum job timeout in seconds
-    #[arg(long, env = "REGISTER_MAXIMUM_TIMEOUT")]
+    /// The maximum timeout of a job, in seconds
+    #[arg(long, value_name = "SECONDS", env = "REGISTER_MAXIMUM_TIMEOUT")]
     pub maximum_timeout: Option<u32>,
-    /// A maintenance note
-    #[arg(long, env = "REGISTER_MAINTENANCE_NOTE")]
+    /// The maintenance note of the runner in GitLab
+    #[arg(long, value_name = "TEXT", env = "REGISTER_MAINTENANCE_NOTE")]
     pub maintenance_note: Option<String>,
 }
 
@@ -104,7 +104,7 @@ pub struct Settings {
     /// The name of the runner
     #[arg(long, visible_alias = "description", env = "RUNNER_NAME")]
     pub name: Option<String>,
-    /// shell, instance, docker, docker-autoscaler or docker+machine
+    /// The executor: shell, instance, docker, docker-autoscaler or docker+machine
     #[arg(long, env = "RUNNER_EXECUTOR")]
     pub executor: Option<String>,
 }

@@ -29,34 +29,34 @@ pub(super) const RUNNER: &[Key] = &[
     key("limit", Number, "0 (no limit)", "Jobs of this runner at once").shown_flag(
         "limit",
         "RUNNER_LIMIT",
-        "LIMIT",
+        "JOBS",
         "Maximum number of concurrent jobs of this runner",
     ),
     key("request_concurrency", Number, "1", "Polls of this runner at once").shown_flag(
         "request-concurrency",
         "RUNNER_REQUEST_CONCURRENCY",
-        "REQUEST_CONCURRENCY",
-        "Maximum number of concurrent requests for jobs",
+        "POLLS",
+        "Maximum number of concurrent polls of this runner",
     ),
     key("strict_check_interval", Bool, "`false`", "Wait for `check_interval` also after a poll that returned a job")
         .flag("strict-check-interval", "RUNNER_STRICT_CHECK_INTERVAL"),
     key("output_limit", Number, "4096", "KiB of a job's log").shown_flag(
         "output-limit",
         "RUNNER_OUTPUT_LIMIT",
-        "OUTPUT_LIMIT",
+        "KIB",
         "Maximum size of a job's log in KiB",
     ),
     key("shell", Text, "`bash` if it exists, else `sh`", "`bash` or `sh`").shown_flag(
         "shell",
         "RUNNER_SHELL",
         "SHELL",
-        "bash or sh",
+        "The shell that runs scripts: bash or sh",
     ),
     key("environment", List, "none", "`[\"NAME=value\"]`: variables of every job").shown_flag(
         "env",
         "RUNNER_ENV",
         "KEY=VALUE",
-        "KEY=VALUE for every job; repeatable",
+        "A variable of every job; repeatable",
     ),
     key(
         "builds_dir",
@@ -64,7 +64,7 @@ pub(super) const RUNNER: &[Key] = &[
         "`builds` in the working directory",
         "Directory of the builds; for jobs in containers the path inside the container (`/builds`)",
     )
-    .shown_flag("builds-dir", "RUNNER_BUILDS_DIR", "BUILDS_DIR", "The directory for builds"),
+    .shown_flag("builds-dir", "RUNNER_BUILDS_DIR", "DIR", "The directory of the builds"),
     key(
         "cache_dir",
         Text,
@@ -75,32 +75,32 @@ pub(super) const RUNNER: &[Key] = &[
     key("clone_url", Text, "`url`", "URL that git uses instead of `url`").shown_flag(
         "clone-url",
         "CLONE_URL",
-        "CLONE_URL",
-        "The URL that git clones from, instead of the server's",
+        "URL",
+        "The URL that git uses instead of --url",
     ),
     key("pre_get_sources_script", Text, "none", "Script before and after the sources are fetched").shown_flag(
         "pre-get-sources-script",
         "RUNNER_PRE_GET_SOURCES_SCRIPT",
-        "PRE_GET_SOURCES_SCRIPT",
+        "SCRIPT",
         "Commands to run before the sources are fetched",
     ),
     as_above("post_get_sources_script", Text).shown_flag(
         "post-get-sources-script",
         "RUNNER_POST_GET_SOURCES_SCRIPT",
-        "POST_GET_SOURCES_SCRIPT",
+        "SCRIPT",
         "Commands to run after the sources are fetched",
     ),
     key("pre_build_script", Text, "none", "Script before and after `script`, in the same shell").shown_flag(
         "pre-build-script",
         "RUNNER_PRE_BUILD_SCRIPT",
-        "PRE_BUILD_SCRIPT",
-        "Commands to run before each job's script",
+        "SCRIPT",
+        "Commands to run before the script of each job, in the same shell",
     ),
     as_above("post_build_script", Text).shown_flag(
         "post-build-script",
         "RUNNER_POST_BUILD_SCRIPT",
-        "POST_BUILD_SCRIPT",
-        "Commands to run after each job's script",
+        "SCRIPT",
+        "Commands to run after the script of each job, in the same shell",
     ),
     key(
         "prepare_timeout",
@@ -128,15 +128,15 @@ pub(super) const RUNNER: &[Key] = &[
     .shown_flag(
         "tls-ca-file",
         "CI_SERVER_TLS_CA_FILE",
-        "TLS_CA_FILE",
+        "FILE",
         "A file with certificate authorities to trust in addition to the system's",
     ),
     key("tls-cert-file", Text, "`certs/HOST.auth.crt`, `certs/HOST.auth.key`", "Client certificate and key")
-        .shown_flag("tls-cert-file", "CI_SERVER_TLS_CERT_FILE", "TLS_CERT_FILE", "The client certificate"),
+        .shown_flag("tls-cert-file", "CI_SERVER_TLS_CERT_FILE", "FILE", "The client certificate"),
     as_above("tls-key-file", Text).shown_flag(
         "tls-key-file",
         "CI_SERVER_TLS_KEY_FILE",
-        "TLS_KEY_FILE",
+        "FILE",
         "The key of the client certificate",
     ),
     table("custom_build_dir", "", "Tables; see below and [`[runners.docker]`](docker.md)"),

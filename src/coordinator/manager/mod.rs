@@ -179,7 +179,7 @@ impl ManagerClient {
         match &answer {
             Ok(_) if silence.is_abandoned && path == JOBS_REQUEST => {
                 return Err(HttpError::Transport(
-                    "the response is ignored because the agent has begun to leave".to_owned(),
+                    "the agent is shutting down and ignores the response".to_owned(),
                 ));
             }
             Ok(_) => {
@@ -269,7 +269,7 @@ impl ManagerClient {
                     }
                 }
                 // The manager repeats the offer after its timeout.
-                _ => PollOutcome::Failed("the manager's offer cannot be read".to_owned()),
+                _ => PollOutcome::Failed("the manager's offer cannot be decoded".to_owned()),
             },
             204 if response.header(ORDER_HEADER) == Some(LEAVE) => {
                 PollOutcome::Leave(response.header(REASON_HEADER).unwrap_or("dismissed").to_owned())
@@ -336,7 +336,7 @@ impl JobSource for Arc<ManagerClient> {
     }
 
     fn reset_token(&self, _: &Token) -> Result<Registration, ApiError> {
-        Err(ApiError::Unreachable("a manager's fleet token is not rotated by agents".to_owned()))
+        Err(ApiError::Unreachable("agents do not rotate the fleet token of a manager".to_owned()))
     }
 
     fn stop_waiting(&self) {

@@ -65,9 +65,9 @@ impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.cause {
             Cause::Refused { code, message } => write!(f, "{} is refused with {code}: {message}", self.permission),
-            Cause::Busy { code } => write!(f, "{} is put off with {code}", self.permission),
+            Cause::Busy { code } => write!(f, "{} is throttled or unavailable: {code}", self.permission),
             Cause::Silent(why) => write!(f, "{} gets no answer: {why}", self.permission),
-            Cause::Unprepared(why) => write!(f, "{} cannot be asked: {why}", self.permission),
+            Cause::Unprepared(why) => write!(f, "{} cannot be called: {why}", self.permission),
         }
     }
 }

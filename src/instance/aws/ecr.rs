@@ -137,7 +137,7 @@ fn fetch(registry: &Registry) -> Result<Authorization, String> {
     let request = AwsRequest::json("AmazonEC2ContainerRegistry_V20150921", "GetAuthorizationToken", "{}".to_owned());
     let answer = AwsClient::new(service, Some(&registry.region)).call(&request, CALL_TIMEOUT);
     let answer = answer.map_err(|error| error.to_string())?;
-    decode(answer.as_bytes()).ok_or_else(|| "the answer holds no token".to_owned())
+    decode(answer.as_bytes()).ok_or_else(|| "the response contains no token".to_owned())
 }
 
 /// The answer of GetAuthorizationToken.

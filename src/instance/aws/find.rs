@@ -69,7 +69,7 @@ pub fn ec2_instance(
 }
 
 fn instance_id(service: &Metadata, timeout: Duration) -> Result<String, MetadataError> {
-    let mut outcome = Err(MetadataError::Silent("it was not asked".to_owned()));
+    let mut outcome = Err(MetadataError::Silent("no time was left for a request".to_owned()));
     sync::try_until(timeout, RETRY_INTERVAL, || {
         outcome = match service.get("meta-data/instance-id") {
             Ok(item) if is_instance_id(&item.text) => Ok(item.text),

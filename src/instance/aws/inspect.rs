@@ -35,7 +35,7 @@ fn of_group(group: &OwnGroup, target: Result<TargetState, Refusal>) -> Vec<Check
 
 fn names(hooks: &[LifecycleHook]) -> String {
     match hooks {
-        [] => "none holds an instance before it ends".to_owned(),
+        [] => "no hook holds an instance before its termination".to_owned(),
         hooks => hooks.iter().map(|hook| hook.name.as_str()).collect::<Vec<_>>().join(", "),
     }
 }
@@ -48,7 +48,7 @@ fn effect_of_power_off(id: &str, region: Option<&str>) -> Option<Result<String, 
     let answer = AwsClient::new(EC2, region).call(&request, Duration::ZERO).ok()?;
     Some(match element(&answer, "value")?.as_str() {
         "terminate" => Ok("ends the instance".to_owned()),
-        _ => Err("only stops the instance, which goes on costing money; set the shutdown behaviour of its launch \
+        _ => Err("only stops the instance, which keeps costing money; set the shutdown behaviour of its launch \
                   template to `terminate`"
             .to_owned()),
     })

@@ -13,10 +13,10 @@ pub fn find(configured: Option<&str>) -> Result<String, String> {
 
 /// The same with another environment.
 pub fn find_with(configured: Option<&str>, variable: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
-    let told = configured.map(str::to_owned).filter(|region| !region.is_empty());
-    let told = told.or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
-    let told = told.or_else(|| Profiles::read(variable).value("region"));
-    told.map_or_else(of_instance, check)
+    let wanted = configured.map(str::to_owned).filter(|region| !region.is_empty());
+    let wanted = wanted.or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
+    let wanted = wanted.or_else(|| Profiles::read(variable).value("region"));
+    wanted.map_or_else(of_instance, check)
 }
 
 fn of_instance() -> Result<String, String> {

@@ -47,7 +47,7 @@ fn fetch(reference: &TokenReference, region: Option<&str>, timeout: Duration) ->
             match key {
                 Some(key) => member(&secret, key)?,
                 None if secret.trim_start().starts_with('{') => {
-                    return Err("it is a JSON object; name the key behind a `#`, as in \
+                    return Err("it is a JSON object; name the key after a `#`, as in \
                                 \"aws-secretsmanager:ci/runner#token\""
                         .to_owned());
                 }
@@ -112,15 +112,16 @@ fn ask<T: for<'de> Deserialize<'de>>(
     let body = serde_json::to_string(question).map_err(|error| error.to_string())?;
     let answer = AwsClient::new(service, region).call(&AwsRequest::json(prefix, action, body), timeout);
     // The parser's message may quote a part of the secret.
-    serde_json::from_str(&answer.map_err(|error| explain(&error))?).map_err(|_| "the answer makes no sense".to_owned())
+    serde_json::from_str(&answer.map_err(|error| explain(&error))?)
+        .map_err(|_| "the response cannot be decoded".to_owned())
 }
 
 fn explain(error: &CallError) -> String {
     let advice = match error.code() {
         "AccessDeniedException" | "AccessDenied" => {
-            "; allow it to the instance's role, and kms:Decrypt where the key is your own"
+            "; allow this action for the instance's role, and kms:Decrypt for a customer managed key"
         }
-        "ParameterNotFound" | "ResourceNotFoundException" => "; look at the name and at the region",
+        "ParameterNotFound" | "ResourceNotFoundException" => "; check the name and the region",
         _ => "",
     };
     format!("{error}{advice}")
@@ -137,7 +138,7 @@ fn member(secret: &str, key: &str) -> Result<String, String> {
     let members: std::collections::BTreeMap<String, &serde_json::value::RawValue> =
         decode::json(secret.as_bytes()).map_err(|_| format!("it is not a JSON object, so it has no key `{key}`"))?;
     let found = members.get(key).ok_or_else(|| format!("it has no key `{key}`"))?;
-    decode::json(found.get().as_bytes()).map_err(|_| format!("its key `{key}` is no text"))
+    decode::json(found.get().as_bytes()).map_err(|_| format!("the value of its key `{key}` is not a string"))
 }
 
 #[cfg(test)]

@@ -106,7 +106,10 @@ impl CredentialSource {
             return Ok(found);
         }
         if profiles.is_chosen {
-            return Err(format!("the profile `{}` is in no shared file, or holds no credentials", profiles.name));
+            return Err(format!(
+                "the profile `{}` is in none of the shared AWS files, or has no credentials",
+                profiles.name
+            ));
         }
         if let Some(found) = from_container(&variable)? {
             return Ok(found);
@@ -276,7 +279,7 @@ fn ask(url: &str, token: Option<&str>) -> Result<String, String> {
     let status = answer.status().as_u16();
     let body = answer.body_mut().with_config().limit(1 << 20).read_to_string();
     match status {
-        200 => body.map_err(|why| format!("breaks off: {why}")),
+        200 => body.map_err(|why| format!("sends an incomplete response: {why}")),
         _ => Err(format!("answers {status}")),
     }
 }

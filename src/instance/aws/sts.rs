@@ -70,7 +70,7 @@ fn ask(
     let request = AwsRequest::query(VERSION, action, &parameters);
     let answer =
         retry_until(CALL_TIMEOUT, || transport.send(&request, credentials)).map_err(|failure| describe(&failure))?;
-    decode(&answer).ok_or_else(|| describe(&"the answer holds no credentials"))
+    decode(&answer).ok_or_else(|| describe(&"the response contains no credentials"))
 }
 
 fn decode(xml: &str) -> Option<AwsCredentials> {

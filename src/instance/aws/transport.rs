@@ -253,7 +253,7 @@ fn read(answer: Incoming) -> Result<String, RequestFailure> {
     let text = String::from_utf8_lossy(&bytes).into_owned();
     match (status, outcome) {
         (200..=299, Ok(_)) => Ok(text),
-        (200..=299, Err(error)) => Err(RequestFailure::Silent(format!("the answer breaks off: {error}"))),
+        (200..=299, Err(error)) => Err(RequestFailure::Silent(format!("the response is incomplete: {error}"))),
         _ => Err(RequestFailure::Refused(explain(status, kind.as_deref(), &text, at))),
     }
 }

@@ -29,7 +29,7 @@ fn first_member<'a, 'input>(document: &'a Document<'input>, list: &str) -> Optio
 
 /// For each `member` of the element `list`, the texts of the elements with these names. Errors: the answer is not XML.
 pub fn members<const N: usize>(xml: &str, list: &str, names: [&str; N]) -> Result<Vec<[Option<String>; N]>, String> {
-    let document = Document::parse(xml).map_err(|why| format!("the answer is not XML: {why}"))?;
+    let document = Document::parse(xml).map_err(|why| format!("the response is not XML: {why}"))?;
     let lists = document.descendants().filter(|node| node.tag_name().name() == list);
     let items = lists.flat_map(|list| list.children()).filter(|node| node.tag_name().name() == "member");
     Ok(items.map(|item| names.map(|name| text_of(item, name))).collect())

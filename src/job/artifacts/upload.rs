@@ -116,9 +116,10 @@ fn deliver(plan: &UploadPlan, upload: &Upload, root: &ArchiveRoot, entries: &[Ar
                     }
                     UploadAnswer::Again => {
                         let wait = tries.after(Failure::Status(answer.status), answer.asked_wait());
-                        let said = answer.explanation();
-                        let said = said.lines().next().unwrap_or_default().chars().take(200).collect::<String>();
-                        (format!("{line} {said}"), wait)
+                        let explanation = answer.explanation();
+                        let explanation =
+                            explanation.lines().next().unwrap_or_default().chars().take(200).collect::<String>();
+                        (format!("{line} {explanation}"), wait)
                     }
                 }
             }

@@ -270,15 +270,15 @@ mod tests {
 
     #[test]
     fn detects_the_region_from_an_error_response() {
-        let told = |region: &str| {
+        let checked = |region: &str| {
             let headers = vec![("x-amz-bucket-region", region.to_owned())];
             let server = Server::start(vec![Answer { headers, ..answer("301 Moved Permanently", b"") }]);
             let found = region_of(&format!("{}/caches", server.url));
             assert_eq!(server.asked()[0].line, "HEAD /caches HTTP/1.1");
             found
         };
-        assert_eq!(told("eu-west-1").as_deref(), Some("eu-west-1"));
-        assert_eq!(told("evil.test/"), None);
+        assert_eq!(checked("eu-west-1").as_deref(), Some("eu-west-1"));
+        assert_eq!(checked("evil.test/"), None);
     }
 
     #[test]

@@ -175,7 +175,7 @@ impl Broker {
         }
         if let Err(error) = self.start_takers() {
             log::error!(
-                "cannot start a thread that polls GitLab; fewer than configured poll pool={} error={error}",
+                "cannot start a thread that polls GitLab; fewer polls run than configured pool={} error={error}",
                 self.name
             );
         }
@@ -266,7 +266,7 @@ impl Workload for Broker {
 
     fn dismiss(&self, instance: &str, reason: &str) -> bool {
         let Some(tickets) = self.lock().dismiss(instance, reason) else { return false };
-        log::info!("agent dismissed pool={} instance={instance} reason={reason}", self.name);
+        log::info!("agent ordered to shut down pool={} instance={instance} reason={reason}", self.name);
         for ticket in tickets {
             self.responder.respond(ticket, offers::leave(reason));
         }

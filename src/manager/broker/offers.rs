@@ -121,7 +121,7 @@ impl Broker {
     /// Processes an agent's announcement that it will accept a job, or its acceptance.
     pub fn accept(&self, instance: &str, id: &str, acceptance: &protocol::Acceptance) -> ServerResponse {
         let offer = acceptance.offer.as_str();
-        let void = || ServerResponse::message(409, "the offer is void; do not run the job");
+        let void = || ServerResponse::message(409, "the manager withdrew the offer; do not run the job");
         match acceptance.state.as_str() {
             "pending" => match self.lock().prolong(instance, id, offer, Instant::now()) {
                 true => ServerResponse::message(200, "the offer holds"),
@@ -159,7 +159,7 @@ impl Broker {
                 }
                 ServerResponse::message(200, "accepted")
             }
-            Ok(()) => ServerResponse::message(409, "the offer is void; do not run the job"),
+            Ok(()) => ServerResponse::message(409, "the manager withdrew the offer; do not run the job"),
             Err(error) => {
                 log::error!("cannot write the manager's state pool={} error={error}", self.name);
                 state.not_accepted(id);

@@ -197,7 +197,7 @@ impl Broker {
         {
             let mut state = self.lock();
             if state.jobs.contains_key(&id) {
-                log::warn!("GitLab sent a job that this manager has already pool={} job={id}", self.name);
+                log::warn!("GitLab sent a job that this manager already has pool={} job={id}", self.name);
                 return false;
             }
             state.jobs.insert(id.clone(), job);

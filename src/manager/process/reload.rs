@@ -75,7 +75,7 @@ impl Manager {
         let unusable = |why: std::io::Error| format!("`listen = \"{address}\"` below [mayfly.manager]: {why}");
         let listener = bind(address).map_err(unusable)?;
         self.server.set_listener(listener).map_err(unusable)?;
-        log::info!("agents are accepted on another address listen={address}");
+        log::info!("listening for agents on another address listen={address}");
         Ok(())
     }
 

@@ -395,8 +395,8 @@ fn running(group: &Group) -> HashSet<&str> {
 
 fn effect(change: CapacityChange) -> &'static str {
     match change {
-        CapacityChange::Decrement => "the pool can do without it",
-        CapacityChange::Keep => "another one takes its place",
+        CapacityChange::Decrement => "the pool does not need it",
+        CapacityChange::Keep => "another instance replaces it",
     }
 }
 

@@ -93,7 +93,8 @@ impl Removals {
         if let Some(agent) = agent {
             let leaves = agent.work == Work::Leaving;
             // An agent that drains may still run jobs, also those of other servers: it leaves after them.
-            let hangs = !agent.may_have_jobs && known.dismissed.is_some_and(|told| now.saturating_sub(told) >= LEAVING);
+            let hangs =
+                !agent.may_have_jobs && known.dismissed.is_some_and(|since| now.saturating_sub(since) >= LEAVING);
             return match () {
                 () if leaves && agent.silent >= GONE => Some("its agent is leaving and has sent no request for 60 s"),
                 () if leaves && hangs => Some("its agent did not leave within 10 minutes after the order"),

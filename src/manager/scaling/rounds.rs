@@ -299,7 +299,7 @@ impl Rounds {
         };
         let text = match &step.action {
             Action::SetTarget { from, to } => format!("desired capacity set from={from} to={to}"),
-            Action::Dismiss(instance) => format!("agent told to leave instance={instance}"),
+            Action::Dismiss(instance) => format!("shutdown of an agent requested instance={instance}"),
             Action::Terminate(instance, change) => {
                 let decrement = *change == CapacityChange::Decrement;
                 format!("instance terminated instance={instance} decrement={decrement}")
@@ -341,7 +341,7 @@ impl Rounds {
     fn complain(&mut self, call: &'static str, error: &EngineError) {
         self.board.engine_failed(&self.pool.name, call, error);
         if self.failing.insert(call, error.kind) != Some(error.kind) {
-            log::warn!("engine call failed; the next round tries again pool={} error=\"{error}\"", self.pool.name);
+            log::warn!("engine call failed; retrying in the next round pool={} error=\"{error}\"", self.pool.name);
         }
     }
 

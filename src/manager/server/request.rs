@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_a_connection_unless_told_otherwise() {
+    fn keeps_a_connection_unless_the_client_closes_it() {
         for (head, keep) in [
             ("GET / HTTP/1.1\r\n\r\n", true),
             ("GET / HTTP/1.0\r\n\r\n", false),

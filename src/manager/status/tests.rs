@@ -159,13 +159,13 @@ fn a_browser_shows_the_page_and_keeps_it_live() {
             jobs.0.lock().expect("no panic").held = 77;
         }
     });
-    let (page, said) = browse(&address, &["--dump-dom", "--virtual-time-budget=9000"]);
-    assert!(page.contains("· live"), "{page}\n{said}");
-    assert!(page.contains("<dt>jobs waiting</dt><dd>77</dd>"), "{page}\n{said}");
+    let (page, printed) = browse(&address, &["--dump-dom", "--virtual-time-budget=9000"]);
+    assert!(page.contains("· live"), "{page}\n{printed}");
+    assert!(page.contains("<dt>jobs waiting</dt><dd>77</dd>"), "{page}\n{printed}");
     assert!(page.contains("&lt;script&gt;alert('x')") && !page.contains("<script>alert"), "{page}");
     assert_eq!(page.matches("<svg").count(), 2, "{page}");
     for complaint in ["Content Security Policy", "Uncaught", "SyntaxError", "TypeError"] {
-        assert!(!said.contains(complaint), "{said}");
+        assert!(!printed.contains(complaint), "{printed}");
     }
 }
 

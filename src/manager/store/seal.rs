@@ -24,7 +24,7 @@ impl Sealer {
             Err(error) if error.kind() == io::ErrorKind::NotFound => make(path)?,
             Err(error) => return Err(error),
         };
-        Self::with(&key).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the file does not hold a key"))
+        Self::with(&key).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the file contains no key"))
     }
 
     /// Creates a sealer with a key of 32 bytes.
@@ -32,7 +32,7 @@ impl Sealer {
         UnboundKey::new(&AES_256_GCM, key).ok().map(|key| Self(LessSafeKey::new(key)))
     }
 
-    /// Encrypts a text; decryption needs the same `purpose`. Errors: the system has no random numbers.
+    /// Encrypts a text; decryption needs the same `purpose`. Errors: the kernel returned no random bytes.
     pub fn seal(&self, purpose: &str, text: &[u8]) -> io::Result<String> {
         let failed = |_| io::Error::other("encryption failed");
         let mut nonce = [0; NONCE_LEN];
@@ -59,7 +59,7 @@ impl Sealer {
 
 fn make(path: &Path) -> io::Result<Vec<u8>> {
     let mut key = vec![0; KEY_LENGTH];
-    SystemRandom::new().fill(&mut key).map_err(|_| io::Error::other("the system has no random numbers"))?;
+    SystemRandom::new().fill(&mut key).map_err(|_| io::Error::other("the kernel returned no random bytes"))?;
     sys::replace_file_synced(path, &key)?;
     Ok(key)
 }

@@ -76,8 +76,8 @@ pub fn confine(sandbox: &Sandbox, prepared: Option<&PreparedSandbox>) -> Result<
         }
         let uid = built.owners_are_mapped.then_some(sandbox.uid);
         if uid.is_none() {
-            let why = "uid 0 without its rights instead of a user of its own: the kernel (Linux 5.12) or the file \
-                       system of the builds cannot map owners";
+            let why = "uid 0 with few capabilities instead of a separate user: the kernel (before Linux 5.12) or \
+                       the file system of the builds does not support ID-mapped mounts";
             missing.0.push(why.to_owned());
         }
         let rights = if sandbox.ambient_capabilities { FileCapabilities::PassedOn } else { FileCapabilities::Kept };
@@ -93,8 +93,8 @@ pub fn confine(sandbox: &Sandbox, prepared: Option<&PreparedSandbox>) -> Result<
 
 fn refused(what: &str, error: io::Error) -> String {
     let missing = match error.raw_os_error() {
-        Some(nix::libc::EPERM) => ": the agent lacks the capability CAP_SYS_ADMIN; start it with it",
+        Some(nix::libc::EPERM) => "; the agent needs the capability CAP_SYS_ADMIN",
         _ => "",
     };
-    format!("the work on the job's files cannot be confined: {what}: {error}{missing}")
+    format!("the sandbox for file tasks cannot be set up: {what}: {error}{missing}")
 }

@@ -21,7 +21,7 @@ pub fn with_relay(access: &NetworkAccess, uid: u32) -> Result<(OwnedFd, Pid), St
     // The shim returns to its previous network namespace even if `made` is an error.
     setns(ours.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|error| refused("the network namespace", error.into()))?;
     let (namespace, listeners) = made.map_err(|error| refused("a network namespace", error))?;
-    let relay = relay::start(listeners, access, uid).map_err(|error| refused("the way to servers", error))?;
+    let relay = relay::start(listeners, access, uid).map_err(|error| refused("the relay to servers", error))?;
     Ok((namespace, relay))
 }
 

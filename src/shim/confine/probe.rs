@@ -21,9 +21,7 @@ pub const ARGUMENT: &str = "--try-confinement";
 pub fn examine(directory: &Path, uid: u32) -> Result<MissingProtections, String> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     if let Some(owner) = owner_of(uid, &read("/etc/passwd"), &read("/etc/subuid")) {
-        return Err(format!(
-            "user {uid} is {owner}; set `confined_uid` below [runners.mayfly] to a user id that nobody uses"
-        ));
+        return Err(format!("user {uid} is {owner}; set `confined_uid` below [runners.mayfly] to an unused user id"));
     }
     let mut command = Command::new("/proc/self/exe");
     command.args(["shim", ARGUMENT]).arg(directory).arg(uid.to_string()).stdin(Stdio::null());

@@ -147,8 +147,8 @@ impl fmt::Display for DockerError {
             ),
             Self::NotPermitted { address } => write!(
                 f,
-                "the container engine at {address} does not let this user in: run mayfly as root, or add its user to the \
-                 group `docker`"
+                "the container engine at {address} refuses access (permission denied): run mayfly as root, or add its \
+                 user to the group `docker`"
             ),
             Self::NotRunning { address } => {
                 write!(f, "the container engine at {address} does not run; start it (systemctl start docker)")
@@ -160,8 +160,8 @@ impl fmt::Display for DockerError {
             ),
             Self::Cut { address, what, why } => write!(
                 f,
-                "the connection to the container engine at {address} broke ({what}: {why}): did it stop? Look at its log \
-                 (journalctl -u docker)"
+                "the connection to the container engine at {address} broke ({what}: {why}): it may have stopped; look at \
+                 its log (journalctl -u docker)"
             ),
             Self::TooOld { address, has, needs } => write!(
                 f,

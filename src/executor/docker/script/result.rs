@@ -62,14 +62,14 @@ impl EndedScript<'_> {
                 self.output.as_ref().err().map_or_else(|| "its output ended".to_owned(), |error| error.to_string());
             let _ = self.engine.kill_container(name, "KILL");
             return Err(JobError::system(format!(
-                "the connection to the job's container was lost while the script ran ({why}): was the container engine \
-                 restarted? Run the job again"
+                "the connection to the job's container was lost while the script ran ({why}): the container engine \
+                 may have been restarted; run the job again"
             ))
             .into());
         }
         if !self.was_stopped && (self.output.is_err() || was_away || self.was_stopped_by_others(&state)) {
             return Err(JobError::system(
-                "the job's container was ended from outside: the container engine was stopped or restarted, or \
+                "the job's container ended before its script: the container engine was stopped or restarted, or \
                  another program stopped or removed the container; run the job again",
             )
             .into());

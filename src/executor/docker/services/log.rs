@@ -116,13 +116,13 @@ mod tests {
 
     #[test]
     fn prefixes_lines_with_the_name_of_the_service() {
-        let mut said = Vec::new();
-        let mut write = |line: &str| said.push(line.to_owned());
+        let mut printed = Vec::new();
+        let mut write = |line: &str| printed.push(line.to_owned());
         let mut lines = LineBuffer { name: "postgres-db".to_owned(), line: Vec::new() };
         lines.push(b"first\r\nsec", &mut write);
         lines.push(b"ond\nlast", &mut write);
         lines.finish(&mut write);
         let expected = ["first", "second", "last"].map(|text| format!("{GREY}[service:postgres-db] {text}{RESET}"));
-        assert_eq!(said, expected);
+        assert_eq!(printed, expected);
     }
 }

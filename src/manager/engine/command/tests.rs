@@ -118,12 +118,9 @@ fn a_program_that_hangs_is_killed_with_all_that_it_started() {
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     let sleeper = std::fs::read_to_string(pid).expect("a process id");
     let path = format!("/proc/{}/stat", sleeper.trim());
-    let gone = || std::fs::read_to_string(&path).map_or(true, |stat| stat.contains(") Z "));
-    let until = Instant::now() + Duration::from_secs(30);
-    while !gone() {
-        assert!(Instant::now() < until, "the program's child lives on");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let gone = || std::fs::read_to_string(&path).map_or(true, |stat| stat.contains(") Z ")).then_some(());
+    let end = crate::sync::try_until(LONG, Duration::from_millis(10), gone);
+    assert!(end.is_some(), "the program's child must be killed");
 }
 
 #[test]

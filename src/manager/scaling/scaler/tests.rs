@@ -228,16 +228,18 @@ fn a_pool_grows_and_shrinks_to_nothing_whatever_call_fails_in_between() {
     assert_eq!((group.desired, group.members.len()), (0, 0));
 }
 
+/// Waits for an effect that no condition variable announces.
+fn wait_until(what: &str, is_true: impl Fn() -> bool) {
+    let end = sync::try_until(Duration::from_secs(60), Duration::from_millis(10), || is_true().then_some(()));
+    assert!(end.is_some(), "waited in vain for {what}");
+}
+
 #[test]
 fn an_instance_that_vanished_is_reported_lost() {
     let engine = Arc::new(TestGroup::new());
     let (jobs, _board, scaler) = start(&engine);
     jobs.change(|snapshot| snapshot.agents = vec![agent("i-9", AgentState::Busy)]);
-    let until = Instant::now() + Duration::from_secs(60);
-    while jobs.lost.lock().expect("no panic").is_empty() {
-        assert!(Instant::now() < until, "not reported");
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("a report of the lost instance", || !jobs.lost.lock().expect("no panic").is_empty());
     scaler.stop();
     assert_eq!(*jobs.lost.lock().expect("no panic"), ["i-9"]);
 }
@@ -248,11 +250,7 @@ fn a_group_that_cannot_start_instances_ends_hold_ahead() {
     let (jobs, _board, scaler) = start(&engine);
     jobs.change(|snapshot| snapshot.held = 2);
     engine.wait_until("growth that is withdrawn", has("set_target 0"));
-    let until = Instant::now() + Duration::from_secs(60);
-    while *jobs.budget.lock().expect("no panic") != Some(0) {
-        assert!(Instant::now() < until, "jobs are still held");
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("no budget for held jobs", || *jobs.budget.lock().expect("no panic") == Some(0));
     scaler.stop();
 }
 
