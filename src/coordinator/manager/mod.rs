@@ -178,9 +178,7 @@ impl ManagerClient {
         let mut silence = sync::lock(&self.silence);
         match &answer {
             Ok(_) if silence.is_abandoned && path == JOBS_REQUEST => {
-                return Err(HttpError::Transport(
-                    "the agent is shutting down and ignores the response".to_owned(),
-                ));
+                return Err(HttpError::Transport("the agent is shutting down and ignores the response".to_owned()));
             }
             Ok(_) => {
                 let was_silent = silence.since.take().is_some();

@@ -86,8 +86,9 @@ impl ManagerClient {
         }
         match response.status {
             200 => {
-                let answer: Answer = decode::json(&response.body)
-                    .map_err(|_| PollOutcome::Failed("the manager's response to the registration cannot be decoded".to_owned()))?;
+                let answer: Answer = decode::json(&response.body).map_err(|_| {
+                    PollOutcome::Failed("the manager's response to the registration cannot be decoded".to_owned())
+                })?;
                 log::info!(
                     "registered with the manager url={} instance={} pool={}",
                     self.agent.url,

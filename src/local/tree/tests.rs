@@ -110,7 +110,7 @@ fn copies_only_changed_files_again() {
         .open(given.root.join("run.sh"))
         .and_then(|file| file.set_modified(old))
         .expect("open the file");
-    // The kernel sets `ctime` by the tick of its clock, so time must pass before the copy.
+    // No call sets the time of the last status change (ctime), so more time than the resolution must pass.
     std::thread::sleep(std::time::Duration::from_millis(30));
     let inode = |tree: &Tree, name: &str| tree.project.join(name).metadata().expect("the file must exist").ino();
     let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
@@ -161,7 +161,7 @@ fn a_repository_is_written_again_only_after_a_change() {
         .open(&index)
         .and_then(|file| file.set_modified(old))
         .expect("set the modification time");
-    // The kernel sets `ctime` by the tick of its clock, so time must pass before the copy.
+    // No call sets the time of the last status change (ctime), so more time than the resolution must pass.
     std::thread::sleep(std::time::Duration::from_millis(30));
     let take = || given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
     let head = |tree: &Tree| tree.project.join(".git/HEAD");

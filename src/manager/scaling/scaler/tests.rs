@@ -1,6 +1,5 @@
 use std::collections::VecDeque;
 use std::sync::Condvar;
-use std::thread;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
