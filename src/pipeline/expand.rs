@@ -258,7 +258,8 @@ impl<'d> ExpandedJobs<'d> {
         let group = &draft.job.name;
         let written = draft.dependencies.as_ref()?;
         let needed: Option<Set<Arc<str>>> =
-            draft.needs.as_ref().filter(|needs| !needs.only_other_pipelines).map(|needs| {
+            // As on GitLab, the artifacts of any job are available to a job with `needs: []`.
+            draft.needs.as_ref().filter(|needs| !needs.jobs.is_empty()).map(|needs| {
                 let names = needs.jobs.iter().flat_map(|need| self.full_names(&need.job).unwrap_or_default());
                 names.collect()
             });

@@ -106,6 +106,16 @@ impl Root {
                 }
             }
         }
+        let is_blank = |node: &Node| {
+            node.is_null()
+                || node.text().is_some_and(|text| text.trim().is_empty())
+                || node.list().is_some_and(<[Node]>::is_empty)
+                || node.mapping().is_some_and(|mapping| mapping.is_empty())
+        };
+        for (name, entry) in mapping.iter().filter(|(name, entry)| name.starts_with('.') && is_blank(&entry.node)) {
+            let message = format!("the template `{name}` is empty; give it content or remove it");
+            context.error(Class::BadValue, entry.key_at, None, message);
+        }
         let visible = self.broken.iter().any(|name| !name.starts_with('.')) || !jobs.is_empty();
         // If another problem is reported, the lack of visible jobs may be its consequence, and is not reported.
         if !visible && context.report.problems.is_empty() {

@@ -1,4 +1,4 @@
-//! Reads the keywords `environment`, `trigger`, and those that only a GitLab server acts on.
+//! Reads the keywords `environment`, `trigger`, `id_tokens`, `secrets` and `coverage`.
 
 use std::sync::Arc;
 
@@ -10,7 +10,28 @@ use crate::pipeline::syntax::{Mapping, MappingEntry, Node};
 const ENVIRONMENT_KEYS: [&str; 7] =
     ["name", "url", "action", "auto_stop_in", "on_stop", "kubernetes", "deployment_tier"];
 
+const KUBERNETES_KEYS: [&str; 5] = ["namespace", "agent", "flux_resource_path", "managed_resources", "dashboard"];
+
+const INCLUDE_KEYS: [&str; 13] = [
+    "local",
+    "project",
+    "ref",
+    "file",
+    "remote",
+    "integrity",
+    "cache",
+    "template",
+    "component",
+    "artifact",
+    "job",
+    "inputs",
+    "rules",
+];
+
 const INCLUDES_LIMIT: usize = 3;
+
+/// The longest URL of an environment, and the longest path of a project.
+const URL_LIMIT: usize = 255;
 
 /// A mapping with one key.
 fn wrap(key: &str, node: &Node) -> Node {
@@ -22,6 +43,7 @@ impl KeywordReader<'_, '_> {
     /// Normalises `environment` to a mapping with `name`.
     pub fn environment(&mut self, node: &Node) -> Option<Node> {
         if node.text().is_some_and(|name| !name.is_empty()) {
+            self.environment_name(node, "environment")?;
             return Some(wrap("name", node));
         }
         if node.mapping().is_none() {
@@ -29,20 +51,24 @@ impl KeywordReader<'_, '_> {
         }
         self.mapping(node, "environment", &ENVIRONMENT_KEYS)?;
         match node.get("name") {
-            Some(name) => self.text(name, "environment:name")?,
+            Some(name) => self.environment_name(name, "environment:name")?,
             None => return self.bad(node, "environment", "a name or a mapping with `name`"),
-        };
-        for key in ["url", "on_stop", "auto_stop_in"] {
+        }
+        if let Some(url) = node.get("url")
+            && self.text(url, "environment:url")?.chars().count() > URL_LIMIT
+        {
+            return self.bad(url, "environment:url", &format!("up to {URL_LIMIT} characters"));
+        }
+        for key in ["on_stop", "auto_stop_in", "deployment_tier"] {
             if let Some(value) = node.get(key) {
-                self.printed(value, &format!("environment:{key}"))?;
+                self.text(value, &format!("environment:{key}"))?;
             }
+        }
+        if let Some(kubernetes) = node.get("kubernetes") {
+            self.environment_kubernetes(kubernetes)?;
         }
         if let Some(action) = node.get("action") {
             self.one_of(action, "environment:action", &["start", "stop", "prepare", "verify", "access"])?;
-        }
-        if let Some(tier) = node.get("deployment_tier") {
-            let tiers = ["production", "staging", "testing", "development", "other"];
-            self.one_of(tier, "environment:deployment_tier", &tiers)?;
         }
         for key in ["on_stop", "auto_stop_in"] {
             if node.get(key).is_some() {
@@ -51,6 +77,41 @@ impl KeywordReader<'_, '_> {
             }
         }
         Some(node.clone())
+    }
+
+    fn environment_name(&mut self, node: &Node, keyword: &str) -> Option<()> {
+        let name = self.text(node, keyword)?;
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "_/${}. -".contains(c);
+        if name.is_empty() || name.starts_with('/') || name.ends_with('/') || !name.chars().all(allowed) {
+            let wanted = "a name of letters, digits, blanks and `-_/${}.`, without `/` at the ends";
+            return self.bad(node, keyword, wanted);
+        }
+        Some(())
+    }
+
+    fn environment_kubernetes(&mut self, node: &Node) -> Option<()> {
+        let place = "environment:kubernetes";
+        self.mapping(node, place, &KUBERNETES_KEYS)?;
+        if node.mapping()?.is_empty() {
+            return self.bad(node, place, "a mapping with at least one key");
+        }
+        for key in ["agent", "namespace", "flux_resource_path"] {
+            if let Some(value) = node.get(key) {
+                self.text(value, &format!("{place}:{key}"))?;
+            }
+        }
+        let given = |key: &str| node.get(key).and_then(Node::text).is_some_and(|text| !text.is_empty());
+        let managed = node.get("managed_resources").and_then(|managed| managed.get("enabled"));
+        let needs_agent = given("flux_resource_path")
+            || node.get("dashboard").is_some()
+            || managed.and_then(Node::boolean) == Some(true);
+        if needs_agent && !given("agent") {
+            return self.bad(node, place, "`agent` together with these keys");
+        }
+        if given("flux_resource_path") && !given("namespace") {
+            return self.bad(node, place, "`namespace` together with `flux_resource_path`");
+        }
+        Some(())
     }
 
     pub fn trigger(&mut self, node: &Node) -> Option<Trigger> {
@@ -70,9 +131,12 @@ impl KeywordReader<'_, '_> {
         };
         match (node.get("project"), node.get("include")) {
             (Some(project), None) => {
-                let project = self.text(project, "trigger:project")?;
+                let project = self.short_text(project, "trigger:project", URL_LIMIT)?;
                 if let Some(branch) = node.get("branch") {
-                    self.printed(branch, "trigger:branch")?;
+                    self.text(branch, "trigger:branch")?;
+                }
+                if let Some(inputs) = node.get("inputs").filter(|inputs| inputs.mapping().is_none()) {
+                    return self.bad(inputs, "trigger:inputs", "a mapping of names and values");
                 }
                 Some(Trigger::Project { project, strategy, forward, node })
             }
@@ -112,11 +176,12 @@ impl KeywordReader<'_, '_> {
                 out.push(wrap(if remote { "remote" } else { "local" }, item));
                 continue;
             }
-            let keys =
-                ["local", "project", "ref", "file", "remote", "template", "component", "artifact", "job", "inputs"];
-            self.mapping(item, "trigger:include", &keys)?;
+            self.mapping(item, "trigger:include", &INCLUDE_KEYS)?;
             if item.get("artifact").is_some() && item.get("job").is_none() {
                 return self.bad(item, "trigger:include:artifact", "`job`, the job that made the artifact");
+            }
+            if item.get("project").is_some() && item.get("file").is_none() {
+                return self.bad(item, "trigger:include:project", "`file` beside it");
             }
             out.push(item.clone());
         }
@@ -156,28 +221,6 @@ impl KeywordReader<'_, '_> {
         let message = "`secrets`: secrets are not fetched from vaults; set variables of these names to local values";
         self.context.report.warn(node.at, self.job, message);
         Some(secrets)
-    }
-
-    /// Checks a keyword that only a GitLab server acts on, and warns that the keyword has no effect.
-    pub fn server_only(&mut self, key: &str, node: &Node) -> Option<()> {
-        let valid = match key {
-            "release" => node.get("tag_name").is_some() && node.get("description").is_some(),
-            "pages" => node.boolean().is_some() || node.mapping().is_some(),
-            "publish" | "identity" => node.text().is_some(),
-            _ => node.mapping().is_some(),
-        };
-        if !valid {
-            let wanted = match key {
-                "release" => "a mapping with `tag_name` and `description`",
-                "pages" => "true, false or a mapping",
-                "publish" | "identity" => "text",
-                _ => "a mapping",
-            };
-            return self.bad(node, key, wanted);
-        }
-        let message = format!("`{key}` has no effect; only a GitLab server acts on this keyword");
-        self.context.report.warn(node.at, self.job, message);
-        Some(())
     }
 
     /// Checks the pattern of `coverage`; the result keeps its slashes.

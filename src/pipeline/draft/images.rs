@@ -3,10 +3,12 @@
 use super::reader::KeywordReader;
 use crate::pipeline::syntax::{Mapping, MappingEntry, Node};
 
-const IMAGE_KEYS: [&str; 6] = ["name", "entrypoint", "pull_policy", "docker", "kubernetes", "ports"];
+const IMAGE_KEYS: [&str; 5] = ["name", "entrypoint", "pull_policy", "docker", "kubernetes"];
 
-const SERVICE_KEYS: [&str; 9] =
-    ["name", "alias", "entrypoint", "command", "variables", "pull_policy", "docker", "kubernetes", "ports"];
+const SERVICE_KEYS: [&str; 8] =
+    ["name", "alias", "entrypoint", "command", "variables", "pull_policy", "docker", "kubernetes"];
+
+const NAME_LIMIT: usize = 65_535;
 
 impl KeywordReader<'_, '_> {
     /// Normalises an image to a mapping with `name`.
@@ -35,13 +37,14 @@ impl KeywordReader<'_, '_> {
         }
         self.mapping(node, keyword, keys)?;
         match node.get("name") {
-            Some(name) => self.text(name, &format!("{keyword}:name"))?,
+            Some(name) => self.short_text(name, &format!("{keyword}:name"), NAME_LIMIT)?,
             None => return self.bad(node, keyword, "a name or a mapping with `name`"),
         };
-        for key in ["entrypoint", "command"] {
-            if let Some(value) = node.get(key) {
-                self.text_or_texts(value, &format!("{keyword}:{key}"))?;
-            }
+        if let Some(entrypoint) = node.get("entrypoint") {
+            self.flat_texts(entrypoint, &format!("{keyword}:entrypoint"))?;
+        }
+        if let Some(command) = node.get("command") {
+            self.text_or_texts(command, &format!("{keyword}:command"))?;
         }
         if let Some(alias) = node.get("alias") {
             self.text(alias, &format!("{keyword}:alias"))?;
@@ -49,15 +52,26 @@ impl KeywordReader<'_, '_> {
         if let Some(policy) = node.get("pull_policy") {
             let place = format!("{keyword}:pull_policy");
             let single = std::slice::from_ref(policy);
+            if policy.list().is_some_and(<[Node]>::is_empty) {
+                return self.bad(policy, &place, "one policy at least");
+            }
             for item in policy.list().unwrap_or(single) {
                 self.one_of(item, &place, &["always", "never", "if-not-present"])?;
             }
         }
         if let Some(docker) = node.get("docker") {
             self.mapping(docker, &format!("{keyword}:docker"), &["platform", "user"])?;
+            for (key, limit) in [("platform", 64), ("user", 255)] {
+                if let Some(value) = docker.get(key) {
+                    self.short_text(value, &format!("{keyword}:docker:{key}"), limit)?;
+                }
+            }
         }
         if let Some(kubernetes) = node.get("kubernetes") {
             self.mapping(kubernetes, &format!("{keyword}:kubernetes"), &["user"])?;
+            if let Some(user) = kubernetes.get("user").filter(|user| user.integer().is_none()) {
+                self.short_text(user, &format!("{keyword}:kubernetes:user"), 255)?;
+            }
         }
         if let Some(variables) = node.get("variables") {
             self.mapping_of_scalars(variables, &format!("{keyword}:variables"))?;

@@ -2,15 +2,18 @@
 
 pub mod deploy;
 pub mod images;
+pub mod inherit;
 pub mod needs;
 pub mod parallel;
 pub mod reader;
 pub mod scheduling;
+pub mod server;
 pub mod storage;
 pub mod variables;
 
 use std::sync::Arc;
 
+pub use self::inherit::Inherit;
 use self::needs::{Name, Needs};
 use self::parallel::Parallel;
 use self::reader::KeywordReader;
@@ -66,22 +69,19 @@ const JOB_KEYS: [&str; 39] = [
 ];
 
 /// Keywords of jobs with `trigger`, sorted for binary search.
-const TRIGGER_KEYS: [&str; 18] = [
+const TRIGGER_KEYS: [&str; 15] = [
     "allow_failure",
     "environment",
     "except",
     "extends",
     "inherit",
-    "inputs",
     "interruptible",
-    "manual_confirmation",
     "needs",
     "only",
     "parallel",
     "resource_group",
     "rules",
     "stage",
-    "start_in",
     "trigger",
     "variables",
     "when",
@@ -125,24 +125,6 @@ pub struct Draft {
     pub only: Option<OnlyExcept>,
     pub except: Option<OnlyExcept>,
     pub environment: Option<Node>,
-}
-
-/// Keyword `inherit`: the inherited entries.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Inherit {
-    All,
-    Nothing,
-    Only(Vec<Arc<str>>),
-}
-
-impl Inherit {
-    pub fn takes(&self, name: &str) -> bool {
-        match self {
-            Self::All => true,
-            Self::Nothing => false,
-            Self::Only(names) => names.iter().any(|taken| &**taken == name),
-        }
-    }
 }
 
 impl Draft {
@@ -231,8 +213,25 @@ impl Draft {
                 identity = None;
             }
         }
+        if let Some(mirrored) = draft.mirrored_pipeline() {
+            draft.job.trigger = reader.trigger(&mirrored);
+        }
+        draft.job.artifacts = reader.published(name, &draft.job.definition, draft.job.artifacts.take());
         reader.check_whole(&draft, at);
         identity.map(|()| draft)
+    }
+
+    /// For a job that only mirrors the pipeline of another project (`needs:pipeline`), that project.
+    fn mirrored_pipeline(&self) -> Option<Node> {
+        let definition = &self.job.definition;
+        if ["script", "run", "trigger"].into_iter().any(|key| definition.get(key).is_some()) {
+            return None;
+        }
+        let needs = definition.get("needs")?;
+        let single = std::slice::from_ref(needs);
+        let mut items = needs.list().unwrap_or(single).iter().filter(|item| item.get("job").is_none());
+        let pipeline = items.find_map(|item| item.get("pipeline")).filter(|pipeline| pipeline.text().is_some());
+        pipeline.cloned()
     }
 
     pub fn check_defaults(defaults: &Mapping, context: &mut Context<'_>) {
@@ -278,27 +277,6 @@ impl KeywordReader<'_, '_> {
             self.context.report.unknown_of(entry.key_at, self.job, message);
         }
         Some(())
-    }
-
-    fn inherit(&mut self, node: Option<&Node>) -> Option<(Inherit, Inherit)> {
-        let Some(node) = node else { return Some((Inherit::All, Inherit::All)) };
-        self.mapping(node, "inherit", &["default", "variables"])?;
-        let mut part = |key: &str| match node.get(key) {
-            None => Some(Inherit::All),
-            Some(value) => match value.boolean() {
-                Some(true) => Some(Inherit::All),
-                Some(false) => Some(Inherit::Nothing),
-                None => self.texts(value, &format!("inherit:{key}")).map(Inherit::Only),
-            },
-        };
-        let (default, variables) = (part("default")?, part("variables")?);
-        if let Inherit::Only(names) = &default
-            && let Some(name) = names.iter().find(|name| !DEFAULT_KEYS.contains(&&***name))
-        {
-            let message = format!("`inherit:default` names `{name}`{}", did_you_mean(name, &DEFAULT_KEYS));
-            return self.error(Class::BadValue, node.at, message);
-        }
-        Some((default, variables))
     }
 
     fn keyword(&mut self, key: &str, node: &Node, draft: &mut Draft) -> Option<()> {
@@ -375,14 +353,29 @@ impl KeywordReader<'_, '_> {
     fn check_whole(&mut self, draft: &Draft, at: Origin) {
         let job = &draft.job;
         let given = |key: &str| job.definition.get(key).is_some();
-        let has_script = job.script.as_ref().is_some_and(|lines| lines.iter().any(|line| !line.is_empty()));
+        let own = |key: &str| given(key) && !job.from_default.iter().any(|name| &**name == key);
+        let is_blank = job.definition.get("script").and_then(Node::text).is_some_and(|text| text.trim().is_empty());
+        let has_script = !is_blank && job.script.as_ref().is_some_and(|lines| !lines.is_empty());
         let is_readable = given("script") == job.script.is_some();
+        let is_trigger = job.trigger.is_some() || given("trigger");
         let mut wrong = |class, message: &str| self.error::<()>(class, at, message);
-        if !has_script && is_readable && !given("trigger") && !given("run") && !is_script_misspelled(&job.definition) {
+        if !has_script && is_readable && !is_trigger && !given("run") && !is_script_misspelled(&job.definition) {
             wrong(Class::MissingScript, "there is no `script`; a job needs script, run or trigger");
         }
-        if has_script && job.run {
-            wrong(Class::ScriptAndTrigger, "`script` and `run` exclude each other");
+        for other in ["script", "before_script", "after_script"] {
+            if job.run && own(other) {
+                wrong(Class::ScriptAndTrigger, &format!("`{other}` and `run` exclude each other"));
+            }
+        }
+        if is_trigger && draft.when == Some(When::Delayed) {
+            wrong(Class::BadWhen, "a job with `trigger` cannot have `when: delayed`");
+            return;
+        }
+        if is_trigger && matches!(draft.allow_failure, Some(AllowFailure::ExitCodes(_))) {
+            wrong(Class::BadValue, "a job with `trigger` cannot have `allow_failure:exit_codes`");
+        }
+        if is_trigger && matches!(draft.parallel, Some(Parallel::Count(_))) {
+            wrong(Class::BadValue, "`parallel` of a job with `trigger` takes a matrix, not a number");
         }
         for other in ["only", "except"] {
             if given("rules") && given(other) {
@@ -390,7 +383,12 @@ impl KeywordReader<'_, '_> {
             }
         }
         let delayed = draft.when == Some(When::Delayed);
-        if given("start_in") && !delayed && given("when") == draft.when.is_some() {
+        if is_trigger {
+            return;
+        }
+        if given("start_in") && given("rules") {
+            wrong(Class::StartIn, "`start_in` and `rules` exclude each other; write `start_in` into a rule");
+        } else if given("start_in") && !delayed && given("when") == draft.when.is_some() {
             wrong(Class::StartIn, "`start_in` needs `when: delayed`");
         }
         if delayed && !given("start_in") {

@@ -9,6 +9,9 @@ use crate::pipeline::syntax::{Node, Origin};
 /// The longest name in `needs`: shorter than the longest name of a job, as on GitLab.
 const NAME_LIMIT: usize = 128;
 
+/// The longest path of a project.
+const PATH_LIMIT: usize = 1024;
+
 /// Keyword `needs`.
 #[derive(Clone, Debug, Default)]
 pub struct Needs {
@@ -58,6 +61,11 @@ impl KeywordReader<'_, '_> {
             if item.get("project").is_some() || item.get("pipeline").is_some() {
                 if item.get("project").is_some() && item.get("job").is_none() {
                     return self.bad(item, keyword, "`job` together with `project`");
+                }
+                for key in ["project", "pipeline"] {
+                    if let Some(value) = item.get(key) {
+                        self.short_text(value, &format!("{keyword}:{key}"), PATH_LIMIT)?;
+                    }
                 }
                 let message = format!("`{keyword}`: a local run has no jobs of other pipelines and projects; ignored");
                 self.context.report.warn(item.at, self.job, message);

@@ -65,8 +65,14 @@ impl KeywordReader<'_, '_> {
             for (key, entry) in mapping.iter() {
                 let place = format!("{keyword}:{key}");
                 let items = self.context.flatten(&entry.node, &place, self.job)?;
-                let values: Option<Vec<Arc<str>>> = items.iter().map(|item| self.printed(item, &place)).collect();
-                let values = values?;
+                let mut values = Vec::with_capacity(items.len());
+                for item in &items {
+                    // GitLab refuses `3.10` and `true`, whose text would differ from what is written.
+                    if item.text().is_none() && item.integer().is_none() {
+                        return self.bad(item, &place, "text and whole numbers; put other values into quotes");
+                    }
+                    values.push(self.printed(item, &place)?);
+                }
                 if values.is_empty() {
                     return self.bad(&entry.node, &place, "one value at least");
                 }

@@ -69,7 +69,6 @@ impl KeywordReader<'_, '_> {
     pub fn one_of(&mut self, node: &Node, keyword: &str, words: &[&str]) -> Option<Arc<str>> {
         match node.text() {
             Some(text) if words.contains(&&**text) => Some(Arc::clone(text)),
-            Some(text) if text.contains('$') => Some(Arc::clone(text)),
             _ => self.bad(node, keyword, &format!("one of {}", words.join(", "))),
         }
     }
@@ -81,6 +80,32 @@ impl KeywordReader<'_, '_> {
         }
         let items = self.context.flatten(node, keyword, self.job)?;
         items.iter().map(|item| self.text(item, keyword)).collect()
+    }
+
+    /// A list of text without lists inside, for keywords that GitLab does not flatten.
+    pub fn flat_texts(&mut self, node: &Node, keyword: &str) -> Option<Vec<Arc<str>>> {
+        let texts = node.list().and_then(|items| items.iter().map(|item| item.text().cloned()).collect());
+        if texts.is_none() {
+            return self.bad(node, keyword, "a list of text without lists inside");
+        }
+        texts
+    }
+
+    /// Text, or a list of text without lists inside.
+    pub fn text_or_flat_texts(&mut self, node: &Node, keyword: &str) -> Option<Vec<Arc<str>>> {
+        match node.text() {
+            Some(text) => Some(vec![Arc::clone(text)]),
+            None => self.flat_texts(node, keyword),
+        }
+    }
+
+    /// Text with at least one character other than a blank, and at most `limit` characters.
+    pub fn short_text(&mut self, node: &Node, keyword: &str, limit: usize) -> Option<Arc<str>> {
+        let text = self.text(node, keyword)?;
+        match !text.trim().is_empty() && text.chars().count() <= limit {
+            true => Some(text),
+            false => self.bad(node, keyword, &format!("text of 1 to {limit} characters")),
+        }
     }
 
     /// Text, or a list of text.

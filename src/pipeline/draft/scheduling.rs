@@ -66,6 +66,9 @@ const REASONS: [&str; 47] = [
 /// The longest delay: a week.
 const DELAY_LIMIT: Duration = Duration::from_secs(7 * 86_400);
 
+/// The longest timeout, as on GitLab: a month.
+const TIMEOUT_LIMIT: Duration = Duration::from_secs(30 * 86_400);
+
 /// The values of `when`; `None` is `never`.
 const WHENS: [(&str, Option<When>); 6] = [
     ("on_success", Some(When::OnSuccess)),
@@ -98,7 +101,7 @@ impl KeywordReader<'_, '_> {
 
     /// Reads `start_in`, the delay of `when: delayed`.
     pub fn start_in(&mut self, node: &Node, keyword: &str) -> Option<Delay> {
-        let text = self.printed(node, keyword)?;
+        let text = self.text(node, keyword)?;
         match duration::parse(&text).filter(|duration| *duration <= DELAY_LIMIT) {
             Some(duration) => Some(Delay { text, duration }),
             None => {
@@ -109,10 +112,10 @@ impl KeywordReader<'_, '_> {
     }
 
     pub fn timeout(&mut self, node: &Node) -> Option<Duration> {
-        let text = self.printed(node, "timeout")?;
-        match duration::parse(&text) {
+        let text = self.text(node, "timeout")?;
+        match duration::parse(&text).filter(|duration| *duration <= TIMEOUT_LIMIT) {
             Some(duration) => Some(duration),
-            None => self.bad(node, "timeout", "a duration, such as `1h 30m`"),
+            None => self.bad(node, "timeout", "a duration of up to a month, such as `1h 30m`"),
         }
     }
 

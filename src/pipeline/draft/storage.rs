@@ -1,7 +1,5 @@
 //! Reads the keywords `artifacts` and `cache`.
 
-use std::sync::Arc;
-
 use super::reader::KeywordReader;
 use crate::digest::hex;
 use crate::pipeline::duration;
@@ -25,10 +23,10 @@ const REPORT_KEYS: [&str; 26] = [
     "dast",
     "dependency_scanning",
     "dotenv",
-    "dotnet",
     "junit",
     "license_scanning",
     "load_performance",
+    "lsif",
     "metrics",
     "performance",
     "repository_xray",
@@ -44,6 +42,9 @@ const CACHE_KEYS: [&str; 7] = ["key", "paths", "untracked", "policy", "when", "f
 
 const CACHES_LIMIT: usize = 4;
 
+/// The longest title in `artifacts:expose_as`.
+const TITLE_LIMIT: usize = 100;
+
 const WHENS: [&str; 3] = ["on_success", "on_failure", "always"];
 
 impl KeywordReader<'_, '_> {
@@ -52,7 +53,7 @@ impl KeywordReader<'_, '_> {
         self.mapping(node, "artifacts", &ARTIFACT_KEYS)?;
         for key in ["paths", "exclude"] {
             if let Some(paths) = node.get(key) {
-                self.texts(paths, &format!("artifacts:{key}"))?;
+                self.flat_texts(paths, &format!("artifacts:{key}"))?;
             }
         }
         if let Some(when) = node.get("when") {
@@ -63,29 +64,73 @@ impl KeywordReader<'_, '_> {
                 self.boolean(value, &format!("artifacts:{key}"))?;
             }
         }
-        for key in ["name", "expose_as", "access"] {
-            if let Some(value) = node.get(key) {
-                self.printed(value, &format!("artifacts:{key}"))?;
+        if let Some(name) = node.get("name") {
+            self.text(name, "artifacts:name")?;
+        }
+        if let Some(access) = node.get("access") {
+            self.one_of(access, "artifacts:access", &["none", "developer", "maintainer", "all"])?;
+            if node.get("public").is_some() {
+                return self.bad(node, "artifacts", "either `public` or `access`");
             }
         }
+        if let Some(title) = node.get("expose_as") {
+            self.expose_as(title, node.get("paths"))?;
+        }
         if let Some(value) = node.get("expire_in") {
-            let text = self.printed(value, "artifacts:expire_in")?;
-            if !["never", "0"].contains(&&*text) && duration::parse(&text).is_none() {
-                return self.bad(value, "artifacts:expire_in", "a duration such as `1 week`, or `never`");
-            }
+            self.expire_in(value, "artifacts:expire_in")?;
         }
         if let Some(reports) = node.get("reports") {
             self.mapping(reports, "artifacts:reports", &REPORT_KEYS)?;
-            if let Some(dotenv) = reports.get("dotenv") {
-                self.text_or_texts(dotenv, "artifacts:reports:dotenv")?;
+            for (key, entry) in reports.mapping()?.iter().filter(|(_, entry)| !entry.node.is_null()) {
+                let place = format!("artifacts:reports:{key}");
+                if &**key == "coverage_report" {
+                    self.coverage_report(&entry.node, &place)?;
+                } else {
+                    self.text_or_flat_texts(&entry.node, &place)?;
+                }
             }
         }
         Some(node.clone())
     }
 
+    fn coverage_report(&mut self, node: &Node, keyword: &str) -> Option<()> {
+        self.mapping(node, keyword, &["coverage_format", "path"])?;
+        match (node.get("coverage_format"), node.get("path")) {
+            (Some(format), Some(path)) => {
+                self.one_of(format, &format!("{keyword}:coverage_format"), &["cobertura", "jacoco"])?;
+                self.text(path, &format!("{keyword}:path")).map(|_| ())
+            }
+            _ => self.bad(node, keyword, "`coverage_format` and `path`"),
+        }
+    }
+
+    /// The title of a link to artifacts: plain words, for paths without wildcards.
+    fn expose_as(&mut self, title: &Node, paths: Option<&Node>) -> Option<()> {
+        let place = "artifacts:expose_as";
+        let text = self.short_text(title, place, TITLE_LIMIT)?;
+        let is_plain = |c: char| c.is_alphanumeric() || "_- ".contains(c);
+        if !text.chars().all(is_plain) || text.starts_with(['-', ' ']) {
+            return self.bad(title, place, "letters, digits, `-`, `_` and blanks");
+        }
+        let paths = paths.and_then(Node::list).filter(|paths| !paths.is_empty());
+        match paths.filter(|paths| paths.iter().all(|path| path.text().is_some_and(|path| !path.contains('*')))) {
+            Some(_) => Some(()),
+            None => self.bad(title, place, "`artifacts:paths` without `*` beside it"),
+        }
+    }
+
+    /// How long a server keeps something: a duration, or `never`.
+    pub fn expire_in(&mut self, node: &Node, keyword: &str) -> Option<()> {
+        let text = self.text(node, keyword)?;
+        if text.eq_ignore_ascii_case("never") || &*text == "0" || duration::parse(&text).is_some() {
+            return Some(());
+        }
+        self.bad(node, keyword, "a duration such as `1 week`, or `never`")
+    }
+
     fn when_of(&mut self, node: &Node, keyword: &str) -> Option<()> {
         match node.text() {
-            Some(when) if WHENS.contains(&&**when) || when.contains('$') => Some(()),
+            Some(when) if WHENS.contains(&&**when) => Some(()),
             _ => {
                 let value = node.printed().unwrap_or_else(|| node.kind().into());
                 let message = format!("`{keyword}` must be one of {}, not `{value}`", WHENS.join(", "));
@@ -114,7 +159,7 @@ impl KeywordReader<'_, '_> {
     fn cache(&mut self, node: &Node) -> Option<()> {
         self.mapping(node, "cache", &CACHE_KEYS)?;
         if let Some(paths) = node.get("paths") {
-            self.texts(paths, "cache:paths")?;
+            self.flat_texts(paths, "cache:paths")?;
         }
         for key in ["untracked", "unprotect"] {
             if let Some(value) = node.get(key) {
@@ -122,29 +167,32 @@ impl KeywordReader<'_, '_> {
             }
         }
         if let Some(policy) = node.get("policy") {
-            self.one_of(policy, "cache:policy", &["pull-push", "pull", "push"])?;
+            // The runner expands variables in the policy.
+            if policy.text().is_none_or(|policy| !policy.contains('$')) {
+                self.one_of(policy, "cache:policy", &["pull-push", "pull", "push"])?;
+            }
         }
         if let Some(when) = node.get("when") {
             self.when_of(when, "cache:when")?;
         }
         if let Some(keys) = node.get("fallback_keys")
-            && self.texts(keys, "cache:fallback_keys")?.len() > 5
+            && self.flat_texts(keys, "cache:fallback_keys")?.len() > 5
         {
             return self.bad(keys, "cache:fallback_keys", "up to 5 keys");
         }
         match node.get("key") {
             Some(key) if key.mapping().is_some() => self.key_of_files(key),
-            Some(key) => self.cache_key(key),
+            Some(key) => self.cache_key(key, "cache:key"),
             None => Some(()),
         }
     }
 
     /// GitLab refuses keys that are paths, also percent-encoded ones.
-    fn cache_key(&mut self, key: &Node) -> Option<()> {
-        let text = self.printed(key, "cache:key")?.to_ascii_lowercase();
+    fn cache_key(&mut self, key: &Node, keyword: &str) -> Option<()> {
+        let text = self.text(key, keyword)?.to_ascii_lowercase();
         let decoded = text.replace("%2f", "/").replace("%2e", ".");
-        match decoded.contains('/') || !decoded.is_empty() && decoded.chars().all(|c| c == '.') {
-            true => self.bad(key, "cache:key", "text without `/` that is more than dots"),
+        match decoded.contains('/') || decoded == "." || decoded == ".." {
+            true => self.bad(key, keyword, "text without `/` other than `.` and `..`"),
             false => Some(()),
         }
     }
@@ -157,11 +205,11 @@ impl KeywordReader<'_, '_> {
             return self.bad(key, "cache:key", "text, or a mapping with either `files` or `files_commits`");
         };
         let place = format!("cache:key:{name}");
-        let count = self.texts(list, &place)?.len();
+        let count = self.flat_texts(list, &place)?.len();
         if !(1..=2).contains(&count) {
             return self.bad(list, &place, "one or two paths");
         }
-        Some(())
+        key.get("prefix").map_or(Some(()), |prefix| self.cache_key(prefix, "cache:key:prefix"))
     }
 }
 
@@ -187,7 +235,7 @@ fn cache_key(cache: &Node, reader: &mut KeywordReader<'_, '_>) -> String {
     let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
     let mut found = false;
     for path in paths.list().unwrap_or_default().iter().filter_map(Node::text) {
-        let path: &Arc<str> = path;
+        let path = path.trim_start_matches('/');
         let id = if by_commit { sources.last_commit(path) } else { sources.content_id(path) };
         match id {
             Ok(Some(id)) => {

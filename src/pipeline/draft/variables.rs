@@ -44,6 +44,9 @@ impl KeywordReader<'_, '_> {
         keyword: &str,
     ) -> Option<(Arc<str>, bool)> {
         let place = format!("{keyword}:{key}");
+        if matches!(level, VariableLevel::Rule | VariableLevel::Workflow) {
+            return self.bad(node, &place, "text or a number; rules have no variables with `value` or `expand`");
+        }
         let top: &[&str] = &["value", "description", "options", "expand"];
         self.mapping(node, &place, if level == VariableLevel::Default { top } else { &["value", "expand"] })?;
         let value = match node.get("value") {
@@ -51,8 +54,9 @@ impl KeywordReader<'_, '_> {
             None => "".into(),
         };
         if let Some(options) = node.get("options") {
-            let Some(items) = options.list() else { return self.bad(options, &format!("{place}:options"), "a list") };
-            if !items.iter().any(|item| item.printed().as_ref() == Some(&value)) {
+            let items = options.list().filter(|items| items.iter().all(|item| item.text().is_some()));
+            let Some(items) = items else { return self.bad(options, &format!("{place}:options"), "a list of text") };
+            if !items.is_empty() && !items.iter().any(|item| item.printed().as_ref() == Some(&value)) {
                 let list: Vec<Arc<str>> = items.iter().filter_map(Node::printed).collect();
                 let message = format!("`{place}` is `{value}`, which is not one of its options: {}", list.join(", "));
                 return self.error(Class::VariableOption, node.at, message);

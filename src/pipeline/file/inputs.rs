@@ -1,88 +1,19 @@
-//! `spec:inputs`: the inputs that a file declares, and their values.
+//! The values of the inputs of a file.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::declaration::{DeclaredInput, InputRule, InputType, Spec};
+use super::fill::as_text;
 use crate::pipeline::hash::Index;
-use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::problem::{Class, ProblemReport};
 use crate::pipeline::request::{GivenVariable, InputValue};
-use crate::pipeline::rules::expression::Expression;
 use crate::pipeline::suggest::did_you_mean;
-use crate::pipeline::syntax::{self, Budget, Node, Origin};
+use crate::pipeline::syntax::{self, Budget, Origin};
 use crate::pipeline::variables::PipelineVariables;
 use crate::pipeline::view::View;
-
-const OPTIONS_LIMIT: usize = 50;
-
-/// The header of a file.
-#[derive(Debug, Default)]
-pub struct Spec {
-    pub inputs: Index<Arc<str>, DeclaredInput>,
-    /// The component facts (`name`, `sha`, …) that the file may use.
-    pub component: Vec<Arc<str>>,
-    /// Files that declare further inputs.
-    pub include: Option<Node>,
-    /// The position of the value of `spec`.
-    pub at: Origin,
-}
-
-/// A declared input.
-#[derive(Debug)]
-pub struct DeclaredInput {
-    kind: InputType,
-    default: Option<Value>,
-    options: Option<Vec<Value>>,
-    regex: Option<(Arc<str>, RegexPattern)>,
-    rules: Vec<Rule>,
-    at: Origin,
-}
-
-#[derive(Debug)]
-struct Rule {
-    condition: Option<(Expression, Vec<Arc<str>>)>,
-    options: Option<Vec<Value>>,
-    default: Option<Value>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum InputType {
-    Text,
-    Number,
-    Boolean,
-    Array,
-}
-
-impl InputType {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Text => "string",
-            Self::Number => "number",
-            Self::Boolean => "boolean",
-            Self::Array => "array",
-        }
-    }
-
-    fn fits(self, value: &Value) -> bool {
-        match self {
-            Self::Text => value.is_string(),
-            Self::Number => value.is_number(),
-            Self::Boolean => value.is_boolean(),
-            Self::Array => value.is_array(),
-        }
-    }
-
-    /// Converts text from the command line to this type.
-    fn parse(self, text: &str) -> Option<Value> {
-        if self == Self::Text {
-            return Some(text.into());
-        }
-        let parsed = syntax::parse(text, 0, &|line| line, &mut Budget::default()).ok()?.root.to_json();
-        self.fits(&parsed).then_some(parsed)
-    }
-}
 
 /// A value for an input, from the including file or the command line.
 #[derive(Clone, Debug)]
@@ -93,202 +24,43 @@ pub struct Given {
     pub at: Origin,
 }
 
-/// Reads the value of `spec`.
-pub fn read_spec(node: &Node, report: &mut ProblemReport) -> Spec {
-    let mut spec = Spec { at: node.at, ..Spec::default() };
-    if node.is_null() {
-        return spec;
-    }
-    let Some(mapping) = node.mapping() else {
-        report.error(Class::InputSpec, node.at, format!("`spec` takes a mapping, not {}", node.kind()));
-        return spec;
-    };
-    for (key, entry) in mapping.iter() {
-        match &**key {
-            "inputs" => read_inputs(&entry.node, &mut spec.inputs, report),
-            "component" => read_component(&entry.node, &mut spec.component, report),
-            "include" => spec.include = Some(entry.node.clone()),
-            _ => {
-                let hint = did_you_mean(key, &["inputs", "component", "include"]);
-                report.unknown(entry.key_at, format!("unknown keyword `spec:{key}`{hint}"));
-            }
-        }
-    }
-    spec
-}
-
-fn read_component(node: &Node, out: &mut Vec<Arc<str>>, report: &mut ProblemReport) {
-    for item in node.list().unwrap_or_default() {
-        match item.text() {
-            Some(name) if ["name", "sha", "version", "reference"].contains(&&**name) => out.push(Arc::clone(name)),
-            _ => {
-                let message = "`spec:component` must be a list of name, sha, version, reference";
-                report.error(Class::InputSpec, item.at, message);
-            }
-        }
-    }
-}
-
-/// Reads input declarations. An input that is already in `inputs` is kept.
-pub fn read_inputs(node: &Node, inputs: &mut Index<Arc<str>, DeclaredInput>, report: &mut ProblemReport) {
-    if node.is_null() {
-        return;
-    }
-    let Some(mapping) = node.mapping() else {
-        report.error(Class::InputSpec, node.at, format!("`spec:inputs` takes a mapping, not {}", node.kind()));
-        return;
-    };
-    for (name, entry) in mapping.iter() {
-        if !inputs.contains_key(name)
-            && let Some(input) = read_input(name, &entry.node, entry.key_at, report)
-        {
-            inputs.insert(Arc::clone(name), input);
-        }
-    }
-}
-
-fn read_input(name: &str, node: &Node, at: Origin, report: &mut ProblemReport) -> Option<DeclaredInput> {
-    let mut input =
-        DeclaredInput { kind: InputType::Text, default: None, options: None, regex: None, rules: vec![], at };
-    if node.is_null() {
-        return Some(input);
-    }
-    let Some(mapping) = node.mapping() else {
-        report.error(Class::InputSpec, node.at, format!("input `{name}` takes a mapping, not {}", node.kind()));
-        return None;
-    };
-    for (key, entry) in mapping.iter() {
-        let node = &entry.node;
-        match &**key {
-            // With `default: null`, the input is optional, and empty without a value.
-            "default" => input.default = Some(node.to_json()),
-            _ if node.is_null() => {}
-            "description" => {}
-            "type" => match node.text().map(|text| &**text) {
-                Some("string") => input.kind = InputType::Text,
-                Some("number") => input.kind = InputType::Number,
-                Some("boolean") => input.kind = InputType::Boolean,
-                Some("array") => input.kind = InputType::Array,
-                _ => {
-                    let message = format!("input `{name}`: `type` must be one of string, number, boolean, array");
-                    report.error(Class::InputSpec, node.at, message);
-                    return None;
-                }
-            },
-            "options" => input.options = Some(read_options(name, node, report)?),
-            "regex" => input.regex = Some(read_regex(name, node, report)?),
-            "rules" => input.rules = read_rules(name, node, report)?,
-            _ => {
-                let known = ["type", "default", "options", "regex", "description", "rules"];
-                let hint = did_you_mean(key, &known);
-                report.unknown(entry.key_at, format!("input `{name}`: unknown keyword `{key}`{hint}"));
-            }
-        }
-    }
-    if input.regex.is_some() && input.kind != InputType::Text {
-        report.error(Class::InputSpec, at, format!("input `{name}`: `regex` is allowed for type string only"));
-    }
-    if let Some(default) = input.default.as_ref().filter(|default| !default.is_null())
-        && let Err((class, why)) = input.check(name, default, input.options.as_deref())
-    {
-        report.error(class, at, format!("the default of {why}"));
-        return None;
-    }
-    Some(input)
-}
-
-fn read_options(name: &str, node: &Node, report: &mut ProblemReport) -> Option<Vec<Value>> {
-    let options: Option<Vec<Value>> = node.list().map(|items| items.iter().map(Node::to_json).collect());
-    let valid = options.filter(|options| (1..=OPTIONS_LIMIT).contains(&options.len()));
-    if valid.is_none() {
-        let message = format!("input `{name}`: `options` takes a list of 1 to {OPTIONS_LIMIT} values");
-        report.error(Class::InputSpec, node.at, message);
-    }
-    valid
-}
-
-fn read_regex(name: &str, node: &Node, report: &mut ProblemReport) -> Option<(Arc<str>, RegexPattern)> {
-    let Some(text) = node.text() else {
-        report.error(Class::InputSpec, node.at, format!("input `{name}`: `regex` takes text, not {}", node.kind()));
-        return None;
-    };
-    match RegexPattern::compile(text, "") {
-        Ok(pattern) => Some((Arc::clone(text), pattern)),
-        Err(why) => {
-            report.error(Class::InputSpec, node.at, format!("input `{name}`: the regex {text} cannot be used: {why}"));
-            None
-        }
-    }
-}
-
-fn read_rules(name: &str, node: &Node, report: &mut ProblemReport) -> Option<Vec<Rule>> {
-    let Some(items) = node.list() else {
-        report.error(Class::InputSpec, node.at, format!("input `{name}`: `rules` takes a list, not {}", node.kind()));
-        return None;
-    };
-    let mut rules = Vec::new();
-    for item in items {
-        let condition = match item.get("if") {
-            None => None,
-            Some(node) => {
-                let text = node.text().cloned().unwrap_or_default();
-                let mut names = Vec::new();
-                let text = name_blocks(&text, &mut names);
-                match Expression::parse(&text.into()) {
-                    Ok(expression) => Some((expression, names)),
-                    Err(why) => {
-                        let message = format!("input `{name}`: `if` cannot be read: {why}");
-                        report.error(Class::IfSyntax, node.at, message);
-                        return None;
-                    }
-                }
-            }
-        };
-        let options = match item.get("options") {
-            Some(node) => Some(read_options(name, node, report)?),
-            None => None,
-        };
-        rules.push(Rule { condition, options, default: item.get("default").map(Node::to_json) });
-    }
-    Some(rules)
-}
-
-/// Replaces `$[[ inputs.a ]]` by `$I0`, with `a` as the first of `names`.
-fn name_blocks(text: &str, names: &mut Vec<Arc<str>>) -> String {
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once("$[[") {
-        out.push_str(before);
-        let Some((block, after)) = after.split_once("]]") else {
-            rest = after;
-            break;
-        };
-        out.push_str(&format!("$I{}", names.len()));
-        names.push(block.trim().trim_start_matches("inputs.").into());
-        rest = after;
-    }
-    out + rest
-}
-
 impl DeclaredInput {
-    /// Checks that a value is allowed. The error names the input and the value.
-    fn check(&self, name: &str, value: &Value, options: Option<&[Value]>) -> Result<(), (Class, String)> {
-        if !self.kind.fits(value) {
+    /// The value in the declared type, if it is allowed. The error names the input and the value.
+    ///
+    /// As on GitLab, an input of type string takes any value, as text.
+    pub fn checked(&self, name: &str, value: Value, options: Option<&[Value]>) -> Result<Value, (Class, String)> {
+        let value = match (self.kind, value) {
+            (InputType::Text, Value::Null) => Value::String(String::new()),
+            (_, Value::Null) => return Ok(Value::Null),
+            (InputType::Text, Value::String(text)) => Value::String(text),
+            (InputType::Text, other) => Value::String(as_text(&other)),
+            (_, other) => other,
+        };
+        if !self.kind.fits(&value) {
             let message = format!("input `{name}` is {value}, which is not of type {}", self.kind.word());
             return Err((Class::InputType, message));
         }
-        if let Some(options) = options.filter(|options| !options.contains(value)) {
+        let is_option = |option: &Value| *option == value || self.kind == InputType::Text && as_text(option) == value;
+        if let Some(options) = options.filter(|options| !options.iter().any(is_option)) {
             let list: Vec<String> = options.iter().map(ToString::to_string).collect();
             let message = format!("input `{name}` is {value}, which is not one of its options: {}", list.join(", "));
             return Err((Class::InputOption, message));
         }
-        if let (Some((text, pattern)), Value::String(value)) = (&self.regex, value)
+        if let (Some((text, pattern)), Value::String(value)) = (&self.regex, &value)
             && !pattern.is_match(value)
         {
             let message = format!("input `{name}` is \"{value}\", which does not match its regex {text}");
             return Err((Class::InputRegex, message));
         }
-        Ok(())
+        Ok(value)
+    }
+
+    /// A value from the command line, where text is YAML for all types but string.
+    fn parsed(&self, text: &str) -> Value {
+        let parsed = syntax::parse(text, 0, &|line| line, &mut Budget::default()).ok();
+        let parsed = parsed.map(|document| document.root.to_json());
+        let fitting = parsed.filter(|value| self.kind != InputType::Text && self.kind.fits(value));
+        fitting.unwrap_or_else(|| text.into())
     }
 }
 
@@ -318,12 +90,8 @@ pub fn resolve(
         let given = given.iter().find(|given| given.key == *name && is_value(given));
         let value = match given.map(|given| &given.value) {
             Some(InputValue::Typed(value)) => value.clone(),
-            Some(InputValue::Text(text)) => input.kind.parse(text).unwrap_or_else(|| text.as_str().into()),
+            Some(InputValue::Text(text)) => input.parsed(text),
             None => match default {
-                Some(Value::Null) => {
-                    values.insert(Arc::clone(name), Value::String(String::new()));
-                    continue;
-                }
                 Some(default) => default.clone(),
                 None => {
                     let message = format!("input `{name}` of {file} has no default, and no value is given");
@@ -332,8 +100,13 @@ pub fn resolve(
                 }
             },
         };
-        match input.check(name, &value, options) {
-            Ok(()) => {
+        // `default: null` is allowed beside options and a regex.
+        let result = match value {
+            Value::Null => Ok(if input.kind == InputType::Text { "".into() } else { Value::Null }),
+            value => input.checked(name, value, options),
+        };
+        match result {
+            Ok(value) => {
                 values.insert(Arc::clone(name), value);
             }
             Err((class, why)) => {
@@ -345,7 +118,7 @@ pub fn resolve(
     (report.problems.len() == before).then_some(values)
 }
 
-impl Rule {
+impl InputRule {
     fn holds(&self, values: &HashMap<Arc<str>, Value>) -> bool {
         let Some((expression, names)) = &self.condition else { return true };
         let variables = names.iter().enumerate().filter_map(|(number, name)| {
@@ -360,6 +133,7 @@ impl Rule {
 
 #[cfg(test)]
 mod tests {
+    use super::super::declaration::{check_rules, read_inputs};
     use super::*;
 
     fn resolved(spec: &str, given: &[(&str, InputValue)]) -> Result<Value, Vec<Class>> {
@@ -367,6 +141,10 @@ mod tests {
         let mut report = ProblemReport::default();
         let mut inputs = Index::default();
         read_inputs(&node, &mut inputs, &mut report);
+        check_rules(&inputs, &mut report);
+        if !report.problems.is_empty() {
+            return Err(report.problems.iter().map(|problem| problem.class).collect());
+        }
         let spec = Spec { inputs, ..Default::default() };
         let given: Vec<Given> = given
             .iter()
@@ -404,9 +182,19 @@ mod tests {
     }
 
     #[test]
+    fn a_string_takes_any_value_as_text() {
+        let spec = "a:\nb: {options: [1, 2.50]}\nc: {default: 7}\n";
+        let given = [("a", typed(serde_json::json!([1, {"k": true}]))), ("b", typed(serde_json::json!(2.5)))];
+        let expected = serde_json::json!({"a": "[1, {\"k\": true}]", "b": "2.5", "c": "7"});
+        assert_eq!(resolved(spec, &given), Ok(expected));
+        let wrong = [("a", typed(true.into())), ("b", typed(3.into()))];
+        assert_eq!(resolved(spec, &wrong), Err(vec![Class::InputOption]));
+    }
+
+    #[test]
     fn a_null_as_default_makes_an_input_optional_and_empty() {
         let spec = "a: {default: null}\nb: {type: array, default: }\nc: {default: x}\n";
-        let expected = serde_json::json!({"a": "", "b": "", "c": "x"});
+        let expected = serde_json::json!({"a": "", "b": null, "c": "x"});
         assert_eq!(resolved(spec, &[("c", typed(Value::Null))]), Ok(expected));
         assert_eq!(resolved("a:\n", &[("a", typed(Value::Null))]), Err(vec![Class::InputMissing]));
     }
@@ -415,7 +203,20 @@ mod tests {
     fn refuses_bad_declarations() {
         for (spec, class) in [
             ("a: {type: text}", Class::InputSpec),
-            ("a: {default: 1}", Class::InputType),
+            ("a: {type: }", Class::InputSpec),
+            ("a: {type: number, default: x}", Class::InputType),
+            ("a: {type: boolean, options: [true]}", Class::InputSpec),
+            ("a: {options: [x, null]}", Class::InputSpec),
+            ("a: {description: [x]}", Class::InputSpec),
+            ("a: {rules: [{options: [x]}]}", Class::InputSpec),
+            ("a: {rules: [{options: [x], default: y}]}", Class::InputSpec),
+            ("a: {rules: [{default: x}], default: x}", Class::InputSpec),
+            ("a: {rules: [{default: x}], options: [x]}", Class::InputSpec),
+            ("a: {rules: [x]}", Class::InputSpec),
+            ("a: {rules: [{default: x, whne: y}]}", Class::UnknownKeyword),
+            ("a: {rules: [{if: '$[[ inputs.b ]] == 1', default: x}]}", Class::IfSyntax),
+            ("a: {rules: [{if: '$[[ inputs.b ]] == \"1\"', default: x}]}", Class::InputSpec),
+            ("a: {rules: [{if: '$[[ inputs.a ]] == \"1\"', default: x}]}", Class::InputSpec),
             ("a: {options: [x], default: y}", Class::InputOption),
             ("a: {regex: '('}", Class::InputSpec),
             ("a: {optoins: [x], default: x}", Class::UnknownKeyword),

@@ -1,16 +1,21 @@
-//! Interpolation blocks `$[[ … ]]`: replaced in the text of a file before the YAML is parsed.
+//! Interpolation blocks `$[[ … ]]`: marks stand for them while the YAML is parsed, then the marks are replaced by values.
+//!
+//! As on GitLab, a block stands for a value in the parsed file, not for a piece of the file's text: a value with a
+//! colon or a line break stays one value, and a text such as `true` stays text.
 
 use serde_json::Value;
 
 use super::functions::{Function, Lookup};
-use super::quoted;
 use crate::pipeline::problem::Class;
 
 /// The number of functions that one block may have.
 const FUNCTIONS_LIMIT: usize = 3;
 
-/// The longest text, in bytes, after interpolation of a file.
-const TEXT_LIMIT: usize = 8 << 20;
+/// How deep a block may reach into a value: `inputs.a[0].b` has three parts and one index.
+const PARTS_LIMIT: usize = 5;
+
+/// The delimiter of a mark: a character for private use (Unicode), so no configuration contains it.
+pub const EDGE: char = '\u{f8ff}';
 
 /// The values that blocks can refer to.
 pub struct Values<'a> {
@@ -22,113 +27,65 @@ pub struct Values<'a> {
     pub variables: &'a Lookup<'a>,
 }
 
-/// A text after interpolation.
+/// A block.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Block {
+    /// The line of the file.
+    pub line: u32,
+    /// The text between the brackets.
+    pub content: String,
+}
+
+/// A text with a mark in the place of each block.
 #[derive(Debug, Default)]
-pub struct Text {
+pub struct MarkedText {
     pub text: String,
-    /// For each line of the text, the line in the file; empty if they are equal.
-    lines: Vec<u32>,
-    /// Problems: class, line, message.
-    pub errors: Vec<(Class, u32, String)>,
-    /// Values that are not text, of blocks in quotes; the text contains their marks.
-    pub quoted: Vec<Value>,
+    /// The block of each mark, by its index.
+    pub blocks: Vec<Block>,
 }
 
-impl Text {
-    /// The line in the file for a line of the text, both from 1.
-    pub fn line(&self, line: u32) -> u32 {
-        match self.lines.get((line as usize).saturating_sub(1)).or(self.lines.last()) {
-            Some(line) => *line,
-            None => line,
-        }
-    }
-}
-
-/// Replaces all blocks in a text whose first line is line `first` of its file.
-pub fn interpolate(text: &str, first: u32, values: &Values<'_>) -> Text {
-    let mut out = Text::default();
-    let mut line = first;
-    let mut rest = text;
-    while let Some(start) = rest.find("$[[") {
-        out.add(&rest[..start], &mut line);
-        rest = &rest[start..];
-        let Some(end) = rest.find("]]").map(|end| end + 2) else {
-            out.errors.push((Class::InputSyntax, line, "a block `$[[` is not closed with `]]`".to_owned()));
-            break;
-        };
-        let (block, after) = rest.split_at(end);
-        match value_of(block[3..end - 2].trim(), values) {
-            Ok(Some(Value::String(text))) => out.add_value(&text, line),
-            Ok(Some(value)) if is_quoted(&out.text, after) => {
-                out.text.push_str(&quoted::mark(out.quoted.len()));
-                out.quoted.push(value);
+/// Replaces the blocks of a text by marks. `first` is the line of the file in which the text begins.
+///
+/// A block is on one line; anything else remains text, as on GitLab. Blocks of `matrix` remain for a later step.
+pub fn mark(text: &str, first: u32) -> MarkedText {
+    let mut out = MarkedText { text: String::with_capacity(text.len()), blocks: Vec::new() };
+    for (line, mut rest) in (first..).zip(text.split_inclusive('\n')) {
+        while let Some(start) = rest.find("$[[") {
+            let Some(length) = length(&rest[start..]) else {
+                out.text.push_str(&rest[..start + 3]);
+                rest = &rest[start + 3..];
+                continue;
+            };
+            out.text.push_str(&rest[..start]);
+            let block = &rest[start..start + length];
+            let content = block[3..length - 2].trim();
+            if content.split(['.', '|']).next().map(str::trim) == Some("matrix") {
+                out.text.push_str(block);
+            } else {
+                out.text.push_str(&format!("{EDGE}{}{EDGE}", out.blocks.len()));
+                out.blocks.push(Block { line, content: content.to_owned() });
             }
-            Ok(Some(value)) => out.add_value(&value.to_string(), line),
-            // A later step replaces this block.
-            Ok(None) => out.add(block, &mut line),
-            Err((class, message)) => out.errors.push((class, line, message)),
+            rest = &rest[start + length..];
         }
-        line += newlines(block);
-        rest = after;
-        if out.text.len() > TEXT_LIMIT {
-            out.errors.push((Class::TooBig, line, "inputs make more than 8 MiB of this file".to_owned()));
-            return out;
-        }
+        out.text.push_str(rest);
     }
-    out.add(rest, &mut line);
     out
 }
 
-/// Whether a block is enclosed in quotes, so that it may be a whole value. `before` and `after` are the texts around
-/// the block.
-fn is_quoted(before: &str, after: &str) -> bool {
-    ['"', '\''].into_iter().any(|quote| before.ends_with(quote) && after.starts_with(quote))
-}
-
-fn newlines(text: &str) -> u32 {
-    text.bytes().filter(|byte| *byte == b'\n').count() as u32
-}
-
-impl Text {
-    fn add(&mut self, text: &str, line: &mut u32) {
-        if self.lines.is_empty() {
-            self.lines.push(*line);
-        }
-        for _ in 0..newlines(text) {
-            *line += 1;
-            self.lines.push(*line);
-        }
-        self.text.push_str(text);
+/// The length of the block at the start of `text`; `None` if there is none.
+fn length(text: &str) -> Option<usize> {
+    let mut end = text.find("]]")?;
+    // The bracket of an index can be next to those of the block: `$[[ inputs.a[0]]]`.
+    while text[end + 2..].starts_with(']') && text[3..end].matches('[').count() > text[3..end].matches(']').count() {
+        end += 1;
     }
-
-    fn add_value(&mut self, value: &str, line: u32) {
-        if self.lines.is_empty() {
-            self.lines.push(line);
-        }
-        self.lines.extend(std::iter::repeat_n(line, newlines(value) as usize));
-        self.text.push_str(value);
-    }
+    (text[3..end].trim().chars().count() > 1).then_some(end + 2)
 }
 
-/// The value of a block; `None` if a later step replaces the block.
-fn value_of(block: &str, values: &Values<'_>) -> Result<Option<Value>, (Class, String)> {
+/// The value of a block.
+pub fn value_of(block: &str, values: &Values<'_>) -> Result<Value, (Class, String)> {
     let mut parts = split_pipes(block).into_iter().map(str::trim);
-    let access = parts.next().unwrap_or_default();
-    let mut value = match access.split_once('.') {
-        Some(("matrix", _)) => return Ok(None),
-        Some(("inputs", name)) => (values.inputs)(name)
-            .ok_or_else(|| (Class::InputUnknown, format!("`{name}` is not an input that this file declares")))?,
-        Some(("component", name)) => (values.component)(name).map(Value::String).ok_or_else(|| {
-            let message = format!(
-                "`component.{name}` is not available; only a component can use it, and must list it in spec:component"
-            );
-            (Class::InputUnknown, message)
-        })?,
-        _ => {
-            let message = format!("`$[[ {block} ]]`: write inputs.NAME or component.NAME");
-            return Err((Class::InputSyntax, message));
-        }
-    };
+    let mut value = accessed(parts.next().unwrap_or_default(), block, values)?;
     let calls: Vec<&str> = parts.collect();
     if calls.len() > FUNCTIONS_LIMIT {
         let message = format!("`$[[ {block} ]]` has more than {FUNCTIONS_LIMIT} functions");
@@ -138,7 +95,59 @@ fn value_of(block: &str, values: &Values<'_>) -> Result<Option<Value>, (Class, S
         let result = Function::parse(call).and_then(|function| function.apply(&value, values.variables));
         value = result.map_err(|why| (Class::InputFunction, format!("`$[[ {block} ]]`: {why}")))?;
     }
-    Ok(Some(value))
+    Ok(value)
+}
+
+/// The value of `inputs.NAME` or `component.NAME`, or of a part of an input such as `inputs.NAME[0].KEY`.
+fn accessed(access: &str, block: &str, values: &Values<'_>) -> Result<Value, (Class, String)> {
+    match access.split_once('.') {
+        Some(("inputs", path)) => {
+            if let Some(value) = (values.inputs)(path) {
+                return Ok(value);
+            }
+            let name = &path[..path.find(['.', '[']).unwrap_or(path.len())];
+            let value = (values.inputs)(name)
+                .ok_or_else(|| (Class::InputUnknown, format!("`{name}` is not an input that this file declares")))?;
+            part(value, &path[name.len()..]).map_err(|why| (Class::InputSyntax, format!("`$[[ {block} ]]`: {why}")))
+        }
+        Some(("component", name)) => (values.component)(name).map(Value::String).ok_or_else(|| {
+            let message = format!(
+                "`component.{name}` is not available; only a component can use it, and must list it in spec:component"
+            );
+            (Class::InputUnknown, message)
+        }),
+        _ => Err((Class::InputSyntax, format!("`$[[ {block} ]]`: write inputs.NAME or component.NAME"))),
+    }
+}
+
+/// The part of a value at a path such as `[0].key`.
+fn part(mut value: Value, path: &str) -> Result<Value, String> {
+    let mut rest = path;
+    let mut steps = 0;
+    while !rest.is_empty() {
+        steps += 1;
+        if steps > 2 * PARTS_LIMIT {
+            return Err("the path is too long".to_owned());
+        }
+        if let Some(after) = rest.strip_prefix('[') {
+            let (index, after) = after.split_once(']').ok_or("`[` is not closed")?;
+            let at: usize = index.parse().map_err(|_| format!("`{index}` is not an index from 0"))?;
+            let Value::Array(items) = value else { return Err(format!("[{index}] takes a list")) };
+            let size = items.len();
+            value =
+                items.into_iter().nth(at).ok_or(format!("there is no item [{index}]; the list has {size} items"))?;
+            rest = after;
+        } else {
+            let name = rest.strip_prefix('.').ok_or("an index is followed by `.` or `[`")?;
+            let name = &name[..name.find(['.', '[']).unwrap_or(name.len())];
+            value = match value {
+                Value::Object(mut entries) => entries.remove(name).ok_or(format!("there is no key `{name}`"))?,
+                _ => return Err(format!("`.{name}` takes a mapping")),
+            };
+            rest = &rest[1 + name.len()..];
+        }
+    }
+    Ok(value)
 }
 
 /// Splits at `|` outside of quotes.
@@ -163,50 +172,66 @@ fn split_pipes(block: &str) -> Vec<&str> {
 mod tests {
     use super::*;
 
-    fn filled(text: &str) -> Text {
+    #[test]
+    fn marks_blocks_of_one_line_and_leaves_everything_else() {
+        let text =
+            "a: $[[ inputs.a ]] $[[inputs.b[0]]]\n[$[[ inputs.c ]]]: $[[ matrix.X ]]\n$[[\ninputs.d ]] $[[ ]] $[[ x\n";
+        let marked = mark(text, 7);
+        let mark_of = |index: usize| format!("{EDGE}{index}{EDGE}");
+        let expected = format!(
+            "a: {} {}\n[{}]: $[[ matrix.X ]]\n$[[\ninputs.d ]] $[[ ]] $[[ x\n",
+            mark_of(0),
+            mark_of(1),
+            mark_of(2)
+        );
+        assert_eq!(marked.text, expected);
+        let blocks: Vec<(u32, &str)> = marked.blocks.iter().map(|block| (block.line, block.content.as_str())).collect();
+        assert_eq!(blocks, [(7, "inputs.a"), (7, "inputs.b[0]"), (8, "inputs.c")]);
+    }
+
+    fn value(block: &str) -> Result<Value, Class> {
         let inputs = |name: &str| match name {
             "text" => Some(serde_json::json!("a b")),
-            "lines" => Some(serde_json::json!("x\ny")),
-            "list" => Some(serde_json::json!([1, "a"])),
-            "flag" => Some(serde_json::json!(true)),
+            "list" => Some(serde_json::json!([1, {"host": ["x", "y"]}])),
             _ => None,
         };
         let component = |name: &str| (name == "sha").then(|| "abc".to_owned());
-        interpolate(text, 1, &Values { inputs: &inputs, component: &component, variables: &|_| None })
+        let values = Values { inputs: &inputs, component: &component, variables: &|_| None };
+        value_of(block, &values).map_err(|(class, _)| class)
     }
 
     #[test]
-    fn replaces_blocks_by_text_or_json() {
-        let text =
-            filled("k: $[[ inputs.list ]] $[[inputs.flag]] \"$[[ inputs.text | truncate(0,1) ]]\" $[[ matrix.X ]]");
-        assert_eq!(text.text, "k: [1,\"a\"] true \"a\" $[[ matrix.X ]]");
-        assert_eq!(filled("$[[ component.sha ]]").text, "abc");
-        assert!(text.errors.is_empty());
-    }
-
-    #[test]
-    fn line_numbers_refer_to_the_file() {
-        let text = filled("a: |\n  $[[ inputs.lines ]]\nb: 1\n$[[\ninputs.flag ]]: 2\nc: 3");
-        let line_of = |part: &str| {
-            let number = text.text.lines().position(|line| line.contains(part)).expect("the line") + 1;
-            text.line(number as u32)
-        };
-        assert_eq!([line_of("x"), line_of("y"), line_of("b:"), line_of("c:")], [2, 2, 3, 6]);
-    }
-
-    #[test]
-    fn reports_bad_blocks_with_their_line() {
-        for (text, class, line) in [
-            ("a\n$[[ inputs.no ]]", Class::InputUnknown, 2),
-            ("$[[ foo ]]", Class::InputSyntax, 1),
-            ("\n\n$[[ inputs.text", Class::InputSyntax, 3),
-            ("$[[ inputs.text | nope ]]", Class::InputFunction, 1),
-            ("$[[ inputs.list | expand_vars ]]", Class::InputFunction, 1),
-            ("$[[ inputs.text | expand_vars | expand_vars | expand_vars | expand_vars ]]", Class::InputFunction, 1),
-            ("$[[ component.version ]]", Class::InputUnknown, 1),
+    fn reads_inputs_and_their_parts() {
+        for (block, expected) in [
+            ("inputs.text", serde_json::json!("a b")),
+            ("inputs.text | truncate(0,1)", serde_json::json!("a")),
+            ("inputs.list[0]", serde_json::json!(1)),
+            ("inputs.list[1].host[1]", serde_json::json!("y")),
+            ("inputs.list[1].host[0] | truncate(0,3)", serde_json::json!("x")),
+            ("component.sha", serde_json::json!("abc")),
         ] {
-            let errors = filled(text).errors;
-            assert_eq!((errors[0].0, errors[0].1), (class, line), "{text}");
+            assert_eq!(value(block), Ok(expected), "{block}");
+        }
+    }
+
+    #[test]
+    fn refuses_bad_blocks() {
+        for (block, class) in [
+            ("inputs.no", Class::InputUnknown),
+            ("foo", Class::InputSyntax),
+            ("inputs.text | nope", Class::InputFunction),
+            ("inputs.list | expand_vars", Class::InputFunction),
+            ("inputs.text | expand_vars | expand_vars | expand_vars | expand_vars", Class::InputFunction),
+            ("component.version", Class::InputUnknown),
+            ("inputs.list[2]", Class::InputSyntax),
+            ("inputs.list[-1]", Class::InputSyntax),
+            ("inputs.list[0", Class::InputSyntax),
+            ("inputs.list[0][0]", Class::InputSyntax),
+            ("inputs.list[1].port", Class::InputSyntax),
+            ("inputs.list[1]host", Class::InputSyntax),
+            ("inputs.text.size", Class::InputSyntax),
+        ] {
+            assert_eq!(value(block), Err(class), "{block}");
         }
     }
 }

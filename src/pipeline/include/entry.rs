@@ -14,13 +14,14 @@ use crate::pipeline::syntax::{Node, Origin};
 /// Keywords of which an entry has exactly one.
 const KINDS: [&str; 6] = ["local", "project", "remote", "template", "component", "artifact"];
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "local",
     "project",
     "ref",
     "file",
     "remote",
     "integrity",
+    "cache",
     "template",
     "component",
     "inputs",
@@ -92,6 +93,22 @@ impl Loader<'_, '_> {
             self.context.report.unknown(entry.key_at, message);
         }
         let location = self.location(item)?;
+        if let Some(integrity) = item.get("integrity") {
+            let hash = integrity.text().and_then(|text| text.strip_prefix("sha256-"));
+            let is_base64 = |c: char| c.is_ascii_alphanumeric() || "+/=".contains(c);
+            if item.get("remote").is_none() || hash.is_none_or(|hash| hash.is_empty() || !hash.chars().all(is_base64)) {
+                let message = "`include:integrity` takes `sha256-` and a hash in base64, beside `remote`";
+                return self.refuse(integrity.at, message.to_owned());
+            }
+        }
+        if let Some(cache) = item.get("cache") {
+            let message = "`include:cache` has no effect; a local run keeps remote files in its own cache";
+            self.context.report.warn(cache.at, None, message);
+        }
+        if let Some(inputs) = item.get("inputs").filter(|inputs| inputs.mapping().is_none()) {
+            let message = format!("`include:inputs` takes a mapping of names and values, not {}", inputs.kind());
+            return self.refuse(inputs.at, message);
+        }
         let inputs = item.get("inputs").and_then(Node::mapping).into_iter().flat_map(|inputs| inputs.iter());
         let inputs = inputs.map(|(key, entry)| Given {
             key: Arc::clone(key),

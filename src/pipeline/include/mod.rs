@@ -6,13 +6,15 @@ mod fetch;
 use std::sync::Arc;
 
 use super::context::Context;
+use super::file::declaration::{self, Spec};
 use super::file::document::{self, Document};
-use super::file::inputs::{self, Given, Spec};
+use super::file::fill::Filling;
+use super::file::inputs::{self, Given};
 use super::file::interpolate::{self, Values};
-use super::file::quoted;
 use super::merge::Merger;
 use super::problem::Class;
 use super::request::{Content, SourceError, SourceTree};
+use super::suggest::did_you_mean;
 use super::syntax::{self, FILE_LIMIT, Mapping, Node, Origin, SyntaxError};
 
 /// The number of files that a pipeline may include, as on GitLab.
@@ -20,6 +22,9 @@ const FILES_LIMIT: usize = 150;
 
 /// The number of inputs that a caller may give, as on GitLab.
 const INPUTS_LIMIT: usize = 20;
+
+/// Keywords of the entries of `spec:include`.
+const SPEC_INCLUDE_KEYS: [&str; 7] = ["local", "file", "remote", "project", "ref", "integrity", "cache"];
 
 struct Fetched {
     /// The file's name in messages.
@@ -178,43 +183,37 @@ impl Loader<'_, '_> {
                 .report
                 .unknown(entry.key_at, format!("unknown keyword `{key}` in the header; only `spec` is allowed"));
         }
-        let spec = inputs::read_spec(header.mapping()?.get("spec").map(|entry| &entry.node)?, &mut self.context.report);
+        let spec =
+            declaration::read_spec(header.mapping()?.get("spec").map(|entry| &entry.node)?, &mut self.context.report);
         let spec = self.with_included_inputs(spec, tree);
+        declaration::check_rules(&spec.inputs, &mut self.context.report);
         if self.context.report.problems.len() > before {
             return None;
         }
         let values = inputs::resolve(&spec, name, given, at, &mut self.context.report)?;
         let scope = Arc::clone(&self.context.scope);
         let body = documents[1];
-        let filled = interpolate::interpolate(
-            body.text,
-            body.first,
-            &Values {
-                inputs: &|name| values.get(name).cloned(),
-                component: &|key| component.and_then(|component| component.get(&spec, key)),
-                variables: &|key| {
-                    let view = Context::view(&scope);
-                    let value = view.get(key)?;
-                    Some(if view.is_masked(key) {
-                        Err(format!("the variable `{key}` is masked and cannot be used in `expand_vars`"))
-                    } else {
-                        Ok(value.to_owned())
-                    })
-                },
+        let marked = interpolate::mark(body.text, body.first);
+        let root = self.parse_text(&marked.text, file, &|line| line + body.first - 1)?;
+        let values = Values {
+            inputs: &|name| values.get(name).cloned(),
+            component: &|key| component.and_then(|component| component.get(&spec, key)),
+            variables: &|key| {
+                let view = Context::view(&scope);
+                let value = view.get(key)?;
+                Some(if view.is_masked(key) {
+                    Err(format!("the variable `{key}` is masked and cannot be used in `expand_vars`"))
+                } else {
+                    Ok(value.to_owned())
+                })
             },
-        );
-        for (class, line, message) in &filled.errors {
+        };
+        let mut filling = Filling::new(&marked.blocks, &values);
+        let root = filling.node(&root);
+        for (class, line, message) in &filling.errors {
             self.context.error(*class, Origin { file, line: *line }, None, message.as_str());
         }
-        if !filled.errors.is_empty() {
-            return None;
-        }
-        let root = self.parse_text(&filled.text, file, &|line| filled.line(line))?;
-        if filled.quoted.is_empty() {
-            return Some(root);
-        }
-        let replaced = quoted::replace(&root, &filled.quoted, &mut self.context.budget);
-        replaced.map_err(|error| self.refuse_syntax(file, &error)).ok()
+        filling.errors.is_empty().then_some(root)
     }
 
     fn parse(&mut self, document: &Document<'_>, file: u32) -> Option<Node> {
@@ -253,6 +252,17 @@ impl Loader<'_, '_> {
     /// Adds inputs from `spec:include`: files that contain nothing but `inputs`.
     fn with_included_inputs(&mut self, mut spec: Spec, tree: &Option<SourceTree>) -> Spec {
         let Some(include) = spec.include.take() else { return spec };
+        let single = std::slice::from_ref(&include);
+        for item in include.list().unwrap_or(single) {
+            for (key, entry) in item.mapping().into_iter().flat_map(|mapping| mapping.iter()) {
+                if !SPEC_INCLUDE_KEYS.contains(&&**key) {
+                    let message =
+                        format!("unknown keyword `spec:include:{key}`{}", did_you_mean(key, &SPEC_INCLUDE_KEYS));
+                    self.context.report.unknown(entry.key_at, message);
+                    return spec;
+                }
+            }
+        }
         for entry in self.entries(&include, tree) {
             for fetched in self.fetch(&entry, tree) {
                 let file = self.context.report.add_file(&fetched.name);
@@ -260,7 +270,7 @@ impl Loader<'_, '_> {
                 let Some(node) = self.parse(&Document { text: &text, first: 1 }, file) else { continue };
                 for (key, entry) in node.mapping().into_iter().flat_map(|mapping| mapping.iter()) {
                     if &**key == "inputs" {
-                        inputs::read_inputs(&entry.node, &mut spec.inputs, &mut self.context.report);
+                        declaration::read_inputs(&entry.node, &mut spec.inputs, &mut self.context.report);
                     } else {
                         let message = format!("{} may contain only `inputs`, not `{key}`", fetched.name);
                         self.context.error(Class::InputSpec, entry.key_at, None, message);

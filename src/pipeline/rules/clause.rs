@@ -143,7 +143,8 @@ impl Paths {
     fn read(node: &Node, keyword: &str, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Option<Self> {
         let items = context.flatten(node, keyword, owner.job)?;
         let texts: Option<Vec<Arc<str>>> = items.iter().map(|item| item.text().cloned()).collect();
-        let valid = texts.filter(|texts| node.list().is_some() && texts.len() <= PATTERNS_LIMIT);
+        let is_list = node.list().is_some() || keyword == "exists" && node.text().is_some();
+        let valid = texts.filter(|texts| is_list && texts.len() <= PATTERNS_LIMIT);
         if valid.is_none() {
             let message = format!("`{}:{keyword}` takes a list of up to {PATTERNS_LIMIT} paths", owner.keyword);
             context.error(Class::BadValue, node.at, owner.job, message);
@@ -301,6 +302,11 @@ fn read_exists(node: &Node, owner: RuleOwner<'_>, context: &mut Context<'_>) -> 
     check_keys(node, &["paths", "regexp", "project", "ref"], "exists", owner, context)?;
     let paths = Paths::of_mapping(node, "exists", owner, context)?;
     let text = |key: &str| node.get(key).and_then(Node::printed);
+    if let Some(project) = node.get("project").filter(|project| project.text().is_none()) {
+        let message = format!("`{}:exists:project` takes the path of a project, not {}", owner.keyword, project.kind());
+        context.error(Class::BadValue, project.at, owner.job, message);
+        return None;
+    }
     if node.get("ref").is_some() && node.get("project").is_none() {
         let message = format!("`{}:exists:ref` needs `project`", owner.keyword);
         context.error(Class::BadValue, node.at, owner.job, message);

@@ -25,6 +25,9 @@ impl KeywordReader<'_, '_> {
         if node.mapping().is_none() {
             return Some(OnlyExcept { refs: Some(self.refs(node, keyword)?), ..OnlyExcept::default() });
         }
+        if node.mapping()?.is_empty() {
+            return self.bad(node, keyword, "a list of refs, or a mapping with one keyword at least");
+        }
         self.mapping(node, keyword, &["refs", "variables", "changes", "kubernetes"])?;
         let mut policy = OnlyExcept::default();
         let owner = RuleOwner { job: self.job, keyword };
@@ -33,6 +36,7 @@ impl KeywordReader<'_, '_> {
         }
         if let Some(variables) = node.get("variables") {
             let place = format!("{keyword}:variables");
+            self.flat_texts(variables, &place)?;
             let items = self.context.flatten(variables, &place, self.job)?;
             let owner = RuleOwner { job: self.job, keyword: &place };
             let read: Option<Vec<_>> = items.iter().map(|item| read_if(item, owner, self.context)).collect();
@@ -50,7 +54,7 @@ impl KeywordReader<'_, '_> {
 
     /// Reads names of refs and patterns.
     fn refs(&mut self, node: &Node, keyword: &str) -> Option<Vec<Arc<str>>> {
-        let refs = self.text_or_texts(node, keyword)?;
+        let refs = self.flat_texts(node, keyword)?;
         for pattern in &refs {
             let (name, _) = split_path(pattern);
             if let Some(Err(why)) = RegexPattern::between_slashes(name) {

@@ -43,12 +43,18 @@ impl KeywordReader<'_, '_> {
             return self.bad(node, keyword, "a list of rules");
         }
         let items = self.context.flatten(node, keyword, self.job)?;
+        if items.is_empty() {
+            return self.bad(node, keyword, "one rule at least");
+        }
         let rules: Vec<Option<Rule>> = items.iter().map(|item| self.rule(item, keyword, keys, level)).collect();
         rules.into_iter().collect()
     }
 
     fn rule(&mut self, item: &Node, keyword: &str, keys: &[&str], level: VariableLevel) -> Option<Rule> {
         self.mapping(item, keyword, keys)?;
+        if item.mapping()?.is_empty() {
+            return self.bad(item, keyword, "rules with one keyword at least");
+        }
         let owner = RuleOwner { job: self.job, keyword };
         let clause = Clause::read(item, owner, self.context)?;
         let when = match item.get("when") {

@@ -1,0 +1,341 @@
+//! The header of a file, `spec`: the inputs that the file declares.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::pipeline::hash::Index;
+use crate::pipeline::pattern::RegexPattern;
+use crate::pipeline::problem::{Class, ProblemReport};
+use crate::pipeline::rules::expression::Expression;
+use crate::pipeline::suggest::did_you_mean;
+use crate::pipeline::syntax::{Node, Origin};
+
+const OPTIONS_LIMIT: usize = 50;
+
+const DESCRIPTION_LIMIT: usize = 256;
+
+const INPUT_KEYS: [&str; 6] = ["type", "default", "options", "regex", "description", "rules"];
+
+const RULE_KEYS: [&str; 3] = ["if", "options", "default"];
+
+/// The header of a file.
+#[derive(Debug, Default)]
+pub struct Spec {
+    pub inputs: Index<Arc<str>, DeclaredInput>,
+    /// The component facts (`name`, `sha`, …) that the file may use.
+    pub component: Vec<Arc<str>>,
+    /// Files that declare further inputs.
+    pub include: Option<Node>,
+    /// The position of the value of `spec`.
+    pub at: Origin,
+}
+
+/// A declared input.
+#[derive(Debug)]
+pub struct DeclaredInput {
+    pub kind: InputType,
+    pub default: Option<Value>,
+    pub options: Option<Vec<Value>>,
+    pub regex: Option<(Arc<str>, RegexPattern)>,
+    pub rules: Vec<InputRule>,
+    pub at: Origin,
+}
+
+/// A default and options under a condition.
+#[derive(Debug)]
+pub struct InputRule {
+    /// `if`, with a variable `$I0`, `$I1`, … in the place of each input, and the names of these inputs.
+    pub condition: Option<(Expression, Vec<Arc<str>>)>,
+    pub options: Option<Vec<Value>>,
+    pub default: Option<Value>,
+    pub at: Origin,
+}
+
+/// The type of an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputType {
+    Text,
+    Number,
+    Boolean,
+    Array,
+}
+
+impl InputType {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Text => "string",
+            Self::Number => "number",
+            Self::Boolean => "boolean",
+            Self::Array => "array",
+        }
+    }
+
+    pub fn fits(self, value: &Value) -> bool {
+        match self {
+            Self::Text => value.is_string(),
+            Self::Number => value.is_number(),
+            Self::Boolean => value.is_boolean(),
+            Self::Array => value.is_array(),
+        }
+    }
+}
+
+/// Reads the value of `spec`.
+pub fn read_spec(node: &Node, report: &mut ProblemReport) -> Spec {
+    let mut spec = Spec { at: node.at, ..Spec::default() };
+    if node.is_null() {
+        return spec;
+    }
+    let Some(mapping) = node.mapping() else {
+        report.error(Class::InputSpec, node.at, format!("`spec` takes a mapping, not {}", node.kind()));
+        return spec;
+    };
+    for (key, entry) in mapping.iter().filter(|(_, entry)| !entry.node.is_null()) {
+        match &**key {
+            "inputs" => read_inputs(&entry.node, &mut spec.inputs, report),
+            "component" => read_component(&entry.node, &mut spec.component, report),
+            "include" => spec.include = Some(entry.node.clone()),
+            "description" => {
+                if entry.node.text().is_none_or(|text| text.chars().count() > DESCRIPTION_LIMIT) {
+                    let message = format!("`spec:description` takes text of up to {DESCRIPTION_LIMIT} characters");
+                    report.error(Class::InputSpec, entry.node.at, message);
+                }
+            }
+            _ => {
+                let hint = did_you_mean(key, &["inputs", "component", "include", "description"]);
+                report.unknown(entry.key_at, format!("unknown keyword `spec:{key}`{hint}"));
+            }
+        }
+    }
+    spec
+}
+
+fn read_component(node: &Node, out: &mut Vec<Arc<str>>, report: &mut ProblemReport) {
+    let known = |name: &&Arc<str>| ["name", "sha", "version", "reference"].contains(&&***name);
+    let names: Option<Vec<Arc<str>>> =
+        node.list().and_then(|items| items.iter().map(|item| item.text().filter(known).cloned()).collect());
+    match names {
+        Some(names) => *out = names,
+        None => {
+            report.error(Class::InputSpec, node.at, "`spec:component` takes a list of name, sha, version, reference");
+        }
+    }
+}
+
+/// Reads input declarations. All inputs of a file have different names.
+pub fn read_inputs(node: &Node, inputs: &mut Index<Arc<str>, DeclaredInput>, report: &mut ProblemReport) {
+    if node.is_null() {
+        return;
+    }
+    let Some(mapping) = node.mapping() else {
+        report.error(Class::InputSpec, node.at, format!("`spec:inputs` takes a mapping, not {}", node.kind()));
+        return;
+    };
+    for (name, entry) in mapping.iter() {
+        if inputs.contains_key(name) {
+            let message = format!("input `{name}` is declared more than once");
+            report.error(Class::InputSpec, entry.key_at, message);
+        } else if let Some(input) = read_input(name, &entry.node, entry.key_at, report) {
+            inputs.insert(Arc::clone(name), input);
+        }
+    }
+}
+
+fn read_input(name: &str, node: &Node, at: Origin, report: &mut ProblemReport) -> Option<DeclaredInput> {
+    let mut input =
+        DeclaredInput { kind: InputType::Text, default: None, options: None, regex: None, rules: vec![], at };
+    if node.is_null() {
+        return Some(input);
+    }
+    let Some(mapping) = node.mapping() else {
+        report.error(Class::InputSpec, node.at, format!("input `{name}` takes a mapping, not {}", node.kind()));
+        return None;
+    };
+    for (key, entry) in mapping.iter() {
+        let node = &entry.node;
+        match &**key {
+            // With `default: null`, the input is optional, and empty without a value.
+            "default" => input.default = Some(node.to_json()),
+            "type" => match node.text().map(|text| &**text) {
+                Some("string") => input.kind = InputType::Text,
+                Some("number") => input.kind = InputType::Number,
+                Some("boolean") => input.kind = InputType::Boolean,
+                Some("array") => input.kind = InputType::Array,
+                _ => {
+                    let message = format!("input `{name}`: `type` must be one of string, number, boolean, array");
+                    report.error(Class::InputSpec, node.at, message);
+                    return None;
+                }
+            },
+            _ if node.is_null() => {}
+            "description" => {
+                if node.printed().is_none() {
+                    let message = format!("input `{name}`: `description` takes text, not {}", node.kind());
+                    report.error(Class::InputSpec, node.at, message);
+                    return None;
+                }
+            }
+            "options" => input.options = Some(read_options(name, node, report)?),
+            "regex" => input.regex = Some(read_regex(name, node, report)?),
+            "rules" => input.rules = read_rules(name, node, report)?,
+            _ => {
+                let hint = did_you_mean(key, &INPUT_KEYS);
+                report.unknown(entry.key_at, format!("input `{name}`: unknown keyword `{key}`{hint}"));
+            }
+        }
+    }
+    let wrong = if input.regex.is_some() && input.kind != InputType::Text {
+        Some("`regex` is allowed for type string only")
+    } else if input.options.is_some() && !matches!(input.kind, InputType::Text | InputType::Number) {
+        Some("`options` is allowed for types string and number only")
+    } else if !input.rules.is_empty() && input.options.is_some() {
+        Some("`rules` and `options` exclude each other")
+    } else if !input.rules.is_empty() && input.default.is_some() {
+        Some("`rules` and `default` exclude each other; write a last rule without `if`")
+    } else {
+        None
+    };
+    if let Some(wrong) = wrong {
+        report.error(Class::InputSpec, at, format!("input `{name}`: {wrong}"));
+        return None;
+    }
+    if let Some(default) = input.default.take() {
+        match input.checked(name, default, input.options.as_deref()) {
+            Ok(default) => input.default = Some(default),
+            Err((class, why)) => {
+                report.error(class, at, format!("the default of {why}"));
+                return None;
+            }
+        }
+    }
+    Some(input)
+}
+
+fn read_options(name: &str, node: &Node, report: &mut ProblemReport) -> Option<Vec<Value>> {
+    let options: Option<Vec<Value>> = node.list().map(|items| items.iter().map(Node::to_json).collect());
+    let valid = options.filter(|options| {
+        (1..=OPTIONS_LIMIT).contains(&options.len()) && options.iter().all(|option| !option.is_null())
+    });
+    if valid.is_none() {
+        let message = format!("input `{name}`: `options` takes a list of 1 to {OPTIONS_LIMIT} values");
+        report.error(Class::InputSpec, node.at, message);
+    }
+    valid
+}
+
+fn read_regex(name: &str, node: &Node, report: &mut ProblemReport) -> Option<(Arc<str>, RegexPattern)> {
+    let Some(text) = node.text() else {
+        report.error(Class::InputSpec, node.at, format!("input `{name}`: `regex` takes text, not {}", node.kind()));
+        return None;
+    };
+    match RegexPattern::compile(text, "") {
+        Ok(pattern) => Some((Arc::clone(text), pattern)),
+        Err(why) => {
+            report.error(Class::InputSpec, node.at, format!("input `{name}`: the regex {text} cannot be used: {why}"));
+            None
+        }
+    }
+}
+
+fn read_rules(name: &str, node: &Node, report: &mut ProblemReport) -> Option<Vec<InputRule>> {
+    let Some(items) = node.list() else {
+        report.error(Class::InputSpec, node.at, format!("input `{name}`: `rules` takes a list, not {}", node.kind()));
+        return None;
+    };
+    items.iter().map(|item| read_rule(name, item, report)).collect()
+}
+
+fn read_rule(name: &str, item: &Node, report: &mut ProblemReport) -> Option<InputRule> {
+    let Some(mapping) = item.mapping().filter(|mapping| !mapping.is_empty()) else {
+        let message = format!("input `{name}`: `rules` takes mappings with options and default, not {}", item.kind());
+        report.error(Class::InputSpec, item.at, message);
+        return None;
+    };
+    for (key, entry) in mapping.iter().filter(|(key, _)| !RULE_KEYS.contains(&&***key)) {
+        let message = format!("input `{name}`: unknown keyword `rules:{key}`{}", did_you_mean(key, &RULE_KEYS));
+        report.unknown(entry.key_at, message);
+    }
+    let condition = match item.get("if") {
+        None => None,
+        Some(node) => {
+            let text = node.text().cloned().unwrap_or_default();
+            let mut names = Vec::new();
+            match Expression::parse(&name_blocks(&text, &mut names).into()) {
+                Ok(expression) => Some((expression, names)),
+                Err(why) => {
+                    report.error(Class::IfSyntax, node.at, format!("input `{name}`: `if` cannot be read: {why}"));
+                    return None;
+                }
+            }
+        }
+    };
+    let options = match item.get("options") {
+        Some(node) => Some(read_options(name, node, report)?),
+        None => None,
+    };
+    let default = mapping.get("default").map(|entry| entry.node.to_json());
+    let wrong = match (&options, &default) {
+        (_, None) => Some("needs `default`".to_owned()),
+        (Some(options), Some(default)) if !options.contains(default) => {
+            Some(format!("has the default {default}, which is not one of its options"))
+        }
+        _ => None,
+    };
+    if let Some(wrong) = wrong {
+        report.error(Class::InputSpec, item.at, format!("input `{name}`: an entry of `rules` {wrong}"));
+        return None;
+    }
+    Some(InputRule { condition, options, default, at: item.at })
+}
+
+/// Replaces `$[[ inputs.a ]]` by `$I0`, with `a` as the first of `names`.
+fn name_blocks(text: &str, names: &mut Vec<Arc<str>>) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("$[[") {
+        out.push_str(before);
+        let Some((block, after)) = after.split_once("]]") else {
+            rest = after;
+            break;
+        };
+        out.push_str(&format!("$I{}", names.len()));
+        names.push(block.trim().trim_start_matches("inputs.").into());
+        rest = after;
+    }
+    out + rest
+}
+
+/// Checks that the rules of inputs name declared inputs and do not depend on each other in a circle.
+pub fn check_rules(inputs: &Index<Arc<str>, DeclaredInput>, report: &mut ProblemReport) {
+    let named = |input: &DeclaredInput| -> Vec<(Arc<str>, Origin)> {
+        let names = |rule: &InputRule| {
+            let names = rule.condition.as_ref().map(|(_, names)| names.clone()).unwrap_or_default();
+            let at = rule.at;
+            names.into_iter().map(move |name| (name, at))
+        };
+        input.rules.iter().flat_map(names).collect()
+    };
+    for (name, input) in inputs {
+        for (other, at) in named(input).iter().filter(|(other, _)| !inputs.contains_key(other)) {
+            let hint = did_you_mean(other, &inputs.keys().map(|name| &**name).collect::<Vec<_>>());
+            let message = format!("input `{name}`: `rules` names the input `{other}`, which is not declared{hint}");
+            report.error(Class::InputSpec, *at, message);
+        }
+    }
+    // Removes inputs that depend on no other of the rest, until none is left, or only circles.
+    let mut rest: Vec<&Arc<str>> = inputs.keys().collect();
+    loop {
+        let waits = |name: &&Arc<str>| named(&inputs[*name]).iter().any(|(other, _)| rest.contains(&other));
+        let waiting: Vec<&Arc<str>> = rest.iter().copied().filter(waits).collect();
+        if waiting.len() == rest.len() {
+            break;
+        }
+        rest = waiting;
+    }
+    if let Some(first) = rest.first() {
+        let names: Vec<&str> = rest.iter().map(|name| &***name).collect();
+        let message = format!("the rules of these inputs depend on each other: {}", names.join(", "));
+        report.error(Class::InputSpec, inputs[*first].at, message);
+    }
+}
