@@ -96,7 +96,7 @@ fn a_child_pipeline_may_need_containers_when_its_parent_does_not() {
     let (output, text) = exec_with(&home, &[], &[("DOCKER_HOST", &docker.host())]);
     assert!(output.status.success() && text.contains("\ninside /builds/"), "{text}");
     let (output, text) = exec_with(&home, &[], &[("DOCKER_HOST", "unix:///nonexistent")]);
-    assert!(output.status.code() == Some(1) && text.contains("asks for a container"), "{text}");
+    assert!(output.status.code() == Some(1) && text.contains("needs a container"), "{text}");
     let (output, text) = exec_with(&home, &["--shell"], &[("DOCKER_HOST", "unix:///nonexistent")]);
     assert!(output.status.success() && text.contains("\ninside /"), "{text}");
 }
