@@ -313,7 +313,7 @@ impl KeywordReader<'_, '_> {
                     job.pre_get_sources_script = Some(self.commands(commands, "hooks:pre_get_sources_script")?);
                 }
             }
-            "tags" => job.tags = Some(self.texts(node, key)?),
+            "tags" => job.tags = Some(self.tags(node)?),
             "interruptible" => job.interruptible = Some(self.boolean(node, key)?),
             "resource_group" => job.resource_group = Some(self.text(node, key)?),
             "environment" => draft.environment = Some(self.environment(node)?),

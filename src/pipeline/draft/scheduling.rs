@@ -12,6 +12,9 @@ use crate::pipeline::syntax::Node;
 
 const RETRIES_LIMIT: i64 = 2;
 
+/// The number of tags that a job may have; GitLab refuses 50.
+const TAGS_LIMIT: usize = 49;
+
 /// All values that GitLab accepts in `retry:when`; a local run produces only a few of them as failure reasons.
 const REASONS: [&str; 47] = [
     "always",
@@ -108,6 +111,14 @@ impl KeywordReader<'_, '_> {
                 let message = format!("`{keyword}: {text}` is not a duration of up to a week, such as `30 minutes`");
                 self.error(Class::StartIn, node.at, message)
             }
+        }
+    }
+
+    pub fn tags(&mut self, node: &Node) -> Option<Vec<Arc<str>>> {
+        let tags = self.texts(node, "tags")?;
+        match tags.len() {
+            0..=TAGS_LIMIT => Some(tags),
+            count => self.bad(node, "tags", &format!("up to {TAGS_LIMIT} tags, not {count}")),
         }
     }
 

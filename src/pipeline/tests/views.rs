@@ -86,6 +86,13 @@ fn only_without_refs_stays_out_of_merge_requests_with_workflow_rules_too() {
 }
 
 #[test]
+fn a_job_has_fewer_than_50_tags() {
+    let with = |count: usize| format!("j: {{script: x, tags: [{}]}}\n", vec!["t"; count].join(", "));
+    planned(&with(49));
+    assert_eq!(classes(&with(50)), [Class::BadValue]);
+}
+
+#[test]
 fn given_variables_must_not_form_a_cycle() {
     let memory = Memory::new(&[(".gitlab-ci.yml", "j: {script: x}\n")]);
     let given = |key: &str, value: &str| GivenVariable { key: key.into(), value: value.into(), ..Default::default() };
