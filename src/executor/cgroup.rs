@@ -27,9 +27,8 @@ pub struct CgroupParents {
 impl CgroupParents {
     /// Finds the hierarchies in which the agent may create groups. The result may be empty.
     pub fn find() -> Self {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let of_steps = candidates(&mounts, &own).into_iter().find(|group| is_writable(group));
+        let (mounts, own) = hierarchies();
+        let of_steps = parent_of_steps(&mounts, &own);
         // Each controller is in one hierarchy, of version 2 or of version 1 (hybrid).
         let (mut of_confined, mut missing) = (Vec::new(), CONTROLLERS.to_vec());
         if let Some((parent, has)) = unified(&mounts, &own).and_then(|(top, own)| with_controllers(&top, &own)) {
@@ -48,6 +47,12 @@ impl CgroupParents {
             }
         });
         Self { of_steps, of_confined, missing }
+    }
+
+    /// Finds only the hierarchy for steps, if no task runs in the sandbox.
+    pub fn find_for_steps() -> Self {
+        let (mounts, own) = hierarchies();
+        Self { of_steps: parent_of_steps(&mounts, &own), ..Self::default() }
     }
 
     /// The control groups of a step.
@@ -69,6 +74,16 @@ impl CgroupParents {
     pub fn missing(&self) -> &[&'static str] {
         &self.missing
     }
+}
+
+/// The mounted file systems, and the agent's own groups.
+fn hierarchies() -> (String, String) {
+    let read = |name: &str| fs::read_to_string(Path::new("/proc/self").join(name)).unwrap_or_default();
+    (read("mounts"), read("cgroup"))
+}
+
+fn parent_of_steps(mounts: &str, own: &str) -> Option<PathBuf> {
+    candidates(mounts, own).into_iter().find(|group| is_writable(group))
 }
 
 fn below<'a>(parents: impl IntoIterator<Item = &'a PathBuf>, step: &str) -> Vec<PathBuf> {

@@ -150,5 +150,23 @@ fn find_in(path: &str, name: &str) -> Option<PathBuf> {
 
 /// Quotes text for any POSIX shell; drops zero bytes, which no shell supports.
 pub fn quote(text: &str) -> String {
-    format!("'{}'", text.replace('\0', "").replace('\'', "'\\''"))
+    let mut quoted = String::with_capacity(text.len() + 2);
+    push_quoted(&mut quoted, text);
+    quoted
+}
+
+/// Appends text quoted as by [`quote`].
+pub fn push_quoted(out: &mut String, text: &str) {
+    out.push('\'');
+    for part in text.split_inclusive(['\0', '\'']) {
+        match part.as_bytes().last() {
+            Some(b'\'') => {
+                out.push_str(&part[..part.len() - 1]);
+                out.push_str("'\\''");
+            }
+            Some(0) => out.push_str(&part[..part.len() - 1]),
+            _ => out.push_str(part),
+        }
+    }
+    out.push('\'');
 }

@@ -3,7 +3,7 @@
 //! The lines are in one quoted string that a subshell evaluates. So a syntax error in the last line does not prevent
 //! the first ones, and the lines have an empty standard input although the script itself arrives on standard input.
 
-use crate::executor::shell::quote;
+use crate::executor::shell::{push_quoted, quote};
 use crate::payload::Variable;
 use crate::payload::variables::READONLY;
 use crate::trace::colours::{CLEAR, GREEN, RESET};
@@ -65,9 +65,7 @@ pub fn script(settings: &ScriptSettings, groups: &[LineGroup<'_>], own: &AgentTe
         let directory = quote(directory);
         text.push_str(&format!("[ -d {directory} ] || mkdir -p {directory}\n"));
     }
-    for (name, value) in &settings.exports {
-        text.push_str(&format!("export {name}={}\n", quote(value)));
-    }
+    export(settings, &mut text);
     export_gitlab_env(settings, &mut text);
     if let Some(directory) = &settings.directory {
         text.push_str(&format!("cd {}\n", quote(directory)));
@@ -80,6 +78,23 @@ pub fn script(settings: &ScriptSettings, groups: &[LineGroup<'_>], own: &AgentTe
     }
     text.push_str("set +o errexit\nexit 0\n");
     text
+}
+
+/// Exports the variables in one command, which bash runs faster than a command for each; in separate commands if they
+/// are traced.
+fn export(settings: &ScriptSettings, text: &mut String) {
+    if settings.exports.is_empty() {
+        return;
+    }
+    text.push_str("export");
+    let separator = if settings.trace { "\nexport " } else { " " };
+    for (index, (name, value)) in settings.exports.iter().enumerate() {
+        text.push_str(if index == 0 { " " } else { separator });
+        text.push_str(name);
+        text.push('=');
+        push_quoted(text, value);
+    }
+    text.push('\n');
 }
 
 /// Writes file variables, readable only by their owner. An earlier job may have left a link, a pipe without a reader,

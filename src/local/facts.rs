@@ -51,14 +51,15 @@ impl Answers {
     /// Reads the facts of the checkout that contains `directory`. Fails if it has no commit.
     pub fn ask(directory: &Path) -> Result<Self, String> {
         let found = GitDir::find(directory);
-        let (answers, settings) = thread::scope(|scope| {
-            let settings = scope.spawn(|| {
-                let own = found.as_ref().and_then(|found| found.settings(&SETTINGS));
-                own.unwrap_or_else(|| settings_by_git(directory))
-            });
-            let own = found.as_ref().and_then(Self::by_file);
-            (own.map_or_else(|| Self::by_git(directory), Ok), settings.join().unwrap_or_default())
-        });
+        let own = found.as_ref().and_then(Self::by_file);
+        let settings = found.as_ref().and_then(|found| found.settings(&SETTINGS));
+        let (answers, settings) = match (own, settings) {
+            (Some(answers), Some(settings)) => (Ok(answers), settings),
+            (own, settings) => thread::scope(|scope| {
+                let settings = scope.spawn(move || settings.unwrap_or_else(|| settings_by_git(directory)));
+                (own.map_or_else(|| Self::by_git(directory), Ok), settings.join().unwrap_or_default())
+            }),
+        };
         Ok(Self { settings: effective(settings), ..answers? })
     }
 

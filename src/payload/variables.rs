@@ -96,6 +96,9 @@ impl Variables {
 
     /// Files to write: name in the directory, and content.
     pub fn files(&self) -> Vec<(String, String)> {
+        if !self.list.iter().any(|variable| variable.file) {
+            return Vec::new();
+        }
         let files = self.counting().filter(|variable| variable.file);
         files.map(|variable| (variable.key.clone(), self.expanded(variable))).collect()
     }

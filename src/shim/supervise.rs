@@ -30,6 +30,8 @@ use crate::trace::{Claim, Filter, Masks, Output, Spool};
 const STATUS_FILE_SIZE: usize = 4096;
 /// Maximum size of a report.
 const REPORT_MAX: u64 = 1 << 20;
+/// Bytes read from a pipe at a time, as long as the step writes little. Memory that is not touched costs nothing.
+const FIRST_READ_SIZE: usize = 4 * 1024;
 /// Bytes read from a pipe at a time.
 const READ_SIZE: usize = 128 * 1024;
 /// An incomplete line is written to the log after this time without output.
@@ -151,8 +153,8 @@ impl<'a> Supervisor<'a> {
             signals,
             stdout: Some(filter(Output::Out)),
             stderr,
-            block: vec![0; READ_SIZE],
-            lines: Vec::with_capacity(READ_SIZE),
+            block: vec![0; FIRST_READ_SIZE],
+            lines: Vec::new(),
             stopped: None,
             kill_at: None,
             end: None,
@@ -248,6 +250,9 @@ impl<'a> Supervisor<'a> {
             Ok(length) => {
                 open.push(&self.block[..length], &mut self.lines);
                 self.unflushed = true;
+                if length == self.block.len() {
+                    self.block.resize(READ_SIZE, 0);
+                }
             }
             Err(_) => return false,
         }
