@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use output::say;
 
 use crate::agent::{advice, start_checks};
@@ -49,6 +49,9 @@ struct Cli {
     command: Command,
 }
 
+/// The subcommand for local pipelines.
+const EXEC: &str = "exec";
+
 /// The timeout for fetching a token from AWS.
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -61,7 +64,7 @@ fn cloud_id(config: &Config) -> Option<String> {
 enum Command {
     /// Poll GitLab for jobs and run them
     Run(run::Options),
-    /// Run the jobs of the .gitlab-ci.yml in this checkout, without a server
+    #[command(about = exec::ABOUT)]
     Exec(Box<exec::Options>),
     /// Add a runner to the configuration
     Register(Box<register::Options>),
@@ -153,18 +156,33 @@ fn dispatch(cli: Cli) -> Result<ExitCode, String> {
 }
 
 fn parse() -> Cli {
+    // Developers wait for `exec`, and describing all other subcommands takes as long as planning 30 jobs.
+    if std::env::args_os().nth(1).is_some_and(|word| word == EXEC) {
+        return parsed(&command_for_exec().get_matches());
+    }
     let matches = command().get_matches();
     if let Some(why) = matches.subcommand_matches("register").and_then(register::conflict) {
         command().error(ErrorKind::ArgumentConflict, why).exit();
     }
-    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command()).exit())
+    parsed(&matches)
 }
 
-/// The whole command line. Help never shows values of the environment: they may contain tokens and passwords.
+fn parsed(matches: &ArgMatches) -> Cli {
+    Cli::from_arg_matches(matches).unwrap_or_else(|error| error.format(&mut command()).exit())
+}
+
+/// The whole command line.
 fn command() -> clap::Command {
     without_env_values(Cli::command())
 }
 
+/// The part of the command line that concerns `mayfly exec`.
+fn command_for_exec() -> clap::Command {
+    let exec = exec::Options::augment_args(clap::Command::new(EXEC)).about(exec::ABOUT);
+    without_env_values(logging::Options::augment_args(clap::Command::new("mayfly")).subcommand(exec))
+}
+
+/// Help never shows values of the environment: they may contain tokens and passwords.
 fn without_env_values(command: clap::Command) -> clap::Command {
     command.mut_args(|arg| arg.hide_env_values(true)).mut_subcommands(without_env_values)
 }

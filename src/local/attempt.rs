@@ -210,8 +210,7 @@ impl Facts<'_> {
                 project: &self.project.name,
                 is_in_container: self.image.is_some(),
             },
-        )
-        .to_string();
+        )?;
         let payload = crate::payload::decode(text.as_bytes()).map_err(|error| io::Error::other(error.why))?;
         let job_context = self.context(context, tree, recorder);
         let record = Record {

@@ -1,5 +1,7 @@
 //! Converts a planned job to the payload that a GitLab server would send.
 
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 
 use crate::pipeline::plan::{EnvVariable, Job};
@@ -22,7 +24,41 @@ pub struct PayloadFacts<'a> {
     pub is_in_container: bool,
 }
 
-pub fn of(job: &Job, facts: &PayloadFacts<'_>) -> Value {
+/// The text of the payload.
+pub fn of(job: &Job, facts: &PayloadFacts<'_>) -> serde_json::Result<String> {
+    let (variables, others) = (variables(facts), others(job, facts));
+    serde_json::to_string(&Sent { variables, others })
+}
+
+/// The payload. Its variables are many, so they are written directly.
+struct Sent<'a> {
+    variables: Vec<SentVariable<'a>>,
+    others: Value,
+}
+
+impl Serialize for Sent<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut entries = serializer.serialize_map(None)?;
+        entries.serialize_entry("variables", &self.variables)?;
+        for (key, value) in self.others.as_object().into_iter().flatten() {
+            entries.serialize_entry(key, value)?;
+        }
+        entries.end()
+    }
+}
+
+#[derive(Serialize)]
+struct SentVariable<'a> {
+    key: &'a str,
+    value: &'a str,
+    public: bool,
+    raw: bool,
+    file: bool,
+    masked: bool,
+}
+
+/// Everything except the variables.
+fn others(job: &Job, facts: &PayloadFacts<'_>) -> Value {
     let text = |key: &str| {
         let found = facts.variables.iter().rev().find(|variable| &*variable.key == key);
         found.map(|variable| variable.value.clone()).unwrap_or_default()
@@ -42,7 +78,6 @@ pub fn of(job: &Job, facts: &PayloadFacts<'_>) -> Value {
         "job_info": {"name": &*job.name, "stage": &*job.stage, "project_id": 1, "project_name": facts.project},
         "git_info": {"ref": text("CI_COMMIT_REF_NAME"), "sha": text("CI_COMMIT_SHA")},
         "runner_info": {"timeout": job.timeout.map_or(TIMEOUT, |timeout| timeout.as_secs().max(1))},
-        "variables": variables(facts),
         "steps": [{"name": "script", "script": script}, {"name": "after_script", "script": after}],
         "hooks": [{"name": "pre_get_sources_script", "script": hook}],
         "image": facts.image,
@@ -61,16 +96,18 @@ pub fn of(job: &Job, facts: &PayloadFacts<'_>) -> Value {
     })
 }
 
-fn variables(facts: &PayloadFacts<'_>) -> Vec<Value> {
-    let given = facts.variables.iter().map(|variable| {
-        json!({
-            "key": &*variable.key, "value": variable.value, "public": !variable.masked && !variable.given,
-            "raw": variable.raw, "file": variable.file, "masked": variable.masked,
-        })
+fn variables<'a>(facts: &PayloadFacts<'a>) -> Vec<SentVariable<'a>> {
+    let given = facts.variables.iter().map(|variable| SentVariable {
+        key: &variable.key,
+        value: &variable.value,
+        public: !variable.masked && !variable.given,
+        raw: variable.raw,
+        file: variable.file,
+        masked: variable.masked,
     });
-    let own = |key: &str, value: &str| json!({"key": key, "value": value, "public": true, "raw": true});
+    let own = |key, value| SentVariable { key, value, public: true, raw: true, file: false, masked: false };
     // The tree already contains the sources, regardless of the file's `GIT_STRATEGY`.
-    let mut variables: Vec<Value> = given.chain([own("GIT_STRATEGY", "none"), own("MAYFLY_EXEC", "true")]).collect();
+    let mut variables: Vec<_> = given.chain([own("GIT_STRATEGY", "none"), own("MAYFLY_EXEC", "true")]).collect();
     if facts.is_in_container {
         variables.extend([
             own("GIT_CONFIG_COUNT", "1"),

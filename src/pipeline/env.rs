@@ -25,12 +25,12 @@ impl Plan {
     /// All variables of a job, predefined ones included, after the server's expansion. References to file variables and
     /// to `raw` variables are left for the runner to expand.
     pub fn env(&self, job: &Job, run: &JobRun) -> Vec<EnvVariable> {
-        expand_all(&levels(&self.scope, job, run)).into_values().collect()
+        expand_all(levels(&self.scope, job, run)).into_values().collect()
     }
 
     /// The variables that the job's script sees: [`Self::env`] after the runner's expansion.
     pub fn env_of_script(&self, job: &Job, run: &JobRun) -> Vec<EnvVariable> {
-        let expanded = expand_all(&levels(&self.scope, job, run));
+        let expanded = expand_all(levels(&self.scope, job, run));
         let value = |name: &str| expanded.get(name).map(|variable| variable.value.clone()).unwrap_or_default();
         let final_value = |variable: &EnvVariable| {
             if variable.raw { variable.value.clone() } else { crate::payload::expand::expand(&variable.value, &value) }

@@ -98,6 +98,7 @@ impl Root {
             mapping.iter().filter(|(name, _)| !name.starts_with('.') && !GLOBAL_KEYS.contains(&&***name)).collect();
         // Stages that cannot be read are reported once, not for every job.
         let stages = if self.stages_are_known { self.stages.iter().cloned().collect() } else { Default::default() };
+        self.drafts.reserve(jobs.len());
         for (name, entry) in &jobs {
             match read_job(name, entry, defaults, &stages, context) {
                 Some(draft) => self.drafts.push(draft),

@@ -215,16 +215,15 @@ pub enum Unknown {
 }
 
 /// Expands all variables. References within a cycle are kept.
-pub fn expand_all(variables: &Index<Arc<str>, EnvVariable>) -> Index<Arc<str>, EnvVariable> {
-    let mut expansion = Expansion { variables, values: Map::default(), open: Vec::new() };
+pub fn expand_all(mut variables: Index<Arc<str>, EnvVariable>) -> Index<Arc<str>, EnvVariable> {
+    let mut expansion = Expansion { variables: &variables, values: Map::default(), open: Vec::new() };
     let expanded: Vec<Option<Arc<str>>> = variables.keys().map(|name| expansion.value(name)).collect();
-    let mut out = variables.clone();
-    for (variable, value) in out.values_mut().zip(expanded) {
+    for (variable, value) in variables.values_mut().zip(expanded) {
         if let Some(value) = value {
             variable.value = value.to_string();
         }
     }
-    out
+    variables
 }
 
 /// Expands one text.
@@ -301,7 +300,7 @@ mod tests {
 
     fn expanded(list: &[(&str, &str)]) -> Vec<String> {
         let variables = list.iter().map(|(key, value)| variable(key, value)).collect();
-        expand_all(&variables).into_values().map(|variable| variable.value).collect()
+        expand_all(variables).into_values().map(|variable| variable.value).collect()
     }
 
     #[test]
@@ -315,7 +314,7 @@ mod tests {
         let mut variables = Index::from_iter([variable("A", "$R $F"), variable("R", "$A"), variable("F", "content")]);
         variables["R"].raw = true;
         variables["F"].file = true;
-        assert_eq!(expand_all(&variables)["A"].value, "$R $F");
+        assert_eq!(expand_all(variables.clone())["A"].value, "$R $F");
         assert_eq!(expand_text("$R-$F-$X", &variables, Unknown::Empties), "$A-content-");
     }
 

@@ -36,6 +36,9 @@ use plan_inputs::{GitState, PlanInputs};
 use session::Session;
 use show::only_shows;
 
+/// What the subcommand does, for its help.
+pub const ABOUT: &str = "Run the jobs of the .gitlab-ci.yml in this checkout, without a server";
+
 /// Exit status for an invalid configuration or command line.
 const REFUSED: u8 = 2;
 
@@ -52,11 +55,10 @@ fn begin(options: &Options) -> Result<u8, String> {
     let here = std::env::current_dir().map_err(|error| format!("cannot determine the current directory: {error}"))?;
     // Each git command takes milliseconds, so they run in parallel, and while this thread parses the configuration.
     let (checkout, asked, parsed) = thread::scope(|scope| {
-        let checkout = scope.spawn(|| Checkout::find(&here));
         let asked = scope.spawn(|| GitState::ask(&here, !only_shows(options)));
-        let parsed = parse_ahead(&here, &options.file);
-        let died = || "internal error: the thread that runs git panicked".to_owned();
-        (checkout.join().unwrap_or_else(|_| Err(died())), asked.join().unwrap_or_else(|_| Err(died())), parsed)
+        let (checkout, parsed) = (Checkout::find(&here), parse_ahead(&here, &options.file));
+        let died = |_| Err("internal error: the thread that runs git panicked".to_owned());
+        (checkout, asked.join().unwrap_or_else(died), parsed)
     });
     let (checkout, asked) = (checkout?, asked?);
     let options = settings::complete(options, &checkout.root)?;

@@ -125,7 +125,7 @@ impl<'a> Session<'a> {
             scratch: self.run.directory.clone(),
             artifacts,
             runner: Arc::new(runner),
-            shell: Arc::new(Shell::new(None, None, 1, CgroupParents::find())?),
+            shell: Arc::new(Shell::new(None, None, 1, CgroupParents::find_for_steps())?),
             containers,
             identity: Plain.identity(),
             screen: Arc::clone(screen),

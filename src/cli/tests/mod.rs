@@ -295,6 +295,17 @@ fn the_command_line_is_consistent() {
 }
 
 #[test]
+fn exec_has_the_same_options_without_the_other_subcommands() {
+    let help = |mut command: clap::Command| {
+        command.build();
+        let exec = command.find_subcommand_mut("exec").expect("the subcommand");
+        (exec.render_long_help().to_string(), exec.render_usage().to_string())
+    };
+    assert_eq!(help(command_for_exec()), help(command()));
+    command_for_exec().debug_assert();
+}
+
+#[test]
 fn help_never_shows_values_of_the_environment() {
     fn check(command: &clap::Command) {
         let shown = command.get_arguments().filter(|arg| arg.get_env().is_some() && !arg.is_hide_env_values_set());

@@ -21,8 +21,8 @@ type Copied = (PathBuf, Stamp, Stamp);
 
 /// Copies files from one tree to another, whose directories exist. A file that no longer exists is skipped.
 pub fn all(from: &Path, to: &Path, files: &[(&Path, Stamp)]) -> io::Result<Vec<Copied>> {
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(8);
-    if files.len() < FEW || threads == 1 {
+    let threads = if files.len() < FEW { 1 } else { super::threads() };
+    if threads == 1 {
         return some(from, to, files);
     }
     thread::scope(|scope| {

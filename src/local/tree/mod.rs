@@ -327,10 +327,15 @@ fn sweep(source: &TreeSource, project: &Path, below: &Path, files: &mut Vec<Path
 /// Below this number of files, looking at them takes less time than starting a thread.
 const FEW: usize = 500;
 
+/// The number of threads for work on many files. Looking it up reads files of control groups.
+fn threads() -> usize {
+    thread::available_parallelism().map_or(1, usize::from).min(8)
+}
+
 /// The results of a function for all items, in order; on all cores if there are many items.
 fn in_parts<'i, I: Sync, T: Send>(items: &'i [I], look: impl Fn(&'i I) -> Option<T> + Sync) -> Vec<T> {
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(8);
-    if items.len() < FEW || threads == 1 {
+    let threads = if items.len() < FEW { 1 } else { threads() };
+    if threads == 1 {
         return items.iter().filter_map(look).collect();
     }
     thread::scope(|scope| {
