@@ -13,7 +13,8 @@ use crate::exec::{assert_nothing_left, checkout, command, exec_with, in_checkout
 use crate::support::docker::{Docker, docker, write_busybox};
 use crate::support::git::git;
 use crate::support::mayfly::Home;
-use crate::support::wait_until;
+use crate::support::registry::{PASSWORD, Registry, USER, login};
+use crate::support::{unique_number, wait_until};
 
 /// Makes a user the owner of a directory and of everything below.
 fn give(place: &Path, user: u32) {
@@ -116,6 +117,68 @@ fn the_engine_of_the_docker_context_is_used() {
     assert!(output.status.success() && text.contains("\ninside\n"), "{text}");
     let (output, text) = exec_with(&home, &[], &[environment[0], ("DOCKER_CONTEXT", "other")]);
     assert!(output.status.code() == Some(2) && text.contains("Docker context `other`"), "{text}");
+}
+
+#[test]
+fn images_are_pulled_with_the_logins_of_the_docker_configuration() {
+    let docker = docker();
+    let registry = Registry::start(docker);
+    let image = registry.push(&docker.image(&[]), "team/exec:1");
+    let home = checkout(&format!("a: {{image: '{image}', script: echo pulled}}\n"));
+    let environment = [("DOCKER_HOST", docker.host())];
+    let environment = environment.each_ref().map(|(key, value)| (*key, value.as_str()));
+    let (output, text) = exec_with(&home, &[], &environment);
+    assert!(output.status.code() == Some(2) && text.contains("no job was started"), "{text}");
+    fs::create_dir(home.path(".docker")).expect("create the directory");
+    let logins = login(&registry.address, USER, PASSWORD);
+    fs::write(home.path(".docker/config.json"), logins).expect("write a file");
+    let (output, text) = exec_with(&home, &[], &environment);
+    assert!(output.status.success() && text.contains("\npulled\n"), "{text}");
+    // The same login as a variable of the project.
+    docker.run(&["rmi", "--force", &image]);
+    fs::rename(home.path(".docker/config.json"), home.path("logins")).expect("move the file");
+    let variables = serde_json::json!({"DOCKER_AUTH_CONFIG": login(&registry.address, USER, PASSWORD)});
+    fs::write(home.path("vars.json"), variables.to_string()).expect("write a file");
+    let file = home.path("vars.json").display().to_string();
+    let (output, text) = exec_with(&home, &["--vars-file", &file], &environment);
+    assert!(output.status.success() && text.contains("\npulled\n"), "{text}");
+}
+
+#[test]
+fn an_earlier_job_may_create_the_image_of_a_later_one() {
+    let docker = docker();
+    let host = docker.host();
+    let name = format!("built-by-a-job:{}", unique_number());
+    let file = format!(
+        "build: {{stage: build, script: 'docker tag busybox:local {name}'}}\n\
+         test: {{stage: test, image: {{name: '{name}', pull_policy: never}}, script: echo in the image}}\n"
+    );
+    let home = checkout(&file);
+    let environment = [("DOCKER_HOST", host.as_str())];
+    let (output, text) = exec_with(&home, &["--var", &format!("DOCKER_HOST={host}")], &environment);
+    docker.run(&["rmi", &name]);
+    assert!(output.status.success() && text.contains("\nin the image\n"), "{text}");
+    assert!(text.contains(".gitlab-ci.yml:2: job `test`: warning: ") && text.contains(&name), "{text}");
+    // An image with a fixed name is expected to be in a registry.
+    let fixed =
+        "build: {stage: build, script: echo ran}\ntest: {stage: test, image: '127.0.0.1:9/no:1', script: echo ran}\n";
+    fs::write(home.path("checkout/.gitlab-ci.yml"), fixed).expect("write a file");
+    let (output, text) = exec_with(&home, &[], &environment);
+    assert!(output.status.code() == Some(2) && !text.contains("\nran\n"), "{text}");
+    fs::write(home.path("checkout/.gitlab-ci.yml"), file).expect("write a file");
+    // Alone, the job waits for no other job.
+    let (output, text) = exec_with(&home, &["test"], &environment);
+    assert!(output.status.code() == Some(2) && text.contains("no job was started"), "{text}");
+}
+
+#[test]
+fn a_service_without_an_image_is_refused_before_the_first_job() {
+    let services = "services: [{name: 'nowhere:1', pull_policy: never}]";
+    let file = format!("a: {{script: echo ran}}\nb: {{image: 'busybox:local', {services}, script: echo ran}}\n");
+    let home = checkout(&file);
+    let (output, text) = exec_with(&home, &[], &[("DOCKER_HOST", &docker().host())]);
+    assert!(output.status.code() == Some(2) && !text.contains("\nran\n"), "{text}");
+    assert!(text.contains(".gitlab-ci.yml:2: job `b`") && text.contains("nowhere:1"), "{text}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::config::{ExecutorKind, Runner};
 use crate::decode;
 use crate::executor::cgroup::CgroupParents;
 use crate::executor::docker::console::JobConsole;
-use crate::executor::docker::credentials::{LoginSources, RegistryLogins};
+use crate::executor::docker::credentials::{LoginSources, RegistryLogins, VARIABLE};
 use crate::executor::docker::engine::spec::{CreateContainer, HostConfig};
 use crate::executor::docker::engine::{DockerEngine, DockerError};
 use crate::executor::docker::images::ImageProvider;
@@ -110,12 +110,13 @@ impl Containers {
         &self.docker.address
     }
 
-    /// Pulls an image before any job runs.
+    /// Pulls an image before any job runs. `expand` replaces the variables of the job.
     pub fn obtain(&self, image: &Value, screen: &Screen, expand: &dyn Fn(&str) -> String) -> Result<(), JobError> {
         let image: Image = serde_json::from_value(image.clone()).unwrap_or_default();
         let (choice, _) = resolved_image::of_job(&self.runner.docker, &image, expand)?;
         let access = LoginSources::of_agent(&self.runner, std::slice::from_ref(&choice.reference), &self.docker.tokens);
-        let logins = RegistryLogins::read(None, &[], &access);
+        let of_job = Some(expand(&format!("${VARIABLE}"))).filter(|text| !text.is_empty());
+        let logins = RegistryLogins::read(of_job, &[], &access);
         let obtained = ImageProvider::new(&self.engine, &logins, &PullReporter(screen)).provide(&choice)?;
         *sync::lock(&self.image) = Some(obtained.pinned);
         Ok(())

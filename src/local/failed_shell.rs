@@ -1,5 +1,7 @@
 //! `--shell-on-failure`: opens a shell with the state of a failed job.
 
+use std::ffi::OsStr;
+use std::path::Path;
 use std::process::Command;
 
 use super::attempt::{FailedJob, RunContext};
@@ -27,15 +29,16 @@ pub fn open(context: &RunContext, name: &str, left: &FailedJob) {
     }
 }
 
-/// The job's container no longer exists. Starts another one of the same image with the docker command line, which
-/// handles the terminal.
+/// The job's container no longer exists. Starts another one of the same image with the command line of Docker or Podman,
+/// which handles the terminal.
 fn in_container(context: &RunContext, left: &FailedJob, image: &str) -> Command {
     let builds = context.containers.as_ref().map(|containers| containers.builds()).unwrap_or_else(|| "/builds".into());
     let inside = builds.join(left.tree.project.file_name().unwrap_or_default());
-    let mut command = Command::new("docker");
-    if let Some(Address::Unix(socket)) = context.containers.as_ref().map(|containers| containers.address()) {
-        command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
-    }
+    let socket = match context.containers.as_ref().map(|containers| containers.address()) {
+        Some(Address::Unix(socket)) => Some(socket.as_path()),
+        _ => None,
+    };
+    let mut command = client(&std::env::var_os("PATH").unwrap_or_default(), socket);
     command.args(["run", "--rm", "-it", "--entrypoint", "sh"]);
     command.arg("-v").arg(format!("{}:{}", left.tree.builds.display(), builds.display()));
     for objects in left.objects.iter().map(|objects| objects.display()) {
@@ -48,4 +51,37 @@ fn in_container(context: &RunContext, left: &FailedJob, image: &str) -> Command 
     }
     command.arg(image);
     command
+}
+
+/// The command line of Docker, or of Podman if only that is installed, for the engine at this socket.
+fn client(path: &OsStr, socket: Option<&Path>) -> Command {
+    let is_installed = |name: &str| std::env::split_paths(path).any(|directory| directory.join(name).is_file());
+    let is_podman = !is_installed("docker") && is_installed("podman");
+    let mut command = Command::new(if is_podman { "podman" } else { "docker" });
+    if let Some(url) = socket.map(|socket| format!("unix://{}", socket.display())) {
+        match is_podman {
+            true => command.args(["--remote", "--url", &url]),
+            false => command.env("DOCKER_HOST", url),
+        };
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn podman_is_used_where_docker_is_not_installed() {
+        let [both, podman] = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+        for place in [both.path().join("docker"), both.path().join("podman"), podman.path().join("podman")] {
+            std::fs::write(place, "").expect("write a file");
+        }
+        let socket = Some(Path::new("/run/s"));
+        let program = |path: &Path| client(path.as_os_str(), socket).get_program().to_owned();
+        assert_eq!((program(both.path()), program(Path::new("/nonexistent"))), ("docker".into(), "docker".into()));
+        let command = client(podman.path().as_os_str(), socket);
+        assert_eq!(command.get_program(), "podman");
+        assert!(command.get_args().eq(["--remote", "--url", "unix:///run/s"]));
+    }
 }

@@ -81,7 +81,7 @@ fn others(job: &Job, facts: &PayloadFacts<'_>) -> Value {
         "steps": [{"name": "script", "script": script}, {"name": "after_script", "script": after}],
         "hooks": [{"name": "pre_get_sources_script", "script": hook}],
         "image": facts.image,
-        "services": if facts.is_in_container { services(job) } else { Value::Null },
+        "services": if facts.is_in_container { services(job).into() } else { Value::Null },
         "artifacts": artifacts(job),
         "cache": caches(job),
         "dependencies": dependencies,
@@ -157,7 +157,8 @@ fn printed(value: &Value) -> String {
     }
 }
 
-fn services(job: &Job) -> Value {
+/// The services of a job in the format of the payload.
+pub fn services(job: &Job) -> Vec<Value> {
     let services = job.services.as_ref().map(|services| services.to_json()).unwrap_or_default();
     services.as_array().into_iter().flatten().map(image).collect()
 }

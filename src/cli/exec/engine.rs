@@ -9,6 +9,7 @@ use super::terminal;
 use crate::config::Runner as Configured;
 use crate::local::containers::{ContainerOptions, Containers};
 use crate::local::options::{self as run_options, RunOptions, image_of};
+use crate::local::payload;
 use crate::local::project::LocalProject;
 use crate::local::screen::Screen;
 use crate::pipeline::plan::{Job, Plan};
@@ -73,18 +74,46 @@ fn warn_about_shell_jobs(plan: &Plan, jobs: &RunOptions) {
     }
 }
 
-/// Pulls each image once.
+/// Pulls the images of jobs and of their services, each once. Fails if an image is missing, except for an image that an
+/// earlier job may build: its job is tried when it starts.
 fn pull(containers: &Containers, plan: &Plan, wanted: Vec<(&Job, Value)>, screen: &Screen) -> Result<(), String> {
-    let mut pulled = HashSet::new();
+    let mut tried = HashSet::new();
     for (job, image) in wanted {
         let expand = |text: &str| plan.expand(job, text);
-        if pulled.insert(format!("{}{image}", expand(image["name"].as_str().unwrap_or_default()))) {
-            containers
-                .obtain(&image, screen, &expand)
-                .map_err(|error| format!("{}: {error}; no job was started", place(plan, job)))?;
+        for image in payload::services(job).into_iter().chain([image]) {
+            let may_be_built = !starts_at_once(plan, job) && may_be_local(&image);
+            let name = expand(image["name"].as_str().unwrap_or_default());
+            if !tried.insert(format!("{may_be_built} {name}{image}")) {
+                continue;
+            }
+            match containers.obtain(&image, screen, &expand) {
+                Ok(()) => {}
+                Err(error) if may_be_built => terminal::print_error(&format!(
+                    "{}: warning: {error}; mayfly tries again when the job starts, because an earlier job may create the \
+                     image\n",
+                    place(plan, job)
+                )),
+                Err(error) => return Err(format!("{}: {error}; no job was started", place(plan, job))),
+            }
         }
     }
     Ok(())
+}
+
+/// Whether an image may be one that a job of this pipeline builds: its name contains a variable, as names of the commit
+/// or of the project do, or it is never pulled.
+fn may_be_local(image: &Value) -> bool {
+    let has_variable = image["name"].as_str().is_some_and(|name| name.contains('$'));
+    has_variable || image["pull_policy"] == serde_json::json!(["never"])
+}
+
+/// Whether a job waits for no other job of the plan.
+fn starts_at_once(plan: &Plan, job: &Job) -> bool {
+    let is_awaited = |other: &Job| match &job.needs {
+        Some(needs) => needs.iter().any(|need| need.job == other.name),
+        None => other.stage_index < job.stage_index,
+    };
+    !plan.jobs.iter().any(is_awaited)
 }
 
 /// Where the configuration defines the job.
