@@ -37,6 +37,7 @@ mod job;
 mod journal;
 mod local;
 mod manager;
+mod markup;
 mod monitor;
 mod payload;
 mod pipeline;

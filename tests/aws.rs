@@ -237,13 +237,7 @@ fn a_reload_fetches_the_token_again() {
 #[test]
 fn fetches_a_rotated_token_when_gitlab_rejects_the_old_one() {
     let moto = Moto::start();
-    let put = |value: &str| {
-        moto.check_rights(false);
-        moto.python(&format!(
-            "client('ssm').put_parameter(Name='/ci/token', Type='SecureString', Value='{value}', Overwrite=True)"
-        ));
-        moto.check_rights(true);
-    };
+    let put = |value: &str| moto.put_parameter("/ci/token", value);
     let user = moto.user("agent", &["ssm:GetParameter"]);
     put(RUNNER_TOKEN);
     let gitlab = GitLab::start();

@@ -95,13 +95,7 @@ fn a_new_token_in_the_file_ends_the_pause_after_rejections() {
 #[test]
 fn a_stored_token_is_fetched_again_when_gitlab_rejects_it() {
     let moto = Moto::start();
-    let put = |value: &str| {
-        moto.check_rights(false);
-        moto.python(&format!(
-            "client('ssm').put_parameter(Name='/ci/token', Type='SecureString', Value='{value}', Overwrite=True)"
-        ));
-        moto.check_rights(true);
-    };
+    let put = |value: &str| moto.put_parameter("/ci/token", value);
     put(RUNNER_TOKEN);
     moto.check_rights(false);
     let user = moto.user("manager", &["ssm:GetParameter"]);

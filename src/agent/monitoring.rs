@@ -20,7 +20,7 @@ use crate::monitor::text::{CONTENT_TYPE, MetricKind, Page};
 use crate::monitor::write_process;
 use crate::sync;
 use crate::sys::BootTime;
-use crate::version::{REVISION, VERSION, architecture};
+use crate::version::VERSION;
 
 /// Interval of the main loop while the listener runs.
 const LOOP_INTERVAL_MAX: Duration = Duration::from_secs(15);
@@ -245,15 +245,7 @@ impl MonitoringPages {
     fn metrics(&self) -> String {
         let mut page = Page::default();
         let state = self.state();
-        let help = "A constant 1, with the version as labels.";
-        let labels = [
-            ("name", "mayfly"),
-            ("version", VERSION),
-            ("revision", REVISION),
-            ("os", "linux"),
-            ("architecture", architecture()),
-        ];
-        page.metric("gitlab_runner_version_info", MetricKind::Gauge, help).sample(&labels, 1.0);
+        page.version();
         self.write_agent(&mut page, &state);
         write_configuration(&mut page, &state, &self.system_id);
         let runners: Vec<RunnerLabels> = state.runners.iter().map(|(runner_labels, _)| runner_labels.clone()).collect();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::results::{JobResult, ResultStatus, RunStatus};
+use crate::markup::escape;
 
 /// The longest part of a job's name in a file name, in bytes.
 const NAME_MOST: usize = 100;
@@ -83,23 +84,6 @@ pub fn write_junit(path: &Path, name: &str, jobs: &[JobResult]) -> Result<(), St
     }
     text.push_str("</testsuite>\n</testsuites>\n");
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
-}
-
-/// Escapes text for XML and drops characters that XML cannot represent.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\n' | '\t' => escaped.push(character),
-            other if other.is_control() || matches!(other, '\u{fffe}' | '\u{ffff}') => {}
-            other => escaped.push(other),
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::version::{REVISION, VERSION, architecture};
+
 /// The content type of a response.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -62,6 +64,19 @@ impl Page {
         // Writing to a string cannot fail, here and below.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {}", kind.as_str());
         Metric { page: self, name }
+    }
+
+    /// The version of this program.
+    pub fn version(&mut self) {
+        let help = "A constant 1, with the version as labels.";
+        let labels = [
+            ("name", "mayfly"),
+            ("version", VERSION),
+            ("revision", REVISION),
+            ("os", "linux"),
+            ("architecture", architecture()),
+        ];
+        self.metric("gitlab_runner_version_info", MetricKind::Gauge, help).sample(&labels, 1.0);
     }
 
     /// A metric with one sample and no labels.

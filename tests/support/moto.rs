@@ -80,6 +80,15 @@ impl Moto {
         String::from_utf8(output.stdout).expect("the text must be UTF-8").trim().to_owned()
     }
 
+    /// Stores a parameter, also while permissions are checked.
+    pub fn put_parameter(&self, name: &str, value: &str) {
+        self.check_rights(false);
+        self.python(&format!(
+            "client('ssm').put_parameter(Name='{name}', Type='SecureString', Value='{value}', Overwrite=True)"
+        ));
+        self.check_rights(true);
+    }
+
     /// A user that may perform only these actions (`["ssm:GetParameter"]`), on all resources.
     pub fn user(&self, name: &str, actions: &[&str]) -> User {
         let policy = serde_json::json!({

@@ -24,20 +24,23 @@ pub use plan::{CacheSettings, restore_plan, save_plan};
 pub use restore::run as restore;
 pub use save::run as save;
 
-/// The plan for restoring caches.
+/// The plan for restoring or saving caches.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RestorePlan {
+pub struct CachePlan<T> {
     pub project: ProjectDir,
     /// Warnings to write first.
     pub warnings: Vec<String>,
     /// In order.
-    pub caches: Vec<CacheRestore>,
+    pub caches: Vec<T>,
     pub transfer: TransferSettings,
     /// The limits of local caches.
     pub limits: StorageLimits,
     /// The directory of all local caches.
     pub store: PathBuf,
 }
+
+pub type RestorePlan = CachePlan<CacheRestore>;
+pub type SavePlan = CachePlan<CacheSave>;
 
 /// A cache to restore.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,21 +54,6 @@ pub enum CacheRestore {
     },
     /// No cache, for this reason.
     Skip(String),
-}
-
-/// The plan for saving caches.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SavePlan {
-    pub project: ProjectDir,
-    /// Warnings to write first.
-    pub warnings: Vec<String>,
-    /// In order.
-    pub caches: Vec<CacheSave>,
-    pub transfer: TransferSettings,
-    /// The limits of local caches.
-    pub limits: StorageLimits,
-    /// The directory of all local caches.
-    pub store: PathBuf,
 }
 
 /// A cache to save.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::key::CacheKey;
 use super::s3::S3Store;
-use super::{CacheLocation, CacheRestore, CacheSave, RestorePlan, SavePlan, TransferSettings};
+use super::{CacheLocation, CachePlan, CacheRestore, CacheSave, RestorePlan, SavePlan, TransferSettings};
 use crate::archive::ArchiveFormat;
 use crate::config::cache::StorageLimits;
 use crate::failure::JobError;
@@ -47,15 +47,7 @@ pub fn restore_plan(
     for cache in payload.cache.iter().filter(|cache| is_wanted(cache)) {
         caches.push(planner.restore(cache)?);
     }
-    let (warnings, transfer_settings) = (planner.warnings, transfer_settings(variables, settings));
-    Ok((!caches.is_empty()).then(|| RestorePlan {
-        project: settings.project.clone(),
-        warnings,
-        caches,
-        transfer: transfer_settings,
-        limits: settings.limits,
-        store: settings.root.clone(),
-    }))
+    Ok(planner.finish(caches))
 }
 
 /// The plan for saving; `None` if there is nothing to save. Fails for an unknown policy.
@@ -71,15 +63,7 @@ pub fn save_plan(
     for cache in payload.cache.iter().filter(|cache| is_wanted(cache) && outcome.matches_when(&cache.when)) {
         caches.push(planner.save(cache)?);
     }
-    let (warnings, transfer_settings) = (planner.warnings, transfer_settings(variables, settings));
-    Ok((!caches.is_empty()).then(|| SavePlan {
-        project: settings.project.clone(),
-        warnings,
-        caches,
-        transfer: transfer_settings,
-        limits: settings.limits,
-        store: settings.root.clone(),
-    }))
+    Ok(planner.finish(caches))
 }
 
 fn is_wanted(cache: &Cache) -> bool {
@@ -115,6 +99,18 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
+    /// The plan; `None` without caches.
+    fn finish<T>(self, caches: Vec<T>) -> Option<CachePlan<T>> {
+        (!caches.is_empty()).then(|| CachePlan {
+            project: self.settings.project.clone(),
+            warnings: self.warnings,
+            caches,
+            transfer: transfer_settings(self.variables, self.settings),
+            limits: self.settings.limits,
+            store: self.settings.root.clone(),
+        })
+    }
+
     fn new(payload: &'a Payload, variables: &'a Variables, flags: &Flags, settings: &'a CacheSettings<'a>) -> Self {
         let hashed = flags.is_on("FF_HASH_CACHE_KEYS");
         let clear = flags.is_on("FF_CLEAN_UP_FAILED_CACHE_EXTRACT");

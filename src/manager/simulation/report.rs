@@ -88,13 +88,10 @@ pub fn chart(day: &Day, begins: Timestamp, zone: &TimeZone) -> String {
     let tick =
         |part: u64| -> Tick { (part as f64 / 6.0, clock(begins, Duration::from_secs(minutes * 60 * part / 6), zone)) };
     let ticks: Vec<Tick> = (0..=6).map(tick).collect();
-    let jobs = [
-        Series { name: "running jobs", colour: "#2f80c8", values: &running, filled: true },
-        Series { name: "waiting jobs", colour: "#d9822b", values: &waiting, filled: false },
-    ];
+    let jobs = [Series::running_jobs(&running), Series::waiting_jobs(&waiting)];
     let instances = [
-        Series { name: "busy instances", colour: "#3d9a50", values: &busy, filled: true },
-        Series { name: "idle instances", colour: "#9a6bc4", values: &idle, filled: false },
+        Series::busy_instances(&busy),
+        Series::idle_instances(&idle),
         Series { name: "starting instances", colour: "#888", values: &starting, filled: false },
         Series { name: "wanted instances", colour: "#c33", values: &wanted, filled: false },
     ];

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::markup::escape;
+
 /// The width of a chart, in SVG units.
 pub const WIDTH: f64 = 600.0;
 /// The height of a chart, in SVG units.
@@ -25,6 +27,28 @@ pub struct Series<'a> {
     pub filled: bool,
 }
 
+impl<'a> Series<'a> {
+    /// The jobs that run.
+    pub fn running_jobs(values: &'a [u32]) -> Self {
+        Self { name: "running jobs", colour: "#2f80c8", values, filled: true }
+    }
+
+    /// The jobs that wait for an agent.
+    pub fn waiting_jobs(values: &'a [u32]) -> Self {
+        Self { name: "waiting jobs", colour: "#d9822b", values, filled: false }
+    }
+
+    /// The instances with a job.
+    pub fn busy_instances(values: &'a [u32]) -> Self {
+        Self { name: "busy instances", colour: "#3d9a50", values, filled: true }
+    }
+
+    /// The instances without a job.
+    pub fn idle_instances(values: &'a [u32]) -> Self {
+        Self { name: "idle instances", colour: "#9a6bc4", values, filled: false }
+    }
+}
+
 /// A label below the time axis, at a fraction (0 to 1) of the width.
 pub type Tick = (f64, String);
 
@@ -32,7 +56,7 @@ pub type Tick = (f64, String);
 pub fn draw(title: &str, series: &[Series<'_>], ticks: &[Tick]) -> String {
     let merged: Vec<Vec<u32>> = series.iter().map(|series| merge(series.values)).collect();
     let highest = merged.iter().flatten().copied().max().unwrap_or(0);
-    let top = nice(highest);
+    let top = axis_end(highest);
     let plot = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM);
     let y = |value: u32| TOP + plot.1 * (1.0 - f64::from(value) / f64::from(top));
     let mut svg = String::new();
@@ -121,7 +145,7 @@ fn merge(values: &[u32]) -> Vec<u32> {
 }
 
 /// The maximum of the vertical axis: 4, 8, 20, 40, 80, 200, …
-fn nice(highest: u32) -> u32 {
+fn axis_end(highest: u32) -> u32 {
     let mut top: u32 = 4;
     for factor in [2.0, 2.5, 2.0].into_iter().cycle() {
         if top >= highest {
@@ -143,24 +167,6 @@ fn label(value: u32, top: u32) -> String {
         10_000.. => format!("{}k", f64::from(value) / 1e3),
         _ => value.to_string(),
     }
-}
-
-/// Escapes text for HTML and XML, also inside quoted attributes.
-pub fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            // XML does not allow these characters.
-            control if control.is_control() && !matches!(control, '\n' | '\t') => escaped.push('\u{fffd}'),
-            other => escaped.push(other),
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]
@@ -198,6 +204,6 @@ mod tests {
 
     #[test]
     fn the_axis_ends_at_a_round_number() {
-        assert_eq!([0, 4, 5, 8, 9, 21, 41, 81, u32::MAX].map(nice), [4, 4, 8, 8, 20, 40, 80, 200, u32::MAX]);
+        assert_eq!([0, 4, 5, 8, 9, 21, 41, 81, u32::MAX].map(axis_end), [4, 4, 8, 8, 20, 40, 80, 200, u32::MAX]);
     }
 }

@@ -9,8 +9,9 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use ring::digest::{SHA256, digest};
 
-use super::chart::{Series, draw, escape};
+use super::chart::{Series, draw};
 use super::view::{HistoryView, InstanceView, JobView, ManagerView, PoolView, duration};
+use crate::markup::escape;
 
 const STYLE: &str = include_str!("page.css");
 /// Fetches the page again and replaces the changed parts. The script never converts text to HTML.
@@ -122,14 +123,8 @@ fn write_chart(body: &mut String, history: &HistoryView) {
     let from = history.end.saturating_sub(count.saturating_mul(seconds));
     let ticks: Vec<(f64, String)> =
         (0..=4).map(|part| (f64::from(part) / 4.0, clock(from + (history.end - from) * i64::from(part) / 4))).collect();
-    let jobs = [
-        Series { name: "running jobs", colour: "#2f80c8", values: &running, filled: true },
-        Series { name: "waiting jobs", colour: "#d9822b", values: &waiting, filled: false },
-    ];
-    let instances = [
-        Series { name: "busy instances", colour: "#3d9a50", values: &busy, filled: true },
-        Series { name: "idle instances", colour: "#9a6bc4", values: &idle, filled: false },
-    ];
+    let jobs = [Series::running_jobs(&running), Series::waiting_jobs(&waiting)];
+    let instances = [Series::busy_instances(&busy), Series::idle_instances(&idle)];
     let _ = write!(
         body,
         "<div class=\"charts\">{}{}</div>",

@@ -6,7 +6,6 @@ use crate::manager::engine::FailureKind;
 use crate::manager::workload::Snapshot;
 use crate::monitor::text::{MetricKind, Page};
 use crate::monitor::write_process;
-use crate::version::{REVISION, VERSION, architecture};
 
 /// The calls of engines. Their failures are reported from 0 on, because an alert on an increase needs the previous 0.
 const CALLS: [&str; 8] = ["list", "set_target", "terminate", "ended", "failures", "hook", "gitlab", "sts"];
@@ -16,15 +15,7 @@ pub fn write(board: &StatusBoard, workloads: &Workloads) -> String {
     let pools: Vec<(&str, Snapshot)> =
         workloads.iter().map(|(pool, workload)| (pool.as_str(), workload.snapshot())).collect();
     let mut page = Page::default();
-    let labels = [
-        ("name", "mayfly"),
-        ("version", VERSION),
-        ("revision", REVISION),
-        ("os", "linux"),
-        ("architecture", architecture()),
-    ];
-    page.metric("gitlab_runner_version_info", MetricKind::Gauge, "A constant 1, with the version as labels.")
-        .sample(&labels, 1.0);
+    page.version();
     write_instances(&mut page, board, &pools);
     write_jobs(&mut page, &pools);
     write_wanted(&mut page, board, &pools);
