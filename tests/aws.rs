@@ -370,7 +370,7 @@ fn the_documented_permissions_suffice_to_leave_a_group() {
     home.set_environment(environment);
     let message = text(&home.call(&["check", "--config", &home.config().display().to_string()]));
     assert!(message.contains("warning  power-off: only stops the instance"), "{message}");
-    assert!(message.contains("ok       lifecycle hooks: none"), "{message}");
+    assert!(message.contains("ok       lifecycle hooks: no hook holds an instance"), "{message}");
     let id = gitlab.queue(job(&["true"]).build());
     let mut agent = home.start(&[]);
     gitlab.finished(id);
