@@ -230,7 +230,11 @@ fn a_job_that_repeatedly_crashes_the_agent_is_failed() {
     let mut last = home.start(&[]);
     let job = gitlab.finished(id);
     assert_eq!((job.state.as_str(), job.failure_reason.as_deref()), ("failed", Some("runner_system_failure")));
-    assert!(job.log().contains("the agent was killed or crashed 6 times in a row while it ran this job"), "{}", job.log());
+    assert!(
+        job.log().contains("the agent was killed or crashed 6 times in a row while it ran this job"),
+        "{}",
+        job.log()
+    );
     assert!(!is_running(&nap), "its script is ended");
     last.drain();
     gitlab.assert_strict();

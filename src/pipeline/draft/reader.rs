@@ -25,7 +25,8 @@ impl KeywordReader<'_, '_> {
     /// Reports a value that the keyword does not accept.
     pub fn bad<T>(&mut self, node: &Node, keyword: &str, wanted: &str) -> Option<T> {
         let value = node.printed().filter(|text| text.len() < 40 && !node.is_null());
-        let shown = value.map_or_else(|| node.kind().to_owned(), |text| format!("`{text}`"));
+        let kind = if node.list().is_some_and(<[_]>::is_empty) { "an empty list" } else { node.kind() };
+        let shown = value.map_or_else(|| kind.to_owned(), |text| format!("`{text}`"));
         self.error(Class::BadValue, node.at, format!("`{keyword}` takes {wanted}, not {shown}"))
     }
 
@@ -86,7 +87,7 @@ impl KeywordReader<'_, '_> {
     pub fn flat_texts(&mut self, node: &Node, keyword: &str) -> Option<Vec<Arc<str>>> {
         let texts = node.list().and_then(|items| items.iter().map(|item| item.text().cloned()).collect());
         if texts.is_none() {
-            return self.bad(node, keyword, "a list of text without lists inside");
+            return self.bad(node, keyword, "a flat list of text");
         }
         texts
     }

@@ -192,7 +192,7 @@ impl KeywordReader<'_, '_> {
         let text = self.text(key, keyword)?.to_ascii_lowercase();
         let decoded = text.replace("%2f", "/").replace("%2e", ".");
         match decoded.contains('/') || decoded == "." || decoded == ".." {
-            true => self.bad(key, keyword, "text without `/` other than `.` and `..`"),
+            true => self.bad(key, keyword, "text without `/` that is neither `.` nor `..`"),
             false => Some(()),
         }
     }

@@ -44,7 +44,7 @@ impl KeywordReader<'_, '_> {
         }
         let items = self.context.flatten(node, keyword, self.job)?;
         if items.is_empty() {
-            return self.bad(node, keyword, "one rule at least");
+            return self.bad(node, keyword, "at least one rule");
         }
         let rules: Vec<Option<Rule>> = items.iter().map(|item| self.rule(item, keyword, keys, level)).collect();
         rules.into_iter().collect()
