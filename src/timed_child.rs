@@ -27,9 +27,11 @@ pub struct TimedOutput {
 pub fn output(command: &mut Command, timeout: Duration) -> Result<TimedOutput, String> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(command)?;
-    let status = wait(&mut child, timeout)?;
-    // Other processes of the group may keep the pipes open, and the reads below would then block.
+    let ended = has_ended(&child, timeout);
+    // Other processes of the group may keep the pipes open, and the reads below would then block. Until the status is
+    // read, no other group can have the same number.
     kill_group(&child);
+    let status = status(&mut child, ended, timeout)?;
     let stdout = beginning(child.stdout.take()).map_err(|error| error.to_string())?;
     let stderr = beginning(child.stderr.take()).map_err(|error| error.to_string())?;
     Ok(TimedOutput { status, stdout, stderr })
@@ -42,15 +44,26 @@ pub fn spawn(command: &mut Command) -> Result<Child, String> {
 
 /// Waits for a program of [`spawn`], and kills its process group after `timeout`. Errors: it did not end in time.
 pub fn wait(child: &mut Child, timeout: Duration) -> Result<ExitStatus, String> {
-    let ended =
-        sys::pidfd_open(child.id().cast_signed()).and_then(|pidfd| sys::wait([Some(pidfd.as_fd())], Some(timeout)));
-    if !matches!(ended, Ok([true])) {
+    let ended = has_ended(child, timeout);
+    if !matches!(ended, Ok(true)) {
         kill_group(child);
     }
+    status(child, ended, timeout)
+}
+
+/// Waits until the program ends, for at most `timeout`. Returns whether it has ended.
+fn has_ended(child: &Child, timeout: Duration) -> io::Result<bool> {
+    let pidfd = sys::pidfd_open(child.id().cast_signed())?;
+    let [ended] = sys::wait([Some(pidfd.as_fd())], Some(timeout))?;
+    Ok(ended)
+}
+
+/// Reads the status of a program that has ended or was killed.
+fn status(child: &mut Child, ended: io::Result<bool>, timeout: Duration) -> Result<ExitStatus, String> {
     let status = child.wait();
     match ended {
-        Ok([true]) => status.map_err(|error| format!("cannot wait for it: {error}")),
-        Ok([false]) => Err(format!("it did not end within {} s", timeout.as_secs())),
+        Ok(true) => status.map_err(|error| format!("cannot wait for it: {error}")),
+        Ok(false) => Err(format!("it did not end within {} s", timeout.as_secs())),
         Err(error) => Err(format!("cannot wait for it: {error}")),
     }
 }

@@ -41,7 +41,7 @@ fn the_output_of_a_job_shows_its_retries() {
 }
 
 #[test]
-fn a_job_that_needs_an_optional_manual_job_waits_for_a_person_to_start_it() {
+fn jobs_that_need_an_optional_manual_job_are_skipped_until_the_user_starts_it() {
     let home = checkout(
         "gate: {script: echo, when: manual}\nbehind: {script: echo, needs: [gate]}\nlast: {script: echo, needs: [behind]}\ncleanup: {script: echo, when: always, needs: [gate]}\n",
     );

@@ -236,7 +236,8 @@ impl JobManager {
             }
             Ok(Err(error)) => Some(format!("the agent cannot use its state directory: {error}")),
             Err(_) => Some(
-                "the agent's thread for this job panicked; the agent's log has the place (a bug of mayfly)".to_owned(),
+                "the agent's thread for this job panicked (a bug in mayfly); the agent's log names the source line"
+                    .to_owned(),
             ),
         };
         if let Some(why) = trouble {

@@ -50,7 +50,7 @@ fn fitting(characters: impl Iterator<Item = char>, most: usize) -> Vec<char> {
         .collect()
 }
 
-/// Shortens a text and appends an ellipsis.
+/// Shortens a text to `most` columns; `~` marks the cut.
 pub fn cut(text: &str, most: usize) -> String {
     if width(text) <= most {
         return text.to_owned();

@@ -1,5 +1,6 @@
 //! The variables that rules see.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::variables::{PipelineVariables, VALUE_LIMIT, Variable, has_reference, replace, truncate};
@@ -48,25 +49,37 @@ impl<'a> View<'a> {
 
     /// Replaces known variables recursively; unknown ones are kept in the text, and become empty in values.
     pub fn expand_known(&self, text: &str) -> String {
-        replace(text, |name, reference| self.value_at(name, 0).unwrap_or_else(|| reference.to_owned()))
+        let mut known = Known::new();
+        replace(text, |name, reference| self.value_at(name, 0, &mut known).unwrap_or_else(|| reference.to_owned()))
     }
 
     /// Replaces variables recursively; unknown ones become empty.
     pub fn expand(&self, text: &str) -> String {
-        self.expand_at(text, 0)
+        self.expand_at(text, 0, &mut Known::new())
     }
 
-    fn expand_at(&self, text: &str, depth: usize) -> String {
+    fn expand_at(&self, text: &str, depth: usize, known: &mut Known) -> String {
         if !has_reference(text) || depth > 10 {
             return text.to_owned();
         }
-        replace(text, |name, _| self.value_at(name, depth).unwrap_or_default())
+        replace(text, |name, _| self.value_at(name, depth, known).unwrap_or_default())
     }
 
-    fn value_at(&self, name: &str, depth: usize) -> Option<String> {
-        let (value, raw) = self.find(name)?;
-        let mut value = if raw { value.to_owned() } else { self.expand_at(value, depth + 1) };
-        truncate(&mut value, VALUE_LIMIT / 16);
-        Some(value)
+    fn value_at(&self, name: &str, depth: usize, known: &mut Known) -> Option<String> {
+        let key = (depth, name.to_owned());
+        if let Some(value) = known.get(&key) {
+            return value.clone();
+        }
+        let value = self.find(name).map(|(value, raw)| {
+            let mut value = if raw { value.to_owned() } else { self.expand_at(value, depth + 1, known) };
+            truncate(&mut value, VALUE_LIMIT / 16);
+            value
+        });
+        known.insert(key, value.clone());
+        value
     }
 }
+
+/// The values that one expansion has found, by depth and name. Without them, a few variables that name each other many
+/// times would take exponential time.
+type Known = HashMap<(usize, String), Option<String>>;

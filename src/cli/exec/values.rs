@@ -15,19 +15,20 @@ fn pair<'a>(option: &str, text: &'a str, form: &str) -> Result<(&'a str, &'a str
 /// Checks the form of all values, without reading files and the environment.
 pub fn check(options: &Options) -> Result<(), String> {
     pipeline_variables(options)?;
-    options.secret.iter().try_for_each(|key| check_key("--secret", key, key))?;
+    options.secret.iter().try_for_each(|key| check_key("--secret", key))?;
     inputs(options)?;
     wanted(options)?;
     maps(options).map(drop)
 }
 
 /// Checks the name of a variable, as GitLab does.
-fn check_key(option: &str, text: &str, key: &str) -> Result<(), String> {
+/// The error does not contain the value, which may be a secret.
+fn check_key(option: &str, key: &str) -> Result<(), String> {
     match !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
         true => Ok(()),
-        false => Err(format!(
-            "{option} {text}: `{key}` is not the name of a variable; names consist of letters, digits and `_`"
-        )),
+        false => {
+            Err(format!("{option}: `{key}` is not the name of a variable; names consist of letters, digits and `_`"))
+        }
     }
 }
 
@@ -35,7 +36,7 @@ fn check_key(option: &str, text: &str, key: &str) -> Result<(), String> {
 pub fn pipeline_variables(options: &Options) -> Result<Vec<GivenVariable>, String> {
     let variable = |text: &String| {
         let (key, value) = pair("--var", text, "KEY=VALUE")?;
-        check_key("--var", text, key)?;
+        check_key("--var", key)?;
         Ok(GivenVariable { key: key.to_owned(), value: value.to_owned(), ..GivenVariable::default() })
     };
     options.var.iter().map(variable).collect()
@@ -45,7 +46,7 @@ pub fn pipeline_variables(options: &Options) -> Result<Vec<GivenVariable>, Strin
 pub fn project_variables(options: &Options) -> Result<Vec<GivenVariable>, String> {
     let mut variables = Vec::new();
     for key in &options.secret {
-        check_key("--secret", key, key)?;
+        check_key("--secret", key)?;
         let value = std::env::var(key).map_err(|_| format!("--secret {key}: the environment has no variable {key}"))?;
         variables.push(GivenVariable { key: key.clone(), value, masked: true, raw: true, ..GivenVariable::default() });
     }
@@ -54,7 +55,8 @@ pub fn project_variables(options: &Options) -> Result<Vec<GivenVariable>, String
         let text = std::fs::read_to_string(file).map_err(|error| why(error.to_string()))?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let found = of_file(file, text).map_err(why)?;
-        found.iter().try_for_each(|variable| check_key("--vars-file", &file.display().to_string(), &variable.key))?;
+        let option = format!("--vars-file {}", file.display());
+        found.iter().try_for_each(|variable| check_key(&option, &variable.key))?;
         variables.extend(found);
     }
     Ok(variables)
@@ -239,8 +241,8 @@ mod tests {
 
     #[test]
     fn names_of_variables_are_checked() {
-        assert!(["A", "_b1", "1"].iter().all(|key| check_key("--var", key, key).is_ok()));
-        assert!(["A-B", "a b", "", "\u{e9}"].iter().all(|key| check_key("--var", key, key).is_err()));
+        assert!(["A", "_b1", "1"].iter().all(|key| check_key("--var", key).is_ok()));
+        assert!(["A-B", "a b", "", "\u{e9}"].iter().all(|key| check_key("--var", key).is_err()));
     }
 
     #[test]

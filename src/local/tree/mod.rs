@@ -248,8 +248,8 @@ impl Tree {
             fs::create_dir_all(parent)?;
         }
         fs::rename(&self.builds, place)?;
-        // The age of a kept tree counts from now.
-        File::open(place)?.set_modified(SystemTime::now())?;
+        // The age of a kept tree counts from now. The tree is kept even if a job made its directory inaccessible.
+        let _ = File::open(place).and_then(|directory| directory.set_modified(SystemTime::now()));
         Ok(place.join(self.project.file_name().unwrap_or_default()))
     }
 }

@@ -70,22 +70,33 @@ impl<'a> Filling<'a> {
         self.value(inside.parse().ok()?)
     }
 
-    /// A text with its marks replaced by text.
+    /// A text with its marks replaced by text. A delimiter that belongs to no mark stays: the file contains it.
     fn text(&mut self, text: &str) -> String {
-        let mut parts = text.split(EDGE);
-        let mut out = parts.next().unwrap_or_default().to_owned();
-        while let (Some(index), Some(after)) = (parts.next(), parts.next()) {
-            if let Some(value) = index.parse().ok().and_then(|index| self.value(index)) {
-                out.push_str(&as_text(&value));
-            }
-            out.push_str(after);
+        let (mut out, mut rest) = (String::new(), text);
+        while let Some((before, after)) = rest.split_once(EDGE) {
+            out.push_str(before);
+            let mark = after.split_once(EDGE).and_then(|(index, end)| Some((self.value(index.parse().ok()?)?, end)));
+            rest = match mark {
+                Some((value, end)) => {
+                    out.push_str(&as_text(&value));
+                    end
+                }
+                None => {
+                    out.push(EDGE);
+                    after
+                }
+            };
         }
+        out.push_str(rest);
         out
     }
 
     /// The value of a block; null if it has a problem, which is reported. `None`: there is no such block.
     fn value(&mut self, index: usize) -> Option<Json> {
         let block = self.blocks.get(index)?;
+        if self.size > SIZE_LIMIT {
+            return Some(Json::Null);
+        }
         let (value, size) = match self.known.get(block.content.as_str()) {
             Some(known) => known.clone(),
             None => match value_of(&block.content, self.values) {
@@ -100,13 +111,11 @@ impl<'a> Filling<'a> {
                 }
             },
         };
-        let before = self.size;
-        self.size = before.saturating_add(size);
+        self.size = self.size.saturating_add(size);
         if self.size > SIZE_LIMIT {
-            if before <= SIZE_LIMIT {
-                let message = format!("the values of inputs make more than {} MiB of this file", SIZE_LIMIT >> 20);
-                self.errors.push((Class::TooBig, block.line, message));
-            }
+            let message =
+                format!("the values of inputs that are inserted into this file exceed {} MiB", SIZE_LIMIT >> 20);
+            self.errors.push((Class::TooBig, block.line, message));
             return Some(Json::Null);
         }
         Some(value)
@@ -222,6 +231,12 @@ mod tests {
             "a": ["x", 1, "a", {"k": null}, "y"], "b": [[1, "a", {"k": null}]], "c": ["[1, \"a\", {\"k\": null}] "],
         });
         assert_eq!(filled(text), Ok(expected));
+    }
+
+    #[test]
+    fn the_delimiter_of_marks_may_be_in_the_file() {
+        let text = format!("a: 'x{EDGE} $[[ inputs.flag ]]{EDGE}{EDGE}y{EDGE}'\n");
+        assert_eq!(filled(&text), Ok(serde_json::json!({"a": format!("x{EDGE} true{EDGE}{EDGE}y{EDGE}")})));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use crate::pipeline::problem::Class;
 /// The number of functions that one block may have.
 const FUNCTIONS_LIMIT: usize = 3;
 
-/// How deep a block may reach into a value: `inputs.a[0].b` has three parts and one index.
-const PARTS_LIMIT: usize = 5;
+/// The number of steps into a value, `.key` and `[index]`, that a block may have after the name of the input.
+const STEPS_LIMIT: usize = 10;
 
 /// The delimiter of a mark: a character for private use (Unicode), so no configuration contains it.
 pub const EDGE: char = '\u{f8ff}';
@@ -126,8 +126,8 @@ fn part(mut value: Value, path: &str) -> Result<Value, String> {
     let mut steps = 0;
     while !rest.is_empty() {
         steps += 1;
-        if steps > 2 * PARTS_LIMIT {
-            return Err("the path is too long".to_owned());
+        if steps > STEPS_LIMIT {
+            return Err(format!("the path has more than {STEPS_LIMIT} steps"));
         }
         if let Some(after) = rest.strip_prefix('[') {
             let (index, after) = after.split_once(']').ok_or("`[` is not closed")?;

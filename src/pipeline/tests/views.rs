@@ -93,6 +93,15 @@ fn a_job_has_fewer_than_50_tags() {
 }
 
 #[test]
+fn variables_that_name_each_other_many_times_are_expanded_once() {
+    let value = |number: usize| format!("  V{number}: '{}'\n", format!("$V{}", number + 1).repeat(50));
+    let variables: String = (0..10).map(value).collect();
+    let text =
+        format!("variables:\n{variables}  V10: ''\nj: {{script: x, environment: e$V0, rules: [exists: [a$V0]]}}\n");
+    assert!(names(&planned(&text)).is_empty());
+}
+
+#[test]
 fn given_variables_must_not_form_a_cycle() {
     let memory = Memory::new(&[(".gitlab-ci.yml", "j: {script: x}\n")]);
     let given = |key: &str, value: &str| GivenVariable { key: key.into(), value: value.into(), ..Default::default() };
