@@ -18,8 +18,7 @@ pub fn check_given_variables(context: &mut Context<'_>) {
     let names: Vec<&str> =
         names.filter(|name| value(name).is_some_and(|(text, raw)| !raw && has_reference(text))).collect();
     if let Some(cycle) = find_cycle(&names, &value) {
-        let shown: Vec<&str> = cycle.0.iter().map(|name| &**name).take(10).collect();
-        let message = format!("the variables {} of the pipeline or the project form a cycle", shown.join(", "));
+        let message = format!("the variables {} of the pipeline or the project form a cycle", cycle.shown());
         context.error(Class::VariableCycle, Origin::default(), None, message);
     }
 }
@@ -40,8 +39,7 @@ pub fn check_variables(job: &Job, scope: &PipelineVariables, context: &mut Conte
     if let Some(cycle) = find_cycle(&names, &value) {
         let at = job.variables.iter().find(|variable| cycle.0.contains(&variable.key));
         let at = at.map_or(job.at, |variable| variable.at);
-        let shown: Vec<&str> = cycle.0.iter().map(|name| &**name).take(10).collect();
-        let message = format!("the variables {} form a cycle", shown.join(", "));
+        let message = format!("the variables {} form a cycle", cycle.shown());
         context.error(Class::VariableCycle, at, Some(&job.group), message);
     } else if let Some(name) = find_too_long(&names, &value) {
         let at = job.variables.iter().find(|variable| &*variable.key == name).map_or(job.at, |variable| variable.at);
@@ -53,6 +51,14 @@ pub fn check_variables(job: &Job, scope: &PipelineVariables, context: &mut Conte
 /// Variables that refer to each other in a cycle, in the order of the references.
 #[derive(Debug, PartialEq, Eq)]
 struct Cycle(Vec<Arc<str>>);
+
+impl Cycle {
+    /// The first names, for a message.
+    fn shown(&self) -> String {
+        let names: Vec<&str> = self.0.iter().map(|name| &**name).take(10).collect();
+        names.join(", ")
+    }
+}
 
 /// Finds a cycle among variables. A variable that refers only to itself is not a cycle: the reference to its own name
 /// is not expanded.

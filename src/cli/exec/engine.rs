@@ -75,13 +75,13 @@ fn warn_about_shell_jobs(plan: &Plan, jobs: &RunOptions) {
 }
 
 /// Pulls the images of jobs and of their services, each once. Fails if an image is missing, except for an image that an
-/// earlier job may build: its job is tried when it starts.
+/// earlier job may build: mayfly retries its pull when the job starts.
 fn pull(containers: &Containers, plan: &Plan, wanted: Vec<(&Job, Value)>, screen: &Screen) -> Result<(), String> {
     let mut tried = HashSet::new();
     for (job, image) in wanted {
         let expand = |text: &str| plan.expand(job, text);
         for image in payload::services(job).into_iter().chain([image]) {
-            let may_be_built = !starts_at_once(plan, job) && may_be_local(&image);
+            let may_be_built = may_be_local(&image) && !starts_at_once(plan, job);
             let name = expand(image["name"].as_str().unwrap_or_default());
             if !tried.insert(format!("{may_be_built} {name}{image}")) {
                 continue;
@@ -89,8 +89,8 @@ fn pull(containers: &Containers, plan: &Plan, wanted: Vec<(&Job, Value)>, screen
             match containers.obtain(&image, screen, &expand) {
                 Ok(()) => {}
                 Err(error) if may_be_built => terminal::print_error(&format!(
-                    "{}: warning: {error}; mayfly tries again when the job starts, because an earlier job may create the \
-                     image\n",
+                    "{}: warning: {error}; mayfly retries the pull when the job starts, because an earlier job may build \
+                     the image\n",
                     place(plan, job)
                 )),
                 Err(error) => return Err(format!("{}: {error}; no job was started", place(plan, job))),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::reader::KeywordReader;
+use crate::pipeline::include::entry::INCLUDE_KEYS;
 use crate::pipeline::plan::{SecretVariable, Trigger, TriggerForward, TriggerStrategy};
 use crate::pipeline::problem::Class;
 use crate::pipeline::syntax::{Mapping, MappingEntry, Node};
@@ -11,22 +12,6 @@ const ENVIRONMENT_KEYS: [&str; 7] =
     ["name", "url", "action", "auto_stop_in", "on_stop", "kubernetes", "deployment_tier"];
 
 const KUBERNETES_KEYS: [&str; 5] = ["namespace", "agent", "flux_resource_path", "managed_resources", "dashboard"];
-
-const INCLUDE_KEYS: [&str; 13] = [
-    "local",
-    "project",
-    "ref",
-    "file",
-    "remote",
-    "integrity",
-    "cache",
-    "template",
-    "component",
-    "artifact",
-    "job",
-    "inputs",
-    "rules",
-];
 
 const INCLUDES_LIMIT: usize = 3;
 
@@ -106,10 +91,12 @@ impl KeywordReader<'_, '_> {
             || node.get("dashboard").is_some()
             || managed.and_then(Node::boolean) == Some(true);
         if needs_agent && !given("agent") {
-            return self.bad(node, place, "`agent` together with these keys");
+            let message = "`flux_resource_path`, `dashboard` and `managed_resources:enabled` of `environment:kubernetes` need `agent`";
+            return self.error(Class::BadValue, node.at, message);
         }
         if given("flux_resource_path") && !given("namespace") {
-            return self.bad(node, place, "`namespace` together with `flux_resource_path`");
+            let message = "`environment:kubernetes:flux_resource_path` needs `namespace`";
+            return self.error(Class::BadValue, node.at, message);
         }
         Some(())
     }
@@ -181,7 +168,7 @@ impl KeywordReader<'_, '_> {
                 return self.bad(item, "trigger:include:artifact", "`job`, the job that made the artifact");
             }
             if item.get("project").is_some() && item.get("file").is_none() {
-                return self.bad(item, "trigger:include:project", "`file` beside it");
+                return self.error(Class::BadValue, item.at, "`trigger:include:project` needs `file`");
             }
             out.push(item.clone());
         }

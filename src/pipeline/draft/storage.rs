@@ -70,7 +70,8 @@ impl KeywordReader<'_, '_> {
         if let Some(access) = node.get("access") {
             self.one_of(access, "artifacts:access", &["none", "developer", "maintainer", "all"])?;
             if node.get("public").is_some() {
-                return self.bad(node, "artifacts", "either `public` or `access`");
+                let message = "`artifacts:public` and `artifacts:access` exclude each other";
+                return self.error(Class::BadValue, node.at, message);
             }
         }
         if let Some(title) = node.get("expose_as") {
@@ -115,7 +116,7 @@ impl KeywordReader<'_, '_> {
         let paths = paths.and_then(Node::list).filter(|paths| !paths.is_empty());
         match paths.filter(|paths| paths.iter().all(|path| path.text().is_some_and(|path| !path.contains('*')))) {
             Some(_) => Some(()),
-            None => self.bad(title, place, "`artifacts:paths` without `*` beside it"),
+            None => self.error(Class::BadValue, title.at, "`artifacts:expose_as` needs `artifacts:paths` without `*`"),
         }
     }
 

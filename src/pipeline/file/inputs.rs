@@ -7,13 +7,13 @@ use serde_json::Value;
 
 use super::declaration::{DeclaredInput, InputRule, InputType, Spec};
 use super::fill::as_text;
+use crate::pipeline::context::Context;
 use crate::pipeline::hash::Index;
 use crate::pipeline::problem::{Class, ProblemReport};
 use crate::pipeline::request::{GivenVariable, InputValue};
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{self, Budget, Origin};
 use crate::pipeline::variables::PipelineVariables;
-use crate::pipeline::view::View;
 
 /// A value for an input, from the including file or the command line.
 #[derive(Clone, Debug)]
@@ -127,7 +127,7 @@ impl InputRule {
             Some(GivenVariable { key: format!("I{number}"), value, ..Default::default() })
         });
         let scope = PipelineVariables::new(Index::default(), vec![], variables.collect());
-        expression.holds(&View { scope: &scope, yaml: &[], defaults: &[], job: &[], environment: None })
+        expression.holds(&Context::view(&scope))
     }
 }
 

@@ -14,7 +14,8 @@ use crate::pipeline::syntax::{Node, Origin};
 /// Keywords of which an entry has exactly one.
 const KINDS: [&str; 6] = ["local", "project", "remote", "template", "component", "artifact"];
 
-const KEYS: [&str; 13] = [
+/// All keywords of an entry, also of `trigger:include`.
+pub const INCLUDE_KEYS: [&str; 13] = [
     "local",
     "project",
     "ref",
@@ -79,17 +80,17 @@ impl Loader<'_, '_> {
         let Some(mapping) = item.mapping() else {
             return self.refuse(at, format!("`include` takes a path, a URL or a mapping, not {}", item.kind()));
         };
-        let mut unknown = mapping.iter().filter(|(key, _)| !KEYS.contains(&&***key)).peekable();
+        let mut unknown = mapping.iter().filter(|(key, _)| !INCLUDE_KEYS.contains(&&***key)).peekable();
         // If the entry has no location, the unknown keyword is probably a misspelled location. So only the unknown
         // keyword is reported, not also the missing location.
         if unknown.peek().is_some() && !KINDS.into_iter().any(|kind| item.get(kind).is_some()) {
             let (key, entry) = unknown.next()?;
-            let message = format!("unknown keyword `include:{key}`{}", did_you_mean(key, &KEYS));
+            let message = format!("unknown keyword `include:{key}`{}", did_you_mean(key, &INCLUDE_KEYS));
             self.context.error(Class::UnknownKeyword, entry.key_at, None, message);
             return None;
         }
         for (key, entry) in unknown {
-            let message = format!("unknown keyword `include:{key}`{}", did_you_mean(key, &KEYS));
+            let message = format!("unknown keyword `include:{key}`{}", did_you_mean(key, &INCLUDE_KEYS));
             self.context.report.unknown(entry.key_at, message);
         }
         let location = self.location(item)?;

@@ -1,6 +1,6 @@
 //! Loads the whole configuration from the first file: headers, inputs, YAML, includes, merge.
 
-mod entry;
+pub mod entry;
 mod fetch;
 
 use std::sync::Arc;
@@ -202,6 +202,9 @@ impl Loader<'_, '_> {
         let body = documents[1];
         let marked = interpolate::mark(body.text, body.first);
         let root = self.parse_text(&marked.text, file, &|line| line + body.first - 1)?;
+        if marked.blocks.is_empty() {
+            return Some(root);
+        }
         let values = Values {
             inputs: &|name| values.get(name).cloned(),
             component: &|key| component.and_then(|component| component.get(&spec, key)),
