@@ -594,7 +594,7 @@ fn a_job_is_interrupted_before_its_instance_with_log_and_artifacts() {
     let lines = job.lines();
     assert!(lines.contains(&"first line".to_owned()) && !lines.contains(&"never".to_owned()), "{lines:#?}");
     assert_eq!(job.artifacts.len(), 1, "{lines:#?}");
-    assert!(lines.last().is_some_and(|line| line.contains("the cloud takes the instance back")), "{lines:#?}");
+    assert!(lines.last().is_some_and(|line| line.contains("the cloud interrupts this instance")), "{lines:#?}");
     assert_eq!((fleet.ends().1, fleet.times_off()), (0, 0), "its place is kept");
     assert!(fleet.gitlab.managers().is_empty());
     fleet.assert_that_it_is_over();

@@ -8,7 +8,7 @@ use super::notices::Availability;
 use super::poller::Poller;
 use super::readiness::Readiness;
 use super::runner_setup::gitlab;
-use super::server::RunnerServer;
+use super::server::{RunnerServer, ServerKind};
 use super::{Agent, advice, metadata_blocking};
 use crate::config::{Config, ExecutorKind, LoadedConfig, Runner, carried};
 use crate::coordinator::Coordinator;
@@ -150,9 +150,12 @@ impl Agent {
         if let Some((_, server)) = known {
             return Ok(Arc::clone(server));
         }
-        let needs_manager = runner.executor == ExecutorKind::FromManager;
+        let kind = match runner.executor {
+            ExecutorKind::FromManager => ServerKind::Manager,
+            _ => ServerKind::Unknown,
+        };
         let gitlab = Arc::new(gitlab(config, runner)?);
-        Ok(Arc::new(RunnerServer::new(gitlab, self.make_manager(config, runner), needs_manager)))
+        Ok(Arc::new(RunnerServer::new(gitlab, self.make_manager(config, runner), kind)))
     }
 
     /// Creates the contexts of jobs.

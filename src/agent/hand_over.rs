@@ -111,7 +111,7 @@ impl Agent {
         }
         log::info!("handing over to the new program on disk running={}", self.slots.jobs());
         self.pollers.stop(&self.slots);
-        self.supervisor.reloading();
+        self.service_manager.reloading();
         loop {
             let waits = self.slots.requests() > 0 || self.rotation.is_running();
             // The new program would not receive the events that have arrived, so they are handled now.
@@ -128,7 +128,7 @@ impl Agent {
         }
         let program = program();
         let mut next = Command::new(&program);
-        next.args(std::env::args_os().skip(1)).envs(self.supervisor.variables());
+        next.args(std::env::args_os().skip(1)).envs(self.service_manager.variables());
         leave_mark(&self.state_dir);
         let error = sys::exec_holding(next, signals::handled());
         let _ = fs::remove_file(self.state_dir.join(MARKER_FILE));
@@ -136,7 +136,7 @@ impl Agent {
             "cannot start the new program on disk; continuing with this one path={} error={error}",
             program.display()
         );
-        self.supervisor.ready();
+        self.service_manager.ready();
         self.reload();
         None
     }

@@ -132,7 +132,7 @@ impl JobManager {
         permit.begin_job();
         self.save_count();
         let queued = payload.job_info.time_in_queue_seconds;
-        metrics::job_received(&context.runner_labels(), payload.id, queued);
+        metrics::job_received(&context.runner_labels(), &payload.id, queued);
         log::info!("job received job={} runner={}", payload.id, context.runner.name);
         let waited = Duration::try_from_secs_f64(queued.unwrap_or(0.0));
         let had_to_wait = waited.is_ok_and(|waited| waited > SHORT_QUEUE_TIME);
@@ -153,7 +153,7 @@ impl JobManager {
     ) {
         let context = context.in_slot(permit.slot);
         self.lock().concurrent_ids.assign(&IdScope::of(&context, &payload), Some(record.concurrent));
-        metrics::job_resumed(&context.runner_labels(), payload.id, record.began);
+        metrics::job_resumed(&context.runner_labels(), &payload.id, record.began);
         log::info!("job resumed from journal job={} runner={}", payload.id, context.runner.name);
         self.start(PendingJob { permit, context, record, payload, begin: JobStart::Resumed(predecessor), offered });
     }
@@ -204,21 +204,23 @@ impl JobManager {
             self.instance.set_activity(Activity::Busy);
         }
         let jobs = Arc::clone(self);
-        if let Err((task, error)) = spawn_job_thread(task.payload.id, task, move |task| jobs.run_job(task, &control)) {
+        if let Err((task, error)) =
+            spawn_job_thread(&task.payload.id.clone(), task, move |task| jobs.run_job(task, &control))
+        {
             self.fail_unstarted(task, &format!("cannot create a thread for the job: {error}"));
         }
     }
 
     fn run_job(&self, task: PendingJob, control: &Arc<JobControl>) {
         let PendingJob { permit, context, mut record, payload, mut begin, offered } = task;
-        let (id, handle) = (payload.id, payload.handle());
+        let handle = payload.handle();
         let (ids, scope) = (record.concurrent, IdScope::of(&context, &payload));
         let directory = SlotDirectory::new(&self.state_dir, permit.slot);
         let (left, name) = (directory.clone(), name_of(&payload, record.began));
         if let Some(offered) = &offered
             && let Err(()) = self.take_over(offered, &mut record, &mut begin, &handle, &directory, control)
         {
-            metrics::job_ended(&context.runner_labels(), id, "offer_void");
+            metrics::job_ended(&context.runner_labels(), &handle.id, "offer_void");
             return self.release(permit, ids, &scope);
         }
         // A panic in one job must neither end the agent nor leave the job unreported.
@@ -228,7 +230,7 @@ impl JobManager {
         }));
         let trouble = match outcome {
             Ok(Ok(ended)) => {
-                job_reports::outcome(&context.runner_labels(), id, &ended);
+                job_reports::outcome(&context.runner_labels(), &handle.id, &ended);
                 if let JobOutcome::Reported { state, .. } = &ended {
                     self.failures.record(&context.runner_labels(), job_reports::is_system_failure(state));
                 }
@@ -354,7 +356,7 @@ impl JobManager {
     ) {
         let why = why.to_owned();
         let (jobs, message) = (Arc::clone(self), why.clone());
-        let refused = spawn_job_thread(job.id.clone(), (permit, context, job), move |(permit, context, job)| {
+        let refused = spawn_job_thread(&job.id.clone(), (permit, context, job), move |(permit, context, job)| {
             let directory = SlotDirectory::new(&jobs.state_dir, permit.slot);
             if offered.as_ref().is_none_or(|offered| offered.accept_to_fail(&job)) {
                 let begin = |offered: &OfferedJob| directory.create().and_then(|()| offered.begin_log(&directory));

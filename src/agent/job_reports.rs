@@ -1,6 +1,6 @@
 //! Reports of the end of jobs: in the agent's log, in the metrics, and at GitLab if the agent fails a job itself.
 
-use crate::coordinator::{JobHandle, JobState, TraceSummary};
+use crate::coordinator::{JobHandle, JobId, JobState, TraceSummary};
 use crate::failure::{FailureReason, JobError};
 use crate::job::context::RunnerContext;
 use crate::job::fail_job;
@@ -9,7 +9,7 @@ use crate::journal::SlotDirectory;
 use crate::monitor::metrics::{self, RunnerLabels};
 
 /// Logs and counts the end of a job.
-pub fn outcome(runner: &RunnerLabels, id: i64, outcome: &JobOutcome) {
+pub fn outcome(runner: &RunnerLabels, id: &JobId, outcome: &JobOutcome) {
     metrics::job_ended(runner, id, metric_result(outcome));
     let name = &runner.name;
     match outcome {

@@ -24,7 +24,7 @@ impl Agent {
             self.config.concurrent,
             self.system_id
         );
-        self.supervisor.ready();
+        self.service_manager.ready();
         loop {
             let timeout = self.run_due_work();
             self.report_status();
@@ -58,7 +58,7 @@ impl Agent {
             AgentEvent::Notice(notice) => self.handle_notice(notice),
             AgentEvent::Terminated(outcome) => return self.handle_termination(outcome),
             AgentEvent::Ready => self.handle_ready(),
-            AgentEvent::Dismissed(reason) => self.handle_dismissal(&reason),
+            AgentEvent::ManagerRequest(reason) => self.handle_manager_request(&reason),
             AgentEvent::Changed => {}
         }
         None
@@ -67,7 +67,8 @@ impl Agent {
     /// Waits for an event, at most for `timeout` and at most until the service manager's watchdog or the health check
     /// must be notified that the loop runs.
     pub(super) fn next_event(&mut self, timeout: Option<Duration>) -> Result<AgentEvent, RecvTimeoutError> {
-        match [timeout, self.supervisor.ping_watchdog(), self.monitoring.record_loop()].into_iter().flatten().min() {
+        match [timeout, self.service_manager.ping_watchdog(), self.monitoring.record_loop()].into_iter().flatten().min()
+        {
             Some(timeout) => self.inbox.recv_timeout(timeout),
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
         }
@@ -93,7 +94,7 @@ impl Agent {
             (None, Availability::Available) => AgentPhase::Working,
             (None, _) => AgentPhase::Paused,
         });
-        self.supervisor.status(&status);
+        self.service_manager.status(&status);
     }
 
     /// Runs the work that is due. Returns the time until more work is due.
@@ -141,6 +142,6 @@ impl Agent {
             .unfit_for()
             .filter(|_| leaves)
             .map(|unfit_for| (mayfly.fitness.unfit_timeout.saturating_sub(unfit_for), ShutdownReason::Unfit));
-        without_runner.into_iter().chain(unfit).chain(self.until_orphaned()).min_by_key(|(left, _)| *left)
+        without_runner.into_iter().chain(unfit).chain(self.until_manager_timeout()).min_by_key(|(left, _)| *left)
     }
 }

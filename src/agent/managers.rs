@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::offers::OfferedJob;
-use super::server::{MakeManager, RunnerServer};
+use super::server::{MakeManager, RunnerServer, ServerKind};
 use super::{Agent, AgentEvent, gitlab, readiness};
 use crate::config::{Config, Runner};
 use crate::coordinator::manager::protocol::Welcome;
-use crate::coordinator::manager::{AgentIdentity, ManagedJobs, ManagerClient};
+use crate::coordinator::manager::{AgentIdentity, JobIntake, ManagedJobs, ManagerClient};
 use crate::coordinator::source::JobSource;
 use crate::instance::aws::caller_identity;
 use crate::journal::OfferRecord;
@@ -24,16 +24,15 @@ impl Agent {
         let jobs = managed.entry(url.to_owned()).or_insert_with(|| {
             let jobs = Arc::<ManagedJobs>::default();
             let events = self.events.clone();
-            jobs.set_on_leave(Box::new(move |reason| drop(events.send(AgentEvent::Dismissed(reason.to_owned())))));
+            jobs.set_on_leave(Box::new(move |reason| drop(events.send(AgentEvent::ManagerRequest(reason.to_owned())))));
             jobs
         });
         Arc::clone(jobs)
     }
 
     /// Reports to all managers whether the agent takes jobs.
-    pub(super) fn tell_managers(&self, leaving: bool) {
-        let managed = sync::lock(&self.managed);
-        managed.values().for_each(|jobs| jobs.set_leaving(leaving));
+    pub(super) fn report_intake(&self, intake: JobIntake) {
+        sync::lock(&self.managed).values().for_each(|jobs| jobs.set_intake(intake));
     }
 
     /// Returns a function that creates the client for the manager at the runner's URL.
@@ -79,11 +78,11 @@ impl Agent {
     }
 
     /// Restores the offer of a job from the journal. Errors: the manager's URL is not usable.
-    pub(super) fn offered_again(&self, config: &Config, offered: &OfferRecord) -> Result<OfferedJob, String> {
+    pub(super) fn restored_offer(&self, config: &Config, offered: &OfferRecord) -> Result<OfferedJob, String> {
         let known = config.runners.iter().find(|runner| runner.url == offered.manager);
         let runner = known.cloned().unwrap_or_else(|| Runner::unnamed(&offered.manager, Token::new("")));
         let gitlab = Arc::new(gitlab(config, &runner)?);
-        let source = RunnerServer::new(gitlab, self.make_manager(config, &runner), true);
+        let source = RunnerServer::new(gitlab, self.make_manager(config, &runner), ServerKind::Manager);
         source.become_manager()?;
         if let Some(manager) = source.manager() {
             manager.start_heartbeats();
@@ -97,23 +96,23 @@ impl Agent {
     }
 
     /// Begins the shutdown that a manager has requested.
-    pub(super) fn handle_dismissal(&mut self, reason: &str) {
+    pub(super) fn handle_manager_request(&mut self, reason: &str) {
         if self.shutdown.is_none() {
             log::info!("the manager requested the shutdown of this agent reason={reason}");
-            self.begin_shutdown(ShutdownReason::Dismissed);
+            self.begin_shutdown(ShutdownReason::ManagerRequest);
         }
     }
 
     /// Time until an agent without jobs shuts down because its managers do not answer; `None` if GitLab assigns jobs
     /// directly.
-    pub(super) fn until_orphaned(&self) -> Option<(Duration, ShutdownReason)> {
+    pub(super) fn until_manager_timeout(&self) -> Option<(Duration, ShutdownReason)> {
         let timeout = self.config.mayfly.orphan_timeout.filter(|_| self.slots.jobs() == 0)?;
         let silences: Option<Vec<Duration>> = self.servers.iter().map(|(_, server)| server.silence()).collect();
         let silence = silences?.into_iter().min()?;
         // An agent with `instance_id` shares the machine with other agents, so only the agent exits.
         let reason = match self.config.mayfly.instance_id {
-            None => ShutdownReason::Orphaned,
-            Some(_) => ShutdownReason::Dismissed,
+            None => ShutdownReason::NoManager,
+            Some(_) => ShutdownReason::ManagerRequest,
         };
         Some((timeout.saturating_sub(silence), reason))
     }

@@ -29,13 +29,13 @@ mod restart;
 mod rotation;
 mod runner_setup;
 mod server;
+pub mod service_manager;
 mod shutdown;
 pub mod signals;
 mod slots;
 mod start;
 pub mod start_checks;
 pub mod status;
-pub mod supervisor;
 mod termination;
 mod validation;
 pub mod watch;
@@ -72,11 +72,11 @@ use restart::StartSettings;
 use rotation::Rotation;
 pub use runner_setup::{directories_of, gitlab, working_directory};
 use server::RunnerServer;
+use service_manager::ServiceManager;
 use shutdown::Shutdown;
 use signals::SignalRequest;
 use slots::Slots;
 pub use start::run;
-use supervisor::Supervisor;
 use termination::TerminationOutcome;
 pub use validation::validate;
 
@@ -111,7 +111,7 @@ pub enum AgentEvent {
     /// The result of the validation by the new program. Errors: why it cannot start.
     NewProgramValidated(Result<(), String>),
     /// A manager requested the shutdown of this agent, for this reason.
-    Dismissed(String),
+    ManagerRequest(String),
 }
 
 /// The command line options; they override the configuration.
@@ -170,7 +170,7 @@ struct Agent {
     /// The jobs from managers, by the URL of the manager.
     managed: Mutex<HashMap<String, Arc<ManagedJobs>>>,
     contexts: Vec<RunnerContext>,
-    supervisor: Supervisor,
+    service_manager: ServiceManager,
     monitoring: Monitoring,
     rotation: Rotation,
     hand_over: HandOver,
@@ -202,7 +202,7 @@ impl Agent {
         options: AgentOptions,
         config: &Config,
         state: PathBuf,
-        supervisor: Supervisor,
+        service_manager: ServiceManager,
         (events, inbox): (Sender<AgentEvent>, Receiver<AgentEvent>),
     ) -> Self {
         let identity = instance.identity();
@@ -234,7 +234,7 @@ impl Agent {
             servers: Vec::new(),
             managed: Mutex::default(),
             contexts: Vec::new(),
-            supervisor,
+            service_manager,
             rotation: Rotation::default(),
             hand_over: HandOver::default(),
             unconfigured: None,

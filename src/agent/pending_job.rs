@@ -8,6 +8,7 @@ use super::slots::Permit;
 use crate::job::context::RunnerContext;
 use crate::journal::{Predecessor, Record};
 use crate::payload::Payload;
+use crate::payload::job_id::JobId;
 use crate::sync;
 
 /// Large enough to parse large payloads.
@@ -34,7 +35,7 @@ pub enum JobStart {
 
 /// Runs `work` with `load` in a job thread. Errors: no thread can be created; the error contains `load`.
 pub fn spawn_job_thread<T: Send + 'static>(
-    job: impl std::fmt::Display,
+    job: &JobId,
     load: T,
     work: impl FnOnce(T) + Send + 'static,
 ) -> Result<(), (T, io::Error)> {

@@ -127,7 +127,10 @@ impl Poller {
             .and_then(|()| self.fitness_check.run());
         self.status.set(&runner_labels, &looked);
         if let Some(manager) = self.server.manager() {
-            manager.jobs().set_fit(looked.is_ok());
+            match &looked {
+                Ok(()) => manager.jobs().set_fit(),
+                Err(_) => manager.jobs().set_unfit(),
+            }
         }
         if looked.is_ok() && awaited_user {
             // The user may have another id now; a reload looks it up again.
@@ -140,7 +143,7 @@ impl Poller {
     /// Sends one request and starts the job that it returns. Returns the outcome and the wait before the next request.
     fn poll(&self, permit: Permit, health: &mut ServerHealth) -> (RequestOutcome, Duration) {
         let request =
-            JobRequest { token: &self.runner.token, system_id: &self.context.system_id, hold: !permit.contended };
+            JobRequest { token: &self.runner.token, system_id: &self.context.system_id, mode: permit.poll_mode() };
         let began = Instant::now();
         let polled = self.server.request_job(&request);
         let mut outcome = RequestOutcome::NoJob;
@@ -168,7 +171,7 @@ impl Poller {
             }
             PollOutcome::Leave(reason) => {
                 health.healthy();
-                let _ = self.events.send(AgentEvent::Dismissed(reason));
+                let _ = self.events.send(AgentEvent::ManagerRequest(reason));
             }
             // `RunnerServer` has already handled this outcome: it switched to the manager's client and polled again.
             PollOutcome::IsManager => {}

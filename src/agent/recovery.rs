@@ -111,7 +111,7 @@ impl Agent {
         let runner = Arc::new(runner);
         let context = gitlab(&carried, &runner)
             .and_then(|gitlab| self.factory().context(&carried, &runner, Arc::new(gitlab), None));
-        let offered = record.offer.as_ref().map(|offered| self.offered_again(config, offered)).transpose();
+        let offered = record.offer.as_ref().map(|offered| self.restored_offer(config, offered)).transpose();
         let context = context.and_then(|context| Ok((context, offered?)));
         let (context, offered) = match context {
             Ok(resumed) => resumed,

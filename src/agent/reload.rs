@@ -51,7 +51,7 @@ impl Agent {
         if self.shutdown.is_some() {
             return;
         }
-        self.supervisor.reloading();
+        self.service_manager.reloading();
         self.reloads += 1;
         match Config::load(&self.options.config) {
             Ok(loaded) if loaded.config.has_stored_tokens() => {
@@ -102,7 +102,7 @@ impl Agent {
         }
         match (&self.shutdown, &self.unconfigured) {
             (None, _) => self.apply_configuration(outcome.map(|()| *loaded)),
-            (Some(_), None) => self.supervisor.ready(),
+            (Some(_), None) => self.service_manager.ready(),
             (Some(_), Some(_)) => self.shut_down_with(*loaded, outcome),
         }
     }
@@ -156,7 +156,7 @@ impl Agent {
                 let in_use = |token: &Token| self.config.runners.iter().any(|runner| runner.token == *token);
                 if loaded.config.runners.iter().any(|runner| !in_use(&runner.token)) {
                     log::info!("stored tokens have changed; the runners use the new ones");
-                    self.supervisor.reloading();
+                    self.service_manager.reloading();
                     self.apply_configuration(Ok(loaded));
                 }
             }
@@ -181,6 +181,6 @@ impl Agent {
                 }
             }
         }
-        self.supervisor.ready();
+        self.service_manager.ready();
     }
 }

@@ -1,4 +1,4 @@
-//! The server of a runner: GitLab or a manager. The first response shows which one it is.
+//! The server of a runner: GitLab or a manager.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -19,14 +19,22 @@ pub struct RunnerServer {
     pub gitlab: Arc<GitLab>,
     manager: OnceLock<Arc<ManagerClient>>,
     make: MakeManager,
-    /// The runner has no executor of its own, so it needs a manager that sends an executor with each job.
-    needs_manager: bool,
+    kind: ServerKind,
+}
+
+/// What the configuration of a runner says about its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerKind {
+    /// The first response shows whether the server is GitLab or a manager.
+    Unknown,
+    /// The runner has no executor of its own, so its server is a manager, which sends an executor with each job.
+    Manager,
 }
 
 impl RunnerServer {
-    /// A server whose kind is not known yet.
-    pub fn new(gitlab: Arc<GitLab>, make: MakeManager, needs_manager: bool) -> Self {
-        Self { gitlab, manager: OnceLock::new(), make, needs_manager }
+    /// The server of a runner that has not polled yet.
+    pub fn new(gitlab: Arc<GitLab>, make: MakeManager, kind: ServerKind) -> Self {
+        Self { gitlab, manager: OnceLock::new(), make, kind }
     }
 
     /// The client of the manager; `None` until a response has shown that the server is a manager.
@@ -59,7 +67,7 @@ impl JobSource for RunnerServer {
             server_overloaded: false,
             wait: Duration::ZERO,
         };
-        if self.needs_manager
+        if self.kind == ServerKind::Manager
             && let Err(why) = self.become_manager()
         {
             return misconfigured(why);
@@ -80,7 +88,7 @@ impl JobSource for RunnerServer {
 
     fn unregister(&self, token: &Token, system_id: &str) -> Result<(), ApiError> {
         // An earlier agent may have registered with the manager, so this one unregisters even if it never polled.
-        if self.needs_manager {
+        if self.kind == ServerKind::Manager {
             self.become_manager().map_err(ApiError::Unreachable)?;
         }
         self.source().unregister(token, system_id)
@@ -100,7 +108,7 @@ impl JobSource for RunnerServer {
     fn silence(&self) -> Option<Duration> {
         match self.manager.get() {
             // The agent has not sent its first request, so the manager is not silent.
-            None if self.needs_manager => Some(Duration::ZERO),
+            None if self.kind == ServerKind::Manager => Some(Duration::ZERO),
             _ => self.source().silence(),
         }
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use self::idle_clock::{Clock, IdleClock};
 use crate::config::Runner;
+use crate::coordinator::source::PollMode;
 use crate::sync;
 use crate::sys;
 
@@ -119,9 +120,8 @@ pub struct Permit {
     key: RunnerKey,
     /// Number of the slot.
     pub slot: usize,
-    /// True if more runners poll than slots are free: then GitLab must not hold the request (long polling), because it
-    /// would block the other runners.
-    pub contended: bool,
+    /// Whether more runners poll than slots are free.
+    is_contended: bool,
     occupant: Occupant,
 }
 
@@ -186,10 +186,10 @@ impl Slots {
         }
         state.queue.retain(|entry| entry.number != number);
         let slot = state.take_slot();
-        let contended = state.concurrent.saturating_sub(state.jobs) < state.polling_runners;
+        let is_contended = state.concurrent.saturating_sub(state.jobs) < state.polling_runners;
         state.runners.entry(key.clone()).or_default().requests += 1;
         self.changed.notify_all();
-        Some(Permit { slots: Arc::clone(self), key: key.clone(), slot, contended, occupant: Occupant::Request })
+        Some(Permit { slots: Arc::clone(self), key: key.clone(), slot, is_contended, occupant: Occupant::Request })
     }
 
     /// Adapts the number of concurrent requests to the outcome of one.
@@ -210,7 +210,7 @@ impl Slots {
         state.jobs += 1;
         state.idle.stop();
         state.runners.entry(key.clone()).or_default().jobs += 1;
-        Permit { slots: Arc::clone(self), key, slot, contended: false, occupant: Occupant::Job }
+        Permit { slots: Arc::clone(self), key, slot, is_contended: false, occupant: Occupant::Job }
     }
 
     /// Changes `concurrent`; running jobs keep their slots.
@@ -361,6 +361,11 @@ impl State {
 }
 
 impl Permit {
+    /// The mode of the request.
+    pub fn poll_mode(&self) -> PollMode {
+        PollMode::for_contention(self.is_contended)
+    }
+
     /// Turns the request into a job, which occupies the slot until the permit is dropped.
     pub fn begin_job(&mut self) {
         let mut state = self.slots.lock();

@@ -22,7 +22,7 @@ use crate::journal::shutdown as shutdown_state;
 /// Runs the agent until it shuts down. `loaded` is the configuration, or why it is not usable. Errors: why the agent
 /// cannot start, and what to do.
 pub fn run(options: AgentOptions, loaded: Result<LoadedConfig, String>) -> Result<ExitCode, String> {
-    let supervisor = super::Supervisor::from_environment();
+    let service_manager = super::ServiceManager::from_environment();
     let (mut config, loaded) = match loaded {
         Ok(loaded) => (loaded.config.clone(), Ok(loaded)),
         Err(why) => (settings_to_finish_with(&options.config).ok_or_else(|| why.clone())?, Err(why)),
@@ -48,7 +48,7 @@ pub fn run(options: AgentOptions, loaded: Result<LoadedConfig, String>) -> Resul
     let instance = start_checks::find_instance(&config)?;
     config.leave.apply_default(instance.is_in_group());
     let earlier = shutdown::load_shutdown(&state, &*instance, config.leave.strategy);
-    let mut agent = Agent::new(instance, options, &config, state, supervisor, (events, inbox));
+    let mut agent = Agent::new(instance, options, &config, state, service_manager, (events, inbox));
     if let Some(earlier) = earlier {
         agent.resume_shutdown(earlier);
     }

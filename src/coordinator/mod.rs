@@ -7,50 +7,12 @@ pub mod gitlab;
 pub mod manager;
 pub mod source;
 
-use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::failure::FailureReason;
-use crate::token::Token;
-
-/// A job's id as it appears in the path of its requests. It is text, so that a job with an id beyond any integer type
-/// can still be reported as failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JobId(String);
-
-impl JobId {
-    /// The longest id, in characters.
-    const LENGTH_MAX: usize = 64;
-
-    /// Parses an id; `None` if the text could change the path of the URL.
-    pub fn parse(text: &str) -> Option<Self> {
-        let is_plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-        (is_plain && (1..=Self::LENGTH_MAX).contains(&text.len())).then(|| Self(text.to_owned()))
-    }
-}
-
-impl From<i64> for JobId {
-    fn from(number: i64) -> Self {
-        Self(number.to_string())
-    }
-}
-
-impl fmt::Display for JobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Identifies a job in all later requests.
-#[derive(Clone, Debug)]
-pub struct JobHandle {
-    /// The job's id, part of the path of its requests.
-    pub id: JobId,
-    /// The job's own token; it is invalid after the job has ended.
-    pub token: Token,
-}
+pub use crate::payload::job_id::{JobHandle, JobId};
 
 /// The state of a job for GitLab.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +46,14 @@ pub enum JobStatus {
     Canceling,
     /// The job has ended on the server: stop everything now.
     Finished,
+}
+
+/// The kind of a job's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TraceKind {
+    Normal,
+    /// The log shows the values of all variables (`CI_DEBUG_TRACE`), so GitLab hides it from users who must not see them.
+    Debug,
 }
 
 /// The result of sending a part of the log.
@@ -137,7 +107,7 @@ pub struct UpdateReply {
 /// Receives a job's log and states. Each source of jobs has one implementation.
 pub trait Coordinator: Send + Sync {
     /// Sends `chunk`, the bytes of the log from offset `start`; never empty, at most 1 MiB.
-    fn append_trace(&self, job: &JobHandle, start: u64, chunk: &[u8], debug_trace: bool) -> TraceReply;
+    fn append_trace(&self, job: &JobHandle, start: u64, chunk: &[u8], kind: TraceKind) -> TraceReply;
 
     /// Sends the state of the job.
     fn update_job(&self, job: &JobHandle, state: &JobState, trace: TraceSummary) -> UpdateReply;

@@ -7,6 +7,22 @@ use super::gitlab::{ApiError, Registration};
 use super::manager::protocol::Offer;
 use crate::token::Token;
 
+/// When the server answers a poll for which it has no job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PollMode {
+    /// At once.
+    Short,
+    /// The server may delay its response until the queue changes (long polling).
+    Long,
+}
+
+impl PollMode {
+    /// While more runners poll than slots are free, a long poll of one runner would block the others.
+    pub fn for_contention(is_contended: bool) -> Self {
+        if is_contended { Self::Short } else { Self::Long }
+    }
+}
+
 /// A request for a job.
 #[derive(Clone, Debug)]
 pub struct JobRequest<'a> {
@@ -14,8 +30,7 @@ pub struct JobRequest<'a> {
     pub token: &'a Token,
     /// The id of the machine.
     pub system_id: &'a str,
-    /// Long polling: the server may delay its response until the queue changes.
-    pub hold: bool,
+    pub mode: PollMode,
 }
 
 /// The result of a poll, and the delay before the next poll.

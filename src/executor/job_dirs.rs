@@ -16,6 +16,7 @@ use super::user::as_job;
 use super::{Executor, roots};
 use crate::failure::JobError;
 use crate::payload::Payload;
+use crate::payload::job_id::JobId;
 use crate::shim::spec::User;
 use crate::sys;
 
@@ -212,7 +213,7 @@ impl JobDirs {
 }
 
 /// The name of a directory for the builds of one container job alone.
-pub fn job_dir_name(job: i64) -> String {
+pub fn job_dir_name(job: &JobId) -> String {
     format!("{JOB_DIR_PREFIX}{job}")
 }
 

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use crate::config::ExecutorKind;
 use crate::coordinator::gitlab::{GitLab, RunnerManagerInfo};
-use crate::coordinator::source::{JobRequest, PollOutcome};
-use crate::coordinator::{Coordinator, JobHandle, JobId, JobState, TraceSummary};
+use crate::coordinator::source::{JobRequest, PollMode, PollOutcome};
+use crate::coordinator::{Coordinator, JobHandle, JobId, JobState, TraceKind, TraceSummary};
 use crate::executor::docker::engine::DockerEngine;
 use crate::executor::docker::engine::attached::FrameReader;
 use crate::http::Address;
@@ -43,12 +43,12 @@ fn of_gitlab(port: u16) {
     // Without this, the client would wait before each retry.
     gitlab.stop_waiting();
     let token = Token::new("glrt-token");
-    let polled = gitlab.request_job(&JobRequest { token: &token, system_id: "s_1", hold: true });
+    let polled = gitlab.request_job(&JobRequest { token: &token, system_id: "s_1", mode: PollMode::Long });
     if let PollOutcome::Job { payload, .. } = polled.outcome {
         let _ = payload::decode(&payload);
     }
     let job = JobHandle { id: JobId::from(1), token: Token::new("job-token") };
-    let _ = gitlab.append_trace(&job, 5, b"a line\n", false);
+    let _ = gitlab.append_trace(&job, 5, b"a line\n", TraceKind::Normal);
     let _ = gitlab.update_job(&job, &JobState::Running, TraceSummary { size: 5, crc32: 1 });
     let _ = gitlab.verify(&token, "s_1");
 }

@@ -49,7 +49,7 @@ impl JobExecutor for DockerExecutor {
         let lasting = at(&own);
         match sources::strategy(payload, &variables(&lasting)) {
             Ok(GitStrategy::Fetch) | Err(_) => lasting,
-            Ok(_) => at(&job_dir_name(payload.id)),
+            Ok(_) => at(&job_dir_name(&payload.id)),
         }
     }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::context::RunnerContext;
-use crate::coordinator::{JobHandle, JobState, TraceOutcome};
+use crate::coordinator::{JobHandle, JobState, TraceKind, TraceOutcome};
 use crate::failure::FailureReason;
 use crate::journal::SlotDirectory;
 use crate::trace::colours::{RED, RESET};
@@ -31,7 +31,7 @@ fn text_of(why: &str) -> String {
 /// full.
 pub fn send_reason(context: &RunnerContext, job: &JobHandle, why: &str) {
     let line = format!("{RED}ERROR: {}{RESET}\n", text_of(why));
-    let send = |start| context.coordinator.append_trace(job, start, line.as_bytes(), false).outcome;
+    let send = |start| context.coordinator.append_trace(job, start, line.as_bytes(), TraceKind::Normal).outcome;
     // GitLab already has a part of the log, which an earlier agent sent.
     if let TraceOutcome::Resync(size) = send(0) {
         send(size);
@@ -50,7 +50,7 @@ pub fn fail(context: &RunnerContext, directory: &SlotDirectory, job: &JobHandle,
     if trace.size() == before {
         return Err(io::ErrorKind::StorageFull.into());
     }
-    let options = UploadOptions { debug_trace: false, offset: 0, final_tries: context.runner.final_tries };
+    let options = UploadOptions { kind: TraceKind::Normal, offset: 0, final_tries: context.runner.final_tries };
     let coordinator = Arc::clone(&context.coordinator);
     let uploader = Uploader::start(coordinator, job.clone(), &directory.spool(), options, Box::new(|_| {}))?;
     let delivery = uploader.finish(JobState::Failed { reason: FailureReason::RunnerSystemFailure, exit_code: None });

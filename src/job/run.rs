@@ -20,7 +20,7 @@ use super::stages::{self, Stage};
 use super::steps::{StepRunner, StopPolicy};
 use super::summary::Summary;
 use super::{files, get_sources, prepare, retry, scripts};
-use crate::coordinator::{JobState, JobStatus, TraceSummary};
+use crate::coordinator::{JobState, JobStatus, TraceKind, TraceSummary};
 use crate::executor::docker::cache_volumes;
 use crate::executor::docker::engine::containers::LogStart;
 use crate::failure::{FailureReason, JobError};
@@ -123,7 +123,7 @@ fn run_to_end(
     control.restore(&progress.stop_requests);
     let uploader = start_upload(&job, &directory, progress.log.acknowledged)?;
     let acknowledged = Box::new(uploader.acknowledged());
-    let journal = JobJournal::new(directory, progress, job.payload.id, context.resumption(), acknowledged);
+    let journal = JobJournal::new(directory, progress, job.payload.id.clone(), context.resumption(), acknowledged);
     // A resumed job has its containers already.
     let container = journal.progress.prepared_container();
     let volumes = storage.and_then(|storage| Some(storage.note_containers(container?)));
@@ -261,7 +261,7 @@ impl JobRun<'_> {
 
     fn begin_stage(&mut self, stage: &Stage, at: StagePosition) -> io::Result<()> {
         let context = self.job.context;
-        metrics::stage_began(&context.runner_labels(), self.job.payload.id, stage.kind());
+        metrics::stage_began(&context.runner_labels(), &self.job.payload.id, stage.kind());
         let lines = match stage {
             Stage::PrepareExecutor => context.executor.greeting().into_iter().collect(),
             Stage::PrepareScript => {
@@ -374,8 +374,9 @@ fn announce(job: &Job<'_>) -> bool {
 /// Starts the upload of the log, of which GitLab has acknowledged `acknowledged` bytes. The job's status on the server
 /// becomes a stop request. Fails if the log cannot be opened or no thread can be started.
 fn start_upload(job: &Job<'_>, directory: &SlotDirectory, acknowledged: u64) -> io::Result<Uploader> {
+    let shows_variables = job.settings.debug || job.settings.debug_services;
     let options = UploadOptions {
-        debug_trace: job.settings.debug || job.settings.debug_services,
+        kind: if shows_variables { TraceKind::Debug } else { TraceKind::Normal },
         offset: acknowledged,
         final_tries: job.context.runner.final_tries,
     };

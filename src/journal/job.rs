@@ -3,6 +3,7 @@
 use std::io;
 
 use super::{Progress, SlotDirectory};
+use crate::payload::job_id::JobId;
 
 /// Returns how many bytes of the log GitLab has.
 type Acknowledged = Box<dyn Fn() -> u64 + Send>;
@@ -21,7 +22,7 @@ pub struct JobJournal {
     /// The directory of the slot, with the record, the log and the step results.
     pub directory: SlotDirectory,
     pub progress: Progress,
-    job: i64,
+    job: JobId,
     resumption: Resumption,
     acknowledged: Acknowledged,
 }
@@ -31,7 +32,7 @@ impl JobJournal {
     pub fn new(
         directory: SlotDirectory,
         progress: Progress,
-        job: i64,
+        job: JobId,
         resumption: Resumption,
         acknowledged: Acknowledged,
     ) -> Self {

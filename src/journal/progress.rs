@@ -65,7 +65,7 @@ pub enum RemainingStages {
     /// All stages that the result so far permits.
     #[default]
     All,
-    /// Neither after_script nor caches, because the cloud takes the machine.
+    /// Neither after_script nor caches, because the cloud interrupts the instance.
     Results,
     /// No stage, because the job was aborted.
     Nothing,

@@ -25,9 +25,11 @@ pub enum ShutdownReason {
     /// The agent had no usable runner for too long.
     NoRunner,
     /// A manager requested the shutdown, and terminates the instance.
-    Dismissed,
+    #[serde(alias = "dismissed")]
+    ManagerRequest,
     /// The managers have not answered for too long.
-    Orphaned,
+    #[serde(alias = "orphaned")]
+    NoManager,
     /// The cloud sent a rebalance recommendation.
     Rebalance,
     /// The cloud interrupts the spot instance.
@@ -47,8 +49,8 @@ impl ShutdownReason {
             Self::MaxAge => "max_age",
             Self::Unfit => "unfit",
             Self::NoRunner => "no_runner",
-            Self::Dismissed => "manager_request",
-            Self::Orphaned => "no_manager",
+            Self::ManagerRequest => "manager_request",
+            Self::NoManager => "no_manager",
             Self::Rebalance => "rebalance_recommendation",
             Self::Interruption => "spot_interruption",
             Self::Stop => "stop",
@@ -85,7 +87,7 @@ pub enum Announced {
     /// Nothing: the agent shuts the instance down by itself.
     #[default]
     Nothing,
-    /// The cloud takes the instance, or is likely to: the desired capacity must not be decremented.
+    /// The cloud interrupts the instance, or is likely to: the desired capacity must not be decremented.
     Interruption,
     /// The Auto Scaling group terminates the instance.
     Termination,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub enum StopRequest {
     /// A user canceled the job: stop the script, run after_script.
     Cancel,
-    /// The cloud takes the machine, for this reason: stop the scripts, upload artifacts, and do nothing else.
+    /// The cloud interrupts the instance, for this reason: stop the scripts, upload artifacts, and do nothing else.
     Evict(String),
     /// The agent stops, for this reason: stop everything.
     Interrupt(String),
@@ -47,7 +47,7 @@ impl StopRequests {
         self.0.contains(&StopRequest::Finished)
     }
 
-    /// Why the cloud takes the machine.
+    /// Why the cloud interrupts the instance.
     pub fn eviction(&self) -> Option<&str> {
         self.0.iter().find_map(|request| if let StopRequest::Evict(why) = request { Some(why.as_str()) } else { None })
     }

@@ -137,7 +137,7 @@ pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<JobControl>) ->
 
 /// Why GitLab would refuse the dotenv report of a job, which fails the job.
 fn refused_report(context: &RunContext, id: i64) -> Option<String> {
-    let read = dotenv::read(&local_archive(&context.artifacts, id, "dotenv"));
+    let read = dotenv::read(&local_archive(&context.artifacts, &id.into(), "dotenv"));
     read.err().filter(|error| error.kind() == io::ErrorKind::InvalidData).map(|error| error.to_string())
 }
 

@@ -12,7 +12,8 @@ use super::log::{Line, LineKind, LogReader, plain};
 use super::results::TAIL;
 use super::screen::Screen;
 use crate::coordinator::{
-    Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceReply, TraceSummary, UpdateOutcome, UpdateReply,
+    Coordinator, JobHandle, JobState, JobStatus, TraceKind, TraceOutcome, TraceReply, TraceSummary, UpdateOutcome,
+    UpdateReply,
 };
 use crate::sync;
 
@@ -132,7 +133,7 @@ impl State {
 }
 
 impl Coordinator for Recorder {
-    fn append_trace(&self, _: &JobHandle, start: u64, chunk: &[u8], _: bool) -> TraceReply {
+    fn append_trace(&self, _: &JobHandle, start: u64, chunk: &[u8], _: TraceKind) -> TraceReply {
         let mut state = sync::lock(&self.state);
         if start != state.size {
             let outcome = TraceOutcome::Resync(state.size);

@@ -30,9 +30,9 @@ use super::settings::{self, Settings};
 use super::status::{self, StatusBoard};
 use super::store::Store;
 use super::store::records::StoreEvent as Change;
+use crate::agent::service_manager::ServiceManager;
 use crate::agent::signals::{self, SignalRequest};
 use crate::agent::start_checks;
-use crate::agent::supervisor::Supervisor;
 use crate::agent::{gitlab, watch};
 use crate::config::{self, Config, LoadedConfig, Role};
 use crate::coordinator::gitlab::GitLab;
@@ -78,7 +78,7 @@ enum Event {
 
 /// Runs until a signal stops the manager. Errors: the manager cannot start; why, and what to do.
 pub fn run(options: ManagerOptions, mut loaded: LoadedConfig) -> Result<ExitCode, String> {
-    let mut supervisor = Supervisor::from_environment();
+    let mut service_manager = ServiceManager::from_environment();
     let inherited = sys::take_variable(LISTENER_VARIABLE).and_then(|number| number.to_str()?.parse().ok());
     raise_descriptor_limit();
     let (events, inbox) = mpsc::channel();
@@ -90,8 +90,8 @@ pub fn run(options: ManagerOptions, mut loaded: LoadedConfig) -> Result<ExitCode
     loaded.log();
     let settings = settings::read(loaded.config)?;
     let mut manager = Manager::start(options, settings, inherited, events)?;
-    supervisor.ready();
-    Ok(manager.run_loop(&mut supervisor, &inbox))
+    service_manager.ready();
+    Ok(manager.run_loop(&mut service_manager, &inbox))
 }
 
 /// Checks everything that could keep a manager from starting with this configuration, except what the running one holds: the
@@ -278,10 +278,10 @@ impl Manager {
         Ok(())
     }
 
-    fn run_loop(&mut self, supervisor: &mut Supervisor, inbox: &Receiver<Event>) -> ExitCode {
+    fn run_loop(&mut self, service_manager: &mut ServiceManager, inbox: &Receiver<Event>) -> ExitCode {
         let mut draining = false;
         loop {
-            let event = match supervisor.ping_watchdog() {
+            let event = match service_manager.ping_watchdog() {
                 Some(timeout) => inbox.recv_timeout(timeout),
                 None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
@@ -292,24 +292,24 @@ impl Manager {
                 }
                 Ok(Event::Signal(request @ (SignalRequest::Stop | SignalRequest::Drain))) => {
                     draining = true;
-                    supervisor.status("draining");
+                    service_manager.status("draining");
                     let limit = (request == SignalRequest::Stop).then_some(self.config.shutdown_timeout);
                     self.start_drain(limit);
                 }
                 Ok(Event::Drained) => {
-                    supervisor.stopping();
+                    service_manager.stopping();
                     log::info!("mayfly manager exits");
                     return ExitCode::SUCCESS;
                 }
                 Ok(Event::Signal(SignalRequest::Reload) | Event::ConfigurationChanged) if !draining => {
-                    supervisor.reloading();
+                    service_manager.reloading();
                     self.reload();
-                    supervisor.ready();
+                    service_manager.ready();
                 }
                 Ok(Event::Signal(SignalRequest::HandOver)) if !draining => {
-                    supervisor.reloading();
-                    self.hand_over(supervisor);
-                    supervisor.ready();
+                    service_manager.reloading();
+                    self.hand_over(service_manager);
+                    service_manager.ready();
                 }
                 Ok(Event::TokenRejected) if !draining => self.fetch_tokens(),
                 Ok(Event::TokensFetched(read)) if !draining => self.apply_fetched_tokens(*read),

@@ -1,11 +1,11 @@
 //! Metrics of polls, jobs, stages, requests and logs.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use super::text::{Histogram, MetricKind, Page};
+use crate::payload::job_id::JobId;
 use crate::sync;
 use crate::sys::BootTime;
 
@@ -148,7 +148,7 @@ pub fn is_paused(runner_labels: &RunnerLabels) -> bool {
 }
 
 /// Records a received job, which was queued for `queued` seconds, if the server sends that number.
-pub fn job_received(runner_labels: &RunnerLabels, job: impl Display, queued: Option<f64>) {
+pub fn job_received(runner_labels: &RunnerLabels, job: &JobId, queued: Option<f64>) {
     let mut metrics = lock();
     let of_runner = metrics.runner(runner_labels);
     of_runner.taken += 1;
@@ -162,7 +162,7 @@ pub fn job_received(runner_labels: &RunnerLabels, job: impl Display, queued: Opt
 }
 
 /// Records a resumed job, which an earlier agent received at `began`.
-pub fn job_resumed(runner_labels: &RunnerLabels, job: impl Display, began: BootTime) {
+pub fn job_resumed(runner_labels: &RunnerLabels, job: &JobId, began: BootTime) {
     lock().running.insert((runner_labels.clone(), job.to_string()), RunningJob { began, stage: None, resumed: true });
 }
 
@@ -173,7 +173,7 @@ pub fn stage_of(job: &str) -> Option<&'static str> {
 }
 
 /// Records the start of a stage.
-pub fn stage_began(runner_labels: &RunnerLabels, job: impl Display, stage: &'static str) {
+pub fn stage_began(runner_labels: &RunnerLabels, job: &JobId, stage: &'static str) {
     let now = BootTime::now();
     let mut metrics = lock();
     let Some(running) = metrics.running.get_mut(&(runner_labels.clone(), job.to_string())) else { return };
@@ -187,7 +187,7 @@ pub fn stage_began(runner_labels: &RunnerLabels, job: impl Display, stage: &'sta
 }
 
 /// Records the end of a job: `success`, `dropped`, or the failure reason.
-pub fn job_ended(runner_labels: &RunnerLabels, job: impl Display, result: &'static str) {
+pub fn job_ended(runner_labels: &RunnerLabels, job: &JobId, result: &'static str) {
     let now = BootTime::now();
     let mut metrics = lock();
     let Some(running) = metrics.running.remove(&(runner_labels.clone(), job.to_string())) else { return };
@@ -362,16 +362,16 @@ mod tests {
     fn counts_a_job_from_its_poll_to_its_end() {
         let runner_labels = runner_labels("busy");
         polled(&runner_labels, PollResult::Job);
-        job_received(&runner_labels, 71, Some(2.5));
+        job_received(&runner_labels, &71.into(), Some(2.5));
         assert!(lines("busy").contains(&"gitlab_runner_jobs{*,state=\"pending\",stage=\"pending\"} 1".to_owned()));
-        stage_began(&runner_labels, 71, "get_sources");
-        stage_began(&runner_labels, 71, "step_script");
+        stage_began(&runner_labels, &71.into(), "get_sources");
+        stage_began(&runner_labels, &71.into(), "step_script");
         assert!(lines("busy").contains(&"gitlab_runner_jobs{*,state=\"running\",stage=\"step_script\"} 1".to_owned()));
-        job_ended(&runner_labels, 71, "script_failure");
-        job_ended(&runner_labels, 71, "script_failure");
-        job_resumed(&runner_labels, 72, BootTime::default());
-        stage_began(&runner_labels, 72, "after_script");
-        job_ended(&runner_labels, 72, "success");
+        job_ended(&runner_labels, &71.into(), "script_failure");
+        job_ended(&runner_labels, &71.into(), "script_failure");
+        job_resumed(&runner_labels, &72.into(), BootTime::default());
+        stage_began(&runner_labels, &72.into(), "after_script");
+        job_ended(&runner_labels, &72.into(), "success");
         let lines = lines("busy");
         for line in [
             "mayfly_polls_total{*,outcome=\"job\"} 1",
@@ -394,10 +394,10 @@ mod tests {
     #[test]
     fn distinguishes_equal_job_ids_by_their_runners() {
         let (one, other) = (runner_labels("one"), runner_labels("other"));
-        job_received(&one, 73, None);
-        job_received(&other, 73, None);
-        stage_began(&one, 73, "step_script");
-        job_ended(&one, 73, "success");
+        job_received(&one, &73.into(), None);
+        job_received(&other, &73.into(), None);
+        stage_began(&one, &73.into(), "step_script");
+        job_ended(&one, &73.into(), "success");
         assert!(lines("one").contains(&"mayfly_jobs_ended_total{*,state=\"success\",result=\"success\"} 1".to_owned()));
         let other = lines("other");
         assert!(

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::job_id::{self, JobId};
 use super::lenient;
 
 /// Files to upload to GitLab.
@@ -48,8 +49,8 @@ pub struct Cache {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Dependency {
-    #[serde(deserialize_with = "lenient::number")]
-    pub id: i64,
+    #[serde(deserialize_with = "job_id::decode_id")]
+    pub id: JobId,
     #[serde(deserialize_with = "lenient::text")]
     pub name: String,
     #[serde(deserialize_with = "lenient::text")]

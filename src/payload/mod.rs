@@ -5,6 +5,7 @@ pub mod expand;
 pub mod files;
 pub mod image;
 pub mod input;
+pub mod job_id;
 pub mod lenient;
 mod salvage;
 #[cfg(test)]
@@ -18,8 +19,8 @@ use serde::{Deserialize, Serialize};
 pub use self::files::{Artifact, Cache, Dependency};
 pub use self::image::Image;
 use self::input::Input;
+use self::job_id::{JobHandle, JobId};
 use self::salvage::salvage;
-use crate::coordinator::JobHandle;
 use crate::decode;
 use crate::token::Token;
 
@@ -30,8 +31,8 @@ const DEFAULT_TIMEOUT: u64 = 7200;
 #[derive(Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Payload {
-    #[serde(deserialize_with = "lenient::exact")]
-    pub id: i64,
+    #[serde(deserialize_with = "job_id::decode_id")]
+    pub id: JobId,
     #[serde(deserialize_with = "lenient::text")]
     pub token: String,
     #[serde(deserialize_with = "lenient::switch")]
@@ -222,7 +223,7 @@ pub struct Undecodable {
 /// Decodes a payload. Fails if it is not JSON, is incomplete, or has no id and token.
 pub fn decode(body: &[u8]) -> Result<Payload, Undecodable> {
     let why = match decode::json::<Payload>(body) {
-        Ok(payload) if payload.id > 0 && !payload.token.is_empty() => return Ok(payload),
+        Ok(payload) if !payload.id.is_empty() && !payload.token.is_empty() => return Ok(payload),
         Ok(_) => "no id or token".to_owned(),
         // serde's message may quote a value, which could be a secret; only position and category are safe.
         Err(error) => format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column()),
@@ -244,7 +245,7 @@ impl Payload {
     }
 
     pub fn handle(&self) -> JobHandle {
-        JobHandle { id: self.id.into(), token: Token::new(self.token.as_str()) }
+        JobHandle { id: self.id.clone(), token: Token::new(self.token.as_str()) }
     }
 
     pub fn step(&self, name: &str) -> Option<&Step> {

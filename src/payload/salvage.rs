@@ -1,8 +1,8 @@
 //! Extracts id and token from a broken or incomplete payload: enough to report the job as failed. Otherwise the job
 //! would hang for an hour.
 
+use super::job_id::{JobHandle, JobId};
 use super::lenient;
-use crate::coordinator::{JobHandle, JobId};
 use crate::decode;
 use crate::token::Token;
 

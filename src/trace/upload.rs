@@ -24,7 +24,9 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::checksum::Checksum;
 use super::spool::settled_size;
-use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, UpdateOutcome, UpdateReply};
+use crate::coordinator::{
+    Coordinator, JobHandle, JobState, JobStatus, TraceKind, TraceOutcome, UpdateOutcome, UpdateReply,
+};
 use crate::sync;
 use crate::sys;
 
@@ -42,8 +44,7 @@ const BACK_OFF: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug)]
 pub struct UploadOptions {
-    /// The log may contain secrets on purpose (`CI_DEBUG_TRACE`).
-    pub debug_trace: bool,
+    pub kind: TraceKind,
     /// The offset to start from: 0, or after a restart the acknowledged size.
     pub offset: u64,
     /// The number of attempts to send the final state (`job_status_final_update_retry_limit`); network failures do not
@@ -325,7 +326,7 @@ impl Upload {
         if piece.is_empty() {
             return Piece::Empty;
         }
-        let reply = self.coordinator.append_trace(&self.job, start, piece, self.options.debug_trace);
+        let reply = self.coordinator.append_trace(&self.job, start, piece, self.options.kind);
         self.interval = reply.interval.unwrap_or(self.interval);
         self.tell(reply.status);
         if reply.status == JobStatus::Finished {

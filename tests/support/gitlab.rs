@@ -317,7 +317,7 @@ impl GitLab {
     pub fn wait_for(&self, timeout: Duration, what: &str, holds: impl Fn(&Self) -> bool) {
         let until = Instant::now() + timeout;
         while !holds(self) {
-            assert!(Instant::now() < until, "waited in vain for: {what}");
+            assert!(Instant::now() < until, "timed out waiting for {what}");
             let state = self.lock();
             let _unused = self.shared.changed.wait_timeout(state, Duration::from_millis(20));
         }

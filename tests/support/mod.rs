@@ -40,7 +40,7 @@ pub fn wait_until(what: &str, holds: impl FnMut() -> bool) {
 
 /// As [`wait_until`]; `explain` is called for the message of a failure.
 pub fn wait_or_explain(holds: impl FnMut() -> bool, explain: impl Fn() -> String) {
-    assert!(holds_within(TIMEOUT, holds), "waited in vain for: {}", explain());
+    assert!(holds_within(TIMEOUT, holds), "timed out waiting for {}", explain());
 }
 
 /// Waits until a condition holds, for this time at most. Returns whether it holds.

@@ -10,13 +10,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub(super) use state::Shutdown;
-use state::{Due, StopOutcome, WhenIdle};
+use state::{Due, NextStep, StopOutcome};
 
 use super::termination::{RunnerManager, ShutdownTracker, TERMINATION_NOTICE_TIMEOUT, Termination, TerminationOutcome};
 use super::{Agent, AgentEvent, REMOVAL_TIMEOUT};
 use crate::config::leave::LeaveStrategy;
+use crate::coordinator::manager::JobIntake;
 use crate::coordinator::source::JobSource;
-use crate::instance::{Instance, TargetState};
+use crate::instance::{Activity, Instance, TargetState};
 use crate::journal::JobCount;
 use crate::journal::shutdown::{self, Boot, ShutdownPhase, ShutdownReason, ShutdownState};
 use crate::sync;
@@ -136,7 +137,7 @@ impl Agent {
     fn stop_polling(&self, reason: &str) {
         self.slots.close();
         self.pollers.stop(&self.slots);
-        self.tell_managers(true);
+        self.report_intake(JobIntake::Closed);
         log::info!("polling stopped reason={reason} running={}", self.slots.jobs());
     }
 
@@ -148,8 +149,8 @@ impl Agent {
         let next = shutdown.next_due().map(|at| at.saturating_duration_since(now));
         for due in due {
             match due {
-                Due::Evict => self.jobs.evict("the cloud takes the instance back"),
-                Due::Interrupt => self.jobs.interrupt("the cloud takes the instance back"),
+                Due::Evict => self.jobs.evict("the cloud interrupts this instance"),
+                Due::Interrupt => self.jobs.interrupt("the cloud interrupts this instance"),
                 Due::Stop => self.jobs.interrupt("an operator or the system stopped the agent"),
                 Due::GiveUp => {
                     self.jobs.abandon_all();
@@ -163,13 +164,14 @@ impl Agent {
     /// When all jobs have ended: exits, or starts the termination of the instance.
     pub(super) fn terminate_when_idle(&mut self) -> Option<ExitCode> {
         self.shutdown.as_ref()?;
-        let (is_idle, timeout) =
-            (self.is_idle() || self.abandon_requests_to_silent_managers(), self.config.shutdown_timeout);
-        let tracker = match self.shutdown.as_mut()?.when_idle(Instant::now(), timeout, is_idle) {
-            WhenIdle::Wait => return None,
-            WhenIdle::Exit => return Some(self.exit("signal")),
-            WhenIdle::DeferTermination => return Some(defer_to_next_start()),
-            WhenIdle::Terminate(tracker) => tracker,
+        let is_idle = self.is_idle() || self.abandon_requests_to_silent_managers();
+        let activity = if is_idle { Activity::Idle } else { Activity::Busy };
+        let timeout = self.config.shutdown_timeout;
+        let tracker = match self.shutdown.as_mut()?.next_step(Instant::now(), timeout, activity) {
+            NextStep::Wait => return None,
+            NextStep::Exit => return Some(self.exit("signal")),
+            NextStep::DeferTermination => return Some(defer_to_next_start()),
+            NextStep::Terminate(tracker) => tracker,
         };
         let manager = |(runner, server): &(_, _)| RunnerManager {
             runner: Arc::clone(runner),
@@ -236,7 +238,7 @@ impl Agent {
                 }
                 self.lifetime.set_refused();
                 self.slots.open();
-                self.tell_managers(false);
+                self.report_intake(JobIntake::Open);
                 self.reload();
                 None
             }
@@ -255,7 +257,7 @@ impl Agent {
     }
 
     fn exit(&mut self, reason: &str) -> ExitCode {
-        self.supervisor.stopping();
+        self.service_manager.stopping();
         self.removals.wait(REMOVAL_TIMEOUT);
         log::info!("mayfly exits reason={reason}");
         ExitCode::SUCCESS

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::agent::termination::ShutdownTracker;
+use crate::instance::Activity;
 
 /// A shutdown in this process.
 #[derive(Default)]
@@ -41,7 +42,7 @@ enum JobDeadline {
     GiveUpAt(Instant),
 }
 
-/// The deadlines before the cloud takes the instance.
+/// The deadlines before the cloud interrupts the instance.
 #[derive(Clone, Copy, Debug, Default)]
 struct Interruption {
     /// When the agent stops the scripts; jobs still upload their artifacts.
@@ -82,9 +83,9 @@ pub enum StopOutcome {
 /// A deadline that has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
-    /// Stop the scripts, because the cloud takes the instance.
+    /// Stop the scripts, because the cloud interrupts the instance.
     Evict,
-    /// Stop the jobs, because the cloud takes the instance.
+    /// Stop the jobs, because the cloud interrupts the instance.
     Interrupt,
     /// Stop the jobs, because of a signal.
     Stop,
@@ -92,15 +93,15 @@ pub enum Due {
     GiveUp,
 }
 
-/// The next action of an agent without jobs.
-pub enum WhenIdle {
-    /// Nothing: the termination runs.
+/// The next step of a shutdown.
+pub enum NextStep {
+    /// The agent waits for its jobs or for the termination.
     Wait,
-    /// It exits.
+    /// The agent exits.
     Exit,
-    /// It exits; the next start resumes the termination.
+    /// The agent exits; the next start resumes the termination.
     DeferTermination,
-    /// It terminates the instance.
+    /// The agent starts the termination of the instance.
     Terminate(Arc<ShutdownTracker>),
 }
 
@@ -140,7 +141,7 @@ impl Shutdown {
         }
     }
 
-    /// Sets the deadlines before the cloud takes the instance.
+    /// Sets the deadlines before the cloud interrupts the instance.
     pub fn interrupt(&mut self, evict_at: Instant, interrupt_at: Instant) {
         self.interruption = Interruption { evict_at: Some(evict_at), interrupt_at: Some(interrupt_at) };
     }
@@ -178,30 +179,29 @@ impl Shutdown {
         [jobs, evict_at, interrupt_at, self.termination.deadline()].into_iter().flatten().min()
     }
 
-    /// The next action of the agent; `is_idle` is true if it has no jobs. [`WhenIdle::Terminate`] marks the termination
-    /// as started.
-    pub fn when_idle(&mut self, now: Instant, timeout: Duration, is_idle: bool) -> WhenIdle {
+    /// The next step. [`NextStep::Terminate`] marks the termination as started.
+    pub fn next_step(&mut self, now: Instant, timeout: Duration, activity: Activity) -> NextStep {
         let deadline = self.termination.deadline();
         if deadline.is_some_and(|deadline| now >= deadline) {
-            return WhenIdle::DeferTermination;
+            return NextStep::DeferTermination;
         }
-        if !is_idle || matches!(self.termination, TerminationStage::Running(_)) {
-            return WhenIdle::Wait;
+        if activity == Activity::Busy || matches!(self.termination, TerminationStage::Running(_)) {
+            return NextStep::Wait;
         }
         let is_soon = self.exit == ExitRequest::Soon;
         // If the group terminates the instance, it waits for the lifecycle hooks. So the agent completes them even
         // after a stop signal.
         match self.tracker.clone().filter(|tracker| !is_soon || tracker.state().is_terminated()) {
-            None => WhenIdle::Exit,
+            None => NextStep::Exit,
             Some(tracker) => {
                 self.termination = TerminationStage::Running(deadline.or(is_soon.then(|| now + timeout)));
-                WhenIdle::Terminate(tracker)
+                NextStep::Terminate(tracker)
             }
         }
     }
 
-    /// Marks the termination as pending again: the group has kept the instance, but the cloud takes it. A deadline from
-    /// SIGTERM stays.
+    /// Marks the termination as pending again: the group has kept the instance, but the cloud interrupts it. The
+    /// deadline of a SIGTERM stays.
     pub fn restart_termination(&mut self) {
         self.termination = TerminationStage::Pending(self.termination.deadline());
     }
@@ -243,21 +243,21 @@ mod tests {
         assert_eq!(shutdown.due(now + 2 * TIMEOUT, TIMEOUT), [Due::GiveUp]);
         assert_eq!((shutdown.due(now + 9 * TIMEOUT, TIMEOUT), shutdown.next_due()), (vec![], None));
         assert_eq!(shutdown.stop(now, TIMEOUT), StopOutcome::ExitNow);
-        assert!(matches!(shutdown.when_idle(now, TIMEOUT, true), WhenIdle::Exit));
+        assert!(matches!(shutdown.next_step(now, TIMEOUT, Activity::Idle), NextStep::Exit));
     }
 
     #[test]
     fn the_deadline_of_a_signal_outlives_a_termination_that_starts_once_more() {
         let state = tempfile::tempdir().expect("a directory");
         let (mut shutdown, now) = (of_instance(state.path(), ShutdownReason::Idle), Instant::now());
-        assert!(matches!(shutdown.when_idle(now, TIMEOUT, false), WhenIdle::Wait), "there are jobs");
-        assert!(matches!(shutdown.when_idle(now, TIMEOUT, true), WhenIdle::Terminate(_)));
+        assert!(matches!(shutdown.next_step(now, TIMEOUT, Activity::Busy), NextStep::Wait), "there are jobs");
+        assert!(matches!(shutdown.next_step(now, TIMEOUT, Activity::Idle), NextStep::Terminate(_)));
         assert_eq!(shutdown.stop(now, TIMEOUT), StopOutcome::WaitForTermination);
         shutdown.restart_termination();
         assert!(shutdown.must_exit());
-        assert!(matches!(shutdown.when_idle(now, TIMEOUT, true), WhenIdle::Terminate(_)));
+        assert!(matches!(shutdown.next_step(now, TIMEOUT, Activity::Idle), NextStep::Terminate(_)));
         assert_eq!(shutdown.next_due(), Some(now + TIMEOUT));
-        assert!(matches!(shutdown.when_idle(now + TIMEOUT, TIMEOUT, true), WhenIdle::DeferTermination));
+        assert!(matches!(shutdown.next_step(now + TIMEOUT, TIMEOUT, Activity::Idle), NextStep::DeferTermination));
         assert_eq!(shutdown.stop(now, TIMEOUT), StopOutcome::DeferTermination);
     }
 
@@ -267,8 +267,8 @@ mod tests {
         for (reason, terminates) in [(ShutdownReason::Idle, false), (ShutdownReason::Terminated, true)] {
             let (mut shutdown, now) = (of_instance(state.path(), reason), Instant::now());
             assert_eq!(shutdown.stop(now, TIMEOUT), StopOutcome::WaitForJobs);
-            let next = shutdown.when_idle(now, TIMEOUT, true);
-            assert_eq!(matches!(next, WhenIdle::Terminate(_)), terminates);
+            let next = shutdown.next_step(now, TIMEOUT, Activity::Idle);
+            assert_eq!(matches!(next, NextStep::Terminate(_)), terminates);
             assert_eq!(
                 shutdown.stop(now, TIMEOUT),
                 match terminates {

@@ -155,9 +155,9 @@ fn a_request_is_not_held_when_runners_outnumber_the_free_slots() {
     let slots = Slots::new(2, None, 0);
     slots.set_polling_runners(2);
     let mut first = acquire(&slots, "a", FREE);
-    assert!(!first.contended);
+    assert_eq!(first.poll_mode(), PollMode::Long);
     first.begin_job();
-    assert!(acquire(&slots, "b", FREE).contended, "one free slot, two runners");
+    assert_eq!(acquire(&slots, "b", FREE).poll_mode(), PollMode::Short, "one free slot, two runners");
 }
 
 #[test]

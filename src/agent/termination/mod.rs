@@ -100,9 +100,9 @@ impl Termination {
             _ if state.is_terminated() => self.complete_hooks(),
             // A machine without a usable runner or manager gets no jobs, so the agent powers it off even with the
             // strategy `exit`.
-            (ShutdownReason::NoRunner | ShutdownReason::Orphaned, LeaveStrategy::Exit) => self.power_off(),
+            (ShutdownReason::NoRunner | ShutdownReason::NoManager, LeaveStrategy::Exit) => self.power_off(),
             // The manager terminates the instance and decrements the desired capacity of the group.
-            (ShutdownReason::Dismissed, LeaveStrategy::AwsAsg) => self.finish(),
+            (ShutdownReason::ManagerRequest, LeaveStrategy::AwsAsg) => self.finish(),
             (ShutdownReason::Stop, _) | (_, LeaveStrategy::Exit) => self.finish(),
             (reason, LeaveStrategy::Command) => self.run_leave_command(reason),
             (_, LeaveStrategy::Poweroff) => self.power_off(),

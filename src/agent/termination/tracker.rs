@@ -58,8 +58,8 @@ impl ShutdownTracker {
             | ShutdownReason::MaxAge
             | ShutdownReason::Unfit
             | ShutdownReason::NoRunner
-            | ShutdownReason::Dismissed
-            | ShutdownReason::Orphaned => {}
+            | ShutdownReason::ManagerRequest
+            | ShutdownReason::NoManager => {}
         });
     }
 
@@ -72,8 +72,8 @@ impl ShutdownTracker {
         }
     }
 
-    /// Whether the agent may resume work when the group refuses to terminate the instance: not if the cloud takes the
-    /// instance.
+    /// Whether the agent may resume work when the group refuses to terminate the instance: not if the cloud
+    /// interrupts the instance.
     pub fn may_resume_work(&self) -> bool {
         let state = self.state();
         state.reason == ShutdownReason::Idle && state.announced == Announced::Nothing

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{ApiError, GitLab, RunnerManagerInfo, TokenStatus};
-use crate::coordinator::source::{JobRequest, PollOutcome};
-use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceSummary, UpdateOutcome};
+use crate::coordinator::source::{JobRequest, PollMode, PollOutcome};
+use crate::coordinator::{
+    Coordinator, JobHandle, JobState, JobStatus, TraceKind, TraceOutcome, TraceSummary, UpdateOutcome,
+};
 use crate::http::testing::TestServer;
 use crate::http::tls::TlsFiles;
 use crate::token::Token;
@@ -19,8 +21,8 @@ fn answer(status: u16, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status} X\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len())
 }
 
-fn poll(gitlab: &GitLab, hold: bool) -> PollOutcome {
-    gitlab.request_job(&JobRequest { token: &Token::new("glrt-t"), system_id: "s_0a1b2c3d4e5f", hold }).outcome
+fn poll(gitlab: &GitLab, mode: PollMode) -> PollOutcome {
+    gitlab.request_job(&JobRequest { token: &Token::new("glrt-t"), system_id: "s_0a1b2c3d4e5f", mode }).outcome
 }
 
 fn job() -> JobHandle {
@@ -30,7 +32,7 @@ fn job() -> JobHandle {
 #[test]
 fn what_is_no_job_is_not_taken_for_one() {
     let html = answer(201, "Content-Type: text/html\r\n", "<html>sign in</html>");
-    let outcome = poll(&gitlab(&TestServer::new(&[&html])), true);
+    let outcome = poll(&gitlab(&TestServer::new(&[&html])), PollMode::Long);
     assert!(matches!(&outcome, PollOutcome::Failed(why) if why.contains("201")), "{outcome:?}");
 }
 
@@ -39,7 +41,7 @@ fn a_job_that_is_cut_off_is_handed_on_so_that_it_can_be_failed() {
     let head = "HTTP/1.1 201 X\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n";
     let whose = format!("{head}{{\"id\":7,\"token\":\"glcbt-t\",\"ste");
     let gitlab = gitlab(&TestServer::new(&[&whose]));
-    let PollOutcome::Job { payload, .. } = poll(&gitlab, true) else { panic!("the job is lost") };
+    let PollOutcome::Job { payload, .. } = poll(&gitlab, PollMode::Long) else { panic!("the job is lost") };
     assert!(payload.ends_with(b"\"ste"));
 }
 
@@ -49,8 +51,8 @@ fn the_state_of_the_queue_is_kept_until_another_one_comes() {
     let without = answer(204, "", "");
     let server = TestServer::new(&[&with_value, &without, &without, &without]);
     let gitlab = gitlab(&server);
-    for hold in [true, true, false, true] {
-        assert!(matches!(poll(&gitlab, hold), PollOutcome::NoJob));
+    for mode in [PollMode::Long, PollMode::Long, PollMode::Short, PollMode::Long] {
+        assert!(matches!(poll(&gitlab, mode), PollOutcome::NoJob));
     }
     let sent: Vec<_> = server
         .seen()
@@ -68,7 +70,7 @@ fn statuses_of_a_poll_mean_what_they_should() {
         let message = answer(status, "Content-Type: application/json\r\n", "{\"message\":\"because\"}");
         let gitlab = gitlab(&TestServer::new(&[message.as_str(); 5]));
         gitlab.stop_waiting();
-        let outcome = poll(&gitlab, true);
+        let outcome = poll(&gitlab, PollMode::Long);
         assert!(
             matches!(&outcome, PollOutcome::Refused(why) if refused && why == "because")
                 || matches!(&outcome, PollOutcome::Failed(why) if !refused && why.contains("because")),
@@ -90,7 +92,7 @@ fn a_piece_of_log_is_answered_in_every_way() {
         (400, "", TraceOutcome::Failed, JobStatus::Ongoing),
     ] {
         let server = TestServer::new(&[&answer(status, headers, "")]);
-        let reply = gitlab(&server).append_trace(&job(), 10, b"log", false);
+        let reply = gitlab(&server).append_trace(&job(), 10, b"log", TraceKind::Normal);
         assert_eq!((reply.outcome, reply.status), (outcome, over), "{status} {headers}");
         let seen = &server.seen()[0];
         assert!(seen.head.starts_with("patch /api/v4/jobs/7/trace?debug_trace=false "), "{seen:?}");
@@ -104,7 +106,7 @@ fn intervals_are_taken_within_reason() {
     for (value, interval) in [("60", Some(60)), ("100000", Some(900)), ("0", None), ("-3", None), ("soon", None)] {
         let headers = format!("X-GitLab-Trace-Update-Interval: {value}\r\n");
         let server = TestServer::new(&[&answer(202, &headers, "")]);
-        let reply = gitlab(&server).append_trace(&job(), 0, b"x", true);
+        let reply = gitlab(&server).append_trace(&job(), 0, b"x", TraceKind::Debug);
         assert_eq!(reply.interval.map(|interval| interval.as_secs()), interval, "{value}");
     }
 }
@@ -148,7 +150,7 @@ fn a_token_that_does_not_come_back_whole_is_an_error() {
 fn an_answer_that_breaks_off_proves_nothing() {
     let cut = |status: u16| format!("HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: 99\r\n\r\n{{");
     let gitlab = gitlab(&TestServer::new(&[&cut(202), &cut(200)]));
-    assert_eq!(gitlab.append_trace(&job(), 0, b"x", false).outcome, TraceOutcome::Failed);
+    assert_eq!(gitlab.append_trace(&job(), 0, b"x", TraceKind::Normal).outcome, TraceOutcome::Failed);
     let reply = gitlab.update_job(&job(), &JobState::Success, TraceSummary::default());
     assert_eq!((reply.outcome, reply.status), (UpdateOutcome::Failed, JobStatus::Ongoing));
 }

@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use super::{ApiError, GitLab, JOBS_REQUEST, Registration, error_text, health};
 use crate::coordinator::manager::protocol::{MANAGER_HEADER, Offer};
-use crate::coordinator::source::{AcceptOutcome, JobRequest, JobSource, PollOutcome, PollResponse};
+use crate::coordinator::source::{AcceptOutcome, JobRequest, JobSource, PollMode, PollOutcome, PollResponse};
 use crate::coordinator::{
-    Coordinator, JobHandle, JobId, JobState, JobStatus, TraceOutcome, TraceReply, TraceSummary, UpdateOutcome,
-    UpdateReply,
+    Coordinator, JobHandle, JobId, JobState, JobStatus, TraceKind, TraceOutcome, TraceReply, TraceSummary,
+    UpdateOutcome, UpdateReply,
 };
 use crate::http::{Method, Response, is_retryable};
 use crate::monitor::metrics;
@@ -70,7 +70,7 @@ impl GitLab {
         let body = RequestBody {
             token: request.token.reveal(),
             system_id: request.system_id,
-            last_update: if request.hold { &last_update } else { "" },
+            last_update: if request.mode == PollMode::Long { &last_update } else { "" },
             info: &self.info,
         };
         let secret = Some(("RUNNER-TOKEN", request.token.reveal()));
@@ -190,14 +190,14 @@ impl Coordinator for GitLab {
         self.chain()
     }
 
-    fn append_trace(&self, job: &JobHandle, start: u64, chunk: &[u8], debug_trace: bool) -> TraceReply {
+    fn append_trace(&self, job: &JobHandle, start: u64, chunk: &[u8], kind: TraceKind) -> TraceReply {
         let last = start + chunk.len() as u64 - 1;
         let headers = vec![
             ("Content-Type", "text/plain".to_owned()),
             ("Content-Range", format!("{start}-{last}")),
             ("JOB-TOKEN", job.token.reveal().to_owned()),
         ];
-        let path = format!("jobs/{}/trace?debug_trace={debug_trace}", job.id);
+        let path = format!("jobs/{}/trace?debug_trace={}", job.id, kind == TraceKind::Debug);
         let response = match self.send(Method::Patch, &path, headers, chunk) {
             Ok(response) => response,
             Err(error) => {

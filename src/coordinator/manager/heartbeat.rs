@@ -12,45 +12,56 @@ use crate::sync;
 use crate::token::Token;
 
 const STACK: usize = 256 * 1024;
-const HEARTBEAT: Duration = Duration::from_secs(HEARTBEAT_SECONDS);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(HEARTBEAT_SECONDS);
 /// An agent without a job sends a heartbeat only if the manager has answered no request of the agent for this long.
 /// This is longer than a long poll.
-const IDLE_HEARTBEAT: Duration = Duration::from_secs(WAIT_SECONDS + 10);
+const IDLE_HEARTBEAT_AFTER: Duration = Duration::from_secs(WAIT_SECONDS + 10);
 /// The delay between two attempts while the manager does not answer.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Called with the reason when the manager orders the agent to leave.
+/// Called with the reason when the manager orders the agent to shut down.
 type OnLeave = Box<dyn Fn(&str) + Send + Sync>;
 
 /// The jobs that an agent got from one manager. They are kept when the configuration is reloaded.
 #[derive(Default)]
 pub struct ManagedJobs {
     reports: Mutex<Reports>,
-    rung: Condvar,
+    changed: Condvar,
     on_leave: Mutex<Option<OnLeave>>,
 }
 
-/// What the next heartbeat reports.
+/// Whether an agent takes jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum JobIntake {
+    #[default]
+    Open,
+    /// The agent shuts down and takes no more jobs.
+    Closed,
+}
+
+/// The content of the next heartbeat.
 #[derive(Default)]
 struct Reports {
-    jobs: Vec<Job>,
+    jobs: Vec<ManagedJob>,
+    /// Ids of ended jobs that the manager has not acknowledged.
     ended: Vec<String>,
     /// A change has occurred, so the next heartbeat is sent immediately.
     has_news: bool,
     /// The manager has not acknowledged the latest heartbeat, or asked for another one.
     is_due: bool,
     unfit_since: Option<Instant>,
-    is_leaving: bool,
+    intake: JobIntake,
 }
 
-struct Job {
+/// A job of the agent from the manager.
+struct ManagedJob {
     id: String,
     offer: String,
     token: Token,
 }
 
 impl ManagedJobs {
-    /// Sets the function to call when the manager orders the agent to leave.
+    /// Sets the function to call when the manager orders the agent to shut down.
     pub fn set_on_leave(&self, on_leave: OnLeave) {
         *sync::lock(&self.on_leave) = Some(on_leave);
     }
@@ -59,7 +70,7 @@ impl ManagedJobs {
     pub fn add(&self, id: String, offer: String, token: Token) {
         let mut reports = sync::lock(&self.reports);
         reports.jobs.retain(|job| job.offer != offer);
-        reports.jobs.push(Job { id, offer, token });
+        reports.jobs.push(ManagedJob { id, offer, token });
     }
 
     /// Removes a job that has ended and is reported to GitLab.
@@ -70,44 +81,44 @@ impl ManagedJobs {
         reports.jobs.retain(|job| job.offer != offer);
         reports.ended.extend(ended);
         reports.has_news = true;
-        self.rung.notify_all();
+        self.changed.notify_all();
     }
 
-    /// Sets whether the machine is fit for jobs.
-    pub fn set_fit(&self, fit: bool) {
-        let mut reports = sync::lock(&self.reports);
-        if fit {
-            reports.unfit_since = None;
-        } else {
-            reports.unfit_since.get_or_insert_with(Instant::now);
-        }
+    /// Reports from now on that the machine is fit for jobs.
+    pub fn set_fit(&self) {
+        sync::lock(&self.reports).unfit_since = None;
     }
 
-    /// Sets whether the agent is leaving and takes no more jobs.
-    pub fn set_leaving(&self, leaving: bool) {
+    /// Reports from now on that the machine is unfit for jobs, and since when.
+    pub fn set_unfit(&self) {
+        sync::lock(&self.reports).unfit_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Reports from now on whether the agent takes jobs.
+    pub fn set_intake(&self, intake: JobIntake) {
         let mut reports = sync::lock(&self.reports);
-        reports.has_news |= reports.is_leaving != leaving;
-        reports.is_leaving = leaving;
-        self.rung.notify_all();
+        reports.has_news |= reports.intake != intake;
+        reports.intake = intake;
+        self.changed.notify_all();
     }
 
     /// Whether a heartbeat would report anything besides the fact that the agent runs.
     fn has_facts(&self) -> bool {
         let reports = sync::lock(&self.reports);
         let has_jobs = !reports.jobs.is_empty() || !reports.ended.is_empty();
-        has_jobs || reports.is_due || reports.is_leaving || reports.unfit_since.is_some()
+        has_jobs || reports.is_due || reports.intake == JobIntake::Closed || reports.unfit_since.is_some()
     }
 
     /// Sends the next heartbeat immediately.
-    pub(super) fn ring(&self) {
+    pub(super) fn send_now(&self) {
         sync::lock(&self.reports).has_news = true;
-        self.rung.notify_all();
+        self.changed.notify_all();
     }
 
     fn heartbeat(&self) -> Heartbeat {
         let mut reports = sync::lock(&self.reports);
         reports.is_due = true;
-        let report = |job: &Job| JobReport {
+        let report = |job: &ManagedJob| JobReport {
             id: job.id.clone(),
             offer: job.offer.clone(),
             phase: phase_of(metrics::stage_of(&job.id)).to_owned(),
@@ -117,28 +128,28 @@ impl ManagedJobs {
             jobs: reports.jobs.iter().map(report).collect(),
             ended: reports.ended.clone(),
             unfit_seconds: reports.unfit_since.map_or(0, |since| since.elapsed().as_secs()),
-            leaving: reports.is_leaving,
+            leaving: reports.intake == JobIntake::Closed,
         }
     }
 
-    /// Records that the manager has acknowledged a heartbeat with these ended jobs. `again`: the manager asks for the
-    /// next heartbeat.
-    fn acknowledged(&self, ended: &[String], again: bool) {
+    /// Records that the manager has acknowledged a heartbeat, with these orders.
+    fn record_acknowledgement(&self, heartbeat: &Heartbeat, orders: &Orders) {
         let mut reports = sync::lock(&self.reports);
-        reports.ended.retain(|id| !ended.contains(id));
-        reports.is_due = again;
+        reports.ended.retain(|id| !heartbeat.ended.contains(id));
+        reports.is_due = orders.again;
     }
 
-    /// Waits until the condition is true, or the agent leaves. [`Self::ring`] makes the wait check the condition again.
-    pub(super) fn wait_unless_leaving(&self, holds: impl Fn() -> bool) {
+    /// Waits until the condition is true, or the agent takes no more jobs. [`Self::send_now`] makes this thread check the
+    /// condition again.
+    pub(super) fn wait_while_open(&self, holds: impl Fn() -> bool) {
         let reports = sync::lock(&self.reports);
-        drop(self.rung.wait_while(reports, |reports| !reports.is_leaving && !holds()));
+        drop(self.changed.wait_while(reports, |reports| reports.intake == JobIntake::Open && !holds()));
     }
 
     /// Waits for the time of the next heartbeat. Returns true if there is a change to report.
-    fn wait(&self, timeout: Duration) -> bool {
+    fn wait_until_due(&self, timeout: Duration) -> bool {
         let reports = sync::lock(&self.reports);
-        let mut reports = sync::wait_while(&self.rung, reports, timeout, |reports| !reports.has_news);
+        let mut reports = sync::wait_while(&self.changed, reports, timeout, |reports| !reports.has_news);
         std::mem::take(&mut reports.has_news)
     }
 }
@@ -162,31 +173,31 @@ impl ManagerClient {
         }
         let client = Arc::downgrade(self);
         let jobs = Arc::clone(&self.jobs);
-        let beat = move || {
-            let mut wait = HEARTBEAT;
+        let send_heartbeats = move || {
+            let mut wait = HEARTBEAT_INTERVAL;
             loop {
-                let has_news = jobs.wait(wait);
+                let has_news = jobs.wait_until_due(wait);
                 let Some(client) = client.upgrade().filter(|client| !client.stop.is_set()) else {
                     // A reload may have created another client with the same jobs. Its thread must send the next
                     // heartbeat.
-                    jobs.ring();
+                    jobs.send_now();
                     return;
                 };
                 // The polls of an idle agent already show the manager that the agent runs.
-                let is_needed = has_news || jobs.has_facts() || !client.has_answered_within(IDLE_HEARTBEAT);
-                wait = if !is_needed || client.beat() { HEARTBEAT } else { RETRY };
+                let is_needed = has_news || jobs.has_facts() || !client.has_answered_within(IDLE_HEARTBEAT_AFTER);
+                wait = if !is_needed || client.send_heartbeat() { HEARTBEAT_INTERVAL } else { RETRY_INTERVAL };
             }
         };
-        match sync::spawn("heartbeat", STACK, beat) {
+        match sync::spawn("heartbeat", STACK, send_heartbeats) {
             Ok(_) => *beating = true,
             Err(error) => log::error!("cannot start the thread that sends heartbeats error={error}"),
         }
         // The first heartbeat is sent immediately: the manager may have lost its state.
-        self.jobs.ring();
+        self.jobs.send_now();
     }
 
     /// Sends one heartbeat. Returns false if the manager did not acknowledge it.
-    fn beat(&self) -> bool {
+    fn send_heartbeat(&self) -> bool {
         let Some(token) = self.token() else { return false };
         let heartbeat = self.jobs.heartbeat();
         let response = match self.send(Method::Post, "runners/heartbeat", &token, &heartbeat) {
@@ -201,7 +212,7 @@ impl ManagerClient {
             let registered = self.register().is_ok();
             if registered {
                 // The manager did not know the agent, so the next heartbeat must report the agent's jobs immediately.
-                self.jobs.ring();
+                self.jobs.send_now();
             }
             return registered;
         }
@@ -209,7 +220,7 @@ impl ManagerClient {
             return false;
         }
         let orders: Orders = decode::json(&response.body).unwrap_or_default();
-        self.jobs.acknowledged(&heartbeat.ended, orders.again);
+        self.jobs.record_acknowledgement(&heartbeat, &orders);
         if let Some(reason) = orders.leave.filter(|_| !heartbeat.leaving)
             && let Some(on_leave) = &*sync::lock(&self.jobs.on_leave)
         {
@@ -226,8 +237,8 @@ mod tests {
     #[test]
     fn a_change_is_reported_once_even_if_no_heartbeat_can_be_sent() {
         let jobs = ManagedJobs::default();
-        jobs.ring();
-        assert!(jobs.wait(Duration::from_secs(3600)), "the change ends the wait");
-        assert!(!jobs.wait(Duration::ZERO), "without another change the thread waits");
+        jobs.send_now();
+        assert!(jobs.wait_until_due(Duration::from_secs(3600)), "the change ends the wait");
+        assert!(!jobs.wait_until_due(Duration::ZERO), "without another change the thread waits");
     }
 }

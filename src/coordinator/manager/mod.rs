@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-pub use heartbeat::ManagedJobs;
+pub use heartbeat::{JobIntake, ManagedJobs};
 
 use self::protocol::{
     Acceptance, CAPACITY_HEADER, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, REASON_HEADER, WAIT_SECONDS, Welcome,
@@ -187,7 +187,7 @@ impl ManagerClient {
                 if was_silent {
                     // The manager may have restarted with an outdated state, so the next heartbeat must report the
                     // agent's jobs immediately.
-                    self.jobs.ring();
+                    self.jobs.send_now();
                 }
             }
             Err(_) => drop(silence.since.get_or_insert_with(Instant::now)),
@@ -219,10 +219,10 @@ impl ManagerClient {
         if is_new && let Some(welcome) = sync::lock(&self.welcome).clone() {
             let client = Arc::clone(self);
             let prepare = move || {
-                (client.on_welcome)(&welcome, &|| client.jobs.set_fit(false));
+                (client.on_welcome)(&welcome, &|| client.jobs.set_unfit());
                 *sync::lock(&client.readiness) = Readiness::Ready;
-                client.jobs.set_fit(true);
-                client.jobs.ring();
+                client.jobs.set_fit();
+                client.jobs.send_now();
             };
             if let Err(error) = sync::spawn("welcome", STACK, prepare) {
                 log::error!("cannot start the thread that prepares for the pool's jobs error={error}");
@@ -230,7 +230,7 @@ impl ManagerClient {
                 return false;
             }
         }
-        self.jobs.wait_unless_leaving(|| self.stop.is_set() || *sync::lock(&self.readiness) == Readiness::Ready);
+        self.jobs.wait_while_open(|| self.stop.is_set() || *sync::lock(&self.readiness) == Readiness::Ready);
         *sync::lock(&self.readiness) == Readiness::Ready
     }
 
@@ -270,7 +270,7 @@ impl ManagerClient {
                 _ => PollOutcome::Failed("the manager's offer cannot be decoded".to_owned()),
             },
             204 if response.header(ORDER_HEADER) == Some(LEAVE) => {
-                PollOutcome::Leave(response.header(REASON_HEADER).unwrap_or("dismissed").to_owned())
+                PollOutcome::Leave(response.header(REASON_HEADER).unwrap_or("none given").to_owned())
             }
             204 => PollOutcome::NoJob,
             401 => {
@@ -339,7 +339,7 @@ impl JobSource for Arc<ManagerClient> {
 
     fn stop_waiting(&self) {
         self.stop.stop();
-        self.jobs.ring();
+        self.jobs.send_now();
     }
 
     fn silence(&self) -> Option<Duration> {

@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn names_are_unique_to_a_job_and_stable() {
-        let mut payload = Payload { id: 7, ..Payload::default() };
+        let mut payload = Payload { id: 7.into(), ..Payload::default() };
         payload.job_info.project_id = 9;
         let owner = ContainerOwner { instance: "i-1".into(), state: "/s".into(), life: "1".into() };
         let of = |job: &str, state: &str| {

@@ -46,7 +46,7 @@ pub enum Cause {
         code: String,
     },
     /// The service did not answer. The call may have had its effect all the same.
-    Silent(String),
+    NoResponse(String),
     /// The call was not sent: there are no credentials, or no region.
     Unprepared(String),
 }
@@ -56,7 +56,7 @@ impl CallError {
     pub fn code(&self) -> &str {
         match &self.cause {
             Cause::Refused { code, .. } | Cause::Busy { code } => code,
-            Cause::Silent(_) | Cause::Unprepared(_) => "",
+            Cause::NoResponse(_) | Cause::Unprepared(_) => "",
         }
     }
 }
@@ -66,7 +66,7 @@ impl fmt::Display for CallError {
         match &self.cause {
             Cause::Refused { code, message } => write!(f, "{} is refused with {code}: {message}", self.permission),
             Cause::Busy { code } => write!(f, "{} is throttled or unavailable: {code}", self.permission),
-            Cause::Silent(why) => write!(f, "{} gets no answer: {why}", self.permission),
+            Cause::NoResponse(why) => write!(f, "{} gets no answer: {why}", self.permission),
             Cause::Unprepared(why) => write!(f, "{} cannot be called: {why}", self.permission),
         }
     }
@@ -80,7 +80,7 @@ impl From<CallError> for Refusal {
         match error.cause {
             Cause::Refused { code, message } => Self::Denied { action, code, message },
             Cause::Busy { code } => Self::Throttled { action, code },
-            Cause::Silent(why) | Cause::Unprepared(why) => Self::Unreachable { action, why },
+            Cause::NoResponse(why) | Cause::Unprepared(why) => Self::Unreachable { action, why },
         }
     }
 }
@@ -116,7 +116,7 @@ impl AwsClient {
             unprepared = None;
             self.send(request).unwrap_or_else(|why| {
                 unprepared = Some(why.clone());
-                Err(RequestFailure::Silent(why))
+                Err(RequestFailure::NoResponse(why))
             })
         });
         outcome.map_err(|failure| match (failure, unprepared) {
@@ -127,13 +127,13 @@ impl AwsClient {
             (RequestFailure::Refused(problem), _) => {
                 error(Cause::Refused { code: problem.code, message: problem.message })
             }
-            (RequestFailure::Silent(why), _) => error(Cause::Silent(why)),
+            (RequestFailure::NoResponse(why), _) => error(Cause::NoResponse(why)),
         })
     }
 
     /// The error for an answer that cannot be decoded.
     pub fn unreadable_answer(&self, action: &str, why: String) -> CallError {
-        CallError { permission: format!("{}:{action}", self.service.name), cause: Cause::Silent(why) }
+        CallError { permission: format!("{}:{action}", self.service.name), cause: Cause::NoResponse(why) }
     }
 
     /// Sends the request, and once more with new credentials if the old ones have expired. Errors: the request cannot

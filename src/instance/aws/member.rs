@@ -223,7 +223,7 @@ fn call_effect(error: &CallError) -> CallEffect {
         Cause::Busy { code } if NO_EFFECT_CODES.iter().any(|part| code.contains(part)) => CallEffect::None,
         Cause::Unprepared(_) => CallEffect::None,
         // After a server error, the call may have had its effect.
-        Cause::Busy { .. } | Cause::Silent(_) => CallEffect::Unknown,
+        Cause::Busy { .. } | Cause::NoResponse(_) => CallEffect::Unknown,
     }
 }
 

@@ -66,7 +66,7 @@ pub enum RequestFailure {
     /// The service answered with an error.
     Refused(ServiceError),
     /// No usable answer. The request may have had its effect.
-    Silent(String),
+    NoResponse(String),
 }
 
 /// An error of a service.
@@ -85,7 +85,7 @@ impl fmt::Display for RequestFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(problem) => write!(f, "{}: {}", problem.code, problem.message),
-            Self::Silent(why) => f.write_str(why),
+            Self::NoResponse(why) => f.write_str(why),
         }
     }
 }
@@ -220,7 +220,7 @@ impl Transport {
         let length = body.len() as u64;
         let url = if has_path(&self.url) { self.url.clone() } else { format!("{}/", self.url) };
         let sent = self.transfer.send(Method::Post, &url, headers, Outgoing::Sized(&mut body, length));
-        read(sent.map_err(|error| RequestFailure::Silent(error.to_string()))?)
+        read(sent.map_err(|error| RequestFailure::NoResponse(error.to_string()))?)
     }
 
     fn signature(
@@ -253,7 +253,7 @@ fn read(answer: Incoming) -> Result<String, RequestFailure> {
     let text = String::from_utf8_lossy(&bytes).into_owned();
     match (status, outcome) {
         (200..=299, Ok(_)) => Ok(text),
-        (200..=299, Err(error)) => Err(RequestFailure::Silent(format!("the response is incomplete: {error}"))),
+        (200..=299, Err(error)) => Err(RequestFailure::NoResponse(format!("the response is incomplete: {error}"))),
         _ => Err(RequestFailure::Refused(explain(status, kind.as_deref(), &text, at))),
     }
 }
@@ -398,7 +398,7 @@ mod tests {
         assert!(retry_until(Duration::ZERO, busy).is_err());
         assert_eq!(tries.get(), 1);
         let second = || match tries.replace(tries.get() + 1) {
-            1 => Err(RequestFailure::Silent("cut".to_owned())),
+            1 => Err(RequestFailure::NoResponse("cut".to_owned())),
             _ => Ok(tries.get()),
         };
         assert_eq!(retry_until(Duration::from_secs(60), second), Ok(3));

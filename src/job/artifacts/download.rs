@@ -44,7 +44,7 @@ pub fn run(plan: &DownloadPlan) -> i32 {
 
 /// Opens the archive in the local artifacts directory (`mayfly exec`).
 fn open_local(directory: &Path, dependency: &Dependency) -> Result<File, String> {
-    let path = local_archive(directory, dependency.id, "archive");
+    let path = local_archive(directory, &dependency.id, "archive");
     File::open(&path).map_err(|why| format!("{}: {why}", path.display()))
 }
 

@@ -17,6 +17,7 @@ use crate::archive::{ArchiveFormat, CompressionLevel};
 use crate::http::is_same_server;
 use crate::http::tls::TlsFiles;
 use crate::job::transfer::ProjectDir;
+use crate::payload::job_id::JobId;
 
 pub use download::run as download;
 pub use plan::{ArtifactSettings, ScriptOutcome, download_plan, level, upload_plan};
@@ -41,7 +42,7 @@ pub struct ArtifactServer {
 }
 
 /// The path of an archive in the local artifacts directory.
-pub fn local_archive(directory: &Path, job: i64, kind: &str) -> PathBuf {
+pub fn local_archive(directory: &Path, job: &JobId, kind: &str) -> PathBuf {
     directory.join(job.to_string()).join(kind)
 }
 
@@ -59,7 +60,7 @@ pub struct UploadPlan {
     pub project: ProjectDir,
     pub server: ArtifactServer,
     /// The job id.
-    pub job: i64,
+    pub job: JobId,
     /// The job token.
     pub token: String,
     /// The files to upload, in order.
@@ -121,7 +122,7 @@ pub struct DownloadPlan {
 /// A job whose artifacts are downloaded.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Dependency {
-    pub id: i64,
+    pub id: JobId,
     pub name: String,
     /// The job's own token.
     pub token: String,

@@ -63,7 +63,7 @@ pub fn upload_plan(
     Some(UploadPlan {
         project: settings.project.clone(),
         server: settings.server.clone(),
-        job: payload.id,
+        job: payload.id.clone(),
         token: payload.token.clone(),
         uploads,
         level: level(variables, "ARTIFACT_COMPRESSION_LEVEL"),
@@ -86,7 +86,7 @@ pub fn download_plan(
         .iter()
         .filter(|dependency| !dependency.artifacts_file.filename.is_empty())
         .map(|dependency| Dependency {
-            id: dependency.id,
+            id: dependency.id.clone(),
             name: dependency.name.clone(),
             token: dependency.token.clone(),
         })
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn selects_artifacts_by_the_result() {
         let payload = Payload {
-            id: 7,
+            id: 7.into(),
             artifacts: vec![artifact(""), artifact("on_failure"), artifact("always"), Artifact::default()],
             ..Payload::default()
         };
@@ -202,13 +202,13 @@ mod tests {
         let file = ArtifactsFile { filename: "artifacts.zip".to_owned(), size: 1 };
         let payload = Payload {
             dependencies: vec![
-                Dependency { id: 1, artifacts_file: file, ..Dependency::default() },
-                Dependency { id: 2, ..Dependency::default() },
+                Dependency { id: 1.into(), artifacts_file: file, ..Dependency::default() },
+                Dependency { id: 2.into(), ..Dependency::default() },
             ],
             ..Payload::default()
         };
         let (flags, _) = Flags::resolve(&Default::default(), &|_| None);
         let plan = download_plan(&payload, &variables(&[]), &flags, &settings()).unwrap();
-        assert_eq!(plan.dependencies.iter().map(|dependency| dependency.id).collect::<Vec<_>>(), [1]);
+        assert_eq!(plan.dependencies.iter().map(|dependency| dependency.id.as_str()).collect::<Vec<_>>(), ["1"]);
     }
 }

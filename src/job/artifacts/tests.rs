@@ -42,7 +42,7 @@ impl Project {
         UploadPlan {
             project: self.place(),
             server: api(server),
-            job: 7,
+            job: 7.into(),
             token: "glcbt-64_secrettoken".to_owned(),
             uploads: vec![super::Upload {
                 name: "out".to_owned(),
@@ -66,7 +66,11 @@ impl Project {
             project: self.place(),
             temporary: self.temp.path().join("project.tmp"),
             server: api(server),
-            dependencies: vec![Dependency { id: 5, name: "build".to_owned(), token: "dependency-token".to_owned() }],
+            dependencies: vec![Dependency {
+                id: 5.into(),
+                name: "build".to_owned(),
+                token: "dependency-token".to_owned(),
+            }],
             direct: true,
             meter: None,
         }

@@ -16,6 +16,7 @@ use crate::archive::stream::{PipeWriter, pipe};
 use crate::archive::{self, ArchiveFormat, Written};
 use crate::http::{Failure, HttpError, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, escape, origin};
 use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, wait_before_retry, warning};
+use crate::payload::job_id::JobId;
 use crate::random;
 use crate::token::Token;
 
@@ -79,7 +80,7 @@ fn keep(
     entries: &[ArchiveEntry],
     directory: &Path,
 ) -> Result<u64, String> {
-    let path = local_archive(directory, plan.job, &upload.kind);
+    let path = local_archive(directory, &plan.job, &upload.kind);
     let failed = |why: io::Error| format!("{}: {why}", path.display());
     let UploadFormat::Archive(format) = upload.format else {
         return Err("format raw needs a server".to_owned());
@@ -202,7 +203,7 @@ fn attempt(
     let timeouts = Timeouts { total: plan.timeout, response: plan.answer_timeout };
     let transfer = Transfer::new(&server.api, &server.tls, &server.user_agent, timeouts)?;
     let boundary = format!("mayfly{:08x}{:08x}{:08x}", random::number(), random::number(), random::number());
-    let url = url(server, plan.job, upload);
+    let url = url(server, &plan.job, upload);
     let headers = [
         ("JOB-TOKEN".to_owned(), plan.token.clone()),
         ("X-Request-Id".to_owned(), crate::coordinator::gitlab::request_id()),
@@ -277,7 +278,7 @@ fn part_head(boundary: &str, name: &str) -> String {
     )
 }
 
-fn url(server: &ArtifactServer, job: i64, upload: &Upload) -> String {
+fn url(server: &ArtifactServer, job: &JobId, upload: &Upload) -> String {
     let format = match upload.format {
         UploadFormat::Archive(ArchiveFormat::Zip) => "zip",
         UploadFormat::Archive(ArchiveFormat::ZipZstd) => "zipzstd",
@@ -319,7 +320,7 @@ mod tests {
             directory: None,
         };
         assert_eq!(
-            url(&server, 7, &upload(UploadFormat::Archive(ArchiveFormat::Gzip))),
+            url(&server, &7.into(), &upload(UploadFormat::Archive(ArchiveFormat::Gzip))),
             "http://h/api/v4/jobs/7/artifacts?artifact_format=gzip&artifact_type=junit&\
              expire_in=1%20week%20%26%202%20days"
         );

@@ -280,7 +280,8 @@ impl<'a> LocalRunner<'a> {
         self.next_id += 1;
         let dependencies = self.dependencies(pipeline, job);
         let dotenv = self.dotenv(&dependencies);
-        let archives = |(id, _): &(i64, String)| local_archive(&self.context.artifacts, *id, "archive").exists();
+        let archives =
+            |(id, _): &(i64, String)| local_archive(&self.context.artifacts, &(*id).into(), "archive").exists();
         let name = self.name(pipeline, job);
         let planned = &plan.jobs[job];
         let attempt = Attempt {
@@ -330,7 +331,7 @@ impl<'a> LocalRunner<'a> {
 
     /// The variables of the dotenv reports of jobs.
     fn dotenv(&self, jobs: &[(i64, String)]) -> Vec<(String, String)> {
-        let reports = jobs.iter().map(|(id, _)| local_archive(&self.context.artifacts, *id, "dotenv"));
+        let reports = jobs.iter().map(|(id, _)| local_archive(&self.context.artifacts, &(*id).into(), "dotenv"));
         reports.filter_map(|path| dotenv::read(&path).ok()).flatten().collect()
     }
 

@@ -75,7 +75,7 @@ impl<'a> LocalRunner<'a> {
             return Err(format!("child pipelines can be nested at most {LEVELS} levels deep, as on GitLab"));
         }
         for (planned, progress) in running.plan.jobs.iter().zip(&running.jobs).filter(|(_, progress)| progress.id > 0) {
-            let archive = local_archive(&self.context.artifacts, progress.id, "archive");
+            let archive = local_archive(&self.context.artifacts, &progress.id.into(), "archive");
             if archive.exists() {
                 running.sources.set_artifact(&planned.name, archive);
             }

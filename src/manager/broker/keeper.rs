@@ -8,7 +8,9 @@ use super::job::{Phase, PoolJob};
 use super::state::PoolState;
 use super::{Broker, LONG, STACK};
 use crate::coordinator::gitlab::PendingReply;
-use crate::coordinator::{Coordinator, JobHandle, JobState, JobStatus, TraceOutcome, TraceSummary, UpdateOutcome};
+use crate::coordinator::{
+    Coordinator, JobHandle, JobState, JobStatus, TraceKind, TraceOutcome, TraceSummary, UpdateOutcome,
+};
 use crate::failure::FailureReason;
 use crate::manager::store::records::StoreEvent;
 use crate::sync;
@@ -269,7 +271,7 @@ impl Broker {
         }
         if held.trace_sent < held.trace.len() as u64 {
             let chunk = &held.trace.as_bytes()[usize::try_from(held.trace_sent).unwrap_or(0)..];
-            let reply = gitlab.append_trace(&held.handle, held.trace_sent, chunk, false);
+            let reply = gitlab.append_trace(&held.handle, held.trace_sent, chunk, TraceKind::Normal);
             match reply.outcome {
                 TraceOutcome::Accepted => held.trace_sent = held.trace.len() as u64,
                 TraceOutcome::Resync(size) => held.trace_sent = size.min(held.trace.len() as u64),
@@ -345,7 +347,7 @@ impl Broker {
             if chunk.is_empty() {
                 break;
             }
-            match self.gitlab().append_trace(&job.handle, start, chunk, false).outcome {
+            match self.gitlab().append_trace(&job.handle, start, chunk, TraceKind::Normal).outcome {
                 TraceOutcome::Resync(size) if size <= whole.len() as u64 => start = size,
                 _ => break,
             }
@@ -358,10 +360,10 @@ impl Broker {
         let (gitlab, text) = (self.gitlab(), job.line.as_bytes());
         // An earlier attempt may have written the line.
         if job.attempts == 0
-            && let TraceOutcome::Resync(size) = gitlab.append_trace(&job.handle, 0, text, false).outcome
+            && let TraceOutcome::Resync(size) = gitlab.append_trace(&job.handle, 0, text, TraceKind::Normal).outcome
             && size > 0
         {
-            gitlab.append_trace(&job.handle, size, text, false);
+            gitlab.append_trace(&job.handle, size, text, TraceKind::Normal);
         }
         TraceSummary::default()
     }

@@ -7,7 +7,7 @@ use super::job::{Phase, PoolJob};
 use super::{Broker, LONG};
 use crate::config::Runner;
 use crate::coordinator::gitlab::ServerHealth;
-use crate::coordinator::source::{JobRequest, PollOutcome};
+use crate::coordinator::source::{JobRequest, PollMode, PollOutcome};
 use crate::failure::FailureReason;
 use crate::manager::store::records::StoreEvent;
 use crate::payload::{self, Payload, Undecodable};
@@ -38,8 +38,8 @@ impl Broker {
                 health = health_of(runner);
             }
             known = Arc::clone(&settings);
-            let hold = !self.total.is_contended();
-            let request = JobRequest { token: &runner.token, system_id: &self.system_id, hold };
+            let mode = PollMode::for_contention(self.total.is_contended());
+            let request = JobRequest { token: &runner.token, system_id: &self.system_id, mode };
             let polled = self.gitlab().request_job(&request);
             let mut rest = settings.check_interval.max(polled.wait);
             let mut factor = if polled.server_overloaded { 0.5 } else { 0.95 };

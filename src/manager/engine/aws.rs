@@ -202,7 +202,7 @@ fn state_of(word: &str) -> State {
 fn of_call(error: CallError) -> EngineError {
     let text = |needle: &str| matches!(&error.cause, Cause::Refused { message, .. } if message.contains(needle));
     let kind = match &error.cause {
-        Cause::Busy { .. } | Cause::Silent(_) | Cause::Unprepared(_) => ErrorKind::Temporary,
+        Cause::Busy { .. } | Cause::NoResponse(_) | Cause::Unprepared(_) => ErrorKind::Temporary,
         Cause::Refused { .. } if text("min size") || text("minSize") || text("MinSize") || text("minimum") => {
             ErrorKind::AtMinimum
         }
@@ -221,7 +221,7 @@ fn of_call(error: CallError) -> EngineError {
     let why = match &error.cause {
         Cause::Refused { code, message } => format!("AWS refused it with {code}: {message}{remedy}"),
         Cause::Busy { code } => format!("AWS throttles or is unavailable: {code}"),
-        Cause::Silent(why) => format!("no answer: {why}"),
+        Cause::NoResponse(why) => format!("no answer: {why}"),
         Cause::Unprepared(why) => format!("no region or no credentials: {why}"),
     };
     EngineError { kind, call: error.permission, why }

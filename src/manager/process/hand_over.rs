@@ -14,8 +14,8 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::{LISTENER_VARIABLE, Manager, POLL_TIMEOUT};
 use crate::agent::hand_over::{program, validate};
+use crate::agent::service_manager::ServiceManager;
 use crate::agent::signals;
-use crate::agent::supervisor::Supervisor;
 use crate::config::{self, Config, Role};
 use crate::manager::broker::Broker;
 use crate::{sync, sys};
@@ -27,7 +27,7 @@ const VALIDATION_STACK: usize = 256 << 10;
 
 /// Has the new program validate the configuration in a thread, since that can outlast systemd's watchdog. Errors: why the
 /// new program cannot start.
-fn validate_beside(program: &Path, supervisor: &mut Supervisor) -> Result<(), String> {
+fn validate_beside(program: &Path, service_manager: &mut ServiceManager) -> Result<(), String> {
     let (sender, result) = mpsc::channel();
     let path = program.to_owned();
     sync::spawn("validation", VALIDATION_STACK, move || sender.send(validate(&path)))
@@ -35,7 +35,7 @@ fn validate_beside(program: &Path, supervisor: &mut Supervisor) -> Result<(), St
     loop {
         match result.recv_timeout(PING) {
             Ok(result) => return result,
-            Err(RecvTimeoutError::Timeout) => drop(supervisor.ping_watchdog()),
+            Err(RecvTimeoutError::Timeout) => drop(service_manager.ping_watchdog()),
             Err(RecvTimeoutError::Disconnected) => return Err("its validation panicked".to_owned()),
         }
     }
@@ -43,9 +43,9 @@ fn validate_beside(program: &Path, supervisor: &mut Supervisor) -> Result<(), St
 
 impl Manager {
     /// Replaces the process by the program file on disk, unless that cannot start.
-    pub(super) fn hand_over(&mut self, supervisor: &mut Supervisor) {
+    pub(super) fn hand_over(&mut self, service_manager: &mut ServiceManager) {
         let program = program();
-        if let Err(why) = validate_beside(&program, supervisor).and_then(|()| self.check_state_dir()) {
+        if let Err(why) = validate_beside(&program, service_manager).and_then(|()| self.check_state_dir()) {
             log::error!(
                 "hand-over refused: the new program cannot start with this configuration; continuing with the old one \
                  path={} error={why}",
@@ -61,10 +61,10 @@ impl Manager {
         let until = Instant::now() + POLL_TIMEOUT;
         for broker in &brokers {
             while !broker.wait_for_polls(until.min(Instant::now() + PING)) && Instant::now() < until {
-                supervisor.ping_watchdog();
+                service_manager.ping_watchdog();
             }
         }
-        let error = self.exec(&program, supervisor);
+        let error = self.exec(&program, service_manager);
         log::error!(
             "cannot start the new program on disk; continuing with this one path={} error={error}",
             program.display()
@@ -88,13 +88,13 @@ impl Manager {
     }
 
     /// Returns only if the new program cannot be started.
-    fn exec(&self, program: &Path, supervisor: &Supervisor) -> std::io::Error {
+    fn exec(&self, program: &Path, service_manager: &ServiceManager) -> std::io::Error {
         let socket = self.server.listener();
         if let Err(error) = fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty())) {
             return error.into();
         }
         let mut next = std::process::Command::new(program);
-        next.args(std::env::args_os().skip(1)).envs(supervisor.variables());
+        next.args(std::env::args_os().skip(1)).envs(service_manager.variables());
         next.env(LISTENER_VARIABLE, socket.as_raw_fd().to_string());
         let error = sys::exec_holding(next, signals::handled());
         let _ = fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));

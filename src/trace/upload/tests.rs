@@ -8,7 +8,7 @@ use std::thread;
 use proptest::prelude::*;
 
 use super::*;
-use crate::coordinator::{TraceReply, TraceSummary};
+use crate::coordinator::{TraceKind, TraceReply, TraceSummary};
 use crate::token::Token;
 
 /// The failure of one upload request.
@@ -61,7 +61,7 @@ impl Server {
 }
 
 impl Coordinator for Fake {
-    fn append_trace(&self, _: &JobHandle, start: u64, chunk: &[u8], _: bool) -> TraceReply {
+    fn append_trace(&self, _: &JobHandle, start: u64, chunk: &[u8], _: TraceKind) -> TraceReply {
         assert!(!chunk.is_empty() && chunk.len() <= CHUNK);
         let mut server = self.server();
         server.starts.push(start);
@@ -104,7 +104,7 @@ struct Case {
     _directory: tempfile::TempDir,
 }
 
-const OPTIONS: UploadOptions = UploadOptions { debug_trace: false, offset: 0, final_tries: 10 };
+const OPTIONS: UploadOptions = UploadOptions { kind: TraceKind::Normal, offset: 0, final_tries: 10 };
 
 impl Case {
     fn new(fake: Fake) -> Self {

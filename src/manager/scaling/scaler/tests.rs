@@ -230,7 +230,7 @@ fn a_pool_grows_and_shrinks_to_nothing_whatever_call_fails_in_between() {
 /// Waits for an effect that no condition variable announces.
 fn wait_until(what: &str, is_true: impl Fn() -> bool) {
     let end = sync::try_until(Duration::from_secs(60), Duration::from_millis(10), || is_true().then_some(()));
-    assert!(end.is_some(), "waited in vain for {what}");
+    assert!(end.is_some(), "timed out waiting for {what}");
 }
 
 #[test]

@@ -23,7 +23,7 @@ const WATCHDOG_PROCESS: &str = "WATCHDOG_PID";
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The service manager, if one started the agent.
-pub struct Supervisor {
+pub struct ServiceManager {
     /// The variables of the service manager, for the new program after a hand-over.
     given: Vec<(&'static str, OsString)>,
     socket: Option<(UnixDatagram, SocketAddr)>,
@@ -33,7 +33,7 @@ pub struct Supervisor {
     status: String,
 }
 
-impl Supervisor {
+impl ServiceManager {
     /// Takes the variables of the service manager out of the environment, so that no child process can notify in the
     /// agent's name. Call it before the first thread starts.
     pub fn from_environment() -> Self {
@@ -68,7 +68,7 @@ impl Supervisor {
         self.send(&format!("READY=1\nMAINPID={}", process::id()));
     }
 
-    /// Notifies that the agent reloads. The caller calls [`Supervisor::ready`] afterwards.
+    /// Notifies that the agent reloads. The caller calls [`ServiceManager::ready`] afterwards.
     pub fn reloading(&mut self) {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap_or_else(|_| Duration::ZERO.into());
         let microseconds = Duration::from(now).as_micros();
@@ -139,8 +139,8 @@ mod tests {
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     }
 
-    fn supervisor(socket: &str, limit: &str, process: &str) -> Supervisor {
-        Supervisor::new(vec![(SOCKET, socket.into()), (WATCHDOG, limit.into()), (WATCHDOG_PROCESS, process.into())])
+    fn service_manager(socket: &str, limit: &str, process: &str) -> ServiceManager {
+        ServiceManager::new(vec![(SOCKET, socket.into()), (WATCHDOG, limit.into()), (WATCHDOG_PROCESS, process.into())])
     }
 
     #[test]
@@ -153,18 +153,18 @@ mod tests {
             (format!("@{name}"), SocketAddr::from_abstract_name(name).expect("an address")),
         ] {
             let socket = listen(&address);
-            let mut supervisor = supervisor(&given, "0", "0");
-            supervisor.ready();
+            let mut service_manager = service_manager(&given, "0", "0");
+            service_manager.ready();
             assert_eq!(heard(&socket), format!("READY=1\nMAINPID={}", process::id()));
-            supervisor.status("idle");
-            supervisor.status("idle");
-            supervisor.reloading();
+            service_manager.status("idle");
+            service_manager.status("idle");
+            service_manager.reloading();
             assert_eq!(heard(&socket), "STATUS=idle");
             assert!(heard(&socket).starts_with("RELOADING=1\nMONOTONIC_USEC="));
-            supervisor.stopping();
+            service_manager.stopping();
             assert_eq!(heard(&socket), "STOPPING=1");
-            assert_eq!(supervisor.ping_watchdog(), None, "nobody watches");
-            assert_eq!(supervisor.variables().count(), 3);
+            assert_eq!(service_manager.ping_watchdog(), None, "nobody watches");
+            assert_eq!(service_manager.variables().count(), 3);
         }
     }
 
@@ -175,14 +175,14 @@ mod tests {
         let socket = listen(&SocketAddr::from_pathname(&path).expect("an address"));
         let path = path.display().to_string();
         let ours = process::id().to_string();
-        let mut watched = supervisor(&path, "60000000", &ours);
+        let mut watched = service_manager(&path, "60000000", &ours);
         assert_eq!(watched.ping_watchdog(), Some(Duration::from_secs(30)));
         assert!(watched.ping_watchdog().expect("ping the watchdog") <= Duration::from_secs(30), "fed already");
         watched.stopping();
         assert_eq!([heard(&socket), heard(&socket)], ["WATCHDOG=1", "STOPPING=1"]);
-        assert_eq!(supervisor(&path, "60000000", "1").ping_watchdog(), None);
-        assert_eq!(supervisor("nonsense", "60000000", &ours).ping_watchdog(), None);
+        assert_eq!(service_manager(&path, "60000000", "1").ping_watchdog(), None);
+        assert_eq!(service_manager("nonsense", "60000000", &ours).ping_watchdog(), None);
         let nobody = format!("{path}-nobody");
-        supervisor(&nobody, "60000000", &ours).stopping();
+        service_manager(&nobody, "60000000", &ours).stopping();
     }
 }

@@ -1,0 +1,62 @@
+//! Identifies a job in requests to its server: its id, and the id with the job's token.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::lenient;
+use crate::token::Token;
+
+/// A job's id as it appears in the path of its requests. It is text, so that a job with an id beyond any integer type
+/// can still be reported as failed. Only the id of a payload that has none is empty; [`super::decode`] rejects it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JobId(String);
+
+impl JobId {
+    /// The longest id, in characters.
+    const MAX_LENGTH: usize = 64;
+
+    /// Parses an id; `None` if the text could change the path of the URL.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+        (is_plain && (1..=Self::MAX_LENGTH).contains(&text.len())).then(|| Self(text.to_owned()))
+    }
+
+    /// Whether the payload had no id.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<i64> for JobId {
+    fn from(number: i64) -> Self {
+        Self(number.to_string())
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Decodes the id in a payload: a positive integer, or text that contains one. Anything else that is an integer gives an
+/// empty id.
+pub fn decode_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobId, D::Error> {
+    let number = lenient::exact(deserializer)?;
+    Ok(if number > 0 { number.into() } else { JobId::default() })
+}
+
+/// Identifies a job in all later requests.
+#[derive(Clone, Debug)]
+pub struct JobHandle {
+    /// The job's id, part of the path of its requests.
+    pub id: JobId,
+    /// The job's own token; it is invalid after the job has ended.
+    pub token: Token,
+}
