@@ -1,20 +1,24 @@
 //! Child processes that must end within a time.
 
-use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::sys;
 
 /// The number of bytes of each stream that [`output`] returns.
-const OUTPUT_MAX: u64 = 4096;
+const OUTPUT_MAX: usize = 4096;
+/// Bytes read from a pipe at a time: a full pipe.
+const READ_SIZE: usize = 64 * 1024;
 
-/// How a program ended, and the beginning of what it wrote.
+/// How a program ended, and the beginning of its output.
 #[derive(Debug)]
 pub struct TimedOutput {
     pub status: ExitStatus,
@@ -27,14 +31,71 @@ pub struct TimedOutput {
 pub fn output(command: &mut Command, timeout: Duration) -> Result<TimedOutput, String> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(command)?;
-    let ended = has_ended(&child, timeout);
-    // Other processes of the group may keep the pipes open, and the reads below would then block. Until the status is
-    // read, no other group can have the same number.
+    let mut streams = [
+        OutputStream::new(child.stdout.take().map(OwnedFd::from)),
+        OutputStream::new(child.stderr.take().map(OwnedFd::from)),
+    ];
+    let ended = read_until_end(&child, &mut streams, timeout);
+    // Until the status is read, no other group can have the same number.
     kill_group(&child);
     let status = status(&mut child, ended, timeout)?;
-    let stdout = beginning(child.stdout.take()).map_err(|error| error.to_string())?;
-    let stderr = beginning(child.stderr.take()).map_err(|error| error.to_string())?;
+    let [stdout, stderr] = streams.map(|stream| String::from_utf8_lossy(&stream.text).into_owned());
     Ok(TimedOutput { status, stdout, stderr })
+}
+
+/// A stream of a program's output.
+struct OutputStream {
+    /// The pipe; `None` once it is closed.
+    pipe: Option<File>,
+    /// The first [`OUTPUT_MAX`] bytes.
+    text: Vec<u8>,
+}
+
+impl OutputStream {
+    fn new(pipe: Option<OwnedFd>) -> Self {
+        if let Some(pipe) = &pipe {
+            // This call cannot fail for an open pipe.
+            let _ = fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
+        }
+        Self { pipe: pipe.map(File::from), text: Vec::new() }
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.pipe.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Reads the bytes that are in the pipe, at most [`READ_SIZE`], and drops those after the first [`OUTPUT_MAX`]: a
+    /// program whose pipe is full would not end.
+    fn read_available(&mut self) {
+        let Some(pipe) = &mut self.pipe else { return };
+        let mut block = vec![0; READ_SIZE];
+        match pipe.read(&mut block) {
+            Ok(length @ 1..) => {
+                let kept = length.min(OUTPUT_MAX - self.text.len());
+                self.text.extend_from_slice(&block[..kept]);
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Ok(0) | Err(_) => self.pipe = None,
+        }
+    }
+}
+
+/// Reads the streams until the program ends, for at most `timeout`. Returns whether the program has ended. The end of
+/// the streams does not count, because a process that has left the program's group may keep the pipes open.
+fn read_until_end(child: &Child, streams: &mut [OutputStream; 2], timeout: Duration) -> io::Result<bool> {
+    let pidfd = sys::pidfd_open(child.id().cast_signed())?;
+    let until = Instant::now() + timeout;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let [ended, stdout, stderr] = sys::wait([Some(pidfd.as_fd()), streams[0].fd(), streams[1].fd()], Some(left))?;
+        // The output that is in the pipes is read before the function returns.
+        for (stream, _) in streams.iter_mut().zip([stdout, stderr]).filter(|(_, is_ready)| *is_ready) {
+            stream.read_available();
+        }
+        if ended || left.is_zero() {
+            return Ok(ended);
+        }
+    }
 }
 
 /// Starts a program in its own process group. Errors: why it cannot be started.
@@ -63,7 +124,7 @@ fn status(child: &mut Child, ended: io::Result<bool>, timeout: Duration) -> Resu
     let status = child.wait();
     match ended {
         Ok(true) => status.map_err(|error| format!("cannot wait for it: {error}")),
-        Ok(false) => Err(format!("it did not end within {} s", timeout.as_secs())),
+        Ok(false) => Err(format!("it did not end within {} s", timeout.as_secs_f64())),
         Err(error) => Err(format!("cannot wait for it: {error}")),
     }
 }
@@ -71,12 +132,6 @@ fn status(child: &mut Child, ended: io::Result<bool>, timeout: Duration) -> Resu
 fn kill_group(child: &Child) {
     // The group may have ended already.
     let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
-}
-
-fn beginning(stream: Option<impl Read>) -> io::Result<String> {
-    let mut text = Vec::new();
-    stream.map_or(Ok(0), |stream| stream.take(OUTPUT_MAX).read_to_end(&mut text))?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 #[cfg(test)]
@@ -96,14 +151,36 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_keeps_the_pipes_open_does_not_delay_the_result() {
+    fn a_background_process_of_the_group_is_killed_and_does_not_delay_the_result() {
         assert_eq!(shell("sleep 600 & echo out", LONG).expect("the shell ends").stdout, "out\n");
     }
 
     #[test]
+    fn a_process_in_another_session_that_keeps_the_pipes_open_does_not_delay_the_result() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let script = format!(
+            "cd {} && mkfifo started && {{ setsid sh -c 'echo $$ >started; exec sleep 600' & cat started; }}",
+            directory.path().display()
+        );
+        let printed = shell(&script, LONG).expect("the shell ends").stdout;
+        let detached = printed.trim().parse().expect("the pid of the process in another session");
+        nix::sys::signal::kill(Pid::from_raw(detached), Signal::SIGKILL).expect("the process must still run");
+    }
+
+    #[test]
+    fn a_program_with_more_output_than_a_pipe_holds_ends_and_its_first_bytes_are_kept() {
+        let script = "head -c 1000000 /dev/zero | tr '\\0' x; head -c 1000000 /dev/zero | tr '\\0' y >&2; exit 4";
+        let output = shell(script, LONG).expect("the shell ends");
+        assert_eq!(output.status.code(), Some(4));
+        assert_eq!((output.stdout, output.stderr), ("x".repeat(OUTPUT_MAX), "y".repeat(OUTPUT_MAX)));
+    }
+
+    #[test]
     fn a_program_that_does_not_end_in_time_is_killed() {
-        let error = shell("sleep 600", Duration::from_millis(10)).expect_err("it must be killed");
-        assert_eq!(error, "it did not end within 0 s");
+        for script in ["sleep 600", "exec >/dev/null 2>&1; sleep 600", "yes"] {
+            let error = shell(script, Duration::from_millis(10)).expect_err("it must be killed");
+            assert_eq!(error, "it did not end within 0.01 s", "{script}");
+        }
         let error = output(&mut Command::new("/nonexistent"), LONG).expect_err("it cannot be started");
         assert!(error.starts_with("it cannot be started: "), "{error}");
     }
