@@ -60,7 +60,7 @@ fn of_engine(port: u16) {
     let _ = engine.image("busybox", None);
     let _ = engine.container("one");
     let _ = engine.containers(&[("label", "value")]);
-    let _ = engine.logs("one", true, 1 << 20);
+    let _ = engine.logs("one", 1 << 20);
     let _ = engine.was_signalled("one", SystemTime::UNIX_EPOCH);
     if let Ok(mut pull) = engine.pull("busybox:latest", None, None) {
         for _ in 0..LINES {

@@ -125,7 +125,7 @@ fn prepare_task(job: &Job<'_>, docker: &DockerExecutor) -> Result<prepare::Prepa
     };
     let prefix = facts.prefix(&docker.owner);
     let expand = |text: &str| variables.expand(text);
-    let volumes = volumes::of_job(&volumes::VolumeSettings {
+    let volumes = volumes::plan_volumes(&volumes::VolumeSettings {
         docker: &runner.docker,
         builds: &docker.builds,
         project: &dirs.as_seen_by_job(&dirs.project),

@@ -15,6 +15,7 @@ use crate::decode;
 use crate::executor::cgroup::CgroupParents;
 use crate::executor::docker::console::JobConsole;
 use crate::executor::docker::credentials::{LoginSources, RegistryLogins, VARIABLE};
+use crate::executor::docker::engine::containers::AnonymousVolumes;
 use crate::executor::docker::engine::spec::{CreateContainer, HostConfig};
 use crate::executor::docker::engine::{DockerEngine, DockerError};
 use crate::executor::docker::images::ImageProvider;
@@ -113,7 +114,7 @@ impl Containers {
     /// Pulls an image before any job runs. `expand` replaces the variables of the job.
     pub fn obtain(&self, image: &Value, screen: &Screen, expand: &dyn Fn(&str) -> String) -> Result<(), JobError> {
         let image: Image = serde_json::from_value(image.clone()).unwrap_or_default();
-        let (choice, _) = resolved_image::of_job(&self.runner.docker, &image, expand)?;
+        let (choice, _) = resolved_image::resolve_job_image(&self.runner.docker, &image, expand)?;
         let access = LoginSources::of_agent(&self.runner, std::slice::from_ref(&choice.reference), &self.docker.tokens);
         let of_job = Some(expand(&format!("${VARIABLE}"))).filter(|text| !text.is_empty());
         let logins = RegistryLogins::read(of_job, &[], &access);
@@ -149,7 +150,7 @@ impl Containers {
         let (id, _) = self.engine.create_container(&name, None, &request)?;
         let started = self.engine.start_container(&id);
         let exit = started.and_then(|()| self.engine.wait_container_for(&id, REMOVAL));
-        self.engine.remove_container(&id, false)?;
+        self.engine.remove_container(&id, AnonymousVolumes::Remove)?;
         exit.map(|exit| exit.status_code)
     }
 

@@ -85,6 +85,18 @@ pub fn advice(error: &DockerError) -> String {
                 "the container engine at {address} does not run; start it, or set DOCKER_HOST to the address of another one"
             )
         }
+        DockerError::NeedsTls { address } => format!(
+            "the container engine at {address} speaks TLS; set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH to the directory \
+             with `ca.pem`, `cert.pem` and `key.pem`, or choose a Docker context that has certificates"
+        ),
+        DockerError::UntrustedEngine { address, why, ca_file: None } => format!(
+            "the certificate of the container engine at {address} is not trusted ({why}); set DOCKER_CERT_PATH to the \
+             directory with the certificate of its authority (`ca.pem`)"
+        ),
+        DockerError::UntrustedClient { address, why, ca_file: None } => format!(
+            "the container engine at {address} requires a client certificate ({why}); set DOCKER_CERT_PATH to the \
+             directory with `cert.pem` and `key.pem`"
+        ),
         other => other.to_string(),
     }
 }

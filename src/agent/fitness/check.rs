@@ -141,10 +141,10 @@ fn check_shell(shell: Option<&str>, user: Option<&str>, slots: u32) -> Result<()
 fn check_engine(address: &Address) -> Result<(), Unfit> {
     DockerEngine::connect_within(address, ENGINE_TIMEOUT).map(drop).map_err(|error| {
         Unfit::Engine(match error {
-            DockerError::Answer { message, .. } => format!(
+            DockerError::ErrorResponse { message, .. } => format!(
                 "the container engine at {address} returns an error: {message}; look at its log (journalctl -u docker)"
             ),
-            DockerError::Nonsense { .. } => {
+            DockerError::InvalidResponse { .. } => {
                 format!("{error}; restart the engine, or correct `host` below [runners.docker]")
             }
             error => error.to_string(),

@@ -37,12 +37,12 @@ pub struct ContainerSettings {
 
 /// Fails if the configuration contradicts itself. The error names the contradictions.
 pub fn check(docker: &DockerConfig) -> Result<(), JobError> {
-    let told = docker.contradictions();
-    if told.is_empty() {
+    let contradictions = docker.contradictions();
+    if contradictions.is_empty() {
         return Ok(());
     }
-    let told: Vec<String> = told.iter().map(|one| format!("`{}`: {}", one.key, one.why)).collect();
-    Err(JobError::configuration(format!("the configuration of this runner is contradictory: {}", told.join("; "))))
+    let texts: Vec<String> = contradictions.iter().map(|one| format!("`{}`: {}", one.key, one.why)).collect();
+    Err(JobError::configuration(format!("the configuration of this runner is contradictory: {}", texts.join("; "))))
 }
 
 /// The failure of a job whose container the engine does not create. If the engine rejects the request, the cause is in
@@ -57,8 +57,8 @@ pub fn create_error(what: &str, error: &DockerError) -> JobError {
     }
 }
 
-/// The job's container. Fails if a file that the configuration names is unreadable.
-pub fn of_job(
+/// The request for the job's container. Fails if a file that the configuration names is unreadable.
+pub fn job_request(
     docker: &DockerConfig,
     resolved: &ResolvedImage,
     network: &NetworkMode,
@@ -70,8 +70,8 @@ pub fn of_job(
         _ if docker.hostname.is_empty() => settings.hostname.clone(),
         _ => docker.hostname.clone(),
     };
-    let mut host = shared(docker, network, &settings);
-    limits(&mut host, [docker.memory, docker.memory_reservation], docker.memory_swap);
+    let mut host = shared_host_config(docker, network, &settings);
+    set_memory_limits(&mut host, [docker.memory, docker.memory_reservation], docker.memory_swap);
     host.nano_cpus = docker.cpus.map_or(0, |cpus| cpus.0);
     host.cpu_shares = docker.cpu_shares;
     host.cpuset_cpus.clone_from(&docker.cpuset_cpus);
@@ -99,7 +99,7 @@ pub fn of_job(
     }
     host.ipc_mode.clone_from(&docker.ipcmode);
     host.pid_mode.clone_from(&docker.pid_mode);
-    let mut container = from_image(resolved, network, settings, host);
+    let mut container = container_request(resolved, network, settings, host);
     container.hostname = hostname;
     if let Some(address) = &docker.mac_address {
         set_mac_address(&mut container, network, &address.0, revision);
@@ -107,16 +107,16 @@ pub fn of_job(
     Ok(container)
 }
 
-/// The container of a service. Fails as [`of_job`] does.
-pub fn of_service(
+/// The request for the container of a service. Fails as [`job_request`] does.
+pub fn service_request(
     docker: &DockerConfig,
     resolved: &ResolvedImage,
     network: &NetworkMode,
     settings: ContainerSettings,
 ) -> Result<CreateContainer, JobError> {
-    let mut host = shared(docker, network, &settings);
+    let mut host = shared_host_config(docker, network, &settings);
     let memory = [docker.service_memory, docker.service_memory_reservation];
-    limits(&mut host, memory, docker.service_memory_swap);
+    set_memory_limits(&mut host, memory, docker.service_memory_swap);
     host.nano_cpus = docker.service_cpus.map_or(0, |cpus| cpus.0);
     host.cpu_shares = docker.service_cpu_shares;
     host.cpuset_cpus.clone_from(&docker.service_cpuset_cpus);
@@ -127,11 +127,11 @@ pub fn of_service(
     let devices = docker.services_devices.iter().filter(|(images, _)| images.match_name(&resolved.name));
     host.devices = devices.flat_map(|(_, devices)| devices).map(device).collect();
     host.device_requests = docker.service_gpus.iter().map(device_request).collect();
-    Ok(from_image(resolved, network, settings, host))
+    Ok(container_request(resolved, network, settings, host))
 }
 
 /// The settings that all containers share.
-fn shared(docker: &DockerConfig, network: &NetworkMode, settings: &ContainerSettings) -> HostConfig {
+fn shared_host_config(docker: &DockerConfig, network: &NetworkMode, settings: &ContainerSettings) -> HostConfig {
     let has_hosts = !matches!(network, NetworkMode::Other(mode) if mode.starts_with("container:"));
     let hosts = docker.extra_hosts.iter().map(|host| host.0.clone()).chain(settings.hosts.iter().cloned());
     HostConfig {
@@ -155,7 +155,7 @@ fn shared(docker: &DockerConfig, network: &NetworkMode, settings: &ContainerSett
     }
 }
 
-fn from_image(
+fn container_request(
     resolved: &ResolvedImage,
     network: &NetworkMode,
     settings: ContainerSettings,
@@ -181,7 +181,7 @@ fn from_image(
     }
 }
 
-fn limits(host: &mut HostConfig, [memory, reservation]: [Option<Size>; 2], swap: Option<Swap>) {
+fn set_memory_limits(host: &mut HostConfig, [memory, reservation]: [Option<Size>; 2], swap: Option<Swap>) {
     host.memory = memory.map_or(0, |size| size.0);
     host.memory_reservation = reservation.map_or(0, |size| size.0);
     host.memory_swap = match swap {
@@ -245,7 +245,7 @@ mod tests {
     }
 
     fn resolved(docker: &DockerConfig) -> ResolvedImage {
-        super::super::resolved_image::of_job(docker, &Image::default(), &|text| text.to_owned())
+        super::super::resolved_image::resolve_job_image(docker, &Image::default(), &|text| text.to_owned())
             .expect("the image must be allowed")
             .0
     }
@@ -261,7 +261,7 @@ mod tests {
     }
 
     fn job(docker: &DockerConfig, network: &NetworkMode) -> CreateContainer {
-        of_job(docker, &resolved(docker), network, settings(), OLD).expect("the container must be described")
+        job_request(docker, &resolved(docker), network, settings(), OLD).expect("the container must be described")
     }
 
     fn json(container: &CreateContainer) -> serde_json::Value {
@@ -280,7 +280,7 @@ mod tests {
             (Some("no"), Some("none"))
         );
         let service = json(
-            &of_service(&docker, &resolved(&docker), &NetworkMode::Bridge, settings())
+            &service_request(&docker, &resolved(&docker), &NetworkMode::Bridge, settings())
                 .expect("the container must be described"),
         );
         assert_eq!(service["HostConfig"]["LogConfig"]["Type"], "json-file");
@@ -294,7 +294,7 @@ mod tests {
              [runners.docker.services_devices]\n\"a\" = [\"/dev/null\"]\n\"b:*\" = [\"/dev/zero\"]\n",
         );
         let job = json(&job(&docker, &NetworkMode::Bridge));
-        let service = of_service(&docker, &resolved(&docker), &NetworkMode::Bridge, settings())
+        let service = service_request(&docker, &resolved(&docker), &NetworkMode::Bridge, settings())
             .expect("the container must be described");
         let service = json(&service);
         let (job_host, service_host) = (&job["HostConfig"], &service["HostConfig"]);
@@ -329,7 +329,7 @@ mod tests {
         let docker = docker("mac_address = \"92:d0:c6:0a:29:33\"");
         let old = json(&job(&docker, &NetworkMode::Bridge));
         assert_eq!(old["MacAddress"], "92:d0:c6:0a:29:33");
-        let new = of_job(&docker, &resolved(&docker), &NetworkMode::Bridge, settings(), MAC_OF_NETWORK)
+        let new = job_request(&docker, &resolved(&docker), &NetworkMode::Bridge, settings(), MAC_OF_NETWORK)
             .expect("the container must be described");
         let new = json(&new);
         assert!(new["MacAddress"].is_null());

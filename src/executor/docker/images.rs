@@ -13,7 +13,7 @@ use super::console::JobConsole;
 use super::credentials::{Login, RegistryLogins};
 use super::engine::images::{EngineImage, ImageConfig};
 use super::engine::{DockerEngine, DockerError};
-use super::policy::{self, PullFailure};
+use super::policy::{self, PullFailure, RegistryAccess};
 use super::pulled::UsedImage;
 use super::reference::ImageReference;
 use super::resolved_image::ResolvedImage;
@@ -25,7 +25,7 @@ use crate::sync;
 /// The maximum number of attempts of a pull that cannot reach the registry.
 const PULL_ATTEMPTS: u32 = 3;
 /// The delay between two attempts of a pull.
-const RETRY: Backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(10)).with_jitter(0.8);
+const PULL_RETRY: Backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(10)).with_jitter(0.8);
 /// How often a running pull reports its progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -63,11 +63,11 @@ impl<'a> ImageProvider<'a> {
     /// policy.
     pub fn provide(&self, resolved: &ResolvedImage) -> Result<LocalImage, JobError> {
         let name = &resolved.name;
-        let policies = policy::in_words(&resolved.policies);
+        let policies = policy::policy_list(&resolved.policies);
         self.console.line(&format!("Using effective pull policy of {policies} for container {name}"));
         let key = (resolved.reference.full(), resolved.platform.clone());
-        if let Some(had) = self.provided.borrow().get(&key) {
-            return Ok(had.clone());
+        if let Some(image) = self.provided.borrow().get(&key) {
+            return Ok(image.clone());
         }
         // A pull does not download an image that the machine already has; only downloaded images are recorded as
         // pulled.
@@ -77,15 +77,17 @@ impl<'a> ImageProvider<'a> {
         for (index, policy) in resolved.policies.iter().enumerate() {
             let word = policy.as_str();
             if index > 0 {
-                self.console
-                    .warning(&format!("Failed to pull image with policy \"{}\": {failure}", before(resolved, index)));
+                self.console.warning(&format!(
+                    "Failed to pull image with policy \"{}\": {failure}",
+                    previous_policy(resolved, index)
+                ));
                 self.console.line(&format!("Attempt #{}: Trying \"{word}\" pull policy", index + 1));
             }
-            match self.by_policy(resolved, *policy)? {
+            match self.try_policy(resolved, *policy)? {
                 Ok(image) => {
                     let pulled = before_pull.as_ref().is_none_or(|before| *before != image.id);
                     self.used.borrow_mut().push(UsedImage { id: image.id.clone(), pulled });
-                    let obtained = self.tell(resolved, image);
+                    let obtained = self.report_image(resolved, image);
                     self.provided.borrow_mut().insert(key, obtained.clone());
                     return Ok(obtained);
                 }
@@ -98,7 +100,7 @@ impl<'a> ImageProvider<'a> {
 
     /// Tries one policy. The outer error means that the job must stop or the engine is unreachable; the inner error
     /// means that the policy failed.
-    fn by_policy(
+    fn try_policy(
         &self,
         resolved: &ResolvedImage,
         policy: PullPolicy,
@@ -129,12 +131,13 @@ impl<'a> ImageProvider<'a> {
     /// Pulls an image, up to [`PULL_ATTEMPTS`] times if the network fails.
     fn pull(&self, resolved: &ResolvedImage) -> Result<Result<EngineImage, JobError>, JobError> {
         let login = match &resolved.reference {
-            ImageReference::Named(name) => self.logins.find(name, &mut |trouble| self.console.warning(&trouble)),
+            ImageReference::Named(name) => self.logins.find(name, &mut |warning| self.console.warning(&warning)),
             ImageReference::Id(_) => None,
         };
         if let Some(login) = &login {
             self.console.line(&format!("Authenticating with credentials from {}", login.source));
         }
+        let access = if login.is_some() { RegistryAccess::LoggedIn } else { RegistryAccess::Anonymous };
         let of_platform = platform(resolved).map(|platform| format!(" for platform {platform}")).unwrap_or_default();
         let mut tried = 0;
         loop {
@@ -148,9 +151,9 @@ impl<'a> ImageProvider<'a> {
             };
             let cause = PullFailure::of(&error);
             if cause != PullFailure::Network || tried == PULL_ATTEMPTS {
-                return Ok(Err(cause.error(&error, login.is_some())));
+                return Ok(Err(cause.error(&error, access)));
             }
-            let delay = RETRY.delay(0);
+            let delay = PULL_RETRY.delay(0);
             let text = format!("cannot pull {}: {}; retrying in {} s", resolved.name, error.trim(), delay.as_secs());
             self.console.warning(&text);
             self.console.wait(None, delay)?;
@@ -172,7 +175,7 @@ impl<'a> ImageProvider<'a> {
         };
         sync::spawn("pull", 256 * 1024, work).map_err(system)?;
         loop {
-            if self.console.wait(Some(pulling.bell.as_fd()), PROGRESS_INTERVAL)? {
+            if self.console.wait(Some(pulling.ended.as_fd()), PROGRESS_INTERVAL)? {
                 if let Some(outcome) = pulling.outcome() {
                     return Ok(outcome);
                 }
@@ -182,8 +185,9 @@ impl<'a> ImageProvider<'a> {
         }
     }
 
-    fn tell(&self, resolved: &ResolvedImage, image: EngineImage) -> LocalImage {
-        let digest = image.repo_digests.into_iter().find(|digest| is_of(digest, &resolved.reference));
+    /// Writes the id and the digest of a provided image to the log.
+    fn report_image(&self, resolved: &ResolvedImage, image: EngineImage) -> LocalImage {
+        let digest = image.repo_digests.into_iter().find(|digest| is_of_repository(digest, &resolved.reference));
         let with_digest = digest.as_ref().map(|digest| format!(" with digest {digest}")).unwrap_or_default();
         self.console.line(&format!("Using docker image {} for {}{with_digest} ...", image.id, resolved.name));
         LocalImage { pinned: digest.unwrap_or(image.id), config: image.config }
@@ -192,7 +196,7 @@ impl<'a> ImageProvider<'a> {
 
 /// Whether a digest belongs to the repository of the requested image: one image may have digests in several
 /// repositories.
-fn is_of(digest: &str, reference: &ImageReference) -> bool {
+fn is_of_repository(digest: &str, reference: &ImageReference) -> bool {
     match (ImageReference::parse(digest), reference) {
         (Ok(ImageReference::Named(one)), ImageReference::Named(other)) => one.normalized() == other.normalized(),
         _ => false,
@@ -204,19 +208,19 @@ fn platform(resolved: &ResolvedImage) -> Option<&str> {
 }
 
 /// The policy of the previous attempt.
-fn before(resolved: &ResolvedImage, index: usize) -> &'static str {
+fn previous_policy(resolved: &ResolvedImage, index: usize) -> &'static str {
     resolved.policies.get(index - 1).map_or("", |policy| policy.as_str())
 }
 
 /// A pull that runs in a separate thread.
 struct Pulling {
     /// Becomes readable when the pull ends.
-    bell: EventFd,
-    state: Mutex<State>,
+    ended: EventFd,
+    state: Mutex<PullState>,
 }
 
 #[derive(Default)]
-struct State {
+struct PullState {
     /// The layers, and whether each is complete.
     layers: BTreeMap<String, bool>,
     outcome: Option<Result<(), DockerError>>,
@@ -224,8 +228,8 @@ struct State {
 
 impl Pulling {
     fn new() -> io::Result<Self> {
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { bell, state: Mutex::default() })
+        let ended = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { ended, state: Mutex::default() })
     }
 
     fn run(
@@ -247,7 +251,7 @@ impl Pulling {
 
     fn finish(&self, outcome: Result<(), DockerError>) {
         self.state().outcome = Some(outcome);
-        let _ = self.bell.write(1);
+        let _ = self.ended.write(1);
     }
 
     fn outcome(&self) -> Option<Result<(), DockerError>> {
@@ -263,7 +267,7 @@ impl Pulling {
         }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, PullState> {
         sync::lock(&self.state)
     }
 }

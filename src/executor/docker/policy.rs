@@ -5,8 +5,8 @@ use crate::failure::{FailureReason, JobError};
 
 /// The policies for an image that requests `wanted`, in the order of attempts. Fails if a requested policy does not
 /// exist, or if the configuration allows none of them.
-pub fn of_image(wanted: &[String], docker: &DockerConfig) -> Result<Vec<PullPolicy>, JobError> {
-    let (asked, whose) = match wanted.is_empty() {
+pub fn policies_for_image(wanted: &[String], docker: &DockerConfig) -> Result<Vec<PullPolicy>, JobError> {
+    let (requested, source) = match wanted.is_empty() {
         true => (docker.default_policies(), "of the runner (`pull_policy`)"),
         false => {
             let parsed: Result<Vec<PullPolicy>, String> = wanted.iter().map(|text| text.parse()).collect();
@@ -14,20 +14,20 @@ pub fn of_image(wanted: &[String], docker: &DockerConfig) -> Result<Vec<PullPoli
         }
     };
     let permitted = docker.permitted_policies();
-    let left: Vec<PullPolicy> = asked.iter().copied().filter(|policy| permitted.contains(policy)).collect();
+    let left: Vec<PullPolicy> = requested.iter().copied().filter(|policy| permitted.contains(policy)).collect();
     if left.is_empty() {
         return Err(JobError::configuration(format!(
-            "no pull policy is left: {whose} is {}, and the runner allows {}: choose one of these, or add to \
+            "no pull policy is left: {source} is {}, and the runner allows {}: choose one of these, or add to \
              `allowed_pull_policies` below [runners.docker]",
-            in_words(&asked),
-            in_words(&permitted)
+            policy_list(&requested),
+            policy_list(&permitted)
         )));
     }
     Ok(left)
 }
 
 /// `[always if-not-present]`
-pub fn in_words(policies: &[PullPolicy]) -> String {
+pub fn policy_list(policies: &[PullPolicy]) -> String {
     let words: Vec<&str> = policies.iter().map(|policy| policy.as_str()).collect();
     format!("[{}]", words.join(" "))
 }
@@ -43,6 +43,13 @@ pub enum PullFailure {
     Platform,
     /// Another cause.
     Other,
+}
+
+/// Whether a pull sent a login to the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegistryAccess {
+    Anonymous,
+    LoggedIn,
 }
 
 /// Parts of the engine's messages for network failures (gitlab-runner uses the same).
@@ -75,26 +82,28 @@ impl PullFailure {
     /// The cause according to the engine's message: the engine returns status 500 for most causes.
     pub fn of(message: &str) -> Self {
         let text = message.to_ascii_lowercase();
-        let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+        let contains_any = |words: &[&str]| words.iter().any(|word| text.contains(word));
         match () {
-            () if says(&PLATFORM_MESSAGES) => Self::Platform,
-            () if says(&NETWORK_MESSAGES) => Self::Network,
-            () if says(&REFUSED_MESSAGES) => Self::Refused,
+            () if contains_any(&PLATFORM_MESSAGES) => Self::Platform,
+            () if contains_any(&NETWORK_MESSAGES) => Self::Network,
+            () if contains_any(&REFUSED_MESSAGES) => Self::Refused,
             () => Self::Other,
         }
     }
 
     /// The error of the job. Its text says what to do.
-    pub fn error(self, message: &str, logged_in: bool) -> JobError {
+    pub fn error(self, message: &str, login: RegistryAccess) -> JobError {
         let reason = match self {
             Self::Network => FailureReason::RunnerExternalDependencyFailure,
             Self::Refused => FailureReason::RunnerConfigurationError,
             Self::Platform | Self::Other => FailureReason::ImagePullFailure,
         };
-        let advice = match (self, logged_in) {
+        let advice = match (self, login) {
             (Self::Network, _) => "the container engine cannot reach the registry; check its network, proxy and DNS",
-            (Self::Refused, true) => "check the name and the tag of the image, and the permissions of the login",
-            (Self::Refused, false) => {
+            (Self::Refused, RegistryAccess::LoggedIn) => {
+                "check the name and the tag of the image, and the permissions of the login"
+            }
+            (Self::Refused, RegistryAccess::Anonymous) => {
                 "check the name and the tag of the image; if it is private, give a login with DOCKER_AUTH_CONFIG or in \
                  the agent's ~/.docker/config.json"
             }
@@ -114,9 +123,9 @@ mod tests {
         DockerConfig { pull_policy: own.to_vec(), allowed_pull_policies: allowed.to_vec(), ..DockerConfig::default() }
     }
 
-    fn of(wanted: &[&str], docker: &DockerConfig) -> Result<Vec<PullPolicy>, String> {
+    fn selected(wanted: &[&str], docker: &DockerConfig) -> Result<Vec<PullPolicy>, String> {
         let wanted: Vec<String> = wanted.iter().map(|text| (*text).to_owned()).collect();
-        of_image(&wanted, docker).map_err(|error| {
+        policies_for_image(&wanted, docker).map_err(|error| {
             assert_eq!(error.reason, FailureReason::RunnerConfigurationError);
             error.message
         })
@@ -127,23 +136,23 @@ mod tests {
         let text = "pull_policy = \"always\"\nallowed_pull_policies = [\"never\", \"if-not-present\"]";
         let docker: DockerConfig = toml::from_str(text).expect("a table");
         assert!(super::super::create::check(&docker).is_ok(), "jobs are not failed for the runner's default");
-        assert_eq!(of_image(&["never".to_owned()], &docker).expect("a policy"), [PullPolicy::Never]);
-        let error = of_image(&[], &docker).expect_err("must be refused").message;
+        assert_eq!(policies_for_image(&["never".to_owned()], &docker).expect("a policy"), [PullPolicy::Never]);
+        let error = policies_for_image(&[], &docker).expect_err("must be refused").message;
         assert!(error.contains("the runner allows [never if-not-present]"), "{error}");
     }
 
     #[test]
     fn the_requested_policy_must_be_allowed() {
-        assert_eq!(of(&[], &docker(&[], &[])), Ok(vec![Always]));
-        assert_eq!(of(&[], &docker(&[Never, Always], &[])), Ok(vec![Never, Always]));
-        assert_eq!(of(&["if-not-present"], &docker(&[], &[Never, IfNotPresent])), Ok(vec![IfNotPresent]));
+        assert_eq!(selected(&[], &docker(&[], &[])), Ok(vec![Always]));
+        assert_eq!(selected(&[], &docker(&[Never, Always], &[])), Ok(vec![Never, Always]));
+        assert_eq!(selected(&["if-not-present"], &docker(&[], &[Never, IfNotPresent])), Ok(vec![IfNotPresent]));
         let both = ["always", "never"];
-        assert_eq!(of(&both, &docker(&[], &[Never])), Ok(vec![Never]), "the rest of the list");
-        let error = of(&["never"], &docker(&[], &[])).expect_err("must be refused");
+        assert_eq!(selected(&both, &docker(&[], &[Never])), Ok(vec![Never]), "the rest of the list");
+        let error = selected(&["never"], &docker(&[], &[])).expect_err("must be refused");
         assert!(error.contains("of the job") && error.contains("[never]") && error.contains("[always]"), "{error}");
-        let error = of(&[], &docker(&[Always], &[Never])).expect_err("must be refused");
+        let error = selected(&[], &docker(&[Always], &[Never])).expect_err("must be refused");
         assert!(error.contains("of the runner"), "{error}");
-        assert!(of(&["sometimes"], &docker(&[], &[])).expect_err("must be refused").contains("`sometimes`"));
+        assert!(selected(&["sometimes"], &docker(&[], &[])).expect_err("must be refused").contains("`sometimes`"));
     }
 
     /// Messages of engines 20.10 to 28.
@@ -170,9 +179,12 @@ mod tests {
 
     #[test]
     fn a_failure_says_what_to_do() {
-        let error = PullFailure::Refused.error("no basic auth credentials", false);
+        let error = PullFailure::Refused.error("no basic auth credentials", RegistryAccess::Anonymous);
         assert!(error.message.contains("DOCKER_AUTH_CONFIG"), "{error}");
-        assert_eq!(PullFailure::Network.error("x", true).reason, FailureReason::RunnerExternalDependencyFailure);
-        assert_eq!(PullFailure::Other.error("x", true).reason, FailureReason::ImagePullFailure);
+        assert_eq!(
+            PullFailure::Network.error("x", RegistryAccess::LoggedIn).reason,
+            FailureReason::RunnerExternalDependencyFailure
+        );
+        assert_eq!(PullFailure::Other.error("x", RegistryAccess::LoggedIn).reason, FailureReason::ImagePullFailure);
     }
 }

@@ -15,17 +15,19 @@ use super::images::ImageProvider;
 use super::names::CACHE_OF;
 use super::network_mode::NetworkMode;
 use super::prepared::PreparedContainer;
+use super::pulled::UsedImage;
 use super::resolved_image::{self, ResolvedImage};
-use super::retry::{RETRY_INTERVAL, retry, with_sigterm_delayed};
-use super::services::{self, ServiceStarter};
+use super::retry::{RETRY_INTERVAL, StopSign, retry, with_sigterm_delayed};
+use super::services::plan::ServicePlan;
+use super::services::{self, RunningService, ServiceStarter};
 use super::{safe_dirs, script};
 use crate::config::docker::DockerConfig;
 use crate::decode;
 use crate::executor::roots;
 use crate::failure::JobError;
 use crate::http::Address;
-use crate::payload;
 use crate::payload::variables::Variables;
+use crate::payload::{self, Payload};
 
 /// The input of the preparation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,29 +65,17 @@ pub struct PrepareTask {
 
 /// Prepares the container; writes its progress to the job's log.
 pub fn run(plan: &PrepareTask) -> Result<PreparedContainer, JobError> {
-    let unread = |what: &str, why: String| JobError::system(format!("cannot read {what}: {why}"));
-    let docker: DockerConfig =
-        decode::toml(&plan.docker).map_err(|error| unread("[runners.docker]", error.to_string()))?;
-    let payload = payload::decode(plan.payload.as_bytes()).map_err(|error| unread("the job", error.why))?;
-    let expand = |text: &str| plan.variables.expand(text);
-    create::check(&docker)?;
-    resolved_image::check_options(&payload)?;
-    let (resolved, warnings) = resolved_image::of_job(&docker, &payload.image, &expand)?;
-    let (planned, more) = services::plan::plan(&docker, &payload.services, &plan.variables.public_exports(), &expand)?;
-    warnings.iter().chain(&more).for_each(|warning| StdoutConsole.warning(warning));
-    println!("Using Docker executor with image {} ...", resolved.name);
+    let job = ContainerJob::resolve(plan)?;
     let engine = Arc::new(connect(&plan.address)?);
     create_network_and_volumes(plan, &engine)?;
-    let of_job = plan.variables.value(credentials::VARIABLE);
-    let logins = RegistryLogins::read(of_job, &payload.credentials, &plan.access);
-    logins.warnings.iter().for_each(|trouble| StdoutConsole.warning(trouble));
+    let logins = registry_logins(plan, &job.payload);
     let images = ImageProvider::new(&engine, &logins, &StdoutConsole);
-    let network = NetworkMode::of(&docker, plan.network.as_ref().map(|network| network.name.as_str()));
+    let network = NetworkMode::of(&job.docker, plan.network.as_ref().map(|network| network.name.as_str()));
     let common =
         ContainerSettings { labels: plan.labels.clone(), binds: plan.binds.clone(), ..ContainerSettings::default() };
     let starter = ServiceStarter {
         engine: &engine,
-        docker: &docker,
+        docker: &job.docker,
         images: &images,
         console: &StdoutConsole,
         network: &network,
@@ -94,46 +84,97 @@ pub fn run(plan: &PrepareTask) -> Result<PreparedContainer, JobError> {
         init: plan.init,
     };
     create_root(plan)?;
-    let started = starter.start(&planned)?;
-    let image = images.provide(&resolved)?;
-    let is_root = is_root(&docker, &resolved, &image.config.user, &engine);
-    create_directories(plan, is_root)?;
+    let services = starter.start(&job.services)?;
+    let image = images.provide(&job.image)?;
+    let user = container_user(&job, &image.config.user, &engine);
+    create_directories(plan, user)?;
     let name = format!("{}-build", plan.prefix);
     let settings = ContainerSettings {
         image: image.pinned,
         hostname: plan.host_name.clone(),
         environment: plan.variables.exports().into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
-        hosts: services::hosts(&started, &network),
+        hosts: services::hosts(&services, &network),
         aliases: vec!["build".to_owned(), name.clone()],
         ..common.clone()
     };
-    let request = create::of_job(&docker, &resolved, &network, settings, engine.revision())?;
-    let prepared = PreparedContainer {
-        engine: engine.engine_address(),
-        name,
-        image: resolved.name.clone(),
-        platform: Some(resolved.platform.clone()).filter(|platform| !platform.is_empty()),
-        has_own_processes: docker.pid_mode.is_empty(),
-        native_stop: plan.native_stop,
-        volume_keep: docker.volume_keep,
-        is_root,
-        services: started,
-        images: images.used(),
-        cache_volumes: cache_volumes(plan),
-        request: with_script_command(request, plan),
-    };
-    prepared.create(&engine)?;
+    let request = create::job_request(&job.docker, &job.image, &network, settings, engine.revision())?;
+    let request = with_script_command(request, plan);
+    let prepared = job.prepared(plan, PreparedParts { name, request, user, services, images: images.used() }, &engine);
+    prepared.create(&engine, StopSign::EndsProcess)?;
     starter.wait(&prepared.services)?;
     Ok(prepared)
+}
+
+/// The configuration and the payload of a job, with its images and services resolved.
+struct ContainerJob {
+    docker: DockerConfig,
+    payload: Payload,
+    image: ResolvedImage,
+    services: Vec<ServicePlan>,
+}
+
+/// The results of the steps of a preparation.
+struct PreparedParts {
+    name: String,
+    request: CreateContainer,
+    user: ContainerUser,
+    services: Vec<RunningService>,
+    images: Vec<UsedImage>,
+}
+
+impl ContainerJob {
+    /// Decodes the task and resolves its images; writes the warnings and the image to the job's log. Fails if an image,
+    /// a service or an option is not allowed.
+    fn resolve(plan: &PrepareTask) -> Result<Self, JobError> {
+        let unreadable = |what: &str, why: String| JobError::system(format!("cannot read {what}: {why}"));
+        let docker: DockerConfig =
+            decode::toml(&plan.docker).map_err(|error| unreadable("[runners.docker]", error.to_string()))?;
+        let payload = payload::decode(plan.payload.as_bytes()).map_err(|error| unreadable("the job", error.why))?;
+        let expand = |text: &str| plan.variables.expand(text);
+        create::check(&docker)?;
+        resolved_image::check_options(&payload)?;
+        let (image, warnings) = resolved_image::resolve_job_image(&docker, &payload.image, &expand)?;
+        let public = plan.variables.public_exports();
+        let (services, more) = services::plan::plan(&docker, &payload.services, &public, &expand)?;
+        warnings.iter().chain(&more).for_each(|warning| StdoutConsole.warning(warning));
+        println!("Using Docker executor with image {} ...", image.name);
+        Ok(Self { docker, payload, image, services })
+    }
+
+    fn prepared(&self, plan: &PrepareTask, parts: PreparedParts, engine: &DockerEngine) -> PreparedContainer {
+        PreparedContainer {
+            engine: engine.engine_address(),
+            name: parts.name,
+            image: self.image.name.clone(),
+            platform: Some(self.image.platform.clone()).filter(|platform| !platform.is_empty()),
+            has_own_processes: self.docker.pid_mode.is_empty(),
+            native_stop: plan.native_stop,
+            volume_keep: self.docker.volume_keep,
+            is_root: parts.user == ContainerUser::Root,
+            services: parts.services,
+            images: parts.images,
+            cache_volumes: cache_volumes(plan),
+            request: parts.request,
+        }
+    }
 }
 
 /// Connects to the engine; waits some seconds for one that is restarting.
 fn connect(address: &Address) -> Result<DockerEngine, JobError> {
     // An engine that does not respond has already used up the timeout, so there is no retry.
-    let may_come_up = |error: &DockerError| error.is_unreachable() && !matches!(error, DockerError::Silent { .. });
-    let tell =
+    let may_come_up = |error: &DockerError| error.is_unreachable() && !matches!(error, DockerError::TimedOut { .. });
+    let report =
         |error: &DockerError| StdoutConsole.warning(&format!("{error}; retrying in {} s", RETRY_INTERVAL.as_secs()));
-    retry(|| DockerEngine::connect(address), may_come_up, tell).map_err(|error| JobError::system(error.to_string()))
+    retry(StopSign::EndsProcess, || DockerEngine::connect(address), may_come_up, report)
+        .map_err(|error| JobError::system(error.to_string()))
+}
+
+/// The logins that are available to the job. Writes warnings about unreadable sources.
+fn registry_logins<'a>(plan: &'a PrepareTask, payload: &Payload) -> RegistryLogins<'a> {
+    let of_job = plan.variables.value(credentials::VARIABLE);
+    let logins = RegistryLogins::read(of_job, &payload.credentials, &plan.access);
+    logins.warnings.iter().for_each(|warning| StdoutConsole.warning(warning));
+    logins
 }
 
 fn cache_volumes(plan: &PrepareTask) -> Vec<String> {
@@ -156,14 +197,26 @@ fn with_script_command(request: CreateContainer, plan: &PrepareTask) -> CreateCo
     request
 }
 
-/// Whether the container runs as root of the machine. Then no other user needs access to the job's files.
-fn is_root(docker: &DockerConfig, resolved: &ResolvedImage, of_image: &str, engine: &DockerEngine) -> bool {
-    let user = if resolved.user.is_empty() { of_image } else { &resolved.user };
+/// The user of the machine as which the container runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ContainerUser {
+    /// Root of the machine: no other user needs access to the job's files.
+    Root,
+    /// Another user, or root of a user namespace.
+    Other,
+}
+
+fn container_user(job: &ContainerJob, of_image: &str, engine: &DockerEngine) -> ContainerUser {
+    let user = if job.image.user.is_empty() { of_image } else { &job.image.user };
     if !matches!(user.split(':').next(), Some("" | "0" | "root")) {
-        return false;
+        return ContainerUser::Other;
     }
     let is_mapped = |option: &String| option.contains("name=userns") || option.contains("name=rootless");
-    docker.userns_mode == "host" || !engine.info().is_ok_and(|info| info.security_options.iter().any(is_mapped))
+    let has_mapped_root = || engine.info().is_ok_and(|info| info.security_options.iter().any(is_mapped));
+    match job.docker.userns_mode == "host" || !has_mapped_root() {
+        true => ContainerUser::Root,
+        false => ContainerUser::Other,
+    }
 }
 
 /// Creates the directory that containers see as their builds directory; other users of the machine cannot enter it.
@@ -178,13 +231,14 @@ fn create_root(plan: &PrepareTask) -> Result<(), JobError> {
 }
 
 /// Creates the job's directories so that the container's user can work in them.
-fn create_directories(plan: &PrepareTask, is_root: bool) -> Result<(), JobError> {
+fn create_directories(plan: &PrepareTask, user: ContainerUser) -> Result<(), JobError> {
     let unusable = |error: std::io::Error| {
         JobError::system(format!("cannot create the job's directories below {}: {error}", plan.root.display()))
     };
     let [project, temporary] = &plan.directories;
     safe_dirs::create(&plan.root, project, 0o777).map_err(unusable)?;
-    safe_dirs::create(&plan.root, temporary, if is_root { 0o700 } else { 0o777 }).map_err(unusable)
+    let mode = if user == ContainerUser::Root { 0o700 } else { 0o777 };
+    safe_dirs::create(&plan.root, temporary, mode).map_err(unusable)
 }
 
 fn create_network_and_volumes(plan: &PrepareTask, engine: &DockerEngine) -> Result<(), JobError> {

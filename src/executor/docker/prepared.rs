@@ -4,10 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::console::{JobConsole, StdoutConsole};
 use super::create;
+use super::engine::containers::AnonymousVolumes;
 use super::engine::spec::CreateContainer;
 use super::engine::{DockerEngine, DockerError, EngineAddress};
 use super::pulled::UsedImage;
-use super::retry::create_anew;
+use super::retry::{ContainerToCreate, StopSign};
 use super::services::RunningService;
 use crate::failure::JobError;
 
@@ -42,8 +43,14 @@ pub struct PreparedContainer {
 
 impl PreparedContainer {
     /// Creates the container; removes one that an earlier attempt left.
-    pub fn create(&self, engine: &DockerEngine) -> Result<(), JobError> {
-        match create_anew(engine, &self.name, self.platform.as_deref(), &self.request, self.volume_keep) {
+    pub fn create(&self, engine: &DockerEngine, stop: StopSign<'_>) -> Result<(), JobError> {
+        let container = ContainerToCreate {
+            name: &self.name,
+            platform: self.platform.as_deref(),
+            request: &self.request,
+            old_volumes: self.anonymous_volumes(),
+        };
+        match container.create(engine, stop) {
             Ok((_, warnings)) => {
                 warnings.iter().for_each(|warning| StdoutConsole.warning(warning));
                 Ok(())
@@ -54,7 +61,11 @@ impl PreparedContainer {
 
     /// Removes the container if it exists.
     pub fn remove(&self, engine: &DockerEngine) -> Result<(), DockerError> {
-        engine.remove_container(&self.name, self.volume_keep)
+        engine.remove_container(&self.name, self.anonymous_volumes())
+    }
+
+    fn anonymous_volumes(&self) -> AnonymousVolumes {
+        if self.volume_keep { AnonymousVolumes::Keep } else { AnonymousVolumes::Remove }
     }
 
     /// The container's memory limit in bytes; 0 for no limit.

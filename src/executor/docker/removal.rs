@@ -7,8 +7,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::engine::containers::AnonymousVolumes;
 use super::engine::{DockerEngine, DockerError};
-use super::names::{ContainerOwner, INSTANCE, JOB, LIFE, LIFETIME, STATE};
+use super::names::{ContainerOwner, INSTANCE, JOB, LIFE, LIFETIME, STATE, VOLUME_KEEP};
 use crate::backoff::Backoff;
 use crate::http::Address;
 use crate::sync;
@@ -61,7 +62,7 @@ impl ContainerRemovals {
         let guard = self.begin();
         let (address, owner, name) = (address.clone(), owner.clone(), job.to_owned());
         let spawned = sync::spawn("removal", STACK, move || {
-            let _going = guard;
+            let _running = guard;
             let labels = [(INSTANCE, owner.instance.as_str()), (STATE, &owner.state), (JOB, &name)];
             retry_removal(&format!("job={name}"), || remove_all(&DockerEngine::connect(&address)?, &labels, &|_| true));
             also();
@@ -97,9 +98,9 @@ impl ContainerRemovals {
             // effects.
             let mut last = None;
             retry_removal("of=earlier agents", || {
-                let going = begun.take().unwrap_or_else(|| removals.begin());
+                let running = begun.take().unwrap_or_else(|| removals.begin());
                 remove_all(&DockerEngine::connect(&address)?, &labels, &is_left)?;
-                last = Some(going);
+                last = Some(running);
                 Ok(())
             });
             also();
@@ -116,21 +117,22 @@ type Labels = std::collections::BTreeMap<String, String>;
 /// Retries until the work succeeds, at most for [`REMOVAL_TIMEOUT`]. Logs the same error only once.
 fn retry_removal(what: &str, mut work: impl FnMut() -> Result<(), DockerError>) {
     let until = Instant::now() + REMOVAL_TIMEOUT;
-    let (mut attempts, mut told) = (0, String::new());
+    let (mut attempts, mut last_logged) = (0, String::new());
     while let Err(error) = work() {
-        let (trouble, rest) = (error.to_string(), RETRY.delay(attempts));
+        let (text, delay) = (error.to_string(), RETRY.delay(attempts));
         // A configuration error persists until the configuration changes.
-        if Instant::now() + rest > until || matches!(error, DockerError::Configuration(_)) {
+        if Instant::now() + delay > until || matches!(error, DockerError::Configuration(_)) {
             log::error!(
-                "cannot remove containers, networks or volumes of jobs; the next start retries {what} error={trouble}"
+                "cannot remove containers, networks or volumes of jobs; the next start retries {what} error={text}"
             );
             return;
         }
-        if trouble != told {
-            log::warn!("cannot remove containers, networks or volumes of jobs yet; retrying {what} error={trouble}");
-            told = trouble;
+        if text != last_logged {
+            log::warn!("cannot remove containers, networks or volumes of jobs yet; retrying {what} error={text}");
+            last_logged = text;
         }
-        thread::sleep(rest);
+        // The agent exits while this thread sleeps: it waits for removals only for a limited time.
+        thread::sleep(delay);
         attempts += 1;
     }
 }
@@ -139,24 +141,27 @@ fn retry_removal(what: &str, mut work: impl FnMut() -> Result<(), DockerError>) 
 fn remove_all(
     engine: &DockerEngine,
     labels: &[(&str, &str)],
-    is_meant: &dyn Fn(&Labels) -> bool,
+    is_selected: &dyn Fn(&Labels) -> bool,
 ) -> Result<(), DockerError> {
     let mut outcome = Ok(());
-    let mut note = |done: Result<(), DockerError>| {
-        if done.is_err() && outcome.is_ok() {
-            outcome = done;
+    let mut keep_first_error = |result: Result<(), DockerError>| {
+        if result.is_err() && outcome.is_ok() {
+            outcome = result;
         }
     };
-    for container in engine.containers(labels)?.iter().filter(|container| is_meant(&container.labels)) {
-        let keep_volumes = container.labels.contains_key(super::names::VOLUME_KEEP);
-        note(engine.remove_container(&container.id, keep_volumes));
+    for container in engine.containers(labels)?.iter().filter(|container| is_selected(&container.labels)) {
+        let volumes = match container.labels.contains_key(VOLUME_KEEP) {
+            true => AnonymousVolumes::Keep,
+            false => AnonymousVolumes::Remove,
+        };
+        keep_first_error(engine.remove_container(&container.id, volumes));
     }
-    for network in engine.networks(labels)?.iter().filter(|network| is_meant(&network.labels)) {
-        note(engine.remove_network(&network.id));
+    for network in engine.networks(labels)?.iter().filter(|network| is_selected(&network.labels)) {
+        keep_first_error(engine.remove_network(&network.id));
     }
     let temporary: Vec<(&str, &str)> = labels.iter().copied().chain([(LIFETIME, "true")]).collect();
-    for volume in engine.volumes(&temporary)?.iter().filter(|volume| is_meant(&volume.labels)) {
-        note(engine.remove_volume(&volume.name));
+    for volume in engine.volumes(&temporary)?.iter().filter(|volume| is_selected(&volume.labels)) {
+        keep_first_error(engine.remove_volume(&volume.name));
     }
     outcome
 }

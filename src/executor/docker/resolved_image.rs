@@ -38,11 +38,11 @@ pub type Expand<'a> = &'a dyn Fn(&str) -> String;
 pub fn check_options(payload: &Payload) -> Result<(), JobError> {
     let mut unknown = Vec::new();
     let images = std::iter::once(("image", &payload.image));
-    for (place, image) in images.chain(payload.services.iter().map(|service| ("service", service))) {
+    for (kind, image) in images.chain(payload.services.iter().map(|service| ("service", service))) {
         let options = &image.executor_opts;
         let docker = options.docker.unknown.iter().map(|key| format!("docker:{key}"));
         for key in docker.chain(options.unknown.iter().cloned()) {
-            unknown.push(format!("{place} `{}`: {key}", image.name));
+            unknown.push(format!("{kind} `{}`: {key}", image.name));
         }
     }
     if unknown.is_empty() {
@@ -62,7 +62,7 @@ pub fn references(docker: &DockerConfig, payload: &Payload, expand: Expand<'_>) 
 
 /// The job's image, and warnings about overridden settings. Fails if the image is missing, its name is invalid, or a
 /// setting is not allowed.
-pub fn of_job(
+pub fn resolve_job_image(
     docker: &DockerConfig,
     image: &Image,
     expand: Expand<'_>,
@@ -85,15 +85,15 @@ pub fn of_job(
         command: None,
         user,
         platform: expand(&image.executor_opts.docker.platform),
-        policies: policy::of_image(&image.pull_policy, docker)?,
+        policies: policy::policies_for_image(&image.pull_policy, docker)?,
         privileged: is_privileged(docker.privileged, &docker.allowed_privileged_images, &name),
         name,
     };
     Ok((resolved, warnings))
 }
 
-/// A service of the job. Fails as [`of_job`] does.
-pub fn of_service(
+/// A service of the job. Fails as [`resolve_job_image`] does.
+pub fn resolve_service_image(
     docker: &DockerConfig,
     image: &Image,
     expand: Expand<'_>,
@@ -109,7 +109,7 @@ pub fn of_service(
         command: given(&image.command),
         user: expand(&image.executor_opts.docker.user),
         platform: expand(&image.executor_opts.docker.platform),
-        policies: policy::of_image(&image.pull_policy, docker)?,
+        policies: policy::policies_for_image(&image.pull_policy, docker)?,
         privileged: is_service_privileged(docker, &name),
         name,
     };
@@ -117,7 +117,7 @@ pub fn of_service(
 }
 
 /// A service in the configuration, which is always allowed. Fails if its name is invalid.
-pub fn of_configured_service(
+pub fn resolve_configured_service(
     docker: &DockerConfig,
     service: &Service,
     expand: Expand<'_>,
@@ -129,7 +129,7 @@ pub fn of_configured_service(
         command: given(&service.command),
         user: String::new(),
         platform: String::new(),
-        policies: policy::of_image(&[], docker)?,
+        policies: policy::policies_for_image(&[], docker)?,
         privileged: is_service_privileged(docker, &name),
         name,
     })
@@ -220,8 +220,8 @@ mod tests {
         text.replace("$TAG", "1.2")
     }
 
-    fn choose(docker: &DockerConfig, image: &Image) -> Result<ResolvedImage, JobError> {
-        of_job(docker, image, &expand).map(|(resolved, _)| resolved)
+    fn resolve(docker: &DockerConfig, image: &Image) -> Result<ResolvedImage, JobError> {
+        resolve_job_image(docker, image, &expand).map(|(resolved, _)| resolved)
     }
 
     #[test]
@@ -231,22 +231,22 @@ mod tests {
             allowed_images: patterns(&["r.test/*:*"]),
             ..DockerConfig::default()
         };
-        assert_eq!(choose(&docker, &image("")).expect("the image must be allowed").name, "configured:1.2");
-        assert_eq!(choose(&docker, &image("configured:1.2")).expect("always allowed").name, "configured:1.2");
+        assert_eq!(resolve(&docker, &image("")).expect("the image must be allowed").name, "configured:1.2");
+        assert_eq!(resolve(&docker, &image("configured:1.2")).expect("always allowed").name, "configured:1.2");
         assert_eq!(
-            choose(&docker, &image("r.test/a:$TAG")).expect("the image must be allowed").reference.full(),
+            resolve(&docker, &image("r.test/a:$TAG")).expect("the image must be allowed").reference.full(),
             "r.test/a:1.2"
         );
-        let error = choose(&docker, &image("alpine")).expect_err("must be refused");
+        let error = resolve(&docker, &image("alpine")).expect_err("must be refused");
         assert_eq!(error.reason, FailureReason::RunnerSystemFailure);
         assert!(error.message.contains("r.test/*:*") && error.message.contains("allowed_images"), "{error}");
         assert!(
-            choose(&DockerConfig::default(), &image(""))
+            resolve(&DockerConfig::default(), &image(""))
                 .expect_err("an image must be required")
                 .message
                 .contains("the image is missing")
         );
-        let error = choose(&DockerConfig::default(), &image("Not A Name")).expect_err("must be refused");
+        let error = resolve(&DockerConfig::default(), &image("Not A Name")).expect_err("must be refused");
         assert_eq!(error.reason, FailureReason::ImagePullFailure);
     }
 
@@ -255,7 +255,8 @@ mod tests {
         let mut docker = DockerConfig::default();
         let with = |entrypoint: &[&str]| Image { entrypoint: texts(entrypoint), ..image("alpine") };
         let resolved = |docker: &DockerConfig, entrypoint: &[&str]| {
-            let (resolved, warnings) = of_job(docker, &with(entrypoint), &expand).expect("the image must be allowed");
+            let (resolved, warnings) =
+                resolve_job_image(docker, &with(entrypoint), &expand).expect("the image must be allowed");
             (resolved.entrypoint, warnings.len())
         };
         assert_eq!(resolved(&docker, &[]), (None, 0));
@@ -273,7 +274,8 @@ mod tests {
             allowed_users: texts(allowed),
             ..DockerConfig::default()
         };
-        let resolved = |docker: &DockerConfig, user: &str| choose(docker, &as_user(user)).map(|resolved| resolved.user);
+        let resolved =
+            |docker: &DockerConfig, user: &str| resolve(docker, &as_user(user)).map(|resolved| resolved.user);
         for (configured, allowed, wanted, expected) in [
             ("", &[][..], "1000", Some("1000")),
             ("", &[], "", Some("")),
@@ -302,10 +304,10 @@ mod tests {
             allowed_privileged_services: patterns(&["**/dind:*"]),
             ..DockerConfig::default()
         };
-        let privileged = |name| choose(&docker, &image(name)).expect("the image must be allowed").privileged;
+        let privileged = |name| resolve(&docker, &image(name)).expect("the image must be allowed").privileged;
         assert!(privileged("docker:dind") && !privileged("alpine:3"));
         let service = |docker: &DockerConfig, name| {
-            of_service(docker, &image(name), &expand).expect("the image must be allowed").0.privileged
+            resolve_service_image(docker, &image(name), &expand).expect("the image must be allowed").0.privileged
         };
         assert!(service(&docker, "r.test/x/dind:1") && !service(&docker, "postgres:16"));
         assert!(!service(&DockerConfig { services_privileged: Some(false), ..docker.clone() }, "r.test/dind:1"));
@@ -319,11 +321,11 @@ mod tests {
             services: vec![Service { name: "db:$TAG".to_owned(), ..Service::default() }],
             ..DockerConfig::default()
         };
-        assert!(of_service(&docker, &image("redis:7"), &expand).is_ok());
-        assert!(of_service(&docker, &image("db:1.2"), &expand).is_ok());
-        let error = of_service(&docker, &image("mysql:8"), &expand).expect_err("must be refused");
+        assert!(resolve_service_image(&docker, &image("redis:7"), &expand).is_ok());
+        assert!(resolve_service_image(&docker, &image("db:1.2"), &expand).is_ok());
+        let error = resolve_service_image(&docker, &image("mysql:8"), &expand).expect_err("must be refused");
         assert!(error.message.contains("allowed_services"), "{error}");
-        assert!(of_configured_service(&docker, &docker.services[0], &expand).is_ok());
+        assert!(resolve_configured_service(&docker, &docker.services[0], &expand).is_ok());
     }
 
     #[test]

@@ -11,8 +11,9 @@ mod running;
 mod shell;
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -24,9 +25,8 @@ pub use shell::command;
 use super::console::{JobConsole, StdoutConsole};
 use super::engine::{DockerEngine, DockerError};
 use super::prepared::PreparedContainer;
-use super::retry::retry_when_disk_full;
+use super::retry::{StopSign, retry_when_disk_full};
 use crate::failure::{FailureReason, JobError};
-use crate::sync;
 
 /// The time limit for the response to a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -67,9 +67,10 @@ pub struct ChownDirs {
 pub fn run(plan: &ContainerScript) -> Result<(), JobError> {
     let signals = term_signals().map_err(|error| JobError::system(format!("cannot create a signalfd: {error}")))?;
     let engine = DockerEngine::at(&plan.container.engine).map_err(engine_error)?;
-    wait_for_engine(&engine).map_err(engine_error)?;
+    let stop = StopSign::Readable(signals.as_fd());
+    wait_for_engine(&engine, stop).map_err(engine_error)?;
     let (name, attempts) = (&plan.container.name, plan.attempts);
-    let mut renew = plan.recreate_container;
+    let mut renew = if plan.recreate_container { Renewal::NewContainer } else { Renewal::SameContainer };
     for attempt in 2..=attempts {
         match run_once(plan, renew, &engine, &signals) {
             Err(ScriptFailure::Vanished) => StdoutConsole.warning(&format!(
@@ -78,40 +79,52 @@ pub fn run(plan: &ContainerScript) -> Result<(), JobError> {
             )),
             outcome => return outcome.map_err(|failure| failure.into_job_error(name)),
         }
-        renew = true;
+        renew = Renewal::NewContainer;
     }
     run_once(plan, renew, &engine, &signals).map_err(|failure| failure.into_job_error(name))
 }
 
-/// Waits for an engine that is restarting. Fails if it stays unreachable or hangs.
-fn wait_for_engine(engine: &DockerEngine) -> Result<(), DockerError> {
-    let mut outcome = Ok(());
-    sync::try_until(RETURN_TIMEOUT, RETURN_CHECK_INTERVAL, || {
-        outcome = engine.ping(PING_TIMEOUT);
+/// Waits for an engine that is restarting. Fails if it stays unreachable or hangs, or if the job must stop meanwhile.
+fn wait_for_engine(engine: &DockerEngine, stop: StopSign<'_>) -> Result<(), DockerError> {
+    let until = Instant::now() + RETURN_TIMEOUT;
+    loop {
+        let outcome = engine.ping(PING_TIMEOUT);
         let is_away = outcome.as_ref().is_err_and(DockerError::is_unreachable);
-        (!is_away).then_some(())
-    });
-    outcome
+        if !is_away || Instant::now() >= until || stop.comes_within(RETURN_CHECK_INTERVAL) {
+            return outcome;
+        }
+    }
 }
 
 fn run_once(
     plan: &ContainerScript,
-    renew: bool,
+    renew: Renewal,
     engine: &DockerEngine,
     signals: &SignalFd,
 ) -> Result<(), ScriptFailure> {
     let container = &plan.container;
-    if renew {
+    let stop = StopSign::Readable(signals.as_fd());
+    if renew == Renewal::NewContainer {
         container.remove(engine).map_err(engine_error)?;
-        container.create(engine)?;
+        container.create(engine, stop)?;
     }
     // Podman creates the process at this request, Docker when the container starts.
     let attached = engine.attach(&container.name).map_err(|error| match lacks_program(&error) {
         true => start_error(&error, container).into(),
         false => ScriptFailure::of_engine(error),
     })?;
-    retry_when_disk_full(|| engine.start_container(&container.name)).map_err(|error| start_error(&error, container))?;
+    retry_when_disk_full(stop, || engine.start_container(&container.name))
+        .map_err(|error| start_error(&error, container))?;
     ScriptRun::new(plan, engine, attached, signals).relay_output().result()
+}
+
+/// The container of an attempt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Renewal {
+    /// The one that the preparation created.
+    SameContainer,
+    /// One that is created anew.
+    NewContainer,
 }
 
 /// Why a script did not succeed.

@@ -67,11 +67,11 @@ fn is_mode(text: &str) -> bool {
     text.split(',').all(|word| MODES.contains(&word))
 }
 
-/// The volumes of a job. Fails for an invalid or duplicate destination.
-pub fn of_job(settings: &VolumeSettings<'_>) -> Result<Volumes, JobError> {
+/// Plans the volumes of a job. Fails for an invalid or duplicate destination.
+pub fn plan_volumes(settings: &VolumeSettings<'_>) -> Result<Volumes, JobError> {
     let mut volumes = Volumes::default();
     let mut taken = BTreeSet::new();
-    let mut covered = false;
+    let mut has_builds = false;
     for text in &settings.docker.volumes {
         let spec = VolumeSpec::parse(text);
         let destination = destination(settings, spec.destination)?;
@@ -81,18 +81,18 @@ pub fn of_job(settings: &VolumeSettings<'_>) -> Result<Volumes, JobError> {
                 destination.display()
             )));
         }
-        covered |= destination == settings.builds;
+        has_builds |= destination == settings.builds;
         let mode = spec.mode.map(|mode| format!(":{mode}")).unwrap_or_default();
         let source = match spec.source {
             Some(source) => source.to_owned(),
             // A volume without a source whose destination is the builds directory gets the builds directory of the
             // machine.
             None if destination == settings.builds => settings.host_builds.display().to_string(),
-            None => cache(settings, &destination, &mut volumes),
+            None => plan_cache(settings, &destination, &mut volumes),
         };
         volumes.binds.push(format!("{source}:{}{mode}", destination.display()));
     }
-    if !covered {
+    if !has_builds {
         volumes.binds.insert(0, format!("{}:{}", settings.host_builds.display(), settings.builds.display()));
     }
     Ok(volumes)
@@ -101,8 +101,8 @@ pub fn of_job(settings: &VolumeSettings<'_>) -> Result<Volumes, JobError> {
 /// The configured directory of the machine for builds: the source of a volume whose destination is the builds
 /// directory.
 pub fn configured_builds(docker: &DockerConfig, builds: &Path) -> Option<PathBuf> {
-    let of = docker.volumes.iter().map(|text| VolumeSpec::parse(text));
-    let found = of.filter(|spec| Path::new(spec.destination) == builds).find_map(|spec| spec.source);
+    let specs = docker.volumes.iter().map(|text| VolumeSpec::parse(text));
+    let found = specs.filter(|spec| Path::new(spec.destination) == builds).find_map(|spec| spec.source);
     found.filter(|source| source.starts_with('/')).map(PathBuf::from)
 }
 
@@ -132,18 +132,18 @@ fn absolute(directory: &str) -> PathBuf {
 
 /// The volume for a destination without a source: a cache for later jobs of the project, or a temporary one if caches
 /// are disabled.
-fn cache(settings: &VolumeSettings<'_>, destination: &Path, volumes: &mut Volumes) -> String {
-    let place = &digest(&destination.display().to_string())[..32];
+fn plan_cache(settings: &VolumeSettings<'_>, destination: &Path, volumes: &mut Volumes) -> String {
+    let path_digest = &digest(&destination.display().to_string())[..32];
     let owner = format!("runner-{}", &digest(&settings.owner)[..32]);
     let protected = if settings.protected { "-protected" } else { "" };
     let temporary = settings.docker.disable_cache;
     if !settings.docker.cache_dir.is_empty() && !temporary {
         let directory = absolute(&settings.docker.cache_dir);
-        return directory.join(owner).join(format!("{place}{protected}")).display().to_string();
+        return directory.join(owner).join(format!("{path_digest}{protected}")).display().to_string();
     }
     let name = match temporary {
-        true => format!("{}-cache-{place}", settings.prefix),
-        false => format!("{owner}-cache-{place}{protected}"),
+        true => format!("{}-cache-{path_digest}", settings.prefix),
+        false => format!("{owner}-cache-{path_digest}{protected}"),
     };
     let mut labels = settings.labels.clone();
     if temporary {
@@ -170,27 +170,36 @@ fn cache(settings: &VolumeSettings<'_>, destination: &Path, volumes: &mut Volume
 mod tests {
     use super::*;
 
-    fn of(docker: &DockerConfig, protected: bool) -> Result<Volumes, JobError> {
-        of_job(&VolumeSettings {
+    fn unprotected(docker: &DockerConfig) -> Result<Volumes, JobError> {
+        plan_volumes(&VolumeSettings { protected: false, ..settings(docker) })
+    }
+
+    fn protected(docker: &DockerConfig) -> Result<Volumes, JobError> {
+        plan_volumes(&VolumeSettings { protected: true, ..settings(docker) })
+    }
+
+    fn settings(docker: &DockerConfig) -> VolumeSettings<'_> {
+        const NO_LABELS: &BTreeMap<String, String> = &BTreeMap::new();
+        VolumeSettings {
             docker,
             builds: Path::new("/builds"),
             project: Path::new("/builds/a/b"),
             host_builds: Path::new("/var/builds/1"),
             owner: "t-s-9-0".to_owned(),
             prefix: "runner-x",
-            protected,
-            labels: &BTreeMap::new(),
+            protected: false,
+            labels: NO_LABELS,
             expand: &|text| text.replace("$WHERE", "/where"),
-        })
+        }
     }
 
-    fn with(volumes: &[&str]) -> DockerConfig {
+    fn configured(volumes: &[&str]) -> DockerConfig {
         DockerConfig { volumes: volumes.iter().map(|text| (*text).to_owned()).collect(), ..DockerConfig::default() }
     }
 
     #[test]
     fn binds_a_directory_of_the_machine_as_written() {
-        let volumes = of(&with(&["/srv/data:/data:ro", "named:/named", "/x:$WHERE:rw,z"]), false)
+        let volumes = unprotected(&configured(&["/srv/data:/data:ro", "named:/named", "/x:$WHERE:rw,z"]))
             .expect("the volumes must be valid");
         assert_eq!(volumes.binds, ["/var/builds/1:/builds", "/srv/data:/data:ro", "named:/named", "/x:/where:rw,z"]);
         assert!(volumes.to_create.is_empty());
@@ -198,33 +207,35 @@ mod tests {
 
     #[test]
     fn a_cache_is_reused_by_the_same_project_and_protection() {
-        let docker = with(&["/cache", "relative"]);
-        let volumes = of(&docker, false).expect("the volumes must be valid");
+        let docker = configured(&["/cache", "relative"]);
+        let volumes = unprotected(&docker).expect("the volumes must be valid");
         assert_eq!(volumes.to_create.len(), 2);
         assert!(volumes.binds[1].starts_with("runner-") && volumes.binds[1].ends_with(":/cache"));
         assert!(volumes.binds[2].ends_with(":/builds/a/b/relative"));
         assert!(volumes.temporary.is_empty());
-        assert_eq!(of(&docker, false).expect("the volumes must be valid"), volumes);
-        assert!(of(&docker, true).expect("the volumes must be valid").to_create[0].name.ends_with("-protected"));
+        assert_eq!(unprotected(&docker).expect("the volumes must be valid"), volumes);
+        assert!(protected(&docker).expect("the volumes must be valid").to_create[0].name.ends_with("-protected"));
         let directory = DockerConfig { cache_dir: "/srv/caches/".to_owned(), ..docker.clone() };
-        assert!(of(&directory, false).expect("the volumes must be valid").binds[1].starts_with("/srv/caches/runner-"));
+        assert!(
+            unprotected(&directory).expect("the volumes must be valid").binds[1].starts_with("/srv/caches/runner-")
+        );
         let relative = DockerConfig { cache_dir: "caches".to_owned(), ..docker.clone() };
-        assert!(of(&relative, false).expect("the volumes must be valid").binds[1].starts_with('/'));
+        assert!(unprotected(&relative).expect("the volumes must be valid").binds[1].starts_with('/'));
         let none = DockerConfig { disable_cache: true, ..docker };
-        assert_eq!(of(&none, false).expect("the volumes must be valid").temporary.len(), 2);
+        assert_eq!(unprotected(&none).expect("the volumes must be valid").temporary.len(), 2);
     }
 
     #[test]
     fn refuses_invalid_destinations() {
         for volumes in [&["/"][..], &["/src:/"], &["/a", "/a"], &["../../../.."]] {
-            assert!(of(&with(volumes), false).is_err(), "{volumes:?}");
+            assert!(unprotected(&configured(volumes)).is_err(), "{volumes:?}");
         }
     }
 
     #[test]
     fn the_builds_directory_can_be_configured() {
-        let docker = with(&["/srv/builds:/builds", "/cache"]);
+        let docker = configured(&["/srv/builds:/builds", "/cache"]);
         assert_eq!(configured_builds(&docker, Path::new("/builds")), Some(PathBuf::from("/srv/builds")));
-        assert_eq!(configured_builds(&with(&["/builds", "named:/builds"]), Path::new("/builds")), None);
+        assert_eq!(configured_builds(&configured(&["/builds", "named:/builds"]), Path::new("/builds")), None);
     }
 }

@@ -131,6 +131,13 @@ pub struct ContainerSummary {
     pub state: String,
 }
 
+/// What happens to the anonymous volumes of a container that is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnonymousVolumes {
+    Remove,
+    Keep,
+}
+
 /// Where to start in the output of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogStart {
@@ -170,7 +177,7 @@ impl DockerEngine {
         let created: Created =
             self.call_json(&Call::new(Method::Post, path).json(container).timeouts(SLOW_CALL_TIMEOUTS))?;
         if created.id.is_empty() {
-            return Err(DockerError::unreadable_answer(
+            return Err(DockerError::invalid_response(
                 self.service.address(),
                 "/containers/create",
                 "the response has no container id",
@@ -189,16 +196,16 @@ impl DockerEngine {
     /// Attaches to the standard streams of a container. Call this before the container starts, so that no output is
     /// missed.
     pub fn attach(&self, id: &str) -> Result<Attached, DockerError> {
-        let path = self.path(&format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1"));
+        let path = self.versioned_path(&format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1"));
         let address = self.service.address();
         match self.service.take_over(&path, SLOW_CALL_TIMEOUTS.response) {
             Ok(Ok(conversation)) => Ok(Attached::new(conversation)),
-            Ok(Err((status, body))) => Err(DockerError::answer(address, "attach", status, &body)),
+            Ok(Err((status, body))) => Err(DockerError::error_response(address, "attach", status, &body)),
             Err(error) => Err(DockerError::from_connection(address, "attach", error)),
         }
     }
 
-    /// Waits until a container has ended. Fails with [`DockerError::Silent`] if the container still runs after
+    /// Waits until a container has ended. Fails with [`DockerError::TimedOut`] if the container still runs after
     /// `timeout`.
     pub fn wait_container_for(&self, id: &str, timeout: Duration) -> Result<Exit, DockerError> {
         let timeouts = ResponseTimeouts { response: timeout, idle: timeout };
@@ -215,14 +222,14 @@ impl DockerEngine {
         self.call_without_result(&Call::new(Method::Post, format!("/containers/{id}/kill?signal={signal}")))
     }
 
-    /// Removes a container by force, with its anonymous volumes unless `keep_volumes` is set. The container need not
-    /// exist. If another client is removing the container, waits for the end of that removal.
-    pub fn remove_container(&self, id: &str, keep_volumes: bool) -> Result<(), DockerError> {
-        let volumes = if keep_volumes { 0 } else { 1 };
+    /// Removes a container by force. The container need not exist. If another client is removing the container, waits
+    /// for the end of that removal.
+    pub fn remove_container(&self, id: &str, volumes: AnonymousVolumes) -> Result<(), DockerError> {
+        let volumes = u8::from(volumes == AnonymousVolumes::Remove);
         let path = format!("/containers/{}?force=1&v={volumes}", escape(id, b""));
         match self.call_without_result(&Call::new(Method::Delete, path).timeouts(SLOW_CALL_TIMEOUTS)) {
             Err(error) if error.is_missing() => Ok(()),
-            Err(DockerError::Answer { status: 409, message }) if message.contains("already in progress") => {
+            Err(DockerError::ErrorResponse { status: 409, message }) if message.contains("already in progress") => {
                 self.wait_until_removed(id)
             }
             outcome => outcome,
@@ -242,31 +249,30 @@ impl DockerEngine {
         self.call_json(&Call::new(Method::Get, format!("/containers/json?all=1&filters={}", with_labels(labels))))
     }
 
-    /// The output of a container in frames (see [`Attached`]), at most `most` bytes; with `timestamps`, each line
-    /// begins with the engine's time stamp.
-    pub fn logs(&self, id: &str, timestamps: bool, most: u64) -> Result<Vec<u8>, DockerError> {
-        let path = format!("/containers/{id}/logs?stdout=1&stderr=1&timestamps={}", u8::from(timestamps));
+    /// The first `max_bytes` of the output of a container, in frames (see [`Attached`]). Each line begins with the
+    /// engine's time stamp.
+    pub fn logs(&self, id: &str, max_bytes: u64) -> Result<Vec<u8>, DockerError> {
+        let path = format!("/containers/{id}/logs?stdout=1&stderr=1&timestamps=1");
         let mut text = Vec::new();
         self.call(&Call::new(Method::Get, path))?
             .into_reader()
-            .take(most)
+            .take(max_bytes)
             .read_to_end(&mut text)
-            .map_err(|error| DockerError::unreadable_answer(self.service.address(), "logs", &error.to_string()))?;
+            .map_err(|error| DockerError::invalid_response(self.service.address(), "logs", &error.to_string()))?;
         Ok(text)
     }
 
-    /// Follows the output until the container ends. A read times out after `silence` without output.
+    /// Follows the output of a container until its end, as [`DockerEngine::logs`] returns it. A read fails after
+    /// `idle_timeout` without output.
     pub fn follow_logs(
         &self,
         id: &str,
-        timestamps: bool,
         from: LogStart,
-        silence: Duration,
+        idle_timeout: Duration,
     ) -> Result<impl Read + use<>, DockerError> {
         let tail = if from == LogStart::Now { "&tail=0" } else { "" };
-        let timestamps = u8::from(timestamps);
-        let path = format!("/containers/{id}/logs?stdout=1&stderr=1&follow=1&timestamps={timestamps}{tail}");
-        let timeouts = ResponseTimeouts { idle: silence, ..QUICK_CALL_TIMEOUTS };
+        let path = format!("/containers/{id}/logs?stdout=1&stderr=1&follow=1&timestamps=1{tail}");
+        let timeouts = ResponseTimeouts { idle: idle_timeout, ..QUICK_CALL_TIMEOUTS };
         self.call(&Call::new(Method::Get, path).timeouts(timeouts)).map(crate::http::Incoming::into_reader)
     }
 }

@@ -2,12 +2,16 @@
 
 use std::fmt;
 use std::io;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::Revision;
 use crate::decode;
 use crate::http::{Address, ConnectionError};
+
+/// The longest part of a message that is shown, in characters.
+const MESSAGE_MAX: usize = 500;
 
 /// Why a request to the engine failed.
 #[derive(Debug)]
@@ -18,14 +22,14 @@ pub enum DockerError {
     NotPermitted { address: String },
     /// The engine does not listen.
     NotRunning { address: String },
-    /// The engine does not respond in time.
-    Silent {
+    /// The engine did not respond in time.
+    TimedOut {
         address: String,
         /// The request.
         what: String,
     },
     /// The connection broke.
-    Cut {
+    ConnectionLost {
         address: String,
         what: String,
         /// The system's error.
@@ -39,63 +43,89 @@ pub enum DockerError {
         /// The required version.
         needs: Revision,
     },
-    /// The engine returned an error.
-    Answer {
+    /// The engine responded with an error.
+    ErrorResponse {
         status: u16,
         /// The engine's message.
         message: String,
     },
     /// The response is invalid: another server, or a broken engine.
-    Nonsense { address: String, what: String, why: String },
+    InvalidResponse { address: String, what: String, why: String },
+    /// The engine speaks TLS, and the agent's configuration does not.
+    NeedsTls { address: String },
+    /// The engine's certificate is not trusted.
+    UntrustedEngine {
+        address: String,
+        /// The error of the verification.
+        why: String,
+        /// The configured file of certificate authorities.
+        ca_file: Option<PathBuf>,
+    },
+    /// The engine does not accept the client's certificate.
+    UntrustedClient {
+        address: String,
+        /// The engine's alert.
+        why: String,
+        /// The configured file of authorities, in whose directory the client's certificate belongs.
+        ca_file: Option<PathBuf>,
+    },
     /// An unusable address or certificate file.
     Configuration(String),
 }
 
+/// The body of an error response.
 #[derive(Deserialize)]
-struct Explanation {
+struct ErrorBody {
     message: String,
 }
 
 impl DockerError {
     pub(super) fn from_connection(address: &Address, what: &str, error: ConnectionError) -> Self {
+        let ca_file = match address {
+            Address::Tcp(_, files) => files.as_ref().and_then(|files| files.ca_file.clone()),
+            Address::Unix(_) => None,
+        };
         let (address, what) = (address.to_string(), what.to_owned());
         match error {
             ConnectionError::Configuration(why) => Self::Configuration(why),
-            ConnectionError::TimedOut => Self::Silent { address, what },
-            ConnectionError::Nonsense(why) => Self::Nonsense { address, what, why },
-            ConnectionError::Io(error) if let Some(advice) = of_certificates(&address, &error) => {
-                Self::Configuration(advice)
-            }
-            ConnectionError::Io(error) => match error.kind() {
-                io::ErrorKind::NotFound => Self::Missing { address },
-                io::ErrorKind::PermissionDenied => Self::NotPermitted { address },
-                io::ErrorKind::ConnectionRefused => Self::NotRunning { address },
-                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Self::Silent { address, what },
-                _ => Self::Cut { address, what, why: error.to_string() },
+            ConnectionError::TimedOut => Self::TimedOut { address, what },
+            ConnectionError::Nonsense(why) => Self::InvalidResponse { address, what, why },
+            ConnectionError::Io(error) => match (tls_error(&error), error.kind()) {
+                (Some(why @ rustls::Error::InvalidCertificate(_)), _) => {
+                    Self::UntrustedEngine { address, why: why.to_string(), ca_file }
+                }
+                (Some(why @ rustls::Error::AlertReceived(_)), _) => {
+                    Self::UntrustedClient { address, why: why.to_string(), ca_file }
+                }
+                (_, io::ErrorKind::NotFound) => Self::Missing { address },
+                (_, io::ErrorKind::PermissionDenied) => Self::NotPermitted { address },
+                (_, io::ErrorKind::ConnectionRefused) => Self::NotRunning { address },
+                (_, io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => Self::TimedOut { address, what },
+                _ => Self::ConnectionLost { address, what, why: error.to_string() },
             },
         }
     }
 
-    pub(super) fn answer(address: &Address, what: &str, status: u16, body: &str) -> Self {
+    pub(super) fn error_response(address: &Address, what: &str, status: u16, body: &str) -> Self {
         if (300..400).contains(&status) {
-            return Self::unreadable_answer(address, what, "it redirects, which an engine never does");
+            return Self::invalid_response(address, what, "it redirects, which an engine never does");
         }
-        let message = match decode::json::<Explanation>(body.as_bytes()) {
-            Ok(explanation) => explanation.message,
+        let message = match decode::json::<ErrorBody>(body.as_bytes()) {
+            Ok(body) => body.message,
             Err(_) if body.trim().is_empty() => format!("status {status} for {what}"),
-            Err(_) => body.trim().chars().take(500).collect(),
+            Err(_) => body.trim().chars().take(MESSAGE_MAX).collect(),
         };
-        Self::Answer { status, message }
+        Self::ErrorResponse { status, message }
     }
 
-    pub(super) fn unreadable_answer(address: &Address, what: &str, why: &str) -> Self {
-        Self::Nonsense { address: address.to_string(), what: what.to_owned(), why: why.to_owned() }
+    pub(super) fn invalid_response(address: &Address, what: &str, why: &str) -> Self {
+        Self::InvalidResponse { address: address.to_string(), what: what.to_owned(), why: why.to_owned() }
     }
 
     /// The status of an error response.
     pub fn status(&self) -> Option<u16> {
         match self {
-            Self::Answer { status, .. } => Some(*status),
+            Self::ErrorResponse { status, .. } => Some(*status),
             _ => None,
         }
     }
@@ -112,29 +142,30 @@ impl DockerError {
 
     /// Whether the engine's disk is full.
     pub fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Answer { message, .. } if message.contains("no space left on device"))
+        matches!(self, Self::ErrorResponse { message, .. } if message.contains("no space left on device"))
     }
 
     /// Whether the engine itself is unreachable, so that a later attempt may succeed.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Missing { .. } | Self::NotRunning { .. } | Self::Silent { .. } | Self::Cut { .. })
+        matches!(
+            self,
+            Self::Missing { .. } | Self::NotRunning { .. } | Self::TimedOut { .. } | Self::ConnectionLost { .. }
+        )
     }
 }
 
-/// The problem with a certificate, if that caused the error.
-fn of_certificates(address: &str, error: &io::Error) -> Option<String> {
-    let why = error.get_ref()?.downcast_ref::<rustls::Error>()?;
-    match why {
-        rustls::Error::InvalidCertificate(_) => Some(format!(
-            "the certificate of the container engine at {address} is not trusted ({why}): put the certificate of its \
-             authority into `ca.pem` in the directory `tls_cert_path` below [runners.docker]"
-        )),
-        rustls::Error::AlertReceived(_) => Some(format!(
-            "the container engine at {address} does not accept the client's certificate ({why}): put one that it accepts \
-             into `cert.pem` and its key into `key.pem` in the directory `tls_cert_path` below [runners.docker]"
-        )),
-        _ => None,
-    }
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// The setting for a directory of certificates if none is configured.
+const CERTIFICATE_SETTING: &str =
+    "the directory `tls_cert_path` below [runners.docker] (beside DOCKER_HOST: DOCKER_CERT_PATH)";
+
+/// The directory for certificates that is configured, or the setting for it.
+fn certificate_directory(ca_file: Option<&Path>) -> String {
+    let directory = ca_file.and_then(Path::parent);
+    directory.map_or_else(|| CERTIFICATE_SETTING.to_owned(), |directory| format!("{}", directory.display()))
 }
 
 impl fmt::Display for DockerError {
@@ -143,7 +174,7 @@ impl fmt::Display for DockerError {
             Self::Missing { address } => write!(
                 f,
                 "there is no container engine at {address}: install or start it (systemctl start docker), or set `host` \
-                 below [runners.docker]"
+                 below [runners.docker] or DOCKER_HOST to the address of another one"
             ),
             Self::NotPermitted { address } => write!(
                 f,
@@ -153,12 +184,12 @@ impl fmt::Display for DockerError {
             Self::NotRunning { address } => {
                 write!(f, "the container engine at {address} does not run; start it (systemctl start docker)")
             }
-            Self::Silent { address, what } => write!(
+            Self::TimedOut { address, what } => write!(
                 f,
                 "the container engine at {address} does not answer ({what}): look at its log (journalctl -u docker), or \
                  restart it"
             ),
-            Self::Cut { address, what, why } => write!(
+            Self::ConnectionLost { address, what, why } => write!(
                 f,
                 "the connection to the container engine at {address} broke ({what}: {why}): it may have stopped; look at \
                  its log (journalctl -u docker)"
@@ -167,18 +198,58 @@ impl fmt::Display for DockerError {
                 f,
                 "the container engine at {address} has API version {has}, but jobs need {needs}; update the engine"
             ),
-            Self::Answer { message, .. } if self.is_disk_full() => write!(
+            Self::ErrorResponse { message, .. } if self.is_disk_full() => write!(
                 f,
                 "{}: the disk of the container engine is full; free some of it (docker system prune), or enlarge it",
                 message.trim()
             ),
-            Self::Answer { message, .. } => f.write_str(message),
-            Self::Nonsense { address, what, why } => {
+            Self::ErrorResponse { message, .. } => f.write_str(message),
+            Self::InvalidResponse { address, what, why } => {
                 write!(f, "invalid response from {address}, which should be a container engine ({what}): {why}")
             }
+            Self::NeedsTls { address } => write!(
+                f,
+                "the container engine at {address} speaks TLS: set `tls_verify = true` and `tls_cert_path` below \
+                 [runners.docker] (beside DOCKER_HOST: DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH)"
+            ),
+            Self::UntrustedEngine { address, why, ca_file } => write!(
+                f,
+                "the certificate of the container engine at {address} is not trusted ({why}): put the certificate of its \
+                 authority into `ca.pem` in {}",
+                certificate_directory(ca_file.as_deref())
+            ),
+            Self::UntrustedClient { address, why, ca_file } => write!(
+                f,
+                "the container engine at {address} does not accept the client's certificate ({why}): put one that it \
+                 accepts into `cert.pem` and its key into `key.pem` in {}",
+                certificate_directory(ca_file.as_deref())
+            ),
             Self::Configuration(why) => f.write_str(why),
         }
     }
 }
 
 impl std::error::Error for DockerError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::tls::TlsFiles;
+
+    #[test]
+    fn a_certificate_error_names_the_configured_directory_or_every_setting_for_it() {
+        let failure = |ca_file: Option<&str>, why: rustls::Error| {
+            let files = TlsFiles { ca_file: ca_file.map(PathBuf::from), ..TlsFiles::default() };
+            let error = ConnectionError::Io(io::Error::other(why));
+            DockerError::from_connection(&Address::Tcp("h:1".to_owned(), Some(files)), "_ping", error).to_string()
+        };
+        let untrusted = || rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let alert = || rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired);
+        let text = failure(Some("/certificates/ca.pem"), untrusted());
+        assert!(text.ends_with("into `ca.pem` in /certificates"), "{text}");
+        let text = failure(Some("/certificates/ca.pem"), alert());
+        assert!(text.ends_with("into `key.pem` in /certificates"), "{text}");
+        let text = failure(None, untrusted());
+        assert!(text.contains("`tls_cert_path` below [runners.docker]") && text.contains("DOCKER_CERT_PATH"), "{text}");
+    }
+}

@@ -106,8 +106,8 @@ impl DockerEngine {
         let path = format!("/images/create?fromImage={}{platform}", escape(reference, b""));
         let timeouts = ResponseTimeouts { response: PULL_IDLE_TIMEOUT, idle: PULL_IDLE_TIMEOUT };
         let call = Call::new(Method::Post, path).header("X-Registry-Auth", auth).timeouts(timeouts);
-        let answer: Incoming = self.call(&call)?;
-        let lines: Box<dyn std::io::Read> = Box::new(answer.into_reader());
+        let response: Incoming = self.call(&call)?;
+        let lines: Box<dyn std::io::Read> = Box::new(response.into_reader());
         Ok(Pull { lines: BufReader::new(lines), address: self.service.address().clone() })
     }
 }
@@ -119,9 +119,9 @@ impl Pull {
         let mut limited = std::io::Read::take(&mut self.lines, LINE_MAX as u64);
         let read = limited.read_until(b'\n', &mut line).map_err(|error| match error.kind() {
             std::io::ErrorKind::TimedOut => {
-                DockerError::Silent { address: self.address.to_string(), what: "/images/create".to_owned() }
+                DockerError::TimedOut { address: self.address.to_string(), what: "/images/create".to_owned() }
             }
-            _ => DockerError::Cut {
+            _ => DockerError::ConnectionLost {
                 address: self.address.to_string(),
                 what: "/images/create".to_owned(),
                 why: error.to_string(),
@@ -131,11 +131,11 @@ impl Pull {
             return Ok(None);
         }
         let progress: PullProgress = decode::json(&line)
-            .map_err(|error| DockerError::unreadable_answer(&self.address, "/images/create", &error.to_string()))?;
+            .map_err(|error| DockerError::invalid_response(&self.address, "/images/create", &error.to_string()))?;
         if progress.error.is_empty() {
             Ok(Some(progress))
         } else {
-            Err(DockerError::Answer { status: 500, message: progress.error })
+            Err(DockerError::ErrorResponse { status: 500, message: progress.error })
         }
     }
 }

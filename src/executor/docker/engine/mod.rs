@@ -38,7 +38,7 @@ const SLOW_CALL_TIMEOUTS: ResponseTimeouts =
     ResponseTimeouts { response: Duration::from_secs(300), idle: Duration::from_secs(300) };
 
 /// The largest response, in bytes.
-const ANSWER_MAX: u64 = 32 << 20;
+const RESPONSE_MAX: u64 = 32 << 20;
 
 /// An API version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -117,22 +117,19 @@ impl DockerEngine {
 
     fn connect_with(address: &Address, timeouts: ResponseTimeouts) -> Result<Self, DockerError> {
         let service = open(address)?;
-        let answer = service
+        let response = service
             .send(Method::Get, "/_ping", &[], None, timeouts)
             .map_err(|error| DockerError::from_connection(address, "_ping", error))?;
-        let revision = answer.header("Api-Version").and_then(Revision::parse);
-        let status = answer.status;
-        let body = answer.explanation();
+        let revision = response.header("Api-Version").and_then(Revision::parse);
+        let status = response.status;
+        let body = response.explanation();
         let revision = match (status, revision) {
             (200, Some(revision)) => revision,
-            (500.., _) => return Err(DockerError::answer(address, "_ping", status, &body)),
+            (500.., _) => return Err(DockerError::error_response(address, "_ping", status, &body)),
             (400, _) if body.contains("HTTPS server") => {
-                return Err(DockerError::Configuration(format!(
-                    "the container engine at {address} speaks TLS: set `tls_verify = true` and `tls_cert_path` below \
-                     [runners.docker]"
-                )));
+                return Err(DockerError::NeedsTls { address: address.to_string() });
             }
-            _ => return Err(DockerError::unreadable_answer(address, "_ping", "the response has no `Api-Version`")),
+            _ => return Err(DockerError::invalid_response(address, "_ping", "the response has no `Api-Version`")),
         };
         if revision < OLDEST {
             return Err(DockerError::TooOld { address: address.to_string(), has: revision, needs: OLDEST });
@@ -155,7 +152,7 @@ impl DockerEngine {
         self.revision
     }
 
-    fn path(&self, path: &str) -> String {
+    fn versioned_path(&self, path: &str) -> String {
         format!("/v{}{path}", self.revision)
     }
 
@@ -163,31 +160,31 @@ impl DockerEngine {
     fn call(&self, call: &Call<'_>) -> Result<Incoming, DockerError> {
         let what = call.path.split('?').next().unwrap_or_default();
         let address = self.service.address();
-        let answer = self
+        let response = self
             .service
-            .send(call.method, &self.path(&call.path), &call.headers, call.body.as_deref(), call.timeouts)
+            .send(call.method, &self.versioned_path(&call.path), &call.headers, call.body.as_deref(), call.timeouts)
             .map_err(|error| DockerError::from_connection(address, what, error))?;
-        match answer.status {
-            200..300 | 304 => Ok(answer),
-            status => Err(DockerError::answer(address, what, status, &answer.explanation())),
+        match response.status {
+            200..300 | 304 => Ok(response),
+            status => Err(DockerError::error_response(address, what, status, &response.explanation())),
         }
     }
 
     /// Sends a request whose response has no content.
     fn call_without_result(&self, call: &Call<'_>) -> Result<(), DockerError> {
         // Read the body to its end, so that the connection can be reused.
-        self.call(call).map(|answer| drop(answer.explanation()))
+        self.call(call).map(|response| drop(response.explanation()))
     }
 
     fn call_json<T: DeserializeOwned>(&self, call: &Call<'_>) -> Result<T, DockerError> {
         use std::io::Read;
-        let answer = self.call(call)?;
+        let response = self.call(call)?;
         let mut body = Vec::new();
         let what = call.path.split('?').next().unwrap_or_default();
-        let read = answer.into_reader().take(ANSWER_MAX).read_to_end(&mut body);
-        let nonsense = |why: String| DockerError::unreadable_answer(self.service.address(), what, &why);
-        read.map_err(|error| nonsense(format!("the response is incomplete: {error}")))?;
-        decode::json(&body).map_err(|error| nonsense(error.to_string()))
+        let read = response.into_reader().take(RESPONSE_MAX).read_to_end(&mut body);
+        let invalid = |why: String| DockerError::invalid_response(self.service.address(), what, &why);
+        read.map_err(|error| invalid(format!("the response is incomplete: {error}")))?;
+        decode::json(&body).map_err(|error| invalid(error.to_string()))
     }
 }
 
@@ -279,7 +276,7 @@ mod tests {
         let redirected = engine.start_container("x").expect_err("must be refused");
         assert!(redirected.to_string().contains("an engine never does"), "{redirected}");
         let odd = engine.container("x").expect_err("must be refused");
-        assert!(matches!(odd, DockerError::Nonsense { .. }), "{odd}");
+        assert!(matches!(odd, DockerError::InvalidResponse { .. }), "{odd}");
     }
 
     #[test]

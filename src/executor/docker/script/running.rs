@@ -168,7 +168,7 @@ impl<'a> ScriptRun<'a> {
     fn ping_engine(&mut self) -> io::Result<()> {
         match self.engine.ping(PING_TIMEOUT) {
             // An error response also shows that the engine responds.
-            Ok(()) | Err(DockerError::Answer { .. }) => self.failed_pings = 0,
+            Ok(()) | Err(DockerError::ErrorResponse { .. }) => self.failed_pings = 0,
             Err(error) => {
                 self.failed_pings += 1;
                 if self.failed_pings >= PINGS_MAX {

@@ -107,7 +107,7 @@ impl ServiceStarter<'_> {
 
     /// Shows the output of a service, to explain why it does not work.
     pub(super) fn show_output(&self, service: &RunningService) {
-        match self.engine.logs(&service.id, true, OUTPUT_MAX) {
+        match self.engine.logs(&service.id, OUTPUT_MAX) {
             Ok(frames) => {
                 self.console.line("Service container logs:");
                 log::text(&frames).lines().for_each(|line| self.console.line(line));

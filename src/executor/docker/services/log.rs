@@ -63,7 +63,7 @@ fn follow(engine: &DockerEngine, service: &RunningService, from: LogStart, write
     let mut lines = LineBuffer { name: names.join("-"), line: Vec::new() };
     let mut frames = FrameReader::default();
     let mut piece = vec![0; 16 * 1024];
-    let Ok(mut output) = engine.follow_logs(&service.id, true, from, IDLE_TIMEOUT) else { return };
+    let Ok(mut output) = engine.follow_logs(&service.id, from, IDLE_TIMEOUT) else { return };
     // An error also ends the output: the container was removed meanwhile.
     while let Ok(length @ 1..) = output.read(&mut piece) {
         if frames.push(&piece[..length], &mut |_, bytes| lines.push(bytes, write)).is_err() {

@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::console::JobConsole;
 use super::create::{self, ContainerSettings};
-use super::engine::containers::Container;
+use super::engine::containers::{AnonymousVolumes, Container};
 use super::engine::{DockerEngine, DockerError};
 use super::images::ImageProvider;
 use super::network_mode::NetworkMode;
-use super::retry::{create_anew, retry_when_disk_full};
+use super::retry::{ContainerToCreate, StopSign, retry_when_disk_full};
 use crate::config::docker::DockerConfig;
 use crate::failure::JobError;
 use plan::ServicePlan;
@@ -71,18 +71,24 @@ impl ServiceStarter<'_> {
         settings.image = image.pinned;
         settings.environment.clone_from(&planned.environment);
         settings.aliases.clone_from(&planned.aliases);
-        settings.labels.extend(of_service(name));
-        let mut request = create::of_service(self.docker, &planned.resolved, self.network, settings)?;
+        settings.labels.extend(service_labels(name));
+        let mut request = create::service_request(self.docker, &planned.resolved, self.network, settings)?;
         request.host_config.init = self.init.then_some(true);
-        let container_name = format!("{}-{}-{index}", self.prefix, plan::in_a_name(name));
+        let container_name = format!("{}-{}-{index}", self.prefix, plan::container_name_part(name));
         let platform = Some(planned.resolved.platform.as_str()).filter(|platform| !platform.is_empty());
-        let created = create_anew(self.engine, &container_name, platform, &request, false);
+        let container = ContainerToCreate {
+            name: &container_name,
+            platform,
+            request: &request,
+            old_volumes: AnonymousVolumes::Remove,
+        };
+        let created = container.create(self.engine, StopSign::EndsProcess);
         let (id, warnings) = created.map_err(|error| create::create_error(&format!("service {name}"), &error))?;
         warnings.iter().for_each(|warning| self.console.warning(&format!("service {name}: {warning}")));
-        if let Err(error) = retry_when_disk_full(|| self.engine.start_container(&id)) {
-            return Err(failed(name, &error));
+        if let Err(error) = retry_when_disk_full(StopSign::EndsProcess, || self.engine.start_container(&id)) {
+            return Err(start_error(name, &error));
         }
-        let container = self.engine.container(&id).map_err(|error| failed(name, &error))?;
+        let container = self.engine.container(&id).map_err(|error| start_error(name, &error))?;
         let address = self.address(&container);
         let mut aliases = planned.aliases.clone();
         aliases.extend(id.get(..SHORT_ID).map(str::to_owned));
@@ -111,12 +117,12 @@ pub fn hosts(services: &[RunningService], network: &NetworkMode) -> Vec<String> 
     known.flat_map(|service| service.aliases.iter().map(|alias| format!("{alias}:{}", service.address))).collect()
 }
 
-fn failed(name: &str, error: &DockerError) -> JobError {
+fn start_error(name: &str, error: &DockerError) -> JobError {
     JobError::system(format!("cannot start service {name}: {error}"))
 }
 
 /// Additional labels of services.
-fn of_service(name: &str) -> [(String, String); 3] {
+fn service_labels(name: &str) -> [(String, String); 3] {
     let version = name.rsplit('/').next().and_then(|last| last.split_once(':')).map_or("latest", |(_, tag)| tag);
     let label = |key: &str, value: &str| (format!("com.gitlab.gitlab-runner.{key}"), value.to_owned());
     [label("type", "service"), label("service", &plan::path_of_image(name)), label("service.version", version)]

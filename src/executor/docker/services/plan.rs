@@ -17,7 +17,7 @@ pub struct ServicePlan {
     pub environment: Vec<String>,
 }
 
-/// The services of the configuration, then those of the job; and warnings. `public` variables are in the environment of
+/// Plans the services of the configuration, then those of the job. Also returns warnings. `public` variables are in the environment of
 /// each. Fails if there are too many, or one is not allowed.
 pub fn plan(
     docker: &DockerConfig,
@@ -37,14 +37,14 @@ pub fn plan(
     let mut taken = BTreeSet::new();
     let mut planned = Vec::new();
     for service in &docker.services {
-        let resolved = resolved_image::of_configured_service(docker, service, expand)?;
+        let resolved = resolved_image::resolve_configured_service(docker, service, expand)?;
         let environment = [public.clone(), assignments(&service.environment)].concat();
         let aliases = aliases(&resolved, &expand(&service.alias), &mut taken, &mut warnings);
         planned.push(ServicePlan { resolved, aliases, environment });
     }
     for image in of_job {
-        let (resolved, told) = resolved_image::of_service(docker, image, expand)?;
-        warnings.extend(told);
+        let (resolved, overridden) = resolved_image::resolve_service_image(docker, image, expand)?;
+        warnings.extend(overridden);
         let own = image.variables.iter().map(|variable| {
             let value = if variable.raw { variable.value.clone() } else { expand(&variable.value) };
             format!("{}={value}", variable.key)
@@ -89,7 +89,7 @@ pub fn path_of_image(name: &str) -> String {
 }
 
 /// Replaces characters that a container's name cannot have.
-pub fn in_a_name(name: &str) -> String {
+pub fn container_name_part(name: &str) -> String {
     path_of_image(name).replace('/', "__")
 }
 
