@@ -39,6 +39,7 @@ mod local;
 mod manager;
 mod markup;
 mod monitor;
+mod ordered;
 mod payload;
 mod pipeline;
 mod random;

@@ -194,7 +194,7 @@ impl ArchiveRoot {
             };
             entries.push((os_string(&name), kind));
         }
-        entries.sort();
+        entries.sort_unstable();
         Ok(entries)
     }
 

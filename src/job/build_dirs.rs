@@ -75,7 +75,7 @@ impl BuildDirs {
     /// Loads the record from the state directory.
     pub fn load(state: &Path) -> Arc<Self> {
         let read = fs::read(state.join(FILE)).ok().and_then(|text| decode::json::<Vec<(BuildDir, Usage)>>(&text).ok());
-        let known = read.unwrap_or_default().into_iter().collect();
+        let known = crate::ordered::map(read.unwrap_or_default());
         Arc::new(Self {
             state: state.to_owned(),
             inner: Mutex::new(Inner { known, ..Inner::default() }),
@@ -205,7 +205,7 @@ impl BuildDirs {
     fn next_to_remove(&self, root: &Path, limits: StorageLimits) -> Option<(BuildDir, u64)> {
         let mut inner = self.lock();
         let mut here: Vec<(&BuildDir, &Usage)> = inner.known.iter().filter(|(dir, _)| dir.root == root).collect();
-        here.sort_by_key(|(_, usage)| usage.used);
+        here.sort_unstable_by_key(|(_, usage)| usage.used);
         let total: u64 = here.iter().filter_map(|(_, usage)| usage.bytes).sum();
         let is_too_old =
             |usage: &Usage| limits.age.is_some_and(|age| sys::unix_now().saturating_sub(usage.used) > age.as_secs());
@@ -276,7 +276,7 @@ mod tests {
     fn left(root: &Path) -> Vec<String> {
         let entries = fs::read_dir(root.join("a")).expect("list the directory").flatten();
         let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-        names.sort();
+        names.sort_unstable();
         names
     }
 

@@ -152,12 +152,12 @@ mod tests {
                 dir.below
             })
             .collect();
-        of_shell.sort();
+        of_shell.sort_unstable();
         let expected = ["token/0/group/app", "token/0/group/deep/er/lib", "token/0-protected/group/app"];
         assert_eq!(of_shell, expected.map(PathBuf::from));
         let mut of_containers: Vec<PathBuf> =
             find(&builds, &Layout::Containers).into_iter().map(|(dir, _)| dir.trusted).collect();
-        of_containers.sort();
+        of_containers.sort_unstable();
         assert_eq!(of_containers, ["token/project-9-0", "token/project-9-1-protected"].map(|name| builds.join(name)));
         assert!(find(&root.join("missing"), &Layout::Containers).is_empty());
     }

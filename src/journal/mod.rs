@@ -254,7 +254,7 @@ pub fn slots(state: &Path) -> Vec<(usize, SlotDirectory)> {
     let entries = fs::read_dir(state).into_iter().flatten().flatten();
     let number = |entry: &fs::DirEntry| entry.file_name().to_str()?.strip_prefix("slot-")?.parse().ok();
     let mut slots: Vec<_> = entries.filter_map(|entry| Some((number(&entry)?, SlotDirectory(entry.path())))).collect();
-    slots.sort_by_key(|(number, _)| *number);
+    slots.sort_unstable_by_key(|(number, _)| *number);
     slots
 }
 

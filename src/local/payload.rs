@@ -127,7 +127,7 @@ pub fn runner_variables() -> Vec<(String, String)> {
 /// An image or a service in the format of the payload.
 pub fn image(node: &Value) -> Value {
     let mut image = match node {
-        Value::String(name) => Map::from_iter([("name".to_owned(), json!(name))]),
+        Value::String(name) => crate::ordered::map([("name".to_owned(), json!(name))]),
         Value::Object(entries) => entries.clone(),
         _ => Map::new(),
     };

@@ -34,7 +34,7 @@ pub fn logs_beside(report: &Path) -> PathBuf {
 }
 
 pub fn write_json(path: &Path, ending: RunStatus, jobs: &[JobResult]) -> Result<(), String> {
-    let jobs: Map<String, Value> = jobs.iter().map(|job| (job.name.clone(), of_job(job))).collect();
+    let jobs: Map<String, Value> = crate::ordered::map(jobs.iter().map(|job| (job.name.clone(), of_job(job))));
     let report = json!({"status": ending.word(), "jobs": jobs});
     fs::write(path, format!("{report:#}\n")).map_err(|error| format!("{}: {error}", path.display()))
 }

@@ -45,8 +45,8 @@ impl HeldJobs {
             Some((words.next()?.to_owned(), words.next()?.to_owned(), words.next()?.to_owned()))
         });
         let left: Vec<_> = left.map(|(pool, id, sealed)| (pool.replace("%20", " "), id, sealed)).collect();
-        let jobs = left.iter().map(|(pool, id, sealed)| ((pool.clone(), id.clone()), sealed.clone())).collect();
-        (Self { path, jobs: Mutex::new(jobs) }, left)
+        let jobs = left.iter().map(|(pool, id, sealed)| ((pool.clone(), id.clone()), sealed.clone()));
+        (Self { path, jobs: Mutex::new(crate::ordered::map(jobs)) }, left)
     }
 
     /// Records that a job is held.

@@ -33,7 +33,7 @@ pub fn connect(
     let mut objects = if starts_pipelines { session.mapped.objects() } else { Vec::new() };
     objects.extend(project.objects.iter().cloned());
     // The engine accepts a destination only once.
-    objects.sort();
+    objects.sort_unstable();
     objects.dedup();
     let settings = ContainerOptions { objects, run: session.run.directory.clone() };
     let wanted: Vec<(&Job, Value)> = plan.jobs.iter().filter_map(|job| Some((job, image_of(job, jobs)?))).collect();

@@ -1,6 +1,6 @@
 //! Runs the selected jobs of a plan and writes the results.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -111,7 +111,7 @@ impl<'a> Session<'a> {
         runner.name = "this machine".to_owned();
         runner.output_limit = u64::MAX;
         // The screen shows the log directly and needs stdout and stderr in their original order.
-        runner.feature_flags = BTreeMap::from([("FF_TIMESTAMPS".to_owned(), false)]);
+        runner.feature_flags.insert("FF_TIMESTAMPS".to_owned(), false);
         let directory = &self.run.state;
         let name = facts::project_name(&self.given.facts);
         let listed = self.given.listed.as_deref().unwrap_or_default();

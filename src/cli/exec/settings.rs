@@ -185,7 +185,7 @@ mod tests {
         let text = "parallel = 4\nshell = true\nkeep = false\nmap_project = [\"a/b=/x\"]\n[var]\nA = 1\nB = \"x y\"\n";
         let of_file = |text: &str| of_file(text, Path::new("/project"));
         let mut arguments = of_file(text).expect("the arguments must be valid");
-        arguments.sort();
+        arguments.sort_unstable();
         assert_eq!(arguments, ["--map-project=a/b=/x", "--parallel=4", "--shell", "--var=A=1", "--var=B=x y"]);
         for (text, why) in [
             ("var = [[1]]", "string or a number"),
@@ -205,7 +205,7 @@ mod tests {
         let text = "report = \"r.json\"\nvars_file = [\"a.yml\", \"/b.yml\"]\nmap_project = [\"g/p@v1=../p\"]\n\
             map_component = [\"g/c=c,version=1\"]\nfile = \"ci.yml\"\n[map-remote]\n\"https://x/?a=b\" = \"x.yml\"\n";
         let mut arguments = of_file(text, Path::new("/project")).expect("the arguments must be valid");
-        arguments.sort();
+        arguments.sort_unstable();
         let expected = [
             "--file=ci.yml",
             "--map-component=g/c=/project/c,version=1",

@@ -76,7 +76,7 @@ impl RunnerManagerInfo {
             executor: executor.as_str().to_owned(),
             shell: shell.to_owned(),
             labels: acceptable(labels),
-            features: FEATURES.iter().chain(own).map(|feature| (*feature, true)).collect(),
+            features: crate::ordered::map(FEATURES.iter().chain(own).map(|feature| (*feature, true))),
         }
     }
 }
@@ -90,7 +90,7 @@ fn acceptable(labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
              the characters A-Z a-z 0-9 . _ -, and a name does not begin with . or - label={key:?}"
         );
     }
-    good.into_iter().take(LABELS_MAX).map(|(key, value)| (key.clone(), value.clone())).collect()
+    crate::ordered::map(good.into_iter().take(LABELS_MAX).map(|(key, value)| (key.clone(), value.clone())))
 }
 
 /// Names `^[a-zA-Z0-9_][a-zA-Z0-9._-]{2,64}$`, values `^[a-zA-Z0-9._-]{1,256}$`.

@@ -53,7 +53,7 @@ impl CacheVolumes {
     pub fn load(state: &Path) -> Arc<Self> {
         let read = fs::read(state.join(FILE)).ok();
         let noted = read.and_then(|text| decode::json::<Vec<(Key, u64)>>(&text).ok()).unwrap_or_default();
-        let gate = RemovalGate::new(VolumeRecord { used: noted.into_iter().collect(), ..VolumeRecord::default() });
+        let gate = RemovalGate::new(VolumeRecord { used: crate::ordered::map(noted), ..VolumeRecord::default() });
         Arc::new(Self { state: state.to_owned(), gate })
     }
 
@@ -157,7 +157,7 @@ impl CacheVolumes {
         let record = self.gate.lock();
         let here = record.used.iter().filter(|((of, _), _)| *of == address);
         let mut found: Vec<(String, u64)> = here.map(|((_, name), used)| (name.clone(), *used)).collect();
-        found.sort_by_key(|(_, used)| *used);
+        found.sort_unstable_by_key(|(_, used)| *used);
         found
     }
 

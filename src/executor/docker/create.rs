@@ -164,7 +164,7 @@ fn container_request(
     let networking_config = match network {
         NetworkMode::Named(name) => {
             let endpoint = Endpoint { aliases: settings.aliases, ..Endpoint::default() };
-            Some(NetworkingConfig { endpoints_config: BTreeMap::from([(name.clone(), endpoint)]) })
+            Some(NetworkingConfig { endpoints_config: crate::ordered::map([(name.clone(), endpoint)]) })
         }
         _ => None,
     };

@@ -95,7 +95,7 @@ impl JobNames<'_> {
             (JOB, self.job.to_owned()),
         ];
         let theirs = theirs.into_iter().map(|(key, value)| (format!("{GITLAB_RUNNER_PREFIX}.{key}"), value));
-        theirs.chain(ours.map(|(key, value)| (key.to_owned(), value))).collect()
+        crate::ordered::map(theirs.chain(ours.map(|(key, value)| (key.to_owned(), value))))
     }
 }
 

@@ -51,7 +51,7 @@ impl PulledImages {
     pub fn load(state: &Path) -> Arc<Self> {
         let read = fs::read(state.join(FILE)).ok();
         let noted = read.and_then(|text| decode::json::<Vec<(String, String, u64)>>(&text).ok()).unwrap_or_default();
-        let used = noted.into_iter().map(|(engine, id, at)| ((engine, id), at)).collect();
+        let used = crate::ordered::map(noted.into_iter().map(|(engine, id, at)| ((engine, id), at)));
         let gate = RemovalGate::new(ImageRecord { used, limits: Vec::new() });
         Arc::new(Self { state: state.to_owned(), gate })
     }

@@ -135,7 +135,7 @@ fn canonical_headers(target: &SignedRequest<'_>, added: &[(String, String)]) -> 
             (name.to_ascii_lowercase(), value.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" "))
         })
         .collect();
-    headers.sort();
+    headers.sort_unstable();
     headers
 }
 
@@ -145,7 +145,7 @@ fn names(headers: &[(String, String)]) -> String {
 
 fn canonical_query(query: &[(String, String)]) -> String {
     let mut pairs: Vec<_> = query.iter().map(|(name, value)| (escape(name, b""), escape(value, b""))).collect();
-    pairs.sort();
+    pairs.sort_unstable();
     pairs.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&")
 }
 

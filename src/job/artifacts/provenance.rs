@@ -57,7 +57,8 @@ impl ProvenanceStatement {
     }
 
     fn document(&self, subjects: Vec<Value>) -> Value {
-        let mut external: Map<String, Value> = self.variables.iter().map(|key| (key.clone(), json!(""))).collect();
+        let mut external: Map<String, Value> =
+            crate::ordered::map(self.variables.iter().map(|key| (key.clone(), json!(""))));
         external.insert("entryPoint".to_owned(), json!(self.entry_point));
         external.insert("source".to_owned(), json!(self.source));
         json!({

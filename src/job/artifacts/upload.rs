@@ -56,7 +56,7 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &ArchiveRoot) -> Result<
         match statement.write(root, &selection.entries, &upload.name) {
             Ok(entry) => {
                 selection.entries.push(entry);
-                selection.entries.sort();
+                selection.entries.sort_unstable();
                 selection.entries.dedup();
             }
             Err(why) => warning(format_args!("cannot write the provenance statement: {why}")),

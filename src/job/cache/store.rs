@@ -233,7 +233,7 @@ fn clean(root: &Path, limits: StorageLimits) -> (u32, u64) {
     }
     let mut archives = Vec::new();
     find(root, 0, &mut archives);
-    archives.sort_by_key(|archive| archive.used);
+    archives.sort_unstable_by_key(|archive| archive.used);
     let mut total: u64 = archives.iter().map(|archive| archive.size).sum();
     let (mut count, mut bytes) = (0, 0);
     for archive in &archives {

@@ -36,7 +36,7 @@ fn scope(inputs: &[Input]) -> Result<Scope, String> {
     }
     let (sensitive, open): (Vec<&Input>, Vec<&Input>) = inputs.iter().partition(|input| input.value.sensitive);
     let open: Map<String, Value> =
-        open.into_iter().map(|input| (input.key.clone(), input.value.content.clone())).collect();
+        crate::ordered::map(open.into_iter().map(|input| (input.key.clone(), input.value.content.clone())));
     let sensitive = sensitive.into_iter().map(|input| input.key.clone()).collect();
     Ok(Scope { root: json!({ "job": { "inputs": open } }), sensitive })
 }

@@ -225,7 +225,7 @@ fn addresses(plan: &SourcesPlan) -> Result<Vec<String>, SourcesError> {
         let values = answer.split(|byte| *byte == 0).filter_map(|entry| entry.splitn(2, |byte| *byte == b'\n').nth(1));
         found.extend(values.map(|value| String::from_utf8_lossy(value).into_owned()));
     }
-    found.sort();
+    found.sort_unstable();
     found.dedup();
     found.truncate(ADDRESSES_MAX);
     Ok(found)

@@ -31,7 +31,7 @@ pub fn commit(plan: &SourcesPlan) -> Result<Vec<IndexEntry>, SourcesError> {
         words.strip_prefix("040000 tree ").filter(|oid| object_id::is_valid(oid)).map(str::to_owned)
     };
     let mut wanted: Vec<String> = listed.split(|byte| *byte == 0).filter_map(of_tree).collect();
-    wanted.sort();
+    wanted.sort_unstable();
     wanted.dedup();
     let commit = read(plan, std::slice::from_ref(&plan.sha), "commit")?;
     let top = commit.values().next().and_then(|content| {
@@ -96,7 +96,7 @@ pub fn blobs(plan: &SourcesPlan, entries: Vec<IndexEntry>, known: &KnownFiles) -
     let plain = unchanged::find(plan, &written, &CheckoutRecord::default())?;
     written.retain(|entry| !plain.contains_key(&entry.path));
     let mut converted: Vec<String> = written.into_iter().map(|entry| entry.oid).collect();
-    converted.sort();
+    converted.sort_unstable();
     converted.dedup();
     for_each_object(plan, &converted, "blob", &mut |oid, size, content| {
         check(oid, &object_id::of_reader(plan, "blob", size, content)?, "blob")

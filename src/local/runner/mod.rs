@@ -361,7 +361,7 @@ impl<'a> LocalRunner<'a> {
             .filter(|(other, progress)| progress.id > 0 && progress.control.is_none() && is_wanted(other));
         let mut jobs: Vec<_> =
             ended.map(|(other, progress)| (other.stage_index, progress.id, other.name.to_string())).collect();
-        jobs.sort_by_key(|(stage, id, _)| (*stage, *id));
+        jobs.sort_unstable_by_key(|(stage, id, _)| (*stage, *id));
         jobs.into_iter().map(|(_, id, name)| (id, name)).collect()
     }
 

@@ -386,6 +386,6 @@ fn files_below(root: &Path) -> Result<Vec<String>, SourceError> {
             }
         }
     }
-    files.sort();
+    files.sort_unstable();
     Ok(files)
 }

@@ -136,7 +136,7 @@ fn copied(checkout: &Checkout) -> Vec<(PathBuf, OsString)> {
             copied.push((entry.path(), entry.file_name()));
         }
     }
-    copied.sort();
+    copied.sort_unstable();
     copied
 }
 

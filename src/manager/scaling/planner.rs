@@ -347,7 +347,7 @@ impl Planner {
                 _ => None,
             })
             .collect();
-        idle.sort_by(|(one, a), (other, b)| other.cmp(one).then_with(|| a.instance.cmp(&b.instance)));
+        idle.sort_unstable_by(|(one, a), (other, b)| other.cmp(one).then_with(|| a.instance.cmp(&b.instance)));
         for (time, agent) in idle.into_iter().take(usize::try_from(surplus).unwrap_or(usize::MAX)) {
             plan.steps.push(ScalingStep {
                 action: Action::Dismiss(agent.instance.clone()),

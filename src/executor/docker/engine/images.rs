@@ -145,6 +145,7 @@ fn as_json(platform: &str) -> Option<String> {
     let mut parts = platform.split('/');
     let (os, architecture, variant) = (parts.next()?, parts.next()?, parts.next());
     let names = [("os", Some(os)), ("architecture", Some(architecture)), ("variant", variant)];
-    let present: BTreeMap<&str, &str> = names.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+    let present: BTreeMap<&str, &str> =
+        crate::ordered::map(names.into_iter().filter_map(|(name, value)| Some((name, value?))));
     serde_json::to_string(&present).ok()
 }

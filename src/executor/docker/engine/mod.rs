@@ -196,8 +196,7 @@ fn open(address: &Address) -> Result<LocalService, DockerError> {
 /// A filter for lists: all these labels must be present.
 fn with_labels(labels: &[(&str, &str)]) -> String {
     let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let filter = std::collections::BTreeMap::from([("label", labels)]);
-    escape(&serde_json::to_string(&filter).unwrap_or_default(), b"")
+    escape(&serde_json::json!({"label": labels}).to_string(), b"")
 }
 
 /// Decodes lists and maps that may be `null`.

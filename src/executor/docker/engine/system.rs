@@ -1,6 +1,5 @@
 //! Requests about the engine itself.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
@@ -38,8 +37,8 @@ impl DockerEngine {
     /// Whether the engine sent a signal to a container after `since`, because a client requested that or because the
     /// engine stopped. The engine keeps these events only for a limited time, and discards them when it restarts.
     pub fn was_signalled(&self, container: &str, since: SystemTime) -> Result<bool, DockerError> {
-        let filter = BTreeMap::from([("container", [container]), ("event", ["kill"]), ("type", ["container"])]);
-        let filter = escape(&serde_json::to_string(&filter).unwrap_or_default(), b"");
+        let filter = serde_json::json!({"container": [container], "event": ["kill"], "type": ["container"]});
+        let filter = escape(&filter.to_string(), b"");
         let path = format!("/events?since={}&until={}&filters={filter}", seconds(since), seconds(SystemTime::now()));
         Ok(!self.call(&Call::new(Method::Get, path))?.beginning().is_empty())
     }

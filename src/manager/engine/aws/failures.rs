@@ -41,7 +41,7 @@ pub fn since(answer: &str, since: Timestamp) -> Result<Vec<FailedStart>, String>
             (at >= since).then(|| FailedStart { at, kind: kind(&text), cause: one_line(&text) })
         })
         .collect();
-    failed.sort_by_key(|failed| failed.at);
+    failed.sort_unstable_by_key(|failed| failed.at);
     Ok(failed)
 }
 
