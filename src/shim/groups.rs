@@ -71,16 +71,16 @@ mod tests {
     fn limits_are_written_for_both_versions() {
         let limits = Limits { memory: Some(64 << 20), processes: Some(100), cpu_millis: Some(500) };
         let settings = settings(limits);
-        let of = |file: &str| settings.iter().find(|(name, _)| *name == file).map(|(_, value)| value.as_str());
-        assert_eq!(of("memory.max"), Some("67108864"));
-        assert_eq!(of("memory.limit_in_bytes"), Some("67108864"));
-        assert_eq!((of("pids.max"), of("cpu.max")), (Some("100"), Some("50000 100000")));
+        let value = |file: &str| settings.iter().find(|(name, _)| *name == file).map(|(_, value)| value.as_str());
+        assert_eq!(value("memory.max"), Some("67108864"));
+        assert_eq!(value("memory.limit_in_bytes"), Some("67108864"));
+        assert_eq!((value("pids.max"), value("cpu.max")), (Some("100"), Some("50000 100000")));
         assert!(super::settings(Limits::default()).is_empty());
     }
 
     /// Uses the control groups of this machine, of either version; needs root.
     #[test]
-    fn what_is_in_a_group_takes_no_more_than_its_limits() {
+    fn processes_in_a_group_stay_within_its_limits() {
         use std::io::Write;
         use std::process::{Command, Stdio};
         use std::time::Duration;

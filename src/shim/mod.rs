@@ -11,6 +11,7 @@ mod descendants;
 mod groups;
 mod running;
 pub mod spec;
+mod streams;
 mod supervise;
 
 pub use running::{

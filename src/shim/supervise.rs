@@ -1,46 +1,40 @@
 //! The main loop of the shim: starts the step, copies its output, enforces its deadline, kills the processes that
 //! remain, writes the status.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+mod leftovers;
+mod status_file;
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::sys::prctl::{set_child_subreaper, set_dumpable};
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, setsid};
+use nix::unistd::setsid;
 
 use super::child::{self, FileTaskRunner, Started};
 use super::confine::probe;
 use super::descendants;
 use super::groups;
-use super::running;
-use super::spec::{StepEnd, StepProgram, StepSpec, StepStatus, Stop};
+use super::spec::{StepEnd, StepSpec, StepStatus, Stop};
 use crate::decode;
 use crate::sys::{self, BootTime};
-use crate::trace::colours::{RESET, YELLOW};
 use crate::trace::{Claim, Filter, Masks, Output, Spool};
 
-/// Size of the status file, reserved at the start.
-const STATUS_FILE_SIZE: usize = 4096;
 /// Maximum size of a report.
 const REPORT_MAX: u64 = 1 << 20;
 /// Bytes read from a pipe at a time, as long as the step writes little. Memory that is not touched costs nothing.
 const FIRST_READ_SIZE: usize = 4 * 1024;
 /// Bytes read from a pipe at a time.
 const READ_SIZE: usize = 128 * 1024;
+/// The size of the largest pipe, in bytes.
+const PIPE_SIZE: usize = 1 << 20;
 /// An incomplete line is written to the log after this time without output.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
-/// How long processes that outlive the main process have to end by themselves.
-const LEFTOVER_GRACE: Duration = Duration::from_secs(2);
-/// How long killed processes may take to disappear. Only a process that hangs in the kernel takes longer.
-const KILL_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// The hidden subcommand `shim`: reads a [`StepSpec`] from standard input; `work` runs file tasks.
 pub fn main(work: FileTaskRunner) -> ExitCode {
     let mut arguments = std::env::args_os().skip(2);
@@ -65,31 +59,15 @@ pub fn main(work: FileTaskRunner) -> ExitCode {
         killed_processes: 0,
         report: String::new(),
     });
-    match write_status(&spec.status, &status) {
+    match status_file::write(&spec.status, &status) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }
 
-/// Creates the status file at its full size. The file marks the step as started: without a status and without a shim,
-/// the step is lost. The reserved space lets the shim write the status even if the step fills the disk.
-fn reserve_status(path: &Path) -> io::Result<()> {
-    fs::write(running::started_marker(path), [b' '; STATUS_FILE_SIZE])
-}
-
-/// Writes the status into the reserved file.
-fn write_status(path: &Path, status: &StepStatus) -> io::Result<()> {
-    let mark = running::started_marker(path);
-    let mut text = serde_json::to_vec(status)?;
-    text.resize(text.len().max(STATUS_FILE_SIZE), b' ');
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&mark)?;
-    file.write_all(&text)?;
-    fs::rename(&mark, path)
-}
-
 fn supervise(spec: &StepSpec, work: FileTaskRunner) -> io::Result<StepStatus> {
     let signals = become_subreaper()?;
-    reserve_status(&spec.status)?;
+    status_file::reserve(&spec.status)?;
     let masks = spec.filters.patterns();
     let spool = Spool::open(&spec.spool, spec.filters.limit)?;
     groups::create(&spec.cgroups, spec.limits());
@@ -273,8 +251,8 @@ impl<'a> Supervisor<'a> {
     /// pipes, because another process may keep them open forever.
     fn drain(&mut self) {
         for output in [Output::Out, Output::Error] {
-            // A pipe holds at most 1 MiB, so a process that keeps writing cannot delay the shim.
-            for _ in 0..(1 << 20) / 4096 {
+            // A process that keeps writing cannot delay the shim: it reads as many blocks as the largest pipe holds.
+            for _ in 0..PIPE_SIZE / FIRST_READ_SIZE {
                 if !self.pump(output) {
                     break;
                 }
@@ -304,97 +282,6 @@ impl<'a> Supervisor<'a> {
             self.stopped = Some(why);
             self.kill_at = Some(Instant::now() + self.spec.grace);
             descendants::signal_all(&self.all_processes(), Signal::SIGTERM);
-        }
-    }
-
-    fn all_processes(&self) -> Vec<i32> {
-        let mut all = descendants::below(Pid::this().as_raw());
-        for group in &self.spec.cgroups {
-            all.extend(descendants::in_group(group));
-        }
-        all.sort_unstable();
-        all.dedup();
-        all
-    }
-
-    fn kill_all_processes(&self) {
-        for group in &self.spec.cgroups {
-            descendants::kill_group(group);
-        }
-        descendants::signal_all(&descendants::below(Pid::this().as_raw()), Signal::SIGKILL);
-    }
-
-    fn kill_relay(&mut self) {
-        if let Some(relay) = self.started.relay.take() {
-            let _ = kill(relay, Signal::SIGKILL);
-            let _ = waitpid(relay, None);
-        }
-    }
-
-    /// Kills the processes that the step left. Returns their number.
-    fn kill_leftovers(&mut self) -> u32 {
-        // All orphans of the step become children of the shim, its subreaper. So if the shim has no child, no process
-        // is left.
-        if waitpid(None, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD) {
-            return 0;
-        }
-        let left = self.all_processes();
-        if left.is_empty() {
-            return 0;
-        }
-        let names: Vec<String> = left.iter().take(3).map(|pid| descendants::name_of(*pid)).collect();
-        descendants::signal_all(&left, Signal::SIGTERM);
-        let grace = if self.stopped.is_some() { Duration::ZERO } else { LEFTOVER_GRACE };
-        if !self.wait_for_children(grace) {
-            // New processes may be forked meanwhile, so repeat until none is left or the timeout has passed.
-            let until = Instant::now() + KILL_TIMEOUT;
-            while Instant::now() < until {
-                self.kill_all_processes();
-                if self.wait_for_children(Duration::from_millis(100)) {
-                    break;
-                }
-            }
-        }
-        // Only the leftovers of a script are logged. In file tasks the agent runs git, whose helpers can outlive git
-        // when a server fails.
-        if matches!(self.spec.task, StepProgram::Process { .. }) {
-            self.log_leftovers(left.len(), &names);
-        }
-        u32::try_from(left.len()).unwrap_or(u32::MAX)
-    }
-
-    fn log_leftovers(&self, count: usize, names: &[String]) {
-        let more = if count > names.len() { ", …" } else { "" };
-        let text = format!(
-            "{YELLOW}WARNING: ended {count} process(es) that the script had left running: {}{more}{RESET}\n",
-            names.join(", ")
-        );
-        let masks = Masks::new(&self.spec.filters.masks, &self.spec.filters.token_prefixes);
-        let mut filter = Filter::new(&masks, &self.spec.filters, 0, Output::Out);
-        let mut lines = Vec::new();
-        filter.push(text.as_bytes(), &mut lines);
-        filter.finish(&mut lines);
-        let _ = self.spool.append(&lines, Claim::Result);
-    }
-
-    /// Waits until the shim has no child, at most for `timeout`. An orphan becomes a child of the shim when its parent
-    /// ends.
-    fn wait_for_children(&mut self, timeout: Duration) -> bool {
-        let until = Instant::now() + timeout;
-        loop {
-            loop {
-                match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                    Err(Errno::ECHILD) => return true,
-                    Ok(WaitStatus::StillAlive) | Err(_) => break,
-                    Ok(_) => {}
-                }
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            let _ = sys::wait([Some(self.signals.as_fd())], Some(left));
-            while let Ok(Some(_)) = self.signals.read_signal() {}
         }
     }
 

@@ -38,10 +38,10 @@ unsafe impl GlobalAlloc for Counted {
         unsafe { System.alloc(layout) }
     }
 
-    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         count(-size(layout.size()));
         // SAFETY: the caller fulfils the same contract.
-        unsafe { System.dealloc(place, layout) }
+        unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -50,10 +50,10 @@ unsafe impl GlobalAlloc for Counted {
         unsafe { System.alloc_zeroed(layout) }
     }
 
-    unsafe fn realloc(&self, place: *mut u8, layout: Layout, length: usize) -> *mut u8 {
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, length: usize) -> *mut u8 {
         count(size(length) - size(layout.size()));
         // SAFETY: the caller fulfils the same contract.
-        unsafe { System.realloc(place, layout, length) }
+        unsafe { System.realloc(pointer, layout, length) }
     }
 }
 

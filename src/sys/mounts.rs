@@ -12,7 +12,7 @@ const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
 const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
 
 /// A detached copy of the mount at `path`. Also fails on kernels before 5.2.
-pub fn copy_of(path: &Path) -> io::Result<OwnedFd> {
+pub fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
     let path = text(path)?;
     let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
     // SAFETY: the text is zero-terminated and lives for the call.
@@ -47,9 +47,9 @@ pub fn map_owners(copy: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Attaches a copy at `place`.
-pub fn put(copy: BorrowedFd<'_>, place: &Path) -> io::Result<()> {
-    let place = text(place)?;
+/// Attaches a copy at `path`.
+pub fn attach(copy: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = text(path)?;
     // SAFETY: both texts are zero-terminated and live for the call.
     let done = unsafe {
         libc::syscall(
@@ -57,7 +57,7 @@ pub fn put(copy: BorrowedFd<'_>, place: &Path) -> io::Result<()> {
             copy.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_FDCWD,
-            place.as_ptr(),
+            path.as_ptr(),
             MOVE_MOUNT_F_EMPTY_PATH,
         )
     };

@@ -23,9 +23,9 @@ pub fn ignore(number: Signal) -> nix::Result<()> {
 pub fn is_ignored(number: Signal) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: without a new action, the call only writes the current one.
-    let asked = unsafe { libc::sigaction(number as libc::c_int, std::ptr::null(), action.as_mut_ptr()) };
+    let result = unsafe { libc::sigaction(number as libc::c_int, std::ptr::null(), action.as_mut_ptr()) };
     // SAFETY: all bits zero are a valid value, and the call writes another one.
-    asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+    result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
 /// Executes another program with these signals blocked. They stay pending until the program unblocks them with

@@ -83,7 +83,7 @@ fn probe_sandbox(sandbox: &Sandbox, program: &[OsString]) -> Result<bool, String
     let Some(child) = forked else {
         let code = match confine(sandbox, prepared.as_ref()) {
             Ok(MissingProtections(missing)) => {
-                missing.iter().for_each(|wall| println!("{wall}"));
+                missing.iter().for_each(|protection| println!("{protection}"));
                 run(program)
             }
             Err(why) => {

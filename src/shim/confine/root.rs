@@ -83,19 +83,19 @@ fn build_at_staging(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<S
         bind_mount(Path::new(path), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC)?;
     }
     // `/tmp` is mounted before the job's directories, which may be below it.
-    create_mount_point(Path::new("/tmp"), true)?;
+    create_mount_point(Path::new("/tmp"), MountPoint::Directory)?;
     mount(Some("tmp"), "tmp", Some("tmpfs"), bare, Some("size=64m,mode=1777"))?;
     match &copies {
         Some(copies) => {
             for (path, copy) in sandbox.writable.iter().zip(copies) {
-                create_mount_point(path, true)?;
-                mounts::put(copy.as_fd(), staged(path))?;
+                create_mount_point(path, MountPoint::Directory)?;
+                mounts::attach(copy.as_fd(), staged(path))?;
                 remount(path, bare)?;
             }
         }
         None => sandbox.writable.iter().try_for_each(|path| bind_mount(path, bare))?,
     }
-    create_mount_point(Path::new("/proc"), true)?;
+    create_mount_point(Path::new("/proc"), MountPoint::Directory)?;
     let has_process_table =
         mount(Some("proc"), "proc", Some("proc"), bare | MsFlags::MS_RDONLY, Some("subset=pid")).is_ok();
     pivot_root(".", ".")?;
@@ -109,7 +109,7 @@ fn build_at_staging(sandbox: &Sandbox, owners: Option<&OwnedFd>) -> io::Result<S
 /// Clones the mounts of the directories, with mapped owners. Fails if one of them cannot be cloned.
 fn clone_mounts(paths: &[PathBuf], owners: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
     let copy = |path: &PathBuf| {
-        let copy = mounts::copy_of(path)?;
+        let copy = mounts::clone_mount(path)?;
         mounts::map_owners(copy.as_fd(), owners.as_fd())?;
         Ok(copy)
     };
@@ -118,7 +118,7 @@ fn clone_mounts(paths: &[PathBuf], owners: &OwnedFd) -> io::Result<Vec<OwnedFd>>
 
 /// Writes the files of users and hosts for the sandbox. The machine's own files are not visible.
 fn write_users(uid: u32) -> io::Result<()> {
-    create_mount_point(Path::new("/etc"), true)?;
+    create_mount_point(Path::new("/etc"), MountPoint::Directory)?;
     let users = format!("root:x:0:0::/:/sbin/nologin\nmayfly-confined:x:{uid}:{uid}::/:/sbin/nologin\n");
     fs::write("etc/passwd", users)?;
     fs::write("etc/group", format!("root:x:0:\nmayfly-confined:x:{uid}:\n"))?;
@@ -139,22 +139,30 @@ fn bind_mount(path: &Path, flags: MsFlags) -> io::Result<()> {
         return symlink(target, staged(path));
     }
     let Ok(target) = path.metadata() else { return Ok(()) };
-    create_mount_point(path, target.is_dir())?;
+    create_mount_point(path, if target.is_dir() { MountPoint::Directory } else { MountPoint::File })?;
     mount(Some(path), staged(path), NO_FS, MsFlags::MS_BIND, NO_FS)?;
     remount(path, flags)
 }
 
-/// Creates a directory or an empty file. Creates the parent directories only if the first attempt fails: most of the
+/// The kind of a mount point.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum MountPoint {
+    Directory,
+    /// An empty file.
+    File,
+}
+
+/// Creates a mount point in the new root. Creates the parent directories only if the first attempt fails: most of the
 /// time in which a root is built is spent in the kernel.
-fn create_mount_point(path: &Path, is_directory: bool) -> io::Result<()> {
-    let place = staged(path);
-    let create = || match is_directory {
-        true => mkdir(place, Mode::from_bits_truncate(0o755)),
-        false => mknod(place, SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0),
+fn create_mount_point(path: &Path, kind: MountPoint) -> io::Result<()> {
+    let staged = staged(path);
+    let create = || match kind {
+        MountPoint::Directory => mkdir(staged, Mode::from_bits_truncate(0o755)),
+        MountPoint::File => mknod(staged, SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0),
     };
     match create() {
         Err(Errno::ENOENT) => {
-            place.parent().map_or(Ok(()), fs::create_dir_all)?;
+            staged.parent().map_or(Ok(()), fs::create_dir_all)?;
             Ok(create()?)
         }
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
