@@ -507,7 +507,7 @@ fn terminating_through_a_group_needs_an_ec2_instance() {
     home.set_environment([cloud.environment(), vec![off]].concat());
     let mut agent = home.start(&[]);
     assert!(!agent.wait().success());
-    assert!(agent.log().contains("is switched off") && agent.log().contains("another `leave`"), "{}", agent.log());
+    assert!(agent.log().contains("is disabled") && agent.log().contains("another `leave`"), "{}", agent.log());
     assert_eq!(gitlab.count("POST jobs/request"), 0);
     assert!(cloud.metadata.requests().is_empty());
 }

@@ -83,7 +83,7 @@ impl Agent {
             if reason == FetchReason::Rejected {
                 thread::sleep(REFETCH_JITTER.mul_f64(crate::random::fraction()));
             }
-            let outcome = secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT);
+            let outcome = secrets::fetch_tokens(&mut loaded.config, TOKEN_TIMEOUT);
             let _ = events.send(AgentEvent::TokensFetched(FetchedTokens { number, reason, loaded, outcome }));
         };
         if let Err(error) = sync::spawn("tokens", STACK, fetch) {

@@ -102,7 +102,7 @@ impl Agent {
                 return Ok(());
             }
             Ok(mut loaded) => {
-                secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT).and_then(|()| self.adopt_configuration(loaded))
+                secrets::fetch_tokens(&mut loaded.config, TOKEN_TIMEOUT).and_then(|()| self.adopt_configuration(loaded))
             }
             Err(why) => Err(why),
         };

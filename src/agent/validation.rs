@@ -29,7 +29,7 @@ pub fn validate(options: &AgentOptions, mut loaded: LoadedConfig) -> Result<(), 
         .and_then(|()| File::options().create(true).append(true).open(state.join("lock")).map(drop))
         .map_err(|error| format!("the state directory {} cannot be used: {error}; set `state_dir`", state.display()))?;
     start_checks::find_instance(config)?;
-    secrets::fill_in(config, TOKEN_TIMEOUT)?;
+    secrets::fetch_tokens(config, TOKEN_TIMEOUT)?;
     if config.mayfly.block_instance_metadata {
         metadata_blocking::job_users(config, options.user.as_deref())?;
         check_tool().map_err(|why| format!("`block_instance_metadata`: {why}"))?;

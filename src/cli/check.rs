@@ -81,7 +81,7 @@ fn check_manager(report: &mut Report, config: &Config) {
         check_listen_address(report, config, &state);
     }
     let mut config = config.clone();
-    if let Err(why) = secrets::fill_in(&mut config, TIMEOUT) {
+    if let Err(why) = secrets::fetch_tokens(&mut config, TIMEOUT) {
         report.fail("token", &why);
     }
     check_pools::check(report, &config);
@@ -132,7 +132,7 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
         }
     }
     let mut config = config.clone();
-    if let Err(why) = secrets::fill_in(&mut config, TIMEOUT) {
+    if let Err(why) = secrets::fetch_tokens(&mut config, TIMEOUT) {
         report.fail("token", &why);
     }
     let config = &config;

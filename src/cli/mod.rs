@@ -117,7 +117,7 @@ impl ConfigFile {
     /// The configuration, including tokens that are stored in AWS.
     fn load_with_tokens(&self) -> Result<Config, String> {
         let mut config = self.load()?.config;
-        secrets::fill_in(&mut config, TOKEN_TIMEOUT)?;
+        secrets::fetch_tokens(&mut config, TOKEN_TIMEOUT)?;
         Ok(config)
     }
 }

@@ -86,7 +86,7 @@ pub fn run(options: ManagerOptions, mut loaded: LoadedConfig) -> Result<ExitCode
     signals::listen(move |request| on_signal.send(Event::Signal(request)).is_ok())
         .map_err(|error| format!("signals cannot be handled: {error}"))?;
     watch::watch(&options.config, move || on_change.send(Event::ConfigurationChanged).is_ok());
-    secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT)?;
+    secrets::fetch_tokens(&mut loaded.config, TOKEN_TIMEOUT)?;
     loaded.log();
     let settings = settings::read(loaded.config)?;
     let mut manager = Manager::start(options, settings, inherited, events)?;
@@ -97,7 +97,7 @@ pub fn run(options: ManagerOptions, mut loaded: LoadedConfig) -> Result<ExitCode
 /// Checks everything that could keep a manager from starting with this configuration, except what the running one holds: the
 /// lock of its state directory and its addresses. Errors: why it cannot start.
 pub fn validate(options: &ManagerOptions, mut loaded: LoadedConfig) -> Result<(), String> {
-    secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT)?;
+    secrets::fetch_tokens(&mut loaded.config, TOKEN_TIMEOUT)?;
     let settings = settings::read(loaded.config)?;
     let state = config::manager_state_dir(&settings.config, &settings.manager);
     start_checks::check_state_dir(&state, "[mayfly.manager]").map_err(|why| format!("the state directory {why}"))?;
@@ -368,7 +368,7 @@ impl Manager {
 /// The configuration of a manager with its tokens. Errors: it cannot be used.
 fn read(path: &Path) -> Result<Settings, String> {
     let mut loaded = Config::load_as(path, Role::Manager).map_err(|error| error.to_string())?;
-    secrets::fill_in(&mut loaded.config, TOKEN_TIMEOUT)?;
+    secrets::fetch_tokens(&mut loaded.config, TOKEN_TIMEOUT)?;
     loaded.log();
     settings::read(loaded.config)
 }

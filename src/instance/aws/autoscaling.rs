@@ -31,7 +31,7 @@ pub struct GroupState {
     /// The desired capacity.
     pub desired: u32,
     /// The maximum size.
-    pub most: u32,
+    pub max_size: u32,
     /// The group protects every new instance from scale-in.
     pub protects_new: bool,
     /// The protected instances in service: they have a job.
@@ -62,8 +62,8 @@ impl AutoScaling {
         let action = "DescribeAutoScalingInstances";
         let answer = self.call(action, &[("InstanceIds.member.1", instance)], timeout)?;
         let names = ["InstanceId", "AutoScalingGroupName", "LifecycleState"];
-        let all = members(&answer, "AutoScalingInstances", names)
-            .map_err(|why| self.client.unreadable_answer(action, why))?;
+        let all =
+            members(&answer, "AutoScalingInstances", names).map_err(|why| self.client.invalid_response(action, why))?;
         let mut ours = all.into_iter().filter(|[id, ..]| id.as_deref() == Some(instance));
         Ok(ours.find_map(|[_, group, state]| Some(GroupMember { group: group?, state: state.unwrap_or_default() })))
     }
@@ -81,12 +81,11 @@ impl AutoScaling {
         let action = "DescribeLifecycleHooks";
         let answer = self.call(action, &[("AutoScalingGroupName", group)], timeout)?;
         let names = ["LifecycleHookName", "LifecycleTransition", "HeartbeatTimeout"];
-        let all =
-            members(&answer, "LifecycleHooks", names).map_err(|why| self.client.unreadable_answer(action, why))?;
-        let of_an_end = |transition: &Option<String>| {
+        let all = members(&answer, "LifecycleHooks", names).map_err(|why| self.client.invalid_response(action, why))?;
+        let is_terminating = |transition: &Option<String>| {
             transition.as_deref().is_some_and(|transition| transition.ends_with("EC2_INSTANCE_TERMINATING"))
         };
-        let hooks = all.into_iter().filter(|[_, transition, _]| of_an_end(transition));
+        let hooks = all.into_iter().filter(|[_, transition, _]| is_terminating(transition));
         Ok(hooks
             .filter_map(|[name, _, timeout]| {
                 let seconds = timeout.and_then(|seconds| seconds.parse().ok());
@@ -98,14 +97,14 @@ impl AutoScaling {
     /// Completes a lifecycle hook. Errors: the call was refused (also if the hook does not hold the instance), or was
     /// not answered.
     pub fn complete(&self, group: &str, hook: &str, instance: &str) -> Result<(), CallError> {
-        let mut parameters = of_hook(group, hook, instance).to_vec();
+        let mut parameters = hook_parameters(group, hook, instance).to_vec();
         parameters.push(("LifecycleActionResult", "CONTINUE"));
         self.call("CompleteLifecycleAction", &parameters, Duration::ZERO).map(drop)
     }
 
     /// Restarts the heartbeat timeout of a hook. Errors: as for [`AutoScaling::complete`].
     pub fn heartbeat(&self, group: &str, hook: &str, instance: &str) -> Result<(), CallError> {
-        self.call("RecordLifecycleActionHeartbeat", &of_hook(group, hook, instance), Duration::ZERO).map(drop)
+        self.call("RecordLifecycleActionHeartbeat", &hook_parameters(group, hook, instance), Duration::ZERO).map(drop)
     }
 
     /// Sets or clears the scale-in protection of an instance.
@@ -120,18 +119,18 @@ impl AutoScaling {
     pub fn group_state(&self, group: &str, timeout: Duration) -> Result<Option<GroupState>, CallError> {
         let action = "DescribeAutoScalingGroups";
         let answer = self.call(action, &[("AutoScalingGroupNames.member.1", group)], timeout)?;
-        let nonsense = |why| self.client.unreadable_answer(action, why);
+        let invalid = |why| self.client.invalid_response(action, why);
         let names = ["InstanceId", "LifecycleState", "ProtectedFromScaleIn"];
-        let instances = members(&answer, "Instances", names).map_err(nonsense)?;
+        let instances = members(&answer, "Instances", names).map_err(invalid)?;
         let number = |name: &str| element(&answer, name).and_then(|number| number.parse().ok());
-        let Some((desired, most)) = number("DesiredCapacity").zip(number("MaxSize")) else { return Ok(None) };
+        let Some((desired, max_size)) = number("DesiredCapacity").zip(number("MaxSize")) else { return Ok(None) };
         let is_busy = |state: &Option<String>, protected: &Option<String>| {
             state.as_deref() == Some("InService") && protected.as_deref() == Some("true")
         };
         let busy = instances.into_iter().filter(|[_, state, protected]| is_busy(state, protected));
         Ok(Some(GroupState {
             desired,
-            most,
+            max_size,
             protects_new: element(&answer, "NewInstancesProtectedFromScaleIn").as_deref() == Some("true"),
             busy: busy.filter_map(|[id, ..]| id).collect(),
         }))
@@ -150,6 +149,6 @@ impl AutoScaling {
     }
 }
 
-fn of_hook<'a>(group: &'a str, hook: &'a str, instance: &'a str) -> [(&'static str, &'a str); 3] {
+fn hook_parameters<'a>(group: &'a str, hook: &'a str, instance: &'a str) -> [(&'static str, &'a str); 3] {
     [("AutoScalingGroupName", group), ("LifecycleHookName", hook), ("InstanceId", instance)]
 }

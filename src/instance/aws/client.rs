@@ -7,8 +7,10 @@ use std::time::Duration;
 use super::endpoint::AwsService;
 use super::profile::Profiles;
 use super::region;
+use super::retry::retry_until;
+use super::service_error::RequestFailure;
 use super::source::CredentialSource;
-use super::transport::{AwsRequest, RequestFailure, Transport, retry_until};
+use super::transport::{AwsRequest, Transport};
 use crate::instance::Refusal;
 use crate::sync;
 
@@ -131,8 +133,8 @@ impl AwsClient {
         })
     }
 
-    /// The error for an answer that cannot be decoded.
-    pub fn unreadable_answer(&self, action: &str, why: String) -> CallError {
+    /// The error for a response that cannot be decoded.
+    pub fn invalid_response(&self, action: &str, why: String) -> CallError {
         CallError { permission: format!("{}:{action}", self.service.name), cause: Cause::NoResponse(why) }
     }
 

@@ -56,11 +56,11 @@ impl Registry {
             (_, Some(rest)) => (rest, true),
             _ => return None,
         };
-        let (fips, place) = match kind.strip_prefix("-fips.") {
-            Some(place) => (true, place),
+        let (fips, location) = match kind.strip_prefix("-fips.") {
+            Some(location) => (true, location),
             None => (false, kind.strip_prefix('.')?),
         };
-        let (region, domain) = place.split_once('.')?;
+        let (region, domain) = location.split_once('.')?;
         let domains: &[&str] = if dual_stack { &DUAL_STACK_DOMAINS } else { &DOMAINS };
         let is_region = !region.is_empty()
             && region.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
@@ -91,12 +91,13 @@ pub struct EcrTokens {
 
 impl Default for EcrTokens {
     fn default() -> Self {
-        Self::of(Box::new(fetch))
+        Self::with(Box::new(fetch))
     }
 }
 
 impl EcrTokens {
-    fn of(fetch: Box<Fetch>) -> Self {
+    /// Tokens that `fetch` obtains.
+    fn with(fetch: Box<Fetch>) -> Self {
         Self { fetch, kept: Mutex::default() }
     }
 
@@ -137,26 +138,26 @@ fn fetch(registry: &Registry) -> Result<Authorization, String> {
     let request = AwsRequest::json("AmazonEC2ContainerRegistry_V20150921", "GetAuthorizationToken", "{}".to_owned());
     let answer = AwsClient::new(service, Some(&registry.region)).call(&request, CALL_TIMEOUT);
     let answer = answer.map_err(|error| error.to_string())?;
-    decode(answer.as_bytes()).ok_or_else(|| "the response contains no token".to_owned())
+    decode_authorization(answer.as_bytes()).ok_or_else(|| "the response contains no token".to_owned())
 }
 
-/// The answer of GetAuthorizationToken.
+/// The response of GetAuthorizationToken.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Answer {
-    authorization_data: Vec<Data>,
+struct AuthorizationTokenResponse {
+    authorization_data: Vec<AuthorizationData>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Data {
+struct AuthorizationData {
     authorization_token: String,
     expires_at: f64,
 }
 
-fn decode(body: &[u8]) -> Option<Authorization> {
-    let answer: Answer = decode::json(body).ok()?;
-    let data = answer.authorization_data.into_iter().next()?;
+fn decode_authorization(body: &[u8]) -> Option<Authorization> {
+    let response: AuthorizationTokenResponse = decode::json(body).ok()?;
+    let data = response.authorization_data.into_iter().next()?;
     let pair = String::from_utf8(BASE64_STANDARD.decode(data.authorization_token).ok()?).ok()?;
     let (username, password) = pair.split_once(':')?;
     let expires = Timestamp::from_second(data.expires_at as i64).ok()?;
@@ -201,7 +202,7 @@ mod tests {
     fn a_token_is_kept_until_shortly_before_it_expires() {
         let asked = Arc::new(AtomicI64::new(0));
         let (count, twelve_hours) = (Arc::clone(&asked), 12 * 60 * 60);
-        let tokens = EcrTokens::of(Box::new(move |registry| {
+        let tokens = EcrTokens::with(Box::new(move |registry| {
             let number = count.fetch_add(1, Ordering::SeqCst) + 1;
             if number == 3 {
                 return Err("throttled".to_owned());
@@ -219,7 +220,7 @@ mod tests {
         assert_eq!(password(&registry, 0).as_deref(), Ok("r-1"));
         assert_eq!(password(&other_account, 10 * 60 * 60).as_deref(), Ok("r-1"), "good for the region");
         assert_eq!(password(&registry, 11 * 60 * 60 + 1).as_deref(), Ok("r-2"));
-        assert_eq!(password(&registry, 23 * 60 * 60 + 1).as_deref(), Ok("r-2"), "the old one still counts");
+        assert_eq!(password(&registry, 23 * 60 * 60 + 1).as_deref(), Ok("r-2"), "the old one is still valid");
         assert_eq!(asked.load(Ordering::SeqCst), 3);
     }
 
@@ -227,8 +228,10 @@ mod tests {
     fn reads_an_authorization() {
         let body = br#"{"authorizationData":[{"authorizationToken":"QVdTOnB3OjE=","expiresAt":1.7e9,
             "proxyEndpoint":"https://x"}]}"#;
-        let authorization = decode(body).expect("must decode");
+        let authorization = decode_authorization(body).expect("must decode");
         assert_eq!((authorization.username.as_str(), authorization.password.reveal()), ("AWS", "pw:1"));
-        assert!(decode(b"{\"authorizationData\":[]}").is_none() && decode(b"<html>").is_none());
+        assert!(
+            decode_authorization(b"{\"authorizationData\":[]}").is_none() && decode_authorization(b"<html>").is_none()
+        );
     }
 }

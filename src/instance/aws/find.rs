@@ -11,7 +11,7 @@ use crate::config::aws::AwsConfig;
 use crate::instance::Requirement;
 use crate::sync;
 
-/// How long the metadata service may not answer while an instance boots.
+/// How long the metadata service may need to respond while an instance boots.
 const REQUIRED_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same if the agent can work without EC2 features.
 const OPTIONAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,7 +58,7 @@ pub fn ec2_instance(
             "`leave = \"aws-asg\"` needs an EC2 instance, but {error}; correct that, or set another \
              `leave` below [mayfly]"
         )),
-        (Err(MetadataError::Off), None) => Ok(None),
+        (Err(MetadataError::Disabled), None) => Ok(None),
         (Err(error), None) => {
             log::warn!(
                 "[mayfly.aws] is set, but the metadata service did not answer; EC2 features are off error={error}"
@@ -69,15 +69,15 @@ pub fn ec2_instance(
 }
 
 fn instance_id(service: &Metadata, timeout: Duration) -> Result<String, MetadataError> {
-    let mut outcome = Err(MetadataError::Silent("no time was left for a request".to_owned()));
+    let mut outcome = Err(MetadataError::Unusable("no request was sent".to_owned()));
     sync::try_until(timeout, RETRY_INTERVAL, || {
         outcome = match service.get("meta-data/instance-id") {
             Ok(item) if is_instance_id(&item.text) => Ok(item.text),
-            Ok(_) => Err(MetadataError::Silent("it returned an invalid instance id".to_owned())),
+            Ok(_) => Err(MetadataError::Unusable("it returned an invalid instance id".to_owned())),
             Err(error) => Err(error),
         };
         match &outcome {
-            Ok(_) | Err(MetadataError::Off | MetadataError::Absent) => Some(()),
+            Ok(_) | Err(MetadataError::Disabled | MetadataError::Absent) => Some(()),
             Err(error) => {
                 log::debug!("the metadata service did not return the instance id; retrying error={error}");
                 None

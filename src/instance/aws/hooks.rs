@@ -46,17 +46,16 @@ impl HookHeartbeats {
     }
 
     fn run_heartbeats(&self, group: &OwnGroup) {
-        let mut complained = false;
-        let mut complain = |refusal: &Refusal| {
-            if !complained {
+        let mut has_warned = false;
+        let mut warn_once = |refusal: &Refusal| {
+            if !std::mem::replace(&mut has_warned, true) {
                 log::warn!("cannot extend a lifecycle hook; it may time out during a job {refusal}");
             }
-            complained = true;
         };
         let mut due: Vec<(LifecycleHook, Instant)> = loop {
             match group.hooks() {
                 Ok(hooks) => break hooks.into_iter().map(|hook| (hook, Instant::now())).collect(),
-                Err(refusal) => complain(&refusal),
+                Err(refusal) => warn_once(&refusal),
             }
             if self.is_stopped_within(RETRY_INTERVAL) {
                 return;
@@ -68,18 +67,18 @@ impl HookHeartbeats {
             }
             for (hook, at) in due.iter_mut().filter(|(_, at)| *at <= Instant::now()) {
                 let half = hook.timeout / 2;
-                let rest = match group.heartbeat(hook) {
+                let delay = match group.heartbeat(hook) {
                     Ok(()) => {
                         log::debug!("lifecycle hook extended hook={}", hook.name);
                         half
                     }
                     Err(refusal) if is_not_active(&refusal) => RETRY_INTERVAL,
                     Err(refusal) => {
-                        complain(&refusal);
+                        warn_once(&refusal);
                         RETRY_INTERVAL.max(half / 4)
                     }
                 };
-                *at = Instant::now() + rest;
+                *at = Instant::now() + delay;
             }
         }
     }
@@ -112,6 +111,7 @@ impl HookHeartbeats {
                 Err(refusal) if is_late || !refusal.is_temporary() => return Err(refusal),
                 Err(_) => {}
             }
+            // No event announces that a hook holds the instance.
             thread::sleep(RETRY_INTERVAL);
         }
     }
@@ -152,6 +152,6 @@ fn is_not_active(refusal: &Refusal) -> bool {
 
 /// Whether a hook holds, or may later hold, an instance in this lifecycle state.
 fn may_still_be_held(state: &str) -> bool {
-    let rests = state.starts_with("Warmed:") && !state.starts_with("Warmed:Terminat");
-    state != "Terminated" && !state.ends_with(":Proceed") && !rests
+    let is_in_warm_pool = state.starts_with("Warmed:") && !state.starts_with("Warmed:Terminat");
+    state != "Terminated" && !state.ends_with(":Proceed") && !is_in_warm_pool
 }

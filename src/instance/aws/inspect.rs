@@ -12,28 +12,33 @@ use super::xml::element;
 use crate::instance::{CheckResult, POWER_OFF, Refusal, TargetState};
 
 /// Checks the instance with this id, whose target lifecycle state is `target`.
-pub fn all(id: &str, region: Option<&str>, group: &OwnGroup, target: Result<TargetState, Refusal>) -> Vec<CheckResult> {
-    let place = region::find(region).map(|region| format!("{id} in {region}"));
-    let mut all = vec![CheckResult { subject: "instance", outcome: place }];
-    all.extend(of_group(group, target));
+pub fn check_all(
+    id: &str,
+    region: Option<&str>,
+    group: &OwnGroup,
+    target: Result<TargetState, Refusal>,
+) -> Vec<CheckResult> {
+    let instance = region::find(region).map(|region| format!("{id} in {region}"));
+    let mut all = vec![CheckResult { subject: "instance", outcome: instance }];
+    all.extend(check_group(group, target));
     all.extend(effect_of_power_off(id, region).map(|outcome| CheckResult { subject: POWER_OFF, outcome }));
     all
 }
 
-fn of_group(group: &OwnGroup, target: Result<TargetState, Refusal>) -> Vec<CheckResult> {
-    let of = |outcome| CheckResult { subject: "Auto Scaling", outcome };
+fn check_group(group: &OwnGroup, target: Result<TargetState, Refusal>) -> Vec<CheckResult> {
+    let result = |outcome| CheckResult { subject: "Auto Scaling", outcome };
     if target == Ok(TargetState::NoGroup) {
-        return vec![of(Ok("in no group".to_owned()))];
+        return vec![result(Ok("in no group".to_owned()))];
     }
     let described = group.name().and_then(|name| Ok(format!("group {name}, which wants {:?}", target?)));
-    let hooks = group.hooks().map(|hooks| names(&hooks)).map_err(|refusal| refusal.to_string());
+    let hooks = group.hooks().map(|hooks| hook_names(&hooks)).map_err(|refusal| refusal.to_string());
     vec![
-        of(described.map_err(|refusal| refusal.to_string())),
+        result(described.map_err(|refusal| refusal.to_string())),
         CheckResult { subject: "lifecycle hooks", outcome: hooks },
     ]
 }
 
-fn names(hooks: &[LifecycleHook]) -> String {
+fn hook_names(hooks: &[LifecycleHook]) -> String {
     match hooks {
         [] => "no hook holds an instance before its termination".to_owned(),
         hooks => hooks.iter().map(|hook| hook.name.as_str()).collect::<Vec<_>>().join(", "),

@@ -8,10 +8,10 @@ use super::client::{CallError, Cause};
 use super::group::OwnGroup;
 use super::hooks::HookHeartbeats;
 use super::inspect;
-use super::metadata::{self, Metadata};
+use super::metadata::{Metadata, MetadataError};
 use super::protection::Protection;
 use super::raise::{self, CapacityRaiser};
-use super::transport::retry_delay;
+use super::retry::retry_delay;
 use super::watch;
 use crate::config::aws::AwsConfig;
 use crate::instance::plain::boot;
@@ -21,11 +21,12 @@ use crate::instance::{
 };
 use crate::sync;
 
-/// After a call without an answer: how long the agent waits for its effect before it repeats the call.
+/// After a call without a response: how long the agent waits for its effect before it repeats the call.
 const EFFECT_TIMEOUT: Duration = Duration::from_secs(10);
 const EFFECT_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Attempts to read the target lifecycle state before the instance counts as one without a group.
 const GROUP_ATTEMPTS: u32 = 3;
+const GROUP_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An EC2 instance, with or without an Auto Scaling group.
 pub struct Ec2Instance {
@@ -80,15 +81,17 @@ impl Ec2Instance {
 /// Whether the metadata service has a target lifecycle state, which it has for every member of an Auto Scaling group.
 /// Retries a few times if the service does not answer.
 fn has_target_state(service: &Metadata) -> bool {
-    for _ in 0..GROUP_ATTEMPTS {
+    for attempt in 1..=GROUP_ATTEMPTS {
         match service.get(watch::TARGET_PATH) {
             Ok(_) => return true,
-            Err(metadata::MetadataError::Absent | metadata::MetadataError::Off) => return false,
+            Err(MetadataError::Absent | MetadataError::Disabled) => return false,
             Err(error) => {
                 log::debug!("cannot find out whether the instance is in an Auto Scaling group error={error}");
             }
         }
-        thread::sleep(EFFECT_POLL_INTERVAL);
+        if attempt < GROUP_ATTEMPTS {
+            thread::sleep(GROUP_RETRY_INTERVAL);
+        }
     }
     false
 }
@@ -112,7 +115,7 @@ impl Instance for Ec2Instance {
 
     fn inspect(&self) -> Vec<CheckResult> {
         let target = self.target_state();
-        let mut all = inspect::all(&self.id, self.region.as_deref(), &self.group, target);
+        let mut all = inspect::check_all(&self.id, self.region.as_deref(), &self.group, target);
         if self.raiser.is_some() {
             all.push(CheckResult { subject: "raise_on_job", outcome: raise::inspect(&self.group) });
         }
@@ -132,7 +135,7 @@ impl Instance for Ec2Instance {
     fn target_state(&self) -> Result<TargetState, Refusal> {
         match self.service.get(watch::TARGET_PATH) {
             Ok(item) => Ok(watch::parse_target_state(&item.text)),
-            Err(metadata::MetadataError::Absent) => Ok(TargetState::NoGroup),
+            Err(MetadataError::Absent) => Ok(TargetState::NoGroup),
             Err(error) => {
                 Err(Refusal::Unreachable { action: "the target lifecycle state".to_owned(), why: error.to_string() })
             }
@@ -187,6 +190,7 @@ impl Instance for Ec2Instance {
                 return Err(error.into());
             }
             log::debug!("retrying the call that terminates the instance wait_ms={} error={error}", wait.as_millis());
+            // Nothing interrupts a termination: it is the last step of a shutdown.
             thread::sleep(wait);
             // The group may have started the termination meanwhile.
             if self.is_terminating() {

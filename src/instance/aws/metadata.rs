@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ureq::{Agent, Timeout, http};
 
+use crate::backoff::Backoff;
 use crate::http::http_date;
 use crate::sync;
 use crate::token::Token;
@@ -19,17 +20,23 @@ const ADDRESS: &str = "http://169.254.169.254";
 const ADDRESS_IPV6: &str = "http://[fd00:ec2::254]";
 /// Lifetime of a session token: the maximum that the service allows.
 const TOKEN_SECONDS: u64 = 21_600;
+/// The header with the lifetime of a session token, in seconds.
 const TTL: &str = "X-aws-ec2-metadata-token-ttl-seconds";
 /// Only the response with the token is subject to the IP hop limit.
 const HOP_LIMIT: &str = "; in a container the instance's hop limit must be 2: aws ec2 \
                          modify-instance-metadata-options --http-put-response-hop-limit 2";
 /// Requests per second; the instance as a whole may send about a thousand packets per second.
 const REQUESTS_A_SECOND: usize = 4;
-const CONNECT: Duration = Duration::from_secs(1);
-const ANSWER: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The default of `AWS_METADATA_SERVICE_TIMEOUT`.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The default and the maximum of `AWS_METADATA_SERVICE_NUM_ATTEMPTS`.
 const ATTEMPTS: u32 = 3;
-/// Maximum size of an answer.
-const ANSWER_MAX: u64 = 1 << 20;
+const ATTEMPTS_MAX: u32 = 10;
+/// The delay before another attempt. No stop interrupts it, because it is short.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+/// Maximum size of a response, in bytes.
+const RESPONSE_MAX: u64 = 1 << 20;
 
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,36 +44,36 @@ pub enum MetadataError {
     /// The path does not exist: normal for notices.
     Absent,
     /// The service is disabled, for the instance or for this process.
-    Off,
-    /// No answer, or not a usable one: why, and what to do.
-    Silent(String),
+    Disabled,
+    /// There is no usable response: why, and what to do.
+    Unusable(String),
 }
 
 impl fmt::Display for MetadataError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Absent => f.write_str("the instance metadata service does not have this item"),
-            Self::Off => f.write_str(
-                "the instance metadata service is switched off; enable it for the instance, or unset \
+            Self::Disabled => f.write_str(
+                "the instance metadata service is disabled; enable it for the instance, or unset \
                  AWS_EC2_METADATA_DISABLED",
             ),
-            Self::Silent(why) => write!(f, "the instance metadata service cannot be used: {why}"),
+            Self::Unusable(why) => write!(f, "the instance metadata service cannot be used: {why}"),
         }
     }
 }
 
-/// An answer.
+/// An item of the metadata.
 pub struct Item {
     /// The trimmed text.
     pub text: String,
-    /// The `Date` of the answer.
+    /// The `Date` of the response.
     pub at: Option<SystemTime>,
 }
 
 /// A client of the metadata service; shared by threads.
 pub struct Metadata {
     base: String,
-    is_off: bool,
+    is_disabled: bool,
     attempts: u32,
     agent: Agent,
     session: Mutex<Session>,
@@ -93,57 +100,56 @@ impl Metadata {
         let address = if is("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv6") { ADDRESS_IPV6 } else { ADDRESS };
         let base = variable("AWS_EC2_METADATA_SERVICE_ENDPOINT").unwrap_or_else(|| address.to_owned());
         let seconds = variable("AWS_METADATA_SERVICE_TIMEOUT").and_then(|text| text.parse::<f64>().ok());
-        let answer = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        let answer = answer.filter(|answer| !answer.is_zero()).unwrap_or(ANSWER);
+        let timeout = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let timeout = timeout.filter(|timeout| !timeout.is_zero()).unwrap_or(RESPONSE_TIMEOUT);
         let attempts = variable("AWS_METADATA_SERVICE_NUM_ATTEMPTS").and_then(|text| text.parse().ok());
         let config = crate::http::plain_config()
             .proxy(None)
             .user_agent("mayfly")
             .allow_non_standard_methods(true)
             .max_idle_age(Duration::from_secs(10))
-            .timeout_connect(Some(CONNECT))
-            .timeout_global(Some(answer.max(CONNECT)));
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_global(Some(timeout.max(CONNECT_TIMEOUT)));
         Self {
             base: base.trim_end_matches('/').to_owned(),
-            is_off: is("AWS_EC2_METADATA_DISABLED", "true"),
-            attempts: attempts.unwrap_or(ATTEMPTS).clamp(1, 10),
+            is_disabled: is("AWS_EC2_METADATA_DISABLED", "true"),
+            attempts: attempts.unwrap_or(ATTEMPTS).clamp(1, ATTEMPTS_MAX),
             agent: config.build().into(),
             session: Mutex::default(),
         }
     }
 
-    /// Reads `path` below `/latest/`, with retries if there is no answer. Errors: see [`MetadataError`].
+    /// Reads `path` below `/latest/`, with retries if there is no usable response. Errors: see [`MetadataError`].
     pub fn get(&self, path: &str) -> Result<Item, MetadataError> {
-        let mut attempt = 1;
-        loop {
+        for failures in 0..self.attempts - 1 {
             match self.get_once(path) {
-                Err(MetadataError::Silent(why)) if attempt < self.attempts => {
+                Err(MetadataError::Unusable(why)) => {
                     log::debug!("retrying the metadata service path={path} error={why}");
-                    thread::sleep(Duration::from_millis(100) * attempt);
-                    attempt += 1;
+                    thread::sleep(RETRY.delay(failures));
                 }
                 outcome => return outcome,
             }
         }
+        self.get_once(path)
     }
 
     /// Reads `path` without retries, for a caller that polls.
     pub fn get_once(&self, path: &str) -> Result<Item, MetadataError> {
-        if self.is_off {
-            return Err(MetadataError::Off);
+        if self.is_disabled {
+            return Err(MetadataError::Disabled);
         }
         let mut session = sync::lock(&self.session);
         let had_token = session.token.is_some();
-        let answer = self.ask(&mut session, path)?;
-        if answer.status != 401 || !had_token {
-            return item_of_answer(answer);
+        let response = self.request_item(&mut session, path)?;
+        if response.status != 401 || !had_token {
+            return item_of_response(response);
         }
         // The token may have expired while the machine slept, or the service was restarted.
         session.token = None;
-        item_of_answer(self.ask(&mut session, path)?)
+        item_of_response(self.request_item(&mut session, path)?)
     }
 
-    fn ask(&self, session: &mut Session, path: &str) -> Result<Answer, MetadataError> {
+    fn request_item(&self, session: &mut Session, path: &str) -> Result<Response, MetadataError> {
         let token = self.token(session)?;
         session.pace();
         let request = http::Request::get(format!("{}/latest/{path}", self.base))
@@ -162,59 +168,60 @@ impl Metadata {
             .header("Content-Length", "0")
             .body(());
         let began = Instant::now();
-        let answer = self.exchange(request, HOP_LIMIT)?;
-        let seconds = answer.headers.get(TTL).and_then(|text| text.to_str().ok()?.parse().ok());
+        let response = self.exchange(request, HOP_LIMIT)?;
+        let seconds = response.headers.get(TTL).and_then(|text| text.to_str().ok()?.parse().ok());
         let life = Duration::from_secs(seconds.unwrap_or(TOKEN_SECONDS).min(TOKEN_SECONDS));
-        let text = match item_of_answer(answer) {
+        let text = match item_of_response(response) {
             Err(MetadataError::Absent) => {
-                return Err(MetadataError::Silent(
+                return Err(MetadataError::Unusable(
                     "it returns 404 for IMDSv2 tokens, so it is not the service of EC2".to_owned(),
                 ));
             }
             settled => settled?.text,
         };
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_=+/.".contains(&byte)) {
-            return Err(MetadataError::Silent("it returned an invalid token".to_owned()));
+            return Err(MetadataError::Unusable("it returned an invalid token".to_owned()));
         }
         let token = Token::new(text);
         session.token = Some((token.clone(), began + life.saturating_sub(life / 10)));
         Ok(token)
     }
 
-    /// Sends one request. `hint` is added to the error if the connection works but no answer comes.
-    fn exchange(&self, request: Result<http::Request<()>, http::Error>, hint: &str) -> Result<Answer, MetadataError> {
-        let request = request.map_err(|why| MetadataError::Silent(format!("{}: {why}", self.base)))?;
+    /// Sends one request. `hint` is added to the error if the service accepts the connection but does not respond.
+    fn exchange(&self, request: Result<http::Request<()>, http::Error>, hint: &str) -> Result<Response, MetadataError> {
+        let request = request.map_err(|why| MetadataError::Unusable(format!("{}: {why}", self.base)))?;
         let describe = |error: ureq::Error| {
-            let is_answer = matches!(&error, ureq::Error::Timeout(reason) if !matches!(reason, Timeout::Connect));
-            MetadataError::Silent(format!("{}: {error}{}", self.base, if is_answer { hint } else { "" }))
+            let is_connected = matches!(&error, ureq::Error::Timeout(reason) if !matches!(reason, Timeout::Connect));
+            MetadataError::Unusable(format!("{}: {error}{}", self.base, if is_connected { hint } else { "" }))
         };
-        let mut answer = self.agent.run(request).map_err(describe)?;
-        let text = answer.body_mut().with_config().limit(ANSWER_MAX).read_to_string().map_err(describe)?;
-        Ok(Answer { status: answer.status().as_u16(), headers: answer.headers().clone(), text })
+        let mut response = self.agent.run(request).map_err(describe)?;
+        let text = response.body_mut().with_config().limit(RESPONSE_MAX).read_to_string().map_err(describe)?;
+        Ok(Response { status: response.status().as_u16(), headers: response.headers().clone(), text })
     }
 }
 
-struct Answer {
+struct Response {
     status: u16,
     headers: http::HeaderMap,
     text: String,
 }
 
 /// Maps the HTTP status.
-fn item_of_answer(answer: Answer) -> Result<Item, MetadataError> {
-    match answer.status {
+fn item_of_response(response: Response) -> Result<Item, MetadataError> {
+    match response.status {
         200 => {
-            let at = answer.headers.get("Date").and_then(|date| http_date(date.to_str().ok()?));
-            Ok(Item { text: answer.text.trim().to_owned(), at })
+            let at = response.headers.get("Date").and_then(|date| http_date(date.to_str().ok()?));
+            Ok(Item { text: response.text.trim().to_owned(), at })
         }
-        403 => Err(MetadataError::Off),
+        403 => Err(MetadataError::Disabled),
         404 => Err(MetadataError::Absent),
-        status => Err(MetadataError::Silent(format!("status {status}"))),
+        status => Err(MetadataError::Unusable(format!("status {status}"))),
     }
 }
 
 impl Session {
-    /// Waits until the request rate allows one more request.
+    /// Waits until the request rate allows one more request. The lock is held meanwhile, so that all threads together
+    /// keep the rate.
     fn pace(&mut self) {
         if self.recent.len() == REQUESTS_A_SECOND
             && let Some(oldest) = self.recent.pop_front()
@@ -282,16 +289,16 @@ mod tests {
         let server = TestServer::new(&[TOKEN, &answer(503, ""), "", &answer(200, "a"), &answer(503, "")]);
         let client = client(&server, &[]);
         assert_eq!(client.get("x").unwrap().text, "a");
-        assert!(matches!(client.get_once("x"), Err(MetadataError::Silent(why)) if why.contains("503")));
+        assert!(matches!(client.get_once("x"), Err(MetadataError::Unusable(why)) if why.contains("503")));
     }
 
     #[test]
     fn explains_errors_of_the_service() {
         let off = TestServer::new(&[&answer(403, "")]);
-        assert_eq!(client(&off, &[]).get("x").err(), Some(MetadataError::Off));
+        assert_eq!(client(&off, &[]).get("x").err(), Some(MetadataError::Disabled));
         let disabled = client(&off, &[("AWS_EC2_METADATA_DISABLED", "true")]);
-        assert_eq!(disabled.get("x").err(), Some(MetadataError::Off));
-        assert_eq!(off.seen().len(), 1, "a service that is switched off is left alone");
+        assert_eq!(disabled.get("x").err(), Some(MetadataError::Disabled));
+        assert_eq!(off.seen().len(), 1, "a disabled service gets no request");
         let one = [("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1")];
         for (answer, part) in
             [(answer(404, ""), "not the service of EC2"), (answer(200, "<html>\n"), "an invalid token")]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::group::OwnGroup;
-use super::transport::retry_delay;
+use super::retry::retry_delay;
 use crate::instance::{Activity, Refusal};
 use crate::sync;
 
@@ -11,12 +11,12 @@ const STACK: usize = 256 * 1024;
 
 /// The wanted protection, which a thread applies.
 pub struct Protection {
-    state: Mutex<State>,
+    state: Mutex<ProtectionState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct ProtectionState {
     wanted: Option<Activity>,
     /// The last setting that was applied, as far as it is known.
     applied: Option<Activity>,
@@ -57,7 +57,7 @@ impl Protection {
             let mut state = self.lock();
             let Err(refusal) = outcome else {
                 log::debug!("scale-in protection set activity={activity:?}");
-                *state = State { applied: Some(activity), has_logged_failure: false, ..*state };
+                *state = ProtectionState { applied: Some(activity), has_logged_failure: false, ..*state };
                 tries = 0;
                 continue;
             };
@@ -69,7 +69,7 @@ impl Protection {
             }
             // The call may have had its effect.
             state.applied = None;
-            let same = |state: &mut State| state.wanted == Some(activity);
+            let same = |state: &mut ProtectionState| state.wanted == Some(activity);
             drop(sync::wait_while(&self.changed, state, retry_delay(tries), same));
             tries += 1;
         }
@@ -84,12 +84,12 @@ impl Protection {
         state.wanted.unwrap_or(Activity::Idle)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ProtectionState> {
         sync::lock(&self.state)
     }
 }
 
-impl State {
+impl ProtectionState {
     /// Logs the first failure. A terminating instance cannot lose its protection, so that failure is ignored.
     fn log_failure(&mut self, activity: Activity, refusal: &Refusal) {
         let is_leaving = matches!(refusal, Refusal::Denied { code, .. } if code == "ValidationError");

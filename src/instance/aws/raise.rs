@@ -24,12 +24,12 @@ const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 pub struct CapacityRaiser {
     raise: Raise,
     instance: String,
-    state: Mutex<State>,
+    state: Mutex<RaiseState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct RaiseState {
     /// The demand of the jobs that were taken since the last check.
     taken: Option<JobDemand>,
     is_busy: bool,
@@ -71,22 +71,22 @@ impl CapacityRaiser {
                 state.is_busy = true;
                 state.next.get_or_insert_with(|| Instant::now() + jittered(FIRST_RECHECK));
             }
-            Activity::Idle => *state = State { taken: state.taken, ..State::default() },
+            Activity::Idle => *state = RaiseState { taken: state.taken, ..RaiseState::default() },
         });
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut RaiseState)) {
         change(&mut self.lock());
         self.changed.notify_all();
     }
 
     fn run(&self, group: &OwnGroup) {
-        let mut has_complained = false;
+        let mut has_warned = false;
         loop {
             let trigger = self.next_check();
             match self.check(group, trigger) {
-                Ok(()) => has_complained = false,
-                Err(why) if !std::mem::replace(&mut has_complained, true) => {
+                Ok(()) => has_warned = false,
+                Err(why) if !std::mem::replace(&mut has_warned, true) => {
                     log::warn!("cannot raise the desired capacity of the group error={why}");
                 }
                 Err(_) => {}
@@ -137,11 +137,11 @@ impl CapacityRaiser {
         let count = u32::try_from(busy.len()).unwrap_or(u32::MAX);
         let idle = self.raise.idle(count);
         let idle = if trigger == CheckTrigger::JobTaken(JobDemand::More) { idle.saturating_mul(2) } else { idle };
-        let target = count.saturating_add(idle).min(group_state.most);
+        let target = count.saturating_add(idle).min(group_state.max_size);
         (target > group_state.desired).then_some(target)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, RaiseState> {
         sync::lock(&self.state)
     }
 }
@@ -161,7 +161,7 @@ fn describe_group(group: &OwnGroup) -> Result<GroupState, String> {
 /// The group, for `mayfly check`. Errors: as for a check.
 pub fn inspect(group: &OwnGroup) -> Result<String, String> {
     describe_group(group)
-        .map(|group_state| format!("{} instances wanted, {} at most", group_state.desired, group_state.most))
+        .map(|group_state| format!("{} instances wanted, {} at most", group_state.desired, group_state.max_size))
 }
 
 /// Adds a random part, up to the same time again.
@@ -179,7 +179,7 @@ mod tests {
     fn target(raise: &str, busy: &[&str], desired: u32, trigger: CheckTrigger) -> Option<u32> {
         let raiser = CapacityRaiser::new("i-5", toml::from_str(raise).expect("a table"));
         let busy = busy.iter().map(|id| (*id).to_owned()).collect();
-        raiser.desired_capacity(&GroupState { desired, most: 10, protects_new: false, busy }, trigger)
+        raiser.desired_capacity(&GroupState { desired, max_size: 10, protects_new: false, busy }, trigger)
     }
 
     #[test]

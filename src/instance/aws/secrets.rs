@@ -15,10 +15,10 @@ use crate::token::Token;
 
 /// Sets the tokens of the runners that have a token reference; the timeout applies to each. Errors: a token cannot be
 /// read: whose, why, and what to do.
-pub fn fill_in(config: &mut Config, timeout: Duration) -> Result<(), String> {
+pub fn fetch_tokens(config: &mut Config, timeout: Duration) -> Result<(), String> {
     let region = config.mayfly.aws.as_ref().and_then(|aws| aws.region.clone());
     let mut known: Vec<(TokenReference, Token)> = Vec::new();
-    let mut fetch_once = |reference: &TokenReference| match known.iter().find(|(had, _)| had == reference) {
+    let mut fetch_once = |reference: &TokenReference| match known.iter().find(|(known, _)| known == reference) {
         Some((_, token)) => Ok(token.clone()),
         None => fetch(reference, region.as_deref(), timeout)
             .inspect(|token| known.push((reference.clone(), token.clone())))
@@ -45,7 +45,7 @@ fn fetch(reference: &TokenReference, region: Option<&str>, timeout: Duration) ->
         TokenReference::Secret { id, key } => {
             let secret = secret(id, region, timeout)?;
             match key {
-                Some(key) => member(&secret, key)?,
+                Some(key) => json_member(&secret, key)?,
                 None if secret.trim_start().starts_with('{') => {
                     return Err("it is a JSON object; name the key after a `#`, as in \
                                 \"aws-secretsmanager:ci/runner#token\""
@@ -65,13 +65,13 @@ fn fetch(reference: &TokenReference, region: Option<&str>, timeout: Duration) ->
 fn parameter(name: &str, region: Option<&str>, timeout: Duration) -> Result<String, String> {
     #[derive(Serialize)]
     #[serde(rename_all = "PascalCase")]
-    struct Question<'a> {
+    struct GetParameter<'a> {
         name: &'a str,
         with_decryption: bool,
     }
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
-    struct Answer {
+    struct ParameterResponse {
         parameter: Parameter,
     }
     #[derive(Deserialize)]
@@ -79,37 +79,39 @@ fn parameter(name: &str, region: Option<&str>, timeout: Duration) -> Result<Stri
     struct Parameter {
         value: String,
     }
-    let question = Question { name, with_decryption: true };
-    let answer: Answer = ask(SSM, "AmazonSSM", "GetParameter", &question, region_of(name).or(region), timeout)?;
-    Ok(answer.parameter.value)
+    let request = GetParameter { name, with_decryption: true };
+    let response: ParameterResponse =
+        call(SSM, "AmazonSSM", "GetParameter", &request, region_of(name).or(region), timeout)?;
+    Ok(response.parameter.value)
 }
 
 fn secret(id: &str, region: Option<&str>, timeout: Duration) -> Result<String, String> {
     #[derive(Serialize)]
     #[serde(rename_all = "PascalCase")]
-    struct Question<'a> {
+    struct GetSecretValue<'a> {
         secret_id: &'a str,
     }
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
-    struct Answer {
+    struct SecretResponse {
         secret_string: Option<String>,
     }
-    let question = Question { secret_id: id };
+    let request = GetSecretValue { secret_id: id };
     let region = region_of(id).or(region);
-    let answer: Answer = ask(SECRETS_MANAGER, "secretsmanager", "GetSecretValue", &question, region, timeout)?;
-    answer.secret_string.ok_or_else(|| "it is binary, not text".to_owned())
+    let response: SecretResponse =
+        call(SECRETS_MANAGER, "secretsmanager", "GetSecretValue", &request, region, timeout)?;
+    response.secret_string.ok_or_else(|| "it is binary, not text".to_owned())
 }
 
-fn ask<T: for<'de> Deserialize<'de>>(
+fn call<T: for<'de> Deserialize<'de>>(
     service: AwsService,
     prefix: &str,
     action: &str,
-    question: &impl Serialize,
+    request: &impl Serialize,
     region: Option<&str>,
     timeout: Duration,
 ) -> Result<T, String> {
-    let body = serde_json::to_string(question).map_err(|error| error.to_string())?;
+    let body = serde_json::to_string(request).map_err(|error| error.to_string())?;
     let answer = AwsClient::new(service, region).call(&AwsRequest::json(prefix, action, body), timeout);
     // The parser's message may quote a part of the secret.
     serde_json::from_str(&answer.map_err(|error| explain(&error))?)
@@ -134,7 +136,7 @@ fn region_of(id: &str) -> Option<&str> {
 }
 
 /// A string member of a JSON object.
-fn member(secret: &str, key: &str) -> Result<String, String> {
+fn json_member(secret: &str, key: &str) -> Result<String, String> {
     let members: std::collections::BTreeMap<String, &serde_json::value::RawValue> =
         decode::json(secret.as_bytes()).map_err(|_| format!("it is not a JSON object, so it has no key `{key}`"))?;
     let found = members.get(key).ok_or_else(|| format!("it has no key `{key}`"))?;
@@ -155,9 +157,9 @@ mod tests {
     #[test]
     fn a_secret_may_be_a_json_object() {
         let secret = r#"{"token":"glrt-a","n":1,"list":[{}]}"#;
-        assert_eq!(member(secret, "token").as_deref(), Ok("glrt-a"));
+        assert_eq!(json_member(secret, "token").as_deref(), Ok("glrt-a"));
         for (text, key) in [(secret, "n"), (secret, "other"), ("glrt-secret", "token")] {
-            let why = member(text, key).unwrap_err();
+            let why = json_member(text, key).unwrap_err();
             assert!(!why.contains("glrt"), "{why}");
         }
     }

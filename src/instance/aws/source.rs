@@ -22,6 +22,8 @@ use crate::token::Token;
 
 /// Container endpoints are local.
 const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum size of the response of a container endpoint, in bytes.
+const RESPONSE_MAX: u64 = 1 << 20;
 /// Credentials that expire within this time are renewed, if there are new ones already.
 const RENEWAL_SECONDS: i64 = 15 * 60;
 
@@ -142,14 +144,14 @@ fn from_profile(
     if let Some(profile) = &profile
         && let Some(arn) = profile.value("role_arn")
     {
-        return of_role(profiles, name, profile, &arn, seen, variable).map(Some);
+        return from_role(profiles, name, profile, &arn, seen, variable).map(Some);
     }
     if is_first && let Some((arn, file)) = variable("AWS_ROLE_ARN").zip(variable("AWS_WEB_IDENTITY_TOKEN_FILE")) {
         let session = variable("AWS_ROLE_SESSION_NAME").unwrap_or_else(|| sts::SESSION.to_owned());
         return sts::with_web_identity(&AssumedRole { session, ..AssumedRole::new(&arn) }, &file).map(Some);
     }
     let Some(profile) = profile else { return Ok(None) };
-    if let Some(found) = keys_of(&profile) {
+    if let Some(found) = from_keys(&profile) {
         return Ok(Some(found));
     }
     match ["credential_process", "sso_session", "sso_start_url"].iter().find(|key| profile.value(key).is_some()) {
@@ -158,7 +160,7 @@ fn from_profile(
     }
 }
 
-fn keys_of(profile: &Profile) -> Option<AwsCredentials> {
+fn from_keys(profile: &Profile) -> Option<AwsCredentials> {
     let of = |keys: &std::collections::BTreeMap<String, String>| {
         let get = |name: &str| keys.get(name).filter(|value| !value.is_empty());
         let fixed = AwsCredentials::fixed(get("aws_access_key_id")?, get("aws_secret_access_key")?);
@@ -167,7 +169,7 @@ fn keys_of(profile: &Profile) -> Option<AwsCredentials> {
     of(&profile.credentials).or_else(|| of(&profile.config))
 }
 
-fn of_role(
+fn from_role(
     profiles: &Profiles,
     name: &str,
     profile: &Profile,
@@ -187,7 +189,7 @@ fn of_role(
     }
     let source = (profile.value("source_profile"), profile.value("credential_source"));
     let base = match (source.0.as_deref(), source.1.as_deref()) {
-        (Some(own), _) if own == name => keys_of(profile),
+        (Some(own), _) if own == name => from_keys(profile),
         (Some(other), _) => from_profile(profiles, other, seen, variable)?,
         (None, Some("Environment")) => from_environment(variable),
         (None, Some("Ec2InstanceMetadata")) => Some(from_instance(Metadata::of_process())?),
@@ -210,18 +212,18 @@ struct TemporaryCredentials {
     expiration: Option<String>,
 }
 
-fn decode(what: &str, body: &str) -> Result<AwsCredentials, String> {
-    let lent: TemporaryCredentials = decode::json(body.as_bytes()).unwrap_or_default();
-    if let Some(code) = lent.code.filter(|code| code != "Success") {
+fn decode_credentials(what: &str, body: &str) -> Result<AwsCredentials, String> {
+    let temporary: TemporaryCredentials = decode::json(body.as_bytes()).unwrap_or_default();
+    if let Some(code) = temporary.code.filter(|code| code != "Success") {
         let code: String = code.chars().filter(char::is_ascii_alphanumeric).take(60).collect();
         return Err(format!("{what} refused to return credentials: {code}"));
     }
-    if lent.access_key_id.is_empty() || lent.secret_access_key.is_empty() {
+    if temporary.access_key_id.is_empty() || temporary.secret_access_key.is_empty() {
         return Err(format!("{what} returned no credentials"));
     }
-    let fixed = AwsCredentials::fixed(&lent.access_key_id, &lent.secret_access_key);
-    let expires = lent.expiration.and_then(|time| time.parse().ok());
-    Ok(AwsCredentials { session_token: lent.token.map(Token::new), expires, ..fixed })
+    let fixed = AwsCredentials::fixed(&temporary.access_key_id, &temporary.secret_access_key);
+    let expires = temporary.expiration.and_then(|time| time.parse().ok());
+    Ok(AwsCredentials { session_token: temporary.token.map(Token::new), expires, ..fixed })
 }
 
 fn from_container(variable: Variable<'_>) -> Result<Option<AwsCredentials>, String> {
@@ -236,8 +238,8 @@ fn from_container(variable: Variable<'_>) -> Result<Option<AwsCredentials>, Stri
         Some(path) => Some(fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?),
         None => variable("AWS_CONTAINER_AUTHORIZATION_TOKEN"),
     };
-    let body = ask(&url, token.as_deref().map(str::trim)).map_err(|why| format!("{WHAT} {why}"))?;
-    decode(WHAT, &body).map(Some)
+    let body = request(&url, token.as_deref().map(str::trim)).map_err(|why| format!("{WHAT} {why}"))?;
+    decode_credentials(WHAT, &body).map(Some)
 }
 
 /// Whether the authorization token may be sent to the endpoint: over TLS, to this machine, or to an address that AWS
@@ -263,24 +265,24 @@ fn from_instance(service: &Metadata) -> Result<AwsCredentials, String> {
     if role.is_empty() {
         return Err(describe(metadata::MetadataError::Absent));
     }
-    let lent = service.get(&format!("{ROLES}{role}")).map_err(describe)?;
-    decode("the instance metadata service", &lent.text)
+    let item = service.get(&format!("{ROLES}{role}")).map_err(describe)?;
+    decode_credentials("the instance metadata service", &item.text)
 }
 
 /// A request to a local endpoint, without a proxy.
-fn ask(url: &str, token: Option<&str>) -> Result<String, String> {
+fn request(url: &str, token: Option<&str>) -> Result<String, String> {
     let config = crate::http::plain_config().timeout_global(Some(ENDPOINT_TIMEOUT));
     let trust = url.starts_with("https:").then(|| crate::http::tls::config(&crate::http::tls::TlsFiles::default()));
-    let mut request = crate::http::agent(config, &crate::http::Route::Direct, trust.transpose()?)?.get(url);
+    let mut builder = crate::http::agent(config, &crate::http::Route::Direct, trust.transpose()?)?.get(url);
     if let Some(token) = token {
-        request = request.header("Authorization", token);
+        builder = builder.header("Authorization", token);
     }
-    let mut answer = request.call().map_err(|why| format!("does not answer: {why}"))?;
+    let mut answer = builder.call().map_err(|why| format!("did not respond: {why}"))?;
     let status = answer.status().as_u16();
-    let body = answer.body_mut().with_config().limit(1 << 20).read_to_string();
+    let body = answer.body_mut().with_config().limit(RESPONSE_MAX).read_to_string();
     match status {
-        200 => body.map_err(|why| format!("sends an incomplete response: {why}")),
-        _ => Err(format!("answers {status}")),
+        200 => body.map_err(|why| format!("sent an incomplete response: {why}")),
+        _ => Err(format!("responded with status {status}")),
     }
 }
 
@@ -335,13 +337,13 @@ mod tests {
     fn reads_temporary_credentials() {
         let body = r#"{"Code":"Success","AccessKeyId":"A","SecretAccessKey":"B","Token":"T",
             "Expiration":"2030-01-01T00:00:00Z"}"#;
-        let lent = decode("x", body).unwrap();
-        assert!(lent.are_fresh("2029-12-31T00:00:00Z".parse().unwrap()));
-        assert!(!lent.are_fresh("2029-12-31T23:58:00Z".parse().unwrap()));
+        let temporary = decode_credentials("x", body).unwrap();
+        assert!(temporary.are_fresh("2029-12-31T00:00:00Z".parse().unwrap()));
+        assert!(!temporary.are_fresh("2029-12-31T23:58:00Z".parse().unwrap()));
         for nonsense in ["<html>", "{}", r#"{"AccessKeyId":"A"}"#] {
-            assert!(decode("x", nonsense).is_err(), "{nonsense}");
+            assert!(decode_credentials("x", nonsense).is_err(), "{nonsense}");
         }
-        let refused = decode("x", r#"{"Code":"AssumeRoleUnauthorizedAccess","Message":"no"}"#).unwrap_err();
+        let refused = decode_credentials("x", r#"{"Code":"AssumeRoleUnauthorizedAccess","Message":"no"}"#).unwrap_err();
         assert!(refused.contains("AssumeRoleUnauthorizedAccess"), "{refused}");
     }
 

@@ -8,7 +8,8 @@ use super::endpoint::STS;
 use super::environment::variable;
 use super::profile::Profiles;
 use super::region;
-use super::transport::{AwsRequest, Transport, retry_until};
+use super::retry::retry_until;
+use super::transport::{AwsRequest, Transport};
 use super::xml::element;
 use crate::token::Token;
 
@@ -41,7 +42,7 @@ impl AssumedRole {
 
 /// Temporary credentials of a role, valid for an hour. Errors: the call failed.
 pub fn assume_role(role: &AssumedRole, with: &AwsCredentials) -> Result<AwsCredentials, String> {
-    ask("AssumeRole", role, &[], Some(with))
+    call("AssumeRole", role, &[], Some(with))
 }
 
 /// Temporary credentials of a role for the web identity token in this file. Errors: there is no token, or the call
@@ -49,10 +50,10 @@ pub fn assume_role(role: &AssumedRole, with: &AwsCredentials) -> Result<AwsCrede
 pub fn with_web_identity(role: &AssumedRole, file: &str) -> Result<AwsCredentials, String> {
     let token = fs::read_to_string(file).map_err(|error| format!("the web identity token {file}: {error}"))?;
     let token = Token::new(token.trim());
-    ask("AssumeRoleWithWebIdentity", role, &[("WebIdentityToken", token.reveal())], None)
+    call("AssumeRoleWithWebIdentity", role, &[("WebIdentityToken", token.reveal())], None)
 }
 
-fn ask(
+fn call(
     action: &str,
     role: &AssumedRole,
     more: &[(&str, &str)],
@@ -70,10 +71,10 @@ fn ask(
     let request = AwsRequest::query(VERSION, action, &parameters);
     let answer =
         retry_until(CALL_TIMEOUT, || transport.send(&request, credentials)).map_err(|failure| describe(&failure))?;
-    decode(&answer).ok_or_else(|| describe(&"the response contains no credentials"))
+    decode_credentials(&answer).ok_or_else(|| describe(&"the response contains no credentials"))
 }
 
-fn decode(xml: &str) -> Option<AwsCredentials> {
+fn decode_credentials(xml: &str) -> Option<AwsCredentials> {
     let fixed = AwsCredentials::fixed(&element(xml, "AccessKeyId")?, &element(xml, "SecretAccessKey")?);
     let expires = element(xml, "Expiration").and_then(|time| time.parse().ok());
     Some(AwsCredentials { session_token: element(xml, "SessionToken").map(Token::new), expires, ..fixed })
@@ -87,9 +88,9 @@ mod tests {
     fn reads_the_credentials_of_a_role() {
         let xml = "<R xmlns=\"https://sts\"><C><AccessKeyId>A</AccessKeyId><SecretAccessKey>S&amp;</SecretAccessKey>\
                    <SessionToken>T</SessionToken><Expiration>2030-01-01T00:00:00Z</Expiration></C></R>";
-        let lent = decode(xml).unwrap();
-        assert_eq!(lent.secret_key.reveal(), "S&");
-        assert!(lent.expires.is_some());
-        assert!(decode("<html>").is_none());
+        let credentials = decode_credentials(xml).unwrap();
+        assert_eq!(credentials.secret_key.reveal(), "S&");
+        assert!(credentials.expires.is_some());
+        assert!(decode_credentials("<html>").is_none());
     }
 }

@@ -14,8 +14,8 @@ use crate::sync;
 
 /// Interval of the polls: with the time of a poll, no notice is older than five seconds.
 const POLL_INTERVAL: Duration = Duration::from_secs(4);
-/// Polls without an answer before a warning is logged.
-const SILENT_POLLS_MAX: u32 = 15;
+/// Polls without a response before a warning is logged.
+const FAILED_POLLS_MAX: u32 = 15;
 const STACK: usize = 256 * 1024;
 
 pub const TARGET_PATH: &str = "meta-data/autoscaling/target-lifecycle-state";
@@ -24,10 +24,12 @@ const REBALANCE_PATH: &str = "meta-data/events/recommendations/rebalance";
 
 /// Starts the thread, which runs as long as the process.
 pub fn start(service: &'static Metadata, handler: NoticeHandler) {
-    let mut watch = NoticeWatcher { service, handle: handler, is_spot: None, seen: SeenNotices::default(), silent: 0 };
+    let mut watch =
+        NoticeWatcher { service, handle: handler, is_spot: None, seen: SeenNotices::default(), failed_polls: 0 };
     let spawned = sync::spawn("notices", STACK, move || {
         loop {
             watch.poll();
+            // The service announces no notice, so it is polled until the process exits.
             thread::sleep(POLL_INTERVAL);
         }
     });
@@ -42,8 +44,8 @@ struct NoticeWatcher {
     /// Whether this is a spot instance; `None` if not known yet.
     is_spot: Option<bool>,
     seen: SeenNotices,
-    /// Polls in a row without an answer.
-    silent: u32,
+    /// Polls in a row without a response.
+    failed_polls: u32,
 }
 
 /// Notices that were passed on already.
@@ -67,7 +69,7 @@ impl NoticeWatcher {
             let life = self.service.get_once("meta-data/instance-life-cycle");
             self.is_spot = life.ok().map(|item| !matches!(item.text.as_str(), "on-demand" | "scheduled"));
         }
-        self.warn_if_silent(failure);
+        self.report_failures(failure);
     }
 
     fn poll_path(&mut self, path: &str, handler: fn(&mut Self, Option<Item>)) -> Option<MetadataError> {
@@ -110,18 +112,18 @@ impl NoticeWatcher {
         }
     }
 
-    fn warn_if_silent(&mut self, failure: Option<MetadataError>) {
+    fn report_failures(&mut self, failure: Option<MetadataError>) {
         match &failure {
-            None if self.silent >= SILENT_POLLS_MAX => log::info!("the metadata service answers again"),
+            None if self.failed_polls >= FAILED_POLLS_MAX => log::info!("the metadata service answers again"),
             None => {}
-            Some(error) if self.silent + 1 == SILENT_POLLS_MAX => log::warn!(
+            Some(error) if self.failed_polls + 1 == FAILED_POLLS_MAX => log::warn!(
                 "the metadata service does not answer; spot and rebalance notices may be missed error={error}"
             ),
             Some(error) => log::debug!("cannot read notices error={error}"),
         }
-        self.silent = match failure {
+        self.failed_polls = match failure {
             None => 0,
-            Some(_) => self.silent.saturating_add(1),
+            Some(_) => self.failed_polls.saturating_add(1),
         };
     }
 }
