@@ -75,6 +75,16 @@ pub fn spawn_scoped<'scope, T: Send + 'scope>(
     thread::Builder::new().name(name.into()).stack_size(stack).spawn_scoped(scope, work)
 }
 
+/// Repeats `attempt` every `interval` until it returns a value, for as long as the process runs.
+pub fn try_forever<T>(interval: Duration, mut attempt: impl FnMut() -> Option<T>) -> T {
+    loop {
+        if let Some(value) = attempt() {
+            return value;
+        }
+        thread::sleep(interval);
+    }
+}
+
 /// Repeats `attempt` every `interval` until it returns a value: for a state that no event announces. `None` if the next
 /// attempt would begin after `timeout`.
 pub fn try_until<T>(timeout: Duration, interval: Duration, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {

@@ -5,7 +5,7 @@ use crate::config::lifetime::LifetimeBounds;
 use crate::instance::Instance;
 
 /// Returns a warning if the `leave` settings, with their defaults applied, are likely wrong for this machine.
-pub fn of_shutdown(bounds: &LifetimeBounds, leave: &Leave, instance: &dyn Instance) -> Option<String> {
+pub fn shutdown_warning(bounds: &LifetimeBounds, leave: &Leave, instance: &dyn Instance) -> Option<String> {
     let bound = [
         ("max_builds", bounds.max_builds.is_some()),
         ("idle_timeout", !bounds.idle.is_empty()),

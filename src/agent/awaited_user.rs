@@ -23,12 +23,6 @@ pub(super) struct AwaitedUser {
     retry_at: Instant,
 }
 
-impl AwaitedUser {
-    pub(super) fn runners(&self) -> &[RunnerLabels] {
-        &self.runners
-    }
-}
-
 impl Agent {
     /// Removes the runners whose jobs cannot run because their user does not exist. If the agent already polls, it
     /// removes no runner: it rejects the configuration and keeps the old one.
@@ -49,6 +43,19 @@ impl Agent {
         }
         let retry_at = Instant::now() + RECHECK_INTERVAL;
         (!runners.is_empty()).then_some(AwaitedUser { name, slots: config.concurrent, runners, retry_at })
+    }
+
+    /// Waits for this user from now on. The runners that have their user now are fit, and runners that are not configured
+    /// any more have no status.
+    pub(super) fn await_user(&mut self, awaited: Option<AwaitedUser>) {
+        let polling: Vec<RunnerLabels> = self.servers.iter().map(|(runner, _)| RunnerLabels::from(&**runner)).collect();
+        if let Some(before) = std::mem::replace(&mut self.awaited_user, awaited) {
+            before.runners.iter().filter(|runner| polling.contains(runner)).for_each(|runner| {
+                self.status.set(runner, &Ok(()));
+            });
+        }
+        let waiting = self.awaited_user.iter().flat_map(|awaited| awaited.runners.iter().cloned());
+        self.status.keep_only(&polling.into_iter().chain(waiting).collect::<Vec<_>>());
     }
 
     /// Loads the configuration again when the awaited user exists. Returns the time until the next check.

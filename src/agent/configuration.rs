@@ -18,7 +18,9 @@ use crate::job::build_dirs::Remove;
 use crate::job::context::RunnerContext;
 use crate::job::existing_builds::Layout;
 use crate::job::removal::DirectoryRemoval;
-use crate::monitor::metrics::RunnerLabels;
+
+/// The runners that poll, each with its server.
+pub(super) type RunnerServers = Vec<(Arc<Runner>, Arc<RunnerServer>)>;
 
 impl Agent {
     /// Applies a configuration and starts new pollers. Requests in flight and running jobs keep the old settings.
@@ -34,30 +36,13 @@ impl Agent {
             );
         }
         let awaited_user = self.remove_runners_without_user(&mut config);
-        let metadata_block = metadata_blocking::apply(&config, self.options.user.as_deref(), &self.state_dir)?;
-        let mut servers = Vec::new();
-        let mut contexts = Vec::new();
-        let factory = self.factory();
-        for runner in config.runners.iter().filter(|runner| !runner.token.is_empty()) {
-            let runner = Arc::new(runner.clone());
-            let server = self.server(&config, &runner)?;
-            let coordinator = Arc::clone(&server.gitlab) as Arc<dyn Coordinator>;
-            contexts.push(factory.context(&config, &runner, coordinator, metadata_block.clone())?);
-            servers.push((runner, server));
-        }
+        let (servers, contexts) = self.set_up_runners(&config)?;
         let listen_address = self.options.listen_address.as_ref().or(config.listen_address.as_ref());
         self.monitoring.listen(listen_address.map(String::as_str).filter(|address| !address.is_empty()))?;
-        let of_pools = servers.iter().filter_map(|(_, server)| server.manager()?.capacity()).max();
-        let of_pools = of_pools.filter(|_| !config.concurrent_is_set);
-        self.slots.set_concurrent(of_pools.unwrap_or(config.concurrent));
-        self.slots.set_polling_runners(u32::try_from(servers.len()).unwrap_or(u32::MAX));
-        self.lifetime.bounds = self.options.bounds(&config);
-        self.slots.set_max_builds(self.lifetime.bounds.max_builds);
+        // No step below fails.
         self.servers = servers;
         self.contexts = contexts;
-        if let Some(advice) = advice::of_shutdown(&self.lifetime.bounds, &config.leave, &*self.instance) {
-            log::warn!("problem in the configuration path={} problem={advice}", config.path.display());
-        }
+        self.apply_limits(&config);
         self.start_settings.warn_of_changes(&config);
         self.config = config;
         self.unconfigured = None;
@@ -68,22 +53,48 @@ impl Agent {
             self.sweep_containers(&recovered);
         }
         self.limit_storage();
+        self.record_configuration();
+        self.await_user(awaited_user);
+        self.start_readiness_check();
+        self.start_pollers();
+        Ok(())
+    }
+
+    /// Creates the clients of the servers and the contexts of the jobs. Errors: the configuration of a runner is not
+    /// usable, or jobs could reach the instance metadata although the configuration blocks it.
+    fn set_up_runners(&self, config: &Config) -> Result<(RunnerServers, Vec<RunnerContext>), String> {
+        let metadata_block = metadata_blocking::apply(config, self.options.user.as_deref(), &self.state_dir)?;
+        let factory = self.factory();
+        let (mut servers, mut contexts) = (Vec::new(), Vec::new());
+        for runner in config.runners.iter().filter(|runner| !runner.token.is_empty()) {
+            let runner = Arc::new(runner.clone());
+            let server = self.server(config, &runner)?;
+            let coordinator = Arc::clone(&server.gitlab) as Arc<dyn Coordinator>;
+            contexts.push(factory.context(config, &runner, coordinator, metadata_block.clone())?);
+            servers.push((runner, server));
+        }
+        Ok((servers, contexts))
+    }
+
+    /// Applies the limits of concurrent jobs and of the agent's lifetime.
+    fn apply_limits(&mut self, config: &Config) {
+        let of_pools = self.servers.iter().filter_map(|(_, server)| server.manager()?.capacity()).max();
+        let of_pools = of_pools.filter(|_| !config.concurrent_is_set);
+        self.slots.set_concurrent(of_pools.unwrap_or(config.concurrent));
+        self.slots.set_polling_runners(u32::try_from(self.servers.len()).unwrap_or(u32::MAX));
+        self.lifetime.bounds = self.options.bounds(config);
+        self.slots.set_max_builds(self.lifetime.bounds.max_builds);
+        if let Some(advice) = advice::shutdown_warning(&self.lifetime.bounds, &config.leave, &*self.instance) {
+            log::warn!("problem in the configuration path={} problem={advice}", config.path.display());
+        }
+    }
+
+    /// Shows the configuration, its directories and its runners on the pages for monitoring.
+    fn record_configuration(&self) {
         let of_runners =
             self.contexts.iter().flat_map(|context| [("builds", &context.builds), ("cache", &context.caches)]);
         let directories = of_runners.chain([("state", &self.state_dir)]).map(|(purpose, path)| (purpose, path.clone()));
         self.monitoring.record_configuration(&self.config, directories.collect());
-        let runners: Vec<RunnerLabels> = self.servers.iter().map(|(runner, _)| RunnerLabels::from(&**runner)).collect();
-        if let Some(before) = self.awaited_user.take() {
-            before.runners().iter().filter(|runner| runners.contains(runner)).for_each(|runner| {
-                self.status.set(runner, &Ok(()));
-            });
-        }
-        let awaiting = awaited_user.iter().flat_map(|awaited| awaited.runners().iter().cloned());
-        self.status.keep_only(&runners.into_iter().chain(awaiting).collect::<Vec<_>>());
-        self.awaited_user = awaited_user;
-        self.start_readiness_check();
-        self.start_pollers();
-        Ok(())
     }
 
     /// Applies the limits for build directories and pulled images.

@@ -24,7 +24,7 @@ use crate::sync;
 use crate::token::Token;
 
 /// Maximum number of a manager's runner tables in the cache. A pool has one; a changed table replaces it.
-const CACHED_TABLES_MAX: usize = 8;
+const MAX_CACHED_TABLES: usize = 8;
 
 /// Creates the contexts of jobs.
 #[derive(Clone)]
@@ -99,7 +99,7 @@ impl ContextFactory {
 
     /// The context of a job that a manager offers to the runner at `position` of the configuration. Errors: the
     /// manager's runner table contradicts the agent's own configuration.
-    pub fn of_offer(
+    pub fn context_of_offer(
         &self,
         config: &Config,
         position: usize,
@@ -133,7 +133,7 @@ pub struct OfferContexts {
     pub position: usize,
     /// Blocks the access of jobs to the instance metadata, if configured.
     pub metadata_block: Option<Arc<MetadataBlock>>,
-    kept: Mutex<HashMap<String, RunnerContext>>,
+    cached: Mutex<HashMap<String, RunnerContext>>,
 }
 
 impl OfferContexts {
@@ -143,11 +143,11 @@ impl OfferContexts {
         position: usize,
         metadata_block: Option<Arc<MetadataBlock>>,
     ) -> Self {
-        Self { factory, config, position, metadata_block, kept: Mutex::default() }
+        Self { factory, config, position, metadata_block, cached: Mutex::default() }
     }
 
-    /// A context that is only used to fail a job at its GitLab. Errors: the URL is not usable.
-    pub fn bare(&self, offer: &Offer, like: &RunnerContext) -> Result<RunnerContext, String> {
+    /// A context that is only used to report a job as failed to its GitLab. Errors: the URL is not usable.
+    pub fn context_for_report(&self, offer: &Offer, like: &RunnerContext) -> Result<RunnerContext, String> {
         let mut runner = Runner::unnamed(&offer.coordinator.url, Token::new(offer.short_token.as_str()));
         if let Some(own) = self.config.runners.iter().find(|runner| runner.position == self.position) {
             runner.tls.cert_file.clone_from(&own.tls.cert_file);
@@ -160,20 +160,20 @@ impl OfferContexts {
         Ok(RunnerContext { runner: Arc::new(runner), coordinator, ..like.clone() })
     }
 
-    /// The context of an offered job. Errors: as [`ContextFactory::of_offer`].
-    pub fn of(&self, offer: &Offer) -> Result<RunnerContext, String> {
+    /// The context of an offered job. Errors: as [`ContextFactory::context_of_offer`].
+    pub fn context(&self, offer: &Offer) -> Result<RunnerContext, String> {
         let Offer { coordinator, short_token, capacity, runner, .. } = offer;
         let key = format!("{}\n{:?}\n{short_token} {capacity}\n{runner}", coordinator.url, coordinator.authorities);
-        let mut kept = sync::lock(&self.kept);
-        if let Some(context) = kept.get(&key) {
+        let mut cached = sync::lock(&self.cached);
+        if let Some(context) = cached.get(&key) {
             return Ok(context.clone());
         }
         let block = self.metadata_block.clone();
-        let context = self.factory.of_offer(&self.config, self.position, offer, block)?;
-        if kept.len() >= CACHED_TABLES_MAX {
-            kept.clear();
+        let context = self.factory.context_of_offer(&self.config, self.position, offer, block)?;
+        if cached.len() >= MAX_CACHED_TABLES {
+            cached.clear();
         }
-        kept.insert(key, context.clone());
+        cached.insert(key, context.clone());
         Ok(context)
     }
 }

@@ -17,7 +17,7 @@ use crate::sys::BootTime;
 /// so that instances that started together do not shut down together.
 const JITTER: f64 = 0.2;
 /// An agent is idle only after a poll returned no job; a poll takes less than this.
-const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
+const MAX_POLL_TIME: Duration = Duration::from_secs(120);
 /// Minimum time that a new instance waits for its first job, if the idle time comes from the tables of a fleet.
 const FIRST_JOB_TIMEOUT: Duration = Duration::from_secs(120);
 /// The minimum delay before the agent repeats a terminate request that the group has refused.
@@ -87,7 +87,7 @@ impl Lifetime {
             return Some(left(RETRY_AFTER_REFUSAL));
         }
         let until = left(timeout.mul_f64(1.0 + self.jitter_fraction * JITTER));
-        Some(if until.is_zero() && !slots.has_polled() { left(REQUEST_TIME_MAX) } else { until })
+        Some(if until.is_zero() && !slots.has_polled() { left(MAX_POLL_TIME) } else { until })
     }
 }
 
@@ -134,7 +134,7 @@ mod tests {
     fn is_not_idle_before_a_request_returned_no_job() {
         let slots = Slots::new(1, None, 0);
         slots.set_polling_runners(1);
-        assert!(matches!(verdict(&idle_after(0), &slots), Err(Some(left)) if left <= REQUEST_TIME_MAX));
+        assert!(matches!(verdict(&idle_after(0), &slots), Err(Some(left)) if left <= MAX_POLL_TIME));
         drop(slots.acquire(&key(), BOUNDS, || false).expect("a permit"));
         assert_eq!(verdict(&idle_after(0), &slots), Ok(ShutdownReason::Idle));
     }

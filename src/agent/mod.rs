@@ -1,18 +1,17 @@
 //! The agent: polls for jobs, runs and counts jobs, and decides when the instance shuts down.
 //!
-//! `start` starts the agent, `main_loop` runs it, and each other file has one duty. This module never runs a script or
-//! opens a job's files: `job` does that, in other processes.
+//! `start` starts the agent, `main_loop` runs it, and each other file has one duty. To follow a job, read `poller`, then
+//! `job_manager::intake` and `job_manager::job_thread`, which call [`crate::job::run`]. This module never runs a script
+//! or opens a job's files: `job` does that, in other processes.
 
 pub mod advice;
 mod awaited_user;
-mod concurrent_ids;
 mod configuration;
 mod confinement;
 mod contexts;
 pub mod fitness;
 pub mod hand_over;
 mod job_manager;
-mod job_reports;
 mod lifetime;
 mod main_loop;
 mod managers;
@@ -20,7 +19,6 @@ pub mod metadata_blocking;
 mod monitoring;
 mod notices;
 mod offers;
-mod pending_job;
 mod poller;
 mod readiness;
 mod recovery;
@@ -41,13 +39,13 @@ mod validation;
 pub mod watch;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::config::lifetime::{IdleTimes, LifetimeBounds};
-use crate::config::{self, Config, Runner};
+use crate::config::{self, Config};
 use crate::coordinator::manager::ManagedJobs;
 use crate::executor::cgroup::CgroupParents;
 use crate::executor::docker::names::ContainerOwner;
@@ -58,6 +56,7 @@ use crate::job::storage::Storage;
 use crate::journal::JobCount;
 use crate::sys::BootTime;
 use awaited_user::AwaitedUser;
+use configuration::RunnerServers;
 pub use confinement::confinement;
 use hand_over::HandOver;
 use job_manager::JobManager;
@@ -71,7 +70,6 @@ use reload::Unconfigured;
 use restart::StartSettings;
 use rotation::Rotation;
 pub use runner_setup::{directories_of, gitlab, working_directory};
-use server::RunnerServer;
 use service_manager::ServiceManager;
 use shutdown::Shutdown;
 use signals::SignalRequest;
@@ -80,7 +78,7 @@ pub use start::run;
 use termination::TerminationOutcome;
 pub use validation::validate;
 
-/// Stack size of threads that need little stack.
+/// The stack size of threads that need little stack, in bytes.
 pub const STACK: usize = 256 * 1024;
 
 /// Timeout of fetching a runner token that is stored in AWS. A booting instance may have to wait for its network and
@@ -166,7 +164,7 @@ struct Agent {
     lifetime: Lifetime,
     availability: Availability,
     pollers: Arc<PollerSet>,
-    servers: Vec<(Arc<Runner>, Arc<RunnerServer>)>,
+    servers: RunnerServers,
     /// The jobs from managers, by the URL of the manager.
     managed: Mutex<HashMap<String, Arc<ManagedJobs>>>,
     contexts: Vec<RunnerContext>,
@@ -222,11 +220,7 @@ impl Agent {
             jobs: JobManager::new(state.clone(), Arc::clone(&instance), count, events.clone()),
             system_id,
             parents: CgroupParents::find(),
-            owner: ContainerOwner {
-                instance: identity.instance.clone(),
-                state: state.display().to_string(),
-                life: format!("{}-{:x}", std::process::id(), BootTime::now().as_nanos()),
-            },
+            owner: container_owner(&identity, &state),
             removals: ContainerRemovals::default(),
             storage: Storage::load(&state),
             pollers: Arc::default(),
@@ -252,5 +246,14 @@ impl Agent {
             inbox,
             shutdown: None,
         }
+    }
+}
+
+/// The labels of the containers of this process.
+fn container_owner(identity: &Identity, state: &Path) -> ContainerOwner {
+    ContainerOwner {
+        instance: identity.instance.clone(),
+        state: state.display().to_string(),
+        life: format!("{}-{:x}", std::process::id(), BootTime::now().as_nanos()),
     }
 }

@@ -23,7 +23,7 @@ use crate::sys::BootTime;
 use crate::version::VERSION;
 
 /// Interval of the main loop while the listener runs.
-const LOOP_INTERVAL_MAX: Duration = Duration::from_secs(15);
+const MAX_LOOP_INTERVAL: Duration = Duration::from_secs(15);
 /// If the main loop has not run for this time, `/healthz` reports that it hangs.
 const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -44,14 +44,25 @@ pub enum AgentPhase {
 }
 
 /// The values of the metric `mayfly_phase`.
-const PHASES: [&str; 8] =
-    ["working", "paused", "draining", "unregistering", "terminating", "powering_off", "shut_down", "failed"];
+const PHASES: [&str; 9] = [
+    "working",
+    "paused",
+    "unconfigured",
+    "draining",
+    "unregistering",
+    "terminating",
+    "powering_off",
+    "shut_down",
+    "shutdown_failed",
+];
 
 impl AgentPhase {
-    fn phase(&self) -> &'static str {
+    /// The value of the label `phase`, one of [`PHASES`].
+    fn name(&self) -> &'static str {
         match self {
             Self::Working => "working",
-            Self::Paused | Self::Unconfigured => "paused",
+            Self::Paused => "paused",
+            Self::Unconfigured => "unconfigured",
             Self::Stopping => "draining",
             Self::ShuttingDown(tracker) => match tracker.state().phase {
                 ShutdownPhase::Draining => "draining",
@@ -59,7 +70,7 @@ impl AgentPhase {
                 ShutdownPhase::Terminating => "terminating",
                 ShutdownPhase::PoweringOff => "powering_off",
                 ShutdownPhase::ShutDown => "shut_down",
-                ShutdownPhase::Failed => "failed",
+                ShutdownPhase::Failed => "shutdown_failed",
             },
         }
     }
@@ -153,7 +164,7 @@ impl Monitoring {
     /// Records that the main loop runs. Returns the time until the next run; `None` without a listener.
     pub fn record_loop(&self) -> Option<Duration> {
         self.pages.last_loop.store(BootTime::now().as_nanos(), Ordering::Relaxed);
-        self.listener.as_ref().map(|_| LOOP_INTERVAL_MAX)
+        self.listener.as_ref().map(|_| MAX_LOOP_INTERVAL)
     }
 
     /// Records a configuration that is in use now, and its directories.
@@ -199,14 +210,14 @@ impl MonitoringPages {
         if since > HANG_TIMEOUT {
             PageResponse::text(503, format!("the main loop hangs for {} seconds\n", since.as_secs()))
         } else if let Some(reason) = state.phase.reason() {
-            PageResponse::text(503, format!("{} ({reason}), jobs left: {}\n", state.phase.phase(), self.slots.jobs()))
+            PageResponse::text(503, format!("{} ({reason}), jobs left: {}\n", state.phase.name(), self.slots.jobs()))
         } else if let Some((runner, unfit)) = self.fitness.reasons().into_iter().next() {
             let runner = runner.map(|name| format!(" runner={name}")).unwrap_or_default();
             PageResponse::text(503, format!("unfit reason={}{runner}: {unfit}\n", unfit.reason()))
         } else if refused {
             PageResponse::text(503, "GitLab rejects every runner; check their tokens with `mayfly verify`\n")
         } else {
-            PageResponse::text(200, format!("{}\n", state.phase.phase()))
+            PageResponse::text(200, format!("{}\n", state.phase.name()))
         }
     }
 
@@ -229,7 +240,7 @@ impl MonitoringPages {
             kind: "agent".to_owned(),
             version: VERSION.to_owned(),
             system_id: self.system_id.clone(),
-            phase: state.phase.phase().to_owned(),
+            phase: state.phase.name().to_owned(),
             reason: state.phase.reason().map(str::to_owned),
             unfit: self.fitness.reasons().into_iter().map(unfit).collect(),
             concurrent: state.concurrent,
@@ -265,7 +276,7 @@ impl MonitoringPages {
             "The phase of the agent: 1 for the current phase, 0 for the others.",
         );
         for phase in PHASES {
-            phases.sample(&[("phase", phase)], f64::from(u8::from(phase == state.phase.phase())));
+            phases.sample(&[("phase", phase)], f64::from(u8::from(phase == state.phase.name())));
         }
         let mut unfit = page.metric(
             "mayfly_runner_unfit",

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::fitness::FitnessStatus;
@@ -15,6 +14,8 @@ use crate::sync;
 
 /// Interval between two attempts.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+/// The least timeout of an attempt.
+const MIN_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Whether the readiness commands have succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,27 +83,28 @@ pub(super) fn wait_for_pool(command: &str, status: &FitnessStatus, failed: &dyn 
     status.set_ready(Ok(()));
 }
 
+/// Repeats a command until it succeeds. After `until`, the machine counts as unfit.
 fn wait_for(command: &str, until: Instant, ready: &Ready, status: &FitnessStatus, failed: &dyn Fn()) {
-    let mut is_logged = false;
-    loop {
+    let mut is_timeout_logged = false;
+    sync::try_forever(RETRY_INTERVAL, || {
         let left = until.saturating_duration_since(Instant::now());
         // After the timeout, each attempt may take as long as the whole timeout.
         let timeout = if left.is_zero() { ready.timeout } else { left };
-        let Err(why) = run_line(command, &[], timeout.max(Duration::from_secs(1))) else { return };
+        let Err(why) = run_line(command, &[], timeout.max(MIN_ATTEMPT_TIMEOUT)) else { return Some(()) };
         let why = format!("`{command}`: {why}");
         failed();
-        if Instant::now() >= until {
-            if !is_logged {
-                log::error!(
-                    "the readiness commands have not succeeded in time; the machine is unfit timeout={}s error={why}",
-                    ready.timeout.as_secs()
-                );
-                is_logged = true;
-            }
-            status.set_ready(Err(why));
-        } else {
+        if Instant::now() < until {
             log::debug!("a readiness command failed; retrying error={why}");
+            return None;
         }
-        thread::sleep(RETRY_INTERVAL);
-    }
+        if !is_timeout_logged {
+            log::error!(
+                "the readiness commands have not succeeded in time; the machine is unfit timeout={}s error={why}",
+                ready.timeout.as_secs()
+            );
+            is_timeout_logged = true;
+        }
+        status.set_ready(Err(why));
+        None
+    });
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use super::configuration::RunnerServers;
 use super::server::RunnerServer;
 use super::{Agent, AgentEvent, STACK};
 use crate::config::Runner;
@@ -77,7 +78,7 @@ impl Agent {
         None
     }
 
-    fn start_rotation(&self, due: Vec<(Arc<Runner>, Arc<RunnerServer>)>) {
+    fn start_rotation(&self, due: RunnerServers) {
         let running = RotationGuard::begin(&self.rotation, self.events.clone());
         let config = self.options.config.clone();
         let rotate = move || {

@@ -118,7 +118,7 @@ fn check_configuration(report: &mut Report, options: &Options, config: &Config) 
     });
     let mut leave = config.leave.clone();
     leave.apply_default(instance.is_in_group());
-    if let Some(advice) = advice::of_shutdown(&config.lifetime, &leave, &*instance) {
+    if let Some(advice) = advice::shutdown_warning(&config.lifetime, &leave, &*instance) {
         report.warn("leave", &advice);
     }
     let is_left_on = leave.strategy == LeaveStrategy::Exit;

@@ -201,7 +201,7 @@ fn warn_about_shutdown(config: &Config) {
     let mut leave = config.leave.clone();
     if let Ok(instance) = instance::find_at_once(config.mayfly.aws.as_ref(), Requirement::Nothing) {
         leave.apply_default(instance.is_in_group());
-        if let Some(advice) = advice::of_shutdown(&config.lifetime, &leave, &*instance) {
+        if let Some(advice) = advice::shutdown_warning(&config.lifetime, &leave, &*instance) {
             say!("{}: warning: {advice}", config.path.display());
         }
     }

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -19,13 +19,16 @@ use crate::sys;
 /// The port that Prometheus' list of default ports assigns to gitlab-runner.
 pub const DEFAULT_PORT: u16 = 9252;
 /// The number of concurrent connections.
-const CONNECTIONS_MAX: usize = 8;
+const MAX_CONNECTIONS: usize = 8;
 /// The time limit of a connection.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest request head, in bytes.
-const REQUEST_MAX: usize = 8 * 1024;
+const MAX_REQUEST_HEAD: usize = 8 * 1024;
 /// How much unread input is discarded before the connection is closed, in bytes.
-const UNREAD_MAX: usize = 64 * 1024;
+const MAX_UNREAD: usize = 64 * 1024;
+/// The delay after a connection could not be accepted.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// The stack size of the threads, in bytes.
 const STACK: usize = 128 * 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,7 +136,11 @@ fn serve(socket: &TcpListener, stop: &EventFd, pages: &Pages) {
         match socket.accept() {
             Ok((stream, _)) => accept(stream, &connections, pages),
             // File descriptors may be exhausted; meanwhile clients wait in the kernel's queue.
-            Err(error) if !is_temporary(&error) => thread::sleep(Duration::from_millis(100)),
+            Err(error) if !is_temporary(&error) => {
+                if let Ok([true]) = sys::wait([Some(stop.as_fd())], Some(ACCEPT_RETRY_INTERVAL)) {
+                    return connections.close_all();
+                }
+            }
             Err(_) => {}
         }
     }
@@ -176,7 +183,7 @@ impl Connections {
     /// Waits for a free thread. Closes the oldest connection if no thread is free.
     fn add(&self, stream: &Arc<TcpStream>) -> u64 {
         let mut open = self.lock();
-        while open.streams.len() >= CONNECTIONS_MAX {
+        while open.streams.len() >= MAX_CONNECTIONS {
             if let Some((_, oldest)) = open.streams.front() {
                 let _ = oldest.shutdown(Shutdown::Both);
             }
@@ -235,7 +242,7 @@ fn handle_connection(stream: &TcpStream, pages: &Pages) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)?;
     // Closing a connection with unread input would reset it and discard the response.
     let mut buffer = [0; 1024];
-    let mut left = UNREAD_MAX;
+    let mut left = MAX_UNREAD;
     while left > 0 {
         match read_until(stream, &mut buffer, until)? {
             0 => break,
@@ -265,7 +272,7 @@ fn read_head(stream: &TcpStream, until: Instant) -> io::Result<Head> {
         if ended(b"\r\n\r\n") || ended(b"\n\n") {
             return Ok(parse(&head).unwrap_or(Head::Nonsense));
         }
-        if head.len() >= REQUEST_MAX {
+        if head.len() >= MAX_REQUEST_HEAD {
             return Ok(Head::TooLarge);
         }
     }
@@ -368,7 +375,7 @@ mod tests {
             ("POST /page HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", "405"),
             ("nonsense\n\n", "400"),
             ("GET  HTTP/1.1\r\n\r\n", "400"),
-            (&format!("GET /page HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(REQUEST_MAX)), "431"),
+            (&format!("GET /page HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(MAX_REQUEST_HEAD)), "431"),
         ] {
             assert!(ask(&address, request).starts_with(&format!("HTTP/1.1 {status} ")), "{request:.40}");
         }
@@ -378,7 +385,7 @@ mod tests {
     fn silent_clients_do_not_block_others() {
         let (listener, address) = start();
         let silent: Vec<TcpStream> =
-            (0..3 * CONNECTIONS_MAX).map(|_| TcpStream::connect(&address).expect("connect to the server")).collect();
+            (0..3 * MAX_CONNECTIONS).map(|_| TcpStream::connect(&address).expect("connect to the server")).collect();
         assert!(ask(&address, "GET /page HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200"));
         // Dropping the listener also closes them.
         drop(listener);

@@ -7,7 +7,7 @@ fn ignores_nulls_and_unknown_keys() {
             "git_info": {"depth": null, "refspecs": null}, "run": null, "features": null, "news": {}}"#,
     )
     .expect("must decode");
-    assert_eq!((payload.id.as_str(), payload.steps.len(), payload.variables.len()), ("7", 1, 0));
+    assert_eq!((payload.id, payload.steps.len(), payload.variables.len()), (7.into(), 1, 0));
 }
 
 #[test]
@@ -32,7 +32,8 @@ fn accepts_numbers_as_text_and_text_as_numbers() {
             {"key": "ON", "value": true}], "steps": [{"name": "script", "script": ["echo", 5]}]}"#,
     )
     .expect("must decode");
-    assert_eq!((payload.id.as_str(), payload.timeout_seconds(), payload.git_info.depth), ("7", 60, 20));
+    assert_eq!(payload.id, 7.into());
+    assert_eq!((payload.timeout_seconds(), payload.git_info.depth), (60, 20));
     let variable = &payload.variables[0];
     assert_eq!((variable.value.as_str(), variable.masked, variable.raw), ("8080", true, false));
     assert_eq!(payload.variables[1].value, "true");

@@ -21,17 +21,17 @@ pub struct FailureStreaks {
 }
 
 impl FailureStreaks {
-    /// Records the result of a job.
-    pub fn record(&self, runner_labels: &RunnerLabels, is_system_failure: bool) {
+    /// Records a job that failed with `runner_system_failure`.
+    pub fn record_failure(&self, runner_labels: &RunnerLabels) {
         let mut streaks = sync::lock(&self.streaks);
-        match is_system_failure {
-            true => {
-                let (count, at) = streaks.entry(runner_labels.clone()).or_default();
-                *count = count.saturating_add(1);
-                *at = BootTime::now();
-            }
-            false => drop(streaks.remove(runner_labels)),
-        }
+        let (count, at) = streaks.entry(runner_labels.clone()).or_default();
+        *count = count.saturating_add(1);
+        *at = BootTime::now();
+    }
+
+    /// Records a job with another result, which ends the streak.
+    pub fn end_streak(&self, runner_labels: &RunnerLabels) {
+        sync::lock(&self.streaks).remove(runner_labels);
     }
 
     /// Errors: at least `most` jobs in a row have failed and the pause is not over, so the runner must not poll.
@@ -39,8 +39,8 @@ impl FailureStreaks {
         let streaks = sync::lock(&self.streaks);
         let (Some(most), Some((count, at))) = (most, streaks.get(runner_labels)) else { return Ok(()) };
         let pause = pause_after(*count, most);
-        let over = at.elapsed() >= pause;
-        if over { Ok(()) } else { Err(Unfit::Failures { count: *count, pause }) }
+        let is_over = at.elapsed() >= pause;
+        if is_over { Ok(()) } else { Err(Unfit::Failures { count: *count, pause }) }
     }
 }
 
@@ -63,16 +63,16 @@ mod tests {
         let runner_labels = RunnerLabels { token: "t".to_owned(), name: "r".to_owned() };
         let streaks = FailureStreaks::default();
         for _ in 0..2 {
-            streaks.record(&runner_labels, true);
+            streaks.record_failure(&runner_labels);
             assert_eq!(streaks.check(&runner_labels, Some(3)), Ok(()));
         }
-        streaks.record(&runner_labels, true);
+        streaks.record_failure(&runner_labels);
         assert_eq!(
             streaks.check(&runner_labels, Some(3)).expect_err("polling must be paused").reason(),
             "system_failures"
         );
         assert_eq!(streaks.check(&runner_labels, None), Ok(()));
-        streaks.record(&runner_labels, false);
+        streaks.end_streak(&runner_labels);
         assert_eq!(streaks.check(&runner_labels, Some(3)), Ok(()));
     }
 }

@@ -6,7 +6,6 @@ mod state;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 pub(super) use state::Shutdown;
@@ -24,6 +23,9 @@ use crate::sync;
 
 /// Exit status of an agent that could not terminate its instance (`EX_SOFTWARE`). A restart would change nothing.
 const EXIT_NOT_TERMINATED: u8 = 70;
+
+/// Interval between two checks of the target lifecycle state.
+const TARGET_STATE_INTERVAL: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
 /// Loads the shutdown that an earlier agent began. If the machine was powered off and on again, or returned from a warm
 /// pool, deletes the shutdown state and the job count, and returns `None`.
@@ -56,13 +58,12 @@ pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: Lea
 }
 
 /// Whether the group keeps the instance in service although the agent asked the group to terminate it. The target
-/// lifecycle state changes some time after the request, so the agent checks it twice.
+/// lifecycle state changes some time after the request, so the agent waits for a change.
 fn is_kept_by_group(instance: &dyn Instance) -> bool {
-    let goes_on = || matches!(instance.target_state(), Ok(TargetState::InService | TargetState::Standby));
-    goes_on() && {
-        thread::sleep(TERMINATION_NOTICE_TIMEOUT);
-        goes_on()
-    }
+    let is_kept = || matches!(instance.target_state(), Ok(TargetState::InService | TargetState::Standby));
+    let is_terminated = || (!is_kept()).then_some(());
+    let timeout = TERMINATION_NOTICE_TIMEOUT + TARGET_STATE_INTERVAL;
+    sync::try_until(timeout, TARGET_STATE_INTERVAL, is_terminated).is_none()
 }
 
 /// Logs that the agent exits before the termination is complete, and returns the exit code.

@@ -159,8 +159,8 @@ impl Termination {
             Ok(()) => self.finish(),
             Err(refusal) => {
                 log::error!("cannot complete a lifecycle hook; it may hold the instance until its timeout {refusal}");
-                // The group may still keep the instance until the hook times out. The only remaining step is the power
-                // off.
+                // The group may keep the instance until the hook times out, and then terminates it without another notice.
+                // So the agent has no event to wait for; the only remaining step is the power off.
                 std::thread::sleep(self.announce_power_off());
                 self.power_off()
             }

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::agent::server::RunnerServer;
@@ -29,10 +28,10 @@ pub struct RunnerManager {
 /// Unregisters all runner managers in parallel, within [`UNREGISTER_TIMEOUT`].
 pub fn unregister(runner_managers: &[RunnerManager]) {
     let until = Instant::now() + UNREGISTER_TIMEOUT;
-    let (done, answers) = mpsc::channel();
+    let (done, ends) = mpsc::channel();
     for manager in runner_managers {
         let (manager, done) = (manager.clone(), done.clone());
-        let name = format!("off-{}", manager.runner.token.short());
+        let name = format!("unreg-{}", manager.runner.token.short());
         let spawned = sync::spawn(name, crate::agent::STACK, move || {
             manager.unregister(until);
             // After the timeout the receiver has been dropped, and the send fails.
@@ -44,7 +43,7 @@ pub fn unregister(runner_managers: &[RunnerManager]) {
     }
     drop(done);
     for _ in runner_managers {
-        match answers.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        match ends.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => {}
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 log::warn!("GitLab did not answer in time; it removes this runner manager later");
@@ -57,18 +56,21 @@ pub fn unregister(runner_managers: &[RunnerManager]) {
 impl RunnerManager {
     fn unregister(&self, until: Instant) {
         let name = &self.runner.name;
-        loop {
-            match self.server.unregister(&self.runner.token, &self.system_id) {
-                Ok(()) => return log::info!("unregistered this runner manager runner={name}"),
-                // GitLab does not know this runner manager, so it needs no unregistration.
-                Err(ApiError::Answer(404, _) | ApiError::Refused(_)) => return,
-                Err(error) if Instant::now() + RETRY_INTERVAL >= until => {
-                    return log::warn!(
-                        "cannot unregister this runner manager; GitLab removes it later runner={name} error={error}"
-                    );
-                }
-                Err(_) => thread::sleep(RETRY_INTERVAL),
+        let mut last_error = None;
+        let attempt = || match self.server.unregister(&self.runner.token, &self.system_id) {
+            Ok(()) => Some(log::info!("unregistered this runner manager runner={name}")),
+            // GitLab does not know this runner manager, so it needs no unregistration.
+            Err(ApiError::Answer(404, _) | ApiError::Refused(_)) => Some(()),
+            Err(error) => {
+                last_error = Some(error);
+                None
             }
+        };
+        let timeout = until.saturating_duration_since(Instant::now());
+        if sync::try_until(timeout, RETRY_INTERVAL, attempt).is_none()
+            && let Some(error) = last_error
+        {
+            log::warn!("cannot unregister this runner manager; GitLab removes it later runner={name} error={error}");
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::config::ExecutorKind;
 use crate::version::{REVISION, VERSION, architecture};
 
 /// The number of labels that GitLab accepts for one runner.
-const LABELS_MAX: usize = 32;
+const MAX_LABELS: usize = 32;
 
 /// Features of all executors. GitLab assigns jobs by them, so each must really be supported.
 const FEATURES: [&str; 19] = [
@@ -84,13 +84,13 @@ impl RunnerManagerInfo {
 /// Returns only the labels that GitLab accepts: GitLab rejects every request that contains an invalid label.
 fn acceptable(labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let (good, bad): (Vec<_>, Vec<_>) = labels.iter().partition(|(key, value)| is_label(key, value));
-    for (key, _) in bad.into_iter().chain(good.iter().skip(LABELS_MAX).copied()) {
+    for (key, _) in bad.into_iter().chain(good.iter().skip(MAX_LABELS).copied()) {
         log::warn!(
-            "a label is not sent to GitLab, which accepts {LABELS_MAX} labels; a name has 3 to 65 and a value 1 to 256 of \
+            "a label is not sent to GitLab, which accepts {MAX_LABELS} labels; a name has 3 to 65 and a value 1 to 256 of \
              the characters A-Z a-z 0-9 . _ -, and a name does not begin with . or - label={key:?}"
         );
     }
-    crate::ordered::map(good.into_iter().take(LABELS_MAX).map(|(key, value)| (key.clone(), value.clone())))
+    crate::ordered::map(good.into_iter().take(MAX_LABELS).map(|(key, value)| (key.clone(), value.clone())))
 }
 
 /// Names `^[a-zA-Z0-9_][a-zA-Z0-9._-]{2,64}$`, values `^[a-zA-Z0-9._-]{1,256}$`.
@@ -127,7 +127,7 @@ mod tests {
         };
         assert_eq!(kept(&labels), ["_under.score-ed", "zone"]);
         labels.extend((0..40).map(|number| (format!("label{number:02}"), "x".to_owned())));
-        assert_eq!(kept(&labels).len(), LABELS_MAX);
+        assert_eq!(kept(&labels).len(), MAX_LABELS);
     }
 
     #[test]

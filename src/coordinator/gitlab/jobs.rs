@@ -17,7 +17,7 @@ use crate::sync;
 use crate::token::Token;
 
 /// The longest interval that the agent accepts from a server.
-const INTERVAL_MAX: Duration = Duration::from_secs(15 * 60);
+const MAX_UPDATE_INTERVAL: Duration = Duration::from_secs(15 * 60);
 
 /// GitLab's response to a runner that keeps a job pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,7 +271,7 @@ fn job_status(response: &Response) -> JobStatus {
 
 fn interval(response: &Response) -> Option<Duration> {
     let seconds: u64 = response.header("X-GitLab-Trace-Update-Interval")?.trim().parse().ok()?;
-    (seconds > 0).then(|| Duration::from_secs(seconds).min(INTERVAL_MAX))
+    (seconds > 0).then(|| Duration::from_secs(seconds).min(MAX_UPDATE_INTERVAL))
 }
 
 /// The second number of `Range: 0-<size>`; GitLab sends the size itself.

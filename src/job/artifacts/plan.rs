@@ -209,6 +209,6 @@ mod tests {
         };
         let (flags, _) = Flags::resolve(&Default::default(), &|_| None);
         let plan = download_plan(&payload, &variables(&[]), &flags, &settings()).unwrap();
-        assert_eq!(plan.dependencies.iter().map(|dependency| dependency.id.as_str()).collect::<Vec<_>>(), ["1"]);
+        assert_eq!(plan.dependencies.iter().map(|dependency| dependency.id.to_string()).collect::<Vec<_>>(), ["1"]);
     }
 }

@@ -16,7 +16,7 @@ pub struct IdScope {
 
 impl IdScope {
     /// The scope of a job of this runner.
-    pub fn of(context: &RunnerContext, payload: &Payload) -> Self {
+    pub fn new(context: &RunnerContext, payload: &Payload) -> Self {
         Self { runner: context.runner.token.short(), project: payload.job_info.project_id }
     }
 }
