@@ -68,7 +68,7 @@ pub trait Handler: Send + Sync {
     fn gone(&self, ticket: Ticket);
 }
 
-/// The server; it runs until it is dropped.
+/// The server; it runs until it is dropped. The drop waits for the responses that are being sent.
 pub struct HttpServer {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -164,6 +164,7 @@ impl Drop for HttpServer {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        self.shared.stop();
     }
 }
 
@@ -231,7 +232,7 @@ impl Shared {
             };
             for event in &events[..count] {
                 match event.data() {
-                    BELL => return self.stop(),
+                    BELL => return,
                     LISTENER => self.accept(),
                     number => self.wake(number),
                 }
@@ -323,10 +324,12 @@ impl Shared {
         unused.into_iter().for_each(|entry| entry.connection.close());
     }
 
+    /// Closes the connections without a request in progress, and waits for the other responses: an agent must learn that it
+    /// has a job before this process ends.
     fn stop(&self) {
         let entries: Vec<Entry> = self.lock().drain().map(|(_, entry)| entry).collect();
         entries.into_iter().for_each(|entry| entry.connection.close());
-        self.workers.stop();
+        self.workers.stop(TIMEOUT);
     }
 
     /// Reads one request and passes it to the handler. If it is incomplete, the connection waits for the rest.

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use super::*;
@@ -159,4 +160,47 @@ fn tls_shows_the_certificate_and_carries_requests() {
     }
     std::fs::write(&key, "nonsense").expect("write the file");
     assert!(certificate::load(&certificate, &key).is_err_and(|why| why.contains("no usable private key")));
+}
+
+/// Reports each request, and responds when the test sends a sign.
+struct Slow {
+    requests: Mutex<Sender<()>>,
+    sign: Mutex<Receiver<()>>,
+    has_responded: AtomicBool,
+}
+
+impl Handler for Slow {
+    fn handle(&self, _: ServerRequest, exchange: Exchange) {
+        self.requests.lock().expect("no thread may panic").send(()).expect("the receiver must exist");
+        self.sign.lock().expect("no thread may panic").recv().expect("the test must send a sign");
+        exchange.respond(&ServerResponse::message(200, "accepted"));
+        self.has_responded.store(true, Ordering::SeqCst);
+    }
+
+    fn gone(&self, _: Ticket) {}
+}
+
+/// A manager that drains exits as soon as an agent has accepted the last job. Without the response, that agent never
+/// starts the job.
+#[test]
+fn a_server_that_stops_sends_the_responses_of_requests_in_progress() {
+    let ((requests, request), (send_sign, sign)) = (mpsc::channel(), mpsc::channel());
+    let has_responded = AtomicBool::new(false);
+    let handler = Arc::new(Slow { requests: Mutex::new(requests), sign: Mutex::new(sign), has_responded });
+    let weak: Weak<dyn Handler> = Arc::downgrade(&(Arc::clone(&handler) as Arc<dyn Handler>));
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let server = HttpServer::start(listener, None, weak).expect("start the server");
+    let mut idle = TcpStream::connect(address).expect("connect to the server");
+    let mut accepting = TcpStream::connect(address).expect("connect to the server");
+    ask(&mut accepting, "/accept");
+    request.recv().expect("the request must arrive");
+
+    let stopping = thread::spawn(move || drop(server));
+    assert_eq!(idle.read(&mut [0]).expect("the server must close a connection without a request"), 0);
+    send_sign.send(()).expect("the handler must wait");
+    stopping.join().expect("the server must stop");
+
+    assert!(handler.has_responded.load(Ordering::SeqCst), "the server must wait for the response");
+    assert!(answer(&mut accepting).starts_with("HTTP/1.1 200"));
 }

@@ -43,7 +43,10 @@ pub struct Workers {
 #[derive(Default)]
 struct Inner {
     state: Mutex<State>,
+    /// There is a task, or the threads must end.
     work: Condvar,
+    /// A thread has ended.
+    ended: Condvar,
 }
 
 #[derive(Default)]
@@ -75,14 +78,15 @@ impl Workers {
         }
     }
 
-    /// Drops the queued tasks and ends the threads.
-    pub fn stop(&self) {
+    /// Drops the queued tasks, and waits until the threads have finished their current ones, at most for `timeout`.
+    pub fn stop(&self, timeout: Duration) {
         let mut state = self.inner.lock();
         state.stopped = true;
         let tasks = std::mem::take(&mut state.tasks);
         drop(state);
         drop(tasks);
         self.inner.work.notify_all();
+        drop(sync::wait_while(&self.inner.ended, self.inner.lock(), timeout, |state| state.threads > 0));
     }
 }
 
@@ -107,6 +111,7 @@ impl Inner {
         let task = state.tasks.pop_front();
         if task.is_none() {
             state.threads -= 1;
+            self.ended.notify_all();
         }
         task
     }
