@@ -487,3 +487,40 @@ fn watch_runs_the_pipeline_again_after_a_change() {
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).expect("send a signal");
     assert_eq!(child.wait().expect("must end").code(), Some(130));
 }
+
+#[test]
+fn watch_runs_again_after_a_change_of_settings_and_of_variables() {
+    let home = Home::empty();
+    let sign = home.path("sign").display().to_string();
+    let home = in_checkout(home, &format!("a: {{script: 'echo $ONE$TWO >>{sign}'}}\n"));
+    let seen = || std::fs::read_to_string(home.path("sign")).unwrap_or_default();
+    let settings = home.path("checkout/.mayfly/exec.toml");
+    std::fs::create_dir(settings.parent().expect("a directory")).expect("create the directory");
+    let set = |value: u8| std::fs::write(&settings, format!("[var]\nONE = {value}\n")).expect("write a file");
+    // The path on the command line is a link: editors write the file that it refers to.
+    let (variables, link) = (home.path("real.env"), home.path("link.env"));
+    std::os::unix::fs::symlink(&variables, &link).expect("create a link");
+    let set_variable = |value: u8| std::fs::write(&variables, format!("TWO={value}\n")).expect("write a file");
+    set(1);
+    set_variable(1);
+    let mut child = started(&home, &["--watch", "--vars-file", &link.display().to_string()], &[]);
+    let wait_for_run = |expected: &str| {
+        wait_until(expected, || seen().ends_with(expected));
+        wait_until("the run ends", || run_directory(&home) == "none");
+    };
+    wait_for_run("11\n");
+    set(2);
+    wait_for_run("21\n");
+    set_variable(2);
+    wait_for_run("22\n");
+    // A mistake in the settings ends neither the watch nor its view of that file.
+    std::fs::write(&settings, "nonsense").expect("write a file");
+    std::fs::write(home.path("checkout/.gitlab-ci.yml"), format!("a: {{script: 'echo $ONE-$TWO >>{sign}'}}\n"))
+        .expect("write a file");
+    set(3);
+    wait_for_run("3-2\n");
+    // A run that was already starting may have read the last change, which then starts one more run.
+    assert!(seen().starts_with("11\n21\n22\n3-2\n"), "{}", seen());
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).expect("send a signal");
+    assert_eq!(child.wait().expect("must end").code(), Some(130));
+}

@@ -244,6 +244,22 @@ fn a_full_disk_for_the_output_is_an_error() {
 }
 
 #[test]
+fn help_on_a_full_disk_is_an_error() {
+    let home = Home::empty();
+    for arguments in
+        [&["--help"][..], &["-h"], &["--version"], &["exec", "--help"], &["run", "-h"], &["lint", "--help"]]
+    {
+        let full = File::options().write(true).open("/dev/full").expect("open the device");
+        let output = home.command(arguments).stdout(full).output().expect("run mayfly");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
+        assert_eq!(text, "mayfly: cannot write to standard output: No space left on device (os error 28)\n");
+        let complete = home.command(arguments).output().expect("run mayfly");
+        assert!(complete.status.success() && complete.stdout.ends_with(b"\n"), "{arguments:?}");
+    }
+}
+
+#[test]
 fn a_report_that_cannot_be_written_is_an_error_after_the_summary() {
     let home = checkout("a: {script: 'echo ran'}\nb: {script: 'exit 3'}\n");
     std::os::unix::fs::symlink("/dev/full", home.path("full")).expect("create a link");

@@ -103,7 +103,7 @@ fn files_that_a_partial_sparse_clone_lacks_are_reported() {
     let url = format!("file://{}", root.display());
     git(&home.path(""), &["clone", "-q", "--filter=blob:none", "--sparse", &url, "partial"]);
     let (output, text) = exec_in(&home, &home.path("partial"), &[]);
-    assert!(text.contains("note: jobs do not have 1 tracked files"), "{text}");
+    assert!(text.contains("note: jobs do not have 1 tracked file:"), "{text}");
     // Git fetches a missing object when a job asks for it.
     assert!(output.status.success() && text.contains("\nfetched\n"), "{text}");
 }
@@ -152,4 +152,20 @@ fn containers_mount_the_objects_of_submodules() {
     git(&root, &["-c", "protocol.file.allow=always", "submodule", "add", "-q", "../library", "lib"]);
     let (output, text) = exec_in(&home, &root, &[("DOCKER_HOST", &docker().host())]);
     assert!(output.status.success() && text.contains("\nseen .\nseen lib\n"), "{text}");
+}
+
+#[test]
+fn a_submodule_that_was_replaced_by_a_link_stays_a_link() {
+    let home =
+        checkout("a: {variables: {GIT_SUBMODULE_STRATEGY: recursive}, script: ['test -L lib && readlink lib']}\n");
+    let (root, library) = (home.path("checkout"), home.path("library"));
+    fs::create_dir(&library).expect("create the directory");
+    git(&library, &["init", "-q", "-b", "main"]);
+    add(&library, &[("inner", "1")]);
+    git(&root, &["-c", "protocol.file.allow=always", "submodule", "add", "-q", "../library", "lib"]);
+    git(&root, &COMMIT);
+    fs::remove_dir_all(root.join("lib")).expect("remove the submodule");
+    std::os::unix::fs::symlink(".", root.join("lib")).expect("create a link");
+    let (output, text) = exec(&home, &[]);
+    assert!(output.status.success() && text.contains("\n.\n"), "{text}");
 }

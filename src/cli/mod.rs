@@ -20,7 +20,7 @@ mod status;
 mod tests;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -158,13 +158,25 @@ fn dispatch(cli: Cli) -> Result<ExitCode, String> {
 fn parse() -> Cli {
     // Developers wait for `exec`, and describing all other subcommands takes as long as planning 30 jobs.
     if std::env::args_os().nth(1).is_some_and(|word| word == EXEC) {
-        return parsed(&command_for_exec().get_matches());
+        return parsed(&matches_or_exit(command_for_exec()));
     }
-    let matches = command().get_matches();
+    let matches = matches_or_exit(command());
     if let Some(why) = matches.subcommand_matches("register").and_then(register::conflict) {
         command().error(ErrorKind::ArgumentConflict, why).exit();
     }
     parsed(&matches)
+}
+
+/// Parses the arguments of the process. Exits after an invalid argument, and after the output of `--help` or `--version`;
+/// clap itself would ignore that standard output cannot be written.
+fn matches_or_exit(command: clap::Command) -> ArgMatches {
+    command.try_get_matches().unwrap_or_else(|error| {
+        if error.use_stderr() {
+            error.exit();
+        }
+        output::write(format_args!("{}", error.render()));
+        process::exit(0)
+    })
 }
 
 fn parsed(matches: &ArgMatches) -> Cli {

@@ -31,6 +31,15 @@ pub struct Listed {
     pub is_skipped: bool,
 }
 
+/// Which files of a work tree jobs get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSet {
+    /// The files in the index.
+    Tracked,
+    /// The files in the index, and all others that git does not ignore (`--untracked`).
+    NotIgnored,
+}
+
 /// A git command that takes no locks and does not refresh the index of the developer's repository.
 pub fn git(directory: &Path) -> Command {
     let mut command = Command::new("git");
@@ -73,17 +82,17 @@ impl Checkout {
         Ok(Self { root, objects, index, shallow })
     }
 
-    /// The files in the index; with `untracked` also the files that git does not ignore.
-    pub fn files(&self, untracked: bool) -> Result<Vec<Listed>, String> {
-        list(&self.root, untracked)
+    /// The files of the work tree.
+    pub fn files(&self, set: FileSet) -> Result<Vec<Listed>, String> {
+        list(&self.root, set)
     }
 }
 
 /// The files of the whole work tree that contains `directory`, in the order of the index.
-pub fn list(directory: &Path, untracked: bool) -> Result<Vec<Listed>, String> {
+pub fn list(directory: &Path, set: FileSet) -> Result<Vec<Listed>, String> {
     let own = GitDir::find(directory).and_then(|found| git_dir::files(&found.path.join("index")));
     let mut files = own.map_or_else(|| list_by_git(directory), Ok)?;
-    if untracked {
+    if set == FileSet::NotIgnored {
         let mut command = git(directory);
         command.args(["ls-files", "-z", "--others", "--exclude-standard", "--full-name", ":/"]);
         let others = output(command)?;

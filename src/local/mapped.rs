@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use super::checkout::Checkout;
+use super::checkout::{Checkout, FileSet};
 use super::facts::{self, Answers, RequestedPipeline};
 use super::guard;
 use super::objects;
@@ -18,7 +18,7 @@ use crate::pipeline::request::CommitFacts;
 pub struct MappedProjects {
     maps: Maps,
     fetcher: Fetcher,
-    with_untracked: bool,
+    file_set: FileSet,
     scratch: PathBuf,
     /// In the order of [`Maps::projects`].
     opened: Vec<OnceLock<Result<MappedCheckout, String>>>,
@@ -33,9 +33,9 @@ pub struct MappedCheckout {
 
 impl MappedProjects {
     /// The projects of `maps`. `scratch` is the directory of the run.
-    pub fn new(maps: Maps, fetcher: Fetcher, with_untracked: bool, scratch: &Path) -> Self {
+    pub fn new(maps: Maps, fetcher: Fetcher, file_set: FileSet, scratch: &Path) -> Self {
         let opened = maps.projects.iter().map(|_| OnceLock::new()).collect();
-        Self { maps, fetcher, with_untracked, scratch: scratch.to_owned(), opened }
+        Self { maps, fetcher, file_set, scratch: scratch.to_owned(), opened }
     }
 
     /// The checkout that `--map-project` names for this project and branch; `None` if no mapping applies. Errors: the mapped
@@ -50,7 +50,7 @@ impl MappedProjects {
     pub fn objects(&self) -> Vec<PathBuf> {
         let of = |directory: &Path| {
             let (checkout, state) = find(directory)?;
-            objects::directories(&checkout, &checkout.files(false)?, &state)
+            objects::directories(&checkout, &checkout.files(FileSet::Tracked)?, &state)
         };
         let found = self.maps.projects.iter().filter_map(|mapped| of(&mapped.directory).ok());
         found.flatten().collect()
@@ -59,7 +59,7 @@ impl MappedProjects {
     fn open(&self, directory: &Path) -> Result<MappedCheckout, String> {
         let (checkout, state) = find(directory)?;
         let answers = Answers::ask(&checkout.root)?;
-        let listed = checkout.files(self.with_untracked)?;
+        let listed = checkout.files(self.file_set)?;
         let facts = answers.facts(&checkout, &RequestedPipeline::default(), 1)?;
         self.note(&state)?;
         let path = facts::project_path(&facts);
@@ -68,7 +68,7 @@ impl MappedProjects {
             &checkout,
             &facts.sha,
             &path,
-            self.with_untracked,
+            self.file_set,
             self.maps.clone(),
             fetcher,
             self.scratch.join(format!("mapped-{}", facts.sha)),

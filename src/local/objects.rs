@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::checkout::{Checkout, Listed, list};
+use super::checkout::{Checkout, FileSet, Listed, list};
 use crate::digest;
 
 /// The depth to which git follows `objects/info/alternates`.
@@ -18,20 +18,26 @@ const ALTERNATES_DEPTH: usize = 5;
 pub fn directories(checkout: &Checkout, listed: &[Listed], state: &Path) -> Result<Vec<PathBuf>, String> {
     let mut found = BTreeSet::from([checkout.objects.clone()]);
     add_alternates(&checkout.objects, ALTERNATES_DEPTH, &mut found);
-    let is_submodule = |file: &&Listed| file.is_submodule;
-    let mut waiting: Vec<PathBuf> =
-        listed.iter().filter(is_submodule).map(|file| checkout.root.join(&file.path)).collect();
+    let mut waiting = submodule_roots(&checkout.root, listed);
     while let Some(root) = waiting.pop() {
         let Some(submodule) = of_submodule(&root, state)? else { continue };
         add_alternates(&submodule.objects, ALTERNATES_DEPTH, &mut found);
         found.insert(submodule.objects);
         if root.join(".gitmodules").exists() {
-            let files = list(&root, false)?;
-            waiting.extend(files.iter().filter(is_submodule).map(|file| root.join(&file.path)));
+            waiting.extend(submodule_roots(&root, &list(&root, FileSet::Tracked)?));
         }
     }
     // The engine creates a directory for a mount whose source does not exist.
     Ok(found.into_iter().filter(|directory| directory.is_dir()).collect())
+}
+
+/// The directories of the submodules among the files of the work tree at `root`. As for git, a submodule behind a
+/// symbolic link is not checked out: a link to a directory above would make the walk over nested submodules endless.
+pub fn submodule_roots(root: &Path, listed: &[Listed]) -> Vec<PathBuf> {
+    let Ok(real_root) = root.canonicalize() else { return Vec::new() };
+    let is_real = |path: &Path| root.join(path).canonicalize().is_ok_and(|real| real == real_root.join(path));
+    let submodules = listed.iter().filter(|file| file.is_submodule && is_real(&file.path));
+    submodules.map(|file| root.join(&file.path)).collect()
 }
 
 /// Adds the directories that `objects` borrows from. Git finds them by their own paths, so a directory that cannot be
@@ -107,6 +113,19 @@ mod tests {
             assert!(link.starts_with(state.path()) && fs::read_link(&link).expect("a link") == path);
             assert_eq!(mountable(path), link);
         }
+    }
+
+    #[test]
+    fn submodules_behind_links_are_not_checked_out() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let root = directory.path();
+        fs::create_dir_all(root.join("real/lib")).expect("create the directory");
+        for (target, link) in [(".", "loop"), ("real", "above")] {
+            std::os::unix::fs::symlink(target, root.join(link)).expect("create a link");
+        }
+        let submodule = |path: &str| Listed { path: path.into(), is_submodule: true, is_skipped: false };
+        let listed = ["real/lib", "loop", "above/lib", "loop/real", "missing"].map(submodule);
+        assert_eq!(submodule_roots(root, &listed), [root.join("real/lib")]);
     }
 
     #[test]

@@ -170,14 +170,22 @@ impl Variables {
         self.set("CI_PAGES_HOSTNAME", format!("{}.{pages}", slug(root)));
         self.set("CI_PAGES_URL", format!("{}://{}.{pages}/{name}", project.protocol, slug(root)));
         self.set("CI_PAGES_DOMAIN", pages);
-        let proxy = format!("{}:{}", project.host, project.port);
+        self.dependency_proxy(project);
+    }
+
+    fn dependency_proxy(&mut self, project: &Project) {
         // Docker allows no capital letters in the names of images.
-        let (root, namespace) = (root.to_lowercase(), namespace.to_lowercase());
-        self.set("CI_DEPENDENCY_PROXY_GROUP_IMAGE_PREFIX", format!("{proxy}/{root}/dependency_proxy/containers"));
-        self.set(
-            "CI_DEPENDENCY_PROXY_DIRECT_GROUP_IMAGE_PREFIX",
-            format!("{proxy}/{namespace}/dependency_proxy/containers"),
-        );
+        let path = project.path.to_lowercase();
+        let namespace = path.rsplit_once('/').map_or("", |(namespace, _)| namespace);
+        let root = path.split_once('/').map_or("", |(root, _)| root);
+        let proxy = format!("{}:{}", project.host, project.port);
+        // The directory of a checkout without a remote is in no group.
+        let prefix = |group: &str| match group {
+            "" => format!("{proxy}/dependency_proxy/containers"),
+            group => format!("{proxy}/{group}/dependency_proxy/containers"),
+        };
+        self.set("CI_DEPENDENCY_PROXY_GROUP_IMAGE_PREFIX", prefix(root));
+        self.set("CI_DEPENDENCY_PROXY_DIRECT_GROUP_IMAGE_PREFIX", prefix(namespace));
         self.set("CI_DEPENDENCY_PROXY_SERVER", proxy);
         self.set("CI_DEPENDENCY_PROXY_USER", "gitlab-ci-token");
     }
@@ -282,6 +290,22 @@ pub fn nodes(instance: Option<ParallelIndex>) -> impl Iterator<Item = (&'static 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prefixes_of_the_dependency_proxy_contain_no_empty_group() {
+        for (remote, expected) in [
+            (Some("https://a.test/Team/sub/app"), ["a.test:443/team/", "a.test:443/team/sub/"]),
+            (None, ["localhost:443/", "localhost:443/"]),
+        ] {
+            let mut variables = Variables(Index::default());
+            variables.dependency_proxy(&Project::new(remote, "app"));
+            let keys = ["CI_DEPENDENCY_PROXY_GROUP_IMAGE_PREFIX", "CI_DEPENDENCY_PROXY_DIRECT_GROUP_IMAGE_PREFIX"];
+            for (key, group) in keys.into_iter().zip(expected) {
+                let value = variables.0.get(key).map(|value| &**value);
+                assert_eq!(value, Some(format!("{group}dependency_proxy/containers").as_str()), "{key}");
+            }
+        }
+    }
 
     #[test]
     fn parses_remote_urls() {

@@ -55,16 +55,19 @@ fn begin(options: &Options) -> Result<u8, String> {
     let here = std::env::current_dir().map_err(|error| format!("cannot determine the current directory: {error}"))?;
     // Each git command takes milliseconds, so they run in parallel, and while this thread parses the configuration.
     let (checkout, asked, parsed) = thread::scope(|scope| {
-        let asked = scope.spawn(|| GitState::ask(&here, !only_shows(options)));
+        let asked = scope.spawn(|| match only_shows(options) {
+            true => GitState::ask(&here),
+            false => GitState::ask_with_files(&here),
+        });
         let (checkout, parsed) = (Checkout::find(&here), parse_ahead(&here, &options.file));
         let died = |_| Err("internal error: the thread that runs git panicked".to_owned());
         (checkout, asked.join().unwrap_or_else(died), parsed)
     });
     let (checkout, asked) = (checkout?, asked?);
-    let options = settings::complete(options, &checkout.root)?;
-    match options.watch {
-        true => watch::run(&options, &checkout),
-        false => once(&options, &checkout, asked, parsed),
+    let merged = settings::merge(options, &checkout.root)?;
+    match merged.options.watch {
+        true => watch::run(options, &checkout),
+        false => once(&merged.announced(), &checkout, asked, parsed),
     }
 }
 
@@ -107,7 +110,7 @@ fn once(options: &Options, checkout: &Checkout, asked: GitState, parsed: Option<
     let files = (checkout, listed, given.answers.is_partial_clone());
     warnings::print(options, &plan, &sources, files, !chosen.named.is_empty());
     let mapped =
-        MappedProjects::new(values::maps(options)?, given.fetcher(options)?, options.untracked, &run.directory);
+        MappedProjects::new(values::maps(options)?, given.fetcher(options)?, options.file_set(), &run.directory);
     let session = Session { options, checkout, given: &given, run: &run, sources: &sources, mapped: &mapped };
     session.run(plan, request, chosen.named, may_ask)
 }

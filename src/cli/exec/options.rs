@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use crate::local::checkout::FileSet;
+
 #[derive(Args, Clone, Debug)]
 #[command(args_override_self = true, next_help_heading = "Jobs")]
 #[group(skip)]
@@ -120,7 +122,7 @@ pub struct Options {
     /// Unpack the artifacts of all jobs into this directory
     #[arg(long, help_heading = "Running", value_name = "DIR")]
     pub artifacts: Option<PathBuf>,
-    /// Run again whenever tracked files change
+    /// Run again whenever a tracked file, a settings file or a file of an option changes
     #[arg(long, help_heading = "Running")]
     pub watch: bool,
 
@@ -146,6 +148,13 @@ pub struct Options {
     /// Print the names of the jobs, one per line; for shell completion
     #[arg(long, hide = true)]
     pub complete_jobs: bool,
+}
+
+impl Options {
+    /// The files of the work tree that jobs get.
+    pub fn file_set(&self) -> FileSet {
+        if self.untracked { FileSet::NotIgnored } else { FileSet::Tracked }
+    }
 }
 
 /// Graph formats.

@@ -6,7 +6,7 @@ use std::thread;
 use super::options::Options;
 use super::show::only_shows;
 use super::values;
-use crate::local::checkout::{self, Checkout, Listed};
+use crate::local::checkout::{self, Checkout, FileSet, Listed};
 use crate::local::facts::{self, Answers};
 use crate::local::sources::{Fetcher, LocalSources};
 use crate::local::state;
@@ -20,15 +20,20 @@ pub struct GitState {
 }
 
 impl GitState {
-    /// Asks git in parallel. `lists`: also for the tracked files.
-    pub fn ask(directory: &Path, lists: bool) -> Result<Self, String> {
+    /// The state without the list of files.
+    pub fn ask(directory: &Path) -> Result<Self, String> {
+        Ok(Self { answers: Answers::ask(directory)?, listed: None })
+    }
+
+    /// The state and the tracked files, both at the same time.
+    pub fn ask_with_files(directory: &Path) -> Result<Self, String> {
         let (answers, listed) = thread::scope(|scope| {
-            let listed = lists.then(|| scope.spawn(|| checkout::list(directory, false)));
+            let listed = scope.spawn(|| checkout::list(directory, FileSet::Tracked));
             let answers = Answers::ask(directory);
             let died = |_| Err("internal error: the thread that lists files panicked".to_owned());
-            (answers, listed.map(|listed| listed.join().unwrap_or_else(died)))
+            (answers, listed.join().unwrap_or_else(died))
         });
-        Ok(Self { answers: answers?, listed: listed.transpose()? })
+        Ok(Self { answers: answers?, listed: Some(listed?) })
     }
 }
 
@@ -42,9 +47,10 @@ pub struct PlanInputs {
 impl PlanInputs {
     pub fn new(options: &Options, checkout: &Checkout, asked: GitState, pipeline_id: u64) -> Result<Self, String> {
         let GitState { answers, listed } = asked;
-        let listed = match only_shows(options) {
-            true => None,
-            false => Some(listed.filter(|_| !options.untracked).map_or_else(|| checkout.files(options.untracked), Ok)?),
+        let listed = match (only_shows(options), options.file_set()) {
+            (true, _) => None,
+            (false, FileSet::Tracked) if listed.is_some() => listed,
+            (false, set) => Some(checkout.files(set)?),
         };
         let facts = answers.facts(checkout, &values::wanted(options)?, pipeline_id)?;
         Ok(Self { answers, listed, facts })
@@ -55,7 +61,8 @@ impl PlanInputs {
         let project = facts::project_path(&self.facts);
         let fetcher = self.fetcher(options)?;
         let (maps, scratch) = (values::maps(options)?, scratch.to_owned());
-        let sources = LocalSources::new(checkout, &self.facts.sha, &project, options.untracked, maps, fetcher, scratch);
+        let sources =
+            LocalSources::new(checkout, &self.facts.sha, &project, options.file_set(), maps, fetcher, scratch);
         Ok(match &self.listed {
             Some(files) => sources.with_listing(files),
             None => sources,

@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use clap::{ArgAction, CommandFactory, Parser};
 
 use super::options::Options;
-use super::values;
+use super::{terminal, values};
 use crate::executor::user;
 use crate::pipeline::suggest::did_you_mean;
 
 /// A parser for the options alone, to parse arguments that come from files.
 #[derive(Parser)]
 #[command(name = "mayfly exec", disable_help_flag = true)]
-struct Whole {
+struct ExecArguments {
     #[command(flatten)]
     options: Options,
     #[command(flatten)]
@@ -23,7 +23,7 @@ struct Whole {
 }
 
 /// The settings files of the user and of the project.
-fn files(root: &Path) -> [PathBuf; 2] {
+pub fn files(root: &Path) -> [PathBuf; 2] {
     let home = || user::current().home.join(".config");
     let given = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     [given.unwrap_or_else(home).join("mayfly/exec.toml"), root.join(".mayfly/exec.toml")]
@@ -33,45 +33,65 @@ fn files(root: &Path) -> [PathBuf; 2] {
 /// is ignored.
 const EXCLUSIVE: [&[&str]; 2] = [&["--branch", "--tag", "--mr"], &["--shell", "--docker"]];
 
-/// Merges the options with the settings files. The error names the file.
-pub fn complete(options: &Options, root: &Path) -> Result<Options, String> {
-    let given: Vec<OsString> = std::env::args_os().skip_while(|argument| argument != "exec").skip(1).collect();
+/// The options of the command line and of the settings files.
+pub struct MergedOptions {
+    pub options: Options,
+    warnings: Vec<String>,
+}
+
+impl MergedOptions {
+    /// Prints the warnings about the settings files.
+    pub fn announced(self) -> Options {
+        self.warnings.iter().for_each(|warning| terminal::print_error(&format!("mayfly: warning: {warning}\n")));
+        self.options
+    }
+}
+
+/// Merges the options of the command line with the settings files. The error names the file.
+pub fn merge(options: &Options, root: &Path) -> Result<MergedOptions, String> {
     // The strongest source is the last.
-    let mut sources: Vec<Vec<OsString>> = vec![given];
+    let mut sources: Vec<Vec<OsString>> =
+        vec![std::env::args_os().skip_while(|argument| argument != "exec").skip(1).collect()];
     let mut used = Vec::new();
+    let mut warnings = Vec::new();
     for file in files(root).into_iter().rev() {
-        let text = match fs::read_to_string(&file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(format!("{}: {error}", file.display())),
-        };
-        let own = of_file(&text, root).map_err(|why| format!("{}: {why}", file.display()))?;
-        let check = [OsString::from("mayfly exec")].into_iter().chain(own.iter().map(OsString::from));
-        let parsed = Whole::try_parse_from(check).map_err(|error| {
-            let text = error.to_string();
-            text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
-        });
-        let checked = parsed.and_then(|whole| values::check(&whole.options));
-        checked.map_err(|why| format!("{}: {why}", file.display()))?;
-        let own: Vec<OsString> =
-            own.into_iter().map(OsString::from).filter(|one| !is_overridden(one, &sources)).collect();
-        if own.iter().any(|argument| argument == "--shell") {
-            eprintln!(
-                "mayfly: warning: {}: `shell` is set: jobs with `image:` run in the shell instead of in a container",
-                file.display()
-            );
+        let Some(arguments) = read(&file, root).map_err(|why| format!("{}: {why}", file.display()))? else { continue };
+        let arguments: Vec<OsString> = arguments.into_iter().filter(|one| !is_overridden(one, &sources)).collect();
+        if arguments.iter().any(|argument| argument == "--shell") {
+            let file = file.display();
+            warnings
+                .push(format!("{file}: `shell` is set: jobs with `image:` run in the shell instead of in a container"));
         }
-        sources.insert(0, own);
-        used.push(file);
+        sources.insert(0, arguments);
+        used.push(file.display().to_string());
     }
     if used.is_empty() {
-        return Ok(options.clone());
+        return Ok(MergedOptions { options: options.clone(), warnings });
     }
-    let arguments = [OsString::from("mayfly exec")].into_iter().chain(sources.into_iter().flatten());
-    Whole::try_parse_from(arguments).map(|whole| whole.options).map_err(|error| {
-        let names: Vec<String> = used.iter().map(|file| file.display().to_string()).collect();
-        format!("{} (with {})", error.to_string().trim_end(), names.join(", "))
-    })
+    let parsed = parse(sources.into_iter().flatten());
+    let options = parsed.map_err(|error| format!("{} (with {})", error.to_string().trim_end(), used.join(", ")))?;
+    Ok(MergedOptions { options, warnings })
+}
+
+/// The arguments in a settings file; `None` if there is no file. Fails if they are not valid on their own.
+fn read(file: &Path, root: &Path) -> Result<Option<Vec<OsString>>, String> {
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    let arguments: Vec<OsString> = arguments_of(&text, root)?.into_iter().map(OsString::from).collect();
+    let options = parse(arguments.iter().cloned()).map_err(|error| {
+        let text = error.to_string();
+        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+    })?;
+    values::check(&options)?;
+    Ok(Some(arguments))
+}
+
+fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Options, clap::Error> {
+    let arguments = [OsString::from("mayfly exec")].into_iter().chain(arguments);
+    ExecArguments::try_parse_from(arguments).map(|parsed| parsed.options)
 }
 
 /// Whether a stronger source has an option of the same exclusive group.
@@ -96,9 +116,9 @@ const PATHS_AFTER_LAST: [&str; 1] = ["map-remote"];
 
 /// Converts a settings file to arguments: `true` sets a switch, a list repeats an option, a table gives KEY=VALUE
 /// pairs. Relative paths start at `root`, the top of the checkout.
-fn of_file(text: &str, root: &Path) -> Result<Vec<String>, String> {
+fn arguments_of(text: &str, root: &Path) -> Result<Vec<String>, String> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
-    let command = Whole::command();
+    let command = ExecArguments::command();
     let is_named = |argument: &clap::Arg, name: &str| {
         argument.get_long() == Some(name) || argument.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
     };
@@ -120,7 +140,7 @@ fn of_file(text: &str, root: &Path) -> Result<Vec<String>, String> {
         if !is_repeatable && matches!(value, toml::Value::Array(_) | toml::Value::Table(_)) {
             return Err(format!("`{key}`: the option takes one value"));
         }
-        add(&name, value, root, &mut arguments).map_err(|why| format!("`{key}`: {why}"))?;
+        add_arguments(&name, value, root, &mut arguments).map_err(|why| format!("`{key}`: {why}"))?;
     }
     Ok(arguments)
 }
@@ -140,7 +160,7 @@ fn with_root(name: &str, value: String, root: &Path) -> String {
     }
 }
 
-fn add(name: &str, value: &toml::Value, root: &Path, arguments: &mut Vec<String>) -> Result<(), String> {
+fn add_arguments(name: &str, value: &toml::Value, root: &Path, arguments: &mut Vec<String>) -> Result<(), String> {
     let option = format!("--{name}");
     let given = |value: String| format!("{option}={}", with_root(name, value, root));
     let scalar = |value: &toml::Value| match value {
@@ -183,8 +203,8 @@ mod tests {
     #[test]
     fn converts_a_file_to_arguments() {
         let text = "parallel = 4\nshell = true\nkeep = false\nmap_project = [\"a/b=/x\"]\n[var]\nA = 1\nB = \"x y\"\n";
-        let of_file = |text: &str| of_file(text, Path::new("/project"));
-        let mut arguments = of_file(text).expect("the arguments must be valid");
+        let arguments_of = |text: &str| arguments_of(text, Path::new("/project"));
+        let mut arguments = arguments_of(text).expect("the arguments must be valid");
         arguments.sort_unstable();
         assert_eq!(arguments, ["--map-project=a/b=/x", "--parallel=4", "--shell", "--var=A=1", "--var=B=x y"]);
         for (text, why) in [
@@ -195,7 +215,7 @@ mod tests {
             ("parallel = [1, 2]", "one value"),
             ("complete_jobs = true", "unknown option"),
         ] {
-            let error = of_file(text).expect_err(text);
+            let error = arguments_of(text).expect_err(text);
             assert!(error.contains(why), "{error}");
         }
     }
@@ -204,7 +224,7 @@ mod tests {
     fn paths_in_a_file_start_at_the_top_of_the_checkout() {
         let text = "report = \"r.json\"\nvars_file = [\"a.yml\", \"/b.yml\"]\nmap_project = [\"g/p@v1=../p\"]\n\
             map_component = [\"g/c=c,version=1\"]\nfile = \"ci.yml\"\n[map-remote]\n\"https://x/?a=b\" = \"x.yml\"\n";
-        let mut arguments = of_file(text, Path::new("/project")).expect("the arguments must be valid");
+        let mut arguments = arguments_of(text, Path::new("/project")).expect("the arguments must be valid");
         arguments.sort_unstable();
         let expected = [
             "--file=ci.yml",

@@ -2,6 +2,7 @@
 
 use super::options::Options;
 use super::terminal;
+use crate::cli::report::plural;
 use crate::local::checkout::{Checkout, Listed};
 use crate::local::sources::LocalSources;
 use crate::pipeline::plan::{Plan, Warning};
@@ -26,12 +27,13 @@ pub fn print(
         text.push_str(&format!("{warning}\n"));
     }
     let is_left_out = |file: &&Listed| file.is_skipped && !checkout.root.join(&file.path).exists();
-    match listed.iter().filter(is_left_out).count() {
-        left_out if left_out > 0 && is_partial_clone => text.push_str(&format!(
-            "note: jobs do not have {left_out} tracked files: the sparse checkout leaves them out, and mayfly does not \
-             download the objects that a partial clone lacks; `git sparse-checkout disable` restores the files\n"
-        )),
-        _ => {}
+    let left_out = if is_partial_clone { listed.iter().filter(is_left_out).count() } else { 0 };
+    if left_out > 0 {
+        text.push_str(&format!(
+            "note: jobs do not have {}: the sparse checkout excludes them, and mayfly does not download the objects that \
+             a partial clone lacks; `git sparse-checkout disable` restores the files\n",
+            plural(left_out, "tracked file")
+        ));
     }
     for path in sources.untracked_reads() {
         text.push_str(&format!(

@@ -1,4 +1,4 @@
-//! `--watch`: runs again when tracked files change.
+//! `--watch`: runs again when a file changes that the run has read.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -6,91 +6,136 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
 use super::options::Options;
 use super::plan_inputs::GitState;
-use super::{is_interrupted, once, terminal};
-use crate::local::checkout::Checkout;
+use super::{is_interrupted, once, settings, terminal};
+use crate::local::checkout::{Checkout, FileSet};
 use crate::local::report::logs_beside;
 use crate::sys;
 
-/// Editors save a file in several steps. The next run starts after this many milliseconds without a change.
-const QUIET: Duration = Duration::from_millis(200);
+/// Editors save a file in several steps. The next run starts after this time without a change.
+const QUIET_PERIOD: Duration = Duration::from_millis(200);
 
-/// Repeats the run until the user interrupts it. Fails if the file system cannot be watched.
-pub fn run(options: &Options, checkout: &Checkout) -> Result<u8, String> {
+/// Repeats the run until the user interrupts it. `given` are the options of the command line; the settings files are read
+/// again before each run. Fails if the file system cannot be watched.
+pub fn run(given: &Options, checkout: &Checkout) -> Result<u8, String> {
+    let cannot_watch = |error: io::Error| {
+        let root = checkout.root.display();
+        format!("cannot watch {root} for changes: {error}; raise the sysctl fs.inotify.max_user_watches")
+    };
     loop {
-        let watched = Watched::begin(options, checkout).map_err(|error| {
-            format!(
-                "cannot watch {} for changes: {error}; raise the sysctl fs.inotify.max_user_watches",
-                checkout.root.display()
-            )
-        })?;
-        let status = GitState::ask(&checkout.root, true).and_then(|asked| once(options, checkout, asked, None));
+        // Watching begins before the files are read, so that no change is missed.
+        let mut watch = Watch::begin(checkout).map_err(cannot_watch)?;
+        let merged = settings::merge(given, &checkout.root);
+        let inputs = merged.as_ref().map_or(given, |merged| &merged.options);
+        watch.add_inputs_of_run(inputs).map_err(cannot_watch)?;
+        let status = merged.and_then(|merged| {
+            let options = merged.announced();
+            once(&options, checkout, GitState::ask_with_files(&checkout.root)?, None)
+        });
         let status = status.unwrap_or_else(|why| {
-            eprintln!("mayfly: {why}");
+            terminal::print_error(&format!("mayfly: {why}\n"));
             super::REFUSED
         });
         if is_interrupted(status) {
             return Ok(status);
         }
         terminal::print("waiting for changes; press Ctrl-C to stop\n");
-        watched.wait().map_err(|error| format!("cannot watch for changes: {error}"))?;
+        watch.wait().map_err(|error| format!("cannot watch for changes: {error}"))?;
     }
 }
 
 /// Watches the files that a run reads, and git's index, which lists the tracked files.
-struct Watched<'a> {
+struct Watch<'a> {
     checkout: &'a Checkout,
-    untracked: bool,
     inotify: Inotify,
+    /// The watched directories, by their real paths.
     directories: HashMap<WatchDescriptor, PathBuf>,
-    /// The files that a run reads, by their paths below the root.
+    file_set: FileSet,
+    /// The files of the checkout that a run reads, by their paths below the root.
     files: HashSet<PathBuf>,
-    /// The configuration file, which need not be tracked.
-    configuration: PathBuf,
+    /// Other files that a run reads, and that need not be tracked: settings, configuration, variables, mapped URLs.
+    other_files: HashSet<PathBuf>,
     /// The paths that a run writes.
     results: Vec<PathBuf>,
 }
 
-impl<'a> Watched<'a> {
-    fn begin(options: &Options, checkout: &'a Checkout) -> io::Result<Self> {
-        let outputs = [options.artifacts.clone(), options.report.clone(), options.junit.clone()];
-        let logs = options.report.as_deref().map(logs_beside);
-        let results = outputs.into_iter().flatten().chain(logs).map(std::path::absolute).collect::<io::Result<_>>()?;
-        let mut watched = Self {
+impl<'a> Watch<'a> {
+    /// Watches the settings files.
+    fn begin(checkout: &'a Checkout) -> io::Result<Self> {
+        let mut watch = Self {
             checkout,
-            untracked: options.untracked,
             inotify: Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?,
             directories: HashMap::new(),
+            file_set: FileSet::Tracked,
             files: HashSet::new(),
-            configuration: PathBuf::from(&options.file),
-            results,
+            other_files: HashSet::new(),
+            results: Vec::new(),
         };
-        watched.files = watched.list()?;
-        let index = checkout.index.parent().unwrap_or(Path::new("")).to_owned();
-        let files = watched.files.iter().chain([&watched.configuration]);
-        let directories: BTreeSet<&Path> = files.filter_map(|file| file.parent()).collect();
-        let directories = directories.into_iter().map(|directory| checkout.root.join(directory)).chain([index]);
-        let wanted = AddWatchFlags::IN_CLOSE_WRITE
+        for file in settings::files(&checkout.root) {
+            watch.add_other_file(&file)?;
+        }
+        Ok(watch)
+    }
+
+    /// Watches the files that a run with these options reads.
+    fn add_inputs_of_run(&mut self, options: &Options) -> io::Result<()> {
+        let outputs = [options.artifacts.clone(), options.report.clone(), options.junit.clone()];
+        let logs = options.report.as_deref().map(logs_beside);
+        let results = outputs.into_iter().flatten().chain(logs);
+        self.results = results.map(std::path::absolute).collect::<io::Result<_>>()?;
+        self.file_set = options.file_set();
+        self.files = self.list()?;
+        let below: BTreeSet<&Path> = self.files.iter().filter_map(|file| file.parent()).collect();
+        let index = self.checkout.index.parent().map(Path::to_owned);
+        let directories = below.into_iter().map(|directory| self.checkout.root.join(directory)).chain(index);
+        for directory in directories.collect::<Vec<_>>() {
+            self.add_directory(directory)?;
+        }
+        self.add_other_file(&self.checkout.root.join(&options.file))?;
+        // The run reports a mapping that it cannot parse.
+        let remotes = super::values::maps(options).map(|maps| maps.remotes).unwrap_or_default();
+        for file in options.vars_file.iter().chain(remotes.values()) {
+            self.add_other_file(file)?;
+        }
+        Ok(())
+    }
+
+    fn list(&self) -> io::Result<HashSet<PathBuf>> {
+        let files = self.checkout.files(self.file_set).map_err(io::Error::other)?;
+        Ok(files.into_iter().map(|file| file.path).collect())
+    }
+
+    /// Watches a file that need not exist. If the path is a link, watches the link and the file that it refers to.
+    fn add_other_file(&mut self, path: &Path) -> io::Result<()> {
+        let path = std::path::absolute(path)?;
+        let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+        let own = directory.canonicalize().ok().map(|directory| directory.join(name));
+        for file in [own, path.canonicalize().ok()].into_iter().flatten() {
+            if let Some(directory) = file.parent() {
+                self.add_directory(directory.to_owned())?;
+            }
+            self.other_files.insert(file);
+        }
+        Ok(())
+    }
+
+    /// Watches the files of a directory, if it exists.
+    fn add_directory(&mut self, directory: PathBuf) -> io::Result<()> {
+        let changes = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MOVED_TO
             | AddWatchFlags::IN_MOVED_FROM
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_ATTRIB;
-        for directory in directories {
-            match watched.inotify.add_watch(&directory, wanted) {
-                Ok(watch) => drop(watched.directories.insert(watch, directory)),
-                Err(nix::errno::Errno::ENOENT) => {}
-                Err(error) => return Err(error.into()),
-            }
+        match self.inotify.add_watch(&directory, changes) {
+            Ok(descriptor) => drop(self.directories.insert(descriptor, directory)),
+            Err(Errno::ENOENT) => {}
+            Err(error) => return Err(error.into()),
         }
-        Ok(watched)
-    }
-
-    fn list(&self) -> io::Result<HashSet<PathBuf>> {
-        let files = self.checkout.files(self.untracked).map_err(io::Error::other)?;
-        Ok(files.into_iter().map(|file| file.path).collect())
+        Ok(())
     }
 
     /// Waits for a change followed by a quiet period. An interrupt ends the process.
@@ -103,15 +148,15 @@ impl<'a> Watched<'a> {
             }
             if sys::wait([Some(self.inotify.as_fd())], left)? == [true] {
                 let events = self.inotify.read_events().unwrap_or_default();
-                if events.iter().any(|event| self.concerns(event)) {
-                    until = Some(Instant::now() + QUIET);
+                if events.iter().any(|event| self.changes_an_input(event)) {
+                    until = Some(Instant::now() + QUIET_PERIOD);
                 }
             }
         }
     }
 
-    /// Whether an event changes the input of a run.
-    fn concerns(&self, event: &InotifyEvent) -> bool {
+    /// Whether an event changes a file that a run reads.
+    fn changes_an_input(&self, event: &InotifyEvent) -> bool {
         if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
             return true;
         }
@@ -121,10 +166,16 @@ impl<'a> Watched<'a> {
             // Git also writes the index when only file times change, so the lists of files are compared.
             return self.list().is_ok_and(|files| files != self.files);
         }
+        if self.other_files.contains(&path) {
+            return true;
+        }
         let Ok(below) = path.strip_prefix(&self.checkout.root) else { return false };
+        self.files.contains(below) || self.is_new_untracked_file(&path, below)
+    }
+
+    /// Whether a path is a new file that `--untracked` adds. The results of the run are not.
+    fn is_new_untracked_file(&self, path: &Path, below: &Path) -> bool {
         let is_result = self.results.iter().any(|result| path.starts_with(result));
-        self.files.contains(below)
-            || below == self.configuration
-            || self.untracked && !is_result && self.list().is_ok_and(|files| files.contains(below))
+        self.file_set == FileSet::NotIgnored && !is_result && self.list().is_ok_and(|files| files.contains(below))
     }
 }

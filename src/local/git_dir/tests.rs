@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
-use crate::local::checkout::{Checkout, Listed, list};
+use crate::local::checkout::{Checkout, FileSet, Listed, list};
 use crate::local::facts::Answers;
 
 fn git(root: &Path, arguments: &[&str]) -> String {
@@ -64,7 +64,7 @@ fn reads_what_git_reads() {
     let is_skipped = |file: &&Listed| file.is_skipped;
     let listed = files(&root.join(".git/index")).expect("an index");
     assert_eq!(listed.iter().filter(is_skipped).count(), 1);
-    assert_eq!(listed, list(&root, false).expect("a list"));
+    assert_eq!(listed, list(&root, FileSet::Tracked).expect("a list"));
     git(&root, &["checkout", "-q", "--detach"]);
     check(&root, "a detached HEAD");
 }

@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::checkout::{Checkout, Listed, git, output};
+use super::checkout::{Checkout, FileSet, Listed, git, output};
 use super::facts::resolve;
 use crate::archive::root::ArchiveRoot;
 use crate::archive::unpack::unpack;
@@ -80,10 +80,9 @@ pub struct LocalSources {
     checkout: Checkout,
     commit: String,
     project: String,
-    /// The files that git tracks, in order; read when they are needed.
+    /// The paths of the project's files, sorted; listed when they are needed.
     listed: OnceLock<Arc<Vec<String>>>,
-    /// Files that git neither tracks nor ignores are listed as well.
-    with_untracked: bool,
+    file_set: FileSet,
     maps: Maps,
     fetcher: Fetcher,
     /// Artifact archives of finished jobs, for `trigger:include:artifact`.
@@ -105,7 +104,7 @@ impl LocalSources {
         checkout: &Checkout,
         commit: &str,
         project: &str,
-        with_untracked: bool,
+        file_set: FileSet,
         maps: Maps,
         fetcher: Fetcher,
         scratch: PathBuf,
@@ -115,7 +114,7 @@ impl LocalSources {
             commit: commit.to_owned(),
             project: project.to_owned(),
             listed: OnceLock::new(),
-            with_untracked,
+            file_set,
             maps,
             fetcher,
             artifacts: Mutex::default(),
@@ -139,7 +138,7 @@ impl LocalSources {
         if let Some(listed) = self.listed.get() {
             return Ok(listed);
         }
-        let files = self.checkout.files(self.with_untracked).map_err(SourceError::Failed)?;
+        let files = self.checkout.files(self.file_set).map_err(SourceError::Failed)?;
         Ok(self.listed.get_or_init(|| names(&files)))
     }
 

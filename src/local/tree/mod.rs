@@ -24,7 +24,7 @@ use std::time::SystemTime;
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::checkout::{Checkout, Listed, list};
+use super::checkout::{Checkout, FileSet, Listed, list};
 use super::facts::Answers;
 use super::objects;
 use crate::digest;
@@ -106,12 +106,11 @@ impl TreeSource {
     /// directory of the project's state.
     pub fn add_submodules(&mut self, listed: &[Listed], state: &Path) -> Result<(), String> {
         self.repository.add_settings_of_submodules(&self.root);
-        let mut waiting: Vec<PathBuf> =
-            listed.iter().filter(|file| file.is_submodule).map(|file| file.path.clone()).collect();
-        while let Some(path) = waiting.pop() {
-            let root = self.root.join(&path);
+        let mut waiting = objects::submodule_roots(&self.root, listed);
+        while let Some(root) = waiting.pop() {
+            let path = root.strip_prefix(&self.root).unwrap_or(&root).to_owned();
             let Some(checkout) = objects::of_submodule(&root, state)? else { continue };
-            let files = list(&root, false)?;
+            let files = list(&root, FileSet::Tracked)?;
             self.add(&files, &path);
             // A repository without a commit is of no use to a job.
             if let Ok(answers) = Answers::ask(&root) {
@@ -119,9 +118,9 @@ impl TreeSource {
                 if files.iter().any(|file| file.is_submodule) {
                     repository.add_settings_of_submodules(&root);
                 }
-                self.submodules.insert(path.clone(), repository);
+                self.submodules.insert(path, repository);
             }
-            waiting.extend(files.into_iter().filter(|file| file.is_submodule).map(|file| path.join(file.path)));
+            waiting.extend(objects::submodule_roots(&root, &files));
         }
         Ok(())
     }
@@ -240,16 +239,17 @@ impl Tree {
         fs::DirBuilder::new().mode(0o700).create(&self.temporary)
     }
 
-    /// Moves the tree to the directory for kept trees, so that no other job gets it.
+    /// Moves the tree to the directory for kept trees, so that no other job gets it. The age of a kept tree counts from
+    /// now, regardless of the time and the permissions that the job gave to its directory.
     pub fn keep(&self, place: &Path) -> io::Result<PathBuf> {
         let _ = fs::remove_file(self.home.join("manifest"));
+        open_up(&self.builds, &self.builds.symlink_metadata()?)?;
+        File::open(&self.builds)?.set_modified(SystemTime::now())?;
         remove(place)?;
         if let Some(parent) = place.parent() {
             fs::create_dir_all(parent)?;
         }
         fs::rename(&self.builds, place)?;
-        // The age of a kept tree counts from now. The tree is kept even if a job made its directory inaccessible.
-        let _ = File::open(place).and_then(|directory| directory.set_modified(SystemTime::now()));
         Ok(place.join(self.project.file_name().unwrap_or_default()))
     }
 }

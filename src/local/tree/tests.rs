@@ -9,6 +9,9 @@ fn git(root: &Path, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output).trim().to_owned()
 }
 
+/// A user other than root.
+const USER: u32 = 65534;
+
 struct Given {
     directory: tempfile::TempDir,
     root: PathBuf,
@@ -32,10 +35,10 @@ impl Given {
         Self { directory, root }
     }
 
-    fn source(&self, untracked: bool) -> TreeSource {
+    fn source(&self, files: FileSet) -> TreeSource {
         let checkout = Checkout::find(&self.root.join("src")).expect("a checkout");
         let answers = Answers::ask(&checkout.root).expect("ask git");
-        TreeSource::new(&checkout, &checkout.files(untracked).expect("list the files"), &answers).expect("the files")
+        TreeSource::new(&checkout, &checkout.files(files).expect("list the files"), &answers).expect("the files")
     }
 
     fn trees(&self) -> Trees {
@@ -64,7 +67,7 @@ fn names(root: &Path) -> Vec<String> {
 fn a_tree_contains_exactly_the_tracked_files_with_their_edits() {
     let given = Given::checkout();
     fs::write(given.root.join("src/deep/a.txt"), "edited\n").expect("write the file");
-    let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
+    let tree = given.trees().take(&given.source(FileSet::Tracked), false, &|_| false).expect("a tree");
     assert_eq!(names(&tree.project), [".gitignore", "link", "run.sh", "src/deep/a.txt"]);
     assert_eq!(fs::read_to_string(tree.project.join("link")).expect("read the file"), "edited\n");
     assert!(tree.project.join("link").symlink_metadata().expect("the file must exist").is_symlink());
@@ -73,14 +76,14 @@ fn a_tree_contains_exactly_the_tracked_files_with_their_edits() {
     assert_eq!(git(&tree.project, &["status", "--porcelain"]), "M src/deep/a.txt");
     assert_eq!(git(&tree.project, &["log", "--format=%s", "main"]), "first");
     drop(tree);
-    let tree = given.trees().take(&given.source(true), false, &|_| false).expect("a tree");
+    let tree = given.trees().take(&given.source(FileSet::NotIgnored), false, &|_| false).expect("a tree");
     assert_eq!(names(&tree.project), [".gitignore", "link", "loose", "run.sh", "src/deep/a.txt"]);
 }
 
 #[test]
 fn a_tree_is_clean_again_after_any_change_by_a_job() {
     let given = Given::checkout();
-    let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
+    let tree = given.trees().take(&given.source(FileSet::Tracked), false, &|_| false).expect("a tree");
     let project = tree.project.clone();
     fs::write(project.join("src/deep/a.txt"), "b\n").expect("write the file");
     fs::set_permissions(project.join("run.sh"), fs::Permissions::from_mode(0o700)).expect("set the permissions");
@@ -91,7 +94,7 @@ fn a_tree_is_clean_again_after_any_change_by_a_job() {
     fs::set_permissions(project.join("target/closed"), fs::Permissions::from_mode(0o000)).expect("set the permissions");
     fs::write(project.join(".git/hooks"), "x").expect("write the file");
     drop(tree);
-    let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
+    let tree = given.trees().take(&given.source(FileSet::Tracked), false, &|_| false).expect("a tree");
     assert_eq!(tree.project, project, "the same tree");
     assert_eq!(names(&project), [".gitignore", "link", "run.sh", "src/deep/a.txt"]);
     assert_eq!(fs::read_to_string(project.join("src/deep/a.txt")).expect("read the file"), "a\n");
@@ -113,12 +116,12 @@ fn copies_only_changed_files_again() {
     // No call sets the time of the last status change (ctime), so more time than the resolution must pass.
     std::thread::sleep(std::time::Duration::from_millis(30));
     let inode = |tree: &Tree, name: &str| tree.project.join(name).metadata().expect("the file must exist").ino();
-    let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
+    let tree = given.trees().take(&given.source(FileSet::Tracked), false, &|_| false).expect("a tree");
     let before = inode(&tree, "run.sh");
     drop(tree);
     fs::write(given.root.join("src/deep/a.txt"), "new\n").expect("write the file");
     fs::remove_file(given.root.join("link")).expect("remove the file or directory");
-    let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
+    let tree = given.trees().take(&given.source(FileSet::Tracked), false, &|_| false).expect("a tree");
     assert_eq!(inode(&tree, "run.sh"), before);
     assert_eq!(fs::read_to_string(tree.project.join("src/deep/a.txt")).expect("read the file"), "new\n");
     assert!(tree.project.join("link").symlink_metadata().is_err());
@@ -128,7 +131,7 @@ fn copies_only_changed_files_again() {
 #[test]
 fn two_jobs_never_share_a_tree_and_an_empty_one_is_empty() {
     let given = Given::checkout();
-    let (trees, source) = (given.trees(), given.source(false));
+    let (trees, source) = (given.trees(), given.source(FileSet::Tracked));
     let first = trees.take(&source, false, &|_| false).expect("a tree");
     let second = trees.take(&source, true, &|_| false).expect("a tree");
     assert_ne!(first.project, second.project);
@@ -146,7 +149,7 @@ fn skips_a_pipe_in_place_of_a_tracked_file() {
     let given = Given::checkout();
     fs::remove_file(given.root.join("run.sh")).expect("remove the file or directory");
     nix::unistd::mkfifo(&given.root.join("run.sh"), nix::sys::stat::Mode::S_IRWXU).expect("create the named pipe");
-    let tree = given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
+    let tree = given.trees().take(&given.source(FileSet::Tracked), false, &|_| false).expect("a tree");
     assert!(!tree.project.join("run.sh").exists());
 }
 
@@ -163,7 +166,7 @@ fn a_repository_is_written_again_only_after_a_change() {
         .expect("set the modification time");
     // No call sets the time of the last status change (ctime), so more time than the resolution must pass.
     std::thread::sleep(std::time::Duration::from_millis(30));
-    let take = || given.trees().take(&given.source(false), false, &|_| false).expect("a tree");
+    let take = || given.trees().take(&given.source(FileSet::Tracked), false, &|_| false).expect("a tree");
     let head = |tree: &Tree| tree.project.join(".git/HEAD");
     // A number of an inode is used again; with the time of its change it identifies a file.
     let identity = |tree: &Tree| {
@@ -191,4 +194,31 @@ fn a_repository_is_written_again_only_after_a_change() {
         assert_eq!(now(), now(), "{change}");
     }
     assert!(git(&take().project, &["branch", "--list", "new"]).contains("new"));
+}
+
+#[test]
+fn the_age_of_a_kept_tree_counts_from_now_if_a_job_changed_time_and_permissions_of_its_directory() {
+    let given = Given::checkout();
+    if nix::unistd::Uid::effective().is_root() {
+        nix::unistd::chown(given.directory.path(), Some(USER.into()), None).expect("change the owner");
+    }
+    let source = given.source(FileSet::Tracked);
+    let (trees, place) = (given.trees(), given.directory.path().join("kept/1"));
+    // The file permissions of root would hide a failure, so this thread works as another user.
+    let kept = std::thread::scope(|scope| {
+        let work = scope.spawn(|| {
+            if nix::unistd::Uid::effective().is_root() {
+                nix::unistd::setfsuid(USER.into());
+            }
+            let tree = trees.take(&source, true, &|_| false).expect("a tree");
+            let builds = File::open(&tree.builds).expect("open the directory");
+            builds.set_modified(SystemTime::UNIX_EPOCH).expect("set the modification time");
+            builds.set_permissions(fs::Permissions::from_mode(0o000)).expect("set the permissions");
+            tree.keep(&place).expect("keep the tree")
+        });
+        work.join().expect("no panic")
+    });
+    assert_eq!(kept, place.join("app"));
+    let age = place.metadata().and_then(|metadata| metadata.modified()).expect("a time").elapsed();
+    assert!(age.is_ok_and(|age| age.as_secs() < 3600));
 }
