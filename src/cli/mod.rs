@@ -128,7 +128,7 @@ pub fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == "shim") {
         return shim::main(file_task::run);
     }
-    if std::env::args_os().nth(1).is_some_and(|word| word == guard::WORD) {
+    if std::env::args_os().nth(1).is_some_and(|word| word == guard::SUBCOMMAND) {
         return guard::main();
     }
     let cli = parse();

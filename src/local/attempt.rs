@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use super::containers::Containers;
 use super::payload;
-use super::project::LocalProject;
-use super::record::{Coverage, Extracted, Recorder};
+use super::project::{LocalProject, Submodules};
+use super::record::{CoverageFinder, Extracted, Recorder};
 use super::screen::Screen;
-use super::tree::Tree;
+use super::tree::{Tree, TreeContent};
 use crate::config::Runner;
 use crate::coordinator::{Coordinator, JobState};
 use crate::executor::ConcurrentIds;
@@ -23,6 +23,7 @@ use crate::job::control::JobControl;
 use crate::job::run::{self, JobOutcome};
 use crate::journal::{self, Progress, Record, SlotDirectory};
 use crate::local::dotenv;
+use crate::local::facts::now_in_seconds;
 use crate::pipeline::JobRun;
 use crate::pipeline::plan::{EnvVariable, Job, Plan};
 use crate::sys::BootTime;
@@ -70,7 +71,7 @@ pub struct Attempt {
     /// The file for the job's output.
     pub log: Option<PathBuf>,
     /// Finds the coverage in the output.
-    pub coverage: Option<Coverage>,
+    pub coverage: Option<CoverageFinder>,
     /// A message to show before the output: why the job is repeated.
     pub notice: Option<String>,
 }
@@ -80,9 +81,9 @@ pub struct AttemptResult {
     /// `None`: the job succeeded.
     pub failure: Option<(FailureReason, Option<i32>)>,
     /// Data extracted from the log.
-    pub taken: Extracted,
-    /// The state of a failed job, if it is kept.
-    pub left: Option<FailedJob>,
+    pub extracted: Extracted,
+    /// The state of the job, if it failed and its state is kept.
+    pub failed_job: Option<FailedJob>,
 }
 
 /// The kept state of a failed job.
@@ -103,7 +104,7 @@ pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<JobControl>) ->
         recorder.notice(notice);
     }
     let job = &attempt.plan.jobs[attempt.job];
-    let facts = Facts {
+    let inputs = AttemptInputs {
         project: &attempt.project,
         plan: &attempt.plan,
         job,
@@ -112,27 +113,27 @@ pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<JobControl>) ->
         variables: variables(&attempt.plan, job, attempt.id, attempt.dotenv),
         image: attempt.image,
     };
-    let (ended, tree) = match facts.tree(context) {
-        Ok(tree) => (facts.run(context, &tree, Arc::clone(&recorder), control), Some(tree)),
+    let (outcome, tree) = match inputs.take_tree(context) {
+        Ok(tree) => (inputs.run(context, &tree, Arc::clone(&recorder), control), Some(tree)),
         Err(error) => (Err(io::Error::new(error.kind(), format!("cannot copy the checkout: {error}"))), None),
     };
-    let mut taken = recorder.taken();
-    let failure = match ended {
+    let mut extracted = recorder.extracted();
+    let failure = match outcome {
         Ok(JobOutcome::Reported { state: JobState::Failed { reason, exit_code }, .. }) => Some((reason, exit_code)),
         Ok(JobOutcome::Reported { .. }) => refused_report(context, attempt.id).map(|why| {
             recorder.notice(why.clone());
-            taken.message = Some(why);
+            extracted.message = Some(why);
             (FailureReason::ScriptFailure, Some(1))
         }),
         Ok(JobOutcome::Dropped) => Some((FailureReason::RunnerInterrupted, None)),
         Err(error) => {
-            taken.message = Some(error.to_string());
+            extracted.message = Some(error.to_string());
             Some((FailureReason::RunnerSystemFailure, None))
         }
     };
-    let tree = tree.filter(|_| failure.is_some() && context.keep);
-    let left = tree.map(|tree| facts.left(tree));
-    AttemptResult { failure, taken, left }
+    let kept = tree.filter(|_| failure.is_some() && context.keep);
+    let failed_job = kept.map(|tree| inputs.failed_job(tree));
+    AttemptResult { failure, extracted, failed_job }
 }
 
 /// Why GitLab would refuse the dotenv report of a job, which fails the job.
@@ -141,7 +142,8 @@ fn refused_report(context: &RunContext, id: i64) -> Option<String> {
     read.err().filter(|error| error.kind() == io::ErrorKind::InvalidData).map(|error| error.to_string())
 }
 
-struct Facts<'a> {
+/// The inputs of an attempt, with the variables of the job.
+struct AttemptInputs<'a> {
     project: &'a LocalProject,
     plan: &'a Plan,
     job: &'a Job,
@@ -152,13 +154,13 @@ struct Facts<'a> {
 }
 
 fn variables(plan: &Plan, job: &Job, id: i64, dotenv: Vec<(String, String)>) -> Vec<EnvVariable> {
-    let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default();
     let predefined = payload::runner_variables();
-    plan.env(job, &JobRun { id: id.cast_unsigned(), started_at: now.to_string(), dotenv, predefined })
+    plan.env(job, &JobRun { id: id.cast_unsigned(), started_at: now_in_seconds(), dotenv, predefined })
 }
 
-impl Facts<'_> {
-    fn left(&self, tree: Tree) -> FailedJob {
+impl AttemptInputs<'_> {
+    /// The state of the failed job, for a shell or for the directory of kept trees.
+    fn failed_job(&self, tree: Tree) -> FailedJob {
         let exports = self.variables.iter().filter(|variable| !variable.file);
         FailedJob {
             exports: exports.map(|variable| (variable.key.to_string(), variable.value.clone())).collect(),
@@ -172,21 +174,28 @@ impl Facts<'_> {
         }
     }
 
-    fn tree(&self, context: &RunContext) -> io::Result<Tree> {
+    /// Takes a tree for the job.
+    fn take_tree(&self, context: &RunContext) -> io::Result<Tree> {
         let value = |key: &str| {
             let found = self.variables.iter().rev().find(|variable| &*variable.key == key);
             found.map(|variable| variable.value.as_str()).unwrap_or_default()
         };
-        let is_empty = matches!(value("GIT_STRATEGY"), "none" | "empty");
-        let wants_submodules = matches!(value("GIT_SUBMODULE_STRATEGY"), "normal" | "recursive");
-        let source = self.project.source(wants_submodules)?;
+        let content = match value("GIT_STRATEGY") {
+            "none" | "empty" => TreeContent::Nothing,
+            _ => TreeContent::Sources,
+        };
+        let submodules = match value("GIT_SUBMODULE_STRATEGY") {
+            "normal" | "recursive" => Submodules::Included,
+            _ => Submodules::Excluded,
+        };
+        let source = self.project.source(submodules)?;
         let restore_ownership = |directory: &Path| match &context.containers {
             Some(containers) => containers.restore_ownership(directory),
             None => false,
         };
-        let tree = self.project.trees.take(source, is_empty, &restore_ownership)?;
-        // If the directory is missing, the script creates it with two programs. In a container it belongs to the job's
-        // user.
+        let tree = self.project.trees.take(source, content, &restore_ownership)?;
+        // If the directory is missing, the script starts two programs to create it. In a container, the job's user must own
+        // the directory, so the script creates it.
         if self.image.is_none() {
             tree.make_temporary()?;
         }
@@ -200,7 +209,7 @@ impl Facts<'_> {
         recorder: Arc<Recorder>,
         control: &Arc<JobControl>,
     ) -> io::Result<JobOutcome> {
-        let text = payload::of(
+        let text = payload::text_of(
             self.job,
             &payload::PayloadFacts {
                 id: self.id,
@@ -212,7 +221,7 @@ impl Facts<'_> {
             },
         )?;
         let payload = crate::payload::decode(text.as_bytes()).map_err(|error| io::Error::other(error.why))?;
-        let job_context = self.context(context, tree, recorder);
+        let job_context = self.job_context(context, tree, recorder);
         let record = Record {
             version: journal::VERSION,
             identity: job_context.identity.clone(),
@@ -234,7 +243,7 @@ impl Facts<'_> {
         run::run(&job_context, directory, record, payload, control)
     }
 
-    fn context(&self, context: &RunContext, tree: &Tree, recorder: Arc<Recorder>) -> RunnerContext {
+    fn job_context(&self, context: &RunContext, tree: &Tree, recorder: Arc<Recorder>) -> RunnerContext {
         let containers = context.containers.as_ref().filter(|_| self.image.is_some());
         let (executor, runner): (Arc<dyn JobExecutor>, _) = match containers {
             Some(containers) => (containers.executor(), containers.runner()),

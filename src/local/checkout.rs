@@ -90,7 +90,7 @@ impl Checkout {
 
 /// The files of the whole work tree that contains `directory`, in the order of the index.
 pub fn list(directory: &Path, set: FileSet) -> Result<Vec<Listed>, String> {
-    let own = GitDir::find(directory).and_then(|found| git_dir::files(&found.path.join("index")));
+    let own = GitDir::find(directory).and_then(|found| git_dir::files_in_index(&found.path.join("index")));
     let mut files = own.map_or_else(|| list_by_git(directory), Ok)?;
     if set == FileSet::NotIgnored {
         let mut command = git(directory);

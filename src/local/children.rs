@@ -2,7 +2,7 @@
 
 use super::attempt::RunContext;
 use super::mapped::MappedCheckout;
-use super::options::{RunOptions, image_of, services_in_the_shell};
+use super::options::{ExecutorPolicy, RunOptions, image_of, services_in_the_shell};
 use crate::pipeline::plan::{Job, Plan};
 use crate::pipeline::request::PlanRequest;
 
@@ -16,7 +16,7 @@ pub fn plan<'a>(
     dotenv: Vec<(String, String)>,
 ) -> Result<(Plan, PlanRequest<'a>), String> {
     let request = parent.child(job, request, dotenv).ok_or("the job does not trigger a pipeline of this project")?;
-    created(request, id, "the child pipeline")
+    plan_request(request, id, "the child pipeline")
 }
 
 /// Plans the pipeline of another project, on a branch or on the current one. Fails as [`plan`] does.
@@ -34,10 +34,10 @@ pub fn plan_mapped<'a>(
         facts.branch = Some(branch);
     }
     let request = parent.downstream(job, request, dotenv, facts, &mapped.sources);
-    created(request.ok_or("the job does not trigger a pipeline of another project")?, id, "the triggered pipeline")
+    plan_request(request.ok_or("the job does not trigger a pipeline of another project")?, id, "the triggered pipeline")
 }
 
-fn created<'a>(mut request: PlanRequest<'a>, id: u64, what: &str) -> Result<(Plan, PlanRequest<'a>), String> {
+fn plan_request<'a>(mut request: PlanRequest<'a>, id: u64, what: &str) -> Result<(Plan, PlanRequest<'a>), String> {
     request.facts.pipeline_id = id;
     let plan = crate::pipeline::plan(&request).map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
@@ -53,7 +53,7 @@ fn created<'a>(mut request: PlanRequest<'a>, id: u64, what: &str) -> Result<(Pla
 pub fn check(plan: &Plan, options: &RunOptions, context: &RunContext) -> Result<(), String> {
     let is_script = |job: &&Job| job.trigger.is_none();
     let without_image = plan.jobs.iter().filter(is_script).find(|job| image_of(job, options).is_none());
-    if let Some(job) = without_image.filter(|_| options.docker) {
+    if let Some(job) = without_image.filter(|_| options.executor == ExecutorPolicy::Containers) {
         return Err(format!(
             "job `{}` of the child pipeline has no image; set one with --default-image IMAGE",
             job.name

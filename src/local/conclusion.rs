@@ -1,11 +1,11 @@
-//! Derives the consequences of the end of an attempt: the job's status, and whether to retry.
+//! The status of a job, and the number of its retries after a failure.
 
 use super::results::ResultStatus;
 use super::schedule::{Conclusion, ScheduleState};
 use crate::failure::FailureReason;
 use crate::pipeline::plan::Job;
 
-/// The final status for a state.
+/// The final status of a job in this state.
 pub fn status_of(state: ScheduleState) -> ResultStatus {
     match state {
         ScheduleState::Done(Conclusion::Success) => ResultStatus::Success,
@@ -20,11 +20,11 @@ pub fn status_of(state: ScheduleState) -> ResultStatus {
     }
 }
 
-/// How often a job is retried after such a failure.
+/// The number of retries of a job after this failure.
 pub fn retries(job: &Job, reason: FailureReason, code: Option<i32>) -> u32 {
     let Some(retry) = &job.retry else { return 0 };
     let by_code = retry.exit_codes.as_ref().map(|codes| code.is_some_and(|code| codes.contains(&code)));
-    let by_reason = retry.when.as_ref().map(|words| words.iter().any(|word| is_meant(word, reason)));
+    let by_reason = retry.when.as_ref().map(|words| words.iter().any(|word| matches_reason(word, reason)));
     match (by_code, by_reason) {
         (None, None) => retry.max,
         (code, reason) if code == Some(true) || reason == Some(true) => retry.max,
@@ -33,7 +33,7 @@ pub fn retries(job: &Job, reason: FailureReason, code: Option<i32>) -> u32 {
 }
 
 /// Whether a value of `retry:when` matches one of mayfly's failure reasons.
-fn is_meant(word: &str, reason: FailureReason) -> bool {
+fn matches_reason(word: &str, reason: FailureReason) -> bool {
     match word {
         "always" => true,
         "stuck_or_timeout_failure" => false,
@@ -60,7 +60,7 @@ mod tests {
             ("runner_system_failure", FailureReason::ImagePullFailure, true),
             ("stuck_or_timeout_failure", FailureReason::JobExecutionTimeout, false),
         ] {
-            assert_eq!(is_meant(word, reason), expected, "{word}");
+            assert_eq!(matches_reason(word, reason), expected, "{word}");
         }
     }
 }

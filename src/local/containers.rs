@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::engine::{self, EngineHost};
-use super::screen::Screen;
+use super::screen::{Detail, Screen};
 use crate::config::docker::DockerConfig;
 use crate::config::{ExecutorKind, Runner};
 use crate::decode;
@@ -29,9 +29,9 @@ use crate::payload::Image;
 use crate::sync;
 
 /// How long the end of a run waits for the removal of containers.
-const REMOVAL: Duration = Duration::from_secs(60);
-/// The time that a working engine needs to remove a container.
-const ANSWER: Duration = Duration::from_secs(2);
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(60);
+/// The response time of a working engine. It needs no longer to remove a container.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connected engine and its executor.
 pub struct Containers {
@@ -39,7 +39,7 @@ pub struct Containers {
     runner: Arc<Runner>,
     engine: Arc<DockerEngine>,
     owner: ContainerOwner,
-    /// An image that is present on this machine.
+    /// An image that the engine has, for containers that change the owner of files.
     image: Mutex<Option<String>>,
 }
 
@@ -52,6 +52,36 @@ pub struct ContainerOptions {
     pub run: PathBuf,
 }
 
+/// The runner with `[runners.docker]` for the developer's engine. Fails if containers cannot mount the run's directory, or
+/// if the address of the engine is invalid.
+fn runner_with_engine(template: &Runner, options: &ContainerOptions) -> Result<Runner, String> {
+    let run = options.run.display().to_string();
+    if run.contains(':') {
+        return Err(format!(
+            "containers cannot mount {run}, because the path contains `:`; set XDG_CACHE_HOME to another directory"
+        ));
+    }
+    let list = |items: &[&str]| toml::Value::from(items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>());
+    let volumes: Vec<String> =
+        options.objects.iter().map(|path| path.display()).map(|path| format!("{path}:{path}:ro")).collect();
+    let mut table = toml::Table::new();
+    table.insert("pull_policy".to_owned(), list(&["if-not-present"]));
+    table.insert("allowed_pull_policies".to_owned(), list(&["always", "if-not-present", "never"]));
+    table.insert("volumes".to_owned(), volumes.into());
+    if let Some(EngineHost { host, certificates }) = engine::find()? {
+        table.insert("host".to_owned(), host.into());
+        table.insert("tls_verify".to_owned(), certificates.is_some().into());
+        let certificates = certificates.map(|directory| directory.display().to_string().into());
+        table.extend(certificates.map(|directory| ("tls_cert_path".to_owned(), directory)));
+    }
+    let text = table.to_string();
+    let mut runner = template.clone();
+    runner.executor = ExecutorKind::Docker;
+    runner.docker = decode::toml::<DockerConfig>(&text).map_err(|error| error.to_string())?;
+    runner.docker_text = text;
+    Ok(runner)
+}
+
 /// The owner label of a run's containers.
 fn owner_of(run: &Path) -> ContainerOwner {
     ContainerOwner { instance: "exec".to_owned(), state: run.display().to_string(), life: run.display().to_string() }
@@ -60,31 +90,7 @@ fn owner_of(run: &Path) -> ContainerOwner {
 impl Containers {
     /// Connects to the engine. Fails if the engine does not answer or its address is invalid.
     pub fn connect(template: &Runner, options: &ContainerOptions) -> Result<Self, String> {
-        let mut table = toml::Table::new();
-        let texts = |list: &[&str]| toml::Value::from(list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
-        table.insert("pull_policy".to_owned(), texts(&["if-not-present"]));
-        table.insert("allowed_pull_policies".to_owned(), texts(&["always", "if-not-present", "never"]));
-        if options.run.display().to_string().contains(':') {
-            let run = options.run.display();
-            return Err(format!(
-                "containers cannot mount {run}, because the path contains `:`; set XDG_CACHE_HOME to another directory"
-            ));
-        }
-        let objects = options.objects.iter().map(|path| path.display());
-        let volumes: Vec<String> = objects.map(|path| format!("{path}:{path}:ro")).collect();
-        table.insert("volumes".to_owned(), volumes.into());
-        if let Some(EngineHost { host, certificates }) = engine::find()? {
-            table.insert("host".to_owned(), host.into());
-            table.insert("tls_verify".to_owned(), certificates.is_some().into());
-            let certificates = certificates.map(|directory| directory.display().to_string().into());
-            table.extend(certificates.map(|directory| ("tls_cert_path".to_owned(), directory)));
-        }
-        let text = table.to_string();
-        let settings: DockerConfig = decode::toml(&text).map_err(|error| error.to_string())?;
-        let mut runner = template.clone();
-        runner.executor = ExecutorKind::Docker;
-        runner.docker = settings;
-        runner.docker_text = text;
+        let runner = runner_with_engine(template, options)?;
         let owner = owner_of(&options.run);
         let docker =
             DockerExecutor::new(&runner, owner.clone(), ContainerRemovals::default(), CgroupParents::default())?;
@@ -112,14 +118,19 @@ impl Containers {
     }
 
     /// Pulls an image before any job runs. `expand` replaces the variables of the job.
-    pub fn obtain(&self, image: &Value, screen: &Screen, expand: &dyn Fn(&str) -> String) -> Result<(), JobError> {
+    pub fn provide_image(
+        &self,
+        image: &Value,
+        screen: &Screen,
+        expand: &dyn Fn(&str) -> String,
+    ) -> Result<(), JobError> {
         let image: Image = serde_json::from_value(image.clone()).unwrap_or_default();
         let (choice, _) = resolved_image::resolve_job_image(&self.runner.docker, &image, expand)?;
         let access = LoginSources::of_agent(&self.runner, std::slice::from_ref(&choice.reference), &self.docker.tokens);
         let of_job = Some(expand(&format!("${VARIABLE}"))).filter(|text| !text.is_empty());
         let logins = RegistryLogins::read(of_job, &[], &access);
-        let obtained = ImageProvider::new(&self.engine, &logins, &PullReporter(screen)).provide(&choice)?;
-        *sync::lock(&self.image) = Some(obtained.pinned);
+        let provided = ImageProvider::new(&self.engine, &logins, &PullReporter(screen)).provide(&choice)?;
+        *sync::lock(&self.image) = Some(provided.pinned);
         Ok(())
     }
 
@@ -137,10 +148,10 @@ impl Containers {
             image,
             user: "0".to_owned(),
             entrypoint: Some(vec!["chown".to_owned()]),
-            cmd: Some(vec!["-R".to_owned(), format!("{user}:{group}"), "/given".to_owned()]),
+            cmd: Some(vec!["-R".to_owned(), format!("{user}:{group}"), "/directory".to_owned()]),
             labels: labels.map(|(key, value)| (key.to_owned(), value.clone())).into(),
             host_config: HostConfig {
-                binds: vec![format!("{}:/given", directory.display())],
+                binds: vec![format!("{}:/directory", directory.display())],
                 network_mode: "none".to_owned(),
                 ..HostConfig::default()
             },
@@ -149,17 +160,17 @@ impl Containers {
         let name = format!("mayfly-exec-owner-{}-{:x}", std::process::id(), crate::sys::BootTime::now().as_nanos());
         let (id, _) = self.engine.create_container(&name, None, &request)?;
         let started = self.engine.start_container(&id);
-        let exit = started.and_then(|()| self.engine.wait_container_for(&id, REMOVAL));
+        let exit = started.and_then(|()| self.engine.wait_container_for(&id, REMOVAL_TIMEOUT));
         self.engine.remove_container(&id, AnonymousVolumes::Remove)?;
         exit.map(|exit| exit.status_code)
     }
 
     /// Waits until the containers of finished jobs are removed; false if the engine does not remove them.
     pub fn finish(&self) -> bool {
-        let is_away = || self.engine.ping(ANSWER).is_err();
-        let until = Instant::now() + REMOVAL;
-        while !self.docker.removals.are_done_within(ANSWER) {
-            if is_away() || Instant::now() > until {
+        let is_unavailable = || self.engine.ping(ANSWER_TIMEOUT).is_err();
+        let until = Instant::now() + REMOVAL_TIMEOUT;
+        while !self.docker.removals.are_done_within(ANSWER_TIMEOUT) {
+            if is_unavailable() || Instant::now() > until {
                 return false;
             }
         }
@@ -168,13 +179,13 @@ impl Containers {
 }
 
 /// Removes the containers of a run that was killed; false if the engine does not remove them now.
-pub fn remove_forgotten(address: &Address, run: &Path) -> bool {
+pub fn remove_of_killed_run(address: &Address, run: &Path) -> bool {
     let (removals, is_done) = (ContainerRemovals::default(), Arc::new(AtomicBool::new(false)));
     let owner = ContainerOwner { life: "later".to_owned(), ..owner_of(run) };
     let done = Arc::clone(&is_done);
     removals.sweep(address, &owner, Vec::new(), move || done.store(true, Ordering::Release));
     // The wait also ends if the engine is unavailable.
-    removals.are_done_within(REMOVAL);
+    removals.are_done_within(REMOVAL_TIMEOUT);
     is_done.load(Ordering::Acquire)
 }
 
@@ -183,7 +194,7 @@ struct PullReporter<'a>(&'a Screen);
 
 impl JobConsole for PullReporter<'_> {
     fn line(&self, text: &str) {
-        if self.0.look().verbose || text.starts_with("Pulling") {
+        if self.0.options().detail == Detail::Agent || text.starts_with("Pulling") {
             self.0.say(text);
         }
     }

@@ -1,10 +1,10 @@
 //! Keyword `coverage`: extracts the number from the last match of a pattern.
 
-use super::record::Coverage;
+use super::record::CoverageFinder;
 use crate::pipeline::pattern::RegexPattern;
 
-/// Compiles a pattern between slashes; `None` for an invalid one, which the planner has already refused.
-pub fn finder(text: &str) -> Option<Coverage> {
+/// Compiles a pattern between slashes; `None` for an invalid pattern, which the planner refuses.
+pub fn finder(text: &str) -> Option<CoverageFinder> {
     let pattern = RegexPattern::between_slashes(text)?.ok()?;
     Some(Box::new(move |line| pattern.last_match(line).and_then(|found| number(&found))))
 }
@@ -13,10 +13,10 @@ pub fn finder(text: &str) -> Option<Coverage> {
 fn number(text: &str) -> Option<String> {
     let start = text.find(|c: char| c.is_ascii_digit())?;
     let rest = &text[start..];
-    let whole = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-    let behind = rest[whole..].strip_prefix('.').unwrap_or_default();
-    let digits = behind.find(|c: char| !c.is_ascii_digit()).unwrap_or(behind.len());
-    let end = if digits > 0 { whole + 1 + digits } else { whole };
+    let integer = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let fraction = rest[integer..].strip_prefix('.').unwrap_or_default();
+    let digits = fraction.find(|c: char| !c.is_ascii_digit()).unwrap_or(fraction.len());
+    let end = if digits > 0 { integer + 1 + digits } else { integer };
     Some(rest[..end].to_owned())
 }
 

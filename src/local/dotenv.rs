@@ -6,19 +6,19 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 
-/// The size limit of a report, in bytes.
-const LIMIT: u64 = 1 << 20;
+/// The largest report, in bytes.
+const MAX_SIZE: u64 = 1 << 20;
 
-/// Reads the variables of a report from its archive. An error of the kind `InvalidData` says what GitLab does not
-/// accept in the report.
+/// Reads the variables of a report from its archive. An error of the kind `InvalidData` names the part of the report
+/// that GitLab refuses.
 pub fn read(archive: &Path) -> io::Result<Vec<(String, String)>> {
     let mut text = Vec::new();
-    MultiGzDecoder::new(File::open(archive)?).take(LIMIT).read_to_end(&mut text)?;
+    MultiGzDecoder::new(File::open(archive)?).take(MAX_SIZE).read_to_end(&mut text)?;
     parse(&String::from_utf8_lossy(&text)).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))
 }
 
 /// Parses `KEY=value` lines. Spaces around keys and values are removed, quotes are part of the value, and the last value
-/// of a name wins. The error names the first line of another form.
+/// of a name wins. The error names the first other line.
 fn parse(text: &str) -> Result<Vec<(String, String)>, String> {
     let mut variables: Vec<(String, String)> = Vec::new();
     for (number, line) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
@@ -28,7 +28,8 @@ fn parse(text: &str) -> Result<Vec<(String, String)>, String> {
         let Some((key, value)) = pair.filter(|(key, _)| is_name(key)) else {
             let shown: String = line.chars().take(40).collect();
             return Err(format!(
-                "line {number} of the dotenv report is not KEY=value: `{shown}`; remove it, GitLab allows no blank lines and no comments"
+                "line {number} of the dotenv report is not KEY=value: `{shown}`; remove the line; GitLab allows no blank \
+                 lines and no comments"
             ));
         };
         variables.retain(|(known, _)| known != key);
@@ -50,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_another_form_is_named() {
+    fn the_error_names_the_first_invalid_line() {
         for (text, line) in
             [("A=1\n\nB=2\n", 2), ("# comment\n", 1), ("A=1\nexport B=2\n", 2), ("=x", 1), ("{'A': 1}", 1), ("ü=1", 1)]
         {

@@ -11,9 +11,9 @@ use crate::executor::docker::names::digest;
 use crate::executor::user;
 
 /// The socket of an engine that runs as root.
-const USUAL: &str = "/var/run/docker.sock";
+const ROOT_SOCKET: &str = "/var/run/docker.sock";
 /// The sockets of rootless engines below the user's runtime directory.
-const ROOTLESS: [&str; 2] = ["docker.sock", "podman/podman.sock"];
+const ROOTLESS_SOCKETS: [&str; 2] = ["docker.sock", "podman/podman.sock"];
 
 /// An engine's address, as in `[runners.docker]`.
 #[derive(Debug, PartialEq)]
@@ -25,7 +25,7 @@ pub struct EngineHost {
 }
 
 /// The engine of the current Docker context, or a rootless engine if no engine runs as root. `None`: `DOCKER_HOST` or
-/// the usual socket applies. Fails if the context cannot be read.
+/// the socket of an engine that runs as root applies. Fails if the context cannot be read.
 pub fn find() -> Result<Option<EngineHost>, String> {
     let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
     if variable("DOCKER_HOST").is_some() {
@@ -34,10 +34,11 @@ pub fn find() -> Result<Option<EngineHost>, String> {
     let configuration = variable("DOCKER_CONFIG").map_or_else(|| user::current().home.join(".docker"), PathBuf::from);
     let context = variable("DOCKER_CONTEXT").or_else(|| current_context(&configuration));
     if let Some(name) = context.filter(|name| name != "default") {
-        return of_context(&configuration, &name).map(Some);
+        return engine_of_context(&configuration, &name).map(Some);
     }
-    let runtime = variable("XDG_RUNTIME_DIR").filter(|_| !Path::new(USUAL).exists());
-    let sockets = runtime.into_iter().flat_map(|directory| ROOTLESS.map(|name| Path::new(&directory).join(name)));
+    let runtime = variable("XDG_RUNTIME_DIR").filter(|_| !Path::new(ROOT_SOCKET).exists());
+    let sockets =
+        runtime.into_iter().flat_map(|directory| ROOTLESS_SOCKETS.map(|name| Path::new(&directory).join(name)));
     let socket = sockets.into_iter().find(|socket| socket.exists());
     Ok(socket.map(|socket| EngineHost { host: format!("unix://{}", socket.display()), certificates: None }))
 }
@@ -49,7 +50,8 @@ fn current_context(configuration: &Path) -> Option<String> {
     configuration["currentContext"].as_str().filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
-fn of_context(configuration: &Path, name: &str) -> Result<EngineHost, String> {
+/// The engine of a Docker context.
+fn engine_of_context(configuration: &Path, name: &str) -> Result<EngineHost, String> {
     let (contexts, id) = (configuration.join("contexts"), digest(name));
     let file = contexts.join("meta").join(&id).join("meta.json");
     let failed = |why: String| format!("Docker context `{name}`: {}: {why}", file.display());
@@ -57,8 +59,14 @@ fn of_context(configuration: &Path, name: &str) -> Result<EngineHost, String> {
         failed(format!("{error}; `docker context ls` lists the contexts, `docker context use` chooses one"))
     })?;
     let meta: Value = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
-    let host = meta["Endpoints"]["docker"]["Host"].as_str();
-    let host = host.ok_or_else(|| failed("it contains no address of an engine; choose another context with `docker context use`, or set DOCKER_HOST".to_owned()))?.to_owned();
+    let no_address = || {
+        failed(
+            "the file contains no address of an engine; choose another context with `docker context use`, or set \
+             DOCKER_HOST"
+                .to_owned(),
+        )
+    };
+    let host = meta["Endpoints"]["docker"]["Host"].as_str().ok_or_else(no_address)?.to_owned();
     if !["unix://", "tcp://", "http://", "https://"].iter().any(|scheme| host.starts_with(scheme)) {
         return Err(failed(format!(
             "mayfly cannot connect to `{host}`; choose a context with an address unix:///path or tcp://host:port, or set \
@@ -82,7 +90,7 @@ pub fn advice(error: &DockerError) -> String {
         ),
         DockerError::NotRunning { address } => {
             format!(
-                "the container engine at {address} does not run; start it, or set DOCKER_HOST to the address of another one"
+                "the container engine at {address} does not run; start it, or set DOCKER_HOST to the address of another engine"
             )
         }
         DockerError::NeedsTls { address } => format!(
@@ -117,17 +125,17 @@ mod tests {
             r#"{"Name":"remote","Metadata":{},"Endpoints":{"docker":{"Host":"tcp://h:1","SkipTLSVerify":false}}}"#;
         fs::write(meta.join("meta.json"), text).expect("write a file");
         assert_eq!(
-            of_context(configuration, "remote"),
+            engine_of_context(configuration, "remote"),
             Ok(EngineHost { host: "tcp://h:1".to_owned(), certificates: None })
         );
         let certificates = configuration.join("contexts/tls").join(digest("remote")).join("docker");
         fs::create_dir_all(&certificates).expect("create the directory");
-        assert_eq!(of_context(configuration, "remote").expect("a context").certificates, Some(certificates));
+        assert_eq!(engine_of_context(configuration, "remote").expect("a context").certificates, Some(certificates));
         let ssh = text.replace("tcp://h:1", "ssh://user@h");
         fs::write(meta.join("meta.json"), ssh).expect("write a file");
-        let why = of_context(configuration, "remote").expect_err("ssh");
+        let why = engine_of_context(configuration, "remote").expect_err("ssh");
         assert!(why.contains("Docker context `remote`") && why.contains("`ssh://user@h`"), "{why}");
-        assert!(of_context(configuration, "other").expect_err("missing").contains("Docker context `other`"));
+        assert!(engine_of_context(configuration, "other").expect_err("missing").contains("Docker context `other`"));
         assert_eq!(current_context(configuration), None);
         fs::write(configuration.join("config.json"), r#"{"currentContext":"remote"}"#).expect("write a file");
         assert_eq!(current_context(configuration).as_deref(), Some("remote"));

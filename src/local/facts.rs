@@ -21,7 +21,7 @@ pub struct RequestedPipeline {
     pub before: Option<String>,
 }
 
-/// The settings of git that matter here.
+/// The settings that a local run uses.
 const SETTINGS: [&str; 7] = [
     "remote.origin.url",
     "remote.origin.promisor",
@@ -32,9 +32,10 @@ const SETTINGS: [&str; 7] = [
     "user.email",
 ];
 
-/// What git or its files say about the repository.
+/// The commit, the references and the settings of a repository.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Answers {
+pub struct RepositoryFacts {
+    /// Id, author, time and message of the current commit, separated by NUL.
     log: String,
     /// Commit ids by reference.
     references: BTreeMap<String, String>,
@@ -47,9 +48,9 @@ pub struct Answers {
     pub packed: Vec<u8>,
 }
 
-impl Answers {
+impl RepositoryFacts {
     /// Reads the facts of the checkout that contains `directory`. Fails if it has no commit.
-    pub fn ask(directory: &Path) -> Result<Self, String> {
+    pub fn read(directory: &Path) -> Result<Self, String> {
         let found = GitDir::find(directory);
         let own = found.as_ref().and_then(Self::by_file);
         let settings = found.as_ref().and_then(|found| found.settings(&SETTINGS));
@@ -63,7 +64,7 @@ impl Answers {
         Ok(Self { settings: effective(settings), ..answers? })
     }
 
-    /// Commit and references from the files of the repository; `None` if git must be asked.
+    /// Reads commit and references from the files of the repository; `None` if only git can read them.
     pub(super) fn by_file(found: &GitDir) -> Option<Self> {
         let references = found.references()?;
         let commit = found.commit(&references.commit)?;
@@ -75,7 +76,7 @@ impl Answers {
         Some(answers)
     }
 
-    /// Commit and references from git. Fails if there is no commit.
+    /// Reads commit and references with git. Fails if there is no commit.
     pub(super) fn by_git(directory: &Path) -> Result<Self, String> {
         let run = |arguments: &[&str]| {
             let mut command = git(directory);
@@ -95,7 +96,7 @@ impl Answers {
             true => "the repository has no commit yet; create one first".to_owned(),
             false => why,
         })?;
-        // Git ends the output with a line feed of its own.
+        // Git adds a line feed to the message.
         let log = String::from_utf8_lossy(&log);
         let mut answers = Self { log: log.strip_suffix('\n').unwrap_or(&log).to_owned(), ..Self::default() };
         for line in String::from_utf8_lossy(&references?).lines() {
@@ -177,9 +178,7 @@ impl Answers {
             user_name: self.setting("user.name").unwrap_or_default().to_owned(),
             user_email: self.setting("user.email").unwrap_or_default().to_owned(),
             pipeline_id,
-            created_at: jiff::Timestamp::from_second(jiff::Timestamp::now().as_second())
-                .unwrap_or_default()
-                .to_string(),
+            created_at: now_in_seconds(),
         })
     }
 
@@ -193,7 +192,7 @@ impl Answers {
             .unwrap_or_else(|| "main".to_owned())
     }
 
-    /// A branch that contains this commit as its head, for a checkout with a detached HEAD.
+    /// A branch whose head is this commit, for a checkout with a detached HEAD.
     fn branch_with(&self, sha: &str) -> Option<String> {
         let at = |prefix: &str| {
             let mut found = self.references.iter().filter(|(_, commit)| *commit == sha);
@@ -227,10 +226,15 @@ impl Answers {
     }
 }
 
+/// The current time without fractions of a second, as GitLab writes times.
+pub fn now_in_seconds() -> String {
+    jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default().to_string()
+}
+
 fn settings_by_git(directory: &Path) -> Vec<(String, String)> {
     let mut command = git(directory);
     command.args(["config", "--get-regexp", &format!("^({})$", SETTINGS.join("|").replace('.', "\\."))]);
-    // Git fails if none of the keys is set; that is not an error here.
+    // Git also fails if none of the keys is set.
     let text = String::from_utf8_lossy(&output(command).unwrap_or_default()).into_owned();
     let pairs = text.lines().filter_map(|line| line.split_once(' '));
     pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
@@ -271,13 +275,13 @@ pub fn project_name(facts: &CommitFacts) -> String {
 }
 
 /// The longest name of a directory in the builds directory, in bytes.
-const SLUG_MOST: usize = 100;
+const MAX_SLUG: usize = 100;
 
 /// The path that GitLab would give to a project of this name: only ASCII letters, digits, `_`, `-` and `.`. Other
 /// characters break scripts, mounts (`:`) and lists of paths.
 pub fn project_slug(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.') { c } else { '-' };
-    let slug: String = name.chars().map(plain).take(SLUG_MOST).collect();
+    let slug: String = name.chars().map(plain).take(MAX_SLUG).collect();
     let slug = slug.trim_matches(['-', '.']);
     if slug.is_empty() { "project".to_owned() } else { slug.to_owned() }
 }
@@ -299,6 +303,6 @@ mod tests {
         ] {
             assert_eq!(project_slug(name), expected, "{name:?}");
         }
-        assert_eq!(project_slug(&"x".repeat(255)).len(), SLUG_MOST);
+        assert_eq!(project_slug(&"x".repeat(255)).len(), MAX_SLUG);
     }
 }

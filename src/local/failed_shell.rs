@@ -8,16 +8,16 @@ use super::attempt::{FailedJob, RunContext};
 use crate::http::Address;
 
 /// Opens a shell in the job's tree, or in a container of its image with that tree, and waits for the shell to end.
-pub fn open(context: &RunContext, name: &str, left: &FailedJob) {
-    let project = &left.tree.project;
-    let mut command = match &left.image {
+pub fn open(context: &RunContext, name: &str, job: &FailedJob) {
+    let project = &job.tree.project;
+    let mut command = match &job.image {
         None => {
             let mut command = Command::new(std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into()));
-            command.arg("-i").current_dir(project).envs(left.exports.iter().cloned());
+            command.arg("-i").current_dir(project).envs(job.exports.iter().cloned());
             command.env("CI_PROJECT_DIR", project);
             command
         }
-        Some(image) => in_container(context, left, image),
+        Some(image) => shell_in_container(context, job, image),
     };
     context.screen.say(&format!(
         "opening a shell in the tree of the failed job `{name}` ({}); leave it with `exit`",
@@ -29,32 +29,32 @@ pub fn open(context: &RunContext, name: &str, left: &FailedJob) {
     }
 }
 
-/// The job's container no longer exists. Starts another one of the same image with the command line of Docker or Podman,
-/// which handles the terminal.
-fn in_container(context: &RunContext, left: &FailedJob, image: &str) -> Command {
+/// The command that starts a shell in a new container of the job's image, because the container of the job no longer
+/// exists. The command line of Docker or Podman handles the terminal.
+fn shell_in_container(context: &RunContext, job: &FailedJob, image: &str) -> Command {
     let builds = context.containers.as_ref().map(|containers| containers.builds()).unwrap_or_else(|| "/builds".into());
-    let inside = builds.join(left.tree.project.file_name().unwrap_or_default());
+    let inside = builds.join(job.tree.project.file_name().unwrap_or_default());
     let socket = match context.containers.as_ref().map(|containers| containers.address()) {
         Some(Address::Unix(socket)) => Some(socket.as_path()),
         _ => None,
     };
-    let mut command = client(&std::env::var_os("PATH").unwrap_or_default(), socket);
+    let mut command = engine_client(&std::env::var_os("PATH").unwrap_or_default(), socket);
     command.args(["run", "--rm", "-it", "--entrypoint", "sh"]);
-    command.arg("-v").arg(format!("{}:{}", left.tree.builds.display(), builds.display()));
-    for objects in left.objects.iter().map(|objects| objects.display()) {
+    command.arg("-v").arg(format!("{}:{}", job.tree.builds.display(), builds.display()));
+    for objects in job.objects.iter().map(|objects| objects.display()) {
         command.arg("-v").arg(format!("{objects}:{objects}:ro"));
     }
     command.arg("-w").arg(&inside).arg("-e").arg(format!("CI_PROJECT_DIR={}", inside.display()));
-    for (key, value) in &left.exports {
-        // Only the name is an argument: other users can read arguments, but not the environment.
+    for (key, value) in &job.exports {
+        // The value is not an argument: other users can read arguments, but not the environment.
         command.arg("-e").arg(key).env(key, value);
     }
     command.arg(image);
     command
 }
 
-/// The command line of Docker, or of Podman if only that is installed, for the engine at this socket.
-fn client(path: &OsStr, socket: Option<&Path>) -> Command {
+/// The command `docker`, or `podman` if only Podman is installed in `path`, for the engine at this socket.
+fn engine_client(path: &OsStr, socket: Option<&Path>) -> Command {
     let is_installed = |name: &str| std::env::split_paths(path).any(|directory| directory.join(name).is_file());
     let is_podman = !is_installed("docker") && is_installed("podman");
     let mut command = Command::new(if is_podman { "podman" } else { "docker" });
@@ -78,9 +78,9 @@ mod tests {
             std::fs::write(place, "").expect("write a file");
         }
         let socket = Some(Path::new("/run/s"));
-        let program = |path: &Path| client(path.as_os_str(), socket).get_program().to_owned();
+        let program = |path: &Path| engine_client(path.as_os_str(), socket).get_program().to_owned();
         assert_eq!((program(both.path()), program(Path::new("/nonexistent"))), ("docker".into(), "docker".into()));
-        let command = client(podman.path().as_os_str(), socket);
+        let command = engine_client(podman.path().as_os_str(), socket);
         assert_eq!(command.get_program(), "podman");
         assert!(command.get_args().eq(["--remote", "--url", "unix:///run/s"]));
     }

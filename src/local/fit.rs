@@ -16,16 +16,18 @@ const WIDE: [(u32, u32); 12] = [
     (0x20000, 0x3fffd),
 ];
 /// Ranges of characters that take no column: combining marks, joiners, variation selectors.
-const EMPTY: [(u32, u32); 6] =
+const ZERO_WIDTH: [(u32, u32); 6] =
     [(0x300, 0x36f), (0x200b, 0x200f), (0x20d0, 0x20ff), (0xfe00, 0xfe0f), (0xfe20, 0xfe2f), (0xe0100, 0xe01ef)];
 
 fn width_of(character: char) -> usize {
     let is_in =
         |ranges: &[(u32, u32)]| ranges.iter().any(|(first, last)| (*first..=*last).contains(&u32::from(character)));
-    match () {
-        () if is_in(&EMPTY) => 0,
-        () if is_in(&WIDE) => 2,
-        () => 1,
+    if is_in(&ZERO_WIDTH) {
+        0
+    } else if is_in(&WIDE) {
+        2
+    } else {
+        1
     }
 }
 
@@ -34,12 +36,12 @@ pub fn width(text: &str) -> usize {
     text.chars().map(width_of).sum()
 }
 
-/// Adds blanks up to a width.
+/// Adds spaces up to a width in columns.
 pub fn pad(text: &str, to: usize) -> String {
     format!("{text}{}", " ".repeat(to.saturating_sub(width(text))))
 }
 
-/// As much of a sequence of characters as fits.
+/// The first characters of a sequence that fit into `most` columns.
 fn fitting(characters: impl Iterator<Item = char>, most: usize) -> Vec<char> {
     let mut used = 0;
     characters
@@ -58,7 +60,7 @@ pub fn cut(text: &str, most: usize) -> String {
     fitting(text.chars(), most.saturating_sub(1)).into_iter().chain(['~']).collect()
 }
 
-/// Shortens a name in its middle: names of a matrix differ at their ends.
+/// Shortens a name to `most` columns in its middle, because the names of a matrix differ at their ends.
 pub fn shorten(name: &str, most: usize) -> String {
     if width(name) <= most {
         return name.to_owned();
@@ -70,15 +72,16 @@ pub fn shorten(name: &str, most: usize) -> String {
     head.into_iter().chain(['~']).chain(tail).collect()
 }
 
-/// The number of names up to which short names are compared.
-const OTHERS_MOST: usize = 1000;
+/// The number of names up to which short names are compared, because the comparison takes time.
+const MAX_COMPARED: usize = 1000;
 
-/// A short name that differs from the short names of other jobs (`others`: name and short name). If both ends of the names are
-/// equal, it shows the part in which the name differs from another; if that does not suffice, a number.
+/// A short name that differs from the short names of other jobs (`others`: name and short name). If both ends of the
+/// names are equal, the short name shows the part in which the name differs from another; if that does not suffice, a
+/// number.
 pub fn distinct(name: &str, most: usize, others: &[(String, String)]) -> String {
     let is_taken = |short: &str| others.iter().any(|(other, taken)| taken == short && other != name);
     let usual = shorten(name, most);
-    if others.len() > OTHERS_MOST || !is_taken(&usual) {
+    if others.len() > MAX_COMPARED || !is_taken(&usual) {
         return usual;
     }
     let head = fitting(name.chars(), most / 4);

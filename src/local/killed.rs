@@ -1,4 +1,4 @@
-//! Removes what a killed run left behind.
+//! Removes the containers and files of killed runs.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -13,14 +13,14 @@ use crate::http::Address;
 use crate::job::sources::remove::remove;
 use crate::shim::{RunningShim, STARTED};
 
-/// How long the steps of a killed run may take to end: longer than their shims give them.
-const STEPS: Duration = Duration::from_secs(30);
+/// How long the steps of a killed run may take to end: longer than their shims wait before SIGKILL.
+const STEPS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The file with the address of the engine that may have containers of the run.
-pub const ENGINE: &str = "engine";
+pub const ENGINE_FILE: &str = "engine";
 
 /// Cleans up after runs that were killed.
-pub fn remove_forgotten(runs: &Path) {
+pub fn remove_killed_runs(runs: &Path) {
     for entry in fs::read_dir(runs).into_iter().flatten().flatten() {
         let directory = entry.path();
         let Ok(file) = File::open(directory.join("lock")) else { continue };
@@ -32,9 +32,11 @@ pub fn remove_forgotten(runs: &Path) {
 /// Removes the containers and the directory of a killed run. If the engine is unavailable, a later run removes the
 /// containers.
 pub fn remove_killed(directory: &Path) {
-    let engine = fs::read(directory.join(ENGINE)).ok().and_then(|text| serde_json::from_slice::<Address>(&text).ok());
-    let sweep = || engine.as_ref().is_none_or(|address| containers::remove_forgotten(address, directory));
-    // Containers that run end with the first sweep. A step that has not ended may still create one.
+    let engine =
+        fs::read(directory.join(ENGINE_FILE)).ok().and_then(|text| serde_json::from_slice::<Address>(&text).ok());
+    let sweep = || engine.as_ref().is_none_or(|address| containers::remove_of_killed_run(address, directory));
+    // The first sweep ends running containers. A step that has not ended may still create another container, so a second
+    // sweep follows the end of all steps.
     sweep();
     wait_for_steps(directory);
     match sweep() {
@@ -46,7 +48,7 @@ pub fn remove_killed(directory: &Path) {
 /// Waits until the steps of a killed run have ended; their shims stop them because the run has ended.
 fn wait_for_steps(run: &Path) {
     let Ok(never) = EventFd::from_flags(EfdFlags::EFD_CLOEXEC) else { return };
-    let until = Instant::now() + STEPS;
+    let until = Instant::now() + STEPS_TIMEOUT;
     let entries = |directory: &Path| fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     for file in entries(run).flat_map(|job| entries(&job)).filter(|file| file.extension() == Some(STARTED.as_ref())) {
         let step = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -59,7 +61,7 @@ fn wait_for_steps(run: &Path) {
 /// Removes everything of a run except the data that a later run needs to remove its containers.
 pub fn remove_all_but_the_engine(directory: &Path) {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    for entry in entries.filter(|entry| entry.file_name() != ENGINE && entry.file_name() != "lock") {
+    for entry in entries.filter(|entry| entry.file_name() != ENGINE_FILE && entry.file_name() != "lock") {
         remove_run(&entry.path());
     }
 }

@@ -21,7 +21,7 @@ pub enum LineKind {
     Output,
     /// A command of the script, shown before it runs.
     Command,
-    /// The same of `after_script`.
+    /// A command of `after_script`, shown before it runs.
     AfterScriptCommand,
     /// A message of the agent that the developer should see.
     Notice,
@@ -31,7 +31,7 @@ pub enum LineKind {
 
 /// The section of the log that contains a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+enum Section {
     /// Before the first section or after the last.
     Outside,
     /// Preparation or clean-up.
@@ -45,20 +45,29 @@ enum Part {
     AfterScript,
 }
 
+/// How a line of the log ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LineEnd {
+    Newline,
+    /// The log ends without a line feed.
+    EndOfLog,
+}
+
 /// Prefixes of the agent's own lines.
-const OWN: [&str; 2] = [CLEAR, GREEN];
-/// A line longer than this is emitted without waiting for its end.
-const LONGEST: usize = 64 * 1024;
+const AGENT_PREFIXES: [&str; 2] = [CLEAR, GREEN];
+/// The longest line that is buffered until its end arrives, in bytes.
+const MAX_LINE: usize = 64 * 1024;
 
 /// Splits a log into lines.
 pub struct LogReader {
+    /// The beginning of a line whose end has not arrived.
     begun: Vec<u8>,
-    part: Part,
+    section: Section,
 }
 
 impl Default for LogReader {
     fn default() -> Self {
-        Self { begun: Vec::new(), part: Part::Outside }
+        Self { begun: Vec::new(), section: Section::Outside }
     }
 }
 
@@ -69,20 +78,20 @@ impl LogReader {
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             self.begun.extend_from_slice(&rest[..end]);
             rest = &rest[end + 1..];
-            self.line(true, take);
+            self.process_line(LineEnd::Newline, take);
         }
         self.begun.extend_from_slice(rest);
-        if self.begun.len() > LONGEST {
-            self.line(true, take);
+        if self.begun.len() > MAX_LINE {
+            self.process_line(LineEnd::Newline, take);
         }
     }
 
     /// Processes the end of the log.
     pub fn finish(&mut self, take: &mut dyn FnMut(Line)) {
-        self.line(false, take);
+        self.process_line(LineEnd::EndOfLog, take);
     }
 
-    fn line(&mut self, ended: bool, take: &mut dyn FnMut(Line)) {
+    fn process_line(&mut self, end: LineEnd, take: &mut dyn FnMut(Line)) {
         let bytes = std::mem::take(&mut self.begun);
         let text = String::from_utf8_lossy(&bytes);
         let mut rest: &str = &text;
@@ -90,23 +99,24 @@ impl LogReader {
         let mut has_marker = false;
         while let Some(marker) = Marker::find(rest) {
             if marker.at > 0 {
-                self.give(&rest[..marker.at], take);
+                self.emit(&rest[..marker.at], take);
             }
             has_marker = true;
             rest = &rest[marker.end..];
-            if let Some(part) = part_of(marker.name) {
-                self.part = if marker.starts { part } else { Part::Outside };
+            if let Some(section) = section_of(marker.name) {
+                self.section = if marker.starts { section } else { Section::Outside };
                 is_heading = marker.starts;
             }
         }
-        match () {
-            () if is_heading => take(Line { kind: LineKind::Preamble, text: rest.replace(CLEAR, "") }),
-            () if rest.is_empty() && (has_marker || !ended) => {}
-            () => self.give(rest, take),
+        if is_heading {
+            take(Line { kind: LineKind::Preamble, text: rest.replace(CLEAR, "") });
+        } else if !rest.is_empty() || !has_marker && end == LineEnd::Newline {
+            self.emit(rest, take);
         }
     }
 
-    fn give(&self, text: &str, take: &mut dyn FnMut(Line)) {
+    /// Emits a line of the current section.
+    fn emit(&self, text: &str, take: &mut dyn FnMut(Line)) {
         let text = text.strip_suffix('\r').unwrap_or(text);
         // A carriage return overwrites the line: only the last part is visible.
         let text = text.rsplit('\r').find(|part| !part.is_empty()).unwrap_or_default();
@@ -114,32 +124,34 @@ impl LogReader {
         let is_command = starts_with(GREEN, "$ ");
         let is_warning = starts_with(YELLOW, "WARNING: ");
         let is_notice = is_warning || starts_with(RED, "ERROR: ");
-        let kind = match self.part {
-            Part::Script if is_command => LineKind::Command,
-            Part::AfterScript if is_command => LineKind::AfterScriptCommand,
-            Part::AfterScript if starts_with(GREEN, "Running after script...") => LineKind::Preamble,
-            Part::Script | Part::AfterScript if is_warning => LineKind::Notice,
-            Part::Script | Part::AfterScript => LineKind::Output,
-            Part::Sources if is_command => LineKind::Command,
-            Part::Sources if is_notice => LineKind::Notice,
-            Part::Sources if OWN.iter().any(|own| text.starts_with(own)) => LineKind::Preamble,
-            Part::Sources => LineKind::Output,
-            Part::Artifacts | Part::Agent if is_notice => LineKind::Notice,
+        let kind = match self.section {
+            Section::Script if is_command => LineKind::Command,
+            Section::AfterScript if is_command => LineKind::AfterScriptCommand,
+            Section::AfterScript if starts_with(GREEN, "Running after script...") => LineKind::Preamble,
+            Section::Script | Section::AfterScript if is_warning => LineKind::Notice,
+            Section::Script | Section::AfterScript => LineKind::Output,
+            Section::Sources if is_command => LineKind::Command,
+            Section::Sources if is_notice => LineKind::Notice,
+            Section::Sources if AGENT_PREFIXES.iter().any(|prefix| text.starts_with(prefix)) => LineKind::Preamble,
+            Section::Sources => LineKind::Output,
+            Section::Artifacts | Section::Agent if is_notice => LineKind::Notice,
             _ => LineKind::Preamble,
         };
         take(Line { kind, text: text.to_owned() });
     }
 }
 
-/// The part for a section of the job engine; `None` for a section that a script created.
-fn part_of(section: &str) -> Option<Part> {
-    match section {
-        "prepare_executor" | "prepare_script" | "cleanup_file_variables" => Some(Part::Agent),
-        "get_sources" => Some(Part::Sources),
-        "restore_cache" | "archive_cache" | "archive_cache_on_failure" => Some(Part::Caches),
-        "download_artifacts" | "upload_artifacts_on_success" | "upload_artifacts_on_failure" => Some(Part::Artifacts),
-        "after_script" => Some(Part::AfterScript),
-        _ if section.starts_with("step_") => Some(Part::Script),
+/// The section with this name in the job engine; `None` for a section that a script created.
+fn section_of(name: &str) -> Option<Section> {
+    match name {
+        "prepare_executor" | "prepare_script" | "cleanup_file_variables" => Some(Section::Agent),
+        "get_sources" => Some(Section::Sources),
+        "restore_cache" | "archive_cache" | "archive_cache_on_failure" => Some(Section::Caches),
+        "download_artifacts" | "upload_artifacts_on_success" | "upload_artifacts_on_failure" => {
+            Some(Section::Artifacts)
+        }
+        "after_script" => Some(Section::AfterScript),
+        _ if name.starts_with("step_") => Some(Section::Script),
         _ => None,
     }
 }

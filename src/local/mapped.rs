@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::checkout::{Checkout, FileSet};
-use super::facts::{self, Answers, RequestedPipeline};
+use super::facts::{self, RepositoryFacts, RequestedPipeline};
 use super::guard;
 use super::objects;
 use super::project::LocalProject;
-use super::sources::{Fetcher, LocalSources, Maps};
+use super::sources::{Fetcher, LocalSources, Maps, SourcePlaces};
 use super::state;
 use crate::pipeline::request::CommitFacts;
 
@@ -38,8 +38,8 @@ impl MappedProjects {
         Self { maps, fetcher, file_set, scratch: scratch.to_owned(), opened }
     }
 
-    /// The checkout that `--map-project` names for this project and branch; `None` if no mapping applies. Errors: the mapped
-    /// directory is not a usable checkout.
+    /// The checkout that `--map-project` names for this project and branch; `None` if no mapping applies. Fails if the
+    /// mapped directory is not a usable checkout.
     pub fn checkout(&self, project: &str, branch: Option<&str>) -> Option<Result<&MappedCheckout, String>> {
         let position = self.maps.position(project, branch)?;
         let opened = self.opened[position].get_or_init(|| self.open(&self.maps.projects[position].directory));
@@ -48,47 +48,45 @@ impl MappedProjects {
 
     /// The object directories of all mapped checkouts; jobs in containers read them.
     pub fn objects(&self) -> Vec<PathBuf> {
-        let of = |directory: &Path| {
-            let (checkout, state) = find(directory)?;
+        let objects_of = |directory: &Path| {
+            let (checkout, state) = find_checkout(directory)?;
             objects::directories(&checkout, &checkout.files(FileSet::Tracked)?, &state)
         };
-        let found = self.maps.projects.iter().filter_map(|mapped| of(&mapped.directory).ok());
+        let found = self.maps.projects.iter().filter_map(|mapped| objects_of(&mapped.directory).ok());
         found.flatten().collect()
     }
 
     fn open(&self, directory: &Path) -> Result<MappedCheckout, String> {
-        let (checkout, state) = find(directory)?;
-        let answers = Answers::ask(&checkout.root)?;
+        let (checkout, state) = find_checkout(directory)?;
+        let answers = RepositoryFacts::read(&checkout.root)?;
         let listed = checkout.files(self.file_set)?;
         let facts = answers.facts(&checkout, &RequestedPipeline::default(), 1)?;
-        self.note(&state)?;
-        let path = facts::project_path(&facts);
-        let fetcher = Fetcher { origin: facts.remote.clone(), ..self.fetcher.clone() };
-        let sources = LocalSources::new(
-            &checkout,
-            &facts.sha,
-            &path,
-            self.file_set,
-            self.maps.clone(),
-            fetcher,
-            self.scratch.join(format!("mapped-{}", facts.sha)),
-        );
+        self.record_state(&state)?;
+        let sources = LocalSources::new(SourcePlaces {
+            checkout: checkout.clone(),
+            commit: facts.sha.clone(),
+            project: facts::project_path(&facts),
+            file_set: self.file_set,
+            maps: self.maps.clone(),
+            fetcher: Fetcher { origin: facts.remote.clone(), ..self.fetcher.clone() },
+            scratch: self.scratch.join(format!("mapped-{}", facts.sha)),
+        });
         let name = facts::project_name(&facts);
         let project = Arc::new(LocalProject::new(&checkout, &listed, &answers, &name, &state)?);
         Ok(MappedCheckout { project, sources: sources.with_listing(&listed), facts })
     }
 
-    /// Notes the state directory, so that secrets of its trees are removed if this process is killed.
-    fn note(&self, state: &Path) -> Result<(), String> {
+    /// Records the state directory for the guard process, which removes the secrets of its trees if this process is killed.
+    fn record_state(&self, state: &Path) -> Result<(), String> {
         let path = self.scratch.join(guard::MAPPED_STATES);
-        let noted = File::options().create(true).append(true).open(&path);
-        let noted = noted.and_then(|mut file| writeln!(file, "{}", state.display()));
-        noted.map_err(|error| format!("{}: {error}", path.display()))
+        let written = File::options().create(true).append(true).open(&path);
+        let written = written.and_then(|mut file| writeln!(file, "{}", state.display()));
+        written.map_err(|error| format!("{}: {error}", path.display()))
     }
 }
 
-/// The checkout at a directory, not one that contains the directory, and the directory of its state.
-fn find(directory: &Path) -> Result<(Checkout, PathBuf), String> {
+/// The checkout whose top is this directory, and the directory of its state.
+fn find_checkout(directory: &Path) -> Result<(Checkout, PathBuf), String> {
     let place = directory.canonicalize().map_err(|error| format!("{}: {error}", directory.display()))?;
     let checkout = Checkout::find(&place).ok().filter(|checkout| checkout.root == place);
     let checkout =

@@ -33,4 +33,5 @@ mod schedule;
 pub mod screen;
 pub mod sources;
 pub mod state;
+pub mod table;
 pub mod tree;

@@ -13,7 +13,7 @@ use crate::digest;
 /// The depth to which git follows `objects/info/alternates`.
 const ALTERNATES_DEPTH: usize = 5;
 
-/// The object directories of a checkout and of its submodules, with the directories that they borrow objects from.
+/// The object directories of a checkout and of its submodules, and the directories that they borrow objects from.
 /// `state` is the directory of the project's state.
 pub fn directories(checkout: &Checkout, listed: &[Listed], state: &Path) -> Result<Vec<PathBuf>, String> {
     let mut found = BTreeSet::from([checkout.objects.clone()]);
@@ -40,8 +40,8 @@ pub fn submodule_roots(root: &Path, listed: &[Listed]) -> Vec<PathBuf> {
     submodules.map(|file| root.join(&file.path)).collect()
 }
 
-/// Adds the directories that `objects` borrows from. Git finds them by their own paths, so a directory that cannot be
-/// mounted under its path is left out.
+/// Adds the directories that `objects` borrows objects from. Git looks for them under their own paths, so directories that
+/// containers cannot mount under these paths are left out.
 fn add_alternates(objects: &Path, depth: usize, found: &mut BTreeSet<PathBuf>) {
     let text = fs::read(objects.join("info/alternates")).unwrap_or_default();
     let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty() && !matches!(line[0], b'#' | b'"'));
@@ -71,10 +71,10 @@ pub fn of_submodule(root: &Path, state: &Path) -> Result<Option<Checkout>, Strin
     for_jobs(&Checkout { root: root.to_owned(), objects, index, shallow }, state).map(Some)
 }
 
-/// The checkout with a name of its object directory that containers can mount. `state` is the directory of the project's
+/// The checkout, with a path of its object directory that containers can mount. `state` is the directory of the project's
 /// state.
 pub fn for_jobs(checkout: &Checkout, state: &Path) -> Result<Checkout, String> {
-    Ok(Checkout { objects: mountable(&checkout.objects, state)?, ..checkout.clone() })
+    Ok(Checkout { objects: mountable_path(&checkout.objects, state)?, ..checkout.clone() })
 }
 
 /// Whether containers can mount a directory under its path.
@@ -83,16 +83,16 @@ fn is_mountable(path: &Path) -> bool {
     path.to_str().is_some_and(|text| text.chars().all(is_plain))
 }
 
-/// A name of a directory that containers can mount and that `objects/info/alternates` can contain: the path itself, or
-/// a link to it below `state` if the path has special characters (`:`, `$`, a line feed).
-fn mountable(path: &Path, state: &Path) -> Result<PathBuf, String> {
+/// A path of a directory that containers can mount and that `objects/info/alternates` can contain: its own path, or, if
+/// that contains special characters (`:`, `$`, a line feed), a link below `state`.
+fn mountable_path(path: &Path, state: &Path) -> Result<PathBuf, String> {
     if is_mountable(path) {
         return Ok(path.to_owned());
     }
     let link = state.join(format!("link-{}", &digest::sha256(path.as_os_str().as_bytes())[..16]));
     let failed = |error: io::Error| format!("{}: {error}", link.display());
     match std::os::unix::fs::symlink(path, &link) {
-        // The name is the digest of the target.
+        // An existing link has this target, because its name is the digest of the target.
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(error)),
         _ => Ok(link),
     }
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn special_characters_of_a_path_are_hidden_behind_a_link() {
         let state = tempfile::tempdir().expect("a directory");
-        let mountable = |path: &Path| mountable(path, state.path()).expect("a name");
+        let mountable = |path: &Path| mountable_path(path, state.path()).expect("a name");
         assert_eq!(mountable(Path::new("/home/d\u{e9}v/my app")), Path::new("/home/d\u{e9}v/my app"));
         for special in [&b"/a:b"[..], b"/a\nb", b"/a$b", b"/a\xffb"] {
             let path = Path::new(OsStr::from_bytes(special));

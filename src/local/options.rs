@@ -1,4 +1,4 @@
-//! The options of a local run.
+//! The options of a local run, and what follows from them for a job.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -8,29 +8,52 @@ use serde_json::Value;
 use super::payload;
 use crate::pipeline::plan::Job;
 
+/// Where jobs run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExecutorPolicy {
+    /// Jobs with an image run in containers, all others in the shell.
+    ByImage,
+    /// All jobs run in the shell (`--shell`).
+    Shell,
+    /// All jobs run in containers; a job without an image is refused (`--docker`).
+    Containers,
+}
+
+/// Whether delayed jobs wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DelayPolicy {
+    Wait,
+    /// Delayed jobs start immediately (`--skip-delays`).
+    Skip,
+}
+
+/// Which manual jobs start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ManualPolicy {
+    /// The user is asked on the terminal about each manual job that `--manual` does not name.
+    Ask,
+    /// Only the jobs start that `--manual` names.
+    OnlyNamed,
+}
+
 /// The options of a local run.
-#[derive(Clone, Debug, Default)]
 pub struct RunOptions {
-    /// `-j`
+    /// The number of jobs that run at the same time.
     pub parallel: usize,
-    /// Run jobs with an image in the shell.
-    pub shell: bool,
-    /// Run all jobs in containers.
-    pub docker: bool,
+    pub executor: ExecutorPolicy,
     /// The image for jobs without one.
     pub default_image: Option<String>,
-    /// Start delayed jobs immediately.
-    pub skip_delays: bool,
+    pub delays: DelayPolicy,
     /// Manual jobs to start, by name or pattern.
     pub manual: Vec<String>,
-    /// Ask on the terminal whether to start manual jobs.
-    pub ask: bool,
+    pub manual_policy: ManualPolicy,
     /// Unpack the artifacts of jobs into this directory.
     pub artifacts: Option<PathBuf>,
     /// Write the output of jobs into this directory, for a report.
     pub logs: Option<PathBuf>,
     /// Jobs that run regardless of their `when`.
     pub named: HashSet<String>,
+    /// Keep the trees of failed jobs.
     pub keep: bool,
     /// Open a shell in the tree or container of each failed job.
     pub shell_on_failure: bool,
@@ -38,7 +61,7 @@ pub struct RunOptions {
 
 /// The image of a job; `None` for the shell.
 pub fn image_of(job: &Job, options: &RunOptions) -> Option<Value> {
-    if options.shell || job.trigger.is_some() {
+    if options.executor == ExecutorPolicy::Shell || job.trigger.is_some() {
         return None;
     }
     let own = job.image.as_ref().map(|image| payload::image(&image.to_json()));

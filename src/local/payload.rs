@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use crate::pipeline::plan::{EnvVariable, Job};
 
-/// The timeout in seconds of a job without one: GitLab's default for a project.
-const TIMEOUT: u64 = 3600;
+/// The timeout in seconds of a job without `timeout`: GitLab's default for a project.
+const DEFAULT_TIMEOUT: u64 = 3600;
 
 /// Further input for the payload.
 pub struct PayloadFacts<'a> {
@@ -25,18 +25,18 @@ pub struct PayloadFacts<'a> {
 }
 
 /// The text of the payload.
-pub fn of(job: &Job, facts: &PayloadFacts<'_>) -> serde_json::Result<String> {
+pub fn text_of(job: &Job, facts: &PayloadFacts<'_>) -> serde_json::Result<String> {
     let (variables, others) = (variables(facts), others(job, facts));
-    serde_json::to_string(&Sent { variables, others })
+    serde_json::to_string(&Payload { variables, others })
 }
 
-/// The payload. Its variables are many, so they are written directly.
-struct Sent<'a> {
-    variables: Vec<SentVariable<'a>>,
+/// The payload. Variables are serialized directly, because building a JSON value for each of them takes longer.
+struct Payload<'a> {
+    variables: Vec<PayloadVariable<'a>>,
     others: Value,
 }
 
-impl Serialize for Sent<'_> {
+impl Serialize for Payload<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut entries = serializer.serialize_map(None)?;
         entries.serialize_entry("variables", &self.variables)?;
@@ -48,7 +48,7 @@ impl Serialize for Sent<'_> {
 }
 
 #[derive(Serialize)]
-struct SentVariable<'a> {
+struct PayloadVariable<'a> {
     key: &'a str,
     value: &'a str,
     public: bool,
@@ -77,7 +77,7 @@ fn others(job: &Job, facts: &PayloadFacts<'_>) -> Value {
         "token": "local",
         "job_info": {"name": &*job.name, "stage": &*job.stage, "project_id": 1, "project_name": facts.project},
         "git_info": {"ref": text("CI_COMMIT_REF_NAME"), "sha": text("CI_COMMIT_SHA")},
-        "runner_info": {"timeout": job.timeout.map_or(TIMEOUT, |timeout| timeout.as_secs().max(1))},
+        "runner_info": {"timeout": job.timeout.map_or(DEFAULT_TIMEOUT, |timeout| timeout.as_secs().max(1))},
         "steps": [{"name": "script", "script": script}, {"name": "after_script", "script": after}],
         "hooks": [{"name": "pre_get_sources_script", "script": hook}],
         "image": facts.image,
@@ -96,8 +96,8 @@ fn others(job: &Job, facts: &PayloadFacts<'_>) -> Value {
     })
 }
 
-fn variables<'a>(facts: &PayloadFacts<'a>) -> Vec<SentVariable<'a>> {
-    let given = facts.variables.iter().map(|variable| SentVariable {
+fn variables<'a>(facts: &PayloadFacts<'a>) -> Vec<PayloadVariable<'a>> {
+    let given = facts.variables.iter().map(|variable| PayloadVariable {
         key: &variable.key,
         value: &variable.value,
         public: !variable.masked && !variable.given,
@@ -105,7 +105,7 @@ fn variables<'a>(facts: &PayloadFacts<'a>) -> Vec<SentVariable<'a>> {
         file: variable.file,
         masked: variable.masked,
     });
-    let own = |key, value| SentVariable { key, value, public: true, raw: true, file: false, masked: false };
+    let own = |key, value| PayloadVariable { key, value, public: true, raw: true, file: false, masked: false };
     // The tree already contains the sources, regardless of the file's `GIT_STRATEGY`.
     let mut variables: Vec<_> = given.chain([own("GIT_STRATEGY", "none"), own("MAYFLY_EXEC", "true")]).collect();
     if facts.is_in_container {

@@ -1,15 +1,22 @@
-//! A checkout whose jobs run here: the files for its trees, and where its trees and caches are.
+//! A project whose jobs run here: the files of its checkout, and the directories of its trees and caches.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::checkout::{Checkout, Listed};
-use super::facts::Answers;
+use super::facts::RepositoryFacts;
 use super::objects;
 use super::tree::{TreeSource, Trees};
 
-/// What the jobs of one project share.
+/// Whether the tree of a job contains submodules (`GIT_SUBMODULE_STRATEGY`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Submodules {
+    Included,
+    Excluded,
+}
+
+/// The data that the jobs of one project share.
 pub struct LocalProject {
     /// The last part of the project's path.
     pub name: String,
@@ -17,14 +24,14 @@ pub struct LocalProject {
     pub trees: Trees,
     /// The files that trees are copied from.
     source: TreeSource,
-    /// The same with submodules; read when a job wants them.
+    /// The files with those of submodules; read when the first job needs them.
     with_submodules: OnceLock<Result<TreeSource, String>>,
     /// The caches of the project.
     pub caches: PathBuf,
     /// The object directories that the repositories of trees refer to.
     pub objects: Vec<PathBuf>,
     checkout: Checkout,
-    answers: Answers,
+    answers: RepositoryFacts,
     /// The files of the checkout; empty if it has no submodules.
     listed: Vec<Listed>,
     state: PathBuf,
@@ -35,7 +42,7 @@ impl LocalProject {
     pub fn new(
         checkout: &Checkout,
         listed: &[Listed],
-        answers: &Answers,
+        answers: &RepositoryFacts,
         name: &str,
         state: &Path,
     ) -> Result<Self, String> {
@@ -54,9 +61,9 @@ impl LocalProject {
         })
     }
 
-    /// The files for the tree of a job; with the files and repositories of submodules if the job wants them.
-    pub fn source(&self, wants_submodules: bool) -> io::Result<&TreeSource> {
-        if !wants_submodules || self.listed.is_empty() {
+    /// The files for the tree of a job.
+    pub fn source(&self, submodules: Submodules) -> io::Result<&TreeSource> {
+        if submodules == Submodules::Excluded || self.listed.is_empty() {
             return Ok(&self.source);
         }
         let source = self.with_submodules.get_or_init(|| {

@@ -1,6 +1,5 @@
 //! Reports of a run for other programs: JSON and JUnit.
 
-use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,14 +9,14 @@ use super::results::{JobResult, ResultStatus, RunStatus};
 use crate::markup::escape;
 
 /// The longest part of a job's name in a file name, in bytes.
-const NAME_MOST: usize = 100;
+const MAX_NAME: usize = 100;
 
 /// The name of the file for a job's output.
 pub fn log_name(job: &str) -> String {
     let plain = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' };
     let mut name = String::new();
     for character in job.chars().map(plain) {
-        if name.len() + character.len_utf8() > NAME_MOST {
+        if name.len() + character.len_utf8() > MAX_NAME {
             break;
         }
         name.push(character);
@@ -33,13 +32,14 @@ pub fn logs_beside(report: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-pub fn write_json(path: &Path, ending: RunStatus, jobs: &[JobResult]) -> Result<(), String> {
-    let jobs: Map<String, Value> = crate::ordered::map(jobs.iter().map(|job| (job.name.clone(), of_job(job))));
-    let report = json!({"status": ending.word(), "jobs": jobs});
+/// Writes a JSON report.
+pub fn write_json(path: &Path, status: RunStatus, jobs: &[JobResult]) -> Result<(), String> {
+    let jobs: Map<String, Value> = crate::ordered::map(jobs.iter().map(|job| (job.name.clone(), job_entry(job))));
+    let report = json!({"status": status.word(), "jobs": jobs});
     fs::write(path, format!("{report:#}\n")).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn of_job(job: &JobResult) -> Value {
+fn job_entry(job: &JobResult) -> Value {
     json!({
         "status": job.status.word(),
         "exit_code": job.exit_code,
@@ -67,23 +67,25 @@ pub fn write_junit(path: &Path, name: &str, jobs: &[JobResult]) -> Result<(), St
         count(&|status| status == ResultStatus::Failed),
         count(&did_not_run),
     );
-    for job in jobs {
-        let seconds = job.duration.unwrap_or_default().as_secs_f64();
-        let (name, stage) = (escape(&job.name), escape(&job.stage));
-        let _ = write!(text, "<testcase name=\"{name}\" classname=\"{stage}\" time=\"{seconds:.3}\">");
-        let lines: Vec<&str> = job.tail.iter().map(String::as_str).collect();
-        let output = escape(&lines.join("\n"));
-        let message = escape(job.message.as_deref().unwrap_or(job.status.word()));
-        let _ = match job.status {
-            ResultStatus::Failed => write!(text, "<failure message=\"{message}\">{output}</failure>"),
-            ResultStatus::Success => Ok(()),
-            ResultStatus::Warning => write!(text, "<system-out>{message}\n{output}</system-out>"),
-            _ => write!(text, "<skipped message=\"{}\"/>", job.status.word()),
-        };
-        text.push_str("</testcase>\n");
-    }
+    jobs.iter().for_each(|job| text.push_str(&test_case(job)));
     text.push_str("</testsuite>\n</testsuites>\n");
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// A job as a test case.
+fn test_case(job: &JobResult) -> String {
+    let seconds = job.duration.unwrap_or_default().as_secs_f64();
+    let (name, stage) = (escape(&job.name), escape(&job.stage));
+    let lines: Vec<&str> = job.tail.iter().map(String::as_str).collect();
+    let output = escape(&lines.join("\n"));
+    let message = escape(job.message.as_deref().unwrap_or(job.status.word()));
+    let result = match job.status {
+        ResultStatus::Failed => format!("<failure message=\"{message}\">{output}</failure>"),
+        ResultStatus::Success => String::new(),
+        ResultStatus::Warning => format!("<system-out>{message}\n{output}</system-out>"),
+        _ => format!("<skipped message=\"{}\"/>", job.status.word()),
+    };
+    format!("<testcase name=\"{name}\" classname=\"{stage}\" time=\"{seconds:.3}\">{result}</testcase>\n")
 }
 
 #[cfg(test)]

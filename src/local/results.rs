@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::failure::FailureReason;
 
-/// The number of output lines of a failed job that are repeated in the summary.
-pub const TAIL: usize = 20;
+/// The number of output lines of a failed job that the summary repeats.
+pub const MAX_TAIL: usize = 20;
 
 /// One job of the run.
 #[derive(Clone, Debug)]
@@ -29,13 +29,13 @@ pub struct JobResult {
     pub failure_reason: Option<FailureReason>,
     /// The message about the failure.
     pub message: Option<String>,
-    /// The file with its output.
+    /// The file with the output of the job.
     pub log: Option<PathBuf>,
-    /// The last lines of its output.
+    /// The last lines of the output.
     pub tail: VecDeque<String>,
     /// The command that ran last.
     pub command: Option<String>,
-    /// The directory where its tree is kept.
+    /// The directory in which the tree of the job is kept.
     pub kept: Option<PathBuf>,
 }
 

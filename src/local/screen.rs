@@ -1,7 +1,7 @@
 //! Shows running jobs. On a terminal: the output of all jobs, each line prefixed with the job name, and a status line
 //! for each running job. Elsewhere: plain groups of lines, one job after another.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -12,45 +12,68 @@ use super::results::{ResultStatus, in_words};
 
 use crate::sync;
 
+/// Which lines are shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// Only the result of the run.
+    Result,
+    /// The output of scripts, and the results of jobs.
+    #[default]
+    Scripts,
+    /// Also what the agent does before and after scripts.
+    Agent,
+}
+
+/// Whether lines need the names of their jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum JobNames {
+    /// There is only one job.
+    Omitted,
+    #[default]
+    Shown,
+}
+
 /// Display options.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DisplayOptions {
-    /// Use colours.
+    /// The output is a terminal that shows colours.
     pub color: bool,
-    /// The output is a terminal: show status lines, and prefix lines with job names.
-    pub live: bool,
-    /// Show what the agent does before and after scripts.
-    pub verbose: bool,
-    /// Show only the result.
-    pub quiet: bool,
     /// Show the time before each line.
     pub timestamps: bool,
-    /// There is only one job, so lines need no prefix.
-    pub alone: bool,
+    pub detail: Detail,
+    pub job_names: JobNames,
+}
+
+impl DisplayOptions {
+    /// Whether the screen shows status lines, and the lines of all jobs as they arrive.
+    fn is_live(self) -> bool {
+        self.color && self.detail != Detail::Result
+    }
 }
 
 /// The screen; shared by all threads.
 pub struct Screen {
-    look: DisplayOptions,
-    state: Mutex<State>,
+    options: DisplayOptions,
+    state: Mutex<ScreenState>,
 }
 
 #[derive(Default)]
-struct State {
-    running: Vec<Shown>,
+struct ScreenState {
+    running: Vec<RunningJob>,
     /// The widths of the status lines below the output.
     drawn: Vec<usize>,
     /// The job whose lines were written last.
     owner: Option<usize>,
-    /// Why nothing more can be written.
+    /// The error that ended the output.
     closed: Option<io::Error>,
-    turn: usize,
+    /// The number of refreshes of the status lines.
+    refreshes: usize,
     /// Names and short names of the jobs that have begun.
     short: Vec<(String, String)>,
 }
 
 /// A running job.
-struct Shown {
+struct RunningJob {
     key: usize,
     name: String,
     stage: String,
@@ -59,22 +82,32 @@ struct Shown {
     waiting: String,
 }
 
-const TURNS: [&str; 4] = ["-", "\\", "|", "/"];
+/// The characters that turn at the beginning of status lines.
+const SPINNER: [&str; 4] = ["-", "\\", "|", "/"];
 /// The buffer limit for the output of one job, in bytes.
-const WAITING_MOST: usize = 256 * 1024;
-/// The longest prefix of a line, in characters.
-const LONGEST_NAME: usize = 30;
+const MAX_BUFFERED: usize = 256 * 1024;
+/// The longest prefix of a line, in columns.
+const MAX_PREFIX: usize = 30;
 
 impl Screen {
-    pub fn new(look: DisplayOptions) -> Self {
-        Self { look, state: Mutex::default() }
+    pub fn new(options: DisplayOptions) -> Self {
+        Self { options, state: Mutex::default() }
     }
 
-    pub fn look(&self) -> DisplayOptions {
-        self.look
+    pub fn options(&self) -> DisplayOptions {
+        self.options
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    /// Whether the screen has status lines, which need a refresh at intervals.
+    pub fn has_status_lines(&self) -> bool {
+        self.options.is_live()
+    }
+
+    fn is_single_job(&self) -> bool {
+        self.options.job_names == JobNames::Omitted
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ScreenState> {
         sync::lock(&self.state)
     }
 
@@ -93,9 +126,9 @@ impl Screen {
     /// Starts the display of a job.
     pub fn begin(&self, key: usize, name: &str, stage: &str) {
         let shown =
-            Shown { key, name: plain(name), stage: plain(stage), began: Instant::now(), waiting: String::new() };
+            RunningJob { key, name: plain(name), stage: plain(stage), began: Instant::now(), waiting: String::new() };
         let mut state = self.lock();
-        if self.look.live && !self.look.alone {
+        if self.options.is_live() && !self.is_single_job() {
             let short = distinct(&shown.name, longest_prefix(), &state.short);
             state.short.push((shown.name.clone(), short));
         }
@@ -106,14 +139,14 @@ impl Screen {
     /// Shows lines of a job.
     pub fn lines(&self, key: usize, lines: &[Line]) {
         let mut state = self.lock();
-        let prefix = if self.look.live { self.prefix(&state, key) } else { String::new() };
+        let prefix = if self.options.is_live() { self.prefix(&state, key) } else { String::new() };
         let mut text = String::new();
         for line in lines.iter().filter(|line| self.is_shown(line)) {
             text.push_str(&prefix);
-            if self.look.timestamps {
+            if self.options.timestamps {
                 text.push_str(&jiff::Timestamp::now().strftime("%H:%M:%S%.3fZ ").to_string());
             }
-            text.push_str(&if self.look.color { styled(&line.text) } else { plain(&line.text) });
+            text.push_str(&if self.options.color { styled(&line.text) } else { plain(&line.text) });
             text.push('\n');
         }
         if text.is_empty() {
@@ -121,9 +154,9 @@ impl Screen {
         }
         let is_first = state.running.first().is_some_and(|first| first.key == key);
         let Some(job) = state.running.iter_mut().find(|job| job.key == key) else { return };
-        if !self.look.live {
+        if !self.options.is_live() {
             job.waiting.push_str(&text);
-            if !is_first && job.waiting.len() < WAITING_MOST {
+            if !is_first && job.waiting.len() < MAX_BUFFERED {
                 return;
             }
             let waiting = std::mem::take(&mut job.waiting);
@@ -133,32 +166,37 @@ impl Screen {
     }
 
     fn is_shown(&self, line: &Line) -> bool {
-        !self.look.quiet && (line.kind != LineKind::Preamble || self.look.verbose)
+        match self.options.detail {
+            Detail::Result => false,
+            Detail::Scripts => line.kind != LineKind::Preamble,
+            Detail::Agent => true,
+        }
     }
 
     /// Ends the display of a job.
     pub fn end(&self, key: usize, status: ResultStatus, duration: Duration, note: &str) {
         let mut state = self.lock();
-        let header = if self.look.live || self.look.quiet { String::new() } else { self.header(&mut state, key) };
-        let prefix = if self.look.live { self.prefix(&state, key) } else { String::new() };
+        let (header, prefix) = match self.options.is_live() {
+            true => (String::new(), self.prefix(&state, key)),
+            false if self.options.detail == Detail::Result => Default::default(),
+            false => (self.header(&mut state, key), String::new()),
+        };
         let Some(at) = state.running.iter().position(|job| job.key == key) else { return };
         let job = state.running.remove(at);
         let note = if note.is_empty() { String::new() } else { format!(", {note}") };
         let word = self.paint(color_of(status), status.word());
-        let ending = match self.look.live {
+        let ending = match self.options.is_live() {
             true => format!("{word} in {}{note}", in_words(duration)),
             false => format!("== {}: {word} in {}{note}", job.name, in_words(duration)),
         };
-        let text = match () {
-            () if self.look.quiet || self.look.alone => String::new(),
-            () => format!("{header}{}{prefix}{ending}\n", job.waiting),
-        };
+        let is_hidden = self.options.detail == Detail::Result || self.is_single_job();
+        let text = if is_hidden { String::new() } else { format!("{header}{}{prefix}{ending}\n", job.waiting) };
         self.draw(&mut state, &text);
     }
 
     /// Shows a message of the run itself. It may contain names and output of jobs.
     pub fn say(&self, text: &str) {
-        let shown = |line| if self.look.color { styled(line) } else { plain(line) };
+        let shown = |line| if self.options.color { styled(line) } else { plain(line) };
         let lines: String = text.split('\n').map(|line| shown(line) + "\n").collect();
         let mut state = self.lock();
         state.owner = None;
@@ -167,9 +205,9 @@ impl Screen {
 
     /// Refreshes the status lines.
     pub fn tick(&self) {
-        if self.look.live {
+        if self.options.is_live() {
             let mut state = self.lock();
-            state.turn += 1;
+            state.refreshes += 1;
             self.draw(&mut state, "");
         }
     }
@@ -183,7 +221,7 @@ impl Screen {
 
     /// Adds a colour, if colours are enabled.
     pub fn paint(&self, color: &str, text: &str) -> String {
-        if self.look.color && !color.is_empty() { format!("{color}{text}{RESET}") } else { text.to_owned() }
+        if self.options.color && !color.is_empty() { format!("{color}{text}{RESET}") } else { text.to_owned() }
     }
 
     pub fn strong(&self, text: &str) -> String {
@@ -196,8 +234,8 @@ impl Screen {
     }
 
     /// The header above the lines of a job, if another job wrote last.
-    fn header(&self, state: &mut State, key: usize) -> String {
-        if self.look.alone || state.owner.replace(key) == Some(key) {
+    fn header(&self, state: &mut ScreenState, key: usize) -> String {
+        if self.is_single_job() || state.owner.replace(key) == Some(key) {
             return String::new();
         }
         let job = state.running.iter().find(|job| job.key == key);
@@ -205,12 +243,12 @@ impl Screen {
     }
 
     /// The prefix of a line.
-    fn prefix(&self, state: &State, key: usize) -> String {
-        if self.look.alone {
+    fn prefix(&self, state: &ScreenState, key: usize) -> String {
+        if self.is_single_job() {
             return String::new();
         }
         let short =
-            |job: &Shown| state.short.iter().rfind(|(name, _)| *name == job.name).map_or("", |(_, short)| short);
+            |job: &RunningJob| state.short.iter().rfind(|(name, _)| *name == job.name).map_or("", |(_, short)| short);
         let widest = state.running.iter().map(|job| fit::width(short(job))).max().unwrap_or(0);
         let name = state.running.iter().find(|job| job.key == key).map_or("", short);
         // A terminal may have become narrower.
@@ -220,22 +258,22 @@ impl Screen {
     }
 
     /// Replaces the status lines by text and new status lines, in one write.
-    fn draw(&self, state: &mut State, text: &str) {
+    fn draw(&self, state: &mut ScreenState, text: &str) {
         if state.closed.is_some() {
             return;
         }
         let mut out = String::new();
-        let (columns, rows) = if self.look.live { size() } else { (0, 0) };
+        let (columns, rows) = if self.options.is_live() { size() } else { (0, 0) };
         // A terminal that has become narrower has wrapped the lines.
         let drawn: usize = state.drawn.drain(..).map(|width| width.div_ceil(columns.max(1))).sum();
-        // Erased one by one: some terminals keep what is erased together in their history.
+        // Lines are erased one by one: some terminals keep lines that are erased together in their history.
         out.push_str(&"\x1b[A\x1b[2K".repeat(drawn));
         out.push_str(text);
-        if self.look.live {
+        if self.options.is_live() {
             let most = (rows / 3).max(1);
-            let turn = TURNS[state.turn / 2 % TURNS.len()];
+            let spinner = SPINNER[state.refreshes / 2 % SPINNER.len()];
             for job in state.running.iter().take(most) {
-                let line = format!("{turn} {} ({}) {}", job.name, job.stage, in_words(job.began.elapsed()));
+                let line = format!("{spinner} {} ({}) {}", job.name, job.stage, in_words(job.began.elapsed()));
                 let line = cut(&line, columns.saturating_sub(1));
                 out.push_str(&format!("{}\n", self.paint(DIM, &line)));
                 state.drawn.push(fit::width(&line));
@@ -264,7 +302,7 @@ fn color_of(status: ResultStatus) -> &'static str {
 
 /// The longest prefix of a line on this terminal.
 fn longest_prefix() -> usize {
-    LONGEST_NAME.min(width() / 4).max(6)
+    MAX_PREFIX.min(width() / 4).max(6)
 }
 
 /// Columns and rows of the terminal.
@@ -275,49 +313,4 @@ fn size() -> (usize, usize) {
 /// Columns of the terminal.
 pub fn width() -> usize {
     size().0
-}
-
-/// The narrowest first column of a table.
-const NARROWEST: usize = 12;
-
-/// The part of the last column that a table keeps free for it.
-const LAST: usize = 16;
-
-/// Aligns cells in columns, each as wide as its widest cell; trailing empty cells are dropped. On a terminal, the first
-/// column leaves room for the others.
-pub fn columns<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
-    let mut widths = [0; COLUMNS];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(fit::width(cell));
-        }
-    }
-    if io::stdout().is_terminal() {
-        let others: usize = widths[1..]
-            .iter()
-            .enumerate()
-            .map(|(at, width)| {
-                let is_last = at + 2 == COLUMNS;
-                2 + if is_last { LAST.min(*width) } else { *width }
-            })
-            .sum();
-        widths[0] = widths[0].min(width().saturating_sub(others).max(NARROWEST));
-    }
-    let mut text = String::new();
-    let is_long = |row: &&[String; COLUMNS]| fit::width(&row[0]) > widths[0];
-    let mut short: Vec<(String, String)> =
-        rows.iter().filter(is_long).map(|row| (row[0].clone(), fit::shorten(&row[0], widths[0]))).collect();
-    let mut shortened = 0;
-    for row in rows {
-        let mut first = row[0].clone();
-        if is_long(&row) {
-            first = distinct(&row[0], widths[0], &short);
-            short[shortened].1.clone_from(&first);
-            shortened += 1;
-        }
-        let cells = [&first].into_iter().chain(&row[1..]).zip(widths).map(|(cell, width)| pad(cell, width));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
-    text
 }

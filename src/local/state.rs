@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::facts::project_slug;
 use super::guard::Guard;
-use super::killed::{self, ENGINE, remove_all_but_the_engine, remove_run};
+use super::killed::{self, ENGINE_FILE, remove_all_but_the_engine, remove_run};
 use crate::executor::user;
 use crate::http::Address;
 
@@ -23,9 +23,10 @@ fn root() -> PathBuf {
     given.unwrap_or_else(home).join("mayfly/exec")
 }
 
-fn make(directory: PathBuf) -> Result<PathBuf, String> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
-    made.map_err(|error| {
+/// Creates a directory for this user.
+fn create(directory: PathBuf) -> Result<PathBuf, String> {
+    let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+    created.map_err(|error| {
         format!(
             "{}: {error}; mayfly keeps copies of the checkout there; set XDG_CACHE_HOME to a directory that you can write",
             directory.display()
@@ -37,7 +38,7 @@ fn make(directory: PathBuf) -> Result<PathBuf, String> {
 /// The directory for a project, named after the path of its checkout.
 pub fn of_project(checkout: &Path) -> Result<PathBuf, String> {
     let name = project_slug(&checkout.file_name().unwrap_or_default().to_string_lossy());
-    make(root().join(format!("{name}-{}", &crate::digest::sha256(checkout.as_os_str().as_bytes())[..16])))
+    create(root().join(format!("{name}-{}", &crate::digest::sha256(checkout.as_os_str().as_bytes())[..16])))
 }
 
 /// The directory for the kept trees of failed jobs.
@@ -45,15 +46,15 @@ pub fn kept(state: &Path) -> PathBuf {
     state.join("kept")
 }
 
-/// How long a kept tree stays, in days.
+/// The days after which a kept tree is removed.
 pub const KEPT_DAYS: u64 = 7;
 
 /// Removes kept trees that are too old.
 fn remove_old_trees(state: &Path) {
-    let most = Duration::from_secs(KEPT_DAYS * 24 * 3600);
+    let max_age = Duration::from_secs(KEPT_DAYS * 24 * 3600);
     for entry in fs::read_dir(kept(state)).into_iter().flatten().flatten() {
         let age = entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|time| time.elapsed().ok());
-        if age.is_some_and(|age| age > most) {
+        if age.is_some_and(|age| age > max_age) {
             remove_run(&entry.path());
         }
     }
@@ -61,7 +62,7 @@ fn remove_old_trees(state: &Path) {
 
 /// The cache directory for other projects.
 pub fn includes() -> Result<PathBuf, String> {
-    make(root().join("includes"))
+    create(root().join("includes"))
 }
 
 /// A run: its number, and its directory, which is removed when the run ends.
@@ -72,7 +73,7 @@ pub struct Run {
     pub state: PathBuf,
     /// Whether the engine still has containers of this run.
     has_containers: AtomicBool,
-    /// Held during the run; another run that gets the lock knows that this run was killed.
+    /// The lock is held during the run. If another run can take it, this run was killed.
     _lock: Flock<File>,
     /// Cleans up if this process is killed.
     _guard: Option<Guard>,
@@ -81,12 +82,12 @@ pub struct Run {
 impl Run {
     /// Starts a run, and cleans up after killed runs.
     pub fn begin(state: &Path) -> Result<Self, String> {
-        let runs = make(state.join("runs"))?;
+        let runs = create(state.join("runs"))?;
         let failed = |error: io::Error| format!("{}: {error}", runs.display());
-        killed::remove_forgotten(&runs);
+        killed::remove_killed_runs(&runs);
         remove_old_trees(state);
         let number = next_number(state).map_err(failed)?;
-        let directory = make(runs.join(number.to_string()))?;
+        let directory = create(runs.join(number.to_string()))?;
         let file = File::create(directory.join("lock")).map_err(failed)?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| failed(error.into()))?;
         let guard = Guard::start(&directory);
@@ -105,9 +106,9 @@ impl Run {
         self.has_containers.store(true, Ordering::Release);
     }
 
-    /// Records that an engine may have containers of this run.
-    pub fn note_engine(&self, address: &Address) -> Result<(), String> {
-        let path = self.directory.join(ENGINE);
+    /// Records the address of an engine that may have containers of this run.
+    pub fn record_engine(&self, address: &Address) -> Result<(), String> {
+        let path = self.directory.join(ENGINE_FILE);
         let text = serde_json::to_vec(address).map_err(|error| error.to_string())?;
         fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))
     }
@@ -131,8 +132,8 @@ fn next_number(state: &Path) -> io::Result<u64> {
     file.read_to_string(&mut text)?;
     let number = text.trim().parse::<u64>().unwrap_or(0).saturating_add(1);
     file.rewind()?;
-    // Overwritten without truncation: the number never has fewer digits than before, and a kill before the write keeps the
-    // old one.
+    // The file is overwritten without truncation: the number never has fewer digits than before, and a process that is
+    // killed before the write leaves the old number.
     file.write_all(number.to_string().as_bytes())?;
     Ok(number)
 }

@@ -8,59 +8,40 @@ use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{Node, Origin};
 
 /// The explanation of a job. Fails for an unknown job.
-pub fn of(plan: &Plan, run: &dyn Fn(usize, &Job) -> JobRun, name: &str) -> Result<String, String> {
+pub fn explanation(plan: &Plan, run: &dyn Fn(usize, &Job) -> JobRun, name: &str) -> Result<String, String> {
     let jobs: Vec<&Job> = plan.jobs.iter().filter(|job| *job.name == *name || *job.group == *name).collect();
-    if let Some(absent) = plan.absent.iter().find(|absent| *absent.name == *name && jobs.is_empty()) {
-        let text = format!("{name} ({}) is not in this pipeline: {}\n", place(plan, absent.at), absent.why);
+    if !jobs.is_empty() {
+        return Ok(jobs.iter().map(|job| explain_job(plan, &run(0, job), job)).collect::<Vec<_>>().join("\n"));
+    }
+    if let Some(absent) = plan.absent.iter().find(|absent| *absent.name == *name) {
+        let text = format!("{name} ({}) is not in this pipeline: {}\n", position(plan, absent.at), absent.why);
         return Ok(text);
     }
-    if let (Some(why), true) = (&plan.not_created, jobs.is_empty()) {
+    if let Some(why) = &plan.not_created {
         return Ok(format!("no pipeline is created: {why}\n"));
     }
-    match jobs.is_empty() {
-        true => {
-            let absent = plan.absent.iter().map(|absent| &*absent.name);
-            let known: Vec<&str> = plan.jobs.iter().map(|job| &*job.name).chain(absent).collect();
-            Err(format!("unknown job `{name}`{}", did_you_mean(name, &known)))
-        }
-        false => Ok(jobs.iter().map(|job| one(plan, &run(0, job), job)).collect::<Vec<_>>().join("\n")),
-    }
+    let absent = plan.absent.iter().map(|absent| &*absent.name);
+    let known: Vec<&str> = plan.jobs.iter().map(|job| &*job.name).chain(absent).collect();
+    Err(format!("unknown job `{name}`{}", did_you_mean(name, &known)))
 }
 
-fn place(plan: &Plan, at: Origin) -> String {
+/// File and line in the configuration.
+fn position(plan: &Plan, at: Origin) -> String {
     let (file, line) = plan.place(at);
     if line > 0 { format!("{file}:{line}") } else { file.to_owned() }
 }
 
-fn one(plan: &Plan, run: &JobRun, job: &Job) -> String {
-    let mut text = format!("{} ({}, stage {}, when: {})\n", job.name, place(plan, job.at), job.stage, job.when.word());
-    let why = match &job.decision {
-        Decision::Rule { number, at, why } => format!("rule {number} ({}) matched: {why}", place(plan, *at)),
-        Decision::NoRules => "the job has no rules, and the pipeline includes such jobs".to_owned(),
-        Decision::Only(why) | Decision::Left(why) => why.clone(),
-    };
-    let _ = writeln!(text, "  in the pipeline: {why}");
-    match &job.needs {
-        None => text.push_str("  starts when all jobs of earlier stages have finished\n"),
-        Some(needs) if needs.is_empty() => text.push_str("  starts at once (needs: [])\n"),
-        Some(needs) => {
-            let names: Vec<&str> = needs.iter().map(|need| &*need.job).collect();
-            let _ = writeln!(text, "  starts when these have finished: {}", names.join(", "));
-        }
-    }
+fn explain_job(plan: &Plan, run: &JobRun, job: &Job) -> String {
+    let when = job.when.word();
+    let mut text = format!("{} ({}, stage {}, when: {when})\n", job.name, position(plan, job.at), job.stage);
+    let _ = writeln!(text, "  in the pipeline: {}", reason_for_presence(plan, job));
+    let _ = writeln!(text, "  {}", start_condition(job));
     text.push_str("  keywords:\n");
-    if let Some(entries) = job.definition.mapping() {
-        for (key, entry) in entries.iter().filter(|(_, entry)| !entry.node.is_null()) {
-            let from = if job.from_default.contains(key) { " (default)" } else { "" };
-            // A value from an anchor, a reference or another file is not written where its key is.
-            let at = if entry.node.at.line > 0 { entry.node.at } else { entry.key_at };
-            let _ = writeln!(text, "    {key}: {}  # {}{from}", short(&entry.node), place(plan, at));
-        }
-    }
+    add_keywords(&mut text, plan, job);
     text.push_str("  variables of the configuration:\n");
     for variable in &job.variables {
         let level = level(variable.level);
-        let _ = writeln!(text, "    {}: {}  # {}, {level}", variable.key, variable.value, place(plan, variable.at));
+        let _ = writeln!(text, "    {}: {}  # {}, {level}", variable.key, variable.value, position(plan, variable.at));
     }
     text.push_str("  variables of the job at run time:\n");
     for variable in plan.printable_env(job, run) {
@@ -69,6 +50,35 @@ fn one(plan: &Plan, run: &JobRun, job: &Job) -> String {
         let _ = writeln!(text, "    {}={value}{from}", variable.key);
     }
     text
+}
+
+fn reason_for_presence(plan: &Plan, job: &Job) -> String {
+    match &job.decision {
+        Decision::Rule { number, at, why } => format!("rule {number} ({}) matched: {why}", position(plan, *at)),
+        Decision::NoRules => "the job has no rules, and the pipeline includes such jobs".to_owned(),
+        Decision::Only(why) | Decision::Left(why) => why.clone(),
+    }
+}
+
+fn start_condition(job: &Job) -> String {
+    match &job.needs {
+        None => "starts when all jobs of earlier stages have finished".to_owned(),
+        Some(needs) if needs.is_empty() => "starts at once (needs: [])".to_owned(),
+        Some(needs) => {
+            let names: Vec<&str> = needs.iter().map(|need| &*need.job).collect();
+            format!("starts when these have finished: {}", names.join(", "))
+        }
+    }
+}
+
+fn add_keywords(text: &mut String, plan: &Plan, job: &Job) {
+    let entries = job.definition.mapping().into_iter().flat_map(|entries| entries.iter());
+    for (key, entry) in entries.filter(|(_, entry)| !entry.node.is_null()) {
+        let from = if job.from_default.contains(key) { " (default)" } else { "" };
+        // A value from an anchor, a reference or another file is not written where its key is.
+        let at = if entry.node.at.line > 0 { entry.node.at } else { entry.key_at };
+        let _ = writeln!(text, "    {key}: {}  # {}{from}", short(&entry.node), position(plan, at));
+    }
 }
 
 fn level(level: VariableLevel) -> &'static str {
@@ -88,6 +98,7 @@ fn first_line(text: &str) -> String {
     }
 }
 
+/// The beginning of a value, on one line.
 fn short(node: &Node) -> String {
     let text = match node.printed() {
         Some(text) => text.to_string(),

@@ -1,12 +1,17 @@
 //! `--list`: a table of the jobs of a pipeline.
 
-use crate::local::screen;
+use crate::local::table;
 use crate::pipeline::plan::{AllowFailure, Job, Plan};
+
+/// Why the plan has no jobs.
+pub fn reason_for_no_pipeline(plan: &Plan) -> &str {
+    plan.not_created.as_deref().unwrap_or("rules exclude all jobs")
+}
 
 /// A table of the jobs in the order of their stages.
 pub fn table(plan: &Plan) -> String {
     if !plan.created {
-        return format!("no pipeline: {}\n", plan.not_created.as_deref().unwrap_or("rules exclude all jobs"));
+        return format!("no pipeline: {}\n", reason_for_no_pipeline(plan));
     }
     let mut jobs: Vec<&Job> = plan.jobs.iter().collect();
     jobs.sort_by_key(|job| job.stage_index);
@@ -24,5 +29,5 @@ pub fn table(plan: &Plan) -> String {
             needs.unwrap_or_default(),
         ]);
     }
-    screen::columns(&rows)
+    table::columns(&rows)
 }

@@ -17,6 +17,7 @@ mod values;
 mod warnings;
 mod watch;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 
@@ -25,6 +26,7 @@ pub use options::Options;
 use crate::local::checkout::Checkout;
 use crate::local::mapped::MappedProjects;
 use crate::local::objects;
+use crate::local::options::ManualPolicy;
 use crate::local::results::RunStatus;
 use crate::local::sources::parse_ahead;
 use crate::local::state::{self, Run};
@@ -33,19 +35,22 @@ use crate::pipeline::plan::Job;
 use crate::pipeline::problem::Problem;
 use crate::pipeline::{self, listing};
 use plan_inputs::{GitState, PlanInputs};
+use selection::Selection;
 use session::Session;
 use show::only_shows;
 
-/// What the subcommand does, for its help.
+/// The description of the subcommand in its help.
 pub const ABOUT: &str = "Run the jobs of the .gitlab-ci.yml in this checkout, without a server";
 
+/// The id of the pipeline whose jobs are shown without a run.
+const FIRST_PIPELINE: u64 = 1;
 /// Exit status for an invalid configuration or command line.
 const REFUSED: u8 = 2;
 
-/// Runs the pipeline, or lists it.
+/// Runs the pipeline, or shows it.
 pub fn main(options: &Options) -> Result<ExitCode, String> {
     let status = begin(options).unwrap_or_else(|why| {
-        eprintln!("mayfly: {why}");
+        terminal::print_error(&format!("mayfly: {why}\n"));
         REFUSED
     });
     Ok(ExitCode::from(status))
@@ -54,65 +59,90 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
 fn begin(options: &Options) -> Result<u8, String> {
     let here = std::env::current_dir().map_err(|error| format!("cannot determine the current directory: {error}"))?;
     // Each git command takes milliseconds, so they run in parallel, and while this thread parses the configuration.
-    let (checkout, asked, parsed) = thread::scope(|scope| {
-        let asked = scope.spawn(|| match only_shows(options) {
+    let (checkout, git, parsed) = thread::scope(|scope| {
+        let git = scope.spawn(|| match only_shows(options) {
             true => GitState::ask(&here),
             false => GitState::ask_with_files(&here),
         });
         let (checkout, parsed) = (Checkout::find(&here), parse_ahead(&here, &options.file));
         let died = |_| Err("internal error: the thread that runs git panicked".to_owned());
-        (checkout, asked.join().unwrap_or_else(died), parsed)
+        (checkout, git.join().unwrap_or_else(died), parsed)
     });
-    let (checkout, asked) = (checkout?, asked?);
+    let (checkout, git) = (checkout?, git?);
     let merged = settings::merge(options, &checkout.root)?;
     match merged.options.watch {
         true => watch::run(options, &checkout),
-        false => once(&merged.announced(), &checkout, asked, parsed),
+        false => once(&merged.announced(), &checkout, git, parsed),
     }
 }
 
-/// Plans the pipeline once, then runs or lists it.
-fn once(options: &Options, checkout: &Checkout, asked: GitState, parsed: Option<ParsedAhead>) -> Result<u8, String> {
-    let directory = state::of_project(&checkout.root)?;
-    let checkout = &objects::for_jobs(checkout, &directory)?;
-    let only_shows = only_shows(options);
-    if !only_shows {
-        interrupts::install()?;
+/// Plans the pipeline once, then shows or runs it.
+fn once(options: &Options, checkout: &Checkout, git: GitState, parsed: Option<ParsedAhead>) -> Result<u8, String> {
+    let state = state::of_project(&checkout.root)?;
+    let checkout = objects::for_jobs(checkout, &state)?;
+    match only_shows(options) {
+        true => show_pipeline(options, &checkout, git, parsed, &state),
+        false => run_pipeline(options, &checkout, git, parsed, &state),
     }
-    let run = if only_shows { None } else { Some(Run::begin(&directory)?) };
-    let given = PlanInputs::new(options, checkout, asked, run.as_ref().map_or(1, |run| run.number))?;
-    let scratch = run.as_ref().map_or_else(|| directory.join("looks"), |run| run.directory.clone());
-    let sources = given.sources(options, checkout, &scratch)?.with_parsed(parsed);
-    let request = given.request(options, checkout, &sources)?;
+}
+
+fn show_pipeline(
+    options: &Options,
+    checkout: &Checkout,
+    git: GitState,
+    parsed: Option<ParsedAhead>,
+    state: &Path,
+) -> Result<u8, String> {
+    let inputs = PlanInputs::new(options, checkout, git, FIRST_PIPELINE)?;
+    let sources = inputs.sources(options, checkout, &state.join("looks"))?.with_parsed(parsed);
+    let plan = match pipeline::plan(&inputs.request(options, checkout, &sources)?) {
+        Ok(plan) => plan,
+        Err(problems) => return refuse(options, &problems),
+    };
+    let job_run = |index, job: &Job| show::job_run(options, &inputs.facts, state, index, job);
+    let shown = show::show(options, &plan, &job_run);
+    // The process exits next. Freeing a large plan would take longer than the rest of the exit.
+    std::mem::forget(plan);
+    shown
+}
+
+fn run_pipeline(
+    options: &Options,
+    checkout: &Checkout,
+    git: GitState,
+    parsed: Option<ParsedAhead>,
+    state: &Path,
+) -> Result<u8, String> {
+    interrupts::install()?;
+    let run = Run::begin(state)?;
+    let inputs = PlanInputs::new(options, checkout, git, run.number)?;
+    let sources = inputs.sources(options, checkout, &run.directory)?.with_parsed(parsed);
+    let request = inputs.request(options, checkout, &sources)?;
     let plan = match pipeline::plan(&request) {
         Ok(plan) => plan,
         Err(problems) => return refuse(options, &problems),
     };
-    if only_shows {
-        let run = |index, job: &Job| show::job_run(options, &given.facts, &directory, index, job);
-        let shown = show::show(options, &plan, &run);
-        // The process exits next. Freeing a large plan would take longer than the rest of the exit.
-        std::mem::forget(plan);
-        return shown;
-    }
-    let Some(run) = run else { return Ok(REFUSED) };
     if !plan.created && options.jobs.is_empty() {
-        terminal::print(&format!("no pipeline: {}\n", plan.not_created.as_deref().unwrap_or("rules exclude all jobs")));
+        terminal::print(&format!("no pipeline: {}\n", list::reason_for_no_pipeline(&plan)));
         return Ok(0);
     }
     if options.shell_on_failure && !terminal::is_interactive() {
         return Err("--shell-on-failure needs a terminal".to_owned());
     }
-    let may_ask = terminal::is_interactive() && !options.quiet;
-    let chosen = selection::select(&plan, options, may_ask)?;
-    let plan = selection::keep(plan, &chosen.jobs);
-    let listed = given.listed.as_deref().unwrap_or_default();
-    let files = (checkout, listed, given.answers.is_partial_clone());
-    warnings::print(options, &plan, &sources, files, !chosen.named.is_empty());
-    let mapped =
-        MappedProjects::new(values::maps(options)?, given.fetcher(options)?, options.file_set(), &run.directory);
-    let session = Session { options, checkout, given: &given, run: &run, sources: &sources, mapped: &mapped };
-    session.run(plan, request, chosen.named, may_ask)
+    let manual_policy = match terminal::is_interactive() && !options.quiet {
+        true => ManualPolicy::Ask,
+        false => ManualPolicy::OnlyNamed,
+    };
+    let Selection { jobs, named } = selection::select(&plan, options, manual_policy)?;
+    let plan = selection::keep(plan, &jobs);
+    if !options.quiet {
+        warnings::print(&plan, &sources, &named);
+        warnings::print_missing_files(checkout, &inputs);
+    }
+    let (maps, fetcher) = (values::maps(options)?, inputs.fetcher(options)?);
+    let mapped = MappedProjects::new(maps, fetcher, options.file_set(), &run.directory);
+    let session = Session { options, checkout, inputs: &inputs, run: &run, sources: &sources, mapped: &mapped };
+    session.run(plan, request, named, manual_policy)
 }
 
 /// Whether the user interrupted the run. An interrupted run must not be repeated.
@@ -120,6 +150,7 @@ fn is_interrupted(status: u8) -> bool {
     status == RunStatus::Interrupted.exit_status()
 }
 
+/// Prints the errors of the configuration.
 fn refuse(options: &Options, problems: &[Problem]) -> Result<u8, String> {
     if options.complete_jobs {
         return Ok(REFUSED);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::local::checkout::FileSet;
+use crate::local::options::ExecutorPolicy;
 
 #[derive(Args, Clone, Debug)]
 #[command(args_override_self = true, next_help_heading = "Jobs")]
@@ -154,6 +155,15 @@ impl Options {
     /// The files of the work tree that jobs get.
     pub fn file_set(&self) -> FileSet {
         if self.untracked { FileSet::NotIgnored } else { FileSet::Tracked }
+    }
+
+    /// Where jobs run.
+    pub fn executor_policy(&self) -> ExecutorPolicy {
+        match (self.shell, self.docker) {
+            (true, _) => ExecutorPolicy::Shell,
+            (false, true) => ExecutorPolicy::Containers,
+            (false, false) => ExecutorPolicy::ByImage,
+        }
     }
 }
 

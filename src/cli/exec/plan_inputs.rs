@@ -7,14 +7,14 @@ use super::options::Options;
 use super::show::only_shows;
 use super::values;
 use crate::local::checkout::{self, Checkout, FileSet, Listed};
-use crate::local::facts::{self, Answers};
-use crate::local::sources::{Fetcher, LocalSources};
+use crate::local::facts::{self, RepositoryFacts};
+use crate::local::sources::{Fetcher, LocalSources, SourcePlaces};
 use crate::local::state;
 use crate::pipeline::request::{CommitFacts, Content, PipelineSource, PlanRequest};
 
 /// The state of the checkout, from git.
 pub struct GitState {
-    answers: Answers,
+    answers: RepositoryFacts,
     /// The tracked files; `None`: they are listed when they are needed.
     listed: Option<Vec<Listed>>,
 }
@@ -22,14 +22,14 @@ pub struct GitState {
 impl GitState {
     /// The state without the list of files.
     pub fn ask(directory: &Path) -> Result<Self, String> {
-        Ok(Self { answers: Answers::ask(directory)?, listed: None })
+        Ok(Self { answers: RepositoryFacts::read(directory)?, listed: None })
     }
 
     /// The state and the tracked files, both at the same time.
     pub fn ask_with_files(directory: &Path) -> Result<Self, String> {
         let (answers, listed) = thread::scope(|scope| {
             let listed = scope.spawn(|| checkout::list(directory, FileSet::Tracked));
-            let answers = Answers::ask(directory);
+            let answers = RepositoryFacts::read(directory);
             let died = |_| Err("internal error: the thread that lists files panicked".to_owned());
             (answers, listed.join().unwrap_or_else(died))
         });
@@ -39,37 +39,42 @@ impl GitState {
 
 /// The input for planning, from the command line.
 pub struct PlanInputs {
-    pub answers: Answers,
+    pub answers: RepositoryFacts,
+    /// The files of the work tree; `None` if no job will run.
     pub listed: Option<Vec<Listed>>,
     pub facts: CommitFacts,
 }
 
 impl PlanInputs {
-    pub fn new(options: &Options, checkout: &Checkout, asked: GitState, pipeline_id: u64) -> Result<Self, String> {
-        let GitState { answers, listed } = asked;
+    pub fn new(options: &Options, checkout: &Checkout, git: GitState, pipeline_id: u64) -> Result<Self, String> {
+        let GitState { answers, listed } = git;
         let listed = match (only_shows(options), options.file_set()) {
             (true, _) => None,
             (false, FileSet::Tracked) if listed.is_some() => listed,
             (false, set) => Some(checkout.files(set)?),
         };
-        let facts = answers.facts(checkout, &values::wanted(options)?, pipeline_id)?;
+        let facts = answers.facts(checkout, &values::requested_pipeline(options)?, pipeline_id)?;
         Ok(Self { answers, listed, facts })
     }
 
-    /// The files that the configuration can include.
+    /// The files that the configuration can include. `scratch` is a directory for unpacked artifacts.
     pub fn sources(&self, options: &Options, checkout: &Checkout, scratch: &Path) -> Result<LocalSources, String> {
-        let project = facts::project_path(&self.facts);
-        let fetcher = self.fetcher(options)?;
-        let (maps, scratch) = (values::maps(options)?, scratch.to_owned());
-        let sources =
-            LocalSources::new(checkout, &self.facts.sha, &project, options.file_set(), maps, fetcher, scratch);
+        let sources = LocalSources::new(SourcePlaces {
+            checkout: checkout.clone(),
+            commit: self.facts.sha.clone(),
+            project: facts::project_path(&self.facts),
+            file_set: options.file_set(),
+            maps: values::maps(options)?,
+            fetcher: self.fetcher(options)?,
+            scratch: scratch.to_owned(),
+        });
         Ok(match &self.listed {
             Some(files) => sources.with_listing(files),
             None => sources,
         })
     }
 
-    /// Fetches includes from other servers.
+    /// The fetcher for includes from other servers.
     pub fn fetcher(&self, options: &Options) -> Result<Fetcher, String> {
         Ok(Fetcher { cache: state::includes()?, origin: self.facts.remote.clone(), is_offline: options.offline })
     }
@@ -81,11 +86,14 @@ impl PlanInputs {
         checkout: &Checkout,
         sources: &'a LocalSources,
     ) -> Result<PlanRequest<'a>, String> {
-        let merge_request = self.answers.merge_request(checkout, &values::wanted(options)?);
-        let usual = if merge_request.is_some() { "merge_request_event" } else { "push" };
+        let merge_request = self.answers.merge_request(checkout, &values::requested_pipeline(options)?);
+        let default_source = if merge_request.is_some() { "merge_request_event" } else { "push" };
         Ok(PlanRequest {
             content: Content::File(options.file.clone()),
-            source: PipelineSource { name: options.source.clone().unwrap_or_else(|| usual.to_owned()), merge_request },
+            source: PipelineSource {
+                name: options.source.clone().unwrap_or_else(|| default_source.to_owned()),
+                merge_request,
+            },
             facts: self.facts.clone(),
             pipeline_variables: values::pipeline_variables(options)?,
             project_variables: values::project_variables(options)?,

@@ -2,21 +2,22 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::list::reason_for_no_pipeline;
 use super::options::Options;
-use crate::local::options::matches;
+use crate::local::options::{ManualPolicy, matches};
 use crate::pipeline::plan::{Job, Plan, When};
 
 /// The selection of jobs.
 pub struct Selection {
     /// Indices of the jobs to run; all jobs of the pipeline if the user names none.
     pub jobs: HashSet<usize>,
-    /// Jobs that the user names: they run regardless of their `when`.
+    /// Jobs that the user names exactly. They run regardless of their `when`.
     pub named: HashSet<String>,
 }
 
 /// Selects the jobs to run. Fails for an unknown name, for a job that rules exclude, and for a manual job that was not
 /// requested.
-pub fn select(plan: &Plan, options: &Options, may_ask: bool) -> Result<Selection, String> {
+pub fn select(plan: &Plan, options: &Options, manual_policy: ManualPolicy) -> Result<Selection, String> {
     for wanted in options.manual.iter().filter(|wanted| !is_of_child(plan, wanted)) {
         find(plan, wanted)?;
     }
@@ -26,32 +27,37 @@ pub fn select(plan: &Plan, options: &Options, may_ask: bool) -> Result<Selection
         }
         return Ok(Selection { jobs: (0..plan.jobs.len()).collect(), named: HashSet::new() });
     }
-    let mut own: HashSet<usize> = HashSet::new();
+    let own = selected_by_name(plan, options)?;
+    let is_exact = |job: &&Job| options.jobs.iter().any(|wanted| **wanted == *job.name || **wanted == *job.group);
+    let named: Vec<&Job> = own.iter().map(|job| &plan.jobs[*job]).filter(is_exact).collect();
+    if manual_policy == ManualPolicy::OnlyNamed {
+        let is_requested = |job: &Job| options.manual.iter().any(|wanted| matches(wanted, &job.name));
+        if let Some(job) = named.iter().find(|job| job.when == When::Manual && !is_requested(job)) {
+            return Err(format!("`{0}` is a manual job; to run it, add --manual '{0}'", job.name));
+        }
+    }
+    let needed = if options.needs || options.only_needs { needed(plan, &own) } else { HashSet::new() };
+    let jobs = match options.only_needs {
+        true => needed.difference(&own).copied().collect(),
+        false => own.union(&needed).copied().collect(),
+    };
+    Ok(Selection { jobs, named: named.into_iter().map(|job| job.name.to_string()).collect() })
+}
+
+/// The jobs that the arguments and `--stage` name.
+fn selected_by_name(plan: &Plan, options: &Options) -> Result<HashSet<usize>, String> {
+    let mut selected = HashSet::new();
     for wanted in &options.jobs {
-        own.extend(find(plan, wanted)?);
+        selected.extend(find(plan, wanted)?);
     }
     for stage in &options.stage {
         if !plan.stages.iter().any(|known| **known == **stage) {
             let known: Vec<&str> = plan.stages.iter().map(|stage| &**stage).collect();
             return Err(format!("unknown stage `{stage}`; the stages are: {}", known.join(", ")));
         }
-        own.extend((0..plan.jobs.len()).filter(|job| *plan.jobs[*job].stage == **stage));
+        selected.extend((0..plan.jobs.len()).filter(|job| *plan.jobs[*job].stage == **stage));
     }
-    let exact = |job: &Job| options.jobs.iter().any(|wanted| **wanted == *job.name || **wanted == *job.group);
-    let is_asked_for = |job: &Job| options.manual.iter().any(|wanted| matches(wanted, &job.name));
-    let closed =
-        own.iter().map(|job| &plan.jobs[*job]).find(|job| job.when == When::Manual && exact(job) && !is_asked_for(job));
-    if let Some(job) = closed.filter(|_| !may_ask) {
-        return Err(format!("`{0}` is a manual job; to run it, add --manual '{0}'", job.name));
-    }
-    let named =
-        own.iter().map(|job| &plan.jobs[*job]).filter(|job| exact(job)).map(|job| job.name.to_string()).collect();
-    let needed = if options.needs || options.only_needs { needed(plan, &own) } else { HashSet::new() };
-    let jobs = match options.only_needs {
-        true => needed.difference(&own).copied().collect(),
-        false => own.union(&needed).copied().collect(),
-    };
-    Ok(Selection { jobs, named })
+    Ok(selected)
 }
 
 /// Whether a name refers to a job of a child pipeline (`trigger job/job`). A child pipeline is planned when its trigger
@@ -61,6 +67,7 @@ fn is_of_child(plan: &Plan, wanted: &str) -> bool {
     wanted.match_indices('/').any(|(at, _)| is_trigger(&wanted[..at]))
 }
 
+/// The indices of the jobs with this name or pattern. Fails if there are none, with the reason.
 fn find(plan: &Plan, wanted: &str) -> Result<Vec<usize>, String> {
     let is_meant = |job: &Job| *job.group == *wanted || matches(wanted, &job.name);
     let found: Vec<usize> = (0..plan.jobs.len()).filter(|job| is_meant(&plan.jobs[*job])).collect();
@@ -72,18 +79,15 @@ fn find(plan: &Plan, wanted: &str) -> Result<Vec<usize>, String> {
         return Err(format!("job `{wanted}` ({file}:{line}) is not in this pipeline: {}", absent.why));
     }
     if !plan.created {
-        return Err(format!(
-            "no pipeline is created: {}",
-            plan.not_created.as_deref().unwrap_or("rules exclude all jobs")
-        ));
+        return Err(format!("no pipeline is created: {}", reason_for_no_pipeline(plan)));
     }
     let names: Vec<&str> = plan.jobs.iter().take(20).map(|job| &*job.name).collect();
     let more = if plan.jobs.len() > names.len() { ", …" } else { "" };
     Err(format!("unknown job `{wanted}`; the jobs are: {}{more}", names.join(", ")))
 }
 
-/// Adds the transitive dependencies of jobs: `needs`, else the jobs whose artifacts they download, else all earlier
-/// stages.
+/// The jobs that must run before the jobs `own`, directly or through others: their `needs`, else the jobs whose artifacts
+/// they download, else the jobs of all earlier stages.
 fn needed(plan: &Plan, own: &HashSet<usize>) -> HashSet<usize> {
     let index: HashMap<&str, usize> = plan.jobs.iter().enumerate().map(|(at, job)| (&*job.name, at)).collect();
     let mut found = HashSet::new();

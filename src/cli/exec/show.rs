@@ -21,19 +21,19 @@ pub fn only_shows(options: &Options) -> bool {
 
 /// Prints what the options ask for.
 pub fn show(options: &Options, plan: &Plan, run: &dyn Fn(usize, &Job) -> JobRun) -> Result<u8, String> {
-    let text = match () {
-        () if options.complete_jobs => plan.jobs.iter().map(|job| format!("{}\n", job.name)).collect(),
-        () if options.preview => pipeline::syntax::print(&plan.merged),
-        () if options.list && options.json => {
-            let listing = Listing { plan, run };
-            let text = serde_json::to_string_pretty(&listing).map_err(|error| error.to_string())?;
-            format!("{text}\n")
-        }
-        () => match (&options.explain, options.graph) {
-            (Some(name), _) => explain::of(plan, run, name)?,
-            (None, Some(format)) => graph::draw(plan, format),
-            (None, None) => list::table(plan),
-        },
+    let text = if options.complete_jobs {
+        plan.jobs.iter().map(|job| format!("{}\n", job.name)).collect()
+    } else if options.preview {
+        pipeline::syntax::print(&plan.merged)
+    } else if options.list && options.json {
+        let listing = serde_json::to_string_pretty(&Listing { plan, run }).map_err(|error| error.to_string())?;
+        format!("{listing}\n")
+    } else if let Some(name) = &options.explain {
+        explain::explanation(plan, run, name)?
+    } else if let Some(format) = options.graph {
+        graph::draw(plan, format)
+    } else {
+        list::table(plan)
     };
     terminal::print(&text);
     Ok(0)
@@ -48,11 +48,11 @@ pub fn job_run(options: &Options, facts: &CommitFacts, directory: &Path, index: 
         true => PathBuf::from(BUILDS),
         false => Trees::new(directory.join("trees"), &name).first_builds(),
     };
-    let marker = if is_in_container { "CI_DISPOSABLE_ENVIRONMENT" } else { "CI_SHARED_ENVIRONMENT" };
+    let environment = if is_in_container { "CI_DISPOSABLE_ENVIRONMENT" } else { "CI_SHARED_ENVIRONMENT" };
     let predefined = [
         ("CI_BUILDS_DIR", builds.display().to_string()),
         ("CI_PROJECT_DIR", builds.join(&name).display().to_string()),
-        (marker, "true".to_owned()),
+        (environment, "true".to_owned()),
         ("CI_CONCURRENT_ID", "0".to_owned()),
         ("CI_CONCURRENT_PROJECT_ID", "0".to_owned()),
         ("CI_RUNNER_VERSION", VERSION.to_owned()),

@@ -3,17 +3,19 @@
 use std::fmt::Write;
 
 use crate::local::results::{JobResult, ResultStatus, RunStatus, in_words};
-use crate::local::screen::{self, Screen};
+use crate::local::screen::{Detail, JobNames, Screen};
 use crate::local::state::KEPT_DAYS;
+use crate::local::table;
 
+/// Prints the summary.
 pub fn show(screen: &Screen, ending: RunStatus, jobs: &[JobResult]) {
+    let options = screen.options();
     let mut text = String::new();
-    if !screen.look().alone {
-        text.push_str(&table(screen, jobs));
-    }
-    for job in jobs.iter().filter(|_| screen.look().alone && !screen.look().quiet) {
-        if let Some(number) = &job.coverage {
-            let _ = writeln!(text, "coverage: {number}%");
+    if options.job_names == JobNames::Shown {
+        text.push_str(&table_of(screen, jobs));
+    } else if options.detail != Detail::Result {
+        for coverage in jobs.iter().filter_map(|job| job.coverage.as_ref()) {
+            let _ = writeln!(text, "coverage: {coverage}%");
         }
     }
     for job in jobs.iter().filter(|job| job.status == ResultStatus::Warning) {
@@ -23,8 +25,7 @@ pub fn show(screen: &Screen, ending: RunStatus, jobs: &[JobResult]) {
     for job in jobs.iter().filter(|job| job.status == ResultStatus::Failed) {
         text.push_str(&failure(screen, job));
     }
-    for job in jobs.iter().filter(|job| job.kept.is_some()) {
-        let kept = job.kept.as_deref().unwrap_or(std::path::Path::new(""));
+    for (job, kept) in jobs.iter().filter_map(|job| Some((job, job.kept.as_ref()?))) {
         let _ = writeln!(text, "the work tree of {} is kept in {}", job.name, kept.display());
     }
     if jobs.iter().any(|job| job.kept.is_some()) {
@@ -44,7 +45,7 @@ pub fn show(screen: &Screen, ending: RunStatus, jobs: &[JobResult]) {
     }
 }
 
-fn table(screen: &Screen, jobs: &[JobResult]) -> String {
+fn table_of(screen: &Screen, jobs: &[JobResult]) -> String {
     let has_coverage = jobs.iter().any(|job| job.coverage.is_some());
     let row = |job: &JobResult| {
         let status = match job.attempts {
@@ -57,7 +58,7 @@ fn table(screen: &Screen, jobs: &[JobResult]) -> String {
     };
     let rows: Vec<[String; 4]> = jobs.iter().map(row).collect();
     let mut text = String::from("\n");
-    for (line, job) in screen::columns(&rows).lines().zip(jobs) {
+    for (line, job) in table::columns(&rows).lines().zip(jobs) {
         // Colour codes are added after the column widths are computed.
         let word = job.status.word();
         let _ =
@@ -66,14 +67,16 @@ fn table(screen: &Screen, jobs: &[JobResult]) -> String {
     text
 }
 
+/// The reason, the failed command and the last lines of a failed job.
 fn failure(screen: &Screen, job: &JobResult) -> String {
     let why = job.message.clone().unwrap_or_else(|| "failed".to_owned());
     let mut text = format!("\n{}\n", screen.strong(&format!("{}: {why}", job.name)));
     if let Some(command) = &job.command {
         let _ = writeln!(text, "  failed command: {command}");
     }
-    // With a single job, its lines are directly above.
-    if !screen.look().alone || screen.look().quiet {
+    // The lines of a single job are directly above the summary.
+    let options = screen.options();
+    if options.job_names == JobNames::Shown || options.detail == Detail::Result {
         job.tail.iter().for_each(|line| text.push_str(&format!("  {line}\n")));
     }
     text

@@ -2,13 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::options::Options;
 use crate::local::facts::RequestedPipeline;
 use crate::local::sources::{MappedComponent, MappedProject, Maps};
 use crate::pipeline::request::{GivenInput, GivenVariable, InputValue};
 use crate::pipeline::syntax;
 
-fn pair<'a>(option: &str, text: &'a str, form: &str) -> Result<(&'a str, &'a str), String> {
+/// Splits `KEY=VALUE` at the first `=`. `form` is the expected form, for the error.
+fn split_pair<'a>(option: &str, text: &'a str, form: &str) -> Result<(&'a str, &'a str), String> {
     text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(|| format!("{option} {text}: write {form}"))
 }
 
@@ -17,7 +20,7 @@ pub fn check(options: &Options) -> Result<(), String> {
     pipeline_variables(options)?;
     options.secret.iter().try_for_each(|key| check_key("--secret", key))?;
     inputs(options)?;
-    wanted(options)?;
+    requested_pipeline(options)?;
     maps(options).map(drop)
 }
 
@@ -35,7 +38,7 @@ fn check_key(option: &str, key: &str) -> Result<(), String> {
 /// Parses `--var`.
 pub fn pipeline_variables(options: &Options) -> Result<Vec<GivenVariable>, String> {
     let variable = |text: &String| {
-        let (key, value) = pair("--var", text, "KEY=VALUE")?;
+        let (key, value) = split_pair("--var", text, "KEY=VALUE")?;
         check_key("--var", key)?;
         Ok(GivenVariable { key: key.to_owned(), value: value.to_owned(), ..GivenVariable::default() })
     };
@@ -54,7 +57,7 @@ pub fn project_variables(options: &Options) -> Result<Vec<GivenVariable>, String
         let why = |why: String| format!("--vars-file {}: {why}", file.display());
         let text = std::fs::read_to_string(file).map_err(|error| why(error.to_string()))?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-        let found = of_file(file, text).map_err(why)?;
+        let found = parse_file(file, text).map_err(why)?;
         let option = format!("--vars-file {}", file.display());
         found.iter().try_for_each(|variable| check_key(&option, &variable.key))?;
         variables.extend(found);
@@ -62,64 +65,64 @@ pub fn project_variables(options: &Options) -> Result<Vec<GivenVariable>, String
     Ok(variables)
 }
 
-fn of_file(file: &Path, text: &str) -> Result<Vec<GivenVariable>, String> {
+fn parse_file(file: &Path, text: &str) -> Result<Vec<GivenVariable>, String> {
     let is_yaml = file.extension().is_some_and(|ending| ["yml", "yaml", "json"].iter().any(|known| ending == *known));
     match is_yaml {
-        true => of_yaml(text),
-        false => of_dotenv(text),
+        true => parse_yaml(text),
+        false => parse_dotenv(text),
     }
 }
 
-fn of_yaml(text: &str) -> Result<Vec<GivenVariable>, String> {
+/// Parses a mapping of names to values, or to mappings with `value` and attributes.
+fn parse_yaml(text: &str) -> Result<Vec<GivenVariable>, String> {
     let document = syntax::parse(text, 0, &|line| line, &mut syntax::Budget::default());
     let root = document.map_err(|error| format!("line {}: {}", error.line, error.message))?.root.to_json();
     let entries = root.as_object().ok_or("not a mapping of variables")?;
-    let printed = |value: &serde_json::Value| match value {
-        serde_json::Value::String(text) => Ok(text.clone()),
-        serde_json::Value::Null => Ok(String::new()),
-        serde_json::Value::Bool(_) | serde_json::Value::Number(_) => Ok(value.to_string()),
-        _ => Err("write text, or a mapping with `value`".to_owned()),
-    };
-    let mut variables = Vec::new();
-    for (key, value) in entries {
-        let of_key = |why: String| format!("`{key}`: {why}");
+    let variable = |(key, value): (&String, &Value)| {
         let mut variable = GivenVariable { key: key.clone(), ..GivenVariable::default() };
-        match value.as_object() {
-            None => variable.value = printed(value).map_err(of_key)?,
-            Some(entries) => {
-                for (name, value) in entries {
-                    match name.as_str() {
-                        "value" => variable.value = printed(value).map_err(of_key)?,
-                        "type" => match value.as_str() {
-                            Some("file") => variable.file = true,
-                            Some("variable" | "env_var") => {}
-                            _ => return Err(of_key("`type` must be `file` or `variable`".to_owned())),
-                        },
-                        "masked" => {
-                            variable.masked =
-                                value.as_bool().ok_or_else(|| of_key("`masked` must be true or false".to_owned()))?
-                        }
-                        "raw" => {
-                            variable.raw =
-                                value.as_bool().ok_or_else(|| of_key("`raw` must be true or false".to_owned()))?
-                        }
-                        "environment_scope" => variable.environment_scope = printed(value).map_err(of_key)?,
-                        other => {
-                            return Err(of_key(format!(
-                                "unknown key `{other}`; the keys are value, type, masked, raw, environment_scope"
-                            )));
-                        }
-                    }
-                }
-            }
-        }
-        variables.push(variable);
-    }
-    Ok(variables)
+        let set = match value.as_object() {
+            None => scalar(value).map(|value| variable.value = value),
+            Some(attributes) => attributes.iter().try_for_each(|(name, value)| set(&mut variable, name, value)),
+        };
+        set.map(|()| variable).map_err(|why| format!("`{key}`: {why}"))
+    };
+    entries.iter().map(variable).collect()
 }
 
-/// Parses `KEY=VALUE` lines and comments; quotes around a whole value are removed.
-fn of_dotenv(text: &str) -> Result<Vec<GivenVariable>, String> {
+/// Sets an attribute of a variable.
+fn set(variable: &mut GivenVariable, name: &str, value: &Value) -> Result<(), String> {
+    let boolean = || value.as_bool().ok_or_else(|| format!("`{name}` must be true or false"));
+    match name {
+        "value" => variable.value = scalar(value)?,
+        "type" => {
+            variable.file = match value.as_str() {
+                Some("file") => true,
+                Some("variable" | "env_var") => false,
+                _ => return Err("`type` must be `file` or `variable`".to_owned()),
+            }
+        }
+        "masked" => variable.masked = boolean()?,
+        "raw" => variable.raw = boolean()?,
+        "environment_scope" => variable.environment_scope = scalar(value)?,
+        other => {
+            return Err(format!("unknown key `{other}`; the keys are value, type, masked, raw, environment_scope"));
+        }
+    }
+    Ok(())
+}
+
+/// The text of a value that is not a list or a mapping.
+fn scalar(value: &Value) -> Result<String, String> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Null => Ok(String::new()),
+        Value::Bool(_) | Value::Number(_) => Ok(value.to_string()),
+        _ => Err("write text, or a mapping with `value`".to_owned()),
+    }
+}
+
+/// Parses `KEY=VALUE` lines and comments; quotes around a value are removed. A later line overrides an earlier one of the same name.
+fn parse_dotenv(text: &str) -> Result<Vec<GivenVariable>, String> {
     let mut variables: Vec<GivenVariable> = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();
@@ -143,14 +146,14 @@ fn of_dotenv(text: &str) -> Result<Vec<GivenVariable>, String> {
 /// Parses `--input`.
 pub fn inputs(options: &Options) -> Result<Vec<GivenInput>, String> {
     let input = |text: &String| {
-        let (key, value) = pair("--input", text, "KEY=VALUE")?;
+        let (key, value) = split_pair("--input", text, "KEY=VALUE")?;
         Ok(GivenInput { key: key.to_owned(), value: InputValue::Text(value.to_owned()) })
     };
     options.input.iter().map(input).collect()
 }
 
 /// Parses `--branch`, `--tag`, `--mr` and `--before`.
-pub fn wanted(options: &Options) -> Result<RequestedPipeline, String> {
+pub fn requested_pipeline(options: &Options) -> Result<RequestedPipeline, String> {
     let merge_request = options.mr.as_deref().map(|text| {
         let wrong = || format!("--mr {text}: write SOURCE:TARGET or SOURCE:TARGET:IID");
         let parts: Vec<&str> = text.split(':').collect();
@@ -176,7 +179,7 @@ pub fn wanted(options: &Options) -> Result<RequestedPipeline, String> {
 pub fn maps(options: &Options) -> Result<Maps, String> {
     let mut maps = Maps { templates: options.map_template.clone(), ..Maps::default() };
     for text in &options.map_project {
-        let (project, directory) = pair("--map-project", text, "PATH[@REF]=DIR")?;
+        let (project, directory) = split_pair("--map-project", text, "PATH[@REF]=DIR")?;
         let (project, reference) = match project.split_once('@') {
             Some((project, reference)) => (project, Some(reference.to_owned())),
             None => (project, None),
@@ -197,7 +200,7 @@ pub fn maps(options: &Options) -> Result<Maps, String> {
 
 fn component(text: &str) -> Result<MappedComponent, String> {
     let form = "PROJECT=DIR[,version=V][,sha=S][,ref=R]…";
-    let (project, rest) = pair("--map-component", text, form)?;
+    let (project, rest) = split_pair("--map-component", text, form)?;
     let mut parts = rest.split(',');
     let mut mapped = MappedComponent {
         project: project.to_owned(),
@@ -233,10 +236,10 @@ mod tests {
 
     #[test]
     fn parses_dotenv_files_with_comments_and_quotes() {
-        let variables = of_dotenv("# x\nA='one two'\nexport B=2\nA=3\n\n").expect("the variables must be valid");
+        let variables = parse_dotenv("# x\nA='one two'\nexport B=2\nA=3\n\n").expect("the variables must be valid");
         let pairs: Vec<_> = variables.iter().map(|one| (one.key.as_str(), one.value.as_str())).collect();
         assert_eq!(pairs, [("B", "2"), ("A", "3")]);
-        assert!(of_dotenv("junk").expect_err("must be refused").contains("line 1"));
+        assert!(parse_dotenv("junk").expect_err("must be refused").contains("line 1"));
     }
 
     #[test]
@@ -248,9 +251,9 @@ mod tests {
     #[test]
     fn parses_yaml_files_with_types_and_scopes() {
         let text = "A: 1\nB: {value: x, type: file, masked: true, environment_scope: 'review/*'}\n";
-        let variables = of_yaml(text).expect("the variables must be valid");
+        let variables = parse_yaml(text).expect("the variables must be valid");
         assert_eq!(variables[0].value, "1");
         assert!(variables[1].file && variables[1].masked && variables[1].environment_scope == "review/*");
-        assert!(of_yaml("A: {valeu: x}").is_err() && of_yaml("- a").is_err());
+        assert!(parse_yaml("A: {valeu: x}").is_err() && parse_yaml("- a").is_err());
     }
 }

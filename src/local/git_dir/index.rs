@@ -6,20 +6,20 @@ use std::path::Path;
 
 use crate::local::checkout::Listed;
 
-/// Bytes of an entry before its flags: times, device, inode, mode, owner, size, object id.
-const FIXED: usize = 60;
-/// Bytes of the checksum at the end.
-const CHECKSUM: usize = 20;
+/// The size of an entry before its flags in bytes: times, device, inode, mode, owner, size, object id.
+const FIXED_PART: usize = 60;
+/// The size of the checksum at the end in bytes.
+const CHECKSUM_SIZE: usize = 20;
 /// The file type of a submodule.
-const SUBMODULE: u32 = 0o160_000;
+const SUBMODULE_TYPE: u32 = 0o160_000;
 
-/// The files in an index, in its order. `None` if it has parts that change the meaning of the entries.
+/// The files in an index, in its order; `None` if only git can read the index.
 pub fn files(path: &Path) -> Option<Vec<Listed>> {
     parse(&std::fs::read(path).ok()?)
 }
 
 fn parse(index: &[u8]) -> Option<Vec<Listed>> {
-    let content = index.get(..index.len().checked_sub(CHECKSUM)?)?;
+    let content = index.get(..index.len().checked_sub(CHECKSUM_SIZE)?)?;
     let mut rest = content.strip_prefix(b"DIRC")?;
     let version = number(&mut rest).filter(|version| (2..=4).contains(version))?;
     let count = number(&mut rest)?;
@@ -27,7 +27,7 @@ fn parse(index: &[u8]) -> Option<Vec<Listed>> {
     let mut name = Vec::new();
     for _ in 0..count {
         let start = rest.len();
-        let fixed = take(&mut rest, FIXED)?;
+        let fixed = take(&mut rest, FIXED_PART)?;
         let mode = u32::from_be_bytes(fixed.get(24..28)?.try_into().ok()?);
         let flags = take(&mut rest, 2)?;
         let is_extended = flags[0] & 0x40 != 0;
@@ -40,11 +40,11 @@ fn parse(index: &[u8]) -> Option<Vec<Listed>> {
         }
         let length = rest.iter().position(|byte| *byte == 0)?;
         name.extend_from_slice(take(&mut rest, length)?);
-        // At least one zero; before version 4, up to a multiple of eight bytes.
+        // One zero byte ends the path. Before version 4, zero bytes fill the entry up to a multiple of eight bytes.
         let used = start - rest.len();
         take(&mut rest, if version == 4 { 1 } else { 8 - used % 8 })?;
         let path = OsStr::from_bytes(&name).into();
-        files.push(Listed { path, is_submodule: mode & 0o170_000 == SUBMODULE, is_skipped });
+        files.push(Listed { path, is_submodule: mode & 0o170_000 == SUBMODULE_TYPE, is_skipped });
     }
     while !rest.is_empty() {
         let signature = take(&mut rest, 4)?;

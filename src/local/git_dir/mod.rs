@@ -1,4 +1,5 @@
-//! Reads a developer's repository without starting git, which takes longer than all else before the first job.
+//! Reads a developer's repository without git, because starting git takes longer than all other work before the first
+//! job.
 //!
 //! Reads only plain repositories. In all other cases (work trees of `git worktree`, submodules, format
 //! extensions, settings that redirect git, damaged files) the functions return `None`, and the caller runs git.
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::Uid;
 
-pub use index::files;
+pub use index::files as files_in_index;
 pub use settings::effective;
 
 /// Environment variables that make git use other files.
@@ -36,8 +37,8 @@ const REDIRECTIONS: [&str; 13] = [
     "GIT_SHALLOW_FILE",
     "GIT_WORK_TREE",
 ];
-/// Parts of a repository's configuration that change its format or its place.
-const UNUSUAL: [&str; 4] = ["[extensions", "[include", "worktree", "bare = true"];
+/// Parts of a repository's configuration that change its format or the place of its work tree.
+const UNUSUAL_SETTINGS: [&str; 4] = ["[extensions", "[include", "worktree", "bare = true"];
 
 /// The repository of a plain checkout: the directory `.git` at its top.
 pub struct GitDir {
@@ -56,8 +57,8 @@ impl GitDir {
         let directory = directory.canonicalize().ok()?;
         let device = directory.metadata().ok()?.dev();
         for root in directory.ancestors() {
-            let above = root.metadata().ok()?;
-            if above.dev() != device || is_git_dir(root) {
+            let metadata_of_root = root.metadata().ok()?;
+            if metadata_of_root.dev() != device || is_git_dir(root) {
                 return None;
             }
             let path = root.join(".git");
@@ -66,8 +67,8 @@ impl GitDir {
                 Ok(metadata) if metadata.is_dir() => {
                     // Git trusts a repository of another user only if the configuration names it.
                     let own = Uid::effective().as_raw();
-                    let is_own = metadata.uid() == own && above.uid() == own;
-                    let is_usable = is_own && is_git_dir(&path) && is_usual(&path);
+                    let is_own = metadata.uid() == own && metadata_of_root.uid() == own;
+                    let is_usable = is_own && is_git_dir(&path) && is_plain(&path);
                     return is_usable.then(|| Self { root: root.to_owned(), path });
                 }
                 _ => return None,
@@ -77,15 +78,17 @@ impl GitDir {
     }
 }
 
+/// Whether git would take a directory for a repository.
 fn is_git_dir(place: &Path) -> bool {
     place.join("HEAD").exists() && place.join("objects").is_dir() && place.join("refs").is_dir()
 }
 
-fn is_usual(repository: &Path) -> bool {
+/// Whether the repository has none of the features that only git can read.
+fn is_plain(repository: &Path) -> bool {
     let Ok(config) = fs::read_to_string(repository.join("config")) else { return false };
     let config = config.to_ascii_lowercase();
-    let other = ["commondir", "info/grafts", "refs/replace"].map(|name| repository.join(name));
-    !UNUSUAL.iter().any(|part| config.contains(part)) && !other.iter().any(|path| path.exists())
+    let features = ["commondir", "info/grafts", "refs/replace"].map(|name| repository.join(name));
+    !UNUSUAL_SETTINGS.iter().any(|part| config.contains(part)) && !features.iter().any(|path| path.exists())
 }
 
 /// Whether a text is an object id (SHA-1; other formats are an extension).

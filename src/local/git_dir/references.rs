@@ -7,10 +7,10 @@ use std::path::Path;
 
 use super::{GitDir, is_id};
 
-/// The directories of references that matter here.
-const KINDS: [&str; 3] = ["refs/heads", "refs/tags", "refs/remotes"];
+/// The directories of branches, tags and remote-tracking branches.
+const DIRECTORIES: [&str; 3] = ["refs/heads", "refs/tags", "refs/remotes"];
 /// The depth limit of symbolic references, as in git.
-const DEPTH: usize = 5;
+const MAX_DEPTH: usize = 5;
 
 /// The references of a repository.
 #[derive(Debug, Default, PartialEq)]
@@ -24,12 +24,12 @@ pub struct References {
 }
 
 impl GitDir {
-    /// The references; `None` if there is no commit yet, or something unusual.
+    /// The references; `None` if there is no commit yet, or if only git can read them.
     pub fn references(&self) -> Option<References> {
         let mut raw = BTreeMap::new();
-        self.packed(&mut raw)?;
-        for kind in KINDS {
-            self.loose(kind, &mut raw)?;
+        self.add_packed(&mut raw)?;
+        for directory in DIRECTORIES {
+            self.add_loose(directory, &mut raw)?;
         }
         let text = fs::read_to_string(self.path.join("HEAD")).ok()?;
         let mut references = References::default();
@@ -41,7 +41,7 @@ impl GitDir {
             None => references.commit = Some(text.trim_end()).filter(|id| is_id(id))?.to_owned(),
         }
         for (name, value) in &raw {
-            // Git skips a symbolic reference to nothing.
+            // Git skips a symbolic reference whose target does not exist.
             let Some(id) = resolve(&raw, name, 0) else { continue };
             let target = value.strip_prefix("ref: ").map(str::to_owned);
             references.by_name.insert(name.clone(), (id, target));
@@ -49,7 +49,8 @@ impl GitDir {
         Some(references)
     }
 
-    fn packed(&self, raw: &mut BTreeMap<String, String>) -> Option<()> {
+    /// Adds the references in `packed-refs`; `None` for a file that only git can read.
+    fn add_packed(&self, raw: &mut BTreeMap<String, String>) -> Option<()> {
         let text = match fs::read_to_string(self.path.join("packed-refs")) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(()),
@@ -60,14 +61,15 @@ impl GitDir {
             if name.starts_with("refs/replace/") {
                 return None;
             }
-            if is_meant(name) {
+            if is_included(name) {
                 raw.insert(name.to_owned(), id.to_owned());
             }
         }
         Some(())
     }
 
-    fn loose(&self, below: &str, raw: &mut BTreeMap<String, String>) -> Option<()> {
+    /// Adds the references in files below a directory, which override packed ones.
+    fn add_loose(&self, below: &str, raw: &mut BTreeMap<String, String>) -> Option<()> {
         let entries = match fs::read_dir(self.path.join(below)) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(()),
@@ -78,7 +80,7 @@ impl GitDir {
             let name = format!("{below}/{}", entry.file_name().to_str()?);
             let kind = entry.file_type().ok()?;
             if kind.is_dir() {
-                self.loose(&name, raw)?;
+                self.add_loose(&name, raw)?;
             } else if !kind.is_file() {
                 return None;
             } else if Path::new(&name).extension().is_none_or(|extension| extension != "lock") {
@@ -94,12 +96,14 @@ impl GitDir {
     }
 }
 
-fn is_meant(name: &str) -> bool {
-    KINDS.iter().any(|kind| name.strip_prefix(kind).is_some_and(|rest| rest.starts_with('/')))
+/// Whether a name is that of a branch, a tag or a remote-tracking branch.
+fn is_included(name: &str) -> bool {
+    DIRECTORIES.iter().any(|directory| name.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/')))
 }
 
+/// The object id of a reference.
 fn resolve(raw: &BTreeMap<String, String>, name: &str, depth: usize) -> Option<String> {
-    let value = raw.get(name).filter(|_| depth <= DEPTH)?;
+    let value = raw.get(name).filter(|_| depth <= MAX_DEPTH)?;
     match value.strip_prefix("ref: ") {
         Some(target) => resolve(raw, target, depth + 1),
         None => Some(value.clone()),

@@ -13,7 +13,7 @@ use super::GitDir;
 const REDIRECTIONS: [&str; 3] = ["GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM", "GIT_CONFIG_SYSTEM"];
 
 impl GitDir {
-    /// All settings with these names, in the order in which git reads them; `None` if git must be asked.
+    /// All settings with these names, in the order in which git reads them; `None` if only git can read them.
     pub fn settings(&self, names: &[&str]) -> Option<Vec<(String, String)>> {
         if REDIRECTIONS.iter().any(|name| std::env::var_os(name).is_some()) {
             return None;
@@ -56,22 +56,28 @@ fn parse(text: &str) -> Option<Vec<(String, String)>> {
             '[' => section = self::section(&mut rest)?,
             character if character.is_ascii_whitespace() => {}
             character if character.is_ascii_alphabetic() && !section.is_empty() => {
-                let mut key = character.to_ascii_lowercase().to_string();
-                while let Some(next) = rest.next_if(|next| next.is_ascii_alphanumeric() || *next == '-') {
-                    key.push(next.to_ascii_lowercase());
-                }
-                while rest.next_if(|next| matches!(next, ' ' | '\t')).is_some() {}
-                let value = match rest.peek() {
-                    Some('=') => value(&mut rest)?,
-                    None | Some('\n' | '\r' | '#' | ';') => String::new(),
-                    Some(_) => return None,
-                };
+                let (key, value) = setting(character, &mut rest)?;
                 settings.push((format!("{section}.{key}"), value));
             }
             _ => return None,
         }
     }
     Some(settings)
+}
+
+/// `key = value`, or `key` without a value, after the first character of the key.
+fn setting(first: char, rest: &mut Peekable<Chars<'_>>) -> Option<(String, String)> {
+    let mut key = first.to_ascii_lowercase().to_string();
+    while let Some(next) = rest.next_if(|next| next.is_ascii_alphanumeric() || *next == '-') {
+        key.push(next.to_ascii_lowercase());
+    }
+    while rest.next_if(|next| matches!(next, ' ' | '\t')).is_some() {}
+    let value = match rest.peek() {
+        Some('=') => value(rest)?,
+        None | Some('\n' | '\r' | '#' | ';') => String::new(),
+        Some(_) => return None,
+    };
+    Some((key, value))
 }
 
 /// `section]` or `section "subsection"]`; `None` for a section that includes other files.
@@ -140,7 +146,7 @@ fn value(rest: &mut Peekable<Chars<'_>>) -> Option<String> {
     (!is_quoted).then_some(value)
 }
 
-/// One value of each name: the last one, except for the URL, of which git fetches from the first.
+/// The value of each setting that git uses: the last one; of several URLs the first, from which git fetches.
 pub fn effective(settings: Vec<(String, String)>) -> BTreeMap<String, String> {
     let mut effective = BTreeMap::new();
     for (name, value) in settings {
@@ -186,7 +192,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_panics(text in "[\\[\\]a\"= \\\\\n#.]{0,40}") {
+        fn no_text_causes_a_panic(text in "[\\[\\]a\"= \\\\\n#.]{0,40}") {
             let _ = parse(&text);
         }
     }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::*;
 use crate::local::checkout::{Checkout, FileSet, Listed, list};
-use crate::local::facts::Answers;
+use crate::local::facts::RepositoryFacts;
 
 fn git(root: &Path, arguments: &[&str]) -> String {
     let mut command = Command::new("git");
@@ -20,14 +20,14 @@ fn git(root: &Path, arguments: &[&str]) -> String {
 fn check(root: &Path, case: &str) {
     let found = GitDir::find(&root.join("sub")).unwrap_or_else(|| panic!("{case}: not found"));
     assert_eq!(found.root, root, "{case}");
-    let listed = files(&found.path.join("index")).unwrap_or_else(|| panic!("{case}: no index"));
+    let listed = files_in_index(&found.path.join("index")).unwrap_or_else(|| panic!("{case}: no index"));
     let tracked: Vec<&Path> = listed.iter().map(|file| file.path.as_path()).collect();
     let expected = git(root, &["ls-files", "-z"]);
     let mut expected: Vec<&Path> = expected.split_terminator('\0').map(Path::new).collect();
     expected.dedup();
     assert_eq!(tracked, expected, "{case}");
-    let by_git = Answers::by_git(root).expect("ask git");
-    let own = Answers::by_file(&found).unwrap_or_else(|| panic!("{case}: no answers"));
+    let by_git = RepositoryFacts::by_git(root).expect("ask git");
+    let own = RepositoryFacts::by_file(&found).unwrap_or_else(|| panic!("{case}: no answers"));
     assert_eq!(own, by_git, "{case}");
 }
 
@@ -62,7 +62,7 @@ fn reads_what_git_reads() {
     git(&root, &["update-index", "--index-version", "3"]);
     check(&root, "extended flags");
     let is_skipped = |file: &&Listed| file.is_skipped;
-    let listed = files(&root.join(".git/index")).expect("an index");
+    let listed = files_in_index(&root.join(".git/index")).expect("an index");
     assert_eq!(listed.iter().filter(is_skipped).count(), 1);
     assert_eq!(listed, list(&root, FileSet::Tracked).expect("a list"));
     git(&root, &["checkout", "-q", "--detach"]);
@@ -86,10 +86,11 @@ fn leaves_unusual_repositories_to_git() {
     assert_eq!(Checkout::find(&root.join("../other")).expect("a checkout").root, root.with_file_name("other"));
     git(&root, &["repack", "-adq"]);
     assert!(GitDir::find(&root).expect("a repository").commit(&id).is_none(), "a packed commit");
-    let (root_of_git, answers) = (git(&root, &["rev-parse", "--show-toplevel"]), Answers::ask(&root).expect("ask git"));
+    let (root_of_git, answers) =
+        (git(&root, &["rev-parse", "--show-toplevel"]), RepositoryFacts::read(&root).expect("ask git"));
     assert_eq!((root_of_git.trim(), answers.commit()), (root.to_str().expect("a path"), id.as_str()));
     git(&root, &["update-index", "--split-index"]);
-    assert!(files(&root.join(".git/index")).is_none(), "a split index");
+    assert!(files_in_index(&root.join(".git/index")).is_none(), "a split index");
     git(&root, &["config", "core.worktree", "../elsewhere"]);
     assert!(GitDir::find(&root).is_none(), "another work tree");
 }

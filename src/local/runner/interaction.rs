@@ -3,13 +3,14 @@
 use std::thread;
 
 use super::{LocalRunner, RunEvent};
+use crate::local::options::ManualPolicy;
 use crate::local::results::RunStatus;
 use crate::local::schedule::ScheduleState;
 
 impl LocalRunner<'_> {
     /// Asks about manual jobs when no other job can run. Returns false if there is no question.
     pub(super) fn ask(&mut self) -> bool {
-        if !self.options.ask || self.is_interrupted {
+        if self.options.manual_policy != ManualPolicy::Ask || self.is_interrupted {
             return false;
         }
         if self.is_asking {
@@ -25,20 +26,22 @@ impl LocalRunner<'_> {
         self.is_asking = true;
         let sender = self.sender.clone();
         thread::spawn(move || {
-            let mut answer = String::new();
-            let _ = std::io::stdin().read_line(&mut answer);
-            sender.send(RunEvent::Answer(answer))
+            let mut line = String::new();
+            // A closed standard input is a refusal, as an empty line is.
+            let _ = std::io::stdin().read_line(&mut line);
+            sender.send(RunEvent::Answer(line))
         });
         true
     }
 
-    pub(super) fn answered(&mut self, answer: &str) {
+    /// Starts the manual job that the user was asked about, if the user agrees.
+    pub(super) fn process_answer(&mut self, line: &str) {
         self.is_asking = false;
         if self.questions.is_empty() {
             return;
         }
         let (pipeline, job) = self.questions.remove(0);
-        if matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
+        if matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
             self.pipelines[pipeline].schedule.start(job);
         }
     }
@@ -59,6 +62,7 @@ impl LocalRunner<'_> {
         self.cancel("interrupted");
     }
 
+    /// Stops all running jobs and cancels all others.
     fn cancel(&mut self, why: &str) {
         for running in &mut self.pipelines {
             running.schedule.cancel();

@@ -8,15 +8,16 @@ use crate::local::schedule::{Conclusion, ScheduleState};
 use crate::pipeline::plan::AllowFailure;
 
 impl LocalRunner<'_> {
-    pub(super) fn ended(&mut self, pipeline: usize, job: usize, outcome: AttemptResult) {
+    /// Retries a job whose attempt has ended, or records its final result.
+    pub(super) fn finish_attempt(&mut self, pipeline: usize, job: usize, result: AttemptResult) {
         let running = &mut self.pipelines[pipeline];
         let planned = &running.plan.jobs[job];
         let progress = &mut running.jobs[job];
         progress.control = None;
-        let failure = outcome.failure;
+        let failure = result.failure;
         let is_stopped = self.is_interrupted || running.schedule.is_canceled();
-        progress.message.clone_from(&outcome.taken.message);
-        progress.result = Some(outcome);
+        progress.message.clone_from(&result.extracted.message);
+        progress.result = Some(result);
         let conclusion = match failure {
             None => Conclusion::Success,
             Some((FailureReason::RunnerInterrupted | FailureReason::JobCanceled, _)) if is_stopped => {
@@ -54,7 +55,7 @@ impl LocalRunner<'_> {
         {
             self.context.screen.say(&message);
         }
-        self.unpack(pipeline, job);
+        self.unpack_artifacts(pipeline, job);
         if conclusion == Conclusion::Failed && self.pipelines[pipeline].plan.cancel_on_job_failure {
             let running = &mut self.pipelines[pipeline];
             running.schedule.cancel();
@@ -64,7 +65,7 @@ impl LocalRunner<'_> {
     }
 
     /// Unpacks the artifacts of a job into the user's directory.
-    fn unpack(&self, pipeline: usize, job: usize) {
+    fn unpack_artifacts(&self, pipeline: usize, job: usize) {
         let Some(directory) = &self.options.artifacts else { return };
         let id = self.pipelines[pipeline].jobs[job].id;
         if let Err(why) = crate::local::artifacts::unpack(&self.context.artifacts, id, directory) {

@@ -33,9 +33,9 @@ impl Fetcher {
             ))
         };
         let origin = self.origin.as_deref().ok_or_else(no_origin)?;
-        let base = base_of(origin).ok_or_else(no_origin)?;
+        let base = url_base(origin).ok_or_else(no_origin)?;
         Ok(match host {
-            Some(host) if host_of(&base) != host_of(host) => format!("https://{host}/{project}.git"),
+            Some(host) if host_name(&base) != host_name(host) => format!("https://{host}/{project}.git"),
             _ => format!("{base}{project}.git"),
         })
     }
@@ -50,14 +50,14 @@ impl Fetcher {
     pub fn commit(&self, project: &str, reference: &str) -> Result<String, SourceError> {
         let url = self.url_of(project, None)?;
         if is_commit(reference) {
-            self.bring(&url, reference, reference)?;
+            self.fetch_commit(&url, reference, reference)?;
             return Ok(reference.to_owned());
         }
         let known = self.references(&url)?;
         let wanted = [reference.to_owned(), format!("refs/heads/{reference}"), format!("refs/tags/{reference}")];
         let missing = || SourceError::Missing(format!("project {project} has no ref `{reference}`"));
         let sha = wanted.iter().find_map(|name| known.get(name)).ok_or_else(missing)?;
-        self.bring(&url, sha, reference)?;
+        self.fetch_commit(&url, sha, reference)?;
         Ok(sha.clone())
     }
 
@@ -65,7 +65,7 @@ impl Fetcher {
     pub fn version(&self, host: &str, project: &str, reference: &str) -> Result<(String, String), SourceError> {
         let url = self.url_of(project, Some(host))?;
         if is_commit(reference) {
-            self.bring(&url, reference, reference)?;
+            self.fetch_commit(&url, reference, reference)?;
             return Ok((reference.to_owned(), reference.to_owned()));
         }
         let known = self.references(&url)?;
@@ -73,13 +73,13 @@ impl Fetcher {
         let found = exact.map(|sha| (sha.clone(), reference.to_owned())).or_else(|| newest(&known, reference));
         let missing = || SourceError::Missing(format!("component project {project} has no version `{reference}`"));
         let (sha, version) = found.ok_or_else(missing)?;
-        self.bring(&url, &sha, &version)?;
+        self.fetch_commit(&url, &sha, &version)?;
         Ok((sha, version))
     }
 
     /// Reads a file of a cached commit.
     pub fn file(&self, project: &str, sha: &str, path: &str) -> Result<Vec<u8>, SourceError> {
-        let repository = self.holder(project, sha)?;
+        let repository = self.repository_with(project, sha)?;
         let mut command = git(&repository);
         command.args(["cat-file", "blob", &format!("{sha}:{path}")]);
         let mut content = output(command)
@@ -90,7 +90,7 @@ impl Fetcher {
 
     /// Lists the files of a cached commit.
     pub fn files(&self, project: &str, sha: &str) -> Result<Vec<String>, SourceError> {
-        let mut command = git(&self.holder(project, sha)?);
+        let mut command = git(&self.repository_with(project, sha)?);
         command.args(["ls-tree", "-r", "-z", "--name-only", sha]);
         let names = output(command).map_err(SourceError::Failed)?;
         let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
@@ -99,23 +99,23 @@ impl Fetcher {
 
     /// Fetches a URL.
     pub fn url(&self, url: &str) -> Result<Vec<u8>, SourceError> {
-        let kept = self.cache.join("urls").join(crate::executor::docker::names::digest(url));
+        let cached = self.cache.join("urls").join(crate::executor::docker::names::digest(url));
         if self.is_offline {
-            return fs::read(&kept).map_err(|_| {
+            return fs::read(&cached).map_err(|_| {
                 SourceError::Failed(format!(
                     "{url} is not in the cache, and --offline is set; use --map-remote {url}=FILE"
                 ))
             });
         }
         let body = remote::get(url, FILE_LIMIT)?;
-        let made = fs::create_dir_all(self.cache.join("urls")).and_then(|()| fs::write(&kept, &body));
-        made.map_err(|error| SourceError::Failed(format!("{}: {error}", kept.display())))?;
+        let made = fs::create_dir_all(self.cache.join("urls")).and_then(|()| fs::write(&cached, &body));
+        made.map_err(|error| SourceError::Failed(format!("{}: {error}", cached.display())))?;
         Ok(body)
     }
 
     /// Fetches a template of GitLab from the project's own server.
     pub fn template(&self, name: &str) -> Result<Vec<u8>, SourceError> {
-        let host = self.origin.as_deref().and_then(web_of).unwrap_or_else(|| "https://gitlab.com".to_owned());
+        let host = self.origin.as_deref().and_then(web_url).unwrap_or_else(|| "https://gitlab.com".to_owned());
         let key = name.strip_suffix(".gitlab-ci.yml").unwrap_or(name);
         let url = format!("{host}/api/v4/templates/gitlab_ci_ymls/{}", crate::http::escape(key, b""));
         let body = self.url(&url).map_err(|error| match error {
@@ -124,16 +124,16 @@ impl Fetcher {
             )),
             error => error,
         })?;
-        let answer: serde_json::Value = serde_json::from_slice(&body)
+        let response: serde_json::Value = serde_json::from_slice(&body)
             .map_err(|_| SourceError::Failed(format!("{url} did not return a template")))?;
-        let content = answer.get("content").and_then(serde_json::Value::as_str);
+        let content = response.get("content").and_then(serde_json::Value::as_str);
         content
             .map(|content| content.as_bytes().to_vec())
             .ok_or_else(|| SourceError::Missing(format!("{host} has no template `{name}`")))
     }
 
     /// The cached repository that contains a commit of a project.
-    fn holder(&self, project: &str, sha: &str) -> Result<PathBuf, SourceError> {
+    fn repository_with(&self, project: &str, sha: &str) -> Result<PathBuf, SourceError> {
         let ending =
             format!("{}.git", project.replace(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '.' | '-'), "_"));
         let entries = fs::read_dir(&self.cache).into_iter().flatten().flatten();
@@ -144,15 +144,15 @@ impl Fetcher {
 
     /// The references of a repository with their commits; from the cache when offline.
     fn references(&self, url: &str) -> Result<BTreeMap<String, String>, SourceError> {
-        let kept = self.repository(url).with_extension("refs");
+        let cached = self.repository(url).with_extension("refs");
         let text = if self.is_offline {
-            fs::read(&kept).map_err(|_| offline(url))?
+            fs::read(&cached).map_err(|_| not_in_cache(url))?
         } else {
-            let mut command = fetching(Path::new("/"));
+            let mut command = git_for_server(Path::new("/"));
             command.args(["ls-remote", "--", url]);
-            let text = output(command).map_err(|why| failed(url, &why))?;
-            let made = fs::create_dir_all(&self.cache).and_then(|()| fs::write(&kept, &text));
-            made.map_err(|error| SourceError::Failed(format!("{}: {error}", kept.display())))?;
+            let text = output(command).map_err(|why| cannot_fetch(url, &why))?;
+            let made = fs::create_dir_all(&self.cache).and_then(|()| fs::write(&cached, &text));
+            made.map_err(|error| SourceError::Failed(format!("{}: {error}", cached.display())))?;
             text
         };
         let mut references = BTreeMap::new();
@@ -166,45 +166,45 @@ impl Fetcher {
     }
 
     /// Fetches a commit into the cache.
-    fn bring(&self, url: &str, sha: &str, reference: &str) -> Result<(), SourceError> {
+    fn fetch_commit(&self, url: &str, sha: &str, reference: &str) -> Result<(), SourceError> {
         let repository = self.repository(url);
         if has_commit(&repository, sha) {
             return Ok(());
         }
         if self.is_offline {
-            return Err(offline(url));
+            return Err(not_in_cache(url));
         }
-        fs::create_dir_all(&repository).map_err(|error| failed(url, &error.to_string()))?;
+        fs::create_dir_all(&repository).map_err(|error| cannot_fetch(url, &error.to_string()))?;
         let mut command = git(&repository);
         command.args(["init", "--quiet", "--bare"]);
-        output(command).map_err(|why| failed(url, &why))?;
+        output(command).map_err(|why| cannot_fetch(url, &why))?;
         let fetch = |what: &str| {
-            let mut command = fetching(&repository);
+            let mut command = git_for_server(&repository);
             command.args(["fetch", "--quiet", "--depth=1", "--no-tags", "--", url, what]);
             output(command)
         };
         // Some servers refuse to send a commit by its id; then the reference is fetched.
-        fetch(sha).or_else(|_| fetch(reference)).map_err(|why| failed(url, &why))?;
+        fetch(sha).or_else(|_| fetch(reference)).map_err(|why| cannot_fetch(url, &why))?;
         match has_commit(&repository, sha) {
             true => Ok(()),
-            false => Err(failed(url, &format!("the server has no commit {sha}"))),
+            false => Err(cannot_fetch(url, &format!("the server has no commit {sha}"))),
         }
     }
 }
 
-fn offline(url: &str) -> SourceError {
+fn not_in_cache(url: &str) -> SourceError {
     SourceError::Failed(format!(
         "{url} is not in the cache, and --offline is set; use --map-project or --map-component to read a directory"
     ))
 }
 
-fn failed(url: &str, why: &str) -> SourceError {
+fn cannot_fetch(url: &str, why: &str) -> SourceError {
     SourceError::Failed(format!("{url} cannot be fetched: {}", why.lines().last().unwrap_or(why)))
 }
 
-/// A git command with the user's own credentials. Without a terminal git asks for none; a server that stalls is a
-/// failure.
-fn fetching(directory: &Path) -> Command {
+/// A git command that contacts a server with the user's own credentials. It fails if the server stalls, and without a
+/// terminal it does not ask for credentials.
+fn git_for_server(directory: &Path) -> Command {
     let mut command = git(directory);
     command.args(["-c", "http.lowSpeedLimit=1", "-c", "http.lowSpeedTime=30"]);
     if !std::io::IsTerminal::is_terminal(&std::io::stdin()) {
@@ -227,7 +227,7 @@ fn is_commit(text: &str) -> bool {
 }
 
 /// The part of a URL before the project's path; `None` for a local path.
-fn base_of(url: &str) -> Option<String> {
+fn url_base(url: &str) -> Option<String> {
     if let Some((scheme, rest)) = url.split_once("://") {
         let host = rest.split('/').next().filter(|host| !host.is_empty())?;
         return Some(format!("{scheme}://{host}/"));
@@ -237,15 +237,15 @@ fn base_of(url: &str) -> Option<String> {
 }
 
 /// The name of the host in `https://user@host:443/`, `user@host:` or `host:443`.
-fn host_of(base: &str) -> &str {
+fn host_name(base: &str) -> &str {
     let authority = base.split_once("://").map_or(base, |(_, rest)| rest).split('/').next().unwrap_or_default();
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     host.split(':').next().unwrap_or(host)
 }
 
 /// Scheme and host of the server's web pages.
-fn web_of(url: &str) -> Option<String> {
-    let base = base_of(url)?;
+fn web_url(url: &str) -> Option<String> {
+    let base = url_base(url)?;
     if base.starts_with("http") {
         return Some(crate::job::sources::without_credentials(&base).trim_end_matches('/').to_owned());
     }
@@ -290,8 +290,8 @@ mod tests {
             assert_eq!(of(origin).url_of("p/q", Some(host)).expect("a URL"), url);
         }
         assert_eq!(of("git@a.test:x/y.git").url_of("p/q", Some("b.test")).expect("a URL"), "https://b.test/p/q.git");
-        assert_eq!(web_of("ssh://git@a.test:2222/x").as_deref(), Some("https://a.test"));
-        assert_eq!(web_of("https://u:p@a.test/x").as_deref(), Some("https://a.test"));
+        assert_eq!(web_url("ssh://git@a.test:2222/x").as_deref(), Some("https://a.test"));
+        assert_eq!(web_url("https://u:p@a.test/x").as_deref(), Some("https://a.test"));
     }
 
     #[test]

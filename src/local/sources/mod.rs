@@ -4,13 +4,14 @@
 //! The developer's repository is only read. Fetched files are stored in the user's cache directory.
 
 mod fetch;
+mod files;
+mod maps;
 mod remote;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::checkout::{Checkout, FileSet, Listed, git, output};
@@ -20,74 +21,37 @@ use crate::archive::unpack::unpack;
 use crate::digest::hex;
 use crate::pipeline::ahead::ParsedAhead;
 use crate::pipeline::request::{Base, ComponentVersion, SourceError, SourceTree, Sources};
-use crate::pipeline::syntax::FILE_LIMIT;
 use crate::sync;
 
-pub use fetch::Fetcher;
+use files::{files_below, open_file, read_below, read_file};
 
-/// The prefix of the id of a tree that is a local directory.
+pub use fetch::Fetcher;
+pub use maps::{MappedComponent, MappedProject, Maps};
+
+/// The prefix of the commit id of a [`SourceTree`] that is a local directory.
 const DIRECTORY: &str = "directory:";
 
-/// The user's mappings of other projects, URLs and components.
-#[derive(Clone, Debug, Default)]
-pub struct Maps {
-    /// `--map-project PATH[@REF]=DIR`
-    pub projects: Vec<MappedProject>,
-    /// `--map-remote URL=FILE`
-    pub remotes: BTreeMap<String, PathBuf>,
-    /// `--map-component`
-    pub components: Vec<MappedComponent>,
-    /// `--map-template DIR`: a directory with templates.
-    pub templates: Option<PathBuf>,
-}
-
-impl Maps {
-    /// The index of the map for a project: the one for this ref, else the one for all refs.
-    pub fn position(&self, project: &str, reference: Option<&str>) -> Option<usize> {
-        let of_project = |with: Option<&str>| {
-            self.projects.iter().position(|map| map.project == project && map.reference.as_deref() == with)
-        };
-        reference.and_then(|_| of_project(reference)).or_else(|| of_project(None))
-    }
-}
-
-/// A project that is mapped to a local directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MappedProject {
-    /// The path of the project on the server.
+/// The places of a project's files.
+pub struct SourcePlaces {
+    pub checkout: Checkout,
+    /// The current commit.
+    pub commit: String,
+    /// The path of the project on its server.
     pub project: String,
-    /// The mapped ref; `None` for all refs.
-    pub reference: Option<String>,
-    pub directory: PathBuf,
-}
-
-/// A component project that is mapped to a local directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MappedComponent {
-    /// The path of the project on the server.
-    pub project: String,
-    pub directory: PathBuf,
-    /// The version that the references resolve to.
-    pub version: Option<String>,
-    /// The commit id.
-    pub sha: Option<String>,
-    /// References that resolve to this version; empty for all references.
-    pub references: Vec<String>,
+    pub file_set: FileSet,
+    pub maps: Maps,
+    pub fetcher: Fetcher,
+    /// A directory for unpacked artifacts.
+    pub scratch: PathBuf,
 }
 
 /// The files of a local run.
 pub struct LocalSources {
-    checkout: Checkout,
-    commit: String,
-    project: String,
+    places: SourcePlaces,
     /// The paths of the project's files, sorted; listed when they are needed.
     listed: OnceLock<Arc<Vec<String>>>,
-    file_set: FileSet,
-    maps: Maps,
-    fetcher: Fetcher,
     /// Artifact archives of finished jobs, for `trigger:include:artifact`.
     artifacts: Mutex<HashMap<String, PathBuf>>,
-    scratch: PathBuf,
     untracked_reads: Mutex<Vec<String>>,
     parsed: Option<ParsedAhead>,
 }
@@ -99,26 +63,11 @@ pub fn parse_ahead(directory: &Path, path: &str) -> Option<ParsedAhead> {
 }
 
 impl LocalSources {
-    /// `project` is the path of the checkout's project on its server.
-    pub fn new(
-        checkout: &Checkout,
-        commit: &str,
-        project: &str,
-        file_set: FileSet,
-        maps: Maps,
-        fetcher: Fetcher,
-        scratch: PathBuf,
-    ) -> Self {
+    pub fn new(places: SourcePlaces) -> Self {
         Self {
-            checkout: checkout.clone(),
-            commit: commit.to_owned(),
-            project: project.to_owned(),
+            places,
             listed: OnceLock::new(),
-            file_set,
-            maps,
-            fetcher,
             artifacts: Mutex::default(),
-            scratch,
             untracked_reads: Mutex::default(),
             parsed: None,
         }
@@ -138,7 +87,7 @@ impl LocalSources {
         if let Some(listed) = self.listed.get() {
             return Ok(listed);
         }
-        let files = self.checkout.files(self.file_set).map_err(SourceError::Failed)?;
+        let files = self.places.checkout.files(self.places.file_set).map_err(SourceError::Failed)?;
         Ok(self.listed.get_or_init(|| names(&files)))
     }
 
@@ -153,7 +102,7 @@ impl LocalSources {
     }
 
     fn mapped_directory(&self, project: &str, reference: Option<&str>) -> Option<&Path> {
-        self.maps.position(project, reference).map(|at| self.maps.projects[at].directory.as_path())
+        self.places.maps.position(project, reference).map(|at| self.places.maps.projects[at].directory.as_path())
     }
 
     fn unpacked(&self, job: &str) -> Result<PathBuf, SourceError> {
@@ -162,7 +111,7 @@ impl LocalSources {
         let missing = || SourceError::Missing(format!("job `{job}` has no artifacts"));
         let archive = archives.get(job).ok_or_else(missing)?;
         let number = archive.parent().and_then(Path::file_name).unwrap_or_default();
-        let directory = self.scratch.join("unpacked").join(number);
+        let directory = self.places.scratch.join("unpacked").join(number);
         if !directory.exists() {
             std::fs::create_dir_all(&directory).map_err(|error| failed(error.to_string()))?;
             let file = File::open(archive).map_err(|error| failed(error.to_string()))?;
@@ -179,14 +128,14 @@ impl Sources for LocalSources {
     }
 
     fn runs_pipelines_of(&self, project: &str) -> bool {
-        self.maps.projects.iter().any(|map| map.project == project)
+        self.places.maps.projects.iter().any(|map| map.project == project)
     }
 
     fn read(&self, tree: &SourceTree, path: &str) -> Result<Vec<u8>, SourceError> {
         let path = path.trim_start_matches('/');
         match tree {
             SourceTree::Project => {
-                let text = read_below(&self.checkout.root, path)?;
+                let text = read_below(&self.places.checkout.root, path)?;
                 if self.listed.get().is_some_and(|listed| !contains(listed, path)) {
                     let mut reads = sync::lock(&self.untracked_reads);
                     if !reads.iter().any(|read| read == path) {
@@ -198,7 +147,7 @@ impl Sources for LocalSources {
             SourceTree::Commit { sha, .. } if sha.starts_with(DIRECTORY) => {
                 read_below(Path::new(&sha[DIRECTORY.len()..]), path)
             }
-            SourceTree::Commit { project, sha } => self.fetcher.file(project, sha, path),
+            SourceTree::Commit { project, sha } => self.places.fetcher.file(project, sha, path),
         }
     }
 
@@ -208,7 +157,7 @@ impl Sources for LocalSources {
             SourceTree::Commit { sha, .. } if sha.starts_with(DIRECTORY) => {
                 files_below(Path::new(&sha[DIRECTORY.len()..])).map(Arc::new)
             }
-            SourceTree::Commit { project, sha } => self.fetcher.files(project, sha).map(Arc::new),
+            SourceTree::Commit { project, sha } => self.places.fetcher.files(project, sha).map(Arc::new),
         }
     }
 
@@ -216,29 +165,29 @@ impl Sources for LocalSources {
         if let Some(directory) = self.mapped_directory(project, reference) {
             return directory_tree(project, directory);
         }
-        if project == self.project && reference.is_none_or(|reference| reference == self.commit) {
+        if project == self.places.project && reference.is_none_or(|reference| reference == self.places.commit) {
             return Ok(SourceTree::Project);
         }
-        let sha = self.fetcher.commit(project, reference.unwrap_or("HEAD"))?;
+        let sha = self.places.fetcher.commit(project, reference.unwrap_or("HEAD"))?;
         Ok(SourceTree::Commit { project: project.into(), sha: sha.into() })
     }
 
     fn remote(&self, url: &str) -> Result<Vec<u8>, SourceError> {
-        match self.maps.remotes.get(url) {
+        match self.places.maps.remotes.get(url) {
             Some(file) => read_file(file).map_err(|why| SourceError::Failed(format!("{}: {why}", file.display()))),
-            None => self.fetcher.url(url),
+            None => self.places.fetcher.url(url),
         }
     }
 
     fn template(&self, name: &str) -> Result<Vec<u8>, SourceError> {
-        match &self.maps.templates {
+        match &self.places.maps.templates {
             Some(directory) => read_below(directory, name),
-            None => self.fetcher.template(name),
+            None => self.places.fetcher.template(name),
         }
     }
 
     fn component(&self, host: &str, project: &str, reference: &str) -> Result<ComponentVersion, SourceError> {
-        let of_project = || self.maps.components.iter().filter(|map| map.project == project);
+        let of_project = || self.places.maps.components.iter().filter(|map| map.project == project);
         let mapped = of_project()
             .find(|map| map.references.iter().any(|known| known == reference))
             .or_else(|| of_project().find(|map| map.references.is_empty()));
@@ -254,11 +203,11 @@ impl Sources for LocalSources {
                 "`{reference}` is not a version of the mapped component {project}"
             )));
         }
-        if project == self.project && reference == self.commit {
-            let (sha, version) = (self.commit.clone(), reference.to_owned());
+        if project == self.places.project && reference == self.places.commit {
+            let (sha, version) = (self.places.commit.clone(), reference.to_owned());
             return Ok(ComponentVersion { tree: SourceTree::Project, sha, version });
         }
-        let (sha, version) = self.fetcher.version(host, project, reference)?;
+        let (sha, version) = self.places.fetcher.version(host, project, reference)?;
         let tree = SourceTree::Commit { project: project.into(), sha: sha.as_str().into() };
         Ok(ComponentVersion { tree, sha, version })
     }
@@ -269,19 +218,19 @@ impl Sources for LocalSources {
 
     fn changed(&self, base: &Base) -> Result<Arc<Vec<String>>, SourceError> {
         let commit = match base {
-            Base::Before(commit) => resolve(&self.checkout, commit).map_err(SourceError::Missing)?,
+            Base::Before(commit) => resolve(&self.places.checkout, commit).map_err(SourceError::Missing)?,
             Base::MergeBase(name) => {
-                let known = resolve(&self.checkout, name)
-                    .or_else(|_| resolve(&self.checkout, &format!("refs/remotes/origin/{name}")))
+                let known = resolve(&self.places.checkout, name)
+                    .or_else(|_| resolve(&self.places.checkout, &format!("refs/remotes/origin/{name}")))
                     .map_err(SourceError::Missing)?;
-                let mut command = git(&self.checkout.root);
+                let mut command = git(&self.places.checkout.root);
                 command.args(["merge-base", "HEAD", &known]);
                 let base = output(command)
                     .map_err(|why| SourceError::Failed(format!("`{name}` and HEAD have no common commit: {why}")))?;
                 String::from_utf8_lossy(&base).trim().to_owned()
             }
         };
-        let mut command = git(&self.checkout.root);
+        let mut command = git(&self.places.checkout.root);
         command.args(["diff", "--name-only", "--no-renames", "-z", &commit]);
         let names = output(command).map_err(SourceError::Failed)?;
         let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
@@ -294,7 +243,7 @@ impl Sources for LocalSources {
             return Ok(None);
         }
         let failed = |error| SourceError::Failed(format!("{path}: {error}"));
-        let Ok(file) = open_file(&self.checkout.root.join(path)) else { return Ok(None) };
+        let Ok(file) = open_file(&self.places.checkout.root.join(path)) else { return Ok(None) };
         let mut digest = ring::digest::Context::new(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY);
         let (mut file, mut block) = (file, [0; 64 * 1024]);
         loop {
@@ -307,7 +256,7 @@ impl Sources for LocalSources {
     }
 
     fn last_commit(&self, path: &str) -> Result<Option<String>, SourceError> {
-        let mut command = git(&self.checkout.root);
+        let mut command = git(&self.places.checkout.root);
         command.args(["log", "-1", "--format=%H", "--", path]);
         let commit = output(command).map_err(SourceError::Failed)?;
         let commit = String::from_utf8_lossy(&commit).trim().to_owned();
@@ -333,58 +282,4 @@ fn directory_tree(project: &str, directory: &Path) -> Result<SourceTree, SourceE
     let path = directory.canonicalize().map_err(|_| missing())?;
     let text = path.to_str().ok_or_else(missing)?;
     Ok(SourceTree::Commit { project: project.into(), sha: format!("{DIRECTORY}{text}").into() })
-}
-
-/// Opens a regular file; never blocks on a pipe or device.
-fn open_file(path: &Path) -> Result<File, String> {
-    let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC).open(path);
-    let file = file.map_err(|error| error.to_string())?;
-    match file.metadata().map_err(|error| error.to_string())?.is_file() {
-        true => Ok(file),
-        false => Err("not a regular file".to_owned()),
-    }
-}
-
-/// Reads a file, up to one byte more than the planner's limit.
-fn read_file(path: &Path) -> Result<Vec<u8>, String> {
-    let mut content = Vec::new();
-    let limit = FILE_LIMIT as u64 + 1;
-    open_file(path)?.take(limit).read_to_end(&mut content).map_err(|error| error.to_string())?;
-    Ok(content)
-}
-
-/// Reads a file below a directory; the path cannot leave the directory.
-fn read_below(root: &Path, path: &str) -> Result<Vec<u8>, SourceError> {
-    let path = path.trim_start_matches('/');
-    let outside = Path::new(path).components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir));
-    let place = root.join(path);
-    if outside || path.is_empty() {
-        return Err(SourceError::Missing(format!("`{path}` is not a path inside the project")));
-    }
-    match place.canonicalize() {
-        Ok(real) if root.canonicalize().is_ok_and(|root| real.starts_with(root)) => {}
-        Ok(_) => return Err(SourceError::Failed(format!("`{path}` is a link that leads out of the project"))),
-        Err(_) => return Err(SourceError::Missing("the file does not exist".to_owned())),
-    }
-    read_file(&place).map_err(|why| SourceError::Failed(format!("`{path}`: {why}")))
-}
-
-/// All files below a directory; in a checkout, the files that git tracks.
-fn files_below(root: &Path) -> Result<Vec<String>, SourceError> {
-    let mut files = Vec::new();
-    let mut waiting = vec![PathBuf::new()];
-    while let Some(below) = waiting.pop() {
-        let failed = |error: std::io::Error| SourceError::Failed(format!("{}: {error}", root.join(&below).display()));
-        for entry in std::fs::read_dir(root.join(&below)).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let path = below.join(entry.file_name());
-            match entry.file_type().map_err(failed)?.is_dir() {
-                true if entry.file_name() == ".git" => {}
-                true => waiting.push(path),
-                false => files.push(path.to_string_lossy().into_owned()),
-            }
-        }
-    }
-    files.sort_unstable();
-    Ok(files)
 }

@@ -9,25 +9,28 @@ use std::time::SystemTime;
 
 use nix::libc;
 
+use super::parallel::threads;
 use super::stamp::Stamp;
 
 /// Below this number of files, copying takes less time than starting a thread.
-const FEW: usize = 64;
-/// Up to this size a file is copied through memory.
-const SMALL: usize = 64 * 1024;
+const MIN_FILES: usize = 64;
+/// The largest file that is copied through memory, in bytes.
+const MAX_BUFFERED: usize = 64 * 1024;
 
 /// A copied file: its path, the stamp of the original, and the stamp of the copy.
 type Copied = (PathBuf, Stamp, Stamp);
 
 /// Copies files from one tree to another, whose directories exist. A file that no longer exists is skipped.
-pub fn all(from: &Path, to: &Path, files: &[(&Path, Stamp)]) -> io::Result<Vec<Copied>> {
-    let threads = if files.len() < FEW { 1 } else { super::threads() };
+pub fn copy_all(from: &Path, to: &Path, files: &[(&Path, Stamp)]) -> io::Result<Vec<Copied>> {
+    let threads = if files.len() < MIN_FILES { 1 } else { threads() };
     if threads == 1 {
-        return some(from, to, files);
+        return copy_part(from, to, files);
     }
     thread::scope(|scope| {
-        let parts: Vec<_> =
-            files.chunks(files.len().div_ceil(threads)).map(|part| scope.spawn(move || some(from, to, part))).collect();
+        let parts: Vec<_> = files
+            .chunks(files.len().div_ceil(threads))
+            .map(|part| scope.spawn(move || copy_part(from, to, part)))
+            .collect();
         let mut copied = Vec::with_capacity(files.len());
         for part in parts {
             copied
@@ -39,11 +42,11 @@ pub fn all(from: &Path, to: &Path, files: &[(&Path, Stamp)]) -> io::Result<Vec<C
     })
 }
 
-fn some(from: &Path, to: &Path, files: &[(&Path, Stamp)]) -> io::Result<Vec<Copied>> {
+fn copy_part(from: &Path, to: &Path, files: &[(&Path, Stamp)]) -> io::Result<Vec<Copied>> {
     let mut copied = Vec::with_capacity(files.len());
-    let mut buffer = vec![0; SMALL];
+    let mut buffer = vec![0; MAX_BUFFERED];
     for (path, _) in files {
-        match one(&from.join(path), &to.join(path), &mut buffer) {
+        match copy_file(&from.join(path), &to.join(path), &mut buffer) {
             Ok((original, copy)) => copied.push(((*path).to_owned(), original, copy)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
@@ -52,11 +55,11 @@ fn some(from: &Path, to: &Path, files: &[(&Path, Stamp)]) -> io::Result<Vec<Copi
     Ok(copied)
 }
 
-fn one(from: &Path, to: &Path, buffer: &mut [u8]) -> io::Result<(Stamp, Stamp)> {
+fn copy_file(from: &Path, to: &Path, buffer: &mut [u8]) -> io::Result<(Stamp, Stamp)> {
     // A pipe in place of the file does not block, and a link is not followed.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let mut original = match File::options().read(true).custom_flags(flags).open(from) {
-        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return link(from, to),
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return copy_link(from, to),
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Err(io::ErrorKind::NotFound.into()),
         opened => opened?,
     };
@@ -66,7 +69,7 @@ fn one(from: &Path, to: &Path, buffer: &mut [u8]) -> io::Result<(Stamp, Stamp)> 
     }
     let mode = metadata.permissions().mode() & 0o777 | 0o600;
     let mut copy = File::options().write(true).create_new(true).mode(mode).open(to)?;
-    fill(&mut original, metadata.len(), &mut copy, buffer)?;
+    copy_content(&mut original, metadata.len(), &mut copy, buffer)?;
     // Build tools compare modification times; the copy of an unchanged file must not look new.
     copy.set_modified(metadata.modified()?)?;
     let mut made = copy.metadata()?;
@@ -84,7 +87,7 @@ fn one(from: &Path, to: &Path, buffer: &mut [u8]) -> io::Result<(Stamp, Stamp)> 
 
 /// Copies the content. For large files, the kernel shares blocks if the file system supports that; for a small file,
 /// the system call takes longer than the copy.
-fn fill(original: &mut File, length: u64, copy: &mut File, buffer: &mut [u8]) -> io::Result<()> {
+fn copy_content(original: &mut File, length: u64, copy: &mut File, buffer: &mut [u8]) -> io::Result<()> {
     if length > buffer.len() as u64 {
         return io::copy(original, copy).map(drop);
     }
@@ -101,7 +104,7 @@ fn fill(original: &mut File, length: u64, copy: &mut File, buffer: &mut [u8]) ->
     Ok(())
 }
 
-fn link(from: &Path, to: &Path) -> io::Result<(Stamp, Stamp)> {
+fn copy_link(from: &Path, to: &Path) -> io::Result<(Stamp, Stamp)> {
     symlink(fs::read_link(from)?, to)?;
     Ok((Stamp::of(&from.symlink_metadata()?), Stamp::of(&to.symlink_metadata()?)))
 }

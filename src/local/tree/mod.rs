@@ -8,122 +8,38 @@
 
 mod copy;
 mod manifest;
+mod parallel;
 mod repository;
+mod restore;
 mod skipped;
+mod source;
 mod stamp;
+#[cfg(test)]
+mod tests;
 
-use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
-use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::SystemTime;
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::checkout::{Checkout, FileSet, Listed, list};
-use super::facts::Answers;
-use super::objects;
 use crate::digest;
-use crate::job::sources::remove::remove;
-use manifest::Manifest;
-use repository::Repository;
-use skipped::SkippedFiles;
-use stamp::Stamp;
+use crate::job::sources::remove::{empty, remove};
+use restore::{make_accessible, restore};
+pub use source::TreeSource;
 
 /// The maximum number of trees of one project, and so of concurrent jobs.
-const TREES_MOST: usize = 1024;
+const MAX_TREES: usize = 1024;
 
-/// The files for the trees; read once per run.
-pub struct TreeSource {
-    root: PathBuf,
-    files: HashMap<PathBuf, Stamp>,
-    directories: HashSet<PathBuf>,
-    /// Files that are not in the work tree of a sparse checkout.
-    skipped: SkippedFiles,
-    repository: Repository,
-    /// The repositories of submodules, by their paths.
-    submodules: HashMap<PathBuf, Repository>,
-}
-
-impl TreeSource {
-    /// The listed files of the checkout, and a repository with the current commit. Fails if git does not list the files
-    /// that a sparse checkout leaves out.
-    pub fn new(checkout: &Checkout, listed: &[Listed], answers: &Answers) -> Result<Self, String> {
-        // The objects of a partial clone may be missing; a download of all of them is not what its owner wants.
-        let skipped = match listed.iter().any(|file| file.is_skipped) && !answers.is_partial_clone() {
-            true => SkippedFiles::list(&checkout.root)?,
-            false => SkippedFiles::default(),
-        };
-        let mut source = Self {
-            root: checkout.root.clone(),
-            files: HashMap::with_capacity(listed.len()),
-            directories: HashSet::new(),
-            skipped,
-            repository: Repository::new(checkout, answers),
-            submodules: HashMap::new(),
-        };
-        source.add(listed, Path::new(""));
-        let skipped: Vec<(PathBuf, Stamp)> =
-            source.skipped.stamps().map(|(path, stamp)| (path.to_owned(), stamp)).collect();
-        for (path, stamp) in skipped {
-            source.add_directories(&path);
-            source.files.insert(path, stamp);
-        }
-        Ok(source)
-    }
-
-    /// Adds files and symbolic links that exist; a tracked file that the developer deleted is skipped.
-    fn add(&mut self, listed: &[Listed], below: &Path) {
-        let looked = in_parts(listed, |file| {
-            let path = below.join(&file.path);
-            let metadata = self.root.join(&path).symlink_metadata().ok()?;
-            Some((path, metadata, file))
-        });
-        for (path, metadata, file) in looked {
-            if file.is_submodule && metadata.is_dir() {
-                self.add_directories(&path);
-                self.directories.insert(path);
-            } else if metadata.is_file() || metadata.is_symlink() {
-                self.add_directories(&path);
-                self.files.insert(path, Stamp::of(&metadata));
-            }
-        }
-    }
-
-    fn add_directories(&mut self, path: &Path) {
-        for directory in path.ancestors().skip(1) {
-            if directory.as_os_str().is_empty() || !self.directories.insert(directory.to_owned()) {
-                break;
-            }
-        }
-    }
-
-    /// Adds the files and repositories of submodules (`GIT_SUBMODULE_STRATEGY`) that are checked out. `state` is the
-    /// directory of the project's state.
-    pub fn add_submodules(&mut self, listed: &[Listed], state: &Path) -> Result<(), String> {
-        self.repository.add_settings_of_submodules(&self.root);
-        let mut waiting = objects::submodule_roots(&self.root, listed);
-        while let Some(root) = waiting.pop() {
-            let path = root.strip_prefix(&self.root).unwrap_or(&root).to_owned();
-            let Some(checkout) = objects::of_submodule(&root, state)? else { continue };
-            let files = list(&root, FileSet::Tracked)?;
-            self.add(&files, &path);
-            // A repository without a commit is of no use to a job.
-            if let Ok(answers) = Answers::ask(&root) {
-                let mut repository = Repository::new(&checkout, &answers);
-                if files.iter().any(|file| file.is_submodule) {
-                    repository.add_settings_of_submodules(&root);
-                }
-                self.submodules.insert(path, repository);
-            }
-            waiting.extend(objects::submodule_roots(&root, &files));
-        }
-        Ok(())
-    }
+/// The files of a job's tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TreeContent {
+    Sources,
+    /// The tree is empty (`GIT_STRATEGY: none` and `empty`).
+    Nothing,
 }
 
 /// The trees of one project.
@@ -153,29 +69,28 @@ impl Trees {
         Self { directory, name: name.to_owned() }
     }
 
-    /// Takes a tree that contains exactly `source`, or nothing if `empty` is set (`GIT_STRATEGY: none` and `empty`).
-    /// `restore_ownership` makes the user the owner of files that containers created as other users; if it fails, the
-    /// tree is not used.
+    /// Takes a tree that contains exactly `source`, or nothing. `restore_ownership` makes the user the owner of files that
+    /// containers created as other users; if it fails, the tree is not used.
     pub fn take(
         &self,
         source: &TreeSource,
-        empty: bool,
+        content: TreeContent,
         restore_ownership: &dyn Fn(&Path) -> bool,
     ) -> io::Result<Tree> {
-        for number in 0..TREES_MOST {
+        for number in 0..MAX_TREES {
             let Some(tree) = self.lock(number)? else { continue };
-            let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
-            let cleaned = match tree.clean(source, empty) {
-                Err(error) if is_closed(&error) && restore_ownership(&tree.builds) => tree.clean(source, empty),
+            let is_inaccessible = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+            let cleaned = match tree.clean(source, content) {
+                Err(error) if is_inaccessible(&error) && restore_ownership(&tree.builds) => tree.clean(source, content),
                 cleaned => cleaned,
             };
             match cleaned {
                 Ok(()) => return Ok(tree),
-                Err(error) if is_closed(&error) => {}
+                Err(error) if is_inaccessible(&error) => {}
                 Err(error) => return Err(error),
             }
         }
-        Err(io::Error::other(format!("all {TREES_MOST} trees below {} are in use", self.directory.display())))
+        Err(io::Error::other(format!("all {MAX_TREES} trees below {} are in use", self.directory.display())))
     }
 
     /// The builds directory of the first tree. A job that runs alone gets this tree.
@@ -201,7 +116,7 @@ impl Trees {
 
     /// Removes the secrets of jobs whose run was killed.
     pub fn remove_secrets(&self) {
-        for number in 0..TREES_MOST {
+        for number in 0..MAX_TREES {
             if !self.directory.join(number.to_string()).exists() {
                 return;
             }
@@ -216,12 +131,13 @@ impl Trees {
 }
 
 impl Tree {
-    fn clean(&self, source: &TreeSource, empty: bool) -> io::Result<()> {
+    /// Restores the tree to `content`.
+    fn clean(&self, source: &TreeSource, content: TreeContent) -> io::Result<()> {
         fs::create_dir_all(&self.project)?;
         remove(&self.temporary)?;
-        if empty {
+        if content == TreeContent::Nothing {
             let _ = fs::remove_file(self.home.join("manifest"));
-            return crate::job::sources::remove::empty(&self.project);
+            return empty(&self.project);
         }
         restore(source, self)?;
         let scratch = self.home.join("index");
@@ -243,7 +159,7 @@ impl Tree {
     /// now, regardless of the time and the permissions that the job gave to its directory.
     pub fn keep(&self, place: &Path) -> io::Result<PathBuf> {
         let _ = fs::remove_file(self.home.join("manifest"));
-        open_up(&self.builds, &self.builds.symlink_metadata()?)?;
+        make_accessible(&self.builds, &self.builds.symlink_metadata()?)?;
         File::open(&self.builds)?.set_modified(SystemTime::now())?;
         remove(place)?;
         if let Some(parent) = place.parent() {
@@ -253,109 +169,3 @@ impl Tree {
         Ok(place.join(self.project.file_name().unwrap_or_default()))
     }
 }
-
-/// Restores a tree to the state of the source. The manifest is saved before the tree is used.
-fn restore(source: &TreeSource, tree: &Tree) -> io::Result<()> {
-    let file = tree.home.join("manifest");
-    let mut manifest = Manifest::load(&file);
-    let mut kept = HashSet::new();
-    let mut files = Vec::with_capacity(source.files.len());
-    sweep(source, &tree.project, Path::new(""), &mut files)?;
-    let looked = in_parts(&files, |path| {
-        let metadata = tree.project.join(path).symlink_metadata();
-        let is_kept = metadata.as_ref().is_ok_and(|metadata| {
-            source.files.get(path).is_some_and(|original| manifest.holds(path, *original, Stamp::of(metadata)))
-        });
-        Some((path, is_kept))
-    });
-    for (path, is_kept) in looked {
-        match is_kept {
-            true => drop(kept.insert(path)),
-            false => remove(&tree.project.join(path))?,
-        }
-    }
-    let lacking: Vec<(&Path, Stamp)> = source
-        .files
-        .iter()
-        .filter(|(path, _)| !kept.contains(path))
-        .map(|(path, stamp)| (path.as_path(), *stamp))
-        .collect();
-    for directory in &source.directories {
-        // Most directories exist; missing ones are created with their parents.
-        if kept.is_empty() || !tree.project.join(directory).is_dir() {
-            fs::create_dir_all(tree.project.join(directory))?;
-        }
-    }
-    let forgotten = manifest.retain(|path| source.files.contains_key(path));
-    if lacking.is_empty() && !forgotten {
-        return Ok(());
-    }
-    for (path, original, copy) in copy::all(&source.root, &tree.project, &lacking)? {
-        manifest.note(path, original, copy);
-    }
-    let paths: Vec<&Path> = lacking.iter().map(|(path, _)| *path).collect();
-    for path in source.skipped.write(&source.root, &tree.project, &tree.home.join("index"), &paths)? {
-        let (original, place) = (source.files.get(&path), tree.project.join(&path));
-        manifest.note(path, original.copied().unwrap_or_default(), Stamp::of(&place.symlink_metadata()?));
-    }
-    manifest.save(&file)
-}
-
-/// Removes everything that cannot be a file of the source, and collects the paths of the others.
-fn sweep(source: &TreeSource, project: &Path, below: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
-    for entry in fs::read_dir(project.join(below))? {
-        let entry = entry?;
-        let path = below.join(entry.file_name());
-        // The repositories have their own records.
-        if entry.file_name() == ".git" && (below.as_os_str().is_empty() || source.submodules.contains_key(below)) {
-            continue;
-        }
-        let is_directory = entry.file_type()?.is_dir();
-        if is_directory && source.directories.contains(&path) {
-            let place = project.join(&path);
-            open_up(&place, &place.symlink_metadata()?)?;
-            sweep(source, project, &path, files)?;
-        } else if is_directory || !source.files.contains_key(&path) {
-            remove(&project.join(&path))?;
-        } else {
-            files.push(path);
-        }
-    }
-    Ok(())
-}
-
-/// Below this number of files, looking at them takes less time than starting a thread.
-const FEW: usize = 500;
-
-/// The number of threads for work on many files. Looking it up reads files of control groups.
-fn threads() -> usize {
-    thread::available_parallelism().map_or(1, usize::from).min(8)
-}
-
-/// The results of a function for all items, in order; on all cores if there are many items.
-fn in_parts<'i, I: Sync, T: Send>(items: &'i [I], look: impl Fn(&'i I) -> Option<T> + Sync) -> Vec<T> {
-    let threads = if items.len() < FEW { 1 } else { threads() };
-    if threads == 1 {
-        return items.iter().filter_map(look).collect();
-    }
-    thread::scope(|scope| {
-        let look = &look;
-        let parts = items.chunks(items.len().div_ceil(threads));
-        let parts: Vec<_> = parts.map(|part| scope.spawn(move || part.iter().filter_map(look).collect())).collect();
-        let joined = parts.into_iter().map(|part| part.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        joined.collect::<Vec<Vec<T>>>().into_iter().flatten().collect()
-    })
-}
-
-/// A job may have removed the permissions of a directory.
-fn open_up(directory: &Path, metadata: &fs::Metadata) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let mode = metadata.permissions().mode();
-    match mode & 0o755 == 0o755 {
-        true => Ok(()),
-        false => fs::set_permissions(directory, fs::Permissions::from_mode(mode | 0o755)),
-    }
-}
-
-#[cfg(test)]
-mod tests;

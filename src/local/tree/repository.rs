@@ -1,7 +1,8 @@
 //! The repository of a job's tree: its own references, index and configuration; objects are read from the developer's
 //! repository. No git command of a job can change the developer's repository.
 //!
-//! A repository that no job has changed is kept for the next job: creating files takes longer than a look at them.
+//! A repository that no job has changed is kept for the next job, because creating its files takes longer than comparing
+//! their stamps.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -15,32 +16,33 @@ use ring::digest::{Context, SHA256};
 use super::stamp::Stamp;
 use crate::job::sources::remove::remove;
 use crate::local::checkout::{Checkout, git, output};
-use crate::local::facts::Answers;
+use crate::local::facts::RepositoryFacts;
 
-/// The files and directories of a repository besides the copied files, for a comparison of stamps.
+/// The files and directories of a new repository, except the copied files.
 const ENTRIES: [&str; 8] =
     ["", "HEAD", "config", "objects", "objects/info", "objects/info/alternates", "packed-refs", "refs"];
 
-/// The sources of such a repository.
+/// The content of a repository for trees.
 pub struct Repository {
     commit: String,
     references: Vec<u8>,
     objects: PathBuf,
-    /// Files that are copied from the developer's repository, and their names.
+    /// Files of the developer's repository that are copied, and their names in the repository of the tree.
     copied: Vec<(PathBuf, OsString)>,
     config: String,
-    /// Identifies the content; `None`: a source has just changed, so that its stamp does not identify it.
+    /// A digest of the content. `None`: a copied file has changed so recently that its stamp does not identify its
+    /// content.
     identity: Option<Vec<u8>>,
 }
 
 impl Repository {
-    /// Takes paths from the checkout and references from git's answers.
-    pub fn new(checkout: &Checkout, answers: &Answers) -> Self {
+    /// The repository for trees of this checkout.
+    pub fn new(checkout: &Checkout, answers: &RepositoryFacts) -> Self {
         let mut repository = Self {
             commit: answers.commit().to_owned(),
             references: answers.packed.clone(),
             objects: checkout.objects.clone(),
-            copied: copied(checkout),
+            copied: copied_files(checkout),
             config: config(answers),
             identity: None,
         };
@@ -48,11 +50,12 @@ impl Repository {
         repository
     }
 
-    /// Adds the settings by which git knows the submodules of the work tree at `root`.
+    /// Adds the settings `submodule.*.url` and `submodule.*.active` of the work tree at `root`, without which git ignores
+    /// the submodules.
     pub fn add_settings_of_submodules(&mut self, root: &Path) {
         let mut command = git(root);
         command.args(["config", "-z", "--get-regexp", r"^submodule\..*\.(url|active)$"]);
-        // Git fails if there are none.
+        // Git fails if there are no such settings.
         let settings = output(command).unwrap_or_default();
         for setting in String::from_utf8_lossy(&settings).split('\0') {
             let Some((name, value)) = setting.split_once('\n') else { continue };
@@ -65,6 +68,7 @@ impl Repository {
         self.identity = self.identify();
     }
 
+    /// Computes [`Repository::identity`].
     fn identify(&self) -> Option<Vec<u8>> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let mut digest = Context::new(&SHA256);
@@ -83,8 +87,8 @@ impl Repository {
         Some(digest.finish().as_ref().to_vec())
     }
 
-    /// Creates the repository of the work tree at `project` in place of what exists there, unless `record` shows that it
-    /// is there, unchanged. `adapt` changes a new repository before it is recorded.
+    /// Creates the repository of the tree at `project` and writes a record of it to the file `record`. An existing repository
+    /// stays if it still equals its record. `adapt` changes a new repository before it is recorded.
     pub fn write(&self, project: &Path, record: &Path, adapt: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<()> {
         let place = &project.join(".git");
         if fs::read(record).is_ok_and(|known| self.record(place) == Some(known)) {
@@ -93,7 +97,7 @@ impl Repository {
         remove(place)?;
         fs::create_dir_all(place.join("objects/info"))?;
         fs::create_dir(place.join("refs"))?;
-        // The name of the directory contains no line feed.
+        // `objects::for_jobs` chose a path without a line feed.
         let mut alternates = self.objects.clone().into_os_string();
         alternates.push("\n");
         fs::write(place.join("objects/info/alternates"), alternates.as_bytes())?;
@@ -110,7 +114,8 @@ impl Repository {
         }
     }
 
-    /// The identity, and the stamps of all files in the repository at `place`. `None`: it contains other files.
+    /// The identity of the content and the stamps of all files in the repository at `place`. `None`: the content has no
+    /// identity, or the repository contains other files.
     fn record(&self, place: &Path) -> Option<Vec<u8>> {
         let mut record = self.identity.clone()?;
         let mut expected = 0;
@@ -126,9 +131,9 @@ impl Repository {
     }
 }
 
-/// The files to copy from a repository: its index, the parts that a split index refers to, and the end of a shallow
-/// clone.
-fn copied(checkout: &Checkout) -> Vec<(PathBuf, OsString)> {
+/// The files to copy from a repository: its index, the parts that a split index refers to, and the list of commits at
+/// which a shallow clone ends.
+fn copied_files(checkout: &Checkout) -> Vec<(PathBuf, OsString)> {
     let mut copied = vec![(checkout.index.clone(), "index".into()), (checkout.shallow.clone(), "shallow".into())];
     let directory = checkout.index.parent().unwrap_or(Path::new(""));
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -140,14 +145,14 @@ fn copied(checkout: &Checkout) -> Vec<(PathBuf, OsString)> {
     copied
 }
 
-/// A value in git's configuration, without its quotes.
+/// A value for git's configuration, to be written in quotes.
 fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// The git configuration. The copies have the time stamps of the originals but other inodes; these settings keep git
-/// from reading all files because of that.
-fn config(answers: &Answers) -> String {
+/// The git configuration. The copied files have the modification times of the originals but other inodes and change
+/// times. Without `trustctime` and `checkStat`, git would read all of them to detect changes.
+fn config(answers: &RepositoryFacts) -> String {
     let value = |key: &str| answers.setting(key).map(escaped);
     let format = value("extensions.objectformat");
     let version = if format.is_some() { 1 } else { 0 };
@@ -162,7 +167,7 @@ fn config(answers: &Answers) -> String {
         text.push_str(&format!(
             "[remote \"origin\"]\n\turl = \"{url}\"\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n"
         ));
-        // Git fetches missing objects of a partial clone from there.
+        // From this remote, git fetches missing objects of a partial clone.
         if answers.is_partial_clone() {
             let filter = value("remote.origin.partialclonefilter").unwrap_or_else(|| "blob:none".to_owned());
             text.push_str(&format!("\tpromisor = true\n\tpartialCloneFilter = \"{filter}\"\n"));

@@ -77,8 +77,8 @@ impl SkippedFiles {
     }
 }
 
-/// Runs a git command with this input. The input comes from a file beside `scratch`, because git may write before it
-/// has read all of a pipe.
+/// Runs a git command with this input. The input is a file beside `scratch`, not a pipe: git may write output before it
+/// has read all input, so a pipe could block both sides.
 fn run(mut command: std::process::Command, input: Option<&[u8]>, scratch: &Path) -> io::Result<()> {
     let file = scratch.with_extension("input");
     if let Some(input) = input {

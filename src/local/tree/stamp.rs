@@ -7,8 +7,8 @@ use std::os::unix::fs::MetadataExt;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stamp([i64; 7]);
 
-/// File time stamps may have a resolution of this many nanoseconds; a change within that time does not alter them.
-const TICK: i64 = 20_000_000;
+/// The coarsest resolution of file times, in nanoseconds. A second change within that time may leave them equal.
+const TIME_RESOLUTION: i64 = 20_000_000;
 
 impl Stamp {
     /// Bytes of a stamp in a file.
@@ -36,11 +36,11 @@ impl Stamp {
         stamp
     }
 
-    /// Whether a change directly after this stamp was taken, at `now` (since the epoch), might leave the stamp equal.
+    /// Whether the file could still change at `now` (since the epoch) without a change of its stamp.
     pub fn is_recent(&self, now: std::time::Duration) -> bool {
         let [.., seconds, nanoseconds] = self.0;
         let changed = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
-        i128::try_from(now.as_nanos()).unwrap_or(i128::MAX) - changed < i128::from(TICK)
+        i128::try_from(now.as_nanos()).unwrap_or(i128::MAX) - changed < i128::from(TIME_RESOLUTION)
     }
 
     /// Seven numbers, the lowest byte first.

@@ -1,17 +1,19 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use super::*;
+use crate::local::checkout::{Checkout, FileSet, git as git_command, output};
+use crate::local::facts::RepositoryFacts;
 
 fn git(root: &Path, arguments: &[&str]) -> String {
-    let mut command = super::super::checkout::git(root);
+    let mut command = git_command(root);
     command.args(["-c", "user.name=Dev", "-c", "user.email=dev@example.test"]).args(arguments);
-    let output = super::super::checkout::output(command).expect("run git");
-    String::from_utf8_lossy(&output).trim().to_owned()
+    String::from_utf8_lossy(&output(command).expect("run git")).trim().to_owned()
 }
 
 /// A user other than root.
 const USER: u32 = 65534;
 
+/// A checkout, and a directory for trees.
 struct Given {
     directory: tempfile::TempDir,
     root: PathBuf,
@@ -37,7 +39,7 @@ impl Given {
 
     fn source(&self, files: FileSet) -> TreeSource {
         let checkout = Checkout::find(&self.root.join("src")).expect("a checkout");
-        let answers = Answers::ask(&checkout.root).expect("ask git");
+        let answers = RepositoryFacts::read(&checkout.root).expect("ask git");
         TreeSource::new(&checkout, &checkout.files(files).expect("list the files"), &answers).expect("the files")
     }
 
@@ -67,7 +69,7 @@ fn names(root: &Path) -> Vec<String> {
 fn a_tree_contains_exactly_the_tracked_files_with_their_edits() {
     let given = Given::checkout();
     fs::write(given.root.join("src/deep/a.txt"), "edited\n").expect("write the file");
-    let tree = given.trees().take(&given.source(FileSet::Tracked), false, &|_| false).expect("a tree");
+    let tree = given.trees().take(&given.source(FileSet::Tracked), TreeContent::Sources, &|_| false).expect("a tree");
     assert_eq!(names(&tree.project), [".gitignore", "link", "run.sh", "src/deep/a.txt"]);
     assert_eq!(fs::read_to_string(tree.project.join("link")).expect("read the file"), "edited\n");
     assert!(tree.project.join("link").symlink_metadata().expect("the file must exist").is_symlink());
@@ -76,14 +78,15 @@ fn a_tree_contains_exactly_the_tracked_files_with_their_edits() {
     assert_eq!(git(&tree.project, &["status", "--porcelain"]), "M src/deep/a.txt");
     assert_eq!(git(&tree.project, &["log", "--format=%s", "main"]), "first");
     drop(tree);
-    let tree = given.trees().take(&given.source(FileSet::NotIgnored), false, &|_| false).expect("a tree");
+    let tree =
+        given.trees().take(&given.source(FileSet::NotIgnored), TreeContent::Sources, &|_| false).expect("a tree");
     assert_eq!(names(&tree.project), [".gitignore", "link", "loose", "run.sh", "src/deep/a.txt"]);
 }
 
 #[test]
 fn a_tree_is_clean_again_after_any_change_by_a_job() {
     let given = Given::checkout();
-    let tree = given.trees().take(&given.source(FileSet::Tracked), false, &|_| false).expect("a tree");
+    let tree = given.trees().take(&given.source(FileSet::Tracked), TreeContent::Sources, &|_| false).expect("a tree");
     let project = tree.project.clone();
     fs::write(project.join("src/deep/a.txt"), "b\n").expect("write the file");
     fs::set_permissions(project.join("run.sh"), fs::Permissions::from_mode(0o700)).expect("set the permissions");
@@ -94,7 +97,7 @@ fn a_tree_is_clean_again_after_any_change_by_a_job() {
     fs::set_permissions(project.join("target/closed"), fs::Permissions::from_mode(0o000)).expect("set the permissions");
     fs::write(project.join(".git/hooks"), "x").expect("write the file");
     drop(tree);
-    let tree = given.trees().take(&given.source(FileSet::Tracked), false, &|_| false).expect("a tree");
+    let tree = given.trees().take(&given.source(FileSet::Tracked), TreeContent::Sources, &|_| false).expect("a tree");
     assert_eq!(tree.project, project, "the same tree");
     assert_eq!(names(&project), [".gitignore", "link", "run.sh", "src/deep/a.txt"]);
     assert_eq!(fs::read_to_string(project.join("src/deep/a.txt")).expect("read the file"), "a\n");
@@ -116,12 +119,12 @@ fn copies_only_changed_files_again() {
     // No call sets the time of the last status change (ctime), so more time than the resolution must pass.
     std::thread::sleep(std::time::Duration::from_millis(30));
     let inode = |tree: &Tree, name: &str| tree.project.join(name).metadata().expect("the file must exist").ino();
-    let tree = given.trees().take(&given.source(FileSet::Tracked), false, &|_| false).expect("a tree");
+    let tree = given.trees().take(&given.source(FileSet::Tracked), TreeContent::Sources, &|_| false).expect("a tree");
     let before = inode(&tree, "run.sh");
     drop(tree);
     fs::write(given.root.join("src/deep/a.txt"), "new\n").expect("write the file");
     fs::remove_file(given.root.join("link")).expect("remove the file or directory");
-    let tree = given.trees().take(&given.source(FileSet::Tracked), false, &|_| false).expect("a tree");
+    let tree = given.trees().take(&given.source(FileSet::Tracked), TreeContent::Sources, &|_| false).expect("a tree");
     assert_eq!(inode(&tree, "run.sh"), before);
     assert_eq!(fs::read_to_string(tree.project.join("src/deep/a.txt")).expect("read the file"), "new\n");
     assert!(tree.project.join("link").symlink_metadata().is_err());
@@ -132,13 +135,13 @@ fn copies_only_changed_files_again() {
 fn two_jobs_never_share_a_tree_and_an_empty_one_is_empty() {
     let given = Given::checkout();
     let (trees, source) = (given.trees(), given.source(FileSet::Tracked));
-    let first = trees.take(&source, false, &|_| false).expect("a tree");
-    let second = trees.take(&source, true, &|_| false).expect("a tree");
+    let first = trees.take(&source, TreeContent::Sources, &|_| false).expect("a tree");
+    let second = trees.take(&source, TreeContent::Nothing, &|_| false).expect("a tree");
     assert_ne!(first.project, second.project);
     assert_eq!(fs::read_dir(&second.project).expect("list the directory").count(), 0);
     let project = second.project.clone();
     drop(second);
-    let again = trees.take(&source, false, &|_| false).expect("a tree");
+    let again = trees.take(&source, TreeContent::Sources, &|_| false).expect("a tree");
     assert_eq!((again.project.clone(), names(&again.project).len()), (project, 4));
     let kept = again.keep(&given.directory.path().join("kept")).expect("keep the tree");
     assert!(names(&kept).len() == 4 && !again.project.exists());
@@ -149,7 +152,7 @@ fn skips_a_pipe_in_place_of_a_tracked_file() {
     let given = Given::checkout();
     fs::remove_file(given.root.join("run.sh")).expect("remove the file or directory");
     nix::unistd::mkfifo(&given.root.join("run.sh"), nix::sys::stat::Mode::S_IRWXU).expect("create the named pipe");
-    let tree = given.trees().take(&given.source(FileSet::Tracked), false, &|_| false).expect("a tree");
+    let tree = given.trees().take(&given.source(FileSet::Tracked), TreeContent::Sources, &|_| false).expect("a tree");
     assert!(!tree.project.join("run.sh").exists());
 }
 
@@ -166,7 +169,8 @@ fn a_repository_is_written_again_only_after_a_change() {
         .expect("set the modification time");
     // No call sets the time of the last status change (ctime), so more time than the resolution must pass.
     std::thread::sleep(std::time::Duration::from_millis(30));
-    let take = || given.trees().take(&given.source(FileSet::Tracked), false, &|_| false).expect("a tree");
+    let take =
+        || given.trees().take(&given.source(FileSet::Tracked), TreeContent::Sources, &|_| false).expect("a tree");
     let head = |tree: &Tree| tree.project.join(".git/HEAD");
     // A number of an inode is used again; with the time of its change it identifies a file.
     let identity = |tree: &Tree| {
@@ -210,7 +214,7 @@ fn the_age_of_a_kept_tree_counts_from_now_if_a_job_changed_time_and_permissions_
             if nix::unistd::Uid::effective().is_root() {
                 nix::unistd::setfsuid(USER.into());
             }
-            let tree = trees.take(&source, true, &|_| false).expect("a tree");
+            let tree = trees.take(&source, TreeContent::Nothing, &|_| false).expect("a tree");
             let builds = File::open(&tree.builds).expect("open the directory");
             builds.set_modified(SystemTime::UNIX_EPOCH).expect("set the modification time");
             builds.set_permissions(fs::Permissions::from_mode(0o000)).expect("set the permissions");

@@ -1,0 +1,84 @@
+//! The jobs that another job waits for, and whether their states let that job start.
+
+use super::{Conclusion, Schedule, ScheduleState, ScheduledJob};
+use crate::pipeline::plan::When;
+
+/// Whether a waiting job can start.
+pub enum Readiness {
+    Wait,
+    Start,
+    Skip,
+}
+
+/// The numbers of jobs that another job waits for, by their states. Jobs that succeeded are not counted.
+#[derive(Clone, Copy, Default)]
+pub struct Predecessors {
+    /// Jobs that have not ended, and manual jobs that block the pipeline.
+    open: usize,
+    failed: usize,
+    /// Jobs that were skipped, and optional manual jobs that no person has started.
+    not_run: usize,
+}
+
+impl Predecessors {
+    fn add(&mut self, job: &ScheduledJob, state: ScheduleState) {
+        match state {
+            ScheduleState::Done(Conclusion::Failed | Conclusion::Canceled) => self.failed += 1,
+            ScheduleState::Done(Conclusion::Skipped) => self.not_run += 1,
+            ScheduleState::Done(Conclusion::Success | Conclusion::Warning) => {}
+            ScheduleState::Manual if !job.blocks_as_manual_job() => self.not_run += 1,
+            _ => self.open += 1,
+        }
+    }
+
+    fn add_all(&mut self, other: Self) {
+        self.open += other.open;
+        self.failed += other.failed;
+        self.not_run += other.not_run;
+    }
+}
+
+impl Schedule {
+    /// For each stage, the jobs of all earlier stages.
+    pub(super) fn before_stages(&self) -> Vec<Predecessors> {
+        let stages = self.tasks.iter().map(|task| task.stage + 1).max().unwrap_or(0);
+        let mut of_stage = vec![Predecessors::default(); stages];
+        for (task, state) in self.tasks.iter().zip(&self.states) {
+            of_stage[task.stage].add(task, *state);
+        }
+        let mut earlier = Predecessors::default();
+        let mut before = Vec::with_capacity(stages);
+        for stage in of_stage {
+            before.push(earlier);
+            earlier.add_all(stage);
+        }
+        before
+    }
+
+    /// Whether a waiting job can start. `before` are the results of [`Schedule::before_stages`].
+    pub(super) fn readiness(&self, job: usize, before: &[Predecessors]) -> Readiness {
+        let task = &self.tasks[job];
+        let predecessors = match &task.needs {
+            None => before[task.stage],
+            Some(needs) => {
+                let mut predecessors = Predecessors::default();
+                needs.iter().for_each(|need| predecessors.add(&self.tasks[*need], self.states[*need]));
+                predecessors
+            }
+        };
+        // A need that does not run decides at once: the job waits for no other need, and a failure of another does not
+        // count.
+        let lacks_a_need = task.needs.is_some() && predecessors.not_run > 0;
+        if predecessors.open > 0 && !lacks_a_need {
+            return Readiness::Wait;
+        }
+        let starts = match task.when {
+            _ if task.is_named => true,
+            When::Always => true,
+            _ if lacks_a_need => false,
+            When::OnFailure => predecessors.failed > 0,
+            When::OnSuccess | When::Manual | When::Delayed => predecessors.failed == 0,
+        };
+        if starts { Readiness::Start } else { Readiness::Skip }
+    }
+}
