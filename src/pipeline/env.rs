@@ -145,7 +145,7 @@ impl Plan {
         let Some(Trigger::Project { node, .. }) = &job.trigger else { return None };
         let inputs = node.get("inputs").and_then(Node::mapping).into_iter().flat_map(|inputs| inputs.iter());
         let inputs = inputs
-            .map(|(key, entry)| GivenInput { key: key.to_string(), value: InputValue::Typed(entry.node.to_json()) });
+            .map(|(key, entry)| GivenInput { key: key.to_string(), value: InputValue::Typed(entry.node.clone()) });
         Some(PlanRequest {
             content: Content::File(CONFIGURATION.to_owned()),
             source: PipelineSource { name: "pipeline".to_owned(), merge_request: None },

@@ -129,7 +129,7 @@ pub enum InputValue {
     /// Text from the command line, to be converted to the declared type.
     Text(String),
     /// A typed value, which must have the declared type.
-    Typed(serde_json::Value),
+    Typed(Node),
 }
 
 /// A tree of files that can contain configuration.

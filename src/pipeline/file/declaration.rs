@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use crate::pipeline::hash::Index;
 use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::problem::{Class, ProblemReport};
 use crate::pipeline::rules::expression::Expression;
 use crate::pipeline::suggest::did_you_mean;
-use crate::pipeline::syntax::{Node, Origin};
+use crate::pipeline::syntax::{Node, Origin, Value};
 
 const OPTIONS_LIMIT: usize = 50;
 
@@ -35,8 +33,8 @@ pub struct Spec {
 #[derive(Debug)]
 pub struct DeclaredInput {
     pub kind: InputType,
-    pub default: Option<Value>,
-    pub options: Option<Vec<Value>>,
+    pub default: Option<Node>,
+    pub options: Option<Vec<Node>>,
     pub regex: Option<(Arc<str>, RegexPattern)>,
     pub rules: Vec<InputRule>,
     pub at: Origin,
@@ -47,8 +45,8 @@ pub struct DeclaredInput {
 pub struct InputRule {
     /// `if`, with a variable `$I0`, `$I1`, … in the place of each input, and the names of these inputs.
     pub condition: Option<(Expression, Vec<Arc<str>>)>,
-    pub options: Option<Vec<Value>>,
-    pub default: Option<Value>,
+    pub options: Option<Vec<Node>>,
+    pub default: Option<Node>,
     pub at: Origin,
 }
 
@@ -71,12 +69,12 @@ impl InputType {
         }
     }
 
-    pub fn fits(self, value: &Value) -> bool {
+    pub fn fits(self, value: &Node) -> bool {
         match self {
-            Self::Text => value.is_string(),
-            Self::Number => value.is_number(),
-            Self::Boolean => value.is_boolean(),
-            Self::Array => value.is_array(),
+            Self::Text => value.text().is_some(),
+            Self::Number => matches!(value.value, Value::Integer(_) | Value::Float(_)),
+            Self::Boolean => value.boolean().is_some(),
+            Self::Array => value.list().is_some(),
         }
     }
 }
@@ -156,7 +154,7 @@ fn read_input(name: &str, node: &Node, at: Origin, report: &mut ProblemReport) -
         let node = &entry.node;
         match &**key {
             // With `default: null`, the input is optional, and empty without a value.
-            "default" => input.default = Some(node.to_json()),
+            "default" => input.default = Some(node.clone()),
             "type" => match node.text().map(|text| &**text) {
                 Some("string") => input.kind = InputType::Text,
                 Some("number") => input.kind = InputType::Number,
@@ -212,8 +210,8 @@ fn read_input(name: &str, node: &Node, at: Origin, report: &mut ProblemReport) -
     Some(input)
 }
 
-fn read_options(name: &str, node: &Node, report: &mut ProblemReport) -> Option<Vec<Value>> {
-    let options: Option<Vec<Value>> = node.list().map(|items| items.iter().map(Node::to_json).collect());
+fn read_options(name: &str, node: &Node, report: &mut ProblemReport) -> Option<Vec<Node>> {
+    let options: Option<Vec<Node>> = node.list().map(<[Node]>::to_vec);
     let valid = options.filter(|options| {
         (1..=OPTIONS_LIMIT).contains(&options.len()) && options.iter().all(|option| !option.is_null())
     });
@@ -274,11 +272,11 @@ fn read_rule(name: &str, item: &Node, report: &mut ProblemReport) -> Option<Inpu
         Some(node) => Some(read_options(name, node, report)?),
         None => None,
     };
-    let default = mapping.get("default").map(|entry| entry.node.to_json());
+    let default = mapping.get("default").map(|entry| entry.node.clone());
     let wrong = match (&options, &default) {
         (_, None) => Some("needs `default`".to_owned()),
         (Some(options), Some(default)) if !options.contains(default) => {
-            Some(format!("has the default {default}, which is not one of its options"))
+            Some(format!("has the default {}, which is not one of its options", default.to_json()))
         }
         _ => None,
     };

@@ -1,6 +1,6 @@
 //! Functions in interpolation blocks: `$[[ inputs.name | truncate(0,8) ]]`.
 
-use serde_json::Value;
+use crate::pipeline::syntax::Node;
 
 /// A function call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum Function {
 }
 
 /// Returns the value of a variable; an error says why the variable must not be used.
-pub type Lookup<'a> = dyn Fn(&str) -> Option<Result<String, String>> + 'a;
+pub type VariableLookup<'a> = dyn Fn(&str) -> Option<Result<String, String>> + 'a;
 
 impl Function {
     /// Parses a call. The error says what is wrong.
@@ -58,20 +58,22 @@ impl Function {
     }
 
     /// Applies the function to a value, which must be text.
-    pub fn apply(&self, value: &Value, lookup: &Lookup<'_>) -> Result<Value, String> {
-        let Value::String(text) = value else { return Err("functions take text only".to_owned()) };
-        Ok(match self {
-            Self::ExpandVars => expand(text, lookup)?.into(),
-            Self::Truncate { offset, length } => text.chars().skip(*offset).take(*length).collect::<String>().into(),
-            Self::PosixEscape => posix_escape(text).into(),
+    pub fn apply(&self, value: &Node, lookup: &VariableLookup<'_>) -> Result<Node, String> {
+        let Some(text) = value.text() else { return Err("functions take text only".to_owned()) };
+        let result = match self {
+            Self::ExpandVars => expand(text, lookup)?,
+            Self::Truncate { offset, length } => text.chars().skip(*offset).take(*length).collect(),
+            Self::PosixEscape => posix_escape(text),
             Self::Split(separator) => {
-                text.split(separator.as_str()).map(str::trim).filter(|part| !part.is_empty()).collect()
+                let parts = text.split(separator.as_str()).map(str::trim).filter(|part| !part.is_empty());
+                return Ok(Node::list_at(parts.map(|part| Node::text_at(part, value.at)).collect(), value.at));
             }
-        })
+        };
+        Ok(Node::text_at(result, value.at))
     }
 }
 
-fn expand(text: &str, lookup: &Lookup<'_>) -> Result<String, String> {
+fn expand(text: &str, lookup: &VariableLookup<'_>) -> Result<String, String> {
     let mut refused = None;
     let out = crate::pipeline::variables::replace(text, |name, reference| match lookup(name) {
         None => reference.to_owned(),
@@ -103,14 +105,16 @@ fn posix_escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::syntax::Origin;
 
-    fn applied(call: &str, text: &str) -> Result<Value, String> {
+    fn applied(call: &str, text: &str) -> Result<serde_json::Value, String> {
         let lookup = |name: &str| match name {
             "A" => Some(Ok("1".to_owned())),
             "SECRET" => Some(Err("`SECRET` is masked".to_owned())),
             _ => None,
         };
-        Function::parse(call).and_then(|function| function.apply(&text.into(), &lookup))
+        let text = Node::text_at(text, Origin::default());
+        Function::parse(call).and_then(|function| function.apply(&text, &lookup)).map(|value| value.to_json())
     }
 
     #[test]
@@ -130,6 +134,6 @@ mod tests {
             assert!(applied(call, "x").is_err(), "{call}");
         }
         assert!(applied("expand_vars", "$SECRET").is_err_and(|why| why.contains("masked")));
-        assert!(Function::PosixEscape.apply(&7.into(), &|_| None).is_err());
+        assert!(Function::PosixEscape.apply(&Node::from(serde_json::json!(7)), &|_| None).is_err());
     }
 }

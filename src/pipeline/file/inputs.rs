@@ -3,8 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use super::declaration::{DeclaredInput, InputRule, InputType, Spec};
 use super::fill::as_text;
 use crate::pipeline::context::Context;
@@ -12,12 +10,12 @@ use crate::pipeline::hash::Index;
 use crate::pipeline::problem::{Class, ProblemReport};
 use crate::pipeline::request::{GivenVariable, InputValue};
 use crate::pipeline::suggest::did_you_mean;
-use crate::pipeline::syntax::{self, Budget, Origin};
+use crate::pipeline::syntax::{self, Budget, Node, Origin};
 use crate::pipeline::variables::PipelineVariables;
 
 /// A value for an input, from the including file or the command line.
 #[derive(Clone, Debug)]
-pub struct Given {
+pub struct InputArgument {
     pub key: Arc<str>,
     pub value: InputValue,
     /// Where the value is written; line 0 for the command line.
@@ -28,39 +26,39 @@ impl DeclaredInput {
     /// The value in the declared type, if it is allowed. The error names the input and the value.
     ///
     /// As on GitLab, an input of type string takes any value, as text.
-    pub fn checked(&self, name: &str, value: Value, options: Option<&[Value]>) -> Result<Value, (Class, String)> {
-        let value = match (self.kind, value) {
-            (InputType::Text, Value::Null) => Value::String(String::new()),
-            (_, Value::Null) => return Ok(Value::Null),
-            (InputType::Text, Value::String(text)) => Value::String(text),
-            (InputType::Text, other) => Value::String(as_text(&other)),
-            (_, other) => other,
-        };
+    pub fn checked(&self, name: &str, value: Node, options: Option<&[Node]>) -> Result<Node, (Class, String)> {
+        let is_text = self.kind == InputType::Text;
+        if value.is_null() && !is_text {
+            return Ok(value);
+        }
+        let value = if is_text { Node::text_at(as_text(&value), value.at) } else { value };
         if !self.kind.fits(&value) {
-            let message = format!("input `{name}` is {value}, which is not of type {}", self.kind.word());
+            let message = format!("input `{name}` is {}, which is not of type {}", value.to_json(), self.kind.word());
             return Err((Class::InputType, message));
         }
-        let is_option = |option: &Value| *option == value || self.kind == InputType::Text && as_text(option) == value;
+        let is_option =
+            |option: &Node| *option == value || is_text && value.text().is_some_and(|text| **text == *as_text(option));
         if let Some(options) = options.filter(|options| !options.iter().any(is_option)) {
-            let list: Vec<String> = options.iter().map(ToString::to_string).collect();
+            let list: Vec<String> = options.iter().map(|option| option.to_json().to_string()).collect();
+            let value = value.to_json();
             let message = format!("input `{name}` is {value}, which is not one of its options: {}", list.join(", "));
             return Err((Class::InputOption, message));
         }
-        if let (Some((text, pattern)), Value::String(value)) = (&self.regex, &value)
-            && !pattern.is_match(value)
+        if let (Some((regex, pattern)), Some(text)) = (&self.regex, value.text())
+            && !pattern.is_match(text)
         {
-            let message = format!("input `{name}` is \"{value}\", which does not match its regex {text}");
+            let message = format!("input `{name}` is \"{text}\", which does not match its regex {regex}");
             return Err((Class::InputRegex, message));
         }
         Ok(value)
     }
 
     /// A value from the command line, where text is YAML for all types but string.
-    fn parsed(&self, text: &str) -> Value {
-        let parsed = syntax::parse(text, 0, &|line| line, &mut Budget::default()).ok();
-        let parsed = parsed.map(|document| document.root.to_json());
-        let fitting = parsed.filter(|value| self.kind != InputType::Text && self.kind.fits(value));
-        fitting.unwrap_or_else(|| text.into())
+    fn parsed(&self, text: &str) -> Node {
+        let parsed = syntax::parse(text, 0, &|_| 0, &mut Budget::default()).ok();
+        let fitting =
+            parsed.map(|document| document.root).filter(|value| self.kind != InputType::Text && self.kind.fits(value));
+        fitting.unwrap_or_else(|| Node::text_at(text, Origin::default()))
     }
 }
 
@@ -69,10 +67,10 @@ impl DeclaredInput {
 pub fn resolve(
     spec: &Spec,
     file: &str,
-    given: &[Given],
+    given: &[InputArgument],
     at: Origin,
     report: &mut ProblemReport,
-) -> Option<HashMap<Arc<str>, Value>> {
+) -> Option<HashMap<Arc<str>, Node>> {
     let before = report.problems.len();
     for given in given.iter().filter(|given| !spec.inputs.contains_key(&given.key)) {
         let names: Vec<&str> = spec.inputs.keys().map(|name| &**name).collect();
@@ -80,13 +78,13 @@ pub fn resolve(
         // A value from the command line has no line; the header is where the input is missing.
         report.error(Class::InputUnknown, if given.at.line > 0 { given.at } else { spec.at }, message);
     }
-    let mut values: HashMap<Arc<str>, Value> = HashMap::new();
+    let mut values: HashMap<Arc<str>, Node> = HashMap::new();
     let (plain, ruled): (Vec<_>, Vec<_>) = spec.inputs.iter().partition(|(_, input)| input.rules.is_empty());
     for (name, input) in plain.into_iter().chain(ruled) {
         let rule = input.rules.iter().find(|rule| rule.holds(&values));
         let default = rule.and_then(|rule| rule.default.as_ref()).or(input.default.as_ref());
         let options = rule.and_then(|rule| rule.options.as_deref()).or(input.options.as_deref());
-        let is_value = |given: &Given| !matches!(&given.value, InputValue::Typed(Value::Null));
+        let is_value = |given: &InputArgument| !matches!(&given.value, InputValue::Typed(node) if node.is_null());
         let given = given.iter().find(|given| given.key == *name && is_value(given));
         let value = match given.map(|given| &given.value) {
             Some(InputValue::Typed(value)) => value.clone(),
@@ -101,9 +99,10 @@ pub fn resolve(
             },
         };
         // `default: null` is allowed beside options and a regex.
-        let result = match value {
-            Value::Null => Ok(if input.kind == InputType::Text { "".into() } else { Value::Null }),
-            value => input.checked(name, value, options),
+        let result = match value.is_null() {
+            true if input.kind == InputType::Text => Ok(Node::text_at("", value.at)),
+            true => Ok(value),
+            false => input.checked(name, value, options),
         };
         match result {
             Ok(value) => {
@@ -119,11 +118,11 @@ pub fn resolve(
 }
 
 impl InputRule {
-    fn holds(&self, values: &HashMap<Arc<str>, Value>) -> bool {
+    fn holds(&self, values: &HashMap<Arc<str>, Node>) -> bool {
         let Some((expression, names)) = &self.condition else { return true };
         let variables = names.iter().enumerate().filter_map(|(number, name)| {
             let value = values.get(name)?;
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let value = value.text().map_or_else(|| value.to_json().to_string(), |text| text.to_string());
             Some(GivenVariable { key: format!("I{number}"), value, ..Default::default() })
         });
         let scope = PipelineVariables::new(Index::default(), vec![], variables.collect());
@@ -133,6 +132,8 @@ impl InputRule {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::super::declaration::{check_rules, read_inputs};
     use super::*;
 
@@ -146,9 +147,9 @@ mod tests {
             return Err(report.problems.iter().map(|problem| problem.class).collect());
         }
         let spec = Spec { inputs, ..Default::default() };
-        let given: Vec<Given> = given
+        let given: Vec<InputArgument> = given
             .iter()
-            .map(|(key, value)| Given { key: (*key).into(), value: value.clone(), at: Origin::default() })
+            .map(|(key, value)| InputArgument { key: (*key).into(), value: value.clone(), at: Origin::default() })
             .collect();
         let values = resolve(&spec, "x.yml", &given, Origin::default(), &mut report);
         let classes = report.problems.iter().map(|problem| problem.class).collect::<Vec<_>>();
@@ -156,11 +157,15 @@ mod tests {
             return Err(classes);
         }
         let values = values.expect("no problems");
-        Ok(values.into_iter().map(|(key, value)| (key.to_string(), value)).collect::<serde_json::Map<_, _>>().into())
+        Ok(values
+            .into_iter()
+            .map(|(key, value)| (key.to_string(), value.to_json()))
+            .collect::<serde_json::Map<_, _>>()
+            .into())
     }
 
     fn typed(value: Value) -> InputValue {
-        InputValue::Typed(value)
+        InputValue::Typed(value.into())
     }
 
     #[test]

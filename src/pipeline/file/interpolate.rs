@@ -3,28 +3,27 @@
 //! As on GitLab, a block stands for a value in the parsed file, not for a piece of the file's text: a value with a
 //! colon or a line break stays one value, and a text such as `true` stays text.
 
-use serde_json::Value;
-
-use super::functions::{Function, Lookup};
+use super::functions::{Function, VariableLookup};
 use crate::pipeline::problem::Class;
+use crate::pipeline::syntax::{Budget, Node, Origin, Size};
 
 /// The number of functions that one block may have.
-const FUNCTIONS_LIMIT: usize = 3;
+const MAX_FUNCTIONS: usize = 3;
 
 /// The number of steps into a value, `.key` and `[index]`, that a block may have after the name of the input.
-const STEPS_LIMIT: usize = 10;
+const MAX_STEPS: usize = 10;
 
 /// The delimiter of a mark: a character for private use (Unicode), so no configuration contains it.
 pub const EDGE: char = '\u{f8ff}';
 
 /// The values that blocks can refer to.
-pub struct Values<'a> {
+pub struct BlockValues<'a> {
     /// Input values by name.
-    pub inputs: &'a dyn Fn(&str) -> Option<Value>,
+    pub inputs: &'a dyn Fn(&str) -> Option<Node>,
     /// `name`, `sha`, `version` and `reference` of the component, if the header lists them.
     pub component: &'a dyn Fn(&str) -> Option<String>,
     /// Variables for `expand_vars`.
-    pub variables: &'a Lookup<'a>,
+    pub variables: &'a VariableLookup<'a>,
 }
 
 /// A block.
@@ -82,16 +81,18 @@ fn length(text: &str) -> Option<usize> {
     (text[3..end].trim().chars().count() > 1).then_some(end + 2)
 }
 
-/// The value of a block.
-pub fn value_of(block: &str, values: &Values<'_>) -> Result<Value, (Class, String)> {
+/// The value of a block. A function spends the size of the text that it reads.
+pub fn value_of(block: &str, values: &BlockValues<'_>, budget: &mut Budget) -> Result<Node, (Class, String)> {
     let mut parts = split_pipes(block).into_iter().map(str::trim);
     let mut value = accessed(parts.next().unwrap_or_default(), block, values)?;
     let calls: Vec<&str> = parts.collect();
-    if calls.len() > FUNCTIONS_LIMIT {
-        let message = format!("`$[[ {block} ]]` has more than {FUNCTIONS_LIMIT} functions");
+    if calls.len() > MAX_FUNCTIONS {
+        let message = format!("`$[[ {block} ]]` has more than {MAX_FUNCTIONS} functions");
         return Err((Class::InputFunction, message));
     }
     for call in calls {
+        let read = Size { nodes: 0, bytes: value.text().map_or(0, |text| text.len()) };
+        budget.spend(read).map_err(|why| (Class::TooBig, format!("`$[[ {block} ]]`: {why}")))?;
         let result = Function::parse(call).and_then(|function| function.apply(&value, values.variables));
         value = result.map_err(|why| (Class::InputFunction, format!("`$[[ {block} ]]`: {why}")))?;
     }
@@ -99,7 +100,7 @@ pub fn value_of(block: &str, values: &Values<'_>) -> Result<Value, (Class, Strin
 }
 
 /// The value of `inputs.NAME` or `component.NAME`, or of a part of an input such as `inputs.NAME[0].KEY`.
-fn accessed(access: &str, block: &str, values: &Values<'_>) -> Result<Value, (Class, String)> {
+fn accessed(access: &str, block: &str, values: &BlockValues<'_>) -> Result<Node, (Class, String)> {
     match access.split_once('.') {
         Some(("inputs", path)) => {
             if let Some(value) = (values.inputs)(path) {
@@ -108,42 +109,43 @@ fn accessed(access: &str, block: &str, values: &Values<'_>) -> Result<Value, (Cl
             let name = &path[..path.find(['.', '[']).unwrap_or(path.len())];
             let value = (values.inputs)(name)
                 .ok_or_else(|| (Class::InputUnknown, format!("`{name}` is not an input that this file declares")))?;
-            part(value, &path[name.len()..]).map_err(|why| (Class::InputSyntax, format!("`$[[ {block} ]]`: {why}")))
+            let part = part(&value, &path[name.len()..]).cloned();
+            part.map_err(|why| (Class::InputSyntax, format!("`$[[ {block} ]]`: {why}")))
         }
-        Some(("component", name)) => (values.component)(name).map(Value::String).ok_or_else(|| {
-            let message = format!(
-                "`component.{name}` is not available; only a component can use it, and must list it in spec:component"
-            );
-            (Class::InputUnknown, message)
-        }),
+        Some(("component", name)) => match (values.component)(name) {
+            Some(fact) => Ok(Node::text_at(fact, Origin::default())),
+            None => {
+                let message = format!(
+                    "`component.{name}` is not available; only a component can use it, and must list it in spec:component"
+                );
+                Err((Class::InputUnknown, message))
+            }
+        },
         _ => Err((Class::InputSyntax, format!("`$[[ {block} ]]`: write inputs.NAME or component.NAME"))),
     }
 }
 
 /// The part of a value at a path such as `[0].key`.
-fn part(mut value: Value, path: &str) -> Result<Value, String> {
+fn part<'v>(mut value: &'v Node, path: &str) -> Result<&'v Node, String> {
     let mut rest = path;
     let mut steps = 0;
     while !rest.is_empty() {
         steps += 1;
-        if steps > STEPS_LIMIT {
-            return Err(format!("the path has more than {STEPS_LIMIT} steps"));
+        if steps > MAX_STEPS {
+            return Err(format!("the path has more than {MAX_STEPS} steps"));
         }
         if let Some(after) = rest.strip_prefix('[') {
             let (index, after) = after.split_once(']').ok_or("`[` is not closed")?;
             let at: usize = index.parse().map_err(|_| format!("`{index}` is not an index from 0"))?;
-            let Value::Array(items) = value else { return Err(format!("[{index}] takes a list")) };
+            let items = value.list().ok_or_else(|| format!("[{index}] takes a list"))?;
             let size = items.len();
-            value =
-                items.into_iter().nth(at).ok_or(format!("there is no item [{index}]; the list has {size} items"))?;
+            value = items.get(at).ok_or_else(|| format!("there is no item [{index}]; the list has {size} items"))?;
             rest = after;
         } else {
             let name = rest.strip_prefix('.').ok_or("an index is followed by `.` or `[`")?;
             let name = &name[..name.find(['.', '[']).unwrap_or(name.len())];
-            value = match value {
-                Value::Object(mut entries) => entries.remove(name).ok_or(format!("there is no key `{name}`"))?,
-                _ => return Err(format!("`.{name}` takes a mapping")),
-            };
+            let mapping = value.mapping().ok_or_else(|| format!("`.{name}` takes a mapping"))?;
+            value = &mapping.get(name).ok_or_else(|| format!("there is no key `{name}`"))?.node;
             rest = &rest[1 + name.len()..];
         }
     }
@@ -189,15 +191,17 @@ mod tests {
         assert_eq!(blocks, [(7, "inputs.a"), (7, "inputs.b[0]"), (8, "inputs.c")]);
     }
 
-    fn value(block: &str) -> Result<Value, Class> {
+    fn value(block: &str) -> Result<serde_json::Value, Class> {
         let inputs = |name: &str| match name {
             "text" => Some(serde_json::json!("a b")),
             "list" => Some(serde_json::json!([1, {"host": ["x", "y"]}])),
             _ => None,
         };
+        let inputs = |name: &str| inputs(name).map(Node::from);
         let component = |name: &str| (name == "sha").then(|| "abc".to_owned());
-        let values = Values { inputs: &inputs, component: &component, variables: &|_| None };
-        value_of(block, &values).map_err(|(class, _)| class)
+        let values = BlockValues { inputs: &inputs, component: &component, variables: &|_| None };
+        let value = value_of(block, &values, &mut Budget::default());
+        value.map(|value| value.to_json()).map_err(|(class, _)| class)
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Loader;
 use crate::pipeline::context::Context;
-use crate::pipeline::file::inputs::Given;
+use crate::pipeline::file::inputs::InputArgument;
 use crate::pipeline::problem::Class;
 use crate::pipeline::request::{InputValue, SourceTree};
 use crate::pipeline::rules::clause::{Clause, RuleOwner};
@@ -36,7 +36,7 @@ pub struct IncludeEntry {
     pub at: Origin,
     pub location: IncludeLocation,
     /// Values for the inputs of the included file.
-    pub inputs: Vec<Given>,
+    pub inputs: Vec<InputArgument>,
     rules: Vec<(Clause, bool)>,
 }
 
@@ -111,9 +111,9 @@ impl Loader<'_, '_> {
             return self.refuse(inputs.at, message);
         }
         let inputs = item.get("inputs").and_then(Node::mapping).into_iter().flat_map(|inputs| inputs.iter());
-        let inputs = inputs.map(|(key, entry)| Given {
+        let inputs = inputs.map(|(key, entry)| InputArgument {
             key: Arc::clone(key),
-            value: InputValue::Typed(entry.node.to_json()),
+            value: InputValue::Typed(entry.node.clone()),
             at: entry.key_at,
         });
         let inputs = inputs.collect();

@@ -1,31 +1,24 @@
 //! Loads the whole configuration from the first file: headers, inputs, YAML, includes, merge.
 
+mod content;
 pub mod entry;
 mod fetch;
 
-use std::sync::Arc;
-
+use self::content::FileToRead;
 use super::context::Context;
-use super::file::declaration::{self, Spec};
-use super::file::document::{self, Document};
-use super::file::fill::Filling;
-use super::file::inputs::{self, Given};
-use super::file::interpolate::{self, Values};
+use super::file::inputs::InputArgument;
 use super::merge::Merger;
 use super::problem::Class;
-use super::request::{Content, SourceError, SourceTree};
-use super::suggest::did_you_mean;
-use super::syntax::{self, FILE_LIMIT, Mapping, Node, Origin, SyntaxError};
+use super::request::{Content, PlanRequest, SourceError, SourceTree};
+use super::syntax::{FILE_LIMIT, Mapping, MappingEntry, Node, Origin};
 
 /// The number of files that a pipeline may include, as on GitLab.
-const FILES_LIMIT: usize = 150;
+const MAX_FILES: usize = 150;
 
 /// The number of inputs that a caller may give, as on GitLab.
-const INPUTS_LIMIT: usize = 20;
+const MAX_INPUTS: usize = 20;
 
-/// Keywords of the entries of `spec:include`.
-const SPEC_INCLUDE_KEYS: [&str; 7] = ["local", "file", "remote", "project", "ref", "integrity", "cache"];
-
+/// A file as it was fetched.
 struct Fetched {
     /// The file's name in messages.
     name: String,
@@ -48,40 +41,11 @@ pub fn load(context: &mut Context<'_>) -> Option<Node> {
     let request = context.request;
     let mut loader = Loader { context, count: 0, open: Vec::new(), merger: Merger::default() };
     match &request.content {
-        Content::File(path) => {
-            let given = request.inputs.iter().map(|input| Given {
-                key: input.key.as_str().into(),
-                value: input.value.clone(),
-                at: Origin::default(),
-            });
-            let given: Vec<Given> = given.collect();
-            if given.len() > INPUTS_LIMIT {
-                let message = format!("{} inputs are given; up to {INPUTS_LIMIT} are allowed", given.len());
-                loader.context.error(Class::InputSpec, Origin::default(), None, message);
-                return None;
-            }
-            let path = path.trim_start_matches('/');
-            let bytes = match request.sources.read(&SourceTree::Project, path) {
-                Ok(bytes) => bytes,
-                Err(error) => {
-                    let at = Origin { file: loader.context.report.add_file(path), line: 1 };
-                    let (class, why) = match error {
-                        SourceError::Missing(why) => (Class::IncludeMissing, why),
-                        SourceError::Failed(why) => (Class::IncludeFailed, why),
-                    };
-                    loader.context.error(class, at, None, format!("the configuration {path} cannot be read: {why}"));
-                    return None;
-                }
-            };
-            let fetched = Fetched { name: path.to_owned(), bytes, tree: Some(SourceTree::Project), component: None };
-            loader.file(fetched, &given, Origin::default())
-        }
+        Content::File(path) => loader.first_file(path.trim_start_matches('/'), request),
         Content::Includes { include, files } => {
             loader.context.report.files.clone_from(files);
-            let mapping = Mapping::from_iter([(
-                "include".into(),
-                syntax::MappingEntry { key_at: include.at, node: include.clone() },
-            )]);
+            let entry = MappingEntry { key_at: include.at, node: include.clone() };
+            let mapping = Mapping::from_iter([("include".into(), entry)]);
             loader.includes(Node::mapping_at(mapping, include.at), &Some(SourceTree::Project))
         }
     }
@@ -96,199 +60,91 @@ struct Loader<'c, 'a> {
 }
 
 impl Loader<'_, '_> {
-    /// The content of a file, with its includes merged. `at` is where the file is included.
-    fn file(&mut self, fetched: Fetched, given: &[Given], at: Origin) -> Option<Node> {
-        let Fetched { name, bytes, tree, component } = fetched;
-        let file = self.context.report.add_file(&name);
-        let start = Origin { file, line: 0 };
-        if bytes.len() > FILE_LIMIT {
-            let message = format!("the file is larger than {} MiB", FILE_LIMIT >> 20);
-            self.context.error(Class::TooBig, Origin { file, line: 1 }, None, message);
+    /// The file at which the configuration starts.
+    fn first_file(&mut self, path: &str, request: &PlanRequest<'_>) -> Option<Node> {
+        if request.inputs.len() > MAX_INPUTS {
+            let message = format!("{} inputs are given; up to {MAX_INPUTS} are allowed", request.inputs.len());
+            self.context.error(Class::InputSpec, Origin::default(), None, message);
             return None;
         }
-        let text = match std::str::from_utf8(&bytes) {
-            Ok(text) => text,
-            Err(error) => {
-                let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() as u32 + 1;
-                self.context.error(Class::YamlSyntax, Origin { file, line }, None, "the text is not UTF-8");
-                return None;
+        let arguments: Vec<InputArgument> = request
+            .inputs
+            .iter()
+            .map(|input| InputArgument {
+                key: input.key.as_str().into(),
+                value: input.value.clone(),
+                at: Origin::default(),
+            })
+            .collect();
+        match request.sources.read(&SourceTree::Project, path) {
+            Ok(bytes) => {
+                let fetched =
+                    Fetched { name: path.to_owned(), bytes, tree: Some(SourceTree::Project), component: None };
+                self.file(fetched, &arguments, Origin::default())
             }
-        };
-        let content = self.content(text, file, &name, given, at, &tree, component.as_ref())?;
-        if content.mapping().is_none_or(|mapping| mapping.is_empty()) {
-            let empty = content.is_null() || content.mapping().is_some();
-            let (class, message) = if !empty {
-                (
-                    Class::NotAMapping,
-                    format!("{name} contains {} instead of a mapping of keywords and jobs", content.kind()),
-                )
-            } else if at.line > 0 {
-                (Class::IncludeMissing, format!("the included file {name} is empty"))
-            } else {
-                (Class::NotAMapping, format!("{name} is empty; write a mapping of keywords and jobs"))
-            };
-            let place = if content.at.line > 0 { content.at } else { start };
-            self.context.error(class, if empty && at.line > 0 { at } else { place }, None, message);
-            return None;
+            Err(error) => {
+                let at = Origin { file: self.context.report.add_file(path), line: 1 };
+                let (class, why) = match error {
+                    SourceError::Missing(why) => (Class::IncludeMissing, why),
+                    SourceError::Failed(why) => (Class::IncludeFailed, why),
+                };
+                self.context.error(class, at, None, format!("the configuration {path} cannot be read: {why}"));
+                None
+            }
         }
+    }
+
+    /// The content of a file, with its includes merged.
+    fn file(&mut self, fetched: Fetched, arguments: &[InputArgument], included_at: Origin) -> Option<Node> {
+        let Fetched { name, bytes, tree, component } = fetched;
+        let index = self.context.report.add_file(&name);
+        let text = self.text(&bytes, index)?;
+        let component = component.as_ref();
+        let file = FileToRead { name: &name, index, text, arguments, included_at, tree: &tree, component };
+        let content = self.content(&file)?;
+        self.check_is_filled(&file, &content)?;
         self.open.push(name);
         let merged = self.includes(content, &tree);
         self.open.pop();
         merged
     }
 
-    /// Parses a text after interpolation of its blocks.
-    #[allow(clippy::too_many_arguments)]
-    fn content(
-        &mut self,
-        text: &str,
-        file: u32,
-        name: &str,
-        given: &[Given],
-        at: Origin,
-        tree: &Option<SourceTree>,
-        component: Option<&Component>,
-    ) -> Option<Node> {
-        let documents = document::split(text);
-        let header = match documents.as_slice() {
-            [first, _, ..] => {
-                let node = self.parse(first, file)?;
-                node.mapping().is_some_and(|mapping| mapping.contains_key("spec")).then_some(node)
-            }
-            _ => None,
-        };
-        if let Some(third) = documents.get(2) {
-            let message = format!("{name} has more than two documents: a header with `spec` and the content");
-            self.context.error(Class::YamlSyntax, Origin { file, line: third.first }, None, message);
+    /// The text of a file, which must be UTF-8 and not too large.
+    fn text<'b>(&mut self, bytes: &'b [u8], file: u32) -> Option<&'b str> {
+        if bytes.len() > FILE_LIMIT {
+            let message = format!("the file is larger than {} MiB", FILE_LIMIT >> 20);
+            self.context.error(Class::TooBig, Origin { file, line: 1 }, None, message);
             return None;
         }
-        let Some(header) = header else {
-            if let Some(given) = given.first() {
-                let message = format!("input `{}` is not declared: {name} has no header with spec:inputs", given.key);
-                let at = if given.at.line > 0 { given.at } else { Origin { file, line: 1 } };
-                self.context.error(Class::InputUnknown, at, None, message);
-                return None;
-            }
-            let content = self.parse(&documents[0], file)?;
-            let is_job = |node: &Node| {
-                let has = |keyword| node.mapping().is_some_and(|mapping| mapping.contains_key(keyword));
-                ["script", "run", "trigger", "extends"].into_iter().any(has)
-            };
-            // The planner refuses a job with this name.
-            if let Some(entry) = content.mapping().and_then(|mapping| mapping.get("spec"))
-                && !is_job(&entry.node)
-            {
-                let message = "`spec` must be in a header of its own, which ends with the line `---`";
-                self.context.error(Class::InputSpec, entry.key_at, None, message);
-                return None;
-            }
-            return Some(content);
-        };
-        let before = self.context.report.problems.len();
-        for (key, entry) in header.mapping()?.iter().filter(|(key, _)| &***key != "spec") {
-            self.context
-                .report
-                .unknown(entry.key_at, format!("unknown keyword `{key}` in the header; only `spec` is allowed"));
-        }
-        let spec =
-            declaration::read_spec(header.mapping()?.get("spec").map(|entry| &entry.node)?, &mut self.context.report);
-        let spec = self.with_included_inputs(spec, tree);
-        declaration::check_rules(&spec.inputs, &mut self.context.report);
-        if self.context.report.problems.len() > before {
-            return None;
-        }
-        let values = inputs::resolve(&spec, name, given, at, &mut self.context.report)?;
-        let scope = Arc::clone(&self.context.scope);
-        let body = documents[1];
-        let marked = interpolate::mark(body.text, body.first);
-        let root = self.parse_text(&marked.text, file, &|line| line + body.first - 1)?;
-        if marked.blocks.is_empty() {
-            return Some(root);
-        }
-        let values = Values {
-            inputs: &|name| values.get(name).cloned(),
-            component: &|key| component.and_then(|component| component.get(&spec, key)),
-            variables: &|key| {
-                let view = Context::view(&scope);
-                let value = view.get(key)?;
-                Some(if view.is_masked(key) {
-                    Err(format!("the variable `{key}` is masked and cannot be used in `expand_vars`"))
-                } else {
-                    Ok(value.to_owned())
-                })
-            },
-        };
-        let mut filling = Filling::new(&marked.blocks, &values);
-        let root = filling.node(&root);
-        for (class, line, message) in &filling.errors {
-            self.context.error(*class, Origin { file, line: *line }, None, message.as_str());
-        }
-        filling.errors.is_empty().then_some(root)
-    }
-
-    fn parse(&mut self, document: &Document<'_>, file: u32) -> Option<Node> {
-        let parsed = self.context.request.sources.parsed().filter(|parsed| file == 0 && parsed.is_of(document));
-        if let Some(parsed) = parsed {
-            self.context.budget = parsed.budget.clone();
-            for (at, message) in &parsed.duplicates {
-                self.context.report.warn(*at, None, message.clone());
-            }
-            return Some(parsed.root.clone());
-        }
-        let first = document.first;
-        self.parse_text(document.text, file, &move |line| line + first - 1)
-    }
-
-    fn parse_text(&mut self, text: &str, file: u32, line_of: &dyn Fn(u32) -> u32) -> Option<Node> {
-        match syntax::parse(text, file, line_of, &mut self.context.budget) {
-            Ok(document) => {
-                for (at, message) in document.duplicates {
-                    self.context.report.warn(at, None, message);
-                }
-                Some(document.root)
-            }
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Some(text),
             Err(error) => {
-                self.refuse_syntax(file, &error);
+                let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() as u32 + 1;
+                self.context.error(Class::YamlSyntax, Origin { file, line }, None, "the text is not UTF-8");
                 None
             }
         }
     }
 
-    fn refuse_syntax(&mut self, file: u32, error: &SyntaxError) {
-        let at = Origin { file, line: error.line };
-        self.context.error(Class::YamlSyntax, at, None, format!("not valid YAML: {}", error.message));
-    }
-
-    /// Adds inputs from `spec:include`: files that contain nothing but `inputs`.
-    fn with_included_inputs(&mut self, mut spec: Spec, tree: &Option<SourceTree>) -> Spec {
-        let Some(include) = spec.include.take() else { return spec };
-        let single = std::slice::from_ref(&include);
-        for item in include.list().unwrap_or(single) {
-            for (key, entry) in item.mapping().into_iter().flat_map(|mapping| mapping.iter()) {
-                if !SPEC_INCLUDE_KEYS.contains(&&**key) {
-                    let message =
-                        format!("unknown keyword `spec:include:{key}`{}", did_you_mean(key, &SPEC_INCLUDE_KEYS));
-                    self.context.report.unknown(entry.key_at, message);
-                    return spec;
-                }
-            }
+    /// Refuses content that is empty or not a mapping.
+    fn check_is_filled(&mut self, file: &FileToRead<'_>, content: &Node) -> Option<()> {
+        if content.mapping().is_some_and(|mapping| !mapping.is_empty()) {
+            return Some(());
         }
-        for entry in self.entries(&include, tree) {
-            for fetched in self.fetch(&entry, tree) {
-                let file = self.context.report.add_file(&fetched.name);
-                let text = String::from_utf8_lossy(&fetched.bytes);
-                let Some(node) = self.parse(&Document { text: &text, first: 1 }, file) else { continue };
-                for (key, entry) in node.mapping().into_iter().flat_map(|mapping| mapping.iter()) {
-                    if &**key == "inputs" {
-                        declaration::read_inputs(&entry.node, &mut spec.inputs, &mut self.context.report);
-                    } else {
-                        let message = format!("{} may contain only `inputs`, not `{key}`", fetched.name);
-                        self.context.error(Class::InputSpec, entry.key_at, None, message);
-                    }
-                }
-            }
-        }
-        spec
+        let name = file.name;
+        let start = if content.at.line > 0 { content.at } else { Origin { file: file.index, line: 0 } };
+        let is_empty = content.is_null() || content.mapping().is_some();
+        let (class, at, message) = if !is_empty {
+            let kind = content.kind();
+            let message = format!("{name} contains {kind} instead of a mapping of keywords and jobs");
+            (Class::NotAMapping, start, message)
+        } else if file.included_at.line > 0 {
+            (Class::IncludeMissing, file.included_at, format!("the included file {name} is empty"))
+        } else {
+            (Class::NotAMapping, start, format!("{name} is empty; write a mapping of keywords and jobs"))
+        };
+        self.context.error(class, at, None, message);
+        None
     }
 
     /// Merges the content over the files that it includes.
@@ -301,18 +157,7 @@ impl Loader<'_, '_> {
                 continue;
             }
             for fetched in self.fetch(&entry, tree) {
-                if let Some(start) = self.open.iter().position(|open| *open == fetched.name) {
-                    let cycle = self.open[start..].join(" includes ");
-                    let message = format!("files include each other: {cycle} includes {}", fetched.name);
-                    self.context.error(Class::IncludeLimit, entry.at, None, message);
-                    return None;
-                }
-                self.count += 1;
-                if self.count > FILES_LIMIT {
-                    let message = format!("more than {FILES_LIMIT} files are included");
-                    self.context.error(Class::IncludeLimit, entry.at, None, message);
-                    return None;
-                }
+                self.check_may_open(&fetched.name, entry.at)?;
                 let Some(node) = self.file(fetched, &entry.inputs, entry.at) else { continue };
                 merged = Some(match merged {
                     Some(base) => self.merger.merge(&base, &node),
@@ -337,18 +182,19 @@ impl Loader<'_, '_> {
             None => own,
         })
     }
-}
 
-impl Component {
-    fn get(&self, spec: &Spec, key: &str) -> Option<String> {
-        let listed = spec.component.iter().any(|listed| &**listed == key);
-        listed
-            .then_some(match key {
-                "name" => &self.name,
-                "sha" => &self.sha,
-                "version" => &self.version,
-                _ => &self.reference,
-            })
-            .cloned()
+    /// Counts an included file. Refuses a file that is already open, and more files than are allowed.
+    fn check_may_open(&mut self, name: &str, at: Origin) -> Option<()> {
+        self.count += 1;
+        let message = if let Some(start) = self.open.iter().position(|open| open == name) {
+            let cycle = self.open[start..].join(" includes ");
+            format!("files include each other: {cycle} includes {name}")
+        } else if self.count > MAX_FILES {
+            format!("more than {MAX_FILES} files are included")
+        } else {
+            return Some(());
+        };
+        self.context.error(Class::IncludeLimit, at, None, message);
+        None
     }
 }

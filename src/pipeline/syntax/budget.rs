@@ -1,6 +1,7 @@
-//! Limits the size of a pipeline's files after aliases are expanded.
+//! Limits the size of a pipeline's files after aliases are expanded and inputs are inserted.
 
-/// The size limit for all files of a pipeline together, after aliases are expanded.
+/// The rest of the size limit for all files of a pipeline together. Aliases and the values of inputs count as often as
+/// they are used, although their memory is shared.
 #[derive(Clone, Debug)]
 pub struct Budget {
     nodes: usize,
@@ -16,14 +17,19 @@ impl Default for Budget {
 impl Budget {
     /// Subtracts a size. The error names the limit.
     pub fn spend(&mut self, size: Size) -> Result<(), String> {
-        self.nodes =
-            self.nodes.checked_sub(size.nodes).ok_or("more than 1,000,000 values after aliases are expanded")?;
-        self.bytes = self.bytes.checked_sub(size.bytes).ok_or("more than 32 MiB of text after aliases are expanded")?;
+        self.nodes = self
+            .nodes
+            .checked_sub(size.nodes)
+            .ok_or("more than 1,000,000 values after aliases and inputs are expanded")?;
+        self.bytes = self
+            .bytes
+            .checked_sub(size.bytes)
+            .ok_or("more than 32 MiB of text after aliases and inputs are expanded")?;
         Ok(())
     }
 }
 
-/// The size of a tree after aliases are expanded.
+/// The size of a tree without sharing.
 #[derive(Clone, Copy, Default)]
 pub struct Size {
     pub nodes: usize,

@@ -11,11 +11,11 @@ mod print;
 mod scalar;
 mod size;
 
-pub use budget::Budget;
+pub use budget::{Budget, Size};
 pub use node::{Mapping, MappingEntry, Node, Origin, Value};
-pub use parse::{SyntaxError, parse};
+pub use parse::{MAX_DEPTH, SyntaxError, parse};
 pub use print::print;
-pub use size::written_size;
+pub use size::{TreeExtent, extent, written_size};
 
 /// The largest configuration file, in bytes, as on GitLab.
 pub const FILE_LIMIT: usize = 2 << 20;

@@ -81,6 +81,14 @@ impl PartialEq for Value {
 }
 
 impl Node {
+    pub fn null_at(at: Origin) -> Self {
+        Self { value: Value::Null, at }
+    }
+
+    pub fn text_at(text: impl Into<Arc<str>>, at: Origin) -> Self {
+        Self { value: Value::Text(text.into()), at }
+    }
+
     pub fn list_at(items: Vec<Node>, at: Origin) -> Self {
         Self { value: Value::List(Arc::new(items)), at }
     }
@@ -183,5 +191,13 @@ impl Serialize for Node {
             Value::List(items) | Value::Reference(items) => serializer.collect_seq(items.iter()),
             Value::Mapping(mapping) => serializer.collect_map(mapping.iter().map(|(key, entry)| (&**key, &entry.node))),
         }
+    }
+}
+
+#[cfg(test)]
+impl From<serde_json::Value> for Node {
+    fn from(json: serde_json::Value) -> Self {
+        let parsed = super::parse(&json.to_string(), 0, &|line| line, &mut super::Budget::default());
+        parsed.expect("JSON is YAML").root
     }
 }

@@ -12,7 +12,7 @@ use super::{Mapping, MappingEntry, Node, Origin, Value, scalar};
 use crate::pipeline::hash::Set;
 
 /// How deeply mappings and lists may nest, as on GitLab.
-const DEPTH_LIMIT: usize = 100;
+pub const MAX_DEPTH: usize = 100;
 
 /// The number of duplicate keys to report for a file.
 const DUPLICATES_LIMIT: usize = 100;
@@ -144,8 +144,8 @@ impl<'a> Builder<'a, '_> {
     }
 
     fn node(&mut self, event: Event<'a>, line: u32, depth: usize) -> Result<(Node, Size), SyntaxError> {
-        if depth > DEPTH_LIMIT {
-            return self.error(line, format!("nested deeper than {DEPTH_LIMIT} levels"));
+        if depth > MAX_DEPTH {
+            return self.error(line, format!("nested deeper than {MAX_DEPTH} levels"));
         }
         let mut size = Size { nodes: 1, bytes: 0 };
         if let Event::Alias(anchor) = event {

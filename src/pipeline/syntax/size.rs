@@ -1,38 +1,64 @@
-//! Computes the size of a tree as if its shared parts were copied.
+//! Measures a tree as if its shared parts were copied.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::budget::Size;
 use super::{Node, Value};
 
-/// The size of a tree without sharing; saturating. Its cost is linear in the memory of the tree.
-pub fn written_size(node: &Node) -> usize {
+/// How large and how deep a tree is.
+#[derive(Clone, Copy, Default)]
+pub struct TreeExtent {
+    /// The size without sharing; saturating.
+    pub size: Size,
+    /// The number of levels below the root.
+    pub depth: usize,
+}
+
+/// Measures a tree. The cost is linear in the memory of the tree.
+pub fn extent(node: &Node) -> TreeExtent {
     measure(node, &mut HashMap::new())
 }
 
-fn measure(node: &Node, known: &mut HashMap<usize, usize>) -> usize {
-    // An estimate for each value itself and its separator.
+/// An estimate of the length of a tree as text.
+pub fn written_size(node: &Node) -> usize {
+    // For each value itself and its separator.
     const OWN: usize = 8;
+    let size = extent(node).size;
+    size.nodes.saturating_mul(OWN).saturating_add(size.bytes)
+}
+
+fn measure(node: &Node, measured: &mut HashMap<usize, TreeExtent>) -> TreeExtent {
+    let mut extent = TreeExtent { size: Size { nodes: 1, bytes: 0 }, depth: 0 };
     let (key, children) = match &node.value {
-        Value::Text(text) => return OWN + text.len(),
+        Value::Text(text) => {
+            extent.size.bytes = text.len();
+            return extent;
+        }
         Value::List(items) | Value::Reference(items) => (Arc::as_ptr(items).addr(), items.len()),
         Value::Mapping(mapping) => (Arc::as_ptr(mapping).addr(), mapping.len()),
-        Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) => return OWN,
+        Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) => return extent,
     };
     if children == 0 {
-        return OWN;
+        return extent;
     }
-    if let Some(size) = known.get(&key) {
-        return *size;
+    if let Some(extent) = measured.get(&key) {
+        return *extent;
     }
-    let size = match &node.value {
-        Value::Mapping(mapping) => mapping.iter().fold(OWN, |size, (key, entry)| {
-            size.saturating_add(OWN + key.len()).saturating_add(measure(&entry.node, known))
-        }),
-        _ => node.list_or_path().iter().fold(OWN, |size, item| size.saturating_add(measure(item, known))),
+    let mut add = |child: &Node| {
+        let child = measure(child, measured);
+        extent.size.add(child.size);
+        extent.depth = extent.depth.max(child.depth + 1);
     };
-    known.insert(key, size);
-    size
+    match &node.value {
+        Value::Mapping(mapping) => mapping.values().for_each(|entry| add(&entry.node)),
+        _ => node.list_or_path().iter().for_each(&mut add),
+    }
+    for key in node.mapping().into_iter().flat_map(|mapping| mapping.keys()) {
+        extent.size.add(Size { nodes: 1, bytes: key.len() });
+    }
+    measured.insert(key, extent);
+    extent
 }
 
 #[cfg(test)]
