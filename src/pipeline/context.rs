@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::hash::Map;
 use super::predefined::{self, Project};
-use super::problem::{Class, ProblemReport};
+use super::problem::{Class, ProblemReport, UnknownKeywords};
 use super::request::PlanRequest;
 use super::rules::expression::Expression;
 use super::rules::files::Files;
@@ -43,11 +43,12 @@ impl<'a> Context<'a> {
         let predefined = predefined::of_pipeline(request, &project);
         let scope =
             PipelineVariables::new(predefined, request.project_variables.clone(), request.pipeline_variables.clone());
+        let unknown_keywords = if request.lax { UnknownKeywords::Ignored } else { UnknownKeywords::Refused };
         Self {
             request,
             project,
             scope: Arc::new(scope),
-            report: ProblemReport::new(request.lax),
+            report: ProblemReport::new(unknown_keywords),
             budget: Budget::default(),
             files: Files::new(request.sources),
             expressions: Map::default(),
@@ -76,7 +77,7 @@ impl<'a> Context<'a> {
         result
     }
 
-    /// Flattens nested lists and drops nulls. `None`: the lists nest too deeply or are too long; this is reported.
+    /// Flattens nested lists. `None`: the lists nest too deeply or are too long; this is reported.
     pub fn flatten(&mut self, node: &Node, keyword: &str, job: Option<&Arc<str>>) -> Option<Vec<Node>> {
         let mut items = Vec::new();
         let why = match flatten_into(node, 0, &mut self.items, &mut items) {
@@ -91,6 +92,14 @@ impl<'a> Context<'a> {
         };
         self.report.problem(why.0, node.at, job, why.1);
         None
+    }
+
+    /// The texts of a list without lists inside. `None`: the node is something else, or all lists together are too long.
+    pub fn flat_texts(&mut self, node: &Node) -> Option<Vec<Arc<str>>> {
+        let items = node.list()?;
+        // Jobs can share a list, so a short file could make very many copies.
+        self.items = self.items.checked_sub(items.len())?;
+        items.iter().map(|item| item.text().cloned()).collect()
     }
 
     /// The variables that exist before any job is known.
@@ -112,9 +121,7 @@ enum Overflow {
 fn flatten_into(node: &Node, depth: usize, left: &mut usize, out: &mut Vec<Node>) -> Result<(), Overflow> {
     *left = left.checked_sub(1).ok_or(Overflow::Count)?;
     let Some(items) = node.list() else {
-        if !node.is_null() {
-            out.push(node.clone());
-        }
+        out.push(node.clone());
         return Ok(());
     };
     if depth > LIST_DEPTH {

@@ -13,7 +13,7 @@ use super::expand::{self, Expanded, ExpandedJobs};
 use super::hash::{Index, Map, Set};
 use super::plan::{Absent, AllowFailure, Decision, Environment, Job, Need, Variable, When};
 use super::predefined::nodes;
-use super::problem::Class;
+use super::problem::{Class, Reported};
 use super::request::SourceTree;
 use super::root::Root;
 use super::rules::clause::{Reasons, RuleOwner};
@@ -34,9 +34,8 @@ pub struct Workflow {
     pub cancel_on_job_failure: bool,
 }
 
-/// Evaluates `workflow:rules`. `Ok(Err(why))`: GitLab would create no pipeline. `Err(())`: evaluation failed; this is
-/// reported.
-pub fn workflow(root: &Root, context: &mut Context<'_>) -> Result<Result<Workflow, String>, ()> {
+/// Evaluates `workflow:rules`. `Ok(Err(why))`: GitLab would create no pipeline.
+pub fn workflow(root: &Root, context: &mut Context<'_>) -> Result<Result<Workflow, String>, Reported> {
     let mut workflow =
         Workflow { variables: root.variables.clone(), cancel_on_job_failure: root.cancel_on_job_failure };
     let Some(rules) = &root.rules else { return Ok(Ok(workflow)) };
@@ -62,7 +61,7 @@ fn first_match<'r>(
     view: &View<'_>,
     owner: RuleOwner<'_>,
     context: &mut Context<'_>,
-) -> Result<Option<(usize, &'r Rule, Reasons)>, ()> {
+) -> Result<Option<(usize, &'r Rule, Reasons)>, Reported> {
     for (number, rule) in (1..).zip(rules) {
         if let Some(reasons) = rule.clause.holds(view, &SourceTree::Project, owner, context)? {
             return Ok(Some((number, rule, reasons)));
@@ -195,7 +194,7 @@ fn effects<'d>(
     view: &View<'_>,
     has_workflow_rules: bool,
     context: &mut Context<'_>,
-) -> Result<RuleEffects<'d>, ()> {
+) -> Result<RuleEffects<'d>, Reported> {
     let name = &draft.job.name;
     let Some(rules) = &draft.rules else {
         return by_policy(draft, view, has_workflow_rules, context)
@@ -222,7 +221,7 @@ fn by_policy(
     view: &View<'_>,
     has_workflow_rules: bool,
     context: &mut Context<'_>,
-) -> Result<Decision, ()> {
+) -> Result<Decision, Reported> {
     let name = &draft.job.name;
     let only = match &draft.only {
         Some(only) => Some(only.clone().with_default_refs()),

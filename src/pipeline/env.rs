@@ -206,7 +206,7 @@ fn expand_once(text: &str, levels: &Levels, files: &mut Vec<GivenVariable>) -> S
     })
 }
 
-/// The unexpanded variables of all levels; for each name, the value of the strongest level.
+/// The unexpanded variables of all levels; for each name, the value of the level with the highest precedence.
 fn levels(scope: &PipelineVariables, job: &Job, run: &JobRun) -> Levels {
     let mut levels = Levels::with_capacity_and_hasher(scope.predefined.len() + 48, Default::default());
     for (key, value) in &scope.predefined {

@@ -29,8 +29,8 @@ impl RegexPattern {
     /// Compiles a pattern without slashes.
     pub fn compile(body: &str, flags: &str) -> Result<Self, String> {
         let has = |flag| flags.contains(flag);
-        let ignores_case = has('i') || body.contains("(?i");
-        let mut builder = RegexBuilder::new(&translate(body, ignores_case)?);
+        let case = if has('i') || body.contains("(?i") { Case::Ignored } else { Case::Matters };
+        let mut builder = RegexBuilder::new(&Translation::new(body, case).translated()?);
         builder
             .case_insensitive(has('i'))
             .dot_matches_new_line(has('s'))
@@ -45,6 +45,10 @@ impl RegexPattern {
         compiled.map(|regex| Self { regex, size }).map_err(|error| match error.to_string() {
             text if text.contains("Unicode character classes") => {
                 "Unicode character classes such as `\\p{L}` are not supported; list the characters, such as `[A-Za-z]`"
+                    .to_owned()
+            }
+            text if text.contains("look-around") => {
+                "lookarounds such as `(?=x)`, `(?!x)` and `(?<=x)` are not supported, as in RE2, which GitLab uses"
                     .to_owned()
             }
             text => text,
@@ -70,77 +74,113 @@ impl RegexPattern {
 }
 
 /// The highest number of repetitions, as in RE2.
-const REPETITIONS_LIMIT: u32 = 1000;
+const MAX_REPETITIONS: u32 = 1000;
+
+/// Whether upper and lower case differ.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Case {
+    Matters,
+    Ignored,
+}
 
 /// Converts a pattern of RE2 to the syntax of `regex-lite`. In RE2, `{` without a following repetition is literal, and
 /// `[`, `&&`, `--`, `~~` are literal in a class; `\Q…\E` and octal escapes exist, and repetitions of repetitions do not.
-fn translate(body: &str, ignores_case: bool) -> Result<String, String> {
-    let mut out = String::with_capacity(body.len() + 8);
-    let mut rest = body;
-    let mut in_class = false;
-    let mut class_start = 0;
-    // The number of repetition operators, `?` for lazy ones included, that end here.
-    let mut operators = 0;
-    while let Some(c) = rest.chars().next() {
-        let after = &rest[c.len_utf8()..];
-        let is_operator = !in_class && (matches!(c, '*' | '+' | '?') || c == '{' && is_repetition(after)?);
-        operators = if is_operator { operators + 1 } else { 0 };
-        if operators > 2 || operators == 2 && c != '?' {
+struct Translation<'b> {
+    rest: &'b str,
+    case: Case,
+    out: String,
+    /// Within a class, the length of `out` after its opening bracket.
+    class_start: Option<usize>,
+    /// The number of repetition operators, `?` for lazy ones included, that end here.
+    operators: usize,
+}
+
+impl<'b> Translation<'b> {
+    fn new(body: &'b str, case: Case) -> Self {
+        let out = String::with_capacity(body.len() + 8);
+        Self { rest: body, case, out, class_start: None, operators: 0 }
+    }
+
+    fn translated(mut self) -> Result<String, String> {
+        while let Some(c) = self.rest.chars().next() {
+            let after = &self.rest[c.len_utf8()..];
+            let is_repetition = self.counts_as_repetition(c, after)?;
+            self.rest = match self.class_start {
+                _ if c == '\\' => escape(after, &mut self.out),
+                Some(start) => self.in_class(c, after, start),
+                None if c == '{' && is_repetition => self.counted_repetition(after),
+                None => self.outside_class(c, after),
+            };
+        }
+        Ok(self.out)
+    }
+
+    /// Whether a character is a repetition operator; an error if it cannot follow the operators before it.
+    fn counts_as_repetition(&mut self, c: char, after: &str) -> Result<bool, String> {
+        let is_repetition =
+            self.class_start.is_none() && (matches!(c, '*' | '+' | '?') || c == '{' && is_counted_repetition(after)?);
+        self.operators = if is_repetition { self.operators + 1 } else { 0 };
+        if self.operators > 2 || self.operators == 2 && c != '?' {
             return Err(format!("the repetition operator `{c}` cannot follow another repetition operator"));
         }
+        Ok(is_repetition)
+    }
+
+    /// Converts a character of a class, and returns the rest.
+    fn in_class(&mut self, c: char, after: &'b str, start: usize) -> &'b str {
         match c {
-            '\\' => {
-                rest = escape(after, &mut out);
-                continue;
-            }
-            '[' if !in_class => {
-                in_class = true;
-                out.push('[');
-                rest = after;
-                if let Some(negated) = rest.strip_prefix('^') {
-                    out.push('^');
-                    rest = negated;
-                }
-                class_start = out.len();
-                continue;
-            }
             '[' => match after.find(":]").filter(|_| after.starts_with(':')) {
                 Some(end) => {
-                    out.push_str(&rest[..end + 3]);
-                    rest = &rest[end + 3..];
-                    continue;
+                    self.out.push('[');
+                    self.out.push_str(&after[..end + 2]);
+                    return &after[end + 2..];
                 }
-                None => out.push_str("\\["),
+                None => self.out.push_str("\\["),
             },
-            ']' if in_class && out.len() > class_start => {
-                in_class = false;
-                out.push(']');
+            ']' if self.out.len() > start => {
+                self.class_start = None;
+                self.out.push(']');
             }
-            ']' if in_class => out.push_str("\\]"),
-            '&' | '~' if in_class && after.starts_with(c) => {
-                out.push('\\');
-                out.push(c);
-            }
-            '-' if in_class && after.starts_with('-') => out.push_str("\\-"),
-            '{' if is_operator => {
-                let end = after.find('}').map_or(after.len(), |at| at + 1);
-                out.push('{');
-                out.push_str(&after[..end]);
-                rest = &after[end..];
-                continue;
-            }
-            '{' if !in_class => out.push_str("\\{"),
-            // `regex-lite` ignores the case of ASCII letters only.
-            c if ignores_case && !c.is_ascii() => match (other_case(c), in_class) {
-                (Some(other), true) => out.extend([c, other]),
-                (Some(other), false) => out.extend(['[', c, other, ']']),
-                (None, _) => out.push(c),
-            },
-            c => out.push(c),
+            ']' => self.out.push_str("\\]"),
+            '&' | '~' | '-' if after.starts_with(c) => self.out.extend(['\\', c]),
+            c => self.letter(c),
         }
-        rest = after;
+        after
     }
-    Ok(out)
+
+    /// Converts a character outside of classes, and returns the rest.
+    fn outside_class(&mut self, c: char, after: &'b str) -> &'b str {
+        match c {
+            '[' => {
+                self.out.push('[');
+                let negated = after.strip_prefix('^');
+                self.out.push_str(if negated.is_some() { "^" } else { "" });
+                self.class_start = Some(self.out.len());
+                return negated.unwrap_or(after);
+            }
+            '{' => self.out.push_str("\\{"),
+            c => self.letter(c),
+        }
+        after
+    }
+
+    /// Copies a repetition such as `{3,5}`, and returns the rest.
+    fn counted_repetition(&mut self, after: &'b str) -> &'b str {
+        let end = after.find('}').map_or(after.len(), |at| at + 1);
+        self.out.push('{');
+        self.out.push_str(&after[..end]);
+        &after[end..]
+    }
+
+    /// Copies a character. `regex-lite` ignores the case of ASCII letters only, so other letters are written twice.
+    fn letter(&mut self, c: char) {
+        let other = Some(c).filter(|c| self.case == Case::Ignored && !c.is_ascii()).and_then(other_case);
+        match other {
+            Some(other) if self.class_start.is_some() => self.out.extend([c, other]),
+            Some(other) => self.out.extend(['[', c, other, ']']),
+            None => self.out.push(c),
+        }
+    }
 }
 
 /// Converts what follows a backslash, and returns the rest.
@@ -183,16 +223,16 @@ fn other_case(c: char) -> Option<char> {
 }
 
 /// Whether `3}`, `3,}` or `3,5}` follows.
-fn is_repetition(after: &str) -> Result<bool, String> {
+fn is_counted_repetition(after: &str) -> Result<bool, String> {
     let Some((inside, _)) = after.split_once('}') else { return Ok(false) };
     let (low, high) = inside.split_once(',').unwrap_or((inside, ""));
     let digits = |text: &str| text.chars().all(|c| c.is_ascii_digit());
     if low.is_empty() || !digits(low) || !digits(high) {
         return Ok(false);
     }
-    let too_many = |text: &str| text.parse().is_ok_and(|number: u32| number > REPETITIONS_LIMIT) || text.len() > 9;
+    let too_many = |text: &str| text.parse().is_ok_and(|number: u32| number > MAX_REPETITIONS) || text.len() > 9;
     match too_many(low) || too_many(high) {
-        true => Err(format!("`{{{inside}}}` is more than {REPETITIONS_LIMIT} repetitions")),
+        true => Err(format!("`{{{inside}}}` is more than {MAX_REPETITIONS} repetitions")),
         false => Ok(true),
     }
 }
@@ -249,6 +289,10 @@ mod tests {
         assert!(RegexPattern::between_slashes("/(x{900}){900}/").is_some_and(|result| result.is_err()));
         for pattern in ["/a++/", "/a**/", "/a{2}{3}/", "/a{1,1001}/", r"/\Z/", r"/(a)\1/", r"/\p{L}/"] {
             assert!(RegexPattern::between_slashes(pattern).is_some_and(|result| result.is_err()), "{pattern}");
+        }
+        for pattern in ["/a(?!b)/", "/(?<=a)b/", "/(?<!a)b/"] {
+            let refusal = RegexPattern::between_slashes(pattern).expect("slashes").err();
+            assert!(refusal.is_some_and(|why| why.contains("lookarounds")), "{pattern}");
         }
         assert!(RegexPattern::between_slashes("text").is_none());
         assert!(RegexPattern::between_slashes("/text").is_none());

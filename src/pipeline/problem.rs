@@ -139,8 +139,21 @@ pub enum Class {
     TooBig,
 }
 
+/// Evaluation failed; the problem is already reported.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reported;
+
+/// What an unknown keyword is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum UnknownKeywords {
+    #[default]
+    Refused,
+    /// They are warnings.
+    Ignored,
+}
+
 /// The number of problems to report at once.
-const PROBLEMS_LIMIT: usize = 1000;
+const MAX_PROBLEMS: usize = 1000;
 
 /// Collects the problems and warnings of planning.
 #[derive(Debug, Default)]
@@ -149,15 +162,14 @@ pub(super) struct ProblemReport {
     pub files: Vec<Arc<str>>,
     pub problems: Vec<Problem>,
     pub warnings: Vec<Warning>,
-    /// Unknown keywords are warnings instead of problems.
-    pub lax: bool,
-    told: HashSet<(Class, Origin, String)>,
+    unknown_keywords: UnknownKeywords,
+    reported: HashSet<(Class, Origin, String)>,
     warned: HashSet<String>,
 }
 
 impl ProblemReport {
-    pub fn new(lax: bool) -> Self {
-        Self { lax, ..Self::default() }
+    pub fn new(unknown_keywords: UnknownKeywords) -> Self {
+        Self { unknown_keywords, ..Self::default() }
     }
 
     /// Reports a problem of the configuration.
@@ -186,23 +198,27 @@ impl ProblemReport {
             None => &problem.message,
         };
         let key = (class, at, culprit.to_owned());
-        if self.problems.len() < PROBLEMS_LIMIT && (at.line == 0 || self.told.insert(key)) {
+        if self.problems.len() < MAX_PROBLEMS && (at.line == 0 || self.reported.insert(key)) {
             self.problems.push(problem);
         }
     }
 
-    /// Reports an unknown keyword: a problem, or a warning if [`Self::lax`] is set.
+    /// Reports an unknown keyword: a problem, or a warning.
     pub fn unknown(&mut self, at: Origin, message: String) {
-        self.unknown_of(at, None, message);
+        let _ = self.unknown_of(at, None, message);
     }
 
-    /// Reports an unknown keyword of a job.
-    pub fn unknown_of(&mut self, at: Origin, job: Option<&Arc<str>>, message: String) {
-        match (self.lax, job) {
-            (false, _) => self.problem(Class::UnknownKeyword, at, job, message),
-            (true, Some(name)) => self.warn(at, job, format!("job `{name}`: {message}")),
-            (true, None) => self.warn(at, None, message),
+    /// Reports an unknown keyword of a job. `None`: it is a problem.
+    pub fn unknown_of(&mut self, at: Origin, job: Option<&Arc<str>>, message: String) -> Option<()> {
+        match (self.unknown_keywords, job) {
+            (UnknownKeywords::Refused, _) => {
+                self.problem(Class::UnknownKeyword, at, job, message);
+                return None;
+            }
+            (UnknownKeywords::Ignored, Some(name)) => self.warn(at, job, format!("job `{name}`: {message}")),
+            (UnknownKeywords::Ignored, None) => self.warn(at, None, message),
         }
+        Some(())
     }
 
     /// Adds a warning, unless one with the same message exists.

@@ -174,7 +174,7 @@ fn read_job(
 /// The declared stages; `None`: they cannot be read, which is reported.
 fn read_stages(node: Option<&Node>, context: &mut Context<'_>) -> Option<Vec<Arc<str>>> {
     match node {
-        Some(node) => KeywordReader { context, job: None }.texts(node, "stages"),
+        Some(node) => KeywordReader { context, job: None }.nested_texts(node, "stages"),
         None => Some(["build", "test", "deploy"].map(Into::into).to_vec()),
     }
 }

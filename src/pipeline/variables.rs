@@ -24,7 +24,7 @@ pub struct Variable {
     pub level: VariableLevel,
 }
 
-/// Levels of variables in the configuration, from the weakest to the strongest.
+/// Levels of variables in the configuration, from the lowest to the highest precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum VariableLevel {
     /// Top-level `variables`.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use super::variables::{PipelineVariables, VALUE_LIMIT, Variable, has_reference, replace, truncate};
 
-/// Variables as rules see them: unexpanded values by name; the strongest level wins.
+/// Variables as rules see them: unexpanded values by name; the level with the highest precedence wins.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     pub scope: &'a PipelineVariables,
     /// The job's variables in the configuration, or the default ones.
     pub yaml: &'a [Variable],
-    /// Weaker variables of the configuration.
+    /// Variables of the configuration with lower precedence.
     pub defaults: &'a [Variable],
     /// Predefined variables of the job.
     pub job: &'a [(&'static str, Arc<str>)],
@@ -49,37 +49,37 @@ impl<'a> View<'a> {
 
     /// Replaces known variables recursively; unknown ones are kept in the text, and become empty in values.
     pub fn expand_known(&self, text: &str) -> String {
-        let mut known = Known::new();
-        replace(text, |name, reference| self.value_at(name, 0, &mut known).unwrap_or_else(|| reference.to_owned()))
+        let mut found = FoundValues::new();
+        replace(text, |name, reference| self.value_at(name, 0, &mut found).unwrap_or_else(|| reference.to_owned()))
     }
 
     /// Replaces variables recursively; unknown ones become empty.
     pub fn expand(&self, text: &str) -> String {
-        self.expand_at(text, 0, &mut Known::new())
+        self.expand_at(text, 0, &mut FoundValues::new())
     }
 
-    fn expand_at(&self, text: &str, depth: usize, known: &mut Known) -> String {
+    fn expand_at(&self, text: &str, depth: usize, found: &mut FoundValues) -> String {
         if !has_reference(text) || depth > 10 {
             return text.to_owned();
         }
-        replace(text, |name, _| self.value_at(name, depth, known).unwrap_or_default())
+        replace(text, |name, _| self.value_at(name, depth, found).unwrap_or_default())
     }
 
-    fn value_at(&self, name: &str, depth: usize, known: &mut Known) -> Option<String> {
+    fn value_at(&self, name: &str, depth: usize, found: &mut FoundValues) -> Option<String> {
         let key = (depth, name.to_owned());
-        if let Some(value) = known.get(&key) {
+        if let Some(value) = found.get(&key) {
             return value.clone();
         }
         let value = self.find(name).map(|(value, raw)| {
-            let mut value = if raw { value.to_owned() } else { self.expand_at(value, depth + 1, known) };
+            let mut value = if raw { value.to_owned() } else { self.expand_at(value, depth + 1, found) };
             truncate(&mut value, VALUE_LIMIT / 16);
             value
         });
-        known.insert(key, value.clone());
+        found.insert(key, value.clone());
         value
     }
 }
 
 /// The values that one expansion has found, by depth and name. Without them, a few variables that name each other many
 /// times would take exponential time.
-type Known = HashMap<(usize, String), Option<String>>;
+type FoundValues = HashMap<(usize, String), Option<String>>;

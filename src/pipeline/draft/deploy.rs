@@ -182,7 +182,7 @@ impl KeywordReader<'_, '_> {
             let place = format!("id_tokens:{key}");
             self.mapping(&entry.node, &place, &["aud"])?;
             match entry.node.get("aud") {
-                Some(aud) => self.text_or_texts(aud, &format!("{place}:aud"))?,
+                Some(aud) => self.text_or_flat_texts(aud, &format!("{place}:aud"))?,
                 None => return self.bad(&entry.node, &place, "`aud`"),
             };
         }

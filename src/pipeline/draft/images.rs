@@ -44,7 +44,7 @@ impl KeywordReader<'_, '_> {
             self.flat_texts(entrypoint, &format!("{keyword}:entrypoint"))?;
         }
         if let Some(command) = node.get("command") {
-            self.text_or_texts(command, &format!("{keyword}:command"))?;
+            self.text_or_flat_texts(command, &format!("{keyword}:command"))?;
         }
         if let Some(alias) = node.get("alias") {
             self.text(alias, &format!("{keyword}:alias"))?;

@@ -36,7 +36,7 @@ impl KeywordReader<'_, '_> {
             Some(value) => match value.boolean() {
                 Some(true) => Some(Inherit::All),
                 Some(false) => Some(Inherit::Nothing),
-                None => self.texts(value, &format!("inherit:{key}")).map(Inherit::Only),
+                None => self.flat_texts(value, &format!("inherit:{key}")).map(Inherit::Only),
             },
         };
         let (default, variables) = (part("default")?, part("variables")?);

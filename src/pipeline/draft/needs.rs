@@ -104,10 +104,7 @@ impl KeywordReader<'_, '_> {
     }
 
     pub fn dependencies(&mut self, node: &Node) -> Option<Vec<Name>> {
-        if node.list().is_none() {
-            return self.bad(node, "dependencies", "a list of jobs");
-        }
-        let items = self.context.flatten(node, "dependencies", self.job)?;
-        items.iter().map(|item| Some((self.text(item, "dependencies")?, item.at))).collect()
+        let names = self.flat_texts(node, "dependencies")?;
+        Some(names.into_iter().zip(node.list()?.iter().map(|item| item.at)).collect())
     }
 }

@@ -7,10 +7,13 @@ use crate::pipeline::problem::Class;
 use crate::pipeline::syntax::Node;
 
 /// The number of jobs that one `parallel` may create.
-const JOBS_LIMIT: usize = 200;
+const MAX_JOBS: usize = 200;
 
 /// A list of rows. Each row gives all combinations of its values; the first key varies slowest.
-pub type Matrix = Vec<Vec<(Arc<str>, Vec<Arc<str>>)>>;
+pub type Matrix = Vec<MatrixRow>;
+
+/// The keys of a row, each with its values.
+pub type MatrixRow = Vec<(Arc<str>, Vec<Arc<str>>)>;
 
 /// One combination of matrix values: each key with one of its values.
 pub type Combination = Vec<(Arc<str>, Arc<str>)>;
@@ -28,13 +31,13 @@ impl KeywordReader<'_, '_> {
     pub fn parallel(&mut self, node: &Node) -> Option<Parallel> {
         if let Some(count) = node.integer() {
             return match usize::try_from(count) {
-                Ok(count @ 1..=JOBS_LIMIT) => Some(Parallel::Count(count)),
+                Ok(count @ 1..=MAX_JOBS) => Some(Parallel::Count(count)),
                 Ok(1..) => self.too_big(node, "parallel", count),
-                _ => self.bad(node, "parallel", &format!("a number from 1 to {JOBS_LIMIT}")),
+                _ => self.bad(node, "parallel", &format!("a number from 1 to {MAX_JOBS}")),
             };
         }
         if node.mapping().is_none() {
-            return self.bad(node, "parallel", &format!("a number from 1 to {JOBS_LIMIT} or a mapping with `matrix`"));
+            return self.bad(node, "parallel", &format!("a number from 1 to {MAX_JOBS} or a mapping with `matrix`"));
         }
         self.mapping(node, "parallel", &["matrix"])?;
         match node.get("matrix") {
@@ -44,51 +47,55 @@ impl KeywordReader<'_, '_> {
     }
 
     fn too_big<T>(&mut self, node: &Node, keyword: &str, count: impl std::fmt::Display) -> Option<T> {
-        let message = format!("`{keyword}` makes {count} jobs; up to {JOBS_LIMIT} are allowed");
+        let message = format!("`{keyword}` makes {count} jobs; up to {MAX_JOBS} are allowed");
         self.error(Class::MatrixTooBig, node.at, message)
     }
 
     /// Reads a matrix and checks its size.
     pub fn matrix(&mut self, node: &Node, keyword: &str) -> Option<Matrix> {
-        if node.list().is_none() {
+        let Some(items) = node.list().filter(|items| !items.is_empty()) else {
             return self.bad(node, keyword, "a list of mappings");
-        }
-        let items = self.context.flatten(node, keyword, self.job)?;
-        let mut matrix = Matrix::with_capacity(items.len());
+        };
+        let mut matrix = Matrix::new();
         let mut total = 0_usize;
-        for item in &items {
-            let Some(mapping) = item.mapping().filter(|mapping| !mapping.is_empty()) else {
-                return self.bad(item, keyword, "a list of mappings of names and values");
-            };
-            let mut row = Vec::with_capacity(mapping.len());
-            let mut size = 1_usize;
-            for (key, entry) in mapping.iter() {
-                let place = format!("{keyword}:{key}");
-                let items = self.context.flatten(&entry.node, &place, self.job)?;
-                let mut values = Vec::with_capacity(items.len());
-                for item in &items {
-                    // GitLab refuses `3.10` and `true`, whose text would differ from what is written.
-                    if item.text().is_none() && item.integer().is_none() {
-                        return self.bad(item, &place, "text and whole numbers; put other values into quotes");
-                    }
-                    values.push(self.printed(item, &place)?);
-                }
-                if values.is_empty() {
-                    return self.bad(&entry.node, &place, "one value at least");
-                }
-                size = size.saturating_mul(values.len());
-                row.push((Arc::clone(key), values));
-            }
+        for item in items {
+            let row = self.row(item, keyword)?;
+            let size = row.iter().fold(1_usize, |size, (_, values)| size.saturating_mul(values.len()));
             total = total.saturating_add(size);
             matrix.push(row);
         }
-        if matrix.is_empty() {
-            return self.bad(node, keyword, "a list of mappings");
+        match total {
+            0..=MAX_JOBS => Some(matrix),
+            _ => self.too_big(node, keyword, total),
         }
-        if total > JOBS_LIMIT {
-            return self.too_big(node, keyword, total);
+    }
+
+    fn row(&mut self, item: &Node, keyword: &str) -> Option<MatrixRow> {
+        let Some(mapping) = item.mapping().filter(|mapping| !mapping.is_empty()) else {
+            return self.bad(item, keyword, "a list of mappings of names and values");
+        };
+        mapping
+            .iter()
+            .map(|(key, entry)| Some((Arc::clone(key), self.row_values(&entry.node, keyword, key)?)))
+            .collect()
+    }
+
+    /// The values of a key: one, or a list without lists inside.
+    fn row_values(&mut self, node: &Node, keyword: &str, key: &str) -> Option<Vec<Arc<str>>> {
+        let place = format!("{keyword}:{key}");
+        let single = std::slice::from_ref(node);
+        let items = node.list().unwrap_or(single);
+        if items.is_empty() {
+            return self.bad(node, &place, "one value at least");
         }
-        Some(matrix)
+        if items.len() > MAX_JOBS {
+            return self.too_big(node, keyword, items.len());
+        }
+        // GitLab refuses `3.10` and `true`, whose text would differ from what is written.
+        if let Some(item) = items.iter().find(|item| item.text().is_none() && item.integer().is_none()) {
+            return self.bad(item, &place, "text and whole numbers; put other values into quotes");
+        }
+        items.iter().map(|item| self.printed(item, &place)).collect()
     }
 }
 

@@ -36,10 +36,7 @@ impl KeywordReader<'_, '_> {
         let mut sound = Some(());
         for (key, entry) in mapping.iter().filter(|(key, _)| !known.contains(&&***key)) {
             let message = format!("unknown keyword `{keyword}:{key}`{}", did_you_mean(key, known));
-            self.context.report.unknown_of(entry.key_at, self.job, message);
-            if !self.context.report.lax {
-                sound = None;
-            }
+            sound = sound.and(self.context.report.unknown_of(entry.key_at, self.job, message));
         }
         sound
     }
@@ -75,7 +72,7 @@ impl KeywordReader<'_, '_> {
     }
 
     /// A list of text; nested lists are flattened.
-    pub fn texts(&mut self, node: &Node, keyword: &str) -> Option<Vec<Arc<str>>> {
+    pub fn nested_texts(&mut self, node: &Node, keyword: &str) -> Option<Vec<Arc<str>>> {
         if node.list().is_none() {
             return self.bad(node, keyword, "a list of text");
         }
@@ -85,11 +82,10 @@ impl KeywordReader<'_, '_> {
 
     /// A list of text without lists inside, for keywords that GitLab does not flatten.
     pub fn flat_texts(&mut self, node: &Node, keyword: &str) -> Option<Vec<Arc<str>>> {
-        let texts = node.list().and_then(|items| items.iter().map(|item| item.text().cloned()).collect());
-        if texts.is_none() {
-            return self.bad(node, keyword, "a flat list of text");
+        match self.context.flat_texts(node) {
+            Some(texts) => Some(texts),
+            None => self.bad(node, keyword, "a flat list of text"),
         }
-        texts
     }
 
     /// Text, or a list of text without lists inside.
@@ -106,14 +102,6 @@ impl KeywordReader<'_, '_> {
         match !text.trim().is_empty() && text.chars().count() <= limit {
             true => Some(text),
             false => self.bad(node, keyword, &format!("text of 1 to {limit} characters")),
-        }
-    }
-
-    /// Text, or a list of text.
-    pub fn text_or_texts(&mut self, node: &Node, keyword: &str) -> Option<Vec<Arc<str>>> {
-        match node.text() {
-            Some(text) => Some(vec![Arc::clone(text)]),
-            None => self.texts(node, keyword),
         }
     }
 

@@ -72,7 +72,7 @@ const DELAY_LIMIT: Duration = Duration::from_secs(7 * 86_400);
 /// The longest timeout, as on GitLab: a month.
 const TIMEOUT_LIMIT: Duration = Duration::from_secs(30 * 86_400);
 
-/// The values of `when`; `None` is `never`.
+/// The values of `when`; the last, `None`, is `never`.
 const WHENS: [(&str, Option<When>); 6] = [
     ("on_success", Some(When::OnSuccess)),
     ("on_failure", Some(When::OnFailure)),
@@ -83,15 +83,23 @@ const WHENS: [(&str, Option<When>); 6] = [
 ];
 
 impl KeywordReader<'_, '_> {
-    /// Reads `when`. The inner `None` is `never`, which is allowed in rules only.
-    pub fn when(&mut self, node: &Node, keyword: &str, in_rule: bool) -> Option<Option<When>> {
+    /// Reads `when` of a job.
+    pub fn job_when(&mut self, node: &Node) -> Option<When> {
+        let (_never, whens) = WHENS.split_last()?;
+        self.when_among(node, "when", whens)?
+    }
+
+    /// Reads `when` of a rule. The inner `None` is `never`, which is allowed in rules only.
+    pub fn rule_when(&mut self, node: &Node, keyword: &str) -> Option<Option<When>> {
+        self.when_among(node, keyword, &WHENS)
+    }
+
+    fn when_among(&mut self, node: &Node, keyword: &str, whens: &[(&str, Option<When>)]) -> Option<Option<When>> {
         let text = node.text().map_or("", |text| text);
-        let known = WHENS.iter().find(|(word, when)| *word == text && (in_rule || when.is_some()));
-        if let Some((_, when)) = known {
+        if let Some((_, when)) = whens.iter().find(|(word, _)| *word == text) {
             return Some(*when);
         }
-        let words: Vec<&str> =
-            WHENS.iter().filter(|(_, when)| in_rule || when.is_some()).map(|(word, _)| *word).collect();
+        let words: Vec<&str> = whens.iter().map(|(word, _)| *word).collect();
         let value = node.printed().unwrap_or_else(|| node.kind().into());
         let hint = if text == "never" {
             "; `never` is allowed in rules only".to_owned()
@@ -115,7 +123,7 @@ impl KeywordReader<'_, '_> {
     }
 
     pub fn tags(&mut self, node: &Node) -> Option<Vec<Arc<str>>> {
-        let tags = self.texts(node, "tags")?;
+        let tags = self.flat_texts(node, "tags")?;
         match tags.len() {
             0..=TAGS_LIMIT => Some(tags),
             count => self.bad(node, "tags", &format!("up to {TAGS_LIMIT} tags, not {count}")),
@@ -176,7 +184,7 @@ impl KeywordReader<'_, '_> {
     }
 
     fn reasons(&mut self, node: &Node) -> Option<Vec<Arc<str>>> {
-        let reasons = self.text_or_texts(node, "retry:when")?;
+        let reasons = self.text_or_flat_texts(node, "retry:when")?;
         if let Some(reason) = reasons.iter().find(|reason| !REASONS.contains(&&***reason)) {
             let hint = did_you_mean(reason, &REASONS);
             return self.error(

@@ -7,11 +7,11 @@ use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::problem::{Class, ProblemReport};
 use crate::pipeline::rules::expression::Expression;
 use crate::pipeline::suggest::did_you_mean;
-use crate::pipeline::syntax::{Node, Origin, Value};
+use crate::pipeline::syntax::{MappingEntry, Node, Origin, Value};
 
-const OPTIONS_LIMIT: usize = 50;
+const MAX_OPTIONS: usize = 50;
 
-const DESCRIPTION_LIMIT: usize = 256;
+const MAX_DESCRIPTION: usize = 256;
 
 const INPUT_KEYS: [&str; 6] = ["type", "default", "options", "regex", "description", "rules"];
 
@@ -95,8 +95,8 @@ pub fn read_spec(node: &Node, report: &mut ProblemReport) -> Spec {
             "component" => read_component(&entry.node, &mut spec.component, report),
             "include" => spec.include = Some(entry.node.clone()),
             "description" => {
-                if entry.node.text().is_none_or(|text| text.chars().count() > DESCRIPTION_LIMIT) {
-                    let message = format!("`spec:description` takes text of up to {DESCRIPTION_LIMIT} characters");
+                if entry.node.text().is_none_or(|text| text.chars().count() > MAX_DESCRIPTION) {
+                    let message = format!("`spec:description` takes text of up to {MAX_DESCRIPTION} characters");
                     report.error(Class::InputSpec, entry.node.at, message);
                 }
             }
@@ -140,6 +140,7 @@ pub fn read_inputs(node: &Node, inputs: &mut Index<Arc<str>, DeclaredInput>, rep
     }
 }
 
+/// A declaration of an input. `None`: there is a problem, which is already reported.
 fn read_input(name: &str, node: &Node, at: Origin, report: &mut ProblemReport) -> Option<DeclaredInput> {
     let mut input =
         DeclaredInput { kind: InputType::Text, default: None, options: None, regex: None, rules: vec![], at };
@@ -151,51 +152,10 @@ fn read_input(name: &str, node: &Node, at: Origin, report: &mut ProblemReport) -
         return None;
     };
     for (key, entry) in mapping.iter() {
-        let node = &entry.node;
-        match &**key {
-            // With `default: null`, the input is optional, and empty without a value.
-            "default" => input.default = Some(node.clone()),
-            "type" => match node.text().map(|text| &**text) {
-                Some("string") => input.kind = InputType::Text,
-                Some("number") => input.kind = InputType::Number,
-                Some("boolean") => input.kind = InputType::Boolean,
-                Some("array") => input.kind = InputType::Array,
-                _ => {
-                    let message = format!("input `{name}`: `type` must be one of string, number, boolean, array");
-                    report.error(Class::InputSpec, node.at, message);
-                    return None;
-                }
-            },
-            _ if node.is_null() => {}
-            "description" => {
-                if node.printed().is_none() {
-                    let message = format!("input `{name}`: `description` takes text, not {}", node.kind());
-                    report.error(Class::InputSpec, node.at, message);
-                    return None;
-                }
-            }
-            "options" => input.options = Some(read_options(name, node, report)?),
-            "regex" => input.regex = Some(read_regex(name, node, report)?),
-            "rules" => input.rules = read_rules(name, node, report)?,
-            _ => {
-                let hint = did_you_mean(key, &INPUT_KEYS);
-                report.unknown(entry.key_at, format!("input `{name}`: unknown keyword `{key}`{hint}"));
-            }
-        }
+        read_keyword(name, key, entry, &mut input, report)?;
     }
-    let wrong = if input.regex.is_some() && input.kind != InputType::Text {
-        Some("`regex` is allowed for type string only")
-    } else if input.options.is_some() && !matches!(input.kind, InputType::Text | InputType::Number) {
-        Some("`options` is allowed for types string and number only")
-    } else if !input.rules.is_empty() && input.options.is_some() {
-        Some("`rules` and `options` exclude each other")
-    } else if !input.rules.is_empty() && input.default.is_some() {
-        Some("`rules` and `default` exclude each other; write a last rule without `if`")
-    } else {
-        None
-    };
-    if let Some(wrong) = wrong {
-        report.error(Class::InputSpec, at, format!("input `{name}`: {wrong}"));
+    if let Some(conflict) = input.conflict() {
+        report.error(Class::InputSpec, at, format!("input `{name}`: {conflict}"));
         return None;
     }
     if let Some(default) = input.default.take() {
@@ -210,13 +170,70 @@ fn read_input(name: &str, node: &Node, at: Origin, report: &mut ProblemReport) -
     Some(input)
 }
 
+/// Reads a keyword of a declaration.
+fn read_keyword(
+    name: &str,
+    key: &str,
+    entry: &MappingEntry,
+    input: &mut DeclaredInput,
+    report: &mut ProblemReport,
+) -> Option<()> {
+    let node = &entry.node;
+    match key {
+        // With `default: null`, the input is optional, and empty without a value.
+        "default" => input.default = Some(node.clone()),
+        "type" => input.kind = read_type(name, node, report)?,
+        _ if node.is_null() => {}
+        "description" if node.printed().is_some() => {}
+        "description" => {
+            let message = format!("input `{name}`: `description` takes text, not {}", node.kind());
+            report.error(Class::InputSpec, node.at, message);
+            return None;
+        }
+        "options" => input.options = Some(read_options(name, node, report)?),
+        "regex" => input.regex = Some(read_regex(name, node, report)?),
+        "rules" => input.rules = read_rules(name, node, report)?,
+        _ => {
+            let hint = did_you_mean(key, &INPUT_KEYS);
+            report.unknown(entry.key_at, format!("input `{name}`: unknown keyword `{key}`{hint}"));
+        }
+    }
+    Some(())
+}
+
+fn read_type(name: &str, node: &Node, report: &mut ProblemReport) -> Option<InputType> {
+    let types = [InputType::Text, InputType::Number, InputType::Boolean, InputType::Array];
+    let kind = types.into_iter().find(|kind| node.text().is_some_and(|text| **text == *kind.word()));
+    if kind.is_none() {
+        let message = format!("input `{name}`: `type` must be one of string, number, boolean, array");
+        report.error(Class::InputSpec, node.at, message);
+    }
+    kind
+}
+
+impl DeclaredInput {
+    /// What is wrong with the combination of keywords.
+    fn conflict(&self) -> Option<&'static str> {
+        if self.regex.is_some() && self.kind != InputType::Text {
+            Some("`regex` is allowed for type string only")
+        } else if self.options.is_some() && !matches!(self.kind, InputType::Text | InputType::Number) {
+            Some("`options` is allowed for types string and number only")
+        } else if !self.rules.is_empty() && self.options.is_some() {
+            Some("`rules` and `options` exclude each other")
+        } else if !self.rules.is_empty() && self.default.is_some() {
+            Some("`rules` and `default` exclude each other; write a last rule without `if`")
+        } else {
+            None
+        }
+    }
+}
+
 fn read_options(name: &str, node: &Node, report: &mut ProblemReport) -> Option<Vec<Node>> {
     let options: Option<Vec<Node>> = node.list().map(<[Node]>::to_vec);
-    let valid = options.filter(|options| {
-        (1..=OPTIONS_LIMIT).contains(&options.len()) && options.iter().all(|option| !option.is_null())
-    });
+    let valid = options
+        .filter(|options| (1..=MAX_OPTIONS).contains(&options.len()) && options.iter().all(|option| !option.is_null()));
     if valid.is_none() {
-        let message = format!("input `{name}`: `options` takes a list of 1 to {OPTIONS_LIMIT} values");
+        let message = format!("input `{name}`: `options` takes a list of 1 to {MAX_OPTIONS} values");
         report.error(Class::InputSpec, node.at, message);
     }
     valid
@@ -304,7 +321,7 @@ fn name_blocks(text: &str, names: &mut Vec<Arc<str>>) -> String {
     out + rest
 }
 
-/// Checks that the rules of inputs name declared inputs and do not depend on each other in a circle.
+/// Checks that the rules of inputs name declared inputs and do not form a cycle.
 pub fn check_rules(inputs: &Index<Arc<str>, DeclaredInput>, report: &mut ProblemReport) {
     let named = |input: &DeclaredInput| -> Vec<(Arc<str>, Origin)> {
         let names = |rule: &InputRule| {
@@ -321,7 +338,7 @@ pub fn check_rules(inputs: &Index<Arc<str>, DeclaredInput>, report: &mut Problem
             report.error(Class::InputSpec, *at, message);
         }
     }
-    // Removes inputs that depend on no other of the rest, until none is left, or only circles.
+    // Removes inputs that depend on no other of the rest, until none is left, or only cycles.
     let mut rest: Vec<&Arc<str>> = inputs.keys().collect();
     loop {
         let waits = |name: &&Arc<str>| named(&inputs[*name]).iter().any(|(other, _)| rest.contains(&other));

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use super::Loader;
 use crate::pipeline::context::Context;
 use crate::pipeline::file::inputs::InputArgument;
-use crate::pipeline::problem::Class;
+use crate::pipeline::problem::{Class, Reported};
 use crate::pipeline::request::{InputValue, SourceTree};
 use crate::pipeline::rules::clause::{Clause, RuleOwner};
 use crate::pipeline::suggest::did_you_mean;
-use crate::pipeline::syntax::{Node, Origin};
+use crate::pipeline::syntax::{MappingEntry, Node, Origin};
 
 /// Keywords of which an entry has exactly one.
 const KINDS: [&str; 6] = ["local", "project", "remote", "template", "component", "artifact"];
@@ -58,6 +58,14 @@ pub enum IncludeLocation {
 
 const OWNER: RuleOwner<'static> = RuleOwner { job: None, keyword: "include:rules" };
 
+/// The location in an entry that is only a text.
+fn short_location(text: String) -> IncludeLocation {
+    match text.starts_with("https://") || text.starts_with("http://") {
+        true => IncludeLocation::Remote { url: text, integrity: None },
+        false => IncludeLocation::Local(text),
+    }
+}
+
 impl Loader<'_, '_> {
     /// Reads the value of `include`. Entries with a problem are reported and left out.
     pub fn entries(&mut self, include: &Node, tree: &Option<SourceTree>) -> Vec<IncludeEntry> {
@@ -68,60 +76,67 @@ impl Loader<'_, '_> {
     fn entry(&mut self, item: &Node, tree: &Option<SourceTree>) -> Option<IncludeEntry> {
         let at = item.at;
         if let Some(text) = item.text() {
-            let text = self.expand(text);
-            let remote = text.starts_with("https://") || text.starts_with("http://");
-            let location = if remote {
-                IncludeLocation::Remote { url: text, integrity: None }
-            } else {
-                IncludeLocation::Local(text)
-            };
+            let location = short_location(self.expand(text));
             return self.checked(IncludeEntry { at, location, inputs: vec![], rules: vec![] }, tree);
         }
-        let Some(mapping) = item.mapping() else {
-            return self.refuse(at, format!("`include` takes a path, a URL or a mapping, not {}", item.kind()));
-        };
-        let mut unknown = mapping.iter().filter(|(key, _)| !INCLUDE_KEYS.contains(&&***key)).peekable();
-        // If the entry has no location, the unknown keyword is probably a misspelled location. So only the unknown
-        // keyword is reported, not also the missing location.
-        if unknown.peek().is_some() && !KINDS.into_iter().any(|kind| item.get(kind).is_some()) {
-            let (key, entry) = unknown.next()?;
-            let message = format!("unknown keyword `include:{key}`{}", did_you_mean(key, &INCLUDE_KEYS));
-            self.context.error(Class::UnknownKeyword, entry.key_at, None, message);
-            return None;
-        }
-        for (key, entry) in unknown {
-            let message = format!("unknown keyword `include:{key}`{}", did_you_mean(key, &INCLUDE_KEYS));
-            self.context.report.unknown(entry.key_at, message);
-        }
+        self.check_keys(item)?;
         let location = self.location(item)?;
-        if let Some(integrity) = item.get("integrity") {
-            let hash = integrity.text().and_then(|text| text.strip_prefix("sha256-"));
-            let is_base64 = |c: char| c.is_ascii_alphanumeric() || "+/=".contains(c);
-            if item.get("remote").is_none() || hash.is_none_or(|hash| hash.is_empty() || !hash.chars().all(is_base64)) {
-                let message = "`include:integrity` takes `sha256-` and a hash in base64, beside `remote`";
-                return self.refuse(integrity.at, message.to_owned());
-            }
-        }
+        self.check_integrity(item)?;
         if let Some(cache) = item.get("cache") {
             let message = "`include:cache` has no effect; a local run keeps remote files in its own cache";
             self.context.report.warn(cache.at, None, message);
         }
-        if let Some(inputs) = item.get("inputs").filter(|inputs| inputs.mapping().is_none()) {
-            let message = format!("`include:inputs` takes a mapping of names and values, not {}", inputs.kind());
-            return self.refuse(inputs.at, message);
-        }
-        let inputs = item.get("inputs").and_then(Node::mapping).into_iter().flat_map(|inputs| inputs.iter());
-        let inputs = inputs.map(|(key, entry)| InputArgument {
-            key: Arc::clone(key),
-            value: InputValue::Typed(entry.node.clone()),
-            at: entry.key_at,
-        });
-        let inputs = inputs.collect();
+        let inputs = self.arguments(item)?;
         let rules = match item.get("rules") {
             Some(node) => self.rules(node)?,
             None => Vec::new(),
         };
         self.checked(IncludeEntry { at, location, inputs, rules }, tree)
+    }
+
+    /// Reports unknown keywords. `None`: the entry cannot be read.
+    fn check_keys(&mut self, item: &Node) -> Option<()> {
+        let Some(mapping) = item.mapping() else {
+            return self.refuse(item.at, format!("`include` takes a path, a URL or a mapping, not {}", item.kind()));
+        };
+        let has_location = KINDS.into_iter().any(|kind| item.get(kind).is_some());
+        for (key, entry) in mapping.iter().filter(|(key, _)| !INCLUDE_KEYS.contains(&&***key)) {
+            let message = format!("unknown keyword `include:{key}`{}", did_you_mean(key, &INCLUDE_KEYS));
+            // If the entry has no location, the unknown keyword is probably a misspelled location. So only the unknown
+            // keyword is reported, not also the missing location.
+            if !has_location {
+                self.context.error(Class::UnknownKeyword, entry.key_at, None, message);
+                return None;
+            }
+            self.context.report.unknown(entry.key_at, message);
+        }
+        Some(())
+    }
+
+    fn check_integrity(&mut self, item: &Node) -> Option<()> {
+        let Some(integrity) = item.get("integrity") else { return Some(()) };
+        let hash = integrity.text().and_then(|text| text.strip_prefix("sha256-"));
+        let is_base64 = |c: char| c.is_ascii_alphanumeric() || "+/=".contains(c);
+        if item.get("remote").is_none() || hash.is_none_or(|hash| hash.is_empty() || !hash.chars().all(is_base64)) {
+            let message = "`include:integrity` takes `sha256-` and a hash in base64, beside `remote`";
+            return self.refuse(integrity.at, message.to_owned());
+        }
+        Some(())
+    }
+
+    /// The values for the inputs of the included file.
+    fn arguments(&mut self, item: &Node) -> Option<Vec<InputArgument>> {
+        let Some(inputs) = item.get("inputs") else { return Some(Vec::new()) };
+        let Some(mapping) = inputs.mapping() else {
+            let message = format!("`include:inputs` takes a mapping of names and values, not {}", inputs.kind());
+            return self.refuse(inputs.at, message);
+        };
+        let argument = |(key, entry): (&Arc<str>, &MappingEntry)| InputArgument {
+            key: Arc::clone(key),
+            value: InputValue::Typed(entry.node.clone()),
+            at: entry.key_at,
+        };
+        Some(mapping.iter().map(argument).collect())
     }
 
     fn location(&mut self, item: &Node) -> Option<IncludeLocation> {
@@ -146,9 +161,10 @@ impl Loader<'_, '_> {
             },
             _ => {
                 let reference = optional("ref");
-                let files = item.get("file").map(|file| self.context.flatten(file, "include:file", None));
-                let files: Option<Vec<Arc<str>>> =
-                    files.flatten().map(|files| files.iter().filter_map(|file| file.text().cloned()).collect());
+                let files = item.get("file").and_then(|file| match file.text() {
+                    Some(path) => Some(vec![Arc::clone(path)]),
+                    None => self.context.flat_texts(file),
+                });
                 match files.filter(|files| !files.is_empty()) {
                     Some(files) => {
                         let files = files.iter().map(|file| self.expand(file)).collect();
@@ -231,7 +247,7 @@ impl Loader<'_, '_> {
             match clause.holds(&Context::view(&scope), &tree, OWNER, self.context) {
                 Ok(Some(_)) => return *included,
                 Ok(None) => {}
-                Err(()) => return false,
+                Err(Reported) => return false,
             }
         }
         false

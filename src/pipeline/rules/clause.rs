@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::pipeline::context::Context;
-use crate::pipeline::problem::Class;
+use crate::pipeline::problem::{Class, Reported};
 use crate::pipeline::request::{Base, SourceError, SourceTree};
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{Node, Origin};
@@ -15,7 +15,7 @@ use super::files::PathListKind;
 use super::path_pattern::PathPattern;
 
 /// The number of patterns that a list may have.
-const PATTERNS_LIMIT: usize = 50;
+const MAX_PATTERNS: usize = 50;
 
 #[derive(Clone, Debug, Default)]
 pub struct Clause {
@@ -74,14 +74,14 @@ impl Clause {
         Some(clause)
     }
 
-    /// Why the condition holds; `Ok(None)`: it does not hold. `Err(())`: evaluation failed; this is reported.
+    /// Why the condition holds; `Ok(None)`: it does not hold.
     pub fn holds(
         &self,
         view: &View<'_>,
         tree: &SourceTree,
         owner: RuleOwner<'_>,
         context: &mut Context<'_>,
-    ) -> Result<Option<Reasons>, ()> {
+    ) -> Result<Option<Reasons>, Reported> {
         let mut reasons = Reasons::default();
         if let Some(condition) = &self.condition {
             if !condition.holds(view) {
@@ -141,12 +141,14 @@ pub fn read_if(node: &Node, owner: RuleOwner<'_>, context: &mut Context<'_>) -> 
 
 impl Paths {
     fn read(node: &Node, keyword: &str, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Option<Self> {
-        let items = context.flatten(node, keyword, owner.job)?;
-        let texts: Option<Vec<Arc<str>>> = items.iter().map(|item| item.text().cloned()).collect();
-        let is_list = node.list().is_some() || keyword == "exists" && node.text().is_some();
-        let valid = texts.filter(|texts| is_list && texts.len() <= PATTERNS_LIMIT);
+        // As on GitLab, `exists` also takes a single path, and neither keyword takes lists inside the list.
+        let texts = match node.text().filter(|_| keyword == "exists") {
+            Some(path) => Some(vec![Arc::clone(path)]),
+            None => context.flat_texts(node),
+        };
+        let valid = texts.filter(|texts| texts.len() <= MAX_PATTERNS);
         if valid.is_none() {
-            let message = format!("`{}:{keyword}` takes a list of up to {PATTERNS_LIMIT} paths", owner.keyword);
+            let message = format!("`{}:{keyword}` takes a flat list of up to {MAX_PATTERNS} paths", owner.keyword);
             context.error(Class::BadValue, node.at, owner.job, message);
         }
         valid.map(|texts| Self::Globs(Arc::new(texts)))
@@ -174,7 +176,7 @@ impl Paths {
         }
     }
 
-    /// The first match, as an explanation. `Err(())`: evaluation failed; this is reported.
+    /// The first match, as an explanation.
     fn find(
         &self,
         paths: &Arc<Vec<String>>,
@@ -182,7 +184,7 @@ impl Paths {
         view: &View<'_>,
         owner: RuleOwner<'_>,
         context: &mut Context<'_>,
-    ) -> Result<Option<String>, ()> {
+    ) -> Result<Option<String>, Reported> {
         match self {
             Self::Globs(globs) => {
                 let expanded: Vec<Arc<str>> = globs.iter().map(|glob| expand(glob, view)).collect();
@@ -191,7 +193,7 @@ impl Paths {
             Self::Regexp { text, at, compiled } => {
                 let pattern = match compiled {
                     Some(pattern) => pattern.clone(),
-                    None => compile(&view.expand_known(text), *at, kind.keyword(), owner, context).ok_or(())?,
+                    None => compile(&view.expand_known(text), *at, kind.keyword(), owner, context).ok_or(Reported)?,
                 };
                 let path = paths.iter().find(|path| pattern.is_match(path));
                 Ok(path.map(|path| format!("{} {path} ({text})", kind.word())))
@@ -235,10 +237,7 @@ fn check_keys(
     for (key, entry) in node.mapping().into_iter().flat_map(|mapping| mapping.iter()) {
         if !known.contains(&&**key) {
             let message = format!("unknown keyword `{}:{keyword}:{key}`{}", owner.keyword, did_you_mean(key, known));
-            context.report.unknown_of(entry.key_at, owner.job, message);
-            if !context.report.lax {
-                sound = None;
-            }
+            sound = sound.and(context.report.unknown_of(entry.key_at, owner.job, message));
         }
     }
     sound
@@ -261,8 +260,13 @@ impl Changes {
         Some(Self { paths, compare_to })
     }
 
-    /// Why `changes` holds; `Ok(None)`: it does not hold. `Err(())`: evaluation failed; this is reported.
-    pub fn hold(&self, view: &View<'_>, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Result<Option<String>, ()> {
+    /// Why `changes` holds; `Ok(None)`: it does not hold.
+    pub fn hold(
+        &self,
+        view: &View<'_>,
+        owner: RuleOwner<'_>,
+        context: &mut Context<'_>,
+    ) -> Result<Option<String>, Reported> {
         let base = match &self.compare_to {
             Some(node) => Base::MergeBase(view.expand_known(node.text().map_or("", |text| text))),
             None => match context.base_of_pipeline() {
@@ -287,7 +291,7 @@ impl Changes {
                 };
                 let message = format!("`{}:{keyword}`: cannot compare with `{reference}`: {why}", owner.keyword);
                 context.error(Class::CompareTo, at, owner.job, message);
-                return Err(());
+                return Err(Reported);
             }
         };
         self.paths.find(&paths, PathListKind::Changed, view, owner, context)
@@ -322,7 +326,7 @@ impl Exists {
         tree: &SourceTree,
         owner: RuleOwner<'_>,
         context: &mut Context<'_>,
-    ) -> Result<Option<String>, ()> {
+    ) -> Result<Option<String>, Reported> {
         let paths = match &self.project {
             None => context.files.all(tree),
             Some(node) => {
@@ -338,7 +342,7 @@ impl Exists {
                 let at = self.project.as_ref().map_or(Origin::default(), |node| node.at);
                 let message = format!("`{}:exists`: files cannot be listed: {why}", owner.keyword);
                 context.error(Class::IncludeFailed, at, owner.job, message);
-                Err(())
+                Err(Reported)
             }
         }
     }

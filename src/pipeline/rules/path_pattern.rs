@@ -3,7 +3,7 @@
 use crate::pipeline::pattern::RegexPattern;
 
 /// The number of characters of an expression, after its variables are expanded, as on GitLab.
-const LENGTH_LIMIT: usize = 255;
+const MAX_LENGTH: usize = 255;
 
 /// A compiled expression. GitLab uses Ruby's engine for it; of what that has beyond RE2, negative lookaheads at the
 /// start are supported, because they are how a rule excludes directories: `^(?!docs/)`.
@@ -18,23 +18,23 @@ impl PathPattern {
     /// Compiles an expression. The error says what is wrong with it.
     pub fn compile(text: &str) -> Result<Self, String> {
         let length = text.chars().count();
-        if length == 0 || length > LENGTH_LIMIT {
-            return Err(format!("it has {length} characters; 1 to {LENGTH_LIMIT} are allowed"));
+        if length == 0 || length > MAX_LENGTH {
+            return Err(format!("it has {length} characters; 1 to {MAX_LENGTH} are allowed"));
         }
         let mut excluded = Vec::new();
         let Some(mut rest) = text.strip_prefix('^').or_else(|| text.strip_prefix("\\A")) else {
-            return Ok(Self { excluded, pattern: RegexPattern::compile(text, "")? });
+            return Ok(Self { excluded, pattern: compile(text)? });
         };
         while let Some(after) = rest.strip_prefix("(?!") {
-            let end = scan(after, ')').ok_or_else(|| "a lookahead is not closed".to_owned())?;
-            excluded.push(RegexPattern::compile(&format!("^(?:{})", &after[..end]), "")?);
+            let end = find_at_top_level(after, ')').ok_or_else(|| "a lookahead is not closed".to_owned())?;
+            excluded.push(compile(&format!("^(?:{})", &after[..end]))?);
             rest = &after[end + 1..];
         }
-        if !excluded.is_empty() && scan(rest, '|').is_some() {
+        if !excluded.is_empty() && find_at_top_level(rest, '|').is_some() {
             return Err("alternatives after a lookahead must be in a group".to_owned());
         }
         let pattern = if excluded.is_empty() { text.to_owned() } else { format!("^{rest}") };
-        Ok(Self { excluded, pattern: RegexPattern::compile(&pattern, "")? })
+        Ok(Self { excluded, pattern: compile(&pattern)? })
     }
 
     pub fn is_match(&self, path: &str) -> bool {
@@ -42,8 +42,15 @@ impl PathPattern {
     }
 }
 
+fn compile(text: &str) -> Result<RegexPattern, String> {
+    RegexPattern::compile(text, "").map_err(|why| match why.contains("lookarounds") {
+        true => "of lookarounds, only `(?!x)` directly after `^` or `\\A` is supported".to_owned(),
+        false => why,
+    })
+}
+
 /// The position of the first `wanted` outside of groups, classes and escapes.
-fn scan(text: &str, wanted: char) -> Option<usize> {
+fn find_at_top_level(text: &str, wanted: char) -> Option<usize> {
     let mut depth = 0_usize;
     let mut in_class = false;
     let mut characters = text.char_indices();

@@ -7,6 +7,7 @@ use super::expression::Expression;
 use crate::pipeline::context::Context;
 use crate::pipeline::draft::reader::KeywordReader;
 use crate::pipeline::pattern::RegexPattern;
+use crate::pipeline::problem::Reported;
 use crate::pipeline::syntax::Node;
 use crate::pipeline::view::View;
 
@@ -85,13 +86,13 @@ impl OnlyExcept {
         self
     }
 
-    /// For each given part, whether it holds and why. `Err(())`: evaluation failed; this is reported.
+    /// For each given part, whether it holds and why.
     pub fn parts(
         &self,
         view: &View<'_>,
         owner: RuleOwner<'_>,
         context: &mut Context<'_>,
-    ) -> Result<Vec<(bool, String)>, ()> {
+    ) -> Result<Vec<(bool, String)>, Reported> {
         let mut parts = Vec::new();
         if let Some(refs) = &self.refs {
             let found = refs.iter().find(|pattern| matches_ref(pattern, context));

@@ -27,6 +27,22 @@ pub struct Rule {
     pub cancel_on_job_failure: Option<bool>,
 }
 
+impl Rule {
+    fn new(at: Origin, clause: Clause) -> Self {
+        Self {
+            at,
+            clause,
+            when: None,
+            start_in: None,
+            allow_failure: None,
+            variables: Vec::new(),
+            needs: None,
+            interruptible: None,
+            cancel_on_job_failure: None,
+        }
+    }
+}
+
 impl KeywordReader<'_, '_> {
     /// Reads the rules of a job.
     pub fn rules(&mut self, node: &Node) -> Option<Vec<Rule>> {
@@ -55,70 +71,60 @@ impl KeywordReader<'_, '_> {
         if item.mapping()?.is_empty() {
             return self.bad(item, keyword, "rules with one keyword at least");
         }
-        let owner = RuleOwner { job: self.job, keyword };
-        let clause = Clause::read(item, owner, self.context)?;
-        let when = match item.get("when") {
-            Some(node) if level == VariableLevel::Workflow => match node.text().map(|text| &**text) {
-                Some("always") => Some(Some(When::Always)),
-                Some("never") => Some(None),
-                _ => {
-                    let value = node.printed().unwrap_or_else(|| node.kind().into());
-                    let message = format!("`{keyword}:when` must be always or never, not `{value}`");
-                    return self.error(Class::BadWhen, node.at, message);
-                }
-            },
-            Some(node) => Some(self.when(node, &format!("{keyword}:when"), true)?),
-            None => None,
-        };
-        let start_in = match item.get("start_in") {
-            Some(node) if when == Some(Some(When::Delayed)) => {
-                Some(self.start_in(node, &format!("{keyword}:start_in"))?)
+        let clause = Clause::read(item, RuleOwner { job: self.job, keyword }, self.context)?;
+        let mut rule = Rule::new(item.at, clause);
+        let place = |key: &str| format!("{keyword}:{key}");
+        if let Some(node) = item.get("when") {
+            rule.when = Some(match level {
+                VariableLevel::Workflow => self.workflow_when(node, &place("when"))?,
+                _ => self.rule_when(node, &place("when"))?,
+            });
+        }
+        rule.start_in = self.rule_start_in(item, keyword, rule.when == Some(Some(When::Delayed)))?;
+        if let Some(node) = item.get("allow_failure") {
+            let allowed = self.boolean(node, &place("allow_failure"))?;
+            rule.allow_failure = Some(if allowed { AllowFailure::Yes } else { AllowFailure::No });
+        }
+        if let Some(node) = item.get("variables") {
+            rule.variables = self.variables(node, level, &place("variables"));
+        }
+        if let Some(node) = item.get("needs") {
+            rule.needs = Some(self.needs(node, &place("needs"))?);
+        }
+        if let Some(node) = item.get("interruptible") {
+            rule.interruptible = Some(self.boolean(node, &place("interruptible"))?);
+        }
+        if let Some(node) = item.get("auto_cancel") {
+            rule.cancel_on_job_failure = self.auto_cancel(node, &place("auto_cancel"))?;
+        }
+        Some(rule)
+    }
+
+    /// Reads `when` of a rule of the workflow. The inner `None` is `never`.
+    fn workflow_when(&mut self, node: &Node, keyword: &str) -> Option<Option<When>> {
+        match node.text().map(|text| &**text) {
+            Some("always") => Some(Some(When::Always)),
+            Some("never") => Some(None),
+            _ => {
+                let value = node.printed().unwrap_or_else(|| node.kind().into());
+                self.error(Class::BadWhen, node.at, format!("`{keyword}` must be always or never, not `{value}`"))
             }
+        }
+    }
+
+    /// Reads `start_in`, which a rule has if and only if its `when` is `delayed`.
+    fn rule_start_in(&mut self, item: &Node, keyword: &str, is_delayed: bool) -> Option<Option<Delay>> {
+        match item.get("start_in") {
+            Some(node) if is_delayed => Some(Some(self.start_in(node, &format!("{keyword}:start_in"))?)),
             Some(node) => {
                 let message = format!("`{keyword}:start_in` needs `when: delayed` in the same rule");
-                return self.error(Class::StartIn, node.at, message);
+                self.error(Class::StartIn, node.at, message)
             }
-            None if when == Some(Some(When::Delayed)) => {
-                let message = format!("`{keyword}`: `when: delayed` needs `start_in`");
-                return self.error(Class::StartIn, item.at, message);
+            None if is_delayed => {
+                self.error(Class::StartIn, item.at, format!("`{keyword}`: `when: delayed` needs `start_in`"))
             }
-            None => None,
-        };
-        let allow_failure = match item.get("allow_failure") {
-            Some(node) => Some(if self.boolean(node, &format!("{keyword}:allow_failure"))? {
-                AllowFailure::Yes
-            } else {
-                AllowFailure::No
-            }),
-            None => None,
-        };
-        let variables = match item.get("variables") {
-            Some(node) => self.variables(node, level, &format!("{keyword}:variables")),
-            None => Vec::new(),
-        };
-        let needs = match item.get("needs") {
-            Some(node) => Some(self.needs(node, &format!("{keyword}:needs"))?),
-            None => None,
-        };
-        let interruptible = match item.get("interruptible") {
-            Some(node) => Some(self.boolean(node, &format!("{keyword}:interruptible"))?),
-            None => None,
-        };
-        let cancel_on_job_failure = match item.get("auto_cancel") {
-            Some(node) => self.auto_cancel(node, &format!("{keyword}:auto_cancel"))?,
-            None => None,
-        };
-        Some(Rule {
-            at: item.at,
-            clause,
-            when,
-            start_in,
-            allow_failure,
-            variables,
-            needs,
-            interruptible,
-            cancel_on_job_failure,
-        })
+            None => Some(None),
+        }
     }
 
     /// Reads `auto_cancel`: whether the first failed job cancels the pipeline, if given.

@@ -243,12 +243,12 @@ fn resolves_includes_of_all_kinds() {
 
 #[test]
 fn limits_includes() {
-    let circle = [
+    let cycle = [
         (".gitlab-ci.yml", "include: a.yml\n"),
         ("a.yml", "include: b.yml\n"),
         ("b.yml", "j: {script: x}\ninclude: a.yml\n"),
     ];
-    let problems = refused(&circle);
+    let problems = refused(&cycle);
     assert_eq!(
         (problems[0].class, &*problems[0].file, problems[0].line, problems.len()),
         (Class::IncludeLimit, "b.yml", 2, 1)
@@ -267,6 +267,24 @@ fn limits_includes() {
 }
 
 #[test]
+fn inputs_that_grow_with_each_include_are_bounded() {
+    let growing = |value: &str| -> Vec<(String, String)> {
+        let file = |n: usize| {
+            let next = format!("include: [{{local: f{}.yml, inputs: {{x: [{value}]}}}}]\n", n + 1);
+            (format!("f{n}.yml"), format!("spec: {{inputs: {{x: {{type: array}}}}}}\n---\n{next}"))
+        };
+        let main = (".gitlab-ci.yml".to_owned(), "include: [{local: f0.yml, inputs: {x: [1]}}]\n".to_owned());
+        (0..140).map(file).chain([main, ("f140.yml".to_owned(), "j: {script: x}\n".to_owned())]).collect()
+    };
+    for value in ["$[[ inputs.x ]], $[[ inputs.x ]]", "{k: $[[ inputs.x ]]}"] {
+        let files = growing(value);
+        let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (&**name, &**text)).collect();
+        let problems = refused(&files);
+        assert_eq!((problems[0].class, problems.len()), (Class::TooBig, 1), "{problems:?}");
+    }
+}
+
+#[test]
 fn resolves_inputs_of_the_first_file_and_shared_definitions() {
     let main = "spec:\n  include: [{local: shared.yml}]\n  inputs: {own: {default: 1, type: number}}\n---\nj: {script: 'echo $[[ inputs.own ]] $[[ inputs.shared ]]'}\n";
     let memory = Memory::new(&[(".gitlab-ci.yml", main), ("shared.yml", "inputs: {shared: {options: [a, b]}}\n")]);
@@ -279,7 +297,7 @@ fn resolves_inputs_of_the_first_file_and_shared_definitions() {
 }
 
 #[test]
-fn the_strongest_level_of_a_variable_wins() {
+fn the_variable_level_with_the_highest_precedence_wins() {
     let text = "variables: {A: default, B: default, C: default, P: '$A-$SECRET'}\nj: {script: x, environment: prod, variables: {B: job, C: job}}\n";
     let memory = Memory::new(&[(".gitlab-ci.yml", text)]);
     let given = |key: &str, value: &str, scope: &str| GivenVariable {

@@ -130,7 +130,7 @@ fn a_trigger_job_includes_artifacts_of_known_jobs_that_do_not_run_later() {
 }
 
 #[test]
-fn what_a_trigger_job_passes_is_expanded_once_and_ordered_by_strength() {
+fn what_a_trigger_job_passes_is_expanded_once_and_ordered_by_precedence() {
     let main = "variables: {A: $CI_JOB_NAME, B: '$A-$FILE-$NO', RAW: {value: $A, expand: false}, SAME: yaml}\nkid: {trigger: {include: child.yml, forward: {pipeline_variables: true}}}\n";
     let memory = Memory::new(&[(".gitlab-ci.yml", main), ("child.yml", "c: {script: x}\n")]);
     let mut request = memory.request();
