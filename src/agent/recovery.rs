@@ -11,7 +11,7 @@ use crate::executor::docker::host;
 use crate::failure::JobError;
 use crate::http::Address;
 use crate::http::tls::TlsFiles;
-use crate::job::context::name_of;
+use crate::job::context::job_name;
 use crate::job::removal::{self, DirectoryRemoval};
 use crate::journal::{self, ForeignRecord, Predecessor, Record, SlotDirectory, StoredRecord};
 use crate::payload::{self, Payload};
@@ -44,7 +44,7 @@ impl Agent {
             };
             // Containers end with the machine, so they are not resumed after a reboot.
             let lives_on = record.as_ref().filter(|record| record.identity.boot == self.identity.boot);
-            let job = lives_on.and_then(|record| Some(name_of(&payload_of(record)?, record.began)));
+            let job = lives_on.and_then(|record| Some(job_name(&payload_of(record)?, record.began)));
             let dirs = record.as_ref().and_then(|record| record.progress.dirs.clone());
             let kept = record.is_some_and(|record| self.recover_one(config, predecessor, number, &directory, record));
             recovered.jobs.extend(job.filter(|_| kept));

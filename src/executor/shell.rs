@@ -7,7 +7,7 @@ use nix::unistd::{AccessFlags, access};
 use super::cgroup::CgroupParents;
 use super::{Executor, user};
 use crate::failure::JobError;
-use crate::shim::spec::{StepProgram, User};
+use crate::shim::spec::{OutputStreams, StepProgram, User};
 
 /// The PATH for jobs, and for programs that the agent runs for jobs.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -83,7 +83,7 @@ impl Shell {
     }
 
     /// Turns the text of a script into a task.
-    pub fn script_task(&self, text: String, merge_stderr: bool) -> StepProgram {
+    pub fn script_task(&self, text: String, streams: OutputStreams) -> StepProgram {
         let program = self.program.clone().unwrap_or_else(|| PathBuf::from("/bin/sh"));
         StepProgram::Process {
             argv: vec![program.display().to_string(), "-l".to_owned()],
@@ -91,7 +91,7 @@ impl Shell {
             // A missing home directory must not stop a job: its scripts change to the project directory themselves.
             cwd: if self.whom.home.is_dir() { self.whom.home.clone() } else { PathBuf::from("/") },
             stdin: text,
-            merge_stderr,
+            streams,
         }
     }
 }

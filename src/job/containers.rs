@@ -1,11 +1,12 @@
 //! Runs the stages of a job in containers.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::context::{CleanUp, Job, JobExecutor, RunnerContext};
 use super::file_task::FileTask;
-use super::flags::OWN_NETWORK;
+use super::flags;
 use super::limits::limits;
 use super::outcome::StageResult;
 use super::removal::DirectoryRemoval;
@@ -21,7 +22,7 @@ use crate::failure::JobError;
 use crate::journal::{ContainerCondition, Progress};
 use crate::payload::Payload;
 use crate::payload::variables::Variables;
-use crate::shim::spec::{OutputFifos, Rights, Sandbox, StepProgram};
+use crate::shim::spec::{OutputFifos, OutputStreams, Rights, Sandbox, StepProgram};
 
 /// The named pipes for the output of scripts, in the job's temporary directory.
 pub(super) const OUTPUT_FIFOS: [&str; 2] = ["mayfly.stdout", "mayfly.stderr"];
@@ -62,17 +63,11 @@ impl JobExecutor for DockerExecutor {
         Some(if own.is_empty() { &context.runner.docker.image } else { own })
     }
 
-    fn network(
-        &self,
-        context: &RunnerContext,
-        payload: &Payload,
-        own_network: bool,
-        concurrent: u32,
-    ) -> Option<String> {
+    fn own_network(&self, context: &RunnerContext, payload: &Payload, concurrent: u32) -> Option<String> {
         let runner = &context.runner;
-        let wanted = own_network && runner.docker.network_mode.is_empty();
         let project = payload.job_info.project_id;
-        wanted.then(|| format!("runner-{}-{project}-{concurrent}-{}", runner.token.short(), payload.id))
+        let is_free = runner.docker.network_mode.is_empty();
+        is_free.then(|| format!("runner-{}-{project}-{concurrent}-{}", runner.token.short(), payload.id))
     }
 
     fn prepare(&self, job: &Job<'_>) -> StageResult<Option<StepProgram>> {
@@ -80,9 +75,9 @@ impl JobExecutor for DockerExecutor {
             let caches = job.context.caches.display();
             JobError::system(format!("cannot create the directory of caches {caches}: {error}"))
         })?;
-        let plan = FileTask::PrepareContainer(Box::new(prepare_task(job, self)?));
-        let plan = plan.to_text().map_err(io::Error::other)?;
-        Ok(Some(StepProgram::File { task: plan, rights: Rights::All, output_fifos: None }))
+        let task = FileTask::PrepareContainer(Box::new(prepare_task(job, self)?));
+        let task = task.to_text().map_err(io::Error::other)?;
+        Ok(Some(StepProgram::File { task, rights: Rights::All, output_fifos: None }))
     }
 
     /// The user of the container is not known outside it, so the script creates the file.
@@ -90,12 +85,12 @@ impl JobExecutor for DockerExecutor {
         job.settings.dirs.remove_temporary(&[GITLAB_ENV_FILE.to_owned()], None);
     }
 
-    fn script(&self, job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> StepProgram {
-        script_task(job, progress, text, merge)
+    fn script(&self, job: &Job<'_>, progress: &Progress, text: String, streams: OutputStreams) -> StepProgram {
+        script_task(job, progress, text, streams)
     }
 
-    fn file_task_rights(&self, job: &Job<'_>, plan: &FileTask) -> Rights {
-        Rights::Sandboxed(sandbox(job, plan))
+    fn file_task_rights(&self, job: &Job<'_>, task: &FileTask) -> Rights {
+        Rights::Sandboxed(sandbox(job, task))
     }
 
     fn clean_up(&self, context: &RunnerContext, job: String, builds: Option<&Path>) -> Option<CleanUp> {
@@ -112,50 +107,29 @@ impl JobExecutor for DockerExecutor {
     }
 }
 
+/// The task that creates the job's container.
 fn prepare_task(job: &Job<'_>, docker: &DockerExecutor) -> Result<prepare::PrepareTask, JobError> {
     let (runner, dirs, variables) = (&job.context.runner, &job.settings.dirs, &job.settings.variables);
     let name = job.name();
     let short_token = runner.token.short();
-    let facts = JobNames {
+    let names = JobNames {
         payload: &job.payload,
         concurrent: job.concurrent,
         job: &name,
         runner: &short_token,
         system_id: &job.context.system_id,
     };
-    let prefix = facts.prefix(&docker.owner);
     let expand = |text: &str| variables.expand(text);
-    let volumes = volumes::plan_volumes(&volumes::VolumeSettings {
-        docker: &runner.docker,
-        builds: &docker.builds,
-        project: &dirs.as_seen_by_job(&dirs.project),
-        host_builds: &dirs.builds,
-        owner: format!(
-            "{}-{}-{}-{}",
-            runner.key().reveal(),
-            job.context.system_id,
-            job.payload.job_info.project_id,
-            job.concurrent.of_project
-        ),
-        prefix: &prefix,
-        protected: job.payload.is_protected(),
-        labels: &facts.labels(&docker.owner, "cache"),
-        expand: &expand,
-    })?;
-    let mut labels = facts.labels(&docker.owner, "build");
-    labels.extend(runner.docker.container_labels.iter().map(|(key, value)| (key.clone(), expand(value))));
-    if runner.docker.volume_keep {
-        labels.insert(names::VOLUME_KEEP.to_owned(), "true".to_owned());
-    }
+    let volumes = job_volumes(job, docker, &names)?;
     let flags = &job.settings.flags;
     Ok(prepare::PrepareTask {
         address: docker.address.clone(),
         docker: runner.docker_text.clone(),
         payload: job.payload_text.clone(),
         variables: variables.clone(),
-        host_name: facts.host_name(),
-        labels,
-        network: network(job, &facts, docker),
+        host_name: names.host_name(),
+        labels: container_labels(job, docker, &names),
+        network: network(job, &names, docker),
         volumes: volumes.to_create,
         binds: volumes.binds,
         access: LoginSources::of_agent(
@@ -164,49 +138,82 @@ fn prepare_task(job: &Job<'_>, docker: &DockerExecutor) -> Result<prepare::Prepa
             &docker.tokens,
         ),
         shell: runner.shell.clone(),
-        init: flags.is_on("FF_USE_INIT_WITH_DOCKER_EXECUTOR"),
-        native_stop: flags.is_on("FF_USE_NATIVE_CONTAINER_STOP"),
+        init: flags.is_on(flags::FF_USE_INIT_WITH_DOCKER_EXECUTOR),
+        native_stop: flags.is_on(flags::FF_USE_NATIVE_CONTAINER_STOP),
         root: dirs.builds.clone(),
         directories: [dirs.project.clone(), dirs.temporary.clone()],
-        prefix,
+        prefix: names.prefix(&docker.owner),
     })
 }
 
+/// The volumes of the job's containers. Cache volumes belong to one project, one runner and one concurrent id.
+fn job_volumes(job: &Job<'_>, docker: &DockerExecutor, names: &JobNames<'_>) -> Result<volumes::Volumes, JobError> {
+    let (runner, dirs) = (&job.context.runner, &job.settings.dirs);
+    let (project, concurrent) = (job.payload.job_info.project_id, job.concurrent.of_project);
+    let cache_owner = format!("{}-{}-{project}-{concurrent}", runner.key().reveal(), job.context.system_id);
+    volumes::plan_volumes(&volumes::VolumeSettings {
+        docker: &runner.docker,
+        builds: &docker.builds,
+        project: &dirs.as_seen_by_job(&dirs.project),
+        host_builds: &dirs.builds,
+        owner: cache_owner,
+        prefix: &names.prefix(&docker.owner),
+        protected: job.payload.is_protected(),
+        labels: &names.labels(&docker.owner, "cache"),
+        expand: &|text: &str| job.settings.variables.expand(text),
+    })
+}
+
+/// The labels of the job's container: those of the agent, and those of the configuration.
+fn container_labels(job: &Job<'_>, docker: &DockerExecutor, names: &JobNames<'_>) -> BTreeMap<String, String> {
+    let configured = &job.context.runner.docker;
+    let mut labels = names.labels(&docker.owner, "build");
+    let expanded = |value: &String| job.settings.variables.expand(value);
+    labels.extend(configured.container_labels.iter().map(|(key, value)| (key.clone(), expanded(value))));
+    if configured.volume_keep {
+        labels.insert(names::VOLUME_KEEP.to_owned(), "true".to_owned());
+    }
+    labels
+}
+
 /// The sandbox of a file task. Caches belong to all projects, so only cache tasks see the directory of caches.
-pub(super) fn sandbox(job: &Job<'_>, plan: &FileTask) -> Sandbox {
-    let caches = matches!(plan, FileTask::RestoreCache(_) | FileTask::SaveCache(_)).then(|| job.context.caches.clone());
-    let is_transfer = matches!(plan, FileTask::DownloadArtifacts(_) | FileTask::UploadArtifacts(_));
+pub(super) fn sandbox(job: &Job<'_>, task: &FileTask) -> Sandbox {
+    let caches = matches!(task, FileTask::RestoreCache(_) | FileTask::SaveCache(_)).then(|| job.context.caches.clone());
+    let is_transfer = matches!(task, FileTask::DownloadArtifacts(_) | FileTask::UploadArtifacts(_));
     let artifacts = job.context.local.as_ref().filter(|_| is_transfer).map(|local| local.artifacts.clone());
     let runner = &job.context.runner;
     Sandbox {
         writable: [job.settings.dirs.builds.clone()].into_iter().chain(caches).chain(artifacts).collect(),
         readable: runner.tls.ca_file.iter().cloned().collect(),
-        world_writable: !job.settings.flags.is_on("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR"),
+        world_writable: !job.settings.flags.is_on(flags::FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR),
         uid: runner.confined.uid,
-        network: plan.network(&[&runner.url, runner.clone_url.as_deref().unwrap_or_default()]),
-        ambient_capabilities: plan.reuses_files(),
+        network: task.network(&[&runner.url, runner.clone_url.as_deref().unwrap_or_default()]),
+        ambient_capabilities: task.reuses_files(),
         limits: limits(runner),
     }
 }
 
-fn network(job: &Job<'_>, facts: &JobNames<'_>, docker: &DockerExecutor) -> Option<CreateNetwork> {
+/// The job's own network (`FF_NETWORK_PER_BUILD`).
+fn network(job: &Job<'_>, names: &JobNames<'_>, docker: &DockerExecutor) -> Option<CreateNetwork> {
+    if !job.settings.flags.is_on(flags::FF_NETWORK_PER_BUILD) {
+        return None;
+    }
     let configured = &job.context.runner.docker;
     let mtu = configured.network_mtu;
     let mtu = (mtu > 0).then(|| ("com.docker.network.driver.mtu".to_owned(), mtu.to_string()));
-    let own_network = job.settings.flags.is_on(OWN_NETWORK);
-    let name = docker.network(job.context, &job.payload, own_network, job.concurrent.of_project)?;
+    let name = docker.own_network(job.context, &job.payload, job.concurrent.of_project)?;
     Some(CreateNetwork {
         name,
         driver: "bridge".to_owned(),
         enable_ipv6: configured.enable_ipv6,
         options: mtu.into_iter().collect(),
-        labels: facts.labels(&docker.owner, "network"),
+        labels: names.labels(&docker.owner, "network"),
         check_duplicate: true,
     })
 }
 
 /// A script as a task in the job's container.
-fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> StepProgram {
+fn script_task(job: &Job<'_>, progress: &Progress, text: String, streams: OutputStreams) -> StepProgram {
     let Some(container) = progress.container.clone() else {
         // This is not reached: scripts run only after the container was created.
         return StepProgram::File { task: String::new(), rights: Rights::All, output_fifos: None };
@@ -215,28 +222,29 @@ fn script_task(job: &Job<'_>, progress: &Progress, text: String, merge: bool) ->
     let below = dirs.temporary.strip_prefix(&dirs.builds).map(PathBuf::from).unwrap_or_default();
     let seen = |name: &str| dirs.as_seen_by_job(&dirs.temporary.join(name)).display().to_string();
     let [output, error] = OUTPUT_FIFOS;
+    let error = (streams == OutputStreams::Separate).then_some(error);
     let output_fifos = OutputFifos {
         root: dirs.builds.clone(),
         output: below.join(output),
-        error: (!merge).then(|| below.join(error)),
+        error: error.map(|error| below.join(error)),
     };
-    let hand_over = job.settings.flags.is_on("FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR").then(|| script::ChownDirs {
+    let chown = job.settings.flags.is_on(flags::FF_DISABLE_UMASK_FOR_DOCKER_EXECUTOR).then(|| script::ChownDirs {
         root: dirs.builds.clone(),
         directories: vec![dirs.project.clone(), dirs.temporary.clone()],
     });
-    let plan = FileTask::ContainerScript(Box::new(script::ContainerScript {
+    let task = FileTask::ContainerScript(Box::new(script::ContainerScript {
         container: *container.prepared,
         recreate_container: container.condition == ContainerCondition::Interrupted,
         attempts: job.settings.variables.attempts("EXECUTOR_JOB_SECTION_ATTEMPTS"),
         start_marker: format!("mayfly-{}-{}", job.name(), progress.steps),
         script: text,
-        output_fifos: (seen(output), (!merge).then(|| seen(error))),
+        output_fifos: (seen(output), error.map(seen)),
         grace: job.context.runner.kill_grace,
-        chown: hand_over,
+        chown,
     }));
-    // A plan that cannot be serialised cannot be parsed either, which fails the step.
+    // A task that cannot be serialised cannot be parsed either, which fails the step.
     StepProgram::File {
-        task: plan.to_text().unwrap_or_default(),
+        task: task.to_text().unwrap_or_default(),
         rights: Rights::All,
         output_fifos: Some(output_fifos),
     }

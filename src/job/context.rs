@@ -9,9 +9,8 @@ use super::cache::s3::S3Store;
 use super::control::JobControl;
 use super::deadlines::Deadlines;
 use super::file_task::FileTask;
-use super::flags::{Flags, INPUTS, OWN_NETWORK, WITHOUT_TOKENS};
+use super::flags::{self, Flags};
 use super::outcome::StageResult;
-use super::script::of_pair;
 use super::storage::Storage;
 use super::{inputs, settings, sources};
 use crate::config::Runner;
@@ -25,7 +24,7 @@ use crate::journal::{Progress, Record, Resumption};
 use crate::monitor::metrics::RunnerLabels;
 use crate::payload::variables::Variables;
 use crate::payload::{Payload, Variable};
-use crate::shim::spec::{Rights, StepProgram};
+use crate::shim::spec::{OutputStreams, Rights, StepProgram};
 use crate::sys::BootTime;
 use crate::trace::FilterSpec;
 use crate::version::{REVISION, VERSION, architecture};
@@ -126,9 +125,8 @@ pub trait JobExecutor: Executor {
     /// The image name as written, with unexpanded variables; `None` without containers.
     fn image<'a>(&self, context: &'a RunnerContext, payload: &'a Payload) -> Option<&'a str>;
 
-    /// The name of the job's own network, if it has one (`CI_BUILD_NETWORK_NAME`).
-    fn network(&self, context: &RunnerContext, payload: &Payload, own_network: bool, concurrent: u32)
-    -> Option<String>;
+    /// The name of the network that a job with `FF_NETWORK_PER_BUILD` gets; `None` if the runner's network replaces it.
+    fn own_network(&self, context: &RunnerContext, payload: &Payload, concurrent: u32) -> Option<String>;
 
     /// Creates the job's directories on the machine. Returns the task that prepares the job's container, if the
     /// executor uses containers.
@@ -137,11 +135,11 @@ pub trait JobExecutor: Executor {
     /// Empties the file of `GITLAB_ENV`, which may contain variables of an earlier job.
     fn reset_env_file(&self, job: &Job<'_>);
 
-    /// A script as a task; `merge` combines standard error with standard output.
-    fn script(&self, job: &Job<'_>, progress: &Progress, text: String, merge: bool) -> StepProgram;
+    /// A script as a task.
+    fn script(&self, job: &Job<'_>, progress: &Progress, text: String, streams: OutputStreams) -> StepProgram;
 
     /// The permissions of a file task.
-    fn file_task_rights(&self, job: &Job<'_>, plan: &FileTask) -> Rights;
+    fn file_task_rights(&self, job: &Job<'_>, task: &FileTask) -> Rights;
 
     /// Whether protected and unprotected jobs can use the same directory.
     fn shares_builds(&self, _: &RunnerContext) -> bool {
@@ -185,9 +183,9 @@ impl<'a> Job<'a> {
         (job, filled_in.and(allowed))
     }
 
-    /// The unique name of the job for its steps and containers; see [`name_of`].
+    /// The unique name of the job for its steps and containers; see [`job_name`].
     pub fn name(&self) -> String {
-        name_of(&self.payload, self.began)
+        job_name(&self.payload, self.began)
     }
 
     /// The directory that a later job would reuse; `None` if it is removed with this job.
@@ -218,7 +216,7 @@ impl<'a> Job<'a> {
 }
 
 /// A name that is unique on this machine: jobs of different servers can have the same id.
-pub fn name_of(payload: &Payload, began: BootTime) -> String {
+pub fn job_name(payload: &Payload, began: BootTime) -> String {
     format!("{}-{:x}", payload.id, began.as_nanos())
 }
 
@@ -246,24 +244,26 @@ impl RunnerContext {
 
     /// Interpolates the job's inputs. Fails as [`inputs::fill_in`] does.
     fn fill_in_inputs(&self, payload: &mut Payload) -> Result<(), JobError> {
-        let wanted = !payload.inputs.is_empty() && self.flags(payload).0.is_on(INPUTS);
-        if wanted { inputs::fill_in(payload) } else { Ok(()) }
+        if payload.inputs.is_empty() || !self.flags(payload).0.is_on(flags::FF_ENABLE_JOB_INPUTS_INTERPOLATION) {
+            return Ok(());
+        }
+        inputs::fill_in(payload)
     }
 
     /// The job's feature flags, and warnings about them.
     fn flags(&self, payload: &Payload) -> (Flags, Vec<String>) {
-        let environment = |name: &str| {
+        let configured = |name: &str| {
             self.runner.environment.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.clone())
         };
-        let of_job = |name: &str| {
+        let variable = |name: &str| {
             let own = payload.variables.iter().rev().find(|variable| variable.key == name);
-            own.map(|variable| variable.value.clone()).or_else(|| environment(name))
+            own.map(|variable| variable.value.clone()).or_else(|| configured(name))
         };
-        Flags::resolve(&self.runner.feature_flags, &of_job)
+        Flags::resolve(&self.runner.feature_flags, &variable)
     }
 
-    /// Derives the settings from the payload. `settled` are the directories of a resumed job. Fails if the job requests
-    /// something that is not allowed.
+    /// Derives the settings from the payload. `settled` are the directories of a resumed job. The second result is an
+    /// error if the job requests something that is not allowed.
     fn settings(
         &self,
         payload: &Payload,
@@ -273,26 +273,28 @@ impl RunnerContext {
         let (flags, mut warnings) = self.flags(payload);
         let configured = self.runner.tls.ca_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
         let ca_certificates = configured.or_else(|| self.coordinator.certificates());
-        let at = |dirs: &JobDirs| self.variables(payload, &flags, dirs, concurrent, ca_certificates.as_deref());
+        let variables_in =
+            |dirs: &JobDirs| self.variables(payload, &flags, dirs, concurrent, ca_certificates.as_deref());
         let (dirs, allowed) = match settled.or(self.local.as_ref().map(|local| &local.dirs)) {
             Some(fixed) => (fixed.clone(), Ok(())),
-            None => self.job_dirs(payload, concurrent.of_project, &at),
+            None => self.job_dirs(payload, concurrent.of_project, &variables_in),
         };
-        let variables = at(&dirs);
-        let mut debugs = |key: &str| {
+        let variables = variables_in(&dirs);
+        let mut allowed_debug_switch = |key: &str| {
             let wanted = variables.switch(key, false);
             if wanted && self.runner.debug_trace_disabled {
                 warnings.push(format!("{key} is set, but this runner does not allow it (debug_trace_disabled)"));
             }
             wanted && !self.runner.debug_trace_disabled
         };
-        let (debug, debug_services) = (debugs("CI_DEBUG_TRACE"), debugs("CI_DEBUG_SERVICES"));
-        warnings.extend(super::script::warn_of_names(&variables));
+        let debug = allowed_debug_switch("CI_DEBUG_TRACE");
+        let debug_services = allowed_debug_switch("CI_DEBUG_SERVICES");
+        warnings.extend(settings::name_warning(&variables));
         warnings.extend(settings::warnings(&variables, Duration::from_secs(payload.timeout_seconds())));
         let filters = FilterSpec {
             masks: secrets(&variables, payload),
             token_prefixes: payload.features.token_mask_prefixes.clone(),
-            timestamps: flags.is_on("FF_TIMESTAMPS"),
+            timestamps: flags.is_on(flags::FF_TIMESTAMPS),
             limit: self.runner.output_limit,
         };
         (JobSettings { dirs, variables, flags, filters, debug, debug_services, warnings, ca_certificates }, allowed)
@@ -305,21 +307,21 @@ impl RunnerContext {
         concurrent: u32,
         variables: &dyn Fn(&JobDirs) -> Variables,
     ) -> (JobDirs, Result<(), JobError>) {
-        let usual = self.executor.dirs(self, payload, concurrent, variables);
-        let variables = variables(&usual);
+        let default = self.executor.dirs(self, payload, concurrent, variables);
+        let variables = variables(&default);
         let Some(path) = variables.value("GIT_CLONE_PATH").filter(|path| !path.is_empty()) else {
             let empty = variables.value("GIT_STRATEGY").is_some_and(|strategy| strategy == "empty");
-            return (if empty { usual.without_checkout() } else { usual }, Ok(()));
+            return (if empty { default.without_checkout() } else { default }, Ok(()));
         };
         if !self.runner.custom_build_dir {
             let error = JobError::configuration(
                 "GIT_CLONE_PATH is set, but this runner does not allow it; set [runners.custom_build_dir] enabled = true",
             );
-            return (usual, Err(error));
+            return (default, Err(error));
         }
-        match usual.with_project(&path) {
+        match default.with_project(&path) {
             Ok(moved) => (moved, Ok(())),
-            Err(error) => (usual, Err(error)),
+            Err(error) => (default, Err(error)),
         }
     }
 
@@ -338,11 +340,11 @@ impl RunnerContext {
             variables.set(name, on.to_string());
         }
         if let Some(image) = self.executor.image(self, payload) {
-            variables.push(of_pair("CI_JOB_IMAGE", image));
+            variables.push(expanded_variable("CI_JOB_IMAGE", image));
         }
         variables.set("CI_RUNNER_SHORT_TOKEN", self.runner.token.short());
         for (key, value) in &self.runner.environment {
-            variables.push(of_pair(key, value));
+            variables.push(expanded_variable(key, value));
         }
         variables.set("CI_BUILDS_DIR", seen(&dirs.builds));
         variables.set("CI_PROJECT_DIR", seen(&dirs.project));
@@ -355,7 +357,7 @@ impl RunnerContext {
         for variable in payload.variables.iter().filter(|variable| !variable.key.starts_with("FF_")) {
             variables.push(variable.clone());
         }
-        if flags.is_on(WITHOUT_TOKENS) {
+        if flags.is_on(flags::FF_GIT_URLS_WITHOUT_TOKENS) {
             variables.set("GIT_CONFIG_GLOBAL", seen(&dirs.temporary.join(sources::GLOBAL_CONFIG)));
         }
         variables.set(self.executor.environment_marker(), "true");
@@ -363,8 +365,9 @@ impl RunnerContext {
         variables.set("CI_RUNNER_REVISION", REVISION);
         variables.set("CI_RUNNER_EXECUTABLE_ARCH", format!("linux/{}", architecture()));
         variables.set("RUNNER_TEMP_PROJECT_DIR", seen(&dirs.temporary));
-        let own_network = flags.is_on(OWN_NETWORK);
-        if let Some(network) = self.executor.network(self, payload, own_network, concurrent.of_project) {
+        if flags.is_on(flags::FF_NETWORK_PER_BUILD)
+            && let Some(network) = self.executor.own_network(self, payload, concurrent.of_project)
+        {
             variables.set("CI_BUILD_NETWORK_NAME", network);
         }
         variables
@@ -385,11 +388,16 @@ impl RunnerContext {
     }
 }
 
-/// A shorter value would match parts of ordinary lines.
-const TOKEN_LENGTH_MIN: usize = 8;
+/// A public variable whose value may refer to other variables.
+fn expanded_variable(key: &str, value: &str) -> Variable {
+    Variable { key: key.to_owned(), value: value.to_owned(), public: true, ..Variable::default() }
+}
+
+/// The length of the shortest token that is masked. A shorter one would match parts of ordinary lines.
+const MIN_TOKEN_LENGTH: usize = 8;
 
 /// The values to mask: masked variables, and the job's token.
 fn secrets(variables: &Variables, payload: &Payload) -> Vec<String> {
-    let token = Some(&payload.token).filter(|token| token.len() >= TOKEN_LENGTH_MIN);
+    let token = Some(&payload.token).filter(|token| token.len() >= MIN_TOKEN_LENGTH);
     variables.secrets().into_iter().chain(token.cloned()).collect()
 }

@@ -8,7 +8,7 @@ use crate::coordinator::{JobHandle, JobState, TraceKind, TraceOutcome};
 use crate::failure::FailureReason;
 use crate::journal::SlotDirectory;
 use crate::trace::colours::{RED, RESET};
-use crate::trace::{Delivery, FilterSpec, Trace, UploadOptions, Uploader};
+use crate::trace::{Delivery, FilterSpec, ResultLine, SectionMarkers, Trace, UploadOptions, Uploader};
 
 /// Ends the step that may still run, and removes everything that was created for the job. `name` is the job's name for
 /// its containers.
@@ -17,20 +17,20 @@ pub fn stop_leftovers(context: &RunnerContext, directory: &SlotDirectory, name: 
     if let Some(step) = progress.step() {
         crate::shim::sweep(&step.id, &step.cgroups);
     }
-    let builds = progress.dirs.map(|place| place.builds);
+    let builds = progress.dirs.map(|dirs| dirs.builds);
     if let Some(clean_up) = context.executor.clean_up(context, name, builds.as_deref()) {
         clean_up(Box::new(|| {}));
     }
 }
 
-fn text_of(why: &str) -> String {
+fn failure_text(why: &str) -> String {
     format!("Job failed (system failure): {why}")
 }
 
 /// Appends the reason of a failure to the job's log at GitLab without writing to this machine's disk, which may be
 /// full.
 pub fn send_reason(context: &RunnerContext, job: &JobHandle, why: &str) {
-    let line = format!("{RED}ERROR: {}{RESET}\n", text_of(why));
+    let line = format!("{RED}ERROR: {}{RESET}\n", failure_text(why));
     let send = |start| context.coordinator.append_trace(job, start, line.as_bytes(), TraceKind::Normal).outcome;
     // GitLab already has a part of the log, which an earlier agent sent.
     if let TraceOutcome::Resync(size) = send(0) {
@@ -44,9 +44,9 @@ pub fn fail(context: &RunnerContext, directory: &SlotDirectory, job: &JobHandle,
         directory.create()?;
     }
     let spec = FilterSpec { limit: context.runner.output_limit, timestamps: true, ..FilterSpec::default() };
-    let trace = Trace::open(&directory.spool(), &spec, false)?;
+    let trace = Trace::open(&directory.spool(), &spec, SectionMarkers::Omitted)?;
     let before = trace.size();
-    trace.conclude(None, Err(&text_of(why)));
+    trace.write_result(None, &ResultLine::Failure(failure_text(why)));
     if trace.size() == before {
         return Err(io::ErrorKind::StorageFull.into());
     }

@@ -6,6 +6,7 @@ use super::artifacts::{self, ArtifactServer, ProvenanceStatement};
 use super::context::Job;
 use super::file_step::file_step;
 use super::file_task::FileTask;
+use super::flags;
 use super::outcome::{StageResult, outcome_so_far};
 use super::script::GITLAB_ENV_FILE;
 use super::steps::{StepRunner, StopPolicy};
@@ -60,7 +61,7 @@ pub fn upload_artifacts(steps: &mut StepRunner<'_>) -> StageResult {
 /// which is cleaned before its next use.
 pub fn clean_up(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
-    if !job.settings.flags.is_on("FF_ENABLE_JOB_CLEANUP") || job.context.local.is_some() {
+    if !job.settings.flags.is_on(flags::FF_ENABLE_JOB_CLEANUP) || job.context.local.is_some() {
         return Ok(());
     }
     let plan = get_sources::plan(job).ok();

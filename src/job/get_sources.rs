@@ -3,7 +3,7 @@
 use super::context::Job;
 use super::file_step::file_step;
 use super::file_task;
-use super::flags::WITHOUT_TOKENS;
+use super::flags;
 use super::outcome::StageResult;
 use super::script::{AgentText, LineGroup};
 use super::scripts::script_task;
@@ -71,7 +71,7 @@ fn take_settings(job: &Job<'_>, plan: &mut sources::SourcesPlan) {
 /// Whether the scripts must list the user's git settings because the agent's git does not read them by itself: git runs
 /// outside the container, or the settings are in a file of the job.
 fn lists_user_settings(job: &Job<'_>) -> bool {
-    job.settings.dirs.container_builds.is_some() || job.settings.flags.is_on(WITHOUT_TOKENS)
+    job.settings.dirs.container_builds.is_some() || job.settings.flags.is_on(flags::FF_GIT_URLS_WITHOUT_TOKENS)
 }
 
 /// The scripts before and after git.
@@ -106,7 +106,7 @@ pub fn is_skipped(job: &Job<'_>) -> bool {
         || runner.pre_get_sources_script.is_some()
         || runner.post_get_sources_script.is_some();
     !has_hooks
-        && !job.settings.flags.is_on(WITHOUT_TOKENS)
+        && !job.settings.flags.is_on(flags::FF_GIT_URLS_WITHOUT_TOKENS)
         && strategy.is_ok_and(|strategy| strategy == GitStrategy::None)
 }
 
@@ -124,12 +124,12 @@ pub fn plan(job: &Job<'_>) -> Result<sources::SourcesPlan, JobError> {
         server: context.runner.url.clone(),
         clone_url: context.runner.clone_url.clone(),
         ca_certificates: settings.ca_certificates.clone(),
-        correlation_id: match settings.flags.is_on("FF_USE_GITALY_CORRELATION_ID") {
+        correlation_id: match settings.flags.is_on(flags::FF_USE_GITALY_CORRELATION_ID) {
             true => job.request_id.clone(),
             false => String::new(),
         },
         environment: context.executor.environment(),
-        without_tokens: settings.flags.is_on(WITHOUT_TOKENS),
+        without_tokens: settings.flags.is_on(flags::FF_GIT_URLS_WITHOUT_TOKENS),
         record_key: (!has_services(job)).then(|| sources::record_key(context.runner.key().reveal())),
         reuse: !is_shared_with_unprotected(job),
     };

@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use super::context::Job;
 use super::outcome;
-use super::stages::Stage;
+use super::stages::{Stage, StagePosition};
 use crate::executor::docker::engine::containers::LogStart;
 use crate::executor::docker::prepared::PreparedContainer;
 use crate::executor::docker::services::log::ServiceLogs;
 use crate::failure::FailureReason;
 use crate::journal::{JobJournal, Progress};
-use crate::trace::Trace;
+use crate::trace::{ResultLine, SectionMarkers, Trace};
 use crate::version::{REVISION, VERSION};
 
 /// The log of a running job.
@@ -31,7 +31,11 @@ pub struct JobLog {
 impl JobLog {
     /// Opens the log. Fails if the state directory is not writable.
     pub fn open(job: &Job<'_>, spool: &Path) -> io::Result<Self> {
-        let trace = Trace::open(spool, &job.settings.filters, job.payload.features.trace_sections)?;
+        let sections = match job.payload.features.trace_sections {
+            true => SectionMarkers::Written,
+            false => SectionMarkers::Omitted,
+        };
+        let trace = Trace::open(spool, &job.settings.filters, sections)?;
         Ok(Self { trace, prefix: job.log_prefix, services: None })
     }
 
@@ -57,41 +61,41 @@ impl JobLog {
             false => format!("  on {} {}, system ID: {}", runner.name, runner.token.short(), job.context.system_id),
         });
         let flags = &job.settings.flags;
-        let (changed, idle) = (flags.changed(), flags.idle(job.context.executor.uses_containers()));
+        let (changed, without_effect) = (flags.changed(), flags.without_effect(job.context.executor.uses_containers()));
         if !changed.is_empty() {
             lines.push(format!("  feature flags: {}", changed.join(", ")));
         }
-        if !idle.is_empty() {
-            lines.push(format!("  feature flags without effect here: {}", idle.join(", ")));
+        if !without_effect.is_empty() {
+            lines.push(format!("  feature flags without effect here: {}", without_effect.join(", ")));
         }
         self.trace.header(&lines, &job.settings.warnings);
     }
 
-    /// Records the start of a stage in the journal, then writes its heading. `resumed`: an earlier agent recorded it.
-    /// Fails if the journal is not writable.
+    /// Records the start of a stage in the journal, unless an earlier agent did, then writes its heading and its first
+    /// lines. Fails if the journal is not writable.
     pub fn begin_stage(
         &self,
+        job: &Job<'_>,
         journal: &mut JobJournal,
         stage: &Stage,
-        at: StagePosition,
-        executor: &str,
-        lines: &[String],
+        position: StagePosition,
     ) -> io::Result<()> {
         let outcome = outcome::outcome_so_far(&journal.progress);
         let section = stage.section(outcome);
-        let _quiet = self.services.as_deref().map(ServiceLogs::pause);
-        if !at.resumed {
-            journal.progress.begin_stage(at.index, section.clone(), self.size());
+        let lines = stage.opening_lines(job);
+        let _paused = self.services.as_deref().map(ServiceLogs::pause);
+        if !position.resumed {
+            journal.progress.begin_stage(position.index, section.clone(), self.size());
             if matches!(stage, Stage::Step(..)) {
                 journal.progress.scripts.get_or_insert_default();
             }
             journal.save()?;
         }
         if self.size() == journal.progress.log.size {
-            let heading = stage.heading(executor, outcome);
+            let heading = stage.heading(job.context.runner.executor.as_str(), outcome);
             let before = journal.progress.stage.as_ref().and_then(|stage| stage.section_before.as_deref());
             let section = journal.progress.section().unwrap_or(&section);
-            self.trace.turn_to(before, section, &heading, lines);
+            self.trace.begin_section(before, section, &heading, &lines);
         }
         Ok(())
     }
@@ -99,16 +103,16 @@ impl JobLog {
     /// Records a warning in the journal, together with the other progress, then writes it. Fails if the journal is not
     /// writable.
     pub fn warn(&self, journal: &mut JobJournal, text: String) -> io::Result<()> {
-        let _quiet = self.services.as_deref().map(ServiceLogs::pause);
+        let _paused = self.services.as_deref().map(ServiceLogs::pause);
         journal.progress.log.size = self.size();
         journal.progress.log.pending_warning = Some(text);
         journal.save()?;
-        self.write_noted_warning(&mut journal.progress);
+        self.write_pending_warning(&mut journal.progress);
         Ok(())
     }
 
     /// Writes the recorded warning, unless an earlier agent did.
-    pub fn write_noted_warning(&self, progress: &mut Progress) {
+    pub fn write_pending_warning(&self, progress: &mut Progress) {
         if let Some(text) = progress.log.pending_warning.take()
             && self.size() == progress.log.size
         {
@@ -116,16 +120,19 @@ impl JobLog {
         }
     }
 
-    /// Writes the last line, unless an earlier agent did.
-    pub fn conclude(&self, progress: &Progress) {
+    /// Writes the last line, which shows the result of the job, unless an earlier agent did.
+    pub fn write_result(&self, progress: &Progress) {
         if self.size() != progress.log.size {
             return;
         }
-        let failure = progress.failure.as_ref().map(|error| match error.reason {
-            FailureReason::RunnerSystemFailure => format!("Job failed (system failure): {error}"),
-            _ => format!("Job failed: {error}"),
-        });
-        self.trace.conclude(progress.section(), failure.as_deref().map_or(Ok("Job succeeded"), Err));
+        let line = match &progress.failure {
+            None => ResultLine::Success("Job succeeded".to_owned()),
+            Some(error) if error.reason == FailureReason::RunnerSystemFailure => {
+                ResultLine::Failure(format!("Job failed (system failure): {error}"))
+            }
+            Some(error) => ResultLine::Failure(format!("Job failed: {error}")),
+        };
+        self.trace.write_result(progress.section(), &line);
     }
 
     /// Copies the output of the job's services into the log, if the job requests it.
@@ -134,16 +141,17 @@ impl JobLog {
         job: &Job<'_>,
         spool: &Path,
         container: Option<&PreparedContainer>,
-        from: LogStart,
+        start: LogStart,
     ) {
         let Some(container) = container.filter(|container| !container.services.is_empty()) else { return };
         if !job.settings.debug_services {
             return;
         }
-        match Trace::open(spool, &job.settings.filters, false) {
+        match Trace::open(spool, &job.settings.filters, SectionMarkers::Omitted) {
             Ok(trace) => {
                 let write = Box::new(move |line: &str| trace.service(line));
-                self.services = Some(Arc::new(ServiceLogs::start(&container.engine, &container.services, from, write)));
+                self.services =
+                    Some(Arc::new(ServiceLogs::start(&container.engine, &container.services, start, write)));
             }
             Err(error) => log::warn!("cannot show the output of services job={} error={error}", job.payload.id),
         }
@@ -153,13 +161,4 @@ impl JobLog {
     pub fn leave_services(&mut self) {
         self.services = None;
     }
-}
-
-/// The position of a stage that starts.
-#[derive(Clone, Copy)]
-pub struct StagePosition {
-    /// The index of the stage in the list.
-    pub index: usize,
-    /// Whether an earlier agent started it.
-    pub resumed: bool,
 }

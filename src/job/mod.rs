@@ -2,10 +2,12 @@
 //!
 //! This layer never polls for jobs and never shuts the agent or the instance down.
 
+mod agent_deaths;
 pub mod artifacts;
 pub mod build_dir;
 pub mod build_dirs;
 pub mod cache;
+mod claims;
 pub mod containers;
 pub mod context;
 pub mod control;
@@ -22,15 +24,19 @@ mod job_log;
 mod limits;
 mod outcome;
 mod prepare;
+mod record_sync;
 pub mod removal;
 mod retry;
 pub mod run;
 pub mod script;
 mod scripts;
+mod secrets;
+mod server;
 mod settings;
 mod shell;
 pub mod sources;
 mod stages;
+mod step_result;
 mod steps;
 pub mod storage;
 mod summary;

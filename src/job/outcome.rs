@@ -3,9 +3,12 @@
 use std::io;
 
 use super::artifacts::ScriptOutcome;
+use super::context::Job;
+use super::stages::Stage;
+use crate::coordinator::JobState;
 use crate::failure::{FailureReason, JobError};
-use crate::journal::Progress;
 use crate::journal::stop_requests::StopRequests;
+use crate::journal::{Progress, RemainingStages};
 
 /// Why a stage failed.
 #[derive(Debug)]
@@ -36,7 +39,7 @@ pub fn outcome_so_far(progress: &Progress) -> ScriptOutcome {
 }
 
 /// Fails the job with `error`, unless it has failed already.
-pub fn record_failure(progress: &mut Progress, error: JobError) {
+fn record_failure(progress: &mut Progress, error: JobError) {
     // A job that is cancelled before its scripts ends at once: after_script runs only after the scripts have started.
     if error.reason == FailureReason::JobCanceled && progress.scripts.is_none() {
         progress.abort();
@@ -46,8 +49,61 @@ pub fn record_failure(progress: &mut Progress, error: JobError) {
     }
 }
 
+/// Applies stop requests that arrived before the stage `next`.
+pub fn apply_stop_requests(progress: &mut Progress, stop_requests: &StopRequests, next: &Stage) {
+    if stop_requests.eviction().is_some() {
+        progress.limit(RemainingStages::Results);
+    }
+    if stop_requests.stops_job() {
+        progress.abort();
+        progress.failure = Some(abort_error(stop_requests));
+    } else if let Some(error) = stop_error(stop_requests)
+        && progress.failure.is_none()
+        && next.stops_on_cancel()
+    {
+        record_failure(progress, error);
+    }
+}
+
+/// Applies the failure of a stage to the job. Returns a warning for the log, if the log does not explain the failure
+/// yet.
+pub fn apply_failure(progress: &mut Progress, job: &Job<'_>, stage: &Stage, error: JobError) -> Option<String> {
+    if *stage == Stage::AfterScript && ignores_after_script(progress, job) {
+        return Some(format!("after_script failed, but job will continue unaffected: {error}"));
+    }
+    let warning = match error.reason {
+        FailureReason::JobCanceled if !job.control.stop_requests().stops_job() => {
+            Some("script canceled externally (UI, API)".to_owned())
+        }
+        FailureReason::JobExecutionTimeout => {
+            let section = progress.section().unwrap_or_default();
+            Some(format!("{section} could not run to completion because the timeout was exceeded"))
+        }
+        _ => None,
+    };
+    record_failure(progress, error);
+    warning
+}
+
+/// A failed after_script does not fail the job, unless the job requests that and nothing failed before.
+fn ignores_after_script(progress: &Progress, job: &Job<'_>) -> bool {
+    let ignored = job.settings.variables.switch("AFTER_SCRIPT_IGNORE_ERRORS", true);
+    !progress.is_aborted() && (ignored || progress.failure.is_some())
+}
+
+/// The final state of a job whose stages have ended; `supported_reasons` are the failure reasons that the server
+/// supports.
+pub fn final_state(progress: &Progress, supported_reasons: &[String]) -> JobState {
+    match &progress.failure {
+        None => JobState::Success,
+        Some(error) => {
+            JobState::Failed { reason: error.reason.supported_by(supported_reasons), exit_code: error.exit_code }
+        }
+    }
+}
+
 /// `CI_JOB_STATUS` for after_script.
-pub fn status_of(failure: Option<&JobError>) -> &'static str {
+pub fn job_status(failure: Option<&JobError>) -> &'static str {
     match failure.map(|error| error.reason) {
         None => "success",
         Some(FailureReason::JobCanceled) => "canceled",

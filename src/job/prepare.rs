@@ -1,12 +1,28 @@
-//! Checks that fail a job before its executor is prepared.
+//! The stage `prepare_executor`: checks what the job requests, and creates its directories and its container.
 
 use super::context::Job;
+use super::outcome::StageResult;
+use super::steps::{StepRunner, StopPolicy};
+use crate::executor::docker::prepared::PreparedContainer;
 use crate::failure::JobError;
 use crate::payload::Secret;
+use crate::shim::spec::StepProgram;
+
+/// Checks the job, and creates its directories. Returns the task that creates the job's container, if the executor uses
+/// containers.
+pub fn run(job: &Job<'_>) -> StageResult<Option<StepProgram>> {
+    check(job)?;
+    job.context.executor.prepare(job)
+}
+
+/// Creates the job's container. `None` if the stage was stopped before.
+pub fn create_container(steps: &mut StepRunner<'_>, task: StepProgram) -> StageResult<Option<Box<PreparedContainer>>> {
+    steps.run_for_container(task, &steps.job.deadlines.prepare(), StopPolicy::CancelOrEviction)
+}
 
 /// Fails if the job requests something that this runner does not support, or access to the instance's credentials
 /// cannot be blocked.
-pub fn check(job: &Job<'_>) -> Result<(), JobError> {
+fn check(job: &Job<'_>) -> Result<(), JobError> {
     if job.payload.run {
         return Err(JobError::configuration("the job uses `run`; this runner runs jobs with `script`"));
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::flags;
 use super::outcome::{StageError, StageResult, abort_error, stop_error};
 use super::steps::StepRunner;
 use crate::backoff::Backoff;
@@ -39,7 +40,7 @@ pub fn run(steps: &mut StepRunner<'_>, variable: &str, stage: fn(&mut StepRunner
 }
 
 fn delay(steps: &StepRunner<'_>, attempt: u32) -> Duration {
-    let is_long = steps.job.settings.flags.is_on("FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY");
+    let is_long = steps.job.settings.flags.is_on(flags::FF_USE_EXPONENTIAL_BACKOFF_STAGE_RETRY);
     let backoff = if is_long { LONG_STAGE_RETRY } else { STAGE_RETRY };
     backoff.delay(attempt - 1)
 }

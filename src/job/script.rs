@@ -4,7 +4,6 @@
 //! the first ones, and the lines have an empty standard input although the script itself arrives on standard input.
 
 use crate::executor::shell::{push_quoted, quote};
-use crate::payload::Variable;
 use crate::payload::variables::READONLY;
 use crate::trace::colours::{CLEAR, GREEN, RESET};
 
@@ -48,8 +47,8 @@ pub struct AgentText {
     pub after: String,
 }
 
-/// The whole script.
-pub fn script(settings: &ScriptSettings, groups: &[LineGroup<'_>], own: &AgentText) -> String {
+/// The text of a script.
+pub fn text(settings: &ScriptSettings, groups: &[LineGroup<'_>], own: &AgentText) -> String {
     let mut text = String::from("trap 'exit 1' TERM\n");
     if settings.trace {
         text.push_str("set -o xtrace\n");
@@ -185,18 +184,6 @@ fn echo(settings: &ScriptSettings, origin: &str, index: usize, line: &str, body:
     }
 }
 
-/// A warning about names that cannot be exported.
-pub fn warn_of_names(variables: &crate::payload::variables::Variables) -> Option<String> {
-    let names = variables.unusable_names();
-    let shown: Vec<String> = names.iter().take(5).map(|name| format!("`{}`", name.escape_debug())).collect();
-    (!names.is_empty()).then(|| format!("no shell can export the variable(s) {}", shown.join(", ")))
-}
-
-/// A variable of the configuration, `KEY=VALUE`.
-pub fn of_pair(key: &str, value: &str) -> Variable {
-    Variable { key: key.to_owned(), value: value.to_owned(), public: true, ..Variable::default() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,7 +210,7 @@ mod tests {
         (String::from_utf8_lossy(&all).into_owned(), output.status.code().unwrap_or(-1))
     }
 
-    fn of(lines: &[&str]) -> (ScriptSettings, Vec<LineGroup<'static>>, tempfile::TempDir) {
+    fn case(lines: &[&str]) -> (ScriptSettings, Vec<LineGroup<'static>>, tempfile::TempDir) {
         let directory = tempfile::tempdir().expect("a directory");
         let temporary = directory.path().join("p.tmp").display().to_string();
         let lines = lines.iter().map(|line| (*line).to_owned()).collect();
@@ -238,9 +225,9 @@ mod tests {
     fn runs_the_same_in_every_shell() {
         for shell in SHELLS {
             let (mut settings, lines, _directory) =
-                of(&["echo \"it's $A\"", "echo one\necho two", "", "cat; exit 7", "echo never"]);
+                case(&["echo \"it's $A\"", "echo one\necho two", "", "cat; exit 7", "echo never"]);
             settings.exports.push(("A".to_owned(), "a 'quoted'\nvalue".to_owned()));
-            let (output, code) = run(shell, &script(&settings, &lines, &AgentText::default()));
+            let (output, code) = run(shell, &text(&settings, &lines, &AgentText::default()));
             let expected = "\x1b[32;1m$ echo \"it's $A\"\x1b[0;m\nit's a 'quoted'\nvalue\n\
                             \x1b[32;1m$ echo one # collapsed multi-line command\x1b[0;m\none\ntwo\n\n\
                             \x1b[32;1m$ cat; exit 7\x1b[0;m\n";
@@ -250,12 +237,12 @@ mod tests {
 
     #[test]
     fn stops_at_the_first_failure_and_runs_the_lines_before_a_syntax_error() {
-        let (settings, lines, _directory) = of(&["echo before", "if then fi", "echo after"]);
-        let (output, code) = run("bash", &script(&settings, &lines, &AgentText::default()));
+        let (settings, lines, _directory) = case(&["echo before", "if then fi", "echo after"]);
+        let (output, code) = run("bash", &text(&settings, &lines, &AgentText::default()));
         assert!(output.contains("before\n") && !output.contains("\nafter"), "{output}");
         assert_ne!(code, 0);
-        let (settings, lines, _directory) = of(&["false | cat", "echo after"]);
-        let (output, code) = run("bash", &script(&settings, &lines, &AgentText::default()));
+        let (settings, lines, _directory) = case(&["false | cat", "echo after"]);
+        let (output, code) = run("bash", &text(&settings, &lines, &AgentText::default()));
         assert!(code != 0 && !output.contains("\nafter"), "pipefail: {output}");
     }
 
@@ -263,11 +250,11 @@ mod tests {
     fn text_after_the_lines_runs_unless_they_fail_and_also_after_exit_0() {
         for shell in SHELLS {
             for (line, expected) in [("true", 0), ("exit 0", 0), ("trap 'echo end' EXIT; exit 0", 0), ("false", 1)] {
-                let (settings, lines, directory) = of(&[line, "true"]);
+                let (settings, lines, directory) = case(&[line, "true"]);
                 let mark = directory.path().join("mark").display().to_string();
                 let after = format!("[ -e {mark} ] || echo once >{mark}\n");
                 let own = AgentText { before: String::new(), after };
-                let (output, code) = run(shell, &script(&settings, &lines, &own));
+                let (output, code) = run(shell, &text(&settings, &lines, &own));
                 assert_eq!(code, expected, "{shell}, {line}: {output}");
                 assert_eq!(std::path::Path::new(&mark).exists(), expected == 0, "{shell}, {line}: {output}");
             }
@@ -276,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_failure_in_bash_logout_does_not_fail_the_job() {
-        let (settings, lines, directory) = of(&["echo done"]);
+        let (settings, lines, directory) = case(&["echo done"]);
         std::fs::write(directory.path().join(".bash_logout"), "echo bye\nfalse\n").expect("write the file");
         let mut child = Command::new("bash")
             .arg("-l")
@@ -289,7 +276,7 @@ mod tests {
             .stdin
             .take()
             .expect("a pipe")
-            .write_all(script(&settings, &lines, &AgentText::default()).as_bytes())
+            .write_all(text(&settings, &lines, &AgentText::default()).as_bytes())
             .expect("write all bytes");
         let output = child.wait_with_output().expect("wait for the end of the process");
         let shown = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -299,15 +286,15 @@ mod tests {
     #[test]
     fn carries_variables_from_script_to_script() {
         for shell in SHELLS {
-            let (settings, lines, _directory) = of(&[
+            let (settings, lines, _directory) = case(&[
                 "echo 'GREETING=hello world=' >>\"$GITLAB_ENV\"",
                 "printf '%s\\n' junk =x 1A=x A-B=x 'UID=7' '$(touch /never)=x' '' EMPTY= >>\"$GITLAB_ENV\"",
                 "printf 'LAST=no line end' >>\"$GITLAB_ENV\"",
             ]);
-            assert_eq!(run(shell, &script(&settings, &lines, &AgentText::default())).1, 0);
+            assert_eq!(run(shell, &text(&settings, &lines, &AgentText::default())).1, 0);
             let show = "echo \"$GREETING|${EMPTY-unset}|$LAST\"".to_owned();
             let lines = vec![LineGroup { origin: "script_step", lines: vec![show] }];
-            let (output, code) = run(shell, &script(&settings, &lines, &AgentText::default()));
+            let (output, code) = run(shell, &text(&settings, &lines, &AgentText::default()));
             assert!(code == 0 && output.ends_with("\nhello world=||no line end\n"), "{shell}: {output}");
         }
     }
@@ -318,10 +305,10 @@ mod tests {
         let mode =
             |path: &std::path::Path| std::fs::metadata(path).expect("the file must exist").permissions().mode() & 0o777;
         for shell in SHELLS {
-            let (mut settings, lines, directory) = of(&["true"]);
+            let (mut settings, lines, directory) = case(&["true"]);
             settings.files.push(("KEY".to_owned(), "line1\nline2".to_owned()));
             assert_eq!(
-                run(shell, &script(&settings, &lines, &AgentText::default())),
+                run(shell, &text(&settings, &lines, &AgentText::default())),
                 ("\x1b[32;1m$ true\x1b[0;m\n".to_owned(), 0)
             );
             let temporary = directory.path().join("p.tmp");
@@ -361,12 +348,12 @@ mod tests {
             }),
         ];
         for (what, plant) in plants {
-            let (mut settings, lines, directory) = of(&["cat \"$GITLAB_ENV\""]);
+            let (mut settings, lines, directory) = case(&["cat \"$GITLAB_ENV\""]);
             settings.files.push(("KEY".to_owned(), "secret".to_owned()));
             let outside = directory.path().join("outside");
             std::fs::create_dir(&outside).expect("create the directory");
             plant(&directory.path().join("p.tmp"), &outside);
-            let (output, code) = run("dash", &script(&settings, &lines, &AgentText::default()));
+            let (output, code) = run("dash", &text(&settings, &lines, &AgentText::default()));
             assert_eq!(code, 0, "{what}: {output}");
             assert_eq!(
                 std::fs::read_to_string(directory.path().join("p.tmp/KEY")).expect("read the file"),
@@ -379,9 +366,9 @@ mod tests {
 
     #[test]
     fn puts_multi_line_commands_into_sections() {
-        let (mut settings, lines, _directory) = of(&["echo a\necho b"]);
+        let (mut settings, lines, _directory) = case(&["echo a\necho b"]);
         settings.sections = true;
-        let (output, _) = run("bash", &script(&settings, &lines, &AgentText::default()));
+        let (output, _) = run("bash", &text(&settings, &lines, &AgentText::default()));
         assert!(
             output.contains(
                 ":section_script_step_0[hide_duration=true,collapsed=true]\r\x1b[0K\x1b[32;1m$ echo a\necho b"

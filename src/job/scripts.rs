@@ -1,11 +1,12 @@
 //! The stages that run the job's scripts: its steps and after_script.
 
 use super::context::Job;
+use super::flags;
 use super::outcome::StageResult;
 use super::script::{self, AgentText, LineGroup, ScriptSettings};
 use super::steps::{StepRunner, StopPolicy};
 use crate::journal::Progress;
-use crate::shim::spec::StepProgram;
+use crate::shim::spec::{OutputStreams, StepProgram};
 use crate::sys::BootTime;
 
 /// One step of the payload, between the scripts that the runner puts around each.
@@ -55,12 +56,15 @@ pub fn script_task(
         temporary: settings.dirs.as_seen_by_job(&settings.dirs.temporary).display().to_string(),
         directory,
         trace: settings.debug,
-        check_each_line: settings.flags.is_on("FF_ENABLE_BASH_EXIT_CODE_CHECK"),
-        sections: settings.flags.is_on("FF_SCRIPT_SECTIONS") && job.payload.features.trace_sections,
+        check_each_line: settings.flags.is_on(flags::FF_ENABLE_BASH_EXIT_CODE_CHECK),
+        sections: settings.flags.is_on(flags::FF_SCRIPT_SECTIONS) && job.payload.features.trace_sections,
     };
     // With timestamps, each line shows its stream. Without timestamps, or if the shell's trace is in the output, the
     // exact order of the two streams matters more than their separation.
-    let merge = settings.debug || !settings.filters.timestamps;
-    let text = script::script(&script_settings, groups, own);
-    job.context.executor.script(job, progress, text, merge)
+    let streams = match settings.filters.timestamps && !settings.debug {
+        true => OutputStreams::Separate,
+        false => OutputStreams::Merged,
+    };
+    let text = script::text(&script_settings, groups, own);
+    job.context.executor.script(job, progress, text, streams)
 }

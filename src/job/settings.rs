@@ -83,6 +83,14 @@ pub fn warnings(variables: &Variables, timeout: Duration) -> Vec<String> {
     warnings
 }
 
+/// A warning about variables whose names cannot be exported.
+pub fn name_warning(variables: &Variables) -> Option<String> {
+    const MAX_SHOWN: usize = 5;
+    let names = variables.unusable_names();
+    let shown: Vec<String> = names.iter().take(MAX_SHOWN).map(|name| format!("`{}`", name.escape_debug())).collect();
+    (!names.is_empty()).then(|| format!("no shell can export the variable(s) {}", shown.join(", ")))
+}
+
 /// A duration in Go's syntax: `1h30m0s`.
 pub fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();

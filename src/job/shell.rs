@@ -14,7 +14,7 @@ use crate::failure::JobError;
 use crate::journal::Progress;
 use crate::payload::Payload;
 use crate::payload::variables::Variables;
-use crate::shim::spec::{Rights, StepProgram};
+use crate::shim::spec::{OutputStreams, Rights, StepProgram};
 
 impl JobExecutor for Shell {
     fn dirs(
@@ -31,7 +31,7 @@ impl JobExecutor for Shell {
         None
     }
 
-    fn network(&self, _: &RunnerContext, _: &Payload, _: bool, _: u32) -> Option<String> {
+    fn own_network(&self, _: &RunnerContext, _: &Payload, _: u32) -> Option<String> {
         None
     }
 
@@ -47,8 +47,8 @@ impl JobExecutor for Shell {
         job.settings.dirs.truncate_temporary(GITLAB_ENV_FILE, self.user());
     }
 
-    fn script(&self, _: &Job<'_>, _: &Progress, text: String, merge: bool) -> StepProgram {
-        self.script_task(text, merge)
+    fn script(&self, _: &Job<'_>, _: &Progress, text: String, streams: OutputStreams) -> StepProgram {
+        self.script_task(text, streams)
     }
 
     fn file_task_rights(&self, _: &Job<'_>, _: &FileTask) -> Rights {

@@ -1,49 +1,80 @@
-//! The stages of a job: names, order, and conditions after a failure.
+//! The stages of a job: names, conditions after a failure, and the position of a resumed job. Their order is in
+//! [`super::run`].
 
 use super::artifacts::ScriptOutcome;
+use super::context::Job;
+use super::get_sources;
+use super::outcome::outcome_so_far;
 use crate::journal::{Progress, RemainingStages};
 use crate::payload::Payload;
+use crate::trace::colours::{GREEN, RESET};
 
 /// A stage; each is a section of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Prepare the executor.
+    /// Creates the directories and the container of the job.
     PrepareExecutor,
-    /// Print where the job runs, and empty the file of `GITLAB_ENV`.
+    /// Prints where the job runs, and empties the file of `GITLAB_ENV`.
     PrepareScript,
-    /// Fetch the sources.
     GetSources,
-    /// Restore caches.
     RestoreCache,
-    /// Download artifacts of other jobs.
     DownloadArtifacts,
-    /// A step of the payload, by its index.
-    Step(usize, String),
-    /// The job's after_script.
+    /// A step of the payload, by its name.
+    Step(String),
     AfterScript,
-    /// Save caches.
     SaveCache,
-    /// Upload artifacts.
     UploadArtifacts,
-    /// Remove secrets.
-    Cleanup,
+    /// Removes secrets.
+    CleanUp,
 }
 
-/// The index of the sources stage.
+/// The position of [`Stage::GetSources`].
 const SOURCES: usize = 2;
 
-/// The stages of a job in order.
-pub fn of(payload: &Payload) -> Vec<Stage> {
-    let mut stages = vec![Stage::PrepareExecutor, Stage::PrepareScript, Stage::GetSources];
-    stages.extend([Stage::RestoreCache, Stage::DownloadArtifacts]);
-    for (index, step) in payload.steps.iter().enumerate().filter(|(_, step)| step.name != "after_script") {
-        stages.push(Stage::Step(index, step.name.to_ascii_lowercase()));
+/// The steps of the payload that are stages of their own: the index and name of each.
+pub fn script_steps(payload: &Payload) -> Vec<(usize, String)> {
+    let steps = payload.steps.iter().enumerate().filter(|(_, step)| step.name != AFTER_SCRIPT);
+    steps.map(|(index, step)| (index, step.name.to_ascii_lowercase())).collect()
+}
+
+/// Whether the job has an after_script.
+pub fn has_after_script(payload: &Payload) -> bool {
+    payload.step(AFTER_SCRIPT).is_some_and(|step| !step.script.is_empty())
+}
+
+/// The name of the payload's step with the lines of after_script.
+const AFTER_SCRIPT: &str = "after_script";
+
+/// The position of a stage in the order of stages. The journal contains it.
+#[derive(Clone, Copy)]
+pub struct StagePosition {
+    pub index: usize,
+    /// Whether an earlier agent began the stage and did not complete it.
+    pub resumed: bool,
+}
+
+/// Counts the stages of a job while they run.
+pub struct StageCursor {
+    /// The index of the next stage.
+    next: usize,
+    /// The first stage that an earlier agent has not completed.
+    first: usize,
+    /// The stage that an earlier agent began and did not complete.
+    unfinished: Option<usize>,
+}
+
+impl StageCursor {
+    /// A cursor at the first stage of a job with this progress.
+    pub fn new(progress: &Progress) -> Self {
+        Self { next: 0, first: progress.next_stage(), unfinished: progress.unfinished_stage() }
     }
-    if payload.step("after_script").is_some_and(|step| !step.script.is_empty()) {
-        stages.push(Stage::AfterScript);
+
+    /// Moves to the next stage, and returns its position; `None` if an earlier agent has completed the stage.
+    pub fn advance(&mut self) -> Option<StagePosition> {
+        let index = self.next;
+        self.next += 1;
+        (index >= self.first).then(|| StagePosition { index, resumed: self.unfinished == Some(index) })
     }
-    stages.extend([Stage::SaveCache, Stage::UploadArtifacts, Stage::Cleanup]);
-    stages
 }
 
 impl Stage {
@@ -59,9 +90,9 @@ impl Stage {
             Self::SaveCache => "archive_cache_on_failure".to_owned(),
             Self::UploadArtifacts if outcome == ScriptOutcome::Success => "upload_artifacts_on_success".to_owned(),
             Self::UploadArtifacts => "upload_artifacts_on_failure".to_owned(),
-            Self::Step(_, name) => format!("step_{}", plain(name)),
+            Self::Step(name) => format!("step_{}", plain(name)),
             Self::AfterScript => "after_script".to_owned(),
-            Self::Cleanup => "cleanup_file_variables".to_owned(),
+            Self::CleanUp => "cleanup_file_variables".to_owned(),
         }
     }
 
@@ -75,11 +106,11 @@ impl Stage {
             Self::DownloadArtifacts => "download_artifacts",
             Self::SaveCache => "archive_cache",
             Self::UploadArtifacts => "upload_artifacts",
-            Self::Step(_, name) if name == "script" => "step_script",
-            Self::Step(_, name) if name == "release" => "step_release",
+            Self::Step(name) if name == "script" => "step_script",
+            Self::Step(name) if name == "release" => "step_release",
             Self::Step(..) => "step_other",
             Self::AfterScript => "after_script",
-            Self::Cleanup => "cleanup_file_variables",
+            Self::CleanUp => "cleanup_file_variables",
         }
     }
 
@@ -96,19 +127,36 @@ impl Stage {
             Self::GetSources => "Getting source from Git repository".to_owned(),
             Self::Step(..) => format!("Executing \"{}\" stage of the job script", self.section(outcome)),
             Self::AfterScript => "Running after_script".to_owned(),
-            Self::Cleanup => "Cleaning up project directory and file based variables".to_owned(),
+            Self::CleanUp => "Cleaning up project directory and file based variables".to_owned(),
+        }
+    }
+
+    /// The first lines in the section of the stage.
+    pub fn opening_lines(&self, job: &Job<'_>) -> Vec<String> {
+        match self {
+            Self::PrepareExecutor => job.context.executor.greeting().into_iter().collect(),
+            Self::PrepareScript => {
+                let host = nix::unistd::gethostname().unwrap_or_default();
+                vec![format!("Running on {}...", host.to_string_lossy())]
+            }
+            Self::GetSources if get_sources::is_skipped(job) => {
+                ["Git repository setup", "Git checkout", "Git submodules setup"]
+                    .map(|skipped| format!("{GREEN}Skipping {skipped}{RESET}"))
+                    .to_vec()
+            }
+            _ => Vec::new(),
         }
     }
 
     /// Whether a user's cancel stops the stage. Stages after the scripts run to their end.
     pub fn stops_on_cancel(&self) -> bool {
-        !matches!(self, Self::AfterScript | Self::SaveCache | Self::UploadArtifacts | Self::Cleanup)
+        !matches!(self, Self::AfterScript | Self::SaveCache | Self::UploadArtifacts | Self::CleanUp)
     }
 
     /// Whether the stage runs, given the progress and the payload.
     pub fn is_due(&self, progress: &Progress, payload: &Payload) -> bool {
-        let well = progress.failure.is_none();
-        let outcome = if well { ScriptOutcome::Success } else { ScriptOutcome::Failure };
+        let outcome = outcome_so_far(progress);
+        let nothing_failed = outcome == ScriptOutcome::Success;
         // If the sources stage did not start, there are no files.
         let has_sources = progress.stage.as_ref().is_some_and(|stage| stage.index >= SOURCES);
         match self {
@@ -116,14 +164,14 @@ impl Stage {
             // The cloud is about to interrupt the instance. The remaining time is used for results that cannot be
             // recreated.
             Self::SaveCache | Self::AfterScript if progress.remaining == RemainingStages::Results => false,
-            Self::PrepareExecutor | Self::PrepareScript | Self::GetSources | Self::Step(..) => well,
-            Self::RestoreCache => well && has_caches(payload),
-            Self::DownloadArtifacts => well && has_dependencies(payload),
+            Self::PrepareExecutor | Self::PrepareScript | Self::GetSources | Self::Step(..) => nothing_failed,
+            Self::RestoreCache => nothing_failed && has_caches(payload),
+            Self::DownloadArtifacts => nothing_failed && has_dependencies(payload),
             Self::SaveCache => has_sources && has_caches_to_save(payload, outcome),
             Self::UploadArtifacts => has_sources && has_artifacts(payload, outcome),
             // after_script runs only if the scripts have started.
             Self::AfterScript => progress.scripts.is_some(),
-            Self::Cleanup => progress.stage.is_some(),
+            Self::CleanUp => progress.stage.is_some(),
         }
     }
 }
@@ -163,25 +211,30 @@ mod tests {
         Payload { steps: steps.iter().map(step).collect(), ..Payload::default() }
     }
 
+    /// All stages of a job with a script and after_script, in order.
+    fn all_stages() -> Vec<Stage> {
+        use Stage::*;
+        let before = [PrepareExecutor, PrepareScript, GetSources, RestoreCache, DownloadArtifacts];
+        let after = [Step("script".to_owned()), AfterScript, SaveCache, UploadArtifacts, CleanUp];
+        before.into_iter().chain(after).collect()
+    }
+
     #[test]
-    fn steps_keep_their_order_and_after_script_follows() {
-        let stages = of(&payload(&["script", "after_script", "Release\n"]));
-        let sections: Vec<String> = stages.iter().map(|stage| stage.section(ScriptOutcome::Failure)).collect();
-        let expected = [
-            "prepare_executor",
-            "prepare_script",
-            "get_sources",
-            "restore_cache",
-            "download_artifacts",
-            "step_script",
-            "step_release_",
-            "after_script",
-            "archive_cache_on_failure",
-            "upload_artifacts_on_failure",
-            "cleanup_file_variables",
-        ];
-        assert_eq!(sections, expected);
-        assert_eq!(stages[SOURCES], Stage::GetSources);
+    fn after_script_is_not_one_of_the_steps() {
+        let payload = payload(&["script", "after_script", "Release\n"]);
+        assert_eq!(script_steps(&payload), [(0, "script".to_owned()), (2, "release\n".to_owned())]);
+        assert!(has_after_script(&payload));
+        assert_eq!(Stage::Step("release\n".to_owned()).section(ScriptOutcome::Success), "step_release_");
+        assert_eq!(all_stages()[SOURCES], Stage::GetSources);
+    }
+
+    #[test]
+    fn a_resumed_job_continues_with_the_unfinished_stage() {
+        let stage = Some(StageProgress { index: 2, ..StageProgress::default() });
+        let mut cursor = StageCursor::new(&Progress { stage, ..Progress::default() });
+        let positions: Vec<_> = (0..5).filter_map(|_| cursor.advance()).collect();
+        let positions: Vec<_> = positions.iter().map(|position| (position.index, position.resumed)).collect();
+        assert_eq!(positions, [(2, true), (3, false), (4, false)]);
     }
 
     #[test]
@@ -192,7 +245,7 @@ mod tests {
         let artifact = Artifact { when: "on_failure".to_owned(), paths: vec!["x".to_owned()], ..Artifact::default() };
         payload.artifacts = vec![artifact];
         let due = |progress: &Progress| -> Vec<String> {
-            let due = of(&payload).into_iter().filter(|stage| stage.is_due(progress, &payload));
+            let due = all_stages().into_iter().filter(|stage| stage.is_due(progress, &payload));
             due.map(|stage| stage.section(ScriptOutcome::Failure)).collect()
         };
         let at = |index| Some(StageProgress { index, ..StageProgress::default() });
@@ -206,8 +259,8 @@ mod tests {
         let evicted = Progress { remaining: RemainingStages::Results, ..aborted };
         assert_eq!(due(&evicted), [files[1], files[2]]);
         let evicted_behind_the_scripts = Progress { failure: None, ..evicted };
-        let left = of(&payload).into_iter().skip(6).filter(|stage| stage.is_due(&evicted_behind_the_scripts, &payload));
-        assert_eq!(left.collect::<Vec<_>>(), [Stage::Cleanup], "no artifacts for a success here");
+        let left = all_stages().into_iter().skip(6).filter(|stage| stage.is_due(&evicted_behind_the_scripts, &payload));
+        assert_eq!(left.collect::<Vec<_>>(), [Stage::CleanUp], "no artifacts for a success here");
         let not_prepared = Progress { stage: at(0), ..failed };
         assert_eq!(due(&not_prepared), ["cleanup_file_variables"]);
     }

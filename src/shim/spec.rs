@@ -46,6 +46,15 @@ impl StepSpec {
     }
 }
 
+/// How the log receives the two output streams of a script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OutputStreams {
+    /// Standard error goes to the pipe of standard output, so that their order is exact.
+    Merged,
+    /// Each stream has its own pipe, so that the log shows the stream of each line.
+    Separate,
+}
+
 /// The program or task of a step.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum StepProgram {
@@ -59,8 +68,7 @@ pub enum StepProgram {
         cwd: PathBuf,
         /// Standard input, a seekable memory file.
         stdin: String,
-        /// Send standard error to the pipe of standard output, so that their order is exact.
-        merge_stderr: bool,
+        streams: OutputStreams,
     },
     /// A task of the agent's program: sources, caches, artifacts, or a container. A child of the shim runs it.
     File {

@@ -10,7 +10,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, mkfifoat, pipe2, unlinkat};
 
-use super::spec::{OutputFifos, StepProgram, User};
+use super::spec::{OutputFifos, OutputStreams, StepProgram, User};
 use crate::sys;
 
 /// Size of the pipes in bytes, if the system allows it: fewer reads for a step with much output.
@@ -33,15 +33,16 @@ pub struct ChildEnds {
 impl StepStreams {
     /// Opens the streams of a step. Errors: no pipe or memory file can be created.
     pub fn open(task: &StepProgram, user: Option<&User>) -> io::Result<(Self, ChildEnds)> {
-        let (fifos, merge, stdin) = match task {
-            StepProgram::Process { merge_stderr, stdin, .. } => (None, *merge_stderr, memory_file(stdin.as_bytes())?),
+        let (fifos, streams, stdin) = match task {
+            StepProgram::Process { streams, stdin, .. } => (None, *streams, memory_file(stdin.as_bytes())?),
             StepProgram::File { output_fifos, .. } => {
-                let fifos = output_fifos.as_ref();
-                (fifos, fifos.is_some_and(|fifos| fifos.error.is_none()), File::open("/dev/null")?)
+                let is_merged = output_fifos.as_ref().is_some_and(|fifos| fifos.error.is_none());
+                let streams = if is_merged { OutputStreams::Merged } else { OutputStreams::Separate };
+                (output_fifos.as_ref(), streams, File::open("/dev/null")?)
             }
         };
         let (stdout, child_stdout) = open_output(fifos.map(|fifos| (fifos, fifos.output.as_path())), user)?;
-        let (stderr, child_stderr) = if merge {
+        let (stderr, child_stderr) = if streams == OutputStreams::Merged {
             (None, child_stdout.try_clone()?)
         } else {
             let fifo = fifos.and_then(|fifos| Some((fifos, fifos.error.as_deref()?)));

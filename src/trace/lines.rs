@@ -14,18 +14,32 @@ use crate::sys;
 const AGENT: u8 = 0;
 const SERVICES: u8 = 0x0f;
 
+/// Whether the agent writes the markers of sections, which GitLab's log viewer collapses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SectionMarkers {
+    Written,
+    /// GitLab does not support them (`features.trace_sections`), or this writer has no sections.
+    Omitted,
+}
+
+/// The last line of a log, which shows the result of the job.
+#[derive(Debug)]
+pub enum ResultLine {
+    Success(String),
+    Failure(String),
+}
+
 /// Writes the agent's lines into the log of one job.
 pub struct Trace {
     spool: Spool,
     spec: FilterSpec,
     masks: Masks,
-    /// Whether GitLab supports collapsible sections (`features.trace_sections`).
-    sections: bool,
+    sections: SectionMarkers,
 }
 
 impl Trace {
     /// Opens the spool of a job.
-    pub fn open(path: &Path, spec: &FilterSpec, sections: bool) -> io::Result<Self> {
+    pub fn open(path: &Path, spec: &FilterSpec, sections: SectionMarkers) -> io::Result<Self> {
         let spool = Spool::open(path, spec.limit)?;
         Ok(Self { spool, masks: spec.patterns(), spec: spec.clone(), sections })
     }
@@ -42,15 +56,15 @@ impl Trace {
 
     /// Ends the previous section, and starts a section with its heading and first lines. The whole text is one atomic
     /// append: the next agent can tell from the log whether it was written.
-    pub fn turn_to(&self, before: Option<&str>, section: &str, heading: &str, lines: &[String]) {
+    pub fn begin_section(&self, before: Option<&str>, section: &str, heading: &str, lines: &[String]) {
         let end = before.map(|name| self.marker("section_end", name)).unwrap_or_default();
         let start = self.marker("section_start", section);
         let lines: String = lines.iter().map(|line| format!("{CLEAR}{line}{RESET}\n")).collect();
         self.write(&format!("{end}{start}{CLEAR}{CYAN}{heading}{RESET}{RESET}\n{lines}"), Claim::Output);
     }
 
-    /// Ends the last section and writes the message about success or failure of the job, as one atomic append that is never dropped.
-    pub fn conclude(&self, section: Option<&str>, result: Result<&str, &str>) {
+    /// Ends the last section and writes the result of the job, as one atomic append that is never dropped.
+    pub fn write_result(&self, section: Option<&str>, result: &ResultLine) {
         let end = section.map(|name| self.marker("section_end", name)).unwrap_or_default();
         let dropped = match self.spool.dropped() {
             0 => String::new(),
@@ -59,8 +73,8 @@ impl Trace {
             }
         };
         let line = match result {
-            Ok(text) => format!("{GREEN}{text}{RESET}\n"),
-            Err(text) => format!("{RED}ERROR: {text}{RESET}\n"),
+            ResultLine::Success(text) => format!("{GREEN}{text}{RESET}\n"),
+            ResultLine::Failure(text) => format!("{RED}ERROR: {text}{RESET}\n"),
         };
         self.write(&format!("{end}{dropped}{line}"), Claim::Result);
     }
@@ -78,7 +92,7 @@ impl Trace {
     }
 
     fn marker(&self, word: &str, name: &str) -> String {
-        if !self.sections {
+        if self.sections == SectionMarkers::Omitted {
             return String::new();
         }
         let now = sys::unix_now();
@@ -109,10 +123,10 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("trace");
         let spec = FilterSpec { masks: vec!["hunter22".into()], limit: 1 << 20, ..FilterSpec::default() };
-        let trace = Trace::open(&path, &spec, true).expect("open the file");
-        trace.turn_to(None, "get_sources", "Getting source", &[]);
+        let trace = Trace::open(&path, &spec, SectionMarkers::Written).expect("open the file");
+        trace.begin_section(None, "get_sources", "Getting source", &[]);
         trace.warning("the value is hunter22");
-        trace.conclude(Some("get_sources"), Ok("Job succeeded"));
+        trace.write_result(Some("get_sources"), &ResultLine::Success("Job succeeded".to_owned()));
         let text = std::fs::read_to_string(&path).expect("read the file");
         let lines: Vec<&str> = text.split('\n').collect();
         assert!(
@@ -128,9 +142,9 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("trace");
         let spec = FilterSpec { limit: 8, ..FilterSpec::default() };
-        let trace = Trace::open(&path, &spec, false).expect("open the file");
+        let trace = Trace::open(&path, &spec, SectionMarkers::Omitted).expect("open the file");
         Spool::open(&path, 8).expect("open the file").append(b"1234567890", Claim::Output).expect("write all bytes");
-        trace.conclude(None, Err("Job failed"));
+        trace.write_result(None, &ResultLine::Failure("Job failed".to_owned()));
         let text = std::fs::read_to_string(&path).expect("read the file");
         let expected = "WARNING: 2 bytes of output exceeded the limit of the log and are lost\x1b[0;m\n\x1b[31;1mERROR: Job failed";
         assert!(text.contains(expected), "{text}");

@@ -21,16 +21,24 @@ pub struct Masker<'a> {
     prefixes: Vec<(usize, TokenRun)>,
     token_runs: bool,
     parameter_runs: bool,
-    last: Last,
+    last: LastByte,
 }
 
 /// How the last byte was treated.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Last {
+enum LastByte {
     Shown,
     Hidden,
     /// Hidden, and the last byte of a value: if another value follows directly, it gets its own mask.
     ValueEnded,
+}
+
+/// Whether more text can follow in the stream.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum StreamState {
+    Open,
+    /// No longer pattern can match any more, so all text is decided.
+    Ended,
 }
 
 impl<'a> Masker<'a> {
@@ -42,20 +50,20 @@ impl<'a> Masker<'a> {
             prefixes: Vec::new(),
             token_runs: false,
             parameter_runs: false,
-            last: Last::Shown,
+            last: LastByte::Shown,
         }
     }
 
     /// Processes `text`, and appends to `out` everything that is certainly not the start of a secret.
     pub fn push(&mut self, text: &[u8], out: &mut Vec<u8>) {
         if self.held.is_empty() {
-            let done = self.scan(text, out, false);
+            let done = self.scan(text, out, StreamState::Open);
             self.held.extend_from_slice(&text[done..]);
             return;
         }
         let mut joined = std::mem::take(&mut self.held);
         joined.extend_from_slice(text);
-        let done = self.scan(&joined, out, false);
+        let done = self.scan(&joined, out, StreamState::Open);
         joined.drain(..done);
         self.held = joined;
     }
@@ -63,13 +71,12 @@ impl<'a> Masker<'a> {
     /// Ends the stream: masks or shows the held text, because no more text can complete a longer pattern.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         let held = std::mem::take(&mut self.held);
-        self.scan(&held, out, true);
+        self.scan(&held, out, StreamState::Ended);
         *self = Self::new(self.masks);
     }
 
-    /// Processes `text` and returns the length of the part that is decided. `last`: no more text follows, so all of
-    /// `text` is decided.
-    fn scan(&mut self, text: &[u8], out: &mut Vec<u8>, last: bool) -> usize {
+    /// Processes `text` and returns the length of the part that is decided.
+    fn scan(&mut self, text: &[u8], out: &mut Vec<u8>, stream: StreamState) -> usize {
         let mut position = 0;
         while position < text.len() {
             let passed = if self.is_in_value() { self.pass_value(text, position) } else { 0 };
@@ -78,17 +85,17 @@ impl<'a> Masker<'a> {
                 continue;
             }
             let found = if self.is_idle() {
-                let (at, found) = self.next_match(text, position, last);
+                let (at, found) = self.next_match(text, position, stream);
                 if at > position {
                     out.extend_from_slice(&text[position..at]);
-                    self.last = Last::Shown;
+                    self.last = LastByte::Shown;
                     position = at;
                 }
                 found
             } else {
                 Some(self.masks.find(&text[position..]))
             };
-            let Some(found) = found.filter(|found| last || !found.open) else { break };
+            let Some(found) = found.filter(|found| found.is_decided(stream)) else { break };
             self.step(text[position], &found, out);
             position += 1;
         }
@@ -96,11 +103,11 @@ impl<'a> Masker<'a> {
     }
 
     /// The first position, at or after `from`, where a pattern begins, or may begin if more text follows; else the end.
-    fn next_match(&self, text: &[u8], from: usize, last: bool) -> (usize, Option<Found>) {
+    fn next_match(&self, text: &[u8], from: usize, stream: StreamState) -> (usize, Option<Found>) {
         let mut at = self.masks.next_candidate(text, from);
         while at < text.len() {
             let found = self.masks.find(&text[at..]);
-            if found.value > 0 || found.prefix.is_some() || (found.open && !last) {
+            if found.value > 0 || found.prefix.is_some() || !found.is_decided(stream) {
                 return (at, Some(found));
             }
             at = self.masks.next_candidate(text, at + 1);
@@ -119,7 +126,7 @@ impl<'a> Masker<'a> {
         let passed = self.masks.next_candidate(&text[..end], from).min(from + self.value) - from;
         if passed > 0 {
             self.value -= passed;
-            self.last = if self.value == 0 { Last::ValueEnded } else { Last::Hidden };
+            self.last = if self.value == 0 { LastByte::ValueEnded } else { LastByte::Hidden };
         }
         passed
     }
@@ -131,20 +138,20 @@ impl<'a> Masker<'a> {
 
     /// Shows or hides one byte, at which `found` begins.
     fn step(&mut self, byte: u8, found: &Found, out: &mut Vec<u8>) {
-        let adjacent = self.last == Last::ValueEnded && found.value > 0 && !found.continues;
+        let adjacent = self.last == LastByte::ValueEnded && found.value > 0 && !found.continues;
         self.value = self.value.max(found.value);
         self.advance_runs(byte);
         self.prefixes.extend(found.prefix.map(|(length, run)| (length - 1, run)));
         let runs = self.token_runs || self.parameter_runs;
         if self.value == 0 && !runs {
             out.push(byte);
-            self.last = Last::Shown;
+            self.last = LastByte::Shown;
             return;
         }
-        if self.last == Last::Shown || adjacent {
+        if self.last == LastByte::Shown || adjacent {
             out.extend_from_slice(MASK);
         }
-        self.last = if self.value == 1 && !runs { Last::ValueEnded } else { Last::Hidden };
+        self.last = if self.value == 1 && !runs { LastByte::ValueEnded } else { LastByte::Hidden };
         self.value = self.value.saturating_sub(1);
     }
 
@@ -160,6 +167,13 @@ impl<'a> Masker<'a> {
         });
         self.token_runs &= self.value > 0 || TokenRun::Token.takes(byte);
         self.parameter_runs &= self.value > 0 || TokenRun::Parameter.takes(byte);
+    }
+}
+
+impl Found {
+    /// Whether more text cannot change the result.
+    fn is_decided(&self, stream: StreamState) -> bool {
+        stream == StreamState::Ended || !self.open
     }
 }
 

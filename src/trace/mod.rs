@@ -19,7 +19,7 @@ mod upload;
 use serde::{Deserialize, Serialize};
 
 pub use filter::Filter;
-pub use lines::Trace;
+pub use lines::{ResultLine, SectionMarkers, Trace};
 pub use patterns::Masks;
 pub use spool::{Claim, Spool};
 pub use stamp::{Output, Stamper};

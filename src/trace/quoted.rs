@@ -11,10 +11,10 @@ pub fn forms(value: &str) -> Vec<Vec<u8>> {
     }
     // bash writes $'…' if a character is not printable, which depends on its locale.
     if value.chars().any(char::is_control) {
-        forms.push(escaped(value, false));
+        forms.push(ansi_c_quoted(value, NonAscii::Kept));
     }
     if value.chars().any(|c| c.is_control() || !c.is_ascii()) {
-        forms.push(escaped(value, true));
+        forms.push(ansi_c_quoted(value, NonAscii::Escaped));
     }
     forms.retain(|form| form != value.as_bytes());
     forms.dedup();
@@ -36,8 +36,15 @@ fn double_quoted(value: &str) -> String {
     form + rest
 }
 
+/// What bash does with characters outside ASCII, which depends on its locale.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum NonAscii {
+    Kept,
+    Escaped,
+}
+
 /// The content of `$'…'` (ANSI-C quoting of bash).
-fn escaped(value: &str, ascii: bool) -> Vec<u8> {
+fn ansi_c_quoted(value: &str, non_ascii: NonAscii) -> Vec<u8> {
     let mut form = Vec::with_capacity(value.len() + 8);
     for c in value.chars() {
         let letter = match c {
@@ -51,7 +58,7 @@ fn escaped(value: &str, ascii: bool) -> Vec<u8> {
             '\t' => 't',
             '\\' => '\\',
             '\'' => '\'',
-            c if c.is_ascii_control() || (ascii && !c.is_ascii()) => {
+            c if c.is_ascii_control() || (non_ascii == NonAscii::Escaped && !c.is_ascii()) => {
                 let mut bytes = [0; 4];
                 let octal = c.encode_utf8(&mut bytes).bytes().map(|byte| format!("\\{byte:03o}"));
                 form.extend(octal.flat_map(String::into_bytes));

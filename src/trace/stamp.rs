@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// An incomplete line of this many bytes is written out and continued in the next line.
-const PARTIAL_MAX: usize = 8 * 1024;
+const MAX_PARTIAL_LENGTH: usize = 8 * 1024;
 
 /// The output that a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,14 @@ const STREAM: std::ops::Range<usize> = 28..30;
 const OUTPUT: usize = 30;
 const MARK: usize = 31;
 
+/// How a written line ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LineEnd {
+    Complete,
+    /// The next line continues this one.
+    Continued,
+}
+
 /// Puts time stamps before the lines of one stream.
 pub struct Stamper {
     /// Lines that were read together share their header.
@@ -35,7 +43,8 @@ pub struct Stamper {
     line: String,
     /// When the line began, since the epoch; `None` if it is empty.
     began: Option<Duration>,
-    continues: bool,
+    /// How the last written line ended.
+    last_end: LineEnd,
 }
 
 impl Stamper {
@@ -45,7 +54,7 @@ impl Stamper {
         let mut header = HEADER;
         header[STREAM].copy_from_slice(&[HEX[usize::from(stream >> 4)], HEX[usize::from(stream & 15)]]);
         header[OUTPUT] = if output == Output::Out { b'O' } else { b'E' };
-        Self { header, stamped: None, line: String::new(), began: None, continues: false }
+        Self { header, stamped: None, line: String::new(), began: None, last_end: LineEnd::Complete }
     }
 
     /// Processes text, and appends complete lines to `out`. An incomplete line that contains a carriage return is
@@ -54,11 +63,11 @@ impl Stamper {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut rest = text;
         while let Some((line, behind)) = rest.split_once('\n') {
-            self.emit(line, now, false, out);
+            self.write_line(line, now, LineEnd::Complete, out);
             rest = behind;
         }
-        if self.line.len() + rest.len() >= PARTIAL_MAX || rest.contains('\r') {
-            self.emit(rest, now, true, out);
+        if self.line.len() + rest.len() >= MAX_PARTIAL_LENGTH || rest.contains('\r') {
+            self.write_line(rest, now, LineEnd::Continued, out);
         } else if !rest.is_empty() {
             self.began.get_or_insert(now);
             self.line.push_str(rest);
@@ -68,17 +77,17 @@ impl Stamper {
     /// Writes an incomplete line; the next line continues it.
     pub fn flush(&mut self, out: &mut Vec<u8>) {
         if let Some(began) = self.began {
-            self.emit("", began, true, out);
+            self.write_line("", began, LineEnd::Continued, out);
         }
     }
 
     /// Writes the current line, followed by `more`.
-    fn emit(&mut self, more: &str, now: Duration, goes_on: bool, out: &mut Vec<u8>) {
+    fn write_line(&mut self, more: &str, now: Duration, end: LineEnd, out: &mut Vec<u8>) {
         let time = self.began.take().unwrap_or(now);
         if self.stamped != Some(time) {
             self.stamp(time);
         }
-        self.header[MARK] = if self.continues { b'+' } else { b' ' };
+        self.header[MARK] = if self.last_end == LineEnd::Continued { b'+' } else { b' ' };
         out.extend_from_slice(&self.header);
         if !self.line.is_empty() {
             out.extend_from_slice(self.line.as_bytes());
@@ -86,7 +95,7 @@ impl Stamper {
         }
         out.extend_from_slice(more.as_bytes());
         out.push(b'\n');
-        self.continues = goes_on;
+        self.last_end = end;
     }
 
     /// Writes a time since the epoch into the header.
@@ -145,7 +154,7 @@ mod tests {
     fn a_long_or_flushed_line_is_continued_in_the_next() {
         let mut stamper = Stamper::new(1, Output::Out);
         let mut out = Vec::new();
-        stamper.push(&"x".repeat(PARTIAL_MAX), &mut out);
+        stamper.push(&"x".repeat(MAX_PARTIAL_LENGTH), &mut out);
         stamper.push("y", &mut out);
         stamper.flush(&mut out);
         stamper.flush(&mut out);

@@ -10,7 +10,7 @@ use super::{JobManager, reports};
 use crate::agent::offers::OfferedJob;
 use crate::agent::slots::Permit;
 use crate::coordinator::JobHandle;
-use crate::job::context::{RunnerContext, name_of};
+use crate::job::context::{RunnerContext, job_name};
 use crate::job::control::JobControl;
 use crate::job::fail_job;
 use crate::job::run::{self, JobOutcome};
@@ -80,7 +80,7 @@ impl JobManager {
             metrics::job_ended(&context.runner_labels(), &handle.id, "offer_void");
             return self.release(permit, ids, &scope);
         }
-        let (left, name) = (directory.clone(), name_of(&payload, record.began));
+        let (left, name) = (directory.clone(), job_name(&payload, record.began));
         // A panic in one job must neither end the agent nor leave the job unreported.
         let ended = catch_unwind(AssertUnwindSafe(|| match begin {
             JobStart::New(written) => written.and_then(|()| run::run(&context, directory, record, payload, control)),
@@ -175,7 +175,7 @@ impl JobManager {
     fn fail_unstarted(&self, job: PendingJob, why: &str) {
         let PendingJob { permit, context, record, payload, offered, .. } = job;
         let directory = SlotDirectory::new(&self.state_dir, permit.slot);
-        fail_job::stop_leftovers(&context, &directory, name_of(&payload, record.began));
+        fail_job::stop_leftovers(&context, &directory, job_name(&payload, record.began));
         match offered.is_some() && record.progress.offer == OfferState::Open {
             // The manager offers the job to another agent.
             true => log::error!("cannot start the offered job; it is not accepted job={} error={why}", payload.id),

@@ -12,8 +12,17 @@ use crate::http::{Failure, HttpError, Incoming, Method, Outgoing, RetryBudget, T
 use crate::job::transfer::{Meter, error, fatal, heading, scratch_file, wait_before_retry, warning};
 use crate::token::Token;
 
-const REDIRECTS: u32 = 5;
+const MAX_REDIRECTS: u32 = 5;
 const TIMEOUTS: Timeouts = Timeouts { total: Duration::from_secs(3600), response: Duration::from_secs(600) };
+
+/// The server that sends an archive.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ArchiveSource {
+    /// The object store, to which GitLab redirects (`FF_USE_DIRECT_DOWNLOAD`).
+    ObjectStore,
+    /// GitLab, which proxies the archive.
+    GitLab,
+}
 
 /// Downloads and unpacks all artifacts in order; stops at the first failure. Returns the exit status of the stage.
 pub fn run(plan: &DownloadPlan) -> i32 {
@@ -50,61 +59,90 @@ fn open_local(directory: &Path, dependency: &Dependency) -> Result<File, String>
 
 /// Downloads the whole archive into an unnamed file.
 fn fetch(plan: &DownloadPlan, dependency: &Dependency) -> Result<File, String> {
-    let mut tries = RetryBudget::new(RETRY_TIMEOUT);
+    let mut budget = RetryBudget::new(RETRY_TIMEOUT);
     loop {
         // Only the first attempt downloads from the object store: if the store is unreachable, GitLab proxies the file.
-        let direct = plan.direct && tries.is_first();
-        let (trouble, wait) = match request(&plan.server, dependency, direct) {
-            Ok(answer) => {
-                let line = describe(&answer, plan, dependency);
-                match answer.status {
-                    200 => match store(answer, &plan.temporary, plan.meter) {
-                        Ok(file) => {
-                            println!("{line}");
-                            return Ok(file);
-                        }
-                        Err(why) if why.kind() == io::ErrorKind::StorageFull => {
-                            return Err(format!(
-                                "the disk is full; no space for the archive beside {}",
-                                plan.project.seen.display()
-                            ));
-                        }
-                        Err(why) => {
-                            let wait = tries.after(Failure::Broken, None);
-                            (format!("the archive is incomplete: {why}"), wait)
-                        }
-                    },
-                    401 | 403 => {
-                        error(line);
-                        return Err("permission denied".to_owned());
-                    }
-                    404 => {
-                        error("Downloading artifacts from coordinator... not found");
-                        return Err("file does not exist: the artifacts expired, or there are none".to_owned());
-                    }
-                    status @ (301..=303 | 307 | 308) => {
-                        let line = format!("more than {REDIRECTS} redirects; {line}");
-                        (line, tries.after(Failure::Status(status), None))
-                    }
-                    status => (line, tries.after(Failure::Status(status), answer.asked_wait())),
-                }
-            }
-            Err(HttpError::Configuration(why)) => return Err(why),
-            Err(why) => (why.to_string(), tries.after(Failure::Broken, None)),
+        let source = if plan.direct && budget.is_first() { ArchiveSource::ObjectStore } else { ArchiveSource::GitLab };
+        let failed = match attempt(plan, dependency, source) {
+            Ok(file) => return Ok(file),
+            Err(DownloadError::Final(why)) => return Err(why),
+            Err(DownloadError::Temporary(failed)) => failed,
         };
-        let Some(wait) = wait else {
-            error(trouble);
+        let Some(wait) = budget.after(failed.failure, failed.asked_wait) else {
+            error(failed.message);
             return Err("the download failed after all retries".to_owned());
         };
-        warning(format_args!("{trouble}. Retrying..."));
+        warning(format_args!("{}. Retrying...", failed.message));
         wait_before_retry(wait);
     }
 }
 
+/// Why an attempt to download an archive failed.
+enum DownloadError {
+    /// Another attempt would fail for the same reason.
+    Final(String),
+    Temporary(FailedAttempt),
+}
+
+/// An attempt after which a retry is useful.
+struct FailedAttempt {
+    message: String,
+    failure: Failure,
+    /// The delay that the server requests.
+    asked_wait: Option<Duration>,
+}
+
+impl FailedAttempt {
+    /// An attempt without a complete response.
+    fn broken(message: String) -> Self {
+        Self { message, failure: Failure::Broken, asked_wait: None }
+    }
+}
+
+/// Makes one attempt to download an archive; prints the response.
+fn attempt(plan: &DownloadPlan, dependency: &Dependency, source: ArchiveSource) -> Result<File, DownloadError> {
+    let answer = request(&plan.server, dependency, source).map_err(|why| match why {
+        HttpError::Configuration(why) => DownloadError::Final(why),
+        why => DownloadError::Temporary(FailedAttempt::broken(why.to_string())),
+    })?;
+    let line = describe(&answer, plan, dependency);
+    match answer.status {
+        200 => {
+            let file = store(answer, &plan.temporary, plan.meter).map_err(|why| incomplete(plan, &why))?;
+            println!("{line}");
+            Ok(file)
+        }
+        401 | 403 => {
+            error(line);
+            Err(DownloadError::Final("permission denied".to_owned()))
+        }
+        404 => {
+            error("Downloading artifacts from coordinator... not found");
+            Err(DownloadError::Final("file does not exist: the artifacts expired, or there are none".to_owned()))
+        }
+        status => {
+            let (message, asked_wait) = match status {
+                301..=303 | 307 | 308 => (format!("more than {MAX_REDIRECTS} redirects; {line}"), None),
+                _ => (line, answer.asked_wait()),
+            };
+            Err(DownloadError::Temporary(FailedAttempt { message, failure: Failure::Status(status), asked_wait }))
+        }
+    }
+}
+
+/// The error of an archive that could not be stored completely.
+fn incomplete(plan: &DownloadPlan, why: &io::Error) -> DownloadError {
+    if why.kind() == io::ErrorKind::StorageFull {
+        let directory = plan.project.seen.display();
+        return DownloadError::Final(format!("the disk is full; no space for the archive beside {directory}"));
+    }
+    DownloadError::Temporary(FailedAttempt::broken(format!("the archive is incomplete: {why}")))
+}
+
 /// Sends the request to GitLab and follows redirects. The token is never sent to another server.
-fn request(server: &ArtifactServer, dependency: &Dependency, direct: bool) -> Result<Incoming, HttpError> {
-    let direct = if direct { "?direct_download=true" } else { "" };
-    let mut url = format!("{}/jobs/{}/artifacts{direct}", server.api, dependency.id);
+fn request(server: &ArtifactServer, dependency: &Dependency, source: ArchiveSource) -> Result<Incoming, HttpError> {
+    let query = if source == ArchiveSource::ObjectStore { "?direct_download=true" } else { "" };
+    let mut url = format!("{}/jobs/{}/artifacts{query}", server.api, dependency.id);
     let id = crate::coordinator::gitlab::request_id();
     let mut headers = vec![("X-Request-Id".to_owned(), id), ("JOB-TOKEN".to_owned(), dependency.token.clone())];
     let mut redirects = 0;
@@ -117,7 +155,7 @@ fn request(server: &ArtifactServer, dependency: &Dependency, direct: bool) -> Re
             Outgoing::Nothing,
         )?;
         let location = answer.header("Location").filter(|_| matches!(answer.status, 301 | 302 | 303 | 307 | 308));
-        let Some(location) = location.filter(|_| redirects < REDIRECTS) else {
+        let Some(location) = location.filter(|_| redirects < MAX_REDIRECTS) else {
             return Ok(answer);
         };
         redirects += 1;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{ArtifactServer, Dependency, DownloadPlan, ProvenanceStatement, Upload, UploadFormat, UploadPlan};
 use crate::archive::{ArchiveFormat, CompressionLevel};
-use crate::job::flags::Flags;
+use crate::job::flags::{self, Flags};
 use crate::job::transfer::{ProjectDir, expand_like_shell, meter_frequency};
 use crate::payload::variables::Variables;
 use crate::payload::{Artifact, Payload};
@@ -96,7 +96,7 @@ pub fn download_plan(
         temporary: settings.temporary.clone(),
         server: settings.server.clone(),
         dependencies,
-        direct: flags.is_on("FF_USE_DIRECT_DOWNLOAD"),
+        direct: flags.is_on(flags::FF_USE_DIRECT_DOWNLOAD),
         meter: meter_frequency(variables),
     })
 }

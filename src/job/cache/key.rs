@@ -2,42 +2,52 @@
 
 use crate::digest::sha256;
 
-/// The longest file name.
-const PART_MAX: usize = 255;
-/// The longest object name, with room for its prefix.
-const NAME_MAX: usize = 700;
+/// The length of the longest file name, in bytes.
+const MAX_PART_LENGTH: usize = 255;
+/// The length of the longest object name in bytes, with room for its prefix.
+const MAX_NAME_LENGTH: usize = 700;
+
+/// The format of cache names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyFormat {
+    /// The key, without characters that could leave the directory.
+    Readable,
+    /// The hash of the key (`FF_HASH_CACHE_KEYS`).
+    Hashed,
+}
 
 /// The name of a cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheKey {
     /// The name for messages.
-    pub human: String,
+    pub shown: String,
     /// A relative path without `.` and `..`; empty if nothing of the key is usable.
     pub name: String,
     /// A warning if the key was changed.
     pub warning: Option<String>,
+    format: KeyFormat,
 }
 
 impl CacheKey {
-    /// Sanitises a key, or hashes it (`FF_HASH_CACHE_KEYS`).
-    pub fn new(raw: &str, hashed: bool) -> Self {
-        if hashed {
-            return Self { human: raw.to_owned(), name: sha256(raw.as_bytes()), warning: None };
+    /// Sanitises a key, or hashes it.
+    pub fn new(raw: &str, format: KeyFormat) -> Self {
+        if format == KeyFormat::Hashed {
+            return Self { shown: raw.to_owned(), name: sha256(raw.as_bytes()), warning: None, format };
         }
         let name = sanitise(raw);
-        if name.len() > NAME_MAX || name.split('/').any(|part| part.len() > PART_MAX) {
+        if name.len() > MAX_NAME_LENGTH || name.split('/').any(|part| part.len() > MAX_PART_LENGTH) {
             let hash = sha256(raw.as_bytes());
             let warning =
                 format!("cache key of {} bytes is too long for a file name; using its hash {hash}", raw.len());
-            return Self { human: hash.clone(), name: hash, warning: Some(warning) };
+            return Self { shown: hash.clone(), name: hash, warning: Some(warning), format };
         }
         let warning = (name != raw).then(|| format!("cache key {raw:?} sanitized to {name:?}"));
-        Self { human: name.clone(), name, warning }
+        Self { shown: name.clone(), name, warning, format }
     }
 
     /// The last part of the object name. A hash gets a directory with its first two characters.
-    pub fn object(&self, hashed: bool) -> String {
-        match self.name.get(..2).filter(|_| hashed) {
+    pub fn object(&self) -> String {
+        match self.name.get(..2).filter(|_| self.format == KeyFormat::Hashed) {
             Some(start) => format!("{start}/{}", self.name),
             None => self.name.clone(),
         }
@@ -91,7 +101,7 @@ mod tests {
             (" ", ""),
             ("a b/c", "a b/c"),
         ] {
-            let key = CacheKey::new(raw, false);
+            let key = CacheKey::new(raw, KeyFormat::Readable);
             assert_eq!(key.name, name, "{raw:?}");
             assert_eq!(key.warning.is_some(), raw != name, "{raw:?}");
         }
@@ -99,10 +109,10 @@ mod tests {
 
     #[test]
     fn hashes_a_key_on_request_or_if_it_is_too_long() {
-        let key = CacheKey::new("abc", true);
-        assert!(key.name.starts_with("ba7816bf") && key.human == "abc");
-        assert!(key.object(true).starts_with("ba/ba7816bf"));
-        let key = CacheKey::new(&"x".repeat(10_000), false);
+        let key = CacheKey::new("abc", KeyFormat::Hashed);
+        assert!(key.name.starts_with("ba7816bf") && key.shown == "abc");
+        assert!(key.object().starts_with("ba/ba7816bf"));
+        let key = CacheKey::new(&"x".repeat(10_000), KeyFormat::Readable);
         assert_eq!(key.name.len(), 64);
         assert!(key.warning.unwrap().contains("10000 bytes"));
     }
@@ -110,7 +120,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_key_leaves_the_directory(raw in "[a./\\\\%2fFeE ]{0,40}") {
-            let name = CacheKey::new(&raw, false).name;
+            let name = CacheKey::new(&raw, KeyFormat::Readable).name;
             prop_assert!(!name.starts_with('/') && !name.split('/').any(|part| part == ".." || part == "."), "{name}");
             prop_assert_eq!(name.is_empty(), name.split('/').any(str::is_empty));
         }

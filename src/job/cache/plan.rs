@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::key::CacheKey;
+use super::key::{CacheKey, KeyFormat};
 use super::s3::S3Store;
 use super::{CacheLocation, CachePlan, CacheRestore, CacheSave, RestorePlan, SavePlan, TransferSettings};
 use crate::archive::ArchiveFormat;
@@ -11,7 +11,7 @@ use crate::config::cache::StorageLimits;
 use crate::failure::JobError;
 use crate::http::tls::TlsFiles;
 use crate::job::artifacts::{ScriptOutcome, level};
-use crate::job::flags::Flags;
+use crate::job::flags::{self, Flags};
 use crate::job::transfer::{ProjectDir, expand_like_shell, meter_frequency};
 use crate::payload::variables::Variables;
 use crate::payload::{Cache, Payload};
@@ -92,7 +92,7 @@ struct Planner<'a> {
     payload: &'a Payload,
     variables: &'a Variables,
     settings: &'a CacheSettings<'a>,
-    hashed: bool,
+    key_format: KeyFormat,
     /// `FF_CLEAN_UP_FAILED_CACHE_EXTRACT`.
     clear: bool,
     warnings: Vec<String>,
@@ -112,15 +112,15 @@ impl<'a> Planner<'a> {
     }
 
     fn new(payload: &'a Payload, variables: &'a Variables, flags: &Flags, settings: &'a CacheSettings<'a>) -> Self {
-        let hashed = flags.is_on("FF_HASH_CACHE_KEYS");
-        let clear = flags.is_on("FF_CLEAN_UP_FAILED_CACHE_EXTRACT");
-        Self { payload, variables, settings, hashed, clear, warnings: Vec::new() }
+        let key_format = if flags.is_on(flags::FF_HASH_CACHE_KEYS) { KeyFormat::Hashed } else { KeyFormat::Readable };
+        let clear = flags.is_on(flags::FF_CLEAN_UP_FAILED_CACHE_EXTRACT);
+        Self { payload, variables, settings, key_format, clear, warnings: Vec::new() }
     }
 
     fn restore(&mut self, cache: &Cache) -> Result<CacheRestore, JobError> {
         let key = self.key(cache);
         if self.policy(cache)? == Policy::Push {
-            return Ok(CacheRestore::Skip(format!("Not downloading cache {} due to policy", key.human)));
+            return Ok(CacheRestore::Skip(format!("Not downloading cache {} due to policy", key.shown)));
         }
         let mut candidates = vec![key];
         for fallback in &cache.fallback_keys {
@@ -131,7 +131,7 @@ impl<'a> Planner<'a> {
             // GitLab appends this suffix to the keys of protected branches, so a variable must not contain it in any
             // spelling.
             let claims = |name: &str| name.trim_end_matches(['.', ' ', '/']).ends_with("-protected");
-            let key = CacheKey::new(&raw, self.hashed);
+            let key = CacheKey::new(&raw, self.key_format);
             if claims(&raw) || claims(&key.name) {
                 self.warnings.push(format!("CACHE_FALLBACK_KEY {raw:?} not allowed to end in \"-protected\""));
             } else {
@@ -151,7 +151,7 @@ impl<'a> Planner<'a> {
     fn save(&mut self, cache: &Cache) -> Result<CacheSave, JobError> {
         let key = self.key(cache);
         if self.policy(cache)? == Policy::Pull {
-            return Ok(CacheSave::Skip(format!("Not uploading cache {} due to policy", key.human)));
+            return Ok(CacheSave::Skip(format!("Not uploading cache {} due to policy", key.shown)));
         }
         if key.name.is_empty() {
             return Ok(CacheSave::Skip("Skipping cache archiving due to empty cache key".to_owned()));
@@ -197,7 +197,7 @@ impl<'a> Planner<'a> {
     }
 
     fn named(&mut self, raw: &str) -> CacheKey {
-        self.with_warning(CacheKey::new(raw, self.hashed))
+        self.with_warning(CacheKey::new(raw, self.key_format))
     }
 
     fn with_warning(&mut self, mut key: CacheKey) -> CacheKey {
@@ -207,12 +207,12 @@ impl<'a> Planner<'a> {
 
     fn location(&mut self, key: &CacheKey) -> CacheLocation {
         let project = self.payload.job_info.project_id;
-        let object = key.object(self.hashed);
+        let object = key.object();
         let remote = self.settings.remote.and_then(|store| {
-            let signed = store.sign(project, &object, &key.human, self.settings.job_timeout);
+            let signed = store.sign(project, &object, &key.shown, self.settings.job_timeout);
             signed.map_err(|why| self.warnings.push(format!("cannot use the shared cache: {why}"))).ok()
         });
-        CacheLocation { key: key.human.clone(), local: self.settings.store.join(&key.name).join("cache.zip"), remote }
+        CacheLocation { key: key.shown.clone(), local: self.settings.store.join(&key.name).join("cache.zip"), remote }
     }
 }
 
