@@ -11,7 +11,7 @@ fn scenes() -> [Scene; 2] {
 
 /// Asserts that the agent fetched nothing again.
 fn assert_reused(lines: &[String]) {
-    for part in ["starting afresh", "fetching it anew", "Created fresh repository"] {
+    for part in ["starting with an empty directory", "fetching it again", "Created fresh repository"] {
         assert!(!lines.iter().any(|line| line.contains(part)), "{part} in {lines:#?}");
     }
 }
@@ -116,7 +116,7 @@ fn a_second_try_keeps_the_files_that_the_first_one_found() {
 }
 
 #[test]
-fn a_damaged_repository_is_fetched_anew_beside_the_files_that_the_job_keeps() {
+fn a_damaged_repository_is_fetched_again_beside_the_files_that_the_job_keeps() {
     for scene in scenes() {
         let (url, _) = scene.git.repository("team/demo", &[("a.txt", "one\n"), ("dir/b.txt", "two\n")]);
         let sha = scene.git.commit("team/demo", &[("a.txt", "three\n")], "next");
@@ -131,7 +131,10 @@ fn a_damaged_repository_is_fetched_anew_beside_the_files_that_the_job_keeps() {
         ] {
             scene.pass(asked(&["echo built >kept", damage, "true"]));
             let lines = scene.pass(asked(&["cat a.txt dir/b.txt kept"]));
-            assert!(!lines.iter().any(|line| line.contains("starting afresh")), "{damage}: {lines:#?}");
+            assert!(
+                !lines.iter().any(|line| line.contains("starting with an empty directory")),
+                "{damage}: {lines:#?}"
+            );
             for part in ["three", "two", "built"] {
                 assert!(lines.contains(&part.to_owned()), "{part} after {damage}: {lines:#?}");
             }

@@ -147,7 +147,7 @@ fn submodules_are_fetched_with_the_jobs_token() {
                 .variable("GIT_SUBMODULE_STRATEGY", "recursive"),
         );
         assert!(lines.contains(&"from the library".to_owned()) && lines.contains(&"fetched".to_owned()), "{lines:#?}");
-        assert!(!lines.iter().any(|line| line.contains("starting afresh")), "{lines:#?}");
+        assert!(!lines.iter().any(|line| line.contains("starting with an empty directory")), "{lines:#?}");
     }
     let lines = scene.pass(job(&["ls -A lib | wc -l; git status --short && echo clean"]).sources(&url, &sha));
     assert!(lines.contains(&"0".to_owned()) && lines.contains(&"clean".to_owned()), "{lines:#?}");
@@ -268,7 +268,7 @@ fn reuses_a_checkout_without_rereading_its_files() {
     let lines = scene.pass(job(&[inode, "cat b.txt"]).sources(&url, &second));
     let kept = first.iter().find(|line| line.starts_with("a.txt ")).expect("a line");
     assert!(lines.contains(kept) && lines.contains(&"three".to_owned()), "{first:#?} {lines:#?}");
-    assert!(!lines.iter().any(|line| line.contains("starting afresh")), "{lines:#?}");
+    assert!(!lines.iter().any(|line| line.contains("starting with an empty directory")), "{lines:#?}");
 }
 
 #[test]

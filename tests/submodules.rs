@@ -139,6 +139,20 @@ fn submodules_are_cleaned_after_a_job_on_request() {
     }
 }
 
+#[test]
+fn the_clean_up_keeps_a_file_that_gitmodules_names_as_a_submodule() {
+    for scene in scenes() {
+        let modules = "[submodule \"x\"]\n\tpath = a\n\turl = ../x.git\n";
+        let (url, sha) = scene.git.repository("team/demo", &[(".gitmodules", modules), ("a", "tracked\n")]);
+        scene.pass(job(&["echo junk >b"]).sources(&url, &sha).variable("FF_ENABLE_JOB_CLEANUP", "true"));
+        let work_tree = find(&scene.home.path("builds"), "demo").expect("the project directory");
+        let mut found = files_below(&work_tree);
+        found.retain(|path| !path.starts_with(".git/"));
+        found.sort();
+        assert_eq!(found, [".gitmodules", "a"]);
+    }
+}
+
 /// A directory of this name below another one, not in `.git`.
 fn find(directory: &Path, name: &str) -> Option<PathBuf> {
     let entries = std::fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path());

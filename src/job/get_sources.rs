@@ -7,7 +7,8 @@ use super::flags;
 use super::outcome::StageResult;
 use super::script::{AgentText, LineGroup};
 use super::scripts::script_task;
-use super::sources::{self, GitStrategy, settings};
+use super::sources::setting_scripts::{self, ListedSettings};
+use super::sources::{self, GitStrategy};
 use super::steps::{StepRunner, StopPolicy};
 use crate::failure::JobError;
 use crate::sys::BootTime;
@@ -40,7 +41,7 @@ pub fn run(steps: &mut StepRunner<'_>) -> StageResult {
             Step::Sources => {
                 let mut plan = plan.clone();
                 if has_script_before {
-                    take_settings(job, &mut plan);
+                    add_settings(job, &mut plan);
                 }
                 file_step(job, &file_task::FileTask::Sources(plan))?
             }
@@ -54,24 +55,31 @@ pub fn run(steps: &mut StepRunner<'_>) -> StageResult {
     Ok(())
 }
 
-/// The text that the agent appends to the scripts before git: it lists their git settings for [`take_settings`].
+/// The text that the agent appends to the scripts before git: it lists their git settings for [`add_settings`].
 fn list_settings(job: &Job<'_>) -> AgentText {
     let temporary = job.settings.dirs.as_seen_by_job(&job.settings.dirs.temporary).display().to_string();
-    let after = settings::after_script(&temporary, lists_user_settings(job));
-    AgentText { before: settings::before_script(&temporary), after }
+    let after = setting_scripts::listing_commands(&temporary, listed_settings(job));
+    AgentText { before: setting_scripts::removal_commands(&temporary), after }
 }
 
 /// Adds the git settings that the scripts before git made to the plan.
-fn take_settings(job: &Job<'_>, plan: &mut sources::SourcesPlan) {
+fn add_settings(job: &Job<'_>, plan: &mut sources::SourcesPlan) {
     let (dirs, user) = (&job.settings.dirs, job.context.executor.user());
-    let of_user = if lists_user_settings(job) { dirs.read_temporary(settings::USER_LIST, user) } else { String::new() };
-    plan.take_settings(&dirs.read_temporary(settings::TEMPLATE_LIST, user), &of_user);
+    let user_list = match listed_settings(job) {
+        ListedSettings::Repository => String::new(),
+        ListedSettings::RepositoryAndUser => dirs.read_temporary(setting_scripts::USER_LIST, user),
+    };
+    plan.add_listed_settings(&dirs.read_temporary(setting_scripts::TEMPLATE_LIST, user), &user_list);
 }
 
-/// Whether the scripts must list the user's git settings because the agent's git does not read them by itself: git runs
-/// outside the container, or the settings are in a file of the job.
-fn lists_user_settings(job: &Job<'_>) -> bool {
-    job.settings.dirs.container_builds.is_some() || job.settings.flags.is_on(flags::FF_GIT_URLS_WITHOUT_TOKENS)
+/// The settings that the scripts before git must list, because the agent's git does not read them by itself. It does not
+/// read the user's settings if git runs outside the container, or if the settings are in a file of the job.
+fn listed_settings(job: &Job<'_>) -> ListedSettings {
+    let is_in_container = job.settings.dirs.container_builds.is_some();
+    match is_in_container || job.settings.flags.is_on(flags::FF_GIT_URLS_WITHOUT_TOKENS) {
+        true => ListedSettings::RepositoryAndUser,
+        false => ListedSettings::Repository,
+    }
 }
 
 /// The scripts before and after git.

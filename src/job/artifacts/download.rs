@@ -5,11 +5,13 @@ use std::io::{self, Seek};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{ArtifactServer, Dependency, DownloadPlan, RETRY_TIMEOUT, local_archive};
+use super::{ArtifactServer, Dependency, DownloadPlan, local_archive};
 use crate::archive::unpack::unpack;
 use crate::http::tls::TlsFiles;
 use crate::http::{Failure, HttpError, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, origin, resolve};
-use crate::job::transfer::{Meter, error, fatal, heading, scratch_file, wait_before_retry, warning};
+use crate::job::transfer::{
+    ARTIFACT_RETRY_TIMEOUT, Meter, error, fatal, heading, scratch_file, wait_before_retry, warning,
+};
 use crate::token::Token;
 
 const MAX_REDIRECTS: u32 = 5;
@@ -59,7 +61,7 @@ fn open_local(directory: &Path, dependency: &Dependency) -> Result<File, String>
 
 /// Downloads the whole archive into an unnamed file.
 fn fetch(plan: &DownloadPlan, dependency: &Dependency) -> Result<File, String> {
-    let mut budget = RetryBudget::new(RETRY_TIMEOUT);
+    let mut budget = RetryBudget::new(ARTIFACT_RETRY_TIMEOUT);
     loop {
         // Only the first attempt downloads from the object store: if the store is unreachable, GitLab proxies the file.
         let source = if plan.direct && budget.is_first() { ArchiveSource::ObjectStore } else { ArchiveSource::GitLab };

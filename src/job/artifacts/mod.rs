@@ -24,9 +24,6 @@ pub use plan::{ArtifactSettings, ScriptOutcome, download_plan, level, upload_pla
 pub use provenance::ProvenanceStatement;
 pub use upload::run as upload;
 
-/// How long an upload or a download is retried: GitLab may be restarting, and the files exist only here.
-const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// The server for artifacts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ArtifactServer {

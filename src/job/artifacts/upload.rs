@@ -8,14 +8,16 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use super::{ArtifactServer, RETRY_TIMEOUT, Upload, UploadFormat, UploadPlan, local_archive};
+use super::{ArtifactServer, Upload, UploadFormat, UploadPlan, local_archive};
 use crate::archive::entry::ArchiveEntry;
 use crate::archive::root::{ArchiveRoot, FileKind};
 use crate::archive::select::{SelectionRequest, select};
 use crate::archive::stream::{PipeWriter, pipe};
 use crate::archive::{self, ArchiveFormat, Written};
 use crate::http::{Failure, HttpError, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, escape, origin};
-use crate::job::transfer::{Meter, bytes, error, fatal, heading, notes, wait_before_retry, warning};
+use crate::job::transfer::{
+    ARTIFACT_RETRY_TIMEOUT, Meter, bytes, error, fatal, heading, notes, wait_before_retry, warning,
+};
 use crate::payload::job_id::JobId;
 use crate::random;
 use crate::token::Token;
@@ -38,7 +40,7 @@ pub fn run(plan: &UploadPlan) -> (i32, u64) {
     (0, accepted)
 }
 
-/// Returns the bytes that GitLab accepted.
+/// Uploads one artifact; returns the number of bytes that GitLab accepted.
 fn upload_one(plan: &UploadPlan, upload: &Upload, root: &ArchiveRoot) -> Result<u64, String> {
     let request =
         SelectionRequest { paths: upload.paths.clone(), exclude: upload.exclude.clone(), untracked: upload.untracked };
@@ -67,13 +69,13 @@ fn upload_one(plan: &UploadPlan, upload: &Upload, root: &ArchiveRoot) -> Result<
         return Err(format!("format raw needs exactly one file, but {} were found", selection.entries.len()));
     }
     match &plan.server.directory {
-        Some(directory) => keep(plan, upload, root, &selection.entries, directory),
-        None => deliver(plan, upload, root, &selection.entries),
+        Some(directory) => write_local(plan, upload, root, &selection.entries, directory),
+        None => send(plan, upload, root, &selection.entries),
     }
 }
 
 /// Writes an archive to the local artifacts directory (`mayfly exec`).
-fn keep(
+fn write_local(
     plan: &UploadPlan,
     upload: &Upload,
     root: &ArchiveRoot,
@@ -94,40 +96,37 @@ fn keep(
 }
 
 /// Retries until GitLab accepts or refuses the upload.
-fn deliver(plan: &UploadPlan, upload: &Upload, root: &ArchiveRoot, entries: &[ArchiveEntry]) -> Result<u64, String> {
-    let (mut server, mut tries) = (plan.server.clone(), RetryBudget::new(RETRY_TIMEOUT));
+fn send(plan: &UploadPlan, upload: &Upload, root: &ArchiveRoot, entries: &[ArchiveEntry]) -> Result<u64, String> {
+    let (mut server, mut budget) = (plan.server.clone(), RetryBudget::new(ARTIFACT_RETRY_TIMEOUT));
     let sent = Cell::new(0);
     loop {
         let (line, wait) = match attempt(plan, &server, upload, root, entries, &sent) {
             Ok(answer) => {
                 let line = describe(upload, &answer, plan);
                 match classify(&answer, &server) {
-                    UploadAnswer::Done => {
+                    UploadVerdict::Accepted => {
                         println!("{line}");
                         return Ok(sent.get());
                     }
-                    UploadAnswer::Final(why) => {
+                    UploadVerdict::Refused(why) => {
                         error(line);
                         return Err(why.to_owned());
                     }
-                    UploadAnswer::Elsewhere(api) => {
+                    UploadVerdict::Moved(api) => {
                         server.api = api;
-                        let wait = tries.after(Failure::Status(answer.status), None);
+                        let wait = budget.after(Failure::Status(answer.status), None);
                         (line, wait.map(|_| Duration::ZERO))
                     }
-                    UploadAnswer::Again => {
-                        let wait = tries.after(Failure::Status(answer.status), answer.asked_wait());
-                        let explanation = answer.explanation();
-                        let explanation =
-                            explanation.lines().next().unwrap_or_default().chars().take(200).collect::<String>();
-                        (format!("{line} {explanation}"), wait)
+                    UploadVerdict::Retry => {
+                        let wait = budget.after(Failure::Status(answer.status), answer.asked_wait());
+                        (format!("{line} {}", first_line(&answer.explanation())), wait)
                     }
                 }
             }
             Err(HttpError::Configuration(why)) => return Err(why),
             Err(why) => {
                 let line = format!("Uploading artifacts as {:?} to coordinator... error: {why}", upload.kind);
-                (line, tries.after(Failure::Broken, None))
+                (line, budget.after(Failure::Broken, None))
             }
         };
         let Some(wait) = wait else {
@@ -139,34 +138,42 @@ fn deliver(plan: &UploadPlan, upload: &Upload, root: &ArchiveRoot, entries: &[Ar
     }
 }
 
-enum UploadAnswer {
-    Done,
-    Final(&'static str),
-    /// Repeat the upload at this base URL.
-    Elsewhere(String),
-    Again,
+/// The first line of a server's explanation, for the log.
+fn first_line(explanation: &str) -> String {
+    const MAX_LENGTH: usize = 200;
+    explanation.lines().next().unwrap_or_default().chars().take(MAX_LENGTH).collect()
 }
 
-fn classify(answer: &Incoming, server: &ArtifactServer) -> UploadAnswer {
+/// What follows from the response to an upload.
+enum UploadVerdict {
+    Accepted,
+    /// GitLab refuses the upload, for this reason.
+    Refused(&'static str),
+    /// Repeat the upload at this base URL.
+    Moved(String),
+    Retry,
+}
+
+fn classify(answer: &Incoming, server: &ArtifactServer) -> UploadVerdict {
     match answer.status {
-        201 => UploadAnswer::Done,
-        401 | 403 => UploadAnswer::Final("permission denied"),
-        413 => {
-            UploadAnswer::Final("too large for this GitLab; see the maximum artifacts size of the project or instance")
-        }
-        301 | 302 | 307 | 308 => match answer.header("Location").map(|location| moved(&server.api, location)) {
-            Some(Some(api)) => UploadAnswer::Elsewhere(api),
-            Some(None) => UploadAnswer::Final(
+        201 => UploadVerdict::Accepted,
+        401 | 403 => UploadVerdict::Refused("permission denied"),
+        413 => UploadVerdict::Refused(
+            "too large for this GitLab; see the maximum artifacts size of the project or instance",
+        ),
+        301 | 302 | 307 | 308 => match answer.header("Location").map(|location| moved_api(&server.api, location)) {
+            Some(Some(api)) => UploadVerdict::Moved(api),
+            Some(None) => UploadVerdict::Refused(
                 "redirected to another host, which must not get the token; correct the runner's `url`",
             ),
-            None => UploadAnswer::Again,
+            None => UploadVerdict::Retry,
         },
-        _ => UploadAnswer::Again,
+        _ => UploadVerdict::Retry,
     }
 }
 
 /// The base URL of the API after a redirect; `None` if it leads to another host or away from https.
-fn moved(api: &str, location: &str) -> Option<String> {
+fn moved_api(api: &str, location: &str) -> Option<String> {
     let (from, to) = (origin(api), origin(location));
     let host = |origin: &str| {
         let authority = origin.split_once("://")?.1.to_owned();
@@ -210,7 +217,7 @@ fn attempt(
         ("Content-Type".to_owned(), format!("multipart/form-data; boundary={boundary}")),
     ];
     let (head, tail) = (part_head(&boundary, &file_name(upload)), format!("\r\n--{boundary}--\r\n"));
-    let send = |content: &mut dyn Read| {
+    let post = |content: &mut dyn Read| {
         let mut content = Meter::new(content, "Uploading artifacts", plan.meter, None);
         let mut body = head.as_bytes().chain(&mut content).chain(tail.as_bytes());
         let answer = transfer.send(Method::Post, &url, &headers, Outgoing::Stream(&mut body));
@@ -221,12 +228,12 @@ fn attempt(
         UploadFormat::Raw => {
             let unreadable = |why: io::Error| HttpError::Transport(format!("{}: {why}", entries[0].path.display()));
             let (file, stat) = root.open_file(&entries[0].path).map_err(unreadable)?;
-            send(&mut File::take(file, stat.st_size as u64))
+            post(&mut File::take(file, stat.st_size as u64))
         }
         UploadFormat::Archive(format) => thread::scope(|scope| {
             let (sink, mut source) = pipe();
             let packer = scope.spawn(move || pack(root, entries, format, plan, sink));
-            let answer = send(&mut source);
+            let answer = post(&mut source);
             // Stops a thread that still writes the archive.
             drop(source);
             match packer.join() {
@@ -330,10 +337,10 @@ mod tests {
     #[test]
     fn follows_redirects_on_the_same_host_only() {
         let api = "http://gitlab.test:8080/api/v4";
-        assert_eq!(moved(api, "https://gitlab.test/x").as_deref(), Some("https://gitlab.test/api/v4"));
-        assert_eq!(moved(api, "/elsewhere").as_deref(), Some(api));
-        assert_eq!(moved(api, "https://evil.test/api/v4"), None);
-        assert_eq!(moved(api, "//evil.test/api/v4"), None);
-        assert_eq!(moved("https://gitlab.test/api/v4", "http://gitlab.test/"), None);
+        assert_eq!(moved_api(api, "https://gitlab.test/x").as_deref(), Some("https://gitlab.test/api/v4"));
+        assert_eq!(moved_api(api, "/elsewhere").as_deref(), Some(api));
+        assert_eq!(moved_api(api, "https://evil.test/api/v4"), None);
+        assert_eq!(moved_api(api, "//evil.test/api/v4"), None);
+        assert_eq!(moved_api("https://gitlab.test/api/v4", "http://gitlab.test/"), None);
     }
 }

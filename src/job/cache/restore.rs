@@ -13,10 +13,7 @@ use crate::http::{
     Failure, Incoming, Method, Outgoing, RetryBudget, Timeouts, Transfer, http_date, is_retryable, origin,
 };
 use crate::instance::aws::xml::element;
-use crate::job::transfer::{Meter, heading, notice, wait_before_retry, warning};
-
-/// How long the agent retries a request to the object store. This is short, because a cache only saves time.
-pub const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
+use crate::job::transfer::{CACHE_RETRY_TIMEOUT, Meter, heading, notice, wait_before_retry, warning};
 
 /// Restores each cache from its first existing location. Returns the exit status of the stage, which is always 0.
 pub fn run(plan: &RestorePlan) -> i32 {
@@ -40,6 +37,7 @@ pub fn run(plan: &RestorePlan) -> i32 {
     0
 }
 
+/// Restores the cache at one location; returns whether that succeeded.
 fn restore(
     location: &CacheLocation,
     clear: &[String],
@@ -68,7 +66,7 @@ fn extract(
 ) -> Result<(), String> {
     let mut may_fetch = location.remote.is_some();
     loop {
-        let (archive, origin) = obtain(location, transfer_settings)?;
+        let (archive, source) = obtain(location, transfer_settings)?;
         let why = match unpack(&archive, root) {
             Ok(unpacked) => {
                 unpacked.warnings.iter().for_each(warning);
@@ -78,7 +76,7 @@ fn extract(
         };
         if why.fault == UnpackFault::Archive {
             store::forget(&location.local, &archive);
-            if may_fetch && origin == Origin::Local {
+            if may_fetch && source == ArchiveSource::Local {
                 warning(format_args!(
                     "cache {}: the local copy is damaged ({why}); downloading it again",
                     location.key
@@ -101,13 +99,13 @@ fn remove_rest(root: &ArchiveRoot, paths: &[String]) {
     }
 }
 
-/// The origin of an archive.
+/// Where an archive came from.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Origin {
-    /// The archive was on this machine.
+enum ArchiveSource {
+    /// This machine.
     Local,
-    /// The archive was just downloaded.
-    Fetched,
+    /// The object store: the archive was just downloaded.
+    ObjectStore,
 }
 
 /// Why the object store provided no archive.
@@ -119,14 +117,14 @@ enum FetchError {
 
 /// Opens the archive; downloads it first if the object store has a newer one. If the store fails, the local copy is
 /// used.
-fn obtain(location: &CacheLocation, transfer_settings: &TransferSettings) -> Result<(File, Origin), String> {
+fn obtain(location: &CacheLocation, transfer_settings: &TransferSettings) -> Result<(File, ArchiveSource), String> {
     let missing = || "file does not exist".to_owned();
-    let origin = match location.remote.as_ref().map(|remote| refresh(location, remote, transfer_settings)) {
-        Some(Ok(origin)) => origin,
+    let source = match location.remote.as_ref().map(|remote| refresh(location, remote, transfer_settings)) {
+        Some(Ok(source)) => source,
         Some(Err(FetchError::Missing)) => return Err(missing()),
         Some(Err(FetchError::Failed(why))) if location.local.is_file() => {
             warning(format_args!("cache {}: {why}; using the local copy", location.key));
-            Origin::Local
+            ArchiveSource::Local
         }
         Some(Err(FetchError::Failed(why))) => return Err(why),
         None => {
@@ -134,24 +132,25 @@ fn obtain(location: &CacheLocation, transfer_settings: &TransferSettings) -> Res
                 "No URL provided, cache will not be downloaded from shared cache server. Instead a local version of \
                  cache will be extracted."
             );
-            Origin::Local
+            ArchiveSource::Local
         }
     };
     let archive = store::open(&location.local).map_err(|why| match why.kind() {
         io::ErrorKind::NotFound => missing(),
         _ => format!("{}: {why}", location.local.display()),
     })?;
-    Ok((archive, origin))
+    Ok((archive, source))
 }
 
+/// Downloads the archive if the object store has a newer one than this machine.
 fn refresh(
     location: &CacheLocation,
     remote: &PresignedUrls,
     transfer_settings: &TransferSettings,
-) -> Result<Origin, FetchError> {
+) -> Result<ArchiveSource, FetchError> {
     let known: Vec<_> =
         store::etag(&location.local).map(|etag| ("If-None-Match".to_owned(), etag)).into_iter().collect();
-    let mut budget = RetryBudget::new(RETRY_TIMEOUT);
+    let mut budget = RetryBudget::new(CACHE_RETRY_TIMEOUT);
     loop {
         let answer = send_request(transfer_settings, Method::Get, &remote.get, &known).map_err(FetchError::Failed)?;
         let stamp = answer.header("Last-Modified").and_then(http_date);
@@ -159,7 +158,7 @@ fn refresh(
             200 if !is_current(location, stamp) => {}
             200 | 304 => {
                 println!("cache.zip is up to date");
-                return Ok(Origin::Local);
+                return Ok(ArchiveSource::Local);
             }
             404 => return Err(FetchError::Missing),
             _ => return Err(FetchError::Failed(refusal(answer))),
@@ -199,11 +198,11 @@ fn fetch(
     answer: Incoming,
     stamp: Option<SystemTime>,
     transfer_settings: &TransferSettings,
-) -> io::Result<Origin> {
+) -> io::Result<ArchiveSource> {
     let _lock = store::lock(&location.local)?;
     // Another slot may have downloaded the archive during the wait for the lock.
     if is_current(location, stamp) {
-        return Ok(Origin::Fetched);
+        return Ok(ArchiveSource::ObjectStore);
     }
     let mut pending = PendingArchive::new(&location.local)?;
     let (total, etag) = (answer.length(), answer.header("ETag").map(str::to_owned));
@@ -221,7 +220,7 @@ fn fetch(
     if let Some(etag) = etag {
         store::set_etag(&location.local, &etag);
     }
-    Ok(Origin::Fetched)
+    Ok(ArchiveSource::ObjectStore)
 }
 
 /// Sends a request without a body; retries failures of the store and of the network.
@@ -234,7 +233,7 @@ pub fn send_request(
     let timeouts = Timeouts { total: transfer_settings.timeout, response: Duration::from_secs(30) };
     let transfer = Transfer::new(url, &transfer_settings.tls, &transfer_settings.user_agent, timeouts)
         .map_err(|why| why.to_string())?;
-    let mut budget = RetryBudget::new(RETRY_TIMEOUT);
+    let mut budget = RetryBudget::new(CACHE_RETRY_TIMEOUT);
     loop {
         let outcome = transfer.send(method, url, headers, Outgoing::Nothing);
         let (failure, asked) = match &outcome {

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Seek, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::restore::{RETRY_TIMEOUT, refusal, send_request};
+use super::restore::{refusal, send_request};
 use super::store::{self, PendingArchive};
 use super::{CacheLocation, CacheSave, PresignedUrls, SavePlan, TransferSettings};
 use crate::archive::entry::ArchiveEntry;
@@ -13,7 +13,7 @@ use crate::archive::root::ArchiveRoot;
 use crate::archive::select::{SelectionRequest, select};
 use crate::archive::{self, ArchiveFormat, CompressionLevel};
 use crate::http::{Failure, Method, Outgoing, RetryBudget, Timeouts, Transfer, is_retryable, origin};
-use crate::job::transfer::{Meter, bytes, heading, notes, notice, wait_before_retry, warning};
+use crate::job::transfer::{CACHE_RETRY_TIMEOUT, Meter, bytes, heading, notes, notice, wait_before_retry, warning};
 
 /// Saves each cache. Returns the exit status of the stage, which is always 0.
 pub fn run(plan: &SavePlan) -> i32 {
@@ -141,7 +141,7 @@ fn upload(
     let mut headers = remote.put_headers.clone();
     headers.push(("Content-Type".to_owned(), "application/octet-stream".to_owned()));
     println!("Uploading cache.zip to {}", origin(&remote.put));
-    let mut budget = RetryBudget::new(RETRY_TIMEOUT);
+    let mut budget = RetryBudget::new(CACHE_RETRY_TIMEOUT);
     loop {
         archive.rewind().map_err(|why| why.to_string())?;
         let mut content = Meter::new(&archive, "Uploading cache", transfer_settings.meter, Some(size));

@@ -27,15 +27,15 @@ const PENDING_PREFIX: &str = ".draft-";
 const LOCK_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A temporary file that was not written for this long is a leftover of a killed process.
-const PENDING_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+const MAX_PENDING_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// Creates the directory of an archive, and locks it against other writers.
 pub fn lock(archive: &Path) -> io::Result<Flock<File>> {
-    const TURNS: u32 = 100;
+    const MAX_ATTEMPTS: u32 = 100;
     let directory = directory_of(archive)?;
     let path = directory.join(LOCK);
     // The clean-up may remove the directory during the wait.
-    for _ in 0..TURNS {
+    for _ in 0..MAX_ATTEMPTS {
         make_directory(directory)?;
         let file = match open_lock(&path) {
             Err(why) if why.kind() == io::ErrorKind::NotFound => continue,
@@ -150,11 +150,11 @@ pub fn forget(archive: &Path, opened: &File) {
 
 /// The ETag of the object with the same content, if known.
 pub fn etag(archive: &Path) -> Option<String> {
-    const MOST: u64 = 1024;
+    const MAX_ETAG_LENGTH: u64 = 1024;
     archive.symlink_metadata().ok()?;
     let file = open_regular(&archive.with_file_name(ETAG), OpenOptions::new().read(true)).ok()?;
     let mut text = String::new();
-    file.take(MOST).read_to_string(&mut text).ok()?;
+    file.take(MAX_ETAG_LENGTH).read_to_string(&mut text).ok()?;
     Some(text).filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()))
 }
 
@@ -256,11 +256,11 @@ struct StoredArchive {
 }
 
 fn find(directory: &Path, depth: u32, found: &mut Vec<StoredArchive>) {
-    const DEEPEST: u32 = 48;
+    const MAX_DEPTH: u32 = 48;
     let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
         let Ok(kind) = entry.file_type() else { continue };
-        if kind.is_dir() && depth < DEEPEST {
+        if kind.is_dir() && depth < MAX_DEPTH {
             find(&entry.path(), depth + 1, found);
         } else if kind.is_file() && entry.file_name() == ARCHIVE {
             let Ok(archive) = entry.metadata() else { continue };
@@ -268,7 +268,7 @@ fn find(directory: &Path, depth: u32, found: &mut Vec<StoredArchive>) {
             let used = used.or_else(|_| archive.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
             found.push(StoredArchive { directory: directory.to_owned(), size: archive.blocks() * 512, used });
         } else if kind.is_file() && entry.file_name() == LOCK {
-            remove_pending(directory, PENDING_AGE_MAX);
+            remove_pending(directory, MAX_PENDING_AGE);
         }
     }
 }

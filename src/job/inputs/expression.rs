@@ -15,7 +15,7 @@ pub const OPENING: &str = "${{";
 pub const CLOSING: &str = "}}";
 
 /// The nesting limit, which protects the thread's stack.
-const DEPTH_MAX: usize = 50;
+const MAX_DEPTH: usize = 50;
 
 /// The result of evaluating a part of an expression.
 type Evaluated = Result<Value, String>;
@@ -26,12 +26,12 @@ pub struct ExpressionParser<'a> {
     scope: &'a Scope,
     depth: usize,
     /// Whether the current part is evaluated or only parsed.
-    counts: bool,
+    is_evaluated: bool,
 }
 
 impl<'a> ExpressionParser<'a> {
     pub fn new(text: &'a str, scope: &'a Scope) -> Self {
-        Self { rest: text, scope, depth: 0, counts: true }
+        Self { rest: text, scope, depth: 0, is_evaluated: true }
     }
 
     /// The unparsed text.
@@ -57,12 +57,13 @@ impl<'a> ExpressionParser<'a> {
         self.deeper(Self::or)
     }
 
-    fn deeper(&mut self, read: fn(&mut Self) -> Evaluated) -> Evaluated {
+    /// Parses a part that is one level deeper.
+    fn deeper(&mut self, parse: fn(&mut Self) -> Evaluated) -> Evaluated {
         self.depth += 1;
-        if self.depth > DEPTH_MAX {
-            return Err(format!("it nests more than {DEPTH_MAX} levels"));
+        if self.depth > MAX_DEPTH {
+            return Err(format!("it nests more than {MAX_DEPTH} levels"));
         }
-        let outcome = read(self);
+        let outcome = parse(self);
         self.depth -= 1;
         outcome
     }
@@ -70,8 +71,10 @@ impl<'a> ExpressionParser<'a> {
     fn or(&mut self) -> Evaluated {
         let mut left = self.and()?;
         while self.takes("||") {
-            let right = self.only_if(!is_true(&left), Self::and)?;
-            left = if is_true(&left) { left } else { right };
+            match is_true(&left) {
+                true => self.skip(Self::and)?,
+                false => left = self.and()?,
+            }
         }
         Ok(left)
     }
@@ -79,19 +82,20 @@ impl<'a> ExpressionParser<'a> {
     fn and(&mut self) -> Evaluated {
         let mut left = self.comparison()?;
         while self.takes("&&") {
-            let right = self.only_if(is_true(&left), Self::comparison)?;
-            left = if is_true(&left) { right } else { left };
+            match is_true(&left) {
+                true => left = self.comparison()?,
+                false => self.skip(Self::comparison)?,
+            }
         }
         Ok(left)
     }
 
-    /// Parses the next part; evaluates it only if `matters`.
-    fn only_if(&mut self, matters: bool, read: fn(&mut Self) -> Evaluated) -> Evaluated {
-        let before = self.counts;
-        self.counts = before && matters;
-        let outcome = read(self);
-        self.counts = before;
-        outcome
+    /// Parses the next part without evaluating it.
+    fn skip(&mut self, parse: fn(&mut Self) -> Evaluated) -> Result<(), String> {
+        let before = std::mem::replace(&mut self.is_evaluated, false);
+        let parsed = parse(self);
+        self.is_evaluated = before;
+        parsed.map(drop)
     }
 
     fn comparison(&mut self) -> Evaluated {
@@ -115,7 +119,7 @@ impl<'a> ExpressionParser<'a> {
         let mut left = operand(self)?;
         while let Some(operator) = operators.iter().find(|operator| self.takes(operator.sign())) {
             let right = operand(self)?;
-            left = self.if_it_counts(|| operator.apply(&left, &right))?;
+            left = self.if_evaluated(|| operator.apply(&left, &right))?;
         }
         Ok(left)
     }
@@ -129,7 +133,7 @@ impl<'a> ExpressionParser<'a> {
             return self.member();
         };
         let value = self.deeper(Self::unary)?;
-        self.if_it_counts(|| {
+        self.if_evaluated(|| {
             if value.is_number() {
                 operator.apply(&Value::from(0), &value)
             } else {
@@ -151,7 +155,7 @@ impl<'a> ExpressionParser<'a> {
             } else {
                 return Ok(value);
             };
-            value = self.if_it_counts(|| self.part(&value, &key))?;
+            value = self.if_evaluated(|| self.part(&value, &key))?;
         }
     }
 
@@ -203,9 +207,9 @@ impl<'a> ExpressionParser<'a> {
                 let argument = self.expression()?;
                 self.takes(",");
                 self.expect(")")?;
-                self.if_it_counts(|| operators::call(name, &argument))
+                self.if_evaluated(|| operators::call(name, &argument))
             }
-            name => self.if_it_counts(|| self.part(&self.scope.root, &Value::from(name))),
+            name => self.if_evaluated(|| self.part(&self.scope.root, &Value::from(name))),
         }
     }
 
@@ -231,7 +235,7 @@ impl<'a> ExpressionParser<'a> {
             let value = self.expression()?;
             match key {
                 Value::String(key) => drop(object.insert(key, value)),
-                _ if !self.counts => {}
+                _ if !self.is_evaluated => {}
                 other => return Err(format!("{} cannot be a key", operators::kind_of(&other))),
             }
             self.separator("}")?;
@@ -245,8 +249,8 @@ impl<'a> ExpressionParser<'a> {
         if self.takes(",") || self.rest.starts_with(closing) { Ok(()) } else { self.expect(closing) }
     }
 
-    fn if_it_counts(&self, evaluate: impl FnOnce() -> Evaluated) -> Evaluated {
-        if self.counts { evaluate() } else { Ok(Value::Null) }
+    fn if_evaluated(&self, evaluate: impl FnOnce() -> Evaluated) -> Evaluated {
+        if self.is_evaluated { evaluate() } else { Ok(Value::Null) }
     }
 }
 

@@ -44,7 +44,7 @@ fn scope(inputs: &[Input]) -> Result<Scope, String> {
 /// All texts that can contain expressions: `script`, `after_script`, `artifacts`, `cache`, `image`, `services`.
 fn texts(payload: &mut Payload) -> impl Iterator<Item = &mut String> {
     let scripts = payload.steps.iter_mut().flat_map(|step| &mut step.script);
-    let images = std::iter::once(&mut payload.image).chain(&mut payload.services).flat_map(of_image);
+    let images = std::iter::once(&mut payload.image).chain(&mut payload.services).flat_map(image_texts);
     let artifacts = payload.artifacts.iter_mut().flat_map(|artifact| {
         let lists = artifact.paths.iter_mut().chain(&mut artifact.exclude);
         lists.chain(&mut artifact.name).chain([&mut artifact.when, &mut artifact.expire_in])
@@ -56,7 +56,7 @@ fn texts(payload: &mut Payload) -> impl Iterator<Item = &mut String> {
     scripts.chain(images).chain(artifacts).chain(caches)
 }
 
-fn of_image(image: &mut Image) -> impl Iterator<Item = &mut String> {
+fn image_texts(image: &mut Image) -> impl Iterator<Item = &mut String> {
     let docker = &mut image.executor_opts.docker;
     let single = [&mut image.name, &mut image.alias, &mut docker.platform, &mut docker.user];
     let lists = image.entrypoint.iter_mut().chain(&mut image.command).chain(&mut image.pull_policy);
@@ -83,14 +83,18 @@ mod tests {
         fill_in(&mut payload).map(|()| payload)
     }
 
-    fn level(content: Value, kind: &str, sensitive: bool) -> Value {
-        json!([{"key": "level", "value": {"type": kind, "content": content, "sensitive": sensitive}}])
+    fn level(content: Value, kind: &str) -> Value {
+        json!([{"key": "level", "value": {"type": kind, "content": content, "sensitive": false}}])
+    }
+
+    fn sensitive_level(content: &str) -> Value {
+        json!([{"key": "level", "value": {"type": "string", "content": content, "sensitive": true}}])
     }
 
     #[test]
     fn interpolates_inputs_everywhere() {
         let line = "--level=${{ job.inputs.level }}";
-        let payload = filled(level(json!("fast"), "string", false), line).expect("the inputs must be filled in");
+        let payload = filled(level(json!("fast"), "string"), line).expect("the inputs must be filled in");
         let expected = "--level=fast";
         assert_eq!((&payload.steps[0].script[0][..], &payload.steps[1].script[0][..]), (expected, expected));
         let (image, service) = (&payload.image, &payload.services[0]);
@@ -114,22 +118,22 @@ mod tests {
             ("array", json!([1])),
             ("struct", json!({"a": 1})),
         ] {
-            assert!(filled(level(good.clone(), kind, false), "x").is_ok(), "{kind}");
-            assert!(filled(level(Value::Null, kind, false), "x").is_err(), "{kind}");
+            assert!(filled(level(good.clone(), kind), "x").is_ok(), "{kind}");
+            assert!(filled(level(Value::Null, kind), "x").is_err(), "{kind}");
             let other = if kind == "array" { "string" } else { "array" };
-            let error = filled(level(good, other, false), "x").expect_err("another type must be refused");
+            let error = filled(level(good, other), "x").expect_err("another type must be refused");
             assert_eq!(error.reason, FailureReason::RunnerConfigurationError);
         }
-        assert!(filled(level(json!("a"), "bytes", false), "x").is_err());
+        assert!(filled(level(json!("a"), "bytes"), "x").is_err());
     }
 
     #[test]
     fn refuses_sensitive_inputs_in_text() {
         let line = "login ${{ job.inputs.level }}";
-        let error = filled(level(json!("s3cr3t"), "string", true), line).expect_err("an error").to_string();
+        let error = filled(sensitive_level("s3cr3t"), line).expect_err("an error").to_string();
         assert!(error.contains("`level` is sensitive") && !error.contains("s3cr3t"), "{error}");
-        let whole = filled(level(json!("s3cr3t"), "string", true), "${{ job }}").expect("the inputs must be filled in");
+        let whole = filled(sensitive_level("s3cr3t"), "${{ job }}").expect("the inputs must be filled in");
         assert_eq!(whole.steps[0].script, [r#"{"inputs":{}}"#]);
-        assert!(filled(level(json!("s3cr3t"), "string", true), "nothing of it").is_ok());
+        assert!(filled(sensitive_level("s3cr3t"), "nothing of it").is_ok());
     }
 }

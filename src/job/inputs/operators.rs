@@ -47,7 +47,7 @@ impl Arithmetic {
             Self::Divide => a / b,
             Self::Remainder => a % b,
         };
-        of_float(result).ok_or_else(|| "the number is too large".to_owned())
+        number_value(result).ok_or_else(|| "the number is too large".to_owned())
     }
 }
 
@@ -150,11 +150,11 @@ pub fn call(name: &str, argument: &Value) -> Result<Value, String> {
 /// Parses a number.
 pub fn number_of(text: &str) -> Option<Value> {
     let is_plain = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
-    text.parse().ok().filter(|_| is_plain).and_then(of_float)
+    text.parse().ok().filter(|_| is_plain).and_then(number_value)
 }
 
 /// A JSON number; integers have no decimal point. `None` for infinity and NaN.
-fn of_float(number: f64) -> Option<Value> {
+fn number_value(number: f64) -> Option<Value> {
     if number.fract() == 0.0 && number.abs() < EXACT_INTEGER_MAX {
         return Some(Value::from(number as i64));
     }
@@ -167,7 +167,7 @@ pub fn text_of(value: &Value) -> String {
         Value::Null => "<null>".to_owned(),
         Value::String(text) => text.clone(),
         Value::Number(number) => {
-            number.as_f64().and_then(of_float).map_or_else(|| number.to_string(), |it| it.to_string())
+            number.as_f64().and_then(number_value).map_or_else(|| number.to_string(), |it| it.to_string())
         }
         other => other.to_string(),
     }

@@ -5,7 +5,7 @@ use super::expression::{CLOSING, ExpressionParser, OPENING};
 use super::operators::text_of;
 
 /// The length of the part of an invalid expression that is shown, in bytes.
-const SHOWN: usize = 60;
+const MAX_SHOWN_LENGTH: usize = 60;
 
 /// Replaces expressions by their values. Fails if an expression cannot be evaluated.
 pub fn fill_in(text: &str, scope: &Scope) -> Result<String, String> {
@@ -33,10 +33,10 @@ pub fn fill_in(text: &str, scope: &Scope) -> Result<String, String> {
 fn shown(text: &str) -> String {
     let end = text.find(CLOSING).map_or(text.len(), |at| at + CLOSING.len());
     let line = text[..end].lines().next().unwrap_or_default();
-    if line.len() <= SHOWN {
+    if line.len() <= MAX_SHOWN_LENGTH {
         return line.to_owned();
     }
-    let cut = (0..=SHOWN).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
+    let cut = (0..=MAX_SHOWN_LENGTH).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
     format!("{}…", &line[..cut])
 }
 

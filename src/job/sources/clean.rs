@@ -14,12 +14,12 @@ use std::process::Stdio;
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 
-use super::git::{Echo, Ended};
+use super::git::{Echo, GitOutcome};
 use super::{RESET, SourcesError, SourcesPlan, YELLOW, fault, git};
 use crate::archive::root::{ArchiveRoot, FileKind, Links};
 
 /// Limit for the list of files, in bytes.
-const LIST_MAX: u64 = 512 << 20;
+const MAX_LIST_SIZE: u64 = 512 << 20;
 
 /// Cleans a directory of the checkout with `GIT_CLEAN_FLAGS`. Errors: a file cannot be removed.
 pub fn clean(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
@@ -28,19 +28,19 @@ pub fn clean(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
     }
     let flags = plan.clean_flags.iter().map(String::as_str);
     let arguments: Vec<&str> = ["clean"].into_iter().chain(flags).collect();
-    let first = git::listen(plan, directory, &arguments, Echo::No)?;
+    let first = git::run_with_messages(plan, directory, &arguments, Echo::No)?;
     if first.is_ok() {
         eprint!("{}", first.messages);
         return Ok(());
     }
     let opened = open_unreadable(directory)? + open_parents(directory, untracked(plan, directory)?)?;
     warn_of_opened(opened);
-    let second = if opened > 0 { git::listen(plan, directory, &arguments, Echo::No)? } else { first };
-    if second.is_ok() { Ok(()) } else { Err(remains(&second)) }
+    let second = if opened > 0 { git::run_with_messages(plan, directory, &arguments, Echo::No)? } else { first };
+    if second.is_ok() { Ok(()) } else { Err(clean_error(&second)) }
 }
 
-fn remains(ended: &Ended) -> SourcesError {
-    SourcesError::WorkTree(fault::last_line(&ended.messages))
+fn clean_error(outcome: &GitOutcome) -> SourcesError {
+    SourcesError::WorkTree(fault::last_line(&outcome.messages))
 }
 
 /// Warns once for all directories.
@@ -56,8 +56,8 @@ fn untracked(plan: &SourcesPlan, directory: &Path) -> Result<Vec<PathBuf>, Sourc
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let mut child = git::command(plan, directory, &arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let mut list = Vec::new();
-    let read = child.stdout.take().map(|stdout| stdout.take(LIST_MAX).read_to_end(&mut list));
-    if list.len() as u64 == LIST_MAX {
+    let read = child.stdout.take().map(|stdout| stdout.take(MAX_LIST_SIZE).read_to_end(&mut list));
+    if list.len() as u64 == MAX_LIST_SIZE {
         child.kill()?;
     }
     child.wait()?;
@@ -124,22 +124,22 @@ pub fn open_parents(top: &Path, files: impl IntoIterator<Item = PathBuf>) -> io:
         }
     }
     for repository in repositories {
-        opened += walk(&root, repository, 0o700)?;
+        opened += open_below(&root, repository, 0o700)?;
     }
     Ok(opened)
 }
 
 /// Gives the owner all permissions on directories that cannot be read or entered: git cannot list their files.
 fn open_unreadable(top: &Path) -> io::Result<usize> {
-    walk(&ArchiveRoot::open(top)?, PathBuf::new(), 0o500)
+    open_below(&ArchiveRoot::open(top)?, PathBuf::new(), 0o500)
 }
 
 /// Visits the directories below `from` and makes those accessible that lack some of the `wanted` permissions.
-fn walk(root: &ArchiveRoot, from: PathBuf, wanted: u32) -> io::Result<usize> {
+fn open_below(root: &ArchiveRoot, from: PathBuf, wanted: u32) -> io::Result<usize> {
     let mut opened = 0;
     let mut waiting = vec![from];
     while let Some(directory) = waiting.pop() {
-        opened += usize::from(ensure(root, &directory, wanted).unwrap_or(false));
+        opened += usize::from(ensure_permissions(root, &directory, wanted).unwrap_or(false));
         // A directory that still cannot be listed has a path that is too long, or another owner.
         let Ok(entries) = root.list(&directory) else { continue };
         let inner = entries.into_iter().filter(|(name, kind)| *kind == FileKind::Directory && name != ".git");
@@ -149,12 +149,12 @@ fn walk(root: &ArchiveRoot, from: PathBuf, wanted: u32) -> io::Result<usize> {
 }
 
 fn open_up(root: &ArchiveRoot, directory: &Path) -> io::Result<bool> {
-    ensure(root, directory, 0o700)
+    ensure_permissions(root, directory, 0o700)
 }
 
 /// Gives the owner all permissions on a directory that lacks some of the `wanted` ones. Returns whether the permissions
 /// were changed.
-fn ensure(root: &ArchiveRoot, directory: &Path, wanted: u32) -> io::Result<bool> {
+fn ensure_permissions(root: &ArchiveRoot, directory: &Path, wanted: u32) -> io::Result<bool> {
     let fd = root.open_beneath(directory, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW, Links::Refused)?;
     let mode = fstat(&fd)?.st_mode & 0o7777;
     if mode & wanted == wanted {

@@ -5,7 +5,10 @@
 //! container, git runs outside and receives only variables from a list: those that configure the connection to a
 //! server. None of them makes git start a program or read or write a file.
 
-use super::settings::{self, Setting};
+use std::path::Path;
+
+use super::config_file::Setting;
+use super::settings::{self, ReportedSettings};
 
 /// Where git runs, and as which user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +17,13 @@ pub enum GitContext {
     AsJob,
     /// The agent, outside the job's container.
     BesideContainer,
+}
+
+impl GitContext {
+    /// The context of a job whose temporary directory has this path in its container, if it has one.
+    pub fn new(temporary_in_container: Option<&Path>) -> Self {
+        if temporary_in_container.is_some() { Self::BesideContainer } else { Self::AsJob }
+    }
 }
 
 /// Variables that select a proxy.
@@ -80,7 +90,7 @@ const REFUSED_VARIABLES: [&str; 27] = [
 ];
 
 /// The variables of a job that git receives, and log lines about settings in them that git ignores.
-pub fn of_job(exports: Vec<(String, String)>, context: GitContext) -> (Vec<(String, String)>, Vec<String>) {
+pub fn git_variables(exports: Vec<(String, String)>, context: GitContext) -> (Vec<(String, String)>, Vec<String>) {
     if context == GitContext::AsJob {
         let kept = |key: &str| {
             !REFUSED_VARIABLES.contains(&key) && (!key.starts_with("GIT_TRACE") || TRACE_VARIABLES.contains(&key))
@@ -88,13 +98,13 @@ pub fn of_job(exports: Vec<(String, String)>, context: GitContext) -> (Vec<(Stri
         return (exports.into_iter().filter(|(key, _)| kept(key)).collect(), Vec::new());
     }
     let is_switch = |value: &str| matches!(value, "0" | "1" | "2" | "true" | "false");
-    let harmless = |(key, value): &&(String, String)| {
+    let is_allowed = |(key, value): &&(String, String)| {
         ALLOWED_VARIABLES.contains(&key.as_str()) || (TRACE_VARIABLES.contains(&key.as_str()) && is_switch(value))
     };
-    let mut kept: Vec<(String, String)> = exports.iter().filter(harmless).cloned().collect();
-    let judged = settings::judge_all(settings_in(&exports), true, true);
-    write_settings(&mut kept, &judged.honoured);
-    (kept, judged.ignored)
+    let mut kept: Vec<(String, String)> = exports.iter().filter(is_allowed).cloned().collect();
+    let checked = settings::check(settings_in(&exports), context, ReportedSettings::All);
+    write_settings(&mut kept, &checked.honoured);
+    (kept, checked.ignored)
 }
 
 /// The settings in `GIT_CONFIG_COUNT`, `GIT_CONFIG_KEY_n`, `GIT_CONFIG_VALUE_n`.
@@ -143,7 +153,7 @@ mod tests {
 
     fn kept(context: GitContext, pairs: &[(&str, &str)]) -> Vec<(String, String)> {
         let exports: Vec<_> = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        of_job(exports, context).0
+        git_variables(exports, context).0
     }
 
     #[test]
@@ -221,7 +231,7 @@ mod tests {
             exports.push((format!("GIT_CONFIG_KEY_{number}"), (*key).to_owned()));
             exports.push((format!("GIT_CONFIG_VALUE_{number}"), (*value).to_owned()));
         }
-        let (variables, ignored) = of_job(exports, GitContext::BesideContainer);
+        let (variables, ignored) = git_variables(exports, GitContext::BesideContainer);
         assert_eq!(ignored.len(), settings.len() - 2, "{ignored:?}");
         let expected = [
             ("GIT_CONFIG_COUNT", "2"),
@@ -244,8 +254,8 @@ mod tests {
         let settings = own(&[("lfs.url", "of-script"), ("http.proxy", "http://of-script"), ("lfs.url", "of-variable")]);
         assert_eq!(settings_in(&variables), settings);
         use_proxy_of_settings(&mut variables, &own(&[("http.proxy", "http://of-repository")]));
-        let of = |key: &str| variables.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
-        assert_eq!((of("https_proxy"), of("HTTPS_PROXY")), (Some("http://of-script"), None));
-        assert_eq!((of("no_proxy"), of("A")), (Some("h"), Some("b")));
+        let value = |key: &str| variables.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+        assert_eq!((value("https_proxy"), value("HTTPS_PROXY")), (Some("http://of-script"), None));
+        assert_eq!((value("no_proxy"), value("A")), (Some("h"), Some("b")));
     }
 }

@@ -4,8 +4,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 
-use super::settings::{self, value};
-use super::{SourcesPlan, make_directory, remove};
+use super::config_file::{quoted, settings_text};
+use super::{SourcesPlan, make_directory, remove, setting_scripts};
 
 /// File name of git's configuration for all repositories of a job, in its temporary directory.
 pub const GLOBAL_CONFIG: &str = "mayfly.global.gitconfig";
@@ -18,7 +18,7 @@ pub const CA_CERTIFICATES: &str = "mayfly.ca.crt";
 
 /// Files in the job's temporary directory that must be removed at the end of the job.
 pub const SECRET_FILES: [&str; 5] =
-    [GLOBAL_CONFIG, EXTERNAL_CONFIG, CA_CERTIFICATES, settings::TEMPLATE_LIST, settings::USER_LIST];
+    [GLOBAL_CONFIG, EXTERNAL_CONFIG, CA_CERTIFICATES, setting_scripts::TEMPLATE_LIST, setting_scripts::USER_LIST];
 
 /// A credential helper that takes the password from the environment (gitcredentials(7)).
 const LOGIN_HELPER: &str = "!f() { [ \"$1\" != get ] || echo \"password=$CI_JOB_TOKEN\"; }; f";
@@ -29,29 +29,29 @@ pub fn write(plan: &SourcesPlan, redirected: &[(String, String)]) -> io::Result<
     let mut text = String::new();
     if !plan.correlation_id.is_empty() {
         let header = format!("X-Gitaly-Correlation-ID: {}", plan.correlation_id);
-        text.push_str(&format!("[http]\n\textraHeader = {}\n", value(&header)));
+        text.push_str(&format!("[http]\n\textraHeader = {}\n", quoted(&header)));
     }
     text.push_str("[transfer]\n\tbundleURI = true\n");
     if let Some(certificates) = &plan.ca_certificates {
         write_private(plan, CA_CERTIFICATES, certificates)?;
         let (host, path) = (crate::http::origin(&plan.url), plan.path_in_container(CA_CERTIFICATES));
-        text.push_str(&format!("[http {}]\n\tsslCAInfo = {}\n", value(&host), value(&path.display().to_string())));
+        text.push_str(&format!("[http {}]\n\tsslCAInfo = {}\n", quoted(&host), quoted(&path.display().to_string())));
     }
     // If two rules match the same address, git applies the first.
     for (from, to) in redirected.iter().chain(&plan.rewrites) {
-        text.push_str(&format!("[url {}]\n\tinsteadOf = {}\n", value(to), value(from)));
+        text.push_str(&format!("[url {}]\n\tinsteadOf = {}\n", quoted(to), quoted(from)));
     }
     if let Some(host) = &plan.login {
         // An empty helper makes git ignore the credential helpers of the machine, which might store the token.
         text.push_str(&format!(
             "[credential {}]\n\thelper =\n\thelper = {}\n\tusername = gitlab-ci-token\n",
-            value(host),
-            value(LOGIN_HELPER)
+            quoted(host),
+            quoted(LOGIN_HELPER)
         ));
         let global = format!(
             "[include]\n\tpath = ~/.config/git/config\n[include]\n\tpath = ~/.gitconfig\n{}[include]\n\tpath = {}\n",
-            settings::to_file(&plan.user_settings),
-            value(&plan.path_in_container(EXTERNAL_CONFIG).display().to_string())
+            settings_text(&plan.user_settings),
+            quoted(&plan.path_in_container(EXTERNAL_CONFIG).display().to_string())
         );
         write_private(plan, GLOBAL_CONFIG, &global)?;
     }

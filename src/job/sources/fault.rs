@@ -115,7 +115,7 @@ const OUTSIDE: [&str; 33] = [
 ];
 
 /// The cause of a failed command, from its messages. Lines from the server itself (`remote: `) are ignored.
-pub fn of(messages: &str) -> Fault {
+pub fn find_cause(messages: &str) -> Fault {
     let lines = || messages.lines().filter(|line| !line.starts_with("remote: "));
     let names = |parts: &[&str]| lines().any(|line| parts.iter().any(|part| line.contains(part)));
     match () {
@@ -131,9 +131,9 @@ pub fn of(messages: &str) -> Fault {
 
 /// The last line of the messages, for a log.
 pub fn last_line(messages: &str) -> String {
-    const LENGTH_MAX: usize = 200;
+    const MAX_LENGTH: usize = 200;
     let line = messages.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("git failed");
-    line.chars().filter(|c| !c.is_control()).take(LENGTH_MAX).collect()
+    line.chars().filter(|c| !c.is_control()).take(MAX_LENGTH).collect()
 }
 
 #[cfg(test)]
@@ -194,7 +194,7 @@ mod tests {
             ("fatal: something new", Fault::Unknown),
             ("", Fault::Unknown),
         ] {
-            assert_eq!(of(messages), fault, "{messages}");
+            assert_eq!(find_cause(messages), fault, "{messages}");
         }
     }
 

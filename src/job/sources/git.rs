@@ -54,7 +54,7 @@ pub enum Echo {
 }
 
 /// The result of a git command.
-pub struct Ended {
+pub struct GitOutcome {
     /// The exit status, as a shell reports it.
     pub code: i32,
     /// Whether a signal terminated git.
@@ -63,15 +63,20 @@ pub struct Ended {
     pub messages: String,
 }
 
-impl Ended {
+impl GitOutcome {
     pub fn is_ok(&self) -> bool {
         self.code == 0
     }
 }
 
-/// Runs git in a directory of the checkout and collects its messages, from which [`super::fault`] finds the cause.
-pub fn listen(plan: &SourcesPlan, directory: &Path, arguments: &[&str], echo: Echo) -> io::Result<Ended> {
-    const MESSAGES_MAX: usize = 64 << 10;
+/// Runs git in a directory of the checkout and returns its messages, from which [`super::fault`] finds the cause.
+pub fn run_with_messages(
+    plan: &SourcesPlan,
+    directory: &Path,
+    arguments: &[&str],
+    echo: Echo,
+) -> io::Result<GitOutcome> {
+    const MAX_MESSAGES_SIZE: usize = 64 << 10;
     let mut child = command(plan, directory, arguments).env("LC_ALL", "C").stderr(Stdio::piped()).spawn()?;
     let mut messages = Vec::new();
     if let Some(mut stderr) = child.stderr.take() {
@@ -84,13 +89,13 @@ pub fn listen(plan: &SourcesPlan, directory: &Path, arguments: &[&str], echo: Ec
             if echo == Echo::Yes {
                 io::stderr().write_all(&buffer[..length])?;
             }
-            let room = MESSAGES_MAX.saturating_sub(messages.len());
+            let room = MAX_MESSAGES_SIZE.saturating_sub(messages.len());
             messages.extend_from_slice(&buffer[..length.min(room)]);
         }
     }
     let status = child.wait()?;
     let messages = String::from_utf8_lossy(&messages).into_owned();
-    Ok(Ended { code: code(status), was_killed: status.signal().is_some(), messages })
+    Ok(GitOutcome { code: code(status), was_killed: status.signal().is_some(), messages })
 }
 
 /// The paths of a list with a zero byte after each path.

@@ -15,7 +15,7 @@ use super::{SourcesPlan, files, git};
 use crate::digest::unhex;
 
 /// Limit for the list of entries, in bytes.
-const LIST_MAX: u64 = 512 << 20;
+const MAX_LIST_SIZE: u64 = 512 << 20;
 
 /// An entry of an index or of a commit's trees.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,8 +44,8 @@ pub fn list(plan: &SourcesPlan) -> io::Result<Option<Vec<IndexEntry>>> {
     let mut command = git::command(plan, &plan.project, &["ls-files", "--stage", "-z"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let mut text = Vec::new();
-    let read = child.stdout.take().map(|stdout| stdout.take(LIST_MAX + 1).read_to_end(&mut text));
-    let is_whole = read.transpose()?.is_some() && text.len() as u64 <= LIST_MAX;
+    let read = child.stdout.take().map(|stdout| stdout.take(MAX_LIST_SIZE + 1).read_to_end(&mut text));
+    let is_whole = read.transpose()?.is_some() && text.len() as u64 <= MAX_LIST_SIZE;
     // Git would block when it writes to a pipe that the agent does not read any more.
     if !is_whole {
         child.kill()?;
@@ -82,7 +82,7 @@ pub fn write(plan: &SourcesPlan, path: &Path, entries: &[IndexEntry], known: &Kn
     file.write_all(&2_u32.to_be_bytes())?;
     file.write_all(&count.to_be_bytes())?;
     for entry in entries {
-        let times = known.get(&entry.path).map(|(_, stat)| of_stat(stat)).unwrap_or_default();
+        let times = known.get(&entry.path).map(|(_, stat)| stat_numbers(stat)).unwrap_or_default();
         // The mode is between the inode and the owner.
         for (at, number) in times.iter().enumerate() {
             if at == 6 {
@@ -105,7 +105,7 @@ pub fn write(plan: &SourcesPlan, path: &Path, entries: &[IndexEntry], known: &Kn
 
 /// Times, device, inode, owner and size as in an index: the lower 32 bits of each.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "git cuts them off as well")]
-fn of_stat(stat: &FileStat) -> [u32; 9] {
+fn stat_numbers(stat: &FileStat) -> [u32; 9] {
     [
         stat.st_ctime as u32,
         stat.st_ctime_nsec as u32,

@@ -6,6 +6,7 @@
 //! argument.
 
 mod clean;
+mod config_file;
 pub mod environment;
 mod external;
 mod fault;
@@ -21,7 +22,8 @@ mod record;
 mod redirect;
 pub mod remove;
 mod repository;
-pub mod settings;
+pub mod setting_scripts;
+mod settings;
 mod submodule_cleanup;
 mod submodule_trees;
 mod submodules;
@@ -37,12 +39,15 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use config_file::Setting;
+use environment::GitContext;
 use external::{CA_CERTIFICATES, EXTERNAL_CONFIG};
 pub use external::{GLOBAL_CONFIG, SECRET_FILES};
 pub use plan::{SourcesSettings, plan, strategy, without_credentials};
 pub use record::key as record_key;
 
 use repository::RepositoryOrigin;
+use settings::ReportedSettings;
 
 use crate::trace::colours::{GREEN, RESET, YELLOW};
 
@@ -109,9 +114,9 @@ pub struct SourcesPlan {
     /// Key that signs the record of the checkout; `None` if other users can change files while git runs.
     pub record_key: Option<String>,
     /// Git settings for the repository that the job's scripts made.
-    pub settings: Vec<settings::Setting>,
+    pub settings: Vec<Setting>,
     /// Git settings for all repositories that the job's scripts made.
-    pub user_settings: Vec<settings::Setting>,
+    pub user_settings: Vec<Setting>,
     /// Log lines about ignored settings.
     pub ignored_settings: Vec<String>,
 }
@@ -169,28 +174,32 @@ impl SourcesError {
 impl SourcesPlan {
     /// Adds the settings that the scripts before git made, as git listed them: those for the repository and those for
     /// all repositories of the user.
-    pub fn take_settings(&mut self, of_template: &str, of_user: &str) {
-        let is_confined = self.temporary_in_container.is_some();
-        let template = settings::judge_all(settings::parse(of_template), is_confined, true);
-        let user = settings::judge_all(settings::parse(of_user), is_confined, false);
-        (self.settings, self.user_settings) = (template.honoured, user.honoured);
-        self.ignored_settings.extend(template.ignored);
+    pub fn add_listed_settings(&mut self, repository_list: &str, user_list: &str) {
+        let context = self.git_context();
+        let repository = settings::check(config_file::parse(repository_list), context, ReportedSettings::All);
+        let user = settings::check(config_file::parse(user_list), context, ReportedSettings::AffectingFetch);
+        (self.settings, self.user_settings) = (repository.honoured, user.honoured);
+        self.ignored_settings.extend(repository.ignored);
         self.ignored_settings.extend(user.ignored);
-        if is_confined {
+        if context == GitContext::BesideContainer {
             environment::add_settings(&mut self.environment, &self.user_settings);
             environment::use_proxy_of_settings(&mut self.environment, &self.settings);
         }
     }
 
+    fn git_context(&self) -> GitContext {
+        GitContext::new(self.temporary_in_container.as_deref())
+    }
+
     /// The same plan for the repositories of submodules, which do not read the project's configuration. Settings of
     /// large files and remotes stay out: they name the project's own servers. A header for all servers stays out as
     /// well: it may contain a password for the project's own server.
-    fn for_submodules(&self) -> Self {
+    fn submodule_plan(&self) -> Self {
         let mut plan = self.clone();
-        let is_shared = |(key, _): &&settings::Setting| {
+        let is_shared = |(key, _): &&Setting| {
             key != "http.extraheader" && !["lfs.", "remote."].iter().any(|own| key.starts_with(own))
         };
-        let shared: Vec<settings::Setting> = self.settings.iter().filter(is_shared).cloned().collect();
+        let shared: Vec<Setting> = self.settings.iter().filter(is_shared).cloned().collect();
         environment::add_settings(&mut plan.environment, &shared);
         plan
     }
@@ -275,7 +284,7 @@ fn fetch(plan: &SourcesPlan) -> Result<(), SourcesError> {
         println!("{YELLOW}WARNING: {line}{RESET}");
     }
     // These files may contain passwords. A file that cannot be removed now is removed before the next script.
-    for name in [settings::TEMPLATE_DIRECTORY, settings::TEMPLATE_LIST, settings::USER_LIST] {
+    for name in [setting_scripts::TEMPLATE_DIRECTORY, setting_scripts::TEMPLATE_LIST, setting_scripts::USER_LIST] {
         let _ = remove::remove(&plan.temporary.join(name));
     }
     if plan.login.is_some() {

@@ -18,15 +18,15 @@ pub fn is_valid(text: &str) -> bool {
 }
 
 /// The object id for this content.
-pub fn of_content(plan: &SourcesPlan, kind: &str, content: &[u8]) -> String {
+pub fn hash_content(plan: &SourcesPlan, kind: &str, content: &[u8]) -> String {
     let mut context = Context::new(algorithm(plan));
     context.update(format!("{kind} {}\0", content.len()).as_bytes());
     context.update(content);
     hex(context.finish().as_ref())
 }
 
-/// As [`of_content`], for content from a reader. Errors: the content is shorter than `size`.
-pub fn of_reader(plan: &SourcesPlan, kind: &str, size: u64, reader: &mut dyn Read) -> io::Result<String> {
+/// As [`hash_content`], for content from a reader. Errors: the content is shorter than `size`.
+pub fn hash_reader(plan: &SourcesPlan, kind: &str, size: u64, reader: &mut dyn Read) -> io::Result<String> {
     let mut context = Context::new(algorithm(plan));
     context.update(format!("{kind} {size}\0").as_bytes());
     let mut left = size;

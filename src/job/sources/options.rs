@@ -8,7 +8,7 @@
 use crate::failure::JobError;
 
 /// Limit for parallel transfers.
-const JOBS_MAX: u32 = 64;
+const MAX_JOBS: u32 = 64;
 
 /// The value of an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct GitCommand {
     /// The options, without dashes: a letter or a word.
     options: &'static [(&'static str, OptionValue)],
     /// Which words that are not options are allowed.
-    words: Positionals,
+    positionals: Positionals,
 }
 
 /// Words that are not options.
@@ -48,7 +48,7 @@ enum Positionals {
 /// `git fetch`.
 pub const FETCH: GitCommand = GitCommand {
     variable: "GIT_FETCH_EXTRA_FLAGS",
-    words: Positionals::Refspecs,
+    positionals: Positionals::Refspecs,
     options: &[
         ("4", OptionValue::None),
         ("6", OptionValue::None),
@@ -105,7 +105,7 @@ pub const FETCH: GitCommand = GitCommand {
 /// `git clean`.
 pub const CLEAN: GitCommand = GitCommand {
     variable: "GIT_CLEAN_FLAGS",
-    words: Positionals::Paths,
+    positionals: Positionals::Paths,
     options: &[
         ("d", OptionValue::None),
         ("dry-run", OptionValue::None),
@@ -124,7 +124,7 @@ pub const CLEAN: GitCommand = GitCommand {
 /// `git submodule update`.
 pub const SUBMODULE_UPDATE: GitCommand = GitCommand {
     variable: "GIT_SUBMODULE_UPDATE_FLAGS",
-    words: Positionals::None,
+    positionals: Positionals::None,
     options: &[
         ("checkout", OptionValue::None),
         ("depth", OptionValue::Depth),
@@ -161,13 +161,13 @@ impl GitCommand {
     pub fn check(&self, words: &[String]) -> Result<(), JobError> {
         let mut words = words.iter();
         while let Some(word) = words.next() {
-            if word == "--" && self.words == Positionals::Paths {
+            if word == "--" && self.positionals == Positionals::Paths {
                 return Ok(());
             }
             if let Some(long) = word.strip_prefix("--") {
                 let (name, value) = long.split_once('=').map_or((long, None), |(name, value)| (name, Some(value)));
                 // `--x` with a single letter is not a long option.
-                let kind = self.find(name).filter(|_| name.chars().count() > 1).ok_or_else(|| self.refuse(word))?;
+                let kind = self.find(name).filter(|_| name.chars().count() > 1).ok_or_else(|| self.refusal(word))?;
                 let value = match value {
                     None if !matches!(kind, OptionValue::None | OptionValue::No) => words.next().map(String::as_str),
                     value => value,
@@ -175,8 +175,8 @@ impl GitCommand {
                 self.check_value(word, kind, value)?;
             } else if let Some(letters) = word.strip_prefix('-') {
                 self.check_letters(word, letters, &mut words)?;
-            } else if !self.takes(word) {
-                return Err(self.refuse(word));
+            } else if !self.accepts_positional(word) {
+                return Err(self.refusal(word));
             }
         }
         Ok(())
@@ -190,10 +190,10 @@ impl GitCommand {
         words: &mut impl Iterator<Item = &'a String>,
     ) -> Result<(), JobError> {
         if letters.is_empty() {
-            return Err(self.refuse(word));
+            return Err(self.refusal(word));
         }
         for (at, letter) in letters.char_indices() {
-            let kind = self.find(letter.encode_utf8(&mut [0; 4])).ok_or_else(|| self.refuse(word))?;
+            let kind = self.find(letter.encode_utf8(&mut [0; 4])).ok_or_else(|| self.refusal(word))?;
             if kind != OptionValue::None {
                 // The value is the rest of the word or the next word.
                 let rest = &letters[at + letter.len_utf8()..];
@@ -209,15 +209,16 @@ impl GitCommand {
     }
 
     fn check_value(&self, word: &str, kind: OptionValue, value: Option<&str>) -> Result<(), JobError> {
-        let number = |most: u32| value.and_then(|text| text.parse().ok()).is_some_and(|it| (1..=most).contains(&it));
+        let is_number =
+            |most: u32| value.and_then(|text| text.parse().ok()).is_some_and(|number| (1..=most).contains(&number));
         let wanted = match kind {
             OptionValue::None if value.is_none() => return Ok(()),
             OptionValue::None => "no value",
             OptionValue::No if value == Some("no") => return Ok(()),
             OptionValue::No => "the value `no`",
-            OptionValue::Depth if number(i32::MAX.unsigned_abs()) => return Ok(()),
+            OptionValue::Depth if is_number(i32::MAX.unsigned_abs()) => return Ok(()),
             OptionValue::Depth => "a number of commits from 1",
-            OptionValue::Jobs if number(JOBS_MAX) => return Ok(()),
+            OptionValue::Jobs if is_number(MAX_JOBS) => return Ok(()),
             OptionValue::Jobs => "a number from 1 to 64",
             OptionValue::Filter if value.is_some_and(is_filter) => return Ok(()),
             OptionValue::Filter => "a filter such as `blob:none`, `blob:limit=1m` or `tree:0`",
@@ -227,15 +228,15 @@ impl GitCommand {
         Err(JobError::configuration(format!("{}: `{word}` takes {wanted}", self.variable)))
     }
 
-    fn takes(&self, word: &str) -> bool {
-        match self.words {
+    fn accepts_positional(&self, word: &str) -> bool {
+        match self.positionals {
             Positionals::None => false,
             Positionals::Paths => true,
             Positionals::Refspecs => is_refspec(word),
         }
     }
 
-    fn refuse(&self, word: &str) -> JobError {
+    fn refusal(&self, word: &str) -> JobError {
         JobError::configuration(format!(
             "{}: `{word}` is not an option that jobs may pass to git; remove it, or write it in full if it is an \
              abbreviation (the options that are allowed: docs/reference/configuration.md, \"Options for git\")",

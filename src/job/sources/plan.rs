@@ -62,25 +62,11 @@ pub fn plan(payload: &Payload, variables: &Variables, settings: SourcesSettings)
     if matches!(strategy, GitStrategy::Clone | GitStrategy::Fetch) {
         check_references(payload)?;
     }
-    let token = variables.value("CI_JOB_TOKEN").filter(|token| !token.is_empty());
-    let token = token.unwrap_or_else(|| payload.token.clone());
-    let url = match &settings.clone_url {
-        Some(base) => {
-            format!("{}/{}.git", base.trim_end_matches('/'), variables.value("CI_PROJECT_PATH").unwrap_or_default())
-        }
-        None => without_credentials(&git.repo_url),
-    };
+    let url = repository_url(payload, variables, &settings);
     let login = (settings.without_tokens && url.starts_with("http")).then(|| origin(&url));
-    let token = Some(token).filter(|_| login.is_none());
+    let token = login.is_none().then(|| job_token(payload, variables));
     let rewrites = rewrites(&url, &settings, token.as_deref(), variables);
-    let mut environment = settings.environment;
-    let context =
-        if settings.temporary_in_container.is_some() { GitContext::BesideContainer } else { GitContext::AsJob };
-    let (variables_of_git, ignored_settings) = environment::of_job(variables.exports(), context);
-    environment.extend(variables_of_git);
-    if context == GitContext::BesideContainer {
-        environment::use_proxy_of_settings(&mut environment, &[]);
-    }
+    let (environment, ignored_settings) = git_environment(&settings, variables);
     Ok(SourcesPlan {
         strategy,
         project: settings.project,
@@ -108,6 +94,34 @@ pub fn plan(payload: &Payload, variables: &Variables, settings: SourcesSettings)
         user_settings: Vec::new(),
         ignored_settings,
     })
+}
+
+/// The URL of the repository, without credentials.
+fn repository_url(payload: &Payload, variables: &Variables, settings: &SourcesSettings) -> String {
+    match &settings.clone_url {
+        Some(base) => {
+            format!("{}/{}.git", base.trim_end_matches('/'), variables.value("CI_PROJECT_PATH").unwrap_or_default())
+        }
+        None => without_credentials(&payload.git_info.repo_url),
+    }
+}
+
+/// The token with which git authenticates.
+fn job_token(payload: &Payload, variables: &Variables) -> String {
+    let variable = variables.value("CI_JOB_TOKEN").filter(|token| !token.is_empty());
+    variable.unwrap_or_else(|| payload.token.clone())
+}
+
+/// The environment of git, and log lines about settings in the job's variables that git ignores.
+fn git_environment(settings: &SourcesSettings, variables: &Variables) -> (Vec<(String, String)>, Vec<String>) {
+    let context = GitContext::new(settings.temporary_in_container.as_deref());
+    let (own, ignored_settings) = environment::git_variables(variables.exports(), context);
+    let mut environment = settings.environment.clone();
+    environment.extend(own);
+    if context == GitContext::BesideContainer {
+        environment::use_proxy_of_settings(&mut environment, &[]);
+    }
+    (environment, ignored_settings)
 }
 
 /// Checks that texts from the server that become arguments of git are not options.

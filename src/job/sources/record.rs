@@ -23,7 +23,7 @@ use crate::archive::root::ArchiveRoot;
 use crate::digest::hex;
 
 /// Limit for the size of a record: more than any checkout needs.
-const SIZE_MAX: u64 = 1 << 30;
+const MAX_SIZE: u64 = 1 << 30;
 
 /// The coarsest resolution of a kernel's file timestamps.
 const TIMESTAMP_RESOLUTION: Duration = Duration::from_millis(10);
@@ -41,7 +41,7 @@ impl CheckoutRecord {
 
     fn try_read(plan: &SourcesPlan) -> Option<Self> {
         let key = key_of(plan)?;
-        let content = files::read_small(&path(plan), SIZE_MAX)?;
+        let content = files::read_small(&path(plan), MAX_SIZE)?;
         let (code, text) = content.split_at_checked(32)?;
         hmac::verify(&key, &signed(plan, text), code).ok()?;
         let mut files = HashMap::new();
@@ -66,7 +66,7 @@ impl CheckoutRecord {
         let entries = entries.into_iter().chain(large_files(plan));
         let found: Vec<(IndexEntry, FileStat)> =
             entries.filter_map(|entry| stat(&entry).map(|stat| (entry, stat))).collect();
-        // A later change must get a later time: wait until the kernel's clock has advanced by one tick.
+        // A later change must get a later time. No event announces a tick of the kernel's clock, so sleep for one.
         let changed = |stat: &FileStat| (stat.st_ctime, stat.st_ctime_nsec);
         let last = found.iter().map(|(_, stat)| changed(stat)).max();
         let now = || clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map(|now| (now.tv_sec(), now.tv_nsec()));
@@ -155,8 +155,8 @@ fn key_of(plan: &SourcesPlan) -> Option<hmac::Key> {
 
 /// The signed text: it includes the directory, so that the record of one directory is not valid in another.
 fn signed(plan: &SourcesPlan, text: &[u8]) -> Vec<u8> {
-    let place = format!("checkout\0{}\0{}\0", plan.project.display(), plan.object_format);
-    [place.as_bytes(), text].concat()
+    let scope = format!("checkout\0{}\0{}\0", plan.project.display(), plan.object_format);
+    [scope.as_bytes(), text].concat()
 }
 
 fn line_of(oid: &str, mode: u32, stat: &FileStat) -> String {

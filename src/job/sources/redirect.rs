@@ -13,10 +13,10 @@ use super::{SourcesError, SourcesPlan, external, git};
 use crate::http::{is_same_server, origin, resolve};
 
 /// Limit for consecutive redirects.
-const HOPS_MAX: usize = 5;
+const MAX_HOPS: usize = 5;
 
 /// Limit for git's trace of its requests, in bytes.
-const BODY_MAX: u64 = 1 << 20;
+const MAX_TRACE_SIZE: u64 = 1 << 20;
 
 /// The path that git appends to an address in its first request.
 const FIRST_REQUEST: &str = "/info/refs?service=git-upload-pack";
@@ -41,12 +41,12 @@ pub fn follow(plan: &SourcesPlan, addresses: &[String]) -> Result<bool, SourcesE
 /// The final target of an address, if it is another address on the same host.
 fn target(plan: &SourcesPlan, address: &str) -> io::Result<Option<String>> {
     let mut at = address.to_owned();
-    for _ in 0..HOPS_MAX {
+    for _ in 0..MAX_HOPS {
         let Some(location) = location(plan, &at)? else { break };
         let first_request = format!("{}{FIRST_REQUEST}", at.trim_end_matches('/'));
         let next = resolve(&first_request, &location).ok();
         let next = next.as_deref().and_then(|next| next.strip_suffix(FIRST_REQUEST));
-        match next.filter(|next| stays(&at, next)) {
+        match next.filter(|next| stays_on_host(&at, next)) {
             Some(next) => at = next.to_owned(),
             None => {
                 println!("{} redirects to another host; git does not follow", origin(&at));
@@ -58,7 +58,7 @@ fn target(plan: &SourcesPlan, address: &str) -> io::Result<Option<String>> {
 }
 
 /// Whether a redirect stays on the same server, or on the same host and adds encryption.
-fn stays(from: &str, to: &str) -> bool {
+fn stays_on_host(from: &str, to: &str) -> bool {
     let encrypted = origin(from).replacen("http://", "https://", 1);
     is_same_server(from, to) || (origin(from).starts_with("http://") && is_same_server(&encrypted, to))
 }
@@ -75,8 +75,8 @@ fn location(plan: &SourcesPlan, address: &str) -> io::Result<Option<String>> {
         .stderr(Stdio::piped())
         .spawn()?;
     let mut found = None;
-    if let Some(told) = child.stderr.take() {
-        for line in BufReader::new(told.take(BODY_MAX)).split(b'\n') {
+    if let Some(trace) = child.stderr.take() {
+        for line in BufReader::new(trace.take(MAX_TRACE_SIZE)).split(b'\n') {
             let line = line?;
             let line = String::from_utf8_lossy(&line);
             let Some((_, header)) = line.split_once("<= Recv header: ") else { continue };
@@ -117,7 +117,7 @@ mod tests {
             ("http://h/a", "https://h/a"),
             ("http://h:8080/a", "http://h:8080/b"),
         ] {
-            assert!(stays(from, to), "{from} {to}");
+            assert!(stays_on_host(from, to), "{from} {to}");
         }
         for (from, to) in [
             ("https://h/a", "http://h/a"),
@@ -127,7 +127,7 @@ mod tests {
             ("http://h/a", "http://h:81/a"),
             ("http://h/a", "https://h:8443/a"),
         ] {
-            assert!(!stays(from, to), "{from} {to}");
+            assert!(!stays_on_host(from, to), "{from} {to}");
         }
     }
 }

@@ -20,7 +20,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use crate::sys;
 
 /// Names that are listed at a time.
-const NAMES_MAX: usize = 4096;
+const MAX_NAMES: usize = 4096;
 
 /// Removes the file or directory at `path`, if there is one. Errors: this user cannot remove a file.
 pub fn remove(path: &Path) -> io::Result<()> {
@@ -123,14 +123,14 @@ fn clear(directory: &impl AsFd, top: &impl AsFd, moved: &mut u64) -> io::Result<
             }
             // Moving a directory requires write permission on it.
             let _ = open_up(directory, name.as_c_str());
-            let place = loop {
+            let free_name = loop {
                 *moved += 1;
-                let place = format!(".mayfly-removed-{moved}");
-                if fstatat(top, place.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) == Err(Errno::ENOENT) {
-                    break place;
+                let name = format!(".mayfly-removed-{moved}");
+                if fstatat(top, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) == Err(Errno::ENOENT) {
+                    break name;
                 }
             };
-            renameat(directory, name.as_c_str(), top, place.as_str())?;
+            renameat(directory, name.as_c_str(), top, free_name.as_str())?;
         }
     }
 }
@@ -142,7 +142,7 @@ fn list(directory: &impl AsFd) -> io::Result<Vec<CString>> {
     let mut listing = Dir::openat(directory, ".", flags, Mode::empty())?;
     let names = listing.iter().map(|entry| Ok(entry?.file_name().to_owned()));
     let names = names.filter(|name| !matches!(name.as_ref().map(|name| name.to_bytes()), Ok(b"." | b"..")));
-    names.take(NAMES_MAX).collect()
+    names.take(MAX_NAMES).collect()
 }
 
 /// Removes a file or an empty directory; returns false for another directory.
@@ -196,7 +196,7 @@ mod tests {
     fn removes_more_files_and_directories_than_it_lists_at_a_time() {
         let directory = tempfile::tempdir().expect("a directory");
         let tree = directory.path().join("tree/inner");
-        for number in 0..NAMES_MAX + 10 {
+        for number in 0..MAX_NAMES + 10 {
             let place = tree.join(format!("directory-{number}"));
             fs::create_dir_all(&place).expect("create the directory");
             fs::write(place.join("file"), "").expect("write the file");

@@ -9,8 +9,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use super::config_file::{quoted, settings_text};
 use super::files::{read_small, replace};
-use super::settings::{self, value};
 use super::{SourcesPlan, kept, object_id, remove};
 use crate::digest::is_hex;
 
@@ -35,10 +35,10 @@ const DIRECTORIES: [&str; 4] = ["lfs", kept::SUBMODULE_TREES, "objects", "refs"]
 const KEPT_REFS: [&str; 7] = ["environments", "heads", "keep-around", "merge-requests", "pipelines", "remotes", "tags"];
 
 /// Limits for files that git reads into memory completely.
-const REF_MAX: u64 = 1 << 10;
-const SHALLOW_MAX: u64 = 16 << 20;
-const PACKED_REFS_MAX: u64 = 256 << 20;
-const INDEX_MAX: u64 = 1 << 30;
+const MAX_REF_SIZE: u64 = 1 << 10;
+const MAX_SHALLOW_SIZE: u64 = 16 << 20;
+const MAX_PACKED_REFS_SIZE: u64 = 256 << 20;
+const MAX_INDEX_SIZE: u64 = 1 << 30;
 
 /// The file that holds the object format of the repository.
 const FORMAT_FILE: &str = "mayfly-format";
@@ -55,12 +55,11 @@ pub enum RepositoryOrigin {
 /// Creates the repository or makes it safe. Errors: the directory cannot be written.
 pub fn prepare(plan: &SourcesPlan) -> io::Result<RepositoryOrigin> {
     let git = plan.project.join(".git");
-    let is_directory = git.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
     // A repository that cannot be made safe, for example a directory without permissions, is created again.
-    let is_usable = is_directory && sanitise(&git).is_ok() && is_sound(&git, plan);
+    let is_usable = is_directory(&git) && sanitise(&git).is_ok() && is_sound(&git, plan);
     let before = if is_usable { RepositoryOrigin::Reused } else { RepositoryOrigin::Created };
     if before == RepositoryOrigin::Created {
-        make_anew(&git, is_directory)?;
+        create_again(&git)?;
     }
     replace(&git.join("config"), configuration(plan).as_bytes())?;
     Ok(before)
@@ -68,10 +67,9 @@ pub fn prepare(plan: &SourcesPlan) -> io::Result<RepositoryOrigin> {
 
 /// Whether a directory has all parts of a repository in this format.
 fn is_sound(git: &Path, plan: &SourcesPlan) -> bool {
-    let is_directory = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-    let written_by = read_small(&git.join("objects/info").join(FORMAT_FILE), REF_MAX).unwrap_or_default();
+    let format = read_small(&git.join("objects/info").join(FORMAT_FILE), MAX_REF_SIZE).unwrap_or_default();
     ["objects", "refs", "objects/info", "objects/pack"].iter().all(|name| is_directory(&git.join(name)))
-        && written_by == plan.object_format.as_bytes()
+        && format == plan.object_format.as_bytes()
 }
 
 /// Removes everything that git would run, follow, block on or trust.
@@ -79,7 +77,8 @@ fn sanitise(git: &Path) -> io::Result<()> {
     clear(git, &|name, kind| KEPT_ENTRIES.contains(&name) && kind.fits(&DIRECTORIES, name))?;
     let is_tree = |name: &str, kind| kind == EntryKind::Directory && kept::is_submodule_tree(name);
     clear(&git.join(kept::SUBMODULE_TREES), &is_tree)?;
-    for (name, max) in [("index", INDEX_MAX), ("packed-refs", PACKED_REFS_MAX), ("shallow", SHALLOW_MAX)] {
+    for (name, max) in [("index", MAX_INDEX_SIZE), ("packed-refs", MAX_PACKED_REFS_SIZE), ("shallow", MAX_SHALLOW_SIZE)]
+    {
         if size_of(&git.join(name)).is_some_and(|size| size > max) {
             remove::remove(&git.join(name))?;
         }
@@ -96,7 +95,7 @@ fn sanitise(git: &Path) -> io::Result<()> {
 
 /// Keeps the files on which a job without a checkout (`GIT_CHECKOUT=false`) builds, if they have git's format.
 fn sanitise_head(git: &Path) -> io::Result<()> {
-    let text = read_small(&git.join("HEAD"), REF_MAX).unwrap_or_default();
+    let text = read_small(&git.join("HEAD"), MAX_REF_SIZE).unwrap_or_default();
     let text = String::from_utf8_lossy(&text).into_owned();
     let head = text.trim();
     let is_branch = head.strip_prefix("ref: refs/heads/").is_some_and(|name| {
@@ -110,14 +109,14 @@ fn sanitise_refs(git: &Path) -> io::Result<()> {
     let refs = git.join("refs");
     clear(&refs, &|name, kind| KEPT_REFS.contains(&name) && kind == EntryKind::Directory)?;
     for name in KEPT_REFS {
-        clear_below(&refs.join(name), LEVELS_MAX, REF_MAX, &|name, kind| match kind {
+        clear_below(&refs.join(name), MAX_LEVELS, MAX_REF_SIZE, &|name, kind| match kind {
             EntryKind::Directory => true,
             EntryKind::File => !name.ends_with(".lock"),
             EntryKind::Other => false,
         })?;
     }
     let packed = git.join("packed-refs");
-    let Some(text) = read_small(&packed, PACKED_REFS_MAX) else { return Ok(()) };
+    let Some(text) = read_small(&packed, MAX_PACKED_REFS_SIZE) else { return Ok(()) };
     let is_kept = |line: &&[u8]| {
         let name = line.splitn(2, |byte| *byte == b' ').nth(1).unwrap_or_default();
         let of_kept = |kept: &&str| name.starts_with(format!("refs/{kept}/").as_bytes());
@@ -164,11 +163,11 @@ impl EntryKind {
 }
 
 /// Limit for nested directories below `.git`.
-const LEVELS_MAX: usize = 64;
+const MAX_LEVELS: usize = 64;
 
 /// The entries of a directory; none if it does not exist. A name that is not UTF-8 is `\u{fffd}`.
 fn entries(directory: &Path) -> io::Result<Vec<(String, EntryKind)>> {
-    if !directory.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+    if !is_directory(directory) {
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
@@ -218,13 +217,18 @@ fn clear_below(directory: &Path, levels: usize, max: u64, wanted: &dyn Fn(&str, 
     Ok(())
 }
 
+/// Whether a directory, not a link to one, is at this path.
+fn is_directory(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
+}
+
 fn size_of(path: &Path) -> Option<u64> {
     path.symlink_metadata().ok().map(|metadata| metadata.len())
 }
 
-/// Creates an empty repository. The work tree and the saved files of submodules stay.
-fn make_anew(git: &Path, is_directory: bool) -> io::Result<()> {
-    if !is_directory || remove::empty_but(git, kept::SUBMODULE_TREES).is_err() {
+/// Replaces the repository with an empty one. The work tree and the saved files of submodules stay.
+fn create_again(git: &Path) -> io::Result<()> {
+    if !is_directory(git) || remove::empty_but(git, kept::SUBMODULE_TREES).is_err() {
         remove::remove(git)?;
     }
     let trees = git.join(kept::SUBMODULE_TREES);
@@ -247,7 +251,7 @@ fn create(git: &Path) -> io::Result<()> {
 }
 
 /// Records the object format of the repository, once it has objects.
-pub fn mark(plan: &SourcesPlan) -> io::Result<()> {
+pub fn record_format(plan: &SourcesPlan) -> io::Result<()> {
     replace(&plan.project.join(".git/objects/info").join(FORMAT_FILE), plan.object_format.as_bytes())
 }
 
@@ -260,8 +264,8 @@ fn configuration(plan: &SourcesPlan) -> String {
          {extension}[remote \"origin\"]\n\turl = {}\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n\
          [fetch]\n\trecurseSubmodules = false\n[credential]\n\tinteractive = never\n[gc]\n\tautoDetach = false\n\
          {}[include]\n\tpath = {}\n",
-        value(&plan.url),
-        settings::to_file(&plan.settings),
-        value(&plan.path_in_container(super::EXTERNAL_CONFIG).display().to_string()),
+        quoted(&plan.url),
+        settings_text(&plan.settings),
+        quoted(&plan.path_in_container(super::EXTERNAL_CONFIG).display().to_string()),
     )
 }

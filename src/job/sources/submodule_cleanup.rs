@@ -19,7 +19,7 @@ const MODULES: &str = "modules";
 const SET_ASIDE: &str = "mayfly.modules";
 
 /// Limit for nested submodules.
-const LEVELS_MAX: usize = 32;
+const MAX_LEVELS: usize = 32;
 
 /// Moves the repositories of submodules out of the project's repository, because [`repository::prepare`] removes them
 /// there. Returns their directory, which need not exist.
@@ -80,14 +80,14 @@ fn clean_one(
     fs::rename(&moved, &own)?;
     move_modules(&own, &moved)?;
     let of_submodule = SourcesPlan { project: directory.to_owned(), settings: Vec::new(), ..plan.clone() };
-    repository::mark(&of_submodule)?;
+    repository::record_format(&of_submodule)?;
     if repository::prepare(&of_submodule)? == RepositoryOrigin::Created {
         return Err(SourcesError::Repository("its repository is damaged".to_owned()));
     }
     worktree::sanitise(directory)?;
     clean::clean(&of_submodule, directory)?;
     git::run_in(&of_submodule, directory, &["reset", "--hard", "--quiet"])?;
-    if level < LEVELS_MAX {
+    if level < MAX_LEVELS {
         clean_all(&of_submodule, &moved, level + 1)?;
     }
     Ok(remove::remove(&own)?)

@@ -20,22 +20,22 @@ pub fn set_aside(plan: &SourcesPlan, directory: &Path, links: &[PathBuf]) -> io:
     // Moving a directory requires write permission on it and on its parent.
     clean::open_parents(directory, links.iter().map(|link| link.join("any")))?;
     for link in links {
-        let place = directory.join(link);
-        if !enter(directory, link)? || fs::read_dir(&place)?.next().is_none() {
+        let work_tree = directory.join(link);
+        if !enter(directory, link)? || fs::read_dir(&work_tree)?.next().is_none() {
             continue;
         }
-        let waiting = place_of(plan, &place);
+        let saved = saved_tree(plan, &work_tree);
         // An interrupted job has left a saved work tree. The files that were written to the new directory since then
         // are discarded.
-        if waiting.symlink_metadata().is_ok() {
-            remove::empty(&place)?;
+        if saved.symlink_metadata().is_ok() {
+            remove::empty(&work_tree)?;
             continue;
         }
-        if let Some(above) = waiting.parent() {
+        if let Some(above) = saved.parent() {
             fs::create_dir_all(above)?;
         }
-        fs::rename(&place, &waiting)?;
-        fs::create_dir(&place)?;
+        fs::rename(&work_tree, &saved)?;
+        fs::create_dir(&work_tree)?;
     }
     Ok(())
 }
@@ -43,17 +43,19 @@ pub fn set_aside(plan: &SourcesPlan, directory: &Path, links: &[PathBuf]) -> io:
 /// Moves the saved work tree of a submodule back, in place of the one that git has just made, and resets its tracked
 /// files to the commit. Errors: see [`SourcesError`].
 pub fn put_back(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
-    let waiting = place_of(plan, directory);
-    if !waiting.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+    let saved = saved_tree(plan, directory);
+    if !saved.symlink_metadata().is_ok_and(|found| found.is_dir()) {
         return Ok(());
     }
-    remove::remove(&waiting.join(".git"))?;
-    fs::rename(directory.join(".git"), waiting.join(".git"))?;
+    remove::remove(&saved.join(".git"))?;
+    fs::rename(directory.join(".git"), saved.join(".git"))?;
     remove::remove(directory)?;
-    fs::rename(&waiting, directory)?;
+    fs::rename(&saved, directory)?;
     match restore(plan, directory) {
         Err(SourcesError::WorkTree(why)) => {
-            println!("{YELLOW}WARNING: the files of an earlier job cannot be reused ({why}); starting afresh{RESET}");
+            println!(
+                "{YELLOW}WARNING: the files of an earlier job cannot be reused ({why}); starting with an empty directory{RESET}"
+            );
             remove::empty_but(directory, ".git")?;
             reset(plan, directory)
         }
@@ -65,12 +67,12 @@ pub fn put_back(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError
 /// these submodules. `directories`: parents first. Errors: a directory cannot be moved.
 pub fn restore_all(plan: &SourcesPlan, directories: &[PathBuf]) -> io::Result<()> {
     for directory in directories {
-        let waiting = place_of(plan, directory);
+        let saved = saved_tree(plan, directory);
         let Ok(below) = directory.strip_prefix(&plan.project) else { continue };
-        let is_saved = waiting.symlink_metadata().is_ok_and(|found| found.is_dir());
+        let is_saved = saved.symlink_metadata().is_ok_and(|found| found.is_dir());
         if is_saved && below.parent().is_some_and(|above| enter(&plan.project, above).unwrap_or(false)) {
             remove::remove(directory)?;
-            fs::rename(&waiting, directory)?;
+            fs::rename(&saved, directory)?;
         }
     }
     Ok(())
@@ -104,7 +106,7 @@ fn reset(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
 
 /// Removes saved work trees except those of `directories`. Errors: a work tree cannot be removed.
 pub fn forget_others(plan: &SourcesPlan, directories: &[PathBuf]) -> io::Result<()> {
-    let kept: Vec<PathBuf> = directories.iter().map(|directory| place_of(plan, directory)).collect();
+    let kept: Vec<PathBuf> = directories.iter().map(|directory| saved_tree(plan, directory)).collect();
     let all = plan.project.join(".git").join(kept::SUBMODULE_TREES);
     if !all.symlink_metadata().is_ok_and(|found| found.is_dir()) {
         return Ok(());
@@ -118,7 +120,8 @@ pub fn forget_others(plan: &SourcesPlan, directories: &[PathBuf]) -> io::Result<
     Ok(())
 }
 
-fn place_of(plan: &SourcesPlan, directory: &Path) -> PathBuf {
+/// The path below `.git` where the work tree of the submodule at `directory` is saved.
+fn saved_tree(plan: &SourcesPlan, directory: &Path) -> PathBuf {
     let below = directory.strip_prefix(&plan.project).unwrap_or(directory);
     let name = sha256(below.as_os_str().as_encoded_bytes());
     plan.project.join(".git").join(kept::SUBMODULE_TREES).join(name)
@@ -126,14 +129,14 @@ fn place_of(plan: &SourcesPlan, directory: &Path) -> PathBuf {
 
 /// Whether the directory of a submodule exists. Removes a symbolic link or a file on the way to it.
 pub fn enter(directory: &Path, link: &Path) -> io::Result<bool> {
-    let mut place = directory.to_owned();
+    let mut path = directory.to_owned();
     for part in link.components() {
         let Component::Normal(part) = part else { return Ok(false) };
-        place.push(part);
-        match place.symlink_metadata() {
+        path.push(part);
+        match path.symlink_metadata() {
             Ok(metadata) if metadata.is_dir() => {}
             Ok(_) => {
-                remove::remove(&place)?;
+                remove::remove(&path)?;
                 return Ok(false);
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),

@@ -11,13 +11,13 @@ use super::external::EXTERNAL_CONFIG;
 use super::{GREEN, RESET, SourcesError, SourcesPlan, Submodules, YELLOW, git, large_files, redirect, submodule_trees};
 
 /// Limit for the list of a work tree's files, in bytes.
-const LIST_MAX: u64 = 512 << 20;
+const MAX_LIST_SIZE: u64 = 512 << 20;
 
 /// Limit for submodules whose addresses are checked for redirects.
-const ADDRESSES_MAX: usize = 200;
+const MAX_ADDRESSES: usize = 200;
 
 /// Limit for nested submodules.
-const LEVELS_MAX: usize = 32;
+const MAX_LEVELS: usize = 32;
 
 /// Fetches the submodules that the job requests. An error never means that the checkout is damaged.
 pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
@@ -28,7 +28,7 @@ pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
         println!("{GREEN}Skipping Git submodules setup{RESET}");
         return Ok(());
     };
-    let plan = &plan.for_submodules();
+    let plan = &plan.submodule_plan();
     let how = if wanted.recursive { " recursively" } else { "" };
     let depth = if wanted.depth > 0 { format!(" with git depth set to {}", wanted.depth) } else { String::new() };
     println!("{GREEN}Updating/initializing submodules{how}{depth}...{RESET}");
@@ -42,7 +42,7 @@ pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
     submodule_trees::forget_others(plan, &links)?;
     println!("{GREEN}Updated submodules{RESET}\n{GREEN}Configuring submodules to use parent git credentials...{RESET}");
     let external = plan.path_in_container(EXTERNAL_CONFIG).display().to_string();
-    for directory in populated(plan, &plan.project, true)? {
+    for directory in all_populated(plan)? {
         git::run_in(plan, &directory, &["config", "--replace-all", "include.path", &external])?;
         large_files::pull_of_submodule(plan, &directory)?;
     }
@@ -55,7 +55,7 @@ fn update_levels(plan: &SourcesPlan, wanted: &Submodules, links: &mut Vec<PathBu
     let mut waiting = vec![(plan.project.clone(), 1)];
     while let Some((directory, level)) = waiting.pop() {
         let inner = update_level(plan, wanted, &directory, links)?;
-        if wanted.recursive && level < LEVELS_MAX {
+        if wanted.recursive && level < MAX_LEVELS {
             waiting.extend(inner.into_iter().map(|inner| (inner, level + 1)));
         }
     }
@@ -77,7 +77,7 @@ fn update_level(
     links.extend(own.iter().map(|link| directory.join(link)));
     submodule_trees::set_aside(plan, directory, &own)?;
     fetch(plan, wanted, directory)?;
-    let inner = populated(plan, directory, false)?;
+    let inner = populated(plan, directory)?;
     for submodule in &inner {
         submodule_trees::put_back(plan, submodule)?;
     }
@@ -94,13 +94,12 @@ fn fetch(plan: &SourcesPlan, wanted: &Submodules, directory: &Path) -> Result<()
     let sync = with_patterns(&["submodule", "sync"]);
     git::run_in(plan, directory, &with_patterns(&["submodule", "init"]))?;
     git::run_in(plan, directory, &sync)?;
-    let include = include_option(plan);
-    let number = wanted.depth.to_string();
+    let (include, depth) = (include_option(plan), wanted.depth.to_string());
     // Anyone may own the server of a submodule: the server must not name other addresses to fetch from.
     let options = ["-c", &include, "-c", "transfer.bundleURI=false"];
     let mut update: Vec<&str> = options.into_iter().chain(["submodule", "update", "--init", "--force"]).collect();
     if wanted.depth > 0 {
-        update.extend(["--depth", &number]);
+        update.extend(["--depth", &depth]);
     }
     update.extend(wanted.update_flags.iter().map(String::as_str));
     update.push("--");
@@ -157,7 +156,7 @@ fn include_option(plan: &SourcesPlan) -> String {
 fn fetch_branches(plan: &SourcesPlan, wanted: &Submodules, directory: &Path) -> Result<(), SourcesError> {
     let (include, depth) = (include_option(plan), wanted.depth.to_string());
     let branches = branches(plan, directory)?;
-    for submodule in populated(plan, directory, false)? {
+    for submodule in populated(plan, directory)? {
         let path = submodule.strip_prefix(directory).unwrap_or(&submodule);
         let Some((_, branch)) = branches.iter().find(|(known, _)| Path::new(known) == path) else { continue };
         let refspec = format!("+refs/heads/{branch}:refs/remotes/origin/{branch}");
@@ -193,20 +192,22 @@ fn parse_branches(list: &str) -> Vec<(String, String)> {
     with_branch.collect()
 }
 
-/// Paths and names of the submodules in `.gitmodules` of the commit; git keeps their repositories below the names.
+/// Paths and names of the submodules in `.gitmodules` of the commit; git keeps their repositories below the names. A
+/// path that is no submodule in the index, for example a file or a symbolic link of the commit, does not count.
 pub fn names(plan: &SourcesPlan) -> Result<Vec<(PathBuf, PathBuf)>, SourcesError> {
     let question = ["config", "--blob", "HEAD:.gitmodules", "-z", "--get-regexp", r"^submodule\..*\.path$"];
     // Git prints an error if the commit has no `.gitmodules`, which is not an error here.
     let mut command = git::command(plan, &plan.project, &question);
     command.stderr(Stdio::null());
     let answer = read_list(command)?;
+    let in_index = paths(plan, &plan.project)?;
     let entries = answer.split(|byte| *byte == 0).filter_map(|entry| {
         let at = entry.iter().position(|byte| *byte == b'\n')?;
         let name = entry[..at].strip_prefix(b"submodule.")?.strip_suffix(b".path")?;
         let to_path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
         Some((to_path(&entry[at + 1..]), to_path(name)))
     });
-    Ok(entries.collect())
+    Ok(entries.filter(|(path, _)| in_index.contains(path)).collect())
 }
 
 /// Whether a name is valid in a refspec.
@@ -219,7 +220,7 @@ fn is_branch(name: &str) -> bool {
 /// The addresses of the submodules that are known so far.
 fn addresses(plan: &SourcesPlan) -> Result<Vec<String>, SourcesError> {
     let mut found = Vec::new();
-    for directory in [plan.project.clone()].into_iter().chain(populated(plan, &plan.project, true)?) {
+    for directory in [plan.project.clone()].into_iter().chain(all_populated(plan)?) {
         let question = ["config", "--local", "-z", "--get-regexp", r"^submodule\..*\.url$"];
         let answer = output(plan, &directory, &question)?;
         let values = answer.split(|byte| *byte == 0).filter_map(|entry| entry.splitn(2, |byte| *byte == b'\n').nth(1));
@@ -227,37 +228,39 @@ fn addresses(plan: &SourcesPlan) -> Result<Vec<String>, SourcesError> {
     }
     found.sort_unstable();
     found.dedup();
-    found.truncate(ADDRESSES_MAX);
+    found.truncate(MAX_ADDRESSES);
     Ok(found)
 }
 
-/// The directories of submodules that hold a repository; nested submodules follow their parents.
-fn populated(plan: &SourcesPlan, directory: &Path, recursive: bool) -> Result<Vec<PathBuf>, SourcesError> {
+/// The directories of all submodules that hold a repository; nested submodules follow their parents.
+fn all_populated(plan: &SourcesPlan) -> Result<Vec<PathBuf>, SourcesError> {
     let mut found = Vec::new();
-    let mut waiting = vec![directory.to_owned()];
+    let mut waiting = vec![plan.project.clone()];
     while let Some(directory) = waiting.pop() {
-        for path in paths(plan, &directory)? {
-            if let Some(inner) = enter(&directory, &path) {
-                found.push(inner.clone());
-                waiting.extend(recursive.then_some(inner));
-            }
-        }
+        let inner = populated(plan, &directory)?;
+        found.extend(inner.iter().cloned());
+        waiting.extend(inner);
     }
     Ok(found)
+}
+
+/// The directories of one repository's submodules that hold a repository.
+fn populated(plan: &SourcesPlan, directory: &Path) -> Result<Vec<PathBuf>, SourcesError> {
+    Ok(paths(plan, directory)?.iter().filter_map(|path| populated_directory(directory, path)).collect())
 }
 
 /// The directory of a submodule, unless a symbolic link is on the way or it holds no repository.
-fn enter(directory: &Path, path: &Path) -> Option<PathBuf> {
-    let mut place = directory.to_owned();
+fn populated_directory(directory: &Path, path: &Path) -> Option<PathBuf> {
+    let mut submodule = directory.to_owned();
     for part in path.components() {
-        place.push(part);
-        place.symlink_metadata().ok().filter(std::fs::Metadata::is_dir)?;
+        submodule.push(part);
+        submodule.symlink_metadata().ok().filter(std::fs::Metadata::is_dir)?;
     }
-    let is_repository = place.join(".git").symlink_metadata().is_ok_and(|found| found.is_dir() || found.is_file());
-    is_repository.then_some(place)
+    let is_repository = submodule.join(".git").symlink_metadata().is_ok_and(|found| found.is_dir() || found.is_file());
+    is_repository.then_some(submodule)
 }
 
-/// The submodules of a checkout, as relative paths.
+/// The submodules in the index of a checkout, as relative paths.
 fn paths(plan: &SourcesPlan, directory: &Path) -> Result<Vec<PathBuf>, SourcesError> {
     let submodule = |entry: &[u8]| {
         let path = entry.strip_prefix(b"160000 ").and_then(|rest| rest.splitn(2, |byte| *byte == b'\t').nth(1))?;
@@ -276,7 +279,7 @@ fn output(plan: &SourcesPlan, directory: &Path, arguments: &[&str]) -> Result<Ve
 fn read_list(mut command: Command) -> Result<Vec<u8>, SourcesError> {
     let mut child = command.stdout(Stdio::piped()).spawn()?;
     let mut answer = Vec::new();
-    let read = child.stdout.take().map(|stdout| stdout.take(LIST_MAX).read_to_end(&mut answer));
+    let read = child.stdout.take().map(|stdout| stdout.take(MAX_LIST_SIZE).read_to_end(&mut answer));
     child.wait()?;
     read.transpose()?;
     Ok(answer)

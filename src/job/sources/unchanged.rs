@@ -20,7 +20,7 @@ use super::{SourcesPlan, files, object_id};
 use crate::archive::root::{ArchiveRoot, FileKind, kind_of};
 
 /// Limit for the threads that hash files.
-const THREADS_MAX: usize = 8;
+const MAX_THREADS: usize = 8;
 
 /// Rebuilds the index. Returns the files whose content is known to be that of their entries; `None` if the index cannot
 /// be read: then it is unknown which files of the directory came from git.
@@ -42,7 +42,7 @@ pub fn find(plan: &SourcesPlan, entries: &[IndexEntry], record: &CheckoutRecord)
     // The umask determines the permissions that git would give a new file.
     let mask = umask(Mode::empty());
     umask(mask);
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     let next = AtomicUsize::new(0);
     let work = || {
         let mut found = Vec::new();
@@ -81,7 +81,7 @@ fn unchanged(
     }
     if kind == FileKind::Link {
         let target = root.read_link(path).ok()?;
-        return (object_id::of_content(plan, "blob", target.as_bytes()) == entry.oid).then_some(stat);
+        return (object_id::hash_content(plan, "blob", target.as_bytes()) == entry.oid).then_some(stat);
     }
     let full = if entry.mode & 0o100 == 0 { 0o666 } else { 0o777 };
     // Another hard link may exist, or the permissions may exclude the job. So git writes the file again.
@@ -89,7 +89,7 @@ fn unchanged(
         return None;
     }
     let (mut file, opened) = root.open_file(path).ok()?;
-    let hash = object_id::of_reader(plan, "blob", opened.st_size.unsigned_abs(), &mut file).ok()?;
+    let hash = object_id::hash_reader(plan, "blob", opened.st_size.unsigned_abs(), &mut file).ok()?;
     let after = fstat(&file).ok()?;
     (hash == entry.oid && is_same(&stat, &after)).then_some(after)
 }

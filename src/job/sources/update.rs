@@ -26,7 +26,7 @@ pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
             }
             Err(SourcesError::Repository(why)) if before == RepositoryOrigin::Reused => {
                 println!(
-                    "{YELLOW}WARNING: the repository of an earlier job is damaged ({why}); fetching it anew{RESET}"
+                    "{YELLOW}WARNING: the repository of an earlier job is damaged ({why}); fetching it again{RESET}"
                 );
                 repository::discard(plan)?;
                 before = repository::prepare(plan)?;
@@ -36,7 +36,9 @@ pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
             Err(SourcesError::Io(error)) if !is_emptied && !SourcesError::is_of_machine(&error) => error.to_string(),
             Err(failure) => return Err(failure),
         };
-        println!("{YELLOW}WARNING: the files of an earlier job cannot be reused ({why}); starting afresh{RESET}");
+        println!(
+            "{YELLOW}WARNING: the files of an earlier job cannot be reused ({why}); starting with an empty directory{RESET}"
+        );
         is_emptied = true;
         remove::empty(&plan.project)?;
         before = repository::prepare(plan)?;
@@ -67,7 +69,7 @@ fn try_update(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), Source
         Some(reuse(plan)?)
     };
     fetch_refs(plan, before)?;
-    repository::mark(plan)?;
+    repository::record_format(plan)?;
     check_out(plan, known.as_ref())?;
     Ok(worktree::remove_planted(plan, &nested)?)
 }
@@ -91,7 +93,7 @@ fn fetch_refs(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), Source
         arguments.push("--unshallow");
     }
     arguments.extend(plan.fetch_flags.iter().map(String::as_str));
-    let fetch = || git::listen(plan, &plan.project, &arguments, Echo::Yes);
+    let fetch = || git::run_with_messages(plan, &plan.project, &arguments, Echo::Yes);
     let mut ended = fetch()?;
     if !ended.is_ok() && redirect::follow(plan, &[])? {
         ended = fetch()?;
@@ -101,7 +103,7 @@ fn fetch_refs(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), Source
     }
     let is_damaged = before == RepositoryOrigin::Reused
         && !ended.was_killed
-        && match fault::of(&ended.messages) {
+        && match fault::find_cause(&ended.messages) {
             Fault::Outside => false,
             Fault::Repository | Fault::WorkTree => true,
             Fault::Unknown => server_answers(plan),
@@ -114,7 +116,7 @@ fn fetch_refs(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), Source
 
 /// Whether the server returns a list of refs for the job.
 fn server_answers(plan: &SourcesPlan) -> bool {
-    let asked = git::listen(plan, &plan.project, &["ls-remote", "--quiet", "origin", "HEAD"], Echo::No);
+    let asked = git::run_with_messages(plan, &plan.project, &["ls-remote", "--quiet", "origin", "HEAD"], Echo::No);
     asked.is_ok_and(|ended| ended.is_ok())
 }
 
@@ -142,9 +144,9 @@ fn check_out(plan: &SourcesPlan, known: Option<&KnownFiles>) -> Result<(), Sourc
 /// Lets git write the files of the commit. `entries`: its files, if they are known.
 fn write_files(plan: &SourcesPlan, entries: &[IndexEntry], known: Option<&KnownFiles>) -> Result<(), SourcesError> {
     let arguments = ["-c", "submodule.recurse=false", "checkout", "-f", "-q", "--detach", &plan.sha];
-    let check_out = |echo| git::listen(plan, &plan.project, &arguments, echo);
+    let check_out = |echo| git::run_with_messages(plan, &plan.project, &arguments, echo);
     let mut ended = check_out(Echo::No)?;
-    if fault::of(&ended.messages) == Fault::WorkTree && !ended.is_ok() {
+    if fault::find_cause(&ended.messages) == Fault::WorkTree && !ended.is_ok() {
         // Give permissions on the directories of the present files and of the files of the commit.
         let present = index::list(plan)?.unwrap_or_default();
         let tracked = present.iter().chain(entries).filter_map(IndexEntry::path_below);
@@ -159,7 +161,7 @@ fn write_files(plan: &SourcesPlan, entries: &[IndexEntry], known: Option<&KnownF
         return Ok(());
     }
     let why = fault::last_line(&ended.messages);
-    Err(match fault::of(&ended.messages) {
+    Err(match fault::find_cause(&ended.messages) {
         _ if ended.was_killed => SourcesError::Git(ended.code),
         Fault::Outside => SourcesError::Git(ended.code),
         Fault::Repository => SourcesError::Repository(why),

@@ -17,14 +17,14 @@ use super::{SourcesError, SourcesPlan, git, object_id, unchanged};
 use crate::digest::hex;
 
 /// Limit for the size of a commit or tree.
-const OBJECT_MAX: u64 = 256 << 20;
+const MAX_OBJECT_SIZE: u64 = 256 << 20;
 
 /// Limit for the total size of all trees of a commit.
-const TREES_MAX: u64 = 1 << 30;
+const MAX_TREES_SIZE: u64 = 1 << 30;
 
 /// The files of a commit, from verified objects. Errors: an object is missing or has another content.
 pub fn commit(plan: &SourcesPlan) -> Result<Vec<IndexEntry>, SourcesError> {
-    let listed = output(plan, &["ls-tree", "-r", "-t", "-z", "--full-tree", &plan.sha]);
+    let listed = git_output(plan, &["ls-tree", "-r", "-t", "-z", "--full-tree", &plan.sha]);
     let listed = listed.map_err(|failure| why_missing(plan, failure))?;
     let of_tree = |line: &[u8]| {
         let words = std::str::from_utf8(line.split(|byte| *byte == b'\t').next()?).ok()?;
@@ -99,7 +99,7 @@ pub fn blobs(plan: &SourcesPlan, entries: Vec<IndexEntry>, known: &KnownFiles) -
     converted.sort_unstable();
     converted.dedup();
     for_each_object(plan, &converted, "blob", &mut |oid, size, content| {
-        check(oid, &object_id::of_reader(plan, "blob", size, content)?, "blob")
+        check(oid, &object_id::hash_reader(plan, "blob", size, content)?, "blob")
     })
 }
 
@@ -113,15 +113,15 @@ fn check(oid: &str, hash: &str, kind: &str) -> Result<(), SourcesError> {
 /// Reads and verifies objects.
 fn read(plan: &SourcesPlan, oids: &[String], kind: &str) -> Result<HashMap<String, Vec<u8>>, SourcesError> {
     let mut found = HashMap::new();
-    let mut left = TREES_MAX;
+    let mut left = MAX_TREES_SIZE;
     for_each_object(plan, oids, kind, &mut |oid, size, reader| {
-        if size > OBJECT_MAX.min(left) {
+        if size > MAX_OBJECT_SIZE.min(left) {
             return Err(SourcesError::Repository(format!("{kind} {oid} is too large: {size} bytes")));
         }
         left -= size;
         let mut content = Vec::new();
         reader.take(size).read_to_end(&mut content)?;
-        check(oid, &object_id::of_reader(plan, kind, size, &mut content.as_slice())?, kind)?;
+        check(oid, &object_id::hash_reader(plan, kind, size, &mut content.as_slice())?, kind)?;
         found.insert(oid.to_owned(), content);
         Ok(())
     })?;
@@ -147,7 +147,7 @@ fn for_each_object(
     let mut command = git::command(plan, &plan.project, &["cat-file", "--batch", "--buffer"]);
     let mut child = command.stdin(Stdio::from(OwnedFd::from(list))).stdout(Stdio::piped()).spawn()?;
     let outcome = match child.stdout.take() {
-        Some(stdout) => answers(&mut BufReader::with_capacity(256 << 10, stdout), oids, kind, each),
+        Some(stdout) => read_objects(&mut BufReader::with_capacity(256 << 10, stdout), oids, kind, each),
         None => Ok(()),
     };
     if outcome.is_err() {
@@ -158,16 +158,16 @@ fn for_each_object(
 }
 
 /// Parses `<object> <kind> <size>\n<content>\n` for each object.
-fn answers(
+fn read_objects(
     reader: &mut BufReader<ChildStdout>,
     oids: &[String],
     kind: &str,
     each: &mut ObjectHandler<'_>,
 ) -> Result<(), SourcesError> {
-    const HEADER_MAX: u64 = 256;
+    const MAX_HEADER_SIZE: u64 = 256;
     for oid in oids {
         let mut header = String::new();
-        reader.by_ref().take(HEADER_MAX).read_line(&mut header)?;
+        reader.by_ref().take(MAX_HEADER_SIZE).read_line(&mut header)?;
         let size = header.trim_end().strip_prefix(&format!("{oid} {kind} ")).and_then(|size| size.parse().ok());
         let size: u64 = size.ok_or_else(|| SourcesError::Repository(format!("{kind} {oid} is missing")))?;
         let mut content = reader.by_ref().take(size);
@@ -180,12 +180,12 @@ fn answers(
     Ok(())
 }
 
-fn output(plan: &SourcesPlan, arguments: &[&str]) -> Result<Vec<u8>, SourcesError> {
-    const LIST_MAX: u64 = 512 << 20;
+fn git_output(plan: &SourcesPlan, arguments: &[&str]) -> Result<Vec<u8>, SourcesError> {
+    const MAX_LIST_SIZE: u64 = 512 << 20;
     let mut child = git::command(plan, &plan.project, arguments).stdout(Stdio::piped()).spawn()?;
     let mut text = Vec::new();
-    let read = child.stdout.take().map(|stdout| stdout.take(LIST_MAX).read_to_end(&mut text));
-    if text.len() as u64 == LIST_MAX {
+    let read = child.stdout.take().map(|stdout| stdout.take(MAX_LIST_SIZE).read_to_end(&mut text));
+    if text.len() as u64 == MAX_LIST_SIZE {
         child.kill()?;
     }
     let status = child.wait()?;

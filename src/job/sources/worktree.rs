@@ -9,13 +9,13 @@ use super::{SourcesPlan, remove};
 use crate::archive::root::{ArchiveRoot, FileKind};
 
 /// Files that git and Git LFS read from the work tree.
-const READ: [&str; 4] = [".gitattributes", ".gitignore", ".gitmodules", ".lfsconfig"];
+const FILES_READ_BY_GIT: [&str; 4] = [".gitattributes", ".gitignore", ".gitmodules", ".lfsconfig"];
 
 /// Files that git reads from other repositories in the work tree, or from directories that look like one.
-const OF_REPOSITORY: [&str; 4] = [".git", "HEAD", "commondir", "config"];
+const REPOSITORY_FILES: [&str; 4] = [".git", "HEAD", "commondir", "config"];
 
 /// Git's own limit for the size of an attributes file.
-const SIZE_MAX: i64 = 100 << 20;
+const MAX_ATTRIBUTES_SIZE: i64 = 100 << 20;
 
 /// Removes pipes, sockets and devices that would block git, and files that are too large for memory. Symbolic links
 /// stay, because git does not follow them. Returns the directories below the project that contain a `.git`.
@@ -28,17 +28,17 @@ pub fn sanitise(project: &Path) -> io::Result<Vec<PathBuf>> {
         let Ok(entries) = root.list(&directory) else { continue };
         for (name, kind) in entries {
             let path = directory.join(&name);
-            let is_read = READ.iter().any(|read| name == *read) || name == "commondir";
+            let is_read = FILES_READ_BY_GIT.iter().any(|read| name == *read) || name == "commondir";
             if name == ".git" && !directory.as_os_str().is_empty() {
                 nested.push(directory.clone());
                 if kind == FileKind::Directory {
                     sanitise_nested(&root, &path)?;
                 }
             }
-            let is_huge = || root.stat(&path).is_ok_and(|stat| stat.st_size > SIZE_MAX);
+            let is_huge = || root.stat(&path).is_ok_and(|stat| stat.st_size > MAX_ATTRIBUTES_SIZE);
             match kind {
                 FileKind::Directory if name != ".git" => waiting.push(path),
-                FileKind::Special if is_read || OF_REPOSITORY.iter().any(|read| name == *read) => {
+                FileKind::Special if is_read || REPOSITORY_FILES.iter().any(|read| name == *read) => {
                     root.remove(&path, kind)?
                 }
                 FileKind::File if is_read && is_huge() => root.remove(&path, kind)?,
@@ -70,7 +70,7 @@ pub fn remove_planted(plan: &SourcesPlan, nested: &[PathBuf]) -> io::Result<()> 
 fn sanitise_nested(root: &ArchiveRoot, git: &Path) -> io::Result<()> {
     for (name, kind) in root.list(git).unwrap_or_default() {
         let path = git.join(&name);
-        let is_huge = || name == "commondir" && root.stat(&path).is_ok_and(|stat| stat.st_size > SIZE_MAX);
+        let is_huge = || name == "commondir" && root.stat(&path).is_ok_and(|stat| stat.st_size > MAX_ATTRIBUTES_SIZE);
         if kind == FileKind::Special || kind == FileKind::File && is_huge() {
             root.remove(&path, kind)?;
         }

@@ -3,24 +3,20 @@
 mod expansion;
 mod messages;
 mod meter;
+mod retry;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 pub use expansion::expand_like_shell;
 pub use messages::{error, fatal, heading, notes, notice, warning};
 pub use meter::{Meter, bytes, meter_frequency};
+pub use retry::{ARTIFACT_RETRY_TIMEOUT, CACHE_RETRY_TIMEOUT, wait_before_retry};
 
 use crate::archive::root::ArchiveRoot;
 use crate::random;
-
-/// Waits before a retry; if the job is cancelled meanwhile, the shim ends this process.
-pub fn wait_before_retry(wait: Duration) {
-    std::thread::sleep(wait);
-}
 
 /// The project directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

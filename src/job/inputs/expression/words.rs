@@ -105,9 +105,9 @@ impl<'a> ExpressionParser<'a> {
     pub(super) fn number(&mut self) -> Evaluated {
         let mut before = ' ';
         let end = self.rest.find(|next: char| {
-            let goes_on = next.is_ascii_digit() || matches!(next, '.' | 'e' | 'E') || is_sign_of_exponent(before, next);
+            let is_part = next.is_ascii_digit() || matches!(next, '.' | 'e' | 'E') || is_sign_of_exponent(before, next);
             before = next;
-            !goes_on
+            !is_part
         });
         let (digits, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
         self.rest = rest;
