@@ -9,6 +9,7 @@ use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, TableLike, value};
 
 use super::Runner;
 use super::expand::expand;
+use super::location::show_error;
 use crate::token::Token;
 
 pub struct Editor {
@@ -27,7 +28,9 @@ impl Editor {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(describe(error.to_string())),
         };
-        let document = text.parse().map_err(|error: toml_edit::TomlError| describe(error.to_string()))?;
+        let document = text.parse().map_err(|error: toml_edit::TomlError| {
+            describe(show_error(&text, error.span(), error.message()))
+        })?;
         Ok(Self { path: path.to_owned(), document, problem: None })
     }
 

@@ -1,6 +1,11 @@
-//! Finds the line of a key, for messages that show it. Lines that may contain a secret are not shown.
+//! Shows where a file is wrong: the number of the line, and the line itself if it cannot contain a secret.
+//!
+//! A line of a broken file may be the middle of a token or of a script, whatever it looks like. So a message shows only
+//! a line that is a statement by itself, and that sets no key with a confidential value.
 
-use toml_edit::{Document, Item, TableLike};
+use std::ops::Range;
+
+use toml_edit::{Document, Item, TableLike, Value};
 
 /// A key with an invalid value, or a missing key.
 pub struct KeyLocation {
@@ -44,18 +49,18 @@ fn offset_of(table: &dyn TableLike, key: &str) -> Option<usize> {
     Some(table.key(key).and_then(toml_edit::Key::span).or_else(|| Item::span(item))?.start)
 }
 
-/// The parser's message with the line.
-pub fn of_error(text: &str, error: &toml::de::Error) -> String {
-    let offset = error.span().map_or(text.len(), |span| span.start);
-    let line = line_at(text, offset);
-    match is_secret(line.1) {
-        // The parser's message may contain the value.
-        true => show(
-            text,
-            offset,
-            &format!("{}is invalid; it is not shown, because it may be confidential", value_of(line.1)),
-        ),
-        false => show(text, offset, error.message()),
+/// The message of the parser or of a decoder of `text`, with the line. It does not show the value of a confidential key.
+pub fn show_error(text: &str, span: Option<Range<usize>>, message: &str) -> String {
+    let offset = span.map_or(text.len(), |span| span.start);
+    // Messages about the syntax quote only what the parser expects. Messages about a value may quote the value.
+    let document = Document::parse(text).ok();
+    let key = document.as_ref().and_then(|document| secret_key(document.as_table(), Some(offset)));
+    match key.filter(|_| message.contains(['`', '"'])) {
+        Some(key) => {
+            let why = format!("the value of `{key}` is invalid; it is not shown, because it may be confidential");
+            show(text, offset, &why)
+        }
+        None => show(text, offset, message),
     }
 }
 
@@ -65,33 +70,97 @@ pub fn line_number(text: &str, offset: usize) -> usize {
 }
 
 fn show(text: &str, offset: usize, why: &str) -> String {
-    let (number, line) = line_at(text, offset);
-    let why = why.trim_end();
-    match is_secret(line) {
-        true => format!("line {number}: {why}"),
-        false => format!("line {number}: {why}\n  {number} | {}", line.trim_end()),
-    }
-}
-
-fn line_at(text: &str, offset: usize) -> (usize, &str) {
     // An error at the end of the file has an offset after the last line.
     let number = line_number(text, offset).min(text.lines().count().max(1));
-    (number, text.lines().nth(number - 1).unwrap_or_default())
-}
-
-/// Names the value of a line by its key, if the line has one.
-fn value_of(line: &str) -> String {
-    let key = line.split_once('=').map(|(key, _)| key.trim());
-    let is_bare = |key: &&str| key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-    match key.filter(is_bare) {
-        Some(key) if !key.is_empty() => format!("the value of `{key}` "),
-        _ => "the value ".to_owned(),
+    let why = why.trim_end();
+    match harmless_line(text, number) {
+        None => format!("line {number}: {why}"),
+        Some(line) => format!("line {number}: {why}\n  {number} | {line}"),
     }
 }
 
-/// Whether the line's key names a secret, or the line may belong to a multi-line value.
-fn is_secret(line: &str) -> bool {
-    let Some((key, _)) = line.split_once('=') else { return !line.trim_start().starts_with('[') };
+/// The line with this number (from 1), without its comment, if it is a statement that sets no confidential key.
+fn harmless_line(text: &str, number: usize) -> Option<&str> {
+    let before: usize = text.split_inclusive('\n').take(number - 1).map(str::len).sum();
+    // If the lines before are incomplete, this line continues a text or a list that began there.
+    Document::parse(&text[..before]).ok()?;
+    let line = text[before..].lines().next()?;
+    let is_statement = |end: &usize| Document::parse(&line[..*end]).is_ok();
+    let comment = line.match_indices('#').map(|(at, _)| at).find(is_statement);
+    let line = line[..comment.unwrap_or(line.len())].trim_end();
+    let statement = Document::parse(line).ok()?;
+    (!line.is_empty() && secret_key(statement.as_table(), None).is_none()).then_some(line)
+}
+
+/// The confidential key whose value contains the offset; without an offset, any confidential key.
+fn secret_key<'a>(table: &'a dyn TableLike, offset: Option<usize>) -> Option<&'a str> {
+    let contains = |item: &Item| match offset {
+        Some(offset) => item.span().is_some_and(|span| span.contains(&offset)),
+        None => true,
+    };
+    table.iter().find_map(|(name, item)| match is_secret(name) && contains(item) {
+        true => Some(name),
+        false => tables_in(item).into_iter().find_map(|table| secret_key(table, offset)),
+    })
+}
+
+fn tables_in(item: &Item) -> Vec<&dyn TableLike> {
+    match item {
+        Item::None => Vec::new(),
+        Item::Table(table) => vec![table],
+        Item::ArrayOfTables(tables) => tables.iter().map(|table| table as _).collect(),
+        Item::Value(value) => inline_tables_in(value),
+    }
+}
+
+fn inline_tables_in(value: &Value) -> Vec<&dyn TableLike> {
+    match value {
+        Value::InlineTable(table) => vec![table],
+        Value::Array(values) => values.iter().flat_map(inline_tables_in).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Whether the value of a key may be confidential. A URL may contain a password.
+fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    ["token", "secret", "password", "key", "environment", "script", "dsn"].iter().any(|word| key.contains(word))
+    ["token", "secret", "password", "key", "environment", "script", "dsn", "url"].iter().any(|word| key.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str, number: usize) -> Option<&str> {
+        harmless_line(text, number)
+    }
+
+    #[test]
+    fn shows_only_a_statement_of_harmless_keys_without_its_comment() {
+        for (line, expected) in [
+            ("limit = \"two\"  # not glrt-a", Some("limit = \"two\"")),
+            ("name = \"a#b\"", Some("name = \"a#b\"")),
+            ("[runners.docker]", Some("[runners.docker]")),
+            ("aws = { region = 5 }", Some("aws = { region = 5 }")),
+            ("token = \"glrt-a\"", None),
+            ("url = \"https://ci:glrt-a@h\"", None),
+            ("cache.s3.SecretKey = 5", None),
+            ("runners = [{ name = \"a\", token = \"glrt-a\" }]", None),
+            ("nested = [[{ token = \"glrt-a\" }]]", None),
+            ("# glrt-a", None),
+            ("limit = 1 token = \"glrt-a\"", None),
+            ("glrt-a=b=", None),
+            ("glrt-a", None),
+        ] {
+            assert_eq!(shown(line, 1), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn does_not_show_a_line_inside_a_value() {
+        for begin in ["pre_build_script = \"\"\"", "token = '''", "environment = ["] {
+            assert_eq!(shown(&format!("{begin}\nlimit = 5\n"), 2), None, "{begin}");
+        }
+        assert_eq!(shown("token = \"glrt-a\"\nlimit = 5\n", 2), Some("limit = 5"));
+    }
 }

@@ -34,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use findings::{Finding, Severity};
+pub use location::show_error;
 pub use meaning::{LOG_LEVELS, is_helper_name};
 pub use offered::OfferedRunner;
 #[cfg(test)]
@@ -197,7 +198,8 @@ impl Config {
     /// As [`Config::parse`], for `role`.
     pub fn parse_as(path: &Path, text: &str, role: Role) -> Result<Self, ConfigError> {
         let invalid = |why: String| ConfigError::Invalid(path.to_owned(), why);
-        let raw: raw::Config = decode::toml(text).map_err(|error| invalid(location::of_error(text, &error)))?;
+        let raw: raw::Config = decode::toml(text)
+            .map_err(|error| invalid(location::show_error(text, error.span(), error.message())))?;
         let mut config = meaning::of(path, raw, role).map_err(|wrong| invalid(wrong.shown(text)))?;
         meaning::note_written(text, &mut config);
         Ok(config)

@@ -21,8 +21,9 @@ impl TokenReference {
     /// Parses a value of `token`; `None` if it is a token itself. Fails if the name or the key is missing.
     pub fn read(text: &str) -> Result<Option<Self>, String> {
         let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
+        // The text may contain a token that was pasted behind the kind, so the message does not show it.
         let missing = |example: &str| {
-            format!("`token = \"{text}\"` lacks the name of a parameter or secret; write for example \"{example}\"")
+            format!("the token's reference to AWS lacks the name of a parameter or secret; write for example \"{example}\"")
         };
         match kind {
             "aws-ssm" if rest.is_empty() => Err(missing("aws-ssm:/ci/runner-token")),

@@ -151,12 +151,40 @@ fn names_what_gitlab_runner_reads_in_another_way() {
 
 #[test]
 fn does_not_show_an_invalid_line_with_a_secret() {
-    for line in
-        ["token = glrt-secret", "token = \"glrt-secret", "token = 4711", "SecretKey = \"secret", "\"token\" = secret"]
-    {
+    for line in [
+        "token = glrt-secret",
+        "token = \"glrt-secret",
+        "token = 4711",
+        "SecretKey = \"secret",
+        "\"token\" = secret",
+        "glrt-secret",
+        "glrt-secret = ",
+        "glrt-secret==",
+        "glrt-secret/x=y",
+        "limit = 1 token = \"glrt-secret\"",
+        "limit = two # glrt-secret",
+        "limit = \"two\" # glrt-secret",
+        "cache = { Shared = 5, SecretKey = \"secret\" }",
+        "environment = [5, \"A=secret\"]",
+    ] {
         let error = load(&format!("[[runners]]\n{line}\n")).expect_err("must be refused");
         assert!(error.contains("line 2"), "{error}");
         assert!(!error.contains("secret") && !error.contains("4711"), "{error}");
+    }
+    for lines in ["pre_build_script = \"\"\"\nlimit = 'secret' \\q\n\"\"\"", "environment = [\n\"A=1\",\nlimit='secret'\n]"] {
+        let error = load(&format!("[[runners]]\n{lines}\n")).expect_err("must be refused");
+        assert!(error.contains("line ") && !error.contains("secret"), "{error}");
+    }
+}
+
+#[test]
+fn an_edit_of_a_broken_file_does_not_show_a_secret() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("config.toml");
+    for line in ["token = glrt-secret", "glrt-secret==", "token = \"glrt-secret"] {
+        fs::write(&path, format!("[[runners]]\n{line}\n")).expect("write the file");
+        let error = edit::Editor::open(&path).err().expect("must be refused");
+        assert!(error.contains("line 2") && !error.contains("secret"), "{error}");
     }
 }
 

@@ -7,6 +7,7 @@ use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::options::Options;
 use crate::config::edit::time;
+use crate::config::show_error;
 use crate::coordinator::gitlab::Registration;
 use crate::token::Token;
 
@@ -54,7 +55,9 @@ pub fn text(table: &Table, key: &str) -> Option<String> {
 pub fn template(path: &Path) -> Result<Table, String> {
     let describe = |why: String| format!("template {}: {why}", path.display());
     let text = fs::read_to_string(path).map_err(|error| describe(error.to_string()))?;
-    let document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| describe(error.to_string()))?;
+    let document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| {
+        describe(show_error(&text, error.span(), error.message()))
+    })?;
     let runners = document.get("runners").and_then(Item::as_array_of_tables);
     match runners.map(|runners| (runners.len(), runners.get(0))) {
         Some((1, Some(table))) => Ok(without_places(table.clone())),
@@ -131,6 +134,15 @@ mod tests {
         assert_eq!(runners[2]["cache"]["Path"].as_str(), Some("flag"));
         assert_eq!(runners[2]["cache"]["s3"]["BucketName"].as_str(), Some("b"));
         assert_eq!(runners[2]["docker"]["services"][0]["name"].as_str(), Some("db"));
+    }
+
+    #[test]
+    fn a_broken_template_does_not_show_a_secret() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("template.toml");
+        fs::write(&path, "[[runners]]\ntoken = glrt-secret\n").expect("write the file");
+        let why = template(&path).expect_err("must be refused");
+        assert!(why.contains("line 2") && !why.contains("secret"), "{why}");
     }
 
     #[test]
