@@ -28,7 +28,7 @@ impl Agent {
     pub(super) fn adopt_configuration(&mut self, loaded: LoadedConfig) -> Result<(), String> {
         loaded.log();
         let mut config = loaded.config;
-        config.leave.apply_default(self.instance.is_in_group());
+        config.leave.apply_default(self.instance.default_leave());
         if config.runners.is_empty() {
             log::warn!(
                 "the configuration has no [[runners]]; add one with `mayfly register` path={}",
@@ -102,14 +102,14 @@ impl Agent {
         let of_builds = |context: &RunnerContext| {
             let removal = DirectoryRemoval::new(&context.runner, self.factory().cgroup_parents(&context.runner));
             let remove: Remove = Arc::new(move |dir: &BuildDir| dir.remove(&removal));
-            (context.builds.clone(), context.runner.build_limits, remove)
+            (context.builds.clone(), context.runner.retention.builds, remove)
         };
         let builds = self.contexts.iter().map(of_builds).collect();
         let layout = |context: &RunnerContext| layout_of(context, self.config.concurrent);
         let layouts = self.contexts.iter().map(|context| (context.builds.clone(), layout(context)));
         self.storage.build_dirs.set_layouts(layouts);
         let of_images = |runner: &Arc<Runner>| {
-            let age = runner.images_max_age.filter(|_| runner.executor.has_containers())?;
+            let age = runner.retention.images_max_age.filter(|_| runner.executor.has_containers())?;
             Some((host::address(&runner.docker).ok()?, age))
         };
         let images = self.contexts.iter().filter_map(|context| of_images(&context.runner)).collect();
@@ -118,7 +118,7 @@ impl Agent {
             has_containers
                 .then(|| host::address(&runner.docker).ok())
                 .flatten()
-                .map(|at| (at, runner.cache_volume_limits))
+                .map(|at| (at, runner.retention.cache_volumes))
         };
         let volumes = self.contexts.iter().filter_map(|context| of_volumes(&context.runner)).collect();
         self.storage.limit(builds, images, volumes);

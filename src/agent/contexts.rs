@@ -80,7 +80,7 @@ impl ContextFactory {
             );
             None
         });
-        let carried = carried::of_job(runner, user, config.concurrent, [&builds, &caches]);
+        let carried = carried::write_job_settings(runner, user, config.concurrent, [&builds, &caches]);
         Ok(RunnerContext {
             carried: carried.into(),
             caches,
@@ -148,7 +148,7 @@ impl OfferContexts {
 
     /// A context that is only used to report a job as failed to its GitLab. Errors: the URL is not usable.
     pub fn context_for_report(&self, offer: &Offer, like: &RunnerContext) -> Result<RunnerContext, String> {
-        let mut runner = Runner::unnamed(&offer.coordinator.url, Token::new(offer.short_token.as_str()));
+        let mut runner = Runner::with_defaults(&offer.coordinator.url, Token::new(offer.short_token.as_str()));
         if let Some(own) = self.config.runners.iter().find(|runner| runner.position == self.position) {
             runner.tls.cert_file.clone_from(&own.tls.cert_file);
             runner.tls.key_file.clone_from(&own.tls.key_file);

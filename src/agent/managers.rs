@@ -80,7 +80,7 @@ impl Agent {
     /// Restores the offer of a job from the journal. Errors: the manager's URL is not usable.
     pub(super) fn restored_offer(&self, config: &Config, offered: &OfferRecord) -> Result<OfferedJob, String> {
         let known = config.runners.iter().find(|runner| runner.url == offered.manager);
-        let runner = known.cloned().unwrap_or_else(|| Runner::unnamed(&offered.manager, Token::new("")));
+        let runner = known.cloned().unwrap_or_else(|| Runner::with_defaults(&offered.manager, Token::new("")));
         let gitlab = Arc::new(gitlab(config, &runner)?);
         let source = RunnerServer::new(gitlab, self.make_manager(config, &runner), ServerKind::Manager);
         source.become_manager()?;

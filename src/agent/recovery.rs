@@ -178,7 +178,7 @@ impl Agent {
 /// Then the runner comes from the configuration file, or has only the fields of the record that a report to GitLab
 /// needs.
 fn configuration_of(config: &Config, record: &Record) -> (Config, Runner) {
-    if let Some((carried, mut runner)) = carried::runner_of_job(&config.path, &record.configuration) {
+    if let Some((carried, mut runner)) = carried::read_job_settings(&config.path, &record.configuration) {
         runner.tls = record.tls.clone();
         runner.key.clone_from(&record.key);
         return (carried, runner);
@@ -191,7 +191,7 @@ fn configuration_of(config: &Config, record: &Record) -> (Config, Runner) {
 fn runner_for_report(config: &Config, url: &str, short_token: &str, tls: &TlsFiles) -> Runner {
     let same = |runner: &&Runner| runner.url == url && runner.token.short() == short_token;
     config.runners.iter().find(same).cloned().unwrap_or_else(|| {
-        let mut runner = Runner::unnamed(url, Token::new(short_token));
+        let mut runner = Runner::with_defaults(url, Token::new(short_token));
         runner.tls = tls.clone();
         runner
     })

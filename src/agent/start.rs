@@ -46,7 +46,7 @@ pub fn run(options: AgentOptions, loaded: Result<LoadedConfig, String>) -> Resul
         .map_err(|error| format!("signals cannot be handled: {error}"))?;
     watch::watch(&options.config, move || on_change.send(AgentEvent::ConfigurationChanged).is_ok());
     let instance = start_checks::find_instance(&config)?;
-    config.leave.apply_default(instance.is_in_group());
+    config.leave.apply_default(instance.default_leave());
     let earlier = shutdown::load_shutdown(&state, &*instance, config.leave.strategy);
     let mut agent = Agent::new(instance, options, &config, state, service_manager, (events, inbox));
     if let Some(earlier) = earlier {

@@ -15,7 +15,7 @@ use crate::monitor::metrics;
 
 /// Level and format of the log.
 #[derive(Args, Clone, Debug)]
-pub struct Options {
+pub struct LoggingArgs {
     /// The lowest level that is logged
     #[arg(long, global = true, help_heading = "Log", value_name = "LEVEL", env = "LOG_LEVEL", ignore_case = true,
           value_parser = PossibleValuesParser::new(LOG_LEVELS))]
@@ -52,7 +52,7 @@ fn format_in_force() -> Format {
     formats.into_iter().find(|format| *format as u8 == number).unwrap_or(Format::Runner)
 }
 
-impl Options {
+impl LoggingArgs {
     /// Initialises or changes the log. Flags and environment take precedence over the configuration (`configured`).
     pub fn set_up(&self, configured: Option<(&str, &str)>) {
         let level = self.log_level.as_deref().or(configured.map(|(level, _)| level)).unwrap_or("info");

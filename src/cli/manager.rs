@@ -4,19 +4,19 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{ConfigFile, logging, simulate};
+use super::logging::LoggingArgs;
+use super::{ConfigFile, parse_listen_address, simulate};
 use crate::config::{Config, Role};
 use crate::manager;
-use crate::monitor::listener::check_address;
 
 /// The options of `manager`.
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true)]
-pub struct Options {
+pub struct ManagerArgs {
     #[command(flatten)]
     file: ConfigFile,
     /// Serve the status page and metrics on this address, for example :9252
-    #[arg(long, value_name = "ADDRESS", env = "LISTEN_ADDRESS", value_parser = parse_address)]
+    #[arg(long, value_name = "ADDRESS", env = "LISTEN_ADDRESS", value_parser = parse_listen_address)]
     listen_address: Option<String>,
     /// Check that the manager can start with this configuration, then exit
     #[arg(long)]
@@ -28,11 +28,11 @@ pub struct Options {
 #[derive(Subcommand)]
 enum ManagerCommand {
     /// Simulate a day of the pools in a configuration, without starting an instance
-    Simulate(simulate::Options),
+    Simulate(simulate::SimulateArgs),
 }
 
 /// Runs the manager or one of its subcommands.
-pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, String> {
+pub fn main(options: ManagerArgs, logging: &LoggingArgs) -> Result<ExitCode, String> {
     if let Some(ManagerCommand::Simulate(options)) = &options.command {
         return simulate::main(options);
     }
@@ -47,8 +47,4 @@ pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, St
     let format = loaded.config.log_format.as_deref().unwrap_or("runner");
     logging.set_up(Some((level, format)));
     manager::run(options, loaded)
-}
-
-fn parse_address(text: &str) -> Result<String, String> {
-    check_address(text).map(|()| text.to_owned())
 }

@@ -5,6 +5,7 @@
 mod check;
 mod check_pools;
 mod exec;
+mod job_args;
 mod logging;
 mod manage;
 mod manager;
@@ -33,6 +34,7 @@ use crate::instance::aws::secrets;
 use crate::instance::{self, Requirement};
 use crate::job::file_task;
 use crate::local::guard;
+use crate::monitor::listener::check_address;
 use crate::shim;
 use crate::token::Token;
 
@@ -44,7 +46,7 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("MAYFLY_REVI
 #[command(name = "mayfly", version = VERSION, disable_help_subcommand = true)]
 struct Cli {
     #[command(flatten)]
-    logging: logging::Options,
+    logging: logging::LoggingArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -63,11 +65,11 @@ fn cloud_id(config: &Config) -> Option<String> {
 #[derive(Subcommand)]
 enum Command {
     /// Poll GitLab for jobs and run them
-    Run(run::Options),
+    Run(run::RunArgs),
     #[command(about = exec::ABOUT)]
     Exec(Box<exec::Options>),
     /// Add a runner to the configuration
-    Register(Box<register::Options>),
+    Register(Box<register::RegisterArgs>),
     /// Verify the tokens of the runners with GitLab
     Verify(manage::Verify),
     /// Unregister runners from GitLab and remove them from the configuration
@@ -77,11 +79,11 @@ enum Command {
     /// Replace the token of a runner
     ResetToken(manage::ResetToken),
     /// Scale a fleet from zero: hand jobs of GitLab to agents on instances, and size their group
-    Manager(Box<manager::Options>),
+    Manager(Box<manager::ManagerArgs>),
     /// Show what the agent or the manager on this machine does
-    Status(status::Options),
+    Status(status::StatusArgs),
     /// Check that jobs can run on this machine; report each problem with its remedy
-    Check(check::Options),
+    Check(check::CheckArgs),
     /// Check the configuration file; fail on unknown keys and unusable runners
     Lint(ConfigFile),
 }
@@ -191,7 +193,7 @@ fn command() -> clap::Command {
 /// The part of the command line that concerns `mayfly exec`.
 fn command_for_exec() -> clap::Command {
     let exec = exec::Options::augment_args(clap::Command::new(EXEC)).about(exec::ABOUT);
-    without_env_values(logging::Options::augment_args(clap::Command::new("mayfly")).subcommand(exec))
+    without_env_values(logging::LoggingArgs::augment_args(clap::Command::new("mayfly")).subcommand(exec))
 }
 
 /// Help never shows values of the environment: they may contain tokens and passwords.
@@ -208,11 +210,15 @@ fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
+fn parse_listen_address(text: &str) -> Result<String, String> {
+    check_address(text).map(|()| text.to_owned())
+}
+
 /// Warns if this machine is an instance that keeps running after its jobs. A manager is not such an instance.
 fn warn_about_shutdown(config: &Config) {
     let mut leave = config.leave.clone();
     if let Ok(instance) = instance::find_at_once(config.mayfly.aws.as_ref(), Requirement::Nothing) {
-        leave.apply_default(instance.is_in_group());
+        leave.apply_default(instance.default_leave());
         if let Some(advice) = advice::shutdown_warning(&config.lifetime, &leave, &*instance) {
             say!("{}: warning: {advice}", config.path.display());
         }

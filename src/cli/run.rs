@@ -1,30 +1,26 @@
 //! `mayfly run`: polls for jobs and runs them until the agent shuts down.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
+use super::job_args::JobArgs;
+use super::logging::LoggingArgs;
 use super::start_failures::StartFailures;
-use super::{ConfigFile, logging};
+use super::{ConfigFile, parse_listen_address};
 use crate::agent;
 use crate::config::duration;
-use crate::monitor::listener::check_address;
 
 /// The options of `run`.
 #[derive(Args)]
-pub struct Options {
+pub struct RunArgs {
     #[command(flatten)]
     file: ConfigFile,
-    /// The working directory: the base of a relative `builds_dir` and `cache_dir`
-    #[arg(short = 'd', long, value_name = "DIR")]
-    working_directory: Option<PathBuf>,
-    /// Run jobs as this user
-    #[arg(short, long)]
-    user: Option<String>,
+    #[command(flatten)]
+    jobs: JobArgs,
     /// Serve metrics on this address, for example :9252
-    #[arg(long, value_name = "ADDRESS", env = "LISTEN_ADDRESS", value_parser = parse_address)]
+    #[arg(long, value_name = "ADDRESS", env = "LISTEN_ADDRESS", value_parser = parse_listen_address)]
     listen_address: Option<String>,
     /// Run one job, then shut down
     #[arg(long, conflicts_with = "max_builds")]
@@ -47,12 +43,12 @@ pub struct Options {
 }
 
 /// Runs the agent. A start failure under systemd is reported and delayed by [`StartFailures`].
-pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, String> {
+pub fn main(options: RunArgs, logging: &LoggingArgs) -> Result<ExitCode, String> {
     if options.validate {
         let loaded = options.file.load()?;
-        return agent::validate(&options.of_agent()?, loaded).map(|()| ExitCode::SUCCESS);
+        return agent::validate(&options.agent_options()?, loaded).map(|()| ExitCode::SUCCESS);
     }
-    let Some(failures) = StartFailures::of_service() else { return run(options, logging) };
+    let Some(failures) = StartFailures::detect_service() else { return run(options, logging) };
     let give_up_after = options.give_up_after.filter(|after| !after.is_zero());
     run(options, logging).or_else(|error| {
         failures.fail(&error, give_up_after);
@@ -60,32 +56,28 @@ pub fn main(options: Options, logging: &logging::Options) -> Result<ExitCode, St
     })
 }
 
-fn run(options: Options, logging: &logging::Options) -> Result<ExitCode, String> {
+fn run(options: RunArgs, logging: &LoggingArgs) -> Result<ExitCode, String> {
     let loaded = options.file.load();
     let configured = loaded.as_ref().ok().map(|loaded| &loaded.config);
     let level = configured.and_then(|config| config.log_level.as_deref()).unwrap_or("info");
     let format = configured.and_then(|config| config.log_format.as_deref()).unwrap_or("runner");
     logging.set_up(Some((level, format)));
-    agent::run(options.of_agent()?, loaded)
+    agent::run(options.agent_options()?, loaded)
 }
 
-impl Options {
+impl RunArgs {
     /// Converts the options. Fails if the working directory does not exist.
-    fn of_agent(&self) -> Result<agent::AgentOptions, String> {
+    fn agent_options(&self) -> Result<agent::AgentOptions, String> {
         Ok(agent::AgentOptions {
             config: self.file.path(),
-            user: self.user.clone(),
+            user: self.jobs.user.clone(),
             max_builds: if self.once { Some(1) } else { self.max_builds.filter(|builds| *builds > 0) },
             idle_timeout: self.idle_timeout,
             max_age: self.max_age.filter(|age| !age.is_zero()),
             listen_address: self.listen_address.clone(),
-            working_directory: agent::working_directory(self.working_directory.as_deref())?,
+            working_directory: self.jobs.working_directory()?,
         })
     }
-}
-
-fn parse_address(text: &str) -> Result<String, String> {
-    check_address(text).map(|()| text.to_owned())
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

@@ -21,7 +21,7 @@ use crate::manager::simulation::{Scenario, at, load, report, simulate};
 
 /// The options of `manager simulate`.
 #[derive(Args)]
-pub struct Options {
+pub struct SimulateArgs {
     #[command(flatten)]
     file: ConfigFile,
     /// Simulate only the pool with this name
@@ -83,7 +83,7 @@ fn zone(text: &str) -> Result<TimeZone, String> {
 
 /// Simulates each pool and prints the result. A pool that cannot be simulated is reported; the other pools are
 /// simulated.
-pub fn main(options: &Options) -> Result<ExitCode, String> {
+pub fn main(options: &SimulateArgs) -> Result<ExitCode, String> {
     let (pools, refused) = pools(options)?;
     refused.iter().for_each(|why| eprintln!("mayfly: {why}"));
     let zone = options.timezone.clone().unwrap_or_else(TimeZone::system);
@@ -107,7 +107,7 @@ pub fn main(options: &Options) -> Result<ExitCode, String> {
 }
 
 fn print_day(
-    options: &Options,
+    options: &SimulateArgs,
     pool: &PoolSettings,
     jobs: &[SimulatedJob],
     begins: Timestamp,
@@ -153,7 +153,7 @@ fn with_pool(path: &Path, pool: &str) -> PathBuf {
     path.with_file_name(format!("{stem}-{pool}{end}"))
 }
 
-fn load(options: &Options, zone: &TimeZone) -> Result<Load, String> {
+fn load(options: &SimulateArgs, zone: &TimeZone) -> Result<Load, String> {
     if let Some(path) = &options.load {
         let text = fs::read_to_string(path).map_err(|error| format!("the load {}: {error}", path.display()))?;
         return load::read(&text, options.day, zone).map_err(|why| format!("the load {}: {why}", path.display()));
@@ -165,18 +165,16 @@ fn load(options: &Options, zone: &TimeZone) -> Result<Load, String> {
 }
 
 /// The settings of the selected pools, and why others cannot be simulated.
-fn pools(options: &Options) -> Result<(Vec<PoolSettings>, Vec<String>), String> {
+fn pools(options: &SimulateArgs) -> Result<(Vec<PoolSettings>, Vec<String>), String> {
     let path = options.file.path();
     let config = Config::load_as(&path, Role::Manager).map_err(|error| error.to_string())?.config;
-    let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let table: toml::Table = text.parse().map_err(|error| format!("{}: {error}", path.display()))?;
     let (mut pools, mut refused) = (Vec::new(), Vec::new());
     for runner in &config.runners {
         let name = settings::name_of(runner);
         if options.pool.as_ref().is_some_and(|wanted| *wanted != name) {
             continue;
         }
-        let pool = fleet::of(&table, runner.position).and_then(|table| {
+        let pool = fleet::read_table(&runner.written).and_then(|table| {
             table.map(|table| PoolSettings::simulated(runner, &name, table, config.concurrent)).transpose()
         });
         match pool {

@@ -46,7 +46,7 @@ struct Record {
 impl StartFailures {
     /// The record of this service; `None` if systemd did not start this process as a service. Must be called before the
     /// agent removes systemd's variables from the environment.
-    pub fn of_service() -> Option<Self> {
+    pub fn detect_service() -> Option<Self> {
         std::env::var_os("NOTIFY_SOCKET")?;
         // The value may list several directories, separated by colons; the first one is the agent's.
         let directories = std::env::var("RUNTIME_DIRECTORY").ok()?;

@@ -16,14 +16,14 @@ use crate::monitor::listener::split_address;
 
 /// The timeout for the response.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The maximum size of the response in bytes.
-const ANSWER_MAX: usize = 16 << 20;
-/// The number of decisions to print.
-const DECISIONS: usize = 10;
+/// The maximum size of the response.
+const MAX_RESPONSE_BYTES: usize = 16 << 20;
+/// The maximum number of decisions to print for a pool.
+const MAX_DECISIONS: usize = 10;
 
 /// The options of `status`.
 #[derive(Args)]
-pub struct Options {
+pub struct StatusArgs {
     #[command(flatten)]
     file: ConfigFile,
     /// The address to query [default: the listen_address of the configuration]
@@ -35,7 +35,7 @@ pub struct Options {
 }
 
 /// Queries the process and prints its state.
-pub fn main(options: &Options) -> Result<ExitCode, String> {
+pub fn main(options: &StatusArgs) -> Result<ExitCode, String> {
     let address = match &options.address {
         Some(address) => address.clone(),
         None => options.file.load()?.config.listen_address.ok_or_else(|| {
@@ -90,7 +90,7 @@ fn request(mut stream: TcpStream, host: &str) -> Result<String, String> {
     let mut answer = Vec::new();
     let mut buffer = [0; 16 * 1024];
     // The loop does not wait for the end of the connection, because the server may keep it open.
-    while !is_whole(&answer) && answer.len() < ANSWER_MAX {
+    while !is_whole(&answer) && answer.len() < MAX_RESPONSE_BYTES {
         match stream.read(&mut buffer).map_err(io)? {
             0 => break,
             length => answer.extend_from_slice(&buffer[..length]),
@@ -204,7 +204,7 @@ fn pool(text: &mut String, pool: &PoolView) {
             let _ = writeln!(text, "  {line}");
         });
     }
-    for decision in pool.decisions.iter().take(DECISIONS) {
+    for decision in pool.decisions.iter().take(MAX_DECISIONS) {
         let _ = writeln!(text, "  {} {}", decision.time, decision.text);
     }
 }

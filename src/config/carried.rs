@@ -12,14 +12,12 @@ use nix::unistd::Uid;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
+use super::keys::TOKEN_KEYS;
 use super::{Config, Runner, state_dir};
 use crate::sys;
 
 /// The file with the agent's own settings in the state directory.
 const SETTINGS: &str = "settings.toml";
-
-/// The keys of a runner that describe its token.
-const OF_TOKEN: [&str; 3] = ["token", "token_obtained_at", "token_expires_at"];
 
 /// Splits a file, without tokens, into the agent's own settings and the tables of `[[runners]]`.
 pub(super) fn split(text: &str) -> (Table, Vec<Table>) {
@@ -30,7 +28,7 @@ pub(super) fn split(text: &str) -> (Table, Vec<Table>) {
     };
     let table = |runner: Value| match runner {
         Value::Table(mut table) => {
-            OF_TOKEN.iter().for_each(|key| drop(table.remove(*key)));
+            TOKEN_KEYS.iter().for_each(|key| drop(table.remove(*key)));
             table
         }
         _ => Table::new(),
@@ -39,7 +37,12 @@ pub(super) fn split(text: &str) -> (Table, Vec<Table>) {
 }
 
 /// The configuration for the journal of a job: it runs as `user`, with these directories, in one of `concurrent` slots.
-pub fn of_job(runner: &Runner, user: Option<&str>, concurrent: u32, [builds, caches]: [&Path; 2]) -> String {
+pub fn write_job_settings(
+    runner: &Runner,
+    user: Option<&str>,
+    concurrent: u32,
+    [builds, caches]: [&Path; 2],
+) -> String {
     let mut table = runner.written.clone();
     let text = |text: &str| Value::String(text.to_owned());
     // The values are stored expanded, because a later agent may have other environment variables.
@@ -49,25 +52,25 @@ pub fn of_job(runner: &Runner, user: Option<&str>, concurrent: u32, [builds, cac
     let directories = [("builds_dir", builds), ("cache_dir", caches)];
     let directories = directories.map(|(key, path)| (key.to_owned(), Value::String(path.display().to_string())));
     if runner.executor.has_containers() {
-        let own = table.entry("mayfly").or_insert_with(|| Value::Table(Table::new()));
-        if let Value::Table(own) = own {
-            own.extend(directories);
+        let own_keys = table.entry("mayfly").or_insert_with(|| Value::Table(Table::new()));
+        if let Value::Table(own_keys) = own_keys {
+            own_keys.extend(directories);
         }
     } else {
         table.extend(directories);
     }
-    let mut whole = Table::new();
-    whole.insert("concurrent".to_owned(), Value::Integer(concurrent.into()));
+    let mut file = Table::new();
+    file.insert("concurrent".to_owned(), Value::Integer(concurrent.into()));
     if let Some(user) = user {
-        whole.insert("user".to_owned(), text(user));
+        file.insert("user".to_owned(), text(user));
     }
-    whole.insert("runners".to_owned(), Value::Array(vec![Value::Table(table)]));
-    whole.to_string()
+    file.insert("runners".to_owned(), Value::Array(vec![Value::Table(table)]));
+    file.to_string()
 }
 
 /// The runner from the journal of a job; `None` if the journal has none, or this version cannot read it. `path` is the
 /// configuration file; certificate files may be beside it.
-pub fn runner_of_job(path: &Path, text: &str) -> Option<(Config, Runner)> {
+pub fn read_job_settings(path: &Path, text: &str) -> Option<(Config, Runner)> {
     let config = Config::parse(path, text).ok()?;
     let runner = config.runners.first()?.clone();
     Some((config, runner))
@@ -167,9 +170,10 @@ mod tests {
         let config = config();
         for (index, name) in ["first", "second"].into_iter().enumerate() {
             let runner = &config.runners[index];
-            let text = of_job(runner, Some("ci"), 3, [Path::new("/w/builds"), Path::new("/w/cache")]);
+            let text = write_job_settings(runner, Some("ci"), 3, [Path::new("/w/builds"), Path::new("/w/cache")]);
             assert!(!text.contains(runner.token.reveal()), "{text}");
-            let (carried, same) = runner_of_job(&config.path, &text).expect("the settings of the job must be readable");
+            let (carried, same) =
+                read_job_settings(&config.path, &text).expect("the settings of the job must be readable");
             assert_eq!((same.name.as_str(), &same.url, same.token.short()), (name, &runner.url, runner.token.short()));
             assert_eq!((carried.concurrent, carried.user.as_deref()), (3, Some("ci")));
             assert_eq!((same.environment.clone(), same.confined), (runner.environment.clone(), runner.confined));
@@ -180,7 +184,7 @@ mod tests {
             };
             assert_eq!(directories, [Some("/w/builds".into()), Some("/w/cache".into())]);
         }
-        assert!(runner_of_job(&config.path, "").is_none());
+        assert!(read_job_settings(&config.path, "").is_none());
     }
 
     #[test]

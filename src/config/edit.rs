@@ -28,9 +28,9 @@ impl Editor {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(describe(error.to_string())),
         };
-        let document = text.parse().map_err(|error: toml_edit::TomlError| {
-            describe(show_error(&text, error.span(), error.message()))
-        })?;
+        let document = text
+            .parse()
+            .map_err(|error: toml_edit::TomlError| describe(show_error(&text, error.span(), error.message())))?;
         Ok(Self { path: path.to_owned(), document, problem: None })
     }
 
@@ -198,7 +198,7 @@ mod tests {
         assert!(changed.ends_with("# the other\n[[runners]]\n  name = \"b\"\n  token = \"other\"\n"));
         assert_eq!(fs::metadata(&path).expect("the file must exist").permissions().mode() & 0o777, 0o600);
         let mut editor = Editor::open(&path).expect("open the file");
-        editor.remove_runners(&[&Runner::unnamed("https://h", Token::new("new"))]);
+        editor.remove_runners(&[&Runner::with_defaults("https://h", Token::new("new"))]);
         editor.save().expect("save the file");
         assert!(!fs::read_to_string(&path).expect("read the file").contains("\"a\""));
     }
@@ -219,14 +219,15 @@ mod tests {
         let changed =
             edited(text, |editor| editor.replace_token(&path, &Token::new("new"), "2030-01-02T03:04:05Z", None));
         assert!(changed.expect("save the file").contains("token = \"new\""));
-        let changed = edited(text, |editor| editor.remove_runners(&[&Runner::unnamed("https://h", path.clone())]));
+        let changed =
+            edited(text, |editor| editor.remove_runners(&[&Runner::with_defaults("https://h", path.clone())]));
         assert!(!changed.expect("save the file").contains("https"));
     }
 
     #[test]
     fn keeps_the_same_token_of_another_server() {
         let text = "[[runners]]\nurl = \"https://a\"\ntoken = \"t\"\n[[runners]]\nurl = \"https://b\"\ntoken = \"t\"\n";
-        let gone = Runner::unnamed("https://a", Token::new("t"));
+        let gone = Runner::with_defaults("https://a", Token::new("t"));
         let changed = edited(text, |editor| editor.remove_runners(&[&gone])).expect("save the file");
         assert!(changed.contains("https://b") && !changed.contains("https://a"), "{changed}");
     }

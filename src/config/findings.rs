@@ -8,11 +8,11 @@ use std::path::Path;
 use toml_edit::{Document, Item, TableLike};
 
 use super::docker::Contradiction;
-use super::feature_flags;
+use super::feature_flags::{self, JobHost};
 use super::keys::{self, KeySupport};
 use super::location::{KeyLocation, line_number};
-use super::meaning::is_of_containers;
 use super::period::{CronForm, Period, Zone};
+use super::runner::executor_has_containers;
 use super::{ExecutorKind, Role, Runner, Unusable, expand};
 
 /// The severity of a finding.
@@ -48,16 +48,16 @@ impl fmt::Display for Finding {
 }
 
 /// Names each key that has no effect, with its line.
-pub fn of_keys(text: &str, role: Role) -> Vec<Finding> {
+pub fn check_keys(text: &str, role: Role) -> Vec<Finding> {
     let Ok(document) = Document::parse(text) else { return Vec::new() };
-    let mut findings = Vec::new();
-    visit(text, "", "", document.as_table(), role, &mut findings);
-    findings.sort_by_key(|finding| finding.line);
-    findings
+    let mut check = KeyCheck { text, role, findings: Vec::new() };
+    check.check_table("", "", document.as_table());
+    check.findings.sort_by_key(|finding| finding.line);
+    check.findings
 }
 
 /// Finds runners that mayfly cannot use.
-pub fn of_unusable(text: &str, unusable: &[Unusable]) -> Vec<Finding> {
+pub fn unusable_runners(text: &str, unusable: &[Unusable]) -> Vec<Finding> {
     let finding = |unusable: &Unusable| Finding {
         severity: Severity::UnusableRunner,
         line: KeyLocation { runner: Some(unusable.position), key: "executor" }.line(text),
@@ -67,7 +67,7 @@ pub fn of_unusable(text: &str, unusable: &[Unusable]) -> Vec<Finding> {
 }
 
 /// Reports runners without an executor: a runner of a manager gets it with each job.
-pub fn of_executors(text: &str, runners: &[Runner]) -> Vec<Finding> {
+pub fn missing_executors(text: &str, runners: &[Runner]) -> Vec<Finding> {
     let without = runners.iter().filter(|runner| runner.executor == ExecutorKind::FromManager);
     let finding = |runner: &Runner| Finding {
         severity: Severity::Note,
@@ -81,23 +81,25 @@ pub fn of_executors(text: &str, runners: &[Runner]) -> Vec<Finding> {
 }
 
 /// Reports contradictions below `[runners.docker]`, and keys that belong to another table.
-pub fn of_containers(text: &str, runners: &[Runner]) -> Vec<Finding> {
+pub fn check_containers(text: &str, runners: &[Runner]) -> Vec<Finding> {
     let of_runner = |runner: &Runner| {
-        let place = |key| KeyLocation { runner: Some(runner.position), key };
-        let told = runner.docker.contradictions().into_iter().map(move |Contradiction { key, why }| (place(key), why));
+        let location = |key| KeyLocation { runner: Some(runner.position), key };
+        let contradictions =
+            runner.docker.contradictions().into_iter().map(move |Contradiction { key, why }| (location(key), why));
         let idle = (!runner.docker.tls_verify && runner.docker.tls_cert_path.is_some())
-            .then(|| (place("docker.tls_cert_path"), "it has no effect without `tls_verify = true`".to_owned()));
+            .then(|| (location("docker.tls_cert_path"), "it has no effect without `tls_verify = true`".to_owned()));
         let policy = (!runner.docker.permits_a_default_policy()).then(|| {
             let why =
                 "no policy of `pull_policy` is in the list, so every job must name a policy (`image: pull_policy`)";
-            (place("docker.allowed_pull_policies"), why.to_owned())
+            (location("docker.allowed_pull_policies"), why.to_owned())
         });
-        told.chain(idle)
+        contradictions
+            .chain(idle)
             .chain(policy)
-            .map(|(place, why)| Finding {
+            .map(|(location, why)| Finding {
                 severity: Severity::Warning,
-                line: place.line(text),
-                message: format!("`runners.{}`: {why}", place.key),
+                line: location.line(text),
+                message: format!("`runners.{}`: {why}", location.key),
             })
             .collect::<Vec<_>>()
     };
@@ -105,7 +107,7 @@ pub fn of_containers(text: &str, runners: &[Runner]) -> Vec<Finding> {
 }
 
 /// Warns if other users can read the file, which contains runner tokens.
-pub fn of_mode(path: &Path) -> Option<Finding> {
+pub fn check_mode(path: &Path) -> Option<Finding> {
     let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
     (mode & 0o077 != 0).then(|| Finding {
         severity: Severity::Warning,
@@ -117,112 +119,164 @@ pub fn of_mode(path: &Path) -> Option<Finding> {
     })
 }
 
-fn visit(text: &str, path: &str, executor: &str, table: &dyn TableLike, role: Role, findings: &mut Vec<Finding>) {
-    let executor = match path {
-        "runners" => table.get("executor").and_then(Item::as_str).unwrap_or_default(),
-        _ => executor,
-    };
-    let known = keys::of(path);
-    if path == "runners.machine.autoscaling" && !table.contains_key("IdleTime") {
-        let first =
-            table.iter().find_map(|(name, item)| table.key(name).and_then(toml_edit::Key::span).or(item.span()));
-        let message = "`runners.machine.autoscaling` has no `IdleTime`, so it is 0 there and not inherited: the \
-                       instance leaves as soon as no job waits";
-        let line = first.map(|span| line_number(text, span.start));
-        findings.push(Finding { severity: Severity::Warning, line, message: message.to_owned() });
+/// Walks through the tables of a file.
+struct KeyCheck<'a> {
+    text: &'a str,
+    role: Role,
+    findings: Vec<Finding>,
+}
+
+/// A key of the file.
+struct FoundKey<'a> {
+    /// The path of its table (`runners.docker`; empty for the top level).
+    table: &'a str,
+    name: &'a str,
+    value: &'a Item,
+    /// The executor of its runner; empty outside of `[[runners]]`.
+    executor: &'a str,
+    line: Option<usize>,
+}
+
+impl FoundKey<'_> {
+    /// The path of the key, such as `runners.docker.image`.
+    fn path(&self) -> String {
+        if self.table.is_empty() { self.name.to_owned() } else { format!("{}.{}", self.table, self.name) }
     }
-    for (name, item) in table.iter() {
-        let span = table.key(name).and_then(toml_edit::Key::span).or_else(|| item.span());
-        let line = span.map(|span| line_number(text, span.start));
-        let full = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-        if path == "runners.feature_flags" {
-            let has_containers = is_of_containers(executor);
-            findings.extend(of_flag(name, item.as_bool(), has_containers).map(|(severity, why)| Finding {
-                severity,
-                line,
-                message: format!("`{full}` {why}"),
-            }));
-            continue;
+}
+
+impl KeyCheck<'_> {
+    fn warn(&mut self, line: Option<usize>, message: String) {
+        self.findings.push(Finding { severity: Severity::Warning, line, message });
+    }
+
+    /// Checks the keys of a table, and the tables below it.
+    fn check_table(&mut self, path: &str, executor: &str, table: &dyn TableLike) {
+        let executor = match path {
+            "runners" => table.get("executor").and_then(Item::as_str).unwrap_or_default(),
+            _ => executor,
+        };
+        if path == "runners.machine.autoscaling" && !table.contains_key("IdleTime") {
+            self.warn_about_idle_time(table);
         }
-        let mut tell = |message: String| findings.push(Finding { severity: Severity::Warning, line, message });
-        match known.iter().find(|key| key.name == name).map(|key| key.support) {
-            Some(KeySupport::Honoured) if full == "runners.cache.Type" => {
-                let other = item.as_str().filter(|kind| !matches!(*kind, "" | "s3"));
-                other.iter().for_each(|kind| tell(format!("`{full} = \"{kind}\"` has no effect: {}", keys::KIND)));
+        for (name, value) in table.iter() {
+            let line = self.line_of(table, name, value);
+            let key = FoundKey { table: path, name, value, executor, line };
+            match path {
+                "runners.feature_flags" => self.check_flag(&key),
+                _ => self.check_key(&key),
             }
-            Some(KeySupport::Honoured) if full == "runners.docker.environment" => {
-                tell(format!("`{full}` has an effect, but belongs below [[runners]]; move it there"));
+        }
+    }
+
+    fn line_of(&self, table: &dyn TableLike, name: &str, value: &Item) -> Option<usize> {
+        let span = table.key(name).and_then(toml_edit::Key::span).or_else(|| value.span());
+        span.map(|span| line_number(self.text, span.start))
+    }
+
+    fn warn_about_idle_time(&mut self, table: &dyn TableLike) {
+        let line = table.iter().find_map(|(name, value)| self.line_of(table, name, value));
+        let why = "`runners.machine.autoscaling` has no `IdleTime`, so it is 0 there and not inherited: the instance leaves \
+                   as soon as no job waits";
+        self.warn(line, why.to_owned());
+    }
+
+    fn check_key(&mut self, key: &FoundKey<'_>) {
+        let path = key.path();
+        match keys::keys_of(key.table).iter().find(|known| known.name == key.name).map(|known| known.support) {
+            Some(KeySupport::Honoured) => self.check_value(key, &path),
+            Some(KeySupport::Table) if path == "runners.docker" && !executor_has_containers(key.executor) => {
+                self.warn(key.line, format!("`{path}` has no effect: {}", keys::WITHOUT_CONTAINERS));
             }
-            Some(KeySupport::Honoured) if keys::PERIODS.contains(&full.as_str()) => {
-                check_periods(text, path, item, findings);
-            }
-            Some(KeySupport::Honoured) => {
-                let expanded = matches!(full.as_str(), "runners.url" | "runners.token");
-                let names = item.as_str().filter(|_| expanded).map(expand::unset).unwrap_or_default();
-                for name in names {
-                    tell(format!("`{full}` uses the environment variable `${name}`, which is not set"));
-                }
-            }
-            Some(KeySupport::ManagerOnly(_)) if name == "IdleScaleFactor" && item.is_integer() => {
-                tell(format!(
-                    "`{full}` is an integer, with which gitlab-runner does not start; write a decimal point, for example 1.0"
-                ));
-            }
-            Some(KeySupport::ManagerOnly(_)) if role == Role::Manager => {}
-            Some(KeySupport::ManagerOnly(why)) => {
-                tell(format!("`{full}` has no effect for an agent (`mayfly manager` honours it): {why}"));
-            }
-            Some(KeySupport::NoEffect(why)) => tell(format!("`{full}` has no effect: {why}")),
-            Some(KeySupport::Table) if full == "runners.docker" && !is_of_containers(executor) => {
-                tell(format!("`{full}` has no effect: {}", keys::WITHOUT_CONTAINERS));
-            }
-            Some(KeySupport::Table) => visit_tables(text, &full, executor, item, role, findings),
-            None => findings.push(Finding {
+            Some(KeySupport::Table) => self.check_tables(key, &path),
+            Some(KeySupport::NoEffect(why)) => self.warn(key.line, format!("`{path}` has no effect: {why}")),
+            Some(KeySupport::ManagerOnly(why)) => self.check_manager_key(key, &path, why),
+            None => self.findings.push(Finding {
                 severity: Severity::UnknownKey,
-                line,
-                message: format!("`{full}` is unknown and has no effect{}", hint(path, name)),
+                line: key.line,
+                message: format!("`{path}` is unknown and has no effect{}", hint(key.table, key.name)),
             }),
         }
     }
-}
 
-/// Why a feature flag has no effect, and how severe that is; `None` if the flag has an effect.
-fn of_flag(name: &str, value: Option<bool>, has_containers: bool) -> Option<(Severity, String)> {
-    let Some(flag) = feature_flags::find(name) else {
-        let near = nearest(name, feature_flags::FLAGS.iter().map(|flag| flag.name));
-        let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-        return Some((Severity::UnknownKey, format!("is unknown and has no effect{hint}")));
-    };
-    let reason = feature_flags::idle_reason(flag, value?, has_containers)?;
-    Some((Severity::Warning, format!("has no effect: {reason}")))
-}
-
-/// Finds periods that never match or are misleading, in a policy or in a section of docker+machine.
-fn check_periods(text: &str, path: &str, periods: &Item, findings: &mut Vec<Finding>) {
-    let today = Zone::default().clock(jiff::Timestamp::now()).date();
-    let form = match path {
-        "runners.machine.autoscaling" => CronForm::WithSeconds,
-        _ => CronForm::WithoutSeconds,
-    };
-    for value in periods.as_array().into_iter().flatten() {
-        let period = value.as_str().and_then(|text| Period::read(text).ok());
-        let warning = period.and_then(|period| period.warning(today, form));
-        let line = value.span().map(|span| line_number(text, span.start));
-        findings.extend(warning.map(|message| Finding { severity: Severity::Warning, line, message }));
+    /// Checks the table or the list of tables of a key.
+    fn check_tables(&mut self, key: &FoundKey<'_>, path: &str) {
+        if let Some(tables) = key.value.as_array_of_tables() {
+            tables.iter().for_each(|table| self.check_table(path, key.executor, table));
+        } else if let Some(table) = key.value.as_table_like() {
+            self.check_table(path, key.executor, table);
+        }
     }
-}
 
-fn visit_tables(text: &str, path: &str, executor: &str, item: &Item, role: Role, findings: &mut Vec<Finding>) {
-    if let Some(tables) = item.as_array_of_tables() {
-        tables.iter().for_each(|table| visit(text, path, executor, table, role, findings));
-    } else if let Some(table) = item.as_table_like() {
-        visit(text, path, executor, table, role, findings);
+    /// Finds values without effect and misleading ones of a key that has an effect.
+    fn check_value(&mut self, key: &FoundKey<'_>, path: &str) {
+        match path {
+            "runners.cache.Type" => {
+                if let Some(kind) = key.value.as_str().filter(|kind| !matches!(*kind, "" | "s3")) {
+                    let why = keys::OTHER_OBJECT_STORE;
+                    self.warn(key.line, format!("`{path} = \"{kind}\"` has no effect: {why}"));
+                }
+            }
+            "runners.docker.environment" => {
+                self.warn(key.line, format!("`{path}` has an effect, but belongs below [[runners]]; move it there"));
+            }
+            "runners.url" | "runners.token" => {
+                for name in key.value.as_str().map(expand::unset).unwrap_or_default() {
+                    let why = format!("`{path}` uses the environment variable `${name}`, which is not set");
+                    self.warn(key.line, why);
+                }
+            }
+            path if keys::PERIODS.contains(&path) => self.check_periods(key),
+            _ => {}
+        }
+    }
+
+    /// Finds periods that never match or are misleading, in a policy or in a section of docker+machine.
+    fn check_periods(&mut self, key: &FoundKey<'_>) {
+        let today = Zone::default().clock(jiff::Timestamp::now()).date();
+        let form = match key.table {
+            "runners.machine.autoscaling" => CronForm::WithSeconds,
+            _ => CronForm::WithoutSeconds,
+        };
+        for value in key.value.as_array().into_iter().flatten() {
+            let period = value.as_str().and_then(|text| Period::read(text).ok());
+            if let Some(warning) = period.and_then(|period| period.warning(today, form)) {
+                self.warn(value.span().map(|span| line_number(self.text, span.start)), warning);
+            }
+        }
+    }
+
+    /// Checks a key that only a manager honours; an agent ignores it because of `why`.
+    fn check_manager_key(&mut self, key: &FoundKey<'_>, path: &str, why: &str) {
+        if key.name == "IdleScaleFactor" && key.value.is_integer() {
+            let why = format!(
+                "`{path}` is an integer, with which gitlab-runner does not start; write a decimal point, for example 1.0"
+            );
+            self.warn(key.line, why);
+        } else if self.role == Role::Agent {
+            let why = format!("`{path}` has no effect for an agent (`mayfly manager` honours it): {why}");
+            self.warn(key.line, why);
+        }
+    }
+
+    fn check_flag(&mut self, key: &FoundKey<'_>) {
+        let path = key.path();
+        let Some(flag) = feature_flags::find(key.name) else {
+            let near = nearest(key.name, feature_flags::FLAGS.iter().map(|flag| flag.name));
+            let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+            let message = format!("`{path}` is unknown and has no effect{hint}");
+            return self.findings.push(Finding { severity: Severity::UnknownKey, line: key.line, message });
+        };
+        let jobs = if executor_has_containers(key.executor) { JobHost::Containers } else { JobHost::Shell };
+        let reason = key.value.as_bool().and_then(|value| feature_flags::idle_reason(flag, value, jobs));
+        if let Some(reason) = reason {
+            self.warn(key.line, format!("`{path}` has no effect: {reason}"));
+        }
     }
 }
 
 /// A suggestion for an unknown key: a similar key of the same table, or the same key of another table.
 fn hint(path: &str, name: &str) -> String {
-    if let Some(key) = nearest(name, keys::of(path).iter().map(|key| key.name)) {
+    if let Some(key) = nearest(name, keys::keys_of(path).iter().map(|key| key.name)) {
         return format!("; did you mean `{key}`?");
     }
     let home = keys::TABLES.iter().find(|table| table.keys.iter().any(|key| key.name == name));
@@ -249,7 +303,7 @@ mod tests {
     fn names_each_key_without_effect_with_its_line() {
         let text = "concurrent = 1\nchek_interval = 3\n[[runners]]\nname = \"a\"\ntoken = \"t\"\nprivileged = true\n\
                     [runners.docker]\nimage = \"x\"\n[runners.mayfly]\nkill_grace = \"1s\"\nkillgrace = \"1s\"\n";
-        let told: Vec<String> = of_keys(text, Role::Agent).iter().map(Finding::to_string).collect();
+        let told: Vec<String> = check_keys(text, Role::Agent).iter().map(Finding::to_string).collect();
         assert_eq!(told.len(), 4, "{told:#?}");
         assert!(told[1].ends_with("it belongs below [runners.docker]"), "{told:#?}");
         assert!(told[3].ends_with("did you mean `kill_grace`?"), "{told:#?}");
@@ -258,6 +312,7 @@ mod tests {
         assert!(told[2].starts_with("line 7: `runners.docker` has no effect"));
         assert!(told[3].starts_with("line 11: `runners.mayfly.killgrace` is unknown"));
     }
+
     #[test]
     fn suggests_the_right_table_or_spelling() {
         for (text, hint) in [
@@ -269,7 +324,7 @@ mod tests {
             ("[[runners]]\nBucketName = \"x\"\n", "it belongs below [runners.cache.s3]"),
             ("wholly_other_thing = 2\n", "`wholly_other_thing` is unknown and has no effect"),
         ] {
-            let told = of_keys(text, Role::Agent);
+            let told = check_keys(text, Role::Agent);
             assert!(told[0].message.ends_with(hint), "{told:?}");
         }
     }
@@ -284,13 +339,13 @@ mod tests {
             )
         };
         let told: Vec<String> =
-            of_keys(&text("docker-autoscaler"), Role::Agent).iter().map(Finding::to_string).collect();
+            check_keys(&text("docker-autoscaler"), Role::Agent).iter().map(Finding::to_string).collect();
         assert_eq!(told.len(), 4, "{told:#?}");
         assert!(told[0].starts_with("line 4: `runners.docker.helper_image` has no effect"), "{told:#?}");
         assert!(told[1].ends_with("did you mean `image`?"), "{told:#?}");
         assert!(told[2].starts_with("line 6") && told[2].contains("belongs below [[runners]]"), "{told:#?}");
         assert!(told[3].starts_with("line 9: `runners.docker.services.ports` is unknown"), "{told:#?}");
-        let told = of_keys(&text("shell"), Role::Agent);
+        let told = check_keys(&text("shell"), Role::Agent);
         assert!(told.len() == 1 && told[0].message.starts_with("`runners.docker` has no effect"), "{told:#?}");
     }
 
@@ -304,7 +359,7 @@ mod tests {
         };
         let told = |text: &str| {
             let config = super::super::Config::parse(Path::new("config.toml"), text).expect("a configuration");
-            of_containers(text, &config.runners).iter().map(Finding::to_string).collect::<Vec<_>>()
+            check_containers(text, &config.runners).iter().map(Finding::to_string).collect::<Vec<_>>()
         };
         let expected = "line 6: `runners.docker.tls_cert_path`: it has no effect without `tls_verify = true`";
         assert_eq!(told(&text("")), [expected]);
@@ -315,7 +370,7 @@ mod tests {
     fn names_an_unsupported_object_store() {
         for (kind, told) in [("s3", 0), ("gcs", 1)] {
             assert_eq!(
-                of_keys(&format!("[[runners]]\n[runners.cache]\nType = \"{kind}\"\n"), Role::Agent).len(),
+                check_keys(&format!("[[runners]]\n[runners.cache]\nType = \"{kind}\"\n"), Role::Agent).len(),
                 told,
                 "{kind}"
             );
@@ -326,7 +381,7 @@ mod tests {
     fn names_flags_without_effect_and_unset_variables() {
         let text = "[[runners]]\ntoken = \"$NO_SUCH_NAME_HERE\"\nurl = \"https://h\"\n[runners.feature_flags]\n\
                     FF_TIMESTAMPS = false\nFF_USE_GIT_NATIVE_CLONE = true\n";
-        let told: Vec<String> = of_keys(text, Role::Agent).iter().map(Finding::to_string).collect();
+        let told: Vec<String> = check_keys(text, Role::Agent).iter().map(Finding::to_string).collect();
         assert_eq!(told.len(), 2, "{told:#?}");
         assert!(told[0].starts_with("line 2") && told[0].contains("$NO_SUCH_NAME_HERE"), "{told:#?}");
         assert!(told[1].starts_with("line 6: `runners.feature_flags.FF_USE_GIT_NATIVE_CLONE`"), "{told:#?}");

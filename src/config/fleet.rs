@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 
 use super::duration;
+use super::keys::CONNECTION_KEYS;
 use super::period::{Period, Zone};
 
 /// The fleet tables of one `[[runners]]`, chosen by its executor.
@@ -192,14 +193,8 @@ fn factor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     }
 }
 
-/// The fleet table of the runner at `position` of a configuration; `None` for an executor without a fleet.
-pub fn of(file: &toml::Table, position: usize) -> Result<Option<FleetTable>, String> {
-    let runner = file.get("runners").and_then(toml::Value::as_array).and_then(|runners| runners.get(position));
-    runner.and_then(toml::Value::as_table).map_or(Ok(None), of_runner)
-}
-
-/// The fleet table of a runner's table; `None` and errors as for [`of`].
-pub fn of_runner(runner: &toml::Table) -> Result<Option<FleetTable>, String> {
+/// The fleet table of a runner; `None` for an executor without a fleet. Fails for an invalid value.
+pub fn read_table(runner: &toml::Table) -> Result<Option<FleetTable>, String> {
     let table = |name: &str| runner.get(name).cloned().unwrap_or(toml::Value::Table(toml::Table::new()));
     // The text of the error ends with the key.
     let wrong = |name: &str, error: &toml::de::Error| {
@@ -219,17 +214,9 @@ pub fn of_runner(runner: &toml::Table) -> Result<Option<FleetTable>, String> {
     }
 }
 
-/// Keys of `[[runners]]` that are not sent to agents: secrets, limits of the runner in the fleet, and settings of the
-/// manager's machine.
-const KEPT_FROM_AGENTS: [&str; 17] = [
-    "url",
-    "token",
-    "id",
-    "token_obtained_at",
-    "token_expires_at",
-    "tls-ca-file",
-    "tls-cert-file",
-    "tls-key-file",
+/// Keys of `[[runners]]` that are not sent to agents, besides [`CONNECTION_KEYS`]: limits of the runner in the fleet, and
+/// settings of the manager's machine.
+const MANAGER_KEYS: [&str; 9] = [
     "limit",
     "request_concurrency",
     "strict_check_interval",
@@ -241,14 +228,14 @@ const KEPT_FROM_AGENTS: [&str; 17] = [
     "instance",
 ];
 /// Keys of `[runners.mayfly]` that are not sent to agents.
-const KEPT_BELOW_MAYFLY: [&str; 3] = ["auto_scaling_group", "region", "agent_role"];
+const MANAGER_KEYS_BELOW_MAYFLY: [&str; 3] = ["auto_scaling_group", "region", "agent_role"];
 
-/// The runner's table for agents: TOML without [`KEPT_FROM_AGENTS`] and [`KEPT_BELOW_MAYFLY`].
-pub fn for_agents(runner: &toml::Table) -> String {
+/// The runner's table for agents (TOML), without the keys for the manager.
+pub fn table_for_agents(runner: &toml::Table) -> String {
     let mut table = runner.clone();
-    KEPT_FROM_AGENTS.iter().for_each(|key| drop(table.remove(*key)));
+    CONNECTION_KEYS.iter().chain(&MANAGER_KEYS).for_each(|key| drop(table.remove(*key)));
     if let Some(own) = table.get_mut("mayfly").and_then(toml::Value::as_table_mut) {
-        KEPT_BELOW_MAYFLY.iter().for_each(|key| drop(own.remove(*key)));
+        MANAGER_KEYS_BELOW_MAYFLY.iter().for_each(|key| drop(own.remove(*key)));
     }
     table.to_string()
 }
@@ -256,6 +243,10 @@ pub fn for_agents(runner: &toml::Table) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn runner(file: &toml::Table, position: usize) -> &toml::Table {
+        file["runners"][position].as_table().expect("a table")
+    }
 
     #[test]
     fn reads_both_kinds_of_tables() {
@@ -269,15 +260,15 @@ mod tests {
              IdleCount = 20\n[[runners]]\nexecutor = \"shell\"\n",
         )
         .expect("must be TOML");
-        let Ok(Some(FleetTable::Autoscaler(table))) = of(&file, 0) else { panic!("no table") };
+        let Ok(Some(FleetTable::Autoscaler(table))) = read_table(runner(&file, 0)) else { panic!("no table") };
         assert_eq!((table.plugin.as_str(), table.capacity_per_instance), ("aws:latest", 2));
         assert_eq!(table.plugin_config.name.as_deref(), Some("g"));
         assert!(table.plugin_config.others.contains_key("answer"));
         assert_eq!((table.policy[0].idle_count, table.policy[0].scale_factor), (5, 2.0));
-        let Ok(Some(FleetTable::Machine(table))) = of(&file, 1) else { panic!("no table") };
+        let Ok(Some(FleetTable::Machine(table))) = read_table(runner(&file, 1)) else { panic!("no table") };
         assert_eq!((table.idle_count, table.idle_scale_factor, table.max_growth_rate), (10, 1.5, 3));
         assert_eq!((table.autoscaling[0].idle_count, table.autoscaling[0].idle_time), (20, 0));
-        assert!(matches!(of(&file, 2), Ok(None)));
+        assert!(matches!(read_table(runner(&file, 2)), Ok(None)));
     }
 
     #[test]
@@ -288,18 +279,17 @@ mod tests {
              plugin = \"aws\"\n[runners.cache]\nType = \"s3\"\n",
         )
         .expect("must be TOML");
-        let sent: toml::Table =
-            for_agents(file["runners"][0].as_table().expect("a table")).parse().expect("must be TOML");
+        let sent: toml::Table = table_for_agents(runner(&file, 0)).parse().expect("must be TOML");
         assert_eq!(sent.keys().collect::<Vec<_>>(), ["cache", "environment", "executor", "mayfly", "name"]);
         assert!(!sent.to_string().contains("arn"));
     }
 
     #[test]
-    fn says_what_is_wrong() {
+    fn an_invalid_value_is_refused_with_its_table_and_key() {
         let file: toml::Table =
             toml::from_str("[[runners]]\nexecutor = \"instance\"\n[runners.autoscaler]\nmax_instances = -1\n")
                 .expect("must be TOML");
-        let why = of(&file, 0).expect_err("must be refused");
+        let why = read_table(runner(&file, 0)).expect_err("must be refused");
         assert!(why.starts_with("[runners.autoscaler]") && why.contains("`max_instances`"), "{why}");
         assert!(why.contains("expected a whole number, not below 0"), "{why}");
     }

@@ -58,9 +58,8 @@ impl Default for Leave {
 }
 
 impl Leave {
-    /// Applies the default where nothing is configured: `aws-asg` inside an Auto Scaling group, `exit` outside.
-    pub fn apply_default(&mut self, is_in_group: bool) {
-        let default = if is_in_group { LeaveStrategy::AwsAsg } else { LeaveStrategy::Exit };
+    /// Applies the default of the instance if no strategy is configured.
+    pub fn apply_default(&mut self, default: LeaveStrategy) {
         self.strategy = self.configured.unwrap_or(default);
     }
 }

@@ -83,9 +83,9 @@ impl IdleTimes {
     }
 }
 
-/// The limits from one runner's tables.
+/// The limits from one runner's fleet tables.
 #[derive(Clone, Debug, Default)]
-pub struct Terms {
+pub struct FleetLimits {
     /// The maximum number of jobs.
     pub max_builds: Option<u32>,
     /// The maximum number of concurrent jobs.
@@ -95,26 +95,26 @@ pub struct Terms {
     pub ready_command: Option<String>,
 }
 
-impl Terms {
+impl FleetLimits {
     /// The limits of a runner with this executor. If both tables exist, the executor decides which one applies.
-    pub fn of(executor: &str, machine: Option<Machine>, autoscaler: Option<Autoscaler>) -> Self {
+    pub fn new(executor: &str, machine: Option<Machine>, autoscaler: Option<Autoscaler>) -> Self {
         let by_machine = executor == "docker+machine";
-        let mut terms = match (machine, autoscaler) {
-            (Some(machine), other) if by_machine || other.is_none() => machine.terms(),
-            (_, Some(autoscaler)) => autoscaler.terms(),
+        let mut limits = match (machine, autoscaler) {
+            (Some(machine), other) if by_machine || other.is_none() => machine.limits(),
+            (_, Some(autoscaler)) => autoscaler.limits(),
             _ => Self::default(),
         };
         if by_machine {
             // A docker+machine machine runs one job at a time; `concurrent` counts the jobs of all machines.
-            terms.capacity = Some(1);
+            limits.capacity = Some(1);
         }
-        terms
+        limits
     }
 }
 
 /// The maximum number of concurrent jobs, if every runner limits it.
-pub fn capacity(terms: &[Terms]) -> Option<u32> {
-    let capacities: Option<Vec<u32>> = terms.iter().map(|terms| terms.capacity).collect();
+pub fn capacity(limits: &[FleetLimits]) -> Option<u32> {
+    let capacities: Option<Vec<u32>> = limits.iter().map(|limits| limits.capacity).collect();
     capacities?.into_iter().max()
 }
 
@@ -142,7 +142,7 @@ struct MachineWindow {
 }
 
 impl Machine {
-    fn terms(self) -> Terms {
+    fn limits(self) -> FleetLimits {
         let window = |window: MachineWindow| Window {
             periods: window.periods,
             zone: window.zone,
@@ -152,7 +152,7 @@ impl Machine {
             otherwise: self.idle_time.map(Duration::from_secs),
             windows: self.autoscaling.into_iter().map(window).collect(),
         };
-        Terms {
+        FleetLimits {
             max_builds: Some(self.max_builds).filter(|builds| *builds > 0),
             capacity: None,
             idle: Some(idle).filter(|idle| *idle != IdleTimes::default()),
@@ -210,7 +210,7 @@ pub(super) fn periods_of_policy<'de, D: Deserializer<'de>>(deserializer: D) -> R
 }
 
 impl Autoscaler {
-    fn terms(self) -> Terms {
+    fn limits(self) -> FleetLimits {
         let window = |policy: Policy| Window {
             periods: policy.periods,
             zone: policy.zone,
@@ -218,7 +218,7 @@ impl Autoscaler {
         };
         let idle = IdleTimes { otherwise: None, windows: self.policy.into_iter().map(window).collect() };
         let set = |number: u32| Some(number).filter(|number| *number > 0);
-        Terms {
+        FleetLimits {
             max_builds: set(self.max_use_count),
             capacity: set(self.capacity_per_instance),
             idle: Some(idle).filter(|idle| *idle != IdleTimes::default()),
@@ -231,16 +231,16 @@ impl Autoscaler {
 mod tests {
     use super::*;
 
-    fn machine(text: &str) -> Terms {
-        Terms::of("shell", Some(toml::from_str(text).expect("a table")), None)
+    fn machine(text: &str) -> FleetLimits {
+        FleetLimits::new("shell", Some(toml::from_str(text).expect("a table")), None)
     }
 
-    fn autoscaler(text: &str) -> Terms {
-        Terms::of("shell", None, Some(toml::from_str(text).expect("a table")))
+    fn autoscaler(text: &str) -> FleetLimits {
+        FleetLimits::new("shell", None, Some(toml::from_str(text).expect("a table")))
     }
 
-    fn idle_seconds(terms: &Terms, at: &str) -> Option<u64> {
-        let lifetime = LifetimeBounds { idle: terms.idle.clone().into_iter().collect(), ..LifetimeBounds::default() };
+    fn idle_seconds(limits: &FleetLimits, at: &str) -> Option<u64> {
+        let lifetime = LifetimeBounds { idle: limits.idle.clone().into_iter().collect(), ..LifetimeBounds::default() };
         lifetime.idle_timeout(at.parse().expect("a time")).map(|time| time.as_secs())
     }
 
@@ -251,15 +251,15 @@ mod tests {
 
     #[test]
     fn the_last_matching_section_wins() {
-        let terms = machine(DYNAMIC);
-        assert_eq!((terms.max_builds, terms.capacity), (Some(250), None));
+        let limits = machine(DYNAMIC);
+        assert_eq!((limits.max_builds, limits.capacity), (Some(250), None));
         for (at, expected) in [
             ("2026-07-06T07:00:00Z", 3600), // Monday, 9:00 in Amsterdam
             ("2026-07-06T16:00:00Z", 600),  // 18:00
             ("2026-07-11T08:00:00Z", 120),  // Saturday
             ("2026-07-10T22:30:00Z", 600),  // Saturday in Amsterdam, still Friday in UTC
         ] {
-            assert_eq!(idle_seconds(&terms, at), Some(expected), "{at}");
+            assert_eq!(idle_seconds(&limits, at), Some(expected), "{at}");
         }
         let both = machine(
             "IdleTime = 1\n[[autoscaling]]\nPeriods = [\"* * * * * * *\"]\nIdleTime = 2\n\
@@ -270,24 +270,24 @@ mod tests {
 
     #[test]
     fn a_missing_key_of_a_section_is_not_inherited() {
-        let terms = machine("IdleTime = 600\n[[autoscaling]]\nPeriods = [\"* * * * * sun *\"]\nIdleCount = 5\n");
-        assert_eq!(idle_seconds(&terms, "2026-07-12T08:00:00Z"), Some(0));
-        assert_eq!(idle_seconds(&terms, "2026-07-13T08:00:00Z"), Some(600));
+        let limits = machine("IdleTime = 600\n[[autoscaling]]\nPeriods = [\"* * * * * sun *\"]\nIdleCount = 5\n");
+        assert_eq!(idle_seconds(&limits, "2026-07-12T08:00:00Z"), Some(0));
+        assert_eq!(idle_seconds(&limits, "2026-07-13T08:00:00Z"), Some(600));
         let without_idle_time = machine("MaxBuilds = 1\n");
         assert_eq!((without_idle_time.max_builds, without_idle_time.idle), (Some(1), None));
     }
 
     #[test]
     fn reads_policies_of_the_autoscaler() {
-        let terms = autoscaler(
+        let limits = autoscaler(
             "max_use_count = 4\ncapacity_per_instance = 2\nmax_instances = 10\n\
              [[policy]]\nidle_count = 5\n\
              [[policy]]\nperiods = [\"* 22-6 * * *\", \"* * * * sun\"]\ntimezone = \"UTC\"\nidle_time = \"20m0s\"\n",
         );
-        assert_eq!((terms.max_builds, terms.capacity), (Some(4), Some(2)));
-        assert_eq!(idle_seconds(&terms, "2026-07-06T12:00:00Z"), Some(300));
-        assert_eq!(idle_seconds(&terms, "2026-07-06T23:00:00Z"), Some(1200));
-        assert_eq!(idle_seconds(&terms, "2026-07-12T12:00:00Z"), Some(1200));
+        assert_eq!((limits.max_builds, limits.capacity), (Some(4), Some(2)));
+        assert_eq!(idle_seconds(&limits, "2026-07-06T12:00:00Z"), Some(300));
+        assert_eq!(idle_seconds(&limits, "2026-07-06T23:00:00Z"), Some(1200));
+        assert_eq!(idle_seconds(&limits, "2026-07-12T12:00:00Z"), Some(1200));
         let unbounded = autoscaler("max_use_count = 0\ncapacity_per_instance = 0\n");
         assert_eq!((unbounded.max_builds, unbounded.capacity, unbounded.idle), (None, None, None));
         let long = toml::from_str::<Autoscaler>("[[policy]]\nperiods = [\"* * * * * * *\"]\n");
@@ -298,13 +298,13 @@ mod tests {
     fn the_executor_decides_which_table_applies() {
         let machine = || toml::from_str("MaxBuilds = 1\n").ok();
         let autoscaler = || toml::from_str("max_use_count = 2\n").ok();
-        let builds = |executor: &str| Terms::of(executor, machine(), autoscaler()).max_builds;
+        let builds = |executor: &str| FleetLimits::new(executor, machine(), autoscaler()).max_builds;
         assert_eq!(
             [builds("docker+machine"), builds("docker-autoscaler"), builds("instance")],
             [Some(1), Some(2), Some(2)]
         );
-        assert_eq!(Terms::of("shell", machine(), None).max_builds, Some(1));
-        assert_eq!(Terms::of("docker+machine", None, None).capacity, Some(1));
+        assert_eq!(FleetLimits::new("shell", machine(), None).max_builds, Some(1));
+        assert_eq!(FleetLimits::new("docker+machine", None, None).capacity, Some(1));
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub struct Manager {
 
 impl Table {
     /// Checks the table. The error has the missing or invalid key, and the reason.
-    pub fn meaning(self) -> Result<Manager, (&'static str, String)> {
+    pub fn interpret(self) -> Result<Manager, (&'static str, String)> {
         let given = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
         let listen = self.listen.filter(|listen| !listen.trim().is_empty());
         let listen = listen.unwrap_or_else(|| format!(":{DEFAULT_PORT}"));
@@ -90,16 +90,16 @@ impl Table {
 mod tests {
     use super::*;
 
-    fn meaning(text: &str) -> Result<Manager, (&'static str, String)> {
-        toml::from_str::<Table>(text).expect("a table").meaning()
+    fn interpret(text: &str) -> Result<Manager, (&'static str, String)> {
+        toml::from_str::<Table>(text).expect("a table").interpret()
     }
 
     #[test]
     fn plain_http_must_be_asked_for() {
         let token = "agent_token = \"0123456789abcdef\"\n";
         let files = "certificate_file = \"/c\"\nkey_file = \"/k\"\n";
-        assert!(meaning(&format!("{token}{files}")).is_ok_and(|manager| manager.certificate.is_some()));
-        let plain = meaning(&format!("{token}plain_http = true\nlisten = \"127.0.0.1\"\n")).expect("a table");
+        assert!(interpret(&format!("{token}{files}")).is_ok_and(|manager| manager.certificate.is_some()));
+        let plain = interpret(&format!("{token}plain_http = true\nlisten = \"127.0.0.1\"\n")).expect("a table");
         assert_eq!((plain.listen.as_str(), plain.certificate), ("127.0.0.1:9443", None));
         for (text, key) in [
             ("", "certificate_file"),
@@ -107,14 +107,14 @@ mod tests {
             ("certificate_file = \"/c\"\nkey_file = \"/k\"\nplain_http = true\n", "plain_http"),
             ("plain_http = true\nlisten = \"h:x\"\n", "listen"),
         ] {
-            let error = meaning(&format!("{token}{text}")).expect_err(text);
+            let error = interpret(&format!("{token}{text}")).expect_err(text);
             assert!(error.0.ends_with(key), "{error:?}");
         }
     }
 
     #[test]
     fn the_agents_token_may_be_stored_elsewhere() {
-        let token = |text: &str| meaning(&format!("plain_http = true\nagent_token = \"{text}\"\n"));
+        let token = |text: &str| interpret(&format!("plain_http = true\nagent_token = \"{text}\"\n"));
         let stored = token("aws-ssm:/ci/agents").expect("a table");
         assert!(stored.agent_token.is_empty() && stored.agent_token_reference.is_some());
         assert!(token("short").is_err_and(|(key, why)| key.ends_with("agent_token") && !why.contains("short\"")));

@@ -35,11 +35,12 @@ use std::time::Duration;
 
 pub use findings::{Finding, Severity};
 pub use location::show_error;
-pub use meaning::{LOG_LEVELS, is_helper_name};
+pub use meaning::LOG_LEVELS;
+pub use meaning::runner::is_helper_name;
 pub use offered::OfferedRunner;
 #[cfg(test)]
 pub use runner::CONFINED_UID;
-pub use runner::{ExecutorKind, Runner, executor};
+pub use runner::{ExecutorKind, PoolKeys, Runner, executor};
 
 use crate::decode;
 use crate::digest::hex;
@@ -177,11 +178,11 @@ impl Config {
     pub fn load_as(path: &Path, role: Role) -> Result<LoadedConfig, ConfigError> {
         let text = fs::read_to_string(path).map_err(|error| ConfigError::Unreadable(path.to_owned(), error))?;
         let config = Self::parse_as(path, &text, role)?;
-        let mut findings = findings::of_unusable(&text, &config.unusable);
-        findings.extend(findings::of_keys(&text, role));
-        findings.extend(findings::of_executors(&text, &config.runners));
-        findings.extend(findings::of_containers(&text, &config.runners));
-        findings.extend(findings::of_mode(path));
+        let mut findings = findings::unusable_runners(&text, &config.unusable);
+        findings.extend(findings::check_keys(&text, role));
+        findings.extend(findings::missing_executors(&text, &config.runners));
+        findings.extend(findings::check_containers(&text, &config.runners));
+        findings.extend(findings::check_mode(path));
         Ok(LoadedConfig { config, findings })
     }
 
@@ -198,10 +199,10 @@ impl Config {
     /// As [`Config::parse`], for `role`.
     pub fn parse_as(path: &Path, text: &str, role: Role) -> Result<Self, ConfigError> {
         let invalid = |why: String| ConfigError::Invalid(path.to_owned(), why);
-        let raw: raw::Config = decode::toml(text)
-            .map_err(|error| invalid(location::show_error(text, error.span(), error.message())))?;
-        let mut config = meaning::of(path, raw, role).map_err(|wrong| invalid(wrong.shown(text)))?;
-        meaning::note_written(text, &mut config);
+        let raw: raw::Config =
+            decode::toml(text).map_err(|error| invalid(location::show_error(text, error.span(), error.message())))?;
+        let mut config = meaning::interpret(path, raw, role).map_err(|wrong| invalid(wrong.show(text)))?;
+        meaning::store_written_tables(text, &mut config);
         Ok(config)
     }
 }

@@ -3,21 +3,8 @@
 use toml::{Table, Value};
 
 use super::Config;
+use super::keys::CONNECTION_KEYS;
 use crate::http::tls::TlsFiles;
-
-/// Keys of the agent's own runner that configure the connection to the manager, not the job. The client certificate is
-/// for GitLab; it does not come from the merged table.
-const OF_THE_MANAGER: [&str; 9] = [
-    "url",
-    "token",
-    "id",
-    "token_obtained_at",
-    "token_expires_at",
-    "tls-ca-file",
-    "tls-cert-file",
-    "tls-key-file",
-    "limit",
-];
 
 /// The runner's data in the offer of a manager.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +30,8 @@ impl Config {
         })?;
         let own = self.runners.iter().find(|runner| runner.position == position);
         let (mut over, key) = own.map_or_else(Default::default, |own| (own.written.clone(), Some(own.key())));
-        OF_THE_MANAGER.iter().for_each(|key| drop(over.remove(*key)));
+        // The connection and the limit of the agent's own runner are for the manager, not for the job.
+        CONNECTION_KEYS.iter().chain(&["limit"]).for_each(|key| drop(over.remove(*key)));
         let mut runner = sent;
         merge(&mut runner, over);
         runner.insert("url".to_owned(), Value::String(offer.url.to_owned()));
@@ -131,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_makes_no_sense_is_told() {
+    fn an_invalid_table_is_refused_without_showing_the_token() {
         let own = Config::parse(Path::new("config.toml"), OWN).expect("a configuration");
         for (sent, part) in [("= x", "cannot be read"), ("executor = \"ssh\"", "does not exist"), ("executor = 1", "")]
         {

@@ -23,7 +23,9 @@ impl TokenReference {
         let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
         // The text may contain a token that was pasted behind the kind, so the message does not show it.
         let missing = |example: &str| {
-            format!("the token's reference to AWS lacks the name of a parameter or secret; write for example \"{example}\"")
+            format!(
+                "the token's reference to AWS lacks the name of a parameter or secret; write for example \"{example}\""
+            )
         };
         match kind {
             "aws-ssm" if rest.is_empty() => Err(missing("aws-ssm:/ci/runner-token")),

@@ -57,14 +57,7 @@ pub struct Runner {
     pub cache_dir: Option<PathBuf>,
     /// The object store for caches.
     pub cache: CacheConfig,
-    /// The limits of local caches.
-    pub cache_limits: StorageLimits,
-    /// The limits of the build directories that finished jobs left.
-    pub build_limits: StorageLimits,
-    /// The time after which an unused image that a job pulled is removed; `None` to keep it.
-    pub images_max_age: Option<Duration>,
-    /// The limits of the volumes with caches of containers.
-    pub cache_volume_limits: StorageLimits,
+    pub retention: Retention,
     /// Timeout of one upload of artifacts.
     pub upload_timeout: Duration,
     /// Timeout from the end of an upload to the response.
@@ -73,14 +66,7 @@ pub struct Runner {
     pub clone_url: Option<String>,
     /// Variables that every job gets.
     pub environment: Vec<(String, String)>,
-    /// Script before the sources are fetched.
-    pub pre_get_sources_script: Option<String>,
-    /// Script after the sources are fetched.
-    pub post_get_sources_script: Option<String>,
-    /// Script before the job's script, in the same shell.
-    pub pre_build_script: Option<String>,
-    /// Script after the job's script, in the same shell.
-    pub post_build_script: Option<String>,
+    pub hooks: ScriptHooks,
     /// Timeout of the preparation before the sources are fetched.
     pub prepare_timeout: Option<Duration>,
     /// Timeout of fetching the sources.
@@ -115,11 +101,43 @@ pub struct Runner {
     pub ecr_login: bool,
     /// Credential helpers (`docker-credential-NAME`) that jobs may use.
     pub allowed_credential_helpers: Vec<String>,
-    /// For `mayfly manager`: the Auto Scaling group of a docker+machine pool.
+    pub pool: PoolKeys,
+}
+
+/// Limits of what stays on the machine after a job.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Retention {
+    /// The limits of local caches.
+    pub caches: StorageLimits,
+    /// The limits of the build directories that finished jobs left.
+    pub builds: StorageLimits,
+    /// The time after which an unused image that a job pulled is removed; `None` to keep it.
+    pub images_max_age: Option<Duration>,
+    /// The limits of the volumes with caches of containers.
+    pub cache_volumes: StorageLimits,
+}
+
+/// Scripts of the operator around the steps of each job.
+#[derive(Clone, Debug, Default)]
+pub struct ScriptHooks {
+    /// Before the sources are fetched.
+    pub pre_get_sources: Option<String>,
+    /// After the sources are fetched.
+    pub post_get_sources: Option<String>,
+    /// Before the job's script, in the same shell.
+    pub pre_build: Option<String>,
+    /// After the job's script, in the same shell.
+    pub post_build: Option<String>,
+}
+
+/// The keys of `[runners.mayfly]` for `mayfly manager`.
+#[derive(Clone, Debug, Default)]
+pub struct PoolKeys {
+    /// The Auto Scaling group of a docker+machine pool.
     pub auto_scaling_group: Option<String>,
     /// The region of that group; `None` to detect it.
     pub region: Option<String>,
-    /// For `mayfly manager`: the role whose signature admits agents to the pool.
+    /// The role whose signature admits agents to the pool.
     pub agent_role: Option<String>,
 }
 
@@ -135,8 +153,8 @@ impl Runner {
         self.key.clone().unwrap_or_else(derived)
     }
 
-    /// A runner with this server and token, and defaults for the rest.
-    pub fn unnamed(url: &str, token: Token) -> Self {
+    /// A runner with this server and token, and defaults for the rest. Its name is `unknown`.
+    pub fn with_defaults(url: &str, token: Token) -> Self {
         Self {
             position: 0,
             name: "unknown".to_owned(),
@@ -158,18 +176,12 @@ impl Runner {
             builds_dir: None,
             cache_dir: None,
             cache: CacheConfig::default(),
-            cache_limits: StorageLimits::default(),
-            build_limits: StorageLimits::default(),
-            images_max_age: None,
-            cache_volume_limits: StorageLimits::default(),
+            retention: Retention::default(),
             upload_timeout: UPLOAD_TIMEOUT,
             upload_answer_timeout: UPLOAD_ANSWER_TIMEOUT,
             clone_url: None,
             environment: Vec::new(),
-            pre_get_sources_script: None,
-            post_get_sources_script: None,
-            pre_build_script: None,
-            post_build_script: None,
+            hooks: ScriptHooks::default(),
             prepare_timeout: None,
             get_sources_timeout: None,
             debug_trace_disabled: false,
@@ -187,9 +199,7 @@ impl Runner {
             container_cache_dir: None,
             ecr_login: true,
             allowed_credential_helpers: Vec::new(),
-            auto_scaling_group: None,
-            region: None,
-            agent_role: None,
+            pool: PoolKeys::default(),
         }
     }
 }
@@ -257,6 +267,11 @@ const UNSUPPORTED: [&str; 6] = ["docker-windows", "kubernetes", "ssh", "virtualb
 /// Whether gitlab-runner has this executor and mayfly does not support it.
 pub fn is_unsupported(name: &str) -> bool {
     UNSUPPORTED.contains(&name)
+}
+
+/// Whether the executor with this name runs jobs in containers.
+pub fn executor_has_containers(name: &str) -> bool {
+    executor(name).is_ok_and(ExecutorKind::has_containers)
 }
 
 /// The executor with a name. Fails if the name is missing, unknown, or of an unsupported executor.

@@ -13,9 +13,9 @@ use ring::hmac;
 /// replaces an id from the image, else from the machine id if there is one. A failure to write the file is only a
 /// warning.
 pub fn load(config: &Path, cloud_id: Option<&str>) -> String {
-    let file = file_of(config);
-    let own = cloud_id.map(of_machine);
-    if let Some(known) = kept(&file).filter(|known| own.as_ref().is_none_or(|own| own == known)) {
+    let file = id_file(config);
+    let own = cloud_id.map(derive);
+    if let Some(known) = read_valid(&file).filter(|known| own.as_ref().is_none_or(|own| own == known)) {
         return known;
     }
     let made = own.unwrap_or_else(generate);
@@ -35,23 +35,23 @@ pub fn load(config: &Path, cloud_id: Option<&str>) -> String {
 /// The system id of a manager. It depends on the state directory, so that GitLab distinguishes two managers, or a
 /// manager and an agent, on one machine. Without a machine id, the manager uses the id stored beside the configuration
 /// file.
-pub fn of_manager(config: &Path, state_dir: &Path) -> String {
+pub fn load_for_manager(config: &Path, state_dir: &Path) -> String {
     match machine_id() {
-        Some(machine) => of_machine(&format!("{machine} manager {}", state_dir.display())),
+        Some(machine) => derive(&format!("{machine} manager {}", state_dir.display())),
         None => load(config, None),
     }
 }
 
 /// As [`load`], but writes no file: for commands that only inspect.
 pub fn peek(config: &Path, cloud_id: Option<&str>) -> String {
-    cloud_id.map(of_machine).or_else(|| kept(&file_of(config))).unwrap_or_else(generate)
+    cloud_id.map(derive).or_else(|| read_valid(&id_file(config))).unwrap_or_else(generate)
 }
 
-fn file_of(config: &Path) -> PathBuf {
+fn id_file(config: &Path) -> PathBuf {
     config.with_file_name(".runner_system_id")
 }
 
-fn kept(file: &Path) -> Option<String> {
+fn read_valid(file: &Path) -> Option<String> {
     fs::read_to_string(file).ok().map(|text| text.trim().to_owned()).filter(|id| is_valid(id))
 }
 
@@ -69,17 +69,17 @@ fn machine_id() -> Option<String> {
 
 fn generate() -> String {
     match machine_id() {
-        Some(machine) => of_machine(&machine),
+        Some(machine) => derive(&machine),
         None => {
-            const LETTERS: &[u8; 32] = b"0123456789abcdefghijkmnpqrstvwxy";
-            let letters = random::bytes::<12>();
-            let letters = letters.iter().map(|byte| char::from(LETTERS[usize::from(byte % 32)]));
-            format!("r_{}", letters.collect::<String>())
+            const ALPHABET: &[u8; 32] = b"0123456789abcdefghijkmnpqrstvwxy";
+            let letters = random::bytes::<12>().map(|byte| char::from(ALPHABET[usize::from(byte % 32)]));
+            format!("r_{}", letters.iter().collect::<String>())
         }
     }
 }
 
-fn of_machine(id: &str) -> String {
+/// The system id that gitlab-runner also derives from this id.
+fn derive(id: &str) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, id.as_bytes());
     let digest = hmac::sign(&key, b"gitlab-runner");
     format!("s_{}", &hex(digest.as_ref())[..12])
@@ -108,10 +108,10 @@ mod tests {
     fn managers_with_different_state_directories_have_different_system_ids() {
         let directory = tempfile::tempdir().expect("a directory");
         let config = directory.path().join("config.toml");
-        let of = |state: &str| of_manager(&config, Path::new(state));
-        assert!(is_valid(&of("/a")) && of("/a") == of("/a"), "{}", of("/a"));
+        let system_id = |state: &str| load_for_manager(&config, Path::new(state));
+        assert!(is_valid(&system_id("/a")) && system_id("/a") == system_id("/a"), "{}", system_id("/a"));
         if machine_id().is_some() {
-            assert!(of("/a") != of("/b") && of("/a") != peek(&config, None));
+            assert!(system_id("/a") != system_id("/b") && system_id("/a") != peek(&config, None));
         }
     }
 

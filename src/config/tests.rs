@@ -1,7 +1,7 @@
 //! Tests of loading a configuration file, and of messages about invalid ones.
 
 use super::leave::LeaveStrategy;
-use super::meaning::tls_files;
+use super::meaning::runner::tls_files;
 use super::*;
 
 fn load(text: &str) -> Result<LoadedConfig, String> {
@@ -124,7 +124,7 @@ fn names_misleading_periods_with_their_line() {
         "{RUNNER}[[runners.machine.autoscaling]]\nPeriods = [\n\"* * 9-17 * * mon-fri *\",\n\"* * * 30 2 * *\"]\nIdleTime = 1\n\
          [[runners.machine.autoscaling]]\nPeriods = [\"0 * 9 * * * *\"]\n"
     );
-    let told: Vec<String> = findings::of_keys(&text, Role::Agent).iter().map(Finding::to_string).collect();
+    let told: Vec<String> = findings::check_keys(&text, Role::Agent).iter().map(Finding::to_string).collect();
     assert_eq!(told.len(), 3, "{told:#?}");
     assert!(told[0].starts_with("line 9: the period `* * * 30 2 * *` never matches"), "{told:#?}");
     assert!(told.iter().any(|told| told.starts_with("line 12: ") && told.contains("sets seconds")), "{told:#?}");
@@ -137,7 +137,7 @@ fn names_what_gitlab_runner_reads_in_another_way() {
                 [[runners.machine.autoscaling]]\nIdleTime = 1\nIdleScaleFactor = 1.0\nPeriods = [\"* 9-17 * * *\",\n\
                 \"* * 22-6 * * * *\"]\n\
                 [[runners]]\nexecutor = \"instance\"\n[[runners.autoscaler.policy]]\nperiods = [\"* 9-17 * * *\",\n\"* * * * sat-sun\"]\n";
-    let told: Vec<String> = findings::of_keys(text, Role::Manager).iter().map(Finding::to_string).collect();
+    let told: Vec<String> = findings::check_keys(text, Role::Manager).iter().map(Finding::to_string).collect();
     assert_eq!(told.len(), 4, "{told:#?}");
     for (told, start) in told.iter().zip([
         "line 4: `runners.machine.IdleScaleFactor` is an integer",
@@ -171,7 +171,9 @@ fn does_not_show_an_invalid_line_with_a_secret() {
         assert!(error.contains("line 2"), "{error}");
         assert!(!error.contains("secret") && !error.contains("4711"), "{error}");
     }
-    for lines in ["pre_build_script = \"\"\"\nlimit = 'secret' \\q\n\"\"\"", "environment = [\n\"A=1\",\nlimit='secret'\n]"] {
+    for lines in
+        ["pre_build_script = \"\"\"\nlimit = 'secret' \\q\n\"\"\"", "environment = [\n\"A=1\",\nlimit='secret'\n]"]
+    {
         let error = load(&format!("[[runners]]\n{lines}\n")).expect_err("must be refused");
         assert!(error.contains("line ") && !error.contains("secret"), "{error}");
     }
@@ -207,7 +209,7 @@ fn finds_certificates_beside_the_file() {
     fs::create_dir(directory.path().join("certs")).expect("create the directory");
     fs::write(directory.path().join("certs/gitlab.test.crt"), "x").expect("write the file");
     let path = directory.path().join("config.toml");
-    let files = tls_files(&path, "https://gitlab.test:8443/x", None, None, None);
+    let files = tls_files(&path, "https://gitlab.test:8443/x", [None, None, None]);
     assert_eq!(files.ca_file, Some(directory.path().join("certs/gitlab.test.crt")));
     assert_eq!(files.cert_file, None);
 }

@@ -36,5 +36,5 @@ pub enum ConnectionError {
     /// A timeout.
     TimedOut,
     /// The response is not HTTP, or the TLS handshake failed.
-    Nonsense(String),
+    InvalidResponse(String),
 }

@@ -13,12 +13,13 @@ use super::tls::TlsFiles;
 use super::url::{is_same_server, origin, parse, resolve};
 use super::{proxy_health, retry};
 
-/// The largest response body, in bytes.
-const ANSWER_MAX: u64 = 64 << 20;
+/// The largest response body.
+const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 /// The maximum number of redirects that the client follows.
-const REDIRECTS_MAX: u32 = 10;
+const MAX_REDIRECTS: u32 = 10;
 /// Headers that the client removes when a redirect leads to another server.
 const SECRET_HEADERS: [&str; 4] = ["JOB-TOKEN", "RUNNER-TOKEN", "PRIVATE-TOKEN", "Authorization"];
+
 /// The methods of the Runner API and of object stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
@@ -99,17 +100,17 @@ impl Client {
         Ok(Self { connections: Connections::new(files, user_agent, idle_age) })
     }
 
-    /// Sends a request, up to [`retry::ATTEMPTS`] times while the response has a retryable status. `rest` waits between
+    /// Sends a request, up to [`retry::MAX_ATTEMPTS`] times while the response has a retryable status. `rest` waits between
     /// two attempts and returns false to stop; the last response is returned. Fails if there is no response.
     pub fn call(&self, request: &Request<'_>, rest: &dyn Fn(Duration) -> bool) -> Result<Response, HttpError> {
         let mut attempt = 0;
         loop {
             let response = self.send(request)?;
             attempt += 1;
-            if !retry::is_retryable(response.status) || attempt == retry::ATTEMPTS {
+            if !retry::is_retryable(response.status) || attempt == retry::MAX_ATTEMPTS {
                 return Ok(response);
             }
-            let wait = retry::wait(response.header("RateLimit-ResetTime"), response.header("Retry-After"), attempt - 1);
+            let wait = retry::delay(response.asked_wait(), attempt - 1);
             log::debug!("request will be retried status={} wait_ms={}", response.status, wait.as_millis());
             if !rest(wait) {
                 return Ok(response);
@@ -120,7 +121,7 @@ impl Client {
     /// One attempt; follows redirects.
     fn send(&self, request: &Request<'_>) -> Result<Response, HttpError> {
         let mut request = request.clone();
-        for _ in 0..=REDIRECTS_MAX {
+        for _ in 0..=MAX_REDIRECTS {
             let (agent, route) = self.connections.agent(&request.url)?;
             let began = Instant::now();
             let response = exchange(&agent, &route, &request);
@@ -128,7 +129,7 @@ impl Client {
                 Ok(response) => proxy_health::gateway_error(&route, response.status),
                 Err(error) => Some(error.to_string()),
             };
-            proxy_health::note(&route, began, error.as_deref());
+            proxy_health::record(&route, began, error.as_deref());
             let response = response?;
             let Some(location) = response.header("Location").filter(|_| is_redirect(response.status)) else {
                 return Ok(response);
@@ -149,7 +150,7 @@ impl Client {
             }
             request.url = target;
         }
-        Err(HttpError::Transport(format!("{} redirects more than {REDIRECTS_MAX} times", origin(&request.url))))
+        Err(HttpError::Transport(format!("{} redirects more than {MAX_REDIRECTS} times", origin(&request.url))))
     }
 }
 
@@ -180,10 +181,10 @@ fn exchange(agent: &Agent, route: &Route, request: &Request<'_>) -> Result<Respo
     }
     let mut content = Vec::new();
     // An incomplete body is kept: the beginning of a payload identifies the job that must be reported as failed.
-    let cut = match body.into_reader().take(ANSWER_MAX).read_to_end(&mut content) {
+    let cut = match body.into_reader().take(MAX_RESPONSE_BYTES).read_to_end(&mut content) {
         Err(error) => Some(format!("{place}: the response body is incomplete: {error}")),
-        Ok(length) if length as u64 == ANSWER_MAX => {
-            Some(format!("{place}: the response body is larger than {} MiB", ANSWER_MAX >> 20))
+        Ok(length) if length as u64 == MAX_RESPONSE_BYTES => {
+            Some(format!("{place}: the response body is larger than {} MiB", MAX_RESPONSE_BYTES >> 20))
         }
         Ok(_) => None,
     };

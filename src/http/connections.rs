@@ -30,8 +30,14 @@ struct State {
     /// The state of the files from which `trust` was read.
     stamp: Stamp,
     trust: Option<Arc<ClientConfig>>,
-    /// One HTTP agent for each route without TLS (`false`) and with TLS (`true`).
-    agents: Vec<(Route, bool, Agent)>,
+    agents: Vec<KeptAgent>,
+}
+
+/// The HTTP agent of a route.
+struct KeptAgent {
+    route: Route,
+    uses_tls: bool,
+    agent: Agent,
 }
 
 impl Connections {
@@ -43,16 +49,17 @@ impl Connections {
     /// file is unusable.
     pub(super) fn agent(&self, url: &str) -> Result<(Agent, Route), HttpError> {
         let uri = parse(url)?;
-        let route = Route::of(&uri).map_err(HttpError::Configuration)?;
-        let needs_tls = route.needs_tls(uri.scheme_str());
+        let route = Route::from_environment(&uri).map_err(HttpError::Configuration)?;
+        let uses_tls = route.needs_tls(uri.scheme_str());
         let mut state = sync::lock(&self.state);
         self.reload(&mut state);
-        let known = state.agents.iter().find(|(known, tls, _)| *known == route && *tls == needs_tls);
-        if let Some((.., agent)) = known {
-            return Ok((agent.clone(), route));
+        let known = state.agents.iter().find(|known| known.route == route && known.uses_tls == uses_tls);
+        if let Some(known) = known {
+            return Ok((known.agent.clone(), route));
         }
-        let agent = self.build(&route, needs_tls, &mut state).map_err(HttpError::Configuration)?;
-        state.agents.push((route.clone(), needs_tls, agent.clone()));
+        let trust = uses_tls.then(|| self.trust(&mut state)).transpose().map_err(HttpError::Configuration)?;
+        let agent = self.build(&route, trust).map_err(HttpError::Configuration)?;
+        state.agents.push(KeptAgent { route: route.clone(), uses_tls, agent: agent.clone() });
         Ok((agent, route))
     }
 
@@ -74,7 +81,15 @@ impl Connections {
         state.stamp = stamp;
     }
 
-    fn build(&self, route: &Route, needs_tls: bool, state: &mut State) -> Result<Agent, String> {
+    /// The TLS configuration, which is read from the certificate files when it is first needed.
+    fn trust(&self, state: &mut State) -> Result<Arc<ClientConfig>, String> {
+        match &state.trust {
+            Some(trust) => Ok(Arc::clone(trust)),
+            None => Ok(Arc::clone(state.trust.insert(tls::config(&self.files)?))),
+        }
+    }
+
+    fn build(&self, route: &Route, trust: Option<Arc<ClientConfig>>) -> Result<Agent, String> {
         let config = socket::plain_config()
             .user_agent(self.user_agent.as_str())
             .input_buffer_size(16 * 1024)
@@ -84,9 +99,6 @@ impl Connections {
             .timeout_connect(Some(Duration::from_secs(30)))
             .timeout_recv_response(Some(Duration::from_secs(600)))
             .timeout_global(Some(Duration::from_secs(3600)));
-        if needs_tls && state.trust.is_none() {
-            state.trust = Some(tls::config(&self.files)?);
-        }
-        socket::agent(config, route, state.trust.clone().filter(|_| needs_tls))
+        socket::agent(config, route, trust)
     }
 }

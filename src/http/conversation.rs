@@ -16,8 +16,8 @@ use super::socket::{self, Stream};
 use super::tls;
 use crate::sys;
 
-/// The largest response head, in bytes.
-const HEAD_MAX: usize = 64 << 10;
+/// The largest response head.
+const MAX_HEAD_BYTES: usize = 64 << 10;
 
 /// The event that ended a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,19 +72,19 @@ pub(super) fn open(
         if let Some(at) = text.windows(4).position(|end| end == b"\r\n\r\n") {
             break at + 4;
         }
-        if text.len() > HEAD_MAX {
-            return Err(ConnectionError::Nonsense("the response head is incomplete".to_owned()));
+        if text.len() > MAX_HEAD_BYTES {
+            return Err(ConnectionError::InvalidResponse("the response head is incomplete".to_owned()));
         }
     };
     let (status, length) =
-        read_head(&text[..head_end]).ok_or_else(|| ConnectionError::Nonsense("no HTTP".to_owned()))?;
+        read_head(&text[..head_end]).ok_or_else(|| ConnectionError::InvalidResponse("no HTTP".to_owned()))?;
     let mut body = text.split_off(head_end);
     if matches!(status, 101 | 200) {
         conversation.early = body;
         return Ok(Ok(conversation));
     }
     // If the rest of the body does not arrive, its beginning is better than no error message.
-    while body.len() < length.min(HEAD_MAX) && conversation.read_more(&mut body, answer).unwrap_or(false) {}
+    while body.len() < length.min(MAX_HEAD_BYTES) && conversation.read_more(&mut body, answer).unwrap_or(false) {}
     Ok(Err((status, String::from_utf8_lossy(&body).into_owned())))
 }
 
@@ -248,7 +248,7 @@ impl Conversation {
             Ok(ReadEvent::End) => Ok(false),
             Ok(ReadEvent::Woken | ReadEvent::TimedOut) => Err(ConnectionError::TimedOut),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                Err(ConnectionError::Nonsense(error.to_string()))
+                Err(ConnectionError::InvalidResponse(error.to_string()))
             }
             Err(error) => Err(ConnectionError::Io(error)),
         }
@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn distinguishes_an_invalid_response_from_none() {
         let (_directory, address, _served) = serve(b"SSH-2.0-x\r\n\r\n");
-        assert!(matches!(opened(&address), Err(ConnectionError::Nonsense(_))));
+        assert!(matches!(opened(&address), Err(ConnectionError::InvalidResponse(_))));
         let (_directory, address, _served) = serve(b"");
         let silent = open(&address, "HEAD\n", Duration::from_secs(5), Duration::from_millis(20));
         assert!(matches!(silent, Err(ConnectionError::TimedOut)));

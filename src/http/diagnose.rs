@@ -18,8 +18,8 @@ use crate::sync;
 
 /// The timeout for connecting and for each read.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The largest response head of a proxy, in bytes.
-const HEAD_MAX: usize = 16 * 1024;
+/// The largest response head of a proxy.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// Makes a TLS handshake with a server and checks its certificates. The error says in one line what is wrong and what
 /// to do.
@@ -73,8 +73,8 @@ fn inspect(url: &str, files: &TlsFiles) -> Result<(String, Option<Presented>), S
     };
     let host = host.trim_matches(['[', ']']).to_owned();
     let uri = super::url::parse(url).map_err(|error| error.to_string())?;
-    let route = Route::of(&uri)?;
-    let presented = match Connection::of(route.proxy()) {
+    let route = Route::from_environment(&uri)?;
+    let presented = match Connection::through(route.proxy()) {
         Some(way) => Some(handshake(&host, port, &way, files)?),
         None => None,
     };
@@ -89,9 +89,9 @@ enum Connection {
 
 impl Connection {
     /// `None` for a proxy with credentials or TLS, which this module does not support.
-    fn of(proxy: Option<&Proxy>) -> Option<Self> {
+    fn through(proxy: Option<&Proxy>) -> Option<Self> {
         let Some(proxy) = proxy else { return Some(Self::Direct) };
-        let agent = proxy.for_agent();
+        let agent = proxy.to_library();
         let plain = !proxy.is_tls() && agent.username().is_none() && agent.password().is_none();
         plain.then(|| Self::Tunnel { host: agent.host().to_owned(), port: agent.port() })
     }
@@ -125,7 +125,7 @@ fn tunnel(mut stream: TcpStream, host: &str, port: u16) -> io::Result<TcpStream>
     write!(stream, "CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n")?;
     let mut head = Vec::new();
     // Read single bytes: the bytes after the head belong to the TLS handshake.
-    while !head.ends_with(b"\r\n\r\n") && head.len() < HEAD_MAX {
+    while !head.ends_with(b"\r\n\r\n") && head.len() < MAX_HEAD_BYTES {
         let mut byte = [0];
         stream.read_exact(&mut byte)?;
         head.push(byte[0]);

@@ -21,8 +21,8 @@ pub enum Route {
 
 impl Route {
     /// The route to a URL according to the environment. Fails if the environment names an unusable proxy.
-    pub fn of(url: &Uri) -> Result<Self, String> {
-        Ok(match of_environment(url)? {
+    pub fn from_environment(url: &Uri) -> Result<Self, String> {
+        Ok(match configured_proxy(url)? {
             None => Self::Direct,
             Some(proxy) if url.scheme_str() == Some("https") => Self::Tunnel(proxy),
             Some(proxy) => Self::Forward(proxy),
@@ -75,7 +75,7 @@ impl Proxy {
     }
 
     /// The proxy in the HTTP library's type.
-    pub fn for_agent(&self) -> ureq::Proxy {
+    pub fn to_library(&self) -> ureq::Proxy {
         self.0.clone()
     }
 
@@ -94,13 +94,13 @@ impl Proxy {
 }
 
 /// The proxy in the environment for a URL. Fails if the proxy is unusable.
-fn of_environment(url: &Uri) -> Result<Option<Proxy>, String> {
+fn configured_proxy(url: &Uri) -> Result<Option<Proxy>, String> {
     let (scheme, host) = (url.scheme_str().unwrap_or_default(), url.host().unwrap_or_default());
-    for_url(scheme, host, |name| std::env::var(name).ok()).map(|value| Proxy::read(&value)).transpose()
+    select_proxy(scheme, host, |name| std::env::var(name).ok()).map(|value| Proxy::read(&value)).transpose()
 }
 
 /// The proxy for a URL. Requests to loopback addresses never use a proxy.
-pub fn for_url(scheme: &str, host: &str, variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+pub fn select_proxy(scheme: &str, host: &str, variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     let either = |name: &str| {
         let value = variable(name).or_else(|| variable(&name.to_ascii_lowercase()));
         value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
@@ -155,7 +155,7 @@ mod tests {
             "no_proxy" => Some("internal.test, 10.0.0.0/8 ,.example.org,fd00::/8,2001:db8::1".to_owned()),
             _ => None,
         };
-        let proxied = |scheme, host| for_url(scheme, host, environment).is_some();
+        let proxied = |scheme, host| select_proxy(scheme, host, environment).is_some();
         assert!(proxied("https", "gitlab.com"));
         assert!(!proxied("http", "gitlab.com"), "no proxy for plain http is set");
         for exempt in [

@@ -1,8 +1,7 @@
 //! Warns the operator of a proxy through which no request has succeeded for a while.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::thread;
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use ureq::http::HeaderMap;
@@ -12,14 +11,16 @@ use super::proxy::Route;
 use crate::sync;
 
 /// The agent logs a proxy that fails for this long.
-const FAILING_FOR: Duration = Duration::from_secs(30);
+const LOGGED_AFTER: Duration = Duration::from_secs(30);
 /// The stack size of the thread that logs the proxy, in bytes.
-const STACK: usize = 256 << 10;
+const WATCHER_STACK: usize = 256 << 10;
 /// How often the log line is repeated.
-const REPEATED_EVERY: Duration = Duration::from_secs(600);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(600);
 
 /// The failing proxies of this process.
 static FAILING: Mutex<BTreeMap<String, Failing>> = Mutex::new(BTreeMap::new());
+/// Wakes the threads that wait for a log line to be due when a proxy works again.
+static RECOVERED: Condvar = Condvar::new();
 
 #[derive(Default)]
 struct Failing {
@@ -35,8 +36,8 @@ struct Failing {
 impl Failing {
     /// Whether a log line is due.
     fn is_due(&self, now: Instant) -> bool {
-        self.since.is_some_and(|since| now.saturating_duration_since(since) >= FAILING_FOR)
-            && self.logged.is_none_or(|logged| now.saturating_duration_since(logged) >= REPEATED_EVERY)
+        self.since.is_some_and(|since| now.saturating_duration_since(since) >= LOGGED_AFTER)
+            && self.logged.is_none_or(|logged| now.saturating_duration_since(logged) >= REPEAT_INTERVAL)
     }
 
     fn log_if_due(&mut self, origin: &str, now: Instant) {
@@ -54,13 +55,14 @@ impl Failing {
 }
 
 /// Records the result of a request that began at `began`; `error` says why there was no response.
-pub fn note(route: &Route, began: Instant, error: Option<&str>) {
+pub fn record(route: &Route, began: Instant, error: Option<&str>) {
     let Some(proxy) = route.proxy() else { return };
     let mut failing = sync::lock(&FAILING);
     let origin = proxy.origin();
     let Some(error) = error else {
         if let Some(entry) = failing.get_mut(&origin) {
             (entry.since, entry.logged) = (None, None);
+            RECOVERED.notify_all();
         }
         return;
     };
@@ -70,27 +72,21 @@ pub fn note(route: &Route, began: Instant, error: Option<&str>) {
     entry.log_if_due(&origin, Instant::now());
     if !entry.is_watched && entry.logged.is_none() {
         // If the kernel refuses another thread, the next failed request logs the proxy.
-        entry.is_watched = sync::spawn("proxy", STACK, move || log_when_due(&origin)).is_ok();
+        entry.is_watched = sync::spawn("proxy", WATCHER_STACK, move || log_when_due(&origin)).is_ok();
     }
 }
 
-/// Logs a proxy that still fails after [`FAILING_FOR`], even if the back-off delays the next request.
+/// Logs a proxy that still fails after [`LOGGED_AFTER`]; returns when it works again. The agent logs it if the back-off delays the next request.
 fn log_when_due(origin: &str) {
-    loop {
-        let left = {
-            let mut failing = sync::lock(&FAILING);
-            let Some(entry) = failing.get_mut(origin) else { return };
-            let left = entry.since.map(|since| FAILING_FOR.saturating_sub(since.elapsed()));
-            match left.filter(|left| !left.is_zero()) {
-                Some(left) => left,
-                None => {
-                    entry.log_if_due(origin, Instant::now());
-                    entry.is_watched = false;
-                    return;
-                }
-            }
+    let mut failing = sync::lock(&FAILING);
+    while let Some(entry) = failing.get_mut(origin) {
+        let left = entry.since.map(|since| LOGGED_AFTER.saturating_sub(since.elapsed()));
+        let Some(left) = left.filter(|left| !left.is_zero()) else {
+            entry.log_if_due(origin, Instant::now());
+            entry.is_watched = false;
+            return;
         };
-        thread::sleep(left);
+        failing = sync::wait_timeout(&RECOVERED, failing, left);
     }
 }
 

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::backoff::Backoff;
 
 /// The number of attempts of one request while the response has a retryable status (GitLab Runner API).
-pub const ATTEMPTS: u32 = 5;
+pub const MAX_ATTEMPTS: u32 = 5;
 /// The longest delay that the agent accepts from a server.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
 
-/// The delay if the server requests none.
-const RETRY: Backoff = Backoff::new(LEAST_DELAY, Duration::from_secs(60)).with_jitter(1.0);
-const LEAST_DELAY: Duration = Duration::from_millis(100);
+/// The delays if the server requests none.
+const UNREQUESTED_DELAYS: Backoff = Backoff::new(MIN_DELAY, Duration::from_secs(60)).with_jitter(1.0);
+/// The shortest of these delays.
+const MIN_DELAY: Duration = Duration::from_millis(100);
 
 /// Whether the same request may get another response later.
 pub fn is_retryable(status: u16) -> bool {
@@ -23,12 +24,12 @@ pub fn asked_wait(reset_time: Option<&str>, retry_after: Option<&str>) -> Option
     let reset = reset_time.and_then(http_date).and_then(|at| at.duration_since(SystemTime::now()).ok());
     let after = retry_after.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
     let asked = [reset, after].into_iter().flatten().find(|wait| !wait.is_zero());
-    asked.map(|wait| wait.min(RETRY_AFTER_MAX))
+    asked.map(|wait| wait.min(MAX_RETRY_AFTER))
 }
 
 /// The delay before the next attempt: the requested delay, else a random delay whose maximum grows with each attempt.
-pub fn wait(reset_time: Option<&str>, retry_after: Option<&str>, attempt: u32) -> Duration {
-    asked_wait(reset_time, retry_after).unwrap_or_else(|| RETRY.delay(attempt).max(LEAST_DELAY))
+pub fn delay(asked: Option<Duration>, attempt: u32) -> Duration {
+    asked.unwrap_or_else(|| UNREQUESTED_DELAYS.delay(attempt).max(MIN_DELAY))
 }
 
 /// Parses an HTTP date (`Sun, 06 Nov 1994 08:49:37 GMT`, RFC 9110).
@@ -58,8 +59,8 @@ pub struct RetryBudget {
 impl RetryBudget {
     /// The minimum number of attempts, even if each takes longer than the time limit; and the number of attempts if the
     /// response is not retryable.
-    const LEAST: u32 = 3;
-    const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10)).with_jitter(0.25);
+    const MIN_ATTEMPTS: u32 = 3;
+    const DELAYS: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10)).with_jitter(0.25);
 
     /// A budget whose time starts with the first failure.
     pub fn new(budget: Duration) -> Self {
@@ -78,17 +79,17 @@ impl RetryBudget {
 
     fn after_at(&mut self, now: Instant, failure: Failure, asked: Option<Duration>) -> Option<Duration> {
         let began = *self.first_failure.get_or_insert(now);
-        let may_pass = match failure {
+        let is_temporary = match failure {
             Failure::Broken => true,
             Failure::Status(status) => is_retryable(status),
         };
-        let is_within = may_pass && now.saturating_duration_since(began) < self.budget;
-        if self.attempts >= Self::LEAST && !is_within {
+        let may_retry = is_temporary && now.saturating_duration_since(began) < self.budget;
+        if self.attempts >= Self::MIN_ATTEMPTS && !may_retry {
             return None;
         }
-        let pause = Self::PAUSES.delay(self.attempts - 1);
+        let delay = Self::DELAYS.delay(self.attempts - 1);
         self.attempts += 1;
-        Some(asked.unwrap_or(pause))
+        Some(asked.unwrap_or(delay))
     }
 }
 
@@ -141,10 +142,10 @@ mod tests {
                 .expect("a time"),
             )
             .expect("a date");
-        let waited = wait(Some(&date), Some("7"), 0);
+        let waited = delay(asked_wait(Some(&date), Some("7")), 0);
         assert!((110..=120).contains(&waited.as_secs()), "{waited:?}");
-        assert_eq!(wait(Some("nonsense"), Some("7"), 0), Duration::from_secs(7));
-        let own = wait(None, Some("Sun, 06 Nov 1994 08:49:37 GMT"), 3);
+        assert_eq!(delay(asked_wait(Some("nonsense"), Some("7")), 0), Duration::from_secs(7));
+        let own = delay(asked_wait(None, Some("Sun, 06 Nov 1994 08:49:37 GMT")), 3);
         assert!((Duration::from_millis(100)..=Duration::from_millis(800)).contains(&own), "{own:?}");
     }
 }

@@ -20,9 +20,9 @@ use super::transfer::Incoming;
 use super::url::parse;
 
 /// The timeout for connecting.
-const CONNECT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an unused connection is kept.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The timeouts of a response.
 #[derive(Clone, Copy, Debug)]
@@ -48,8 +48,8 @@ impl LocalService {
             .accept_encoding(AutoHeaderValue::None)
             .input_buffer_size(64 * 1024)
             .output_buffer_size(16 * 1024)
-            .max_idle_age(IDLE)
-            .timeout_connect(Some(CONNECT));
+            .max_idle_age(IDLE_TIMEOUT)
+            .timeout_connect(Some(CONNECT_TIMEOUT));
         let agent = match address {
             Address::Unix(path) => socket::local_agent(config.proxy(None).build(), path),
             Address::Tcp(_, files) => {
@@ -84,19 +84,23 @@ impl LocalService {
         let outcome = match body {
             Some(body) => {
                 let request = builder.header("Content-Type", "application/json").body(body).map_err(unusable)?;
-                self.agent.run(self.patient(request, timeouts))
+                self.agent.run(self.with_timeouts(request, timeouts))
             }
             // A POST without a body still needs a `Content-Length`.
             None if method == Method::Post => {
                 let request = builder.body(&[][..]).map_err(unusable)?;
-                self.agent.run(self.patient(request, timeouts))
+                self.agent.run(self.with_timeouts(request, timeouts))
             }
-            None => self.agent.run(self.patient(builder.body(()).map_err(unusable)?, timeouts)),
+            None => self.agent.run(self.with_timeouts(builder.body(()).map_err(unusable)?, timeouts)),
         };
-        outcome.map(Incoming::of).map_err(trouble)
+        outcome.map(Incoming::new).map_err(connection_error)
     }
 
-    fn patient<B: ureq::AsSendBody>(&self, request: http::Request<B>, timeouts: ResponseTimeouts) -> http::Request<B> {
+    fn with_timeouts<B: ureq::AsSendBody>(
+        &self,
+        request: http::Request<B>,
+        timeouts: ResponseTimeouts,
+    ) -> http::Request<B> {
         self.agent
             .configure_request(request)
             .allow_non_standard_methods(true)
@@ -119,7 +123,7 @@ impl LocalService {
             self.host(),
             self.user_agent
         );
-        conversation::open(&self.address, &head, CONNECT, answer)
+        conversation::open(&self.address, &head, CONNECT_TIMEOUT, answer)
     }
 
     fn host(&self) -> &str {
@@ -135,12 +139,12 @@ impl LocalService {
     }
 }
 
-fn trouble(error: ureq::Error) -> ConnectionError {
+fn connection_error(error: ureq::Error) -> ConnectionError {
     match error {
         ureq::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => ConnectionError::TimedOut,
         ureq::Error::Io(error) => ConnectionError::Io(error),
         ureq::Error::Timeout(_) => ConnectionError::TimedOut,
         ureq::Error::HostNotFound => ConnectionError::Io(io::Error::new(io::ErrorKind::NotFound, "no such host")),
-        other => ConnectionError::Nonsense(other.to_string()),
+        other => ConnectionError::InvalidResponse(other.to_string()),
     }
 }

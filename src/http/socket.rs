@@ -61,7 +61,7 @@ pub fn agent(
 ) -> Result<Agent, String> {
     let (tunnel, forward) = match route {
         Route::Direct => (None, None),
-        Route::Tunnel(proxy) => (Some(proxy.for_agent()), None),
+        Route::Tunnel(proxy) => (Some(proxy.to_library()), None),
         Route::Forward(proxy) => (None, Some(proxy)),
     };
     let connector =

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ureq::config::AutoHeaderValue;
 use ureq::http;
-use ureq::{Agent, AsSendBody, SendBody};
+use ureq::{Agent, SendBody};
 
 use super::client::Method;
 use super::error::HttpError;
@@ -16,12 +16,12 @@ use super::tls::{self, TlsFiles};
 use super::url::{origin, parse};
 use super::{proxy_health, retry, socket};
 
-/// The part of an error response that is read, in bytes.
-const EXPLANATION_MAX: u64 = 64 << 10;
+/// The part of an error response that is read.
+const MAX_EXPLANATION_BYTES: u64 = 64 << 10;
 /// Larger bodies are sent with `Expect: 100-continue`, so that the server can refuse them before they are sent.
-const EXPECT_FROM: u64 = 1 << 20;
+const MIN_EXPECT_BYTES: u64 = 1 << 20;
 /// How long the client waits for `100 Continue` before it sends the body.
-const EXPECT: Duration = Duration::from_millis(300);
+const CONTINUE_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A client for transfers with one server.
 pub struct Transfer {
@@ -58,14 +58,14 @@ impl Transfer {
     /// A client for the server of `url`. Fails if a certificate file or the proxy in the environment is unusable.
     pub fn new(url: &str, files: &TlsFiles, user_agent: &str, timeouts: Timeouts) -> Result<Self, HttpError> {
         let uri = parse(url)?;
-        let route = Route::of(&uri).map_err(HttpError::Configuration)?;
+        let route = Route::from_environment(&uri).map_err(HttpError::Configuration)?;
         let config = socket::plain_config()
             .user_agent(user_agent)
             .accept_encoding(AutoHeaderValue::None)
             .input_buffer_size(128 * 1024)
             .output_buffer_size(128 * 1024)
             .timeout_connect(Some(Duration::from_secs(30)))
-            .timeout_await_100(Some(EXPECT))
+            .timeout_await_100(Some(CONTINUE_TIMEOUT))
             .timeout_recv_response(Some(timeouts.response))
             .timeout_global(Some(timeouts.total));
         let trust = route.needs_tls(uri.scheme_str()).then(|| tls::config(files)).transpose();
@@ -91,17 +91,17 @@ impl Transfer {
             Outgoing::Nothing => self.agent.run(builder.body(()).map_err(unusable)?),
             Outgoing::Stream(stream) => {
                 let builder = self.with_expect(builder);
-                self.run(builder.body(SendBody::from_reader(stream)).map_err(unusable)?)
+                self.agent.run(builder.body(SendBody::from_reader(stream)).map_err(unusable)?)
             }
             Outgoing::Sized(stream, length) => {
                 let mut builder = builder.header("Content-Length", length.to_string());
-                if length > EXPECT_FROM {
+                if length > MIN_EXPECT_BYTES {
                     builder = self.with_expect(builder);
                 }
-                self.run(builder.body(SendBody::from_reader(stream)).map_err(unusable)?)
+                self.agent.run(builder.body(SendBody::from_reader(stream)).map_err(unusable)?)
             }
         };
-        let response = response.map(Incoming::of).map_err(|error| error.to_string());
+        let response = response.map(Incoming::new).map_err(|error| error.to_string());
         let response = response.and_then(|response| {
             match proxy_health::refusal(&self.route, response.status, &response.headers) {
                 Some(why) => Err(why),
@@ -112,7 +112,7 @@ impl Transfer {
             Ok(response) => proxy_health::gateway_error(&self.route, response.status),
             Err(error) => Some(error.clone()),
         };
-        proxy_health::note(&self.route, began, error.as_deref());
+        proxy_health::record(&self.route, began, error.as_deref());
         response.map_err(|why| HttpError::Transport(format!("{place}: {why}{}", self.route)))
     }
 
@@ -124,14 +124,10 @@ impl Transfer {
             Route::Direct | Route::Tunnel(_) => builder.header("Expect", "100-continue"),
         }
     }
-
-    fn run(&self, request: http::Request<impl AsSendBody>) -> Result<http::Response<ureq::Body>, ureq::Error> {
-        self.agent.run(request)
-    }
 }
 
 impl Incoming {
-    pub(super) fn of(response: http::Response<ureq::Body>) -> Self {
+    pub(super) fn new(response: http::Response<ureq::Body>) -> Self {
         let (parts, body) = response.into_parts();
         Self { status: parts.status.as_u16(), headers: parts.headers, body }
     }
@@ -160,7 +156,7 @@ impl Incoming {
     /// The body as a stream. A truncated body is an error.
     pub fn into_reader(self) -> impl Read {
         let left = self.length();
-        Whole { body: self.body.into_reader(), left }
+        CompleteBody { body: self.body.into_reader(), left }
     }
 
     /// The beginning of the body as text, to explain an error.
@@ -171,18 +167,18 @@ impl Incoming {
     /// The beginning of the body.
     pub fn beginning(self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let _ = self.body.into_reader().take(EXPLANATION_MAX).read_to_end(&mut bytes);
+        let _ = self.body.into_reader().take(MAX_EXPLANATION_BYTES).read_to_end(&mut bytes);
         bytes
     }
 }
 
 /// Turns a premature end of the body into an error.
-struct Whole<R> {
+struct CompleteBody<R> {
     body: R,
     left: Option<u64>,
 }
 
-impl<R: Read> Read for Whole<R> {
+impl<R: Read> Read for CompleteBody<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let missing = |left: u64, kind| io::Error::new(kind, format!("{left} bytes are missing"));
         let length = self.body.read(buffer).map_err(|why| match self.left {

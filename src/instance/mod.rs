@@ -40,6 +40,11 @@ pub trait Instance: Send + Sync {
         false
     }
 
+    /// The strategy if `leave` is not configured.
+    fn default_leave(&self) -> LeaveStrategy {
+        if self.is_in_group() { LeaveStrategy::AwsAsg } else { LeaveStrategy::Exit }
+    }
+
     /// The cloud of the instance, if it is a known one: an instance that keeps running costs money.
     fn cloud(&self) -> Option<&'static str> {
         None

@@ -117,7 +117,7 @@ fn caches<'a>(job: &'a Job<'_>) -> cache::CacheSettings<'a> {
         tls: context.runner.tls.carried(),
         user_agent: user_agent(),
         job_timeout: Duration::from_secs(job.payload.timeout_seconds()),
-        limits: context.runner.cache_limits,
+        limits: context.runner.retention.caches,
     }
 }
 

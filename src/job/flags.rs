@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::feature_flags::{FLAGS, FeatureFlag, idle_reason};
+use crate::config::feature_flags::{FLAGS, FeatureFlag, JobHost, idle_reason};
 
 /// A flag that changes how the agent runs a job. [`FLAGS`] has the default and the meaning of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,11 +68,11 @@ impl Flags {
         FLAGS.iter().filter(differs).map(|flag| format!("{}:{}", flag.name, !flag.default)).collect()
     }
 
-    /// The changed flags without effect for this job, which runs in containers if `in_containers` is set.
-    pub fn without_effect(&self, in_containers: bool) -> Vec<&'static str> {
+    /// The changed flags without effect for this job.
+    pub fn without_effect(&self, jobs: JobHost) -> Vec<&'static str> {
         let has_no_effect = |flag: &&FeatureFlag| {
             let value = self.value(flag.name);
-            value != flag.default && idle_reason(flag, value, in_containers).is_some()
+            value != flag.default && idle_reason(flag, value, jobs).is_some()
         };
         FLAGS.iter().filter(has_no_effect).map(|flag| flag.name).collect()
     }
@@ -125,7 +125,7 @@ mod tests {
     fn reports_a_flag_without_effect_only_if_it_was_changed() {
         let without_effect = |name: &'static str, value: &'static str| {
             let job = move |asked: &str| (asked == name).then(|| value.to_owned());
-            Flags::resolve(&BTreeMap::new(), &job).0.without_effect(false)
+            Flags::resolve(&BTreeMap::new(), &job).0.without_effect(JobHost::Shell)
         };
         assert_eq!(without_effect("FF_USE_GIT_NATIVE_CLONE", "true"), ["FF_USE_GIT_NATIVE_CLONE"]);
         assert_eq!(without_effect("FF_USE_FASTZIP", "false"), ["FF_USE_FASTZIP"]);
@@ -135,6 +135,6 @@ mod tests {
         assert_eq!(without_effect("FF_NETWORK_PER_BUILD", "true"), ["FF_NETWORK_PER_BUILD"]);
         let job = |_: &str| Some("true".to_owned());
         let (flags, _) = Flags::resolve(&BTreeMap::new(), &job);
-        assert!(!flags.without_effect(true).contains(&"FF_NETWORK_PER_BUILD"));
+        assert!(!flags.without_effect(JobHost::Containers).contains(&"FF_NETWORK_PER_BUILD"));
     }
 }

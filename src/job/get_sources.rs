@@ -95,12 +95,12 @@ impl Hooks<'_> {
         let of_runner = |text: &Option<String>| -> Vec<String> { text.iter().filter(|_| has_hooks).cloned().collect() };
         let of_job = |name: &str| if has_hooks { job.payload.hook(name).to_vec() } else { Vec::new() };
         let before = [
-            LineGroup { origin: "pre_clone_script", lines: of_runner(&runner.pre_get_sources_script) },
+            LineGroup { origin: "pre_clone_script", lines: of_runner(&runner.hooks.pre_get_sources) },
             LineGroup { origin: "pre_clone_script", lines: of_job("pre_get_sources_script") },
         ];
         let after = [
             LineGroup { origin: "post_clone_script", lines: of_job("post_get_sources_script") },
-            LineGroup { origin: "post_clone_script", lines: of_runner(&runner.post_get_sources_script) },
+            LineGroup { origin: "post_clone_script", lines: of_runner(&runner.hooks.post_get_sources) },
         ];
         Self { before, after }
     }
@@ -111,8 +111,8 @@ pub fn is_skipped(job: &Job<'_>) -> bool {
     let strategy = sources::strategy(&job.payload, &job.settings.variables);
     let runner = &job.context.runner;
     let has_hooks = !job.payload.hooks.iter().all(|hook| hook.script.is_empty())
-        || runner.pre_get_sources_script.is_some()
-        || runner.post_get_sources_script.is_some();
+        || runner.hooks.pre_get_sources.is_some()
+        || runner.hooks.post_get_sources.is_some();
     !has_hooks
         && !job.settings.flags.is_on(flags::FF_GIT_URLS_WITHOUT_TOKENS)
         && strategy.is_ok_and(|strategy| strategy == GitStrategy::None)

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::context::Job;
 use super::outcome;
 use super::stages::{Stage, StagePosition};
+use crate::config::feature_flags::JobHost;
 use crate::executor::docker::engine::containers::LogStart;
 use crate::executor::docker::prepared::PreparedContainer;
 use crate::executor::docker::services::log::ServiceLogs;
@@ -61,7 +62,8 @@ impl JobLog {
             false => format!("  on {} {}, system ID: {}", runner.name, runner.token.short(), job.context.system_id),
         });
         let flags = &job.settings.flags;
-        let (changed, without_effect) = (flags.changed(), flags.without_effect(job.context.executor.uses_containers()));
+        let job_host = if job.context.executor.uses_containers() { JobHost::Containers } else { JobHost::Shell };
+        let (changed, without_effect) = (flags.changed(), flags.without_effect(job_host));
         if !changed.is_empty() {
             lines.push(format!("  feature flags: {}", changed.join(", ")));
         }

@@ -20,9 +20,9 @@ pub fn run_step(steps: &mut StepRunner<'_>, index: usize) -> StageResult {
         false => step.script.clone(),
     };
     let groups = [
-        LineGroup { origin: "pre_build_script", lines: own(&runner.pre_build_script) },
+        LineGroup { origin: "pre_build_script", lines: own(&runner.hooks.pre_build) },
         LineGroup { origin: "script_step", lines },
-        LineGroup { origin: "post_build_script", lines: own(&runner.post_build_script) },
+        LineGroup { origin: "post_build_script", lines: own(&runner.hooks.post_build) },
     ];
     let task = script_task(job, &steps.journal.progress, &groups, Some(job.project_directory()), &AgentText::default());
     let scripts = steps.journal.progress.scripts.get_or_insert_default();

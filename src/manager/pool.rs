@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::Runner;
 use crate::config::fleet::{AutoscalerTable, FleetTable, MachineTable, PluginConfig, ScaleThrottle};
+use crate::config::{PoolKeys, Runner};
 
 /// The default of the maximum time that a job is held.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
@@ -165,7 +165,8 @@ impl PoolSettings {
             }
             table @ FleetTable::Machine(_) => table,
         };
-        let runner = Runner { name: name.to_owned(), auto_scaling_group: Some(simulated()), ..runner.clone() };
+        let pool = PoolKeys { auto_scaling_group: Some(simulated()), ..runner.pool.clone() };
+        let runner = Runner { name: name.to_owned(), pool, ..runner.clone() };
         Self::new(Arc::new(runner), table, concurrent)
     }
 
@@ -215,7 +216,7 @@ impl PoolSettings {
                 positive(read.shutdown_deletion_interval, SHUTDOWN_DELETION_INTERVAL),
                 read.shutdown_deletion_retries.unwrap_or(SHUTDOWN_DELETION_RETRIES),
             ),
-            sts_proof: runner.agent_role.clone(),
+            sts_proof: runner.pool.agent_role.clone(),
             runner,
         })
     }
@@ -226,11 +227,11 @@ impl PoolSettings {
         concurrent: u32,
         read: &MachineTable,
     ) -> Result<Self, String> {
-        let group = runner.auto_scaling_group.clone().ok_or(
+        let group = runner.pool.auto_scaling_group.clone().ok_or(
             "no group: `MachineOptions` are of a driver that starts single machines; name the Auto Scaling group with \
              `auto_scaling_group` below [runners.mayfly]",
         )?;
-        let group = AwsGroup { name: group, region: runner.region.clone(), ..AwsGroup::default() };
+        let group = AwsGroup { name: group, region: runner.pool.region.clone(), ..AwsGroup::default() };
         Ok(Self {
             name: runner.name.clone(),
             runner_text: String::new(),
@@ -254,7 +255,7 @@ impl PoolSettings {
             instance_ready_command: None,
             delete_instances_on_shutdown: false,
             shutdown_deletion: (SHUTDOWN_DELETION_INTERVAL, SHUTDOWN_DELETION_RETRIES),
-            sts_proof: runner.agent_role.clone(),
+            sts_proof: runner.pool.agent_role.clone(),
             runner,
         })
     }

@@ -154,7 +154,7 @@ impl Manager {
             HttpServer::start(listener, tls, handler).map_err(|error| format!("agents cannot be served: {error}"))?;
         let (held, left) = HeldJobs::open(&options.config);
         let shared = BrokerContext {
-            system_id: config::system_id::of_manager(&options.config, &state),
+            system_id: config::system_id::load_for_manager(&options.config, &state),
             store,
             total: Total::new(config.concurrent),
             responder: server.responder(),

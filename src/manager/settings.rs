@@ -62,7 +62,7 @@ pub fn read(config: Config) -> Result<Settings, String> {
 
 /// The pool of a runner; `None` if its executor is not one of a fleet. Errors: the missing setting, and what to write.
 fn pool(config: &Config, runner: &Runner) -> Result<Option<PoolSettings>, String> {
-    let Some(table) = fleet::of_runner(&runner.written)? else { return Ok(None) };
+    let Some(table) = fleet::read_table(&runner.written)? else { return Ok(None) };
     if runner.url.is_empty() {
         return Err("no `url`; write the URL of GitLab".to_owned());
     }
@@ -70,7 +70,7 @@ fn pool(config: &Config, runner: &Runner) -> Result<Option<PoolSettings>, String
         return Err("no `token`; write the runner's authentication token".to_owned());
     }
     let has_token = |manager: &Manager| !manager.agent_token.is_empty() || manager.agent_token_reference.is_some();
-    if !config.mayfly.manager.as_ref().is_some_and(has_token) && runner.agent_role.is_none() {
+    if !config.mayfly.manager.as_ref().is_some_and(has_token) && runner.pool.agent_role.is_none() {
         return Err("its agents cannot prove themselves; write `agent_token` below [mayfly.manager], or `agent_role` \
                     below [runners.mayfly]"
             .to_owned());
@@ -84,7 +84,7 @@ fn pool(config: &Config, runner: &Runner) -> Result<Option<PoolSettings>, String
     if let Some(timeout) = config.mayfly.manager.as_ref().and_then(|manager| manager.registration_timeout) {
         pool.registration_timeout = timeout;
     }
-    Ok(Some(pool.serving(fleet::for_agents(&runner.written), authorities, config.check_interval)))
+    Ok(Some(pool.serving(fleet::table_for_agents(&runner.written), authorities, config.check_interval)))
 }
 
 /// The name of a runner's pool.

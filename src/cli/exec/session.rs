@@ -176,7 +176,7 @@ impl<'a> Session<'a> {
 
 /// The configuration of the runner for all jobs.
 fn local_runner() -> Runner {
-    let mut runner = Runner::unnamed("", Token::new(""));
+    let mut runner = Runner::with_defaults("", Token::new(""));
     runner.name = "this machine".to_owned();
     runner.output_limit = u64::MAX;
     // The screen shows the log directly and needs stdout and stderr in their original order.

@@ -19,7 +19,7 @@ struct ExecArguments {
     #[command(flatten)]
     options: Options,
     #[command(flatten)]
-    logging: crate::cli::logging::Options,
+    logging: crate::cli::logging::LoggingArgs,
 }
 
 /// The settings files of the user and of the project.

@@ -2,25 +2,33 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
+/// Whether `register` may ask.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum AskMode {
+    Interactive,
+    /// `--non-interactive`.
+    NonInteractive,
+}
+
 /// The given value, else the answer to a question. Fails if there is neither.
-pub fn given_or_asked(given: Option<String>, is_silent: bool, flag: &str, question: &str) -> Result<String, String> {
+pub fn given_or_asked(given: Option<String>, mode: AskMode, flag: &str, question: &str) -> Result<String, String> {
     if let Some(given) = given.filter(|given| !given.is_empty()) {
         return Ok(given);
     }
     let missing = || format!("--{flag} is missing; add it to the command");
-    if is_silent {
+    if mode == AskMode::NonInteractive {
         return Err(missing());
     }
     Some(ask(question)?).filter(|answer| !answer.is_empty()).ok_or_else(missing)
 }
 
 /// The name of the runner: given, answered, or the host name.
-pub fn name(given: Option<String>, is_silent: bool) -> Result<String, String> {
+pub fn name(given: Option<String>, mode: AskMode) -> Result<String, String> {
     if let Some(given) = given.filter(|given| !given.is_empty()) {
         return Ok(given);
     }
     let hostname = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
-    if is_silent {
+    if mode == AskMode::NonInteractive {
         return Ok(hostname);
     }
     let answer = ask(&format!("Enter a name for the runner [{hostname}]"))?;

@@ -8,6 +8,8 @@ mod keys;
 mod options;
 mod table;
 
+use std::fmt::Display;
+use std::path::Path;
 use std::process::ExitCode;
 
 use toml_edit::{Array, Item, Table, Value, value};
@@ -19,85 +21,105 @@ use crate::config::{self, Config, ExecutorKind, system_id};
 use crate::coordinator::gitlab::{GitLab, NewRunner, Registration, TokenStatus};
 use crate::token::Token;
 
+use ask::AskMode;
 use options::Attributes;
-pub use options::{Options, conflict};
+pub use options::{RegisterArgs, conflict};
 
-/// How `register` obtains the runner.
-enum Way {
+/// Where the runner comes from.
+enum RunnerSource {
     /// The runner exists: verify its token.
-    Verify(Token),
+    Existing(Token),
     /// Create the runner with a registration token.
-    Register(Token),
+    RegistrationToken(Token),
     /// Create the runner with a personal access token.
-    Create(Token),
+    AccessToken(Token),
 }
 
 /// Registers a runner. Fails if a value is missing or refused, or if the configuration cannot be written.
-pub fn main(options: &Options) -> Result<ExitCode, String> {
+pub fn main(options: &RegisterArgs) -> Result<ExitCode, String> {
     let path = options.file.path();
     let mut editor = Editor::open(&path)?;
-    let template = options.template_config.as_deref().map(table::template).transpose()?.unwrap_or_default();
-    let non_interactive = options.non_interactive;
-    let url = ask::given_or_asked(
-        options.url.clone().or_else(|| table::text(&template, "url")),
-        non_interactive,
-        "url",
-        "Enter the GitLab instance URL (for example, https://gitlab.com/)",
-    )?;
-    let way = way(options)?;
-    let name = options.settings.name.clone().or_else(|| table::text(&template, "name"));
-    let name = ask::name(name, non_interactive)?;
-    let executor = ask::given_or_asked(
-        options.settings.executor.clone().or_else(|| table::text(&template, "executor")),
-        non_interactive,
-        "executor",
-        "Enter an executor (shell, instance, docker)",
-    )?;
-    let mut table = table::of(options, &name, &url, &executor);
-    table::fill_from(&mut table, &template);
-    if config::executor(&executor).is_ok_and(ExecutorKind::has_containers) {
-        complete_docker(&mut table, non_interactive)?;
-    }
-    // Check that the new configuration is valid before a runner is created on the server.
-    let config = Config::parse(&path, &table::document(&table))
-        .map_err(|error| format!("the configuration of the new runner is invalid: {error}"))?;
-    if let Some(unusable) = config.unusable.first() {
-        return Err(format!("the configuration of the new runner is invalid: {}", unusable.why));
-    }
+    let (mut table, source) = describe_runner(options)?;
+    let config = check_table(&path, &table)?;
     let runner = config.runners.first().ok_or("the configuration of the new runner is invalid")?;
-    let gitlab = agent::gitlab(&config, runner)?;
-    let existing = Config::load(&path).ok();
-    let system_id =
-        system_id::load(&path, cloud_id(existing.as_ref().map_or(&config, |loaded| &loaded.config)).as_deref());
-    let (registration, token) = obtain(&gitlab, &way, options, &name, &system_id)?;
+    let server = Server {
+        gitlab: agent::gitlab(&config, runner)?,
+        system_id: system_id(&path, &config),
+        leave_runner: options.leave_runner,
+    };
+    let (registration, token) = server.obtain(&source, options, &runner.name)?;
     let is_new = !editor.has(&runner.url, &token);
     if !is_new {
         eprintln!("mayfly: warning: {} already contains this runner; it will be there twice", path.display());
     }
     table::identify(&mut table, &registration, &token);
+    if let Err(why) = save(&mut editor, table, &path) {
+        if is_new {
+            server.take_back(&source, &token);
+        }
+        return Err(why);
+    }
+    println!("Runner registered successfully: `{}` is in {}", runner.name, path.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The table of the new runner, without the data of the server, and the source of the runner. Asks for missing values in
+/// the order of gitlab-runner.
+fn describe_runner(options: &RegisterArgs) -> Result<(Table, RunnerSource), String> {
+    let template = options.template_config.as_deref().map(table::template).transpose()?.unwrap_or_default();
+    let mode = match options.non_interactive {
+        true => AskMode::NonInteractive,
+        false => AskMode::Interactive,
+    };
+    let or_template = |flag: &Option<String>, key: &str| flag.clone().or_else(|| table::text(&template, key));
+    let question = "Enter the GitLab instance URL (for example, https://gitlab.com/)";
+    let url = ask::given_or_asked(or_template(&options.url, "url"), mode, "url", question)?;
+    let source = runner_source(options)?;
+    let name = ask::name(or_template(&options.settings.name, "name"), mode)?;
+    let executor = or_template(&options.settings.executor, "executor");
+    let executor = ask::given_or_asked(executor, mode, "executor", "Enter an executor (shell, instance, docker)")?;
+    let mut table = table::new_runner(options, &name, &url, &executor);
+    table::fill_from(&mut table, &template);
+    if config::executor(&executor).is_ok_and(ExecutorKind::has_containers) {
+        complete_docker(&mut table, mode)?;
+    }
+    Ok((table, source))
+}
+
+/// Parses the table of the new runner. It must be valid before a runner is created on the server.
+fn check_table(path: &Path, table: &Table) -> Result<Config, String> {
+    let invalid = |why: &dyn Display| format!("the configuration of the new runner is invalid: {why}");
+    let config = Config::parse(path, &table::document(table)).map_err(|error| invalid(&error))?;
+    match config.unusable.first() {
+        None => Ok(config),
+        Some(unusable) => Err(invalid(&unusable.why)),
+    }
+}
+
+/// The system id of this machine. The new runner's configuration stands in for a missing configuration file.
+fn system_id(path: &Path, new: &Config) -> String {
+    let existing = Config::load(path).ok();
+    let config = existing.as_ref().map_or(new, |loaded| &loaded.config);
+    system_id::load(path, cloud_id(config).as_deref())
+}
+
+/// Adds the runner to the file; an empty file also gets the usual global keys.
+fn save(editor: &mut Editor, table: Table, path: &Path) -> Result<(), String> {
     if editor.is_empty() {
         editor.set_global("concurrent", 1);
         editor.set_global("check_interval", 0);
     }
-    let saved =
-        editor.add_runner(table).and_then(|()| editor.save().map_err(|error| format!("{}: {error}", path.display())));
-    if let Err(why) = saved {
-        if is_new && !options.leave_runner {
-            take_back(&gitlab, &way, &token, &system_id);
-        }
-        return Err(why);
-    }
-    println!("Runner registered successfully: `{name}` is in {}", path.display());
-    Ok(ExitCode::SUCCESS)
+    editor.add_runner(table)?;
+    editor.save().map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// As gitlab-runner does, asks for the default image of an executor with containers, and adds a volume at `/cache`.
-fn complete_docker(table: &mut Table, non_interactive: bool) -> Result<(), String> {
+fn complete_docker(table: &mut Table, mode: AskMode) -> Result<(), String> {
     let docker = table.entry("docker").or_insert_with(|| Item::Table(Table::new()));
     let docker = docker.as_table_like_mut().ok_or("`docker` of the template is not a table")?;
     let image = docker.get("image").and_then(Item::as_str).unwrap_or_default().to_owned();
     let question = "Enter the default Docker image (for example, ruby:3.3)";
-    docker.insert("image", value(ask::given_or_asked(Some(image), non_interactive, "docker-image", question)?));
+    docker.insert("image", value(ask::given_or_asked(Some(image), mode, "docker-image", question)?));
     let volumes = docker.entry("volumes").or_insert_with(|| value(Array::new()));
     let volumes = volumes.as_array_mut().ok_or("`docker.volumes` of the template is not a list")?;
     if !volumes.iter().filter_map(Value::as_str).any(|volume| volume.split(':').any(|part| part == "/cache")) {
@@ -106,10 +128,10 @@ fn complete_docker(table: &mut Table, non_interactive: bool) -> Result<(), Strin
     Ok(())
 }
 
-fn way(options: &Options) -> Result<Way, String> {
+fn runner_source(options: &RegisterArgs) -> Result<RunnerSource, String> {
     let tokens = &options.tokens;
     if let Some(file) = &tokens.access_token_file {
-        return Ok(Way::Create(token_from(file)?));
+        return Ok(RunnerSource::AccessToken(token_from(file)?));
     }
     let given = |token: &Option<String>| token.clone().filter(|token| !token.trim().is_empty());
     let authentication = match &tokens.token_file {
@@ -118,7 +140,7 @@ fn way(options: &Options) -> Result<Way, String> {
     };
     if let Some(token) = authentication {
         return match fixed_attributes(options) {
-            fixed if fixed.is_empty() => Ok(Way::Verify(token)),
+            fixed if fixed.is_empty() => Ok(RunnerSource::Existing(token)),
             fixed => Err(format!("{}: {FIXED}", fixed.join(", "))),
         };
     }
@@ -137,19 +159,19 @@ fn way(options: &Options) -> Result<Way, String> {
     // `--registration-token` also accepts an authentication token. Old scripts then also pass attributes, which have no
     // effect.
     if !registration.starts_with("glrt-") {
-        return Ok(Way::Register(Token::new(registration)));
+        return Ok(RunnerSource::RegistrationToken(Token::new(registration)));
     }
     let fixed = fixed_attributes(options);
     if !fixed.is_empty() {
         eprintln!("mayfly: warning: {} has no effect: {FIXED}", fixed.join(", "));
     }
-    Ok(Way::Verify(Token::new(registration)))
+    Ok(RunnerSource::Existing(Token::new(registration)))
 }
 
 const FIXED: &str = "an authentication token belongs to an existing runner; change its attributes on the server";
 
 /// The given attributes that cannot be changed for an existing runner.
-fn fixed_attributes(options: &Options) -> Vec<&'static str> {
+fn fixed_attributes(options: &RegisterArgs) -> Vec<&'static str> {
     let attributes = &options.attributes;
     let text = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     let given = [
@@ -165,66 +187,96 @@ fn fixed_attributes(options: &Options) -> Vec<&'static str> {
     given.into_iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name).collect()
 }
 
-/// The runner on the server, and its token. A created runner that cannot be verified is removed again.
-fn obtain(
-    gitlab: &GitLab,
-    way: &Way,
-    options: &Options,
-    name: &str,
-    system_id: &str,
-) -> Result<(Registration, Token), String> {
-    let made = match way {
-        Way::Verify(_) => None,
-        Way::Register(registration) => Some(
-            gitlab
-                .register(registration, &new_runner(options, name)?)
-                .map_err(|error| format!("registering the runner: {error}"))?,
-        ),
-        Way::Create(access) => Some(
-            gitlab
-                .create_runner(access, &new_runner(options, name)?)
-                .map_err(|error| format!("creating the runner: {error}"))?,
-        ),
-    };
-    let token = match (way, &made) {
-        (Way::Verify(token), _) => token.clone(),
-        (_, made) => made.as_ref().and_then(|made| made.token.clone()).ok_or("the server sent no token")?,
-    };
-    if let (Way::Register(_), Some(made)) = (way, made.clone()) {
-        return Ok((made, token));
-    }
-    let why = match gitlab.verify(&token, system_id) {
-        Ok(TokenStatus::Valid(verified)) if made.is_some() || verified.id > 0 || verified.is_of_old_server => {
-            return Ok((made.unwrap_or(verified), token));
-        }
-        Ok(TokenStatus::Valid(_)) => {
-            "verifying the runner: the response contains no runner id; check that `url` is the address of GitLab"
-                .to_owned()
-        }
-        Ok(TokenStatus::Invalid) => {
-            "the server does not know this token; copy it again from the runner's page".to_owned()
-        }
-        Err(error) => format!("verifying the runner: {error}"),
-    };
-    if made.is_some() && !options.leave_runner {
-        take_back(gitlab, way, &token, system_id);
-    }
-    Err(why)
+/// GitLab, as the new runner and this machine see it.
+struct Server {
+    gitlab: GitLab,
+    system_id: String,
+    /// Keep a created runner if a later step fails.
+    leave_runner: bool,
 }
 
-/// Removes a created runner from the server.
-fn take_back(gitlab: &GitLab, way: &Way, token: &Token, system_id: &str) {
-    let undone = match way {
-        Way::Verify(_) => gitlab.unregister_manager(token, system_id),
-        Way::Register(_) | Way::Create(_) => gitlab.unregister(token),
-    };
-    if let Err(error) = undone {
-        eprintln!("mayfly: cannot remove the new runner from the server; remove it there: {error}");
+impl Server {
+    /// The runner on the server, and its token. A created runner that cannot be verified is removed again.
+    fn obtain(
+        &self,
+        source: &RunnerSource,
+        options: &RegisterArgs,
+        name: &str,
+    ) -> Result<(Registration, Token), String> {
+        let created = self.create(source, options, name)?;
+        let token = match (source, &created) {
+            (RunnerSource::Existing(token), _) => token.clone(),
+            (_, created) => {
+                created.as_ref().and_then(|created| created.token.clone()).ok_or("the server sent no token")?
+            }
+        };
+        match (source, created) {
+            (RunnerSource::RegistrationToken(_), Some(created)) => Ok((created, token)),
+            (_, created) => match self.verify(&token, created.as_ref()) {
+                Ok(verified) => Ok((created.unwrap_or(verified), token)),
+                Err(why) => {
+                    if created.is_some() {
+                        self.take_back(source, &token);
+                    }
+                    Err(why)
+                }
+            },
+        }
+    }
+
+    /// Creates the runner; `None` if it exists already.
+    fn create(
+        &self,
+        source: &RunnerSource,
+        options: &RegisterArgs,
+        name: &str,
+    ) -> Result<Option<Registration>, String> {
+        match source {
+            RunnerSource::Existing(_) => Ok(None),
+            RunnerSource::RegistrationToken(token) => {
+                let created = self.gitlab.register(token, &new_runner(options, name)?);
+                created.map(Some).map_err(|error| format!("registering the runner: {error}"))
+            }
+            RunnerSource::AccessToken(token) => {
+                let created = self.gitlab.create_runner(token, &new_runner(options, name)?);
+                created.map(Some).map_err(|error| format!("creating the runner: {error}"))
+            }
+        }
+    }
+
+    /// Checks that the server knows the token. For a runner that `register` did not create, the response must name the
+    /// runner, because servers other than GitLab may answer with a success too.
+    fn verify(&self, token: &Token, created: Option<&Registration>) -> Result<Registration, String> {
+        match self.gitlab.verify(token, &self.system_id) {
+            Ok(TokenStatus::Valid(verified)) if created.is_some() || verified.id > 0 || verified.is_of_old_server => {
+                Ok(verified)
+            }
+            Ok(TokenStatus::Valid(_)) => Err(
+                "verifying the runner: the response contains no runner id; check that `url` is the address of GitLab"
+                    .to_owned(),
+            ),
+            Ok(TokenStatus::Invalid) => {
+                Err("the server does not know this token; copy it again from the runner's page".to_owned())
+            }
+            Err(error) => Err(format!("verifying the runner: {error}")),
+        }
+    }
+
+    /// Removes the runner, or this machine's runner manager, from the server, unless `--leave-runner` is given.
+    fn take_back(&self, source: &RunnerSource, token: &Token) {
+        let undone = match source {
+            _ if self.leave_runner => return,
+            RunnerSource::Existing(_) => self.gitlab.unregister_manager(token, &self.system_id),
+            RunnerSource::RegistrationToken(_) | RunnerSource::AccessToken(_) => self.gitlab.unregister(token),
+        };
+        if let Err(error) = undone {
+            eprintln!("mayfly: cannot remove the new runner from the server; remove it there: {error}");
+        }
     }
 }
 
 /// The attributes of the runner to create. Fails if its scope is missing.
-fn new_runner(options: &Options, name: &str) -> Result<NewRunner, String> {
+fn new_runner(options: &RegisterArgs, name: &str) -> Result<NewRunner, String> {
     let attributes = &options.attributes;
     let tag_list = attributes.tag_list.clone().unwrap_or_default();
     let legacy = options.tokens.access_token_file.is_none();

@@ -13,7 +13,7 @@ use crate::cli::{ConfigFile, boolean};
     after_help = "gitlab-runner's flags for other keys (--cache-s3-bucket-name, --docker-image, …) are also accepted, \
                         and written to the configuration."
 )]
-pub struct Options {
+pub struct RegisterArgs {
     #[command(flatten)]
     pub file: ConfigFile,
     /// A configuration file with one runner, whose keys apply where no flag sets them

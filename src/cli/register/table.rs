@@ -5,8 +5,9 @@ use std::path::Path;
 
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
-use super::options::Options;
+use super::options::RegisterArgs;
 use crate::config::edit::time;
+use crate::config::keys::TOKEN_KEYS;
 use crate::config::show_error;
 use crate::coordinator::gitlab::Registration;
 use crate::token::Token;
@@ -15,7 +16,7 @@ use crate::token::Token;
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
 /// The table for the flags; the token is added later.
-pub fn of(options: &Options, name: &str, url: &str, executor: &str) -> Table {
+pub fn new_runner(options: &RegisterArgs, name: &str, url: &str, executor: &str) -> Table {
     let mut table = Table::new();
     table["name"] = value(name);
     table["url"] = value(url);
@@ -55,9 +56,9 @@ pub fn text(table: &Table, key: &str) -> Option<String> {
 pub fn template(path: &Path) -> Result<Table, String> {
     let describe = |why: String| format!("template {}: {why}", path.display());
     let text = fs::read_to_string(path).map_err(|error| describe(error.to_string()))?;
-    let document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| {
-        describe(show_error(&text, error.span(), error.message()))
-    })?;
+    let document: DocumentMut = text
+        .parse()
+        .map_err(|error: toml_edit::TomlError| describe(show_error(&text, error.span(), error.message())))?;
     let runners = document.get("runners").and_then(Item::as_array_of_tables);
     match runners.map(|runners| (runners.len(), runners.get(0))) {
         Some((1, Some(table))) => Ok(without_places(table.clone())),
@@ -83,8 +84,8 @@ fn without_places(mut table: Table) -> Table {
 
 /// Adds missing keys from a template, also in nested tables; never those that the server provides.
 pub fn fill_from(table: &mut Table, template: &Table) {
-    let given = ["id", "token", "token_obtained_at", "token_expires_at"];
-    for (key, item) in template.iter().filter(|(key, _)| !given.contains(key)) {
+    let is_from_server = |key: &str| key == "id" || TOKEN_KEYS.contains(&key);
+    for (key, item) in template.iter().filter(|(key, _)| !is_from_server(key)) {
         match (table.get_mut(key), item) {
             (Some(Item::Table(inner)), Item::Table(template)) => fill_from(inner, template),
             (Some(_), _) => {}

@@ -1,7 +1,7 @@
 //! Keys of caches.
 
 use super::ValueType::{Bool, Number, Text};
-use super::{KIND, Key, as_above, key, no_effect, table};
+use super::{Key, OTHER_OBJECT_STORE, as_above, key, no_effect, table};
 
 /// Keys below `[runners.cache]`.
 pub(super) const CACHE: &[Key] = &[
@@ -12,8 +12,8 @@ pub(super) const CACHE: &[Key] = &[
     key("MaxUploadedArchiveSize", Number, "0 (no limit)", "Bytes of the largest archive that the agent uploads")
         .flag("cache-max-uploaded-archive-size", "CACHE_MAXIMUM_UPLOADED_ARCHIVE_SIZE"),
     table("s3", "", "`[runners.cache.s3]`"),
-    no_effect("gcs", KIND),
-    no_effect("azure", KIND),
+    no_effect("gcs", OTHER_OBJECT_STORE),
+    no_effect("azure", OTHER_OBJECT_STORE),
 ];
 
 /// Keys below `[runners.cache.s3]`.
@@ -56,15 +56,15 @@ pub(super) const CACHE_S3: &[Key] = &[
 
 /// Keys below `[runners.cache.gcs]`.
 pub(super) const CACHE_GCS: &[Key] = &[
-    no_effect("AccessID", KIND).flag("cache-gcs-access-id", "CACHE_GCS_ACCESS_ID"),
-    no_effect("PrivateKey", KIND).flag("cache-gcs-private-key", "CACHE_GCS_PRIVATE_KEY"),
-    no_effect("BucketName", KIND).flag("cache-gcs-bucket-name", "CACHE_GCS_BUCKET_NAME"),
+    no_effect("AccessID", OTHER_OBJECT_STORE).flag("cache-gcs-access-id", "CACHE_GCS_ACCESS_ID"),
+    no_effect("PrivateKey", OTHER_OBJECT_STORE).flag("cache-gcs-private-key", "CACHE_GCS_PRIVATE_KEY"),
+    no_effect("BucketName", OTHER_OBJECT_STORE).flag("cache-gcs-bucket-name", "CACHE_GCS_BUCKET_NAME"),
 ];
 
 /// Keys below `[runners.cache.azure]`.
 pub(super) const CACHE_AZURE: &[Key] = &[
-    no_effect("AccountName", KIND).flag("cache-azure-account-name", "CACHE_AZURE_ACCOUNT_NAME"),
-    no_effect("AccountKey", KIND).flag("cache-azure-account-key", "CACHE_AZURE_ACCOUNT_KEY"),
-    no_effect("ContainerName", KIND).flag("cache-azure-container-name", "CACHE_AZURE_CONTAINER_NAME"),
-    no_effect("StorageDomain", KIND).flag("cache-azure-storage-domain", "CACHE_AZURE_STORAGE_DOMAIN"),
+    no_effect("AccountName", OTHER_OBJECT_STORE).flag("cache-azure-account-name", "CACHE_AZURE_ACCOUNT_NAME"),
+    no_effect("AccountKey", OTHER_OBJECT_STORE).flag("cache-azure-account-key", "CACHE_AZURE_ACCOUNT_KEY"),
+    no_effect("ContainerName", OTHER_OBJECT_STORE).flag("cache-azure-container-name", "CACHE_AZURE_CONTAINER_NAME"),
+    no_effect("StorageDomain", OTHER_OBJECT_STORE).flag("cache-azure-storage-domain", "CACHE_AZURE_STORAGE_DOMAIN"),
 ];

@@ -169,7 +169,7 @@ impl Key {
 }
 
 /// Why the keys of object stores other than S3 have no effect.
-pub const KIND: &str = "mayfly stores caches only on the instance and in S3";
+pub const OTHER_OBJECT_STORE: &str = "mayfly stores caches only on the instance and in S3";
 const MANAGER: &str = "the Auto Scaling group creates and removes instances, not the agent";
 const USAGE: &str = "mayfly sends no usage or error reports";
 /// Why `[runners.docker]` has no effect if jobs do not run in containers.
@@ -200,11 +200,19 @@ pub const TABLES: &[KeyTable] = &[
     KeyTable { path: "runners.cache.azure", keys: cache::CACHE_AZURE },
 ];
 
+/// The keys of `[[runners]]` that describe the runner's token.
+pub const TOKEN_KEYS: [&str; 3] = ["token", "token_obtained_at", "token_expires_at"];
+
+/// The keys of `[[runners]]` for the connection to the runner's server. A manager does not send its own ones to agents,
+/// and those of an agent are for its manager, not for GitLab.
+pub const CONNECTION_KEYS: [&str; 8] =
+    ["url", "id", TOKEN_KEYS[0], TOKEN_KEYS[1], TOKEN_KEYS[2], "tls-ca-file", "tls-cert-file", "tls-key-file"];
+
 /// The keys with periods, and their tables.
 pub const PERIODS: [&str; 2] = ["runners.machine.autoscaling.Periods", "runners.autoscaler.policy.periods"];
 
 /// The keys of the table at `path` (`runners`, `runners.mayfly`, …; empty for the top level).
-pub fn of(path: &str) -> &'static [Key] {
+pub fn keys_of(path: &str) -> &'static [Key] {
     TABLES.iter().find(|table| table.path == path).map_or(&[], |table| table.keys)
 }
 

@@ -19,7 +19,7 @@ fn pool(text: &str) -> PoolSettings {
     let (before, after) = text.split_once("[[runners]]\n").expect("a runner");
     let text = format!("{before}{manager}[[runners]]\nurl = \"https://gitlab.example.com\"\ntoken = \"t\"\n{after}");
     let config = Config::parse_as(Path::new("config.toml"), &text, Role::Manager).expect("a configuration");
-    let table = fleet::of(&text.parse().expect("must be TOML"), 0).expect("a table").expect("a fleet");
+    let table = fleet::read_table(&config.runners[0].written).expect("a table").expect("a fleet");
     PoolSettings::new(Arc::new(config.runners[0].clone()), table, config.concurrent).expect("a pool")
 }
 

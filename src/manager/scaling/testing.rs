@@ -35,7 +35,6 @@ pub fn pool(executor: &str, runner: &str, table: &str) -> PoolSettings {
          executor = \"{executor}\"\n{runner}[runners.docker]\nimage = \"alpine\"\n[runners.{name}]\n{more}{table}{after}"
     );
     let config = Config::parse_as(Path::new("config.toml"), &text, Role::Manager).expect("a configuration");
-    let file: toml::Table = text.parse().expect("must be TOML");
-    let table = fleet::of(&file, 0).expect("a table").expect("a fleet");
+    let table = fleet::read_table(&config.runners[0].written).expect("a table").expect("a fleet");
     PoolSettings::new(Arc::new(config.runners[0].clone()), table, config.concurrent).expect("a pool")
 }

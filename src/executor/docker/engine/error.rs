@@ -89,7 +89,7 @@ impl DockerError {
         match error {
             ConnectionError::Configuration(why) => Self::Configuration(why),
             ConnectionError::TimedOut => Self::TimedOut { address, what },
-            ConnectionError::Nonsense(why) => Self::InvalidResponse { address, what, why },
+            ConnectionError::InvalidResponse(why) => Self::InvalidResponse { address, what, why },
             ConnectionError::Io(error) => match (tls_error(&error), error.kind()) {
                 (Some(why @ rustls::Error::InvalidCertificate(_)), _) => {
                     Self::UntrustedEngine { address, why: why.to_string(), ca_file }

@@ -16,7 +16,7 @@ const RESPONSE_MAX: usize = 8 * 1024;
 pub fn through_proxy(host: &str, port: u16, network: &NetworkAccess) -> Result<TcpStream, Reply> {
     let scheme = if port == 80 { "http" } else { "https" };
     let variable = |name: &str| network.proxies.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-    let Some(upstream) = proxy::for_url(scheme, host, variable) else { return directly(host, port, network) };
+    let Some(upstream) = proxy::select_proxy(scheme, host, variable) else { return directly(host, port, network) };
     let address = upstream.strip_prefix("http://").unwrap_or(&upstream).trim_end_matches('/');
     let (login, address) = address.rsplit_once('@').map_or((None, address), |(login, rest)| (Some(login), rest));
     let (proxy, number) = address.rsplit_once(':').unwrap_or((address, "80"));
