@@ -194,8 +194,8 @@ impl AttemptInputs<'_> {
             None => false,
         };
         let tree = self.project.trees.take(source, content, &restore_ownership)?;
-        // If the directory is missing, the script starts two programs to create it. In a container, the job's user must own
-        // the directory, so the script creates it.
+        // If the directory is missing, the script starts two programs to create it. In a container, the job's user must
+        // own the directory, so the script creates it.
         if self.image.is_none() {
             tree.make_temporary()?;
         }

@@ -52,8 +52,8 @@ pub struct ContainerOptions {
     pub run: PathBuf,
 }
 
-/// The runner with `[runners.docker]` for the developer's engine. Fails if containers cannot mount the run's directory, or
-/// if the address of the engine is invalid.
+/// The runner with `[runners.docker]` for the developer's engine. Fails if containers cannot mount the run's directory,
+/// or if the address of the engine is invalid.
 fn runner_with_engine(template: &Runner, options: &ContainerOptions) -> Result<Runner, String> {
     let run = options.run.display().to_string();
     if run.contains(':') {

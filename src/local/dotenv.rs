@@ -17,8 +17,8 @@ pub fn read(archive: &Path) -> io::Result<Vec<(String, String)>> {
     parse(&String::from_utf8_lossy(&text)).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))
 }
 
-/// Parses `KEY=value` lines. Spaces around keys and values are removed, quotes are part of the value, and the last value
-/// of a name wins. The error names the first other line.
+/// Parses `KEY=value` lines. Spaces around keys and values are removed, quotes are part of the value, and the last
+/// value of a name wins. The error names the first other line.
 fn parse(text: &str) -> Result<Vec<(String, String)>, String> {
     let mut variables: Vec<(String, String)> = Vec::new();
     for (number, line) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {

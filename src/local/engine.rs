@@ -90,7 +90,8 @@ pub fn advice(error: &DockerError) -> String {
         ),
         DockerError::NotRunning { address } => {
             format!(
-                "the container engine at {address} does not run; start it, or set DOCKER_HOST to the address of another engine"
+                "the container engine at {address} does not run; start it, or set DOCKER_HOST to the address of another \
+                 engine"
             )
         }
         DockerError::NeedsTls { address } => format!(

@@ -1,4 +1,5 @@
-//! Facts about the commit and its repository: from the repository's files if [`GitDir`] can read them, otherwise from git.
+//! Facts about the commit and its repository: from the repository's files if [`GitDir`] can read them, otherwise from
+//! git.
 
 use std::collections::BTreeMap;
 use std::path::Path;

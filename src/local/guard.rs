@@ -1,6 +1,6 @@
 //! A helper process that cleans up when `mayfly exec` is killed: it removes the run's containers, its directory, and
-//! the secrets in its trees. It waits until its standard input is closed, because the kernel closes the run's end of that
-//! pipe in every case.
+//! the secrets in its trees. It waits until its standard input is closed, because the kernel closes the run's end of
+//! that pipe in every case.
 
 use std::fs;
 use std::io::Read;

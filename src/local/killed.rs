@@ -35,8 +35,8 @@ pub fn remove_killed(directory: &Path) {
     let engine =
         fs::read(directory.join(ENGINE_FILE)).ok().and_then(|text| serde_json::from_slice::<Address>(&text).ok());
     let sweep = || engine.as_ref().is_none_or(|address| containers::remove_of_killed_run(address, directory));
-    // The first sweep ends running containers. A step that has not ended may still create another container, so a second
-    // sweep follows the end of all steps.
+    // The first sweep ends running containers. A step that has not ended may still create another container, so a
+    // second sweep follows the end of all steps.
     sweep();
     wait_for_steps(directory);
     match sweep() {

@@ -76,7 +76,8 @@ impl MappedProjects {
         Ok(MappedCheckout { project, sources: sources.with_listing(&listed), facts })
     }
 
-    /// Records the state directory for the guard process, which removes the secrets of its trees if this process is killed.
+    /// Records the state directory for the guard process, which removes the secrets of its trees if this process is
+    /// killed.
     fn record_state(&self, state: &Path) -> Result<(), String> {
         let path = self.scratch.join(guard::MAPPED_STATES);
         let written = File::options().create(true).append(true).open(&path);
@@ -91,6 +92,6 @@ fn find_checkout(directory: &Path) -> Result<(Checkout, PathBuf), String> {
     let checkout = Checkout::find(&place).ok().filter(|checkout| checkout.root == place);
     let checkout =
         checkout.ok_or_else(|| format!("{} is not the top directory of a git checkout", directory.display()))?;
-    let state = state::of_project(&checkout.root)?;
-    Ok((objects::for_jobs(&checkout, &state)?, state))
+    let state = state::project_directory(&checkout.root)?;
+    Ok((objects::with_mountable_objects(&checkout, &state)?, state))
 }

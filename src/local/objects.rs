@@ -20,7 +20,7 @@ pub fn directories(checkout: &Checkout, listed: &[Listed], state: &Path) -> Resu
     add_alternates(&checkout.objects, ALTERNATES_DEPTH, &mut found);
     let mut waiting = submodule_roots(&checkout.root, listed);
     while let Some(root) = waiting.pop() {
-        let Some(submodule) = of_submodule(&root, state)? else { continue };
+        let Some(submodule) = submodule_checkout(&root, state)? else { continue };
         add_alternates(&submodule.objects, ALTERNATES_DEPTH, &mut found);
         found.insert(submodule.objects);
         if root.join(".gitmodules").exists() {
@@ -40,8 +40,8 @@ pub fn submodule_roots(root: &Path, listed: &[Listed]) -> Vec<PathBuf> {
     submodules.map(|file| root.join(&file.path)).collect()
 }
 
-/// Adds the directories that `objects` borrows objects from. Git looks for them under their own paths, so directories that
-/// containers cannot mount under these paths are left out.
+/// Adds the directories that `objects` borrows objects from. Git looks for them under their own paths, so directories
+/// that containers cannot mount under these paths are left out.
 fn add_alternates(objects: &Path, depth: usize, found: &mut BTreeSet<PathBuf>) {
     let text = fs::read(objects.join("info/alternates")).unwrap_or_default();
     let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty() && !matches!(line[0], b'#' | b'"'));
@@ -56,7 +56,7 @@ fn add_alternates(objects: &Path, depth: usize, found: &mut BTreeSet<PathBuf>) {
 
 /// The checkout of a submodule at `root`; `None` if the submodule is not checked out. `state` is the directory of the
 /// project's state.
-pub fn of_submodule(root: &Path, state: &Path) -> Result<Option<Checkout>, String> {
+pub fn submodule_checkout(root: &Path, state: &Path) -> Result<Option<Checkout>, String> {
     let dot = root.join(".git");
     let path = match fs::read(&dot) {
         Ok(text) => match text.strip_prefix(b"gitdir: ") {
@@ -68,12 +68,12 @@ pub fn of_submodule(root: &Path, state: &Path) -> Result<Option<Checkout>, Strin
     };
     let Ok(path) = path.canonicalize() else { return Ok(None) };
     let [objects, index, shallow] = ["objects", "index", "shallow"].map(|name| path.join(name));
-    for_jobs(&Checkout { root: root.to_owned(), objects, index, shallow }, state).map(Some)
+    with_mountable_objects(&Checkout { root: root.to_owned(), objects, index, shallow }, state).map(Some)
 }
 
-/// The checkout, with a path of its object directory that containers can mount. `state` is the directory of the project's
-/// state.
-pub fn for_jobs(checkout: &Checkout, state: &Path) -> Result<Checkout, String> {
+/// The checkout, with a path of its object directory that containers can mount. `state` is the directory of the
+/// project's state.
+pub fn with_mountable_objects(checkout: &Checkout, state: &Path) -> Result<Checkout, String> {
     Ok(Checkout { objects: mountable_path(&checkout.objects, state)?, ..checkout.clone() })
 }
 

@@ -36,13 +36,13 @@ fn create(directory: PathBuf) -> Result<PathBuf, String> {
 }
 
 /// The directory for a project, named after the path of its checkout.
-pub fn of_project(checkout: &Path) -> Result<PathBuf, String> {
+pub fn project_directory(checkout: &Path) -> Result<PathBuf, String> {
     let name = project_slug(&checkout.file_name().unwrap_or_default().to_string_lossy());
     create(root().join(format!("{name}-{}", &crate::digest::sha256(checkout.as_os_str().as_bytes())[..16])))
 }
 
 /// The directory for the kept trees of failed jobs.
-pub fn kept(state: &Path) -> PathBuf {
+pub fn kept_trees(state: &Path) -> PathBuf {
     state.join("kept")
 }
 
@@ -52,7 +52,7 @@ pub const KEPT_DAYS: u64 = 7;
 /// Removes kept trees that are too old.
 fn remove_old_trees(state: &Path) {
     let max_age = Duration::from_secs(KEPT_DAYS * 24 * 3600);
-    for entry in fs::read_dir(kept(state)).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(kept_trees(state)).into_iter().flatten().flatten() {
         let age = entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|time| time.elapsed().ok());
         if age.is_some_and(|age| age > max_age) {
             remove_run(&entry.path());
@@ -61,7 +61,7 @@ fn remove_old_trees(state: &Path) {
 }
 
 /// The cache directory for other projects.
-pub fn includes() -> Result<PathBuf, String> {
+pub fn cache_of_includes() -> Result<PathBuf, String> {
     create(root().join("includes"))
 }
 
@@ -147,12 +147,12 @@ mod tests {
         let state = tempfile::tempdir().expect("a directory");
         let age = |days: u64| std::time::SystemTime::now() - Duration::from_secs(days * 24 * 3600);
         for (name, days) in [("old", KEPT_DAYS + 1), ("new", KEPT_DAYS - 1)] {
-            let tree = kept(state.path()).join(name);
+            let tree = kept_trees(state.path()).join(name);
             fs::create_dir_all(tree.join("app")).expect("create the directory");
             File::open(&tree).and_then(|tree| tree.set_modified(age(days))).expect("set the time");
         }
         drop(Run::begin(state.path()).expect("start a run"));
-        assert!(!kept(state.path()).join("old").exists() && kept(state.path()).join("new/app").exists());
+        assert!(!kept_trees(state.path()).join("old").exists() && kept_trees(state.path()).join("new/app").exists());
     }
 
     #[test]

@@ -24,9 +24,9 @@ pub struct EngineConnection<'a> {
 }
 
 impl EngineConnection<'_> {
-    /// Connects to the engine and pulls the images, if a job needs containers. `objects` are the object directories that
-    /// containers mount. Fails if the engine does not answer, an image cannot be pulled, or a job that must run in a
-    /// container has no image.
+    /// Connects to the engine and pulls the images, if a job needs containers. `objects` are the object directories
+    /// that containers mount. Fails if the engine does not answer, an image cannot be pulled, or a job that must run in
+    /// a container has no image.
     pub fn open(&self, objects: Vec<PathBuf>) -> Result<Option<Containers>, String> {
         self.refuse_jobs_without_image()?;
         warn_about_shell_jobs(self.plan, self.options);
@@ -119,8 +119,8 @@ fn pull(containers: &Containers, plan: &Plan, images: Vec<(&Job, Value)>, screen
     Ok(())
 }
 
-/// Whether a job of this pipeline may build the image: its name contains a variable (`$CI_REGISTRY_IMAGE:$CI_COMMIT_SHA`),
-/// or its pull policy is `never`.
+/// Whether a job of this pipeline may build the image: its name contains a variable
+/// (`$CI_REGISTRY_IMAGE:$CI_COMMIT_SHA`), or its pull policy is `never`.
 fn may_be_built_here(image: &Value) -> bool {
     let has_variable = image["name"].as_str().is_some_and(|name| name.contains('$'));
     has_variable || image["pull_policy"] == serde_json::json!(["never"])

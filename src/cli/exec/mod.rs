@@ -78,8 +78,8 @@ fn begin(options: &Options) -> Result<u8, String> {
 
 /// Plans the pipeline once, then shows or runs it.
 fn once(options: &Options, checkout: &Checkout, git: GitState, parsed: Option<ParsedAhead>) -> Result<u8, String> {
-    let state = state::of_project(&checkout.root)?;
-    let checkout = objects::for_jobs(checkout, &state)?;
+    let state = state::project_directory(&checkout.root)?;
+    let checkout = objects::with_mountable_objects(checkout, &state)?;
     match only_shows(options) {
         true => show_pipeline(options, &checkout, git, parsed, &state),
         false => run_pipeline(options, &checkout, git, parsed, &state),

@@ -76,7 +76,11 @@ impl PlanInputs {
 
     /// The fetcher for includes from other servers.
     pub fn fetcher(&self, options: &Options) -> Result<Fetcher, String> {
-        Ok(Fetcher { cache: state::includes()?, origin: self.facts.remote.clone(), is_offline: options.offline })
+        Ok(Fetcher {
+            cache: state::cache_of_includes()?,
+            origin: self.facts.remote.clone(),
+            is_offline: options.offline,
+        })
     }
 
     /// The request for the plan of the pipeline.

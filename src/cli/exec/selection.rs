@@ -86,8 +86,8 @@ fn find(plan: &Plan, wanted: &str) -> Result<Vec<usize>, String> {
     Err(format!("unknown job `{wanted}`; the jobs are: {}{more}", names.join(", ")))
 }
 
-/// The jobs that must run before the jobs `own`, directly or through others: their `needs`, else the jobs whose artifacts
-/// they download, else the jobs of all earlier stages.
+/// The jobs that must run before the jobs `own`, directly or through others: their `needs`, else the jobs whose
+/// artifacts they download, else the jobs of all earlier stages.
 fn needed(plan: &Plan, own: &HashSet<usize>) -> HashSet<usize> {
     let index: HashMap<&str, usize> = plan.jobs.iter().enumerate().map(|(at, job)| (&*job.name, at)).collect();
     let mut found = HashSet::new();

@@ -115,12 +115,12 @@ impl<'a> Session<'a> {
             identity: Plain.identity(),
             screen: Arc::clone(screen),
             keep: options.keep || options.shell_on_failure,
-            kept: state::kept(state),
+            kept: state::kept_trees(state),
         })
     }
 
-    /// The object directories that containers mount: those of the project, and those of mapped projects whose pipelines a
-    /// job may start.
+    /// The object directories that containers mount: those of the project, and those of mapped projects whose pipelines
+    /// a job may start.
     fn container_objects(&self, plan: &Plan, project: &LocalProject) -> Vec<PathBuf> {
         let has_triggers = plan.jobs.iter().any(|job| job.trigger.is_some());
         let mut objects = if has_triggers { self.mapped.objects() } else { Vec::new() };

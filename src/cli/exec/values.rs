@@ -121,7 +121,8 @@ fn scalar(value: &Value) -> Result<String, String> {
     }
 }
 
-/// Parses `KEY=VALUE` lines and comments; quotes around a value are removed. A later line overrides an earlier one of the same name.
+/// Parses `KEY=VALUE` lines and comments; quotes around a value are removed. A later line overrides an earlier one of
+/// the same name.
 fn parse_dotenv(text: &str) -> Result<Vec<GivenVariable>, String> {
     let mut variables: Vec<GivenVariable> = Vec::new();
     for (number, line) in text.lines().enumerate() {

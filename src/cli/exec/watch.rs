@@ -19,8 +19,8 @@ use crate::sys;
 /// Editors save a file in several steps. The next run starts after this time without a change.
 const QUIET_PERIOD: Duration = Duration::from_millis(200);
 
-/// Repeats the run until the user interrupts it. `given` are the options of the command line; the settings files are read
-/// again before each run. Fails if the file system cannot be watched.
+/// Repeats the run until the user interrupts it. `given` are the options of the command line; the settings files are
+/// read again before each run. Fails if the file system cannot be watched.
 pub fn run(given: &Options, checkout: &Checkout) -> Result<u8, String> {
     let cannot_watch = |error: io::Error| {
         let root = checkout.root.display();

@@ -33,7 +33,7 @@ impl LocalRunner<'_> {
         }
     }
 
-    /// Starts an attempt of a job in a thread of its own.
+    /// Starts an attempt of a job in a new thread.
     fn start_attempt(&mut self, pipeline: usize, job: usize, plan: &Arc<Plan>) {
         let control = match JobControl::new() {
             Ok(control) => Arc::new(control),

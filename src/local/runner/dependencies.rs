@@ -36,7 +36,8 @@ impl LocalRunner<'_> {
     }
 }
 
-/// The names of the jobs whose artifacts a job downloads (`dependencies`, `needs`); `None` for all jobs of earlier stages.
+/// The names of the jobs whose artifacts a job downloads (`dependencies`, `needs`); `None` for all jobs of earlier
+/// stages.
 fn wanted_artifacts(job: &Job) -> Option<HashSet<&str>> {
     let of_needs = job.needs.as_ref().map(|needs| {
         let with_artifacts = needs.iter().filter(|need| need.artifacts);

@@ -31,11 +31,11 @@ impl LocalRunner<'_> {
         }
     }
 
-    /// Moves the tree of a failed job to the directory for kept trees. Returns the directory of the project; a failure is a
-    /// warning.
+    /// Moves the tree of a failed job to the directory for kept trees. Returns the directory of the project; a failure
+    /// is a warning.
     fn keep_tree(&self, name: &str, id: i64, failed: &FailedJob) -> Option<PathBuf> {
-        // The files belong to the users of the job's container. Without root's rights, the developer could neither read nor
-        // remove them.
+        // The files belong to the users of the job's container. Without root's rights, the developer could neither read
+        // nor remove them.
         if failed.image.is_some() && !Uid::effective().is_root() {
             let containers = self.context.containers.as_ref();
             if !containers.is_some_and(|containers| containers.restore_ownership(&failed.tree.builds)) {

@@ -60,8 +60,8 @@ impl<'a> LocalRunner<'a> {
         }
     }
 
-    /// Plans the pipeline of another project; `None` if the user maps no usable checkout of the project. The warnings of the
-    /// plan name a project without a mapping.
+    /// Plans the pipeline of another project; `None` if the user maps no usable checkout of the project. The warnings
+    /// of the plan name a project without a mapping.
     fn plan_project(
         &mut self,
         pipeline: usize,
@@ -115,7 +115,8 @@ impl<'a> LocalRunner<'a> {
         let ancestors = std::iter::successors(Some(pipeline), |at| self.pipelines[*at].parent.map(|(above, _)| above));
         if ancestors.count() > MAX_ANCESTORS {
             return Err(format!(
-                "this trigger job would start a chain of more than {MAX_ANCESTORS} pipelines; look for pipelines that trigger each other"
+                "this trigger job would start a chain of more than {MAX_ANCESTORS} pipelines; look for pipelines that \
+                 trigger each other"
             ));
         }
         let running = &self.pipelines[pipeline];

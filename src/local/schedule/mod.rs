@@ -139,7 +139,8 @@ impl Schedule {
         }
     }
 
-    /// The resource groups of jobs that run. A trigger job does not keep its group from the jobs of its own pipeline.
+    /// The resource groups of running jobs. The group of a trigger job is not in use, so that the jobs of its downstream
+    /// pipeline can have the same group.
     pub fn groups_in_use(&self) -> impl Iterator<Item = &str> {
         let running = self
             .tasks
@@ -149,8 +150,8 @@ impl Schedule {
         running.filter_map(|(task, _)| task.resource_group.as_deref())
     }
 
-    /// Takes the jobs to start now, in the order of stages and of the file, and marks them as running. Trigger jobs take
-    /// no slot. `elsewhere` are the resource groups that other pipelines use.
+    /// Takes the jobs to start now, in the order of stages and of the file, and marks them as running. Trigger jobs
+    /// take no slot. `elsewhere` are the resource groups that other pipelines use.
     pub fn take(&mut self, slots: usize, elsewhere: &HashSet<String>) -> Vec<usize> {
         let group_of = |job: usize| self.tasks[job].resource_group.as_deref();
         let running = (0..self.tasks.len()).filter(|job| self.states[*job] == ScheduleState::Running);
@@ -186,8 +187,8 @@ impl Schedule {
         }
     }
 
-    /// Lets skipped jobs wait again if they depend on a manual job that has just been started: jobs that need it, and jobs
-    /// without needs in later stages, directly or through others.
+    /// Lets skipped jobs wait again if they depend on a manual job that has just been started: jobs that need it, and
+    /// jobs without needs in later stages, directly or through others.
     fn requeue_dependents(&mut self, job: usize) {
         let mut requeued = vec![job];
         while let Some(from) = requeued.pop() {

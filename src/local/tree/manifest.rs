@@ -70,7 +70,7 @@ fn entry(bytes: &[u8]) -> Option<(PathBuf, (Stamp, Stamp), &[u8])> {
     let (name, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
     let (original, rest) = rest.split_first_chunk()?;
     let (copy, rest) = rest.split_first_chunk()?;
-    let stamps = (Stamp::of_bytes(original), Stamp::of_bytes(copy));
+    let stamps = (Stamp::from_bytes(original), Stamp::from_bytes(copy));
     Some((PathBuf::from(OsStr::from_bytes(name)), stamps, rest))
 }
 
@@ -82,7 +82,7 @@ mod tests {
     fn loads_what_was_saved_and_nothing_from_a_damaged_file() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("manifest");
-        let stamp = Stamp::of(&directory.path().metadata().expect("the file must exist"));
+        let stamp = Stamp::new(&directory.path().metadata().expect("the file must exist"));
         let mut manifest = Manifest::default();
         manifest.note("a\nb/c d".into(), stamp, Stamp::default());
         manifest.save(&file).expect("save the file");

@@ -69,8 +69,8 @@ impl Trees {
         Self { directory, name: name.to_owned() }
     }
 
-    /// Takes a tree that contains exactly `source`, or nothing. `restore_ownership` makes the user the owner of files that
-    /// containers created as other users; if it fails, the tree is not used.
+    /// Takes a tree that contains exactly `source`, or nothing. `restore_ownership` makes the user the owner of files
+    /// that containers created as other users; if it fails, the tree is not used.
     pub fn take(
         &self,
         source: &TreeSource,

@@ -1,8 +1,8 @@
 //! The repository of a job's tree: its own references, index and configuration; objects are read from the developer's
 //! repository. No git command of a job can change the developer's repository.
 //!
-//! A repository that no job has changed is kept for the next job, because creating its files takes longer than comparing
-//! their stamps.
+//! A repository that no job has changed is kept for the next job, because creating its files takes longer than
+//! comparing their stamps.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -50,8 +50,8 @@ impl Repository {
         repository
     }
 
-    /// Adds the settings `submodule.*.url` and `submodule.*.active` of the work tree at `root`, without which git ignores
-    /// the submodules.
+    /// Adds the settings `submodule.*.url` and `submodule.*.active` of the work tree at `root`, without which git
+    /// ignores the submodules.
     pub fn add_settings_of_submodules(&mut self, root: &Path) {
         let mut command = git(root);
         command.args(["config", "-z", "--get-regexp", r"^submodule\..*\.(url|active)$"]);
@@ -78,7 +78,7 @@ impl Repository {
             digest.update(part);
         }
         for (copied, _) in &self.copied {
-            let stamp = copied.metadata().map(|metadata| Stamp::of(&metadata)).unwrap_or_default();
+            let stamp = copied.metadata().map(|metadata| Stamp::new(&metadata)).unwrap_or_default();
             if stamp.is_recent(now) {
                 return None;
             }
@@ -87,8 +87,8 @@ impl Repository {
         Some(digest.finish().as_ref().to_vec())
     }
 
-    /// Creates the repository of the tree at `project` and writes a record of it to the file `record`. An existing repository
-    /// stays if it still equals its record. `adapt` changes a new repository before it is recorded.
+    /// Creates the repository of the tree at `project` and writes a record of it to the file `record`. An existing
+    /// repository stays if it still equals its record. `adapt` changes a new repository before it is recorded.
     pub fn write(&self, project: &Path, record: &Path, adapt: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<()> {
         let place = &project.join(".git");
         if fs::read(record).is_ok_and(|known| self.record(place) == Some(known)) {
@@ -97,7 +97,7 @@ impl Repository {
         remove(place)?;
         fs::create_dir_all(place.join("objects/info"))?;
         fs::create_dir(place.join("refs"))?;
-        // `objects::for_jobs` chose a path without a line feed.
+        // `objects::with_mountable_objects` chose a path without a line feed.
         let mut alternates = self.objects.clone().into_os_string();
         alternates.push("\n");
         fs::write(place.join("objects/info/alternates"), alternates.as_bytes())?;
@@ -123,7 +123,7 @@ impl Repository {
         for name in ENTRIES.into_iter().map(OsStr::new).chain(copied) {
             let Ok(metadata) = place.join(name).symlink_metadata() else { continue };
             expected += usize::from(!name.is_empty());
-            record.extend_from_slice(&Stamp::of(&metadata).to_bytes());
+            record.extend_from_slice(&Stamp::new(&metadata).to_bytes());
         }
         let found = ["", "objects", "objects/info", "refs"]
             .map(|directory| fs::read_dir(place.join(directory)).map_or(usize::MAX / 8, |entries| entries.count()));

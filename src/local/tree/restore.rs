@@ -41,7 +41,7 @@ pub fn restore(source: &TreeSource, tree: &Tree) -> io::Result<()> {
     let paths: Vec<&Path> = lacking.iter().map(|(path, _)| *path).collect();
     for path in source.skipped.write(&source.root, &tree.project, &tree.home.join("index"), &paths)? {
         let (original, place) = (source.files.get(&path), tree.project.join(&path));
-        manifest.note(path, original.copied().unwrap_or_default(), Stamp::of(&place.symlink_metadata()?));
+        manifest.note(path, original.copied().unwrap_or_default(), Stamp::new(&place.symlink_metadata()?));
     }
     manifest.save(&file)
 }
@@ -57,7 +57,7 @@ fn remove_changed_files<'f>(
     let checked = for_all(files, |path| {
         let metadata = project.join(path).symlink_metadata();
         let is_kept = metadata.as_ref().is_ok_and(|metadata| {
-            source.files.get(path).is_some_and(|original| manifest.holds(path, *original, Stamp::of(metadata)))
+            source.files.get(path).is_some_and(|original| manifest.holds(path, *original, Stamp::new(metadata)))
         });
         Some((path, is_kept))
     });

@@ -65,7 +65,8 @@ impl SkippedFiles {
         Ok(paths.filter(|path| project.join(path).symlink_metadata().is_ok()).map(Path::to_owned).collect())
     }
 
-    /// Marks the files as present in the index of the repository of `project`, so that git sees a job's changes to them.
+    /// Marks the files as present in the index of the repository of `project`, so that git sees a job's changes to
+    /// them.
     pub fn mark_as_present(&self, project: &Path, scratch: &Path) -> io::Result<()> {
         if self.is_empty() {
             return Ok(());

@@ -65,7 +65,7 @@ impl TreeSource {
                 self.directories.insert(path);
             } else if metadata.is_file() || metadata.is_symlink() {
                 self.add_directories(&path);
-                self.files.insert(path, Stamp::of(&metadata));
+                self.files.insert(path, Stamp::new(&metadata));
             }
         }
     }
@@ -85,7 +85,7 @@ impl TreeSource {
         let mut waiting = objects::submodule_roots(&self.root, listed);
         while let Some(root) = waiting.pop() {
             let path = root.strip_prefix(&self.root).unwrap_or(&root).to_owned();
-            let Some(checkout) = objects::of_submodule(&root, state)? else { continue };
+            let Some(checkout) = objects::submodule_checkout(&root, state)? else { continue };
             let files = list(&root, FileSet::Tracked)?;
             self.add(&files, &path);
             // A repository without a commit is of no use to a job.

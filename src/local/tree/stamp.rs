@@ -14,7 +14,7 @@ impl Stamp {
     /// Bytes of a stamp in a file.
     pub const SIZE: usize = 56;
 
-    pub fn of(metadata: &Metadata) -> Self {
+    pub fn new(metadata: &Metadata) -> Self {
         Self([
             metadata.ino().cast_signed(),
             i64::from(metadata.mode()),
@@ -53,7 +53,7 @@ impl Stamp {
     }
 
     /// The inverse of [`Stamp::to_bytes`].
-    pub fn of_bytes(bytes: &[u8; Self::SIZE]) -> Self {
+    pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Self {
         let mut stamp = Self::default();
         for (number, place) in stamp.0.iter_mut().zip(bytes.chunks_exact(8)) {
             *number = i64::from_le_bytes(place.try_into().unwrap_or_default());
