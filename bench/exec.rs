@@ -145,7 +145,7 @@ fn one_job(program: &Program) {
 
 fn hundred_jobs(program: &Program) {
     let mut file = String::new();
-    (0..100).for_each(|number| writeln!(file, "j{number}: {{script: 'true'}}").expect("a string takes all"));
+    (0..100).for_each(|number| writeln!(file, "j{number}: {{script: 'true'}}").expect("write to the string"));
     let checkout = Checkout::new(&file);
     checkout.time(program, isolated(program));
     let times = (0..5).map(|_| checkout.time(program, isolated(program))).collect();
@@ -155,7 +155,7 @@ fn hundred_jobs(program: &Program) {
 fn list(program: &Program) {
     let mut file = String::from("default: {image: alpine}\n");
     (0..1000).for_each(|number| {
-        writeln!(file, "j{number}: {{script: 'echo {number}', rules: [if: $CI]}}").expect("a string takes all")
+        writeln!(file, "j{number}: {{script: 'echo {number}', rules: [if: $CI]}}").expect("write to the string")
     });
     let checkout = Checkout::new(&file);
     checkout.time(program, &["--list"]);
@@ -215,7 +215,7 @@ fn tree(program: &Program) {
 
 fn memory(program: &Program) {
     let mut file = String::new();
-    (0..100).for_each(|number| writeln!(file, "j{number}: {{script: 'seq 1000'}}").expect("a string takes all"));
+    (0..100).for_each(|number| writeln!(file, "j{number}: {{script: 'seq 1000'}}").expect("write to the string"));
     let checkout = Checkout::new(&file);
     let mut child = checkout.command(program, isolated(program)).spawn().expect("start the process");
     let mut most = 0;

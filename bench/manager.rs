@@ -65,7 +65,7 @@ fn main() {
 
 /// A pool that keeps an idle instance for each agent.
 fn relay() -> Pool {
-    Pool::of_policy("idle_count = 2000\nidle_time = \"1h\"\npreemptive_mode = true")
+    Pool::with_policy("idle_count = 2000\nidle_time = \"1h\"\npreemptive_mode = true")
 }
 
 fn tell(what: &str, value: impl std::fmt::Display) {

@@ -6,6 +6,7 @@ use std::process::{Output, Stdio};
 
 use crate::support::gitlab::{ACCESS_TOKEN, Answer, Fault, GitLab, REGISTRATION_TOKEN, RUNNER_TOKEN};
 use crate::support::mayfly::{Home, read};
+use crate::support::output_text;
 use crate::support::scenario::Scenario;
 
 fn call_with_input(home: &Home, arguments: &[&str], input: &str) -> Output {
@@ -18,10 +19,6 @@ fn call_with_input(home: &Home, arguments: &[&str], input: &str) -> Output {
         .expect("start mayfly");
     child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("write a file");
     child.wait_with_output().expect("must end")
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 #[test]
@@ -46,7 +43,7 @@ fn register_with_a_token_from_standard_input() {
         "2",
     ];
     let output = call_with_input(&home, &arguments, &format!("{RUNNER_TOKEN}\n"));
-    assert!(output.status.success(), "{}", text(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
     let written = read(&home.config());
     for part in ["name = \"box\"", "limit = 2", "id = 7", RUNNER_TOKEN, "executor = \"shell\""] {
         assert!(written.contains(part), "{part} in {written}");
@@ -63,7 +60,7 @@ fn register_prompts_for_missing_values() {
     let config = home.config().display().to_string();
     let input = format!("{}\n{RUNNER_TOKEN}\nmy box\nshell\n", gitlab.url);
     let output = call_with_input(&home, &["register", "--config", &config], &input);
-    assert!(output.status.success(), "{}", text(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
     assert!(read(&home.config()).contains("name = \"my box\""));
 }
 
@@ -81,7 +78,7 @@ fn register_creates_a_runner_with_an_access_token_and_refuses_conflicting_option
     ]
     .concat();
     let output = home.call(&create);
-    assert!(output.status.success(), "{}", text(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
     let created = gitlab.created();
     assert_eq!(
         (created[0]["runner_type"].as_str(), created[0]["project_id"].as_i64()),
@@ -98,7 +95,7 @@ fn register_creates_a_runner_with_an_access_token_and_refuses_conflicting_option
         let arguments =
             if more.contains(&"--executor") { [&base[..6], &more].concat() } else { [&base[..], &more].concat() };
         let output = home.call(&arguments);
-        assert!(!output.status.success() && text(&output).contains(part), "{part} in {}", text(&output));
+        assert!(!output.status.success() && output_text(&output).contains(part), "{part} in {}", output_text(&output));
     }
     let legacy = [&base[..], &["-r", REGISTRATION_TOKEN, "--locked=false"]].concat();
     assert!(home.call(&legacy).status.success());
@@ -111,7 +108,7 @@ fn verify_unregister_reset_and_list() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().config("# kept").home(&gitlab);
     let config = home.config().display().to_string();
-    assert!(text(&home.call(&["list", "--config", &config])).contains("test\texecutor=shell"));
+    assert!(output_text(&home.call(&["list", "--config", &config])).contains("test\texecutor=shell"));
     assert!(home.call(&["verify", "--config", &config]).status.success());
     assert!(home.call(&["reset-token", "--config", &config, "--name", "test"]).status.success());
     let written = read(&home.config());
@@ -137,8 +134,11 @@ fn check_passes_only_when_jobs_would_run() {
     let home = Scenario::shell().runner("odd_key = 1").home(&gitlab);
     let config = home.config().display().to_string();
     let good = home.call(&["check", "--config", &config]);
-    assert!(good.status.success(), "{}", text(&good));
-    assert!(text(&good).contains("`runners.odd_key` is unknown") && text(&good).contains("the token is valid"));
+    assert!(good.status.success(), "{}", output_text(&good));
+    assert!(
+        output_text(&good).contains("`runners.odd_key` is unknown")
+            && output_text(&good).contains("the token is valid")
+    );
     assert_eq!(gitlab.count("POST jobs/request"), 0);
     let before = read(&home.config());
     for (global, runner, part) in [
@@ -149,13 +149,13 @@ fn check_passes_only_when_jobs_would_run() {
     ] {
         Scenario::shell().config(global).runner(runner).write(&home, &gitlab.url);
         let bad = home.call(&["check", "--config", &config]);
-        assert!(!bad.status.success() && text(&bad).contains(part), "{part} in {}", text(&bad));
+        assert!(!bad.status.success() && output_text(&bad).contains(part), "{part} in {}", output_text(&bad));
     }
     Scenario::shell().runner("odd_key = 1").write(&home, &gitlab.url);
     assert_eq!(read(&home.config()), before, "check edits nothing");
     gitlab.delete_runner();
     let dead = home.call(&["check", "--config", &config]);
-    assert!(!dead.status.success() && text(&dead).contains("does not know the token"));
+    assert!(!dead.status.success() && output_text(&dead).contains("does not know the token"));
 }
 
 #[test]
@@ -164,9 +164,9 @@ fn usage_errors_go_to_standard_error() {
     let output = home.call(&["run", "--no-such-flag"]);
     assert!(!output.status.success() && output.stdout.is_empty() && !output.stderr.is_empty());
     let version = home.call(&["--version"]);
-    assert!(text(&version).starts_with("mayfly 0."), "{}", text(&version));
+    assert!(output_text(&version).starts_with("mayfly 0."), "{}", output_text(&version));
     let missing = home.call(&["run", "--config", "nowhere.toml"]);
-    assert!(!missing.status.success() && text(&missing).contains("mayfly register"));
+    assert!(!missing.status.success() && output_text(&missing).contains("mayfly register"));
     let stray = home.call(&["shim"]);
     assert!(!stray.status.success());
 }
@@ -193,7 +193,7 @@ fn register_refuses_a_server_that_names_no_runner() {
         gitlab.fail("POST runners/verify", [Fault::Answer(answer)]);
         let base = ["register", "-n", "--config", &config, "--url", &gitlab.url, "--token", RUNNER_TOKEN];
         let refused = home.call(&[&base[..], &["--executor", "shell"]].concat());
-        assert!(!refused.status.success() && !home.config().exists(), "{body}: {}", text(&refused));
+        assert!(!refused.status.success() && !home.config().exists(), "{body}: {}", output_text(&refused));
     }
 }
 
@@ -205,10 +205,14 @@ fn register_for_containers_needs_an_image_and_adds_the_cache_volume() {
     let base =
         ["register", "-n", "--config", &config, "--url", &gitlab.url, "--token", RUNNER_TOKEN, "--executor", "docker"];
     let refused = home.call(&base);
-    assert!(!refused.status.success() && text(&refused).contains("--docker-image is missing"), "{}", text(&refused));
+    assert!(
+        !refused.status.success() && output_text(&refused).contains("--docker-image is missing"),
+        "{}",
+        output_text(&refused)
+    );
     assert!(!home.config().exists());
     let made = home.call(&[&base[..], &["--docker-image", "alpine:3", "--docker-volumes", "/certs"]].concat());
-    assert!(made.status.success(), "{}", text(&made));
+    assert!(made.status.success(), "{}", output_text(&made));
     let written: toml::Table = read(&home.config()).parse().expect("must be TOML");
     let docker = &written["runners"][0]["docker"];
     assert_eq!(docker["image"].as_str(), Some("alpine:3"));
@@ -222,7 +226,7 @@ fn unregister_takes_the_token_of_the_environment() {
     let config = home.config().display().to_string();
     let mut command = home.command(&["unregister", "--config", &config]);
     let done = command.env("CI_SERVER_TOKEN", RUNNER_TOKEN).output().expect("run mayfly");
-    assert!(done.status.success(), "{}", text(&done));
+    assert!(done.status.success(), "{}", output_text(&done));
     assert!(!read(&home.config()).contains("[[runners]]"));
 }
 
@@ -230,12 +234,12 @@ fn unregister_takes_the_token_of_the_environment() {
 fn check_and_lint_find_problems_that_prevent_a_start() {
     let gitlab = GitLab::start();
     let call = |home: &Home, command: &str| home.call(&[command, "--config", &home.config().display().to_string()]);
-    let check = |home: &Home| text(&call(home, "check"));
+    let check = |home: &Home| output_text(&call(home, "check"));
     // The file may be for another machine.
     let lint = |home: &Home| {
         let done = call(home, "lint");
-        assert!(done.status.success(), "{}", text(&done));
-        text(&done)
+        assert!(done.status.success(), "{}", output_text(&done));
+        output_text(&done)
     };
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let home = Scenario::shell()
@@ -252,8 +256,8 @@ fn check_and_lint_find_problems_that_prevent_a_start() {
     let home = Scenario::shell().home(&gitlab);
     assert!(!lint(&home).contains("on this machine"), "{}", lint(&home));
     let mut without_git = home.command(&["check", "--config", &home.config().display().to_string()]);
-    let message = text(&without_git.env("PATH", home.path("empty")).output().expect("run mayfly"));
-    assert!(message.contains("FAIL     git: no working `git` in the PATH"), "{message}");
+    let report = output_text(&without_git.env("PATH", home.path("empty")).output().expect("run mayfly"));
+    assert!(report.contains("FAIL     git: no working `git` in the PATH"), "{report}");
 }
 
 #[test]
@@ -269,10 +273,6 @@ fn check_names_the_target_of_a_redirect() {
     });
     let home = Home::empty();
     Scenario::shell().write(&home, &server);
-    let message = home.call(&["check", "--config", &home.config().display().to_string()]);
-    assert!(
-        text(&message).contains("the server redirects to https://gitlab.test; write that address"),
-        "{}",
-        text(&message)
-    );
+    let report = output_text(&home.call(&["check", "--config", &home.config().display().to_string()]));
+    assert!(report.contains("the server redirects to https://gitlab.test; write that address"), "{report}");
 }

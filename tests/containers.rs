@@ -1,5 +1,6 @@
 //! Each key of `[runners.docker]` that changes a container, checked with the engine.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -48,6 +49,28 @@ fn waiting() -> JobBuilder {
     job(&[&format!("touch /tmp/up; {}", until_there("/tmp/go"))])
 }
 
+/// The keys of `[runners.docker]` that limit a container or give it privileges.
+fn limits_and_privileges(profile: &Path, cgroup: &str) -> String {
+    let profile = profile.display();
+    format!(
+        "memory = \"64m\"\nmemory_reservation = \"32m\"\ncpus = \"0.5\"\ncpu_shares = 512\ncpuset_cpus = \"0\"\n\
+         cpuset_mems = \"0\"\noom_score_adjust = 500\nshm_size = 1048576\ncap_add = [\"NET_ADMIN\"]\ncap_drop = [\"MKNOD\"]\n\
+         security_opt = [\"no-new-privileges\", \"seccomp={profile}\"]\ngroup_add = [\"1234\"]\n\
+         devices = [\"/dev/null:/dev/zilch:r\"]\ndevice_cgroup_rules = [\"c 1:3 mr\"]\nruntime = \"runc\"\n\
+         isolation = \"default\"\nipcmode = \"private\"\nhostname = \"own-name\"\nmac_address = \"02:42:ac:11:00:99\"\n\
+         dns = [\"10.0.0.53\"]\ndns_search = [\"corp.test\"]\nextra_hosts = [\"far:10.0.0.9\"]\nuserns_mode = \"host\"\n\
+         memory_swap = \"96m\"\nservice_memory_swap = \"48m\"\noom_kill_disable = true\ncgroup_parent = \"/{cgroup}-job\"\n\
+         service_cgroup_parent = \"/{cgroup}-side\"\nlog_options = {{ env = \"CI_JOB_NAME\", labels = \"test.team\" }}\n\
+         wait_for_services_timeout = -1\nservice_memory = \"32m\"\nservice_cpus = \"0.25\"\nservice_cpu_shares = 128\n\
+         service_cpuset_cpus = \"0\"\nservice_memory_reservation = \"16m\"\nservices_security_opt = [\"no-new-privileges\"]\n\
+         [runners.docker.ulimit]\nnofile = \"512:1024\"\n[runners.docker.tmpfs]\n\"/scratch\" = \"size=1m\"\n\
+         [runners.docker.services_tmpfs]\n\"/scratch\" = \"size=2m\"\n\
+         [runners.docker.services_devices]\n\"busybox:*\" = [\"/dev/zero\"]\n\"other:*\" = [\"/dev/full\"]\n\
+         [runners.docker.sysctls]\n\"net.ipv4.ip_forward\" = \"0\"\n\
+         [runners.docker.container_labels]\n\"test.team\" = \"of $CI_JOB_NAME\"\n"
+    )
+}
+
 #[test]
 fn containers_have_the_configured_limits_and_privileges() {
     // Podman takes a file instead of the text of a seccomp profile; `podman.rs` has the other keys.
@@ -57,24 +80,7 @@ fn containers_have_the_configured_limits_and_privileges() {
     let profile = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(profile.path(), "{\"defaultAction\": \"SCMP_ACT_ALLOW\"}").expect("write a file");
     let parent = format!("mayfly-test-{}", unique_number());
-    let keys = format!(
-        "memory = \"64m\"\nmemory_reservation = \"32m\"\ncpus = \"0.5\"\ncpu_shares = 512\ncpuset_cpus = \"0\"\n\
-         cpuset_mems = \"0\"\noom_score_adjust = 500\nshm_size = 1048576\ncap_add = [\"NET_ADMIN\"]\ncap_drop = [\"MKNOD\"]\n\
-         security_opt = [\"no-new-privileges\", \"seccomp={}\"]\ngroup_add = [\"1234\"]\n\
-         devices = [\"/dev/null:/dev/zilch:r\"]\ndevice_cgroup_rules = [\"c 1:3 mr\"]\nruntime = \"runc\"\n\
-         isolation = \"default\"\nipcmode = \"private\"\nhostname = \"own-name\"\nmac_address = \"02:42:ac:11:00:99\"\n\
-         dns = [\"10.0.0.53\"]\ndns_search = [\"corp.test\"]\nextra_hosts = [\"far:10.0.0.9\"]\nuserns_mode = \"host\"\n\
-         memory_swap = \"96m\"\nservice_memory_swap = \"48m\"\noom_kill_disable = true\ncgroup_parent = \"/{parent}-job\"\n\
-         service_cgroup_parent = \"/{parent}-side\"\nlog_options = {{ env = \"CI_JOB_NAME\", labels = \"test.team\" }}\n\
-         wait_for_services_timeout = -1\nservice_memory = \"32m\"\nservice_cpus = \"0.25\"\nservice_cpu_shares = 128\n\
-         service_cpuset_cpus = \"0\"\nservice_memory_reservation = \"16m\"\nservices_security_opt = [\"no-new-privileges\"]\n\
-         [runners.docker.ulimit]\nnofile = \"512:1024\"\n[runners.docker.tmpfs]\n\"/scratch\" = \"size=1m\"\n\
-         [runners.docker.services_tmpfs]\n\"/scratch\" = \"size=2m\"\n\
-         [runners.docker.services_devices]\n\"busybox:*\" = [\"/dev/zero\"]\n\"other:*\" = [\"/dev/full\"]\n\
-         [runners.docker.sysctls]\n\"net.ipv4.ip_forward\" = \"0\"\n\
-         [runners.docker.container_labels]\n\"test.team\" = \"of $CI_JOB_NAME\"\n",
-        profile.path().display()
-    );
+    let keys = limits_and_privileges(profile.path(), &parent);
     let (job, service) = inspected(&keys, waiting());
     // The engine drops settings that the kernel does not support.
     let can = |what: &str| docker().run(&["info", "--format", &format!("{{{{.{what}}}}}")]) == "true";

@@ -11,7 +11,7 @@ use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::{is_running, kill_shims, nap, read};
 use crate::support::scenario::Scenario;
-use crate::support::{holds_within, unique_number, wait_until};
+use crate::support::{holds_within, kill_process, unique_number, wait_until};
 
 /// The output of the stages of [`staged`], in order.
 const STAGES: [&str; 8] = [
@@ -327,9 +327,9 @@ fn a_job_of_an_earlier_boot_is_reported_but_not_one_of_another_machine() {
         assert_eq!(gitlab.job(id).state == "failed", reported);
         assert!(!home.path("state/slot-0").exists());
         // The agent ends processes of its own machine only; the journal of another machine proves nothing about them.
-        let script = read(&pid).trim().to_owned();
+        let script: i32 = read(&pid).trim().parse().expect("the pid of the script");
         assert_eq!(read(format!("/proc/{script}/cmdline").as_ref()).is_empty(), reported);
-        std::process::Command::new("kill").args(["-9", &script]).output().expect("run the program");
+        kill_process(script);
     }
 }
 

@@ -12,6 +12,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use crate::support::docker::Docker;
 use crate::support::gitlab::GitLab;
 use crate::support::job::job;
+use crate::support::output_text;
 use crate::support::scenario::Scenario;
 
 const SECRET: &str = "the-credentials";
@@ -233,16 +234,16 @@ fn a_container_is_blocked_from_the_metadata_service_only() {
     });
 }
 
-/// Asserts that `run` and `check` refuse the configuration, with all these words in the message.
+/// Asserts that `run` and `check` refuse the configuration, with all these words in the error.
 fn assert_refused(gitlab: &GitLab, scenario: Scenario, parts: &[&str]) {
     let home = scenario.mayfly("block_instance_metadata = true").home(gitlab);
     let config = home.config().display().to_string();
     for command in ["run", "check"] {
         let refused = home.call(&[command, "--config", &config]);
-        let printed = String::from_utf8_lossy(&[refused.stdout, refused.stderr].concat()).into_owned();
-        assert!(!refused.status.success(), "{printed}");
+        let error = output_text(&refused);
+        assert!(!refused.status.success(), "{error}");
         for part in [&["block_instance_metadata"], parts].concat() {
-            assert!(printed.contains(part), "{part} in {printed}");
+            assert!(error.contains(part), "{part} in {error}");
         }
     }
     assert_eq!(gitlab.count("POST jobs/request"), 0);

@@ -235,8 +235,8 @@ fn a_cache_too_large_to_extract_is_a_miss_and_its_archive_is_kept() {
     for clean_up in ["false", "true"] {
         let job = job(&[script]).variable("FF_CLEAN_UP_FAILED_CACHE_EXTRACT", clean_up);
         let full = run_with_cache(&gitlab, &cramped, job);
-        let message = "WARNING: cache deps: cannot extract the archive: vendor/b: 9000000 bytes, but only ";
-        assert!(full.has(message) && full.has("Failed to extract cache"), "{}", full.log());
+        let warning = "WARNING: cache deps: cannot extract the archive: vendor/b: 9000000 bytes, but only ";
+        assert!(full.has(warning) && full.has("Failed to extract cache"), "{}", full.log());
         assert!(full.lines().contains(&"on".to_owned()), "{}", full.log());
         assert!(!full.lines().iter().any(|line| line.ends_with(" vendor/b")), "no half of a file: {}", full.log());
         if clean_up == "true" {

@@ -1,4 +1,4 @@
-//! Every example in the documentation works.
+//! The examples in the documentation work, and what the documentation names exists.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::mayfly::Home;
+use crate::support::output_text;
 
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -55,8 +56,8 @@ pub fn lint(what: &str, configuration: &str) {
     fs::write(home.config(), configuration).expect("write a file");
     fs::set_permissions(home.config(), fs::Permissions::from_mode(0o600)).expect("set the permissions");
     let output = home.call(&["lint", "--config", &home.config().display().to_string()]);
-    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success() && !printed.contains("warning"), "{what}: {printed}\n{configuration}");
+    let findings = output_text(&output);
+    assert!(output.status.success() && !findings.contains("warning"), "{what}: {findings}\n{configuration}");
 }
 
 /// The code blocks in this language, with the indentation of list items removed.
@@ -93,8 +94,8 @@ fn list_jobs_with(settings: &str) {
     git(&["add", "--all"]);
     git(&["commit", "--quiet", "--message", "Initial commit"]);
     let listed = Home::empty().command(&["exec", "--list"]).current_dir(project.path()).output().expect("run mayfly");
-    let printed = String::from_utf8_lossy(&listed.stdout).into_owned() + &String::from_utf8_lossy(&listed.stderr);
-    assert!(listed.status.success() && printed.contains("hello"), "{printed}");
+    let list = output_text(&listed);
+    assert!(listed.status.success() && list.contains("hello"), "{list}");
 }
 
 #[test]
@@ -141,20 +142,28 @@ fn the_index_names_every_page() {
     }
 }
 
-/// The source text of the program, with multi-line string literals joined.
-fn source() -> String {
-    let (mut text, mut directories) = (String::new(), vec![root().join("src")]);
+/// The text of all Rust files below a directory.
+fn rust_text(directory: &str) -> String {
+    let (mut text, mut directories) = (String::new(), vec![root().join(directory)]);
     while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(&directory).expect("a directory") {
+        for entry in fs::read_dir(&directory).expect("list the directory") {
             let path = entry.expect("an entry").path();
             match path.is_dir() {
                 true => directories.push(path),
-                false => text += &fs::read_to_string(&path).expect("a source"),
+                false if path.extension().is_some_and(|ending| ending == "rs") => {
+                    text += &fs::read_to_string(&path).expect("read the file");
+                }
+                false => {}
             }
         }
     }
+    text
+}
+
+/// The source text of the program, with multi-line string literals joined.
+fn source() -> String {
     let mut joined = String::new();
-    for (at, part) in text.split("\\\n").enumerate() {
+    for (at, part) in rust_text("src").split("\\\n").enumerate() {
         joined += if at == 0 { part } else { part.trim_start() };
     }
     joined
@@ -194,15 +203,52 @@ fn every_warning_and_error_of_the_log_is_in_the_documentation() {
     assert!(missing.is_empty(), "docs/troubleshooting.md does not explain these lines: {missing:#?}");
 }
 
+/// The pages that name files, functions and tests.
+const PAGES_FOR_DEVELOPERS: [&str; 3] = ["docs/architecture.md", "CONTRIBUTING.md", "bench/README.md"];
+
+/// The code of a page: the text between backticks, and the blocks.
+fn code(page: &str) -> Vec<String> {
+    let text = fs::read_to_string(root().join(page)).expect("a page");
+    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
 #[test]
 fn paths_in_the_pages_for_developers_exist() {
-    for page in ["docs/architecture.md", "CONTRIBUTING.md"] {
-        let text = fs::read_to_string(root().join(page)).expect("a page");
-        for path in text.split('`').skip(1).step_by(2).filter_map(|code| code.split(' ').next()) {
-            let is_path =
-                ["src/", "tests/", "docs/", "packages/", "bench/", ".ci/"].iter().any(|top| path.starts_with(top));
-            let path = path.trim_end_matches("*.rs").trim_end_matches('/');
-            assert!(!is_path || root().join(path).exists(), "{page} names {path}, which is not there");
+    let tops = ["src/", "tests/", "docs/", "packages/", "bench/", "fuzz/", ".ci/", ".cargo/"];
+    for page in PAGES_FOR_DEVELOPERS {
+        for path in code(page).iter().filter_map(|code| code.split(' ').next()) {
+            // A part in capitals stands for any name; `fuzz/run` creates `fuzz/artifacts`.
+            let parts = path.split('/').take_while(|part| !part.chars().all(|c| c.is_ascii_uppercase()));
+            let known = parts.collect::<Vec<_>>().join("/");
+            let known = known.trim_end_matches("*.rs");
+            let is_path = tops.iter().any(|top| path.starts_with(top)) && known != "fuzz/artifacts";
+            assert!(!is_path || root().join(known).exists(), "{page} names {path}, which does not exist");
+        }
+    }
+}
+
+#[test]
+fn names_in_the_pages_for_developers_exist() {
+    let defined = ["src", "tests", "bench"].map(rust_text).concat();
+    let mut count = 0;
+    for page in PAGES_FOR_DEVELOPERS {
+        for code in code(page) {
+            // Names of functions, tests, keys and variables have an underscore, types have `::` behind them.
+            let before = code.match_indices("::").map(|(at, _)| &code[..at]);
+            let types = before.filter_map(|text| text.rsplit(|c: char| !c.is_alphanumeric()).next());
+            let types = types.filter(|name| name.starts_with(|c: char| c.is_ascii_uppercase()));
+            let words = code.split(|c: char| !c.is_alphanumeric() && c != '_');
+            for name in words.filter(|word| word.trim_matches('_').contains('_')).chain(types) {
+                assert!(defined.contains(name), "{page} names `{name}`, which the sources do not contain");
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 30, "only {count} names were found");
+    let modules = fs::read_to_string(root().join("tests/main.rs")).expect("a file");
+    for code in code("CONTRIBUTING.md") {
+        if let Some(module) = code.strip_prefix("cargo test --test system ").and_then(|code| code.strip_suffix("::")) {
+            assert!(modules.contains(&format!("mod {module};")), "CONTRIBUTING.md names the tests `{module}::`");
         }
     }
 }

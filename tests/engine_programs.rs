@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::documents::root;
 use crate::support::gitlab::GitLab;
+use crate::support::kill_process;
 
 /// The directory of the agents that `local.sh` starts; they outlive a manager, but not the test.
 pub struct LocalAgents(pub PathBuf);
@@ -18,11 +19,12 @@ impl Drop for LocalAgents {
     fn drop(&mut self) {
         for agent in fs::read_dir(&self.0).into_iter().flatten().flatten() {
             let pid = fs::read_to_string(agent.path().join("pid")).unwrap_or_default();
+            let Ok(pid) = pid.trim().parse() else { continue };
             // The kernel may have given the number of an agent that has ended to another process.
-            if fs::read_link(format!("/proc/{}/cwd", pid.trim())).ok() != fs::canonicalize(agent.path()).ok() {
+            if fs::read_link(format!("/proc/{pid}/cwd")).ok() != fs::canonicalize(agent.path()).ok() {
                 continue;
             }
-            let _ = Command::new("kill").args(["-9", pid.trim()]).stderr(Stdio::null()).status();
+            kill_process(pid);
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Engines that hang, respond slowly, return errors, lose containers, or require certificates.
+//! Engines that are missing, hang, respond slowly, restart, return errors, lose containers, or require certificates.
 
-use std::process::Command;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::support::between::{Between, Fate};
@@ -13,6 +13,7 @@ use crate::support::job::job;
 use crate::support::mayfly::kill_shims;
 use crate::support::pki::Pki;
 use crate::support::scenario::Scenario;
+use crate::support::send_signal;
 
 /// Longer than the time after which the agent declares a hanging engine dead.
 const LONG: Duration = Duration::from_secs(300);
@@ -23,20 +24,18 @@ struct Hung(i32);
 impl Hung {
     fn new(engine: &Docker) -> Self {
         let hung = Self(engine.pid());
-        hung.signal("STOP");
+        hung.signal(Signal::SIGSTOP);
         hung
     }
 
-    fn signal(&self, signal: &str) {
-        assert!(
-            Command::new("kill").args(["-s", signal, &self.0.to_string()]).status().expect("run the program").success()
-        );
+    fn signal(&self, signal: Signal) {
+        send_signal(self.0, signal);
     }
 }
 
 impl Drop for Hung {
     fn drop(&mut self) {
-        self.signal("CONT");
+        self.signal(Signal::SIGCONT);
     }
 }
 
@@ -165,9 +164,9 @@ fn a_script_whose_container_disappears_is_retried_as_the_job_configures() {
         let job = gitlab.finished(id);
         assert_eq!(job.state, state, "{}", job.log());
         assert_eq!(job.has("run 2 of script"), attempts == "2", "{}", job.log());
-        let message =
+        let expected =
             if attempts == "2" { "(attempt 2 of 2)" } else { "another program on this machine removes containers" };
-        assert!(job.has(message), "{}", job.log());
+        assert!(job.has(expected), "{}", job.log());
         assert!(agent.wait().success());
     }
 }
@@ -257,4 +256,88 @@ fn an_engine_with_tls_is_verified_and_verifies_its_clients() {
         }
     });
     assert_empty(&engine, "");
+}
+
+#[test]
+fn a_runner_without_an_engine_takes_no_job_and_says_what_to_do() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let odd = directory.path().join("odd.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&odd).expect("bind the address");
+    std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"SSH-2.0-OpenSSH_9\r\n\r\n");
+        }
+    });
+    let missing = directory.path().join("none.sock");
+    for (socket, part) in [(&missing, "install or start it"), (&odd, "should be a container engine")] {
+        let gitlab = GitLab::start();
+        let home = Scenario::containers().engine(&format!("unix://{}", socket.display())).home(&gitlab);
+        let id = gitlab.queue(job(&["echo never"]).build());
+        let agent = home.start(&[]);
+        agent.wait_for_log("polling paused runner=test reason=container_engine");
+        assert!(agent.log().contains(part), "{part} in {}", agent.log());
+        assert_eq!(gitlab.job(id).state, "pending");
+        gitlab.assert_strict();
+    }
+}
+
+#[test]
+fn an_agent_starts_without_its_engine() {
+    let gitlab = GitLab::start();
+    let home = Scenario::containers().engine("unix:///nonexistent/engine.sock").home(&gitlab);
+    let mut agent = home.start(&[]);
+    agent.wait_for_log("polling paused runner=test reason=container_engine");
+    agent.wait_for_log("of jobs yet; retrying");
+    agent.drain();
+    assert!(!agent.log().contains("not all containers of jobs are removed"), "{}", agent.log());
+    assert_eq!(agent.log().matches("of jobs yet; retrying").count(), 1, "{}", agent.log());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn an_engine_that_hangs_does_not_extend_the_job_timeout() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("hung.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).expect("bind the address");
+    std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        // This engine answers pings and nothing else.
+        let mut kept = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).unwrap_or(0);
+            if request[..length].windows(6).any(|part| part == b"/_ping") {
+                let head = "HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: 2\r\nConnection: close\r\n\r\nOK";
+                let _ = stream.write_all(head.as_bytes());
+            } else {
+                kept.push(stream);
+            }
+        }
+    });
+    let gitlab = GitLab::start();
+    let home = Scenario::containers().engine(&format!("unix://{}", socket.display())).home(&gitlab);
+    let id = gitlab.queue(job(&["echo never"]).timeout(3).build());
+    let _agent = home.start(&[]);
+    let done = gitlab.finished(id);
+    assert_eq!(done.failure_reason.as_deref(), Some("job_execution_timeout"), "{}", done.log());
+}
+
+#[test]
+fn an_engine_restart_fails_only_its_running_jobs() {
+    let engine = Docker::start();
+    let gitlab = GitLab::start();
+    let home = Scenario::containers().engine(&engine.host()).home(&gitlab);
+    let id = gitlab.queue(job(&["echo begun", "sleep 600"]).build());
+    let next = gitlab.queue(job(&["echo well"]).build());
+    let mut agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    engine.restart();
+    let job = gitlab.finished(id);
+    assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"), "{}", job.log());
+    assert!(job.log().to_lowercase().contains("run the job again"), "{}", job.log());
+    assert_eq!(gitlab.finished(next).state, "success");
+    agent.drain();
+    assert_eq!(engine.run(&["ps", "-aq"]), "");
 }

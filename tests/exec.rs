@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::docker::docker;
 use crate::support::git::git;
 use crate::support::mayfly::Home;
-use crate::support::wait_until;
+use crate::support::{output_text, send_signal, wait_until};
 
 pub fn checkout(file: &str) -> Home {
     in_checkout(Home::empty(), file)
@@ -50,7 +49,7 @@ pub fn assert_nothing_left(home: &Home) {
 
 pub fn exec_with(home: &Home, arguments: &[&str], environment: &[(&str, &str)]) -> (Output, String) {
     let output = command(home, arguments).envs(environment.iter().copied()).output().expect("run mayfly");
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text = output_text(&output);
     (output, text)
 }
 
@@ -227,7 +226,7 @@ fn an_interrupt_or_a_kill_ends_all_jobs_and_leaves_nothing() {
         let mut child = started(&home, &[], &[]);
         let process = std::fs::read_to_string(home.path("sign")).expect("a number");
         assert!(lives(&process));
-        kill(Pid::from_raw(child.id().cast_signed()), signal).expect("send a signal");
+        send_signal(child.id().cast_signed(), signal);
         let status = child.wait().expect("must end");
         if signal == Signal::SIGINT {
             assert_eq!(status.code(), Some(130));
@@ -320,7 +319,7 @@ use:
         };
         wait_until("the container runs", || of_run() > 0);
         let label = run_directory(&home);
-        kill(Pid::from_raw(child.id().cast_signed()), signal).expect("send a signal");
+        send_signal(child.id().cast_signed(), signal);
         child.wait().expect("must end");
         wait_until("the containers go", || {
             let filter = format!("label=io.mayfly.state={label}");
@@ -351,10 +350,10 @@ fn bad_input_is_refused_quickly_and_nothing_runs() {
     };
     let home = checkout("a: {script: echo}\n");
     let file = home.path("checkout/.gitlab-ci.yml");
-    std::fs::remove_file(&file).expect("remove the file or directory");
+    std::fs::remove_file(&file).expect("remove the file");
     nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).expect("create a pipe");
     refused(&home, &[], ".gitlab-ci.yml");
-    std::fs::remove_file(&file).expect("remove the file or directory");
+    std::fs::remove_file(&file).expect("remove the file");
     std::fs::File::create(&file).and_then(|file| file.set_len(100 << 20)).expect("create the file");
     refused(&home, &[], ".gitlab-ci.yml");
     for (content, word) in [
@@ -484,7 +483,7 @@ fn watch_runs_the_pipeline_again_after_a_change() {
     wait_until("the fourth run", || seen().ends_with("three\nthree\n"));
     wait_until("the fourth run ends", || run_directory(&home) == "none");
     assert_eq!(seen(), "one\ntwo\nthree\nthree\n");
-    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).expect("send a signal");
+    send_signal(child.id().cast_signed(), Signal::SIGINT);
     assert_eq!(child.wait().expect("must end").code(), Some(130));
 }
 

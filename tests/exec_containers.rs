@@ -6,15 +6,14 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use crate::exec::{assert_nothing_left, checkout, command, exec_with, in_checkout, run_directory};
 use crate::support::docker::{Docker, docker, write_busybox};
 use crate::support::git::git;
 use crate::support::mayfly::Home;
 use crate::support::registry::{PASSWORD, Registry, USER, login};
-use crate::support::{unique_number, wait_until};
+use crate::support::{output_text, send_signal, unique_number, wait_until};
 
 /// Makes a user the owner of a directory and of everything below.
 fn give(place: &Path, user: u32) {
@@ -50,7 +49,7 @@ look: {stage: deploy, image: 'busybox:local', script: ['test ! -e closed && echo
         command.env_clear().envs(plain.get_envs().filter_map(|(key, value)| Some((key, value?))));
         command.env("DOCKER_HOST", docker.host()).current_dir(home.path("checkout")).stdin(Stdio::null());
         let output = command.output().expect("run setpriv");
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let text = output_text(&output);
         assert!(output.status.success() && text.contains("\nclean\n") && text.contains("\n1234\n"), "{text}");
     }
     let projects = fs::read_dir(home.path("cache/mayfly/exec")).expect("list the directory").flatten();
@@ -73,7 +72,7 @@ fn an_engine_that_goes_away_fails_the_job_and_its_containers_go_later() {
     let label = format!("io.mayfly.state={}", run_directory(&home));
     let runs = || docker.run(&["ps", "-q", "--filter", &format!("label={label}"), "--filter", "status=running"]);
     wait_until("the container runs", || !runs().is_empty());
-    kill(Pid::from_raw(docker.pid()), Signal::SIGKILL).expect("send a signal");
+    send_signal(docker.pid(), Signal::SIGKILL);
     assert_eq!(child.wait().expect("the run must end").code(), Some(1));
     let text = fs::read_to_string(&report).expect("a report");
     let report: serde_json::Value = serde_json::from_str(&text).expect("must be JSON");

@@ -11,13 +11,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use crate::exec::{assert_nothing_left, checkout, command, exec, exec_with, run_directory};
 use crate::support::docker::docker;
 use crate::support::mayfly::Home;
-use crate::support::wait_until;
+use crate::support::{send_signal, wait_until};
 
 #[test]
 fn an_allowed_failure_of_a_single_job_is_seen() {
@@ -192,7 +191,7 @@ fn an_interrupt_while_the_engine_creates_a_container_leaves_none() {
             command.stdout(fs::File::create(&shown).expect("create the file")).spawn().expect("start mayfly");
         engine.arrived.recv_timeout(Duration::from_secs(60)).expect("a request to create a container");
         let label = format!("io.mayfly.state={}", run_directory(&home));
-        kill(Pid::from_raw(child.id().cast_signed()), signal).expect("send a signal");
+        send_signal(child.id().cast_signed(), signal);
         if signal == Signal::SIGINT {
             wait_until("the run stops", || {
                 fs::read_to_string(&shown).is_ok_and(|text| text.contains("stopping 1 job"))
@@ -219,7 +218,7 @@ fn an_interrupt_before_the_first_job_ends_the_run() {
     command.env("DOCKER_HOST", format!("unix://{}", socket.display())).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn().expect("start mayfly");
     let connection = listener.accept().expect("a connection");
-    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).expect("send a signal");
+    send_signal(child.id().cast_signed(), Signal::SIGTERM);
     assert_eq!(child.wait().expect("the run must end").code(), Some(130));
     wait_until("the run's directory goes", || run_directory(&home) == "none");
     drop(connection);

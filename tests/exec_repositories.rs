@@ -9,6 +9,7 @@ use crate::exec::{assert_nothing_left, checkout, command, exec};
 use crate::support::docker::docker;
 use crate::support::git::git;
 use crate::support::mayfly::Home;
+use crate::support::output_text;
 
 const COMMIT: [&str; 8] = ["-c", "user.name=Dev", "-c", "user.email=dev@example.test", "commit", "-q", "-m", "second"];
 
@@ -17,7 +18,7 @@ fn exec_in(home: &Home, directory: &Path, environment: &[(&str, &str)]) -> (Outp
     let mut command = command(home, &[]);
     command.current_dir(directory).envs(environment.iter().copied()).stdin(Stdio::null());
     let output = command.output().expect("run mayfly");
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text = output_text(&output);
     (output, text)
 }
 

@@ -32,7 +32,7 @@ fn a_machine_whose_disk_is_full_takes_no_job_until_there_is_room() {
     let check = home.call(&["check", "--config", &home.config().display().to_string()]);
     let report = String::from_utf8_lossy(&check.stdout).into_owned();
     assert!(!check.status.success() && report.contains("bytes free"), "{report}");
-    fs::remove_file(filler).expect("remove the file or directory");
+    fs::remove_file(filler).expect("remove the file");
     assert_eq!(gitlab.finished(id).state, "success");
     assert!(agent.wait().success());
     assert_eq!(agent.log().matches("polling paused").count(), 1, "{}", agent.log());
@@ -178,7 +178,7 @@ fn a_runner_takes_no_job_until_git_runs() {
         assert!(agent.log().contains(cause), "{}", agent.log());
         assert_eq!((gitlab.count("POST jobs/request"), gitlab.job(id).state.as_str()), (0, "pending"));
         let mut check = home.command(&["check", "--config", &home.config().display().to_string()]);
-        let check = check.envs(path).output().expect("mayfly");
+        let check = check.envs(path).output().expect("run mayfly");
         let report = String::from_utf8_lossy(&check.stdout).into_owned();
         assert!(!check.status.success() && report.contains(cause), "{report}");
         let _ = fs::remove_file(&git);
@@ -206,7 +206,7 @@ fn a_runner_is_set_up_when_the_user_of_its_jobs_appears() {
     let line = format!("mount --bind {} /etc/passwd && exec \"$@\" 2>{}", passwd.display(), log.display());
     let mut agent = std::process::Command::new("unshare");
     agent.args(["-m", "sh", "-c", &line, "sh"]).arg(program).args(["run", "--config", &config, "--once"]);
-    let mut agent = agent.current_dir(home.path("")).spawn().expect("unshare");
+    let mut agent = agent.current_dir(home.path("")).spawn().expect("start unshare");
     wait_or_explain(|| read(&log).contains("polling paused runner=test reason=user"), || read(&log));
     wait_or_explain(|| try_get(&address, "/healthz").is_some_and(|(status, _)| status == 503), || read(&log));
     assert_eq!((gitlab.count("POST jobs/request"), gitlab.job(id).state.as_str()), (0, "pending"));
@@ -227,7 +227,7 @@ fn a_read_only_directory_makes_the_machine_unfit() {
     let remount = |mode: &str| {
         let mut mount = std::process::Command::new("mount");
         let status = mount.args(["-o", &format!("remount,{mode}")]).arg(small.path()).status();
-        assert!(status.expect("mount").success());
+        assert!(status.expect("run mount").success());
     };
     remount("ro");
     let id = gitlab.queue(job(&["echo ran"]).build());
@@ -250,7 +250,7 @@ fn an_agent_starts_and_waits_on_a_state_directory_without_inodes() {
     agent.wait_for_log("polling paused runner=test reason=inodes");
     let mut second = home.start(&[]);
     assert!(!second.wait().success() && second.log().contains("another mayfly runs"), "{}", second.log());
-    fs::remove_dir_all(filler).expect("remove");
+    fs::remove_dir_all(filler).expect("remove the directory");
     assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
     assert!(agent.wait().success());
 }
@@ -275,12 +275,12 @@ fn a_runner_pauses_after_repeated_system_failures() {
 fn a_machine_that_stays_unfit_shuts_down_if_configured() {
     let gitlab = GitLab::start();
     let keys = "min_free_space = 9000000000000000\nunfit = \"leave\"\nunfit_timeout = \"1s\"\nleave = \"command\"\n\
-                leave_command = \"echo $MAYFLY_LEAVE_REASON >$HOME/message\"";
+                leave_command = \"echo $MAYFLY_LEAVE_REASON >$HOME/reason\"";
     let home = Scenario::shell().mayfly(keys).home(&gitlab);
-    let message = home.path("message");
+    let reason = home.path("reason");
     let mut agent = home.start(&[]);
     assert!(agent.wait().success(), "{}", agent.log());
-    assert_eq!(fs::read_to_string(message).expect("must be reported"), "unfit\n");
+    assert_eq!(fs::read_to_string(reason).expect("the reason of the shutdown"), "unfit\n");
     assert_eq!(gitlab.count("POST jobs/request"), 0);
 }
 
@@ -311,26 +311,26 @@ fn polling_starts_only_when_the_machine_is_ready() {
 #[test]
 fn a_machine_without_runners_powers_off_after_the_configured_time() {
     let home = Home::empty();
-    let message = home.path("message");
+    let reason = home.path("reason");
     let text = format!(
         "[mayfly]\nstate_dir = \"{}\"\ngive_up_after = \"1s\"\npoweroff_command = \"echo $MAYFLY_LEAVE_REASON >{}\"\n",
         home.path("state").display(),
-        message.display()
+        reason.display()
     );
     fs::write(home.config(), text).expect("write a file");
     let mut agent = home.start(&[]);
     assert!(agent.wait().success(), "{}", agent.log());
-    assert_eq!(fs::read_to_string(message).expect("must be reported"), "no_runner\n");
+    assert_eq!(fs::read_to_string(reason).expect("the reason of the shutdown"), "no_runner\n");
 }
 
 #[test]
 fn a_machine_whose_agent_keeps_failing_powers_off_after_the_configured_time() {
     let home = Home::empty();
-    let (message, runtime) = (home.path("message"), home.path("runtime"));
+    let (arguments, runtime) = (home.path("systemctl-arguments"), home.path("runtime"));
     fs::create_dir(&runtime).expect("create the directory");
     fs::write(home.config(), "runners = 1\n").expect("write a file");
     let program = home.path("systemctl");
-    fs::write(&program, format!("#!/bin/sh\necho \"$@\" >{}\n", message.display())).expect("write a file");
+    fs::write(&program, format!("#!/bin/sh\necho \"$@\" >{}\n", arguments.display())).expect("write a file");
     fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set the permissions");
     let socket = home.path("notify").display().to_string();
     let path = format!("{}:/usr/bin:/bin", home.path("").display());
@@ -342,9 +342,9 @@ fn a_machine_whose_agent_keeps_failing_powers_off_after_the_configured_time() {
     ];
     for _ in 0..4 {
         assert_eq!(home.start_with(&[], &variables).wait().code(), Some(1));
-        if message.exists() {
+        if arguments.exists() {
             break;
         }
     }
-    assert_eq!(fs::read_to_string(message).expect("must be reported"), "poweroff\n");
+    assert_eq!(fs::read_to_string(arguments).expect("the arguments of systemctl"), "poweroff\n");
 }

@@ -92,11 +92,8 @@ fn agents_on_this_machine_from_zero_to_zero() {
     assert!(status == 200 && page.contains("desired capacity set from=0"), "{page}");
     assert!(!page.contains(FLEET_TOKEN) && !page.contains("tokenOfTheRunner"), "{page}");
     let output = home.call(&["status", "--config", &home.config().display().to_string()]);
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success() && printed.contains("pool pool\n") && printed.contains("policy in force:"),
-        "{printed}"
-    );
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && shown.contains("pool pool\n") && shown.contains("policy in force:"), "{shown}");
 }
 
 /// A machine that boots from an image with the package, and gets the user data of the recipe from its cloud.
@@ -242,7 +239,7 @@ fn a_restart_of_the_manager_terminates_nothing() {
 #[test]
 fn without_aws_idle_agents_still_get_jobs() {
     let gitlab = GitLab::start();
-    let cloud = Cloud::new(&gitlab, Pool::of_policy("idle_count = 1\nidle_time = \"1h\""));
+    let cloud = Cloud::new(&gitlab, Pool::with_policy("idle_count = 1\nidle_time = \"1h\""));
     let manager = cloud.scaled.fleet.start();
     manager.wait_for_log("desired capacity set from=0 to=1 pool=pool");
     let (_, instances) = cloud.group();

@@ -1,5 +1,5 @@
-//! Jobs that a manager holds, at a GitLab that leaves them pending until they are acknowledged (`two_phase_job_commit`), and
-//! at one that does not.
+//! Jobs that a manager holds until an instance takes them: at a GitLab without and with `two_phase_job_commit`, which leaves
+//! a job pending until its agent acknowledges it.
 
 use std::fs;
 use std::time::Duration;
@@ -8,6 +8,114 @@ use crate::support::fleet::wait_until;
 use crate::support::gitlab::{Answer, Fault, GitLab};
 use crate::support::job::job;
 use crate::support::pool::Pool;
+use crate::support::scenario::Scenario;
+
+#[test]
+fn a_job_is_held_until_an_instance_takes_it() {
+    let gitlab = GitLab::start();
+    let fleet = Pool::hold().fleet(&gitlab);
+    let manager = fleet.start();
+    let id = gitlab.queue(job(&["echo started"]).build());
+    gitlab.wait_for_log(id, "waiting for an instance of pool pool");
+    fleet.wait_until("the group must grow", || fleet.engine_calls().contains("\"set_target\""));
+    manager.kill();
+    let manager = fleet.start();
+    manager.wait_for_log("held=1");
+    fleet.set_members(&["i-1"]);
+    let (_home, agent) = fleet.agent(&manager, "i-1");
+    let done = gitlab.finished(id);
+    assert_eq!(done.state, "success", "{}\n{}", agent.log(), manager.log());
+    assert!(done.has("waiting for an instance") && done.has("started"), "{}", done.log());
+    assert!(done.has("Running with mayfly"), "{}", done.log());
+}
+
+#[test]
+fn a_held_job_that_no_instance_takes_fails_with_a_reason_for_retry() {
+    let gitlab = GitLab::start();
+    let fleet = Pool::hold().autoscaler("instance_acquire_timeout = \"2s\"").fleet(&gitlab);
+    let _manager = fleet.start();
+    let id = gitlab.queue(job(&["echo never"]).build());
+    let done = gitlab.finished(id);
+    assert_eq!((done.state.as_str(), done.failure_reason.as_deref()), ("failed", Some("runner_system_failure")));
+    assert!(done.has("no instance of pool pool took the job within 2 s"), "{}", done.log());
+}
+
+#[test]
+fn a_held_job_that_is_cancelled_is_dropped() {
+    let gitlab = GitLab::start();
+    let fleet = Pool::hold().fleet(&gitlab);
+    let manager = fleet.start();
+    let id = gitlab.queue(job(&["echo never"]).build());
+    gitlab.wait_for_log(id, "waiting for an instance");
+    gitlab.cancel(id);
+    manager.wait_for_log(&format!("job={id}"));
+    wait_until("the job must be dropped", || {
+        let log = manager.log();
+        log.contains(&format!("held job dropped: GitLab no longer expects it pool=pool job={id}"))
+            || log.contains(&format!("job failed by the manager pool=pool job={id}"))
+    });
+}
+
+#[test]
+fn a_job_that_cannot_be_decoded_is_failed_by_the_manager() {
+    let gitlab = GitLab::start();
+    let fleet = Pool::hold().fleet(&gitlab);
+    let manager = fleet.start();
+    let broken =
+        gitlab.queue_text(|id| format!("{{\"id\":{id},\"token\":\"glcbt-job-{id}\",\"variables\":[{{\"key\":"));
+    let done = gitlab.finished(broken);
+    assert_eq!(done.state, "failed", "{}", manager.log());
+    assert!(done.has("cannot be read"), "{}", done.log());
+}
+
+#[test]
+fn a_drain_takes_no_more_jobs_and_fails_those_that_no_instance_took() {
+    let gitlab = GitLab::start();
+    let fleet = Pool::hold().fleet(&gitlab);
+    let mut manager = fleet.start();
+    let id = gitlab.queue(job(&["echo never"]).build());
+    gitlab.wait_for_log(id, "waiting for an instance");
+    manager.signal("TERM");
+    assert!(manager.wait().success(), "{}", manager.log());
+    let done = gitlab.job(id);
+    assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());
+    assert!(done.has("the manager was stopped"), "{}", done.log());
+}
+
+#[test]
+fn an_agent_that_cannot_use_the_settings_continues_the_log_of_a_held_job() {
+    let gitlab = GitLab::start();
+    let fleet = Pool::hold().runner("executor = \"docker-autoscaler\"").fleet(&gitlab);
+    let manager = fleet.start();
+    let id = gitlab.queue(job(&["echo never"]).build());
+    gitlab.wait_for_log(id, "waiting for an instance");
+    fleet.set_members(&["i-1"]);
+    let home = Scenario::managed("i-1")
+        .runner("[runners.docker]\nimage = \"busybox\"\nhost = \"nonsense://\"\n")
+        .home_at(&fleet.url());
+    let agent = home.start(&[]);
+    let done = gitlab.finished(id);
+    assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}\n{}", agent.log(), manager.log());
+    for part in ["waiting for an instance", "the pool's settings cannot be used on this instance"] {
+        assert!(done.has(part), "{part}\n{}\n{}", done.log(), agent.log());
+    }
+    manager.wait_for_log(&format!("job ended pool=pool job={id}"));
+}
+
+#[test]
+fn held_jobs_fail_when_the_state_directory_is_lost() {
+    let gitlab = GitLab::start();
+    let fleet = Pool::hold().fleet(&gitlab);
+    let manager = fleet.start();
+    let id = gitlab.queue(job(&["echo never"]).build());
+    gitlab.wait_for_log(id, "waiting for an instance");
+    manager.kill();
+    fs::remove_dir_all(fleet.home.path("manager")).expect("remove the directory");
+    let manager = fleet.start();
+    let done = gitlab.finished(id);
+    assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());
+    assert!(done.has("the manager lost its state"), "{}", done.log());
+}
 
 fn two_phase() -> GitLab {
     let gitlab = GitLab::start();
@@ -169,7 +277,7 @@ fn a_pending_job_that_another_runner_has_is_dropped() {
     assert_eq!(gitlab.job_state(id), "pending");
 }
 
-/// A server without the feature answers 400 to the first attempt; the manager does not try again.
+/// A server without the feature answers 400 to the first attempt; the manager does not repeat it.
 #[test]
 fn a_server_without_the_feature_is_asked_once() {
     let gitlab = GitLab::start();

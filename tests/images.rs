@@ -36,7 +36,7 @@ const ALWAYS: &str = "allowed_pull_policies = [\"always\", \"if-not-present\", \
 #[derive(Default)]
 struct Source<'a> {
     /// The name of the source in the log.
-    message: &'a str,
+    name_in_log: &'a str,
     /// `DOCKER_AUTH_CONFIG` of the job.
     job: Option<&'a str>,
     /// `DOCKER_AUTH_CONFIG` in the runner's `environment`.
@@ -79,11 +79,11 @@ fn reads_the_login_from_each_source() {
     let none = Source::default;
     let gitlab = GitLab::start();
     for source in [
-        Source { message: "$DOCKER_AUTH_CONFIG", job: Some(right), runner: wrong, file: wrong, ..none() },
-        Source { message: "$DOCKER_AUTH_CONFIG", runner: Some(right), file: wrong, ..none() },
-        Source { message: "config.json", file: Some(right), ..none() },
-        Source { message: "job payload (GitLab Registry)", payload: Some(&given), ..none() },
-        Source { message: "$DOCKER_AUTH_CONFIG", job: Some(&helper), ..none() },
+        Source { name_in_log: "$DOCKER_AUTH_CONFIG", job: Some(right), runner: wrong, file: wrong, ..none() },
+        Source { name_in_log: "$DOCKER_AUTH_CONFIG", runner: Some(right), file: wrong, ..none() },
+        Source { name_in_log: "config.json", file: Some(right), ..none() },
+        Source { name_in_log: "job payload (GitLab Registry)", payload: Some(&given), ..none() },
+        Source { name_in_log: "$DOCKER_AUTH_CONFIG", job: Some(&helper), ..none() },
     ] {
         let home = home_of(&gitlab, &source, &registry);
         let mut job = of(&image).masked("SECRET", PASSWORD);
@@ -95,9 +95,13 @@ fn reads_the_login_from_each_source() {
         }
         let path = format!("{}:/usr/local/bin:/usr/bin:/bin", home.path("").display());
         let job = run(&gitlab, &home, &[("PATH", &path)], job);
-        assert_eq!(job.state, "success", "{}: {}", source.message, job.log());
-        let message = job.lines().into_iter().find(|line| line.contains("Authenticating with credentials from"));
-        assert!(message.as_ref().is_some_and(|line| line.contains(source.message)), "{}: {message:?}", source.message);
+        assert_eq!(job.state, "success", "{}: {}", source.name_in_log, job.log());
+        let line = job.lines().into_iter().find(|line| line.contains("Authenticating with credentials from"));
+        assert!(
+            line.as_ref().is_some_and(|line| line.contains(source.name_in_log)),
+            "{}: {line:?}",
+            source.name_in_log
+        );
         assert!(!job.log().contains(PASSWORD), "{}", job.log());
         docker.run(&["rmi", "--force", &image]);
     }

@@ -44,7 +44,7 @@ fn the_next_agent_knows_of_a_cancel() {
     gitlab.cancel(id);
     gitlab.wait_until("the script to be stopped", |_| home.path("gate.heard").exists());
     agent.kill();
-    std::fs::write(&gate, "").expect("open a file");
+    std::fs::write(&gate, "").expect("write a file");
     // The result exists before the next agent starts; it says `exit 9` and nothing of the cancel.
     gitlab.wait_until("the step to end", |_| has_outcome(&home));
     let mut next = home.start(&[]);
@@ -77,7 +77,7 @@ fn a_pending_warning_is_written_once() {
         });
         let mut next = home.start(&[]);
         next.wait_for_log("job resumed from journal");
-        std::fs::write(&gate, "").expect("open a file");
+        std::fs::write(&gate, "").expect("write a file");
         let job = gitlab.finished(id);
         assert_eq!(job.state, "success", "{}", job.log());
         assert_eq!(count(&job, "WARNING: only once"), usize::from(!said), "{:#?}", job.lines());
@@ -98,7 +98,7 @@ fn a_finished_stage_is_not_repeated() {
     let agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     agent.kill();
-    std::fs::write(&gate, "").expect("open a file");
+    std::fs::write(&gate, "").expect("write a file");
     gitlab.wait_until("the step to end", |_| has_outcome(&home));
     // The same state as if the agent had died right after it recorded the result of the script.
     change(&home, |record| {
@@ -129,7 +129,7 @@ fn a_resumed_job_keeps_its_directories_after_a_configuration_change() {
         .runner(&format!("builds_dir = \"{}\"", home.path("elsewhere").display()))
         .write(&home, &gitlab.url);
     let mut next = home.start(&[]);
-    std::fs::write(&gate, "").expect("open a file");
+    std::fs::write(&gate, "").expect("write a file");
     let job = gitlab.finished(id);
     let of = |prefix: &str| {
         let line = job.lines().into_iter().find_map(|line| line.strip_prefix(prefix).map(str::to_owned));

@@ -186,13 +186,13 @@ fn an_agent_works_after_power_off_and_boot() {
 #[test]
 fn a_machine_powers_off_if_the_leave_command_does_not_end_it_in_time() {
     let gitlab = GitLab::start();
-    let keys = "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo command >>$HOME/printed; exit 1\"\n\
-                poweroff_command = \"echo off >>$HOME/printed\"\nleave_fallback_after = \"2s\"";
+    let keys = "idle_timeout = \"1s\"\nleave = \"command\"\nleave_command = \"echo command >>$HOME/commands; exit 1\"\n\
+                poweroff_command = \"echo off >>$HOME/commands\"\nleave_fallback_after = \"2s\"";
     let home = Scenario::shell().mayfly(keys).home(&gitlab);
-    let printed = home.path("printed");
+    let commands = home.path("commands");
     let mut agent = home.start(&[]);
     assert!(agent.wait().success());
-    assert_eq!(lines(&printed), ["command", "off"]);
+    assert_eq!(lines(&commands), ["command", "off"]);
     assert!(agent.log().contains("leave_command failed error=it ended with status 1"), "{}", agent.log());
 }
 

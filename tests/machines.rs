@@ -10,11 +10,13 @@ use std::thread;
 use serde_json::json;
 
 use crate::support::docker::Docker;
-use crate::support::gitlab::{Answer, GitLab, RUNNER_TOKEN, read_request, write_answer};
+use crate::support::gitlab::{Answer, GitLab, RUNNER_TOKEN};
+use crate::support::http::{read_request, write_answer};
 use crate::support::imds::Imds;
 use crate::support::job::{job, until_there};
 use crate::support::machine::{Image, Machine, in_own_network, with_image};
 use crate::support::mayfly::Home;
+use crate::support::output_text;
 
 /// User data that writes a configuration with one runner of `gitlab`.
 pub fn user_data(gitlab: &GitLab, mayfly: &str) -> String {
@@ -261,8 +263,8 @@ fn user_data_keeps_the_images_own_runners() {
 #[test]
 fn systemd_reports_no_problem_in_the_unit() {
     with_image("true", |image| {
-        let printed = image.run_inside("systemd-analyze verify --man=no mayfly.service 2>&1");
-        assert_eq!(printed, "");
+        let findings = image.run_inside("systemd-analyze verify --man=no mayfly.service 2>&1");
+        assert_eq!(findings, "");
     });
 }
 
@@ -299,11 +301,11 @@ fn user_data_is_valid_and_lint_finds_nothing_in_its_configuration() {
         std::fs::set_permissions(home.config(), std::os::unix::fs::PermissionsExt::from_mode(0o600))
             .expect("set the permissions");
         let lint = home.call(&["lint", "--config", &home.config().display().to_string()]);
-        let printed = String::from_utf8_lossy(&lint.stdout).into_owned() + &String::from_utf8_lossy(&lint.stderr);
+        let findings = output_text(&lint);
         // Only the manager that `url` names knows the executor of an agent without one.
         let warnings =
-            printed.lines().filter(|line| line.contains("warning")).filter(|line| !line.contains("mayfly manager"));
-        assert!(lint.status.success() && warnings.count() == 0, "{}: {printed}", file.display());
+            findings.lines().filter(|line| line.contains("warning")).filter(|line| !line.contains("mayfly manager"));
+        assert!(lint.status.success() && warnings.count() == 0, "{}: {findings}", file.display());
     }
 }
 

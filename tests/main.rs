@@ -46,6 +46,7 @@ mod manager_instances;
 mod manager_limits;
 mod manager_partitions;
 mod manager_proof;
+mod manager_registration;
 mod manager_reload;
 mod manager_restarts;
 mod manager_templates;

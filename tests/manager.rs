@@ -2,13 +2,10 @@
 
 use std::fs;
 
-use serde_json::json;
-
-use crate::support::fleet::{FLEET_TOKEN, wait_until};
+use crate::support::fleet::FLEET_TOKEN;
 use crate::support::gitlab::GitLab;
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::{kill_shims, read};
-use crate::support::pki::Pki;
 use crate::support::pool::Pool;
 use crate::support::scenario::Scenario;
 
@@ -27,115 +24,6 @@ fn a_job_is_handed_to_an_agent_which_reports_to_gitlab() {
     for text in [agent.log(), manager.log()] {
         assert!(!text.contains(FLEET_TOKEN) && !text.contains("tokenOfTheRunner"), "{text}");
     }
-}
-
-#[test]
-fn a_running_job_does_not_notice_that_the_manager_is_replaced() {
-    let gitlab = GitLab::start();
-    let fleet = Pool::relay().fleet(&gitlab);
-    let (manager, home, _agent) = fleet.start_with_agent("i-1");
-    let go = home.path("go");
-    let id = gitlab.queue(job(&["echo begun", &until_there(go.display()), "echo ended"]).build());
-    gitlab.wait_for_log(id, "begun");
-    manager.kill();
-    let manager = fleet.start();
-    manager.wait_for_log("state restored pool=pool agents=1 jobs=1 held=0");
-    fs::write(&go, "").expect("write a file");
-    assert_eq!(gitlab.finished(id).state, "success");
-    manager.wait_for_log(&format!("job ended pool=pool job={id}"));
-    let next = gitlab.queue(job(&["echo next"]).build());
-    assert_eq!(gitlab.finished(next).state, "success", "the idle agent reconnects");
-}
-
-#[test]
-fn a_job_is_held_until_an_instance_takes_it() {
-    let gitlab = GitLab::start();
-    let fleet = Pool::hold().fleet(&gitlab);
-    let manager = fleet.start();
-    let id = gitlab.queue(job(&["echo started"]).build());
-    gitlab.wait_for_log(id, "waiting for an instance of pool pool");
-    fleet.wait_until("the group must grow", || fleet.engine_calls().contains("\"set_target\""));
-    manager.kill();
-    let manager = fleet.start();
-    manager.wait_for_log("held=1");
-    fleet.set_members(&["i-1"]);
-    let (_home, agent) = fleet.agent(&manager, "i-1");
-    let done = gitlab.finished(id);
-    assert_eq!(done.state, "success", "{}\n{}", agent.log(), manager.log());
-    assert!(done.has("waiting for an instance") && done.has("started"), "{}", done.log());
-    assert!(done.has("Running with mayfly"), "{}", done.log());
-}
-
-#[test]
-fn a_held_job_that_no_instance_takes_fails_with_a_reason_for_retry() {
-    let gitlab = GitLab::start();
-    let fleet = Pool::hold().autoscaler("instance_acquire_timeout = \"2s\"").fleet(&gitlab);
-    let _manager = fleet.start();
-    let id = gitlab.queue(job(&["echo never"]).build());
-    let done = gitlab.finished(id);
-    assert_eq!((done.state.as_str(), done.failure_reason.as_deref()), ("failed", Some("runner_system_failure")));
-    assert!(done.has("no instance of pool pool took the job within 2 s"), "{}", done.log());
-}
-
-#[test]
-fn a_held_job_that_is_cancelled_is_dropped() {
-    let gitlab = GitLab::start();
-    let fleet = Pool::hold().fleet(&gitlab);
-    let manager = fleet.start();
-    let id = gitlab.queue(job(&["echo never"]).build());
-    gitlab.wait_for_log(id, "waiting for an instance");
-    gitlab.cancel(id);
-    manager.wait_for_log(&format!("job={id}"));
-    wait_until("the job must be dropped", || {
-        let log = manager.log();
-        log.contains(&format!("held job dropped: GitLab no longer expects it pool=pool job={id}"))
-            || log.contains(&format!("job failed by the manager pool=pool job={id}"))
-    });
-}
-
-#[test]
-fn a_job_that_cannot_be_decoded_is_failed_by_the_manager() {
-    let gitlab = GitLab::start();
-    let fleet = Pool::hold().fleet(&gitlab);
-    let manager = fleet.start();
-    let broken =
-        gitlab.queue_text(|id| format!("{{\"id\":{id},\"token\":\"glcbt-job-{id}\",\"variables\":[{{\"key\":"));
-    let done = gitlab.finished(broken);
-    assert_eq!(done.state, "failed", "{}", manager.log());
-    assert!(done.has("cannot be read"), "{}", done.log());
-}
-
-#[test]
-fn only_members_with_the_fleets_token_register_and_each_once_a_boot() {
-    let gitlab = GitLab::start();
-    let fleet = Pool::relay().fleet(&gitlab);
-    fleet.set_members(&["i-1", "i-2"]);
-    let manager = fleet.start();
-    wait_until("the members must be known", || fleet.register(FLEET_TOKEN, "i-1", "boot-1").0 == 200);
-    for (token, instance, boot, expected) in [
-        ("another-token-0123456789", "i-2", "boot-1", 403),
-        (FLEET_TOKEN, "i-9", "boot-1", 404),
-        (FLEET_TOKEN, "i-1", "boot-1", 409),
-        (FLEET_TOKEN, "", "boot-1", 400),
-    ] {
-        let (status, head, body) = fleet.register(token, instance, boot);
-        assert_eq!(status, expected, "{instance} {body}");
-        assert!(head.contains("X-Mayfly-Manager: "), "{head}");
-    }
-    let (status, _, welcome) = fleet.register(FLEET_TOKEN, "i-1", "boot-2");
-    assert_eq!(status, 200, "the instance was started again");
-    let token = welcome["mayfly"]["token"].as_str().expect("a token").to_owned();
-    assert_eq!(fleet.call("POST", "runners/heartbeat", &token, &json!({"jobs": []})).0, 200);
-    for token in ["", FLEET_TOKEN, "mfa-0123"] {
-        assert_eq!(fleet.call("POST", "runners/heartbeat", token, &json!({"jobs": []})).0, 401);
-        assert_eq!(fleet.call("POST", "jobs/request", token, &json!({})).0, 401);
-    }
-    assert_eq!(fleet.call("PUT", "jobs/7", &token, &json!({"offer": "x", "state": "running"})).0, 409);
-    assert_eq!(fleet.call("PUT", "jobs/7", &token, &json!({"state": "running"})).0, 400);
-    let old = json!({"token": FLEET_TOKEN, "mayfly": {"protocol": 0, "instance": "i-2", "boot": "b", "version": "0"}});
-    let (status, _, body) = fleet.call("POST", "runners/verify", FLEET_TOKEN, &old);
-    assert!(status == 426 && body["message"].as_str().is_some_and(|why| why.contains("protocol 0")), "{body}");
-    assert!(!manager.log().contains("another-token"), "{}", manager.log());
 }
 
 #[test]
@@ -213,34 +101,6 @@ fn keys_in_the_agents_own_file_win_and_changes_in_the_pool_need_no_new_image() {
 }
 
 #[test]
-fn agents_connect_over_tls_and_refuse_another_certificate() {
-    let gitlab = GitLab::start();
-    let pki = Pki::new();
-    let fleet = Pool::relay().fleet(&gitlab);
-    let identity = pki.server();
-    let [certificate, key, authority] = ["cert.pem", "key.pem", "root.pem"].map(|name| fleet.home.path(name));
-    for (path, pem) in [(&certificate, &identity.chain), (&key, &identity.key), (&authority, &pki.root)] {
-        fs::write(path, pem).expect("write a file");
-    }
-    let tls = format!("certificate_file = \"{}\"\nkey_file = \"{}\"", certificate.display(), key.display());
-    Pool::relay().tls(&tls).write(&fleet, &gitlab.url);
-    fleet.set_members(&["i-1", "i-2"]);
-    let manager = fleet.start();
-    let url = format!("https://localhost:{}", fleet.port);
-    let home = Scenario::managed("i-1").home_at(&url);
-    let stranger = home.start(&[]);
-    stranger.wait_for_log("certificate");
-    assert!(!manager.log().contains("agent registered"), "{}", manager.log());
-    drop(stranger);
-    let trust = format!("tls-ca-file = \"{}\"", authority.display());
-    Scenario::managed("i-1").runner(&trust).write(&home, &url);
-    let agent = home.start(&[]);
-    manager.wait_for_log("agent registered pool=pool instance=i-1");
-    let id = gitlab.queue(job(&["echo over tls"]).build());
-    assert!(gitlab.finished(id).has("over tls"), "{}", agent.log());
-}
-
-#[test]
 fn an_agent_that_reached_max_use_count_is_ordered_to_shut_down() {
     let gitlab = GitLab::start();
     let fleet = Pool::relay().autoscaler("max_use_count = 1").fleet(&gitlab);
@@ -295,78 +155,6 @@ fn an_agent_leaves_a_manager_that_hangs() {
     let log = agent.log();
     let (before, _) = log.split_once("shutting down strategy").expect("a shutdown");
     assert!(!before.contains("poll failed"), "{log}");
-}
-
-#[test]
-fn the_manager_keeps_running_if_a_new_program_could_not_start() {
-    let gitlab = GitLab::start();
-    let fleet = Pool::hold().fleet(&gitlab);
-    let manager = fleet.start();
-    let id = gitlab.queue(job(&["echo was held"]).build());
-    gitlab.wait_for_log(id, "waiting for an instance");
-    let refused = |count: usize, why: &str| {
-        manager.signal("USR2");
-        wait_until("the hand-over must be refused", || manager.log().matches("hand-over refused").count() == count);
-        assert!(manager.log().contains(why), "{}", manager.log());
-    };
-    fs::write(fleet.home.config(), "nonsense [").expect("write a file");
-    refused(1, "line 1");
-    Pool::hold().state_dir("elsewhere").write(&fleet, &gitlab.url);
-    refused(2, "but the held jobs are in");
-    Pool::hold().write(&fleet, &gitlab.url);
-    fleet.set_members(&["i-1"]);
-    let (_home, agent) = fleet.agent(&manager, "i-1");
-    let done = gitlab.finished(id);
-    assert_eq!(done.state, "success", "{}\n{}", agent.log(), manager.log());
-    assert_eq!(manager.log().matches("mayfly manager is up").count(), 1, "{}", manager.log());
-}
-
-#[test]
-fn the_manager_hands_over_to_a_new_program_without_losing_anything() {
-    let gitlab = GitLab::start();
-    let fleet = Pool::relay().fleet(&gitlab);
-    let (manager, home, _agent) = fleet.start_with_agent("i-1");
-    let go = home.path("go");
-    let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
-    gitlab.wait_for_log(id, "begun");
-    manager.signal("USR2");
-    wait_until("a new program must start", || manager.log().matches("mayfly manager is up").count() == 2);
-    assert!(manager.log().contains("state restored pool=pool agents=1 jobs=1"), "{}", manager.log());
-    fs::write(&go, "").expect("write a file");
-    assert_eq!(gitlab.finished(id).state, "success");
-    let next = gitlab.queue(job(&["echo next"]).build());
-    assert_eq!(gitlab.finished(next).state, "success", "{}", manager.log());
-}
-
-#[test]
-fn a_drain_takes_no_more_jobs_and_fails_those_that_no_instance_took() {
-    let gitlab = GitLab::start();
-    let fleet = Pool::hold().fleet(&gitlab);
-    let mut manager = fleet.start();
-    let id = gitlab.queue(job(&["echo never"]).build());
-    gitlab.wait_for_log(id, "waiting for an instance");
-    manager.signal("TERM");
-    assert!(manager.wait().success(), "{}", manager.log());
-    let done = gitlab.job(id);
-    assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());
-    assert!(done.has("the manager was stopped"), "{}", done.log());
-}
-
-#[test]
-fn a_manager_that_lost_its_state_takes_up_the_jobs_that_agents_run() {
-    let gitlab = GitLab::start();
-    let fleet = Pool::relay().fleet(&gitlab);
-    let (manager, home, _agent) = fleet.start_with_agent("i-1");
-    let go = home.path("go");
-    let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
-    gitlab.wait_for_log(id, "begun");
-    manager.kill();
-    fs::remove_dir_all(fleet.home.path("manager")).expect("remove the directory");
-    let manager = fleet.start();
-    manager.wait_for_log(&format!("job adopted from its agent pool=pool job={id} instance=i-1"));
-    fs::write(&go, "").expect("write a file");
-    assert_eq!(gitlab.finished(id).state, "success");
-    manager.wait_for_log(&format!("job ended pool=pool job={id}"));
 }
 
 #[test]
@@ -448,59 +236,4 @@ fn no_script_runs_twice_and_no_job_is_lost_whatever_dies() {
         let is_retried = done.failure_reason.as_deref() == Some("runner_system_failure");
         assert!(runs == 1 && done.state == "success" || runs <= 1 && is_retried, "job {id}: {runs} runs, {done:?}");
     }
-}
-
-#[test]
-fn an_agent_that_cannot_use_the_settings_continues_the_log_of_a_held_job() {
-    let gitlab = GitLab::start();
-    let fleet = Pool::hold().runner("executor = \"docker-autoscaler\"").fleet(&gitlab);
-    let manager = fleet.start();
-    let id = gitlab.queue(job(&["echo never"]).build());
-    gitlab.wait_for_log(id, "waiting for an instance");
-    fleet.set_members(&["i-1"]);
-    let home = Scenario::managed("i-1")
-        .runner("[runners.docker]\nimage = \"busybox\"\nhost = \"nonsense://\"\n")
-        .home_at(&fleet.url());
-    let agent = home.start(&[]);
-    let done = gitlab.finished(id);
-    assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}\n{}", agent.log(), manager.log());
-    for part in ["waiting for an instance", "the pool's settings cannot be used on this instance"] {
-        assert!(done.has(part), "{part}\n{}\n{}", done.log(), agent.log());
-    }
-    manager.wait_for_log(&format!("job ended pool=pool job={id}"));
-}
-
-#[test]
-fn an_agent_registers_again_after_a_lost_response() {
-    let gitlab = GitLab::start();
-    let fleet = Pool::hold().fleet(&gitlab);
-    fleet.set_members(&["i-1"]);
-    let manager = fleet.start();
-    let register = |agent_token: &str| {
-        let introduction =
-            json!({"protocol": 1, "instance": "i-1", "boot": "b", "version": "0", "agent_token": agent_token});
-        fleet.call("POST", "runners/verify", FLEET_TOKEN, &json!({"token": FLEET_TOKEN, "mayfly": introduction}))
-    };
-    let [own, other] = ["1", "2"].map(|digit| format!("mfa-{}", digit.repeat(48)));
-    fleet.wait_until("the manager knows its members", || register(&own).0 != 404);
-    let (status, _, body) = register(&own);
-    assert_eq!((status, body["mayfly"]["token"].as_str()), (200, Some(own.as_str())), "{}", manager.log());
-    assert_eq!(register(&other).0, 409, "another agent on the same instance");
-    assert_eq!(register("mfa-1").0, 400, "a token that is easy to guess");
-    assert_eq!(manager.log().matches("agent registered").count(), 1, "{}", manager.log());
-}
-
-#[test]
-fn held_jobs_fail_when_the_state_directory_is_lost() {
-    let gitlab = GitLab::start();
-    let fleet = Pool::hold().fleet(&gitlab);
-    let manager = fleet.start();
-    let id = gitlab.queue(job(&["echo never"]).build());
-    gitlab.wait_for_log(id, "waiting for an instance");
-    manager.kill();
-    fs::remove_dir_all(fleet.home.path("manager")).expect("remove the directory");
-    let manager = fleet.start();
-    let done = gitlab.finished(id);
-    assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());
-    assert!(done.has("the manager lost its state"), "{}", done.log());
 }

@@ -53,7 +53,7 @@ fn five_hundred_agents_accept_a_thousand_jobs_once_each() {
                 if agent.accept(&offered) != 200 {
                     continue;
                 }
-                *accepted.lock().expect("no panic").entry(offered.id.clone()).or_default() += 1;
+                *accepted.lock().expect("the thread must not panic").entry(offered.id.clone()).or_default() += 1;
                 if number % 10 == 3 {
                     assert_eq!(agent.accept(&offered), 200, "an acceptance may be repeated");
                 }
@@ -69,7 +69,7 @@ fn five_hundred_agents_accept_a_thousand_jobs_once_each() {
     wait_for("all agents must register", || registered.load(Ordering::SeqCst) == AGENTS);
     let ids: Vec<i64> = (0..JOBS).map(|_| gitlab.queue(job(&["true"]).build())).collect();
     wait_for("all jobs must be accepted", || done.load(Ordering::SeqCst) >= JOBS);
-    let accepted = accepted.lock().expect("no panic").clone();
+    let accepted = accepted.lock().expect("the thread must not panic").clone();
     assert_eq!(accepted.len(), JOBS);
     for id in ids {
         assert_eq!(accepted.get(&id.to_string()), Some(&1), "job {id}");

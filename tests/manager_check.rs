@@ -6,6 +6,7 @@ use std::fs;
 use crate::manager_templates::granted;
 use crate::support::mayfly::Home;
 use crate::support::moto::{Moto, User};
+use crate::support::output_text;
 use crate::support::tap::Tap;
 
 /// Creates a group with these arguments of boto3 and a launch template.
@@ -40,7 +41,7 @@ fn pools(home: &mut Home, moto: &Moto, user: &User, group: &str) {
 
 fn check(home: &Home) -> String {
     let output = home.call(&["check", "--config", &home.config().display().to_string()]);
-    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    output_text(&output)
 }
 
 /// A user with the permissions of the template.
@@ -58,7 +59,7 @@ fn a_group_of_the_recipe_is_good_with_the_permissions_of_the_recipe() {
     moto.check_rights(true);
     let mut home = Home::empty();
     pools(&mut home, &moto, &user, "pool");
-    let printed = check(&home);
+    let report = check(&home);
     for part in [
         "ok       pool `fleet`: group: minimum 0, maximum 5, desired 0",
         "ok       pool `fleet`: scale-in protection",
@@ -68,9 +69,9 @@ fn a_group_of_the_recipe_is_good_with_the_permissions_of_the_recipe() {
         "ok       pool `fleet`: permissions: autoscaling:SetDesiredCapacity is allowed",
         "ok       pool `fleet`: permissions: ec2:DescribeInstances is allowed",
     ] {
-        assert!(printed.contains(part), "{part}: {printed}");
+        assert!(report.contains(part), "{part}: {report}");
     }
-    assert!(!printed.contains("AccessDenied"), "{printed}");
+    assert!(!report.contains("AccessDenied"), "{report}");
     moto.check_rights(false);
     let group = moto.python(
         "g = client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]\n\
@@ -101,7 +102,7 @@ fn the_recipe_grants_exactly_the_calls_that_are_made() {
     let text = fs::read_to_string(home.config()).expect("a configuration");
     fs::write(home.config(), text.replace("token = \"t\"", "token = \"aws-ssm:/ci/runner-token\""))
         .expect("write a file");
-    let printed = check(&home);
+    let report = check(&home);
     let sent = tap.text();
     let word = |text: &str| text.chars().take_while(char::is_ascii_alphanumeric).collect::<String>();
     let after = |mark: &str| sent.split(mark).skip(1).map(word).collect::<Vec<String>>();
@@ -110,7 +111,7 @@ fn the_recipe_grants_exactly_the_calls_that_are_made() {
         let service = if action == "DescribeInstances" || action.contains("Template") { "ec2" } else { "autoscaling" };
         called.insert(format!("{service}:{action}"));
     }
-    assert_eq!(called, granted(), "{printed}");
+    assert_eq!(called, granted(), "{report}");
 }
 
 #[test]
@@ -128,7 +129,7 @@ fn each_fault_of_a_group_has_its_remedy() {
     moto.check_rights(true);
     let mut home = Home::empty();
     pools(&mut home, &moto, &user, "pool");
-    let printed = check(&home);
+    let report = check(&home);
     for part in [
         "warning  pool `fleet`: group: minimum 1, maximum 5, desired 1; the fleet never gets to 0",
         "FAIL     pool `fleet`: suspended processes: Launch is suspended; resume it",
@@ -138,7 +139,7 @@ fn each_fault_of_a_group_has_its_remedy() {
         "warning  pool `fleet`: lifecycle hooks: `boot` holds each new instance",
         "warning  pool `fleet`: launch template: an instance that powers itself off is stopped first",
     ] {
-        assert!(printed.contains(part), "{part}: {printed}");
+        assert!(report.contains(part), "{part}: {report}");
     }
 }
 
@@ -151,19 +152,19 @@ fn a_group_that_is_missing_and_a_right_that_is_missing_are_named() {
     moto.check_rights(true);
     let mut home = Home::empty();
     pools(&mut home, &moto, &user, "other");
-    let printed = check(&home);
+    let report = check(&home);
     assert!(
-        printed.contains("FAIL     pool `fleet`: group: the Auto Scaling group `other` does not exist in"),
-        "{printed}"
+        report.contains("FAIL     pool `fleet`: group: the Auto Scaling group `other` does not exist in"),
+        "{report}"
     );
     pools(&mut home, &moto, &reader, "pool");
-    let printed = check(&home);
+    let report = check(&home);
     let denied = "FAIL     pool `fleet`: permissions: autoscaling:SetDesiredCapacity: AWS refused it with AccessDenied";
-    assert!(printed.contains(denied), "{printed}");
-    assert!(printed.contains("; allow autoscaling:SetDesiredCapacity in the manager's policy"), "{printed}");
+    assert!(report.contains(denied), "{report}");
+    assert!(report.contains("; allow autoscaling:SetDesiredCapacity in the manager's policy"), "{report}");
     let denied = "warning  pool `fleet`: permissions: autoscaling:TerminateInstanceInAutoScalingGroup: AWS refused it";
-    assert!(printed.contains(denied), "{printed}");
+    assert!(report.contains(denied), "{report}");
     let small = "maximum 3, desired 0, so that the pool has no more than 3 instances; raise the maximum to 5";
-    assert!(printed.contains(small), "{printed}");
-    assert!(printed.contains(&format!("state directory: {}", home.path("manager").display())), "{printed}");
+    assert!(report.contains(small), "{report}");
+    assert!(report.contains(&format!("state directory: {}", home.path("manager").display())), "{report}");
 }

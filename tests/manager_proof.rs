@@ -34,7 +34,7 @@ impl Proven {
         );
         moto.check_rights(true);
         let front = Front::start(&moto);
-        let mut fleet = Pool::relay().runner(&of_role(ACCOUNT)).fleet(&gitlab);
+        let mut fleet = Pool::relay().runner(&with_role(ACCOUNT)).fleet(&gitlab);
         fleet.home.set_environment(vec![("AWS_ENDPOINT_URL".to_owned(), front.url.clone())]);
         fleet.set_members(&["i-1", "i-2"]);
         let tap = Tap::start(fleet.port);
@@ -71,14 +71,14 @@ impl Proven {
 
     /// Sends a registration, which must be refused with this status and reason.
     fn assert_refused(&self, manager: &Manager, body: &Value, status: u16, why: &str) {
-        let (told, _, answer) = self.fleet.call("POST", "runners/verify", "", body);
-        let message = answer["message"].as_str().unwrap_or_default();
-        assert!(told == status && message.contains(why), "{told} {answer}\n{}", manager.log());
+        let (found, _, answer) = self.fleet.call("POST", "runners/verify", "", body);
+        let reason = answer["message"].as_str().unwrap_or_default();
+        assert!(found == status && reason.contains(why), "{found} {answer}\n{}", manager.log());
     }
 }
 
 /// The lines of a runner whose agents must have the role `agents` of an account.
-fn of_role(account: &str) -> String {
+fn with_role(account: &str) -> String {
     format!("[runners.mayfly]\nagent_role = \"arn:aws:iam::{account}:role/agents\"")
 }
 
@@ -153,7 +153,7 @@ fn another_role_another_session_and_another_account_are_refused() {
         manager.wait_for_log(&why);
         agent.wait_for_log("the manager rejected the agent");
     }
-    Pool::relay().runner(&of_role("999999999999")).write(&proven.fleet, &proven.gitlab.url);
+    Pool::relay().runner(&with_role("999999999999")).write(&proven.fleet, &proven.gitlab.url);
     manager.signal("HUP");
     manager.wait_for_log("configuration loaded");
     let home = proven.home("i-1", "agents", "i-1");

@@ -1,13 +1,90 @@
-//! A manager that restarts, drains, or shares the load with another one; and agents that are lost or refused.
+//! A manager that restarts, hands over to a new program, drains, or shares the load with another one; and agents that are
+//! lost or refused.
 
 use std::fs;
 
-use crate::support::fleet::Fleet;
+use crate::support::fleet::{Fleet, wait_until};
 use crate::support::gitlab::GitLab;
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::kill_shims;
 use crate::support::pool::Pool;
 use crate::support::scenario::Scenario;
+
+#[test]
+fn a_running_job_does_not_notice_that_the_manager_is_replaced() {
+    let gitlab = GitLab::start();
+    let fleet = Pool::relay().fleet(&gitlab);
+    let (manager, home, _agent) = fleet.start_with_agent("i-1");
+    let go = home.path("go");
+    let id = gitlab.queue(job(&["echo begun", &until_there(go.display()), "echo ended"]).build());
+    gitlab.wait_for_log(id, "begun");
+    manager.kill();
+    let manager = fleet.start();
+    manager.wait_for_log("state restored pool=pool agents=1 jobs=1 held=0");
+    fs::write(&go, "").expect("write a file");
+    assert_eq!(gitlab.finished(id).state, "success");
+    manager.wait_for_log(&format!("job ended pool=pool job={id}"));
+    let next = gitlab.queue(job(&["echo next"]).build());
+    assert_eq!(gitlab.finished(next).state, "success", "the idle agent reconnects");
+}
+
+#[test]
+fn the_manager_keeps_running_if_a_new_program_could_not_start() {
+    let gitlab = GitLab::start();
+    let fleet = Pool::hold().fleet(&gitlab);
+    let manager = fleet.start();
+    let id = gitlab.queue(job(&["echo was held"]).build());
+    gitlab.wait_for_log(id, "waiting for an instance");
+    let refused = |count: usize, why: &str| {
+        manager.signal("USR2");
+        wait_until("the hand-over must be refused", || manager.log().matches("hand-over refused").count() == count);
+        assert!(manager.log().contains(why), "{}", manager.log());
+    };
+    fs::write(fleet.home.config(), "nonsense [").expect("write a file");
+    refused(1, "line 1");
+    Pool::hold().state_dir("elsewhere").write(&fleet, &gitlab.url);
+    refused(2, "but the held jobs are in");
+    Pool::hold().write(&fleet, &gitlab.url);
+    fleet.set_members(&["i-1"]);
+    let (_home, agent) = fleet.agent(&manager, "i-1");
+    let done = gitlab.finished(id);
+    assert_eq!(done.state, "success", "{}\n{}", agent.log(), manager.log());
+    assert_eq!(manager.log().matches("mayfly manager is up").count(), 1, "{}", manager.log());
+}
+
+#[test]
+fn the_manager_hands_over_to_a_new_program_without_losing_anything() {
+    let gitlab = GitLab::start();
+    let fleet = Pool::relay().fleet(&gitlab);
+    let (manager, home, _agent) = fleet.start_with_agent("i-1");
+    let go = home.path("go");
+    let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
+    gitlab.wait_for_log(id, "begun");
+    manager.signal("USR2");
+    wait_until("a new program must start", || manager.log().matches("mayfly manager is up").count() == 2);
+    assert!(manager.log().contains("state restored pool=pool agents=1 jobs=1"), "{}", manager.log());
+    fs::write(&go, "").expect("write a file");
+    assert_eq!(gitlab.finished(id).state, "success");
+    let next = gitlab.queue(job(&["echo next"]).build());
+    assert_eq!(gitlab.finished(next).state, "success", "{}", manager.log());
+}
+
+#[test]
+fn a_manager_that_lost_its_state_takes_up_the_jobs_that_agents_run() {
+    let gitlab = GitLab::start();
+    let fleet = Pool::relay().fleet(&gitlab);
+    let (manager, home, _agent) = fleet.start_with_agent("i-1");
+    let go = home.path("go");
+    let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
+    gitlab.wait_for_log(id, "begun");
+    manager.kill();
+    fs::remove_dir_all(fleet.home.path("manager")).expect("remove the directory");
+    let manager = fleet.start();
+    manager.wait_for_log(&format!("job adopted from its agent pool=pool job={id} instance=i-1"));
+    fs::write(&go, "").expect("write a file");
+    assert_eq!(gitlab.finished(id).state, "success");
+    manager.wait_for_log(&format!("job ended pool=pool job={id}"));
+}
 
 #[test]
 fn instances_that_appear_or_vanish_while_no_manager_runs_are_detected() {

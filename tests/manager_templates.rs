@@ -5,6 +5,7 @@ use std::fs;
 use std::process::Command;
 
 use crate::documents::{files, root};
+use crate::support::output_text;
 use crate::templates::{cfn_lint, configuration, user_data_with, without_comments};
 use crate::terraform::actions;
 
@@ -30,8 +31,8 @@ fn defaults(template: &str) -> Vec<(String, String)> {
 #[test]
 fn the_templates_of_a_manager_are_valid() {
     let output = Command::new(cfn_lint()).args(files("docs/fleet/manager", "yaml")).output().expect("run cfn-lint");
-    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success() && printed.trim().is_empty(), "{printed}");
+    let findings = output_text(&output);
+    assert!(output.status.success() && findings.trim().is_empty(), "{findings}");
 }
 
 #[test]
@@ -89,9 +90,9 @@ fn systemd_accepts_the_unit() {
     fs::write(&unit, text).expect("write a file");
     let output =
         Command::new("systemd-analyze").arg("verify").arg("--man=no").arg(&unit).output().expect("run systemd-analyze");
-    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    let ours: Vec<&str> = printed.lines().filter(|line| line.contains("mayfly-manager")).collect();
-    assert!(ours.is_empty(), "{printed}");
+    let findings = output_text(&output);
+    let ours: Vec<&str> = findings.lines().filter(|line| line.contains("mayfly-manager")).collect();
+    assert!(ours.is_empty(), "{findings}");
 }
 
 /// The program makes a call for each permission of the recipes. `fleet_from_zero` and `manager_check` show that the

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::support::gitlab::{Answer, Fault, GitLab};
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::Agent;
+use crate::support::output_text;
 use crate::support::scenario::Scenario;
 
 pub fn free_address() -> String {
@@ -57,7 +58,7 @@ pub fn lint(metrics: &str) -> String {
     promtool.stdin.take().expect("a pipe").write_all(metrics.as_bytes()).expect("write a file");
     let output = promtool.wait_with_output().expect("wait for the end of the process");
     assert!(output.status.success() || !output.stderr.is_empty());
-    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    output_text(&output)
 }
 
 #[test]
@@ -164,8 +165,8 @@ fn a_reload_moves_listen_address_and_refuses_an_address_in_use() {
     let home = Scenario::shell().config(&format!("listen_address = \"{}\"", taken.0)).home(&gitlab);
     let config = home.config().display().to_string();
     let refused = home.call(&["run", "--config", &config]);
-    let printed = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && printed.contains("listen_address") && printed.contains(&taken.0), "{printed}");
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && error.contains("listen_address") && error.contains(&taken.0), "{error}");
 
     let (first, second) = (free_address(), free_address());
     Scenario::shell().config(&format!("listen_address = \"{first}\"")).write(&home, &gitlab.url);

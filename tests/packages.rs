@@ -32,7 +32,7 @@ const FILES: [&str; 17] = [
 ];
 
 /// The output of a shell command, which must succeed.
-fn say(script: &str, file: &Path) -> String {
+fn output_of(script: &str, file: &Path) -> String {
     let output =
         Command::new("bash").args(["-euo", "pipefail", "-c", script, "bash"]).arg(file).output().expect("run bash");
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
@@ -52,20 +52,20 @@ fn every_package_contains_all_files() {
     let packages = build_packages(directory.path(), "deb rpm tarball oci");
     let [deb, rpm, tarball, oci] = &packages[..] else { panic!("{packages:?}") };
 
-    let listing = say("dpkg-deb --fsys-tarfile \"$1\" | tar -tv", deb);
+    let listing = output_of("dpkg-deb --fsys-tarfile \"$1\" | tar -tv", deb);
     assert_holds_everything(&listing, deb);
     let private = |line: &&str| line.starts_with("-rw------- root/root") && line.ends_with("./etc/mayfly/config.toml");
     assert!(listing.lines().any(|line| private(&line)), "tokens are to be kept from others:\n{listing}");
-    assert_eq!(say("dpkg-deb --info \"$1\" conffiles", deb), "/etc/mayfly/config.toml\n");
+    assert_eq!(output_of("dpkg-deb --info \"$1\" conffiles", deb), "/etc/mayfly/config.toml\n");
     // nftables blocks access to the instance metadata, and the shipped user data enables that.
-    assert!(say("dpkg-deb --field \"$1\" Depends", deb).contains("nftables"));
+    assert!(output_of("dpkg-deb --field \"$1\" Depends", deb).contains("nftables"));
 
-    assert_holds_everything(&say("rpm -qpl \"$1\"", rpm), rpm);
-    assert_eq!(say("rpm -qpc \"$1\"", rpm), "/etc/mayfly/config.toml\n");
-    assert!(say("rpm -qp --requires \"$1\"", rpm).lines().any(|package| package == "nftables"));
-    assert!(say("rpm -qplv \"$1\"", rpm).contains("-rw-------"), "tokens are to be kept from others");
+    assert_holds_everything(&output_of("rpm -qpl \"$1\"", rpm), rpm);
+    assert_eq!(output_of("rpm -qpc \"$1\"", rpm), "/etc/mayfly/config.toml\n");
+    assert!(output_of("rpm -qp --requires \"$1\"", rpm).lines().any(|package| package == "nftables"));
+    assert!(output_of("rpm -qplv \"$1\"", rpm).contains("-rw-------"), "tokens are to be kept from others");
 
-    assert_holds_everything(&say("tar -tzf \"$1\"", tarball), tarball);
+    assert_holds_everything(&output_of("tar -tzf \"$1\"", tarball), tarball);
     assert_image_is_whole(oci, directory.path());
 }
 
@@ -73,7 +73,7 @@ fn every_package_contains_all_files() {
 fn assert_image_is_whole(image: &Path, directory: &Path) {
     let layout = directory.join("layout");
     fs::create_dir(&layout).expect("create the directory");
-    say(&format!("tar -C {} -xf \"$1\"", layout.display()), image);
+    output_of(&format!("tar -C {} -xf \"$1\"", layout.display()), image);
     let json =
         |path: &Path| -> Value { serde_json::from_slice(&fs::read(path).expect("a file")).expect("must be JSON") };
     // Each blob has the digest and the size of its descriptor.
@@ -95,9 +95,9 @@ fn assert_image_is_whole(image: &Path, directory: &Path) {
     assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", hex(&unpacked)));
     let root = directory.join("root");
     fs::create_dir(&root).expect("create the directory");
-    say(&format!("tar -C {} -xzf \"$1\"", root.display()), &layer);
-    let printed = Command::new(root.join("usr/bin/mayfly")).arg("--version").output().expect("the program");
-    assert!(String::from_utf8_lossy(&printed.stdout).contains(env!("CARGO_PKG_VERSION")));
+    output_of(&format!("tar -C {} -xzf \"$1\"", root.display()), &layer);
+    let version = Command::new(root.join("usr/bin/mayfly")).arg("--version").output().expect("the program");
+    assert!(String::from_utf8_lossy(&version.stdout).contains(env!("CARGO_PKG_VERSION")));
 
     // `docker load` also accepts this layout.
     let name = concat!("mayfly:", env!("CARGO_PKG_VERSION"));
@@ -144,7 +144,7 @@ fn packages_install_upgrade_and_remove_cleanly() {
             let root = image.root().display();
             // `/proc` is mounted, as in a container build.
             let around = format!("mount -t proc proc {root}/proc; trap 'umount {root}/proc' EXIT");
-            say(&format!("{around}; rpm --root {root} --dbpath /var/lib/rpm {arguments}"), &rpm);
+            output_of(&format!("{around}; rpm --root {root} --dbpath /var/lib/rpm {arguments}"), &rpm);
         };
         with_root("--install --nodeps \"$1\"");
         assert!(image.run_inside(facts).ends_with(expected), "{}", image.run_inside(facts));

@@ -72,7 +72,7 @@ impl Given {
         let mut given = Self { directory, arguments: Vec::new(), environment: Vec::new() };
         fs::create_dir_all(given.root()).expect("create the directory");
         given.make_repository(case, &expect["git"], &expect["pipeline"]);
-        given.choose(case, expect);
+        given.set_arguments(case, expect);
         given
     }
 
@@ -133,8 +133,8 @@ impl Given {
         }
     }
 
-    /// The command line for a case.
-    fn choose(&mut self, case: &Path, expect: &Value) {
+    /// Sets the command line and the environment for a case.
+    fn set_arguments(&mut self, case: &Path, expect: &Value) {
         let pipeline = &expect["pipeline"];
         let mut arguments: Vec<String> = Vec::new();
         let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
@@ -154,11 +154,11 @@ impl Given {
         let temporary = self.directory.path().join("tmp");
         fs::create_dir_all(&temporary).expect("create the directory");
         for (key, value) in pipeline["variables"].as_object().into_iter().flatten() {
-            let value = printed(value).replace("@TMP@", &temporary.display().to_string());
+            let value = text_of(value).replace("@TMP@", &temporary.display().to_string());
             option("--var", format!("{key}={value}"));
         }
         for (key, value) in pipeline["inputs"].as_object().into_iter().flatten() {
-            option("--input", format!("{key}={}", printed(value)));
+            option("--input", format!("{key}={}", text_of(value)));
         }
         if pipeline["project_variables"].is_object() {
             let file = self.directory.path().join("variables.yml");
@@ -169,35 +169,17 @@ impl Given {
             option("--manual", name.to_owned());
         }
         for provided in expect["provides"].as_array().into_iter().flatten() {
-            let place = |key: &str| case.join(provided[key].as_str().expect("a path")).display().to_string();
-            if let Some(project) = provided["project"].as_str() {
-                let reference = provided["ref"].as_str().map(|name| format!("@{name}")).unwrap_or_default();
-                option("--map-project", format!("{project}{reference}={}", place("dir")));
-            } else if let Some(url) = provided["remote"].as_str() {
-                option("--map-remote", format!("{url}={}", place("file")));
-            } else if let Some(project) = provided["component_project"].as_str() {
-                let mut map = format!("{project}={}", place("dir"));
-                for key in ["version", "sha"] {
-                    if let Some(value) = provided[key].as_str() {
-                        map.push_str(&format!(",{key}={value}"));
-                    }
-                }
-                let references = &provided["refs"];
-                let names: Vec<String> = match references {
-                    Value::Object(names) => names.keys().cloned().collect(),
-                    other => other.as_array().into_iter().flatten().map(printed).collect(),
-                };
-                names.iter().for_each(|name| map.push_str(&format!(",ref={name}")));
-                option("--map-component", map);
+            if let Some((name, value)) = map_option(case, provided) {
+                option(name, value);
             }
         }
         for (key, value) in pipeline["host_env"].as_object().into_iter().flatten() {
-            self.environment.push((key.clone(), printed(value)));
+            self.environment.push((key.clone(), text_of(value)));
         }
         if pipeline["with_needs"] == json!(true) {
             arguments.push("--needs".to_owned());
         }
-        arguments.extend(pipeline["select"].as_array().into_iter().flatten().map(printed));
+        arguments.extend(pipeline["select"].as_array().into_iter().flatten().map(text_of));
         self.arguments = arguments;
     }
 
@@ -254,19 +236,19 @@ impl Given {
         }
         let none = Vec::new();
         let jobs = plan["jobs"].as_array().unwrap_or(&none);
-        let names = |jobs: &[Value]| jobs.iter().map(|job| printed(&job["name"])).collect::<BTreeSet<_>>();
+        let names = |jobs: &[Value]| jobs.iter().map(|job| text_of(&job["name"])).collect::<BTreeSet<_>>();
         let wanted = expect["jobs"].as_array().unwrap_or(&none);
         if names(jobs) != names(wanted) {
             return Err(format!("jobs: {:?} instead of {:?}", names(jobs), names(wanted)));
         }
         for absent in expect["absent"].as_array().into_iter().flatten() {
-            if names(jobs).contains(&printed(absent)) {
+            if names(jobs).contains(&text_of(absent)) {
                 return Err(format!("{absent} is not absent"));
             }
         }
         for wanted in wanted {
             let job = jobs.iter().find(|job| job["name"] == wanted["name"]).expect("the job must be in both plans");
-            of_job(wanted, job).map_err(|why| format!("job {}: {why}", wanted["name"]))?;
+            compare_job(wanted, job).map_err(|why| format!("job {}: {why}", wanted["name"]))?;
         }
         Ok(())
     }
@@ -284,7 +266,7 @@ impl Given {
         if first["class"] != expect["class"] {
             return Err(format!("class {} instead of {}: {complaint}", first["class"], expect["class"]));
         }
-        for word in expect["mentions"].as_array().into_iter().flatten().map(printed) {
+        for word in expect["mentions"].as_array().into_iter().flatten().map(text_of) {
             if !complaint.to_lowercase().contains(&word.to_lowercase()) {
                 return Err(format!("`{word}` is not mentioned: {complaint}"));
             }
@@ -320,13 +302,37 @@ impl Given {
             ran(wanted, report["jobs"].get(name)).map_err(|why| format!("job {name}: {why}; {}", told()))?;
         }
         for pair in expect["order"].as_array().into_iter().flatten() {
-            let end = |job: &Value| text.find(&format!("== {}: ", printed(job)));
+            let end = |job: &Value| text.find(&format!("== {}: ", text_of(job)));
             if end(&pair[0]) >= end(&pair[1]) {
                 return Err(format!("{pair} end in another order: {}", told()));
             }
         }
         Ok(())
     }
+}
+
+/// The option that maps another project, a remote file or a component to files of a case.
+fn map_option(case: &Path, provided: &Value) -> Option<(&'static str, String)> {
+    let path = |key: &str| case.join(provided[key].as_str().expect("a path")).display().to_string();
+    if let Some(project) = provided["project"].as_str() {
+        let reference = provided["ref"].as_str().map(|name| format!("@{name}")).unwrap_or_default();
+        return Some(("--map-project", format!("{project}{reference}={}", path("dir"))));
+    }
+    if let Some(url) = provided["remote"].as_str() {
+        return Some(("--map-remote", format!("{url}={}", path("file"))));
+    }
+    let mut map = format!("{}={}", provided["component_project"].as_str()?, path("dir"));
+    for key in ["version", "sha"] {
+        if let Some(value) = provided[key].as_str() {
+            map.push_str(&format!(",{key}={value}"));
+        }
+    }
+    let names: Vec<String> = match &provided["refs"] {
+        Value::Object(names) => names.keys().cloned().collect(),
+        other => other.as_array().into_iter().flatten().map(text_of).collect(),
+    };
+    names.iter().for_each(|name| map.push_str(&format!(",ref={name}")));
+    Some(("--map-component", map))
 }
 
 /// Compares a job of a run with the expected one.
@@ -342,12 +348,12 @@ fn ran(wanted: &Value, job: Option<&Value>) -> Result<(), String> {
         None => String::new(),
     };
     let mut lines = log.lines().filter(|line| !line.starts_with("$ "));
-    for line in wanted["log"].as_array().into_iter().flatten().map(printed) {
+    for line in wanted["log"].as_array().into_iter().flatten().map(text_of) {
         if !lines.any(|found| found == line) {
             return Err(format!("`{line}` is not in its log (in this order): {log}"));
         }
     }
-    for line in wanted["log_lacks"].as_array().into_iter().flatten().map(printed) {
+    for line in wanted["log_lacks"].as_array().into_iter().flatten().map(text_of) {
         if log.lines().any(|found| found == line) {
             return Err(format!("`{line}` is in its log: {log}"));
         }
@@ -355,7 +361,7 @@ fn ran(wanted: &Value, job: Option<&Value>) -> Result<(), String> {
     Ok(())
 }
 
-fn of_job(wanted: &Value, job: &Value) -> Result<(), String> {
+fn compare_job(wanted: &Value, job: &Value) -> Result<(), String> {
     for (key, wanted) in wanted.as_object().into_iter().flatten() {
         let found = &job[key];
         match key.as_str() {
@@ -388,7 +394,7 @@ fn same(what: &str, wanted: Option<&Value>, found: &Value) -> Result<(), String>
     }
 }
 
-fn printed(value: &Value) -> String {
+fn text_of(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 

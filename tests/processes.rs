@@ -123,7 +123,7 @@ fn an_unfinished_line_appears_while_the_script_waits() {
     let id = gitlab.queue(job(&[&script]).build());
     let mut agent = home.start(&["--once"]);
     gitlab.wait_until("the unfinished line", |server| server.job(id).lines().iter().any(|line| line == "waiting: "));
-    std::fs::write(&gate, "").expect("open a file");
+    std::fs::write(&gate, "").expect("write a file");
     assert_eq!(gitlab.finished(id).state, "success");
     agent.wait();
 }

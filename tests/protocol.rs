@@ -5,7 +5,8 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use crate::support::gitlab::{Answer, Fault, GitLab, read_request, write_answer};
+use crate::support::gitlab::{Answer, Fault, GitLab};
+use crate::support::http::{read_request, write_answer};
 use crate::support::job::{job, until_there};
 use crate::support::scenario::Scenario;
 
@@ -356,7 +357,7 @@ fn resends_the_log_from_the_offset_that_the_server_requests() {
     let mut agent = home.start(&["--once"]);
     gitlab.wait_until("the first line", |server| server.job(id).lines().contains(&"first".to_owned()));
     gitlab.cut_trace(id, 20);
-    std::fs::write(&gate, "").expect("open a file");
+    std::fs::write(&gate, "").expect("write a file");
     let job = gitlab.finished(id);
     for line in ["first", "second", "Job succeeded"] {
         assert_eq!(job.lines().iter().filter(|other| *other == line).count(), 1, "{line} in {:#?}", job.lines());

@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-use crate::support::gitlab::{Answer, GitLab, Job, Request, read_request, write_answer};
+use crate::support::gitlab::{Answer, GitLab, Job, Request};
 use crate::support::http::{listen, receive, write_half};
+use crate::support::http::{read_request, write_answer};
 use crate::support::job::{JobBuilder, job};
 use crate::support::mayfly::Home;
 use crate::support::s3::{ACCESS_KEY, S3, SECRET_KEY};
@@ -63,7 +64,7 @@ fn uploads_with_the_configured_format_and_encryption() {
         let content = std::fs::read(s3.bucket().join("project/9").join(format)).expect("an object");
         assert_eq!(&content[..4], magic, "{format}");
         // Another machine has only the object in S3.
-        std::fs::remove_dir_all(home.path("cache")).expect("remove the file or directory");
+        std::fs::remove_dir_all(home.path("cache")).expect("remove the directory");
         let other = run(&gitlab, &home, &[], with(used(format)));
         assert!(other.lines().contains(&"kept".to_owned()), "{}", other.log());
     }

@@ -104,11 +104,11 @@ fn a_reload_names_a_changed_setting_that_needs_a_restart() {
     agent.wait_for_log("mayfly is up");
     Scenario::shell().config("log_level = \"debug\"").state_dir("$HOME/other").write(&home, &gitlab.url);
     agent.wait_for_log("configuration loaded");
-    let message = format!(
+    let warning = format!(
         "state_dir has changed; the agent keeps its journal in the old directory until it restarts in_use={}",
         home.path("state").display()
     );
-    for part in [message.as_str(), "a changed setting takes effect when the agent restarts key=log_level"] {
+    for part in [warning.as_str(), "a changed setting takes effect when the agent restarts key=log_level"] {
         assert!(agent.log().contains(part), "{part} in {}", agent.log());
     }
     let id = gitlab.queue(job(&["true"]).build());

@@ -3,6 +3,7 @@
 use std::fs;
 
 use crate::support::mayfly::Home;
+use crate::support::output_text;
 
 /// A fleet of docker+machine with three periods, and one of the autoscaler with five idle instances.
 const POOLS: &str = r#"concurrent = 40
@@ -74,9 +75,9 @@ fn simulate(arguments: &[&str]) -> String {
     let config = home.config().display().to_string();
     let all = [&["manager", "simulate", "--config", &config], arguments].concat();
     let output = home.call(&all);
-    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success(), "{printed}");
-    printed
+    let report = output_text(&output);
+    assert!(output.status.success(), "{report}");
+    report
 }
 
 /// The columns for idle capacity and instances.
@@ -108,25 +109,25 @@ fn targets_by_the_number_of_running_jobs_are_those_of_docker_machine() {
             "--day",
             "2026-07-06",
         ];
-        let printed = simulate(&arguments);
-        assert!(printed.contains(&format!("policy in force: {policy}")), "{at}: {printed}");
-        assert_eq!(columns(&printed).0, expected, "{at}: {printed}");
+        let report = simulate(&arguments);
+        assert!(report.contains(&format!("policy in force: {policy}")), "{at}: {report}");
+        assert_eq!(columns(&report).0, expected, "{at}: {report}");
     }
 }
 
 #[test]
 fn targets_by_the_number_of_running_jobs_are_those_of_the_autoscaler() {
-    let printed = simulate(&["--pool", "autoscaler", "--at", "2026-07-06 12:00", "--running", "0,3,6,10"]);
-    assert_eq!(columns(&printed), (vec![5, 5, 4, 0], vec![5, 8, 10, 10]), "{printed}");
+    let report = simulate(&["--pool", "autoscaler", "--at", "2026-07-06 12:00", "--running", "0,3,6,10"]);
+    assert_eq!(columns(&report), (vec![5, 5, 4, 0], vec![5, 8, 10, 10]), "{report}");
     assert!(
-        printed.contains("policy in force: policy 1 (`* * * * *`, UTC)\n  idle target 5; idle time 1200 s; relay"),
-        "{printed}"
+        report.contains("policy in force: policy 1 (`* * * * *`, UTC)\n  idle target 5; idle time 1200 s; relay"),
+        "{report}"
     );
 }
 
 #[test]
 fn on_demand_instances_that_boot_one_by_one_keep_the_last_job_waiting() {
-    let printed = simulate(&[
+    let report = simulate(&[
         "--pool",
         "static",
         "--jobs",
@@ -144,8 +145,8 @@ fn on_demand_instances_that_boot_one_by_one_keep_the_last_job_waiting() {
         "--timezone",
         "UTC",
     ]);
-    assert!(printed.contains("waiting time     median 9m00s, 95 % 15m00s, longest 15m00s"), "{printed}");
-    assert!(printed.contains("instances        10 started, at most 10 at once"), "{printed}");
+    assert!(report.contains("waiting time     median 9m00s, 95 % 15m00s, longest 15m00s"), "{report}");
+    assert!(report.contains("instances        10 started, at most 10 at once"), "{report}");
 }
 
 #[test]
@@ -155,7 +156,7 @@ fn a_load_from_a_file_gives_a_table_and_a_chart() {
     let load = home.path("load.csv");
     fs::write(&load, "start,duration\n09:00,10m\n09:00,10m\n09:00:30,600\n").expect("write a file");
     let load = load.display().to_string();
-    let printed = simulate(&[
+    let report = simulate(&[
         "--pool",
         "autoscaler",
         "--load",
@@ -167,10 +168,10 @@ fn a_load_from_a_file_gives_a_table_and_a_chart() {
         "--timezone",
         "UTC",
     ]);
-    assert!(printed.contains("jobs             3 created, 3 started"), "{printed}");
-    let nine = printed.lines().find(|line| line.starts_with("Mon 09:00")).unwrap_or_else(|| panic!("{printed}"));
+    assert!(report.contains("jobs             3 created, 3 started"), "{report}");
+    let nine = report.lines().find(|line| line.starts_with("Mon 09:00")).unwrap_or_else(|| panic!("{report}"));
     let words: Vec<&str> = nine.split_whitespace().collect();
-    assert_eq!(words[2..], ["0", "3", "8", "3", "6", "3", "0s", "0s"], "{printed}");
+    assert_eq!(words[2..], ["0", "3", "8", "3", "6", "3", "0s", "0s"], "{report}");
     let svg = fs::read_to_string(&chart).expect("a chart");
     assert!(svg.starts_with("<svg ") && svg.contains("busy instances"), "{svg:.200}");
 }
@@ -188,18 +189,18 @@ fn a_file_of_gitlab_runner_is_simulated_as_it_is() {
     let config = home.config().display().to_string();
     let simulate = || {
         let output = home.call(&["manager", "simulate", "--config", &config, "--at", "Mon 09:00"]);
-        let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        (output.status.success(), printed)
+        let report = output_text(&output);
+        (output.status.success(), report)
     };
-    let (success, printed) = simulate();
-    assert!(success, "{printed}");
+    let (success, report) = simulate();
+    assert!(success, "{report}");
     for pool in ["dynamic", "static", "autoscaler"] {
-        assert!(printed.contains(&format!("pool {pool} at Mon")), "{pool}: {printed}");
+        assert!(report.contains(&format!("pool {pool} at Mon")), "{pool}: {report}");
     }
     fs::write(home.config(), format!("{text}{wrong}")).expect("write a file");
-    let (success, printed) = simulate();
-    assert!(!success && printed.contains("pool `wrong`"), "{printed}");
-    assert!(printed.contains("pool static at Mon") && printed.contains("pool autoscaler at Mon"), "{printed}");
+    let (success, report) = simulate();
+    assert!(!success && report.contains("pool `wrong`"), "{report}");
+    assert!(report.contains("pool static at Mon") && report.contains("pool autoscaler at Mon"), "{report}");
 }
 
 #[test]
@@ -208,10 +209,10 @@ fn each_pool_has_a_chart_and_dates_of_a_load_choose_the_day() {
     let load = home.path("load.csv").display().to_string();
     fs::write(&load, "2026-07-11 09:00,10m\n2026-07-12T09:00,10m\n").expect("write a file");
     let chart = home.path("day.svg").display().to_string();
-    let printed = simulate(&["--load", &load, "--svg", &chart, "--timezone", "UTC"]);
-    assert!(printed.contains("\nSat 09:00 ") && printed.contains("policy from Sat 00:00: autoscaling 2"), "{printed}");
-    assert!(printed.contains("jobs             1 created, 1 started"), "{printed}");
-    assert!(printed.contains("not simulated    1 jobs that begin later; raise --length"), "{printed}");
+    let report = simulate(&["--load", &load, "--svg", &chart, "--timezone", "UTC"]);
+    assert!(report.contains("\nSat 09:00 ") && report.contains("policy from Sat 00:00: autoscaling 2"), "{report}");
+    assert!(report.contains("jobs             1 created, 1 started"), "{report}");
+    assert!(report.contains("not simulated    1 jobs that begin later; raise --length"), "{report}");
     for pool in ["dynamic", "static", "autoscaler"] {
         let svg = fs::read_to_string(home.path(&format!("day-{pool}.svg"))).expect("a chart");
         assert!(svg.starts_with("<svg "), "{pool}");
@@ -230,9 +231,9 @@ fn a_throttle_adds_instances_second_by_second() {
     let load = ["--jobs", "31", "--duration", "1h", "--over", "0", "--boot", "30s", "--timezone", "UTC"];
     let all = [&["manager", "simulate", "--config", &config, "--pool", "autoscaler"], &load[..]].concat();
     let output = home.call(&all);
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let report = String::from_utf8_lossy(&output.stdout).into_owned();
     // The first one at once, one more each second, and 30 s for each boot.
-    assert!(printed.contains("waiting time     median 45s, 95 % 59s, longest 1m00s"), "{printed}");
+    assert!(report.contains("waiting time     median 45s, 95 % 59s, longest 1m00s"), "{report}");
 }
 
 #[test]
@@ -252,7 +253,7 @@ fn what_is_wrong_is_named() {
     ] {
         let all = [vec!["manager", "simulate", "--config", &config], arguments].concat();
         let output = home.call(&all);
-        let printed = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && printed.contains(expected), "{printed}");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(expected), "{error}");
     }
 }

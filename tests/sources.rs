@@ -275,7 +275,7 @@ fn reuses_a_checkout_without_rereading_its_files() {
 fn a_job_that_replaces_its_directories_by_links_gains_nothing() {
     let directory = tempfile::tempdir().expect("a directory");
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(directory.path(), open).expect("open a file");
+    std::fs::set_permissions(directory.path(), open).expect("set the permissions");
     let (theirs, victim) = (directory.path().join("theirs"), directory.path().join("victim"));
     for made in [&theirs, &victim] {
         std::fs::create_dir(made).expect("create the directory");

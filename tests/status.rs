@@ -9,12 +9,13 @@ use crate::metrics::{free_address, wait_for};
 use crate::support::gitlab::GitLab;
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::Home;
+use crate::support::output_text;
 use crate::support::scenario::Scenario;
 
 fn status(home: &Home, arguments: &[&str]) -> (bool, String) {
     let config = home.config().display().to_string();
     let output = home.call(&[&["status", "--config", &config], arguments].concat());
-    (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    (output.status.success(), output_text(&output))
 }
 
 #[test]
@@ -29,21 +30,21 @@ fn shows_the_jobs_of_an_agent_and_the_idle_time_that_is_left() {
     let id = gitlab.queue(job(&[&until_there(end.display())]).build());
     let agent = home.start(&[]);
     wait_for(&agent, &address, "/status", "step_script");
-    let (success, printed) = status(&home, &[]);
-    assert!(success, "{printed}");
+    let (success, report) = status(&home, &[]);
+    assert!(success, "{report}");
     for part in ["phase          working", "jobs           1 of 2 at once", "builds left    6", "idle timeout   1h 0m"]
     {
-        assert!(printed.contains(part), "{part}: {printed}");
+        assert!(report.contains(part), "{part}: {report}");
     }
-    let row = printed.lines().last().expect("a job");
-    assert!(row.starts_with(&id.to_string()) && row.contains("step_script"), "{printed}");
+    let row = report.lines().last().expect("a job");
+    assert!(row.starts_with(&id.to_string()) && row.contains("step_script"), "{report}");
     fs::write(&end, "").expect("write a file");
     gitlab.finished(id);
     wait_for(&agent, &address, "/status", "\"jobs\":[]");
-    let (_, printed) = status(&home, &[]);
+    let (_, report) = status(&home, &[]);
     assert!(
-        printed.contains("idle time left 59m of 1h 0m") || printed.contains("idle time left 1h 0m of 1h 0m"),
-        "{printed}"
+        report.contains("idle time left 59m of 1h 0m") || report.contains("idle time left 1h 0m of 1h 0m"),
+        "{report}"
     );
     let (_, json) = status(&home, &["--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).expect("must be JSON");
@@ -54,10 +55,10 @@ fn shows_the_jobs_of_an_agent_and_the_idle_time_that_is_left() {
 fn says_what_is_missing() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().home(&gitlab);
-    let (success, printed) = status(&home, &[]);
-    assert!(!success && printed.contains("has no `listen_address`"), "{printed}");
-    let (success, printed) = status(&home, &["--address", &free_address()]);
-    assert!(!success && printed.contains("is `mayfly run` or `mayfly manager` running here?"), "{printed}");
+    let (success, report) = status(&home, &[]);
+    assert!(!success && report.contains("has no `listen_address`"), "{report}");
+    let (success, report) = status(&home, &["--address", &free_address()]);
+    assert!(!success && report.contains("is `mayfly run` or `mayfly manager` running here?"), "{report}");
     let other = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = other.local_addr().expect("an address").to_string();
     let server = std::thread::spawn(move || {
@@ -66,9 +67,9 @@ fn says_what_is_missing() {
         // Open until the other side closes it.
         let _ = stream.read_to_end(&mut Vec::new());
     });
-    let (success, printed) = status(&home, &["--address", &address]);
-    assert!(!success && printed.contains("status 404 for /status"), "{printed}");
-    server.join().expect("no panic");
+    let (success, report) = status(&home, &["--address", &address]);
+    assert!(!success && report.contains("status 404 for /status"), "{report}");
+    server.join().expect("the thread must not panic");
 }
 
 /// A reader that has seen enough, and a full disk, are no faults of the program.
@@ -84,8 +85,8 @@ fn output_that_cannot_be_written_ends_the_command_without_a_panic() {
         let mut command = home.command(&["lint", "--config", &config]);
         let child = command.stdout(output).stderr(Stdio::piped()).spawn().expect("start mayfly");
         let done = child.wait_with_output().expect("must end");
-        let printed = String::from_utf8_lossy(&done.stderr).into_owned();
-        assert!(printed.contains(part) && !printed.contains("panicked"), "{printed}");
-        assert_eq!(done.status.code(), Some(status), "{printed}");
+        let error = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(error.contains(part) && !error.contains("panicked"), "{error}");
+        assert_eq!(done.status.code(), Some(status), "{error}");
     }
 }

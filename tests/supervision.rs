@@ -4,10 +4,13 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use crate::support::gitlab::GitLab;
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::Home;
 use crate::support::scenario::Scenario;
+use crate::support::send_signal;
 
 /// The service manager's end of the notification socket.
 struct Manager(UnixDatagram);
@@ -110,7 +113,6 @@ fn a_failed_start_is_logged_once_and_delays_the_exit() {
     );
     let record = || std::fs::read_to_string(runtime.join("start-failures")).unwrap_or_default();
     agent.wait_until("the fourth failure", || record().contains("\"count\":4"));
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent.pid()), nix::sys::signal::Signal::SIGTERM)
-        .expect("send the signal");
+    send_signal(agent.pid(), Signal::SIGTERM);
     assert_eq!(agent.wait().code(), None, "ended by the signal");
 }

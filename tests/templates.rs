@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::documents::{files, lint, root};
 use crate::metrics::{documented, documented_of_manager};
+use crate::support::output_text;
 
 /// The program of a Python package that `tests/setup.sh` installs.
 pub fn cfn_lint() -> PathBuf {
@@ -20,8 +21,8 @@ pub fn cfn_lint() -> PathBuf {
 #[test]
 fn fleet_templates_are_valid() {
     let output = Command::new(cfn_lint()).args(files("docs/fleet", "yaml")).output().expect("run cfn-lint");
-    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success() && printed.trim().is_empty(), "{printed}");
+    let findings = output_text(&output);
+    assert!(output.status.success() && findings.trim().is_empty(), "{findings}");
 }
 
 /// The user data of a template, with the default values of its parameters.
@@ -86,11 +87,11 @@ fn fleet_templates_write_valid_configurations() {
 }
 
 /// The output of a program, which must succeed.
-fn say(program: &str, arguments: &[&str], directory: &Path) -> String {
+fn output_of(program: &str, arguments: &[&str], directory: &Path) -> String {
     let output = Command::new(program).args(arguments).current_dir(directory).output().expect(program);
-    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success(), "{program} {arguments:?}: {printed}");
-    printed
+    let text = output_text(&output);
+    assert!(output.status.success(), "{program} {arguments:?}: {text}");
+    text
 }
 
 /// The names of mayfly's metrics in a query; those of histograms without their suffixes.
@@ -104,8 +105,8 @@ fn metrics(query: &str) -> BTreeSet<String> {
 #[test]
 fn alert_rules_are_valid_fire_correctly_and_use_existing_metrics() {
     let directory = root().join("docs/fleet/monitoring");
-    say("promtool", &["check", "rules", "alerts.yaml"], &directory);
-    say("promtool", &["test", "rules", "alerts.test.yaml"], &directory);
+    output_of("promtool", &["check", "rules", "alerts.yaml"], &directory);
+    output_of("promtool", &["test", "rules", "alerts.test.yaml"], &directory);
     let rules = fs::read_to_string(directory.join("alerts.yaml")).expect("read the file");
     let cases = fs::read_to_string(directory.join("alerts.test.yaml")).expect("read the file");
     for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
@@ -141,5 +142,5 @@ fn the_dashboard_uses_existing_metrics_in_valid_queries() {
     let rules: Vec<Value> = queries.iter().enumerate().map(rule).collect();
     let groups = serde_json::json!({"groups": [{"name": "dashboard", "rules": rules}]});
     fs::write(directory.path().join("rules.yaml"), groups.to_string()).expect("write a file");
-    say("promtool", &["check", "rules", "rules.yaml"], directory.path());
+    output_of("promtool", &["check", "rules", "rules.yaml"], directory.path());
 }

@@ -7,6 +7,7 @@ use crate::support::gitlab::{GitLab, RUNNER_TOKEN};
 use crate::support::http::{Answer, listen, read_request, write_answer};
 use crate::support::job::job;
 use crate::support::mayfly::Home;
+use crate::support::output_text;
 use crate::support::pki::{Chain, INTERMEDIATE, Identity, Pki};
 use crate::support::scenario::Scenario;
 
@@ -26,7 +27,7 @@ fn trusting(home: &Home) -> String {
 /// Whether `mayfly check` passes, and its output.
 fn check(home: &Home) -> (bool, String) {
     let output = home.call(&["check", "--config", &home.config().display().to_string()]);
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text = output_text(&output);
     (output.status.success(), text)
 }
 

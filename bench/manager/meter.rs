@@ -37,7 +37,7 @@ impl Meter {
 
     pub fn stop(self) -> u64 {
         self.stop.store(true, Ordering::SeqCst);
-        let seen = self.thread.join().expect("no panic");
+        let seen = self.thread.join().expect("the thread must not panic");
         seen.iter().map(|(socket, bytes)| bytes - self.before.get(socket).unwrap_or(&0)).sum()
     }
 }

@@ -85,58 +85,60 @@ fn an_unprotected_job_prepares_a_protected_one() {
     }
 }
 
-/// Each key of git's configuration that names a program, and each file that redirects a repository to another place.
+/// Keys of git's configuration that name a program or redirect a repository to another place. `@P` is the attacker's
+/// program, `@H` a directory of hooks, `@I` a configuration file.
+const GIT_KEYS: [(&str, &str); 39] = [
+    ("core.fsmonitor", "sh @P"),
+    ("core.sshCommand", "sh @P"),
+    ("core.gitProxy", "sh @P"),
+    ("core.askPass", "sh @P"),
+    ("core.editor", "sh @P"),
+    ("core.pager", "sh @P"),
+    ("core.alternateRefsCommand", "sh @P"),
+    ("credential.helper", "!sh @P"),
+    ("filter.x.smudge", "sh @P"),
+    ("filter.x.process", "sh @P"),
+    ("filter.x.required", "true"),
+    ("filter.lfs.smudge", "sh @P"),
+    ("filter.lfs.process", "sh @P"),
+    ("diff.x.command", "sh @P"),
+    ("diff.x.textconv", "sh @P"),
+    ("diff.external", "sh @P"),
+    ("merge.x.driver", "sh @P"),
+    ("uploadpack.packObjectsHook", "sh @P"),
+    ("remote.origin.uploadpack", "sh @P"),
+    ("remote.origin.vcs", "ext"),
+    ("remote.origin.proxy", "http://127.0.0.1:1"),
+    ("protocol.allow", "always"),
+    ("url.ext::sh @P .insteadOf", "http"),
+    ("submodule.lib.update", "!sh @P"),
+    ("submodule.lib.url", "ext::sh @P"),
+    ("submodule.recurse", "true"),
+    ("lfs.standalonetransferagent", "x"),
+    ("lfs.customtransfer.x.path", "sh"),
+    ("lfs.customtransfer.x.args", "@P"),
+    ("gpg.program", "sh @P"),
+    ("fetch.fsck.skipList", "/etc/shadow"),
+    ("core.hooksPath", "@H"),
+    ("init.templateDir", "@H"),
+    ("core.attributesFile", "@P"),
+    ("core.excludesFile", "/etc/shadow"),
+    ("core.worktree", "/etc"),
+    ("include.path", "@I.2"),
+    ("includeIf.gitdir:/.path", "@I.2"),
+    ("extensions.worktreeConfig", "true"),
+];
+
+/// An earlier job writes all of [`GIT_KEYS`] to each file that git reads.
 #[test]
 fn an_earlier_job_leaves_programs_in_gits_configuration() {
-    let program = "sh @P";
-    let keys = [
-        ("core.fsmonitor", program),
-        ("core.sshCommand", program),
-        ("core.gitProxy", program),
-        ("core.askPass", program),
-        ("core.editor", program),
-        ("core.pager", program),
-        ("core.alternateRefsCommand", program),
-        ("credential.helper", "!sh @P"),
-        ("filter.x.smudge", program),
-        ("filter.x.process", program),
-        ("filter.x.required", "true"),
-        ("filter.lfs.smudge", program),
-        ("filter.lfs.process", program),
-        ("diff.x.command", program),
-        ("diff.x.textconv", program),
-        ("diff.external", program),
-        ("merge.x.driver", program),
-        ("uploadpack.packObjectsHook", program),
-        ("remote.origin.uploadpack", program),
-        ("remote.origin.vcs", "ext"),
-        ("remote.origin.proxy", "http://127.0.0.1:1"),
-        ("protocol.allow", "always"),
-        ("url.ext::sh @P .insteadOf", "http"),
-        ("submodule.lib.update", "!sh @P"),
-        ("submodule.lib.url", "ext::sh @P"),
-        ("submodule.recurse", "true"),
-        ("lfs.standalonetransferagent", "x"),
-        ("lfs.customtransfer.x.path", "sh"),
-        ("lfs.customtransfer.x.args", "@P"),
-        ("gpg.program", program),
-        ("fetch.fsck.skipList", "/etc/shadow"),
-        ("core.hooksPath", "@H"),
-        ("init.templateDir", "@H"),
-        ("core.attributesFile", "@P"),
-        ("core.excludesFile", "/etc/shadow"),
-        ("core.worktree", "/etc"),
-        ("include.path", "@I.2"),
-        ("includeIf.gitdir:/.path", "@I.2"),
-        ("extensions.worktreeConfig", "true"),
-    ];
     let hooks = "for n in post-checkout pre-push post-merge reference-transaction pre-auto-gc fsmonitor-watchman; \
                  do cp $p $h/$n; cp $p .git/hooks/$n; done; chmod +x $h/* .git/hooks/*";
     let prepare = format!(
         "b=$(cd ../..; pwd); p=$b/left.sh; h=$b/left-hooks; i=$b/left-config; mkdir -p $h .git/hooks .git/info; \
          {}; {}; sed -i \"s|@P|$p|g;s|@H|$h|g;s|@I|$i|g\" $i; cp $i $i.2; {hooks}",
         writes("$p", &probe()),
-        writes("$i", &configuration(&keys)),
+        writes("$i", &configuration(&GIT_KEYS)),
     );
     // Git reads each of these places, or takes it for the repository.
     for leave in [

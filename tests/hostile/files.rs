@@ -167,7 +167,7 @@ fn a_directory_is_swapped_for_a_link_while_it_is_removed() {
         fs::create_dir_all(left.join(format!("{number}/swapped/inner"))).expect("create the directory");
         fs::set_permissions(left.join(format!("{number}/swapped")), fs::Permissions::from_mode(0o000))
             .expect("set the permissions");
-        symlink(&victim, left.join(format!("{number}/link"))).expect("create or read the link");
+        symlink(&victim, left.join(format!("{number}/link"))).expect("create the link");
     }
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {

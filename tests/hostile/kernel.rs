@@ -9,11 +9,11 @@ use std::process::{Child, Command, Stdio};
 use super::*;
 
 /// A sandbox as the agent creates it, for `builds` in a directory that also contains a configuration.
-struct Ground {
+struct Sandbox {
     directory: tempfile::TempDir,
 }
 
-impl Ground {
+impl Sandbox {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         fs::create_dir(directory.path().join("builds")).expect("create the directory");
@@ -67,9 +67,9 @@ impl Running {
 
 #[test]
 fn a_program_in_the_sandbox_has_no_privileges() {
-    let ground = Ground::new();
-    fs::write(ground.directory.path().join("builds/probe.sh"), probe()).expect("write the file");
-    let output = ground.run("cd $BUILDS && sh probe.sh");
+    let sandbox = Sandbox::new();
+    fs::write(sandbox.directory.path().join("builds/probe.sh"), probe()).expect("write the file");
+    let output = sandbox.run("cd $BUILDS && sh probe.sh");
     let findings = output.lines().filter_map(|line| line.strip_prefix("hostile ")?.split_once(' '));
     let findings = findings.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect();
     assert_confined(&findings);
@@ -78,7 +78,7 @@ fn a_program_in_the_sandbox_has_no_privileges() {
 /// All sandboxes have the same user.
 #[test]
 fn a_program_in_one_sandbox_looks_for_another_ones() {
-    let (victim, attacker) = (Ground::new(), Ground::new());
+    let (victim, attacker) = (Sandbox::new(), Sandbox::new());
     let listen = "use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0); bind(S, pack_sockaddr_un(\"\\0mayfly-hostile\")) or die; \
                   listen(S, 1); open(F, \">\", \"$ENV{BUILDS}/listens\"); close STDOUT; sleep 600";
     let running = victim.start(&format!(
@@ -114,8 +114,8 @@ fn a_task_needs_more_memory_than_its_step_may() {
         eprintln!("not tested: no hierarchy limits memory");
         return;
     };
-    let ground = Ground::new();
-    let path = |name: &str| ground.directory.path().join(name);
+    let sandbox = Sandbox::new();
+    let path = |name: &str| sandbox.directory.path().join(name);
     for (memory, is_enough) in [(64_u64 << 20, true), (128 << 10, false)] {
         let limits = json!({"memory": memory, "processes": 64, "cpu_millis": null});
         let sandbox = json!({
@@ -144,8 +144,8 @@ fn a_task_needs_more_memory_than_its_step_may() {
 /// that the relay resolves.
 #[test]
 fn a_program_in_the_sandbox_asks_the_relay_for_addresses_of_the_machine() {
-    let ground = Ground::new();
-    let hosts = ground.directory.path().join("hosts");
+    let sandbox = Sandbox::new();
+    let hosts = sandbox.directory.path().join("hosts");
     fs::write(
         &hosts,
         "127.0.0.1 localhost loop.test\n169.254.169.254 metadata.test\n169.254.170.23 pods.test\n\
@@ -189,7 +189,7 @@ fn a_program_in_the_sandbox_asks_the_relay_for_addresses_of_the_machine() {
                ask(\"six\", \"\\4\" . pack(\"n8\", @$_)) for [0,0,0,0,0,0xffff,0xa9fe,0xa9fe], [0xfd00,0xec2,0,0,0,0,0,0x254], \
                [0,0,0,0,0,0,0,1], [0xfe80,0,0,0,0,0,0,1], [0x64,0xff9b,0,0,0,0,0xa9fe,0xa9fe], [0x2002,0xa9fe,0xa9fe,0,0,0,0,1];";
     let script = format!("perl -e '{ask}' {} {}", witness(), names.join(" "));
-    let inner = ground.command(&script);
+    let inner = sandbox.command(&script);
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", "mount --bind $HOSTS /etc/hosts && exec \"$0\" \"$@\""]);
     command.arg(inner.get_program()).args(inner.get_args()).env("HOSTS", &hosts);

@@ -10,6 +10,7 @@ mod checkout;
 mod files;
 mod kernel;
 mod processes;
+mod repository;
 mod sandbox;
 mod servers;
 

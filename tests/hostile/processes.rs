@@ -3,12 +3,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
 
 use crate::support::mayfly::{is_running, nap};
 use crate::support::scenario::Scenario;
 
 use super::*;
+use crate::support::kill_process;
 
 #[test]
 fn a_process_detaches_itself_and_stays() {
@@ -35,8 +35,8 @@ fn a_process_says_that_it_is_the_shim() {
     gitlab.wait_until("the shim in the journal", |_| shim(&home.record()).is_some());
     agent.kill();
     let mut record = home.record();
-    let shim = shim(&record).expect("the process of the shim").to_string();
-    assert!(Command::new("kill").args(["-9", &shim]).status().expect("run the program").success());
+    let shim = shim(&record).expect("the process of the shim");
+    assert!(kill_process(i32::try_from(shim).expect("a pid")), "the shim must still run");
     assert!(is_running(&sleep), "the false shim is there");
     // The journal of an agent that died before it recorded its shim.
     record["progress"]["stage"]["state"]["step"]["shim"] = json!(null);

@@ -40,7 +40,8 @@ fn calls_are_redirected_to_another_host() {
     let elsewhere = listen(None, move |mut connection| {
         while let Some(request) = read_request(&mut connection) {
             let body = String::from_utf8_lossy(&request.body).into_owned();
-            *log.lock().expect("no panic") += &format!("{} {:?} {body}\n", request.path, request.headers);
+            *log.lock().expect("the thread must not panic") +=
+                &format!("{} {:?} {body}\n", request.path, request.headers);
             let _ = write_answer(connection.get_mut(), &Answer::new(200));
         }
     });
@@ -58,7 +59,7 @@ fn calls_are_redirected_to_another_host() {
     let mut agent = home.start(&["--once"]);
     gitlab.finished(id);
     agent.wait();
-    let seen = seen.lock().expect("no panic");
+    let seen = seen.lock().expect("the thread must not panic");
     assert!(!seen.contains("tokenOfTheRunner") && !seen.contains("glcbt-"), "{seen}");
 }
 

@@ -264,7 +264,7 @@ impl Docker {
     /// Runs a docker command, which must succeed; returns its output.
     pub fn run(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments).output().expect("run docker");
-        told(arguments, &output)
+        output_of(arguments, &output)
     }
 
     /// Creates a busybox image with changes (`USER 1000`, `ENTRYPOINT […]`, …) and a unique name.
@@ -291,7 +291,7 @@ impl Docker {
         let archive = tar.stdout.take().expect("a pipe");
         let output = self.command(&arguments).stdin(archive).output().expect("run docker");
         assert!(tar.wait().expect("wait for the end of the process").success());
-        told(&arguments, &output);
+        output_of(&arguments, &output);
     }
 
     /// Ids of the containers with a label.
@@ -325,7 +325,7 @@ impl Drop for Docker {
     }
 }
 
-fn told(arguments: &[&str], output: &Output) -> String {
+fn output_of(arguments: &[&str], output: &Output) -> String {
     assert!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
@@ -347,7 +347,7 @@ pub fn write_busybox(root: &Path) {
     fs::create_dir_all(&bin).expect("create the directory");
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
     fs::create_dir_all(root.join("tmp")).expect("create the directory");
-    fs::set_permissions(root.join("tmp"), open).expect("open a file");
+    fs::set_permissions(root.join("tmp"), open).expect("set the permissions");
     fs::create_dir_all(root.join("etc")).expect("create the directory");
     let users = "root:x:0:0:root:/root:/bin/sh\nbuilder:x:1234:1234::/home/builder:/bin/sh\n";
     fs::File::create(root.join("etc/passwd"))
@@ -356,6 +356,6 @@ pub fn write_busybox(root: &Path) {
     fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
     let names = Command::new("/bin/busybox").arg("--list").output().expect("run busybox");
     for name in String::from_utf8_lossy(&names.stdout).lines().filter(|name| *name != "busybox") {
-        symlink("busybox", bin.join(name)).expect("create or read the link");
+        symlink("busybox", bin.join(name)).expect("create the link");
     }
 }

@@ -5,14 +5,13 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::mayfly::{Agent, Home, read, wait_for_exit};
 use super::scenario::Scenario;
 pub use super::wait_until;
-use super::{TIMEOUT, wait_or_explain};
+use super::{TIMEOUT, send_signal, wait_or_explain};
 
 /// The token of the fleet.
 pub const FLEET_TOKEN: &str = "token-of-the-fleet-0123456789";
@@ -141,8 +140,8 @@ impl Manager {
 
     /// Sends a signal, named without `SIG`.
     pub fn signal(&self, name: &str) {
-        kill(Pid::from_raw(self.pid()), format!("SIG{name}").parse::<Signal>().expect("a signal"))
-            .expect("send the signal");
+        let signal: Signal = format!("SIG{name}").parse().expect("a signal");
+        send_signal(self.pid(), signal);
     }
 
     pub fn kill(mut self) {

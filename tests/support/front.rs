@@ -73,7 +73,7 @@ impl Front {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no panic")
+        self.state.lock().expect("the thread must not panic")
     }
 
     fn serve(&self, mut connection: Connection) {

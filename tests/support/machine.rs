@@ -87,14 +87,14 @@ pub fn build_packages(directory: &Path, formats: &str) -> Vec<PathBuf> {
     let output = build.args(["--only", formats, "--binary"]).arg(&program).arg(directory).output();
     let output = output.expect("run packages/build");
     assert!(output.status.success(), "packages/build: {}", String::from_utf8_lossy(&output.stderr));
-    fs::remove_file(program).expect("remove the file or directory");
+    fs::remove_file(program).expect("remove the file");
     String::from_utf8_lossy(&output.stdout).lines().map(PathBuf::from).collect()
 }
 
 impl Image {
     fn bake(script: &str) -> Self {
         let tree = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machine-tree.sh")).output();
-        let tree = tree.expect("the script");
+        let tree = tree.expect("run machine-tree.sh");
         assert!(tree.status.success(), "no tree: {}", String::from_utf8_lossy(&tree.stderr));
         let tree = String::from_utf8_lossy(&tree.stdout).trim().to_owned();
         // In memory and in this mount namespace; removed with it.
@@ -122,15 +122,15 @@ impl Image {
             "mount -t proc proc {root}/proc && chroot {root} sh -euc \"$SCRIPT\"; s=$?; umount {root}/proc; exit $s"
         );
         let output = Command::new("sh").args(["-c", &all]).env("SCRIPT", script).output().expect("run sh");
-        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{script}\n{printed}{}", String::from_utf8_lossy(&output.stderr));
-        printed
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{script}\n{stdout}{}", String::from_utf8_lossy(&output.stderr));
+        stdout
     }
 
     /// Gives the agent's unit these environment variables.
     pub fn set_environment(&self, variables: &[(String, String)]) {
         let directory = self.root.join("etc/systemd/system/mayfly.service.d");
-        fs::create_dir_all(&directory).expect("create a file or directory");
+        fs::create_dir_all(&directory).expect("create the directory");
         let lines: String = variables.iter().map(|(name, value)| format!("Environment={name}={value}\n")).collect();
         fs::write(directory.join("environment.conf"), format!("[Service]\n{lines}")).expect("write a file");
     }
@@ -178,7 +178,7 @@ impl Image {
             .stdout(output.try_clone().expect("a file"))
             .stderr(output)
             .spawn()
-            .expect("setpriv and unshare");
+            .expect("start setpriv");
         Machine { child, name, directory }
     }
 }
@@ -238,10 +238,10 @@ impl Machine {
     /// Runs a script in the machine, which must succeed; returns its output.
     pub fn run(&self, script: &str) -> String {
         let output = self.try_run(script);
-        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{script}\n{printed}{error}");
-        printed
+        assert!(output.status.success(), "{script}\n{stdout}{error}");
+        stdout
     }
 
     /// Runs a script in the machine.

@@ -5,13 +5,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::gitlab::{GitLab, Job};
 use super::job::JobBuilder;
-use super::wait_or_explain;
+use super::{kill_process, send_signal, wait_or_explain};
 
 /// The files of one agent.
 pub struct Home {
@@ -33,7 +32,7 @@ impl Home {
         let directory = tempfile::tempdir().expect("a directory");
         // The user of a job must be able to traverse this directory.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(directory.path(), open).expect("open a file");
+        fs::set_permissions(directory.path(), open).expect("set the permissions");
         // Benchmarks measure another build than that of the tests.
         let program = std::env::var_os("MAYFLY").map_or_else(|| env!("CARGO_BIN_EXE_mayfly").into(), PathBuf::from);
         Self { directory, program, environment: Vec::new(), user: None }
@@ -169,7 +168,7 @@ impl Agent {
         let signal: Signal = format!("SIG{name}").parse().expect("a signal");
         let handled = !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGCONT);
         self.wait_until("the handler of the signal", || !handled || self.handles(signal));
-        kill(Pid::from_raw(self.pid()), signal).expect("send the signal");
+        send_signal(self.pid(), signal);
     }
 
     /// Whether the agent has installed a handler for a signal (proc_pid_status(5), `SigCgt`), or has exited.
@@ -227,26 +226,25 @@ pub fn nap() -> String {
     format!("sleep {}", super::unique_number())
 }
 
-/// Kills the shims of a job.
+/// Kills the shims of a job. Returns how many there were.
 pub fn kill_shims(job: i64) -> usize {
-    let kill = |pid: &String| Command::new("kill").args(["-9", pid]).status().is_ok_and(|status| status.success());
-    shims(job).iter().filter(|pid| kill(pid)).count()
+    shims(job).into_iter().filter(|pid| kill_process(*pid)).count()
 }
 
 /// The shims of a job, and their children that run file tasks.
-fn shims(job: i64) -> Vec<String> {
+fn shims(job: i64) -> Vec<i32> {
     let holds = |entry: &fs::DirEntry| {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
         matches!(words[..], [_, b"shim", id, ..] if id.starts_with(format!("{job}-").as_bytes()))
     };
     let entries = fs::read_dir("/proc").expect("list the directory").flatten().filter(holds);
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    entries.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok()).collect()
 }
 
 /// The highest memory use of any of a job's shims and their children so far, in KiB.
 pub fn peak_memory_of_shims(job: i64) -> u64 {
-    let peak = |pid: &String| {
+    let peak = |pid: &i32| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).map(str::to_owned);
         line.and_then(|line| line.trim().split(' ').next()?.parse().ok()).unwrap_or(0)
@@ -282,10 +280,10 @@ pub fn read(path: &Path) -> String {
 /// Kills the processes of the agent's own program that work for a job under a shim. Returns how many there were.
 pub fn kill_workers(job: i64) -> usize {
     let all = shims(job);
-    let parent = |pid: &String| {
+    let parent = |pid: &i32| -> Option<i32> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        status.lines().find_map(|line| line.strip_prefix("PPid:")).map(|pid| pid.trim().to_owned())
+        status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
     };
     let workers = all.iter().filter(|pid| parent(pid).is_some_and(|parent| all.contains(&parent)));
-    workers.filter(|pid| Command::new("kill").args(["-9", pid]).status().is_ok_and(|status| status.success())).count()
+    workers.filter(|pid| kill_process(**pid)).count()
 }

@@ -12,6 +12,7 @@ pub mod gitlab;
 pub mod http;
 pub mod imds;
 pub mod job;
+pub mod keys;
 pub mod light;
 pub mod machine;
 pub mod mayfly;
@@ -26,9 +27,13 @@ pub mod tap;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// The time limit for waits; most take milliseconds on an idle machine.
 pub const TIMEOUT: Duration = Duration::from_secs(120);
@@ -53,6 +58,25 @@ pub fn holds_within(timeout: Duration, mut holds: impl FnMut() -> bool) -> bool 
         std::thread::sleep(Duration::from_millis(10));
     }
     true
+}
+
+/// Sends a signal to a running process.
+pub fn send_signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap_or_else(|error| panic!("cannot send {signal} to process {pid}: {error}"));
+}
+
+/// Kills a process. Returns whether it still existed.
+pub fn kill_process(pid: i32) -> bool {
+    match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+        Ok(()) => true,
+        Err(Errno::ESRCH) => false,
+        Err(error) => panic!("cannot kill process {pid}: {error}"),
+    }
+}
+
+/// The standard output of a command, followed by its standard error.
+pub fn output_text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// The path of a program that `tests/setup.sh` installs.

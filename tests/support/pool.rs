@@ -5,12 +5,9 @@
 //! let manager = fleet.start();
 //! ```
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-
 use super::fleet::{FLEET_TOKEN, Fleet};
 use super::gitlab::{GitLab, RUNNER_TOKEN};
-use super::scenario::append;
+use super::keys::{append, with_defaults, write_config};
 
 /// The configuration of a manager with one pool.
 #[derive(Clone)]
@@ -30,7 +27,7 @@ pub struct Pool {
 
 impl Pool {
     /// A pool with these keys of its only `[[runners.autoscaler.policy]]`.
-    pub fn of_policy(keys: &str) -> Self {
+    pub fn with_policy(keys: &str) -> Self {
         Self {
             name: "pool".to_owned(),
             token: RUNNER_TOKEN.to_owned(),
@@ -48,17 +45,17 @@ impl Pool {
 
     /// Keeps idle agents, and takes jobs only for them.
     pub fn relay() -> Self {
-        Self::of_policy("idle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true")
+        Self::with_policy("idle_count = 2\nidle_time = \"1h\"\npreemptive_mode = true")
     }
 
     /// Takes jobs before an instance exists, and keeps instances.
     pub fn hold() -> Self {
-        Self::of_policy("idle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false")
+        Self::with_policy("idle_count = 0\nidle_time = \"1h\"\npreemptive_mode = false")
     }
 
     /// Takes jobs before an instance exists, and terminates an instance that is idle for a second.
     pub fn short_lived() -> Self {
-        Self::of_policy("idle_time = \"1s\"")
+        Self::with_policy("idle_time = \"1s\"")
     }
 
     /// Sets another name of the pool.
@@ -128,12 +125,9 @@ impl Pool {
         fleet
     }
 
-    /// Replaces the configuration of a manager, for the GitLab at `url`: at once, because the manager watches the file.
+    /// Replaces the configuration of a manager, for the GitLab at `url`.
     pub fn write(&self, fleet: &Fleet, url: &str) {
-        let draft = fleet.home.path("config.draft");
-        fs::write(&draft, self.text(fleet, url)).expect("write the file");
-        fs::set_permissions(&draft, fs::Permissions::from_mode(0o600)).expect("set the permissions");
-        fs::rename(&draft, fleet.home.config()).expect("rename the file");
+        write_config(&fleet.home, &self.text(fleet, url));
     }
 
     fn text(&self, fleet: &Fleet, url: &str) -> String {
@@ -167,15 +161,4 @@ impl Pool {
              [runners.autoscaler.plugin_config]\n{settings}\n"
         )
     }
-}
-
-/// Keys, after those of `defaults` that they do not set.
-fn with_defaults(keys: &str, defaults: &[&str]) -> String {
-    let is_set = |default: &str| {
-        let name = default.split(' ').next().unwrap_or_default();
-        keys.lines().any(|line| line.starts_with(&format!("{name} =")))
-    };
-    let mut all: Vec<&str> = defaults.iter().copied().filter(|default| !is_set(default)).collect();
-    all.push(keys);
-    all.join("\n")
 }

@@ -5,6 +5,10 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
+use super::send_signal;
+
 /// A running squid; it ends with the value.
 pub struct Squid {
     pub url: String,
@@ -18,7 +22,7 @@ impl Squid {
         let directory = tempfile::tempdir().expect("a directory");
         // squid, started as root, changes to another user, which writes its logs here.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-        std::fs::set_permissions(directory.path(), open).expect("open a file");
+        std::fs::set_permissions(directory.path(), open).expect("set the permissions");
         let at = |name: &str| directory.path().join(name).display().to_string();
         let port = free_port();
         let tls: String = tls_ports.iter().map(|port| format!("acl SSL_ports port {port}\n")).collect();
@@ -57,8 +61,7 @@ impl Squid {
 impl Drop for Squid {
     fn drop(&mut self) {
         // On SIGTERM squid removes its shared memory.
-        let pid = nix::unistd::Pid::from_raw(self.process.id().cast_signed());
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        send_signal(self.process.id().cast_signed(), Signal::SIGTERM);
         let _ = self.process.wait();
     }
 }

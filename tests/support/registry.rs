@@ -2,15 +2,16 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use nix::sys::signal::Signal;
 
 use super::docker::{Docker, REGISTRY_PORTS};
 use super::pki::Pki;
-use super::wait_or_explain;
+use super::{send_signal, wait_or_explain};
 
 /// The name of its user.
 pub const USER: &str = "ci";
@@ -129,8 +130,7 @@ impl<'a> Registry<'a> {
 
     /// Stops the registry process (SIGSTOP): it keeps its connections and does not respond.
     pub fn freeze(&self) {
-        let stopped = Command::new("kill").args(["-s", "STOP", &self.process.id().to_string()]).status();
-        assert!(stopped.expect("run the program").success());
+        send_signal(self.process.id().cast_signed(), Signal::SIGSTOP);
     }
 
     /// Truncates the largest blob to half its size.

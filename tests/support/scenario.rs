@@ -7,13 +7,11 @@
 //!
 //! A test that needs the GitLab or the agent between the steps makes a home: `Scenario::shell().home(&gitlab)`.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-
 use super::docker::docker;
 use super::fleet::FLEET_TOKEN;
 use super::gitlab::{GitLab, Job, RUNNER_TOKEN};
 use super::job::JobBuilder;
+use super::keys::{append, with_defaults, write_config};
 use super::mayfly::Home;
 
 /// The configuration of one agent with one runner. In all keys, `$HOME` stands for the directory of the agent.
@@ -122,13 +120,8 @@ impl Scenario {
 
     /// Replaces the configuration of a home, for the server at `url`.
     pub fn write(&self, home: &Home, url: &str) {
-        fs::write(
-            home.config(),
-            self.text(url).replace("$HOME", home.path("").display().to_string().trim_end_matches('/')),
-        )
-        .expect("config.toml must be writable");
-        let private = fs::Permissions::from_mode(0o600);
-        fs::set_permissions(home.config(), private).expect("the mode of config.toml must be changeable");
+        let directory = home.path("").display().to_string();
+        write_config(home, &self.text(url).replace("$HOME", directory.trim_end_matches('/')));
     }
 
     /// Runs one job on an agent of its own, from the poll to the exit of the agent, and returns the job.
@@ -153,20 +146,8 @@ impl Scenario {
     /// `[runners.docker]`, with the engine, the image and the pull policy of tests unless they are set.
     fn docker_table(&self) -> String {
         let Some(keys) = &self.docker else { return String::new() };
-        let default = |key: &str, value: &str| match keys.lines().any(|line| line.starts_with(&format!("{key} ="))) {
-            true => String::new(),
-            false => format!("{key} = \"{value}\"\n"),
-        };
         let engine = self.engine.clone().unwrap_or_else(|| docker().host());
-        let image = default("image", "busybox:local") + &default("pull_policy", "if-not-present");
-        format!("[runners.docker]\nhost = \"{engine}\"\n{image}{keys}\n")
+        let keys = with_defaults(keys, &["image = \"busybox:local\"", "pull_policy = \"if-not-present\""]);
+        format!("[runners.docker]\nhost = \"{engine}\"\n{keys}\n")
     }
-}
-
-/// Adds keys on lines of their own.
-pub fn append(keys: &mut String, more: &str) {
-    if !keys.is_empty() && !keys.ends_with('\n') {
-        keys.push('\n');
-    }
-    keys.push_str(more);
 }

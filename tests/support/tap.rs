@@ -22,13 +22,15 @@ impl Tap {
             for client in listener.incoming().flatten() {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
                 let number = {
-                    let mut sent = sent.lock().expect("no panic");
+                    let mut sent = sent.lock().expect("the thread must not panic");
                     sent.push(Vec::new());
                     sent.len() - 1
                 };
                 let kept = Arc::clone(&sent);
                 let (from, to) = (client.try_clone().expect("a socket"), server.try_clone().expect("a socket"));
-                thread::spawn(move || pour(from, to, |bytes| kept.lock().expect("no panic")[number].extend(bytes)));
+                thread::spawn(move || {
+                    pour(from, to, |bytes| kept.lock().expect("the thread must not panic")[number].extend(bytes))
+                });
                 thread::spawn(move || pour(server, client, |_| ()));
             }
         });
@@ -37,13 +39,13 @@ impl Tap {
 
     /// What all connections sent, as text.
     pub fn text(&self) -> String {
-        let sent = self.sent.lock().expect("no panic");
+        let sent = self.sent.lock().expect("the thread must not panic");
         sent.iter().map(|bytes| format!("{}\n", String::from_utf8_lossy(bytes))).collect()
     }
 
     /// The JSON bodies of requests with this text in their first line.
     pub fn bodies(&self, line: &str) -> Vec<serde_json::Value> {
-        let sent = self.sent.lock().expect("no panic");
+        let sent = self.sent.lock().expect("the thread must not panic");
         let texts = sent.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
         let bodies = |text: String| {
             let parts: Vec<String> = text.split(line).skip(1).map(str::to_owned).collect();

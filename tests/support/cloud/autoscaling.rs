@@ -93,7 +93,7 @@ impl Group {
     }
 
     /// Releases hooks that have timed out.
-    pub fn look_at_time(&mut self) {
+    pub fn expire_hooks(&mut self) {
         let now = Instant::now();
         let (late, held): (Vec<_>, Vec<_>) = self.holding.drain(..).partition(|(_, until)| *until < now);
         self.holding = held;

@@ -117,8 +117,8 @@ fn serve(mut connection: Connection, state: &Mutex<State>) {
             if state.is_silent { None } else { Some(state.answer(&request)) }
         };
         let Some(answer) = answer else {
-            // The client times out first.
-            thread::sleep(Duration::from_secs(30));
+            // The client times out and closes the connection.
+            let _ = read_request(&mut connection);
             return;
         };
         let date = jiff::fmt::rfc2822::DateTimePrinter::new()

@@ -114,8 +114,8 @@ impl Cloud {
     }
 
     /// Reads the state of the group.
-    pub fn look<T>(&self, look: impl FnOnce(&Group) -> T) -> T {
-        look(&self.lock().group)
+    pub fn read<T>(&self, read: impl FnOnce(&Group) -> T) -> T {
+        read(&self.lock().group)
     }
 
     /// Makes the next calls of an action fail.
@@ -166,17 +166,17 @@ impl Cloud {
 
     /// The calls of an action so far.
     pub fn calls(&self, action: &str) -> Vec<Call> {
-        self.look(|group| group.calls.iter().filter(|call| call.action == action).cloned().collect())
+        self.read(|group| group.calls.iter().filter(|call| call.action == action).cloned().collect())
     }
 
     /// Waits until a condition holds.
     pub fn wait_until(&self, what: &str, holds: impl Fn(&Group) -> bool) {
-        super::wait_or_explain(|| self.look(&holds), || format!("{what}; {:#?}", self.lock().group));
+        super::wait_or_explain(|| self.read(&holds), || format!("{what}; {:#?}", self.lock().group));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().expect("the thread must not panic");
-        state.group.look_at_time();
+        state.group.expire_hooks();
         state
     }
 }
@@ -184,7 +184,7 @@ impl Cloud {
 impl Drop for Cloud {
     fn drop(&mut self) {
         if !thread::panicking() {
-            let violations = self.look(|group| group.violations.clone());
+            let violations = self.read(|group| group.violations.clone());
             assert!(violations.is_empty(), "Auto Scaling was misused:\n{}", violations.join("\n"));
         }
     }
@@ -267,7 +267,7 @@ impl Server {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().expect("the thread must not panic");
-        state.group.look_at_time();
+        state.group.expire_hooks();
         state
     }
 }
