@@ -32,7 +32,7 @@ impl Agent {
         if works || !Uid::effective().is_root() {
             return None;
         }
-        let why = user::of_slots(&name, config.concurrent).err()?;
+        let why = user::slot_users(&name, config.concurrent).err()?;
         let (runners, waiting) =
             std::mem::take(&mut config.runners).into_iter().partition(|runner| runner.executor.has_containers());
         config.runners = runners;
@@ -65,7 +65,7 @@ impl Agent {
         if !left.is_zero() {
             return Some(left);
         }
-        let exists = user::of_slots(&awaited.name, awaited.slots).is_ok();
+        let exists = user::slot_users(&awaited.name, awaited.slots).is_ok();
         let interval = if exists { RELOAD_INTERVAL } else { RECHECK_INTERVAL };
         awaited.retry_at = Instant::now() + interval;
         if exists {

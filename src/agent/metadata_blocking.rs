@@ -99,7 +99,7 @@ fn check_containers(docker: &DockerConfig) -> Result<(), String> {
 
 fn users_of(config: &Config, asked: Option<&str>) -> Result<Vec<User>, String> {
     let name = asked.or(config.user.as_deref()).ok_or("jobs run as the agent's own user; set `user`")?;
-    let users = user::of_slots(name, config.concurrent)?;
+    let users = user::slot_users(name, config.concurrent)?;
     for user in &users {
         if user.uid == 0 {
             return Err("jobs run as root; set another `user`".to_owned());

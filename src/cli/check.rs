@@ -107,7 +107,7 @@ fn fetch_tokens(report: &mut Report, config: &mut Config) {
 }
 
 fn check_control_groups(report: &mut Report) {
-    match CgroupParents::find().exist() {
+    match CgroupParents::find().has_step_groups() {
         true => report.ok("control groups", "the agent creates one for each script"),
         false => report.warn(
             "control groups",

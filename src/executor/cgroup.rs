@@ -18,8 +18,10 @@ const TOP: &str = "mayfly";
 /// The parent groups of the agent's control groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CgroupParents {
-    of_steps: Option<PathBuf>,
-    of_confined: Vec<PathBuf>,
+    /// The parent of the groups of steps.
+    steps: Option<PathBuf>,
+    /// The parents of the groups with limits.
+    confined: Vec<PathBuf>,
     /// Controllers that are not available for the sandbox.
     missing: Vec<&'static str>,
 }
@@ -28,46 +30,46 @@ impl CgroupParents {
     /// Finds the hierarchies in which the agent may create groups. The result may be empty.
     pub fn find() -> Self {
         let (mounts, own) = hierarchies();
-        let of_steps = parent_of_steps(&mounts, &own);
+        let steps = parent_of_steps(&mounts, &own);
         // Each controller is in one hierarchy, of version 2 or of version 1 (hybrid).
-        let (mut of_confined, mut missing) = (Vec::new(), CONTROLLERS.to_vec());
+        let (mut confined, mut missing) = (Vec::new(), CONTROLLERS.to_vec());
         if let Some((parent, has)) = unified(&mounts, &own).and_then(|(top, own)| with_controllers(&top, &own)) {
-            of_confined.push(parent);
+            confined.push(parent);
             missing.retain(|controller| !has.contains(controller));
         }
         missing.retain(|controller| {
             match in_hierarchy(&mounts, &own, "cgroup", controller).find(|group| is_writable(group)) {
                 // One hierarchy may have several controllers.
-                Some(group) if of_confined.contains(&group) => false,
+                Some(group) if confined.contains(&group) => false,
                 Some(group) => {
-                    of_confined.push(group);
+                    confined.push(group);
                     false
                 }
                 None => true,
             }
         });
-        Self { of_steps, of_confined, missing }
+        Self { steps, confined, missing }
     }
 
     /// Finds only the hierarchy for steps, if no task runs in the sandbox.
     pub fn find_for_steps() -> Self {
         let (mounts, own) = hierarchies();
-        Self { of_steps: parent_of_steps(&mounts, &own), ..Self::default() }
+        Self { steps: parent_of_steps(&mounts, &own), ..Self::default() }
     }
 
     /// The control groups of a step.
-    pub fn of_step(&self, step: &str) -> Vec<PathBuf> {
-        below(&self.of_steps, step)
+    pub fn step_groups(&self, step: &str) -> Vec<PathBuf> {
+        below(&self.steps, step)
     }
 
     /// The control groups, with limits, of a step in the sandbox.
-    pub fn of_confined(&self, step: &str) -> Vec<PathBuf> {
-        below(&self.of_confined, step)
+    pub fn confined_groups(&self, step: &str) -> Vec<PathBuf> {
+        below(&self.confined, step)
     }
 
     /// Whether steps get a control group.
-    pub fn exist(&self) -> bool {
-        self.of_steps.is_some()
+    pub fn has_step_groups(&self) -> bool {
+        self.steps.is_some()
     }
 
     /// The controllers that are not available for the sandbox.
@@ -119,14 +121,14 @@ fn with_controllers(top: &Path, own: &Path) -> Option<(PathBuf, Vec<&'static str
 fn controllers_of_children(group: &Path) -> Vec<&'static str> {
     let control = group.join("cgroup.subtree_control");
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
-    let (of_group, given) = (read(&group.join("cgroup.controllers")), read(&control));
+    let (available, enabled) = (read(&group.join("cgroup.controllers")), read(&control));
     for controller in CONTROLLERS {
-        if has_word(&of_group, controller) && !has_word(&given, controller) {
+        if has_word(&available, controller) && !has_word(&enabled, controller) {
             let _ = fs::write(&control, format!("+{controller}"));
         }
     }
-    let given = read(&control);
-    CONTROLLERS.into_iter().filter(|controller| has_word(&given, controller)).collect()
+    let enabled = read(&control);
+    CONTROLLERS.into_iter().filter(|controller| has_word(&enabled, controller)).collect()
 }
 
 fn has_word(text: &str, word: &str) -> bool {
@@ -135,8 +137,8 @@ fn has_word(text: &str, word: &str) -> bool {
 
 /// The agent's group in each hierarchy that can track processes. The best hierarchy comes first.
 fn candidates(mounts: &str, own: &str) -> Vec<PathBuf> {
-    let kinds = [("cgroup2", ""), ("cgroup", "pids"), ("cgroup", "name=systemd")];
-    kinds.into_iter().flat_map(|(kind, controller)| in_hierarchy(mounts, own, kind, controller)).collect()
+    let hierarchies = [("cgroup2", ""), ("cgroup", "pids"), ("cgroup", "name=systemd")];
+    hierarchies.into_iter().flat_map(|(kind, controller)| in_hierarchy(mounts, own, kind, controller)).collect()
 }
 
 /// The agent's group in each mounted hierarchy of this type with this controller.
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn controllers_that_a_kernel_lacks_cost_no_other() {
+    fn a_controller_that_the_kernel_lacks_does_not_disable_the_others() {
         let directory = tempfile::tempdir().expect("a directory");
         let (top, own) = (directory.path(), directory.path().join("system.slice/mayfly.service"));
         group(&own, "");

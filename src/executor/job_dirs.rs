@@ -118,23 +118,23 @@ impl JobDirs {
     /// other users cannot enter them.
     pub fn create(&self, caches: &Path, executor: &dyn Executor) -> io::Result<()> {
         let Some(user) = executor.user() else {
-            roots::make(&self.builds, None, 0o700)?;
-            return roots::make(caches, None, 0o700);
+            roots::create(&self.builds, None, 0o700)?;
+            return roots::create(caches, None, 0o700);
         };
         match self.builds.parent() {
             Some(above) if executor.shares_caches() => {
-                roots::make_common(above, user)?;
-                roots::make_shared(caches, user)?;
+                roots::create_common_parent(above, user)?;
+                roots::create_group_shared(caches, user)?;
             }
-            _ => roots::make(caches, Some(user), 0o700)?,
+            _ => roots::create(caches, Some(user), 0o700)?,
         }
-        roots::make(&self.builds, Some(user), 0o700)
+        roots::create(&self.builds, Some(user), 0o700)
     }
 
     /// Removes files from the temporary directory.
     pub fn remove_temporary(&self, names: &[String], user: Option<&User>) {
         let _ = as_job(user, || {
-            let Some(directory) = self.open_directory() else { return };
+            let Some(directory) = self.open_temporary_directory() else { return };
             for name in names {
                 let _ = unlinkat(&directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
             }
@@ -145,7 +145,7 @@ impl JobDirs {
     /// Does nothing if the temporary directory does not exist, or a directory has the name.
     pub fn truncate_temporary(&self, name: &str, user: Option<&User>) {
         let _ = as_job(user, || {
-            let Some(directory) = self.open_directory() else { return };
+            let Some(directory) = self.open_temporary_directory() else { return };
             let _ = unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let _ = openat(&directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
@@ -173,7 +173,7 @@ impl JobDirs {
     }
 
     /// Opens the temporary directory, even if the job removed its permissions.
-    fn open_directory(&self) -> Option<OwnedFd> {
+    fn open_temporary_directory(&self) -> Option<OwnedFd> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         self.open_temporary("", flags).or_else(|| {
             self.restore_permissions()?;
@@ -254,7 +254,7 @@ fn slug(payload: &Payload) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn of(url: &str) -> JobDirs {
+    fn dirs_of(url: &str) -> JobDirs {
         let mut payload = Payload::default();
         payload.git_info.repo_url = url.to_owned();
         payload.job_info.project_id = 9;
@@ -272,10 +272,10 @@ mod tests {
             (&format!("https://h/a/{}", "x".repeat(300)), "/builds/abc/0/project-9"),
             ("", "/builds/abc/0/project-9"),
         ] {
-            assert_eq!(of(url).project, Path::new(project), "{url}");
+            assert_eq!(dirs_of(url).project, Path::new(project), "{url}");
         }
-        assert_eq!(of("https://h/a/b.git").temporary, Path::new("/builds/abc/0/a/b.tmp"));
-        let nothing = of("https://h/a/b.git").without_checkout();
+        assert_eq!(dirs_of("https://h/a/b.git").temporary, Path::new("/builds/abc/0/a/b.tmp"));
+        let nothing = dirs_of("https://h/a/b.git").without_checkout();
         assert_eq!(nothing.project, Path::new("/builds/abc/0/a/b-empty"));
         assert_eq!(nothing.temporary, Path::new("/builds/abc/0/a/b-empty.tmp"));
         assert_eq!(nothing.cache, Path::new("/cache/a/b-empty"));
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_clone_path_must_be_below_the_builds_directory() {
-        let dirs = of("https://h/a/b.git");
+        let dirs = dirs_of("https://h/a/b.git");
         assert_eq!(
             dirs.with_project("/builds/go/src").expect("the project directory must be allowed").project,
             Path::new("/builds/go/src")

@@ -37,34 +37,34 @@ const OF_ROOT: Ownership = Ownership { uid: 0, gid: 0, mode: 0o755 };
 
 /// Creates a directory with this mode, for the job's user if that is not the agent's user. An existing directory of
 /// that user loses the permissions of other users that `mode` does not contain. Fails if a file has this name.
-pub fn make(path: &Path, user: Option<&User>, mode: u32) -> io::Result<()> {
+pub fn create(path: &Path, user: Option<&User>, mode: u32) -> io::Result<()> {
     match user {
-        Some(user) => make_for(path, user, Ownership { uid: user.uid, gid: user.gid, mode }),
-        None if Uid::effective().is_root() => make_as_root(path, mode).map(drop),
-        None => make_as_caller(path, mode),
+        Some(user) => create_for(path, user, Ownership { uid: user.uid, gid: user.gid, mode }),
+        None if Uid::effective().is_root() => create_as_root(path, mode).map(drop),
+        None => create_as_caller(path, mode),
     }
 }
 
-/// Creates a directory of root that every user may write; sets the mode of an existing one. Fails as [`make`] does.
-pub fn make_open(path: &Path) -> io::Result<()> {
+/// Creates a directory of root that every user may write; sets the mode of an existing one. Fails as [`create`] does.
+pub fn create_open(path: &Path) -> io::Result<()> {
     if !Uid::effective().is_root() {
-        make_as_caller(path, 0o777)?;
+        create_as_caller(path, 0o777)?;
         return std::fs::set_permissions(path, PermissionsExt::from_mode(0o777));
     }
-    Ok(fchmod(readable(&make_as_root(path, 0o777)?)?, Mode::from_bits_truncate(0o777))?)
+    Ok(fchmod(readable(&create_as_root(path, 0o777)?)?, Mode::from_bits_truncate(0o777))?)
 }
 
 /// Creates a directory in which several users, including `user`, have their own directories.
-pub fn make_common(path: &Path, user: &User) -> io::Result<()> {
-    make_for(path, user, Ownership { mode: 0o711, ..OF_ROOT })
+pub fn create_common_parent(path: &Path, user: &User) -> io::Result<()> {
+    create_for(path, user, Ownership { mode: 0o711, ..OF_ROOT })
 }
 
 /// Creates a directory that all users of the user's group share.
-pub fn make_shared(path: &Path, user: &User) -> io::Result<()> {
-    make_for(path, user, Ownership { uid: 0, gid: user.gid, mode: 0o2770 })
+pub fn create_group_shared(path: &Path, user: &User) -> io::Result<()> {
+    create_for(path, user, Ownership { uid: 0, gid: user.gid, mode: 0o2770 })
 }
 
-fn make_for(path: &Path, user: &User, wanted: Ownership) -> io::Result<()> {
+fn create_for(path: &Path, user: &User, wanted: Ownership) -> io::Result<()> {
     match walk(path, Some(user), wanted)? {
         WalkEnd::Directory(directory) => {
             let mode = fstat(&directory)?.st_mode;
@@ -75,14 +75,14 @@ fn make_for(path: &Path, user: &User, wanted: Ownership) -> io::Result<()> {
             Ok(())
         }
         WalkEnd::Writable(directory, rest) => {
-            let place = own_path(&directory).join(rest);
-            as_job(Some(user), || make_as_caller(&place, wanted.mode & 0o777))?
+            let path = own_path(&directory).join(rest);
+            as_job(Some(user), || create_as_caller(&path, wanted.mode & 0o777))?
         }
     }
 }
 
 /// Creates a directory with the rights of this process, and follows links.
-fn make_as_caller(path: &Path, mode: u32) -> io::Result<()> {
+fn create_as_caller(path: &Path, mode: u32) -> io::Result<()> {
     if let Some(above) = path.parent() {
         std::fs::create_dir_all(above)?;
     }
@@ -100,7 +100,7 @@ fn make_as_caller(path: &Path, mode: u32) -> io::Result<()> {
 }
 
 /// Creates and returns a directory of root. Below a directory that other users can write, it follows no link.
-fn make_as_root(path: &Path, mode: u32) -> io::Result<OwnedFd> {
+fn create_as_root(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     let wanted = Ownership { mode, ..OF_ROOT };
     let (mut directory, rest) = match walk(path, None, wanted)? {
         WalkEnd::Directory(directory) => return Ok(directory),
@@ -109,7 +109,7 @@ fn make_as_root(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     let mut left = components(&rest);
     while let Some(name) = left.pop() {
         directory = match openat(&directory, name.as_os_str(), DIRECTORY, Mode::empty()) {
-            Err(Errno::ENOENT) => match make_in(&directory, &name, if left.is_empty() { wanted } else { OF_ROOT }) {
+            Err(Errno::ENOENT) => match create_in(&directory, &name, if left.is_empty() { wanted } else { OF_ROOT }) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     left.push(name);
                     directory
@@ -133,8 +133,9 @@ fn make_as_root(path: &Path, mode: u32) -> io::Result<OwnedFd> {
 pub fn writable_above(path: &Path, user: Option<&User>) -> Option<PathBuf> {
     let mut above: Vec<&Path> = path.ancestors().skip(1).collect();
     above.reverse();
-    let is_held = |directory: &&Path| stat(*directory).is_ok_and(|stat| write_access(&stat, user) == WriteAccess::All);
-    above.into_iter().find(is_held).map(Path::to_owned)
+    let is_writable =
+        |directory: &&Path| stat(*directory).is_ok_and(|stat| write_access(&stat, user) == WriteAccess::All);
+    above.into_iter().find(is_writable).map(Path::to_owned)
 }
 
 /// The warning about a directory that the job's user can replace, or without one any user but root. An agent that does
@@ -145,12 +146,12 @@ pub fn warning(path: &Path, user: Option<&User>) -> Option<String> {
     }
     let above = writable_above(path, user)?;
     let (path, above) = (path.display(), above.display());
-    let (who, whose) = match user {
+    let (writer, replacer) = match user {
         Some(user) => (format!("jobs (user {})", user.name), "a job"),
         None => ("another user than root".to_owned(), "that user"),
     };
     Some(format!(
-        "{path} is below {above}, which {who} can write: {whose} can replace the directory for later jobs; move it below a \
+        "{path} is below {above}, which {writer} can write: {replacer} can replace the directory for later jobs; move it below a \
          directory of root, such as /var/lib/mayfly, with `builds_dir` and `cache_dir`"
     ))
 }
@@ -195,7 +196,7 @@ fn walk(path: &Path, user: Option<&User>, wanted: Ownership) -> io::Result<WalkE
                 left.extend(components(&target));
             }
             Ok(_) => directory = openat(&directory, name.as_os_str(), DIRECTORY, Mode::empty())?,
-            Err(Errno::ENOENT) => match make_in(&directory, &name, if left.is_empty() { wanted } else { OF_ROOT }) {
+            Err(Errno::ENOENT) => match create_in(&directory, &name, if left.is_empty() { wanted } else { OF_ROOT }) {
                 // A concurrent job created the directory.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => left.push(name),
                 made => directory = made?,
@@ -207,7 +208,7 @@ fn walk(path: &Path, user: Option<&User>, wanted: Ownership) -> io::Result<WalkE
 }
 
 /// Creates a directory in an open directory.
-fn make_in(directory: &OwnedFd, name: &OsString, wanted: Ownership) -> io::Result<OwnedFd> {
+fn create_in(directory: &OwnedFd, name: &OsString, wanted: Ownership) -> io::Result<OwnedFd> {
     mkdirat(directory, name.as_os_str(), Mode::S_IRWXU)?;
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let made = openat(directory, name.as_os_str(), flags, Mode::empty())?;
@@ -274,133 +275,4 @@ fn own_path(directory: &OwnedFd) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use nix::fcntl::{RenameFlags, renameat2};
-    use std::fs;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
-
-    fn nobody() -> User {
-        User {
-            name: "nobody".to_owned(),
-            uid: 65534,
-            gid: 65534,
-            groups: Vec::new(),
-            home: "/".into(),
-            shell: "/bin/sh".into(),
-        }
-    }
-
-    /// A directory of the user inside one of root.
-    fn home() -> Option<(tempfile::TempDir, PathBuf)> {
-        if !Uid::effective().is_root() {
-            return None;
-        }
-        let directory = tempfile::tempdir().expect("a directory");
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("set the permissions");
-        let home = directory.path().join("home");
-        fs::create_dir(&home).expect("create the directory");
-        chown(&home, Some(65534), Some(65534)).expect("change the owner");
-        Some((directory, home))
-    }
-
-    #[test]
-    fn creates_directories_for_the_user_through_links_of_root() {
-        let Some((directory, _)) = home() else { return };
-        symlink("real", directory.path().join("link")).expect("create the link");
-        fs::create_dir(directory.path().join("real")).expect("create the directory");
-        let builds = directory.path().join("link/new/builds");
-        make(&builds, Some(&nobody()), 0o700).expect("create the directory");
-        let made = fs::metadata(directory.path().join("real/new/builds")).expect("the file must exist");
-        assert_eq!((made.uid(), made.gid(), made.mode() & 0o7777), (65534, 65534, 0o700));
-        let above = fs::metadata(directory.path().join("real/new")).expect("the file must exist");
-        assert_eq!((above.uid(), above.mode() & 0o7777), (0, 0o755));
-        make(&builds, Some(&nobody()), 0o777).expect("an existing directory must be accepted");
-        assert_eq!(fs::metadata(&builds).expect("the file must exist").mode() & 0o7777, 0o700);
-        fs::set_permissions(&builds, fs::Permissions::from_mode(0o2755)).expect("set the permissions");
-        make(&builds, Some(&nobody()), 0o700).expect("an existing directory must be accepted");
-        assert_eq!(fs::metadata(&builds).expect("the file must exist").mode() & 0o7777, 0o2700);
-        assert_eq!(writable_above(&builds, Some(&nobody())), None);
-    }
-
-    #[test]
-    fn a_link_of_the_user_gains_nothing() {
-        let Some((directory, home)) = home() else { return };
-        let closed = directory.path().join("closed");
-        fs::create_dir(&closed).expect("create the directory");
-        symlink(closed.join("victim"), home.join("builds")).expect("create the link");
-        assert!(make(&home.join("builds"), Some(&nobody()), 0o700).is_err());
-        assert_eq!(fs::read_dir(&closed).expect("list the directory").count(), 0);
-        fs::create_dir(closed.join("victim")).expect("create the directory");
-        make(&home.join("builds"), Some(&nobody()), 0o700).expect("an existing directory must be accepted");
-        assert_eq!(fs::metadata(closed.join("victim")).expect("the file must exist").uid(), 0);
-        make(&home.join("other/builds"), Some(&nobody()), 0o700).expect("create the directory");
-        assert_eq!(fs::metadata(home.join("other/builds")).expect("the file must exist").uid(), 65534);
-        assert_eq!(writable_above(&home.join("other/builds"), Some(&nobody())), Some(home.clone()));
-        assert_eq!(writable_above(&home.join("other/builds"), None), Some(home));
-    }
-
-    /// If jobs have no separate user, root follows only links of root.
-    #[test]
-    fn root_follows_links_of_root_only() {
-        let Some((directory, home)) = home() else { return };
-        let closed = directory.path().join("closed");
-        fs::create_dir(&closed).expect("create the directory");
-        symlink(&closed, home.join("link")).expect("create the link");
-        symlink(&closed, directory.path().join("link")).expect("create the link");
-        for path in ["link", "link/caches", "link/../link/caches"] {
-            let why = make(&home.join(path), None, 0o700).expect_err("must be refused").to_string();
-            assert!(why.contains("`link` in this path is a link"), "{why}");
-            assert!(make_open(&home.join(path)).is_err());
-        }
-        assert_eq!(fs::read_dir(&closed).expect("list the directory").count(), 0);
-        assert_eq!(fs::metadata(&closed).expect("the file must exist").mode() & 0o777, 0o755);
-        make(&directory.path().join("link/of/root"), None, 0o700).expect("create the directory");
-        make_open(&home.join("new/caches")).expect("create the directory");
-        let mode = |path: &Path| fs::symlink_metadata(path).expect("the file must exist").mode() & 0o7777;
-        assert_eq!((mode(&closed.join("of")), mode(&closed.join("of/root"))), (0o755, 0o700));
-        assert_eq!((mode(&home.join("new")), mode(&home.join("new/caches"))), (0o755, 0o777));
-        // In a directory that every user can write, any user can create a link.
-        let shared = directory.path().join("shared");
-        fs::create_dir(&shared).expect("create the directory");
-        fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).expect("set the permissions");
-        symlink(&closed, shared.join("planted")).expect("create the link");
-        nix::unistd::fchownat(
-            nix::fcntl::AT_FDCWD,
-            &shared.join("planted"),
-            Some(Uid::from_raw(65533)),
-            None,
-            AtFlags::AT_SYMLINK_NOFOLLOW,
-        )
-        .expect("change the owner");
-        assert!(make(&shared.join("planted/caches"), None, 0o700).is_err());
-        assert!(make(&shared.join("planted/builds"), Some(&nobody()), 0o700).is_err());
-        assert_eq!(fs::read_dir(&closed).expect("list the directory").count(), 1);
-    }
-
-    /// The user swaps a directory with a link to one of root while the agent creates the last part of the path.
-    #[test]
-    fn a_race_of_renames_gains_nothing() {
-        let Some((directory, home)) = home() else { return };
-        let victim = directory.path().join("victim");
-        fs::create_dir(&victim).expect("create the directory");
-        fs::create_dir(home.join("a")).expect("create the directory");
-        chown(home.join("a"), Some(65534), Some(65534)).expect("change the owner");
-        symlink(&victim, home.join("b")).expect("create the link");
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    let (here, flags) = (nix::fcntl::AT_FDCWD, RenameFlags::RENAME_EXCHANGE);
-                    renameat2(here, &home.join("a"), here, &home.join("b"), flags).expect("rename the file");
-                }
-            });
-            for number in 0..2000 {
-                let _ = make(&home.join(format!("a/{number}/builds")), Some(&nobody()), 0o700);
-            }
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        });
-        let found = fs::metadata(&victim).expect("the file must exist");
-        assert_eq!((found.uid(), fs::read_dir(&victim).expect("list the directory").count()), (0, 0));
-    }
-}
+mod tests;

@@ -21,10 +21,10 @@ pub struct Shell {
     /// The configured user, if it is not the agent's.
     user: Option<User>,
     /// The user that runs scripts.
-    whom: User,
+    script_user: User,
     parents: CgroupParents,
     /// The configured `user` with its placeholder, if each slot has its own user.
-    pool: Option<String>,
+    user_pattern: Option<String>,
     /// The error of the look-up, if the user of this slot does not exist.
     missing_user: Option<String>,
 }
@@ -35,9 +35,9 @@ impl Shell {
     /// to it.
     pub fn new(shell: Option<&str>, user: Option<&str>, slots: u32, parents: CgroupParents) -> Result<Self, String> {
         let current = user::current();
-        let pool = user.filter(|name| user::is_pattern(name)).map(str::to_owned);
+        let user_pattern = user.filter(|name| user::is_pattern(name)).map(str::to_owned);
         let user = match user {
-            Some(name) if *name != *current.name => user::of_slots(name, slots)?.into_iter().next(),
+            Some(name) if *name != *current.name => user::slot_users(name, slots)?.into_iter().next(),
             _ => None,
         };
         if let Some(user) = user.as_ref().filter(|_| current.uid != 0) {
@@ -53,10 +53,10 @@ impl Shell {
         Ok(Self {
             shell: name.to_owned(),
             program,
-            whom: user.clone().unwrap_or(current),
+            script_user: user.clone().unwrap_or(current),
             user,
             parents,
-            pool,
+            user_pattern,
             missing_user: None,
         })
     }
@@ -73,10 +73,10 @@ impl Shell {
     }
 
     /// The executor of one slot; `None` if all slots have the same user.
-    pub fn of_slot(&self, slot: usize) -> Option<Self> {
-        let name = user::of_slot(self.pool.as_ref()?, slot);
+    pub fn for_slot(&self, slot: usize) -> Option<Self> {
+        let name = user::slot_user_name(self.user_pattern.as_ref()?, slot);
         Some(match user::look_up(&name) {
-            Ok(user) => Self { user: Some(user.clone()), whom: user, ..self.clone() },
+            Ok(user) => Self { user: Some(user.clone()), script_user: user, ..self.clone() },
             // `check` returns this error, so the job fails before the agent creates anything.
             Err(why) => Self { missing_user: Some(why), ..self.clone() },
         })
@@ -89,7 +89,7 @@ impl Shell {
             argv: vec![program.display().to_string(), "-l".to_owned()],
             env: self.environment(),
             // A missing home directory must not stop a job: its scripts change to the project directory themselves.
-            cwd: if self.whom.home.is_dir() { self.whom.home.clone() } else { PathBuf::from("/") },
+            cwd: if self.script_user.home.is_dir() { self.script_user.home.clone() } else { PathBuf::from("/") },
             stdin: text,
             streams,
         }
@@ -98,8 +98,8 @@ impl Shell {
 
 impl Executor for Shell {
     fn greeting(&self) -> Option<String> {
-        let whom = self.user.as_ref().map(|user| format!(" as user {}", user.name)).unwrap_or_default();
-        Some(format!("Using Shell ({}) executor{whom}...", self.shell))
+        let as_user = self.user.as_ref().map(|user| format!(" as user {}", user.name)).unwrap_or_default();
+        Some(format!("Using Shell ({}) executor{as_user}...", self.shell))
     }
 
     fn user(&self) -> Option<&User> {
@@ -107,22 +107,22 @@ impl Executor for Shell {
     }
 
     fn shares_caches(&self) -> bool {
-        self.pool.is_some()
+        self.user_pattern.is_some()
     }
 
     fn environment(&self) -> Vec<(String, String)> {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         vec![
-            pair("HOME", &self.whom.home.display().to_string()),
-            pair("USER", &self.whom.name),
-            pair("LOGNAME", &self.whom.name),
-            pair("SHELL", &self.whom.shell.display().to_string()),
+            pair("HOME", &self.script_user.home.display().to_string()),
+            pair("USER", &self.script_user.name),
+            pair("LOGNAME", &self.script_user.name),
+            pair("SHELL", &self.script_user.shell.display().to_string()),
             pair("PATH", PATH),
         ]
     }
 
     fn cgroups(&self, step: &str) -> Vec<PathBuf> {
-        self.parents.of_step(step)
+        self.parents.step_groups(step)
     }
 
     fn environment_marker(&self) -> &'static str {

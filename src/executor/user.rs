@@ -24,17 +24,17 @@ pub fn is_pattern(name: &str) -> bool {
 }
 
 /// The name of the user of a slot.
-pub fn of_slot(name: &str, slot: usize) -> String {
+pub fn slot_user_name(name: &str, slot: usize) -> String {
     name.replace(SLOT, &slot.to_string())
 }
 
 /// The users of all slots: one user, or one per slot for a pattern. Fails if a user does not exist, or if the users
 /// have no common primary group; they share caches through that group.
-pub fn of_slots(name: &str, slots: u32) -> Result<Vec<User>, String> {
+pub fn slot_users(name: &str, slots: u32) -> Result<Vec<User>, String> {
     if !is_pattern(name) {
         return Ok(vec![look_up(name)?]);
     }
-    let names = (0..slots.max(1)).map(|slot| of_slot(name, usize::try_from(slot).unwrap_or(usize::MAX)));
+    let names = (0..slots.max(1)).map(|slot| slot_user_name(name, usize::try_from(slot).unwrap_or(usize::MAX)));
     let users: Vec<User> = names.map(|name| look_up(&name)).collect::<Result<_, _>>().map_err(|why| {
         format!(
             "{why}; `user = \"{name}\"` needs one user for each of the {slots} slots (`concurrent`), starting with number 0"
@@ -97,10 +97,10 @@ mod tests {
     #[test]
     fn a_pattern_gives_one_user_per_slot() {
         assert!(is_pattern("ci-%n") && !is_pattern("ci-0"));
-        assert_eq!(of_slot("ci-%n", 12), "ci-12");
-        let why = of_slots("no-such-%n", 2).expect_err("the user must be missing");
+        assert_eq!(slot_user_name("ci-%n", 12), "ci-12");
+        let why = slot_users("no-such-%n", 2).expect_err("the user must be missing");
         assert!(why.contains("user `no-such-0` does not exist") && why.contains("2 slots"), "{why}");
-        assert_eq!(of_slots("root", 9).expect("the user root must exist").len(), 1);
+        assert_eq!(slot_users("root", 9).expect("the user root must exist").len(), 1);
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl MetadataBlock {
     /// the metadata service.
     pub fn ensure(&self) -> Result<(), String> {
         let expected = sync::lock(&self.listing).clone();
-        if list().is_ok_and(|found| found == expected) {
+        if list_table().is_ok_and(|found| found == expected) {
             return Ok(());
         }
         log::error!("the nftables table inet mayfly was removed or changed; restoring it");
@@ -74,7 +74,7 @@ impl MetadataBlock {
 
     fn load_rules(&self) -> Result<(), String> {
         nft(&["-f", "-"], &self.rules)?;
-        *sync::lock(&self.listing) = list()?;
+        *sync::lock(&self.listing) = list_table()?;
         self.users.iter().try_for_each(verify)
     }
 
@@ -86,7 +86,7 @@ impl MetadataBlock {
 
     /// Checks whether rules are loaded, without changing anything. Errors: there are none, or `nft` failed.
     pub fn check() -> Result<(), String> {
-        list().map(drop)
+        list_table().map(drop)
     }
 }
 
@@ -140,11 +140,11 @@ fn rules(users: &[(u32, u32)]) -> String {
     let mut output = String::new();
     let mut forward = String::new();
     for (family, addresses) in families {
-        let there = format!("{family} daddr {{ {addresses} }} counter name");
+        let destination = format!("{family} daddr {{ {addresses} }} counter name");
         if !users.is_empty() {
-            output += &format!("meta skuid {{ {users} }} {there} {PROCESS_COUNTER} {verdict}\n");
+            output += &format!("meta skuid {{ {users} }} {destination} {PROCESS_COUNTER} {verdict}\n");
         }
-        forward += &format!("{there} {CONTAINER_COUNTER} {verdict}\n");
+        forward += &format!("{destination} {CONTAINER_COUNTER} {verdict}\n");
     }
     format!(
         "table inet mayfly\ndelete table inet mayfly\ntable inet mayfly {{\n\
@@ -164,7 +164,7 @@ fn ipv6_forms(address: &IpAddr) -> Vec<IpAddr> {
     vec![address.to_ipv6_mapped().into(), translated.into()]
 }
 
-fn list() -> Result<String, String> {
+fn list_table() -> Result<String, String> {
     nft(&["--stateless", "list", "table", "inet", "mayfly"], "")
 }
 
@@ -176,7 +176,7 @@ fn refused_packets() -> Result<u64, String> {
 }
 
 fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
-    let told = || -> io::Result<std::process::Output> {
+    let run = || -> io::Result<std::process::Output> {
         let mut child = Command::new("nft")
             .args(arguments)
             .env_clear()
@@ -190,15 +190,15 @@ fn nft(arguments: &[&str], input: &str) -> Result<String, String> {
         }
         child.wait_with_output()
     };
-    match told() {
+    match run() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             Err("the program `nft` is missing; install nftables".to_owned())
         }
         Err(error) => Err(format!("nft: {error}")),
         Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         Ok(output) => {
-            let printed = String::from_utf8_lossy(&output.stderr);
-            Err(format!("nft: {}", printed.lines().next().unwrap_or("failed without a message")))
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            Err(format!("nft: {}", stderr.lines().next().unwrap_or("failed without a message")))
         }
     }
 }
@@ -213,8 +213,8 @@ fn verify(user: &JobUser) -> Result<(), String> {
             return Err(format!("user {} reaches {address} although the rules are loaded", user.name));
         }
         // Without a route, no packet is sent that could be rejected.
-        let no_way = tried.is_err_and(|error| has_no_route(&error));
-        if !no_way && refused_packets()? == before {
+        let has_no_route = tried.is_err_and(|error| is_no_route(&error));
+        if !has_no_route && refused_packets()? == before {
             return Err(format!("no rejected packet was counted when user {} connected to {address}", user.name));
         }
     }
@@ -226,7 +226,7 @@ fn is_main(address: &IpAddr) -> bool {
     *address == ADDRESSES[0] || *address == ADDRESSES[3]
 }
 
-fn has_no_route(error: &io::Error) -> bool {
+fn is_no_route(error: &io::Error) -> bool {
     use nix::libc::{EADDRNOTAVAIL, EAFNOSUPPORT, ENETUNREACH};
     matches!(error.raw_os_error(), Some(ENETUNREACH | EADDRNOTAVAIL | EAFNOSUPPORT))
 }

@@ -244,7 +244,7 @@ pub enum Refusal {
     /// The service did not answer.
     Unreachable { action: String, why: String },
     /// The machine is in no group.
-    NotHere,
+    NotInGroup,
 }
 
 impl Refusal {
@@ -260,7 +260,7 @@ impl Refusal {
             Self::Denied { .. } => "denied",
             Self::Throttled { .. } => "throttled",
             Self::Unreachable { .. } => "unreachable",
-            Self::NotHere => "not_in_a_group",
+            Self::NotInGroup => "not_in_a_group",
         }
     }
 }
@@ -274,7 +274,7 @@ impl fmt::Display for Refusal {
                 write!(f, "action={action} code={code} message=throttled until the timeout")
             }
             Self::Unreachable { action, why } => write!(f, "action={action} code=Unreachable message={why}"),
-            Self::NotHere => f.write_str("message=this machine is not in an Auto Scaling group"),
+            Self::NotInGroup => f.write_str("message=this machine is not in an Auto Scaling group"),
         }
     }
 }

@@ -32,7 +32,7 @@ impl Instance for Plain {
     fn set_activity(&self, _: Activity) {}
 
     fn terminate(&self, _: &dyn Fn() -> CapacityChange, _: Duration) -> Result<TerminateResult, Refusal> {
-        Err(Refusal::NotHere)
+        Err(Refusal::NotInGroup)
     }
 
     fn start_hook_heartbeats(&self) {}

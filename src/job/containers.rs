@@ -71,7 +71,7 @@ impl JobExecutor for DockerExecutor {
     }
 
     fn prepare(&self, job: &Job<'_>) -> StageResult<Option<StepProgram>> {
-        roots::make(&job.context.caches, None, 0o700).map_err(|error| {
+        roots::create(&job.context.caches, None, 0o700).map_err(|error| {
             let caches = job.context.caches.display();
             JobError::system(format!("cannot create the directory of caches {caches}: {error}"))
         })?;

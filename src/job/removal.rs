@@ -91,10 +91,10 @@ impl DirectoryRemoval {
     /// Runs a task whose shim keeps its files in `own`.
     fn run_in(&self, own: &Path, id: String, task: &FileTask, directory: &Path, user: Option<User>) -> io::Result<()> {
         let (cgroups, rights) = match &user {
-            Some(_) => (self.parents.of_step(&id), Rights::User),
+            Some(_) => (self.parents.step_groups(&id), Rights::User),
             None => {
                 let sandbox = Sandbox { writable: vec![directory.to_owned()], ..self.sandbox.clone() };
-                (self.parents.of_confined(&id), Rights::Sandboxed(sandbox))
+                (self.parents.confined_groups(&id), Rights::Sandboxed(sandbox))
             }
         };
         let task = task.to_text()?;

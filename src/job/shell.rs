@@ -56,7 +56,7 @@ impl JobExecutor for Shell {
     }
 
     fn for_slot(&self, slot: usize) -> Option<Arc<dyn JobExecutor>> {
-        self.of_slot(slot).map(|shell| Arc::new(shell) as Arc<dyn JobExecutor>)
+        self.for_slot(slot).map(|shell| Arc::new(shell) as Arc<dyn JobExecutor>)
     }
 
     fn clean_up(&self, _: &RunnerContext, _: String, _: Option<&Path>) -> Option<CleanUp> {

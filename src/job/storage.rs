@@ -83,7 +83,7 @@ impl Storage {
 
     /// Records the images of a job's containers, and keeps their volumes until the result is dropped.
     pub fn note_containers(&self, container: &PreparedContainer) -> cache_volumes::VolumesInUse {
-        self.images.note(&container.engine.address, &container.images);
+        self.images.record_use(&container.engine.address, &container.images);
         self.cache_volumes.claim(&container.engine.address, &container.cache_volumes)
     }
 

@@ -90,7 +90,7 @@ mod tests {
             eprintln!("not tested: no groups can be made for {:?}", parents.missing());
             return;
         }
-        let groups = parents.of_confined(&format!("limits-{}", std::process::id()));
+        let groups = parents.confined_groups(&format!("limits-{}", std::process::id()));
         create(&groups, Limits { memory: Some(48 << 20), processes: Some(20), cpu_millis: Some(500) });
         let run = |script: &str| {
             let mut shell = Command::new("sh");

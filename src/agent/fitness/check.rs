@@ -129,7 +129,7 @@ fn check_file_system(limits: &fitness::Fitness, what: &'static str, path: &Path)
 
 fn check_shell(shell: Option<&str>, user: Option<&str>, slots: u32) -> Result<(), Unfit> {
     if let Some(user) = user {
-        user::of_slots(user, slots).map_err(Unfit::User)?;
+        user::slot_users(user, slots).map_err(Unfit::User)?;
     }
     let wanted = shell.map_or(vec!["bash", "sh"], |shell| vec![shell]);
     if wanted.iter().any(|name| find_program(name).is_some()) {

@@ -157,5 +157,5 @@ impl JobManager {
 
 /// Creates the state directory. Errors: it cannot be created or written.
 pub fn prepare_state(state_dir: &Path) -> io::Result<()> {
-    roots::make(state_dir, None, 0o700)
+    roots::create(state_dir, None, 0o700)
 }

@@ -231,7 +231,7 @@ fn a_panic_is_an_outcome() {
 fn powers_off_once_if_the_group_does_not_terminate() {
     let unreachable = Refusal::Unreachable { action: "autoscaling:X".to_owned(), why: "no route".to_owned() };
     let throttled = Refusal::Throttled { action: "autoscaling:X".to_owned(), code: "Throttling".to_owned() };
-    for refusal in [denied(), throttled, unreachable, Refusal::NotHere] {
+    for refusal in [denied(), throttled, unreachable, Refusal::NotInGroup] {
         let (outcome, asked, off) = Case::new([Err(refusal.clone())]).depart(ShutdownReason::Idle);
         assert_eq!((outcome, asked.len(), off), (TerminationOutcome::Done, 1, 1), "{refusal:?}");
     }

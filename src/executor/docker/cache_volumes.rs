@@ -21,7 +21,7 @@ use crate::monitor::machine;
 use crate::sys;
 
 /// The name of the record in the state directory.
-const FILE: &str = "volumes.json";
+const RECORD_FILE: &str = "volumes.json";
 
 /// An engine's address and the name of a volume there.
 type Key = (String, String);
@@ -51,9 +51,9 @@ pub struct VolumesInUse {
 impl CacheVolumes {
     /// Loads the record from the state directory.
     pub fn load(state: &Path) -> Arc<Self> {
-        let read = fs::read(state.join(FILE)).ok();
-        let noted = read.and_then(|text| decode::json::<Vec<(Key, u64)>>(&text).ok()).unwrap_or_default();
-        let gate = RemovalGate::new(VolumeRecord { used: crate::ordered::map(noted), ..VolumeRecord::default() });
+        let read = fs::read(state.join(RECORD_FILE)).ok();
+        let recorded = read.and_then(|text| decode::json::<Vec<(Key, u64)>>(&text).ok()).unwrap_or_default();
+        let gate = RemovalGate::new(VolumeRecord { used: crate::ordered::map(recorded), ..VolumeRecord::default() });
         Arc::new(Self { state: state.to_owned(), gate })
     }
 
@@ -102,7 +102,7 @@ impl CacheVolumes {
     }
 
     fn tidy_engine(&self, engine: &DockerEngine, address: &Address, limits: StorageLimits) -> Result<(), DockerError> {
-        self.match_with(engine, address)?;
+        self.reconcile(engine, address)?;
         let mut sizes = HashMap::new();
         if limits.size.is_some() {
             sizes = engine.volume_sizes()?;
@@ -126,7 +126,7 @@ impl CacheVolumes {
 
     /// Removes volumes from the record that the engine does not have, and adds those with this agent's label. The last
     /// use of the added volumes is unknown, so they count as used now.
-    fn match_with(&self, engine: &DockerEngine, address: &Address) -> Result<(), DockerError> {
+    fn reconcile(&self, engine: &DockerEngine, address: &Address) -> Result<(), DockerError> {
         let label = self.state.display().to_string();
         // A job that starts during the request adds its volumes to the record only after this line.
         let before: Vec<Key> = self.gate.lock().used.keys().cloned().collect();
@@ -186,7 +186,7 @@ impl CacheVolumes {
 
     fn save(&self, record: &VolumeRecord) {
         let all: Vec<(&Key, &u64)> = record.used.iter().collect();
-        let path = self.state.join(FILE);
+        let path = self.state.join(RECORD_FILE);
         let written = serde_json::to_vec(&all).map_err(io::Error::other);
         // If this write fails, the agent finds its volumes by their label.
         if let Err(error) = written.and_then(|text| sys::replace_file(&path, &text)) {
@@ -252,7 +252,7 @@ mod tests {
         volumes.gate.lock().used.keys().map(|(_, name)| name.clone()).collect()
     }
 
-    fn noted(state: &Path, entries: &[(&str, u64)]) -> Arc<CacheVolumes> {
+    fn recorded(state: &Path, entries: &[(&str, u64)]) -> Arc<CacheVolumes> {
         let volumes = CacheVolumes::load(state);
         let used = entries.iter().map(|(name, ago)| ((String::new(), (*name).to_owned()), sys::unix_now() - ago));
         volumes.gate.lock().used = used.collect();
@@ -264,17 +264,17 @@ mod tests {
         let state = tempfile::tempdir().expect("a directory");
         let known = [("a", 30), ("b", 20), ("gone", 40)];
         let size = |size| StorageLimits { size: Some(size), age: None };
-        assert_eq!(tidied(&noted(state.path(), &known), size(300), 0), ["a", "b", "mine"]);
-        assert_eq!(tidied(&noted(state.path(), &known), size(200), 1), ["b", "mine"]);
-        assert_eq!(tidied(&noted(state.path(), &known), size(0), 3), Vec::<String>::new());
+        assert_eq!(tidied(&recorded(state.path(), &known), size(300), 0), ["a", "b", "mine"]);
+        assert_eq!(tidied(&recorded(state.path(), &known), size(200), 1), ["b", "mine"]);
+        assert_eq!(tidied(&recorded(state.path(), &known), size(0), 3), Vec::<String>::new());
         let age = StorageLimits { size: None, age: Some(Duration::from_secs(25)) };
-        assert_eq!(tidied(&noted(state.path(), &known), age, 1), ["b", "mine"]);
+        assert_eq!(tidied(&recorded(state.path(), &known), age, 1), ["b", "mine"]);
     }
 
     #[test]
     fn a_volume_stays_while_a_job_uses_it_or_prepares_its_containers() {
         let state = tempfile::tempdir().expect("a directory");
-        let volumes = noted(state.path(), &[("a", 30)]);
+        let volumes = recorded(state.path(), &[("a", 30)]);
         let preparing = volumes.prepare();
         let everything = StorageLimits { size: Some(0), age: None };
         assert_eq!(tidied(&volumes, everything, 0), ["a", "mine"]);

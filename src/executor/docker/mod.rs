@@ -100,11 +100,11 @@ impl Executor for DockerExecutor {
     }
 
     fn cgroups(&self, step: &str) -> Vec<PathBuf> {
-        self.parents.of_step(step)
+        self.parents.step_groups(step)
     }
 
     fn confined_cgroups(&self, step: &str) -> Vec<PathBuf> {
-        self.parents.of_confined(step)
+        self.parents.confined_groups(step)
     }
 
     fn environment_marker(&self) -> &'static str {

@@ -225,9 +225,9 @@ fn create_root(plan: &PrepareTask) -> Result<(), JobError> {
         JobError::system(format!("cannot create the builds directory {}: {error}", plan.root.display()))
     };
     if let Some(above) = plan.root.parent() {
-        roots::make(above, None, 0o700).map_err(unusable)?;
+        roots::create(above, None, 0o700).map_err(unusable)?;
     }
-    roots::make_open(&plan.root).map_err(unusable)
+    roots::create_open(&plan.root).map_err(unusable)
 }
 
 /// Creates the job's directories so that the container's user can work in them.

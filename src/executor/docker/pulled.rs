@@ -20,7 +20,7 @@ use crate::monitor::machine;
 use crate::sys;
 
 /// The name of the record in the state directory.
-const FILE: &str = "images.json";
+const RECORD_FILE: &str = "images.json";
 
 /// An image of a job's containers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,9 +49,9 @@ pub struct ImageRecord {
 impl PulledImages {
     /// Loads the record from the state directory.
     pub fn load(state: &Path) -> Arc<Self> {
-        let read = fs::read(state.join(FILE)).ok();
-        let noted = read.and_then(|text| decode::json::<Vec<(String, String, u64)>>(&text).ok()).unwrap_or_default();
-        let used = crate::ordered::map(noted.into_iter().map(|(engine, id, at)| ((engine, id), at)));
+        let read = fs::read(state.join(RECORD_FILE)).ok();
+        let recorded = read.and_then(|text| decode::json::<Vec<(String, String, u64)>>(&text).ok()).unwrap_or_default();
+        let used = crate::ordered::map(recorded.into_iter().map(|(engine, id, at)| ((engine, id), at)));
         let gate = RemovalGate::new(ImageRecord { used, limits: Vec::new() });
         Arc::new(Self { state: state.to_owned(), gate })
     }
@@ -72,7 +72,7 @@ impl PulledImages {
     }
 
     /// Records that a job uses these images.
-    pub fn note(&self, engine: &Address, images: &[UsedImage]) {
+    pub fn record_use(&self, engine: &Address, images: &[UsedImage]) {
         let mut record = self.gate.lock();
         for image in images {
             let key = (engine.to_string(), image.id.clone());
@@ -127,7 +127,7 @@ impl PulledImages {
 
     fn save(&self, record: &ImageRecord) {
         let all: Vec<_> = record.used.iter().map(|((engine, id), used)| (engine, id, used)).collect();
-        let path = self.state.join(FILE);
+        let path = self.state.join(RECORD_FILE);
         let written = serde_json::to_vec(&all).map_err(io::Error::other);
         // If the record cannot be written, an agent that restarts does not find these images in the record and keeps
         // them.
@@ -146,17 +146,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_pulled_is_noted_and_every_use_counts() {
+    fn only_pulled_images_are_recorded_and_every_use_counts() {
         let directory = tempfile::tempdir().expect("a directory");
         let images = PulledImages::load(directory.path());
         let engine = Address::Unix("/run/engine.sock".into());
         let used = |id: &str, pulled| UsedImage { id: id.to_owned(), pulled };
-        images.note(&engine, &[used("pulled", true), used("of the machine", false)]);
+        images.record_use(&engine, &[used("pulled", true), used("of the machine", false)]);
         let name = engine.to_string();
         images.gate.lock().used.values_mut().for_each(|used| *used -= 100);
         assert_eq!(images.due(&name, Duration::from_secs(50)), ["pulled"]);
         assert!(PulledImages::load(directory.path()).due(&name, Duration::ZERO).is_empty(), "used now");
-        images.note(&engine, &[used("pulled", false)]);
+        images.record_use(&engine, &[used("pulled", false)]);
         assert!(images.due(&name, Duration::from_secs(50)).is_empty());
         assert!(images.due("another", Duration::ZERO).is_empty());
     }

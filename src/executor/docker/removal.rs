@@ -57,15 +57,15 @@ impl ContainerRemovals {
         outcome.is_ok_and(|(count, _)| *count == 0)
     }
 
-    /// Removes all objects of a job and then calls `also`, in a separate thread.
-    pub fn start(&self, address: &Address, owner: &ContainerOwner, job: &str, also: impl FnOnce() + Send + 'static) {
+    /// Removes all objects of a job and then calls `then`, in a separate thread.
+    pub fn start(&self, address: &Address, owner: &ContainerOwner, job: &str, then: impl FnOnce() + Send + 'static) {
         let guard = self.begin();
         let (address, owner, name) = (address.clone(), owner.clone(), job.to_owned());
         let spawned = sync::spawn("removal", STACK, move || {
             let _running = guard;
             let labels = [(INSTANCE, owner.instance.as_str()), (STATE, &owner.state), (JOB, &name)];
             retry_removal(&format!("job={name}"), || remove_all(&DockerEngine::connect(&address)?, &labels, &|_| true));
-            also();
+            then();
         });
         if let Err(error) = spawned {
             log::error!(
@@ -74,14 +74,14 @@ impl ContainerRemovals {
         }
     }
 
-    /// Removes all objects that earlier agents created for jobs that are not in `kept`, and then calls `also`, in a
+    /// Removes all objects that earlier agents created for jobs that are not in `kept`, and then calls `then`, in a
     /// separate thread.
     pub fn sweep(
         &self,
         address: &Address,
         owner: &ContainerOwner,
         kept: Vec<String>,
-        also: impl FnOnce() + Send + 'static,
+        then: impl FnOnce() + Send + 'static,
     ) {
         // This removal counts as running only during an attempt. So an agent that exits does not wait while the engine
         // is unreachable; the next agent repeats the removal.
@@ -94,7 +94,7 @@ impl ContainerRemovals {
                 labels.get(LIFE).is_none_or(|life| *life != owner.life)
                     && labels.get(JOB).is_none_or(|job| !kept.contains(job))
             };
-            // This removal counts as running until `also` has returned: a caller that waits for removals relies on its
+            // This removal counts as running until `then` has returned: a caller that waits for removals relies on its
             // effects.
             let mut last = None;
             retry_removal("of=earlier agents", || {
@@ -103,7 +103,7 @@ impl ContainerRemovals {
                 last = Some(running);
                 Ok(())
             });
-            also();
+            then();
             drop(last);
         });
         if let Err(error) = spawned {

@@ -40,7 +40,7 @@ impl OwnGroup {
         let tag = self.service.get(TAG).ok().map(|item| item.text).filter(|name| !name.is_empty());
         let name = match tag {
             Some(name) => name,
-            None => self.api.member(&self.instance, DESCRIBE_TIMEOUT)?.ok_or(Refusal::NotHere)?.group,
+            None => self.api.member(&self.instance, DESCRIBE_TIMEOUT)?.ok_or(Refusal::NotInGroup)?.group,
         };
         log::info!("this instance is in an Auto Scaling group group={name}");
         *kept = Some(name.clone());
@@ -70,7 +70,7 @@ impl OwnGroup {
 
     /// The group as Auto Scaling reports it.
     pub fn group_state(&self) -> Result<GroupState, Refusal> {
-        self.api.group_state(&self.name()?, DESCRIBE_TIMEOUT)?.ok_or(Refusal::NotHere)
+        self.api.group_state(&self.name()?, DESCRIBE_TIMEOUT)?.ok_or(Refusal::NotInGroup)
     }
 
     /// Makes one call that sets the desired capacity.

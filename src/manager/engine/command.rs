@@ -94,6 +94,7 @@ impl Command {
                 format!("no answer within {} s; the program was killed", timeout.as_secs_f64()),
             ),
             Broken::Ended(status) => broken(ErrorKind::Temporary, format!("the program ended ({status})")),
+            Broken::OutputClosed => broken(ErrorKind::Temporary, "the program closed its output".to_owned()),
             Broken::TooLong => broken(ErrorKind::Nonsense, "the answer is longer than 1 MiB".to_owned()),
             Broken::Io(why) => broken(ErrorKind::Temporary, why),
         })?;

@@ -23,7 +23,7 @@ use crate::sys;
 use crate::token::Token;
 
 /// The largest response, in bytes.
-const ANSWER_MAX: usize = 1 << 20;
+const RESPONSE_MAX: usize = 1 << 20;
 /// The longest part of an error message that is shown, in characters.
 const ERROR_TEXT_MAX: usize = 200;
 
@@ -50,7 +50,7 @@ pub(super) struct CredentialHelpers<'a> {
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
-struct HelperAnswer {
+struct HelperResponse {
     username: String,
     secret: String,
 }
@@ -84,14 +84,14 @@ impl CredentialHelpers<'_> {
             Err(error) => return Err(format!("{program}: {error}")),
         };
         if !status.success() {
-            return error_answer(&program, text.trim());
+            return error_result(&program, text.trim());
         }
-        let answer: HelperAnswer =
+        let response: HelperResponse =
             decode::json(text.as_bytes()).map_err(|_| format!("{program} returned an invalid response"))?;
-        Ok(match (answer.username.as_str(), answer.secret.is_empty()) {
+        Ok(match (response.username.as_str(), response.secret.is_empty()) {
             (_, true) => None,
-            ("<token>", false) => Some(RegistrySecret::Identity(Token::new(answer.secret))),
-            _ => Some(RegistrySecret::Password { username: answer.username, password: Token::new(answer.secret) }),
+            ("<token>", false) => Some(RegistrySecret::Identity(Token::new(response.secret))),
+            _ => Some(RegistrySecret::Password { username: response.username, password: Token::new(response.secret) }),
         })
     }
 
@@ -122,25 +122,25 @@ fn converse(child: &mut Child, server: &str, until: Instant) -> std::io::Result<
     }
     let Some(output) = child.stdout.take() else { return Ok(None) };
     let mut output = File::from(OwnedFd::from(output));
-    let (mut answer, mut piece) = (Vec::new(), [0; 4096]);
+    let (mut response, mut block) = (Vec::new(), [0; 4096]);
     loop {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() || sys::wait([Some(output.as_fd())], Some(left))? == [false] {
             return Ok(None);
         }
-        match output.read(&mut piece)? {
+        match output.read(&mut block)? {
             0 => break,
-            length => answer.extend_from_slice(&piece[..length]),
+            length => response.extend_from_slice(&block[..length]),
         }
-        if answer.len() > ANSWER_MAX {
+        if response.len() > RESPONSE_MAX {
             return Err(std::io::Error::other("the response is too long"));
         }
     }
-    Ok(Some(String::from_utf8_lossy(&answer).into_owned()))
+    Ok(Some(String::from_utf8_lossy(&response).into_owned()))
 }
 
 /// The error of the helper; `None` if the helper has no credentials for the server.
-fn error_answer(program: &str, text: &str) -> Result<Option<RegistrySecret>, String> {
+fn error_result(program: &str, text: &str) -> Result<Option<RegistrySecret>, String> {
     if text.to_ascii_lowercase().contains("credentials not found") {
         return Ok(None);
     }

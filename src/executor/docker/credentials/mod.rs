@@ -113,7 +113,7 @@ pub struct LoginSources {
 
 impl fmt::Debug for LoginSources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Access(…)")
+        f.write_str("LoginSources(…)")
     }
 }
 
@@ -138,7 +138,7 @@ impl LoginSources {
             environment: env::vars_os().filter_map(text).collect(),
             allowed: runner.allowed_credential_helpers.clone(),
             unprivileged: Uid::effective().is_root().then(nobody),
-            ecr_logins: if runner.ecr_login { fetch(images, tokens) } else { Vec::new() },
+            ecr_logins: if runner.ecr_login { fetch_ecr_logins(images, tokens) } else { Vec::new() },
         }
     }
 }
@@ -150,7 +150,7 @@ fn nobody() -> (u32, u32) {
     user::look_up("nobody").map_or((OVERFLOW, OVERFLOW), |user| (user.uid, user.gid))
 }
 
-fn fetch(images: &[ImageReference], tokens: &EcrTokens) -> Vec<EcrLogin> {
+fn fetch_ecr_logins(images: &[ImageReference], tokens: &EcrTokens) -> Vec<EcrLogin> {
     let mut fetched: Vec<EcrLogin> = Vec::new();
     for reference in images {
         let ImageReference::Named(name) = reference else { continue };
@@ -184,7 +184,7 @@ struct LoginSource {
 /// A login that may match. A login from a helper is not fetched yet.
 enum LoginCandidate<'a> {
     Known(&'a RegistrySecret),
-    Ask { helper: &'a str, named_by: NamedBy, server: String },
+    FromHelper { helper: &'a str, named_by: NamedBy, server: String },
 }
 
 impl<'a> RegistryLogins<'a> {
@@ -217,13 +217,13 @@ impl<'a> RegistryLogins<'a> {
         let given = given.map(|given| (given.url.as_str(), given.username.as_str(), given.password.as_str()));
         let (name, file) = ("job payload (GitLab Registry)".to_owned(), ConfigFile::of_passwords(given));
         sources.push(LoginSource { name, named_by: NamedBy::Job, file });
-        let programs = CredentialHelpers {
+        let helpers = CredentialHelpers {
             environment: &access.environment,
             allowed: &access.allowed,
             unprivileged: access.unprivileged,
             timeout: HELPER_TIMEOUT,
         };
-        Self { sources, helpers: programs, ecr_logins: &access.ecr_logins, warnings }
+        Self { sources, helpers, ecr_logins: &access.ecr_logins, warnings }
     }
 
     /// The login for an image. `warn` is called for helpers and services that fail.
@@ -232,7 +232,7 @@ impl<'a> RegistryLogins<'a> {
         for (source, candidate) in self.candidates(image) {
             let secret = match candidate {
                 LoginCandidate::Known(secret) => Ok(Some(secret.clone())),
-                LoginCandidate::Ask { helper, named_by, server } => self.helpers.get(helper, named_by, &server),
+                LoginCandidate::FromHelper { helper, named_by, server } => self.helpers.get(helper, named_by, &server),
             };
             match secret {
                 Ok(Some(secret)) => return Some(Login { source: source.to_owned(), registry, secret }),
@@ -266,11 +266,15 @@ impl<'a> RegistryLogins<'a> {
                     true => registry_address(image),
                     false => helper.path.clone(),
                 };
-                found.push((helper.path.len(), source, LoginCandidate::Ask { helper: &helper.name, named_by, server }));
+                found.push((
+                    helper.path.len(),
+                    source,
+                    LoginCandidate::FromHelper { helper: &helper.name, named_by, server },
+                ));
             }
             if let Some(helper) = &file.store {
                 let server = registry_address(image);
-                found.push((image.registry.len(), source, LoginCandidate::Ask { helper, named_by, server }));
+                found.push((image.registry.len(), source, LoginCandidate::FromHelper { helper, named_by, server }));
             }
             for (key, secret) in file.passwords.iter().filter(|(key, _)| fits(key)) {
                 found.push((key.len(), source, LoginCandidate::Known(secret)));

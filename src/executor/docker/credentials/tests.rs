@@ -66,7 +66,7 @@ impl Machine {
         path
     }
 
-    fn places(&self) -> TestSources<'_> {
+    fn sources(&self) -> TestSources<'_> {
         let path = format!("{}:/usr/bin:/bin", self.directory.path().display());
         let (timeout, allowed) = (self.timeout, self.allowed.clone());
         TestSources { job: None, runner: None, files: Vec::new(), payload: &[], fetched: &[], path, timeout, allowed }
@@ -74,17 +74,17 @@ impl Machine {
 }
 
 /// The user and the source of the selected login, and the warnings.
-fn found(places: TestSources<'_>, image: &str) -> (Option<(String, String)>, Vec<String>) {
+fn found(sources: TestSources<'_>, image: &str) -> (Option<(String, String)>, Vec<String>) {
     let access = LoginSources {
-        runner: places.runner,
-        files: places.files,
-        environment: vec![("PATH".to_owned(), places.path), ("AGENT_SECRET".to_owned(), "hunter22".to_owned())],
-        ecr_logins: places.fetched.to_vec(),
-        allowed: places.allowed,
+        runner: sources.runner,
+        files: sources.files,
+        environment: vec![("PATH".to_owned(), sources.path), ("AGENT_SECRET".to_owned(), "hunter22".to_owned())],
+        ecr_logins: sources.fetched.to_vec(),
+        allowed: sources.allowed,
         unprivileged: Uid::effective().is_root().then(nobody),
     };
-    let mut logins = RegistryLogins::read(places.job, places.payload, &access);
-    logins.helpers.timeout = places.timeout;
+    let mut logins = RegistryLogins::read(sources.job, sources.payload, &access);
+    logins.helpers.timeout = sources.timeout;
     let mut warnings = logins.warnings.clone();
     let login = logins.find(&name(image), &mut |warn| warnings.push(warn));
     let user = |login: Login| match login.secret {
@@ -94,8 +94,8 @@ fn found(places: TestSources<'_>, image: &str) -> (Option<(String, String)>, Vec
     (login.map(user), warnings)
 }
 
-fn user(places: TestSources<'_>, image: &str) -> Option<String> {
-    let (user, warnings) = found(places, image);
+fn user(sources: TestSources<'_>, image: &str) -> Option<String> {
+    let (user, warnings) = found(sources, image);
     assert!(warnings.is_empty(), "{warnings:?}");
     user.map(|(_, user)| user)
 }
@@ -110,34 +110,34 @@ fn sources_have_the_documented_order() {
         username: "payload".to_owned(),
         password: "x".to_owned(),
     });
-    let places = |job: &[(&str, &str)], runner: &[(&str, &str)]| TestSources {
+    let sources = |job: &[(&str, &str)], runner: &[(&str, &str)]| TestSources {
         job: Some(auths(job)),
         runner: Some(auths(runner)),
         files: vec![machine.directory.path().join("missing"), file.clone()],
         payload: &payload,
-        ..machine.places()
+        ..machine.sources()
     };
-    assert_eq!(user(places(&[("r.test", "job")], &[("r.test", "runner")]), "r.test/a").as_deref(), Some("job"));
-    assert_eq!(user(places(&[], &[("r.test", "runner")]), "r.test/a").as_deref(), Some("runner"));
-    assert_eq!(user(places(&[], &[]), "r.test/a").as_deref(), Some("file"));
-    assert_eq!(user(places(&[], &[]), "own.test:5050/a").as_deref(), Some("payload"));
-    assert_eq!(user(places(&[], &[]), "nobodys.test/a"), None);
-    let (login, _) = found(places(&[("r.test", "job")], &[]), "r.test/a");
+    assert_eq!(user(sources(&[("r.test", "job")], &[("r.test", "runner")]), "r.test/a").as_deref(), Some("job"));
+    assert_eq!(user(sources(&[], &[("r.test", "runner")]), "r.test/a").as_deref(), Some("runner"));
+    assert_eq!(user(sources(&[], &[]), "r.test/a").as_deref(), Some("file"));
+    assert_eq!(user(sources(&[], &[]), "own.test:5050/a").as_deref(), Some("payload"));
+    assert_eq!(user(sources(&[], &[]), "nobodys.test/a"), None);
+    let (login, _) = found(sources(&[("r.test", "job")], &[]), "r.test/a");
     assert_eq!(login.expect("the login must be found").0, "$DOCKER_AUTH_CONFIG");
 }
 
 #[test]
 fn the_longest_path_wins_in_any_source() {
     let machine = Machine::new();
-    let places = || TestSources {
+    let sources = || TestSources {
         job: Some(auths(&[("r.test", "host"), ("r.test/a", "group")])),
         runner: Some(auths(&[("r.test/a/b", "project"), ("r.test", "late")])),
-        ..machine.places()
+        ..machine.sources()
     };
     for (image, expected) in
         [("r.test/a/b", "project"), ("r.test/a/b/c:1", "project"), ("r.test/a/bc", "group"), ("r.test/x", "host")]
     {
-        assert_eq!(user(places(), image).as_deref(), Some(expected), "{image}");
+        assert_eq!(user(sources(), image).as_deref(), Some(expected), "{image}");
     }
 }
 
@@ -146,12 +146,12 @@ fn docker_hub_has_many_names() {
     let machine = Machine::new();
     for key in ["https://index.docker.io/v1/", "docker.io", "index.docker.io", "registry-1.docker.io"] {
         for image in ["alpine", "team/app", "docker.io/library/alpine"] {
-            let places = TestSources { job: Some(auths(&[(key, "hub")])), ..machine.places() };
-            assert_eq!(user(places, image).as_deref(), Some("hub"), "{key} {image}");
+            let sources = TestSources { job: Some(auths(&[(key, "hub")])), ..machine.sources() };
+            assert_eq!(user(sources, image).as_deref(), Some("hub"), "{key} {image}");
         }
     }
-    let places = TestSources { job: Some(auths(&[("https://R.test/v2/", "r")])), ..machine.places() };
-    assert_eq!(user(places, "r.test/a").as_deref(), Some("r"));
+    let sources = TestSources { job: Some(auths(&[("https://R.test/v2/", "r")])), ..machine.sources() };
+    assert_eq!(user(sources, "r.test/a").as_deref(), Some("r"));
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn helpers_win_over_the_store_and_the_store_over_passwords() {
     let auths = auths(&[("r.test", "password"), ("s.test", "password")]);
     let text =
         auths.replacen('{', "{\"credsStore\":\"all\",\"credHelpers\":{\"r.test\":\"one\",\"t.test\":\"token\"},", 1);
-    let user = |image| user(TestSources { runner: Some(text.clone()), ..machine.places() }, image).expect("a login");
+    let user = |image| user(TestSources { runner: Some(text.clone()), ..machine.sources() }, image).expect("a login");
     assert_eq!(user("r.test/a"), "one r.test get");
     assert_eq!(user("s.test/a"), "all s.test");
     assert_eq!(user("alpine"), "all https://index.docker.io/v1/");
@@ -176,12 +176,12 @@ fn the_next_source_is_used_if_a_helper_has_no_login() {
     machine.helper("empty", "echo '{\"ServerURL\":\"\",\"Username\":\"\",\"Secret\":\"\"}'");
     machine.helper("none", "echo 'credentials not found in native keychain'; exit 1");
     for helper in ["empty", "none"] {
-        let places = TestSources {
+        let sources = TestSources {
             runner: Some(format!("{{\"credsStore\": \"{helper}\"}}")),
             files: vec![machine.file(&auths(&[("r.test", "next")]))],
-            ..machine.places()
+            ..machine.sources()
         };
-        assert_eq!(user(places, "r.test/a").as_deref(), Some("next"), "{helper}");
+        assert_eq!(user(sources, "r.test/a").as_deref(), Some("next"), "{helper}");
     }
 }
 
@@ -203,12 +203,12 @@ fn a_failing_helper_is_a_warning_and_the_next_source_is_used() {
         ("hangs", "was killed"),
         ("endless", "docker-credential-endless"),
     ] {
-        let places = TestSources {
+        let sources = TestSources {
             runner: Some(format!("{{\"credHelpers\": {{\"r.test\": \"{helper}\"}}}}")),
             files: vec![machine.file(&auths(&[("r.test", "next")]))],
-            ..machine.places()
+            ..machine.sources()
         };
-        let (login, warnings) = found(places, "r.test/a");
+        let (login, warnings) = found(sources, "r.test/a");
         assert_eq!(login.expect("a login").1, "next", "{helper}");
         assert!(warnings.len() == 1 && warnings[0].contains(part), "{helper}: {warnings:?}");
         assert!(!warnings[0].contains("secret"), "{warnings:?}");
@@ -225,40 +225,40 @@ fn a_job_can_use_only_allowed_helpers() {
     );
     let store = |name: &str| Some(format!("{{\"credsStore\": \"{name}\"}}"));
     for name in ["one", "own"] {
-        let (login, warnings) = found(TestSources { job: store(name), ..machine.places() }, "r.test/a");
+        let (login, warnings) = found(TestSources { job: store(name), ..machine.sources() }, "r.test/a");
         assert!(login.is_none() && warnings[0].contains("does not allow"), "{warnings:?}");
     }
     fs::set_permissions(machine.directory.path(), fs::Permissions::from_mode(0o755)).expect("set the permissions");
     machine.allowed = vec!["own".to_owned()];
     let user_id = if Uid::effective().is_root() { nobody().0 } else { Uid::effective().as_raw() };
-    let places = || machine.places();
+    let sources = || machine.sources();
     assert_eq!(
-        user(TestSources { job: store("own"), ..places() }, "r.test/a").as_deref(),
+        user(TestSources { job: store("own"), ..sources() }, "r.test/a").as_deref(),
         Some(&*format!("{user_id} / / "))
     );
     // A helper of the administrator gets the agent's environment.
-    let of_runner = user(TestSources { runner: store("own"), ..places() }, "r.test/a").expect("a login");
+    let of_runner = user(TestSources { runner: store("own"), ..sources() }, "r.test/a").expect("a login");
     assert!(
         of_runner.starts_with(&format!("{} ", Uid::effective())) && of_runner.ends_with(" hunter22"),
         "{of_runner}"
     );
-    assert!(user_of_job_is_refused(places(), store("one")));
-    assert!(user_of_job_is_refused(places(), store("../own")));
+    assert!(user_of_job_is_refused(sources(), store("one")));
+    assert!(user_of_job_is_refused(sources(), store("../own")));
 }
 
-fn user_of_job_is_refused(places: TestSources<'_>, job: Option<String>) -> bool {
-    found(TestSources { job, ..places }, "r.test/a").0.is_none()
+fn user_of_job_is_refused(sources: TestSources<'_>, job: Option<String>) -> bool {
+    found(TestSources { job, ..sources }, "r.test/a").0.is_none()
 }
 
 #[test]
 fn reports_an_unreadable_source_without_its_content() {
     let machine = Machine::new();
     for text in ["hunter22", "{\"auths\": 5}", "{\"auths\": {\"r.test\": {\"auth\": \"hunter22\"}}}"] {
-        let (login, warnings) = found(TestSources { job: Some(text.to_owned()), ..machine.places() }, "r.test/a");
+        let (login, warnings) = found(TestSources { job: Some(text.to_owned()), ..machine.sources() }, "r.test/a");
         assert!(login.is_none() && warnings.len() == 1 && !warnings[0].contains("hunter22"), "{warnings:?}");
     }
     for text in ["", "{}", "{\"auths\": {\"r.test\": {}}}", "{\"auths\": null, \"HttpHeaders\": {}}"] {
-        assert_eq!(user(TestSources { job: Some(text.to_owned()), ..machine.places() }, "r.test/a"), None, "{text}");
+        assert_eq!(user(TestSources { job: Some(text.to_owned()), ..machine.sources() }, "r.test/a"), None, "{text}");
     }
 }
 
@@ -266,8 +266,8 @@ fn reports_an_unreadable_source_without_its_content() {
 fn reads_the_original_file_format() {
     let machine = Machine::new();
     let text = format!("{{\"r.test\": {{\"auth\": {:?}, \"email\": \"x\"}}}}", auth("old"));
-    let places = TestSources { files: vec![machine.file(&text)], ..machine.places() };
-    assert_eq!(user(places, "r.test/a").as_deref(), Some("old"));
+    let sources = TestSources { files: vec![machine.file(&text)], ..machine.sources() };
+    assert_eq!(user(sources, "r.test/a").as_deref(), Some("old"));
 }
 
 #[test]
@@ -276,11 +276,11 @@ fn an_ecr_token_is_used_if_there_is_no_other_login() {
     let of = |host: &str, login| EcrLogin { host: host.to_owned(), login };
     let fetched =
         [of("1.ecr.test", Ok(("AWS".to_owned(), "t0k".to_owned()))), of("2.ecr.test", Err("AccessDenied".to_owned()))];
-    let places = || TestSources { fetched: &fetched, ..machine.places() };
-    assert_eq!(user(places(), "1.ecr.test/a").as_deref(), Some("AWS"));
-    let own = TestSources { job: Some(auths(&[("1.ecr.test", "own")])), ..places() };
+    let sources = || TestSources { fetched: &fetched, ..machine.sources() };
+    assert_eq!(user(sources(), "1.ecr.test/a").as_deref(), Some("AWS"));
+    let own = TestSources { job: Some(auths(&[("1.ecr.test", "own")])), ..sources() };
     assert_eq!(user(own, "1.ecr.test/a").as_deref(), Some("own"));
-    let (login, warnings) = found(places(), "2.ecr.test/a");
+    let (login, warnings) = found(sources(), "2.ecr.test/a");
     assert!(login.is_none() && warnings.len() == 1 && warnings[0].contains("AccessDenied"), "{warnings:?}");
 }
 

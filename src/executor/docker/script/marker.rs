@@ -2,17 +2,18 @@
 
 /// Finds the marker in output that arrives in arbitrary pieces, and removes it.
 pub struct MarkerFilter {
-    begin: Vec<u8>,
+    /// The beginning of the marker's line.
+    prefix: Vec<u8>,
+    /// Output that may be the beginning of the marker's line.
     held: Vec<u8>,
+    /// The rest of the marker's line, which has been removed from the output.
     found: Option<String>,
-    /// Whether the marker's line has been removed.
-    over: bool,
 }
 
 impl MarkerFilter {
     /// `marker` is the argument of [`super::shell::prologue`].
     pub fn new(marker: &str) -> Self {
-        Self { begin: format!("\x1e{marker} ").into_bytes(), held: Vec::new(), found: None, over: false }
+        Self { prefix: format!("\x1e{marker} ").into_bytes(), held: Vec::new(), found: None }
     }
 
     /// The rest of the marker's line, once the whole line has arrived.
@@ -22,7 +23,7 @@ impl MarkerFilter {
 
     /// Passes output to `out`, without the marker. Holds back bytes that may be the beginning of the marker.
     pub fn filter(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
-        if self.over {
+        if self.found.is_some() {
             out.extend_from_slice(bytes);
             return;
         }
@@ -33,15 +34,14 @@ impl MarkerFilter {
                 return;
             };
             out.extend(self.held.drain(..at));
-            let known = self.held.len().min(self.begin.len());
-            if self.held[..known] != self.begin[..known] {
+            let known = self.held.len().min(self.prefix.len());
+            if self.held[..known] != self.prefix[..known] {
                 out.push(self.held.remove(0));
                 continue;
             }
             let Some(end) = self.held.iter().position(|byte| *byte == b'\n') else { return };
             let line = String::from_utf8_lossy(&self.held[known..end]).into_owned();
             self.found = Some(line.trim_end_matches('\x1e').to_owned());
-            self.over = true;
             self.held.drain(..=end);
             out.append(&mut self.held);
             return;

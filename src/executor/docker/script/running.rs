@@ -28,9 +28,9 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The progress of stopping a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StopPhase {
-    No,
-    TermSent { insist: Instant },
-    KillSent { give_up: Instant },
+    NotStopping,
+    TermSent { kill_at: Instant },
+    KillSent { give_up_at: Instant },
 }
 
 /// A running script, and the connection to its container.
@@ -66,7 +66,7 @@ impl<'a> ScriptRun<'a> {
             frames: FrameReader::default(),
             marker: MarkerFilter::new(&plan.start_marker),
             phase: ScriptPhase::Entrypoint,
-            stopping: StopPhase::No,
+            stopping: StopPhase::NotStopping,
             failed_pings: 0,
             engine_failure: None,
             began: SystemTime::now(),
@@ -80,7 +80,7 @@ impl<'a> ScriptRun<'a> {
             plan: self.plan,
             engine: self.engine,
             phase: self.phase,
-            was_stopped: self.stopping != StopPhase::No,
+            was_stopped: self.stopping != StopPhase::NotStopping,
             engine_failure: self.engine_failure,
             began: self.began,
             output,
@@ -91,12 +91,12 @@ impl<'a> ScriptRun<'a> {
     fn try_relay(&mut self) -> io::Result<()> {
         let mut block = vec![0; READ_SIZE];
         loop {
-            let wake = (self.stopping == StopPhase::No).then(|| self.signals.as_fd());
+            let wake = (self.stopping == StopPhase::NotStopping).then(|| self.signals.as_fd());
             match self.attached.read(&mut block, wake, Some(self.read_timeout()))? {
                 ReadEvent::Bytes(length) => self.handle_output(&block[..length])?,
                 ReadEvent::End => return Ok(()),
                 ReadEvent::Woken => self.send_term(),
-                ReadEvent::TimedOut if self.stopping == StopPhase::No => self.ping_engine()?,
+                ReadEvent::TimedOut if self.stopping == StopPhase::NotStopping => self.ping_engine()?,
                 ReadEvent::TimedOut => {}
             }
             self.enforce_stop()?;
@@ -105,9 +105,9 @@ impl<'a> ScriptRun<'a> {
 
     fn read_timeout(&self) -> Duration {
         match self.stopping {
-            StopPhase::No if self.failed_pings == 0 => PING_AFTER_SILENCE,
-            StopPhase::No => PING_INTERVAL,
-            StopPhase::TermSent { insist: at } | StopPhase::KillSent { give_up: at } => {
+            StopPhase::NotStopping if self.failed_pings == 0 => PING_AFTER_SILENCE,
+            StopPhase::NotStopping => PING_INTERVAL,
+            StopPhase::TermSent { kill_at: at } | StopPhase::KillSent { give_up_at: at } => {
                 at.saturating_duration_since(Instant::now())
             }
         }
@@ -137,18 +137,18 @@ impl<'a> ScriptRun<'a> {
         })?;
         written?;
         if self.phase == ScriptPhase::Entrypoint
-            && let Some(told) = self.marker.found()
+            && let Some(ids) = self.marker.found()
         {
             self.phase = ScriptPhase::Script;
-            self.chown_directories(&told);
+            self.chown_directories(&ids);
             self.attached.write_last(shell::script(self.plan).as_bytes());
         }
         Ok(())
     }
 
-    /// Changes the owner of the job's files to the container's user.
-    fn chown_directories(&self, told: &str) {
-        let mut numbers = told.split_ascii_whitespace().map(|text| text.parse::<u32>().ok());
+    /// Changes the owner of the job's files to the container's user; `ids` is the output of the prologue.
+    fn chown_directories(&self, ids: &str) {
+        let mut numbers = ids.split_ascii_whitespace().map(|text| text.parse::<u32>().ok());
         let (Some(Some(user)), Some(Some(group))) = (numbers.next(), numbers.next()) else { return };
         if user == 0 {
             return;
@@ -164,7 +164,8 @@ impl<'a> ScriptRun<'a> {
         }
     }
 
-    /// Without this check, a hanging engine would delay the job until its timeout.
+    /// Pings the engine. Without this check, a hanging engine would delay the job until its timeout. Fails when the
+    /// agent gives up on the engine.
     fn ping_engine(&mut self) -> io::Result<()> {
         match self.engine.ping(PING_TIMEOUT) {
             // An error response also shows that the engine responds.
@@ -183,14 +184,14 @@ impl<'a> ScriptRun<'a> {
     /// Sends SIGTERM to all processes in the container.
     fn send_term(&mut self) {
         let _ = self.signals.read_signal();
-        self.stopping = StopPhase::TermSent { insist: Instant::now() + self.plan.grace };
+        self.stopping = StopPhase::TermSent { kill_at: Instant::now() + self.plan.grace };
         let (container, name) = (&self.plan.container, &self.plan.container.name);
         // The engine signals only the first process; `kill -1` reaches all others, unless the container shares the
         // machine's PID namespace.
         if container.has_own_processes && !container.native_stop {
             for user in ["0", ""] {
-                let asked = self.engine.exec_detached(name, user, &["sh", "-c", "kill -s TERM -1"]);
-                if asked.is_err_and(|error| error.is_unreachable()) {
+                let sent = self.engine.exec_detached(name, user, &["sh", "-c", "kill -s TERM -1"]);
+                if sent.is_err_and(|error| error.is_unreachable()) {
                     return;
                 }
             }
@@ -202,12 +203,12 @@ impl<'a> ScriptRun<'a> {
     fn enforce_stop(&mut self) -> io::Result<()> {
         let now = Instant::now();
         match self.stopping {
-            StopPhase::TermSent { insist } if now >= insist => {
-                self.stopping = StopPhase::KillSent { give_up: now + KILL_TIMEOUT };
+            StopPhase::TermSent { kill_at } if now >= kill_at => {
+                self.stopping = StopPhase::KillSent { give_up_at: now + KILL_TIMEOUT };
                 let _ = self.engine.kill_container(&self.plan.container.name, "KILL");
                 Ok(())
             }
-            StopPhase::KillSent { give_up } if now >= give_up => {
+            StopPhase::KillSent { give_up_at } if now >= give_up_at => {
                 Err(io::Error::new(io::ErrorKind::TimedOut, "the engine does not stop the container"))
             }
             _ => Ok(()),

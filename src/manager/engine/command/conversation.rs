@@ -35,6 +35,8 @@ pub enum Broken {
     Silent,
     /// The program ended, with this status.
     Ended(String),
+    /// The program closed its output, and still runs.
+    OutputClosed,
     /// The response is longer than the maximum.
     TooLong,
     /// Reading or writing the pipe failed.
@@ -118,7 +120,7 @@ impl Conversation {
         let _ = pidfd.and_then(|pidfd| sys::wait([Some(pidfd.as_fd())], Some(END_TIMEOUT)));
         match self.child.try_wait() {
             Ok(Some(status)) => Broken::Ended(status.to_string()),
-            Ok(None) => Broken::Ended("it closed its output".to_owned()),
+            Ok(None) => Broken::OutputClosed,
             Err(error) => Broken::Io(error.to_string()),
         }
     }
