@@ -1,27 +1,28 @@
-//! Gives the program the revision it was built from, for `mayfly --version` and the job log's first line, and packs the
-//! addresses that a static program must relocate: they would be 150 KB of it.
+//! Gives the program the revision that it was built from, for `mayfly --version` and the first line of job logs, and packs
+//! the relocations of a static program, which would take 150 KB.
 
 use std::path::Path;
 use std::process::Command;
 
 fn main() {
-    // Where HEAD's moves are written, also in a work tree. A path that is not there would build everything anew each time.
-    let moves = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|path| Path::new(path).exists());
-    println!("cargo:rerun-if-changed={}", moves.as_deref().unwrap_or("build.rs"));
+    // Git appends a line to this file when HEAD changes, also in a work tree. Cargo would rebuild each time for a missing
+    // file.
+    let head_log = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|path| Path::new(path).exists());
+    println!("cargo:rerun-if-changed={}", head_log.as_deref().unwrap_or("build.rs"));
     println!("cargo:rerun-if-env-changed=MAYFLY_REVISION");
     let revision = std::env::var("MAYFLY_REVISION").ok().or_else(git_revision);
     println!("cargo:rustc-env=MAYFLY_REVISION={}", revision.as_deref().unwrap_or("unknown"));
-    // The musl that comes with an older compiler does not unpack them. A linker that cannot pack says so, and does not;
-    // one that is called without a compiler before it reads other arguments.
+    // The musl of an older compiler does not unpack them. A linker that cannot pack them only prints a warning. A linker
+    // that rustc calls directly, without a C compiler, takes other arguments.
     let is_musl = std::env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|kind| kind == "musl");
-    let is_bare = std::env::var("RUSTC_LINKER").is_ok_and(|linker| linker.contains("lld"));
-    if is_musl && !is_bare && compiler().is_some_and(|version| version >= (1, 93)) {
+    let is_called_directly = std::env::var("RUSTC_LINKER").is_ok_and(|linker| linker.contains("lld"));
+    if is_musl && !is_called_directly && compiler_version().is_some_and(|version| version >= (1, 93)) {
         println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }
 }
 
 /// Major and minor version of the compiler.
-fn compiler() -> Option<(u32, u32)> {
+fn compiler_version() -> Option<(u32, u32)> {
     let output = Command::new(std::env::var_os("RUSTC")?).arg("--version").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let mut numbers = text.split(' ').nth(1)?.split('.');

@@ -16,7 +16,7 @@ use super::root::{ArchiveRoot, FileKind};
 
 /// The largest number of small files in one unit of work: passing files between threads one by one would cost more than
 /// packing them.
-const BATCH_MAX: usize = 32;
+const MAX_BATCH: usize = 32;
 
 /// The entries of an archive in order, each loaded in advance.
 pub struct Feed<'p, 'a> {
@@ -81,7 +81,7 @@ impl<'p, 'a> Feed<'p, 'a> {
         };
         let (done, left) = entries.split_at(loaded.len());
         let size: usize = loaded.iter().map(LoadedFile::weight).sum();
-        self.at_once = (BLOCK * loaded.len() / size.max(1)).clamp(1, BATCH_MAX);
+        self.at_once = (BLOCK * loaded.len() / size.max(1)).clamp(1, MAX_BATCH);
         if !left.is_empty() {
             let batch = self.submit(left);
             self.ahead.push_front(batch);

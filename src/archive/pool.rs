@@ -9,7 +9,7 @@ use super::compress::{BLOCK, Codec, Compressor};
 use crate::sync;
 
 /// More threads would use more memory, but disk or network would not be faster.
-const WORKERS_MAX: usize = 8;
+const MAX_WORKERS: usize = 8;
 
 type Job<'a> = Box<dyn FnOnce(&mut Compressor) + Send + 'a>;
 
@@ -52,7 +52,7 @@ const STACK: usize = 1 << 20;
 
 /// Runs `body` with one thread per core.
 pub fn with_pool<'a, R>(method: Codec, body: impl FnOnce(&WorkerPool<'a>) -> io::Result<R>) -> io::Result<R> {
-    let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_MAX));
+    let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS));
     let (jobs, queue) = mpsc::channel::<Job<'a>>();
     let queue = Mutex::new(queue);
     thread::scope(|scope| {

@@ -12,10 +12,10 @@ use super::glob::{GlobPattern, Segment};
 use super::root::{ArchiveRoot, FileKind, kind_of};
 use super::untracked;
 use super::walk::{FoundFile, walk};
-use super::warnings::LINES_MAX;
+use super::warnings::MAX_LINES;
 
 /// The limit for the bytes of all exclude patterns together, after their braces are expanded.
-const EXCLUDED_MAX: usize = 4 << 20;
+const MAX_EXCLUDE_BYTES: usize = 4 << 20;
 /// The patterns of an artifact or cache.
 #[derive(Clone, Debug, Default)]
 pub struct SelectionRequest {
@@ -77,12 +77,12 @@ struct Exclude {
 impl Finder<'_> {
     fn warn(&mut self, text: String) {
         self.warnings += 1;
-        if self.warnings <= LINES_MAX {
+        if self.warnings <= MAX_LINES {
             self.notes.push(SelectionNote::Warning(text));
         }
     }
 
-    /// Parses the exclude patterns. Returns false if they exceed [`EXCLUDED_MAX`]. Then the caller must pack nothing,
+    /// Parses the exclude patterns. Returns false above [`MAX_EXCLUDE_BYTES`]. Then the caller must pack nothing,
     /// because excluded files could end up in the archive.
     fn read_excludes(&mut self, texts: &[String]) -> bool {
         let mut size = 0;
@@ -97,8 +97,8 @@ impl Finder<'_> {
                 }
                 Err(why) => self.warn(why),
             }
-            if size > EXCLUDED_MAX {
-                let limit = EXCLUDED_MAX >> 20;
+            if size > MAX_EXCLUDE_BYTES {
+                let limit = MAX_EXCLUDE_BYTES >> 20;
                 self.warn(format!("exclude: the patterns are longer than {limit} MiB; nothing is packed"));
                 return false;
             }
@@ -193,7 +193,7 @@ impl Finder<'_> {
                 self.notes.push(SelectionNote::Info(format!("{}: excluded {} files", exclude.text, exclude.hits)));
             }
         }
-        if let Some(more @ 1..) = self.warnings.checked_sub(LINES_MAX) {
+        if let Some(more @ 1..) = self.warnings.checked_sub(MAX_LINES) {
             self.notes.push(SelectionNote::Warning(format!("{more} more warnings are not shown")));
         }
         FileSelection { entries: self.found.into_iter().collect(), notes: self.notes }

@@ -9,9 +9,9 @@ use std::thread;
 use super::root::ArchiveRoot;
 
 /// The maximum length of a path (PATH_MAX).
-const NAME_MAX: u64 = 4096;
-/// The limit for error output of git, in bytes.
-const ERROR_OUTPUT_MAX: u64 = 64 << 10;
+const MAX_PATH_BYTES: u64 = 4096;
+/// The part of git's error output that is kept.
+const MAX_ERROR_OUTPUT_BYTES: u64 = 64 << 10;
 
 /// Calls `take` for each untracked file, including ignored ones. A job may have written the repository's configuration,
 /// so git runs with all settings disabled that execute programs or fetch objects, and without system and user
@@ -40,7 +40,7 @@ pub fn for_each(root: &ArchiveRoot, mut take: impl FnMut(OsString)) -> Result<()
         let listener = scope.spawn(move || {
             let mut printed = Vec::new();
             if let Some(mut stderr) = stderr {
-                let _ = (&mut stderr).take(ERROR_OUTPUT_MAX).read_to_end(&mut printed);
+                let _ = (&mut stderr).take(MAX_ERROR_OUTPUT_BYTES).read_to_end(&mut printed);
                 // Drain the rest, or git would block on a full pipe.
                 let _ = io::copy(&mut stderr, &mut io::sink());
             }
@@ -65,7 +65,7 @@ pub fn for_each(root: &ArchiveRoot, mut take: impl FnMut(OsString)) -> Result<()
 /// The next of the zero-terminated names from git; `None` at the end, or for a name longer than the limit.
 fn next_name(names: &mut impl BufRead) -> Option<OsString> {
     let mut name = Vec::new();
-    names.take(NAME_MAX).read_until(0, &mut name).ok()?;
+    names.take(MAX_PATH_BYTES).read_until(0, &mut name).ok()?;
     (name.pop() == Some(0)).then(|| OsString::from_vec(name))
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 
 /// The number of warnings that are shown.
-pub const LINES_MAX: usize = 100;
+pub const MAX_LINES: usize = 100;
 
 /// The first warnings, and the number of further ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,11 +15,11 @@ pub struct Warnings {
 impl Warnings {
     /// Adds a warning, or counts it if there are too many.
     pub fn push(&mut self, text: String) {
-        if self.lines.len() < LINES_MAX {
+        if self.lines.len() < MAX_LINES {
             return self.lines.push(text);
         }
         self.more += 1;
-        self.lines.truncate(LINES_MAX);
+        self.lines.truncate(MAX_LINES);
         self.lines.push(format!("{} more warnings are not shown", self.more));
     }
 }
@@ -42,8 +42,8 @@ mod tests {
         for n in 0..200_000 {
             warnings.push(format!("file {n}"));
         }
-        assert_eq!(warnings.len(), LINES_MAX + 1);
-        assert_eq!(warnings[LINES_MAX - 1], "file 99");
-        assert_eq!(warnings[LINES_MAX], "199900 more warnings are not shown");
+        assert_eq!(warnings.len(), MAX_LINES + 1);
+        assert_eq!(warnings[MAX_LINES - 1], "file 99");
+        assert_eq!(warnings[MAX_LINES], "199900 more warnings are not shown");
     }
 }

@@ -142,9 +142,9 @@ impl Editor {
 /// The target of a path after links are followed; the target need not exist.
 fn behind_links(path: &Path) -> io::Result<PathBuf> {
     // The kernel has the same limit (path_resolution(7)).
-    const LINKS_MAX: usize = 40;
+    const MAX_LINKS: usize = 40;
     let mut path = path.to_owned();
-    for _ in 0..LINKS_MAX {
+    for _ in 0..MAX_LINKS {
         let Ok(target) = fs::read_link(&path) else { return Ok(path) };
         path = path.parent().unwrap_or(Path::new("")).join(target);
     }

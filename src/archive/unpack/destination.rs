@@ -26,7 +26,7 @@ use crate::sync;
 const RESERVE: i64 = 16 << 20;
 /// The limit for paths and link targets that are kept in memory until all files exist: about a million links and
 /// directories.
-const DEFERRED_BYTES_MAX: usize = 128 << 20;
+const MAX_DEFERRED_BYTES: usize = 128 << 20;
 
 /// The project directory during unpacking; shared by threads.
 pub struct Destination<'a> {
@@ -56,7 +56,7 @@ impl DeferredMetadata {
         /// The approximate overhead of a map and a list entry.
         const BESIDE: usize = 64;
         self.size += path.as_os_str().len() + target.len() + BESIDE;
-        match self.size > DEFERRED_BYTES_MAX {
+        match self.size > MAX_DEFERRED_BYTES {
             true => Err(unreadable(io::Error::other("the archive contains too many links and directories"))),
             false => Ok(()),
         }

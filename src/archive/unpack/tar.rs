@@ -20,7 +20,7 @@ pub fn unpack(mut file: &File, destination: &Destination<'_>) -> Result<(), Unpa
     let mut writer = Writer::new();
     let mut last = None;
     loop {
-        left.set(HEADER_BYTES_MAX);
+        left.set(MAX_HEADER_BYTES);
         let Some(entry) = entries.next() else { return Ok(()) };
         let mut entry = entry.map_err(|why| match &last {
             Some(name) => UnpackError::of_archive(format_args!("damaged after {name}: {why}")),
@@ -37,7 +37,7 @@ pub fn unpack(mut file: &File, destination: &Destination<'_>) -> Result<(), Unpa
 
 /// The limit for the bytes between the contents of two entries: the tar crate keeps long names and extended headers in
 /// memory, regardless of their size.
-const HEADER_BYTES_MAX: u64 = 4 << 20;
+const MAX_HEADER_BYTES: u64 = 4 << 20;
 
 /// A reader that fails after this number of bytes.
 struct HeaderLimit<'a, R> {

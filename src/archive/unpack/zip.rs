@@ -26,7 +26,7 @@ use crate::sync;
 const STACK: usize = 1 << 20;
 
 /// With more threads, decompression would be faster than any disk.
-const WORKERS_MAX: usize = 8;
+const MAX_WORKERS: usize = 8;
 
 const TYPE: u32 = 0o170_000;
 const LINK: u32 = 0o120_000;
@@ -78,8 +78,8 @@ struct Batch {
 }
 
 impl Batch {
-    const TASKS_MAX: usize = 32;
-    const BYTES_MAX: u64 = 256 * 1024;
+    const MAX_TASKS: usize = 32;
+    const MAX_BYTES: u64 = 256 * 1024;
 
     fn push(&mut self, task: Task) {
         self.size = self.size.saturating_add(task.size);
@@ -87,7 +87,7 @@ impl Batch {
     }
 
     fn is_full(&self) -> bool {
-        self.tasks.len() >= Self::TASKS_MAX || self.size >= Self::BYTES_MAX
+        self.tasks.len() >= Self::MAX_TASKS || self.size >= Self::MAX_BYTES
     }
 }
 
@@ -99,7 +99,7 @@ fn unpack_batch(
     first: Option<Box<Task>>,
     next: &mut dyn FnMut() -> Result<Prepared, UnpackError>,
 ) -> Result<Option<Box<Task>>, UnpackError> {
-    let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_MAX));
+    let workers = thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS));
     let (tasks, queue) = mpsc::sync_channel::<Batch>(2 * workers);
     let (queue, failure) = (Mutex::new(Some(queue)), Mutex::new(None));
     let result = thread::scope(|scope| {
