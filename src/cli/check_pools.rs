@@ -37,7 +37,7 @@ pub fn lint(config: &Config) -> PoolFindings {
     };
     let warning = |pool: &PoolSettings| {
         let name = pool.name.clone();
-        findings::of(pool).into_iter().map(move |finding| format!("pool `{name}`: {finding}"))
+        findings::warnings(pool).into_iter().map(move |finding| format!("pool `{name}`: {finding}"))
     };
     PoolFindings {
         warnings: settings.pools.iter().flat_map(warning).collect(),
@@ -110,7 +110,7 @@ fn check_certificate(report: &mut Report, manager: &Manager) {
 
 fn check_pool(report: &mut Report, pool: &PoolSettings) {
     let place = format!("pool `{}`", pool.name);
-    for finding in findings::of(pool) {
+    for finding in findings::warnings(pool) {
         report.warn(&place, &finding);
     }
     let engine = engine::of(&pool.engine, &pool.name);

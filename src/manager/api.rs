@@ -146,23 +146,23 @@ impl Api {
 
     fn route(&self, request: &ServerRequest, exchange: Exchange) {
         let Some(path) = request.path.strip_prefix(BASE) else {
-            return answer(
+            return respond(
                 exchange,
                 ServerResponse::message(404, "this is a mayfly manager; agents use it as their `url`"),
             );
         };
         if self.brokers.read().unwrap_or_else(PoisonError::into_inner).is_none() {
-            return answer(
+            return respond(
                 exchange,
                 ServerResponse::message(503, "the manager is starting; retry").with("Retry-After", "1"),
             );
         }
         if (request.method.as_str(), path) == ("POST", "runners/verify") {
-            return answer(exchange, self.verify(request));
+            return respond(exchange, self.verify(request));
         }
         let (broker, instance) = match self.agent(request) {
             Ok(agent) => agent,
-            Err(response) => return answer(exchange, response),
+            Err(response) => return respond(exchange, response),
         };
         let response = match (request.method.as_str(), path) {
             ("POST", "jobs/request") => return broker.wait(&instance, exchange),
@@ -181,7 +181,7 @@ impl Api {
             },
             _ => ServerResponse::message(404, "unknown request; agents report jobs to GitLab, not to the manager"),
         };
-        answer(exchange, response);
+        respond(exchange, response);
     }
 }
 
@@ -199,7 +199,7 @@ impl Handler for Api {
 }
 
 /// Adds the header by which agents recognise a manager to every response.
-fn answer(exchange: Exchange, response: ServerResponse) {
+fn respond(exchange: Exchange, response: ServerResponse) {
     exchange.respond(&response.with(MANAGER_HEADER, VERSION));
 }
 

@@ -10,53 +10,12 @@ use crate::sync;
 
 const STACK: usize = 512 * 1024;
 
-/// Warnings, each with a remedy.
-pub fn of(pool: &PoolSettings) -> Vec<String> {
+/// Warnings about the settings of a pool, each with a remedy.
+pub fn warnings(pool: &PoolSettings) -> Vec<String> {
     let sizing = Sizing::of(pool);
-    let mut found = Vec::new();
     let room = pool.max_instances.map(|most| most.saturating_mul(sizing.capacity));
-    for policy in sizing.policies.all() {
-        if let Some(room) = room.filter(|room| policy.idle.floor > *room) {
-            found.push(format!(
-                "{}: the idle capacity is {} jobs, but {room} is the most that the pool can have; raise {}, or lower the \
-                 idle capacity",
-                policy.label,
-                policy.idle.floor,
-                limit_name(pool)
-            ));
-        }
-        if policy.idle_time.is_zero() && policy.idle.floor == 0 {
-            found.push(format!(
-                "{}: the idle time is 0, so that each instance leaves right after its jobs; write an idle time to reuse \
-                 instances",
-                policy.label
-            ));
-        }
-    }
-    match &pool.table {
-        FleetTable::Autoscaler(table) => {
-            for (at, policy) in table.policy.iter().enumerate() {
-                if policy.preemptive_mode == Some(true) && policy.idle_count == 0 {
-                    found.push(format!(
-                        "policy {}: `preemptive_mode = true` without `idle_count` would never start an instance; jobs are \
-                         held instead",
-                        at + 1
-                    ));
-                }
-                if policy.scale_factor_limit > 0 && policy.scale_factor <= 0.0 {
-                    found.push(format!("policy {}: `scale_factor_limit` has no effect without `scale_factor`", at + 1));
-                }
-            }
-            if table.capacity_per_instance == 0 {
-                found.push("`capacity_per_instance` is missing; an instance runs one job at a time".to_owned());
-            }
-        }
-        FleetTable::Machine(table) => {
-            if table.idle_count_min > 0 && table.idle_scale_factor <= 0.0 {
-                found.push("`IdleCountMin` has no effect without `IdleScaleFactor`".to_owned());
-            }
-        }
-    }
+    let mut found = policy_warnings(pool, &sizing, room);
+    found.extend(table_warnings(&pool.table));
     if pool.instance_acquire_timeout < pool.registration_timeout {
         found.push(format!(
             "`instance_acquire_timeout` is {} s, shorter than the {} s in which an instance may register: a held job may \
@@ -82,8 +41,61 @@ pub fn of(pool: &PoolSettings) -> Vec<String> {
     found
 }
 
-/// Logs what is wrong with the group of a pool, in a thread of its own: nothing waits for that. An operator's program has no
-/// settings to look at.
+/// `room` is the number of jobs that the pool can have at once, if that is limited.
+fn policy_warnings(pool: &PoolSettings, sizing: &Sizing, room: Option<u32>) -> Vec<String> {
+    let mut found = Vec::new();
+    for policy in sizing.policies.all() {
+        if let Some(room) = room.filter(|room| policy.idle.floor > *room) {
+            found.push(format!(
+                "{}: the idle capacity is {} jobs, but {room} is the most that the pool can have; raise {}, or lower the \
+                 idle capacity",
+                policy.label,
+                policy.idle.floor,
+                limit_name(pool)
+            ));
+        }
+        if policy.idle_time.is_zero() && policy.idle.floor == 0 {
+            found.push(format!(
+                "{}: the idle time is 0, so that each instance leaves right after its jobs; write an idle time to reuse \
+                 instances",
+                policy.label
+            ));
+        }
+    }
+    found
+}
+
+fn table_warnings(table: &FleetTable) -> Vec<String> {
+    let mut found = Vec::new();
+    match table {
+        FleetTable::Autoscaler(table) => {
+            for (at, policy) in table.policy.iter().enumerate() {
+                if policy.preemptive_mode == Some(true) && policy.idle_count == 0 {
+                    found.push(format!(
+                        "policy {}: `preemptive_mode = true` without `idle_count` would never start an instance; jobs are \
+                         held instead",
+                        at + 1
+                    ));
+                }
+                if policy.scale_factor_limit > 0 && policy.scale_factor <= 0.0 {
+                    found.push(format!("policy {}: `scale_factor_limit` has no effect without `scale_factor`", at + 1));
+                }
+            }
+            if table.capacity_per_instance == 0 {
+                found.push("`capacity_per_instance` is missing; an instance runs one job at a time".to_owned());
+            }
+        }
+        FleetTable::Machine(table) => {
+            if table.idle_count_min > 0 && table.idle_scale_factor <= 0.0 {
+                found.push("`IdleCountMin` has no effect without `IdleScaleFactor`".to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// Logs the problems of a pool's group, from a thread of its own because the calls to the cloud are slow. The program of an
+/// operator has no settings that could be examined.
 pub fn log_faults_of_group(pool: &Arc<PoolSettings>, engine: &Arc<dyn Engine>) {
     if matches!(pool.engine, EngineSettings::Command(_)) {
         return;
@@ -110,11 +122,10 @@ fn limit_name(pool: &PoolSettings) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::manager::scaling::testing::pool;
 
     fn warnings(executor: &str, runner: &str, table: &str) -> String {
-        of(&pool(executor, runner, table)).join("\n")
+        super::warnings(&pool(executor, runner, table)).join("\n")
     }
 
     #[test]

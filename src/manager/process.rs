@@ -1,10 +1,11 @@
-//! The process of the manager: start, signals, end. [`reload`] applies a changed configuration; [`hand_over`] replaces
-//! the program.
+//! The process of the manager: start, signals, end. [`drain`] ends the work; [`reload`] applies a changed
+//! configuration; [`hand_over`] replaces the program.
 //!
 //! SIGTERM drains for `shutdown_timeout`, SIGQUIT without a limit: held jobs are handed to agents, and the remaining
 //! ones fail at GitLab, where they can be retried. SIGHUP reloads. SIGUSR2 replaces the process by the program file on
 //! disk; the socket for agents stays open. None of these affects running jobs.
 
+mod drain;
 mod hand_over;
 mod reload;
 
@@ -23,7 +24,6 @@ use super::engine::{self, Engine};
 use super::findings;
 use super::held::HeldJobs;
 use super::pool::PoolSettings;
-use super::scaling::deletion::delete_instances;
 use super::scaling::scaler::Scaler;
 use super::server::{HttpServer, certificate};
 use super::settings::{self, Settings};
@@ -48,8 +48,7 @@ const POLL_TIMEOUT: Duration = Duration::from_secs(90);
 /// The time limit for a request about a job that the manager holds or fails. At a GitLab with `two_phase_job_commit` a job
 /// without a sign of life dies after two minutes, and it must survive several such requests.
 const JOB_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// The time limit for failing the remaining jobs.
-const FAIL_TIMEOUT: Duration = Duration::from_secs(20);
+/// The stack of threads that send requests to GitLab and to the cloud.
 const STACK: usize = 512 * 1024;
 /// The variable with the descriptor of the socket that the previous program kept open.
 const LISTENER_VARIABLE: &str = "MAYFLY_MANAGER_SOCKET";
@@ -139,19 +138,15 @@ impl Manager {
         events: Sender<Event>,
     ) -> Result<Self, String> {
         let Settings { manager, config, pools, refused, named } = settings;
-        refused
-            .iter()
-            .for_each(|why| log::error!("problem in the configuration path={} problem={why}", config.path.display()));
+        for problem in &refused {
+            log::error!("problem in the configuration path={} problem={problem}", config.path.display());
+        }
         let state = config::manager_state_dir(&config, &manager);
         let store = Arc::new(Store::open(&state)?);
         let api = Api::new(&manager.agent_token);
-        let tls = tls_of(&manager)?;
-        let listener = listen(&manager.listen, inherited)?;
-        let address = listener.local_addr().map_or_else(|_| manager.listen.clone(), |address| address.to_string());
-        let is_encrypted = tls.is_some();
-        let handler = Arc::downgrade(&api);
-        let server =
-            HttpServer::start(listener, tls, handler).map_err(|error| format!("agents cannot be served: {error}"))?;
+        let server = start_server(&manager, inherited, &api)?;
+        let address = server.listener().local_addr().map_or(manager.listen, |address| address.to_string());
+        let is_encrypted = manager.certificate.is_some();
         let (held, left) = HeldJobs::open(&options.config);
         let shared = BrokerContext {
             system_id: config::system_id::load_for_manager(&options.config, &state),
@@ -183,12 +178,7 @@ impl Manager {
             this.start_pool(pool);
         }
         this.publish();
-        for (pool, id, sealed) in &left {
-            let pools = this.pools();
-            if let Some(pool) = pools.iter().find(|known| known.settings.name == *pool) {
-                pool.broker.fail_forgotten(id, sealed);
-            }
-        }
+        this.fail_forgotten(&left);
         this.serve_status()?;
         log::info!(
             "mayfly manager is up version={} pools={pool_count} listen={address} tls={is_encrypted} system_id={}",
@@ -196,6 +186,16 @@ impl Manager {
             this.shared.system_id
         );
         Ok(this)
+    }
+
+    /// Fails the jobs that an earlier manager held and that the state directory no longer contains.
+    fn fail_forgotten(&self, held: &[(String, String, String)]) {
+        let pools = self.pools();
+        for (pool, id, sealed) in held {
+            if let Some(pool) = pools.iter().find(|known| known.settings.name == *pool) {
+                pool.broker.fail_forgotten(id, sealed);
+            }
+        }
     }
 
     /// Removes the records of pools that the file no longer contains. Their agents register with another pool or leave.
@@ -322,47 +322,6 @@ impl Manager {
             }
         }
     }
-
-    /// Hands held jobs to agents until the timeout, then fails the remaining ones, in a thread.
-    fn start_drain(&self, limit: Option<Duration>) {
-        let pools = Arc::clone(&self.pools);
-        let mut brokers: Vec<Arc<Broker>> = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect();
-        brokers.extend(self.retired.iter().map(|pool| Arc::clone(&pool.broker)));
-        brokers.iter().for_each(|broker| broker.close());
-        match limit {
-            Some(limit) => log::info!("draining: no more jobs are taken timeout={}s", limit.as_secs()),
-            None => log::info!("draining: no more jobs are taken timeout=none"),
-        }
-        let events = self.events.clone();
-        let drain = move || {
-            let polls = Instant::now() + POLL_TIMEOUT;
-            for broker in &brokers {
-                let _ = broker.wait_for_polls(polls);
-            }
-            let until =
-                limit.map_or_else(|| Instant::now() + Duration::from_secs(86_400), |limit| Instant::now() + limit);
-            for broker in &brokers {
-                if !broker.wait_for_held_jobs(until) {
-                    broker.fail_held("the manager was stopped before an instance took the job");
-                }
-            }
-            let until = Instant::now() + FAIL_TIMEOUT;
-            for broker in &brokers {
-                let _ = broker.wait_for_held_jobs(until);
-            }
-            for pool in &*sync::lock(&pools) {
-                pool.scaler.stop();
-                if pool.settings.delete_instances_on_shutdown {
-                    delete_instances(&pool.settings, &*pool.broker.workload(), &*pool.engine);
-                }
-            }
-            brokers.iter().for_each(|broker| broker.stop());
-            let _ = events.send(Event::Drained);
-        };
-        if let Err(error) = sync::spawn("drain", STACK, drain) {
-            log::error!("cannot start the thread that drains error={error}");
-        }
-    }
 }
 
 /// The configuration of a manager with its tokens. Errors: it cannot be used.
@@ -384,6 +343,18 @@ fn tls_of(manager: &config::manager::Manager) -> Result<Option<Arc<rustls::Serve
         certificate::load(certificate, key).map_err(|why| format!("[mayfly.manager]: {why}"))
     };
     manager.certificate.as_ref().map(load).transpose()
+}
+
+/// Serves the API to agents. Errors: the certificate or the address cannot be used.
+fn start_server(
+    manager: &config::manager::Manager,
+    inherited: Option<i32>,
+    api: &Arc<Api>,
+) -> Result<HttpServer, String> {
+    let tls = tls_of(manager)?;
+    let listener = listen(&manager.listen, inherited)?;
+    let handler = Arc::downgrade(api);
+    HttpServer::start(listener, tls, handler).map_err(|error| format!("agents cannot be served: {error}"))
 }
 
 /// The socket for agents: the one that the previous program kept open, or a new one. Errors: the address cannot be

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::job::{Phase, PoolJob};
+use super::log_line::LineFormat;
 use super::state::PoolState;
 use super::{Broker, offers};
 use crate::coordinator::{JobHandle, JobId};
@@ -17,7 +18,7 @@ pub const REMOVED: &str = "the pool of this job was removed from the manager's c
 /// The time within which an agent must report a job that the manager has lost, before the job fails.
 const FORGOTTEN_GRACE: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 60 });
 /// The interval of reads of a pool's group while the pool ends.
-const EMPTY_LOOK: Duration = Duration::from_secs(5);
+const GROUP_READ_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Broker {
     /// Stops polling. [`Broker::wait_for_polls`] waits for polls in flight.
@@ -145,7 +146,7 @@ impl Broker {
                     return true;
                 }
             }
-            self.bell.wait_past(seen, EMPTY_LOOK);
+            self.bell.wait_past(seen, GROUP_READ_INTERVAL);
         }
     }
 
@@ -162,7 +163,7 @@ impl Broker {
             }
             let why = "the manager lost its state while it held this job";
             let job = PoolJob {
-                phase: Phase::failing(why, true, now),
+                phase: Phase::failing(why, LineFormat::Timestamped, now),
                 keep_at: now + FORGOTTEN_GRACE,
                 // The content of the job's log is unknown.
                 has_run: true,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::keeper;
+use super::log_line::LineFormat;
 use crate::coordinator::JobHandle;
 use crate::failure::FailureReason;
 use crate::manager::server::Ticket;
@@ -29,8 +29,8 @@ pub struct PoolJob {
     pub offered_at: Instant,
     /// The time at which the job fails if no agent has accepted it.
     pub hold_until: Instant,
-    /// Whether the lines of the job's log begin with a time.
-    pub timestamps: bool,
+    /// The format of the lines of the job's log.
+    pub line_format: LineFormat,
     /// The lines that the manager wrote to the job's log.
     pub trace: String,
     /// The number of bytes of `trace` that GitLab has.
@@ -95,8 +95,8 @@ pub struct Offered {
 
 impl Phase {
     /// The job must be failed because the manager cannot hand it out.
-    pub fn failing(why: &str, timestamps: bool, since: Instant) -> Self {
-        let line = keeper::last_line(why, timestamps);
+    pub fn failing(why: &str, line_format: LineFormat, since: Instant) -> Self {
+        let line = line_format.failure_line(why);
         Self::Failing { reason: FailureReason::RunnerSystemFailure, why: why.to_owned(), line, since, attempts: 0 }
     }
 
@@ -123,7 +123,7 @@ impl PoolJob {
             taken_at: now,
             offered_at: now,
             hold_until: now + hold,
-            timestamps: true,
+            line_format: LineFormat::Timestamped,
             trace: String::new(),
             trace_sent: 0,
             in_request: false,

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::agents::Agents;
 use super::job::{Phase, PoolJob};
+use super::log_line::LineFormat;
 use super::state::PoolState;
 use super::{Broker, LONG, STACK};
 use crate::coordinator::gitlab::PendingReply;
@@ -14,39 +16,40 @@ use crate::coordinator::{
 use crate::failure::FailureReason;
 use crate::manager::store::records::StoreEvent;
 use crate::sync;
-use crate::trace::{Output, Stamper};
 
 /// A job that is held for longer gets a message in its log.
 pub const ANNOUNCE_AFTER: Duration = Duration::from_millis(500);
 /// The longest and the shortest interval of requests that keep a held job alive at GitLab. In between, GitLab chooses: it asks
 /// for frequent requests while a user watches the job, who may cancel it.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
-const KEEP_ALIVE_LEAST: Duration = Duration::from_secs(3);
+const MAX_KEEP_ALIVE: Duration = Duration::from_secs(30);
+const MIN_KEEP_ALIVE: Duration = Duration::from_secs(3);
 /// The same after an update that did not reach GitLab.
 const KEEP_ALIVE_RETRY: Duration = Duration::from_secs(5);
-/// Requests at once: one that hangs must not delay those about other jobs.
-const REQUESTS_MOST: u32 = 16;
-/// The delays between two attempts to fail a job, and the total time of the attempts.
-const FAIL_WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
-const FAIL_FOR: Duration = Duration::from_secs(3600);
+/// The maximum number of concurrent requests. A request that hangs must not delay those about other jobs.
+const MAX_REQUESTS: u32 = 16;
+/// The delay between two attempts to fail a job doubles from the first value to the second.
+const FIRST_FAIL_DELAY: Duration = Duration::from_secs(1);
+const MAX_FAIL_DELAY: Duration = Duration::from_secs(60);
+/// The time after which the attempts to fail a job end.
+const FAIL_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The manager queries the state of a running job whose agent has sent nothing for this long. This is longer than the
 /// hour after which GitLab fails a silent job, because the query counts as an update.
 const ASK_AFTER: Duration = Duration::from_secs(if cfg!(debug_assertions) { 40 } else { 70 * 60 });
 
-/// The next action of the keeper.
-enum Work {
-    /// A job was held for too long.
+/// The next task of the keeper.
+enum KeeperTask {
+    /// Fails a job that was held for too long.
     Expire(String),
-    /// A request about a job.
+    /// Sends a request about a job.
     Request(String, Request),
 }
 
 /// A request to GitLab about a job.
 enum Request {
     /// Sends an update of a held job to GitLab.
-    KeepAlive(Held),
+    KeepAlive(HeldJob),
     /// Fails a job.
-    Fail(Failing),
+    Fail(FailingJob),
     /// Asks whether a job still runs: its agent is silent.
     Ask(JobHandle),
 }
@@ -75,13 +78,14 @@ impl Drop for InFlight {
 }
 
 /// The data of a held job that the keeper needs.
-struct Held {
+struct HeldJob {
     id: String,
     handle: JobHandle,
     trace: String,
     trace_sent: u64,
     two_phase: Option<bool>,
-    timestamps: bool,
+    line_format: LineFormat,
+    /// The time until the job fails.
     left: Duration,
 }
 
@@ -92,7 +96,8 @@ struct SignOfLife {
     interval: Option<Duration>,
 }
 
-struct Failing {
+/// The data of a failing job that the keeper needs.
+struct FailingJob {
     handle: JobHandle,
     reason: FailureReason,
     line: String,
@@ -111,9 +116,9 @@ impl Broker {
     pub(super) fn keep_jobs(self: &Arc<Self>) {
         while !self.has_stopped() {
             let seen = self.bell.count();
-            match self.next_work() {
-                Ok(Work::Request(id, request)) => self.start_request(id, request),
-                Ok(Work::Expire(id)) => {
+            match self.next_task() {
+                Ok(KeeperTask::Request(id, request)) => self.start_request(id, request),
+                Ok(KeeperTask::Expire(id)) => {
                     let waited = self.settings().instance_acquire_timeout.as_secs();
                     let why = format!("no instance of pool {} took the job within {waited} s", self.name);
                     self.fail(&id, FailureReason::RunnerSystemFailure, &why);
@@ -139,74 +144,36 @@ impl Broker {
         }
     }
 
-    /// The next action, or the time until it is due.
-    fn next_work(&self) -> Result<Work, Duration> {
+    /// The next task, or the time until it is due.
+    fn next_task(&self) -> Result<KeeperTask, Duration> {
         let now = Instant::now();
         let mut state = self.lock();
         let PoolState { jobs, agents, keeper_requests, .. } = &mut *state;
-        if *keeper_requests >= REQUESTS_MOST {
+        if *keeper_requests >= MAX_REQUESTS {
             return Err(LONG);
         }
-        let due = |job: &PoolJob| match &job.phase {
-            _ if job.in_request => None,
-            Phase::Held => Some(job.keep_at.min(job.hold_until)),
-            Phase::Failing { .. } => Some(job.keep_at),
-            Phase::Running { by, .. } => {
-                let heard = agents.get(&by.instance).map_or(job.taken_at, |agent| agent.heard);
-                Some(job.keep_at.max(heard + ASK_AFTER))
-            }
-            Phase::Offered(_) | Phase::Accepting(_) => None,
-        };
-        let next = jobs.iter_mut().filter_map(|(id, job)| Some((due(job)?, id, job))).min_by_key(|next| next.0);
-        let Some((at, id, job)) = next else { return Err(LONG) };
+        let due_jobs = jobs.iter_mut().filter_map(|(id, job)| Some((due(job, agents)?, id, job)));
+        let Some((at, id, job)) = due_jobs.min_by_key(|next| next.0) else { return Err(LONG) };
         if at > now {
             return Err(at - now);
         }
-        let (id, handle) = (id.clone(), job.handle.clone());
-        let (trace, trace_sent, timestamps) = (job.trace.clone(), job.trace_sent, job.timestamps);
         if job.phase == Phase::Held && job.hold_until <= now {
-            return Ok(Work::Expire(id));
+            return Ok(KeeperTask::Expire(id.clone()));
         }
         job.in_request = true;
         *keeper_requests += 1;
-        let request = match &mut job.phase {
-            Phase::Failing { reason, line, since, attempts, .. } => {
-                let failing = Failing {
-                    handle,
-                    reason: *reason,
-                    line: line.clone(),
-                    trace,
-                    trace_sent,
-                    may_be_pending: job.two_phase != Some(false),
-                    has_run: job.has_run,
-                    since: *since,
-                    attempts: *attempts,
-                };
-                *attempts += 1;
-                job.keep_at = now + FAIL_WAITS[0].saturating_mul(1 << (*attempts).min(10)).min(FAIL_WAITS[1]);
-                Request::Fail(failing)
-            }
-            Phase::Running { .. } => {
-                job.keep_at = now + ASK_AFTER;
-                Request::Ask(handle)
-            }
-            _ => {
-                job.keep_at = now + KEEP_ALIVE;
-                let left = job.hold_until.saturating_duration_since(now);
-                let two_phase = job.two_phase;
-                Request::KeepAlive(Held { id: id.clone(), handle, trace, trace_sent, two_phase, timestamps, left })
-            }
-        };
-        Ok(Work::Request(id, request))
+        Ok(KeeperTask::Request(id.clone(), due_request(id, job, now)))
     }
 
-    fn keep_alive(&self, mut held: Held) {
-        let answer = self.send_sign_of_life(&mut held);
-        let wait = match &answer {
-            Some(answer) => answer.interval.map_or(KEEP_ALIVE, |asked| asked.clamp(KEEP_ALIVE_LEAST, KEEP_ALIVE)),
+    fn keep_alive(&self, mut held: HeldJob) {
+        let response = self.send_sign_of_life(&mut held);
+        let wait = match &response {
+            Some(response) => {
+                response.interval.map_or(MAX_KEEP_ALIVE, |asked| asked.clamp(MIN_KEEP_ALIVE, MAX_KEEP_ALIVE))
+            }
             None => KEEP_ALIVE_RETRY,
         };
-        if answer.is_none() {
+        if response.is_none() {
             self.count_error("gitlab");
         }
         let changed = {
@@ -224,7 +191,7 @@ impl Broker {
         if changed {
             self.note_trace(&held);
         }
-        match answer.map_or(JobStatus::Ongoing, |answer| answer.status) {
+        match response.map_or(JobStatus::Ongoing, |response| response.status) {
             JobStatus::Finished => {
                 log::info!("held job dropped: GitLab no longer expects it pool={} job={}", self.name, held.id);
                 self.forget(&held.id);
@@ -238,7 +205,7 @@ impl Broker {
 
     /// Sends an update of the job to GitLab, and writes into its log what it waits for. Returns `None` if GitLab did
     /// not answer.
-    fn send_sign_of_life(&self, held: &mut Held) -> Option<SignOfLife> {
+    fn send_sign_of_life(&self, held: &mut HeldJob) -> Option<SignOfLife> {
         let is = |status| Some(SignOfLife { status, interval: None });
         let gitlab = self.gitlab();
         if held.two_phase.is_none() {
@@ -265,7 +232,7 @@ impl Broker {
                 self.name,
                 held.left.as_secs()
             );
-            held.trace = line(&text, held.timestamps);
+            held.trace = held.line_format.line(&text);
             // Saved before the request: if the manager dies, the next one must send exactly the same line.
             self.note_trace(held);
         }
@@ -281,11 +248,11 @@ impl Broker {
             return Some(SignOfLife { status: reply.status, interval: reply.interval });
         }
         let reply = gitlab.update_job(&held.handle, &JobState::Running, summary(&held.trace));
-        let answer = SignOfLife { status: reply.status, interval: reply.interval };
-        (reply.outcome != UpdateOutcome::Failed).then_some(answer)
+        let response = SignOfLife { status: reply.status, interval: reply.interval };
+        (reply.outcome != UpdateOutcome::Failed).then_some(response)
     }
 
-    fn note_trace(&self, held: &Held) {
+    fn note_trace(&self, held: &HeldJob) {
         let (pool, id) = (self.name.clone(), held.id.clone());
         self.note(StoreEvent::Trace { pool, id, trace: held.trace.clone(), sent: held.trace_sent });
     }
@@ -304,9 +271,9 @@ impl Broker {
     }
 
     /// One attempt to fail a job.
-    fn deliver_failure(&self, id: &str, job: Failing) {
+    fn deliver_failure(&self, id: &str, job: FailingJob) {
         let gitlab = self.gitlab();
-        if job.since.elapsed() > FAIL_FOR {
+        if job.since.elapsed() > FAIL_TIMEOUT {
             log::error!("cannot fail a job at GitLab; it fails there after its timeout pool={} job={id}", self.name);
             return self.forget(id);
         }
@@ -339,7 +306,7 @@ impl Broker {
     }
 
     /// Sends the rest of a log that only the manager has written.
-    fn append(&self, job: &Failing) -> TraceSummary {
+    fn append(&self, job: &FailingJob) -> TraceSummary {
         let whole = format!("{}{}", job.trace, job.line);
         let mut start = job.trace_sent.min(whole.len() as u64);
         for _ in 0..2 {
@@ -356,7 +323,7 @@ impl Broker {
     }
 
     /// Adds a line to a log that an agent has written. GitLab reports the length of the log.
-    fn append_to_foreign_log(&self, job: &Failing) -> TraceSummary {
+    fn append_to_foreign_log(&self, job: &FailingJob) -> TraceSummary {
         let (gitlab, text) = (self.gitlab(), job.line.as_bytes());
         // An earlier attempt may have written the line.
         if job.attempts == 0
@@ -369,22 +336,60 @@ impl Broker {
     }
 }
 
+/// The time of the next request about a job; `None` if none will be sent in its present phase.
+fn due(job: &PoolJob, agents: &Agents) -> Option<Instant> {
+    match &job.phase {
+        _ if job.in_request => None,
+        Phase::Held => Some(job.keep_at.min(job.hold_until)),
+        Phase::Failing { .. } => Some(job.keep_at),
+        Phase::Running { by, .. } => {
+            let heard = agents.get(&by.instance).map_or(job.taken_at, |agent| agent.heard);
+            Some(job.keep_at.max(heard + ASK_AFTER))
+        }
+        Phase::Offered(_) | Phase::Accepting(_) => None,
+    }
+}
+
+/// The request that is due for a job. Also sets the time of the next one.
+fn due_request(id: &str, job: &mut PoolJob, now: Instant) -> Request {
+    let handle = job.handle.clone();
+    match &mut job.phase {
+        Phase::Failing { reason, line, since, attempts, .. } => {
+            let failing = FailingJob {
+                handle,
+                reason: *reason,
+                line: line.clone(),
+                trace: job.trace.clone(),
+                trace_sent: job.trace_sent,
+                may_be_pending: job.two_phase != Some(false),
+                has_run: job.has_run,
+                since: *since,
+                attempts: *attempts,
+            };
+            *attempts += 1;
+            let delay = FIRST_FAIL_DELAY.saturating_mul(1 << (*attempts).min(10));
+            job.keep_at = now + delay.min(MAX_FAIL_DELAY);
+            Request::Fail(failing)
+        }
+        Phase::Running { .. } => {
+            job.keep_at = now + ASK_AFTER;
+            Request::Ask(handle)
+        }
+        Phase::Held | Phase::Offered(_) | Phase::Accepting(_) => {
+            job.keep_at = now + MAX_KEEP_ALIVE;
+            Request::KeepAlive(HeldJob {
+                id: id.to_owned(),
+                handle,
+                trace: job.trace.clone(),
+                trace_sent: job.trace_sent,
+                two_phase: job.two_phase,
+                line_format: job.line_format,
+                left: job.hold_until.saturating_duration_since(now),
+            })
+        }
+    }
+}
+
 fn summary(text: &str) -> TraceSummary {
     TraceSummary { size: text.len() as u64, crc32: crc32fast::hash(text.as_bytes()) }
-}
-
-/// The last line of the log of a job that the manager fails.
-pub fn last_line(why: &str, timestamps: bool) -> String {
-    line(&format!("\x1b[31;1mERROR: Job failed (system failure): {why}\x1b[0;m"), timestamps)
-}
-
-/// A line of a job's log.
-fn line(text: &str, timestamps: bool) -> String {
-    let text = format!("{text}\n");
-    if !timestamps {
-        return text;
-    }
-    let mut line = Vec::new();
-    Stamper::new(0, Output::Out).push(&text, &mut line);
-    String::from_utf8_lossy(&line).into_owned()
 }

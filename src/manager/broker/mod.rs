@@ -8,9 +8,11 @@ mod bell;
 mod ending;
 mod job;
 mod keeper;
+mod log_line;
 mod offers;
 mod register;
 mod restore;
+mod snapshot;
 pub mod state;
 mod taker;
 #[cfg(test)]
@@ -229,9 +231,8 @@ impl Broker {
     fn fail(&self, id: &str, reason: FailureReason, why: &str) {
         let mut state = self.lock();
         let fails = |job: &&PoolJob| matches!(job.phase, Phase::Failing { .. });
-        let timestamps = state.jobs.get(id).filter(|job| !fails(job)).map(|job| job.timestamps);
-        let Some(timestamps) = timestamps else { return };
-        let line = keeper::last_line(why, timestamps);
+        let Some(job) = state.jobs.get(id).filter(|job| !fails(job)) else { return };
+        let line = job.line_format.failure_line(why);
         // Written before the keeper sends the line, and under the lock: a manager that takes over must send the same line.
         let (pool, id) = (self.name.clone(), id.to_owned());
         self.note(StoreEvent::Failed { pool, id: id.clone(), why: why.to_owned(), line: line.clone() });

@@ -26,7 +26,7 @@ const WAIT: Duration = Duration::from_secs(protocol::WAIT_SECONDS);
 /// for each.
 const TOGETHER: Duration = Duration::from_millis(500);
 /// An agent whose machine has been unfit for this long must leave, so that another instance can replace it.
-const UNFIT_MOST: u64 = if cfg!(debug_assertions) { 5 } else { 300 };
+const MAX_UNFIT_SECONDS: u64 = if cfg!(debug_assertions) { 5 } else { 300 };
 
 /// Adds the header by which an agent recognises a manager.
 fn of_manager(response: ServerResponse) -> ServerResponse {
@@ -193,7 +193,7 @@ impl Broker {
         }
         let leave = match news.leave {
             None if heartbeat.leaving => self.note_leaving(instance),
-            None if heartbeat.unfit_seconds > UNFIT_MOST => {
+            None if heartbeat.unfit_seconds > MAX_UNFIT_SECONDS => {
                 let reason = "the machine is unfit for jobs";
                 crate::manager::workload::Workload::dismiss(self, instance, reason).then(|| reason.to_owned())
             }

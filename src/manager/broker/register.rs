@@ -14,7 +14,7 @@ use crate::manager::workload::Workload;
 use crate::sys;
 
 /// The most jobs at once that an agent may claim.
-const CAPACITY_MAX: u32 = 1000;
+const MAX_CAPACITY: u32 = 1000;
 
 /// Whether an instance is a member of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ impl Broker {
                 boot: introduction.boot.clone(),
                 token_hash,
                 version: introduction.version.clone(),
-                capacity: introduction.capacity.unwrap_or(settings.capacity_per_instance).clamp(1, CAPACITY_MAX),
+                capacity: introduction.capacity.unwrap_or(settings.capacity_per_instance).clamp(1, MAX_CAPACITY),
                 has_own_capacity: introduction.capacity.is_some(),
                 registered: sys::unix_now(),
                 builds: 0,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::Broker;
 use super::agents::Agent;
 use super::job::{Phase, PoolJob};
+use super::log_line::LineFormat;
 use crate::coordinator::{JobHandle, JobId};
 use crate::failure::FailureReason;
 use crate::manager::store::records::{JobRecord, Records, StoreEvent};
@@ -25,7 +26,7 @@ impl Broker {
             project: job.project.clone(),
             link: job.link.clone(),
             request_id: job.request_id.clone(),
-            timestamps: job.timestamps,
+            timestamps: job.line_format == LineFormat::Timestamped,
             trace: job.trace.clone(),
             trace_sent: job.trace_sent,
             accepted: match &job.phase {
@@ -95,6 +96,7 @@ impl Broker {
         let taken = SystemTime::UNIX_EPOCH + Duration::from_secs(record.taken);
         let age = wall.duration_since(taken).unwrap_or_default();
         let taken_at = now.checked_sub(age).unwrap_or(now);
+        let line_format = LineFormat::new(record.timestamps);
         let phase = match (&record.failed, &record.accepted, &payload) {
             (Some(why), ..) => {
                 let reason = FailureReason::RunnerSystemFailure;
@@ -103,7 +105,7 @@ impl Broker {
             }
             (None, Some(by), _) => Phase::Running { by: by.clone(), stage: "accepted", missing: 0 },
             (None, None, Some(_)) => Phase::Held,
-            (None, None, None) => Phase::failing("the manager lost the job's payload", record.timestamps, now),
+            (None, None, None) => Phase::failing("the manager lost the job's payload", line_format, now),
         };
         Some(PoolJob {
             handle,
@@ -115,7 +117,7 @@ impl Broker {
             taken_at,
             offered_at: now,
             hold_until: taken_at + self.settings().instance_acquire_timeout,
-            timestamps: record.timestamps,
+            line_format,
             trace: record.trace.clone(),
             trace_sent: record.trace_sent,
             in_request: false,

@@ -4,7 +4,7 @@
 //! its agent can accept it, with this id and in time. So a job has only one agent at a time, even if messages are lost.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::agents::{Agent, Agents};
 use super::job::{Offered, Phase, PoolJob};
@@ -13,12 +13,11 @@ use crate::failure::FailureReason;
 use crate::manager::pool::PoolSettings;
 use crate::manager::server::Ticket;
 use crate::manager::store::records::Accepted;
-use crate::manager::workload::{AgentJob, AgentState, AgentView, Snapshot};
 
 /// The time within which an agent must accept an offer.
 pub const ACCEPT_TIMEOUT: Duration = Duration::from_secs(30);
 /// A job that is missing in this number of consecutive heartbeats of its agent no longer exists there.
-const MISSING_MOST: u32 = 3;
+const MAX_MISSING: u32 = 3;
 
 /// The variable state of a pool.
 #[derive(Default)]
@@ -280,7 +279,7 @@ impl PoolState {
                 && !news.ended.contains(id)
             {
                 *missing += 1;
-                match *missing >= MISSING_MOST {
+                match *missing >= MAX_MISSING {
                     true => news.vanished.push(id.clone()),
                     false => news.lacks_jobs = true,
                 }
@@ -363,51 +362,6 @@ impl PoolState {
     /// The number of held and running jobs.
     pub fn in_hand(&self) -> u32 {
         u32::try_from(self.jobs.len()).unwrap_or(u32::MAX)
-    }
-
-    /// Jobs and agents, for the scaler.
-    pub fn snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        let mut jobs: HashMap<&str, Vec<AgentJob>> = HashMap::new();
-        let mut busy: HashSet<&str> = HashSet::new();
-        for (id, job) in &self.jobs {
-            busy.extend(job.phase.instance());
-            match &job.phase {
-                Phase::Held | Phase::Offered(_) => snapshot.held += 1,
-                Phase::Accepting(_) => snapshot.running += 1,
-                Phase::Running { by, stage, .. } => {
-                    snapshot.running += 1;
-                    jobs.entry(&by.instance).or_default().push(AgentJob {
-                        id: id.clone(),
-                        project_url_or_name: job.project.clone(),
-                        link: job.link.clone(),
-                        since: SystemTime::UNIX_EPOCH + Duration::from_secs(by.at),
-                        phase: stage,
-                    });
-                }
-                Phase::Failing { .. } => {}
-            }
-        }
-        snapshot.agents = self
-            .agents
-            .iter()
-            .map(|agent| AgentView {
-                instance: agent.record.instance.clone(),
-                state: match &agent.leave {
-                    Some(_) => AgentState::Leaving,
-                    None if busy.contains(agent.record.instance.as_str()) => AgentState::Busy,
-                    None => AgentState::Idle { since: agent.idle_since },
-                },
-                registered: SystemTime::UNIX_EPOCH + Duration::from_secs(agent.record.registered),
-                version: agent.record.version.clone(),
-                capacity: agent.record.capacity,
-                builds: agent.record.builds,
-                jobs: jobs.remove(agent.record.instance.as_str()).unwrap_or_default(),
-                last_heard: agent.heard,
-                drains: agent.drains,
-            })
-            .collect();
-        snapshot
     }
 }
 

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::job::{Phase, PoolJob};
+use super::log_line::LineFormat;
 use super::{Broker, LONG};
 use crate::config::Runner;
 use crate::coordinator::gitlab::ServerHealth;
-use crate::coordinator::source::{JobRequest, PollMode, PollOutcome};
+use crate::coordinator::source::{JobRequest, PollMode, PollOutcome, PollResponse};
 use crate::failure::FailureReason;
+use crate::manager::pool::PoolSettings;
 use crate::manager::store::records::StoreEvent;
 use crate::payload::{self, Payload, Undecodable};
 use crate::sync;
@@ -18,7 +20,25 @@ use crate::token::Token;
 const ADAPTIVE: &str = "FF_USE_ADAPTIVE_REQUEST_CONCURRENCY";
 
 /// The longest pause after rejections of a token that is kept in a secret store.
-const STORED_TOKEN_PAUSE_MAX: Duration = Duration::from_secs(60);
+const MAX_STORED_TOKEN_PAUSE: Duration = Duration::from_secs(60);
+/// The pause after a poll that another manager has answered: only a reload can correct the URL.
+const MANAGER_URL_PAUSE: Duration = Duration::from_secs(60);
+
+/// The consequences of a poll.
+struct AfterPoll {
+    place: ReservedPlace,
+    /// The pause before the next poll.
+    pause: Duration,
+    /// The factor by which the number of concurrent polls changes.
+    pace_factor: f64,
+}
+
+/// The place below the total limit of jobs that each poll reserves.
+#[derive(PartialEq, Eq)]
+enum ReservedPlace {
+    UsedByJob,
+    Unused,
+}
 
 impl Broker {
     /// Counts a failed call to another service, for the metrics.
@@ -41,54 +61,63 @@ impl Broker {
             let mode = PollMode::for_contention(self.total.is_contended());
             let request = JobRequest { token: &runner.token, system_id: &self.system_id, mode };
             let polled = self.gitlab().request_job(&request);
-            let mut rest = settings.check_interval.max(polled.wait);
-            let mut factor = if polled.server_overloaded { 0.5 } else { 0.95 };
-            let mut took = false;
-            match polled.outcome {
-                PollOutcome::Job { payload, request_id, .. } => {
-                    health.healthy();
-                    took = self.take(payload, request_id);
-                    if took && !runner.strict_check_interval {
-                        rest = Duration::ZERO;
-                    }
-                    factor = 1.1;
-                }
-                PollOutcome::NoJob => health.healthy(),
-                PollOutcome::Leave(_) | PollOutcome::IsManager => {
-                    log::error!(
-                        "the URL of the pool is that of a mayfly manager; write the URL of GitLab pool={}",
-                        self.name
-                    );
-                    rest = Duration::from_secs(60);
-                }
-                PollOutcome::Failed(why) => {
-                    health.healthy();
-                    self.count_error("gitlab");
-                    log::warn!("poll failed; retrying pool={} error={why}", self.name);
-                }
-                PollOutcome::Refused(why) | PollOutcome::Misconfigured(why) => {
-                    self.count_error("gitlab");
-                    log::error!(
-                        "GitLab rejected the runner of the pool; check its token with `mayfly verify` pool={} error={why}",
-                        self.name
-                    );
-                    (self.on_rejected)();
-                    if let Some(pause) = health.unhealthy() {
-                        // A new token may appear in the store after GitLab has revoked the old one.
-                        let is_stored = runner.token_reference.is_some();
-                        let pause = if is_stored { pause.min(STORED_TOKEN_PAUSE_MAX) } else { pause };
-                        log::error!(
-                            "rejected too often; polling paused pool={} seconds={}",
-                            self.name,
-                            pause.as_secs()
-                        );
-                        rest = pause;
+            let after = self.process_poll(polled, &settings, &mut health);
+            self.end_poll(&after);
+            self.rest(after.pause, &runner.token);
+        }
+    }
+
+    fn process_poll(&self, polled: PollResponse, settings: &PoolSettings, health: &mut ServerHealth) -> AfterPoll {
+        let mut after = AfterPoll {
+            place: ReservedPlace::Unused,
+            pause: settings.check_interval.max(polled.wait),
+            pace_factor: if polled.server_overloaded { 0.5 } else { 0.95 },
+        };
+        match polled.outcome {
+            PollOutcome::Job { payload, request_id, .. } => {
+                health.healthy();
+                after.pace_factor = 1.1;
+                if self.take(payload, request_id) {
+                    after.place = ReservedPlace::UsedByJob;
+                    if !settings.runner.strict_check_interval {
+                        after.pause = Duration::ZERO;
                     }
                 }
             }
-            self.end_request(took, factor);
-            self.rest(rest, &runner.token);
+            PollOutcome::NoJob => health.healthy(),
+            PollOutcome::Leave(_) | PollOutcome::IsManager => {
+                log::error!(
+                    "the URL of the pool is that of a mayfly manager; write the URL of GitLab pool={}",
+                    self.name
+                );
+                after.pause = MANAGER_URL_PAUSE;
+            }
+            PollOutcome::Failed(why) => {
+                health.healthy();
+                self.count_error("gitlab");
+                log::warn!("poll failed; retrying pool={} error={why}", self.name);
+            }
+            PollOutcome::Refused(why) | PollOutcome::Misconfigured(why) => {
+                after.pause = self.process_rejection(&why, &settings.runner, health).unwrap_or(after.pause);
+            }
         }
+        after
+    }
+
+    /// Returns the pause before the next poll, if GitLab has rejected the runner too often.
+    fn process_rejection(&self, why: &str, runner: &Runner, health: &mut ServerHealth) -> Option<Duration> {
+        self.count_error("gitlab");
+        log::error!(
+            "GitLab rejected the runner of the pool; check its token with `mayfly verify` pool={} error={why}",
+            self.name
+        );
+        (self.on_rejected)();
+        let pause = health.unhealthy()?;
+        // A new token may appear in the store after GitLab has revoked the old one.
+        let is_stored = runner.token_reference.is_some();
+        let pause = if is_stored { pause.min(MAX_STORED_TOKEN_PAUSE) } else { pause };
+        log::error!("rejected too often; polling paused pool={} seconds={}", self.name, pause.as_secs());
+        Some(pause)
     }
 
     /// Waits until a poll may start. Returns false if the broker stops, or if there are too many polling threads.
@@ -122,14 +151,14 @@ impl Broker {
     }
 
     /// Records the end of a poll. A job that the poll returned keeps its reserved place.
-    fn end_request(&self, took: bool, factor: f64) {
+    fn end_poll(&self, after: &AfterPoll) {
         {
             let most = f64::from(self.settings().runner.request_concurrency.max(1));
             let mut pace = sync::lock(&self.pace);
-            *pace = (*pace * factor).clamp(1.0, most);
+            *pace = (*pace * after.pace_factor).clamp(1.0, most);
         }
         self.lock().polls -= 1;
-        if !took {
+        if after.place == ReservedPlace::Unused {
             self.total.give();
         }
         self.bell.ring();
@@ -158,7 +187,7 @@ impl Broker {
             Ok(payload) => PoolJob {
                 project: project_of(&payload),
                 link: variable(&payload, "CI_JOB_URL").unwrap_or_default(),
-                timestamps: has_timestamps(&payload, &settings.runner.feature_flags),
+                line_format: line_format_of(&payload, &settings.runner.feature_flags),
                 request_id,
                 payload: Some(body.into()),
                 // A job that is offered immediately needs no message in its log.
@@ -166,7 +195,11 @@ impl Broker {
                 ..PoolJob::new(payload.handle(), now, settings.instance_acquire_timeout)
             },
             Err(Undecodable { why, job: Some(handle) }) => PoolJob {
-                phase: Phase::failing(&format!("the payload of this job cannot be read: {why}"), true, now),
+                phase: Phase::failing(
+                    &format!("the payload of this job cannot be read: {why}"),
+                    LineFormat::Timestamped,
+                    now,
+                ),
                 ..PoolJob::new(handle, now, Duration::ZERO)
             },
             Err(Undecodable { why, job: None }) => {
@@ -190,7 +223,7 @@ impl Broker {
         if let Err(error) = &written {
             log::error!("cannot write the manager's state pool={} error={error}", self.name);
             let why = format!("the manager cannot write its state: {error}");
-            job.phase = Phase::failing(&why, job.timestamps, Instant::now());
+            job.phase = Phase::failing(&why, job.line_format, Instant::now());
             job.keep_at = Instant::now();
         }
         let is_retired;
@@ -226,11 +259,11 @@ fn project_of(payload: &Payload) -> String {
     variable(payload, "CI_PROJECT_PATH").unwrap_or_else(|| payload.job_info.project_name.clone())
 }
 
-/// Whether the agent will write a time at the start of each line of the job's log.
-fn has_timestamps(payload: &Payload, flags: &std::collections::BTreeMap<String, bool>) -> bool {
+/// The format in which the agent will write the job's log.
+fn line_format_of(payload: &Payload, flags: &std::collections::BTreeMap<String, bool>) -> LineFormat {
     const FLAG: &str = "FF_TIMESTAMPS";
-    match flags.get(FLAG) {
+    LineFormat::new(match flags.get(FLAG) {
         Some(on) => *on,
         None => variable(payload, FLAG).is_none_or(|value| matches!(value.as_str(), "1" | "true")),
-    }
+    })
 }

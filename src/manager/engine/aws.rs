@@ -192,7 +192,7 @@ fn state_of(word: &str) -> State {
     match word {
         "InService" => State::Running,
         "Pending" | "Pending:Wait" | "Pending:Proceed" => State::Creating,
-        "Terminating:Wait" => State::Held,
+        "Terminating:Wait" => State::TerminationDelayed,
         word if word.starts_with("Terminat") => State::Terminating,
         // `Warmed:…`, `Standby`, `Detached`, `EnteringStandby`, …
         _ => State::Aside,
@@ -238,7 +238,7 @@ mod tests {
             ("Pending", State::Creating),
             ("Pending:Wait", State::Creating),
             ("Terminating", State::Terminating),
-            ("Terminating:Wait", State::Held),
+            ("Terminating:Wait", State::TerminationDelayed),
             ("Terminating:Proceed", State::Terminating),
             ("Terminated", State::Terminating),
             ("Warmed:Stopped", State::Aside),

@@ -5,8 +5,8 @@
 //! response, or ends, the manager kills it and starts it again for the next call. `docs/reference/manager-engine.md`
 //! documents the protocol.
 
-mod answers;
 mod conversation;
+mod responses;
 
 use std::sync::Mutex;
 
@@ -18,8 +18,8 @@ use super::{Engine, EngineError, ErrorKind, Examined, FailedStart, Group, Verdic
 use crate::instance::CapacityChange;
 use crate::manager::pool::CommandEngine;
 use crate::sync;
-use answers::{FailureAnswer, FailuresAnswer, GroupAnswer, shown};
 use conversation::{Broken, Conversation};
+use responses::{FailureEntry, FailuresResponse, GroupResponse, shown};
 
 /// A program.
 pub struct Command {
@@ -139,7 +139,7 @@ struct Failed {
 
 impl Engine for Command {
     fn group(&self) -> Result<Group, EngineError> {
-        let answer: GroupAnswer = self.decoded("group", self.ask("group", json!({}))?)?;
+        let answer: GroupResponse = self.decoded("group", self.ask("group", json!({}))?)?;
         answer.into_group(&self.program).map_err(|why| self.error("group", ErrorKind::Nonsense, why))
     }
 
@@ -160,9 +160,9 @@ impl Engine for Command {
     fn failed_starts(&self, since: Timestamp) -> Result<Vec<FailedStart>, EngineError> {
         let since_text = since.to_string();
         let answer = self.ask("failures", json!({ "since": since_text }))?;
-        let answer: FailuresAnswer = self.decoded("failures", answer)?;
+        let answer: FailuresResponse = self.decoded("failures", answer)?;
         let mut all: Vec<FailedStart> =
-            answer.failures.into_iter().map(FailureAnswer::into_failed_start).filter(|one| one.at >= since).collect();
+            answer.failures.into_iter().map(FailureEntry::into_failed_start).filter(|one| one.at >= since).collect();
         all.sort_unstable_by_key(|failure| failure.at);
         Ok(all)
     }

@@ -58,7 +58,7 @@ pub enum State {
     /// The instance is terminating.
     Terminating,
     /// The instance is terminating, and a lifecycle hook waits for the manager.
-    Held,
+    TerminationDelayed,
     /// The instance exists but is not part of the desired capacity: in a warm pool, on standby, or detached.
     Aside,
 }
@@ -156,10 +156,10 @@ pub trait Engine: Send + Sync {
     /// The instances that could not be started since this time, the oldest first.
     fn failed_starts(&self, since: Timestamp) -> Result<Vec<FailedStart>, EngineError>;
 
-    /// Delays the termination of an instance in [`State::Held`] while its job runs.
+    /// Delays the termination of an instance in [`State::TerminationDelayed`] while its job runs.
     fn keep_held(&self, instance: &str) -> Result<(), EngineError>;
 
-    /// Lets an instance in [`State::Held`] terminate.
+    /// Lets an instance in [`State::TerminationDelayed`] terminate.
     fn release_held(&self, instance: &str) -> Result<(), EngineError>;
 
     /// Checks the group's settings for a pool of this size.

@@ -61,4 +61,6 @@ pub enum Note {
     Info(String),
     /// Something is wrong.
     Warning(String),
+    /// The pool starts no more instances, with the cause.
+    GrowthStopped(String),
 }

@@ -103,7 +103,7 @@ impl Planner {
             let fatal = !matches!(start.kind, FailureKind::Capacity | FailureKind::Other);
             let cause = format!("{} ({}); {}", start.cause, start.kind.as_str(), start.kind.remedy());
             if self.watchdog.not_started(now, fatal, cause.clone()) {
-                notes.push(Note::Warning(format!("growth stopped: the group cannot start instances: {cause}")));
+                notes.push(Note::GrowthStopped(format!("the group cannot start instances: {cause}")));
             }
         }
         notes
@@ -162,7 +162,7 @@ impl Planner {
         let there: HashSet<&str> = group
             .members
             .iter()
-            .filter(|member| member.state.counts() || member.state == State::Held)
+            .filter(|member| member.state.counts() || member.state == State::TerminationDelayed)
             .map(|member| member.instance.as_str())
             .collect();
         let is_there = |instance: &str| there.contains(instance);
@@ -218,7 +218,7 @@ impl Planner {
                 Overdue::Stop => {
                     // Those that started before it opened are no news.
                     if !is_open {
-                        plan.notes.push(Note::Warning(format!("growth stopped: {cause}")));
+                        plan.notes.push(Note::GrowthStopped(cause));
                     }
                     (counted.remove_staying(0, group.least), "growth is stopped")
                 }

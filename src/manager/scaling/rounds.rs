@@ -22,11 +22,11 @@ use crate::manager::workload::{AgentState, Snapshot, Workload};
 /// The maximum interval of decisions, because periods begin with a minute.
 const EACH_MINUTE: Duration = Duration::from_secs(60);
 /// While the engine does not answer, the last known state of the group is used for this long.
-const STALE: Duration = Duration::from_secs(150);
+const MAX_GROUP_AGE: Duration = Duration::from_secs(150);
 /// The interval of reads of failed starts while instances are expected.
-const FAILED_STARTS: Duration = Duration::from_secs(20);
+const FAILED_STARTS_INTERVAL: Duration = Duration::from_secs(20);
 /// Agents reconnect within this time after a restart of the manager.
-const RECONNECT: Duration = Duration::from_secs(120);
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What the rounds of one pool know.
 pub struct Rounds {
@@ -39,8 +39,8 @@ pub struct Rounds {
     began_at: Timestamp,
     /// The last known state of the group, including the manager's steps since.
     group: Option<(Group, Instant)>,
-    looked: Option<Instant>,
-    looked_for_failures: Option<Instant>,
+    group_read_at: Option<Instant>,
+    failed_starts_read_at: Option<Instant>,
     /// The failing calls, with the kind of error that was logged.
     failing: BTreeMap<&'static str, ErrorKind>,
     /// Instances that have had an agent while this process runs.
@@ -65,8 +65,8 @@ impl Rounds {
             began: Instant::now(),
             began_at: Timestamp::now(),
             group: None,
-            looked: None,
-            looked_for_failures: None,
+            group_read_at: None,
+            failed_starts_read_at: None,
             failing: BTreeMap::new(),
             known: BTreeSet::new(),
             wanted: None,
@@ -74,27 +74,28 @@ impl Rounds {
     }
 
     /// Replaces the settings.
-    pub fn change(&mut self, pool: PoolSettings) {
+    pub fn replace_settings(&mut self, pool: PoolSettings) {
         self.planner.change(Sizing::of(&pool));
         self.pool = pool;
     }
 
     /// Makes one decision and executes its steps. Returns the time until the next decision.
-    pub fn next(&mut self) -> Duration {
+    pub fn run_once(&mut self) -> Duration {
         let mut snapshot = self.workload.snapshot();
-        if self.looked.is_none_or(|looked| looked.elapsed() >= self.interval(&snapshot)) {
-            self.look();
+        if self.group_read_at.is_none_or(|looked| looked.elapsed() >= self.interval(&snapshot)) {
+            self.read_group();
             snapshot = self.workload.snapshot();
         }
         self.known.extend(snapshot.agents.iter().map(|agent| agent.instance.clone()));
-        self.look_for_failures(&snapshot);
+        self.read_failed_starts(&snapshot);
         let at = Instant::now();
         let now = Now { elapsed: at.saturating_duration_since(self.began), time: Timestamp::now() };
-        let group = self.group.as_ref().filter(|(_, seen)| seen.elapsed() < STALE).map(|(group, _)| group.clone());
+        let group =
+            self.group.as_ref().filter(|(_, seen)| seen.elapsed() < MAX_GROUP_AGE).map(|(group, _)| group.clone());
         let plan = self.planner.plan(&Observation::new(now, at, &snapshot, group.clone()));
-        self.tell(&plan);
+        self.log_plan(&plan);
         for step in &plan.steps {
-            self.carry_out(step, now.elapsed);
+            self.execute(step, now.elapsed);
         }
         self.workload.set_hold_budget(plan.hold_budget);
         self.board.decided(&self.pool.name, &plan, &snapshot, self.group.as_ref().map(|(group, _)| group));
@@ -104,7 +105,7 @@ impl Rounds {
     /// The time until the next read or decision.
     fn wait(&self, plan: &ScalingPlan, snapshot: &Snapshot) -> Duration {
         let interval = self.interval(snapshot);
-        let look = self.looked.map_or(Duration::ZERO, |looked| interval.saturating_sub(looked.elapsed()));
+        let look = self.group_read_at.map_or(Duration::ZERO, |looked| interval.saturating_sub(looked.elapsed()));
         let seconds = Timestamp::now().as_second().rem_euclid(60);
         let minute = EACH_MINUTE.saturating_sub(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
         let least = Duration::from_millis(200);
@@ -112,14 +113,14 @@ impl Rounds {
     }
 
     fn interval(&self, snapshot: &Snapshot) -> Duration {
-        match self.expects(snapshot) {
+        match self.awaits_change(snapshot) {
             true => self.pool.update_interval_when_expecting,
             false => self.pool.update_interval,
         }
     }
 
     /// Whether instances start or terminate.
-    fn expects(&self, snapshot: &Snapshot) -> bool {
+    fn awaits_change(&self, snapshot: &Snapshot) -> bool {
         let Some((group, _)) = &self.group else { return false };
         let agents: HashSet<&str> = snapshot.agents.iter().map(|agent| agent.instance.as_str()).collect();
         let registered = |instance: &str| agents.contains(instance);
@@ -127,22 +128,22 @@ impl Rounds {
         usize::try_from(group.desired).is_ok_and(|desired| desired != listed)
             || group.members.iter().any(|member| match member.state {
                 State::Running => !registered(&member.instance),
-                State::Creating | State::Terminating | State::Held => true,
+                State::Creating | State::Terminating | State::TerminationDelayed => true,
                 State::Aside => false,
             })
             || snapshot.agents.iter().any(|agent| agent.state == AgentState::Leaving)
     }
 
     /// Reads the group, and passes to the workload which instances may register and which have ended.
-    fn look(&mut self) {
-        self.looked = Some(Instant::now());
+    fn read_group(&mut self) {
+        self.group_read_at = Some(Instant::now());
         let group = match self.engine.group() {
             Ok(group) => group,
-            Err(error) => return self.complain("list", &error),
+            Err(error) => return self.record_failure("list", &error),
         };
-        self.succeeded("list");
+        self.record_success("list");
         self.board.engine_answered(&self.pool.name);
-        let may_register = |state: State| matches!(state, State::Creating | State::Running | State::Held);
+        let may_register = |state: State| matches!(state, State::Creating | State::Running | State::TerminationDelayed);
         let members: Vec<String> = group
             .members
             .iter()
@@ -152,7 +153,7 @@ impl Rounds {
         self.workload.set_members(&members);
         let snapshot = self.workload.snapshot();
         self.report_lost(&group, &snapshot);
-        self.attend_held(&group, &snapshot);
+        self.process_delayed_terminations(&group, &snapshot);
         let listed: HashSet<&str> = group.members.iter().map(|member| member.instance.as_str()).collect();
         self.known.retain(|instance| listed.contains(instance.as_str()));
         self.group = Some((group, Instant::now()));
@@ -172,7 +173,7 @@ impl Rounds {
         }
         match self.engine.ended(&missing) {
             Ok(ended) => {
-                self.succeeded("ended");
+                self.record_success("ended");
                 for instance in ended {
                     let text = format!("instance lost: it is terminated instance={instance}");
                     log::warn!("{text} pool={}", self.pool.name);
@@ -180,13 +181,13 @@ impl Rounds {
                     self.workload.lost(&instance);
                 }
             }
-            Err(error) => self.complain("ended", &error),
+            Err(error) => self.record_failure("ended", &error),
         }
     }
 
     /// Handles instances whose termination a lifecycle hook delays: the hook is extended while a job runs.
-    fn attend_held(&mut self, group: &Group, snapshot: &Snapshot) {
-        for member in group.members.iter().filter(|member| member.state == State::Held) {
+    fn process_delayed_terminations(&mut self, group: &Group, snapshot: &Snapshot) {
+        for member in group.members.iter().filter(|member| member.state == State::TerminationDelayed) {
             let instance = member.instance.as_str();
             let agent = snapshot.agents.iter().find(|agent| agent.instance == instance);
             let outcome = match agent.map(|agent| agent.state) {
@@ -196,80 +197,76 @@ impl Rounds {
                     Ok(())
                 }
                 // After a restart of the manager, the agent of the instance may not have reconnected yet.
-                None if !self.known.contains(instance) && self.began.elapsed() < RECONNECT => Ok(()),
+                None if !self.known.contains(instance) && self.began.elapsed() < RECONNECT_TIMEOUT => Ok(()),
                 None => self.engine.release_held(instance),
             };
             match outcome {
-                Ok(()) => self.succeeded("hook"),
-                Err(error) => self.complain("hook", &error),
+                Ok(()) => self.record_success("hook"),
+                Err(error) => self.record_failure("hook", &error),
             }
         }
     }
 
     /// While instances are expected, reads which ones the engine could not start.
-    fn look_for_failures(&mut self, snapshot: &Snapshot) {
-        let due = self.looked_for_failures.is_none_or(|looked| looked.elapsed() >= FAILED_STARTS);
-        if due && self.expects(snapshot) {
-            self.looked_for_failures = Some(Instant::now());
+    fn read_failed_starts(&mut self, snapshot: &Snapshot) {
+        let due = self.failed_starts_read_at.is_none_or(|looked| looked.elapsed() >= FAILED_STARTS_INTERVAL);
+        if due && self.awaits_change(snapshot) {
+            self.failed_starts_read_at = Some(Instant::now());
             let failed = self.failed_starts();
             let notes = self.planner.failed_starts(&failed, self.began.elapsed());
             for start in &failed {
                 self.board.start_failed(&self.pool.name, start);
             }
-            notes.iter().for_each(|note| self.note(note));
+            notes.iter().for_each(|note| self.log_note(note));
         }
     }
 
     fn failed_starts(&mut self) -> Vec<FailedStart> {
         match self.engine.failed_starts(self.began_at) {
             Ok(failed) => {
-                self.succeeded("failures");
+                self.record_success("failures");
                 failed
             }
             Err(error) => {
-                self.complain("failures", &error);
+                self.record_failure("failures", &error);
                 Vec::new()
             }
         }
     }
 
-    fn tell(&mut self, plan: &ScalingPlan) {
+    /// Logs the changes that the plan contains, and shows them on the status page.
+    fn log_plan(&mut self, plan: &ScalingPlan) {
         if self.wanted.replace(plan.wanted.instances) != Some(plan.wanted.instances) {
             let WantedInstances { instances, reason, .. } = &plan.wanted;
             log::info!("wanted instances changed wanted={instances} pool={} reason=\"{reason}\"", self.pool.name);
         }
-        let stops =
-            plan.notes.iter().any(|note| matches!(note, Note::Warning(text) if text.starts_with("growth stop")));
-        plan.notes.iter().for_each(|note| self.note(note));
-        if stops {
+        let has_stopped = plan.notes.iter().any(|note| matches!(note, Note::GrowthStopped(_)));
+        plan.notes.iter().for_each(|note| self.log_note(note));
+        if has_stopped {
             let failed = self.failed_starts();
             let cause = failed.last().map_or_else(
                 || "no start failed in the group's scaling activities".to_owned(),
                 |start| format!("{}; {}", start.cause, start.kind.remedy()),
             );
-            self.note(&Note::Warning(format!("scaling activities: {cause}")));
+            self.log_note(&Note::Warning(format!("scaling activities: {cause}")));
         }
         for boot in &plan.boots {
             self.board.booted(&self.pool.name, *boot);
         }
     }
 
-    fn note(&self, note: &Note) {
-        let text = match note {
-            Note::Info(text) => {
-                log::info!("{text} pool={}", self.pool.name);
-                text
-            }
-            Note::Warning(text) => {
-                log::warn!("{text} pool={}", self.pool.name);
-                text
-            }
+    fn log_note(&self, note: &Note) {
+        let (level, text) = match note {
+            Note::Info(text) => (log::Level::Info, text.clone()),
+            Note::Warning(text) => (log::Level::Warn, text.clone()),
+            Note::GrowthStopped(cause) => (log::Level::Warn, format!("growth stopped: {cause}")),
         };
-        self.board.happened(&self.pool.name, text);
+        log::log!(level, "{text} pool={}", self.pool.name);
+        self.board.happened(&self.pool.name, &text);
     }
 
     /// Executes one step and reports the result to the planner.
-    fn carry_out(&mut self, step: &ScalingStep, now: Duration) {
+    fn execute(&mut self, step: &ScalingStep, now: Duration) {
         let pool = self.pool.name.clone();
         let outcome = match &step.action {
             Action::SetTarget { to, .. } => self.engine.set_target(*to),
@@ -307,21 +304,21 @@ impl Rounds {
         };
         match outcome {
             Ok(()) => {
-                self.succeeded(call);
+                self.record_success(call);
                 log::info!("{text} pool={pool} reason=\"{}\"", step.reason);
                 self.board.happened(&pool, &format!("{text}: {}", step.reason));
                 self.planner.done(&step.action, now);
-                self.note_in_group(&step.action);
+                self.apply_to_group(&step.action);
             }
             Err(error) => {
                 self.planner.failed(&step.action, now);
-                self.complain(call, &error);
+                self.record_failure(call, &error);
             }
         }
     }
 
     /// Applies the effect of a step to the known state of the group, until the next read.
-    fn note_in_group(&mut self, action: &Action) {
+    fn apply_to_group(&mut self, action: &Action) {
         let Some((group, _)) = &mut self.group else { return };
         match action {
             Action::SetTarget { to, .. } => group.desired = *to,
@@ -338,14 +335,14 @@ impl Rounds {
     }
 
     /// Logs a failed call once, and again if it fails for another kind of reason, until it succeeds.
-    fn complain(&mut self, call: &'static str, error: &EngineError) {
+    fn record_failure(&mut self, call: &'static str, error: &EngineError) {
         self.board.engine_failed(&self.pool.name, call, error);
         if self.failing.insert(call, error.kind) != Some(error.kind) {
             log::warn!("engine call failed; retrying in the next round pool={} error=\"{error}\"", self.pool.name);
         }
     }
 
-    fn succeeded(&mut self, call: &'static str) {
+    fn record_success(&mut self, call: &'static str) {
         if self.failing.remove(call).is_some() {
             log::info!("engine call succeeded again pool={} call={call}", self.pool.name);
         }

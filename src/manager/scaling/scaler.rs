@@ -14,11 +14,11 @@ use crate::sys;
 
 const STACK: usize = 512 * 1024;
 /// The minimum interval of decisions. Jobs that begin and end at about the same time are handled as one change.
-const LEAST_ROUND: Duration = Duration::from_millis(50);
+const MIN_ROUND: Duration = Duration::from_millis(50);
 /// The minimum interval of decisions as a multiple of the time that the last one took, so that the decisions of a large
 /// fleet use a small part of a core.
 const PAUSE: u32 = 50;
-const MOST_PAUSE: Duration = Duration::from_millis(500);
+const MAX_PAUSE: Duration = Duration::from_millis(500);
 
 /// The scaler of one pool; its thread ends with [`Scaler::stop`].
 pub struct Scaler {
@@ -78,13 +78,13 @@ impl Shared {
     fn run(&self, mut rounds: Rounds, workload: &dyn Workload) {
         while !self.stop.is_set() {
             if let Some(pool) = sync::lock(&self.new_settings).take() {
-                rounds.change(pool);
+                rounds.replace_settings(pool);
             }
             let (began, cpu) = (Instant::now(), sys::thread_time());
-            let wait = rounds.next();
+            let wait = rounds.run_once();
             let spent = sys::thread_time().saturating_sub(cpu);
             workload.wait_for_change(wait);
-            let least = (spent * PAUSE).clamp(LEAST_ROUND, MOST_PAUSE);
+            let least = (spent * PAUSE).clamp(MIN_ROUND, MAX_PAUSE);
             self.stop.wait(least.saturating_sub(began.elapsed()));
         }
     }

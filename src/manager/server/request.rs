@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 /// The maximum size of a request's head.
-const HEAD_MAX: usize = 16 << 10;
+const MAX_HEAD_BYTES: usize = 16 << 10;
 /// The maximum size of a body: an agent sends its data and its list of jobs.
-const BODY_MAX: usize = 256 << 10;
+const MAX_BODY_BYTES: usize = 256 << 10;
 
 /// A request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,7 +41,11 @@ pub enum Parsed {
 /// Reads a request from the bytes of a connection.
 pub fn parse(bytes: &[u8]) -> Parsed {
     let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
-        return if bytes.len() > HEAD_MAX { Parsed::Refused(431, "the head is too long") } else { Parsed::Incomplete };
+        return if bytes.len() > MAX_HEAD_BYTES {
+            Parsed::Refused(431, "the head is too long")
+        } else {
+            Parsed::Incomplete
+        };
     };
     let Ok(head) = std::str::from_utf8(&bytes[..end]) else { return Parsed::Refused(400, "this is not HTTP") };
     let mut lines = head.split("\r\n");
@@ -68,7 +72,7 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     }
     let length = match request.header("content-length").map(str::parse::<usize>) {
         None => 0,
-        Some(Ok(length)) if length <= BODY_MAX => length,
+        Some(Ok(length)) if length <= MAX_BODY_BYTES => length,
         Some(Ok(_)) => return Parsed::Refused(413, "the body is too long"),
         Some(Err(_)) => return Parsed::Refused(400, "the Content-Length is not a number"),
     };
@@ -187,8 +191,8 @@ mod tests {
             ("GET / HTTP/1.1\r\nno colon\r\n\r\n".to_owned(), 400),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(), 411),
             ("POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n".to_owned(), 400),
-            (format!("POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n", BODY_MAX + 1), 413),
-            ("x".repeat(HEAD_MAX + 1), 431),
+            (format!("POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n", MAX_BODY_BYTES + 1), 413),
+            ("x".repeat(MAX_HEAD_BYTES + 1), 431),
         ] {
             assert!(matches!(parse(text.as_bytes()), Parsed::Refused(found, _) if found == status), "{text:.60}");
         }

@@ -247,7 +247,7 @@ pub fn states<'a>(group: Option<&'a Group>, snapshot: &'a Snapshot) -> Vec<(&'a 
         .unwrap_or_default();
     let state = |instance: &str| match (members.get(instance), agents.get(instance)) {
         (Some(State::Terminating), _) => "terminating",
-        (Some(State::Held), _) => "held",
+        (Some(State::TerminationDelayed), _) => "held",
         (Some(State::Aside), _) => "aside",
         (_, Some(AgentState::Busy)) => "busy",
         (_, Some(AgentState::Leaving)) => "leaving",

@@ -52,13 +52,15 @@ impl<'a> Series<'a> {
 /// A label below the time axis, at a fraction (0 to 1) of the width.
 pub type Tick = (f64, String);
 
+/// The size of the area between the axes.
+const PLOT_WIDTH: f64 = WIDTH - LEFT - RIGHT;
+const PLOT_HEIGHT: f64 = HEIGHT - TOP - BOTTOM;
+
 /// Draws several lines in one chart. `title` is for screen readers.
 pub fn draw(title: &str, series: &[Series<'_>], ticks: &[Tick]) -> String {
     let merged: Vec<Vec<u32>> = series.iter().map(|series| merge(series.values)).collect();
     let highest = merged.iter().flatten().copied().max().unwrap_or(0);
-    let top = axis_end(highest);
-    let plot = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM);
-    let y = |value: u32| TOP + plot.1 * (1.0 - f64::from(value) / f64::from(top));
+    let axis_end = axis_end(highest);
     let mut svg = String::new();
     // Writing to a string cannot fail, here and below.
     let _ = write!(
@@ -67,12 +69,29 @@ pub fn draw(title: &str, series: &[Series<'_>], ticks: &[Tick]) -> String {
          font-size=\"11\"><title>{}</title>",
         escape(title)
     );
+    draw_grid(&mut svg, axis_end);
+    draw_ticks(&mut svg, ticks);
+    for (series, values) in series.iter().zip(&merged) {
+        draw_line(&mut svg, series, values, axis_end);
+    }
+    draw_legend(&mut svg, series);
+    svg.push_str("</svg>");
+    svg
+}
+
+/// The vertical position of a value.
+fn y_of(value: u32, axis_end: u32) -> f64 {
+    TOP + PLOT_HEIGHT * (1.0 - f64::from(value) / f64::from(axis_end))
+}
+
+/// Draws horizontal lines with the labels of the vertical axis.
+fn draw_grid(svg: &mut String, axis_end: u32) {
     for step in 0..=4 {
-        let value = top * step / 4;
-        if step > 0 && value == top * (step - 1) / 4 {
+        let value = axis_end * step / 4;
+        if step > 0 && value == axis_end * (step - 1) / 4 {
             continue;
         }
-        let at = y(value);
+        let at = y_of(value, axis_end);
         let _ = write!(
             svg,
             "<line x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{:.1}\" y2=\"{at:.1}\" stroke=\"#8884\"/><text x=\"{:.1}\" y=\"{:.1}\" \
@@ -80,11 +99,15 @@ pub fn draw(title: &str, series: &[Series<'_>], ticks: &[Tick]) -> String {
             WIDTH - RIGHT,
             LEFT - 6.0,
             at + 4.0,
-            label(value, top)
+            label(value, axis_end)
         );
     }
+}
+
+/// Draws the labels of the time axis.
+fn draw_ticks(svg: &mut String, ticks: &[Tick]) {
     for (part, text) in ticks {
-        let at = LEFT + plot.0 * part;
+        let at = LEFT + PLOT_WIDTH * part;
         let anchor = match *part {
             part if part < 0.03 => "start",
             part if part > 0.97 => "end",
@@ -97,18 +120,22 @@ pub fn draw(title: &str, series: &[Series<'_>], ticks: &[Tick]) -> String {
             escape(text)
         );
     }
-    for (series, values) in series.iter().zip(&merged) {
-        let path = steps(values, plot.0, y);
-        if series.filled && !path.is_empty() {
-            let base = y(0);
-            let _ = write!(
-                svg,
-                "<path d=\"{path} V{base:.1} H{LEFT:.1} Z\" fill=\"{}\" fill-opacity=\"0.25\" stroke=\"none\"/>",
-                series.colour
-            );
-        }
-        let _ = write!(svg, "<path d=\"{path}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\"/>", series.colour);
+}
+
+fn draw_line(svg: &mut String, series: &Series<'_>, values: &[u32], axis_end: u32) {
+    let path = steps(values, PLOT_WIDTH, |value| y_of(value, axis_end));
+    if series.filled && !path.is_empty() {
+        let base = y_of(0, axis_end);
+        let _ = write!(
+            svg,
+            "<path d=\"{path} V{base:.1} H{LEFT:.1} Z\" fill=\"{}\" fill-opacity=\"0.25\" stroke=\"none\"/>",
+            series.colour
+        );
     }
+    let _ = write!(svg, "<path d=\"{path}\" fill=\"none\" stroke=\"{}\" stroke-width=\"1.5\"/>", series.colour);
+}
+
+fn draw_legend(svg: &mut String, series: &[Series<'_>]) {
     let mut at = LEFT;
     for series in series {
         let _ = write!(
@@ -120,8 +147,6 @@ pub fn draw(title: &str, series: &[Series<'_>], ticks: &[Tick]) -> String {
         );
         at += 30.0 + 6.5 * series.name.chars().count() as f64;
     }
-    svg.push_str("</svg>");
-    svg
 }
 
 /// The path of a line that keeps each value until the next one. Points with an unchanged value are left out.

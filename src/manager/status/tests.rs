@@ -80,7 +80,7 @@ fn shown_with_jobs() -> (Arc<StatusBoard>, Pages, Arc<Fixed>) {
         member("i-leaving", State::Running),
         member("i-starting", State::Running),
         member("i-creating", State::Creating),
-        member("i-held", State::Held),
+        member("i-held", State::TerminationDelayed),
     ];
     let group =
         Group { name: EVIL.to_owned(), desired: 6, most: Some(9), members: members.to_vec(), ..Group::default() };

@@ -295,7 +295,7 @@ fn a_quota_stops_growth_and_withdraws_what_cannot_be_started() {
         kind: FailureKind::Quota,
     };
     let notes = world.planner.failed_starts(std::slice::from_ref(&failed), world.now);
-    let Some(Note::Warning(note)) = notes.first() else { panic!("no warning") };
+    let Some(Note::GrowthStopped(note)) = notes.first() else { panic!("growth must stop") };
     assert!(note.contains("vCPU limit of 2 (quota); raise the quota"), "{note}");
     assert_eq!(world.planner.failed_starts(&[failed], world.now), []);
     world.jobs = JobCounts { held: 3, running: 1 };
@@ -469,7 +469,7 @@ fn a_failed_termination_is_tried_again_later() {
 fn members_that_do_not_count_are_left_alone() {
     let mut world = World::new("docker-autoscaler", HOLD);
     world.member("warm", State::Aside);
-    world.member("held", State::Held);
+    world.member("held", State::TerminationDelayed);
     world.member("ending", State::Terminating);
     world.jobs.held = 1;
     assert_eq!(actions(&world.step()), [set(0, 1)]);

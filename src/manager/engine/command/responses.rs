@@ -14,27 +14,27 @@ const LONGEST_ID: usize = 255;
 
 /// The response of the program to `group`.
 #[derive(Debug, Deserialize)]
-pub struct GroupAnswer {
+pub struct GroupResponse {
     desired: Option<u32>,
     #[serde(default)]
     min: u32,
     max: Option<u32>,
     /// Required: an answer without it would mean that every instance has ended.
-    members: Vec<MemberAnswer>,
+    members: Vec<MemberEntry>,
 }
 
 #[derive(Debug, Deserialize)]
-struct MemberAnswer {
+struct MemberEntry {
     instance: String,
     #[serde(default)]
-    state: StateAnswer,
+    state: StateEntry,
     #[serde(default = "yes")]
     healthy: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum StateAnswer {
+enum StateEntry {
     Creating,
     #[default]
     Running,
@@ -44,12 +44,12 @@ enum StateAnswer {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct FailuresAnswer {
-    pub failures: Vec<FailureAnswer>,
+pub struct FailuresResponse {
+    pub failures: Vec<FailureEntry>,
 }
 
 #[derive(Debug, Deserialize)]
-pub struct FailureAnswer {
+pub struct FailureEntry {
     #[serde(deserialize_with = "time")]
     at: Timestamp,
     cause: String,
@@ -57,11 +57,11 @@ pub struct FailureAnswer {
     kind: String,
 }
 
-impl GroupAnswer {
+impl GroupResponse {
     /// The group, with the name `program`. Errors: an id cannot be used.
     pub fn into_group(self, program: &str) -> Result<Group, String> {
         check_ids(&self.members)?;
-        let members: Vec<Member> = self.members.into_iter().map(MemberAnswer::into_member).collect();
+        let members: Vec<Member> = self.members.into_iter().map(MemberEntry::into_member).collect();
         let counted = members.iter().filter(|member| member.state.counts()).count();
         Ok(Group {
             name: program.to_owned(),
@@ -75,15 +75,15 @@ impl GroupAnswer {
     }
 }
 
-impl MemberAnswer {
+impl MemberEntry {
     fn into_member(self) -> Member {
         Member {
             instance: self.instance,
             state: match self.state {
-                StateAnswer::Creating => State::Creating,
-                StateAnswer::Running => State::Running,
-                StateAnswer::Terminating => State::Terminating,
-                StateAnswer::Aside => State::Aside,
+                StateEntry::Creating => State::Creating,
+                StateEntry::Running => State::Running,
+                StateEntry::Terminating => State::Terminating,
+                StateEntry::Aside => State::Aside,
             },
             healthy: self.healthy,
             protected: true,
@@ -92,7 +92,7 @@ impl MemberAnswer {
     }
 }
 
-impl FailureAnswer {
+impl FailureEntry {
     /// The failed start.
     pub fn into_failed_start(self) -> FailedStart {
         FailedStart {
@@ -113,9 +113,9 @@ fn yes() -> bool {
 }
 
 /// Each instance needs an id of its own, in letters that logs and pages can show.
-fn check_ids(members: &[MemberAnswer]) -> Result<(), String> {
+fn check_ids(members: &[MemberEntry]) -> Result<(), String> {
     let mut known = HashSet::new();
-    for MemberAnswer { instance, .. } in members {
+    for MemberEntry { instance, .. } in members {
         if instance.is_empty() || instance.len() > LONGEST_ID || !instance.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(format!(
                 "the answer cannot be used: the id `{}` of an instance must have 1 to {LONGEST_ID} printable ASCII characters",
