@@ -34,9 +34,9 @@ pub(super) enum HandOver {
 
 /// How the earlier agent ended. The first call removes the marker file.
 pub(super) fn predecessor(state: &Path) -> Predecessor {
-    let mark = state.join(MARKER_FILE);
-    let text = fs::read_to_string(&mark).unwrap_or_default();
-    let _ = fs::remove_file(&mark);
+    let marker = state.join(MARKER_FILE);
+    let text = fs::read_to_string(&marker).unwrap_or_default();
+    let _ = fs::remove_file(&marker);
     // exec keeps the process id and the start time, so they are equal if the predecessor handed over.
     match !text.is_empty() && Some(text) == process() {
         true => Predecessor::HandedOver,
@@ -50,7 +50,7 @@ fn process() -> Option<String> {
     Some(format!("{pid} {}", sys::start_time(pid.cast_signed())?))
 }
 
-fn leave_mark(state: &Path) {
+fn write_marker(state: &Path) {
     let written = process().map_or(Ok(()), |process| fs::write(state.join(MARKER_FILE), process));
     if let Err(error) = written {
         log::warn!("cannot record the hand-over; the new program counts it as a crash of the agent error={error}");
@@ -129,7 +129,7 @@ impl Agent {
         let program = program();
         let mut next = Command::new(&program);
         next.args(std::env::args_os().skip(1)).envs(self.service_manager.variables());
-        leave_mark(&self.state_dir);
+        write_marker(&self.state_dir);
         let error = sys::exec_holding(next, signals::handled());
         let _ = fs::remove_file(self.state_dir.join(MARKER_FILE));
         log::error!(
@@ -179,15 +179,15 @@ mod tests {
     fn a_process_that_became_another_program_is_distinguished_from_one_that_died() {
         let state = tempfile::tempdir().expect("a directory");
         assert_eq!(predecessor(state.path()), Predecessor::Ended);
-        leave_mark(state.path());
+        write_marker(state.path());
         assert_eq!(predecessor(state.path()), Predecessor::HandedOver);
-        assert_eq!(predecessor(state.path()), Predecessor::Ended, "told once");
+        assert_eq!(predecessor(state.path()), Predecessor::Ended, "the marker counts once");
         fs::write(state.path().join(MARKER_FILE), "1 1").expect("write the file");
-        assert_eq!(predecessor(state.path()), Predecessor::Ended, "the mark of another process");
+        assert_eq!(predecessor(state.path()), Predecessor::Ended, "the marker of another process");
     }
 
     #[test]
-    fn a_program_that_cannot_start_tells_why() {
+    fn the_reason_why_a_program_cannot_start_is_returned() {
         assert_eq!(validate(Path::new("/bin/true")), Ok(()));
         assert_eq!(validate(Path::new("/bin/false")), Err("exit status: 1".to_owned()));
         assert!(

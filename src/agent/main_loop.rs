@@ -112,7 +112,7 @@ impl Agent {
 
     fn run_due_work_while_available(&mut self) -> Option<Duration> {
         let next_rotation = self.rotate_tokens();
-        let next_look = match self.until_giving_up() {
+        let until_give_up = match self.until_giving_up() {
             Some((Duration::ZERO, reason)) => {
                 self.begin_shutdown(reason);
                 return Some(Duration::ZERO);
@@ -124,7 +124,7 @@ impl Agent {
                 self.begin_shutdown(reason);
                 Some(Duration::ZERO)
             }
-            Err(left) => [left, next_rotation, next_look].into_iter().flatten().min(),
+            Err(left) => [left, next_rotation, until_give_up].into_iter().flatten().min(),
         }
     }
 

@@ -20,6 +20,9 @@ const ROOT_GROUPS: [&str; 9] = ["docker", "podman", "lxd", "incus", "incus-admin
 const ROOT_CAPABILITIES: [&str; 7] =
     ["ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_PTRACE", "SYS_RAWIO", "DAC_READ_SEARCH", "BPF"];
 
+/// The beginning of each error: the key of the configuration, and the effect.
+const ERROR_PREFIX: &str = "`block_instance_metadata`: access of jobs to the instance's credentials cannot be blocked";
+
 /// Loads the nftables rules, or removes them if the configuration no longer requires them. Errors: jobs could reach the
 /// metadata service, so the agent must not take jobs.
 pub fn apply(config: &Config, asked_user: Option<&str>, state: &Path) -> Result<Option<Arc<MetadataBlock>>, String> {
@@ -38,8 +41,6 @@ pub fn apply(config: &Config, asked_user: Option<&str>, state: &Path) -> Result<
     log::info!("access of jobs to the instance metadata is blocked");
     Ok(Some(Arc::new(block)))
 }
-
-const ERROR_PREFIX: &str = "`block_instance_metadata`: access of jobs to the instance's credentials cannot be blocked";
 
 /// The users of the jobs, whose processes the rules block. Errors: jobs could bypass the rules.
 pub fn job_users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, String> {

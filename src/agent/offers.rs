@@ -16,7 +16,7 @@ use crate::journal::{OfferRecord, SlotDirectory};
 use crate::sys;
 
 /// Interval of retries while the manager does not answer.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5)).with_jitter(0.5);
+const ACCEPT_RETRY: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5)).with_jitter(0.5);
 
 /// An offered job and its manager.
 #[derive(Clone)]
@@ -51,7 +51,7 @@ impl OfferedJob {
                     }
                 }
             }
-            control.wait(RETRY.delay(attempts));
+            control.wait(ACCEPT_RETRY.delay(attempts));
             attempts += 1;
             let requests = control.stop_requests();
             if requests.stops_job() || requests.eviction().is_some() || control.is_abandoned() {

@@ -35,7 +35,7 @@ impl Agent {
             let record = match directory.read() {
                 StoredRecord::Current(record) => Some(*record),
                 StoredRecord::Absent => None,
-                StoredRecord::Foreign(record) if self.fail_foreign(config, number, &record) => continue,
+                StoredRecord::Foreign(record) if self.fail_job_of_other_version(config, number, &record) => continue,
                 StoredRecord::Foreign(_) => None,
                 StoredRecord::Unreadable => {
                     log::error!("cannot read the journal; its job is lost slot={number}");
@@ -46,7 +46,7 @@ impl Agent {
             let lives_on = record.as_ref().filter(|record| record.identity.boot == self.identity.boot);
             let job = lives_on.and_then(|record| Some(job_name(&payload_of(record)?, record.began)));
             let dirs = record.as_ref().and_then(|record| record.progress.dirs.clone());
-            let kept = record.is_some_and(|record| self.recover_one(config, predecessor, number, &directory, record));
+            let kept = record.is_some_and(|record| self.resume_job(config, predecessor, number, &directory, record));
             recovered.jobs.extend(job.filter(|_| kept));
             recovered.directories.extend(dirs.filter(|_| kept).map(|dirs| dirs.builds));
             if !kept && let Err(error) = directory.discard() {
@@ -76,7 +76,7 @@ impl Agent {
     }
 
     /// Resumes one job. Returns false if it cannot be resumed.
-    fn recover_one(
+    fn resume_job(
         &self,
         config: &Config,
         predecessor: Predecessor,
@@ -127,7 +127,7 @@ impl Agent {
 
     /// Reports the job in a record of another version as failed, because GitLab would wait an hour for it otherwise.
     /// Returns false if the report is not possible.
-    fn fail_foreign(&self, config: &Config, number: usize, record: &ForeignRecord) -> bool {
+    fn fail_job_of_other_version(&self, config: &Config, number: usize, record: &ForeignRecord) -> bool {
         if record.identity.instance != self.identity.instance {
             log::info!("discarding the journal of another machine slot={number}");
             return false;

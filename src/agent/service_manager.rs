@@ -93,7 +93,7 @@ impl ServiceManager {
     /// watchdog.
     pub fn ping_watchdog(&mut self) -> Option<Duration> {
         let interval = self.watchdog_interval?;
-        let since = self.last_ping.map(|fed| fed.elapsed());
+        let since = self.last_ping.map(|last| last.elapsed());
         if let Some(left) = since.and_then(|since| interval.checked_sub(since)).filter(|left| !left.is_zero()) {
             return Some(left);
         }
@@ -133,7 +133,7 @@ mod tests {
         socket
     }
 
-    fn heard(socket: &UnixDatagram) -> String {
+    fn received(socket: &UnixDatagram) -> String {
         let mut buffer = [0; 256];
         let length = socket.recv(&mut buffer).expect("a notice");
         String::from_utf8_lossy(&buffer[..length]).into_owned()
@@ -155,15 +155,15 @@ mod tests {
             let socket = listen(&address);
             let mut service_manager = service_manager(&given, "0", "0");
             service_manager.ready();
-            assert_eq!(heard(&socket), format!("READY=1\nMAINPID={}", process::id()));
+            assert_eq!(received(&socket), format!("READY=1\nMAINPID={}", process::id()));
             service_manager.status("idle");
             service_manager.status("idle");
             service_manager.reloading();
-            assert_eq!(heard(&socket), "STATUS=idle");
-            assert!(heard(&socket).starts_with("RELOADING=1\nMONOTONIC_USEC="));
+            assert_eq!(received(&socket), "STATUS=idle");
+            assert!(received(&socket).starts_with("RELOADING=1\nMONOTONIC_USEC="));
             service_manager.stopping();
-            assert_eq!(heard(&socket), "STOPPING=1");
-            assert_eq!(service_manager.ping_watchdog(), None, "nobody watches");
+            assert_eq!(received(&socket), "STOPPING=1");
+            assert_eq!(service_manager.ping_watchdog(), None, "there is no watchdog");
             assert_eq!(service_manager.variables().count(), 3);
         }
     }
@@ -177,12 +177,15 @@ mod tests {
         let ours = process::id().to_string();
         let mut watched = service_manager(&path, "60000000", &ours);
         assert_eq!(watched.ping_watchdog(), Some(Duration::from_secs(30)));
-        assert!(watched.ping_watchdog().expect("ping the watchdog") <= Duration::from_secs(30), "fed already");
+        assert!(
+            watched.ping_watchdog().expect("ping the watchdog") <= Duration::from_secs(30),
+            "the last ping is recent"
+        );
         watched.stopping();
-        assert_eq!([heard(&socket), heard(&socket)], ["WATCHDOG=1", "STOPPING=1"]);
+        assert_eq!([received(&socket), received(&socket)], ["WATCHDOG=1", "STOPPING=1"]);
         assert_eq!(service_manager(&path, "60000000", "1").ping_watchdog(), None);
         assert_eq!(service_manager("nonsense", "60000000", &ours).ping_watchdog(), None);
-        let nobody = format!("{path}-nobody");
-        service_manager(&nobody, "60000000", &ours).stopping();
+        let unused = format!("{path}-unused");
+        service_manager(&unused, "60000000", &ours).stopping();
     }
 }

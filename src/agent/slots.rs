@@ -44,11 +44,11 @@ pub struct RunnerBounds {
 
 /// The running jobs and the requests in flight on this instance.
 pub struct Slots {
-    state: Mutex<State>,
+    state: Mutex<SlotState>,
     changed: Condvar,
 }
 
-struct State {
+struct SlotState {
     /// Concurrent jobs over all runners.
     concurrent: u32,
     /// By slot number: true if the slot holds a job or a request.
@@ -142,7 +142,7 @@ impl Slots {
 
     /// As [`Slots::new`], with another clock for tests.
     pub fn with_clock(concurrent: u32, max_builds: Option<u32>, builds: u32, clock: Clock) -> Arc<Self> {
-        let state = State {
+        let state = SlotState {
             concurrent,
             taken: vec![false; concurrent as usize],
             max_builds,
@@ -315,12 +315,12 @@ impl Slots {
         state.polled || state.polling_runners == 0
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SlotState> {
         sync::lock(&self.state)
     }
 }
 
-impl State {
+impl SlotState {
     /// The first poller in the queue that may send a request.
     fn first_eligible(&self) -> Option<u64> {
         let in_use = self.taken.iter().filter(|taken| **taken).count() as u32;

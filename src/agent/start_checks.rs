@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::config::{self, Config};
 use crate::instance::{self, Instance, Requirement};
-use crate::monitor::listener::bind;
+use crate::monitor::address::bind;
 
 /// Checks that the state directory can be written: creates and removes a directory in it, or where it will be created.
 /// Permission bits would not be enough: those of /proc, for example, are misleading. `table` is the table of the key

@@ -17,7 +17,7 @@ use crate::sync;
 use crate::sys;
 
 /// Interval of the comparison.
-const COMPARE_INTERVAL: Duration = Duration::from_millis(10_000);
+const COMPARE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Device, inode, modification time and size of the file; `None` if it does not exist.
 type FileStamp = Option<(u64, u64, SystemTime, u64)>;

@@ -13,7 +13,7 @@ use crate::manager::engine::{self, Verdict};
 use crate::manager::pool::PoolSettings;
 use crate::manager::server::certificate;
 use crate::manager::{findings, settings};
-use crate::monitor::listener;
+use crate::monitor::address;
 
 /// The manager's certificate should be renewed this long before it expires.
 const RENEWAL: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -63,7 +63,7 @@ pub fn check(report: &mut Report, config: &Config) {
 }
 
 fn check_listener(report: &mut Report, manager: &Manager) {
-    match listener::bind(&manager.listen) {
+    match address::bind(&manager.listen) {
         Ok(_) => report.ok("listen", &format!("{} is free", manager.listen)),
         Err(why) => report.warn(
             "listen",

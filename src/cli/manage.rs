@@ -150,7 +150,7 @@ pub fn unregister(options: &Unregister) -> Result<ExitCode, String> {
         };
         match outcome {
             // 404: this machine is already unregistered.
-            Ok(()) | Err(ApiError::Answer(404, _)) => done.push(runner),
+            Ok(()) | Err(ApiError::Status(404, _)) => done.push(runner),
             Err(error) => {
                 let name = &runner.name;
                 eprintln!("{name}: not unregistered, and kept in the configuration: {error}");

@@ -34,7 +34,7 @@ use crate::instance::aws::secrets;
 use crate::instance::{self, Requirement};
 use crate::job::file_task;
 use crate::local::guard;
-use crate::monitor::listener::check_address;
+use crate::monitor::address::check_address;
 use crate::shim;
 use crate::token::Token;
 

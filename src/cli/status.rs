@@ -12,7 +12,7 @@ use super::ConfigFile;
 use super::output::{self, say};
 use crate::agent::status::AgentStatus;
 use crate::manager::status::view::{InstanceView, ManagerView, PoolView, duration};
-use crate::monitor::listener::split_address;
+use crate::monitor::address::split_address;
 
 /// The timeout for the response.
 const TIMEOUT: Duration = Duration::from_secs(10);

@@ -51,7 +51,7 @@ impl Table {
         let listen = self.listen.filter(|listen| !listen.trim().is_empty());
         let listen = listen.unwrap_or_else(|| format!(":{DEFAULT_PORT}"));
         let listen = if listen.contains(':') { listen } else { format!("{listen}:{DEFAULT_PORT}") };
-        crate::monitor::listener::check_address(&listen).map_err(|why| ("mayfly.manager.listen", why))?;
+        crate::monitor::address::check_address(&listen).map_err(|why| ("mayfly.manager.listen", why))?;
         let certificate = match (given(self.certificate_file), given(self.key_file), self.plain_http) {
             (Some(certificate), Some(key), false) => Some((certificate, key)),
             (None, None, true) => None,

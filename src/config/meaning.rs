@@ -94,7 +94,7 @@ fn check_one_of(key: &'static str, value: Option<&str>, allowed: &[&str]) -> Res
 
 fn listen_address(address: Option<String>) -> Result<Option<String>, InvalidValue> {
     let Some(address) = address.filter(|address| !address.is_empty()) else { return Ok(None) };
-    match crate::monitor::listener::check_address(&address) {
+    match crate::monitor::address::check_address(&address) {
         Ok(()) => Ok(Some(address)),
         Err(why) => Err(InvalidValue::global("listen_address", format!("`listen_address`: {why}"))),
     }

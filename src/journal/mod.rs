@@ -207,7 +207,7 @@ impl SlotDirectory {
             }
             _ => {
                 let latest = lines.rev().find_map(|line| decode::json(line).ok());
-                ForeignRecord::of(first, latest)
+                ForeignRecord::parse(first, latest)
                     .map_or(StoredRecord::Unreadable, |record| StoredRecord::Foreign(Box::new(record)))
             }
         }
@@ -220,33 +220,33 @@ impl SlotDirectory {
 
 impl ForeignRecord {
     /// Reads the fields that every version writes. `latest` is the last progress after the record.
-    fn of(record: &[u8], latest: Option<Value>) -> Option<Self> {
+    fn parse(record: &[u8], latest: Option<Value>) -> Option<Self> {
         let record: Value = decode::json(record).ok()?;
-        let step = latest.as_ref().or(record.get("progress")).and_then(step_in);
+        let step = latest.as_ref().or(record.get("progress")).and_then(find_step);
         Some(Self {
-            version: part(&record, "version"),
-            identity: part(&record, "identity")?,
-            url: part(&record, "url")?,
-            tls: part(&record, "tls").unwrap_or_default(),
-            short_token: part(&record, "short_token")?,
-            payload: part(&record, "payload")?,
+            version: field(&record, "version"),
+            identity: field(&record, "identity")?,
+            url: field(&record, "url")?,
+            tls: field(&record, "tls").unwrap_or_default(),
+            short_token: field(&record, "short_token")?,
+            payload: field(&record, "payload")?,
             is_offered: record.get("offer").is_some_and(|offer| !offer.is_null()),
             step,
         })
     }
 }
 
-fn part<T: DeserializeOwned>(record: &Value, key: &str) -> Option<T> {
+fn field<T: DeserializeOwned>(record: &Value, key: &str) -> Option<T> {
     decode::json(record.get(key)?.to_string().as_bytes()).ok()
 }
 
 /// The running step. Another version may store it elsewhere in the progress.
-fn step_in(progress: &Value) -> Option<StepRecord> {
+fn find_step(progress: &Value) -> Option<StepRecord> {
     let Value::Object(fields) = progress else { return None };
     if fields.contains_key("id") && fields.contains_key("cgroups") {
         return decode::json(progress.to_string().as_bytes()).ok();
     }
-    fields.values().find_map(step_in)
+    fields.values().find_map(find_step)
 }
 
 /// The existing slot directories below the state directory, by number.

@@ -41,6 +41,15 @@ pub enum ShutdownReason {
 }
 
 impl ShutdownReason {
+    /// Whether an agent with `leave = "exit"` may start on this machine again after the shutdown: neither the cloud nor a
+    /// manager ends the instance.
+    pub fn allows_new_start(self) -> bool {
+        match self {
+            Self::Idle | Self::MaxBuilds | Self::MaxAge | Self::Unfit | Self::NoRunner | Self::Rebalance => true,
+            Self::ManagerRequest | Self::NoManager | Self::Interruption | Self::Stop | Self::Terminated => false,
+        }
+    }
+
     /// The reason, as a word for logs.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -37,7 +37,8 @@ use crate::agent::{gitlab, watch};
 use crate::config::{self, Config, LoadedConfig, Role};
 use crate::coordinator::gitlab::GitLab;
 use crate::instance::aws::secrets;
-use crate::monitor::listener::{Listener, bind};
+use crate::monitor::address::bind;
+use crate::monitor::listener::Listener;
 use crate::sync;
 use crate::sys;
 

@@ -25,10 +25,10 @@ struct UnfitRunners {
 
 impl FitnessStatus {
     /// Records the result of a check. If the result has changed, logs the change and returns true.
-    pub fn set(&self, runner_labels: &RunnerLabels, looked: &Result<(), Unfit>) -> bool {
+    pub fn set(&self, runner_labels: &RunnerLabels, fitness: &Result<(), Unfit>) -> bool {
         let mut state = self.lock();
         let before = state.unfit.remove(runner_labels);
-        match looked {
+        match fitness {
             Ok(()) if before.is_some() => {
                 log::info!("the machine is fit again; polling resumed runner={}", runner_labels.name);
                 true

@@ -211,16 +211,10 @@ impl Agent {
         let reason = earlier.reason;
         match outcome {
             TerminationOutcome::Done => {
-                let of_its_own = matches!(
-                    reason,
-                    ShutdownReason::Idle
-                        | ShutdownReason::MaxBuilds
-                        | ShutdownReason::MaxAge
-                        | ShutdownReason::Unfit
-                        | ShutdownReason::NoRunner
-                        | ShutdownReason::Rebalance
-                );
-                if of_its_own && !earlier.is_terminated() && self.config.leave.strategy == LeaveStrategy::Exit {
+                if reason.allows_new_start()
+                    && !earlier.is_terminated()
+                    && self.config.leave.strategy == LeaveStrategy::Exit
+                {
                     // The machine keeps running, so the next agent must count its jobs from zero.
                     reset_shutdown_and_count(&self.state_dir);
                 }

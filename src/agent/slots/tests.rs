@@ -1,7 +1,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Instant;
 
 use super::*;
 
@@ -97,21 +96,34 @@ fn builds_of_an_earlier_agent_count_and_the_maximum_can_change() {
     assert!(!slots.are_builds_used_up());
 }
 
+/// A clock that a test sets.
+#[derive(Clone, Default)]
+struct TestClock(Arc<Mutex<Duration>>);
+
+impl TestClock {
+    fn slots(&self) -> Arc<Slots> {
+        let now = Arc::clone(&self.0);
+        Slots::with_clock(1, None, 0, Box::new(move || *sync::lock(&now)))
+    }
+
+    fn advance(&self, seconds: u64) {
+        *sync::lock(&self.0) += Duration::from_secs(seconds);
+    }
+}
+
 #[test]
-fn the_idle_time_stands_still_in_a_pause() {
-    // Each sleep is time in which the idle time increases or stands still.
-    let slots = Slots::new(1, None, 0);
-    std::thread::sleep(Duration::from_millis(20));
+fn the_idle_time_does_not_advance_in_a_pause() {
+    let clock = TestClock::default();
+    let slots = clock.slots();
+    clock.advance(20);
     slots.pause();
     assert!(!is_free(&slots, "a", FREE));
-    let idle = slots.idle_for().expect("the slots must be idle");
-    assert!(idle >= Duration::from_millis(20));
-    std::thread::sleep(Duration::from_millis(20));
-    assert_eq!(slots.idle_for(), Some(idle));
+    clock.advance(20);
+    assert_eq!(slots.idle_for(), Some(Duration::from_secs(20)));
     slots.unpause();
     assert!(is_free(&slots, "a", FREE));
-    std::thread::sleep(Duration::from_millis(20));
-    assert!(slots.idle_for().expect("the slots must be idle") >= idle + Duration::from_millis(20));
+    clock.advance(20);
+    assert_eq!(slots.idle_for(), Some(Duration::from_secs(40)));
 }
 
 #[test]
@@ -141,12 +153,12 @@ fn knows_whether_there_was_a_request_since_the_last_job() {
 
 #[test]
 fn reopening_restarts_the_idle_time() {
-    let slots = Slots::new(1, None, 0);
-    std::thread::sleep(Duration::from_millis(20));
+    let clock = TestClock::default();
+    let slots = clock.slots();
+    clock.advance(20);
     slots.close();
-    let before = Instant::now();
     slots.open();
-    assert!(slots.idle_for().expect("the slots must be idle") <= before.elapsed());
+    assert_eq!(slots.idle_for(), Some(Duration::ZERO));
     assert!(is_free(&slots, "a", FREE));
 }
 

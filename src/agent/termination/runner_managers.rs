@@ -60,7 +60,7 @@ impl RunnerManager {
         let attempt = || match self.server.unregister(&self.runner.token, &self.system_id) {
             Ok(()) => Some(log::info!("unregistered this runner manager runner={name}")),
             // GitLab does not know this runner manager, so it needs no unregistration.
-            Err(ApiError::Answer(404, _) | ApiError::Refused(_)) => Some(()),
+            Err(ApiError::Status(404, _) | ApiError::Refused(_)) => Some(()),
             Err(error) => {
                 last_error = Some(error);
                 None

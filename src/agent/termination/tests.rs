@@ -8,32 +8,32 @@ use crate::journal::shutdown::{Boot, ShutdownState};
 
 /// An instance with scripted answers that records the calls.
 #[derive(Default)]
-struct Scripted {
+struct ScriptedInstance {
     terminate: Mutex<Vec<Result<TerminateResult, Refusal>>>,
     complete: Mutex<Vec<Result<(), Refusal>>>,
-    asked: Mutex<Vec<String>>,
+    calls: Mutex<Vec<String>>,
     /// The state directory; the recorded calls include the phase that is written there.
     state: Option<std::path::PathBuf>,
     /// A notice that the cloud sends during the terminate request.
-    heard_meanwhile: Option<(Arc<ShutdownTracker>, ShutdownReason)>,
+    notice_during_request: Option<(Arc<ShutdownTracker>, ShutdownReason)>,
 }
 
-impl Scripted {
-    fn note(&self, what: &str) {
+impl ScriptedInstance {
+    fn record(&self, what: &str) {
         let phase = self
             .state
             .as_deref()
             .and_then(|state| ShutdownState::load(state, &identity()))
             .map(|(state, _)| state.phase);
-        self.asked.lock().expect("no panic").push(format!("{what} {phase:?}"));
+        self.calls.lock().expect("no panic").push(format!("{what} {phase:?}"));
     }
 
-    fn asked(&self) -> Vec<String> {
-        self.asked.lock().expect("no panic").clone()
+    fn calls(&self) -> Vec<String> {
+        self.calls.lock().expect("no panic").clone()
     }
 }
 
-impl Instance for Scripted {
+impl Instance for ScriptedInstance {
     fn identity(&self) -> Identity {
         identity()
     }
@@ -52,8 +52,8 @@ impl Instance for Scripted {
 
     fn terminate(&self, capacity: &dyn Fn() -> CapacityChange, timeout: Duration) -> Result<TerminateResult, Refusal> {
         assert!(!timeout.is_zero());
-        self.note(&format!("terminate {:?}", capacity()));
-        if let Some((tracker, reason)) = &self.heard_meanwhile {
+        self.record(&format!("terminate {:?}", capacity()));
+        if let Some((tracker, reason)) = &self.notice_during_request {
             tracker.add_reason(*reason);
         }
         self.terminate.lock().expect("no panic").remove(0)
@@ -62,7 +62,7 @@ impl Instance for Scripted {
     fn start_hook_heartbeats(&self) {}
 
     fn complete_hooks(&self, _: Duration) -> Result<(), Refusal> {
-        self.note("complete");
+        self.record("complete");
         self.complete.lock().expect("no panic").pop().unwrap_or(Ok(()))
     }
 }
@@ -83,7 +83,7 @@ fn denied() -> Refusal {
 struct Case {
     directory: tempfile::TempDir,
     leave: Leave,
-    instance: Scripted,
+    instance: ScriptedInstance,
 }
 
 impl Case {
@@ -96,10 +96,10 @@ impl Case {
             fallback_after: Duration::ZERO,
             ..Leave::default()
         };
-        let instance = Scripted {
+        let instance = ScriptedInstance {
             terminate: Mutex::new(answers.into_iter().collect()),
             state: Some(directory.path().to_owned()),
-            ..Scripted::default()
+            ..ScriptedInstance::default()
         };
         Self { directory, leave, instance }
     }
@@ -109,16 +109,16 @@ impl Case {
     }
 
     /// Runs the whole termination for a reason. Returns the outcome, the recorded calls, and the number of power offs.
-    fn depart(self, reason: ShutdownReason) -> (TerminationOutcome, Vec<String>, usize) {
-        self.go_on(ShutdownState::new(&identity(), reason))
+    fn terminate_for(self, reason: ShutdownReason) -> (TerminationOutcome, Vec<String>, usize) {
+        self.resume(ShutdownState::new(&identity(), reason))
     }
 
-    fn go_on(self, state: ShutdownState) -> (TerminationOutcome, Vec<String>, usize) {
+    fn resume(self, state: ShutdownState) -> (TerminationOutcome, Vec<String>, usize) {
         let tracker = Arc::new(ShutdownTracker::begin(self.state(), state));
-        self.go(&tracker)
+        self.run(&tracker)
     }
 
-    fn go(self, tracker: &Arc<ShutdownTracker>) -> (TerminationOutcome, Vec<String>, usize) {
+    fn run(self, tracker: &Arc<ShutdownTracker>) -> (TerminationOutcome, Vec<String>, usize) {
         let instance = Arc::new(self.instance);
         let termination = Termination {
             tracker: Arc::clone(tracker),
@@ -128,7 +128,7 @@ impl Case {
         };
         let outcome = termination.run();
         let off = std::fs::read_to_string(self.directory.path().join("off")).unwrap_or_default();
-        (outcome, instance.asked(), off.lines().count())
+        (outcome, instance.calls(), off.lines().count())
     }
 }
 
@@ -147,7 +147,7 @@ fn only_an_idle_instance_decrements_the_desired_capacity() {
     ] {
         let case = Case::new([Ok(TerminateResult::Requested)]);
         let expected = vec![format!("terminate {capacity} Some(Terminating)"), "complete Some(Terminating)".to_owned()];
-        assert_eq!(case.depart(reason), (TerminationOutcome::Done, expected, 0), "{reason:?}");
+        assert_eq!(case.terminate_for(reason), (TerminationOutcome::Done, expected, 0), "{reason:?}");
     }
 }
 
@@ -158,8 +158,8 @@ fn a_notice_for_an_idle_instance_keeps_the_desired_capacity() {
         let tracker =
             Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
         tracker.add_reason(notice);
-        let (outcome, asked, _) = case.go(&tracker);
-        assert_eq!((outcome, asked[0].as_str()), (TerminationOutcome::Done, "terminate Keep Some(Terminating)"));
+        let (outcome, calls, _) = case.run(&tracker);
+        assert_eq!((outcome, calls[0].as_str()), (TerminationOutcome::Done, "terminate Keep Some(Terminating)"));
     }
 }
 
@@ -168,9 +168,9 @@ fn an_instance_terminated_by_its_group_completes_the_hooks() {
     for strategy in [LeaveStrategy::AwsAsg, LeaveStrategy::Exit, LeaveStrategy::Poweroff] {
         let mut case = Case::new([]);
         case.leave.strategy = strategy;
-        let (outcome, asked, off) = case.depart(ShutdownReason::Terminated);
+        let (outcome, calls, off) = case.terminate_for(ShutdownReason::Terminated);
         assert_eq!(
-            (outcome, asked, off),
+            (outcome, calls, off),
             (TerminationOutcome::Done, vec!["complete Some(Terminating)".to_owned()], 0),
             "{strategy:?}"
         );
@@ -179,10 +179,10 @@ fn an_instance_terminated_by_its_group_completes_the_hooks() {
 
 #[test]
 fn only_an_idle_instance_resumes_work_at_the_minimum_size() {
-    let (outcome, asked, off) = Case::new([Err(Refusal::AtMinimum)]).depart(ShutdownReason::Idle);
-    assert_eq!((outcome, asked.len(), off), (TerminationOutcome::KeptByGroup, 1, 0));
-    let (outcome, asked, off) = Case::new([Err(Refusal::AtMinimum)]).depart(ShutdownReason::MaxBuilds);
-    assert_eq!((outcome, asked.len(), off), (TerminationOutcome::Done, 1, 1));
+    let (outcome, calls, off) = Case::new([Err(Refusal::AtMinimum)]).terminate_for(ShutdownReason::Idle);
+    assert_eq!((outcome, calls.len(), off), (TerminationOutcome::KeptByGroup, 1, 0));
+    let (outcome, calls, off) = Case::new([Err(Refusal::AtMinimum)]).terminate_for(ShutdownReason::MaxBuilds);
+    assert_eq!((outcome, calls.len(), off), (TerminationOutcome::Done, 1, 1));
 }
 
 #[test]
@@ -194,13 +194,13 @@ fn a_notice_prevents_resuming_work() {
         let mut case = Case::new([Err(Refusal::AtMinimum), Ok(TerminateResult::Requested)]);
         let tracker =
             Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
-        case.instance.heard_meanwhile = Some((Arc::clone(&tracker), notice));
-        let (outcome, asked, off) = case.go(&tracker);
+        case.instance.notice_during_request = Some((Arc::clone(&tracker), notice));
+        let (outcome, calls, off) = case.run(&tracker);
         assert_eq!(
-            (outcome, asked[0].as_str(), off),
+            (outcome, calls[0].as_str(), off),
             (TerminationOutcome::Done, "terminate Decrement Some(Terminating)", 0)
         );
-        assert_eq!(asked[1], then, "{notice:?}");
+        assert_eq!(calls[1], then, "{notice:?}");
     }
 }
 
@@ -208,14 +208,14 @@ fn a_notice_prevents_resuming_work() {
 fn a_later_agent_knows_that_the_group_accepted_the_request() {
     let case = Case::new([Ok(TerminateResult::Requested)]);
     let tracker = Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
-    case.go(&tracker);
+    case.run(&tracker);
     let mut state = tracker.state();
     assert!(state.is_terminated());
     state.phase = ShutdownPhase::Terminating;
     // The agent does not wait and only completes the hooks.
     let case = Case::new([]);
-    let (outcome, asked, _) = case.go_on(state);
-    assert_eq!((outcome, asked), (TerminationOutcome::Done, vec!["complete Some(Terminating)".to_owned()]));
+    let (outcome, calls, _) = case.resume(state);
+    assert_eq!((outcome, calls), (TerminationOutcome::Done, vec!["complete Some(Terminating)".to_owned()]));
 }
 
 #[test]
@@ -223,7 +223,7 @@ fn a_panic_is_an_outcome() {
     // No answers: a call to the group panics.
     let case = Case::new([]);
     let tracker = Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
-    let (outcome, _, off) = case.go(&tracker);
+    let (outcome, _, off) = case.run(&tracker);
     assert_eq!((outcome, phase(&tracker), off), (TerminationOutcome::Panicked, ShutdownPhase::Terminating, 0));
 }
 
@@ -232,8 +232,8 @@ fn powers_off_once_if_the_group_does_not_terminate() {
     let unreachable = Refusal::Unreachable { action: "autoscaling:X".to_owned(), why: "no route".to_owned() };
     let throttled = Refusal::Throttled { action: "autoscaling:X".to_owned(), code: "Throttling".to_owned() };
     for refusal in [denied(), throttled, unreachable, Refusal::NotInGroup] {
-        let (outcome, asked, off) = Case::new([Err(refusal.clone())]).depart(ShutdownReason::Idle);
-        assert_eq!((outcome, asked.len(), off), (TerminationOutcome::Done, 1, 1), "{refusal:?}");
+        let (outcome, calls, off) = Case::new([Err(refusal.clone())]).terminate_for(ShutdownReason::Idle);
+        assert_eq!((outcome, calls.len(), off), (TerminationOutcome::Done, 1, 1), "{refusal:?}");
     }
 }
 
@@ -241,8 +241,8 @@ fn powers_off_once_if_the_group_does_not_terminate() {
 fn powers_off_if_a_hook_cannot_be_completed() {
     let case = Case::new([Ok(TerminateResult::Requested)]);
     case.instance.complete.lock().expect("no panic").push(Err(denied()));
-    let (outcome, asked, off) = case.depart(ShutdownReason::Idle);
-    assert_eq!((outcome, asked.len(), off), (TerminationOutcome::Done, 2, 1));
+    let (outcome, calls, off) = case.terminate_for(ShutdownReason::Idle);
+    assert_eq!((outcome, calls.len(), off), (TerminationOutcome::Done, 2, 1));
 }
 
 #[test]
@@ -252,16 +252,16 @@ fn the_power_off_waits_for_an_external_termination() {
     let tracker = Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
     let began = Instant::now();
     std::thread::scope(|scope| {
-        let terminating = scope.spawn(|| case.go(&tracker));
+        let terminating = scope.spawn(|| case.run(&tracker));
         while tracker.state().unregistered_at.is_none() {
             std::thread::yield_now();
         }
         tracker.add_reason(ShutdownReason::Terminated);
-        let (outcome, asked, off) = terminating.join().expect("no panic");
+        let (outcome, calls, off) = terminating.join().expect("no panic");
         assert_eq!((outcome, off), (TerminationOutcome::Done, 0));
-        assert_eq!(asked.last().map(String::as_str), Some("complete Some(Terminating)"));
+        assert_eq!(calls.last().map(String::as_str), Some("complete Some(Terminating)"));
     });
-    assert!(began.elapsed() < Duration::from_secs(300), "it did not wait for the power");
+    assert!(began.elapsed() < Duration::from_secs(300), "the termination ends the wait for the power off");
 }
 
 #[test]
@@ -269,10 +269,10 @@ fn hooks_are_completed_if_the_group_already_terminates_the_instance() {
     let mut case = Case::new([Err(denied())]);
     case.leave.fallback_after = Duration::from_secs(600);
     let tracker = Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
-    case.instance.heard_meanwhile = Some((Arc::clone(&tracker), ShutdownReason::Terminated));
-    let (outcome, asked, off) = case.go(&tracker);
+    case.instance.notice_during_request = Some((Arc::clone(&tracker), ShutdownReason::Terminated));
+    let (outcome, calls, off) = case.run(&tracker);
     assert_eq!(
-        (outcome, asked.len(), asked[1].as_str(), off),
+        (outcome, calls.len(), calls[1].as_str(), off),
         (TerminationOutcome::Done, 2, "complete Some(Terminating)", 0)
     );
 }
@@ -288,7 +288,7 @@ fn the_fallback_time_counts_from_the_unregistration_across_restarts() {
     let termination = Termination {
         tracker: Arc::new(ShutdownTracker::begin(case.state(), state)),
         leave: Leave { fallback_after, ..case.leave.clone() },
-        instance: Arc::new(Scripted::default()),
+        instance: Arc::new(ScriptedInstance::default()),
         runner_managers: Vec::new(),
     };
     assert!(
@@ -311,7 +311,7 @@ fn the_leave_command_terminates_the_instance_or_it_powers_off() {
         let termination = Termination {
             tracker: Arc::clone(&tracker),
             leave: case.leave.clone(),
-            instance: Arc::new(Scripted::default()),
+            instance: Arc::new(ScriptedInstance::default()),
             runner_managers: Vec::new(),
         };
         assert_eq!(termination.run(), TerminationOutcome::Done);
@@ -334,14 +334,14 @@ fn a_failed_power_off_is_final() {
         runner_managers: Vec::new(),
     };
     assert_eq!(termination.run(), TerminationOutcome::Failed);
-    assert_eq!(termination.run(), TerminationOutcome::Failed, "not tried again by the next agent");
+    assert_eq!(termination.run(), TerminationOutcome::Failed, "the next agent does not retry");
     let off = std::fs::read_to_string(case.directory.path().join("off")).expect("read the file");
     assert_eq!(off.lines().count(), 1);
 }
 
 #[test]
 fn a_later_agent_runs_the_remaining_steps() {
-    for (phase, asked, off) in [
+    for (phase, calls, off) in [
         (ShutdownPhase::Draining, 2, 0),
         (ShutdownPhase::Unregistering, 2, 0),
         (ShutdownPhase::Terminating, 2, 0),
@@ -354,12 +354,12 @@ fn a_later_agent_runs_the_remaining_steps() {
         state.save(case.state());
         let (state, boot) = ShutdownState::load(case.state(), &identity()).expect("a saved state");
         assert_eq!(boot, Boot::Same);
-        let (outcome, was_asked, was_off) = case.go_on(state);
-        assert_eq!((outcome, was_asked.len(), was_off), (TerminationOutcome::Done, asked, off), "{phase:?}");
+        let (outcome, calls_made, was_off) = case.resume(state);
+        assert_eq!((outcome, calls_made.len(), was_off), (TerminationOutcome::Done, calls, off), "{phase:?}");
     }
 }
 
 #[test]
 fn a_stop_notice_does_not_terminate_the_instance() {
-    assert_eq!(Case::new([]).depart(ShutdownReason::Stop), (TerminationOutcome::Done, Vec::new(), 0));
+    assert_eq!(Case::new([]).terminate_for(ShutdownReason::Stop), (TerminationOutcome::Done, Vec::new(), 0));
 }

@@ -66,7 +66,7 @@ fn report_token(report: &mut Report, place: &str, runner: &Runner, status: Resul
         (None, ApiError::Unreachable(_)) => {
             format!("the token cannot be verified: {error}; check `url`, DNS, the firewall and the proxy")
         }
-        (None, ApiError::Refused(_) | ApiError::Answer(..)) => format!("the token cannot be verified: {error}"),
+        (None, ApiError::Refused(_) | ApiError::Status(..)) => format!("the token cannot be verified: {error}"),
     };
     report.fail(place, &why);
 }

@@ -9,7 +9,7 @@ use crate::backoff::Backoff;
 use crate::sync;
 
 /// The delays of all pollers of a failing server. A fleet must not overload a server that restarts.
-const OUTAGE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60)).with_jitter(0.5);
+const OUTAGE_RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60)).with_jitter(0.5);
 
 /// Failed polls in a row, by server.
 static OUTAGES: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
@@ -24,7 +24,7 @@ pub fn server_answered(server: &str) {
 pub fn server_failed(server: &str) -> Duration {
     let mut outages = sync::lock(&OUTAGES);
     let failures = outages.entry(server.to_owned()).or_default();
-    let wait = OUTAGE.delay(*failures);
+    let wait = OUTAGE_RETRY.delay(*failures);
     *failures = failures.saturating_add(1);
     wait
 }

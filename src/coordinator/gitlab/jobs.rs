@@ -76,22 +76,22 @@ impl GitLab {
         let secret = Some(("RUNNER-TOKEN", request.token.reveal()));
         // A poll is sent once; the next poll is the retry.
         let answer = self.send_json(Method::Post, JOBS_REQUEST, secret, &body);
-        let pressed = answer.as_ref().is_ok_and(|answer| is_retryable(answer.status));
-        let asked = answer.as_ref().ok().filter(|_| pressed).and_then(Response::asked_wait);
+        let is_overloaded = answer.as_ref().is_ok_and(|answer| is_retryable(answer.status));
+        let requested_wait = answer.as_ref().ok().filter(|_| is_overloaded).and_then(Response::asked_wait);
         let outcome = match answer {
             Ok(response) => self.poll_outcome(response),
             Err(crate::http::HttpError::Configuration(why)) => PollOutcome::Misconfigured(why),
             Err(error) => PollOutcome::Failed(error.to_string()),
         };
         let wait = match &outcome {
-            PollOutcome::Failed(_) => health::server_failed(&self.base).max(asked.unwrap_or_default()),
+            PollOutcome::Failed(_) => health::server_failed(&self.base).max(requested_wait.unwrap_or_default()),
             PollOutcome::Misconfigured(_) => Duration::ZERO,
             _ => {
                 health::server_answered(&self.base);
                 Duration::ZERO
             }
         };
-        PollResponse { outcome, server_overloaded: pressed, wait }
+        PollResponse { outcome, server_overloaded: is_overloaded, wait }
     }
 
     /// Asks the server to keep a job pending until its script starts (`two_phase_job_commit`). The response shows

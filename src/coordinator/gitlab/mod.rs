@@ -1,11 +1,11 @@
 //! GitLab over the Runner API: one client per server and set of certificates.
 
-#[cfg(test)]
-mod answers;
 mod health;
 mod info;
 mod jobs;
 mod runners;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::{Mutex, OnceLock};
@@ -55,7 +55,7 @@ pub enum ApiError {
     /// The token is unknown or not allowed (401, 403).
     Refused(String),
     /// Another response that is not a success.
-    Answer(u16, String),
+    Status(u16, String),
     /// No usable response.
     Unreachable(String),
 }
@@ -64,7 +64,7 @@ impl fmt::Display for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(why) => write!(f, "GitLab rejected the token: {why}"),
-            Self::Answer(status, why) => write!(f, "status {status}: {why}"),
+            Self::Status(status, why) => write!(f, "status {status}: {why}"),
             Self::Unreachable(why) => f.write_str(why),
         }
     }
@@ -218,27 +218,5 @@ fn error_text(response: &Response) -> String {
         Some(serde_json::Value::String(text)) => text.chars().take(300).collect(),
         Some(other) => other.to_string().chars().take(300).collect(),
         None => "no explanation".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn derives_the_base_url_of_the_api() {
-        for (url, base) in [
-            ("https://h", "https://h/api/v4/"),
-            ("https://h/gitlab//", "https://h/gitlab/api/v4/"),
-            ("https://h/ci/", "https://h/api/v4/"),
-        ] {
-            assert_eq!(api_base(url), base);
-        }
-    }
-
-    #[test]
-    fn request_ids_are_unique() {
-        let (a, b) = (request_id(), request_id());
-        assert!(a != b && a.len() == 32 && a.bytes().all(|byte| byte.is_ascii_hexdigit()));
     }
 }

@@ -98,13 +98,13 @@ impl GitLab {
             }
             200 => match decode::<Registration>(&response)? {
                 runner if runner.id > 0 || runner.token.is_some() => Ok(TokenStatus::Valid(runner)),
-                _ => Err(ApiError::Answer(
+                _ => Err(ApiError::Status(
                     200,
                     "the response names no runner; check that `url` is the address of GitLab".to_owned(),
                 )),
             },
             403 => Ok(TokenStatus::Invalid),
-            status => Err(ApiError::Answer(status, error_text(&response))),
+            status => Err(ApiError::Status(status, error_text(&response))),
         }
     }
 
@@ -151,6 +151,6 @@ fn registered(response: &Response) -> Result<Registration, ApiError> {
 fn failure(status: u16, response: &Response) -> ApiError {
     match status {
         401 | 403 => ApiError::Refused(error_text(response)),
-        _ => ApiError::Answer(status, error_text(response)),
+        _ => ApiError::Status(status, error_text(response)),
     }
 }

@@ -11,6 +11,7 @@ use crate::monitor::metrics;
 use crate::sync;
 use crate::token::Token;
 
+/// The stack size of the thread that sends heartbeats, in bytes.
 const STACK: usize = 256 * 1024;
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(HEARTBEAT_SECONDS);
 /// An agent without a job sends a heartbeat only if the manager has answered no request of the agent for this long.

@@ -36,15 +36,18 @@ pub type OnWelcome = Box<dyn Fn(&Welcome, &dyn Fn()) + Send + Sync>;
 /// Called with the number of concurrent jobs when the manager has changed it.
 pub type OnCapacity = Box<dyn Fn(u32) + Send + Sync>;
 
-/// Stack of the thread that runs the pool's command.
+/// The stack size of the thread that runs the pool's command, in bytes.
 const STACK: usize = 256 * 1024;
 
-/// The call that waits for a job.
+/// The path of the long poll for a job.
 const JOBS_REQUEST: &str = "jobs/request";
-/// The timeout of a call. A connection can be dead although neither side has closed it, for example after a network
+/// The timeout of a request. A connection can be dead although neither side has closed it, for example after a network
 /// partition or when the manager's machine was replaced.
-const TIMEOUT: Duration = Duration::from_secs(20);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// The timeout of a long poll.
 const POLL_TIMEOUT: Duration = Duration::from_secs(WAIT_SECONDS + 15);
+/// The longest delay after a failed poll.
+const MAX_POLL_DELAY: Duration = Duration::from_secs(10);
 /// The agent abandons requests in flight only if the manager has not answered for this long. This is enough time to
 /// start a job of the manager's last response.
 const ABANDON_AFTER: Duration = Duration::from_secs(2);
@@ -92,7 +95,7 @@ enum Readiness {
 #[derive(Default)]
 struct Silence {
     since: Option<Instant>,
-    /// The agent leaves without waiting for requests in flight.
+    /// The agent shuts down without waiting for requests in flight.
     is_abandoned: bool,
 }
 
@@ -154,7 +157,7 @@ impl ManagerClient {
     }
 
     fn send(&self, method: Method, path: &str, token: &Token, body: &impl Serialize) -> Result<Response, HttpError> {
-        let timeout = Some(if path == JOBS_REQUEST { POLL_TIMEOUT } else { TIMEOUT });
+        let timeout = Some(if path == JOBS_REQUEST { POLL_TIMEOUT } else { REQUEST_TIMEOUT });
         let body = serde_json::to_vec(body).map_err(|error| HttpError::Configuration(error.to_string()))?;
         let headers = vec![
             ("Content-Type", "application/json".to_owned()),
@@ -206,8 +209,8 @@ impl ManagerClient {
     }
 
     /// Calls [`OnWelcome`] with the settings of the pool, once for each client, and waits until it returns. The call
-    /// runs in its own thread, because the pool's command may hang. Returns false if the agent leaves before.
-    fn get_ready(self: &Arc<Self>) -> bool {
+    /// runs in its own thread, because the pool's command may hang. Returns false if the agent shuts down before.
+    fn wait_until_ready(self: &Arc<Self>) -> bool {
         let is_new = {
             let mut readiness = sync::lock(&self.readiness);
             let is_new = *readiness == Readiness::Unknown;
@@ -240,7 +243,7 @@ impl ManagerClient {
             Err(outcome) => return outcome,
         };
         self.start_heartbeats();
-        if !self.get_ready() {
+        if !self.wait_until_ready() {
             return PollOutcome::NoJob;
         }
         let body = serde_json::json!({});
@@ -254,12 +257,12 @@ impl ManagerClient {
             mayfly: Offer,
         }
         if let Some(capacity) = response.header(CAPACITY_HEADER).and_then(|capacity| capacity.parse().ok()) {
-            self.note_capacity(capacity);
+            self.apply_capacity(capacity);
         }
         match response.status {
             201 => match decode::json::<WithOffer>(&response.body) {
-                Ok(with) if with.mayfly.trace.is_whole() => {
-                    self.note_capacity(with.mayfly.capacity);
+                Ok(with) if with.mayfly.trace.is_consistent() => {
+                    self.apply_capacity(with.mayfly.capacity);
                     PollOutcome::Job {
                         payload: response.body,
                         request_id: with.mayfly.request_id.clone(),
@@ -287,7 +290,7 @@ impl JobSource for Arc<ManagerClient> {
     fn request_job(&self, _: &JobRequest<'_>) -> PollResponse {
         let outcome = self.poll();
         let wait = match &outcome {
-            PollOutcome::Failed(_) => server_failed(&self.base).min(Duration::from_secs(10)),
+            PollOutcome::Failed(_) => server_failed(&self.base).min(MAX_POLL_DELAY),
             PollOutcome::Misconfigured(_) => Duration::ZERO,
             _ => {
                 server_answered(&self.base);
@@ -329,7 +332,7 @@ impl JobSource for Arc<ManagerClient> {
                 let _ = fs::remove_file(registration::path_of(&self.agent));
                 Ok(())
             }
-            status => Err(ApiError::Answer(status, message(&response))),
+            status => Err(ApiError::Status(status, message(&response))),
         }
     }
 

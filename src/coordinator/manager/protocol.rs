@@ -122,10 +122,10 @@ pub struct Offer {
     /// The number of seconds within which the agent must accept.
     pub accept_seconds: u64,
     /// The GitLab server to which the agent reports the job.
-    pub coordinator: CoordinatorPart,
+    pub coordinator: OfferedCoordinator,
     /// The lines that the manager wrote to the job's log.
-    #[serde(default, skip_serializing_if = "TracePart::is_empty")]
-    pub trace: TracePart,
+    #[serde(default, skip_serializing_if = "TraceStart::is_empty")]
+    pub trace: TraceStart,
     /// The table of the runner (TOML), without its token and the settings of the fleet.
     pub runner: String,
     /// The short form of the runner's token, a part of cache keys.
@@ -139,7 +139,7 @@ pub struct Offer {
 
 /// The GitLab server as the agent reaches it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CoordinatorPart {
+pub struct OfferedCoordinator {
     /// The URL of the server.
     pub url: String,
     /// Additional certificate authorities, PEM.
@@ -149,7 +149,7 @@ pub struct CoordinatorPart {
 
 /// The beginning of a job's log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TracePart {
+pub struct TraceStart {
     /// The number of bytes of `text` that GitLab has acknowledged.
     pub offset: u64,
     /// CRC-32 of `text`.
@@ -158,7 +158,7 @@ pub struct TracePart {
     pub text: String,
 }
 
-impl TracePart {
+impl TraceStart {
     /// The beginning of a log of which GitLab has `offset` bytes.
     pub fn new(text: &str, offset: u64) -> Self {
         Self { offset, crc32: crc32fast::hash(text.as_bytes()), text: text.to_owned() }
@@ -170,7 +170,7 @@ impl TracePart {
     }
 
     /// Whether offset and checksum match the text.
-    pub fn is_whole(&self) -> bool {
+    pub fn is_consistent(&self) -> bool {
         self.offset <= self.text.len() as u64 && crc32fast::hash(self.text.as_bytes()) == self.crc32
     }
 }

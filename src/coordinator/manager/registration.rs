@@ -81,23 +81,23 @@ impl ManagerClient {
             Err(error) => return Err(PollOutcome::Failed(error.to_string())),
         };
         #[derive(Deserialize)]
-        struct Answer {
+        struct VerifyResponse {
             mayfly: Welcome,
         }
         match response.status {
             200 => {
-                let answer: Answer = decode::json(&response.body).map_err(|_| {
+                let accepted: VerifyResponse = decode::json(&response.body).map_err(|_| {
                     PollOutcome::Failed("the manager's response to the registration cannot be decoded".to_owned())
                 })?;
                 log::info!(
                     "registered with the manager url={} instance={} pool={}",
                     self.agent.url,
                     self.agent.identity.instance,
-                    answer.mayfly.pool
+                    accepted.mayfly.pool
                 );
-                save(&self.agent, &answer.mayfly.token, Some(&answer.mayfly));
-                let token = answer.mayfly.token.clone();
-                *welcome = Some(answer.mayfly);
+                save(&self.agent, &accepted.mayfly.token, Some(&accepted.mayfly));
+                let token = accepted.mayfly.token.clone();
+                *welcome = Some(accepted.mayfly);
                 Ok(token)
             }
             401 | 403 | 409 | 426 => Err(PollOutcome::Refused(message(&response))),
@@ -145,7 +145,7 @@ impl ManagerClient {
     }
 
     /// Applies the number of concurrent jobs if the manager has changed it since the registration.
-    pub(super) fn note_capacity(&self, capacity: u32) {
+    pub(super) fn apply_capacity(&self, capacity: u32) {
         let mut welcome = sync::lock(&self.welcome);
         let Some(known) = welcome.as_mut().filter(|known| known.capacity != capacity && capacity > 0) else { return };
         known.capacity = capacity;

@@ -7,8 +7,8 @@ use super::job::{Offered, Phase, PoolJob};
 use super::state::{ACCEPT_TIMEOUT, AcceptanceResult, Waiter};
 use super::{Broker, LONG};
 use crate::coordinator::manager::protocol::{
-    self, CAPACITY_HEADER, CoordinatorPart, Heartbeat, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, Orders,
-    REASON_HEADER, TracePart,
+    self, CAPACITY_HEADER, Heartbeat, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, OfferedCoordinator, Orders,
+    REASON_HEADER, TraceStart,
 };
 use crate::coordinator::{JobHandle, JobId};
 use crate::digest::hex;
@@ -92,12 +92,12 @@ impl Broker {
         let (payload, trace, request_id) = {
             let state = self.lock();
             let job = state.jobs.get(id)?;
-            (Arc::clone(job.payload.as_ref()?), TracePart::new(&job.trace, job.trace_sent), job.request_id.clone())
+            (Arc::clone(job.payload.as_ref()?), TraceStart::new(&job.trace, job.trace_sent), job.request_id.clone())
         };
         let offer = Offer {
             offer: offered.id.clone(),
             accept_seconds: ACCEPT_TIMEOUT.as_secs(),
-            coordinator: CoordinatorPart {
+            coordinator: OfferedCoordinator {
                 url: settings.runner.url.clone(),
                 authorities: settings.authorities.clone(),
             },
