@@ -13,7 +13,7 @@ use crate::archive::unpack;
 /// The directory for temporary files: in memory, or `/tmp` if it does not exist.
 const MEMORY: &str = "/dev/shm";
 /// The maximum size of an archive. Larger archives only take longer.
-const MOST: usize = 64 << 10;
+const MAX_INPUT_SIZE: usize = 64 << 10;
 /// The content of a file beside the project.
 const UNTOUCHED: &str = "untouched";
 
@@ -51,7 +51,7 @@ fn begun_with(magic: &[u8], archive: &[u8]) {
 }
 
 fn unpacked(archive: &[u8]) {
-    if archive.len() > MOST {
+    if archive.len() > MAX_INPUT_SIZE {
         return;
     }
     let ground = Ground::new().expect("a directory");

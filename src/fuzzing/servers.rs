@@ -18,7 +18,7 @@ use crate::sync;
 use crate::token::Token;
 
 /// The maximum size of a response. Larger ones only take longer.
-const MOST: usize = 64 << 10;
+const MAX_INPUT_SIZE: usize = 64 << 10;
 /// The number of progress lines to read.
 const LINES: usize = 1000;
 
@@ -27,16 +27,16 @@ static ANSWER: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
 /// Sends the input as the bytes of a connection, then closes the connection.
 pub fn http(answer: &[u8]) {
-    if answer.len() > MOST {
+    if answer.len() > MAX_INPUT_SIZE {
         return;
     }
     answer.clone_into(&mut sync::lock(&ANSWER));
-    of_gitlab(server());
-    of_engine(server());
+    call_gitlab(server());
+    call_engine(server());
     let _ = FrameReader::default().push(answer, &mut |_, bytes| assert!(!bytes.is_empty()));
 }
 
-fn of_gitlab(port: u16) {
+fn call_gitlab(port: u16) {
     let info = RunnerManagerInfo::new(ExecutorKind::Shell, "bash", &std::collections::BTreeMap::new());
     let url = format!("http://127.0.0.1:{port}");
     let gitlab = GitLab::new(&url, &Default::default(), info, Duration::ZERO).expect("a client");
@@ -53,7 +53,7 @@ fn of_gitlab(port: u16) {
     let _ = gitlab.verify(&token, "s_1");
 }
 
-fn of_engine(port: u16) {
+fn call_engine(port: u16) {
     let address = Address::Tcp(format!("127.0.0.1:{port}"), None);
     let Ok(engine) = DockerEngine::connect(&address) else { return };
     let _ = engine.info();

@@ -12,14 +12,14 @@ use crate::pipeline::request::{
 use crate::pipeline::{self, JobRun};
 
 /// The maximum size of a file. Larger files only take longer.
-const MOST: usize = 64 << 10;
+const MAX_INPUT_SIZE: usize = 64 << 10;
 
 /// Plans the input as a `.gitlab-ci.yml`.
 pub fn pipeline(text: &[u8]) {
-    if text.len() > MOST {
+    if text.len() > MAX_INPUT_SIZE {
         return;
     }
-    let sources = Alone(BTreeMap::from([
+    let sources = FixedFiles(BTreeMap::from([
         (".gitlab-ci.yml", text.to_vec()),
         ("base.yml", b".base: {script: x, variables: {A: a}}\n".to_vec()),
     ]));
@@ -43,9 +43,9 @@ pub fn rules(text: &[u8]) {
 }
 
 /// A project that consists only of these files.
-struct Alone(BTreeMap<&'static str, Vec<u8>>);
+struct FixedFiles(BTreeMap<&'static str, Vec<u8>>);
 
-impl Alone {
+impl FixedFiles {
     fn request(&self) -> PlanRequest<'_> {
         PlanRequest {
             content: Content::File(".gitlab-ci.yml".to_owned()),
@@ -73,7 +73,7 @@ fn missing<T>() -> Result<T, SourceError> {
     Err(SourceError::Missing("there is none".to_owned()))
 }
 
-impl Sources for Alone {
+impl Sources for FixedFiles {
     fn read(&self, _tree: &SourceTree, path: &str) -> Result<Vec<u8>, SourceError> {
         self.0.get(path).cloned().map_or_else(missing, Ok)
     }

@@ -1,7 +1,7 @@
 //! Parses the first file ahead of planning, while the caller still collects the facts for its request.
 
 use super::file::document;
-use super::syntax::{self, Budget, FILE_LIMIT, Node, Origin};
+use super::syntax::{self, Budget, MAX_FILE_SIZE, Node, Origin};
 
 /// A parsed file. Planning uses it in place of a file with the same text.
 pub struct ParsedAhead {
@@ -19,7 +19,7 @@ impl ParsedAhead {
     /// Parses a file without a header. `None`: planning must parse the file, because the file has a header or because
     /// planning must report a problem of the file.
     pub fn new(bytes: Vec<u8>) -> Option<Self> {
-        let text = String::from_utf8(bytes).ok().filter(|text| text.len() <= FILE_LIMIT)?;
+        let text = String::from_utf8(bytes).ok().filter(|text| text.len() <= MAX_FILE_SIZE)?;
         let documents = document::split(&text);
         let [only] = documents.as_slice() else { return None };
         let (first, mut budget) = (only.first, Budget::default());

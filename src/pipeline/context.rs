@@ -13,13 +13,13 @@ use super::variables::PipelineVariables;
 use super::view::View;
 
 /// How deeply lists of commands, rules and needs may nest.
-const LIST_DEPTH: usize = 10;
+const MAX_LIST_DEPTH: usize = 10;
 
 /// The number of list items that all jobs together may have.
-const ITEMS_LIMIT: usize = 2_000_000;
+const MAX_ITEMS: usize = 2_000_000;
 
 /// The memory limit, in bytes, for the compiled patterns of all expressions together.
-const PATTERNS_LIMIT: usize = 32 << 20;
+const MAX_PATTERN_BYTES: usize = 32 << 20;
 
 /// The state of planning.
 pub struct Context<'a> {
@@ -40,7 +40,7 @@ pub struct Context<'a> {
 impl<'a> Context<'a> {
     pub fn new(request: &'a PlanRequest<'a>) -> Self {
         let project = Project::new(request.facts.remote.as_deref(), &request.facts.directory);
-        let predefined = predefined::of_pipeline(request, &project);
+        let predefined = predefined::pipeline_variables(request, &project);
         let scope =
             PipelineVariables::new(predefined, request.project_variables.clone(), request.pipeline_variables.clone());
         let unknown_keywords = if request.lax { UnknownKeywords::Ignored } else { UnknownKeywords::Refused };
@@ -52,7 +52,7 @@ impl<'a> Context<'a> {
             budget: Budget::default(),
             files: Files::new(request.sources),
             expressions: Map::default(),
-            items: ITEMS_LIMIT,
+            items: MAX_ITEMS,
             pattern_bytes: 0,
         }
     }
@@ -62,7 +62,7 @@ impl<'a> Context<'a> {
         if let Some(done) = self.expressions.get(text) {
             return done.clone();
         }
-        let was_exhausted = self.pattern_bytes > PATTERNS_LIMIT;
+        let was_exhausted = self.pattern_bytes > MAX_PATTERN_BYTES;
         // After the memory limit for patterns is exceeded, further patterns are not compiled.
         let mut result = if was_exhausted {
             Expression::parse(&"null".into()).map(Arc::new)
@@ -70,7 +70,7 @@ impl<'a> Context<'a> {
             Expression::parse(text).map(Arc::new)
         };
         self.pattern_bytes += result.as_ref().map_or(0, |expression| expression.size());
-        if self.pattern_bytes > PATTERNS_LIMIT && !was_exhausted {
+        if self.pattern_bytes > MAX_PATTERN_BYTES && !was_exhausted {
             result = Err("the patterns of all expressions together are too large".to_owned());
         }
         self.expressions.insert(Arc::clone(text), result.clone());
@@ -83,22 +83,25 @@ impl<'a> Context<'a> {
         let why = match flatten_into(node, 0, &mut self.items, &mut items) {
             Ok(()) => return Some(items),
             Err(Overflow::Depth) => {
-                let message = format!("`{keyword}` nests lists deeper than {LIST_DEPTH} levels");
+                let message = format!("`{keyword}` nests lists deeper than {MAX_LIST_DEPTH} levels");
                 (Class::BadValue, message)
             }
-            Err(Overflow::Count) => {
-                (Class::TooBig, format!("`{keyword}`: all jobs together have more than {ITEMS_LIMIT} list items"))
-            }
+            Err(Overflow::Count) => (Class::TooBig, too_many_items(keyword)),
         };
         self.report.problem(why.0, node.at, job, why.1);
         None
     }
 
-    /// The texts of a list without lists inside. `None`: the node is something else, or all lists together are too long.
-    pub fn flat_texts(&mut self, node: &Node) -> Option<Vec<Arc<str>>> {
+    /// The texts of a list without lists inside. `None`: the node is something else. If all lists together are too long,
+    /// that is reported, and the result is empty.
+    pub fn flat_texts(&mut self, node: &Node, keyword: &str, job: Option<&Arc<str>>) -> Option<Vec<Arc<str>>> {
         let items = node.list()?;
         // Jobs can share a list, so a short file could make very many copies.
-        self.items = self.items.checked_sub(items.len())?;
+        let Some(left) = self.items.checked_sub(items.len()) else {
+            self.error(Class::TooBig, node.at, job, too_many_items(keyword));
+            return Some(Vec::new());
+        };
+        self.items = left;
         items.iter().map(|item| item.text().cloned()).collect()
     }
 
@@ -113,6 +116,10 @@ impl<'a> Context<'a> {
     }
 }
 
+fn too_many_items(keyword: &str) -> String {
+    format!("`{keyword}`: all jobs together have more than {MAX_ITEMS} list items")
+}
+
 enum Overflow {
     Depth,
     Count,
@@ -124,7 +131,7 @@ fn flatten_into(node: &Node, depth: usize, left: &mut usize, out: &mut Vec<Node>
         out.push(node.clone());
         return Ok(());
     };
-    if depth > LIST_DEPTH {
+    if depth > MAX_LIST_DEPTH {
         return Err(Overflow::Depth);
     }
     items.iter().try_for_each(|item| flatten_into(item, depth + 1, left, out))

@@ -8,7 +8,7 @@ use super::hash::Map;
 use super::plan::{Job, Variable};
 use super::problem::Class;
 use super::syntax::Origin;
-use super::variables::{DEPTH_LIMIT, PipelineVariables, VALUE_LIMIT, collect_names, has_reference};
+use super::variables::{MAX_DEPTH, MAX_VALUE_SIZE, PipelineVariables, collect_names, has_reference};
 
 /// Checks the variables of the pipeline and the project, which all jobs share, for a cycle.
 pub fn check_given_variables(context: &mut Context<'_>) {
@@ -82,7 +82,7 @@ fn visit<'a>(
         }
         None => {}
     }
-    if path.len() > DEPTH_LIMIT {
+    if path.len() > MAX_DEPTH {
         return Some(Cycle(path.iter().map(|name| (*name).into()).collect()));
     }
     let (value, raw) = value_of(name)?;
@@ -103,7 +103,7 @@ fn visit<'a>(
 /// cycle.
 fn find_too_long<'a>(names: &[&'a str], value_of: &dyn Fn(&str) -> Option<(&'a str, bool)>) -> Option<&'a str> {
     let mut lengths = Map::default();
-    names.iter().copied().find(|name| length(name, value_of, &mut lengths) > VALUE_LIMIT)
+    names.iter().copied().find(|name| length(name, value_of, &mut lengths) > MAX_VALUE_SIZE)
 }
 
 fn length<'a>(

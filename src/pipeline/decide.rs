@@ -24,7 +24,7 @@ use super::syntax::{Node, Origin};
 use super::view::View;
 
 /// The number of variables that all jobs together may have.
-const VARIABLES_LIMIT: usize = 2_000_000;
+const MAX_VARIABLES: usize = 2_000_000;
 
 /// The result of the workflow rules.
 pub struct Workflow {
@@ -111,7 +111,7 @@ pub fn jobs(
             view.expand(&node.get("name").and_then(Node::printed).unwrap_or_default())
         });
         if let (Some(node), Some(name)) = (&draft.environment, &name) {
-            predefined.extend(of_environment(node, name));
+            predefined.extend(environment_variables(node, name));
         }
         let view = View { scope: &scope, yaml: &own, defaults, job: &predefined, environment: name.as_deref() };
         let Ok(effects) = effects(draft, &view, has_workflow_rules, context) else { continue };
@@ -120,8 +120,8 @@ pub fn jobs(
             continue;
         }
         total += defaults.len() + own.len();
-        if total > VARIABLES_LIMIT {
-            let message = format!("all jobs together have more than {VARIABLES_LIMIT} variables");
+        if total > MAX_VARIABLES {
+            let message = format!("all jobs together have more than {MAX_VARIABLES} variables");
             context.error(Class::TooBig, draft.job.at, None, message);
             break;
         }
@@ -178,7 +178,7 @@ fn predefined(job: &Expanded, draft: &Draft) -> Vec<(&'static str, Arc<str>)> {
 }
 
 /// Predefined variables of an environment that rules may refer to; the URL is as written.
-fn of_environment(node: &Node, name: &str) -> impl Iterator<Item = (&'static str, Arc<str>)> {
+fn environment_variables(node: &Node, name: &str) -> impl Iterator<Item = (&'static str, Arc<str>)> {
     let text = |key: &str| node.get(key).and_then(Node::printed);
     let url = text("url").map(|url| ("CI_ENVIRONMENT_URL", url));
     let variables = [

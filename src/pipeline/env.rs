@@ -11,7 +11,7 @@ use super::request::{
 };
 use super::slug::slug;
 use super::syntax::Node;
-use super::variables::{PipelineVariables, Unknown, expand_all, expand_text};
+use super::variables::{PipelineVariables, UnknownReference, expand_all, expand_text};
 
 /// The configuration file of a project, by GitLab's default.
 const CONFIGURATION: &str = ".gitlab-ci.yml";
@@ -58,7 +58,7 @@ impl Plan {
         masked(text.to_owned(), given.filter(|variable| variable.masked).map(|variable| variable.value.as_str()))
     }
 
-    /// Expands the variables of a job in `text` as the server does (for `resource_group`, `tags`, triggers, …). Unknown
+    /// Expands the variables of a job in `text` as the server does (for `resource_group`, `tags`, triggers, …). UnknownReference
     /// names become empty.
     pub fn expand(&self, job: &Job, text: &str) -> String {
         expand_for_server(&self.scope, job, text)
@@ -182,11 +182,11 @@ pub fn expand_for_server(scope: &PipelineVariables, job: &Job, text: &str) -> St
     if !super::variables::has_reference(text) {
         return text.to_owned();
     }
-    expand_text(text, &levels(scope, job, &JobRun::default()), Unknown::Empties)
+    expand_text(text, &levels(scope, job, &JobRun::default()), UnknownReference::Emptied)
 }
 
 /// Expands the references in a value that a downstream pipeline gets, but not those in the values that replace them: the
-/// downstream pipeline expands the rest. Unknown names become empty. References to file variables are kept, and the file
+/// downstream pipeline expands the rest. UnknownReference names become empty. References to file variables are kept, and the file
 /// variables are added to `files`.
 fn expand_once(text: &str, levels: &Levels, files: &mut Vec<GivenVariable>) -> String {
     super::variables::replace(text, |name, reference| match levels.get(name) {
@@ -212,7 +212,7 @@ fn levels(scope: &PipelineVariables, job: &Job, run: &JobRun) -> Levels {
     for (key, value) in &scope.predefined {
         predefined(&mut levels, Arc::clone(key), value.to_string());
     }
-    of_job(&mut levels, job, run, scope);
+    add_job(&mut levels, job, run, scope);
     for (key, value) in &run.predefined {
         predefined(&mut levels, key.as_str().into(), value.clone());
     }
@@ -266,7 +266,7 @@ fn given(variable: &GivenVariable) -> EnvVariable {
 }
 
 /// Adds the predefined variables of the job.
-fn of_job(levels: &mut Levels, job: &Job, run: &JobRun, scope: &PipelineVariables) {
+fn add_job(levels: &mut Levels, job: &Job, run: &JobRun, scope: &PipelineVariables) {
     let mut add = |key: &str, value: String| predefined(levels, key.into(), value);
     let project = scope.predefined.get("CI_PROJECT_URL").map_or("", |url| url);
     add("CI_JOB_ID", run.id.to_string());

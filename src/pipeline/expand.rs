@@ -15,10 +15,10 @@ use super::suggest::did_you_mean;
 use super::syntax::Origin;
 
 /// The number of jobs that one job may need, as on GitLab.
-const NEEDS_LIMIT: usize = 50;
+const MAX_NEEDS: usize = 50;
 
 /// The longest job name, as on GitLab.
-const NAME_LIMIT: usize = 255;
+const MAX_NAME_LENGTH: usize = 255;
 
 /// One job of the pipeline. A draft with `parallel` gives several.
 #[derive(Debug)]
@@ -102,8 +102,9 @@ impl<'d> ExpandedJobs<'d> {
         };
         let mut names = Vec::with_capacity(expanded.len());
         for job in expanded {
-            if job.name.chars().count() > NAME_LIMIT {
-                let message = format!("the name is longer than {NAME_LIMIT} characters after `parallel` is expanded");
+            if job.name.chars().count() > MAX_NAME_LENGTH {
+                let message =
+                    format!("the name is longer than {MAX_NAME_LENGTH} characters after `parallel` is expanded");
                 context.error(Class::JobName, draft.job.at, Some(group), message);
                 continue;
             }
@@ -181,8 +182,8 @@ impl<'d> ExpandedJobs<'d> {
                 out.push(Need { job: name, artifacts: need.artifacts, optional: need.optional });
             }
         }
-        if out.len() > NEEDS_LIMIT {
-            let message = format!("`needs` names {} jobs; up to {NEEDS_LIMIT} are allowed", out.len());
+        if out.len() > MAX_NEEDS {
+            let message = format!("`needs` names {} jobs; up to {MAX_NEEDS} are allowed", out.len());
             context.error(Class::NeedsLimit, needs.jobs[0].at, Some(group), message);
             return None;
         }

@@ -5,7 +5,7 @@
 //! the same as `*`.
 
 /// The number of alternatives that braces may expand to.
-const ALTERNATIVES_LIMIT: usize = 1000;
+const MAX_ALTERNATIVES: usize = 1000;
 
 /// A compiled pattern.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ impl Glob {
 fn expand_braces(pattern: &str, out: &mut Vec<String>) -> Option<()> {
     let Some((open, close)) = outer_braces(pattern) else {
         out.push(pattern.to_owned());
-        return (out.len() <= ALTERNATIVES_LIMIT).then_some(());
+        return (out.len() <= MAX_ALTERNATIVES).then_some(());
     };
     let (before, after) = (&pattern[..open], &pattern[close + 1..]);
     for option in split_options(&pattern[open + 1..close]) {

@@ -8,10 +8,10 @@ use super::suggest::did_you_mean;
 use super::syntax::{Mapping, Node, Value};
 
 /// The number of levels of `extends`, as on GitLab.
-const LEVELS_LIMIT: usize = 11;
+const MAX_LEVELS: usize = 11;
 
 /// The number of entries that all merges together may copy.
-const ENTRIES_LIMIT: usize = 5_000_000;
+const MAX_ENTRIES: usize = 5_000_000;
 
 /// Merges mappings, and counts the copied entries.
 #[derive(Debug, Default)]
@@ -44,7 +44,7 @@ impl Merger {
 
     /// Whether the limit of copied entries is exceeded. Callers then stop merging.
     pub fn is_exhausted(&self) -> bool {
-        self.copied > ENTRIES_LIMIT
+        self.copied > MAX_ENTRIES
     }
 }
 
@@ -120,8 +120,8 @@ impl<'a> Extension<'a> {
             merged = self.merger.merge(&merged, &base);
         }
         path.pop();
-        if levels > LEVELS_LIMIT {
-            let message = format!("`extends` goes through more than {LEVELS_LIMIT} levels");
+        if levels > MAX_LEVELS {
+            let message = format!("`extends` goes through more than {MAX_LEVELS} levels");
             self.report.job_error(Class::ExtendsTooDeep, at, key, message);
             return None;
         }
@@ -160,10 +160,9 @@ impl<'a> Extension<'a> {
             self.report.job_error(Class::ExtendsCycle, at, key, message);
             return None;
         }
-        if path.len() > LEVELS_LIMIT {
+        if path.len() > MAX_LEVELS {
             let chain: Vec<&str> = path.iter().copied().chain([&**parent]).collect();
-            let message =
-                format!("`extends` goes through more than {LEVELS_LIMIT} levels: {}", chain.join(" extends "));
+            let message = format!("`extends` goes through more than {MAX_LEVELS} levels: {}", chain.join(" extends "));
             self.report.job_error(Class::ExtendsTooDeep, at, key, message);
             return None;
         }

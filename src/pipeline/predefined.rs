@@ -84,7 +84,7 @@ impl Project {
 }
 
 /// The predefined variables that all jobs share.
-pub fn of_pipeline(request: &PlanRequest<'_>, project: &Project) -> Index<Arc<str>, Arc<str>> {
+pub fn pipeline_variables(request: &PlanRequest<'_>, project: &Project) -> Index<Arc<str>, Arc<str>> {
     let mut variables = Variables(Index::with_capacity_and_hasher(128, Default::default()));
     let given = |key: &str| request.predefined.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value);
     variables.server(project, given("CI_SERVER_VERSION").map_or(SERVER_VERSION, |version| version));

@@ -8,10 +8,10 @@ use super::suggest::did_you_mean;
 use super::syntax::{Mapping, Node, Origin, Value, written_size};
 
 /// How deeply references may lead to other references.
-const DEPTH_LIMIT: usize = 10;
+const MAX_DEPTH: usize = 10;
 
 /// The size limit of the configuration, in bytes, after references are replaced.
-const SIZE_LIMIT: usize = 64 << 20;
+const MAX_SIZE: usize = 64 << 20;
 
 /// Replaces all references. Entries with a problem are reported and left out.
 pub fn resolve_all(root: &Node, report: &mut ProblemReport) -> Node {
@@ -33,9 +33,8 @@ pub fn resolve_all(root: &Node, report: &mut ProblemReport) -> Node {
         }
     });
     let resolved = Node::mapping_at(resolved, root.at);
-    if written_size(&resolved) > SIZE_LIMIT {
-        let message =
-            format!("this configuration is larger than {} MiB after references are replaced", SIZE_LIMIT >> 20);
+    if written_size(&resolved) > MAX_SIZE {
+        let message = format!("this configuration is larger than {} MiB after references are replaced", MAX_SIZE >> 20);
         report.error(Class::TooBig, first_reference(root).unwrap_or(root.at), message);
         return Node::mapping_at(Mapping::default(), root.at);
     }
@@ -122,12 +121,8 @@ impl Resolution<'_> {
             self.error(Class::ReferenceCycle, at, message);
             return None;
         }
-        if self.open.len() >= DEPTH_LIMIT {
-            self.error(
-                Class::ReferenceTooDeep,
-                at,
-                format!("{shown}: references lead deeper than {DEPTH_LIMIT} levels"),
-            );
+        if self.open.len() >= MAX_DEPTH {
+            self.error(Class::ReferenceTooDeep, at, format!("{shown}: references lead deeper than {MAX_DEPTH} levels"));
             return None;
         }
         let Some(target) = self.target(&names, &shown, at) else {

@@ -174,7 +174,7 @@ pub enum SourceError {
 }
 
 /// Access to files and to other projects; the planner does no I/O of its own. An implementation must refuse anything
-/// that is not a regular file, and may stop reading after [`FILE_LIMIT`](super::syntax::FILE_LIMIT) + 1 bytes.
+/// that is not a regular file, and may stop reading after [`MAX_FILE_SIZE`](super::syntax::MAX_FILE_SIZE) + 1 bytes.
 pub trait Sources {
     /// A file of the project that is parsed already.
     fn parsed(&self) -> Option<&ParsedAhead> {

@@ -7,10 +7,10 @@ use super::request::GivenVariable;
 use super::syntax::Origin;
 
 /// The longest expanded value, in bytes.
-pub const VALUE_LIMIT: usize = 1 << 18;
+pub const MAX_VALUE_SIZE: usize = 1 << 18;
 
 /// The longest chain of variables that refer to each other.
-pub const DEPTH_LIMIT: usize = 200;
+pub const MAX_DEPTH: usize = 200;
 
 /// A variable of the configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,7 +85,7 @@ impl PipelineVariables {
 
     /// The variable of project, group or instance for an environment: from the nearest level, with the longest scope
     /// match.
-    fn of_project(&self, name: &str, environment: Option<&str>) -> Option<&GivenVariable> {
+    fn project_variable(&self, name: &str, environment: Option<&str>) -> Option<&GivenVariable> {
         let candidates = self.by_name.get(name)?.iter().map(|index| &self.project[*index]);
         let mut best: Option<(usize, &GivenVariable)> = None;
         for variable in candidates {
@@ -99,7 +99,7 @@ impl PipelineVariables {
 
     /// The caller's value for a name: a pipeline variable, else one of the project.
     pub fn given(&self, name: &str, environment: Option<&str>) -> Option<&GivenVariable> {
-        self.pipeline.get(name).or_else(|| self.of_project(name, environment))
+        self.pipeline.get(name).or_else(|| self.project_variable(name, environment))
     }
 
     /// Names of project variables, each once.
@@ -160,8 +160,8 @@ pub fn replace(text: &str, mut value: impl FnMut(&str, &str) -> String) -> Strin
                 rest = after;
             }
         }
-        if out.len() > VALUE_LIMIT {
-            truncate(&mut out, VALUE_LIMIT);
+        if out.len() > MAX_VALUE_SIZE {
+            truncate(&mut out, MAX_VALUE_SIZE);
             return out;
         }
     }
@@ -207,11 +207,11 @@ pub fn collect_names<'a>(value: &'a str, names: &mut Vec<&'a str>) {
 
 /// The treatment of references to unknown names.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Unknown {
+pub enum UnknownReference {
     /// They are kept for the runner, as are references to file variables and raw variables.
-    Stays,
+    Kept,
     /// They become empty.
-    Empties,
+    Emptied,
 }
 
 /// Expands all variables. References within a cycle are kept.
@@ -227,7 +227,7 @@ pub fn expand_all(mut variables: Index<Arc<str>, EnvVariable>) -> Index<Arc<str>
 }
 
 /// Expands one text.
-pub fn expand_text(text: &str, variables: &Index<Arc<str>, EnvVariable>, unknown: Unknown) -> String {
+pub fn expand_text(text: &str, variables: &Index<Arc<str>, EnvVariable>, unknown: UnknownReference) -> String {
     if !has_reference(text) {
         return text.to_owned();
     }
@@ -252,11 +252,11 @@ impl<'a> Expansion<'a> {
         if let Some(value) = self.values.get(key) {
             return Some(Arc::clone(value));
         }
-        if self.open.len() > DEPTH_LIMIT {
+        if self.open.len() > MAX_DEPTH {
             return None;
         }
         self.open.push(key);
-        let value: Arc<str> = self.text(&variable.value, Unknown::Stays).into();
+        let value: Arc<str> = self.text(&variable.value, UnknownReference::Kept).into();
         self.open.pop();
         // Within a cycle, the value depends on the variable at which the expansion began, so it is not cached.
         if self.open.is_empty() || !self.open.contains(&key) {
@@ -265,15 +265,15 @@ impl<'a> Expansion<'a> {
         Some(value)
     }
 
-    fn text(&mut self, text: &str, unknown: Unknown) -> String {
+    fn text(&mut self, text: &str, unknown: UnknownReference) -> String {
         replace(text, |name, reference| {
             let stays = match unknown {
-                Unknown::Stays => reference,
-                Unknown::Empties => "",
+                UnknownReference::Kept => reference,
+                UnknownReference::Emptied => "",
             };
             match self.variables.get(name) {
                 None => stays.to_owned(),
-                Some(variable) if unknown == Unknown::Stays && is_for_runner(variable) => reference.to_owned(),
+                Some(variable) if unknown == UnknownReference::Kept && is_for_runner(variable) => reference.to_owned(),
                 Some(_) if self.open.contains(&name) => reference.to_owned(),
                 Some(variable) => match self.value(name) {
                     Some(value) => value.to_string(),
@@ -315,7 +315,7 @@ mod tests {
         variables["R"].raw = true;
         variables["F"].file = true;
         assert_eq!(expand_all(variables.clone())["A"].value, "$R $F");
-        assert_eq!(expand_text("$R-$F-$X", &variables, Unknown::Empties), "$A-content-");
+        assert_eq!(expand_text("$R-$F-$X", &variables, UnknownReference::Emptied), "$A-content-");
     }
 
     #[test]
@@ -325,7 +325,7 @@ mod tests {
         let mut list: Vec<(&str, &str)> =
             names.iter().zip(&values).map(|(name, value)| (name.as_str(), value.as_str())).collect();
         list.push(("V60", "xxxxxxxx"));
-        assert!(expanded(&list).iter().all(|value| value.len() <= VALUE_LIMIT));
+        assert!(expanded(&list).iter().all(|value| value.len() <= MAX_VALUE_SIZE));
     }
 
     #[test]

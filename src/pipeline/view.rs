@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::variables::{PipelineVariables, VALUE_LIMIT, Variable, has_reference, replace, truncate};
+use super::variables::{MAX_VALUE_SIZE, PipelineVariables, Variable, has_reference, replace, truncate};
 
 /// Variables as rules see them: unexpanded values by name; the level with the highest precedence wins.
 #[derive(Clone, Copy)]
@@ -72,7 +72,7 @@ impl<'a> View<'a> {
         }
         let value = self.find(name).map(|(value, raw)| {
             let mut value = if raw { value.to_owned() } else { self.expand_at(value, depth + 1, found) };
-            truncate(&mut value, VALUE_LIMIT / 16);
+            truncate(&mut value, MAX_VALUE_SIZE / 16);
             value
         });
         found.insert(key, value.clone());

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use crate::local::checkout::{git, output};
 use crate::pipeline::request::SourceError;
-use crate::pipeline::syntax::FILE_LIMIT;
+use crate::pipeline::syntax::MAX_FILE_SIZE;
 
 use super::remote;
 
@@ -84,7 +84,7 @@ impl Fetcher {
         command.args(["cat-file", "blob", &format!("{sha}:{path}")]);
         let mut content = output(command)
             .map_err(|_| SourceError::Missing(format!("`{path}` does not exist in {project} at {sha}")))?;
-        content.truncate(FILE_LIMIT + 1);
+        content.truncate(MAX_FILE_SIZE + 1);
         Ok(content)
     }
 
@@ -107,7 +107,7 @@ impl Fetcher {
                 ))
             });
         }
-        let body = remote::get(url, FILE_LIMIT)?;
+        let body = remote::get(url, MAX_FILE_SIZE)?;
         let made = fs::create_dir_all(self.cache.join("urls")).and_then(|()| fs::write(&cached, &body));
         made.map_err(|error| SourceError::Failed(format!("{}: {error}", cached.display())))?;
         Ok(body)

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use crate::pipeline::request::SourceError;
-use crate::pipeline::syntax::FILE_LIMIT;
+use crate::pipeline::syntax::MAX_FILE_SIZE;
 
 /// Opens a regular file; never blocks on a pipe or device.
 pub fn open_file(path: &Path) -> Result<File, String> {
@@ -21,7 +21,7 @@ pub fn open_file(path: &Path) -> Result<File, String> {
 /// Reads a file, up to one byte more than the planner's limit.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     let mut content = Vec::new();
-    let limit = FILE_LIMIT as u64 + 1;
+    let limit = MAX_FILE_SIZE as u64 + 1;
     open_file(path)?.take(limit).read_to_end(&mut content).map_err(|error| error.to_string())?;
     Ok(content)
 }

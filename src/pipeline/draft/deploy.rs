@@ -13,13 +13,13 @@ const ENVIRONMENT_KEYS: [&str; 7] =
 
 const KUBERNETES_KEYS: [&str; 5] = ["namespace", "agent", "flux_resource_path", "managed_resources", "dashboard"];
 
-const INCLUDES_LIMIT: usize = 3;
+const MAX_INCLUDES: usize = 3;
 
 /// The longest URL of an environment, and the longest path of a project.
-const URL_LIMIT: usize = 255;
+const MAX_URL_LENGTH: usize = 255;
 
 /// A mapping with one key.
-fn wrap(key: &str, node: &Node) -> Node {
+fn mapping_with(key: &str, node: &Node) -> Node {
     let entry = MappingEntry { key_at: node.at, node: node.clone() };
     Node::mapping_at(Mapping::from_iter([(key.into(), entry)]), node.at)
 }
@@ -29,7 +29,7 @@ impl KeywordReader<'_, '_> {
     pub fn environment(&mut self, node: &Node) -> Option<Node> {
         if node.text().is_some_and(|name| !name.is_empty()) {
             self.environment_name(node, "environment")?;
-            return Some(wrap("name", node));
+            return Some(mapping_with("name", node));
         }
         if node.mapping().is_none() {
             return self.bad(node, "environment", "a name or a mapping with `name`");
@@ -40,9 +40,9 @@ impl KeywordReader<'_, '_> {
             None => return self.bad(node, "environment", "a name or a mapping with `name`"),
         }
         if let Some(url) = node.get("url")
-            && self.text(url, "environment:url")?.chars().count() > URL_LIMIT
+            && self.text(url, "environment:url")?.chars().count() > MAX_URL_LENGTH
         {
-            return self.bad(url, "environment:url", &format!("up to {URL_LIMIT} characters"));
+            return self.bad(url, "environment:url", &format!("up to {MAX_URL_LENGTH} characters"));
         }
         for key in ["on_stop", "auto_stop_in", "deployment_tier"] {
             if let Some(value) = node.get(key) {
@@ -103,7 +103,7 @@ impl KeywordReader<'_, '_> {
 
     pub fn trigger(&mut self, node: &Node) -> Option<Trigger> {
         let keys = ["project", "branch", "include", "strategy", "forward", "inputs"];
-        let node = if node.text().is_some() { wrap("project", node) } else { node.clone() };
+        let node = if node.text().is_some() { mapping_with("project", node) } else { node.clone() };
         self.mapping(&node, "trigger", &keys)?;
         let strategy = match node.get("strategy") {
             None => TriggerStrategy::None,
@@ -118,7 +118,7 @@ impl KeywordReader<'_, '_> {
         };
         match (node.get("project"), node.get("include")) {
             (Some(project), None) => {
-                let project = self.short_text(project, "trigger:project", URL_LIMIT)?;
+                let project = self.short_text(project, "trigger:project", MAX_URL_LENGTH)?;
                 if let Some(branch) = node.get("branch") {
                     self.text(branch, "trigger:branch")?;
                 }
@@ -153,14 +153,14 @@ impl KeywordReader<'_, '_> {
 
     fn trigger_includes(&mut self, node: &Node) -> Option<Node> {
         let items = self.context.flatten(node, "trigger:include", self.job)?;
-        if items.is_empty() || items.len() > INCLUDES_LIMIT {
-            return self.bad(node, "trigger:include", &format!("1 to {INCLUDES_LIMIT} files"));
+        if items.is_empty() || items.len() > MAX_INCLUDES {
+            return self.bad(node, "trigger:include", &format!("1 to {MAX_INCLUDES} files"));
         }
         let mut out = Vec::with_capacity(items.len());
         for item in &items {
             if let Some(text) = item.text() {
                 let remote = text.starts_with("https://") || text.starts_with("http://");
-                out.push(wrap(if remote { "remote" } else { "local" }, item));
+                out.push(mapping_with(if remote { "remote" } else { "local" }, item));
                 continue;
             }
             self.mapping(item, "trigger:include", &INCLUDE_KEYS)?;

@@ -8,12 +8,12 @@ const IMAGE_KEYS: [&str; 5] = ["name", "entrypoint", "pull_policy", "docker", "k
 const SERVICE_KEYS: [&str; 8] =
     ["name", "alias", "entrypoint", "command", "variables", "pull_policy", "docker", "kubernetes"];
 
-const NAME_LIMIT: usize = 65_535;
+const MAX_NAME_LENGTH: usize = 65_535;
 
 impl KeywordReader<'_, '_> {
     /// Normalises an image to a mapping with `name`.
     pub fn image(&mut self, node: &Node) -> Option<Node> {
-        self.named(node, "image", &IMAGE_KEYS)
+        self.named_image(node, "image", &IMAGE_KEYS)
     }
 
     /// Normalises services to a list of mappings with `name`.
@@ -23,11 +23,11 @@ impl KeywordReader<'_, '_> {
         }
         let items = self.context.flatten(node, "services", self.job)?;
         let services: Option<Vec<Node>> =
-            items.iter().map(|item| self.named(item, "services", &SERVICE_KEYS)).collect();
+            items.iter().map(|item| self.named_image(item, "services", &SERVICE_KEYS)).collect();
         Some(Node::list_at(services?, node.at))
     }
 
-    fn named(&mut self, node: &Node, keyword: &str, keys: &[&str]) -> Option<Node> {
+    fn named_image(&mut self, node: &Node, keyword: &str, keys: &[&str]) -> Option<Node> {
         if node.text().is_some_and(|name| !name.is_empty()) {
             let entry = MappingEntry { key_at: node.at, node: node.clone() };
             return Some(Node::mapping_at(Mapping::from_iter([("name".into(), entry)]), node.at));
@@ -37,7 +37,7 @@ impl KeywordReader<'_, '_> {
         }
         self.mapping(node, keyword, keys)?;
         match node.get("name") {
-            Some(name) => self.short_text(name, &format!("{keyword}:name"), NAME_LIMIT)?,
+            Some(name) => self.short_text(name, &format!("{keyword}:name"), MAX_NAME_LENGTH)?,
             None => return self.bad(node, keyword, "a name or a mapping with `name`"),
         };
         if let Some(entrypoint) = node.get("entrypoint") {

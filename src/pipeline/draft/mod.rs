@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 pub use self::inherit::Inherit;
 use self::keywords::JobKind;
-use self::needs::{Name, Needs};
+use self::needs::{Needs, WrittenName};
 use self::parallel::Parallel;
 use self::reader::KeywordReader;
 use super::context::Context;
@@ -58,7 +58,7 @@ pub struct Draft {
     /// Which default variables the job inherits.
     pub inherit_variables: Inherit,
     pub needs: Option<Needs>,
-    pub dependencies: Option<Vec<Name>>,
+    pub dependencies: Option<Vec<WrittenName>>,
     pub parallel: Option<Parallel>,
     pub rules: Option<Arc<Vec<Rule>>>,
     pub only: Option<OnlyExcept>,

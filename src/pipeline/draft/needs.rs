@@ -7,10 +7,10 @@ use super::reader::KeywordReader;
 use crate::pipeline::syntax::{Node, Origin};
 
 /// The longest name in `needs`: shorter than the longest name of a job, as on GitLab.
-const NAME_LIMIT: usize = 128;
+const MAX_NAME_LENGTH: usize = 128;
 
 /// The longest path of a project.
-const PATH_LIMIT: usize = 1024;
+const MAX_PATH_LENGTH: usize = 1024;
 
 /// Keyword `needs`.
 #[derive(Clone, Debug, Default)]
@@ -35,7 +35,7 @@ pub struct WrittenNeed {
 }
 
 /// A name and its position.
-pub type Name = (Arc<str>, Origin);
+pub type WrittenName = (Arc<str>, Origin);
 
 impl KeywordReader<'_, '_> {
     /// Reads `needs`. `keyword` is used in messages.
@@ -48,8 +48,8 @@ impl KeywordReader<'_, '_> {
         let mut others = 0;
         for item in &items {
             let name = item.text().or_else(|| item.get("job").and_then(Node::text));
-            if name.is_some_and(|name| name.chars().count() > NAME_LIMIT) {
-                return self.bad(item, keyword, &format!("names of up to {NAME_LIMIT} characters"));
+            if name.is_some_and(|name| name.chars().count() > MAX_NAME_LENGTH) {
+                return self.bad(item, keyword, &format!("names of up to {MAX_NAME_LENGTH} characters"));
             }
             if let Some(job) = item.text() {
                 let job = Arc::clone(job);
@@ -64,7 +64,7 @@ impl KeywordReader<'_, '_> {
                 }
                 for key in ["project", "pipeline"] {
                     if let Some(value) = item.get(key) {
-                        self.short_text(value, &format!("{keyword}:{key}"), PATH_LIMIT)?;
+                        self.short_text(value, &format!("{keyword}:{key}"), MAX_PATH_LENGTH)?;
                     }
                 }
                 let message = format!("`{keyword}`: a local run has no jobs of other pipelines and projects; ignored");
@@ -103,7 +103,7 @@ impl KeywordReader<'_, '_> {
         Some(WrittenNeed { job, artifacts, optional, matrix, at: item.at })
     }
 
-    pub fn dependencies(&mut self, node: &Node) -> Option<Vec<Name>> {
+    pub fn dependencies(&mut self, node: &Node) -> Option<Vec<WrittenName>> {
         let names = self.flat_texts(node, "dependencies")?;
         Some(names.into_iter().zip(node.list()?.iter().map(|item| item.at)).collect())
     }

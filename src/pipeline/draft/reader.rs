@@ -82,7 +82,7 @@ impl KeywordReader<'_, '_> {
 
     /// A list of text without lists inside, for keywords that GitLab does not flatten.
     pub fn flat_texts(&mut self, node: &Node, keyword: &str) -> Option<Vec<Arc<str>>> {
-        match self.context.flat_texts(node) {
+        match self.context.flat_texts(node, keyword, self.job) {
             Some(texts) => Some(texts),
             None => self.bad(node, keyword, "a flat list of text"),
         }

@@ -10,10 +10,10 @@ use crate::pipeline::problem::Class;
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::Node;
 
-const RETRIES_LIMIT: i64 = 2;
+const MAX_RETRIES: i64 = 2;
 
 /// The number of tags that a job may have; GitLab refuses 50.
-const TAGS_LIMIT: usize = 49;
+const MAX_TAGS: usize = 49;
 
 /// All values that GitLab accepts in `retry:when`; a local run produces only a few of them as failure reasons.
 const REASONS: [&str; 47] = [
@@ -67,10 +67,10 @@ const REASONS: [&str; 47] = [
 ];
 
 /// The longest delay: a week.
-const DELAY_LIMIT: Duration = Duration::from_secs(7 * 86_400);
+const MAX_DELAY: Duration = Duration::from_secs(7 * 86_400);
 
 /// The longest timeout, as on GitLab: a month.
-const TIMEOUT_LIMIT: Duration = Duration::from_secs(30 * 86_400);
+const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 86_400);
 
 /// The values of `when`; the last, `None`, is `never`.
 const WHENS: [(&str, Option<When>); 6] = [
@@ -113,7 +113,7 @@ impl KeywordReader<'_, '_> {
     /// Reads `start_in`, the delay of `when: delayed`.
     pub fn start_in(&mut self, node: &Node, keyword: &str) -> Option<Delay> {
         let text = self.text(node, keyword)?;
-        match duration::parse(&text).filter(|duration| *duration <= DELAY_LIMIT) {
+        match duration::parse(&text).filter(|duration| *duration <= MAX_DELAY) {
             Some(duration) => Some(Delay { text, duration }),
             None => {
                 let message = format!("`{keyword}: {text}` is not a duration of up to a week, such as `30 minutes`");
@@ -125,14 +125,14 @@ impl KeywordReader<'_, '_> {
     pub fn tags(&mut self, node: &Node) -> Option<Vec<Arc<str>>> {
         let tags = self.flat_texts(node, "tags")?;
         match tags.len() {
-            0..=TAGS_LIMIT => Some(tags),
-            count => self.bad(node, "tags", &format!("up to {TAGS_LIMIT} tags, not {count}")),
+            0..=MAX_TAGS => Some(tags),
+            count => self.bad(node, "tags", &format!("up to {MAX_TAGS} tags, not {count}")),
         }
     }
 
     pub fn timeout(&mut self, node: &Node) -> Option<Duration> {
         let text = self.text(node, "timeout")?;
-        match duration::parse(&text).filter(|duration| *duration <= TIMEOUT_LIMIT) {
+        match duration::parse(&text).filter(|duration| *duration <= MAX_TIMEOUT) {
             Some(duration) => Some(duration),
             None => self.bad(node, "timeout", "a duration of up to a month, such as `1h 30m`"),
         }
@@ -173,11 +173,11 @@ impl KeywordReader<'_, '_> {
     }
 
     fn retries(&mut self, node: &Node, keyword: &str) -> Option<u32> {
-        match node.integer().filter(|max| (0..=RETRIES_LIMIT).contains(max)) {
+        match node.integer().filter(|max| (0..=MAX_RETRIES).contains(max)) {
             Some(max) => Some(max as u32),
             None => {
                 let value = node.printed().unwrap_or_else(|| node.kind().into());
-                let message = format!("`{keyword}` must be a number from 0 to {RETRIES_LIMIT}, not `{value}`");
+                let message = format!("`{keyword}` must be a number from 0 to {MAX_RETRIES}, not `{value}`");
                 self.error(Class::RetryRange, node.at, message)
             }
         }

@@ -13,7 +13,7 @@ const RELEASE_KEYS: [&str; 8] =
 
 const LINK_KEYS: [&str; 4] = ["name", "url", "filepath", "link_type"];
 
-const TEXT_LIMIT: usize = 1 << 20;
+const MAX_TEXT_LENGTH: usize = 1 << 20;
 
 /// The directory that a job publishes with `pages` unless the file names another.
 const PUBLIC: &str = "public";
@@ -43,7 +43,7 @@ impl KeywordReader<'_, '_> {
         self.mapping(node, "release", &RELEASE_KEYS)?;
         for key in ["tag_name", "description"] {
             match node.get(key) {
-                Some(value) => self.short_text(value, &format!("release:{key}"), TEXT_LIMIT)?,
+                Some(value) => self.short_text(value, &format!("release:{key}"), MAX_TEXT_LENGTH)?,
                 None => return self.bad(node, "release", "a mapping with `tag_name` and `description`"),
             };
         }

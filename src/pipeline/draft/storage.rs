@@ -40,10 +40,10 @@ const REPORT_KEYS: [&str; 26] = [
 
 const CACHE_KEYS: [&str; 7] = ["key", "paths", "untracked", "policy", "when", "fallback_keys", "unprotect"];
 
-const CACHES_LIMIT: usize = 4;
+const MAX_CACHES: usize = 4;
 
 /// The longest title in `artifacts:expose_as`.
-const TITLE_LIMIT: usize = 100;
+const MAX_TITLE_LENGTH: usize = 100;
 
 const WHENS: [&str; 3] = ["on_success", "on_failure", "always"];
 
@@ -57,7 +57,7 @@ impl KeywordReader<'_, '_> {
             }
         }
         if let Some(when) = node.get("when") {
-            self.when_of(when, "artifacts:when")?;
+            self.upload_when(when, "artifacts:when")?;
         }
         for key in ["untracked", "public"] {
             if let Some(value) = node.get(key) {
@@ -108,7 +108,7 @@ impl KeywordReader<'_, '_> {
     /// The title of a link to artifacts: plain words, for paths without wildcards.
     fn expose_as(&mut self, title: &Node, paths: Option<&Node>) -> Option<()> {
         let place = "artifacts:expose_as";
-        let text = self.short_text(title, place, TITLE_LIMIT)?;
+        let text = self.short_text(title, place, MAX_TITLE_LENGTH)?;
         let is_plain = |c: char| c.is_alphanumeric() || "_- ".contains(c);
         if !text.chars().all(is_plain) || text.starts_with(['-', ' ']) {
             return self.bad(title, place, "letters, digits, `-`, `_` and blanks");
@@ -129,7 +129,7 @@ impl KeywordReader<'_, '_> {
         self.bad(node, keyword, "a duration such as `1 week`, or `never`")
     }
 
-    fn when_of(&mut self, node: &Node, keyword: &str) -> Option<()> {
+    fn upload_when(&mut self, node: &Node, keyword: &str) -> Option<()> {
         match node.text() {
             Some(when) if WHENS.contains(&&**when) => Some(()),
             _ => {
@@ -147,8 +147,8 @@ impl KeywordReader<'_, '_> {
             Some(_) => self.context.flatten(node, "cache", self.job)?,
             None => single.to_vec(),
         };
-        if items.len() > CACHES_LIMIT {
-            let message = format!("`cache` has {} entries; up to {CACHES_LIMIT} are allowed", items.len());
+        if items.len() > MAX_CACHES {
+            let message = format!("`cache` has {} entries; up to {MAX_CACHES} are allowed", items.len());
             return self.error(Class::CacheLimit, node.at, message);
         }
         items.iter().try_for_each(|item| self.cache(item))?;
@@ -174,7 +174,7 @@ impl KeywordReader<'_, '_> {
             }
         }
         if let Some(when) = node.get("when") {
-            self.when_of(when, "cache:when")?;
+            self.upload_when(when, "cache:when")?;
         }
         if let Some(keys) = node.get("fallback_keys")
             && self.flat_texts(keys, "cache:fallback_keys")?.len() > 5

@@ -163,7 +163,7 @@ impl Loader<'_, '_> {
                 let reference = optional("ref");
                 let files = item.get("file").and_then(|file| match file.text() {
                     Some(path) => Some(vec![Arc::clone(path)]),
-                    None => self.context.flat_texts(file),
+                    None => self.context.flat_texts(file, "include:file", None),
                 });
                 match files.filter(|files| !files.is_empty()) {
                     Some(files) => {

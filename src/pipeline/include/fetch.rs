@@ -21,7 +21,7 @@ impl Loader<'_, '_> {
             IncludeLocation::Project { project, reference, files } => {
                 let shown = reference.as_deref().map_or_else(|| project.clone(), |name| format!("{project}@{name}"));
                 match sources.project(project, reference.as_deref()) {
-                    Ok(tree) => files.iter().flat_map(|path| self.of_tree(entry, path, &tree, &shown)).collect(),
+                    Ok(tree) => files.iter().flat_map(|path| self.file_in_tree(entry, path, &tree, &shown)).collect(),
                     Err(error) => self.failed(entry, &format!("project {shown}"), error),
                 }
             }
@@ -60,7 +60,7 @@ impl Loader<'_, '_> {
             SourceTree::Commit { project, sha } => format!("{project}@{sha}"),
         };
         if !path.contains('*') {
-            return self.of_tree(entry, path, tree, &shown);
+            return self.file_in_tree(entry, path, tree, &shown);
         }
         let escaped = regex_lite::escape(path.trim_start_matches('/'));
         let pattern = escaped.replace(r"\*\*", ".*").replace(r"\*", "[^/]*");
@@ -73,10 +73,10 @@ impl Loader<'_, '_> {
         if matching.is_empty() {
             self.context.report.warn(entry.at, None, format!("`include:local: {path}` matches no file"));
         }
-        matching.into_iter().flat_map(|path| self.of_tree(entry, path, tree, &shown)).collect()
+        matching.into_iter().flat_map(|path| self.file_in_tree(entry, path, tree, &shown)).collect()
     }
 
-    fn of_tree(&mut self, entry: &IncludeEntry, path: &str, tree: &SourceTree, shown: &str) -> Vec<Fetched> {
+    fn file_in_tree(&mut self, entry: &IncludeEntry, path: &str, tree: &SourceTree, shown: &str) -> Vec<Fetched> {
         let path = path.trim_start_matches('/');
         let name = if shown.is_empty() { path.to_owned() } else { format!("{shown}:{path}") };
         match self.context.request.sources.read(tree, path) {

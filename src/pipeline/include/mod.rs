@@ -10,7 +10,7 @@ use super::file::inputs::InputArgument;
 use super::merge::Merger;
 use super::problem::Class;
 use super::request::{Content, PlanRequest, SourceError, SourceTree};
-use super::syntax::{FILE_LIMIT, Mapping, MappingEntry, Node, Origin};
+use super::syntax::{MAX_FILE_SIZE, Mapping, MappingEntry, Node, Origin};
 
 /// The number of files that a pipeline may include, as on GitLab.
 const MAX_FILES: usize = 150;
@@ -111,8 +111,8 @@ impl Loader<'_, '_> {
 
     /// The text of a file, which must be UTF-8 and not too large.
     fn text<'b>(&mut self, bytes: &'b [u8], file: u32) -> Option<&'b str> {
-        if bytes.len() > FILE_LIMIT {
-            let message = format!("the file is larger than {} MiB", FILE_LIMIT >> 20);
+        if bytes.len() > MAX_FILE_SIZE {
+            let message = format!("the file is larger than {} MiB", MAX_FILE_SIZE >> 20);
             self.context.error(Class::TooBig, Origin { file, line: 1 }, None, message);
             return None;
         }

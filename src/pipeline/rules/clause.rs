@@ -144,7 +144,7 @@ impl Paths {
         // As on GitLab, `exists` also takes a single path, and neither keyword takes lists inside the list.
         let texts = match node.text().filter(|_| keyword == "exists") {
             Some(path) => Some(vec![Arc::clone(path)]),
-            None => context.flat_texts(node),
+            None => context.flat_texts(node, keyword, owner.job),
         };
         let valid = texts.filter(|texts| texts.len() <= MAX_PATTERNS);
         if valid.is_none() {
@@ -155,7 +155,7 @@ impl Paths {
     }
 
     /// Reads `paths` or `regexp` of a mapping.
-    fn of_mapping(node: &Node, keyword: &str, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Option<Self> {
+    fn read_mapping(node: &Node, keyword: &str, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Option<Self> {
         match (node.get("paths"), node.get("regexp")) {
             (Some(paths), None) => Self::read(paths, &format!("{keyword}:paths"), owner, context),
             (None, Some(regexp)) => {
@@ -250,7 +250,7 @@ impl Changes {
             return Some(Self { paths: Paths::read(node, "changes", owner, context)?, compare_to: None });
         }
         check_keys(node, &["paths", "regexp", "compare_to"], "changes", owner, context)?;
-        let paths = Paths::of_mapping(node, "changes", owner, context)?;
+        let paths = Paths::read_mapping(node, "changes", owner, context)?;
         let compare_to = node.get("compare_to").cloned();
         if let Some(node) = compare_to.as_ref().filter(|node| node.text().is_none()) {
             let message = format!("`{}:changes:compare_to` takes a ref, not {}", owner.keyword, node.kind());
@@ -304,7 +304,7 @@ fn read_exists(node: &Node, owner: RuleOwner<'_>, context: &mut Context<'_>) -> 
         return Some(Exists { paths, project: None, reference: None });
     }
     check_keys(node, &["paths", "regexp", "project", "ref"], "exists", owner, context)?;
-    let paths = Paths::of_mapping(node, "exists", owner, context)?;
+    let paths = Paths::read_mapping(node, "exists", owner, context)?;
     let text = |key: &str| node.get(key).and_then(Node::printed);
     if let Some(project) = node.get("project").filter(|project| project.text().is_none()) {
         let message = format!("`{}:exists:project` takes the path of a project, not {}", owner.keyword, project.kind());

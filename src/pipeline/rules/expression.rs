@@ -8,7 +8,7 @@ use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::view::View;
 
 /// How deeply parentheses and negations may nest.
-const DEPTH_LIMIT: usize = 50;
+const MAX_DEPTH: usize = 50;
 
 /// An expression that can be evaluated.
 #[derive(Debug)]
@@ -30,8 +30,8 @@ enum Term {
     Binary(Box<Term>, Sign, Box<Term>),
 }
 
-/// The value of a term; a pattern is also a value.
-enum Value<'a> {
+/// The value of a term, which is an operand of a comparison; a pattern is also a value.
+enum Operand<'a> {
     Null,
     Bool(bool),
     Text(&'a str),
@@ -130,8 +130,8 @@ impl Parser<'_> {
 
     fn value(&mut self) -> Result<Term, String> {
         self.depth += 1;
-        if self.depth > DEPTH_LIMIT {
-            return Err(format!("it nests deeper than {DEPTH_LIMIT} levels"));
+        if self.depth > MAX_DEPTH {
+            return Err(format!("it nests deeper than {MAX_DEPTH} levels"));
         }
         let term = self.value_within();
         self.depth -= 1;
@@ -184,14 +184,14 @@ impl Term {
         }
     }
 
-    fn value<'a>(&'a self, variables: &View<'a>) -> Value<'a> {
+    fn value<'a>(&'a self, variables: &View<'a>) -> Operand<'a> {
         match self {
-            Self::Null => Value::Null,
-            Self::Bool(value) => Value::Bool(*value),
-            Self::Text(text) => Value::Text(text),
-            Self::Pattern(text, pattern) => Value::Pattern(text, pattern),
-            Self::Variable(name) => variables.get(name).map_or(Value::Null, Value::Text),
-            Self::Not(term) => Value::Bool(!term.value(variables).is_present()),
+            Self::Null => Operand::Null,
+            Self::Bool(value) => Operand::Bool(*value),
+            Self::Text(text) => Operand::Text(text),
+            Self::Pattern(text, pattern) => Operand::Pattern(text, pattern),
+            Self::Variable(name) => variables.get(name).map_or(Operand::Null, Operand::Text),
+            Self::Not(term) => Operand::Bool(!term.value(variables).is_present()),
             Self::Binary(left, sign, right) => {
                 let value = left.value(variables);
                 match sign {
@@ -200,17 +200,17 @@ impl Term {
                     Sign::And => value,
                     Sign::Or if value.is_true() => value,
                     Sign::Or => right.value(variables),
-                    Sign::NotEqual => Value::Bool(!value.equals(&right.value(variables))),
-                    Sign::Match => Value::Bool(value.matches(&right.value(variables)).unwrap_or(false)),
-                    Sign::NotMatch => Value::Bool(!value.matches(&right.value(variables)).unwrap_or(false)),
-                    _ => Value::Bool(value.equals(&right.value(variables))),
+                    Sign::NotEqual => Operand::Bool(!value.equals(&right.value(variables))),
+                    Sign::Match => Operand::Bool(value.matches(&right.value(variables)).unwrap_or(false)),
+                    Sign::NotMatch => Operand::Bool(!value.matches(&right.value(variables)).unwrap_or(false)),
+                    _ => Operand::Bool(value.equals(&right.value(variables))),
                 }
             }
         }
     }
 }
 
-impl Value<'_> {
+impl Operand<'_> {
     fn is_true(&self) -> bool {
         !matches!(self, Self::Null | Self::Bool(false))
     }

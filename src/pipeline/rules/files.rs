@@ -7,7 +7,7 @@ use crate::pipeline::glob::Glob;
 use crate::pipeline::request::{Base, SourceError, SourceTree, Sources};
 
 /// Above this number of comparisons, GitLab treats the rule as fulfilled.
-const COMPARISONS_LIMIT: usize = 50_000;
+const MAX_COMPARISONS: usize = 50_000;
 
 /// What a list of paths contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +84,8 @@ impl<'a> Files<'a> {
                 continue;
             }
             comparisons += paths.len();
-            if comparisons > COMPARISONS_LIMIT {
-                return Some(format!("more than {COMPARISONS_LIMIT} comparisons of paths and patterns"));
+            if comparisons > MAX_COMPARISONS {
+                return Some(format!("more than {MAX_COMPARISONS} comparisons of paths and patterns"));
             }
             let directories = pattern.ends_with('/');
             let found = paths.iter().find_map(|path| {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 /// The number of tokens in an expression, as on GitLab.
-const TOKEN_LIMIT: usize = 100;
+const MAX_TOKENS: usize = 100;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExpressionToken {
@@ -68,8 +68,8 @@ pub fn tokens(text: &str) -> Result<Vec<ExpressionToken>, String> {
     let mut tokens = Vec::new();
     let mut rest = text.trim_start();
     while !rest.is_empty() {
-        if tokens.len() == TOKEN_LIMIT {
-            return Err(format!("it has more than {TOKEN_LIMIT} parts"));
+        if tokens.len() == MAX_TOKENS {
+            return Err(format!("it has more than {MAX_TOKENS} parts"));
         }
         let (token, after) = token(rest)?;
         tokens.push(token);

@@ -18,4 +18,4 @@ pub use print::print;
 pub use size::{TreeExtent, extent, written_size};
 
 /// The largest configuration file, in bytes, as on GitLab.
-pub const FILE_LIMIT: usize = 2 << 20;
+pub const MAX_FILE_SIZE: usize = 2 << 20;

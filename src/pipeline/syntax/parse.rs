@@ -15,7 +15,7 @@ use crate::pipeline::hash::Set;
 pub const MAX_DEPTH: usize = 100;
 
 /// The number of duplicate keys to report for a file.
-const DUPLICATES_LIMIT: usize = 100;
+const MAX_DUPLICATES: usize = 100;
 
 /// Why a text is not valid YAML.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub struct YamlDocument {
 }
 
 /// A text is not repaired again after this number of bytes has been parsed, all attempts together.
-const REPAIR_LIMIT: usize = 16 << 20;
+const MAX_REPAIRED_BYTES: usize = 16 << 20;
 
 /// Parses the first document of `text`; an empty text gives null. `line_of` converts a line of the text to a line of
 /// the file, both from 1.
@@ -57,7 +57,7 @@ pub fn parse(
         };
         work += text.len();
         let repaired =
-            refusal.accepted.filter(|_| work <= REPAIR_LIMIT).and_then(|place| libyaml::repaired(&text, place));
+            refusal.accepted.filter(|_| work <= MAX_REPAIRED_BYTES).and_then(|place| libyaml::repaired(&text, place));
         match repaired {
             Some(repaired) => text = Cow::Owned(repaired),
             None => return Err(refusal.error),
@@ -253,7 +253,7 @@ impl<'a> Builder<'a, '_> {
             // As in Ruby, a duplicate key keeps its first position and takes its last value.
             if let Some(previous) = mapping.insert(name, MappingEntry { key_at, node })
                 && !was_merged
-                && self.duplicates.len() < DUPLICATES_LIMIT
+                && self.duplicates.len() < MAX_DUPLICATES
             {
                 let first = previous.key_at.line;
                 let message = format!("duplicate key `{shown}` (first in line {first}); the last value is used");

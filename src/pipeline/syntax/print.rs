@@ -3,14 +3,14 @@
 use super::{Mapping, Node, Value, scalar, written_size};
 
 /// The size limit of the output, in bytes.
-const SIZE_LIMIT: usize = 64 << 20;
+const MAX_SIZE: usize = 64 << 20;
 
 /// Prints block-style YAML. If the tree is too large, which only shared parts can cause, prints only a comment.
 pub fn print(node: &Node) -> String {
-    if written_size(node) > SIZE_LIMIT {
+    if written_size(node) > MAX_SIZE {
         return format!(
             "# This value is larger than {} MiB after references and templates are expanded.\n",
-            SIZE_LIMIT >> 20
+            MAX_SIZE >> 20
         );
     }
     let mut out = String::new();
