@@ -520,6 +520,6 @@ fn watch_runs_again_after_a_change_of_settings_and_of_variables() {
     wait_for_run("3-2\n");
     // A run that was already starting may have read the last change, which then starts one more run.
     assert!(seen().starts_with("11\n21\n22\n3-2\n"), "{}", seen());
-    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).expect("send a signal");
+    send_signal(child.id().cast_signed(), Signal::SIGINT);
     assert_eq!(child.wait().expect("must end").code(), Some(130));
 }
