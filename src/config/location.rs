@@ -64,19 +64,30 @@ pub fn show_error(text: &str, span: Option<Range<usize>>, message: &str) -> Stri
     }
 }
 
+/// The message of the parser of `text`, with the number of the line. For a file in which any value may be confidential:
+/// the message does not show the line.
+pub fn show_error_without_line(text: &str, span: Option<Range<usize>>, message: &str) -> String {
+    let offset = span.map_or(text.len(), |span| span.start);
+    format!("line {}: {}", error_line_number(text, offset), message.trim_end())
+}
+
 /// The line number (from 1) of an offset.
 pub fn line_number(text: &str, offset: usize) -> usize {
     text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1
 }
 
 fn show(text: &str, offset: usize, why: &str) -> String {
-    // An error at the end of the file has an offset after the last line.
-    let number = line_number(text, offset).min(text.lines().count().max(1));
+    let number = error_line_number(text, offset);
     let why = why.trim_end();
     match harmless_line(text, number) {
         None => format!("line {number}: {why}"),
         Some(line) => format!("line {number}: {why}\n  {number} | {line}"),
     }
+}
+
+/// The line number (from 1) of the offset of an error. An error at the end of the file has an offset after the last line.
+fn error_line_number(text: &str, offset: usize) -> usize {
+    line_number(text, offset).min(text.lines().count().max(1))
 }
 
 /// The line with this number (from 1), without its comment, if it is a statement that sets no confidential key.
@@ -93,7 +104,7 @@ fn harmless_line(text: &str, number: usize) -> Option<&str> {
 }
 
 /// The confidential key whose value contains the offset; without an offset, any confidential key.
-fn secret_key<'a>(table: &'a dyn TableLike, offset: Option<usize>) -> Option<&'a str> {
+fn secret_key(table: &dyn TableLike, offset: Option<usize>) -> Option<&str> {
     let contains = |item: &Item| match offset {
         Some(offset) => item.span().is_some_and(|span| span.contains(&offset)),
         None => true,

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use findings::{Finding, Severity};
-pub use location::show_error;
+pub use location::{show_error, show_error_without_line};
 pub use meaning::LOG_LEVELS;
 pub use meaning::runner::is_helper_name;
 pub use offered::OfferedRunner;

@@ -9,6 +9,7 @@ use clap::{ArgAction, CommandFactory, Parser};
 
 use super::options::Options;
 use super::{terminal, values};
+use crate::config::show_error_without_line;
 use crate::executor::user;
 use crate::pipeline::suggest::did_you_mean;
 
@@ -117,7 +118,8 @@ const PATHS_AFTER_LAST: [&str; 1] = ["map-remote"];
 /// Converts a settings file to arguments: `true` sets a switch, a list repeats an option, a table gives KEY=VALUE
 /// pairs. Relative paths start at `root`, the top of the checkout.
 fn arguments_of(text: &str, root: &Path) -> Result<Vec<String>, String> {
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
+    let table: toml::Table =
+        text.parse().map_err(|error: toml::de::Error| show_error_without_line(text, error.span(), error.message()))?;
     let command = ExecArguments::command();
     let is_named = |argument: &clap::Arg, name: &str| {
         argument.get_long() == Some(name) || argument.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
@@ -209,7 +211,7 @@ mod tests {
         assert_eq!(arguments, ["--map-project=a/b=/x", "--parallel=4", "--shell", "--var=A=1", "--var=B=x y"]);
         for (text, why) in [
             ("var = [[1]]", "string or a number"),
-            ("= 1", "TOML"),
+            ("\n= 1", "line 2: "),
             ("jobs = [\"a\"]", "command line"),
             ("paralel = 1", "did you mean `parallel`?"),
             ("parallel = [1, 2]", "one value"),
@@ -217,6 +219,20 @@ mod tests {
         ] {
             let error = arguments_of(text).expect_err(text);
             assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_error_does_not_show_the_line() {
+        for line in [
+            "\"glpat-secret\"",
+            "glpat-secret",
+            "A = glpat-secret",
+            "A = \"glpat-secret",
+            "A = 1\nA = \"glpat-secret\"",
+        ] {
+            let error = arguments_of(&format!("[var]\n{line}\n"), Path::new("/project")).expect_err(line);
+            assert!(error.starts_with("line ") && !error.contains("glpat-secret"), "{error}");
         }
     }
 
