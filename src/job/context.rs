@@ -10,7 +10,7 @@ use super::control::JobControl;
 use super::deadlines::Deadlines;
 use super::file_task::FileTask;
 use super::flags::{self, Flags};
-use super::outcome::StageResult;
+use super::stage_result::StageResult;
 use super::storage::Storage;
 use super::{inputs, settings, sources};
 use crate::config::Runner;

@@ -7,9 +7,11 @@ use super::context::Job;
 use super::file_step::file_step;
 use super::file_task::FileTask;
 use super::flags;
-use super::outcome::{StageResult, outcome_so_far};
 use super::script::GITLAB_ENV_FILE;
-use super::steps::{StepRunner, StopPolicy};
+use super::stage_result::StageResult;
+use super::stages::outcome_so_far;
+use super::steps::StepRunner;
+use super::stop_policy::StopPolicy;
 use super::transfer::ProjectDir;
 use super::{cache, get_sources};
 use crate::coordinator::gitlab::api_base;
@@ -78,7 +80,7 @@ fn run(steps: &mut StepRunner<'_>, plan: Option<FileTask>, stop_policy: StopPoli
 
 /// Ignores the failure of a stage that must not fail the job.
 fn forgive_failure(result: StageResult) -> StageResult {
-    use super::outcome::StageError::{Failed, JournalUnusable};
+    use super::stage_result::StageError::{Failed, JournalUnusable};
     match result {
         Err(JournalUnusable(error)) => Err(JournalUnusable(error)),
         Ok(()) | Err(Failed(_)) => Ok(()),

@@ -4,12 +4,13 @@ use super::context::Job;
 use super::file_step::file_step;
 use super::file_task;
 use super::flags;
-use super::outcome::StageResult;
 use super::script::{AgentText, LineGroup};
 use super::scripts::script_task;
 use super::sources::setting_scripts::{self, ListedSettings};
 use super::sources::{self, GitStrategy};
-use super::steps::{StepRunner, StopPolicy};
+use super::stage_result::StageResult;
+use super::steps::StepRunner;
+use super::stop_policy::StopPolicy;
 use crate::failure::JobError;
 use crate::sys::BootTime;
 

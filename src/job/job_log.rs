@@ -10,14 +10,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::context::Job;
-use super::outcome;
-use super::stages::{Stage, StagePosition};
+use super::get_sources;
+use super::stages::{Stage, StagePosition, outcome_so_far};
 use crate::config::feature_flags::JobHost;
 use crate::executor::docker::engine::containers::LogStart;
 use crate::executor::docker::prepared::PreparedContainer;
 use crate::executor::docker::services::log::ServiceLogs;
 use crate::failure::FailureReason;
 use crate::journal::{JobJournal, Progress};
+use crate::trace::colours::{GREEN, RESET};
 use crate::trace::{ResultLine, SectionMarkers, Trace};
 use crate::version::{REVISION, VERSION};
 
@@ -82,9 +83,9 @@ impl JobLog {
         stage: &Stage,
         position: StagePosition,
     ) -> io::Result<()> {
-        let outcome = outcome::outcome_so_far(&journal.progress);
+        let outcome = outcome_so_far(&journal.progress);
         let section = stage.section(outcome);
-        let lines = stage.opening_lines(job);
+        let lines = opening_lines(stage, job);
         let _paused = self.services.as_deref().map(ServiceLogs::pause);
         if !position.resumed {
             journal.progress.begin_stage(position.index, section.clone(), self.size());
@@ -162,5 +163,22 @@ impl JobLog {
     /// Stops copying the output of services.
     pub fn leave_services(&mut self) {
         self.services = None;
+    }
+}
+
+/// The first lines in the section of the stage.
+fn opening_lines(stage: &Stage, job: &Job<'_>) -> Vec<String> {
+    match stage {
+        Stage::PrepareExecutor => job.context.executor.greeting().into_iter().collect(),
+        Stage::PrepareScript => {
+            let host = nix::unistd::gethostname().unwrap_or_default();
+            vec![format!("Running on {}...", host.to_string_lossy())]
+        }
+        Stage::GetSources if get_sources::is_skipped(job) => {
+            ["Git repository setup", "Git checkout", "Git submodules setup"]
+                .map(|skipped| format!("{GREEN}Skipping {skipped}{RESET}"))
+                .to_vec()
+        }
+        _ => Vec::new(),
     }
 }

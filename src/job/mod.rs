@@ -35,9 +35,11 @@ mod server;
 mod settings;
 mod shell;
 pub mod sources;
+mod stage_result;
 mod stages;
 mod step_result;
 mod steps;
+mod stop_policy;
 pub mod storage;
 mod summary;
 #[cfg(test)]

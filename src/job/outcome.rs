@@ -1,42 +1,11 @@
-//! The result of a stage, and its effect on the job.
+//! The effect of failures and of stop requests on the result of a job.
 
-use std::io;
-
-use super::artifacts::ScriptOutcome;
 use super::context::Job;
 use super::stages::Stage;
 use crate::coordinator::JobState;
 use crate::failure::{FailureReason, JobError};
 use crate::journal::stop_requests::StopRequests;
 use crate::journal::{Progress, RemainingStages};
-
-/// Why a stage failed.
-#[derive(Debug)]
-pub enum StageError {
-    /// The job fails, with this reason.
-    Failed(JobError),
-    /// The journal is not writable: the agent abandons the job.
-    JournalUnusable(io::Error),
-}
-
-pub type StageResult<T = ()> = Result<T, StageError>;
-
-impl From<JobError> for StageError {
-    fn from(error: JobError) -> Self {
-        Self::Failed(error)
-    }
-}
-
-impl From<io::Error> for StageError {
-    fn from(error: io::Error) -> Self {
-        Self::JournalUnusable(error)
-    }
-}
-
-/// The job's result so far.
-pub fn outcome_so_far(progress: &Progress) -> ScriptOutcome {
-    if progress.failure.is_none() { ScriptOutcome::Success } else { ScriptOutcome::Failure }
-}
 
 /// Fails the job with `error`, unless it has failed already.
 fn record_failure(progress: &mut Progress, error: JobError) {

@@ -1,8 +1,9 @@
 //! The stage `prepare_executor`: checks what the job requests, and creates its directories and its container.
 
 use super::context::Job;
-use super::outcome::StageResult;
-use super::steps::{StepRunner, StopPolicy};
+use super::stage_result::StageResult;
+use super::steps::StepRunner;
+use super::stop_policy::StopPolicy;
 use crate::executor::docker::prepared::PreparedContainer;
 use crate::failure::JobError;
 use crate::payload::Secret;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::flags;
-use super::outcome::{StageError, StageResult, abort_error, stop_error};
+use super::outcome::{abort_error, stop_error};
+use super::stage_result::{StageError, StageResult};
 use super::steps::StepRunner;
 use crate::backoff::Backoff;
 use crate::sys::BootTime;

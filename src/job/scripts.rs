@@ -2,9 +2,10 @@
 
 use super::context::Job;
 use super::flags;
-use super::outcome::StageResult;
 use super::script::{self, AgentText, LineGroup, ScriptSettings};
-use super::steps::{StepRunner, StopPolicy};
+use super::stage_result::StageResult;
+use super::steps::StepRunner;
+use super::stop_policy::StopPolicy;
 use crate::journal::Progress;
 use crate::shim::spec::{OutputStreams, StepProgram};
 use crate::sys::BootTime;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::context::{CleanUp, Job, JobExecutor, RunnerContext};
 use super::file_task::FileTask;
-use super::outcome::StageResult;
 use super::script::GITLAB_ENV_FILE;
+use super::stage_result::StageResult;
 use crate::executor::Executor;
 use crate::executor::job_dirs::JobDirs;
 use crate::executor::shell::Shell;

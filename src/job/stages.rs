@@ -2,12 +2,8 @@
 //! [`super::run`].
 
 use super::artifacts::ScriptOutcome;
-use super::context::Job;
-use super::get_sources;
-use super::outcome::outcome_so_far;
 use crate::journal::{Progress, RemainingStages};
 use crate::payload::Payload;
-use crate::trace::colours::{GREEN, RESET};
 
 /// A stage; each is a section of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +73,11 @@ impl StageCursor {
     }
 }
 
+/// The job's result so far.
+pub fn outcome_so_far(progress: &Progress) -> ScriptOutcome {
+    if progress.failure.is_none() { ScriptOutcome::Success } else { ScriptOutcome::Failure }
+}
+
 impl Stage {
     /// The section name, which can depend on the result so far.
     pub fn section(&self, outcome: ScriptOutcome) -> String {
@@ -128,23 +129,6 @@ impl Stage {
             Self::Step(..) => format!("Executing \"{}\" stage of the job script", self.section(outcome)),
             Self::AfterScript => "Running after_script".to_owned(),
             Self::CleanUp => "Cleaning up project directory and file based variables".to_owned(),
-        }
-    }
-
-    /// The first lines in the section of the stage.
-    pub fn opening_lines(&self, job: &Job<'_>) -> Vec<String> {
-        match self {
-            Self::PrepareExecutor => job.context.executor.greeting().into_iter().collect(),
-            Self::PrepareScript => {
-                let host = nix::unistd::gethostname().unwrap_or_default();
-                vec![format!("Running on {}...", host.to_string_lossy())]
-            }
-            Self::GetSources if get_sources::is_skipped(job) => {
-                ["Git repository setup", "Git checkout", "Git submodules setup"]
-                    .map(|skipped| format!("{GREEN}Skipping {skipped}{RESET}"))
-                    .to_vec()
-            }
-            _ => Vec::new(),
         }
     }
 

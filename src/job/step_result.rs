@@ -9,7 +9,7 @@ use super::context::Job;
 use super::deadlines::{DeadlineScope, StepDeadline};
 use super::file_task::TaskReport;
 use super::outcome::{abort_error, stop_error};
-use super::steps::StopPolicy;
+use super::stop_policy::StopPolicy;
 use crate::executor::docker::prepared::PreparedContainer;
 use crate::failure::{FailureReason, JobError};
 use crate::journal::{ContainerCondition, JobJournal, Progress};

@@ -8,10 +8,10 @@ use std::time::Duration;
 use super::context::Job;
 use super::deadlines::StepDeadline;
 use super::job_log::JobLog;
-use super::outcome::{StageError, StageResult};
+use super::stage_result::{StageError, StageResult};
 use super::step_result::{EndedStep, StepKind};
+use super::stop_policy::StopPolicy;
 use crate::executor::docker::prepared::PreparedContainer;
-use crate::journal::stop_requests::StopRequests;
 use crate::journal::{JobJournal, StepRecord};
 use crate::shim::spec::{Rights, StepEnd, StepProgram, StepSpec, StepStatus};
 use crate::shim::{self, RunningShim, ShimEvent, StepOutcome};
@@ -22,28 +22,6 @@ const MAX_RESTARTS: u32 = 3;
 /// How much longer than the script's own grace period the shim waits for a child that communicates with a container
 /// engine.
 const ENGINE_GRACE: Duration = Duration::from_secs(60);
-
-/// The requests that stop a step, in addition to those that end the whole job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopPolicy {
-    /// A user's cancel, and the interruption of the instance.
-    CancelOrEviction,
-    /// The interruption of the instance.
-    EvictionOnly,
-    /// No request stops the step.
-    Never,
-}
-
-impl StopPolicy {
-    /// Whether the requests stop a step with this policy.
-    pub fn stops(self, stop_requests: &StopRequests) -> bool {
-        match self {
-            Self::CancelOrEviction => stop_requests.stops_script(),
-            Self::EvictionOnly => stop_requests.eviction().is_some(),
-            Self::Never => false,
-        }
-    }
-}
 
 /// Runs the steps of a job.
 pub struct StepRunner<'a> {

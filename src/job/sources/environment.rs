@@ -5,26 +5,9 @@
 //! container, git runs outside and receives only variables from a list: those that configure the connection to a
 //! server. None of them makes git start a program or read or write a file.
 
-use std::path::Path;
-
 use super::config_file::Setting;
+use super::git_context::GitContext;
 use super::settings::{self, ReportedSettings};
-
-/// Where git runs, and as which user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GitContext {
-    /// The job's user, on the machine.
-    AsJob,
-    /// The agent, outside the job's container.
-    BesideContainer,
-}
-
-impl GitContext {
-    /// The context of a job whose temporary directory has this path in its container, if it has one.
-    pub fn new(temporary_in_container: Option<&Path>) -> Self {
-        if temporary_in_container.is_some() { Self::BesideContainer } else { Self::AsJob }
-    }
-}
 
 /// Variables that select a proxy.
 pub const PROXIES: [&str; 8] =

@@ -12,6 +12,7 @@ mod external;
 mod fault;
 mod files;
 mod git;
+mod git_context;
 mod index;
 mod kept;
 mod large_files;
@@ -40,9 +41,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use config_file::Setting;
-use environment::GitContext;
 use external::{CA_CERTIFICATES, EXTERNAL_CONFIG};
 pub use external::{GLOBAL_CONFIG, SECRET_FILES};
+use git_context::GitContext;
 pub use plan::{SourcesSettings, plan, strategy, without_credentials};
 pub use record::key as record_key;
 

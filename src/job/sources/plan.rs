@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::environment::{self, GitContext};
+use super::environment;
+use super::git_context::GitContext;
 use super::options::{CLEAN, FETCH, SUBMODULE_UPDATE};
 use super::{GitStrategy, SourcesPlan, Submodules, options};
 use crate::failure::{FailureReason, JobError};

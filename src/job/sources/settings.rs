@@ -3,7 +3,7 @@
 //! and do not send git to another server. The job's log names the ignored settings and the reason.
 
 use super::config_file::Setting;
-use super::environment::GitContext;
+use super::git_context::GitContext;
 
 /// The allowed settings: the section and the last parts of the names.
 const ALLOWED_SETTINGS: [(&str, &[&str]); 11] = [
