@@ -13,7 +13,7 @@ use super::stages::outcome_so_far;
 use super::steps::StepRunner;
 use super::stop_policy::StopPolicy;
 use super::transfer::ProjectDir;
-use super::{cache, get_sources};
+use super::{cache, sources_plan};
 use crate::coordinator::gitlab::api_base;
 use crate::version::{VERSION, architecture, user_agent};
 
@@ -66,7 +66,7 @@ pub fn clean_up(steps: &mut StepRunner<'_>) -> StageResult {
     if !job.settings.flags.is_on(flags::FF_ENABLE_JOB_CLEANUP) || job.context.local.is_some() {
         return Ok(());
     }
-    let plan = get_sources::plan(job).ok();
+    let plan = sources_plan::plan(job).ok();
     let cleaned = run(steps, plan.map(FileTask::CleanUp), StopPolicy::Never);
     if job.control.stop_requests().stops_job() { cleaned } else { forgive_failure(cleaned) }
 }

@@ -8,10 +8,10 @@ use super::script::{AgentText, LineGroup};
 use super::scripts::script_task;
 use super::sources::setting_scripts::{self, ListedSettings};
 use super::sources::{self, GitStrategy};
+use super::sources_plan;
 use super::stage_result::StageResult;
 use super::steps::StepRunner;
 use super::stop_policy::StopPolicy;
-use crate::failure::JobError;
 use crate::sys::BootTime;
 
 /// The steps of the stage.
@@ -25,10 +25,10 @@ enum Step {
 /// Runs one attempt. Steps that an earlier agent has completed do not run again.
 pub fn run(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
-    if is_skipped(job) {
+    if sources_plan::is_skipped(job) {
         return Ok(());
     }
-    let plan = plan(job)?;
+    let plan = sources_plan::plan(job)?;
     let hooks = Hooks::of(job, plan.strategy);
     let limit = job.deadlines.sources(&mut steps.journal.progress.sources_deadline, BootTime::now());
     let has_lines = |groups: &[LineGroup<'_>]| groups.iter().any(|group| !group.lines.is_empty());
@@ -105,54 +105,4 @@ impl Hooks<'_> {
         ];
         Self { before, after }
     }
-}
-
-/// True if the job fetches nothing, removes nothing and has no scripts before or after git.
-pub fn is_skipped(job: &Job<'_>) -> bool {
-    let strategy = sources::strategy(&job.payload, &job.settings.variables);
-    let runner = &job.context.runner;
-    let has_hooks = !job.payload.hooks.iter().all(|hook| hook.script.is_empty())
-        || runner.hooks.pre_get_sources.is_some()
-        || runner.hooks.post_get_sources.is_some();
-    !has_hooks
-        && !job.settings.flags.is_on(flags::FF_GIT_URLS_WITHOUT_TOKENS)
-        && strategy.is_ok_and(|strategy| strategy == GitStrategy::None)
-}
-
-/// The plan for git. Errors: the job requests something that is not possible.
-pub fn plan(job: &Job<'_>) -> Result<sources::SourcesPlan, JobError> {
-    let (settings, context) = (&job.settings, job.context);
-    let sources_settings = sources::SourcesSettings {
-        project: settings.dirs.project.clone(),
-        temporary: settings.dirs.temporary.clone(),
-        temporary_in_container: settings
-            .dirs
-            .container_builds
-            .as_ref()
-            .map(|_| settings.dirs.as_seen_by_job(&settings.dirs.temporary)),
-        server: context.runner.url.clone(),
-        clone_url: context.runner.clone_url.clone(),
-        ca_certificates: settings.ca_certificates.clone(),
-        correlation_id: match settings.flags.is_on(flags::FF_USE_GITALY_CORRELATION_ID) {
-            true => job.request_id.clone(),
-            false => String::new(),
-        },
-        environment: context.executor.environment(),
-        without_tokens: settings.flags.is_on(flags::FF_GIT_URLS_WITHOUT_TOKENS),
-        record_key: (!has_services(job)).then(|| sources::record_key(context.runner.key().reveal())),
-        reuse: !is_shared_with_unprotected(job),
-    };
-    sources::plan(&job.payload, &settings.variables, sources_settings)
-}
-
-/// Whether services of the job could change files of the checkout while git works on it.
-fn has_services(job: &Job<'_>) -> bool {
-    let configured = &job.context.runner.docker.services;
-    job.context.executor.uses_containers() && !(job.payload.services.is_empty() && configured.is_empty())
-}
-
-/// Whether a protected job uses a custom directory that unprotected jobs can choose as well.
-fn is_shared_with_unprotected(job: &Job<'_>) -> bool {
-    let is_chosen = job.settings.variables.value("GIT_CLONE_PATH").is_some_and(|path| !path.is_empty());
-    is_chosen && job.context.executor.shares_builds(job.context) && job.payload.is_protected()
 }

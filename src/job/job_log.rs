@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::context::Job;
-use super::get_sources;
+use super::sources_plan;
 use super::stages::{Stage, StagePosition, outcome_so_far};
 use crate::config::feature_flags::JobHost;
 use crate::executor::docker::engine::containers::LogStart;
@@ -174,7 +174,7 @@ fn opening_lines(stage: &Stage, job: &Job<'_>) -> Vec<String> {
             let host = nix::unistd::gethostname().unwrap_or_default();
             vec![format!("Running on {}...", host.to_string_lossy())]
         }
-        Stage::GetSources if get_sources::is_skipped(job) => {
+        Stage::GetSources if sources_plan::is_skipped(job) => {
             ["Git repository setup", "Git checkout", "Git submodules setup"]
                 .map(|skipped| format!("{GREEN}Skipping {skipped}{RESET}"))
                 .to_vec()

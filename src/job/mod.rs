@@ -35,6 +35,7 @@ mod server;
 mod settings;
 mod shell;
 pub mod sources;
+mod sources_plan;
 mod stage_result;
 mod stages;
 mod step_result;
