@@ -10,6 +10,7 @@ create() {
     hcloud server create --name "$fleet-$(od -An -N6 -tx1 /dev/urandom | tr -d ' ')" --type "$type" --image "$image" \
         --label "fleet=$fleet" --user-data-from-file "$user_data" >&2
 }
+# answer COMMAND: runs the command, and answers the request with its success or failure.
 answer() { if "$@"; then echo '{}'; else echo '{"error":"hcloud failed, see the log","temporary":true}'; fi; }
 
 # Starts servers until there are as many as wanted.

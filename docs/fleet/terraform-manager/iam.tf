@@ -3,8 +3,8 @@ data "aws_partition" "current" {}
 data "aws_region" "current" {}
 
 locals {
-  arn   = "arn:${data.aws_partition.current.partition}"
-  place = "${data.aws_region.current.name}:${data.aws_caller_identity.current.account_id}"
+  arn                = "arn:${data.aws_partition.current.partition}"
+  region_and_account = "${data.aws_region.current.name}:${data.aws_caller_identity.current.account_id}"
 }
 
 # Only the manager has permissions. Agents need none.
@@ -17,7 +17,7 @@ data "aws_iam_policy_document" "manager" {
       "autoscaling:CompleteLifecycleAction",
       "autoscaling:RecordLifecycleActionHeartbeat",
     ]
-    resources = ["${local.arn}:autoscaling:${local.place}:autoScalingGroup:*:autoScalingGroupName/${var.name}"]
+    resources = ["${local.arn}:autoscaling:${local.region_and_account}:autoScalingGroup:*:autoScalingGroupName/${var.name}"]
   }
 
   # To list the group's instances and failed starts; AWS cannot restrict these to a resource.
@@ -46,7 +46,7 @@ data "aws_iam_policy_document" "manager" {
     actions = ["ssm:GetParameter"]
     resources = [
       for name in [var.token_parameter, var.fleet_token_parameter, var.certificate_parameter, var.key_parameter] :
-      "${local.arn}:ssm:${local.place}:parameter${name}"
+      "${local.arn}:ssm:${local.region_and_account}:parameter${name}"
     ]
   }
 }

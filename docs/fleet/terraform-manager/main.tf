@@ -123,7 +123,7 @@ resource "aws_autoscaling_group" "pool" {
     }
   }
 
-  # Gives a job time when the group terminates its instance; the manager extends the hook, and completes it afterwards.
+  # Gives a job time when the group terminates its instance. The manager extends the hook, and completes it when the job has ended.
   initial_lifecycle_hook {
     name                 = "finish"
     lifecycle_transition = "autoscaling:EC2_INSTANCE_TERMINATING"
@@ -132,7 +132,7 @@ resource "aws_autoscaling_group" "pool" {
   }
 
   lifecycle {
-    # The manager sets it.
+    # The manager sets the desired capacity.
     ignore_changes = [desired_capacity]
   }
 }

@@ -37,7 +37,7 @@ variable "spot" {
 }
 
 variable "max_instances" {
-  description = "Instances at most."
+  description = "The largest number of instances that run jobs."
   type        = number
   default     = 20
 }
@@ -63,7 +63,7 @@ variable "gitlab_url" {
 }
 
 variable "manager_url" {
-  description = "URL of the manager, such as https://manager.example.com:9253: a name for its address, which its certificate has."
+  description = "URL of the manager, such as https://manager.example.com:9253. Its host is a name for the manager's address, and must be in the manager's certificate."
   type        = string
 }
 
@@ -94,7 +94,7 @@ variable "key_parameter" {
 }
 
 variable "tags" {
-  description = "Tags for everything."
+  description = "Tags of all resources, including instances and volumes."
   type        = map(string)
   default     = {}
 }

@@ -3,8 +3,8 @@ data "aws_partition" "current" {}
 data "aws_region" "current" {}
 
 locals {
-  arn   = "arn:${data.aws_partition.current.partition}"
-  place = "${data.aws_region.current.name}:${data.aws_caller_identity.current.account_id}"
+  arn                = "arn:${data.aws_partition.current.partition}"
+  region_and_account = "${data.aws_region.current.name}:${data.aws_caller_identity.current.account_id}"
 }
 
 data "aws_iam_policy_document" "agent" {
@@ -16,7 +16,7 @@ data "aws_iam_policy_document" "agent" {
       "autoscaling:CompleteLifecycleAction",
       "autoscaling:RecordLifecycleActionHeartbeat",
     ]
-    resources = ["${local.arn}:autoscaling:${local.place}:autoScalingGroup:*:autoScalingGroupName/${var.name}"]
+    resources = ["${local.arn}:autoscaling:${local.region_and_account}:autoScalingGroup:*:autoScalingGroupName/${var.name}"]
   }
 
   # To detect the group and its hooks; AWS cannot restrict these to a resource.
@@ -31,7 +31,7 @@ data "aws_iam_policy_document" "agent" {
   # To fetch the runner token.
   statement {
     actions   = ["ssm:GetParameter"]
-    resources = ["${local.arn}:ssm:${local.place}:parameter${var.token_parameter}"]
+    resources = ["${local.arn}:ssm:${local.region_and_account}:parameter${var.token_parameter}"]
   }
 
   dynamic "statement" {

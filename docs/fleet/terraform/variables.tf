@@ -69,7 +69,7 @@ variable "min_size" {
 
   validation {
     condition     = var.min_size >= 1
-    error_message = "With no instance no job would ever be seen."
+    error_message = "min_size must be at least 1: without an instance no agent polls."
   }
 }
 

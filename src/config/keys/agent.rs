@@ -36,8 +36,8 @@ pub(super) const MAYFLY: &[Key] = &[
     key(
         "state_dir",
         Text,
-        "`/var/lib/mayfly`, or `~/.local/state/mayfly`; with `--config` of another file, a directory of \
-         its own below",
+        "`/var/lib/mayfly`, or `~/.local/state/mayfly`; with `--config FILE`, a directory for that file \
+         below it",
         "Directory of the journal and of the logs of running jobs. A change takes effect when the agent \
          restarts, as do changes of `log_level`, `log_format` and `[mayfly.aws]`; the agent logs a \
          warning at the reload. Change it while no job runs: if an agent starts with another \
@@ -118,7 +118,7 @@ pub(super) const MAYFLY: &[Key] = &[
     key(
         "orphan_timeout",
         Duration,
-        "`30m`",
+        "`\"30m\"`",
         "For an agent of a `mayfly manager`: time without an answer of the manager after which the agent \
          finishes its jobs and leaves; with `leave = \"exit\"` it powers off. `0` for never",
     ),
@@ -135,7 +135,7 @@ pub(super) const MAYFLY: &[Key] = &[
 
 /// Keys below `[mayfly.manager]`.
 pub(super) const MAYFLY_MANAGER: &[Key] = &[
-    key("listen", Text, "`:9443`", "Address where agents connect"),
+    key("listen", Text, "`\":9443\"`", "Address where agents connect"),
     key(
         "certificate_file",
         Text,
@@ -166,7 +166,7 @@ pub(super) const MAYFLY_MANAGER: &[Key] = &[
     key(
         "registration_timeout",
         Duration,
-        "`5m`",
+        "`\"5m\"`",
         "Time in which a running instance must register; the manager terminates one that does not. After \
          `failure_threshold` in a row, growth stops",
     ),

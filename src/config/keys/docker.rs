@@ -39,7 +39,7 @@ pub(super) const DOCKER: &[Key] = &[
         "services_privileged",
         Bool,
         "services",
-        "`services_privileged` defaults to `privileged`; a timeout of -1 does not wait",
+        "`services_privileged` defaults to `privileged`; with a timeout of -1 the agent does not wait",
     )
     .flag("docker-services-privileged", ""),
     as_above("allowed_privileged_services", List).flag("docker-allowed-privileged-services", ""),

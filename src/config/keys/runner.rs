@@ -206,14 +206,14 @@ pub(super) const RUNNER_MAYFLY: &[Key] = &[
         Duration,
         "no limit",
         "Jobs in containers: the agent deletes images that its jobs pulled and that no job used for this \
-         time. Other images stay, and so do those that a container uses or that have another name",
+         time. It keeps images that it did not pull, that a container uses, or that have another name as well",
     ),
     key(
         "cache_volumes_max_size",
         Number,
         "no limit",
-        "Jobs in containers: bytes of the volumes that `volumes = [\"/cache\"]` makes, together on one \
-         engine; the agent deletes the least recently used first, never one that a job uses. It does not \
+        "Jobs in containers: bytes of all volumes that `volumes = [\"/cache\"]` creates on one engine; \
+         the agent deletes the least recently used first, never one that a job uses. It does not \
          count volumes that gitlab-runner made until a job of this agent uses them, nor directories below \
          `cache_dir` of `[runners.docker]`",
     ),
@@ -221,7 +221,7 @@ pub(super) const RUNNER_MAYFLY: &[Key] = &[
         "cache_volumes_max_age",
         Duration,
         "no limit",
-        "Jobs in containers: the agent deletes such volumes that no job used for this time",
+        "Jobs in containers: the agent deletes those volumes that no job used for this time",
     ),
     key("ecr_login", Bool, "`true`", "Jobs in containers: get registry credentials from Amazon ECR"),
     key(
