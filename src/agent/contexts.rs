@@ -154,7 +154,7 @@ impl OfferContexts {
             runner.tls.key_file.clone_from(&own.tls.key_file);
         }
         if let Some(authorities) = &offer.coordinator.authorities {
-            runner.tls.ca_file = TlsFiles::of_authorities(authorities.clone()).ca_file;
+            runner.tls.ca_file = TlsFiles::from_authorities(authorities.clone()).ca_file;
         }
         let coordinator = Arc::new(gitlab(&self.config, &runner)?);
         Ok(RunnerContext { runner: Arc::new(runner), coordinator, ..like.clone() })

@@ -11,15 +11,15 @@ use zstd::zstd_safe::compress_bound;
 
 use super::CompressionLevel;
 
-/// The size of one piece, and the largest size of a small file.
+/// The size of one piece, and the largest size of a small file, in bytes.
 pub const BLOCK: usize = 256 * 1024;
-/// The size of one zstd frame. Frames are independent of each other.
+/// The size of one zstd frame, in bytes. Frames are independent of each other.
 pub const FRAME: usize = 1 << 20;
-/// The window size of deflate.
+/// The window size of deflate, in bytes.
 const WINDOW: usize = 32 * 1024;
 /// The end of a deflate stream: an empty block with the final bit.
-pub const END: [u8; 2] = [3, 0];
-/// The size of the sample that is compressed to decide whether a block is compressible.
+pub const DEFLATE_END: [u8; 2] = [3, 0];
+/// The size of the sample that is compressed to decide whether a block is compressible, in bytes.
 const PROBE: usize = 16 * 1024;
 
 /// A block and its compressed form. The buffers are reused for the next block: mapping new memory each time would cost
@@ -74,7 +74,7 @@ impl Compressor {
     }
 
     /// Compresses a block: to deflate blocks, to a zstd frame, or not at all.
-    pub fn block(&mut self, piece: &mut Piece) -> io::Result<()> {
+    pub fn compress_block(&mut self, piece: &mut Piece) -> io::Result<()> {
         let Piece { before, block, packed, checksum } = piece;
         *checksum = Hasher::new();
         checksum.update(block);
@@ -82,16 +82,16 @@ impl Compressor {
             Encoder::None => std::mem::swap(block, packed),
             Encoder::Deflate { compress, probe } => {
                 if looks_incompressible(probe, block, packed)? {
-                    stored(block, packed);
+                    encode_stored(block, packed);
                     return Ok(());
                 }
                 compress.reset();
                 if !before.is_empty() {
                     compress.set_dictionary(before)?;
                 }
-                run(compress, block, FlushCompress::Sync, packed)?;
+                compress_all(compress, block, FlushCompress::Sync, packed)?;
                 if packed.len() >= block.len() {
-                    stored(block, packed);
+                    encode_stored(block, packed);
                 }
             }
             Encoder::Zstd(compressor) => {
@@ -104,7 +104,7 @@ impl Compressor {
     }
 
     /// Compresses a small file to a complete stream; `None` if it is better stored uncompressed.
-    pub fn whole(&mut self, content: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    pub fn compress_file(&mut self, content: &[u8]) -> io::Result<Option<Vec<u8>>> {
         if content.is_empty() {
             return Ok(None);
         }
@@ -116,7 +116,7 @@ impl Compressor {
                     return Ok(None);
                 }
                 compress.reset();
-                run(compress, content, FlushCompress::Finish, &mut data)?;
+                compress_all(compress, content, FlushCompress::Finish, &mut data)?;
                 data
             }
             Encoder::Zstd(compressor) => compressor.compress(content)?,
@@ -138,11 +138,11 @@ fn looks_incompressible(probe: &mut Compress, block: &[u8], output: &mut Vec<u8>
     }
     let start = (block.len() - PROBE) / 2;
     probe.reset();
-    run(probe, &block[start..start + PROBE], FlushCompress::Finish, output)?;
+    compress_all(probe, &block[start..start + PROBE], FlushCompress::Finish, output)?;
     Ok(output.len() > PROBE / 100 * 99)
 }
 
-fn run(compress: &mut Compress, input: &[u8], flush: FlushCompress, output: &mut Vec<u8>) -> io::Result<()> {
+fn compress_all(compress: &mut Compress, input: &[u8], flush: FlushCompress, output: &mut Vec<u8>) -> io::Result<()> {
     output.clear();
     output.reserve(input.len() / 2 + 64);
     loop {
@@ -162,7 +162,7 @@ fn run(compress: &mut Compress, input: &[u8], flush: FlushCompress, output: &mut
 }
 
 /// Encodes the block as "stored" deflate blocks.
-pub fn stored(block: &[u8], output: &mut Vec<u8>) {
+pub fn encode_stored(block: &[u8], output: &mut Vec<u8>) {
     output.clear();
     output.reserve(block.len() + 5 * (block.len() / 0xffff + 1));
     for piece in block.chunks(0xffff) {
@@ -203,12 +203,12 @@ mod tests {
         let (mut stream, mut checksum, mut piece) = (Vec::new(), Hasher::new(), Piece::default());
         for block in &blocks {
             piece.block.clone_from(block);
-            compressor.block(&mut piece).unwrap();
+            compressor.compress_block(&mut piece).unwrap();
             stream.extend_from_slice(&piece.packed);
             checksum.combine(&piece.checksum);
             piece.before = window(block).to_vec();
         }
-        stream.extend(END);
+        stream.extend(DEFLATE_END);
         let mut back = Vec::new();
         flate2::read::DeflateDecoder::new(&stream[..]).read_to_end(&mut back).unwrap();
         assert!(back == blocks.concat());
@@ -221,12 +221,12 @@ mod tests {
         let mut compressor = Compressor::new(Codec::Deflate(6)).unwrap();
         let mut zstd = Compressor::new(Codec::Zstd(CompressionLevel::Default)).unwrap();
         for compressor in [&mut compressor, &mut zstd] {
-            assert!(compressor.whole(&noise(60_000)).unwrap().is_none());
-            assert!(compressor.whole(&noise(20)).unwrap().is_none());
-            assert!(compressor.whole(&text(60_000)).unwrap().is_some_and(|data| data.len() < 20_000));
+            assert!(compressor.compress_file(&noise(60_000)).unwrap().is_none());
+            assert!(compressor.compress_file(&noise(20)).unwrap().is_none());
+            assert!(compressor.compress_file(&text(60_000)).unwrap().is_some_and(|data| data.len() < 20_000));
         }
         let mut piece = Piece { block: noise(BLOCK), ..Piece::default() };
-        compressor.block(&mut piece).unwrap();
+        compressor.compress_block(&mut piece).unwrap();
         assert!(piece.packed.len() <= BLOCK + 25);
     }
 }

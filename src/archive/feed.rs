@@ -22,20 +22,21 @@ const MAX_BATCH: usize = 32;
 pub struct Feed<'p, 'a> {
     pool: &'p WorkerPool<'a>,
     root: &'a ArchiveRoot,
-    each: FileContent,
+    compression: FileCompression,
+    /// The entries that the feed has not yet submitted to the pool.
     rest: &'a [ArchiveEntry],
-    ahead: VecDeque<Batch<'a>>,
+    submitted: VecDeque<Batch<'a>>,
     /// The number of entries that fill about one block, estimated from the latest ones.
-    at_once: usize,
+    batch_len: usize,
 }
 
-/// How small files are prepared.
+/// What compresses small files.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum FileContent {
-    /// Each file is compressed separately.
-    Packed,
-    /// Files are not compressed separately, because the stream that contains them is compressed.
-    Plain,
+pub enum FileCompression {
+    /// The feed compresses each file separately.
+    PerFile,
+    /// The feed leaves files uncompressed, because the writer compresses the whole stream that contains them.
+    WholeStream,
 }
 
 struct Batch<'a> {
@@ -49,15 +50,15 @@ impl<'p, 'a> Feed<'p, 'a> {
         pool: &'p WorkerPool<'a>,
         root: &'a ArchiveRoot,
         entries: &'a [ArchiveEntry],
-        each: FileContent,
+        compression: FileCompression,
     ) -> Self {
-        Self { pool, root, each, rest: entries, ahead: VecDeque::new(), at_once: 1 }
+        Self { pool, root, compression, rest: entries, submitted: VecDeque::new(), batch_len: 1 }
     }
 
     /// Calls `each` with every entry and its loaded content.
     pub fn for_each(mut self, mut each: impl FnMut(&'a ArchiveEntry, LoadedFile) -> io::Result<()>) -> io::Result<()> {
         loop {
-            let mut loaded = self.take()?.peekable();
+            let mut loaded = self.next_batch()?.peekable();
             if loaded.peek().is_none() {
                 return Ok(());
             }
@@ -68,53 +69,55 @@ impl<'p, 'a> Feed<'p, 'a> {
     }
 
     /// The next entries; empty at the end.
-    fn take(&mut self) -> io::Result<impl Iterator<Item = (&'a ArchiveEntry, LoadedFile)> + use<'a>> {
-        while self.ahead.len() < self.pool.depth(self.each.piece()) && !self.rest.is_empty() {
-            let (entries, rest) = self.rest.split_at(self.at_once.min(self.rest.len()));
+    fn next_batch(&mut self) -> io::Result<impl Iterator<Item = (&'a ArchiveEntry, LoadedFile)> + use<'a>> {
+        while self.submitted.len() < self.pool.max_in_progress(self.compression.unit_size()) && !self.rest.is_empty() {
+            let (entries, rest) = self.rest.split_at(self.batch_len.min(self.rest.len()));
             self.rest = rest;
             let batch = self.submit(entries);
-            self.ahead.push_back(batch);
+            self.submitted.push_back(batch);
         }
-        let (entries, loaded) = match self.ahead.pop_front() {
+        let (entries, loaded) = match self.submitted.pop_front() {
             Some(batch) => (batch.entries, batch.loading.wait()?),
             None => (&[][..], Vec::new()),
         };
         let (done, left) = entries.split_at(loaded.len());
         let size: usize = loaded.iter().map(LoadedFile::weight).sum();
-        self.at_once = (BLOCK * loaded.len() / size.max(1)).clamp(1, MAX_BATCH);
+        self.batch_len = (BLOCK * loaded.len() / size.max(1)).clamp(1, MAX_BATCH);
         if !left.is_empty() {
             let batch = self.submit(left);
-            self.ahead.push_front(batch);
+            self.submitted.push_front(batch);
         }
         Ok(done.iter().zip(loaded))
     }
 
     fn submit(&self, entries: &'a [ArchiveEntry]) -> Batch<'a> {
-        let (root, each) = (self.root, self.each);
-        let load_some = move |compressor: &mut Compressor| load_some(each.with(compressor), root, entries);
-        Batch { entries, loading: self.pool.submit(load_some) }
+        let (root, compression) = (self.root, self.compression);
+        let loading = self.pool.submit(move |compressor: &mut Compressor| {
+            load_batch(compression.compressor_for_files(compressor), root, entries)
+        });
+        Batch { entries, loading }
     }
 }
 
-impl FileContent {
-    /// The size of a unit of work in the pool; limits the number of units in progress.
-    fn piece(self) -> usize {
+impl FileCompression {
+    /// The size of a unit of work in the pool, in bytes; limits the number of units in progress.
+    fn unit_size(self) -> usize {
         match self {
-            Self::Packed => BLOCK,
-            Self::Plain => FRAME,
+            Self::PerFile => BLOCK,
+            Self::WholeStream => FRAME,
         }
     }
 
     /// The compressor, if files are compressed separately.
-    fn with(self, compressor: &mut Compressor) -> Option<&mut Compressor> {
-        (self == Self::Packed).then_some(compressor)
+    fn compressor_for_files(self, compressor: &mut Compressor) -> Option<&mut Compressor> {
+        (self == Self::PerFile).then_some(compressor)
     }
 }
 
 /// A loaded entry.
 pub enum LoadedFile {
     /// The content of a small file.
-    Small(Small),
+    Small(SmallFile),
     /// A file larger than a block, to be streamed.
     Large(File, FileStat),
     /// The file cannot be read, or no longer exists.
@@ -135,7 +138,7 @@ impl LoadedFile {
 }
 
 /// A file of at most one block.
-pub struct Small {
+pub struct SmallFile {
     /// The metadata when the file was opened.
     pub stat: FileStat,
     /// The length of the content.
@@ -156,12 +159,16 @@ pub enum LoadedContent {
 }
 
 /// Loads at least one entry, and stops after about one block, which bounds the memory for any file sizes.
-fn load_some(mut compressor: Option<&mut Compressor>, root: &ArchiveRoot, entries: &[ArchiveEntry]) -> Vec<LoadedFile> {
+fn load_batch(
+    mut compressor: Option<&mut Compressor>,
+    root: &ArchiveRoot,
+    entries: &[ArchiveEntry],
+) -> Vec<LoadedFile> {
     let (mut loaded, mut size) = (Vec::with_capacity(entries.len()), 0);
     for entry in entries {
         let next = match entry.kind {
             FileKind::File => load(compressor.as_deref_mut(), root, entry),
-            _ => look_at(root, entry).unwrap_or_else(LoadedFile::Unreadable),
+            _ => load_metadata(root, entry).unwrap_or_else(LoadedFile::Unreadable),
         };
         size += next.weight();
         loaded.push(next);
@@ -172,7 +179,7 @@ fn load_some(mut compressor: Option<&mut Compressor>, root: &ArchiveRoot, entrie
     loaded
 }
 
-fn look_at(root: &ArchiveRoot, entry: &ArchiveEntry) -> io::Result<LoadedFile> {
+fn load_metadata(root: &ArchiveRoot, entry: &ArchiveEntry) -> io::Result<LoadedFile> {
     let stat = root.stat(&entry.path)?;
     let target = if entry.kind == FileKind::Link { Some(root.read_link(&entry.path)?) } else { None };
     Ok(LoadedFile::Other(stat, target))
@@ -194,10 +201,10 @@ fn load(compressor: Option<&mut Compressor>, root: &ArchiveRoot, entry: &Archive
     }
     let (size, checksum) = (content.len(), crc32fast::hash(&content));
     let changed = size as u64 != expected || has_changed(&file, &stat);
-    match compressor.map_or(Ok(None), |compressor| compressor.whole(&content)) {
+    match compressor.map_or(Ok(None), |compressor| compressor.compress_file(&content)) {
         Ok(packed) => {
             let data = packed.map_or(LoadedContent::Plain(content), LoadedContent::Packed);
-            LoadedFile::Small(Small { stat, size, data, checksum, changed })
+            LoadedFile::Small(SmallFile { stat, size, data, checksum, changed })
         }
         Err(why) => LoadedFile::Unreadable(why),
     }
@@ -222,25 +229,25 @@ pub struct Streamed {
     pub trouble: Option<String>,
 }
 
-/// Compresses a large file on the pool, in pieces of `at_once` bytes, and passes each to `write`, in order. Reads at
+/// Compresses a large file on the pool, in pieces of `piece_size` bytes, and passes each to `write`, in order. Reads at
 /// most the size at opening time, so a file that keeps growing ends; a read error ends the file early.
 pub fn stream(
     pool: &WorkerPool<'_>,
     file: &File,
     stat: &FileStat,
-    at_once: usize,
+    piece_size: usize,
     mut write: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<Streamed> {
     let mut left = stat.st_size as u64;
     let (mut size, mut checksum, mut before, mut trouble) = (0, Hasher::new(), Vec::new(), None);
-    let mut pieces = Pieces::new(pool, at_once);
+    let mut pieces = Pieces::new(pool, piece_size);
     let mut put = |piece: &Piece| {
         checksum.combine(&piece.checksum);
         write(&piece.packed)
     };
     while left > 0 {
         let mut piece = pieces.next(&mut put)?;
-        if let Err(why) = file.take(left.min(at_once as u64)).read_to_end(&mut piece.block) {
+        if let Err(why) = file.take(left.min(piece_size as u64)).read_to_end(&mut piece.block) {
             trouble = Some(format!("could only be read in part: {why}"));
         }
         if piece.block.is_empty() {

@@ -4,9 +4,9 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::compress::{BLOCK, Codec, END, stored};
+use super::compress::{BLOCK, Codec, DEFLATE_END, encode_stored};
 use super::entry::ArchiveEntry;
-use super::feed::{Feed, FileContent, LoadedContent, LoadedFile, stream};
+use super::feed::{Feed, FileCompression, LoadedContent, LoadedFile, stream};
 use super::pool::{WorkerPool, with_pool};
 use super::root::{ArchiveRoot, FileKind};
 use super::{CompressionLevel, Written};
@@ -22,7 +22,7 @@ pub fn write_gzip<W: Write>(
     let method = if level == CompressionLevel::Fastest { Codec::Deflate(1) } else { level.deflate() };
     with_pool(method, |pool| {
         let mut written = Written::default();
-        let feed = Feed::new(pool, root, entries, FileContent::Packed);
+        let feed = Feed::new(pool, root, entries, FileCompression::PerFile);
         feed.for_each(|entry, loaded| write_member(pool, entry, loaded, &mut sink, &mut written))?;
         sink.flush()?;
         Ok(written)
@@ -40,16 +40,16 @@ fn write_member(
     match loaded {
         LoadedFile::Other(..) if entry.kind == FileKind::Directory => {}
         LoadedFile::Other(..) => written.warn(path, "skipped: not a regular file"),
-        LoadedFile::Unreadable(why) => written.leave_out(path, &why),
+        LoadedFile::Unreadable(why) => written.warn_skipped(path, &why),
         LoadedFile::Small(small) => {
             write_header(sink, path, small.stat.st_mtime)?;
             match &small.data {
                 LoadedContent::Packed(packed) => sink.write_all(packed)?,
                 LoadedContent::Plain(content) => {
                     let mut packed = Vec::new();
-                    stored(content, &mut packed);
+                    encode_stored(content, &mut packed);
                     sink.write_all(&packed)?;
-                    sink.write_all(&END)?;
+                    sink.write_all(&DEFLATE_END)?;
                 }
             }
             write_trailer(sink, small.checksum, small.size as u64)?;
@@ -58,7 +58,7 @@ fn write_member(
         LoadedFile::Large(file, stat) => {
             write_header(sink, path, stat.st_mtime)?;
             let streamed = stream(pool, &file, &stat, BLOCK, |data| sink.write_all(data))?;
-            sink.write_all(&END)?;
+            sink.write_all(&DEFLATE_END)?;
             write_trailer(sink, streamed.checksum, streamed.size)?;
             written.add(streamed.size);
             if let Some(trouble) = streamed.trouble {

@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use compress::Codec;
 use entry::ArchiveEntry;
-use feed::Small;
+use feed::SmallFile;
 use root::ArchiveRoot;
 pub use warnings::Warnings;
 
@@ -127,7 +127,7 @@ impl Written {
         self.bytes += bytes;
     }
 
-    fn add_small(&mut self, path: &Path, small: &Small) {
+    fn add_small(&mut self, path: &Path, small: &SmallFile) {
         self.add(small.size as u64);
         if small.changed {
             self.warn(path, "changed while it was packed");
@@ -138,7 +138,7 @@ impl Written {
         self.warnings.push(format!("{}: {what}", path.display()));
     }
 
-    fn leave_out(&mut self, path: &Path, why: &io::Error) {
+    fn warn_skipped(&mut self, path: &Path, why: &io::Error) {
         self.warn(path, format_args!("skipped: {why}"));
     }
 }

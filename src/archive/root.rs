@@ -21,7 +21,7 @@ pub struct ArchiveRoot {
     fd: OwnedFd,
     path: PathBuf,
     /// `/proc/self/fd`, if it exists.
-    own: Option<OwnedFd>,
+    own_descriptors: Option<OwnedFd>,
 }
 
 /// How symbolic links within a name are resolved.
@@ -50,7 +50,11 @@ impl ArchiveRoot {
     /// Opens the directory. Links in `path` itself are trusted and followed.
     pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
-        Ok(Self { fd: open(path, flags, Mode::empty())?, path: path.to_owned(), own: open_own_descriptors() })
+        Ok(Self {
+            fd: open(path, flags, Mode::empty())?,
+            path: path.to_owned(),
+            own_descriptors: open_own_descriptors(),
+        })
     }
 
     /// Opens a directory below this one, and creates missing parts. No part may be a link, because a job may have
@@ -65,20 +69,20 @@ impl ArchiveRoot {
                 Err(why) => return Err(why.into()),
             }
         }
-        Ok(Self { fd, path: self.path.join(name), own: open_own_descriptors() })
+        Ok(Self { fd, path: self.path.join(name), own_descriptors: open_own_descriptors() })
     }
 
     /// A path that refers to this directory while it is open, even if the directory is renamed.
-    pub fn own_path(&self) -> PathBuf {
+    pub fn descriptor_path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
     }
 
     /// Sets the path of the directory for patterns and messages.
-    pub fn known_as(self, path: &Path) -> Self {
+    pub fn with_known_path(self, path: &Path) -> Self {
         Self { path: path.to_owned(), ..self }
     }
 
-    /// The path by which the directory was opened, or the path that [`ArchiveRoot::known_as`] set.
+    /// The path by which the directory was opened, or the path that [`ArchiveRoot::with_known_path`] set.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -132,12 +136,12 @@ impl ArchiveRoot {
         let stat = is_file(fstat(&found)?)?;
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         // Without /proc the file must be opened by name, which may refer to another file by now.
-        let Some(own) = &self.own else {
+        let Some(own_descriptors) = &self.own_descriptors else {
             let file = self.open_beneath(name, flags | OFlag::O_NOFOLLOW, Links::Refused)?;
             let stat = is_file(fstat(&file)?)?;
             return Ok((File::from(file), stat));
         };
-        let file = openat(own, found.as_raw_fd().to_string().as_str(), flags, Mode::empty())?;
+        let file = openat(own_descriptors, found.as_raw_fd().to_string().as_str(), flags, Mode::empty())?;
         Ok((File::from(file), stat))
     }
 

@@ -11,11 +11,12 @@ use super::entry::ArchiveEntry;
 use super::glob::{GlobPattern, Segment};
 use super::root::{ArchiveRoot, FileKind, kind_of};
 use super::untracked;
-use super::walk::{FoundFile, walk};
+use super::walk::{WalkResult, walk};
 use super::warnings::MAX_LINES;
 
 /// The limit for the bytes of all exclude patterns together, after their braces are expanded.
 const MAX_EXCLUDE_BYTES: usize = 4 << 20;
+
 /// The patterns of an artifact or cache.
 #[derive(Clone, Debug, Default)]
 pub struct SelectionRequest {
@@ -47,7 +48,7 @@ pub enum SelectionNote {
 /// Selects the files.
 pub fn select(root: &ArchiveRoot, request: &SelectionRequest) -> FileSelection {
     let mut finder = Finder { root, found: BTreeSet::new(), excludes: Vec::new(), notes: Vec::new(), warnings: 0 };
-    if !finder.read_excludes(&request.exclude) {
+    if finder.read_excludes(&request.exclude).is_err() {
         return finder.finish();
     }
     for path in &request.paths {
@@ -68,6 +69,9 @@ struct Finder<'a> {
     warnings: usize,
 }
 
+/// The exclude patterns exceed [`MAX_EXCLUDE_BYTES`].
+struct TooManyExcludes;
+
 struct Exclude {
     text: String,
     pattern: GlobPattern,
@@ -82,9 +86,9 @@ impl Finder<'_> {
         }
     }
 
-    /// Parses the exclude patterns. Returns false above [`MAX_EXCLUDE_BYTES`]. Then the caller must pack nothing,
-    /// because excluded files could end up in the archive.
-    fn read_excludes(&mut self, texts: &[String]) -> bool {
+    /// Parses the exclude patterns. Fails above [`MAX_EXCLUDE_BYTES`]: then the caller must pack nothing, because
+    /// excluded files could end up in the archive.
+    fn read_excludes(&mut self, texts: &[String]) -> Result<(), TooManyExcludes> {
         let mut size = 0;
         for text in texts {
             let parsed = self.relative(text).and_then(|relative| {
@@ -100,10 +104,10 @@ impl Finder<'_> {
             if size > MAX_EXCLUDE_BYTES {
                 let limit = MAX_EXCLUDE_BYTES >> 20;
                 self.warn(format!("exclude: the patterns are longer than {limit} MiB; nothing is packed"));
-                return false;
+                return Err(TooManyExcludes);
             }
         }
-        true
+        Ok(())
     }
 
     fn add_path(&mut self, text: &str) {
@@ -122,9 +126,9 @@ impl Finder<'_> {
         let (outer, inner): (Vec<_>, Vec<_>) = pattern.alternatives().iter().partition(leads_out);
         outer.iter().for_each(|_| self.warn(outside(text)));
         let inner: Vec<&[Segment]> = inner.into_iter().map(Vec::as_slice).collect();
-        let FoundFile { matches, problems } = walk(self.root, &inner);
+        let WalkResult { matches, problems } = walk(self.root, &inner);
         problems.iter().for_each(|problem| self.warn(problem.clone()));
-        let count = matches.into_iter().fold(0, |count, entry| count + usize::from(self.take(entry)));
+        let count = matches.into_iter().fold(0, |count, entry| count + usize::from(self.add_entry(entry)));
         if count == 0 {
             let directory = self.root.path().display();
             self.warn(format!(
@@ -138,7 +142,7 @@ impl Finder<'_> {
     }
 
     /// Adds an entry, unless it is excluded or cannot be packed. Returns whether it was added.
-    fn take(&mut self, entry: ArchiveEntry) -> bool {
+    fn add_entry(&mut self, entry: ArchiveEntry) -> bool {
         let path = entry.path.as_os_str().as_bytes();
         for exclude in &mut self.excludes {
             if exclude.pattern.matches(path) {
@@ -178,7 +182,7 @@ impl Finder<'_> {
             let path: PathBuf = Path::new(&name).components().collect();
             let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
             if let Some(stat) = plain.then(|| root.stat(&path).ok()).flatten() {
-                count += usize::from(self.take(ArchiveEntry { path, kind: kind_of(&stat) }));
+                count += usize::from(self.add_entry(ArchiveEntry { path, kind: kind_of(&stat) }));
             }
         });
         if let Err(why) = listed {
@@ -290,12 +294,12 @@ mod tests {
         let project = Project::new(&["a"]);
         let (names, notes) = project.select(&["missing/*.log", " ", "[x"], &[]);
         assert!(names.is_empty());
-        let place = project.path().display().to_string();
+        let directory = project.path().display().to_string();
         assert_eq!(
             notes[0],
             format!(
                 "WARNING: missing/*.log: no matching files. Ensure that the artifact path is relative to \
-                 the working directory ({place})"
+                 the working directory ({directory})"
             )
         );
         assert_eq!(notes[1], "WARNING: No matching files. Path is empty.");

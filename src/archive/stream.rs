@@ -4,9 +4,9 @@ use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// The largest number of buffered pieces.
-const DEPTH: usize = 8;
+const MAX_PIECES: usize = 8;
 /// The size of a piece, in bytes.
-const PIECE: usize = 128 * 1024;
+const PIECE_BYTES: usize = 128 * 1024;
 
 /// The writing end.
 pub struct PipeWriter {
@@ -25,8 +25,8 @@ pub struct PipeReader {
 /// Creates a pipe. If the reader is dropped, writing fails. If the writer is dropped without [`PipeWriter::end`],
 /// reading fails, so that half an archive is never taken for a complete one.
 pub fn pipe() -> (PipeWriter, PipeReader) {
-    let (sender, receiver) = sync_channel(DEPTH);
-    let sink = PipeWriter { pieces: sender, piece: Vec::with_capacity(PIECE) };
+    let (sender, receiver) = sync_channel(MAX_PIECES);
+    let sink = PipeWriter { pieces: sender, piece: Vec::with_capacity(PIECE_BYTES) };
     (sink, PipeReader { pieces: receiver, piece: Vec::new(), read: 0, ended: false })
 }
 
@@ -49,10 +49,10 @@ impl PipeWriter {
 
 impl Write for PipeWriter {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.piece.len() + data.len() > PIECE {
+        if self.piece.len() + data.len() > PIECE_BYTES {
             self.flush()?;
         }
-        match data.len() >= PIECE {
+        match data.len() >= PIECE_BYTES {
             true => self.send(data.to_vec())?,
             false => self.piece.extend_from_slice(data),
         }
@@ -63,7 +63,7 @@ impl Write for PipeWriter {
         match self.piece.is_empty() {
             true => Ok(()),
             false => {
-                let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE));
+                let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE_BYTES));
                 self.send(piece)
             }
         }
@@ -124,6 +124,6 @@ mod tests {
     fn a_dropped_reader_is_an_error_for_the_writer() {
         let (mut sink, source) = pipe();
         drop(source);
-        assert!(sink.write_all(&vec![0; 2 * PIECE]).is_err());
+        assert!(sink.write_all(&vec![0; 2 * PIECE_BYTES]).is_err());
     }
 }

@@ -11,7 +11,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::compress::Codec;
 use super::entry::ArchiveEntry;
-use super::feed::{Feed, FileContent, LoadedFile, Small, has_changed};
+use super::feed::{Feed, FileCompression, LoadedFile, SmallFile, has_changed};
 use super::frames::Frames;
 use super::pool::with_pool;
 use super::root::ArchiveRoot;
@@ -28,14 +28,14 @@ pub fn write_tar_zstd<W: Write>(
     with_pool(Codec::Zstd(level), |pool| {
         let mut archive = Builder::new(Frames::new(pool, sink));
         let mut written = Written::default();
-        Feed::new(pool, root, entries, FileContent::Plain).for_each(|entry, loaded| match loaded {
+        Feed::new(pool, root, entries, FileCompression::WholeStream).for_each(|entry, loaded| match loaded {
             LoadedFile::Small(small) => pack_small(&mut archive, &entry.path, &small, &mut written),
             LoadedFile::Large(file, stat) => pack_large(&mut archive, &entry.path, &file, &stat, &mut written),
             LoadedFile::Other(stat, target) => {
                 pack_other(&mut archive, &entry.path, &stat, target.as_deref(), &mut written)
             }
             LoadedFile::Unreadable(why) => {
-                written.leave_out(&entry.path, &why);
+                written.warn_skipped(&entry.path, &why);
                 Ok(())
             }
         })?;
@@ -44,7 +44,12 @@ pub fn write_tar_zstd<W: Write>(
     })
 }
 
-fn pack_small(archive: &mut Builder<impl Write>, path: &Path, small: &Small, written: &mut Written) -> io::Result<()> {
+fn pack_small(
+    archive: &mut Builder<impl Write>,
+    path: &Path,
+    small: &SmallFile,
+    written: &mut Written,
+) -> io::Result<()> {
     let mut header = header(&small.stat, EntryType::Regular);
     header.set_size(small.size as u64);
     append_exact_time(archive, &small.stat)?;
@@ -63,7 +68,7 @@ fn pack_large(
     let size = stat.st_size as u64;
     let mut header = header(stat, EntryType::Regular);
     header.set_size(size);
-    let mut content = Exact { file, left: size, short: false };
+    let mut content = ExactSizeReader { file, left: size, short: false };
     append_exact_time(archive, stat)?;
     archive.append_data(&mut header, path, &mut content)?;
     if content.short {
@@ -129,13 +134,13 @@ fn header(stat: &FileStat, kind: EntryType) -> Header {
 }
 
 /// Reads exactly as many bytes as the header states, even if the file shrinks or grows.
-struct Exact<'a> {
+struct ExactSizeReader<'a> {
     file: &'a File,
     left: u64,
     short: bool,
 }
 
-impl Read for Exact<'_> {
+impl Read for ExactSizeReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
         let buffer = &mut buffer[..wanted];
@@ -206,7 +211,7 @@ mod tests {
         project.write("log", &[b'l'; 100]);
         let (file, stat) = project.root().open_file(Path::new("log")).unwrap();
         fs::write(project.path().join("log"), "short").unwrap();
-        let mut content = Exact { file: &file, left: stat.st_size as u64, short: false };
+        let mut content = ExactSizeReader { file: &file, left: stat.st_size as u64, short: false };
         let mut read = Vec::new();
         content.read_to_end(&mut read).unwrap();
         assert_eq!(read.len(), 100);

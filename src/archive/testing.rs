@@ -34,8 +34,8 @@ impl Project {
     }
 
     /// A project on another file system.
-    pub fn new_in(place: &Path) -> Self {
-        let temp = tempfile::tempdir_in(place).unwrap();
+    pub fn new_in(parent: &Path) -> Self {
+        let temp = tempfile::tempdir_in(parent).unwrap();
         fs::create_dir(temp.path().join("project")).unwrap();
         Self { temp }
     }

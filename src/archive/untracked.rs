@@ -23,7 +23,7 @@ pub fn for_each(root: &ArchiveRoot, mut take: impl FnMut(OsString)) -> Result<()
     });
     git.args(["-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"])
         .args(["ls-files", "-o", "-z"])
-        .current_dir(root.own_path())
+        .current_dir(root.descriptor_path())
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .env("GIT_NO_LAZY_FETCH", "1")
@@ -33,8 +33,8 @@ pub fn for_each(root: &ArchiveRoot, mut take: impl FnMut(OsString)) -> Result<()
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let unusable = |why: io::Error| format!("git cannot be started: {why}");
-    let mut git = git.spawn().map_err(unusable)?;
+    let unavailable = |why: io::Error| format!("git cannot be started: {why}");
+    let mut git = git.spawn().map_err(unavailable)?;
     let (stdout, stderr) = (git.stdout.take(), git.stderr.take());
     let printed = thread::scope(|scope| {
         let listener = scope.spawn(move || {
@@ -53,7 +53,7 @@ pub fn for_each(root: &ArchiveRoot, mut take: impl FnMut(OsString)) -> Result<()
         drop(names);
         listener.join().unwrap_or_default()
     });
-    match git.wait().map_err(unusable)?.success() {
+    match git.wait().map_err(unavailable)?.success() {
         true => Ok(()),
         false => {
             let printed = String::from_utf8_lossy(&printed);

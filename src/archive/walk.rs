@@ -16,7 +16,7 @@ use super::warnings::Warnings;
 
 /// The result of a walk.
 #[derive(Default)]
-pub struct FoundFile {
+pub struct WalkResult {
     /// The matching entries, and everything below matching directories.
     pub matches: BTreeSet<ArchiveEntry>,
     /// Messages for the author of the pattern.
@@ -27,10 +27,10 @@ pub struct FoundFile {
 type Position = (usize, usize);
 
 /// Finds the entries that match one of the alternatives; follows no link.
-pub fn walk(root: &ArchiveRoot, alternatives: &[&[Segment]]) -> FoundFile {
-    let mut walk = Walk { root, alternatives, found: FoundFile::default(), pending: Vec::new() };
-    let start = walk.closed((0..alternatives.len()).map(|alternative| (alternative, 0)).collect());
-    walk.arrive(PathBuf::new(), FileKind::Directory, start);
+pub fn walk(root: &ArchiveRoot, alternatives: &[&[Segment]]) -> WalkResult {
+    let mut walk = Walk { root, alternatives, found: WalkResult::default(), pending: Vec::new() };
+    let start = walk.add_skipped_stars((0..alternatives.len()).map(|alternative| (alternative, 0)).collect());
+    walk.reach(PathBuf::new(), FileKind::Directory, start);
     while let Some((directory, positions)) = walk.pending.pop() {
         walk.visit(&directory, &positions);
     }
@@ -40,7 +40,7 @@ pub fn walk(root: &ArchiveRoot, alternatives: &[&[Segment]]) -> FoundFile {
 struct Walk<'a> {
     root: &'a ArchiveRoot,
     alternatives: &'a [&'a [Segment]],
-    found: FoundFile,
+    found: WalkResult,
     /// The directories to visit.
     pending: Vec<(PathBuf, Vec<Position>)>,
 }
@@ -64,24 +64,24 @@ impl Walk<'_> {
             None => self.list(directory),
         };
         for (name, kind) in entries {
-            let next = self.after(positions, &name, kind);
+            let next = self.advance(positions, &name, kind);
             if !next.is_empty() {
-                self.arrive(directory.join(name), kind, next);
+                self.reach(directory.join(name), kind, next);
             }
         }
     }
 
     /// The positions after an entry with this name and this kind.
-    fn after(&self, positions: &[Position], name: &OsStr, kind: FileKind) -> Vec<Position> {
+    fn advance(&self, positions: &[Position], name: &OsStr, kind: FileKind) -> Vec<Position> {
         let next = positions.iter().filter_map(|&(alternative, at)| match &self.alternatives[alternative][at] {
             Segment::AnyDepth => (kind == FileKind::Directory).then_some((alternative, at)),
             segment => segment.matches(name.as_bytes()).then_some((alternative, at + 1)),
         });
-        self.closed(next.collect())
+        self.add_skipped_stars(next.collect())
     }
 
     /// Adds the positions that need no further name, because `**` also matches zero directories.
-    fn closed(&self, mut positions: Vec<Position>) -> Vec<Position> {
+    fn add_skipped_stars(&self, mut positions: Vec<Position>) -> Vec<Position> {
         let mut index = 0;
         while let Some(&(alternative, at)) = positions.get(index) {
             if self.alternatives[alternative].get(at) == Some(&Segment::AnyDepth) {
@@ -94,9 +94,10 @@ impl Walk<'_> {
         positions
     }
 
-    fn arrive(&mut self, path: PathBuf, kind: FileKind, positions: Vec<Position>) {
+    /// Processes an entry that the walk has reached: adds a match, or plans to visit a directory.
+    fn reach(&mut self, path: PathBuf, kind: FileKind, positions: Vec<Position>) {
         if positions.iter().any(|&(alternative, at)| at == self.alternatives[alternative].len()) {
-            return self.take_all(path, kind);
+            return self.add_tree(path, kind);
         }
         match kind {
             FileKind::Directory => self.pending.push((path, positions)),
@@ -110,15 +111,15 @@ impl Walk<'_> {
     }
 
     /// Adds a match and, if it is a directory, everything below it.
-    fn take_all(&mut self, path: PathBuf, kind: FileKind) {
-        let mut taken = vec![(path, kind)];
-        while let Some((path, kind)) = taken.pop() {
+    fn add_tree(&mut self, path: PathBuf, kind: FileKind) {
+        let mut pending = vec![(path, kind)];
+        while let Some((path, kind)) = pending.pop() {
             let is_root = path.as_os_str().is_empty();
             if !is_root && !self.found.matches.insert(ArchiveEntry { path: path.clone(), kind }) {
                 continue;
             }
             if kind == FileKind::Directory {
-                taken.extend(self.list(&path).into_iter().map(|(name, kind)| (path.join(name), kind)));
+                pending.extend(self.list(&path).into_iter().map(|(name, kind)| (path.join(name), kind)));
             }
         }
     }
@@ -169,15 +170,15 @@ mod tests {
         let root = project.root();
         let alternatives = [segments.as_slice()];
         let mut walk =
-            Walk { root: &root, alternatives: &alternatives, found: FoundFile::default(), pending: Vec::new() };
-        let start = walk.closed(vec![(0, 0)]);
-        walk.arrive(PathBuf::new(), FileKind::Directory, start);
-        let (mut visited, mut carried) = (0, 0);
+            Walk { root: &root, alternatives: &alternatives, found: WalkResult::default(), pending: Vec::new() };
+        let start = walk.add_skipped_stars(vec![(0, 0)]);
+        walk.reach(PathBuf::new(), FileKind::Directory, start);
+        let (mut visited, mut tracked) = (0, 0);
         while let Some((directory, positions)) = walk.pending.pop() {
-            (visited, carried) = (visited + 1, carried + positions.len());
+            (visited, tracked) = (visited + 1, tracked + positions.len());
             walk.visit(&directory, &positions);
         }
-        assert!(visited <= 1901 && carried <= 1901 * (segments.len() + 1), "{visited} {carried}");
+        assert!(visited <= 1901 && tracked <= 1901 * (segments.len() + 1), "{visited} {tracked}");
         assert!(walk.found.matches.is_empty());
         // The standard library and `TempDir` hold a descriptor open for each level.
         tool(Command::new("rm").arg("-rf").arg(project.path()));

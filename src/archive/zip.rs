@@ -12,9 +12,9 @@ use rawzip::time::UtcDateTime;
 use rawzip::{CompressionMethod, DataDescriptorOutput, Header, ZipArchiveWriter, ZipFileBuilder};
 
 use super::Written;
-use super::compress::{BLOCK, Codec, END, FRAME};
+use super::compress::{BLOCK, Codec, DEFLATE_END, FRAME};
 use super::entry::ArchiveEntry;
-use super::feed::{Feed, FileContent, LoadedContent, LoadedFile, Small, stream};
+use super::feed::{Feed, FileCompression, LoadedContent, LoadedFile, SmallFile, stream};
 use super::pool::{WorkerPool, with_pool};
 use super::root::ArchiveRoot;
 
@@ -29,7 +29,7 @@ pub fn write_zip<W: Write>(
     with_pool(method, |pool| {
         let archive = ZipArchiveWriter::builder().with_capacity(entries.len()).build(sink);
         let mut packer = Packer { archive, method, written: Written::default() };
-        Feed::new(pool, root, entries, FileContent::Packed)
+        Feed::new(pool, root, entries, FileCompression::PerFile)
             .for_each(|entry, loaded| packer.pack(pool, &entry.path, loaded))?;
         packer.archive.finish().map_err(broken)?;
         Ok(packer.written)
@@ -48,12 +48,12 @@ impl<W: Write> Packer<W> {
             LoadedFile::Small(small) => self.pack_small(path, small),
             LoadedFile::Other(stat, target) => self.pack_other(path, &stat, target.as_deref()),
             LoadedFile::Large(file, stat) => {
-                let builder = self.archive.new_file(entry_path(path)).compression_method(in_zip(self.method));
+                let builder = self.archive.new_file(entry_path(path)).compression_method(method_in_zip(self.method));
                 let (mut entry, _) = described(builder, &stat)?.start().map_err(broken)?;
-                let at_once = if matches!(self.method, Codec::Zstd(_)) { FRAME } else { BLOCK };
-                let streamed = stream(pool, &file, &stat, at_once, |data| entry.write_all(data))?;
+                let piece_size = if matches!(self.method, Codec::Zstd(_)) { FRAME } else { BLOCK };
+                let streamed = stream(pool, &file, &stat, piece_size, |data| entry.write_all(data))?;
                 if matches!(self.method, Codec::Deflate(_)) {
-                    entry.write_all(&END)?;
+                    entry.write_all(&DEFLATE_END)?;
                 }
                 entry.finish(DataDescriptorOutput::new(streamed.checksum, streamed.size)).map_err(broken)?;
                 self.written.add(streamed.size);
@@ -63,15 +63,15 @@ impl<W: Write> Packer<W> {
                 Ok(())
             }
             LoadedFile::Unreadable(why) => {
-                self.written.leave_out(path, &why);
+                self.written.warn_skipped(path, &why);
                 Ok(())
             }
         }
     }
 
-    fn pack_small(&mut self, path: &Path, small: Small) -> io::Result<()> {
+    fn pack_small(&mut self, path: &Path, small: SmallFile) -> io::Result<()> {
         let method = match &small.data {
-            LoadedContent::Packed(_) => in_zip(self.method),
+            LoadedContent::Packed(_) => method_in_zip(self.method),
             LoadedContent::Plain(_) => CompressionMethod::STORE,
         };
         let builder = self.archive.new_file(entry_path(path)).compression_method(method);
@@ -112,7 +112,7 @@ impl<W: Write> Packer<W> {
     }
 }
 
-fn in_zip(method: Codec) -> CompressionMethod {
+fn method_in_zip(method: Codec) -> CompressionMethod {
     match method {
         Codec::Store => CompressionMethod::STORE,
         Codec::Deflate(_) => CompressionMethod::DEFLATE,

@@ -93,9 +93,9 @@ fn check_agent(report: &mut Report, jobs: &JobArgs, mut config: Config) {
     // `check` never creates the system id.
     let system_id = system_id::peek(&config.path, instance.cloud_id().as_deref());
     for runner in &config.runners {
-        let place = format!("runner `{}`", runner.name);
-        runner::check(report, &place, jobs, &config, runner);
-        server::check(report, &place, &config, runner, &system_id);
+        let subject = format!("runner `{}`", runner.name);
+        runner::check(report, &subject, jobs, &config, runner);
+        server::check(report, &subject, &config, runner, &system_id);
     }
 }
 

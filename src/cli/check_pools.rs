@@ -109,17 +109,17 @@ fn check_certificate(report: &mut Report, manager: &Manager) {
 }
 
 fn check_pool(report: &mut Report, pool: &PoolSettings) {
-    let place = format!("pool `{}`", pool.name);
+    let subject = format!("pool `{}`", pool.name);
     for finding in findings::warnings(pool) {
-        report.warn(&place, &finding);
+        report.warn(&subject, &finding);
     }
     let engine = engine::of(&pool.engine, &pool.name);
     for examined in engine.examine(pool.max_instances).into_iter().chain(engine.examine_permissions()) {
-        let what = format!("{place}: {}", examined.what);
+        let subject = format!("{subject}: {}", examined.what);
         match examined.verdict {
-            Verdict::Good => report.ok(&what, &examined.text),
-            Verdict::Doubtful => report.warn(&what, &examined.text),
-            Verdict::Bad => report.fail(&what, &examined.text),
+            Verdict::Good => report.ok(&subject, &examined.text),
+            Verdict::Doubtful => report.warn(&subject, &examined.text),
+            Verdict::Bad => report.fail(&subject, &examined.text),
         }
     }
 }

@@ -46,7 +46,7 @@ enum Format {
 /// The current format. The configuration is read only after the first lines may have been logged.
 static FORMAT: AtomicU8 = AtomicU8::new(Format::Runner as u8);
 
-fn format_in_force() -> Format {
+fn current_format() -> Format {
     let number = FORMAT.load(Ordering::Relaxed);
     let formats = [Format::Runner, Format::Text, Format::Json, Format::Journal];
     formats.into_iter().find(|format| *format as u8 == number).unwrap_or(Format::Runner)
@@ -56,7 +56,7 @@ impl LoggingArgs {
     /// Initialises or changes the log. Flags and environment take precedence over the configuration (`configured`).
     pub fn set_up(&self, configured: Option<(&str, &str)>) {
         let level = self.log_level.as_deref().or(configured.map(|(level, _)| level)).unwrap_or("info");
-        let filter = if self.debug { LevelFilter::Debug } else { filter(level) };
+        let filter = if self.debug { LevelFilter::Debug } else { level_filter(level) };
         let named = configured.and_then(|(_, format)| Format::from_str(format, true).ok());
         let format = match self.log_format.or(named).unwrap_or(Format::Runner) {
             Format::Runner if stderr_is_the_journal() => Format::Journal,
@@ -66,8 +66,8 @@ impl LoggingArgs {
         let mut builder = env_logger::Builder::new();
         builder.filter_module("mayfly", LevelFilter::Debug);
         builder.format(|out, record| {
-            count(record.level());
-            write(format_in_force(), out, record)
+            count_in_metrics(record.level());
+            write(current_format(), out, record)
         });
         // Fails on the second call, which changes only level and format.
         let _ = builder.try_init();
@@ -75,7 +75,7 @@ impl LoggingArgs {
     }
 }
 
-fn count(level: Level) {
+fn count_in_metrics(level: Level) {
     match level {
         Level::Error => metrics::error_logged(),
         Level::Warn => metrics::warning_logged(),
@@ -91,7 +91,7 @@ fn stderr_is_the_journal() -> bool {
     stream == format!("{}:{}", stderr.st_dev, stderr.st_ino)
 }
 
-fn filter(level: &str) -> LevelFilter {
+fn level_filter(level: &str) -> LevelFilter {
     match level.to_ascii_lowercase().as_str() {
         "debug" | "trace" => LevelFilter::Debug,
         "warn" | "warning" => LevelFilter::Warn,
@@ -102,11 +102,11 @@ fn filter(level: &str) -> LevelFilter {
 
 fn write(format: Format, out: &mut Formatter, record: &Record<'_>) -> std::io::Result<()> {
     let time = || jiff::Timestamp::now().to_string();
-    writeln!(out, "{}", line(format, record.level(), &record.args().to_string(), time))
+    writeln!(out, "{}", format_line(format, record.level(), &record.args().to_string(), time))
 }
 
 /// The line of an event; exactly one line in the formats for programs.
-fn line(format: Format, level: Level, message: &str, time: impl Fn() -> String) -> String {
+fn format_line(format: Format, level: Level, message: &str, time: impl Fn() -> String) -> String {
     let (name, priority) = match level {
         Level::Error => ("error", 3),
         Level::Warn => ("warning", 4),
@@ -138,10 +138,10 @@ mod tests {
             (Format::Journal, Level::Warn, "<4>a \"b\""),
             (Format::Journal, Level::Debug, "<7>a \"b\""),
         ] {
-            assert_eq!(line(format, level, "a \"b\"", time), expected);
+            assert_eq!(format_line(format, level, "a \"b\"", time), expected);
         }
-        assert_eq!(line(Format::Json, Level::Info, "a\nb", time).lines().count(), 1);
-        assert_eq!(line(Format::Text, Level::Info, "a\nb", time).lines().count(), 1);
-        assert_eq!(line(Format::Journal, Level::Info, "a\nb", time), "<6>a\n<6>    b");
+        assert_eq!(format_line(Format::Json, Level::Info, "a\nb", time).lines().count(), 1);
+        assert_eq!(format_line(Format::Text, Level::Info, "a\nb", time).lines().count(), 1);
+        assert_eq!(format_line(Format::Journal, Level::Info, "a\nb", time), "<6>a\n<6>    b");
     }
 }

@@ -14,7 +14,7 @@ use crate::token::Token;
 
 /// The options of `verify`.
 #[derive(Args)]
-pub struct Verify {
+pub struct VerifyArgs {
     #[command(flatten)]
     file: ConfigFile,
     /// Verify only the runner with this name
@@ -35,7 +35,7 @@ pub struct Verify {
 
 /// The options of `unregister`.
 #[derive(Args)]
-pub struct Unregister {
+pub struct UnregisterArgs {
     #[command(flatten)]
     file: ConfigFile,
     /// Unregister the runner with this name
@@ -56,7 +56,7 @@ pub struct Unregister {
 
 /// The options of `reset-token`.
 #[derive(Args)]
-pub struct ResetToken {
+pub struct ResetTokenArgs {
     #[command(flatten)]
     file: ConfigFile,
     /// Replace the token of the runner with this name
@@ -92,27 +92,27 @@ pub fn list(file: &ConfigFile) -> Result<ExitCode, String> {
 }
 
 /// Verifies the tokens with GitLab. Fails if the configuration cannot be read or written.
-pub fn verify(options: &Verify) -> Result<ExitCode, String> {
+pub fn verify(options: &VerifyArgs) -> Result<ExitCode, String> {
     let config = options.file.load_with_tokens()?;
-    let wanted =
-        Wanted { name: options.name.clone(), url: options.url.clone(), token: options.token.clone(), id: None };
-    let chosen: Vec<&Runner> = config.runners.iter().filter(|runner| wanted.matches(runner)).collect();
+    let filter =
+        RunnerFilter { name: options.name.clone(), url: options.url.clone(), token: options.token.clone(), id: None };
+    let chosen: Vec<&Runner> = config.runners.iter().filter(|runner| filter.matches(runner)).collect();
     if chosen.is_empty() && (options.name.is_some() || options.url.is_some() || options.token.is_some()) {
-        return Err(wanted.not_found(&config));
+        return Err(filter.not_found(&config));
     }
     let system_id = system_id::load(&config.path, cloud_id(&config).as_deref());
     let (mut gone, mut unknown) = (Vec::new(), 0);
     for runner in chosen {
-        let place = format!("{} ({}…)", runner.name, runner.token.short());
+        let label = format!("{} ({}…)", runner.name, runner.token.short());
         let verdict = agent::gitlab(&config, runner)?.verify(&runner.token, &system_id);
         match verdict {
-            Ok(TokenStatus::Valid(_)) => say!("{place}: the token is valid"),
+            Ok(TokenStatus::Valid(_)) => say!("{label}: the token is valid"),
             Ok(TokenStatus::Invalid) => {
-                eprintln!("{place}: {} does not know the token", runner.url);
+                eprintln!("{label}: {} does not know the token", runner.url);
                 gone.push(runner);
             }
             Err(error) => {
-                eprintln!("{place}: the token cannot be verified: {error}");
+                eprintln!("{label}: the token cannot be verified: {error}");
                 unknown += 1;
             }
         }
@@ -127,18 +127,18 @@ pub fn verify(options: &Verify) -> Result<ExitCode, String> {
 
 /// Unregisters runners. A runner stays in the file unless GitLab confirms. Fails if no runner matches, or if the
 /// configuration cannot be written.
-pub fn unregister(options: &Unregister) -> Result<ExitCode, String> {
+pub fn unregister(options: &UnregisterArgs) -> Result<ExitCode, String> {
     let is_named = options.name.is_some() || options.token.is_some() || options.all_runners;
     let of_environment = |name: &str| std::env::var(name).ok().filter(|value| !is_named && !value.is_empty());
     let token = options.token.clone().or_else(|| of_environment("CI_SERVER_TOKEN"));
     if !is_named && token.is_none() {
         return Err("select a runner with --name NAME, --token TOKEN (or CI_SERVER_TOKEN), or --all-runners".to_owned());
     }
-    let wanted = Wanted { name: options.name.clone(), url: options.url.clone(), token, id: None };
+    let filter = RunnerFilter { name: options.name.clone(), url: options.url.clone(), token, id: None };
     let config = options.file.load_with_tokens()?;
-    let chosen: Vec<&Runner> = config.runners.iter().filter(|runner| wanted.matches(runner)).collect();
+    let chosen: Vec<&Runner> = config.runners.iter().filter(|runner| filter.matches(runner)).collect();
     if chosen.is_empty() {
-        return Err(wanted.not_found(&config));
+        return Err(filter.not_found(&config));
     }
     let system_id = system_id::load(&config.path, cloud_id(&config).as_deref());
     let (mut done, mut failed) = (Vec::new(), false);
@@ -171,14 +171,14 @@ pub fn unregister(options: &Unregister) -> Result<ExitCode, String> {
 
 /// Selects runners. An empty field matches every runner.
 #[derive(Default)]
-struct Wanted {
+struct RunnerFilter {
     name: Option<String>,
     url: Option<String>,
     token: Option<String>,
     id: Option<i64>,
 }
 
-impl Wanted {
+impl RunnerFilter {
     fn matches(&self, runner: &Runner) -> bool {
         self.name.as_ref().is_none_or(|name| *name == runner.name)
             && self.token.as_ref().is_none_or(|token| token == runner.token.reveal())
@@ -212,7 +212,7 @@ fn remove(config: &Config, gone: &[&Runner]) -> Result<(), String> {
 }
 
 /// Replaces tokens. Fails if no runner matches, if the server refuses, or if the configuration cannot be written.
-pub fn reset_token(options: &ResetToken) -> Result<ExitCode, String> {
+pub fn reset_token(options: &ResetTokenArgs) -> Result<ExitCode, String> {
     if options.name.is_none() && options.id.is_none() && !options.all_runners {
         return Err("select a runner with --name NAME, --id NUMBER or --all-runners".to_owned());
     }
@@ -221,10 +221,10 @@ pub fn reset_token(options: &ResetToken) -> Result<ExitCode, String> {
         Some(file) => Some(token_from(file)?),
         None => options.pat.as_deref().map(Token::new),
     };
-    let wanted = Wanted { name: options.name.clone(), url: options.url.clone(), token: None, id: options.id };
-    let chosen: Vec<&Runner> = config.runners.iter().filter(|runner| wanted.matches(runner)).collect();
+    let filter = RunnerFilter { name: options.name.clone(), url: options.url.clone(), token: None, id: options.id };
+    let chosen: Vec<&Runner> = config.runners.iter().filter(|runner| filter.matches(runner)).collect();
     if chosen.is_empty() {
-        return Err(wanted.not_found(&config));
+        return Err(filter.not_found(&config));
     }
     for runner in chosen {
         if let Some(reference) = &runner.token_reference {

@@ -71,13 +71,13 @@ enum Command {
     /// Add a runner to the configuration
     Register(Box<register::RegisterArgs>),
     /// Verify the tokens of the runners with GitLab
-    Verify(manage::Verify),
+    Verify(manage::VerifyArgs),
     /// Unregister runners from GitLab and remove them from the configuration
-    Unregister(manage::Unregister),
+    Unregister(manage::UnregisterArgs),
     /// List the runners of the configuration
     List(ConfigFile),
     /// Replace the token of a runner
-    ResetToken(manage::ResetToken),
+    ResetToken(manage::ResetTokenArgs),
     /// Scale a fleet from zero: hand jobs of GitLab to agents on instances, and size their group
     Manager(Box<manager::ManagerArgs>),
     /// Show what the agent or the manager on this machine does
@@ -160,13 +160,13 @@ fn dispatch(cli: Cli) -> Result<ExitCode, String> {
 fn parse() -> Cli {
     // Developers wait for `exec`, and describing all other subcommands takes as long as planning 30 jobs.
     if std::env::args_os().nth(1).is_some_and(|word| word == EXEC) {
-        return parsed(&matches_or_exit(command_for_exec()));
+        return from_matches(&matches_or_exit(command_for_exec()));
     }
     let matches = matches_or_exit(command());
     if let Some(why) = matches.subcommand_matches("register").and_then(register::conflict) {
         command().error(ErrorKind::ArgumentConflict, why).exit();
     }
-    parsed(&matches)
+    from_matches(&matches)
 }
 
 /// Parses the arguments of the process. Exits after an invalid argument, and after the output of `--help` or `--version`;
@@ -181,7 +181,7 @@ fn matches_or_exit(command: clap::Command) -> ArgMatches {
     })
 }
 
-fn parsed(matches: &ArgMatches) -> Cli {
+fn from_matches(matches: &ArgMatches) -> Cli {
     Cli::from_arg_matches(matches).unwrap_or_else(|error| error.format(&mut command()).exit())
 }
 

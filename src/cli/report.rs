@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::output::say;
 
-/// Prints and counts the results.
+/// Prints and counts the results. The subject of a result is the part that was checked, such as a runner.
 #[derive(Default)]
 pub struct Report {
     failures: usize,
@@ -12,18 +12,18 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn ok(&self, what: &str, text: &str) {
-        say!("ok       {what}: {text}");
+    pub fn ok(&self, subject: &str, text: &str) {
+        say!("ok       {subject}: {text}");
     }
 
-    pub fn warn(&mut self, what: &str, text: &str) {
+    pub fn warn(&mut self, subject: &str, text: &str) {
         self.warnings += 1;
-        say!("warning  {what}: {text}");
+        say!("warning  {subject}: {text}");
     }
 
-    pub fn fail(&mut self, what: &str, text: &str) {
+    pub fn fail(&mut self, subject: &str, text: &str) {
         self.failures += 1;
-        say!("FAIL     {what}: {text}");
+        say!("FAIL     {subject}: {text}");
     }
 
     /// Prints the totals. Failures make the command fail.

@@ -18,7 +18,7 @@ use crate::decode;
 use crate::sys::{self, BootTime};
 
 /// The delays after failures in a row.
-const DELAY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+const DELAYS: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 /// The same error is written at most once in this time.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
 /// A failure this long after the last one begins a new series: the service ran in between.
@@ -58,7 +58,7 @@ impl StartFailures {
     /// delay. If starts have failed for `give_up_after`, powers the machine off.
     pub fn fail(&self, error: &str, give_up_after: Option<Duration>) {
         let before = fs::read(&self.record).ok().and_then(|text| decode::json(&text).ok()).unwrap_or_default();
-        let (record, is_due, delay) = next(&before, error, BootTime::now());
+        let (record, is_due, delay) = record_failure(&before, error, BootTime::now());
         if is_due {
             let attempts = if record.count > 1 { format!(" failed_starts={}", record.count) } else { String::new() };
             eprintln!("mayfly: {error}{attempts}");
@@ -92,13 +92,13 @@ fn power_off(failing_for: Duration) {
 }
 
 /// The record after one more failure, whether to write its error, and the delay.
-fn next(before: &Record, error: &str, now: BootTime) -> (Record, bool, Duration) {
+fn record_failure(before: &Record, error: &str, now: BootTime) -> (Record, bool, Duration) {
     let since = |at: BootTime| now.since(at);
     let is_same_series = before.count > 0 && since(before.failed_at) < FORGET_AFTER;
     let is_due = !is_same_series || before.error != error || since(before.written_at) >= REPEAT_AFTER;
     let count = if is_same_series { before.count.saturating_add(1) } else { 1 };
     let written_at = if is_due { now } else { before.written_at };
-    let delay = DELAY.delay(count - 1);
+    let delay = DELAYS.delay(count - 1);
     let first_at = if is_same_series { before.first_at } else { now };
     (Record { count, first_at, failed_at: now, written_at, error: error.to_owned() }, is_due, delay)
 }
@@ -115,7 +115,7 @@ mod tests {
     fn delays_grow_and_the_same_error_is_written_once_a_minute() {
         let (mut record, mut now, mut written, mut delays) = (Record::default(), at(5), Vec::new(), Vec::new());
         for _ in 0..10 {
-            let (after, is_due, delay) = next(&record, "no such user", now);
+            let (after, is_due, delay) = record_failure(&record, "no such user", now);
             if is_due {
                 written.push(now.since(at(0)).as_secs());
             }
@@ -130,10 +130,10 @@ mod tests {
 
     #[test]
     fn another_error_is_written_at_once_and_old_failures_are_forgotten() {
-        let (record, ..) = next(&Record::default(), "a", at(1));
-        let (other, is_due, _) = next(&record, "b", at(2));
+        let (record, ..) = record_failure(&Record::default(), "a", at(1));
+        let (other, is_due, _) = record_failure(&record, "b", at(2));
         assert!(is_due && other.count == 2);
-        let (later, is_due, delay) = next(&other, "b", at(700));
-        assert!(is_due && later.count == 1 && delay == DELAY.delay(0));
+        let (later, is_due, delay) = record_failure(&other, "b", at(700));
+        assert!(is_due && later.count == 1 && delay == DELAYS.delay(0));
     }
 }

@@ -47,7 +47,7 @@ pub fn main(options: &StatusArgs) -> Result<ExitCode, String> {
     };
     let body = get(&address)?;
     let unreadable = |why: serde_json::Error| {
-        format!("the answer of {address} is not the status of mayfly ({why}); is another program at this address?")
+        format!("the response of {address} is not the status of mayfly ({why}); is another program at this address?")
     };
     let value: serde_json::Value = serde_json::from_str(&body).map_err(unreadable)?;
     if options.json {
@@ -55,8 +55,8 @@ pub fn main(options: &StatusArgs) -> Result<ExitCode, String> {
         return Ok(ExitCode::SUCCESS);
     }
     let text = match value.get("kind").and_then(serde_json::Value::as_str) {
-        Some("manager") => manager(&serde_json::from_value(value).map_err(unreadable)?),
-        _ => agent(&serde_json::from_value(value).map_err(unreadable)?),
+        Some("manager") => manager_text(&serde_json::from_value(value).map_err(unreadable)?),
+        _ => agent_text(&serde_json::from_value(value).map_err(unreadable)?),
     };
     output::write(format_args!("{}", printable(&text)));
     Ok(ExitCode::SUCCESS)
@@ -73,7 +73,7 @@ fn get(address: &str) -> Result<String, String> {
     let mut failure = error("reach", &"the name has no address");
     for address in found {
         match TcpStream::connect_timeout(&address, TIMEOUT) {
-            Ok(stream) => return request(stream, host).map_err(|why| error("ask", &why)),
+            Ok(stream) => return request(stream, host).map_err(|why| error("query", &why)),
             Err(why) => failure = error("reach", &why),
         }
     }
@@ -87,17 +87,17 @@ fn request(mut stream: TcpStream, host: &str) -> Result<String, String> {
     stream
         .write_all(format!("GET /status HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())
         .map_err(io)?;
-    let mut answer = Vec::new();
+    let mut response = Vec::new();
     let mut buffer = [0; 16 * 1024];
     // The loop does not wait for the end of the connection, because the server may keep it open.
-    while !is_whole(&answer) && answer.len() < MAX_RESPONSE_BYTES {
+    while !is_complete(&response) && response.len() < MAX_RESPONSE_BYTES {
         match stream.read(&mut buffer).map_err(io)? {
             0 => break,
-            length => answer.extend_from_slice(&buffer[..length]),
+            length => response.extend_from_slice(&buffer[..length]),
         }
     }
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or("the answer is not HTTP")?;
+    let response = String::from_utf8_lossy(&response).into_owned();
+    let (head, body) = response.split_once("\r\n\r\n").ok_or("the response is not HTTP")?;
     match head.split(' ').nth(1) {
         Some("200") => Ok(body.to_owned()),
         status => Err(format!("status {} for /status", status.unwrap_or("?"))),
@@ -105,11 +105,11 @@ fn request(mut stream: TcpStream, host: &str) -> Result<String, String> {
 }
 
 /// Whether a response contains all bytes of its `Content-Length`.
-fn is_whole(answer: &[u8]) -> bool {
-    let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
-    let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
+fn is_complete(response: &[u8]) -> bool {
+    let Some(end) = response.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+    let head = String::from_utf8_lossy(&response[..end]).to_ascii_lowercase();
     let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
-    length.is_some_and(|length| answer.len() >= end + 4 + length)
+    length.is_some_and(|length| response.len() >= end + 4 + length)
 }
 
 /// Removes control characters, which could move the cursor or change colours: parts of the text come from jobs.
@@ -118,7 +118,7 @@ fn printable(text: &str) -> String {
 }
 
 // Writing to a `String` cannot fail, here and below.
-fn agent(agent: &AgentStatus) -> String {
+fn agent_text(agent: &AgentStatus) -> String {
     let mut text = format!("mayfly agent {}, system id {}\n", agent.version, agent.system_id);
     let reason = agent.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
     let _ = writeln!(text, "phase          {}{reason}", agent.phase);
@@ -155,11 +155,11 @@ fn agent(agent: &AgentStatus) -> String {
     text
 }
 
-fn manager(manager: &ManagerView) -> String {
+fn manager_text(manager: &ManagerView) -> String {
     let mut text = format!("mayfly manager {}, running since {}\n", manager.version, manager.started);
     for view in &manager.pools {
         text.push('\n');
-        pool(&mut text, view);
+        write_pool(&mut text, view);
     }
     if manager.pools.is_empty() {
         text.push_str("no pool\n");
@@ -167,7 +167,7 @@ fn manager(manager: &ManagerView) -> String {
     text
 }
 
-fn pool(text: &mut String, pool: &PoolView) {
+fn write_pool(text: &mut String, pool: &PoolView) {
     let _ = writeln!(text, "pool {}", pool.name);
     let _ = writeln!(text, "  {}", pool.reason);
     if let Some(group) = &pool.group {
@@ -249,9 +249,9 @@ mod tests {
         let expected = "mayfly agent 1, system id s_1\nphase          draining (max_builds)\njobs           1 of 2 at once\n\
                         builds left    3\nidle timeout   10m\n\nJOB  RUNNER  RUNNING FOR  STAGE\n\
                         42   fleet   1m           step_script (1m)\n";
-        assert_eq!(agent(&status), expected);
+        assert_eq!(agent_text(&status), expected);
         let idle = AgentStatus { jobs: Vec::new(), idle_seconds: Some(60), idle_left_seconds: Some(540), ..status };
-        assert!(agent(&idle).contains("idle for       1m\nidle time left 9m of 10m\n"), "{}", agent(&idle));
+        assert!(agent_text(&idle).contains("idle for       1m\nidle time left 9m of 10m\n"), "{}", agent_text(&idle));
     }
 
     #[test]

@@ -222,7 +222,7 @@ impl DockerConfig {
     }
 
     /// The largest number of services of a job; `None` for no limit.
-    pub fn most_services(&self) -> Option<usize> {
+    pub fn max_services(&self) -> Option<usize> {
         self.services_limit.and_then(|limit| usize::try_from(limit).ok())
     }
 }

@@ -70,8 +70,8 @@ fn with_keys_without_effect(page: &str) -> String {
     for table in TABLES.iter().filter(|table| !is_of_fleets(table.path)) {
         for key in table.keys {
             if let KeySupport::NoEffect(why) = key.support {
-                let place = if table.path.is_empty() { "top level".to_owned() } else { heading(table.path) };
-                rows += &row(&[key.name], &[&place, why]);
+                let position = if table.path.is_empty() { "top level".to_owned() } else { heading(table.path) };
+                rows += &row(&[key.name], &[&position, why]);
             }
         }
     }

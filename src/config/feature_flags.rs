@@ -158,7 +158,7 @@ pub fn find(name: &str) -> Option<&'static FeatureFlag> {
 }
 
 /// Why a flag with this value has no effect on the jobs of a runner; `None` if the flag has an effect.
-pub fn idle_reason(flag: &FeatureFlag, value: bool, jobs: JobHost) -> Option<String> {
+pub fn no_effect_reason(flag: &FeatureFlag, value: bool, jobs: JobHost) -> Option<String> {
     match flag.support {
         Honoured => None,
         InContainers if jobs == JobHost::Containers => None,
@@ -180,7 +180,8 @@ mod tests {
 
     #[test]
     fn a_flag_without_effect_has_a_reason() {
-        let reason = |name, value, jobs| idle_reason(find(name).expect("the feature flag must be known"), value, jobs);
+        let reason =
+            |name, value, jobs| no_effect_reason(find(name).expect("the feature flag must be known"), value, jobs);
         assert_eq!(reason("FF_ENABLE_JOB_CLEANUP", true, JobHost::Shell), None);
         assert_eq!(reason("FF_POSIXLY_CORRECT_ESCAPES", true, JobHost::Shell), None, "what mayfly does anyway");
         assert!(reason("FF_USE_FASTZIP", false, JobHost::Shell).is_some_and(|why| why.contains("as if it were true")));

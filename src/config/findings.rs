@@ -13,7 +13,7 @@ use super::keys::{self, KeySupport};
 use super::location::{KeyLocation, line_number};
 use super::period::{CronForm, Period, Zone};
 use super::runner::executor_has_containers;
-use super::{ExecutorKind, Role, Runner, Unusable, expand};
+use super::{ExecutorKind, Role, Runner, UnusableRunner, expand};
 
 /// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +57,8 @@ pub fn check_keys(text: &str, role: Role) -> Vec<Finding> {
 }
 
 /// Finds runners that mayfly cannot use.
-pub fn unusable_runners(text: &str, unusable: &[Unusable]) -> Vec<Finding> {
-    let finding = |unusable: &Unusable| Finding {
+pub fn unusable_runners(text: &str, unusable: &[UnusableRunner]) -> Vec<Finding> {
+    let finding = |unusable: &UnusableRunner| Finding {
         severity: Severity::UnusableRunner,
         line: KeyLocation { runner: Some(unusable.position), key: "executor" }.line(text),
         message: unusable.why.clone(),
@@ -267,7 +267,7 @@ impl KeyCheck<'_> {
             return self.findings.push(Finding { severity: Severity::UnknownKey, line: key.line, message });
         };
         let jobs = if executor_has_containers(key.executor) { JobHost::Containers } else { JobHost::Shell };
-        let reason = key.value.as_bool().and_then(|value| feature_flags::idle_reason(flag, value, jobs));
+        let reason = key.value.as_bool().and_then(|value| feature_flags::no_effect_reason(flag, value, jobs));
         if let Some(reason) = reason {
             self.warn(key.line, format!("`{path}` has no effect: {reason}"));
         }
@@ -280,7 +280,7 @@ fn hint(path: &str, name: &str) -> String {
         return format!("; did you mean `{key}`?");
     }
     let home = keys::TABLES.iter().find(|table| table.keys.iter().any(|key| key.name == name));
-    home.map(|table| format!("; it belongs {}", keys::place_of(table.path))).unwrap_or_default()
+    home.map(|table| format!("; it belongs {}", keys::describe_position(table.path))).unwrap_or_default()
 }
 
 /// The most similar known word, if at most a third of its letters differ.
@@ -303,14 +303,14 @@ mod tests {
     fn names_each_key_without_effect_with_its_line() {
         let text = "concurrent = 1\nchek_interval = 3\n[[runners]]\nname = \"a\"\ntoken = \"t\"\nprivileged = true\n\
                     [runners.docker]\nimage = \"x\"\n[runners.mayfly]\nkill_grace = \"1s\"\nkillgrace = \"1s\"\n";
-        let told: Vec<String> = check_keys(text, Role::Agent).iter().map(Finding::to_string).collect();
-        assert_eq!(told.len(), 4, "{told:#?}");
-        assert!(told[1].ends_with("it belongs below [runners.docker]"), "{told:#?}");
-        assert!(told[3].ends_with("did you mean `kill_grace`?"), "{told:#?}");
-        assert_eq!(told[0], "line 2: `chek_interval` is unknown and has no effect; did you mean `check_interval`?");
-        assert!(told[1].starts_with("line 6: `runners.privileged` is unknown"));
-        assert!(told[2].starts_with("line 7: `runners.docker` has no effect"));
-        assert!(told[3].starts_with("line 11: `runners.mayfly.killgrace` is unknown"));
+        let found: Vec<String> = check_keys(text, Role::Agent).iter().map(Finding::to_string).collect();
+        assert_eq!(found.len(), 4, "{found:#?}");
+        assert!(found[1].ends_with("it belongs below [runners.docker]"), "{found:#?}");
+        assert!(found[3].ends_with("did you mean `kill_grace`?"), "{found:#?}");
+        assert_eq!(found[0], "line 2: `chek_interval` is unknown and has no effect; did you mean `check_interval`?");
+        assert!(found[1].starts_with("line 6: `runners.privileged` is unknown"));
+        assert!(found[2].starts_with("line 7: `runners.docker` has no effect"));
+        assert!(found[3].starts_with("line 11: `runners.mayfly.killgrace` is unknown"));
     }
 
     #[test]
@@ -324,8 +324,8 @@ mod tests {
             ("[[runners]]\nBucketName = \"x\"\n", "it belongs below [runners.cache.s3]"),
             ("wholly_other_thing = 2\n", "`wholly_other_thing` is unknown and has no effect"),
         ] {
-            let told = check_keys(text, Role::Agent);
-            assert!(told[0].message.ends_with(hint), "{told:?}");
+            let found = check_keys(text, Role::Agent);
+            assert!(found[0].message.ends_with(hint), "{found:?}");
         }
     }
 
@@ -338,15 +338,15 @@ mod tests {
                  [runners.docker.sysctls]\n\"net.core.somaxconn\" = \"1\"\n"
             )
         };
-        let told: Vec<String> =
+        let found: Vec<String> =
             check_keys(&text("docker-autoscaler"), Role::Agent).iter().map(Finding::to_string).collect();
-        assert_eq!(told.len(), 4, "{told:#?}");
-        assert!(told[0].starts_with("line 4: `runners.docker.helper_image` has no effect"), "{told:#?}");
-        assert!(told[1].ends_with("did you mean `image`?"), "{told:#?}");
-        assert!(told[2].starts_with("line 6") && told[2].contains("belongs below [[runners]]"), "{told:#?}");
-        assert!(told[3].starts_with("line 9: `runners.docker.services.ports` is unknown"), "{told:#?}");
-        let told = check_keys(&text("shell"), Role::Agent);
-        assert!(told.len() == 1 && told[0].message.starts_with("`runners.docker` has no effect"), "{told:#?}");
+        assert_eq!(found.len(), 4, "{found:#?}");
+        assert!(found[0].starts_with("line 4: `runners.docker.helper_image` has no effect"), "{found:#?}");
+        assert!(found[1].ends_with("did you mean `image`?"), "{found:#?}");
+        assert!(found[2].starts_with("line 6") && found[2].contains("belongs below [[runners]]"), "{found:#?}");
+        assert!(found[3].starts_with("line 9: `runners.docker.services.ports` is unknown"), "{found:#?}");
+        let found = check_keys(&text("shell"), Role::Agent);
+        assert!(found.len() == 1 && found[0].message.starts_with("`runners.docker` has no effect"), "{found:#?}");
     }
 
     #[test]
@@ -357,21 +357,21 @@ mod tests {
                  tls_cert_path = \"/certs\"\n"
             )
         };
-        let told = |text: &str| {
+        let found = |text: &str| {
             let config = super::super::Config::parse(Path::new("config.toml"), text).expect("a configuration");
             check_containers(text, &config.runners).iter().map(Finding::to_string).collect::<Vec<_>>()
         };
         let expected = "line 6: `runners.docker.tls_cert_path`: it has no effect without `tls_verify = true`";
-        assert_eq!(told(&text("")), [expected]);
-        assert!(told(&text("tls_verify = true\n")).is_empty());
+        assert_eq!(found(&text("")), [expected]);
+        assert!(found(&text("tls_verify = true\n")).is_empty());
     }
 
     #[test]
     fn names_an_unsupported_object_store() {
-        for (kind, told) in [("s3", 0), ("gcs", 1)] {
+        for (kind, found) in [("s3", 0), ("gcs", 1)] {
             assert_eq!(
                 check_keys(&format!("[[runners]]\n[runners.cache]\nType = \"{kind}\"\n"), Role::Agent).len(),
-                told,
+                found,
                 "{kind}"
             );
         }
@@ -381,9 +381,9 @@ mod tests {
     fn names_flags_without_effect_and_unset_variables() {
         let text = "[[runners]]\ntoken = \"$NO_SUCH_NAME_HERE\"\nurl = \"https://h\"\n[runners.feature_flags]\n\
                     FF_TIMESTAMPS = false\nFF_USE_GIT_NATIVE_CLONE = true\n";
-        let told: Vec<String> = check_keys(text, Role::Agent).iter().map(Finding::to_string).collect();
-        assert_eq!(told.len(), 2, "{told:#?}");
-        assert!(told[0].starts_with("line 2") && told[0].contains("$NO_SUCH_NAME_HERE"), "{told:#?}");
-        assert!(told[1].starts_with("line 6: `runners.feature_flags.FF_USE_GIT_NATIVE_CLONE`"), "{told:#?}");
+        let found: Vec<String> = check_keys(text, Role::Agent).iter().map(Finding::to_string).collect();
+        assert_eq!(found.len(), 2, "{found:#?}");
+        assert!(found[0].starts_with("line 2") && found[0].contains("$NO_SUCH_NAME_HERE"), "{found:#?}");
+        assert!(found[1].starts_with("line 6: `runners.feature_flags.FF_USE_GIT_NATIVE_CLONE`"), "{found:#?}");
     }
 }

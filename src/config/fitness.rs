@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-/// The default for required free space: this fraction of the file system, but at most [`MOST_SPACE`].
+/// The default for required free space: this fraction of the file system, but at most [`MAX_DEFAULT_SPACE`].
 const SPACE_DIVISOR: u64 = 20;
-/// In bytes. An 8 GB disk keeps 400 MB free, a 500 GB disk 1 GiB.
-const MOST_SPACE: u64 = 1 << 30;
-/// The default for required free inodes: this fraction of the file system's inodes, but at most [`MOST_INODES`].
+/// The largest default, in bytes. An 8 GB disk keeps 400 MB free, a 500 GB disk 1 GiB.
+const MAX_DEFAULT_SPACE: u64 = 1 << 30;
+/// The default for required free inodes: this fraction of the file system's inodes, but at most [`MAX_DEFAULT_INODES`].
 const INODES_DIVISOR: u64 = 100;
-/// A number of inodes.
-const MOST_INODES: u64 = 10_000;
+/// The largest default number of inodes.
+const MAX_DEFAULT_INODES: u64 = 10_000;
 
 /// The reaction to a machine that stays unfit (`[mayfly] unfit`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -64,15 +64,15 @@ impl Default for Fitness {
 
 impl Fitness {
     /// The free bytes required on a file system of `total` bytes.
-    pub fn wanted_space(&self, total: u64) -> u64 {
-        self.min_free_space.unwrap_or_else(|| (total / SPACE_DIVISOR).min(MOST_SPACE))
+    pub fn required_space(&self, total: u64) -> u64 {
+        self.min_free_space.unwrap_or_else(|| (total / SPACE_DIVISOR).min(MAX_DEFAULT_SPACE))
     }
 
     /// The free inodes required on a file system with `total` inodes; 0 if the file system has no fixed number.
-    pub fn wanted_inodes(&self, total: u64) -> u64 {
+    pub fn required_inodes(&self, total: u64) -> u64 {
         match total {
             0 => 0,
-            total => self.min_free_inodes.unwrap_or_else(|| (total / INODES_DIVISOR).min(MOST_INODES)),
+            total => self.min_free_inodes.unwrap_or_else(|| (total / INODES_DIVISOR).min(MAX_DEFAULT_INODES)),
         }
     }
 }
@@ -84,11 +84,11 @@ mod tests {
     #[test]
     fn defaults_suit_small_and_large_disks() {
         let fitness = Fitness::default();
-        assert_eq!(fitness.wanted_space(8_000_000_000), 400_000_000);
-        assert_eq!(fitness.wanted_space(500_000_000_000), 1 << 30);
-        assert_eq!((fitness.wanted_inodes(0), fitness.wanted_inodes(500_000)), (0, 5_000));
-        assert_eq!(fitness.wanted_inodes(30_000_000), 10_000);
+        assert_eq!(fitness.required_space(8_000_000_000), 400_000_000);
+        assert_eq!(fitness.required_space(500_000_000_000), 1 << 30);
+        assert_eq!((fitness.required_inodes(0), fitness.required_inodes(500_000)), (0, 5_000));
+        assert_eq!(fitness.required_inodes(30_000_000), 10_000);
         let own = Fitness { min_free_space: Some(7), min_free_inodes: Some(8), ..Fitness::default() };
-        assert_eq!((own.wanted_space(1), own.wanted_inodes(1)), (7, 8));
+        assert_eq!((own.required_space(1), own.required_inodes(1)), (7, 8));
     }
 }

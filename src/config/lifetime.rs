@@ -27,7 +27,7 @@ pub struct LifetimeBounds {
 impl LifetimeBounds {
     /// The idle timeout at this time; `None` for no limit.
     pub fn idle_timeout(&self, now: Timestamp) -> Option<Duration> {
-        self.idle.iter().filter_map(|times| times.at(now)).max()
+        self.idle.iter().filter_map(|times| times.idle_time_at(now)).max()
     }
 
     /// Whether the idle timeout depends on the time of day.
@@ -63,7 +63,7 @@ impl IdleTimes {
     }
 
     /// The idle time at `now`. As in gitlab-runner, the last matching section wins.
-    fn at(&self, now: Timestamp) -> Option<Duration> {
+    fn idle_time_at(&self, now: Timestamp) -> Option<Duration> {
         self.window(now).map_or(self.otherwise, |window| Some(window.idle_time))
     }
 

@@ -12,7 +12,7 @@ use super::leave::{Leave, LeaveStrategy};
 use super::lifetime::{FleetLimits, IdleTimes, LifetimeBounds, capacity};
 use super::location::KeyLocation;
 use super::runner::{executor, is_unsupported};
-use super::{Config, Mayfly, Role, Runner, Unusable, carried, expand, raw};
+use super::{Config, Mayfly, Role, Runner, UnusableRunner, carried, expand, raw};
 
 /// The default of `check_interval`.
 const CHECK_INTERVAL: Duration = Duration::from_secs(3);
@@ -73,7 +73,7 @@ pub(super) fn interpret(path: &Path, mut raw: raw::Config, role: Role) -> Result
         leave: leave(&raw.mayfly)?,
         mayfly: mayfly(raw.mayfly, &limits)?,
         runners: runners(path, usable, &limits, &raw.labels)?,
-        unusable: unusable.into_iter().map(refuse).collect(),
+        unusable: unusable.into_iter().map(unusable_runner).collect(),
         settings: toml::Table::new(),
     })
 }
@@ -216,9 +216,9 @@ fn runners(
 }
 
 /// The report of a runner whose executor mayfly does not support.
-fn refuse((position, table): IndexedRunner) -> Unusable {
+fn unusable_runner((position, table): IndexedRunner) -> UnusableRunner {
     let reason = executor(&table.executor).err().unwrap_or_default();
-    Unusable { position, why: format!("{}: {reason}", runner_name(position, &table.name)), name: table.name }
+    UnusableRunner { position, why: format!("{}: {reason}", runner_name(position, &table.name)), name: table.name }
 }
 
 /// The name of a runner in messages.

@@ -75,14 +75,14 @@ pub struct Config {
     pub mayfly: Mayfly,
     pub runners: Vec<Runner>,
     /// Runners that mayfly cannot use; the others work without them.
-    pub unusable: Vec<Unusable>,
+    pub unusable: Vec<UnusableRunner>,
     /// The file as written, without `[[runners]]`.
     pub settings: toml::Table,
 }
 
 /// A `[[runners]]` that mayfly cannot use.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unusable {
+pub struct UnusableRunner {
     /// The index of the runner, from 0.
     pub position: usize,
     /// The `name` in the file.
@@ -229,12 +229,12 @@ pub fn state_dir(config: &Config) -> PathBuf {
     if let Some(configured) = &config.mayfly.state_dir {
         return configured.clone();
     }
-    let usual = usual_state_dir();
+    let default = default_state_dir();
     if default_paths().contains(&config.path) {
-        return usual;
+        return default;
     }
     let digest = ring::digest::digest(&ring::digest::SHA256, config.path.as_os_str().as_encoded_bytes());
-    usual.join(format!("config-{}", hex(&digest.as_ref()[..6])))
+    default.join(format!("config-{}", hex(&digest.as_ref()[..6])))
 }
 
 /// The directory for the state of a manager.
@@ -242,7 +242,7 @@ pub fn manager_state_dir(config: &Config, manager: &manager::Manager) -> PathBuf
     manager.state_dir.clone().unwrap_or_else(|| state_dir(config).join("manager"))
 }
 
-fn usual_state_dir() -> PathBuf {
+fn default_state_dir() -> PathBuf {
     if let Some(given) = env::var_os("STATE_DIRECTORY").filter(|given| !given.is_empty()) {
         return PathBuf::from(given);
     }

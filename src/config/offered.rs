@@ -44,7 +44,7 @@ impl Config {
             // The short token in the table is not secret, so `Runner::key` must not derive a key from it.
             runner.key.clone_from(&key);
             if let Some(authorities) = offer.authorities {
-                runner.tls = TlsFiles::of_authorities(authorities.to_owned());
+                runner.tls = TlsFiles::from_authorities(authorities.to_owned());
             }
             // A manager asks for no client certificate and sends none, so the configured one is for GitLab.
             if let Some(own) = own {
@@ -112,7 +112,7 @@ mod tests {
         let tls = own.with_offered_runner(0, sent).expect("a configuration").runners.remove(0).tls;
         assert_eq!(tls.cert_file.as_deref(), Some(Path::new("/client.pem")));
         assert_eq!(tls.key_file.as_deref(), Some(Path::new("/client.key")));
-        assert_eq!(tls.ca_file, TlsFiles::of_authorities("PEM".to_owned()).ca_file);
+        assert_eq!(tls.ca_file, TlsFiles::from_authorities("PEM".to_owned()).ca_file);
         let sent = offer("name = \"pool\"\nexecutor = \"instance\"\n");
         let tls = own.with_offered_runner(0, sent).expect("a configuration").runners.remove(0).tls;
         assert_eq!(tls.ca_file, None, "the manager's authority is not GitLab's");

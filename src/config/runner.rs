@@ -14,7 +14,7 @@ use crate::token::Token;
 /// The default timeout of one upload of artifacts.
 pub(super) const UPLOAD_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The default timeout for the response after an upload.
-pub(super) const UPLOAD_ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+pub(super) const UPLOAD_RESPONSE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// One of `[[runners]]`.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ pub struct Runner {
     /// The length of that pause.
     pub unhealthy_interval: Duration,
     /// Attempts to report the final state of a job.
-    pub final_tries: u32,
+    pub final_report_attempts: u32,
     /// The directory for builds; `None` for `builds` in the working directory.
     pub builds_dir: Option<PathBuf>,
     /// The directory for local caches; `None` for `cache` in the working directory.
@@ -61,7 +61,7 @@ pub struct Runner {
     /// Timeout of one upload of artifacts.
     pub upload_timeout: Duration,
     /// Timeout from the end of an upload to the response.
-    pub upload_answer_timeout: Duration,
+    pub upload_response_timeout: Duration,
     /// The URL from which git clones, instead of `url`.
     pub clone_url: Option<String>,
     /// Variables that every job gets.
@@ -84,7 +84,7 @@ pub struct Runner {
     /// Create a control group for each script.
     pub cgroups: bool,
     /// The sandbox for file tasks.
-    pub confined: Confined,
+    pub confined: SandboxSettings,
     /// `[runners.docker]`.
     pub docker: DockerConfig,
     /// The text of `[runners.docker]`, for the process that uses the engine.
@@ -172,13 +172,13 @@ impl Runner {
             output_limit: 4 << 20,
             unhealthy_requests_limit: 3,
             unhealthy_interval: Duration::from_secs(3600),
-            final_tries: 10,
+            final_report_attempts: 10,
             builds_dir: None,
             cache_dir: None,
             cache: CacheConfig::default(),
             retention: Retention::default(),
             upload_timeout: UPLOAD_TIMEOUT,
-            upload_answer_timeout: UPLOAD_ANSWER_TIMEOUT,
+            upload_response_timeout: UPLOAD_RESPONSE_TIMEOUT,
             clone_url: None,
             environment: Vec::new(),
             hooks: ScriptHooks::default(),
@@ -190,7 +190,7 @@ impl Runner {
             feature_flags: BTreeMap::new(),
             kill_grace: Duration::from_secs(10),
             cgroups: true,
-            confined: Confined::default(),
+            confined: SandboxSettings::default(),
             docker: DockerConfig::default(),
             docker_text: String::new(),
             written: toml::Table::new(),
@@ -209,7 +209,7 @@ pub const CONFINED_UID: u32 = 1_900_000_000;
 
 /// The settings of the sandbox for file tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Confined {
+pub struct SandboxSettings {
     pub uid: u32,
     /// The memory limit, if containers have none.
     pub memory: Option<u64>,
@@ -217,11 +217,11 @@ pub struct Confined {
     pub processes: u64,
 }
 
-impl Default for Confined {
+impl Default for SandboxSettings {
     /// Half of the machine's memory, but at least enough for a large repository.
     fn default() -> Self {
-        const LEAST: u64 = 1 << 30;
-        let half = nix::sys::sysinfo::sysinfo().ok().map(|machine| (machine.ram_total() / 2).max(LEAST));
+        const MIN_BYTES: u64 = 1 << 30;
+        let half = nix::sys::sysinfo::sysinfo().ok().map(|machine| (machine.ram_total() / 2).max(MIN_BYTES));
         Self { uid: CONFINED_UID, memory: half, processes: 1024 }
     }
 }

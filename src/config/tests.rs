@@ -20,7 +20,7 @@ fn fills_in_the_defaults() {
     assert_eq!((config.concurrent, config.check_interval.as_secs(), config.shutdown_timeout.as_secs()), (1, 3, 30));
     assert_eq!((runner.output_limit, runner.limit, runner.request_concurrency), (4 << 20, None, 1));
     assert_eq!(runner.kill_grace, Duration::from_secs(10));
-    assert_eq!((runner.upload_timeout.as_secs(), runner.upload_answer_timeout.as_secs()), (3600, 600));
+    assert_eq!((runner.upload_timeout.as_secs(), runner.upload_response_timeout.as_secs()), (3600, 600));
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn uploads_have_the_configured_timeouts() {
     let artifact = "[runners.artifact]\nupload_timeout = \"2h\"\nresponse_header_timeout = \"0s\"\n";
     let loaded = load(&format!("{RUNNER}{artifact}")).expect("the configuration must be valid");
     let runner = &loaded.config.runners[0];
-    assert_eq!((runner.upload_timeout.as_secs(), runner.upload_answer_timeout.as_secs()), (7200, 600));
+    assert_eq!((runner.upload_timeout.as_secs(), runner.upload_response_timeout.as_secs()), (7200, 600));
     assert!(!loaded.findings.iter().any(|finding| finding.message.contains("artifact")));
 }
 
@@ -124,11 +124,11 @@ fn names_misleading_periods_with_their_line() {
         "{RUNNER}[[runners.machine.autoscaling]]\nPeriods = [\n\"* * 9-17 * * mon-fri *\",\n\"* * * 30 2 * *\"]\nIdleTime = 1\n\
          [[runners.machine.autoscaling]]\nPeriods = [\"0 * 9 * * * *\"]\n"
     );
-    let told: Vec<String> = findings::check_keys(&text, Role::Agent).iter().map(Finding::to_string).collect();
-    assert_eq!(told.len(), 3, "{told:#?}");
-    assert!(told[0].starts_with("line 9: the period `* * * 30 2 * *` never matches"), "{told:#?}");
-    assert!(told.iter().any(|told| told.starts_with("line 12: ") && told.contains("sets seconds")), "{told:#?}");
-    assert!(told.iter().any(|told| told.starts_with("line 12: ") && told.contains("`IdleTime`")), "{told:#?}");
+    let found: Vec<String> = findings::check_keys(&text, Role::Agent).iter().map(Finding::to_string).collect();
+    assert_eq!(found.len(), 3, "{found:#?}");
+    assert!(found[0].starts_with("line 9: the period `* * * 30 2 * *` never matches"), "{found:#?}");
+    assert!(found.iter().any(|found| found.starts_with("line 12: ") && found.contains("sets seconds")), "{found:#?}");
+    assert!(found.iter().any(|found| found.starts_with("line 12: ") && found.contains("`IdleTime`")), "{found:#?}");
 }
 
 #[test]
@@ -137,15 +137,15 @@ fn names_what_gitlab_runner_reads_in_another_way() {
                 [[runners.machine.autoscaling]]\nIdleTime = 1\nIdleScaleFactor = 1.0\nPeriods = [\"* 9-17 * * *\",\n\
                 \"* * 22-6 * * * *\"]\n\
                 [[runners]]\nexecutor = \"instance\"\n[[runners.autoscaler.policy]]\nperiods = [\"* 9-17 * * *\",\n\"* * * * sat-sun\"]\n";
-    let told: Vec<String> = findings::check_keys(text, Role::Manager).iter().map(Finding::to_string).collect();
-    assert_eq!(told.len(), 4, "{told:#?}");
-    for (told, start) in told.iter().zip([
+    let found: Vec<String> = findings::check_keys(text, Role::Manager).iter().map(Finding::to_string).collect();
+    assert_eq!(found.len(), 4, "{found:#?}");
+    for (found, start) in found.iter().zip([
         "line 4: `runners.machine.IdleScaleFactor` is an integer",
         "line 8: the period `* 9-17 * * *` has no field for seconds",
         "line 9: the period `* * 22-6 * * * *` has a range that wraps around",
         "line 14: the period `* * * * sat-sun` has a range that wraps around",
     ]) {
-        assert!(told.starts_with(start), "{start}: {told}");
+        assert!(found.starts_with(start), "{start}: {found}");
     }
 }
 

@@ -13,7 +13,7 @@ use super::tls::TlsFiles;
 pub enum Address {
     /// A Unix socket.
     Unix(PathBuf),
-    /// `host:port`, with TLS if there are certificate files.
+    /// The authority `host:port`, with TLS if there are certificate files.
     Tcp(String, Option<TlsFiles>),
 }
 
@@ -21,7 +21,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
-            Self::Tcp(place, _) => write!(f, "tcp://{place}"),
+            Self::Tcp(authority, _) => write!(f, "tcp://{authority}"),
         }
     }
 }

@@ -19,10 +19,27 @@ pub struct Certificate {
     names: Vec<String>,
     /// The URL of the issuer's certificate (Authority Information Access).
     issuer_url: Option<String>,
-    /// Whether the certificate has an extended key usage without server authentication.
-    is_for_other_purposes: bool,
-    /// Whether the basic constraints contain `CA:TRUE`.
-    is_authority: bool,
+    purpose: Purpose,
+    holder: Holder,
+}
+
+/// What the extended key usage of a certificate permits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Purpose {
+    /// Server authentication. A certificate without an extended key usage permits it too.
+    #[default]
+    Servers,
+    /// Only other purposes.
+    OthersOnly,
+}
+
+/// Who a certificate is for, according to its basic constraints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Holder {
+    #[default]
+    EndEntity,
+    /// `CA:TRUE`.
+    Authority,
 }
 
 impl Certificate {
@@ -52,20 +69,22 @@ impl Certificate {
 
     /// Fails if the extended key usage excludes server authentication.
     pub fn check_purpose(&self) -> Result<(), CertificateError> {
-        if self.is_for_other_purposes { Err(CertificateError::InvalidPurpose) } else { Ok(()) }
+        match self.purpose {
+            Purpose::Servers => Ok(()),
+            Purpose::OthersOnly => Err(CertificateError::InvalidPurpose),
+        }
     }
 }
 
-/// Appends the authority that issued the last certificate of a chain, unless that certificate is self-signed. Returns
-/// false if the authority is not in `roots`.
-pub fn complete(chain: &mut Vec<Vec<u8>>, roots: &[Vec<u8>]) -> bool {
-    let Some(last) = chain.last().and_then(|der| read(der)) else { return false };
-    if last.issuer == last.subject {
-        return true;
+/// The chain up to its root: appends the authority that issued the last certificate, unless that certificate is
+/// self-signed. `None` if the authority is not in `roots`.
+pub fn with_root(mut chain: Vec<Vec<u8>>, roots: &[Vec<u8>]) -> Option<Vec<Vec<u8>>> {
+    let last = read(chain.last()?)?;
+    if last.issuer != last.subject {
+        let root = roots.iter().find(|der| read(der).is_some_and(|root| root.subject == last.issuer))?;
+        chain.push(root.clone());
     }
-    let root = roots.iter().find(|der| read(der).is_some_and(|root| root.subject == last.issuer));
-    chain.extend(root.cloned());
-    root.is_some()
+    Some(chain)
 }
 
 /// A certificate as PEM (RFC 7468).
@@ -115,7 +134,7 @@ pub fn explain(host: &str, chain: &[Certificate], error: &rustls::Error) -> Stri
         ),
         UnknownIssuer => unknown_issuer(host, chain),
         // `webpki` does not search for the issuer of an authority that is used as a server certificate.
-        Other(_) if leaf.is_authority => unknown_issuer(host, chain),
+        Other(_) if leaf.holder == Holder::Authority => unknown_issuer(host, chain),
         InvalidPurpose | InvalidPurposeContext { .. } => format!(
             "the certificate of {host} is not for servers (its extended key usage lacks serverAuth); replace it on the \
              server"
@@ -138,7 +157,7 @@ fn at_fault(host: &str, chain: &[Certificate], is_wrong: impl Fn(&Certificate) -
 /// a certificate below the root.
 fn unknown_issuer(host: &str, chain: &[Certificate]) -> String {
     let Some(last) = chain.last() else { return format!("{host} sends no certificate") };
-    let place = last.issuer_url.as_ref().map(|url| format!(" (at {url})")).unwrap_or_default();
+    let location = last.issuer_url.as_ref().map(|url| format!(" (at {url})")).unwrap_or_default();
     if last.issuer == last.subject {
         return format!(
             "this machine does not trust the root certificate `{}`, with which the chain of {host} ends; add that \
@@ -146,17 +165,17 @@ fn unknown_issuer(host: &str, chain: &[Certificate]) -> String {
             last.subject_name
         );
     }
-    if last.is_authority {
+    if last.holder == Holder::Authority {
         return format!(
             "this machine does not trust the authority `{}`, which issued `{}`, the last certificate of the chain of \
-             {host}; add the certificate of `{}`{place} to the file of `tls-ca-file` (or to the chain on the server, if \
+             {host}; add the certificate of `{}`{location} to the file of `tls-ca-file` (or to the chain on the server, if \
              it is an intermediate certificate)",
             last.issuer_name, last.subject_name, last.issuer_name
         );
     }
     format!(
         "the chain of {host} is incomplete, or its authority is not trusted: the certificate of `{}`, which issued `{}`, \
-         is missing{place}; add it to the chain on the server, or to the file of `tls-ca-file`",
+         is missing{location}; add it to the chain on the server, or to the file of `tls-ca-file`",
         last.issuer_name, last.subject_name
     )
 }
@@ -212,9 +231,10 @@ fn read_extensions(mut list: &[u8], found: &mut Certificate) {
         } else if oid == INFORMATION_ACCESS {
             found.issuer_url = issuer_url(inner);
         } else if oid == BASIC_CONSTRAINTS {
-            found.is_authority = element(inner).is_some_and(|(tag, content, _)| tag == 1 && content == [0xff]);
+            let is_authority = element(inner).is_some_and(|(tag, content, _)| tag == 1 && content == [0xff]);
+            found.holder = if is_authority { Holder::Authority } else { Holder::EndEntity };
         } else if oid == EXTENDED_KEY_USAGE {
-            found.is_for_other_purposes = !allows_servers(inner);
+            found.purpose = if allows_servers(inner) { Purpose::Servers } else { Purpose::OthersOnly };
         }
     }
 }

@@ -75,8 +75,8 @@ impl Response {
     }
 
     /// The delay that the server requests before the next attempt.
-    pub fn asked_wait(&self) -> Option<Duration> {
-        retry::asked_wait(self.header("RateLimit-ResetTime"), self.header("Retry-After"))
+    pub fn requested_delay(&self) -> Option<Duration> {
+        retry::requested_delay(self.header("RateLimit-ResetTime"), self.header("Retry-After"))
     }
 
     /// Whether `Content-Type` is JSON.
@@ -100,9 +100,9 @@ impl Client {
         Ok(Self { connections: Connections::new(files, user_agent, idle_age) })
     }
 
-    /// Sends a request, up to [`retry::MAX_ATTEMPTS`] times while the response has a retryable status. `rest` waits between
-    /// two attempts and returns false to stop; the last response is returned. Fails if there is no response.
-    pub fn call(&self, request: &Request<'_>, rest: &dyn Fn(Duration) -> bool) -> Result<Response, HttpError> {
+    /// Sends a request, up to [`retry::MAX_ATTEMPTS`] times while the response has a retryable status. `wait` waits
+    /// between two attempts and returns false to stop; the last response is returned. Fails if there is no response.
+    pub fn call(&self, request: &Request<'_>, wait: &dyn Fn(Duration) -> bool) -> Result<Response, HttpError> {
         let mut attempt = 0;
         loop {
             let response = self.send(request)?;
@@ -110,9 +110,9 @@ impl Client {
             if !retry::is_retryable(response.status) || attempt == retry::MAX_ATTEMPTS {
                 return Ok(response);
             }
-            let wait = retry::delay(response.asked_wait(), attempt - 1);
-            log::debug!("request will be retried status={} wait_ms={}", response.status, wait.as_millis());
-            if !rest(wait) {
+            let delay = retry::delay(response.requested_delay(), attempt - 1);
+            log::debug!("request will be retried status={} wait_ms={}", response.status, delay.as_millis());
+            if !wait(delay) {
                 return Ok(response);
             }
         }
@@ -159,13 +159,13 @@ fn is_one_of(name: &str, names: &[&str]) -> bool {
 }
 
 fn exchange(agent: &Agent, route: &Route, request: &Request<'_>) -> Result<Response, HttpError> {
-    let place = origin(&request.url);
-    let transport = |error: String| HttpError::Transport(format!("{place}: {error}{route}"));
+    let server = origin(&request.url);
+    let transport = |error: String| HttpError::Transport(format!("{server}: {error}{route}"));
     let mut builder = http::Request::builder().method(request.method.as_str()).uri(&request.url);
     for (name, value) in &request.headers {
         builder = builder.header(*name, value);
     }
-    let unusable = |error: http::Error| HttpError::Configuration(format!("{place}: {error}"));
+    let unusable = |error: http::Error| HttpError::Configuration(format!("{server}: {error}"));
     let response = if request.body.is_empty() && matches!(request.method, Method::Get | Method::Delete) {
         agent.run(within(agent, builder.body(()).map_err(unusable)?, request.timeout))
     } else {
@@ -182,9 +182,9 @@ fn exchange(agent: &Agent, route: &Route, request: &Request<'_>) -> Result<Respo
     let mut content = Vec::new();
     // An incomplete body is kept: the beginning of a payload identifies the job that must be reported as failed.
     let cut = match body.into_reader().take(MAX_RESPONSE_BYTES).read_to_end(&mut content) {
-        Err(error) => Some(format!("{place}: the response body is incomplete: {error}")),
+        Err(error) => Some(format!("{server}: the response body is incomplete: {error}")),
         Ok(length) if length as u64 == MAX_RESPONSE_BYTES => {
-            Some(format!("{place}: the response body is larger than {} MiB", MAX_RESPONSE_BYTES >> 20))
+            Some(format!("{server}: the response body is larger than {} MiB", MAX_RESPONSE_BYTES >> 20))
         }
         Ok(_) => None,
     };

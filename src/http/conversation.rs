@@ -42,11 +42,11 @@ pub struct Conversation {
     input: Vec<u8>,
     sent: usize,
     /// The state of the sending direction after the input.
-    end: End,
+    send_state: SendState,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
+enum SendState {
     Open,
     Due,
     Closed,
@@ -57,16 +57,16 @@ enum End {
 pub(super) fn open(
     address: &Address,
     head: &str,
-    connect: Duration,
-    answer: Duration,
+    connect_timeout: Duration,
+    response_timeout: Duration,
 ) -> Result<Result<Conversation, (u16, String)>, ConnectionError> {
-    let (stream, tls) = connected(address, connect)?;
+    let (stream, tls) = connected(address, connect_timeout)?;
     stream.set_nonblocking(true).map_err(ConnectionError::Io)?;
     let input = head.as_bytes().to_vec();
-    let mut conversation = Conversation { stream, tls, early: Vec::new(), input, sent: 0, end: End::Open };
+    let mut conversation = Conversation { stream, tls, early: Vec::new(), input, sent: 0, send_state: SendState::Open };
     let mut text = Vec::new();
     let head_end = loop {
-        if !conversation.read_more(&mut text, answer)? {
+        if !conversation.read_more(&mut text, response_timeout)? {
             return Err(ConnectionError::Io(io::ErrorKind::UnexpectedEof.into()));
         }
         if let Some(at) = text.windows(4).position(|end| end == b"\r\n\r\n") {
@@ -84,7 +84,9 @@ pub(super) fn open(
         return Ok(Ok(conversation));
     }
     // If the rest of the body does not arrive, its beginning is better than no error message.
-    while body.len() < length.min(MAX_HEAD_BYTES) && conversation.read_more(&mut body, answer).unwrap_or(false) {}
+    while body.len() < length.min(MAX_HEAD_BYTES)
+        && conversation.read_more(&mut body, response_timeout).unwrap_or(false)
+    {}
     Ok(Err((status, String::from_utf8_lossy(&body).into_owned())))
 }
 
@@ -103,12 +105,12 @@ fn read_head(head: &[u8]) -> Option<(u16, usize)> {
 fn connected(address: &Address, timeout: Duration) -> Result<(Stream, Option<Box<ClientConnection>>), ConnectionError> {
     match address {
         Address::Unix(path) => Ok((Stream::Unix(UnixStream::connect(path).map_err(ConnectionError::Io)?), None)),
-        Address::Tcp(place, files) => {
+        Address::Tcp(authority, files) => {
             let mut failure = io::Error::new(io::ErrorKind::NotFound, "no such host");
-            for address in place.to_socket_addrs().map_err(ConnectionError::Io)? {
-                match TcpStream::connect_timeout(&address, timeout).and_then(socket::prepare) {
+            for address in authority.to_socket_addrs().map_err(ConnectionError::Io)? {
+                match TcpStream::connect_timeout(&address, timeout).and_then(socket::set_options) {
                     Ok(stream) => {
-                        let host = place.rsplit_once(':').map_or(place.as_str(), |(host, _)| host);
+                        let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
                         let tls = files.as_ref().map(|files| tls::connection(tls::config(files)?, host));
                         let tls = tls.transpose().map_err(ConnectionError::Configuration)?;
                         return Ok((Stream::Tcp(stream), tls.map(Box::new)));
@@ -129,7 +131,7 @@ impl Conversation {
 
     /// Closes the sending direction after the queued input.
     pub fn finish(&mut self) {
-        self.end = End::Due;
+        self.send_state = SendState::Due;
     }
 
     /// Waits for the other side, and sends queued input meanwhile. Fails if the connection breaks.
@@ -146,7 +148,7 @@ impl Conversation {
             return Ok(ReadEvent::Bytes(length));
         }
         loop {
-            self.push();
+            self.send_input();
             match self.read(buffer) {
                 Ok(0) => return Ok(ReadEvent::End),
                 Ok(length) => return Ok(ReadEvent::Bytes(length)),
@@ -177,13 +179,13 @@ impl Conversation {
     }
 
     fn has_unsent_input(&self) -> bool {
-        let pending = self.sent < self.input.len() || self.end == End::Due;
+        let pending = self.sent < self.input.len() || self.send_state == SendState::Due;
         self.tls.as_ref().map_or(pending, |tls| pending || tls.wants_write())
     }
 
     /// Sends as much input as the connection accepts. It is not an error if the other side no longer reads: the other
     /// side may still send.
-    fn push(&mut self) {
+    fn send_input(&mut self) {
         while self.sent < self.input.len() {
             let rest = &self.input[self.sent..];
             let (written, sent) = match &mut self.tls {
@@ -196,21 +198,21 @@ impl Conversation {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
                     self.sent = self.input.len();
-                    self.end = End::Closed;
+                    self.send_state = SendState::Closed;
                 }
                 Ok(0) | Err(_) => return,
             }
         }
         if let Some(tls) = &mut self.tls {
-            if self.end == End::Due {
+            if self.send_state == SendState::Due {
                 tls.send_close_notify();
-                self.end = End::Closed;
+                self.send_state = SendState::Closed;
             }
             // The next read returns an error of this write.
             let _ = flush(tls, &self.stream);
-        } else if self.end == End::Due {
+        } else if self.send_state == SendState::Due {
             let _ = self.stream.shutdown(Shutdown::Write);
-            self.end = End::Closed;
+            self.send_state = SendState::Closed;
         }
         if self.sent > 0 && self.sent == self.input.len() {
             // A script contains secrets: release it as soon as it is sent.

@@ -58,13 +58,13 @@ pub fn trusted_chain(url: &str, files: &TlsFiles) -> Result<Option<String>, Stri
     }
     let (_, Some(presented)) = inspect(url, files)? else { return Ok(None) };
     presented.verdict.map_err(|error| error.to_string())?;
-    let mut chain: Vec<Vec<u8>> = presented.chain.iter().map(|der| der.to_vec()).collect();
+    let chain: Vec<Vec<u8>> = presented.chain.iter().map(|der| der.to_vec()).collect();
     let roots: Vec<Vec<u8>> = anchors(files)?.iter().map(|root| root.to_vec()).collect();
-    Ok(chain::complete(&mut chain, &roots).then(|| chain.iter().map(|der| chain::pem(der)).collect()))
+    Ok(chain::with_root(chain, &roots).map(|chain| chain.iter().map(|der| chain::pem(der)).collect()))
 }
 
 /// The host of a URL, and the chain that it sends; `None` if the proxy is not supported here.
-fn inspect(url: &str, files: &TlsFiles) -> Result<(String, Option<Presented>), String> {
+fn inspect(url: &str, files: &TlsFiles) -> Result<(String, Option<PresentedChain>), String> {
     let origin = super::origin(url);
     let authority = origin.strip_prefix("https://").unwrap_or(&origin).to_owned();
     let (host, port) = match authority.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())) {
@@ -73,21 +73,21 @@ fn inspect(url: &str, files: &TlsFiles) -> Result<(String, Option<Presented>), S
     };
     let host = host.trim_matches(['[', ']']).to_owned();
     let uri = super::url::parse(url).map_err(|error| error.to_string())?;
-    let route = Route::from_environment(&uri)?;
-    let presented = match Connection::through(route.proxy()) {
-        Some(way) => Some(handshake(&host, port, &way, files)?),
+    let proxy_route = Route::from_environment(&uri)?;
+    let presented = match TcpRoute::through(proxy_route.proxy()) {
+        Some(route) => Some(handshake(&host, port, &route, files)?),
         None => None,
     };
     Ok((host, presented))
 }
 
 /// How to connect to a server.
-enum Connection {
+enum TcpRoute {
     Direct,
     Tunnel { host: String, port: u16 },
 }
 
-impl Connection {
+impl TcpRoute {
     /// `None` for a proxy with credentials or TLS, which this module does not support.
     fn through(proxy: Option<&Proxy>) -> Option<Self> {
         let Some(proxy) = proxy else { return Some(Self::Direct) };
@@ -137,13 +137,13 @@ fn tunnel(mut stream: TcpStream, host: &str, port: u16) -> io::Result<TcpStream>
     }
 }
 
-struct Presented {
+struct PresentedChain {
     chain: Vec<CertificateDer<'static>>,
     verdict: Result<(), rustls::Error>,
 }
 
 /// A handshake that records the whole chain, even of an untrusted server.
-fn handshake(host: &str, port: u16, way: &Connection, files: &TlsFiles) -> Result<Presented, String> {
+fn handshake(host: &str, port: u16, route: &TcpRoute, files: &TlsFiles) -> Result<PresentedChain, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Verifier::new(anchors(files)?)?;
     let recorder = Arc::new(Recorder { inner: verifier, seen: std::sync::Mutex::new(None) });
@@ -154,7 +154,7 @@ fn handshake(host: &str, port: u16, way: &Connection, files: &TlsFiles) -> Resul
         .with_custom_certificate_verifier(Arc::clone(&recorder) as Arc<dyn rustls::client::danger::ServerCertVerifier>)
         .with_no_client_auth();
     let mut connection = tls::connection(Arc::new(config), host)?;
-    let mut socket = way.open(host, port)?;
+    let mut socket = route.open(host, port)?;
     let mut stream = rustls::Stream::new(&mut connection, &mut socket);
     let handshake = stream.flush();
     let seen = sync::lock(&recorder.seen).take();
@@ -169,12 +169,12 @@ fn handshake(host: &str, port: u16, way: &Connection, files: &TlsFiles) -> Resul
 #[derive(Debug)]
 struct Recorder {
     inner: Verifier,
-    seen: std::sync::Mutex<Option<Presented>>,
+    seen: std::sync::Mutex<Option<PresentedChain>>,
 }
 
-impl std::fmt::Debug for Presented {
+impl std::fmt::Debug for PresentedChain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Presented({})", self.chain.len())
+        write!(f, "PresentedChain({})", self.chain.len())
     }
 }
 
@@ -190,7 +190,7 @@ impl rustls::client::danger::ServerCertVerifier for Recorder {
         let outcome = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         let chain = std::iter::once(end_entity).chain(intermediates).map(|der| der.clone().into_owned()).collect();
         let verdict = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
-        *sync::lock(&self.seen) = Some(Presented { chain, verdict });
+        *sync::lock(&self.seen) = Some(PresentedChain { chain, verdict });
         outcome
     }
 

@@ -13,10 +13,10 @@ use super::tls;
 
 /// Wraps connections for `https` URLs in TLS. Without a configuration such URLs fail (`Error::TlsRequired`).
 #[derive(Debug)]
-pub struct Tls(pub Option<Arc<ClientConfig>>);
+pub struct TlsConnector(pub Option<Arc<ClientConfig>>);
 
-impl<In: Transport> Connector<In> for Tls {
-    type Out = Either<In, Secured>;
+impl<In: Transport> Connector<In> for TlsConnector {
+    type Out = Either<In, TlsTransport>;
 
     fn connect(&self, details: &ConnectionDetails<'_>, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
         let Some(transport) = chained else { return Ok(None) };
@@ -29,23 +29,23 @@ impl<In: Transport> Connector<In> for Tls {
         connection.complete_io(&mut socket)?;
         let (input, output) = (details.config.input_buffer_size(), details.config.output_buffer_size());
         let stream = StreamOwned::new(connection, socket);
-        Ok(Some(Either::B(Secured { buffers: LazyBuffers::new(input, output), stream })))
+        Ok(Some(Either::B(TlsTransport { buffers: LazyBuffers::new(input, output), stream })))
     }
 }
 
 /// A connection with TLS.
-pub struct Secured {
+pub struct TlsTransport {
     buffers: LazyBuffers,
     stream: StreamOwned<ClientConnection, TransportAdapter>,
 }
 
-impl std::fmt::Debug for Secured {
+impl std::fmt::Debug for TlsTransport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Secured").field(&self.stream.sock.inner()).finish()
+        f.debug_tuple("TlsTransport").field(&self.stream.sock.inner()).finish()
     }
 }
 
-impl Transport for Secured {
+impl Transport for TlsTransport {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.buffers
     }

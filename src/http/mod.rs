@@ -34,6 +34,6 @@ pub use error::HttpError;
 pub use escape::escape;
 pub use proxy::Route;
 pub use retry::{Failure, RetryBudget, http_date, is_retryable};
-pub use socket::{agent, connect_through, plain_config, way_out};
+pub use socket::{agent, connect_through, plain_config, relay_of_process};
 pub use transfer::{Incoming, Outgoing, Timeouts, Transfer};
 pub use url::{is_same_server, origin, resolve};

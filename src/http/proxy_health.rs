@@ -76,7 +76,8 @@ pub fn record(route: &Route, began: Instant, error: Option<&str>) {
     }
 }
 
-/// Logs a proxy that still fails after [`LOGGED_AFTER`]; returns when it works again. The agent logs it if the back-off delays the next request.
+/// Logs a proxy that still fails after [`LOGGED_AFTER`], even if the back-off delays the next request. Returns when
+/// the proxy works again.
 fn log_when_due(origin: &str) {
     let mut failing = sync::lock(&FAILING);
     while let Some(entry) = failing.get_mut(origin) {

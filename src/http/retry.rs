@@ -20,7 +20,7 @@ pub fn is_retryable(status: u16) -> bool {
 }
 
 /// The delay that a response requests: `RateLimit-ResetTime`, else `Retry-After`.
-pub fn asked_wait(reset_time: Option<&str>, retry_after: Option<&str>) -> Option<Duration> {
+pub fn requested_delay(reset_time: Option<&str>, retry_after: Option<&str>) -> Option<Duration> {
     let reset = reset_time.and_then(http_date).and_then(|at| at.duration_since(SystemTime::now()).ok());
     let after = retry_after.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
     let asked = [reset, after].into_iter().flatten().find(|wait| !wait.is_zero());
@@ -142,10 +142,10 @@ mod tests {
                 .expect("a time"),
             )
             .expect("a date");
-        let waited = delay(asked_wait(Some(&date), Some("7")), 0);
+        let waited = delay(requested_delay(Some(&date), Some("7")), 0);
         assert!((110..=120).contains(&waited.as_secs()), "{waited:?}");
-        assert_eq!(delay(asked_wait(Some("nonsense"), Some("7")), 0), Duration::from_secs(7));
-        let own = delay(asked_wait(None, Some("Sun, 06 Nov 1994 08:49:37 GMT")), 3);
+        assert_eq!(delay(requested_delay(Some("nonsense"), Some("7")), 0), Duration::from_secs(7));
+        let own = delay(requested_delay(None, Some("Sun, 06 Nov 1994 08:49:37 GMT")), 3);
         assert!((Duration::from_millis(100)..=Duration::from_millis(800)).contains(&own), "{own:?}");
     }
 }

@@ -112,10 +112,10 @@ impl LocalService {
 
     /// Requests `path` on a new connection, which is upgraded to raw bytes in both directions. Fails if there is no
     /// response, or if the response refuses the upgrade (with its status and the beginning of its body).
-    pub fn take_over(
+    pub fn upgrade(
         &self,
         path: &str,
-        answer: Duration,
+        response_timeout: Duration,
     ) -> Result<Result<Conversation, (u16, String)>, ConnectionError> {
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: {}\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\
@@ -123,13 +123,13 @@ impl LocalService {
             self.host(),
             self.user_agent
         );
-        conversation::open(&self.address, &head, CONNECT_TIMEOUT, answer)
+        conversation::open(&self.address, &head, CONNECT_TIMEOUT, response_timeout)
     }
 
     fn host(&self) -> &str {
         match &self.address {
             Address::Unix(_) => "localhost",
-            Address::Tcp(place, _) => place,
+            Address::Tcp(authority, _) => authority,
         }
     }
 

@@ -24,13 +24,13 @@ use ureq::unversioned::transport::{
 use ureq::{Agent, Error};
 
 use super::forward::ForwardProxy;
-use super::handshake::Tls;
+use super::handshake::TlsConnector;
 use super::proxy::Route;
 
 /// The idle time before keepalive probes, and the time between two probes (as in gitlab-runner).
 const PROBE_EVERY_SECONDS: u32 = 30;
 /// The number of unanswered probes after which the connection is closed.
-const PROBES: u32 = 3;
+const MAX_PROBES: u32 = 3;
 /// The timeout for a relay to open a connection.
 const RELAY_TIMEOUT: Duration = Duration::from_secs(65);
 
@@ -40,17 +40,17 @@ pub fn plain_config() -> ConfigBuilder<AgentScope> {
     Agent::config_builder().http_status_as_error(false).max_redirects(0).max_redirects_will_error(false)
 }
 
-/// The relay that opens connections for a process without network access.
-static WAY_OUT: OnceLock<SocketAddr> = OnceLock::new();
+/// The relay that opens connections for this process, if the process has no network access.
+static RELAY: OnceLock<SocketAddr> = OnceLock::new();
 
 /// Makes a relay (SOCKS 5) open all connections of this process; permanent.
 pub fn connect_through(relay: SocketAddr) {
-    let _ = WAY_OUT.set(relay);
+    let _ = RELAY.set(relay);
 }
 
 /// The relay of this process, if it has one.
-pub fn way_out() -> Option<SocketAddr> {
-    WAY_OUT.get().copied()
+pub fn relay_of_process() -> Option<SocketAddr> {
+    RELAY.get().copied()
 }
 
 /// An agent for one route. `tls` is needed for `https` URLs and proxies. Fails if the proxy has no usable address.
@@ -65,16 +65,19 @@ pub fn agent(
         Route::Forward(proxy) => (None, Some(proxy)),
     };
     let connector =
-        ().chain(ForwardProxy::new(forward)?).chain(ConnectProxyConnector::default()).chain(Probed).chain(Tls(tls));
-    Ok(Agent::with_parts(config.proxy(tunnel).build(), connector, Later))
+        ().chain(ForwardProxy::new(forward)?)
+            .chain(ConnectProxyConnector::default())
+            .chain(KeepaliveConnector)
+            .chain(TlsConnector(tls));
+    Ok(Agent::with_parts(config.proxy(tunnel).build(), connector, ResolveOnConnect))
 }
 
 /// Resolves no addresses. The library resolves names before each request; here a name is resolved when a connection is
 /// opened, so a request on a kept connection needs neither DNS nor a thread for it.
 #[derive(Debug)]
-struct Later;
+struct ResolveOnConnect;
 
-impl Resolver for Later {
+impl Resolver for ResolveOnConnect {
     fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
         Ok(self.empty())
     }
@@ -82,14 +85,14 @@ impl Resolver for Later {
 
 /// An agent that connects to the Unix socket at `path` for every URL.
 pub fn local_agent(config: Config, path: &Path) -> Agent {
-    Agent::with_parts(config, Local(path.to_owned()), Nowhere)
+    Agent::with_parts(config, UnixConnector(path.to_owned()), NoResolution)
 }
 
 /// Opens connections to a Unix socket.
 #[derive(Debug)]
-struct Local(PathBuf);
+struct UnixConnector(PathBuf);
 
-impl Connector for Local {
+impl Connector for UnixConnector {
     type Out = Socket;
 
     fn connect(&self, details: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<Socket>, Error> {
@@ -100,9 +103,9 @@ impl Connector for Local {
 
 /// Resolves no names: all connections lead to one socket.
 #[derive(Debug)]
-struct Nowhere;
+struct NoResolution;
 
-impl Resolver for Nowhere {
+impl Resolver for NoResolution {
     fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
         let mut addresses = self.empty();
         addresses.push(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
@@ -112,9 +115,9 @@ impl Resolver for Nowhere {
 
 /// Opens TCP connections with keepalive, unless a proxy connector has opened one already.
 #[derive(Debug)]
-struct Probed;
+struct KeepaliveConnector;
 
-impl<In: Transport> Connector<In> for Probed {
+impl<In: Transport> Connector<In> for KeepaliveConnector {
     type Out = Either<In, Socket>;
 
     fn connect(&self, details: &ConnectionDetails<'_>, chained: Option<In>) -> Result<Option<Self::Out>, Error> {
@@ -128,8 +131,8 @@ impl<In: Transport> Connector<In> for Probed {
 /// Resolves the host and tries its addresses in order; each but the last gets half of the remaining time.
 fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
     let (total, reason) = (*details.timeout.after, details.timeout.reason);
-    if let Some(relay) = way_out() {
-        return ask(relay, details.uri, total.min(RELAY_TIMEOUT)).map_err(Error::Io);
+    if let Some(relay) = relay_of_process() {
+        return connect_by_relay(relay, details.uri, total.min(RELAY_TIMEOUT)).map_err(Error::Io);
     }
     let began = Instant::now();
     let addresses = DefaultResolver::default().resolve(details.uri, details.config, details.timeout)?;
@@ -141,7 +144,7 @@ fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
         }
         let is_last = index + 1 == addresses.len();
         match TcpStream::connect_timeout(address, if is_last { left } else { left / 2 }) {
-            Ok(stream) => return Ok(prepare(stream)?),
+            Ok(stream) => return Ok(set_options(stream)?),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => failure = Error::Timeout(reason),
             Err(error) => failure = Error::Io(error),
         }
@@ -150,15 +153,15 @@ fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
 }
 
 /// Requests a connection from a relay (RFC 1928).
-fn ask(relay: SocketAddr, url: &Uri, timeout: Duration) -> io::Result<TcpStream> {
+fn connect_by_relay(relay: SocketAddr, url: &Uri, timeout: Duration) -> io::Result<TcpStream> {
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
-    let usual = if url.scheme_str() == Some("https") { 443 } else { 80 };
+    let default_port = if url.scheme_str() == Some("https") { 443 } else { 80 };
     let length = u8::try_from(host.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let mut stream = TcpStream::connect_timeout(&relay, timeout)?;
     stream.set_read_timeout(Some(timeout))?;
     stream.write_all(&[5, 1, 0])?;
     stream.read_exact(&mut [0; 2])?;
-    let port = url.port_u16().unwrap_or(usual).to_be_bytes();
+    let port = url.port_u16().unwrap_or(default_port).to_be_bytes();
     stream.write_all(&[&[5, 1, 0, 3, length], host.as_bytes(), &port].concat())?;
     let mut answer = [0; 10];
     stream.read_exact(&mut answer)?;
@@ -171,15 +174,16 @@ fn ask(relay: SocketAddr, url: &Uri, timeout: Duration) -> io::Result<TcpStream>
         _ => return Err(io::Error::new(io::ErrorKind::ConnectionRefused, format!("{host} cannot be reached"))),
     }
     stream.set_read_timeout(None)?;
-    prepare(stream)
+    set_options(stream)
 }
 
-pub(super) fn prepare(stream: TcpStream) -> io::Result<TcpStream> {
+/// Makes the kernel send small writes at once and probe an idle connection.
+pub(super) fn set_options(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     setsockopt(&stream, sockopt::KeepAlive, &true)?;
     setsockopt(&stream, sockopt::TcpKeepIdle, &PROBE_EVERY_SECONDS)?;
     setsockopt(&stream, sockopt::TcpKeepInterval, &PROBE_EVERY_SECONDS)?;
-    setsockopt(&stream, sockopt::TcpKeepCount, &PROBES)?;
+    setsockopt(&stream, sockopt::TcpKeepCount, &MAX_PROBES)?;
     Ok(stream)
 }
 
@@ -252,9 +256,9 @@ impl Write for &Stream {
 }
 
 /// Ends a connection from another thread.
-struct Handle(Weak<Stream>);
+struct StreamShutdown(Weak<Stream>);
 
-impl ShutdownHandle for Handle {
+impl ShutdownHandle for StreamShutdown {
     fn shutdown(&self) {
         if let Some(stream) = self.0.upgrade() {
             // An error means that the connection has ended already.
@@ -274,7 +278,7 @@ struct Socket {
 impl Socket {
     fn open(stream: Stream, details: &ConnectionDetails<'_>) -> Result<Self, Error> {
         let stream = Arc::new(stream);
-        let handle: Arc<dyn ShutdownHandle> = Arc::new(Handle(Arc::downgrade(&stream)));
+        let handle: Arc<dyn ShutdownHandle> = Arc::new(StreamShutdown(Arc::downgrade(&stream)));
         (details.register_shutdown)(Arc::downgrade(&handle))?;
         let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
         Ok(Self { stream, buffers, _handle: handle })
@@ -288,7 +292,7 @@ impl std::fmt::Debug for Socket {
 }
 
 /// The time left until `deadline`; `None` if there is no limit.
-fn left(timeout: NextTimeout, deadline: Option<Instant>) -> Result<Option<Duration>, Error> {
+fn time_left(timeout: NextTimeout, deadline: Option<Instant>) -> Result<Option<Duration>, Error> {
     match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
         Some(left) if left.is_zero() => Err(Error::Timeout(timeout.reason)),
         left => Ok(left),
@@ -314,7 +318,7 @@ impl Transport for Socket {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let timeout = timeout.for_write();
-        self.stream.set_write_timeout(left(timeout, deadline(timeout))?)?;
+        self.stream.set_write_timeout(time_left(timeout, deadline(timeout))?)?;
         (&*self.stream).write_all(&self.buffers.output()[..amount]).map_err(|error| timed_out(error, timeout))
     }
 
@@ -322,7 +326,7 @@ impl Transport for Socket {
         let timeout = timeout.for_read();
         let deadline = deadline(timeout);
         let amount = loop {
-            self.stream.set_read_timeout(left(timeout, deadline)?)?;
+            self.stream.set_read_timeout(time_left(timeout, deadline)?)?;
             match (&*self.stream).read(self.buffers.input_append_buf()) {
                 // Reads with a timeout are not restarted after a signal, even with SA_RESTART.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -335,13 +339,13 @@ impl Transport for Socket {
 
     /// Unexpected bytes on an idle connection make it as unusable as an end of file.
     fn is_open(&mut self) -> bool {
-        let silent = || -> io::Result<bool> {
+        let read_without_waiting = || -> io::Result<bool> {
             self.stream.set_nonblocking(true)?;
             let outcome = recv(self.stream.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK);
             self.stream.set_nonblocking(false)?;
             outcome.map(|_| false).map_err(io::Error::from)
         };
-        silent().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        read_without_waiting().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
@@ -355,7 +359,7 @@ mod tests {
     fn the_kernel_probes_an_idle_connection() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let stream = TcpStream::connect(listener.local_addr().expect("an address")).expect("connect to the server");
-        let stream = prepare(stream).expect("prepare the socket");
+        let stream = set_options(stream).expect("prepare the socket");
         assert!(getsockopt(&stream, sockopt::KeepAlive).expect("an option"));
         assert_eq!(getsockopt(&stream, sockopt::TcpKeepIdle).expect("an option"), 30);
         assert_eq!(getsockopt(&stream, sockopt::TcpKeepCount).expect("an option"), 3);

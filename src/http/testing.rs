@@ -12,12 +12,12 @@ use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 /// A recorded request: its head, in lower case, and its body.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct SeenRequest {
     pub head: String,
     pub body: Vec<u8>,
 }
 
-impl Seen {
+impl SeenRequest {
     /// A header's value.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
@@ -27,7 +27,7 @@ impl Seen {
 /// A server on loopback; runs until the process ends.
 pub struct TestServer {
     pub url: String,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    seen: Arc<Mutex<Vec<SeenRequest>>>,
 }
 
 impl TestServer {
@@ -42,19 +42,19 @@ impl TestServer {
         Self::start("https://localhost", Some(authority.server("localhost")), answers)
     }
 
-    fn start(place: &str, tls: Option<Arc<ServerConfig>>, answers: &[&str]) -> Self {
+    fn start(scheme_and_host: &str, tls: Option<Arc<ServerConfig>>, answers: &[&str]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let url = format!("{place}:{}", listener.local_addr().expect("an address").port());
+        let url = format!("{scheme_and_host}:{}", listener.local_addr().expect("an address").port());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let mut answers: VecDeque<String> = answers.iter().map(|answer| (*answer).to_owned()).collect();
-        let memory = Arc::clone(&seen);
+        let recorded = Arc::clone(&seen);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 if let Some(config) = &tls {
                     let connection = ServerConnection::new(Arc::clone(config)).expect("a configuration");
-                    converse(BufReader::new(StreamOwned::new(connection, stream)), &mut answers, &memory);
+                    serve(BufReader::new(StreamOwned::new(connection, stream)), &mut answers, &recorded);
                 } else {
-                    converse(BufReader::new(stream), &mut answers, &memory);
+                    serve(BufReader::new(stream), &mut answers, &recorded);
                 }
             }
         });
@@ -62,14 +62,18 @@ impl TestServer {
     }
 
     /// The requests so far.
-    pub fn seen(&self) -> Vec<Seen> {
+    pub fn seen(&self) -> Vec<SeenRequest> {
         self.seen.lock().expect("no panic").clone()
     }
 }
 
-fn converse<S: Read + Write>(mut stream: BufReader<S>, answers: &mut VecDeque<String>, memory: &Mutex<Vec<Seen>>) {
+fn serve<S: Read + Write>(
+    mut stream: BufReader<S>,
+    answers: &mut VecDeque<String>,
+    recorded: &Mutex<Vec<SeenRequest>>,
+) {
     while let Some(request) = read(&mut stream) {
-        memory.lock().expect("no panic").push(request);
+        recorded.lock().expect("no panic").push(request);
         let answer = answers.pop_front().unwrap_or_default();
         let sent = stream.get_mut().write_all(answer.as_bytes()).and_then(|()| stream.get_mut().flush());
         if sent.is_err() || answer.is_empty() || answer.contains("Connection: close") {
@@ -78,14 +82,14 @@ fn converse<S: Read + Write>(mut stream: BufReader<S>, answers: &mut VecDeque<St
     }
 }
 
-fn read(stream: &mut impl BufRead) -> Option<Seen> {
+fn read(stream: &mut impl BufRead) -> Option<SeenRequest> {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
         if stream.read_line(&mut head).ok()? == 0 {
             return None;
         }
     }
-    let mut request = Seen { head: head.to_ascii_lowercase().replace("\r\n", "\n"), body: Vec::new() };
+    let mut request = SeenRequest { head: head.to_ascii_lowercase().replace("\r\n", "\n"), body: Vec::new() };
     let length = request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     request.body.resize(length, 0);
     stream.read_exact(&mut request.body).ok()?;

@@ -26,40 +26,41 @@ pub struct TlsFiles {
     pub key_file: Option<PathBuf>,
     /// The contents of these files, for a process that cannot read the files.
     #[serde(default)]
-    pub contents: Contents,
+    pub contents: CertificateContents,
 }
 
 /// The contents of certificate files. `Debug` does not show them.
 #[derive(Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Contents {
+pub struct CertificateContents {
     ca: Option<String>,
     cert: Option<String>,
     key: Option<String>,
 }
 
-impl fmt::Debug for Contents {
+impl fmt::Debug for CertificateContents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Contents")
+        f.write_str("CertificateContents")
     }
 }
 
 impl TlsFiles {
     /// The same files with their contents, for a process that runs as the job's user and may not read the files.
-    pub fn carried(&self) -> Self {
+    pub fn with_contents(&self) -> Self {
         let read = |path: &Option<PathBuf>| fs::read_to_string(path.as_deref()?).ok();
-        let contents = Contents { ca: read(&self.ca_file), cert: read(&self.cert_file), key: read(&self.key_file) };
+        let contents =
+            CertificateContents { ca: read(&self.ca_file), cert: read(&self.cert_file), key: read(&self.key_file) };
         Self { contents, ..self.clone() }
     }
 
     /// The certificate authorities without the client certificate, which is for GitLab only.
     pub fn authorities(&self) -> Self {
-        let contents = Contents { ca: self.contents.ca.clone(), ..Contents::default() };
+        let contents = CertificateContents { ca: self.contents.ca.clone(), ..CertificateContents::default() };
         Self { ca_file: self.ca_file.clone(), contents, ..Self::default() }
     }
 
     /// Trusts these additional certificate authorities (PEM), without a file.
-    pub fn of_authorities(pem: String) -> Self {
-        let contents = Contents { ca: Some(pem), ..Contents::default() };
+    pub fn from_authorities(pem: String) -> Self {
+        let contents = CertificateContents { ca: Some(pem), ..CertificateContents::default() };
         Self { ca_file: Some(PathBuf::from("the manager's authorities")), contents, ..Self::default() }
     }
 

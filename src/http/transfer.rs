@@ -81,12 +81,12 @@ impl Transfer {
         headers: &[(String, String)],
         body: Outgoing<'_>,
     ) -> Result<Incoming, HttpError> {
-        let (place, began) = (origin(url), Instant::now());
+        let (server, began) = (origin(url), Instant::now());
         let mut builder = http::Request::builder().method(method.as_str()).uri(url);
         for (name, value) in headers {
             builder = builder.header(name, value);
         }
-        let unusable = |why: http::Error| HttpError::Configuration(format!("{place}: {why}"));
+        let unusable = |why: http::Error| HttpError::Configuration(format!("{server}: {why}"));
         let response = match body {
             Outgoing::Nothing => self.agent.run(builder.body(()).map_err(unusable)?),
             Outgoing::Stream(stream) => {
@@ -113,7 +113,7 @@ impl Transfer {
             Err(error) => Some(error.clone()),
         };
         proxy_health::record(&self.route, began, error.as_deref());
-        response.map_err(|why| HttpError::Transport(format!("{place}: {why}{}", self.route)))
+        response.map_err(|why| HttpError::Transport(format!("{server}: {why}{}", self.route)))
     }
 
     /// Asks the server to confirm the request before the body is sent. Not through a forwarding proxy: squid adds
@@ -149,8 +149,8 @@ impl Incoming {
     }
 
     /// The delay that the server requests before the next attempt.
-    pub fn asked_wait(&self) -> Option<Duration> {
-        retry::asked_wait(self.header("RateLimit-ResetTime"), self.header("Retry-After"))
+    pub fn requested_delay(&self) -> Option<Duration> {
+        retry::requested_delay(self.header("RateLimit-ResetTime"), self.header("Retry-After"))
     }
 
     /// The body as a stream. A truncated body is an error.

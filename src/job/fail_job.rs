@@ -50,7 +50,11 @@ pub fn fail(context: &RunnerContext, directory: &SlotDirectory, job: &JobHandle,
     if trace.size() == before {
         return Err(io::ErrorKind::StorageFull.into());
     }
-    let options = UploadOptions { kind: TraceKind::Normal, offset: 0, final_tries: context.runner.final_tries };
+    let options = UploadOptions {
+        kind: TraceKind::Normal,
+        offset: 0,
+        final_report_attempts: context.runner.final_report_attempts,
+    };
     let coordinator = Arc::clone(&context.coordinator);
     let uploader = Uploader::start(coordinator, job.clone(), &directory.spool(), options, Box::new(|_| {}))?;
     let delivery = uploader.finish(JobState::Failed { reason: FailureReason::RunnerSystemFailure, exit_code: None });

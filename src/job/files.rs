@@ -100,12 +100,12 @@ fn gitlab_transfers(job: &Job<'_>) -> artifacts::ArtifactSettings {
         temporary: job.settings.dirs.temporary.clone(),
         server: ArtifactServer {
             api: api_base(&runner.url).trim_end_matches('/').to_owned(),
-            tls: runner.tls.carried(),
+            tls: runner.tls.with_contents(),
             user_agent: user_agent(),
             directory: job.context.local.as_ref().map(|local| local.artifacts.clone()),
         },
         timeout: runner.upload_timeout,
-        answer_timeout: runner.upload_answer_timeout,
+        answer_timeout: runner.upload_response_timeout,
     }
 }
 
@@ -116,7 +116,7 @@ fn caches<'a>(job: &'a Job<'_>) -> cache::CacheSettings<'a> {
         store: job.settings.dirs.cache.clone(),
         root: context.caches.clone(),
         remote: context.store.as_deref(),
-        tls: context.runner.tls.carried(),
+        tls: context.runner.tls.with_contents(),
         user_agent: user_agent(),
         job_timeout: Duration::from_secs(job.payload.timeout_seconds()),
         limits: context.runner.retention.caches,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::feature_flags::{FLAGS, FeatureFlag, JobHost, idle_reason};
+use crate::config::feature_flags::{FLAGS, FeatureFlag, JobHost, no_effect_reason};
 
 /// A flag that changes how the agent runs a job. [`FLAGS`] has the default and the meaning of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl Flags {
     pub fn without_effect(&self, jobs: JobHost) -> Vec<&'static str> {
         let has_no_effect = |flag: &&FeatureFlag| {
             let value = self.value(flag.name);
-            value != flag.default && idle_reason(flag, value, jobs).is_some()
+            value != flag.default && no_effect_reason(flag, value, jobs).is_some()
         };
         FLAGS.iter().filter(has_no_effect).map(|flag| flag.name).collect()
     }

@@ -33,7 +33,7 @@ pub fn start_upload(job: &Job<'_>, directory: &SlotDirectory, acknowledged: u64)
     let options = UploadOptions {
         kind: if shows_variables { TraceKind::Debug } else { TraceKind::Normal },
         offset: acknowledged,
-        final_tries: job.context.runner.final_tries,
+        final_report_attempts: job.context.runner.final_report_attempts,
     };
     let control = Arc::clone(&job.control);
     let uploader = Uploader::start(

@@ -49,7 +49,7 @@ pub struct UploadOptions {
     pub offset: u64,
     /// The number of attempts to send the final state (`job_status_final_update_retry_limit`); network failures do not
     /// count.
-    pub final_tries: u32,
+    pub final_report_attempts: u32,
 }
 
 /// The result of sending the final state.

@@ -116,11 +116,11 @@ fn check_file_system(limits: &fitness::Fitness, what: &'static str, path: &Path)
     }
     let (free, total) = (stat.blocks_available(), stat.blocks());
     let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
-    let (free, wanted) = (bytes(free), limits.wanted_space(bytes(total)));
+    let (free, wanted) = (bytes(free), limits.required_space(bytes(total)));
     if free < wanted {
         return Err(Unfit::Space { what, path: path.to_owned(), free, wanted });
     }
-    let (free, wanted) = (stat.files_available(), limits.wanted_inodes(stat.files()));
+    let (free, wanted) = (stat.files_available(), limits.required_inodes(stat.files()));
     if free < wanted {
         return Err(Unfit::Inodes { what, path: path.to_owned(), free, wanted });
     }

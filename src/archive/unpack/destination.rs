@@ -23,7 +23,7 @@ use crate::archive::root::{ArchiveRoot, FileKind, Links, kind_of};
 use crate::sync;
 
 /// The disk space that unpacking leaves free, in bytes.
-const RESERVE: i64 = 16 << 20;
+const RESERVED_BYTES: i64 = 16 << 20;
 /// The limit for paths and link targets that are kept in memory until all files exist: about a million links and
 /// directories.
 const MAX_DEFERRED_BYTES: usize = 128 << 20;
@@ -34,7 +34,7 @@ pub struct Destination<'a> {
     /// The number of bytes that may still be written, as of the last check.
     budget: AtomicI64,
     entries: AtomicU64,
-    later: Mutex<DeferredMetadata>,
+    deferred: Mutex<DeferredMetadata>,
 }
 
 /// Work that waits until all files exist: links, so that no file is written through a link of the archive; modes and
@@ -51,11 +51,11 @@ struct DeferredMetadata {
 }
 
 impl DeferredMetadata {
-    /// Accounts for memory. Fails if the archive contains too many links and directories.
-    fn reserve(&mut self, path: &Path, target: &OsStr) -> io::Result<()> {
+    /// Adds the memory that a link or directory takes. Fails if the archive contains too many links and directories.
+    fn add_size(&mut self, path: &Path, target: &OsStr) -> io::Result<()> {
         /// The approximate overhead of a map and a list entry.
-        const BESIDE: usize = 64;
-        self.size += path.as_os_str().len() + target.len() + BESIDE;
+        const OVERHEAD_BYTES: usize = 64;
+        self.size += path.as_os_str().len() + target.len() + OVERHEAD_BYTES;
         match self.size > MAX_DEFERRED_BYTES {
             true => Err(unreadable(io::Error::other("the archive contains too many links and directories"))),
             false => Ok(()),
@@ -94,17 +94,17 @@ impl Writer {
 
 impl<'a> Destination<'a> {
     pub fn new(root: &'a ArchiveRoot) -> io::Result<Self> {
-        let budget = AtomicI64::new(free(root)?);
-        Ok(Self { root, budget, entries: AtomicU64::new(0), later: Mutex::default() })
+        let budget = AtomicI64::new(free_bytes(root)?);
+        Ok(Self { root, budget, entries: AtomicU64::new(0), deferred: Mutex::default() })
     }
 
-    fn later(&self) -> MutexGuard<'_, DeferredMetadata> {
-        sync::lock(&self.later)
+    fn deferred(&self) -> MutexGuard<'_, DeferredMetadata> {
+        sync::lock(&self.deferred)
     }
 
     /// Adds a warning about a skipped entry.
     pub fn warn(&self, text: String) {
-        self.later().warnings.push(text);
+        self.deferred().warnings.push(text);
     }
 
     /// Reserves disk space for an entry of this size.
@@ -114,7 +114,7 @@ impl<'a> Destination<'a> {
             return Ok(());
         }
         // Unpacked files may have replaced larger ones meanwhile, so check the disk again.
-        let free = free(self.root)?;
+        let free = free_bytes(self.root)?;
         self.budget.store(free.saturating_sub(size), Ordering::Relaxed);
         if free >= size {
             return Ok(());
@@ -147,8 +147,8 @@ impl<'a> Destination<'a> {
     pub fn directory(&self, path: &Path, meta: Meta) -> io::Result<()> {
         if !path.as_os_str().is_empty() {
             self.make_directories(path)?;
-            self.later().reserve(path, OsStr::new(""))?;
-            self.later().directories.insert(path.to_owned(), meta);
+            self.deferred().add_size(path, OsStr::new(""))?;
+            self.deferred().directories.insert(path.to_owned(), meta);
             self.entries.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
@@ -156,9 +156,9 @@ impl<'a> Destination<'a> {
 
     /// Records a symbolic link. Fails if there are too many.
     pub fn link(&self, path: PathBuf, target: OsString, mtime: TimeSpec) -> io::Result<()> {
-        let mut later = self.later();
-        later.reserve(&path, &target)?;
-        later.links.push((path, target, mtime));
+        let mut deferred = self.deferred();
+        deferred.add_size(&path, &target)?;
+        deferred.links.push((path, target, mtime));
         self.entries.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -174,7 +174,7 @@ impl<'a> Destination<'a> {
         }
         let directory = self.open_parent(&mut writer.parent, path)?;
         if path != target {
-            clear(directory, name)?;
+            remove_existing(directory, name)?;
             linkat(&from, from_name, directory, name, AtFlags::empty())?;
         }
         self.entries.fetch_add(1, Ordering::Relaxed);
@@ -183,27 +183,27 @@ impl<'a> Destination<'a> {
 
     /// Creates links, and sets modes and times of directories.
     pub fn finish(self) -> Result<Unpacked, UnpackError> {
-        let mut later = std::mem::take(&mut *self.later());
+        let mut deferred = std::mem::take(&mut *self.deferred());
         let mut parent = None;
-        for (path, target, mtime) in &later.links {
+        for (path, target, mtime) in &deferred.links {
             let name = path.as_os_str().as_encoded_bytes();
             self.make_link(&mut parent, path, target, mtime).map_err(|why| UnpackError::of_io(name, &why))?;
         }
         // Creating links may have made further directories writable.
         let read_only =
-            std::mem::take(&mut later.read_only).into_iter().chain(std::mem::take(&mut self.later().read_only));
+            std::mem::take(&mut deferred.read_only).into_iter().chain(std::mem::take(&mut self.deferred().read_only));
         for (path, mode) in read_only {
-            later.directories.entry(path).or_insert(Meta { mode, mtime: TimeSpec::UTIME_OMIT });
+            deferred.directories.entry(path).or_insert(Meta { mode, mtime: TimeSpec::UTIME_OMIT });
         }
         // The deepest directories come first, because a change below a directory alters the time of that directory.
-        for (path, meta) in later.directories.iter().rev() {
+        for (path, meta) in deferred.directories.iter().rev() {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
             if let Ok(directory) = self.root.open_beneath(path, flags, Links::Refused) {
                 let _ = fchmod(&directory, meta.permissions());
                 let _ = futimens(&directory, &TimeSpec::UTIME_OMIT, &meta.mtime);
             }
         }
-        Ok(Unpacked { entries: self.entries.into_inner(), warnings: later.warnings })
+        Ok(Unpacked { entries: self.entries.into_inner(), warnings: deferred.warnings })
     }
 
     fn make_link(
@@ -215,7 +215,7 @@ impl<'a> Destination<'a> {
     ) -> io::Result<()> {
         let directory = self.open_parent(parent, path)?;
         let name = file_name(path)?;
-        clear(directory, name)?;
+        remove_existing(directory, name)?;
         symlinkat(target, directory, name)?;
         // Some file systems do not store times of links.
         let _ = utimensat(directory, name, &TimeSpec::UTIME_OMIT, mtime, UtimensatFlags::NoFollowSymlink);
@@ -265,7 +265,7 @@ impl Destination<'_> {
         }
         let own_path = format!("/proc/self/fd/{}", directory.as_raw_fd());
         fs::set_permissions(own_path, fs::Permissions::from_mode(mode | 0o700))?;
-        self.later().read_only.entry(path.to_owned()).or_insert(mode);
+        self.deferred().read_only.entry(path.to_owned()).or_insert(mode);
         Ok(())
     }
 }
@@ -284,7 +284,7 @@ fn create(directory: &OwnedFd, name: &OsStr, mode: Mode) -> io::Result<File> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     match openat(directory, name, flags, mode) {
         Err(Errno::EEXIST) => {
-            clear(directory, name)?;
+            remove_existing(directory, name)?;
             Ok(File::from(openat(directory, name, flags, mode)?))
         }
         result => Ok(File::from(result?)),
@@ -292,7 +292,7 @@ fn create(directory: &OwnedFd, name: &OsStr, mode: Mode) -> io::Result<File> {
 }
 
 /// Removes an existing entry, unless it is a directory.
-fn clear(directory: &OwnedFd, name: &OsStr) -> io::Result<()> {
+fn remove_existing(directory: &OwnedFd, name: &OsStr) -> io::Result<()> {
     match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(Errno::EISDIR) => Err(io::Error::other("a directory with that name exists")),
@@ -312,8 +312,8 @@ fn copy(from: &mut dyn Read, to: &mut File, buffer: &mut [u8]) -> io::Result<()>
 }
 
 /// The number of bytes that may be written to the disk of the project directory.
-fn free(root: &ArchiveRoot) -> io::Result<i64> {
+fn free_bytes(root: &ArchiveRoot) -> io::Result<i64> {
     let stat = fstatvfs(root.fd())?;
     let size = |blocks: u64| i64::try_from(blocks.saturating_mul(stat.fragment_size())).unwrap_or(i64::MAX);
-    Ok(size(stat.blocks_available()).saturating_sub(RESERVE.min(size(stat.blocks()) / 20)))
+    Ok(size(stat.blocks_available()).saturating_sub(RESERVED_BYTES.min(size(stat.blocks()) / 20)))
 }

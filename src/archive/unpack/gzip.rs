@@ -22,7 +22,7 @@ pub fn unpack(mut file: &File, destination: &Destination<'_>) -> Result<(), Unpa
         let name = name.ok_or_else(|| UnpackError::of_archive("a file in it has no name"))?;
         let meta = Meta { mode: 0o644, mtime: TimeSpec::new(header.mtime().into(), 0) };
         let path = relative(&name).map_err(|why| UnpackError::of_entry(&name, why))?;
-        let mut content = Bounded { content: &mut member, destination, granted: 0 };
+        let mut content = SpaceLimit { content: &mut member, destination, reserved: 0 };
         let written = destination.file(&mut writer, &path, meta, &mut content);
         written.map_err(|why| UnpackError::of_io(&name, &why))?;
     }
@@ -30,21 +30,21 @@ pub fn unpack(mut file: &File, destination: &Destination<'_>) -> Result<(), Unpa
 }
 
 /// Reserves disk space during decompression: gzip states the size only at the end.
-struct Bounded<'a, R> {
+struct SpaceLimit<'a, R> {
     content: R,
     destination: &'a Destination<'a>,
-    granted: u64,
+    reserved: u64,
 }
 
-impl<R: Read> Read for Bounded<'_, R> {
+impl<R: Read> Read for SpaceLimit<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.content.read(buffer)?;
-        if length as u64 > self.granted {
-            const PORTION: u64 = 8 << 20;
-            self.destination.reserve(PORTION)?;
-            self.granted += PORTION;
+        if length as u64 > self.reserved {
+            const PORTION_BYTES: u64 = 8 << 20;
+            self.destination.reserve(PORTION_BYTES)?;
+            self.reserved += PORTION_BYTES;
         }
-        self.granted -= length as u64;
+        self.reserved -= length as u64;
         Ok(length)
     }
 }

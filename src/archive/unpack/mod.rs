@@ -48,7 +48,7 @@ pub enum UnpackFault {
     /// The archive is damaged or malicious.
     Archive,
     /// The destination: the disk is full, or another file is in the way.
-    Place,
+    Destination,
 }
 
 impl fmt::Display for UnpackError {
@@ -67,8 +67,8 @@ impl UnpackError {
         Self { entry: None, why: why.to_string(), fault: UnpackFault::Archive }
     }
 
-    fn of_place(why: impl fmt::Display) -> Self {
-        Self { fault: UnpackFault::Place, ..Self::of_archive(why) }
+    fn of_destination(why: impl fmt::Display) -> Self {
+        Self { fault: UnpackFault::Destination, ..Self::of_archive(why) }
     }
 
     fn of_entry(name: &[u8], why: impl fmt::Display) -> Self {
@@ -79,7 +79,8 @@ impl UnpackError {
 
     /// The error of an entry that could not be read or written.
     fn of_io(name: &[u8], why: &io::Error) -> Self {
-        let fault = if why.kind() == io::ErrorKind::InvalidData { UnpackFault::Archive } else { UnpackFault::Place };
+        let fault =
+            if why.kind() == io::ErrorKind::InvalidData { UnpackFault::Archive } else { UnpackFault::Destination };
         Self { fault, ..Self::of_entry(name, describe(why)) }
     }
 }
@@ -88,7 +89,7 @@ impl UnpackError {
 pub fn unpack(archive: &File, root: &ArchiveRoot) -> Result<Unpacked, UnpackError> {
     let mut magic = [0; 4];
     let length = archive.read_at(&mut magic, 0).map_err(UnpackError::of_archive)?;
-    let destination = Destination::new(root).map_err(UnpackError::of_place)?;
+    let destination = Destination::new(root).map_err(UnpackError::of_destination)?;
     match &magic[..length] {
         [0x28, 0xb5, 0x2f, 0xfd] => tar::unpack(archive, &destination)?,
         [0x1f, 0x8b, ..] => gzip::unpack(archive, &destination)?,

@@ -226,7 +226,7 @@ fn errors_of_the_destination_do_not_blame_the_archive() {
     let project = Project::new();
     project.write("d/inside", b"x");
     hostile_zip(&project, &[(b"d", 0o100_644, b"x")]);
-    assert_eq!(unpack_into(&project, "a.zip").unwrap_err().fault, UnpackFault::Place);
+    assert_eq!(unpack_into(&project, "a.zip").unwrap_err().fault, UnpackFault::Destination);
     hostile_zip(&project, &[(b"../d", 0o100_644, b"x")]);
     assert_eq!(unpack_into(&project, "a.zip").unwrap_err().fault, UnpackFault::Archive);
 }

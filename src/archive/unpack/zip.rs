@@ -22,12 +22,13 @@ use super::{PATH_MAX, UnpackError, link_target, relative, unreadable};
 use crate::archive::zip::{EXACT_TIME, EXACT_TIME_EPOCH, EXACT_TIME_START, EXACT_TIME_TICKS};
 use crate::sync;
 
-/// The stack of a thread that unpacks.
-const STACK: usize = 1 << 20;
+/// The stack of a thread that unpacks, in bytes.
+const STACK_BYTES: usize = 1 << 20;
 
 /// With more threads, decompression would be faster than any disk.
 const MAX_WORKERS: usize = 8;
 
+// The file types of Unix modes (inode(7)).
 const TYPE: u32 = 0o170_000;
 const LINK: u32 = 0o120_000;
 const DIRECTORY: u32 = 0o040_000;
@@ -44,7 +45,7 @@ struct Task {
 }
 
 pub fn unpack(file: &File, destination: &Destination<'_>) -> Result<(), UnpackError> {
-    let file = file.try_clone().map_err(UnpackError::of_place)?;
+    let file = file.try_clone().map_err(UnpackError::of_destination)?;
     let mut buffer = vec![0; rawzip::RECOMMENDED_BUFFER_SIZE];
     let archive = ZipArchive::from_file(file, &mut buffer)
         .map_err(|why| UnpackError::of_archive(format_args!("not a valid zip archive: {why}")))?;
@@ -64,9 +65,13 @@ pub fn unpack(file: &File, destination: &Destination<'_>) -> Result<(), UnpackEr
     }
 }
 
+/// The result of [`prepare`].
 enum Prepared {
+    /// A file, which a worker will unpack.
     File(Box<Task>),
+    /// The entry needs no worker: a directory, a link, or a skipped entry.
     Done,
+    /// The archive has no further entry.
     End,
 }
 
@@ -105,8 +110,10 @@ fn unpack_batch(
     let result = thread::scope(|scope| {
         for n in 0..workers {
             let (queue, failure) = (&queue, &failure);
-            sync::spawn_scoped(scope, format!("unzip-{n}"), STACK, move || work(archive, destination, queue, failure))
-                .map_err(UnpackError::of_place)?;
+            sync::spawn_scoped(scope, format!("unzip-{n}"), STACK_BYTES, move || {
+                run_worker(archive, destination, queue, failure)
+            })
+            .map_err(UnpackError::of_destination)?;
         }
         // Sending fails only after a worker failed; `failure` contains the cause.
         let (mut seen, mut batch) = (HashSet::new(), Batch::default());
@@ -142,7 +149,8 @@ fn unpack_batch(
     }
 }
 
-fn work(
+/// Unpacks batches from the queue until it ends or an entry fails.
+fn run_worker(
     archive: &ZipArchive<FileReader>,
     destination: &Destination<'_>,
     queue: &Mutex<Option<mpsc::Receiver<Batch>>>,

@@ -16,46 +16,47 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(120);
 /// The stack size, in bytes, of the thread that calls GitLab.
 const VERIFY_STACK: usize = 1 << 20;
 
-/// Checks that the server of a runner, which is `place` in the report, is trusted and knows the runner's token.
-pub fn check(report: &mut Report, place: &str, config: &Config, runner: &Runner, system_id: &str) {
+/// Checks that the server of a runner (`subject`) is trusted and knows the runner's token.
+pub fn check(report: &mut Report, subject: &str, config: &Config, runner: &Runner, system_id: &str) {
     match (&runner.token_reference, runner.token.is_empty()) {
         (Some(reference), true) => {
-            return report.warn(place, &format!("not checked with GitLab: the token {reference} could not be fetched"));
+            return report
+                .warn(subject, &format!("not checked with GitLab: the token {reference} could not be fetched"));
         }
-        (None, true) => return report.fail(place, "`token` is empty; register the runner again"),
+        (None, true) => return report.fail(subject, "`token` is empty; register the runner again"),
         (_, false) => {}
     }
     let handshake = runner.url.starts_with("https://").then(|| diagnose(&runner.url, &runner.tls));
     let gitlab = match agent::gitlab(config, runner) {
         Ok(gitlab) => Arc::new(gitlab),
-        Err(why) => return report.fail(place, &why),
+        Err(why) => return report.fail(subject, &why),
     };
     let Some(status) = verify_token(&gitlab, runner, system_id) else {
         let (server, seconds) = (http::origin(&runner.url), TIMEOUT.as_secs());
         let why = format!("{server} does not answer within {seconds} seconds; check DNS, the firewall and the proxy");
-        return report.fail(place, &why);
+        return report.fail(subject, &why);
     };
     match (handshake, &status) {
-        (Some(Ok(text)), _) => report.ok(place, &text),
+        (Some(Ok(text)), _) => report.ok(subject, &text),
         // GitLab answered over TLS, so the failed handshake is due to the proxy.
-        (Some(Err(why)), Ok(_)) => report.warn(place, &format!("the TLS chain could not be checked: {why}")),
-        (Some(Err(why)), Err(_)) => return report.fail(place, &why),
+        (Some(Err(why)), Ok(_)) => report.warn(subject, &format!("the TLS chain could not be checked: {why}")),
+        (Some(Err(why)), Err(_)) => return report.fail(subject, &why),
         (None, _) if is_loopback(&runner.url) => {}
         (None, _) => report
-            .warn(place, "`url` is plain http: everyone on the network path can read tokens and sources; use https"),
+            .warn(subject, "`url` is plain http: everyone on the network path can read tokens and sources; use https"),
     }
-    report_token(report, place, runner, status);
+    report_token(report, subject, runner, status);
     if let Some(date) = gitlab.server_date() {
         check_clock(report, date);
     }
 }
 
-fn report_token(report: &mut Report, place: &str, runner: &Runner, status: Result<TokenStatus, ApiError>) {
+fn report_token(report: &mut Report, subject: &str, runner: &Runner, status: Result<TokenStatus, ApiError>) {
     let server = http::origin(&runner.url);
     let error = match status {
-        Ok(TokenStatus::Valid(_)) => return report.ok(place, &format!("the token is valid at {server}")),
+        Ok(TokenStatus::Valid(_)) => return report.ok(subject, &format!("the token is valid at {server}")),
         Ok(TokenStatus::Invalid) => {
-            return report.fail(place, &format!("{server} does not know the token; register the runner again"));
+            return report.fail(subject, &format!("{server} does not know the token; register the runner again"));
         }
         Err(error) => error,
     };
@@ -68,7 +69,7 @@ fn report_token(report: &mut Report, place: &str, runner: &Runner, status: Resul
         }
         (None, ApiError::Refused(_) | ApiError::Status(..)) => format!("the token cannot be verified: {error}"),
     };
-    report.fail(place, &why);
+    report.fail(subject, &why);
 }
 
 /// Verifies the token; `None` if GitLab does not answer in time. The agent itself would wait for minutes.

@@ -11,7 +11,7 @@ use crate::config::keys::{Key, RegisterFlag, TABLES, ValueType};
 use crate::decode;
 
 /// The keys with a flag, each with its table below `[[runners]]` (empty for the runner itself).
-fn all() -> impl Iterator<Item = (&'static str, &'static Key, RegisterFlag)> {
+fn keys_with_flags() -> impl Iterator<Item = (&'static str, &'static Key, RegisterFlag)> {
     let of_runners = TABLES.iter().filter_map(|table| {
         let section = table.path.strip_prefix("runners")?;
         Some((section.strip_prefix('.').unwrap_or(section), table.keys))
@@ -40,7 +40,7 @@ impl OtherKeys {
 
 impl Args for OtherKeys {
     fn augment_args(command: Command) -> Command {
-        all().fold(command, |command, (_, key, flag)| command.arg(argument(key.kind, &flag)))
+        keys_with_flags().fold(command, |command, (_, key, flag)| command.arg(argument(key.kind, &flag)))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -51,9 +51,9 @@ impl Args for OtherKeys {
 impl FromArgMatches for OtherKeys {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = |(section, key, flag): (_, &Key, RegisterFlag)| {
-            Some((section, key.name, given(matches, key.kind, flag.name)?))
+            Some((section, key.name, given_value(matches, key.kind, flag.name)?))
         };
-        Ok(Self(all().filter_map(given).collect()))
+        Ok(Self(keys_with_flags().filter_map(given).collect()))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -88,7 +88,7 @@ fn argument(kind: ValueType, flag: &RegisterFlag) -> Arg {
     }
 }
 
-fn given(matches: &ArgMatches, kind: ValueType, flag: &str) -> Option<Value> {
+fn given_value(matches: &ArgMatches, kind: ValueType, flag: &str) -> Option<Value> {
     match kind {
         ValueType::Text | ValueType::Duration | ValueType::Time => {
             matches.get_one::<String>(flag).filter(|text| !text.is_empty()).map(Value::from)
@@ -110,7 +110,7 @@ fn table(text: &str) -> Result<InlineTable, String> {
             decode::json(text.as_bytes()).map_err(|error| wrong(error.to_string()))?;
         return entries
             .into_iter()
-            .map(|(name, value)| Ok((name, written(&value).ok_or_else(|| wrong(String::new()))?)))
+            .map(|(name, value)| Ok((name, toml_value(&value).ok_or_else(|| wrong(String::new()))?)))
             .collect();
     }
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
@@ -122,7 +122,7 @@ fn table(text: &str) -> Result<InlineTable, String> {
 }
 
 /// The value as in the configuration file: a boolean, a text, or a list of texts.
-fn written(value: &serde_json::Value) -> Option<Value> {
+fn toml_value(value: &serde_json::Value) -> Option<Value> {
     match value {
         serde_json::Value::Bool(on) => Some(Value::from(*on)),
         serde_json::Value::String(text) => Some(Value::from(text.as_str())),

@@ -55,7 +55,7 @@ pub fn main(options: &RegisterArgs) -> Result<ExitCode, String> {
     table::identify(&mut table, &registration, &token);
     if let Err(why) = save(&mut editor, table, &path) {
         if is_new {
-            server.take_back(&source, &token);
+            server.remove_from_server(&source, &token);
         }
         return Err(why);
     }
@@ -141,7 +141,7 @@ fn runner_source(options: &RegisterArgs) -> Result<RunnerSource, String> {
     if let Some(token) = authentication {
         return match fixed_attributes(options) {
             fixed if fixed.is_empty() => Ok(RunnerSource::Existing(token)),
-            fixed => Err(format!("{}: {FIXED}", fixed.join(", "))),
+            fixed => Err(format!("{}: {ATTRIBUTES_ARE_FIXED}", fixed.join(", "))),
         };
     }
     let registration = match given(&tokens.registration_token) {
@@ -163,12 +163,13 @@ fn runner_source(options: &RegisterArgs) -> Result<RunnerSource, String> {
     }
     let fixed = fixed_attributes(options);
     if !fixed.is_empty() {
-        eprintln!("mayfly: warning: {} has no effect: {FIXED}", fixed.join(", "));
+        eprintln!("mayfly: warning: {} has no effect: {ATTRIBUTES_ARE_FIXED}", fixed.join(", "));
     }
     Ok(RunnerSource::Existing(Token::new(registration)))
 }
 
-const FIXED: &str = "an authentication token belongs to an existing runner; change its attributes on the server";
+const ATTRIBUTES_ARE_FIXED: &str =
+    "an authentication token belongs to an existing runner; change its attributes on the server";
 
 /// The given attributes that cannot be changed for an existing runner.
 fn fixed_attributes(options: &RegisterArgs) -> Vec<&'static str> {
@@ -216,7 +217,7 @@ impl Server {
                 Ok(verified) => Ok((created.unwrap_or(verified), token)),
                 Err(why) => {
                     if created.is_some() {
-                        self.take_back(source, &token);
+                        self.remove_from_server(source, &token);
                     }
                     Err(why)
                 }
@@ -263,7 +264,7 @@ impl Server {
     }
 
     /// Removes the runner, or this machine's runner manager, from the server, unless `--leave-runner` is given.
-    fn take_back(&self, source: &RunnerSource, token: &Token) {
+    fn remove_from_server(&self, source: &RunnerSource, token: &Token) {
         let undone = match source {
             _ if self.leave_runner => return,
             RunnerSource::Existing(_) => self.gitlab.unregister_manager(token, &self.system_id),

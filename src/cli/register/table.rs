@@ -61,20 +61,20 @@ pub fn template(path: &Path) -> Result<Table, String> {
         .map_err(|error: toml_edit::TomlError| describe(show_error(&text, error.span(), error.message())))?;
     let runners = document.get("runners").and_then(Item::as_array_of_tables);
     match runners.map(|runners| (runners.len(), runners.get(0))) {
-        Some((1, Some(table))) => Ok(without_places(table.clone())),
+        Some((1, Some(table))) => Ok(without_positions(table.clone())),
         _ => Err(describe("it must have exactly one [[runners]]".to_owned())),
     }
 }
 
 /// Removes the positions of a table and its subtables. `toml_edit` keeps the position of a table in its file, and would
 /// write the table at the same position in another file.
-fn without_places(mut table: Table) -> Table {
+fn without_positions(mut table: Table) -> Table {
     table.set_position(None);
     for (_, item) in table.iter_mut() {
         match item {
-            Item::Table(inner) => *inner = without_places(std::mem::take(inner)),
+            Item::Table(inner) => *inner = without_positions(std::mem::take(inner)),
             Item::ArrayOfTables(tables) => {
-                tables.iter_mut().for_each(|inner| *inner = without_places(std::mem::take(inner)));
+                tables.iter_mut().for_each(|inner| *inner = without_positions(std::mem::take(inner)));
             }
             _ => {}
         }
@@ -118,7 +118,7 @@ mod tests {
             .expect("a table")
             .as_table()
             .clone();
-        table = without_places(table);
+        table = without_positions(table);
         fill_from(&mut table, &template(&path).expect("a template"));
         let mut editor = crate::config::edit::Editor::open(&config).expect("open the file");
         editor.add_runner(table).expect("add the runner");

@@ -62,9 +62,9 @@ fn register_verifies_an_authentication_token_and_writes_the_runner() {
     let runner = &config.runners[0];
     assert_eq!((runner.name.as_str(), runner.id, runner.limit), ("here", Some(7), Some(2)));
     assert_eq!(runner.token.reveal(), "glrt-given");
-    let asked = &server.asked()[0];
-    assert!(asked.body["system_id"].as_str().is_some_and(|id| id.len() == 14), "{asked:?}");
-    assert_eq!(asked.body["info"]["executor"], "shell");
+    let request = &server.requests()[0];
+    assert!(request.body["system_id"].as_str().is_some_and(|id| id.len() == 14), "{request:?}");
+    assert_eq!(request.body["info"]["executor"], "shell");
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn register_refuses_attributes_that_belong_to_the_server() {
     let common = ["register", "-n", "--url", &server.url, "--executor", "shell", "--tag-list", "a,b"];
     let (refused, text) = outcome("", &[&common[..], &["--token", "glrt-given"]].concat());
     assert!(refused.expect_err("must be refused").contains("--tag-list"));
-    assert!(text.is_empty() && server.asked().is_empty());
+    assert!(text.is_empty() && server.requests().is_empty());
     let (warned, _) = outcome("", &[&common[..], &["--registration-token", "glrt-given"]].concat());
     assert_eq!(warned, Ok(true));
 }
@@ -105,12 +105,12 @@ fn register_creates_a_runner_with_an_access_token() {
     let (outcome, text) = outcome("", &arguments);
     assert_eq!(outcome, Ok(true));
     assert!(text.contains("token = \"glrt-made\"") && !text.contains("glpat-person"), "{text}");
-    let asked = server.asked();
-    assert!(asked[0].headers.contains("private-token: glpat-person"));
-    assert_eq!(asked[0].body["runner_type"], "group_type");
-    assert_eq!((&asked[0].body["tag_list"], &asked[0].body["description"]), (&"a,b".into(), &"here".into()));
-    assert!(!asked[1].headers.contains("glpat-person"));
-    assert_eq!(asked[1].body["token"], "glrt-made");
+    let requests = server.requests();
+    assert!(requests[0].headers.contains("private-token: glpat-person"));
+    assert_eq!(requests[0].body["runner_type"], "group_type");
+    assert_eq!((&requests[0].body["tag_list"], &requests[0].body["description"]), (&"a,b".into(), &"here".into()));
+    assert!(!requests[1].headers.contains("glpat-person"));
+    assert_eq!(requests[1].body["token"], "glrt-made");
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn a_runner_with_an_invalid_configuration_is_never_created() {
         let (outcome, text) = outcome("", &[&common[..], more].concat());
         assert!(outcome.is_err() && text.is_empty(), "{more:?}");
     }
-    assert!(server.asked().is_empty());
+    assert!(server.requests().is_empty());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 /// A request: its first line without the version, its token headers, its body.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct RecordedRequest {
     pub line: String,
     pub headers: String,
     pub body: serde_json::Value,
@@ -15,7 +15,7 @@ pub struct Asked {
 /// A fake server that runs until the test ends.
 pub struct Server {
     pub url: String,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    requests: Arc<Mutex<Vec<RecordedRequest>>>,
 }
 
 impl Server {
@@ -25,8 +25,8 @@ impl Server {
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let answers: Vec<(String, u16, String)> =
             answers.iter().map(|(line, status, body)| ((*line).to_owned(), *status, (*body).to_owned())).collect();
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let kept = Arc::clone(&asked);
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&requests);
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let Some(request) = read(&stream) else { continue };
@@ -41,21 +41,21 @@ impl Server {
                 let _ = (&stream).write_all(format!("{head}{body}").as_bytes());
             }
         });
-        Self { url, asked }
+        Self { url, requests }
     }
 
     /// The requests so far.
-    pub fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().expect("the list").clone()
+    pub fn requests(&self) -> Vec<RecordedRequest> {
+        self.requests.lock().expect("the list").clone()
     }
 
     /// The first lines of the requests so far.
     pub fn lines(&self) -> Vec<String> {
-        self.asked().into_iter().map(|asked| asked.line).collect()
+        self.requests().into_iter().map(|request| request.line).collect()
     }
 }
 
-fn read(stream: &TcpStream) -> Option<Asked> {
+fn read(stream: &TcpStream) -> Option<RecordedRequest> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
@@ -70,5 +70,5 @@ fn read(stream: &TcpStream) -> Option<Asked> {
     let mut body = vec![0; length.and_then(|length| length.trim().parse().ok()).unwrap_or(0)];
     reader.read_exact(&mut body).ok()?;
     let line = line.trim_end().trim_end_matches(" HTTP/1.1").to_owned();
-    Some(Asked { line, headers, body: serde_json::from_slice(&body).unwrap_or_default() })
+    Some(RecordedRequest { line, headers, body: serde_json::from_slice(&body).unwrap_or_default() })
 }

@@ -15,18 +15,19 @@ impl DockerConfig {
     /// All combinations that the engine would refuse, or that no job could use.
     pub fn contradictions(&self) -> Vec<Contradiction> {
         let mut found = Vec::new();
-        let mut tell = |key, why| found.push(Contradiction { key, why });
+        let mut report = |key, why| found.push(Contradiction { key, why });
         for (key, why) in memory("", self.memory, self.memory_swap, self.memory_reservation) {
-            tell(key, why);
+            report(key, why);
         }
-        let of_services = (self.service_memory, self.service_memory_swap, self.service_memory_reservation);
-        for (key, why) in memory("service_", of_services.0, of_services.1, of_services.2) {
-            tell(key, why);
+        let (memory_of_services, swap, reservation) =
+            (self.service_memory, self.service_memory_swap, self.service_memory_reservation);
+        for (key, why) in memory("service_", memory_of_services, swap, reservation) {
+            report(key, why);
         }
         for limit in &self.ulimit {
             if limit.hard >= 0 && (limit.soft > limit.hard || limit.soft < 0) {
                 let (name, soft, hard) = (&limit.name, limit.soft, limit.hard);
-                tell(
+                report(
                     "docker.ulimit",
                     format!("{name}: the soft limit {soft} is above the hard limit {hard}; swap them"),
                 );
@@ -34,14 +35,14 @@ impl DockerConfig {
         }
         if !self.user.is_empty() && !self.allowed_users.is_empty() && !self.allowed_users.contains(&self.user) {
             let why = format!("`user = \"{}\"` is not in `allowed_users`; add it there", self.user);
-            tell("docker.allowed_users", why);
+            report("docker.allowed_users", why);
         }
-        self.network(&mut tell);
+        self.network(&mut report);
         found
     }
 
     /// A container that shares the network of another one cannot have its own name or address.
-    fn network(&self, tell: &mut impl FnMut(&'static str, String)) {
+    fn network(&self, report: &mut impl FnMut(&'static str, String)) {
         let mode = &self.network_mode;
         let of_container = mode.starts_with("container:");
         let shared = of_container || mode == "host";
@@ -53,11 +54,12 @@ impl DockerConfig {
             ("docker.hostname", of_container && !self.hostname.is_empty()),
         ];
         for (key, _) in given.into_iter().filter(|(_, wrong)| *wrong) {
-            tell(key, format!("a container with `network_mode = \"{mode}\"` cannot have its own; remove the key"));
+            report(key, format!("a container with `network_mode = \"{mode}\"` cannot have its own; remove the key"));
         }
     }
 }
 
+/// The contradictions between the memory limits of jobs, or of services with the prefix `service_`.
 fn memory(
     prefix: &str,
     memory: Option<Size>,

@@ -92,8 +92,8 @@ fn reports_contradictions() {
         ("network_mode = \"host\"\nlinks = [\"a:b\"]", "docker.links"),
         ("network_mode = \"container:x\"\nhostname = \"y\"", "docker.hostname"),
     ] {
-        let told = read(lines).expect("the options must be valid").contradictions();
-        assert!(told.len() == 1 && told[0].key == key, "{lines}: {told:?}");
+        let found = read(lines).expect("the options must be valid").contradictions();
+        assert!(found.len() == 1 && found[0].key == key, "{lines}: {found:?}");
     }
 }
 

@@ -119,7 +119,7 @@ pub(super) const MAYFLY: &[Key] = &[
         "orphan_timeout",
         Duration,
         "`\"30m\"`",
-        "For an agent of a `mayfly manager`: time without an answer of the manager after which the agent \
+        "For an agent of a `mayfly manager`: time without a response of the manager after which the agent \
          finishes its jobs and leaves; with `leave = \"exit\"` it powers off. `0` for never",
     ),
     key(

@@ -216,8 +216,8 @@ pub fn keys_of(path: &str) -> &'static [Key] {
     TABLES.iter().find(|table| table.path == path).map_or(&[], |table| table.keys)
 }
 
-/// The place of a table's keys in the file, in words.
-pub fn place_of(path: &str) -> String {
+/// Where the keys of a table belong in the file, in words.
+pub fn describe_position(path: &str) -> String {
     match path {
         "" => "at the top level, before all tables".to_owned(),
         "runners" | "runners.docker.services" | "runners.machine.autoscaling" | "runners.autoscaler.policy" => {
@@ -253,7 +253,8 @@ mod tests {
             ValueType::Map | ValueType::Table => "{}",
         };
         let line = format!("{} = {value}\n", key.name);
-        let heading = place_of(path).strip_prefix("below ").map(|heading| format!("{heading}\n")).unwrap_or_default();
+        let heading =
+            describe_position(path).strip_prefix("below ").map(|heading| format!("{heading}\n")).unwrap_or_default();
         // `[[runners]]` is an array of tables, so a table below it needs an element of that array.
         let above = |list: &str| path.starts_with(list) && path != list.trim_end_matches('.');
         let runner = if above("runners.") { "[[runners]]\n" } else { "" };

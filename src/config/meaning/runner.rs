@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{non_empty, positive};
 use crate::config::cache::StorageLimits;
 use crate::config::reference::TokenReference;
-use crate::config::runner::{Confined, PoolKeys, Retention, ScriptHooks, executor};
+use crate::config::runner::{PoolKeys, Retention, SandboxSettings, ScriptHooks, executor};
 use crate::config::{ExecutorKind, Runner, expand, raw};
 use crate::http::tls::TlsFiles;
 use crate::token::Token;
@@ -99,7 +99,7 @@ fn set_limits(runner: &mut Runner, raw: &raw::Runner) {
         runner.unhealthy_requests_limit = polls;
     }
     if let Some(attempts) = raw.job_status_final_update_retry_limit.filter(|attempts| *attempts > 0) {
-        runner.final_tries = attempts;
+        runner.final_report_attempts = attempts;
     }
 }
 
@@ -126,12 +126,12 @@ fn set_timeouts(runner: &mut Runner, raw: &raw::Runner) {
     runner.get_sources_timeout = positive(raw.get_sources_timeout);
     runner.upload_timeout = positive(raw.artifact.upload_timeout).unwrap_or(runner.upload_timeout);
     let response_timeout = positive(raw.artifact.response_header_timeout);
-    runner.upload_answer_timeout = response_timeout.unwrap_or(runner.upload_answer_timeout);
+    runner.upload_response_timeout = response_timeout.unwrap_or(runner.upload_response_timeout);
 }
 
 /// The keys of `[runners.mayfly]`.
 fn set_own_keys(runner: &mut Runner, raw: raw::RunnerMayfly) -> Result<(), InvalidKey> {
-    runner.confined = confined(&raw)?;
+    runner.confined = sandbox_settings(&raw)?;
     runner.kill_grace = raw.kill_grace.unwrap_or(runner.kill_grace);
     runner.cgroups = raw.cgroups.unwrap_or(true);
     runner.retention = Retention {
@@ -154,8 +154,8 @@ fn set_own_keys(runner: &mut Runner, raw: raw::RunnerMayfly) -> Result<(), Inval
 }
 
 /// Checks the settings of the sandbox.
-fn confined(raw: &raw::RunnerMayfly) -> Result<Confined, InvalidKey> {
-    let defaults = Confined::default();
+fn sandbox_settings(raw: &raw::RunnerMayfly) -> Result<SandboxSettings, InvalidKey> {
+    let defaults = SandboxSettings::default();
     let uid = raw.confined_uid.unwrap_or(defaults.uid);
     if uid == 0 || uid >= u32::MAX - 1 {
         return Err(("confined_uid", format!("`confined_uid = {uid}` is not an unprivileged user; remove the key")));
@@ -168,7 +168,7 @@ fn confined(raw: &raw::RunnerMayfly) -> Result<Confined, InvalidKey> {
         Some(Ok(bytes)) => Some(bytes),
     };
     let processes = raw.confined_processes.filter(|processes| *processes > 0).unwrap_or(defaults.processes);
-    Ok(Confined { uid, memory, processes })
+    Ok(SandboxSettings { uid, memory, processes })
 }
 
 /// Checks names of credential helpers. A path or the full program name is an error.

@@ -8,12 +8,12 @@ use super::field::{self, NumberSet};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Days {
     /// `None` if the field matches every day.
-    of_month: Option<OfMonth>,
-    of_week: Option<OfWeek>,
+    of_month: Option<DaysOfMonth>,
+    of_week: Option<DaysOfWeek>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct OfMonth {
+struct DaysOfMonth {
     days: NumberSet,
     /// `L`: the last day of the month.
     last: bool,
@@ -24,7 +24,7 @@ struct OfMonth {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct OfWeek {
+struct DaysOfWeek {
     /// Days of the week, from Sunday (0).
     days: NumberSet,
     /// `5L`: the last Friday.
@@ -36,10 +36,9 @@ struct OfWeek {
 impl Days {
     /// Parses the two fields.
     pub fn read(of_month: &str, of_week: &str) -> Result<Self, String> {
-        let open = |text: &str| field::is_any(text);
         Ok(Self {
-            of_month: if open(of_month) { None } else { Some(OfMonth::read(of_month)?) },
-            of_week: if open(of_week) { None } else { Some(OfWeek::read(of_week)?) },
+            of_month: if field::is_any(of_month) { None } else { Some(DaysOfMonth::read(of_month)?) },
+            of_week: if field::is_any(of_week) { None } else { Some(DaysOfWeek::read(of_week)?) },
         })
     }
 
@@ -58,7 +57,7 @@ impl Days {
     }
 }
 
-impl OfMonth {
+impl DaysOfMonth {
     fn read(text: &str) -> Result<Self, String> {
         let mut read = Self::default();
         for entry in text.split(',') {
@@ -99,15 +98,15 @@ fn working_day_next_to(date: Date, wanted: i8) -> Option<i8> {
     })
 }
 
-impl OfWeek {
+impl DaysOfWeek {
     fn read(text: &str) -> Result<Self, String> {
         let mut read = Self::default();
         for entry in text.split(',') {
-            if let Some((day, which)) = entry.split_once('#') {
-                let which = which.parse().ok().filter(|which| (1..=5).contains(which));
-                let which: u32 =
-                    which.ok_or_else(|| format!("the day of week `{entry}`: the number after # must be 1-5"))?;
-                read.nth.insert(field::WEEKDAY.number(day)? % 7 * 6 + which);
+            if let Some((day, nth)) = entry.split_once('#') {
+                let nth = nth.parse().ok().filter(|nth| (1..=5).contains(nth));
+                let nth: u32 =
+                    nth.ok_or_else(|| format!("the day of week `{entry}`: the number after # must be 1-5"))?;
+                read.nth.insert(field::WEEKDAY.number(day)? % 7 * 6 + nth);
             } else if let Some(day) = entry.strip_suffix(['L', 'l']).filter(|day| !day.is_empty()) {
                 read.last.insert(field::WEEKDAY.number(day)? % 7);
             } else {
@@ -119,10 +118,10 @@ impl OfWeek {
 
     fn contains(&self, date: Date) -> bool {
         let weekday = number(date.weekday().to_sunday_zero_offset());
-        let which = (number(date.day()) - 1) / 7 + 1;
+        let nth = (number(date.day()) - 1) / 7 + 1;
         self.days.contains(weekday)
             || self.last.contains(weekday) && date.day() + 7 > date.days_in_month()
-            || self.nth.contains(weekday * 6 + which)
+            || self.nth.contains(weekday * 6 + nth)
     }
 }
 

@@ -27,11 +27,11 @@ pub struct FieldRange {
     /// Full names of the values from `first`; three letters are enough.
     pub names: &'static [&'static str],
     /// Whether a range may wrap around.
-    pub wraps: bool,
+    pub may_wrap: bool,
 }
 
 const fn numbers(name: &'static str, first: u32, last: u32) -> FieldRange {
-    FieldRange { name, first, last, count: last - first + 1, names: &[], wraps: true }
+    FieldRange { name, first, last, count: last - first + 1, names: &[], may_wrap: true }
 }
 
 /// 0 to 59.
@@ -67,7 +67,7 @@ pub const WEEKDAY: FieldRange = FieldRange {
     ..numbers("day of week", 0, 7)
 };
 /// 1970 to 2099.
-pub const YEAR: FieldRange = FieldRange { wraps: false, ..numbers("year", 1970, 2099) };
+pub const YEAR: FieldRange = FieldRange { may_wrap: false, ..numbers("year", 1970, 2099) };
 
 /// Whether the field matches every value.
 pub fn is_any(text: &str) -> bool {
@@ -116,7 +116,7 @@ impl FieldRange {
                 (number, if step.is_some() { number.max(self.end()) } else { number })
             }
         };
-        if from > to && !self.wraps {
+        if from > to && !self.may_wrap {
             return Err(format!("the {} `{range}` ends before it begins", self.name));
         }
         let length = if from <= to { to - from } else { to + self.count - from };

@@ -27,12 +27,18 @@ pub struct Period {
     days: Days,
     months: NumberSet,
     years: Option<NumberSet>,
-    /// Whether the period sets seconds, which have no effect.
-    names_seconds: bool,
-    /// Whether all seven fields are written.
-    names_every_field: bool,
+    seconds: SecondsField,
     /// Whether a range ends before it begins.
     wraps: bool,
+}
+
+/// The field for seconds, which only a period of seven fields has. It has no effect.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SecondsField {
+    Absent,
+    /// `*` or `?`.
+    Any,
+    Set,
 }
 
 /// The fields of a period in gitlab-runner.
@@ -59,9 +65,9 @@ impl Period {
             text => text.split_whitespace().collect(),
         };
         let (second, minute, year) = match fields.len() {
-            5 => ("*", 0, None),
-            6 => ("*", 0, Some(fields[5])),
-            7 => (fields[0], 1, Some(fields[6])),
+            5 => (None, 0, None),
+            6 => (None, 0, Some(fields[5])),
+            7 => (Some(fields[0]), 1, Some(fields[6])),
             count => {
                 return Err(format!(
                     "`{text}` has {count} field(s); write [second] minute hour day-of-month month day-of-week [year]"
@@ -69,7 +75,7 @@ impl Period {
             }
         };
         let wrong = |why: String| format!("`{text}`: {why}");
-        SECOND.read(second).map_err(wrong)?;
+        second.map(|second| SECOND.read(second)).transpose().map_err(wrong)?;
         Ok(Self {
             text: text.to_owned(),
             minutes: MINUTE.read(fields[minute]).map_err(wrong)?,
@@ -77,8 +83,11 @@ impl Period {
             days: Days::read(fields[minute + 2], fields[minute + 4]).map_err(wrong)?,
             months: MONTH.read(fields[minute + 3]).map_err(wrong)?,
             years: year.filter(|year| !field::is_any(year)).map(|year| YEAR.read(year)).transpose().map_err(wrong)?,
-            names_seconds: !field::is_any(second),
-            names_every_field: fields.len() == 7,
+            seconds: match second {
+                None => SecondsField::Absent,
+                Some(second) if field::is_any(second) => SecondsField::Any,
+                Some(_) => SecondsField::Set,
+            },
             wraps: [&MINUTE, &HOUR, &DAY, &MONTH, &WEEKDAY]
                 .into_iter()
                 .zip(&fields[minute..])
@@ -100,8 +109,7 @@ impl Period {
             days: Days::any(),
             months: every(&MONTH),
             years: None,
-            names_seconds: false,
-            names_every_field: false,
+            seconds: SecondsField::Absent,
             wraps: false,
         }
     }
@@ -131,13 +139,13 @@ impl Period {
                 "the period `{self}` has a range that wraps around: it matches in mayfly, but never in gitlab-runner"
             ));
         }
-        if form == CronForm::WithSeconds && !self.names_every_field && !self.text.starts_with('@') {
+        if form == CronForm::WithSeconds && self.seconds == SecondsField::Absent && !self.text.starts_with('@') {
             return Some(format!(
                 "the period `{self}` has no field for seconds: it matches whole minutes here, but only their first second in \
                  gitlab-runner; write seven fields"
             ));
         }
-        self.names_seconds.then(|| {
+        (self.seconds == SecondsField::Set).then(|| {
             format!("the period `{self}` sets seconds; they have no effect, because periods match whole minutes")
         })
     }

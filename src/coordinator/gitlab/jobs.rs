@@ -77,7 +77,7 @@ impl GitLab {
         // A poll is sent once; the next poll is the retry.
         let answer = self.send_json(Method::Post, JOBS_REQUEST, secret, &body);
         let is_overloaded = answer.as_ref().is_ok_and(|answer| is_retryable(answer.status));
-        let requested_wait = answer.as_ref().ok().filter(|_| is_overloaded).and_then(Response::asked_wait);
+        let requested_wait = answer.as_ref().ok().filter(|_| is_overloaded).and_then(Response::requested_delay);
         let outcome = match answer {
             Ok(response) => self.poll_outcome(response),
             Err(crate::http::HttpError::Configuration(why)) => PollOutcome::Misconfigured(why),

@@ -70,7 +70,7 @@ fn fetch(plan: &DownloadPlan, dependency: &Dependency) -> Result<File, String> {
             Err(DownloadError::Final(why)) => return Err(why),
             Err(DownloadError::Temporary(failed)) => failed,
         };
-        let Some(wait) = budget.after(failed.failure, failed.asked_wait) else {
+        let Some(wait) = budget.after(failed.failure, failed.requested_delay) else {
             error(failed.message);
             return Err("the download failed after all retries".to_owned());
         };
@@ -91,13 +91,13 @@ struct FailedAttempt {
     message: String,
     failure: Failure,
     /// The delay that the server requests.
-    asked_wait: Option<Duration>,
+    requested_delay: Option<Duration>,
 }
 
 impl FailedAttempt {
     /// An attempt without a complete response.
     fn broken(message: String) -> Self {
-        Self { message, failure: Failure::Broken, asked_wait: None }
+        Self { message, failure: Failure::Broken, requested_delay: None }
     }
 }
 
@@ -123,11 +123,11 @@ fn attempt(plan: &DownloadPlan, dependency: &Dependency, source: ArchiveSource) 
             Err(DownloadError::Final("file does not exist: the artifacts expired, or there are none".to_owned()))
         }
         status => {
-            let (message, asked_wait) = match status {
+            let (message, requested_delay) = match status {
                 301..=303 | 307 | 308 => (format!("more than {MAX_REDIRECTS} redirects; {line}"), None),
-                _ => (line, answer.asked_wait()),
+                _ => (line, answer.requested_delay()),
             };
-            Err(DownloadError::Temporary(FailedAttempt { message, failure: Failure::Status(status), asked_wait }))
+            Err(DownloadError::Temporary(FailedAttempt { message, failure: Failure::Status(status), requested_delay }))
         }
     }
 }

@@ -118,7 +118,7 @@ fn send(plan: &UploadPlan, upload: &Upload, root: &ArchiveRoot, entries: &[Archi
                         (line, wait.map(|_| Duration::ZERO))
                     }
                     UploadVerdict::Retry => {
-                        let wait = budget.after(Failure::Status(answer.status), answer.asked_wait());
+                        let wait = budget.after(Failure::Status(answer.status), answer.requested_delay());
                         (format!("{line} {}", first_line(&answer.explanation())), wait)
                     }
                 }

@@ -238,7 +238,7 @@ pub fn send_request(
         let outcome = transfer.send(method, url, headers, Outgoing::Nothing);
         let (failure, asked) = match &outcome {
             Ok(answer) if !is_retryable(answer.status) => (None, None),
-            Ok(answer) => (Some(Failure::Status(answer.status)), answer.asked_wait()),
+            Ok(answer) => (Some(Failure::Status(answer.status)), answer.requested_delay()),
             Err(_) => (Some(Failure::Broken), None),
         };
         match failure.and_then(|failure| budget.after(failure, asked)) {

@@ -148,7 +148,7 @@ fn upload(
         let (why, wait) = match transfer.send(Method::Put, &remote.put, &headers, Outgoing::Sized(&mut content, size)) {
             Ok(answer) if (200..300).contains(&answer.status) => return Ok(answer.header("ETag").map(str::to_owned)),
             Ok(answer) if !is_retryable(answer.status) => return Err(refusal(answer)),
-            Ok(answer) => match budget.after(Failure::Status(answer.status), answer.asked_wait()) {
+            Ok(answer) => match budget.after(Failure::Status(answer.status), answer.requested_delay()) {
                 Some(wait) => (answer.status_line(), wait),
                 None => return Err(refusal(answer)),
             },

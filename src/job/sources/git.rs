@@ -128,7 +128,7 @@ pub fn command(plan: &SourcesPlan, directory: &Path, arguments: &[&str]) -> Comm
         .env("GIT_NO_REPLACE_OBJECTS", "1")
         .env("GIT_CEILING_DIRECTORIES", directory.parent().unwrap_or(Path::new("/")))
         .stdin(Stdio::null());
-    if let Some(relay) = crate::http::way_out() {
+    if let Some(relay) = crate::http::relay_of_process() {
         // The relay uses the job's proxies. Git connects only to the relay.
         for name in PROXIES {
             command.env_remove(name);

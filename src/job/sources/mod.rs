@@ -231,7 +231,7 @@ impl SourcesPlan {
             options.push(format!("http.{host}.sslCAInfo={}", file.display()));
         }
         options.push("safe.directory=*".to_owned());
-        options.extend(crate::http::way_out().map(|relay| format!("http.proxy=socks5h://{relay}")));
+        options.extend(crate::http::relay_of_process().map(|relay| format!("http.proxy=socks5h://{relay}")));
         options.into_iter().flat_map(|option| ["-c".to_owned(), option]).collect()
     }
 }

@@ -38,7 +38,7 @@ impl ProjectDir {
             // The work tree of a user who runs a job by hand.
             Err(_) => ArchiveRoot::open(&self.directory),
         };
-        opened.map(|root| root.known_as(&self.seen)).map_err(|why| format!("{}: {why}", self.seen.display()))
+        opened.map(|root| root.with_known_path(&self.seen)).map_err(|why| format!("{}: {why}", self.seen.display()))
     }
 }
 

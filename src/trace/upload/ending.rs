@@ -37,7 +37,7 @@ impl Upload {
                 Err(RetryReason::AfterInterval) => self.pause(self.interval),
                 Err(RetryReason::FromStart) => {
                     resets += 1;
-                    if resets >= self.options.final_tries {
+                    if resets >= self.options.final_report_attempts {
                         return Delivery::GivenUp;
                     }
                     self.offset = 0;
@@ -45,7 +45,7 @@ impl Upload {
                 }
                 Err(RetryReason::Failed) => {
                     failures += 1;
-                    if failures >= self.options.final_tries && began.elapsed() > DELIVERY_TIMEOUT {
+                    if failures >= self.options.final_report_attempts && began.elapsed() > DELIVERY_TIMEOUT {
                         return Delivery::GivenUp;
                     }
                     self.pause(back_off);

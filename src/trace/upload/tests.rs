@@ -104,7 +104,7 @@ struct Case {
     _directory: tempfile::TempDir,
 }
 
-const OPTIONS: UploadOptions = UploadOptions { kind: TraceKind::Normal, offset: 0, final_tries: 10 };
+const OPTIONS: UploadOptions = UploadOptions { kind: TraceKind::Normal, offset: 0, final_report_attempts: 10 };
 
 impl Case {
     fn new(fake: Fake) -> Self {

@@ -52,7 +52,7 @@ fn a_bomb_does_not_fill_the_disk() {
     for archive in ["a.zip", "a.tar.zst", "a.gz"] {
         let error = unpack_into(&project, archive).unwrap_err();
         assert_eq!(error.entry.as_deref(), Some("zeros"));
-        assert!(error.why.contains("free on the disk") && error.fault == UnpackFault::Place, "{error}");
+        assert!(error.why.contains("free on the disk") && error.fault == UnpackFault::Destination, "{error}");
         assert_eq!(fs::read_dir(project.path()).unwrap().count(), 0);
     }
 }

@@ -198,7 +198,7 @@ impl DockerEngine {
     pub fn attach(&self, id: &str) -> Result<Attached, DockerError> {
         let path = self.versioned_path(&format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1"));
         let address = self.service.address();
-        match self.service.take_over(&path, SLOW_CALL_TIMEOUTS.response) {
+        match self.service.upgrade(&path, SLOW_CALL_TIMEOUTS.response) {
             Ok(Ok(conversation)) => Ok(Attached::new(conversation)),
             Ok(Err((status, body))) => Err(DockerError::error_response(address, "attach", status, &body)),
             Err(error) => Err(DockerError::from_connection(address, "attach", error)),

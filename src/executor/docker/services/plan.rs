@@ -26,7 +26,7 @@ pub fn plan(
     expand: Expand<'_>,
 ) -> Result<(Vec<ServicePlan>, Vec<String>), JobError> {
     let count = docker.services.len() + of_job.len();
-    if let Some(most) = docker.most_services().filter(|most| count > *most) {
+    if let Some(most) = docker.max_services().filter(|most| count > *most) {
         return Err(JobError::system(format!(
             "the job has {count} services, and this runner allows {most}: use fewer, or raise `services_limit` below \
              [runners.docker]"
