@@ -141,7 +141,7 @@ impl Poller {
         let pause = match &response.outcome {
             PollOutcome::Refused(why) | PollOutcome::Misconfigured(why) => self.handle_rejection(why, health),
             _ => {
-                health.healthy();
+                health.record_healthy();
                 None
             }
         };
@@ -188,7 +188,7 @@ impl Poller {
         if is_stored {
             let _ = self.events.send(AgentEvent::StoredTokenRejected);
         }
-        let pause = health.unhealthy()?;
+        let pause = health.record_rejection()?;
         // The new token may appear in the store after GitLab has revoked the old one.
         let pause = if is_stored || is_managed { pause.min(MAX_STORED_TOKEN_PAUSE) } else { pause };
         log::error!("rejected too often; polling paused runner={name} seconds={}", pause.as_secs());

@@ -52,7 +52,8 @@ pub enum JobStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TraceKind {
     Normal,
-    /// The log shows the values of all variables (`CI_DEBUG_TRACE`), so GitLab hides it from users who must not see them.
+    /// The log shows the values of all variables (`CI_DEBUG_TRACE`), so GitLab hides it from users who must not see
+    /// them.
     Debug,
 }
 

@@ -118,13 +118,13 @@ impl Api {
         let member = brokers.iter().find(|broker| broker.admission(&introduction.instance) == Admission::Member);
         let Some(broker) = member else {
             // The instance may have started after the last read of its group.
-            brokers.iter().for_each(|broker| broker.look_for_members());
+            brokers.iter().for_each(|broker| broker.request_group_read());
             let why = format!("instance {} is not a running member of a pool's group (yet)", introduction.instance);
             log::info!(
                 "registration deferred: the instance is not in the group yet instance={}",
                 introduction.instance
             );
-            return Err(ServerResponse::message(404, &why).with("Retry-After", "3"));
+            return Err(ServerResponse::message(404, &why).with_header("Retry-After", "3"));
         };
         match broker.settings().sts_proof.as_deref() {
             None if has_token => Ok(Arc::clone(broker)),
@@ -138,7 +138,7 @@ impl Api {
                         "registration deferred: the agent's role cannot be verified instance={} error={why}",
                         introduction.instance
                     );
-                    Err(ServerResponse::message(503, &why).with("Retry-After", "5"))
+                    Err(ServerResponse::message(503, &why).with_header("Retry-After", "5"))
                 }
             },
         }
@@ -154,7 +154,7 @@ impl Api {
         if self.brokers.read().unwrap_or_else(PoisonError::into_inner).is_none() {
             return respond(
                 exchange,
-                ServerResponse::message(503, "the manager is starting; retry").with("Retry-After", "1"),
+                ServerResponse::message(503, "the manager is starting; retry").with_header("Retry-After", "1"),
             );
         }
         if (request.method.as_str(), path) == ("POST", "runners/verify") {
@@ -165,17 +165,17 @@ impl Api {
             Err(response) => return respond(exchange, response),
         };
         let response = match (request.method.as_str(), path) {
-            ("POST", "jobs/request") => return broker.wait(&instance, exchange),
+            ("POST", "jobs/request") => return broker.handle_poll(&instance, exchange),
             ("POST", "runners/heartbeat") => match body::<Heartbeat>(request) {
-                Ok(heartbeat) => broker.heartbeat(&instance, &heartbeat),
+                Ok(heartbeat) => broker.handle_heartbeat(&instance, &heartbeat),
                 Err(response) => response,
             },
             ("DELETE", "runners/managers") => {
-                broker.leave(&instance);
+                broker.unregister(&instance);
                 ServerResponse::empty(204)
             }
             ("PUT", path) => match (path.strip_prefix("jobs/"), body::<Acceptance>(request)) {
-                (Some(job), Ok(acceptance)) => broker.accept(&instance, job, &acceptance),
+                (Some(job), Ok(acceptance)) => broker.handle_acceptance(&instance, job, &acceptance),
                 (Some(_), Err(response)) => response,
                 (None, _) => ServerResponse::message(404, "unknown request"),
             },
@@ -191,16 +191,16 @@ impl Handler for Api {
         self.route(&request, exchange);
     }
 
-    fn gone(&self, ticket: Ticket) {
+    fn handle_disconnect(&self, ticket: Ticket) {
         for broker in self.brokers() {
-            broker.gone(ticket);
+            broker.handle_disconnect(ticket);
         }
     }
 }
 
 /// Adds the header by which agents recognise a manager to every response.
 fn respond(exchange: Exchange, response: ServerResponse) {
-    exchange.respond(&response.with(MANAGER_HEADER, VERSION));
+    exchange.respond(&response.with_header(MANAGER_HEADER, VERSION));
 }
 
 fn register(broker: &Broker, introduction: &Introduction) -> ServerResponse {
@@ -217,7 +217,7 @@ fn register(broker: &Broker, introduction: &Introduction) -> ServerResponse {
         }
         Err(RegistrationError::Store(why)) => {
             log::error!("cannot register an agent pool={} error={why}", broker.name);
-            ServerResponse::message(503, "the manager cannot write its state").with("Retry-After", "5")
+            ServerResponse::message(503, "the manager cannot write its state").with_header("Retry-After", "5")
         }
     }
 }

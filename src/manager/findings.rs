@@ -94,8 +94,8 @@ fn table_warnings(table: &FleetTable) -> Vec<String> {
     found
 }
 
-/// Logs the problems of a pool's group, from a thread of its own because the calls to the cloud are slow. The program of an
-/// operator has no settings that could be examined.
+/// Logs the problems of a pool's group, from a thread of its own because the calls to the cloud are slow. The program
+/// of an operator has no settings that could be examined.
 pub fn log_faults_of_group(pool: &Arc<PoolSettings>, engine: &Arc<dyn Engine>) {
     if matches!(pool.engine, EngineSettings::Command(_)) {
         return;

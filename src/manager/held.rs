@@ -1,5 +1,5 @@
 //! A second record of held jobs, outside of the state directory. If the state directory is lost, the manager fails
-//! these jobs at GitLab, which can retry them. Otherwise they would stay running there for an hour.
+//! these jobs at GitLab, which can retry them. Otherwise GitLab would show them as running for an hour.
 //!
 //! The record contains ids and tokens, encrypted with a key that is derived from the runner's token. It is in systemd's
 //! runtime directory, or else next to the configuration file.
@@ -17,7 +17,16 @@ use crate::token::Token;
 
 const NAME: &str = "held-jobs";
 
-/// Held jobs by pool and id, with their sealed tokens.
+/// A job that an earlier manager held.
+#[derive(Debug)]
+pub struct RecordedJob {
+    pub pool: String,
+    pub id: String,
+    /// The encrypted token of the job.
+    pub sealed_token: String,
+}
+
+/// Held jobs by pool and id, with their encrypted tokens.
 type Jobs = BTreeMap<(String, String), String>;
 
 /// The record.
@@ -28,9 +37,9 @@ pub struct HeldJobs {
 
 impl HeldJobs {
     /// Loads the record for this configuration file. Also returns the entries of an earlier manager.
-    pub fn open(config: &Path) -> (Self, Vec<(String, String, String)>) {
+    pub fn open(config: &Path) -> (Self, Vec<RecordedJob>) {
         let runtime = std::env::var_os("RUNTIME_DIRECTORY").filter(|directory| !directory.is_empty());
-        // Managers whose configurations are in one directory must not take each other's jobs for forgotten ones.
+        // Two managers whose configurations are in one directory must not fail each other's jobs.
         let name = match config.file_name() {
             Some(file) if file != "config.toml" => format!("{NAME}-{}", &sha256(file.as_encoded_bytes())[..12]),
             _ => NAME.to_owned(),
@@ -40,13 +49,17 @@ impl HeldJobs {
             None => config.with_file_name(format!(".mayfly-{name}")),
         };
         let text = fs::read_to_string(&path).unwrap_or_default();
-        let left = text.lines().filter_map(|line| {
-            let mut words = line.split(' ');
-            Some((words.next()?.to_owned(), words.next()?.to_owned(), words.next()?.to_owned()))
-        });
-        let left: Vec<_> = left.map(|(pool, id, sealed)| (pool.replace("%20", " "), id, sealed)).collect();
-        let jobs = left.iter().map(|(pool, id, sealed)| ((pool.clone(), id.clone()), sealed.clone()));
-        (Self { path, jobs: Mutex::new(crate::ordered::map(jobs)) }, left)
+        let recorded: Vec<RecordedJob> = text
+            .lines()
+            .filter_map(|line| {
+                let mut words = line.split(' ');
+                let (pool, id, sealed_token) = (words.next()?, words.next()?, words.next()?);
+                let (id, sealed_token) = (id.to_owned(), sealed_token.to_owned());
+                Some(RecordedJob { pool: pool.replace("%20", " "), id, sealed_token })
+            })
+            .collect();
+        let jobs = recorded.iter().map(|job| ((job.pool.clone(), job.id.clone()), job.sealed_token.clone()));
+        (Self { path, jobs: Mutex::new(crate::ordered::map(jobs)) }, recorded)
     }
 
     /// Records that a job is held.
@@ -97,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_the_jobs_that_are_held_to_whoever_has_the_runners_token() {
+    fn only_the_runners_token_decrypts_the_tokens_of_held_jobs() {
         let directory = tempfile::tempdir().expect("a directory");
         let config = directory.path().join("config.toml");
         let (runner, job) = (Token::new("glrt-secret"), Token::new("glcbt-job"));
@@ -107,12 +120,12 @@ mod tests {
         held.add("a pool", "8", &runner, &job);
         held.remove("a pool", "8");
         let (_, left) = HeldJobs::open(&config);
-        let [(pool, id, sealed)] = &left[..] else { panic!("{left:?}") };
+        let [RecordedJob { pool, id, sealed_token }] = &left[..] else { panic!("{left:?}") };
         assert_eq!((pool.as_str(), id.as_str()), ("a pool", "7"));
-        assert_eq!(token_of(&runner, pool, id, sealed), Some(job));
-        assert_eq!(token_of(&Token::new("glrt-other"), pool, id, sealed), None);
+        assert_eq!(token_of(&runner, pool, id, sealed_token), Some(job));
+        assert_eq!(token_of(&Token::new("glrt-other"), pool, id, sealed_token), None);
         assert!(!fs::read_to_string(held.path).expect("a file").contains("glcbt"));
         let (_, left) = HeldJobs::open(&config.with_file_name("second.toml"));
-        assert!(left.is_empty(), "another manager's");
+        assert!(left.is_empty(), "the record of another manager must not be read");
     }
 }

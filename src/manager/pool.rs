@@ -111,8 +111,8 @@ pub struct CommandEngine {
 }
 
 impl EngineSettings {
-    /// Whether two engines may use the same group. An AWS engine without `region` may use any region, because the region
-    /// then comes from the machine or its environment.
+    /// Whether two engines may use the same group. An AWS engine without `region` may use any region, because the
+    /// region then comes from the machine or its environment.
     pub fn may_share(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Aws(one), Self::Aws(other)) => {
@@ -171,13 +171,18 @@ impl PoolSettings {
     }
 
     /// The maximum number of concurrent polls (`request_concurrency`).
-    pub fn takers(&self) -> u32 {
+    pub fn max_polls(&self) -> u32 {
         self.runner.request_concurrency.max(1)
     }
 
     /// Adds the parts for agents and GitLab: the runner's table, the certificate authorities for GitLab, and the
     /// interval between two polls.
-    pub fn serving(self, runner_text: String, authorities: Option<String>, check_interval: Duration) -> Self {
+    pub fn with_agent_settings(
+        self,
+        runner_text: String,
+        authorities: Option<String>,
+        check_interval: Duration,
+    ) -> Self {
         Self { runner_text, authorities, check_interval, ..self }
     }
 
@@ -195,8 +200,8 @@ impl PoolSettings {
             check_interval: CHECK_INTERVAL,
             table,
             capacity_per_instance: read.capacity_per_instance.max(1),
-            max_use_count: some(read.max_use_count),
-            max_instances: some(read.max_instances),
+            max_use_count: unless_zero(read.max_use_count),
+            max_instances: unless_zero(read.max_instances),
             concurrent,
             scale_throttle: Some(read.scale_throttle),
             max_growth: None,
@@ -239,12 +244,12 @@ impl PoolSettings {
             check_interval: CHECK_INTERVAL,
             table,
             capacity_per_instance: 1,
-            max_use_count: some(read.max_builds),
+            max_use_count: unless_zero(read.max_builds),
             // There, `limit` is the maximum number of machines in any state.
             max_instances: runner.limit,
             concurrent,
             scale_throttle: None,
-            max_growth: some(read.max_growth_rate),
+            max_growth: unless_zero(read.max_growth_rate),
             instance_acquire_timeout: ACQUIRE_TIMEOUT,
             update_interval: UPDATE_INTERVAL,
             update_interval_when_expecting: UPDATE_INTERVAL_WHEN_EXPECTING,
@@ -298,10 +303,10 @@ fn engine(plugin: &str, config: PluginConfig) -> Result<EngineSettings, String> 
     }
 }
 
-fn some(number: u32) -> Option<u32> {
+fn unless_zero(number: u32) -> Option<u32> {
     Some(number).filter(|number| *number > 0)
 }
 
-fn positive(given: Option<Duration>, usual: Duration) -> Duration {
-    given.filter(|given| !given.is_zero()).unwrap_or(usual)
+fn positive(value: Option<Duration>, default: Duration) -> Duration {
+    value.filter(|value| !value.is_zero()).unwrap_or(default)
 }

@@ -19,17 +19,17 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::api::Api;
-use super::broker::{Broker, BrokerContext, Total};
+use super::broker::{Broker, BrokerContext, JobLimit};
 use super::engine::{self, Engine};
 use super::findings;
-use super::held::HeldJobs;
+use super::held::{HeldJobs, RecordedJob};
 use super::pool::PoolSettings;
 use super::scaling::scaler::Scaler;
 use super::server::{HttpServer, certificate};
 use super::settings::{self, Settings};
 use super::status::{self, StatusBoard};
 use super::store::Store;
-use super::store::records::StoreEvent as Change;
+use super::store::records::StoreEvent;
 use crate::agent::service_manager::ServiceManager;
 use crate::agent::signals::{self, SignalRequest};
 use crate::agent::start_checks;
@@ -46,8 +46,8 @@ use crate::sys;
 const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time limit for a poll in flight. The manager never abandons a poll, because its response may contain a job.
 const POLL_TIMEOUT: Duration = Duration::from_secs(90);
-/// The time limit for a request about a job that the manager holds or fails. At a GitLab with `two_phase_job_commit` a job
-/// without a sign of life dies after two minutes, and it must survive several such requests.
+/// The time limit for a request about a job that the manager holds or fails. At a GitLab with `two_phase_job_commit` a
+/// job without a sign of life dies after two minutes, and it must survive several such requests.
 const JOB_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// The stack of threads that send requests to GitLab and to the cloud.
 const STACK: usize = 512 * 1024;
@@ -94,8 +94,8 @@ pub fn run(options: ManagerOptions, mut loaded: LoadedConfig) -> Result<ExitCode
     Ok(manager.run_loop(&mut service_manager, &inbox))
 }
 
-/// Checks everything that could keep a manager from starting with this configuration, except what the running one holds: the
-/// lock of its state directory and its addresses. Errors: why it cannot start.
+/// Checks whether a manager can start with this configuration. Does not check the lock of the state directory and the
+/// addresses, because the running manager uses them. Errors: why it cannot start.
 pub fn validate(options: &ManagerOptions, mut loaded: LoadedConfig) -> Result<(), String> {
     secrets::fetch_tokens(&mut loaded.config, TOKEN_TIMEOUT)?;
     let settings = settings::read(loaded.config)?;
@@ -120,14 +120,15 @@ struct Manager {
     status: Option<Listener>,
     events: Sender<Event>,
     /// The last time that stored tokens were fetched because GitLab rejected one.
-    refetched: Option<Instant>,
+    tokens_fetched: Option<Instant>,
 }
 
+#[derive(Clone)]
 struct Pool {
     settings: Arc<PoolSettings>,
     broker: Arc<Broker>,
     engine: Arc<dyn Engine>,
-    scaler: Scaler,
+    scaler: Arc<Scaler>,
 }
 
 impl Manager {
@@ -148,11 +149,11 @@ impl Manager {
         let server = start_server(&manager, inherited, &api)?;
         let address = server.listener().local_addr().map_or(manager.listen, |address| address.to_string());
         let is_encrypted = manager.certificate.is_some();
-        let (held, left) = HeldJobs::open(&options.config);
+        let (held, recorded) = HeldJobs::open(&options.config);
         let shared = BrokerContext {
             system_id: config::system_id::load_for_manager(&options.config, &state),
             store,
-            total: Total::new(config.concurrent),
+            job_limit: JobLimit::new(config.concurrent),
             responder: server.responder(),
             board: Arc::new(StatusBoard::new()),
             held: Arc::new(held),
@@ -172,14 +173,14 @@ impl Manager {
             retired: Vec::new(),
             status: None,
             events,
-            refetched: None,
+            tokens_fetched: None,
         };
-        this.drop_pools(&named);
+        this.remove_records_of_removed_pools(&named);
         for pool in pools {
             this.start_pool(pool);
         }
-        this.publish();
-        this.fail_forgotten(&left);
+        this.publish_pools();
+        this.fail_forgotten(&recorded);
         this.serve_status()?;
         log::info!(
             "mayfly manager is up version={} pools={pool_count} listen={address} tls={is_encrypted} system_id={}",
@@ -190,29 +191,30 @@ impl Manager {
     }
 
     /// Fails the jobs that an earlier manager held and that the state directory no longer contains.
-    fn fail_forgotten(&self, held: &[(String, String, String)]) {
+    fn fail_forgotten(&self, recorded: &[RecordedJob]) {
         let pools = self.pools();
-        for (pool, id, sealed) in held {
-            if let Some(pool) = pools.iter().find(|known| known.settings.name == *pool) {
-                pool.broker.fail_forgotten(id, sealed);
+        for job in recorded {
+            if let Some(pool) = pools.iter().find(|pool| pool.settings.name == job.pool) {
+                pool.broker.fail_forgotten(&job.id, &job.sealed_token);
             }
         }
     }
 
-    /// Removes the records of pools that the file no longer contains. Their agents register with another pool or leave.
-    fn drop_pools(&self, named: &[String]) {
+    /// Removes the records of pools that the file no longer contains. Their agents register with another pool or shut
+    /// down.
+    fn remove_records_of_removed_pools(&self, named: &[String]) {
         let records = self.shared.store.records();
         let is_gone = |pool: &String| !named.contains(pool);
         let agents = records.agents.keys().filter(|(pool, _)| is_gone(pool));
         let agents =
-            agents.map(|(pool, instance)| Change::AgentGone { pool: pool.clone(), instance: instance.clone() });
+            agents.map(|(pool, instance)| StoreEvent::AgentGone { pool: pool.clone(), instance: instance.clone() });
         let jobs = records.jobs.iter().filter(|((pool, _), _)| is_gone(pool)).map(|((pool, id), job)| {
             if job.accepted.is_none() {
                 log::error!(
                     "the pool of a held job is no longer configured; GitLab fails the job later pool={pool} job={id}"
                 );
             }
-            Change::JobGone { pool: pool.clone(), id: id.clone() }
+            StoreEvent::JobGone { pool: pool.clone(), id: id.clone() }
         });
         for change in agents.chain(jobs) {
             if let Err(error) = self.shared.store.write(change) {
@@ -243,7 +245,7 @@ impl Manager {
         let (workload, board) = (broker.workload(), Arc::clone(&self.board));
         let scaler = Scaler::start((*settings).clone(), workload, Arc::clone(&engine), board)?;
         findings::log_faults_of_group(&settings, &engine);
-        self.pools().push(Pool { settings, broker, engine, scaler });
+        self.pools().push(Pool { settings, broker, engine, scaler: Arc::new(scaler) });
         Ok(())
     }
 
@@ -253,7 +255,7 @@ impl Manager {
     }
 
     /// Gives the API the current pools.
-    fn publish(&self) {
+    fn publish_pools(&self) {
         let current = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect::<Vec<_>>();
         let retired = self.retired.iter().filter(|pool| !pool.broker.is_released());
         let retired = retired.map(|pool| Arc::clone(&pool.broker));
@@ -326,7 +328,7 @@ impl Manager {
 }
 
 /// The configuration of a manager with its tokens. Errors: it cannot be used.
-fn read(path: &Path) -> Result<Settings, String> {
+fn read_settings(path: &Path) -> Result<Settings, String> {
     let mut loaded = Config::load_as(path, Role::Manager).map_err(|error| error.to_string())?;
     secrets::fetch_tokens(&mut loaded.config, TOKEN_TIMEOUT)?;
     loaded.log();
@@ -371,9 +373,9 @@ fn listen(address: &str, inherited: Option<i32>) -> Result<TcpListener, String> 
 /// Raises the limit of descriptors, because each agent has a connection.
 fn raise_descriptor_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most).map(|()| most));
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
     match raised {
-        Ok(most) => log::debug!("file descriptors limit={most}"),
+        Ok(hard) => log::debug!("file descriptors limit={hard}"),
         Err(error) => log::warn!("cannot raise the limit of file descriptors error={error}"),
     }
 }

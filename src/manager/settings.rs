@@ -15,7 +15,8 @@ pub struct Settings {
     pub config: Config,
     /// The valid pools.
     pub pools: Vec<PoolSettings>,
-    /// For each invalid pool: its name, the cause, and the remedy. A runner whose executor does not exist is a finding of the file.
+    /// For each invalid pool: its name, the cause, and the remedy. A runner whose executor does not exist is a finding
+    /// of the file.
     pub refused: Vec<String>,
     /// The names of all pools in the file, including invalid ones.
     pub named: Vec<String>,
@@ -84,7 +85,7 @@ fn pool(config: &Config, runner: &Runner) -> Result<Option<PoolSettings>, String
     if let Some(timeout) = config.mayfly.manager.as_ref().and_then(|manager| manager.registration_timeout) {
         pool.registration_timeout = timeout;
     }
-    Ok(Some(pool.serving(fleet::table_for_agents(&runner.written), authorities, config.check_interval)))
+    Ok(Some(pool.with_agent_settings(fleet::table_for_agents(&runner.written), authorities, config.check_interval)))
 }
 
 /// The name of a runner's pool.

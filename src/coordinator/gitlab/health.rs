@@ -46,21 +46,21 @@ impl ServerHealth {
     }
 
     /// Records a response that does not reject the runner.
-    pub fn healthy(&mut self) {
+    pub fn record_healthy(&mut self) {
         self.failures = 0;
         self.last_healthy = Instant::now();
     }
 
     /// Records a rejection. Returns the length of the pause, if one begins.
-    pub fn unhealthy(&mut self) -> Option<Duration> {
+    pub fn record_rejection(&mut self) -> Option<Duration> {
         self.failures += 1;
         if self.failures < self.limit {
             return None;
         }
         self.failures = 0;
-        let rest = self.interval.saturating_sub(self.last_healthy.elapsed());
-        self.last_healthy = Instant::now() + rest;
-        (!rest.is_zero()).then_some(rest)
+        let pause = self.interval.saturating_sub(self.last_healthy.elapsed());
+        self.last_healthy = Instant::now() + pause;
+        (!pause.is_zero()).then_some(pause)
     }
 }
 
@@ -73,8 +73,8 @@ mod tests {
         let server = "http://outage.test";
         for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
             let wait = server_failed(server);
-            let most = Duration::from_secs(seconds);
-            assert!(wait >= most / 2 && wait <= most, "{wait:?} of {seconds}");
+            let max = Duration::from_secs(seconds);
+            assert!(wait >= max / 2 && wait <= max, "{wait:?} of {seconds}");
         }
         assert!(server_failed("http://other.test") <= Duration::from_secs(1));
         server_answered(server);
@@ -84,10 +84,10 @@ mod tests {
     #[test]
     fn pauses_after_the_limit_and_then_counts_from_zero() {
         let mut health = ServerHealth::new(3, Duration::from_secs(3600));
-        assert_eq!((health.unhealthy(), health.unhealthy()), (None, None));
-        health.healthy();
-        assert_eq!((health.unhealthy(), health.unhealthy()), (None, None));
-        assert!(health.unhealthy().is_some_and(|rest| rest > Duration::from_secs(3500)));
-        assert_eq!(health.unhealthy(), None);
+        assert_eq!((health.record_rejection(), health.record_rejection()), (None, None));
+        health.record_healthy();
+        assert_eq!((health.record_rejection(), health.record_rejection()), (None, None));
+        assert!(health.record_rejection().is_some_and(|rest| rest > Duration::from_secs(3500)));
+        assert_eq!(health.record_rejection(), None);
     }
 }

@@ -75,14 +75,14 @@ impl RunnerManagerInfo {
             architecture: architecture(),
             executor: executor.as_str().to_owned(),
             shell: shell.to_owned(),
-            labels: acceptable(labels),
+            labels: valid_labels(labels),
             features: crate::ordered::map(FEATURES.iter().chain(own).map(|feature| (*feature, true))),
         }
     }
 }
 
 /// Returns only the labels that GitLab accepts: GitLab rejects every request that contains an invalid label.
-fn acceptable(labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+fn valid_labels(labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let (good, bad): (Vec<_>, Vec<_>) = labels.iter().partition(|(key, value)| is_label(key, value));
     for (key, _) in bad.into_iter().chain(good.iter().skip(MAX_LABELS).copied()) {
         log::warn!(

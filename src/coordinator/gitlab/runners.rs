@@ -77,13 +77,13 @@ impl GitLab {
         body["token"] = json!(registration.reveal());
         body["info"] = json!(self.info);
         let secret = Some(("RUNNER-TOKEN", registration.reveal()));
-        registered(&self.send_json(Method::Post, "runners", secret, &body)?)
+        decode_registration(&self.send_json(Method::Post, "runners", secret, &body)?)
     }
 
     /// Creates a runner with a user's access token (`POST user/runners`, scope `create_runner`).
     pub fn create_runner(&self, access: &Token, runner: &NewRunner) -> Result<Registration, ApiError> {
         let secret = Some(("PRIVATE-TOKEN", access.reveal()));
-        registered(&self.send_json(Method::Post, "user/runners", secret, runner)?)
+        decode_registration(&self.send_json(Method::Post, "user/runners", secret, runner)?)
     }
 
     /// Verifies a runner's token (`POST runners/verify`); also creates the runner manager of this machine.
@@ -123,32 +123,32 @@ impl GitLab {
         let response = self.send_json(Method::Delete, path, Some(("RUNNER-TOKEN", token.reveal())), body)?;
         match response.status {
             204 => Ok(()),
-            status => Err(failure(status, &response)),
+            status => Err(api_error(status, &response)),
         }
     }
 
     /// Replaces a runner's token; the old one is invalid at once (`POST runners/reset_authentication_token`).
     pub fn reset_token(&self, token: &Token) -> Result<Registration, ApiError> {
         let body = json!({"token": token.reveal()});
-        registered(&self.send_json(Method::Post, "runners/reset_authentication_token", None, &body)?)
+        decode_registration(&self.send_json(Method::Post, "runners/reset_authentication_token", None, &body)?)
     }
 
     /// Replaces the token of the runner with this id, with a user's access token.
     pub fn reset_token_of(&self, id: i64, access: &Token) -> Result<Registration, ApiError> {
         let path = format!("runners/{id}/reset_authentication_token");
         let secret = Some(("PRIVATE-TOKEN", access.reveal()));
-        registered(&self.send_json(Method::Post, &path, secret, &serde_json::Value::Null)?)
+        decode_registration(&self.send_json(Method::Post, &path, secret, &serde_json::Value::Null)?)
     }
 }
 
-fn registered(response: &Response) -> Result<Registration, ApiError> {
+fn decode_registration(response: &Response) -> Result<Registration, ApiError> {
     match response.status {
         201 => decode(response),
-        status => Err(failure(status, response)),
+        status => Err(api_error(status, response)),
     }
 }
 
-fn failure(status: u16, response: &Response) -> ApiError {
+fn api_error(status: u16, response: &Response) -> ApiError {
     match status {
         401 | 403 => ApiError::Refused(error_text(response)),
         _ => ApiError::Status(status, error_text(response)),

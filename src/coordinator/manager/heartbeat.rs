@@ -140,11 +140,11 @@ impl ManagedJobs {
         reports.is_due = orders.again;
     }
 
-    /// Waits until the condition is true, or the agent takes no more jobs. [`Self::send_now`] makes this thread check the
-    /// condition again.
-    pub(super) fn wait_while_open(&self, holds: impl Fn() -> bool) {
+    /// Waits until the condition is true, or the agent takes no more jobs. [`Self::send_now`] makes this thread check
+    /// the condition again.
+    pub(super) fn wait_while_open(&self, condition: impl Fn() -> bool) {
         let reports = sync::lock(&self.reports);
-        drop(self.changed.wait_while(reports, |reports| reports.intake == JobIntake::Open && !holds()));
+        drop(self.changed.wait_while(reports, |reports| reports.intake == JobIntake::Open && !condition()));
     }
 
     /// Waits for the time of the next heartbeat. Returns true if there is a change to report.
@@ -168,8 +168,8 @@ fn phase_of(stage: Option<&str>) -> &'static str {
 impl ManagerClient {
     /// Starts the thread that sends heartbeats, unless it runs already.
     pub fn start_heartbeats(self: &Arc<Self>) {
-        let mut beating = sync::lock(&self.beating);
-        if *beating {
+        let mut has_thread = sync::lock(&self.has_heartbeat_thread);
+        if *has_thread {
             return;
         }
         let client = Arc::downgrade(self);
@@ -190,7 +190,7 @@ impl ManagerClient {
             }
         };
         match sync::spawn("heartbeat", STACK, send_heartbeats) {
-            Ok(_) => *beating = true,
+            Ok(_) => *has_thread = true,
             Err(error) => log::error!("cannot start the thread that sends heartbeats error={error}"),
         }
         // The first heartbeat is sent immediately: the manager may have lost its state.

@@ -114,7 +114,7 @@ pub struct ManagerClient {
     /// When the manager last answered.
     answered: Mutex<Option<Instant>>,
     jobs: Arc<ManagedJobs>,
-    beating: Mutex<bool>,
+    has_heartbeat_thread: Mutex<bool>,
     stop: StopSignal,
 }
 
@@ -141,7 +141,7 @@ impl ManagerClient {
             silence: Mutex::default(),
             answered: Mutex::new(None),
             jobs,
-            beating: Mutex::new(false),
+            has_heartbeat_thread: Mutex::new(false),
             stop: StopSignal::default(),
         })
     }
@@ -166,10 +166,10 @@ impl ManagerClient {
         ];
         let request = Request { method, url: format!("{}{path}", self.base), headers, body: &body, timeout };
         // The request is sent once; the caller retries at its own interval.
-        let answer = self.client.call(&request, &|_| false);
-        let status = answer.as_ref().ok().map(|response| response.status);
+        let response = self.client.call(&request, &|_| false);
+        let status = response.as_ref().ok().map(|response| response.status);
         metrics::called("manager", status);
-        let answer = answer.and_then(|response| match &response.cut {
+        let response = response.and_then(|response| match &response.cut {
             _ if response.header(MANAGER_HEADER).is_none() => Err(HttpError::Transport(format!(
                 "status {} from a server that is not a mayfly manager; correct `url`, or, if it is GitLab's, write \
                      `executor` below [[runners]]",
@@ -179,7 +179,7 @@ impl ManagerClient {
             None => Ok(response),
         });
         let mut silence = sync::lock(&self.silence);
-        match &answer {
+        match &response {
             Ok(_) if silence.is_abandoned && path == JOBS_REQUEST => {
                 return Err(HttpError::Transport("the agent is shutting down and ignores the response".to_owned()));
             }
@@ -195,7 +195,7 @@ impl ManagerClient {
             }
             Err(_) => drop(silence.since.get_or_insert_with(Instant::now)),
         }
-        answer
+        response
     }
 
     /// Whether the manager has answered a request in this time.

@@ -1,14 +1,12 @@
 //! The protocol between an agent and its manager: GitLab's Runner API with a few additions.
 //!
-//! | Call | Meaning |
-//! |---|---|
-//! | `POST runners/verify` | registers the agent ([`Introduction`]); the response is a [`Welcome`] |
-//! | `POST jobs/request` | long poll for a job: 201 contains GitLab's payload with an [`Offer`] in its member `mayfly`;
-//! 204 contains `stay` or `leave` |
-//! | `PUT jobs/:id` | accepts an offer ([`Acceptance`]); the agent starts the job only after a 200; 409 for an expired
-//! offer |
-//! | `POST runners/heartbeat` | reports the agent's jobs ([`Heartbeat`]); the response is [`Orders`] |
-//! | `DELETE runners/managers` | unregisters the agent |
+//! - `POST runners/verify` registers the agent ([`Introduction`]). The response is a [`Welcome`].
+//! - `POST jobs/request` is a long poll for a job. A 201 contains GitLab's payload with an [`Offer`] in its member
+//!   `mayfly`; a 204 contains the order to stay or to leave in [`ORDER_HEADER`].
+//! - `PUT jobs/:id` accepts an offer ([`Acceptance`]). The agent starts the job only after a 200; a 409 means that the
+//!   offer has expired.
+//! - `POST runners/heartbeat` reports the agent's jobs ([`Heartbeat`]). The response is [`Orders`].
+//! - `DELETE runners/managers` unregisters the agent.
 
 use std::collections::BTreeMap;
 

@@ -105,8 +105,8 @@ impl ManagerClient {
         }
     }
 
-    /// The agent's identity with the fleet token, or with a proof of the instance's role instead. The error is the reason
-    /// why the proof cannot be signed.
+    /// The agent's identity with the fleet token, or with a proof of the instance's role instead. The error is the
+    /// reason why the proof cannot be signed.
     fn introduction(&self, agent_token: Token) -> Result<VerifyBody, String> {
         let mut introduction = Introduction {
             protocol: PROTOCOL,

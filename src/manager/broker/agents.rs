@@ -10,7 +10,7 @@ pub struct Agent {
     /// The part that is saved in the store.
     pub record: AgentRecord,
     /// The time of the agent's last request.
-    pub heard: Instant,
+    pub last_heard: Instant,
     /// The end of the agent's last job, or its registration.
     pub idle_since: Instant,
     /// The reason, if the agent must leave.
@@ -89,7 +89,7 @@ mod tests {
             registered: 1,
             builds: 0,
         };
-        Agent { record, heard: Instant::now(), idle_since: Instant::now(), leave: None, drains: false }
+        Agent { record, last_heard: Instant::now(), idle_since: Instant::now(), leave: None, drains: false }
     }
 
     #[test]

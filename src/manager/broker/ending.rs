@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::job::{Phase, PoolJob};
+use super::job::{LogOrigin, Phase, PoolJob};
 use super::log_line::LineFormat;
 use super::state::PoolState;
 use super::{Broker, offers};
@@ -35,13 +35,13 @@ impl Broker {
 
     /// Waits until no poll is in flight. Returns false after the timeout.
     pub fn wait_for_polls(&self, until: Instant) -> bool {
-        self.wait_until(until, |state| state.polls == 0)
+        self.wait_until(until, |state| state.polls_in_flight == 0)
     }
 
     /// Waits until no poll is in flight and no job is held. Returns false after the timeout.
     pub fn wait_for_held_jobs(&self, until: Instant) -> bool {
         let is_running = |job: &PoolJob| matches!(job.phase, Phase::Running { .. });
-        self.wait_until(until, |state| state.polls == 0 && state.jobs.values().all(is_running))
+        self.wait_until(until, |state| state.polls_in_flight == 0 && state.jobs.values().all(is_running))
     }
 
     fn wait_until(&self, until: Instant, condition: impl Fn(&PoolState) -> bool) -> bool {
@@ -83,7 +83,7 @@ impl Broker {
             std::mem::take(&mut state.waiting).into_iter().map(|waiter| waiter.ticket).collect()
         };
         for ticket in tickets {
-            self.responder.respond(ticket, offers::leave(reason));
+            self.responder.respond(ticket, offers::leave_response(reason));
         }
         self.changed();
     }
@@ -106,7 +106,7 @@ impl Broker {
         };
         self.released.store(true, Ordering::SeqCst);
         for waiter in tickets {
-            self.responder.respond(waiter.ticket, self.stay());
+            self.responder.respond(waiter.ticket, self.stay_response());
         }
         for instance in agents {
             self.note(StoreEvent::AgentGone { pool: self.name.clone(), instance });
@@ -130,9 +130,9 @@ impl Broker {
         self.changed();
     }
 
-    /// Waits until a retired pool has no jobs, agents and instances; after `give_up`, instances without an agent do not
+    /// Waits until a retired pool has no jobs, agents and instances; after `until`, instances without an agent do not
     /// count. Returns false if the pool is no longer retired.
-    pub fn wait_until_empty(&self, give_up: Instant) -> bool {
+    pub fn wait_until_empty(&self, until: Instant) -> bool {
         loop {
             let seen = self.bell.count();
             {
@@ -141,8 +141,8 @@ impl Broker {
                     return false;
                 }
                 let has_instances = state.members.as_ref().is_none_or(|members| !members.is_empty());
-                let is_unused = state.jobs.is_empty() && state.agents.len() == 0 && state.polls == 0;
-                if is_unused && (!has_instances || Instant::now() >= give_up) {
+                let is_unused = state.jobs.is_empty() && state.agents.len() == 0 && state.polls_in_flight == 0;
+                if is_unused && (!has_instances || Instant::now() >= until) {
                     return true;
                 }
             }
@@ -166,13 +166,13 @@ impl Broker {
                 phase: Phase::failing(why, LineFormat::Timestamped, now),
                 keep_at: now + FORGOTTEN_GRACE,
                 // The content of the job's log is unknown.
-                has_run: true,
+                log_origin: LogOrigin::Foreign,
                 ..PoolJob::new(JobHandle { id: job, token }, now, Duration::ZERO)
             };
             state.jobs.insert(id.to_owned(), job);
         }
         log::warn!("held job not in the state directory; it fails at GitLab pool={} job={id}", self.name);
-        self.total.take(1);
+        self.job_limit.reserve(1);
         self.changed();
     }
 }

@@ -35,16 +35,35 @@ pub struct PoolJob {
     pub trace: String,
     /// The number of bytes of `trace` that GitLab has.
     pub trace_sent: u64,
-    /// The keeper sends a request about it to GitLab: it is not offered meanwhile, and there is no second request.
-    pub in_request: bool,
+    /// The keeper has sent a request about the job to GitLab and waits for the response. Until then the job is not
+    /// offered, and the keeper sends no second request.
+    pub has_request_in_flight: bool,
     /// The time of the next request that keeps the job alive.
     pub keep_at: Instant,
-    /// Whether an agent has accepted the job, and has written its log since.
-    pub has_run: bool,
-    /// Whether GitLab leaves the job pending until it is acknowledged; `None` if that is unknown.
-    pub two_phase: Option<bool>,
+    pub log_origin: LogOrigin,
+    pub commit: CommitState,
     /// The phase of the job.
     pub phase: Phase,
+}
+
+/// The origin of the job's log at GitLab.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum LogOrigin {
+    /// The manager wrote all of it.
+    Manager,
+    /// An agent, or an earlier manager that lost its state, may have written parts that this manager does not know.
+    Foreign,
+}
+
+/// Whether a job of a GitLab with `two_phase_job_commit` still waits for the sign that its script starts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum CommitState {
+    /// GitLab has not answered yet.
+    Unknown,
+    /// GitLab keeps the job pending.
+    Pending,
+    /// The job runs at GitLab, or GitLab does not support `two_phase_job_commit`.
+    Committed,
 }
 
 /// The phase of a job.
@@ -126,10 +145,10 @@ impl PoolJob {
             line_format: LineFormat::Timestamped,
             trace: String::new(),
             trace_sent: 0,
-            in_request: false,
+            has_request_in_flight: false,
             keep_at: now,
-            has_run: false,
-            two_phase: None,
+            log_origin: LogOrigin::Manager,
+            commit: CommitState::Unknown,
             phase: Phase::Held,
         }
     }

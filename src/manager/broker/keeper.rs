@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::agents::Agents;
-use super::job::{Phase, PoolJob};
+use super::job::{CommitState, LogOrigin, Phase, PoolJob};
 use super::log_line::LineFormat;
 use super::state::PoolState;
-use super::{Broker, LONG, STACK};
+use super::{Broker, LONG_WAIT, STACK};
 use crate::coordinator::gitlab::PendingReply;
 use crate::coordinator::{
     Coordinator, JobHandle, JobState, JobStatus, TraceKind, TraceOutcome, TraceSummary, UpdateOutcome,
@@ -19,11 +19,11 @@ use crate::sync;
 
 /// A job that is held for longer gets a message in its log.
 pub const ANNOUNCE_AFTER: Duration = Duration::from_millis(500);
-/// The longest and the shortest interval of requests that keep a held job alive at GitLab. In between, GitLab chooses: it asks
-/// for frequent requests while a user watches the job, who may cancel it.
+/// The longest and the shortest interval of requests that keep a held job alive at GitLab. In between, GitLab chooses:
+/// it asks for frequent requests while a user watches the job, who may cancel it.
 const MAX_KEEP_ALIVE: Duration = Duration::from_secs(30);
 const MIN_KEEP_ALIVE: Duration = Duration::from_secs(3);
-/// The same after an update that did not reach GitLab.
+/// The delay before the next update after one that did not reach GitLab.
 const KEEP_ALIVE_RETRY: Duration = Duration::from_secs(5);
 /// The maximum number of concurrent requests. A request that hangs must not delay those about other jobs.
 const MAX_REQUESTS: u32 = 16;
@@ -34,7 +34,7 @@ const MAX_FAIL_DELAY: Duration = Duration::from_secs(60);
 const FAIL_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The manager queries the state of a running job whose agent has sent nothing for this long. This is longer than the
 /// hour after which GitLab fails a silent job, because the query counts as an update.
-const ASK_AFTER: Duration = Duration::from_secs(if cfg!(debug_assertions) { 40 } else { 70 * 60 });
+const QUERY_AFTER: Duration = Duration::from_secs(if cfg!(debug_assertions) { 40 } else { 70 * 60 });
 
 /// The next task of the keeper.
 enum KeeperTask {
@@ -50,11 +50,11 @@ enum Request {
     KeepAlive(HeldJob),
     /// Fails a job.
     Fail(FailingJob),
-    /// Asks whether a job still runs: its agent is silent.
-    Ask(JobHandle),
+    /// Queries the state of a job whose agent is silent.
+    QueryState(JobHandle),
 }
 
-/// A request in flight. Its end, also by a panic, lets the next request about the job begin.
+/// A request in flight. When it ends, also by a panic, the keeper may send the next request about the job.
 struct InFlight {
     broker: Arc<Broker>,
     id: String,
@@ -66,7 +66,7 @@ impl Drop for InFlight {
             let mut state = self.broker.lock();
             state.keeper_requests -= 1;
             state.jobs.get_mut(&self.id).is_some_and(|job| {
-                job.in_request = false;
+                job.has_request_in_flight = false;
                 job.phase == Phase::Held
             })
         };
@@ -83,7 +83,7 @@ struct HeldJob {
     handle: JobHandle,
     trace: String,
     trace_sent: u64,
-    two_phase: Option<bool>,
+    commit: CommitState,
     line_format: LineFormat,
     /// The time until the job fails.
     left: Duration,
@@ -106,7 +106,7 @@ struct FailingJob {
     /// GitLab may wait for the acknowledgement of the job (`two_phase_job_commit`); without it, GitLab accepts no other
     /// state.
     may_be_pending: bool,
-    has_run: bool,
+    log_origin: LogOrigin,
     since: Instant,
     attempts: u32,
 }
@@ -136,7 +136,7 @@ impl Broker {
             match request {
                 Request::KeepAlive(held) => broker.keep_alive(held),
                 Request::Fail(job) => broker.deliver_failure(id, job),
-                Request::Ask(handle) => broker.ask(id, &handle),
+                Request::QueryState(handle) => broker.query_state(id, &handle),
             }
         };
         if let Err(error) = sync::spawn("keep-job", STACK, send) {
@@ -150,17 +150,17 @@ impl Broker {
         let mut state = self.lock();
         let PoolState { jobs, agents, keeper_requests, .. } = &mut *state;
         if *keeper_requests >= MAX_REQUESTS {
-            return Err(LONG);
+            return Err(LONG_WAIT);
         }
         let due_jobs = jobs.iter_mut().filter_map(|(id, job)| Some((due(job, agents)?, id, job)));
-        let Some((at, id, job)) = due_jobs.min_by_key(|next| next.0) else { return Err(LONG) };
+        let Some((at, id, job)) = due_jobs.min_by_key(|next| next.0) else { return Err(LONG_WAIT) };
         if at > now {
             return Err(at - now);
         }
         if job.phase == Phase::Held && job.hold_until <= now {
             return Ok(KeeperTask::Expire(id.clone()));
         }
-        job.in_request = true;
+        job.has_request_in_flight = true;
         *keeper_requests += 1;
         Ok(KeeperTask::Request(id.clone(), due_request(id, job, now)))
     }
@@ -169,7 +169,7 @@ impl Broker {
         let response = self.send_sign_of_life(&mut held);
         let wait = match &response {
             Some(response) => {
-                response.interval.map_or(MAX_KEEP_ALIVE, |asked| asked.clamp(MIN_KEEP_ALIVE, MAX_KEEP_ALIVE))
+                response.interval.map_or(MAX_KEEP_ALIVE, |requested| requested.clamp(MIN_KEEP_ALIVE, MAX_KEEP_ALIVE))
             }
             None => KEEP_ALIVE_RETRY,
         };
@@ -179,7 +179,7 @@ impl Broker {
         let changed = {
             let mut state = self.lock();
             let Some(job) = state.jobs.get_mut(&held.id) else { return };
-            job.two_phase = held.two_phase;
+            job.commit = held.commit;
             if job.phase == Phase::Held {
                 job.keep_at = Instant::now() + wait;
             }
@@ -206,23 +206,24 @@ impl Broker {
     /// Sends an update of the job to GitLab, and writes into its log what it waits for. Returns `None` if GitLab did
     /// not answer.
     fn send_sign_of_life(&self, held: &mut HeldJob) -> Option<SignOfLife> {
-        let is = |status| Some(SignOfLife { status, interval: None });
+        let alive = |status| Some(SignOfLife { status, interval: None });
         let gitlab = self.gitlab();
-        if held.two_phase.is_none() {
+        if held.commit == CommitState::Unknown {
             self.held.add(&self.name, &held.id, &self.settings().runner.token, &held.handle.token);
         }
         if !held.trace.is_empty() {
-            // GitLab takes a log only of a job that runs, so this one is not pending. The manager may have restarted since.
-            held.two_phase = Some(false);
+            // GitLab takes a log only of a job that runs, so this one is not pending. The manager may have restarted
+            // since.
+            held.commit = CommitState::Committed;
         }
-        if held.two_phase != Some(false) {
+        if held.commit != CommitState::Committed {
             match gitlab.keep_pending(&held.handle) {
                 PendingReply::Holds(status) => {
-                    held.two_phase = Some(true);
-                    return is(status);
+                    held.commit = CommitState::Pending;
+                    return alive(status);
                 }
-                PendingReply::Unknown => held.two_phase = Some(false),
-                PendingReply::Gone => return is(JobStatus::Finished),
+                PendingReply::Unknown => held.commit = CommitState::Committed,
+                PendingReply::Gone => return alive(JobStatus::Finished),
                 PendingReply::Failed => return None,
             }
         }
@@ -259,7 +260,7 @@ impl Broker {
 
     /// If an agent dies and its instance keeps running, the agent never reports the end of its job; GitLab then fails
     /// the job.
-    fn ask(&self, id: &str, handle: &JobHandle) {
+    fn query_state(&self, id: &str, handle: &JobHandle) {
         match self.gitlab().update_job(handle, &JobState::Running, TraceSummary::default()).outcome {
             UpdateOutcome::Gone => {
                 log::info!("GitLab has ended the job of an agent that sends no requests pool={} job={id}", self.name);
@@ -277,13 +278,16 @@ impl Broker {
             log::error!("cannot fail a job at GitLab; it fails there after its timeout pool={} job={id}", self.name);
             return self.forget(id);
         }
-        let gone = |outcome: &UpdateOutcome| *outcome == UpdateOutcome::Gone;
-        if job.may_be_pending
-            && gone(&gitlab.update_job(&job.handle, &JobState::Running, TraceSummary::default()).outcome)
-        {
-            return self.forget(id);
+        if job.may_be_pending {
+            let outcome = gitlab.update_job(&job.handle, &JobState::Running, TraceSummary::default()).outcome;
+            if outcome == UpdateOutcome::Gone {
+                return self.forget(id);
+            }
         }
-        let trace = if job.has_run { self.append_to_foreign_log(&job) } else { self.append(&job) };
+        let trace = match job.log_origin {
+            LogOrigin::Foreign => self.append_to_foreign_log(&job),
+            LogOrigin::Manager => self.append_to_own_log(&job),
+        };
         let state = JobState::Failed { reason: job.reason, exit_code: None };
         let outcome = gitlab.update_job(&job.handle, &state, trace).outcome;
         if outcome == UpdateOutcome::Failed {
@@ -306,7 +310,7 @@ impl Broker {
     }
 
     /// Sends the rest of a log that only the manager has written.
-    fn append(&self, job: &FailingJob) -> TraceSummary {
+    fn append_to_own_log(&self, job: &FailingJob) -> TraceSummary {
         let whole = format!("{}{}", job.trace, job.line);
         let mut start = job.trace_sent.min(whole.len() as u64);
         for _ in 0..2 {
@@ -336,15 +340,15 @@ impl Broker {
     }
 }
 
-/// The time of the next request about a job; `None` if none will be sent in its present phase.
+/// The time of the next request about a job; `None` if the keeper sends none in its present phase.
 fn due(job: &PoolJob, agents: &Agents) -> Option<Instant> {
     match &job.phase {
-        _ if job.in_request => None,
+        _ if job.has_request_in_flight => None,
         Phase::Held => Some(job.keep_at.min(job.hold_until)),
         Phase::Failing { .. } => Some(job.keep_at),
         Phase::Running { by, .. } => {
-            let heard = agents.get(&by.instance).map_or(job.taken_at, |agent| agent.heard);
-            Some(job.keep_at.max(heard + ASK_AFTER))
+            let last_heard = agents.get(&by.instance).map_or(job.taken_at, |agent| agent.last_heard);
+            Some(job.keep_at.max(last_heard + QUERY_AFTER))
         }
         Phase::Offered(_) | Phase::Accepting(_) => None,
     }
@@ -361,8 +365,8 @@ fn due_request(id: &str, job: &mut PoolJob, now: Instant) -> Request {
                 line: line.clone(),
                 trace: job.trace.clone(),
                 trace_sent: job.trace_sent,
-                may_be_pending: job.two_phase != Some(false),
-                has_run: job.has_run,
+                may_be_pending: job.commit != CommitState::Committed,
+                log_origin: job.log_origin,
                 since: *since,
                 attempts: *attempts,
             };
@@ -372,8 +376,8 @@ fn due_request(id: &str, job: &mut PoolJob, now: Instant) -> Request {
             Request::Fail(failing)
         }
         Phase::Running { .. } => {
-            job.keep_at = now + ASK_AFTER;
-            Request::Ask(handle)
+            job.keep_at = now + QUERY_AFTER;
+            Request::QueryState(handle)
         }
         Phase::Held | Phase::Offered(_) | Phase::Accepting(_) => {
             job.keep_at = now + MAX_KEEP_ALIVE;
@@ -382,7 +386,7 @@ fn due_request(id: &str, job: &mut PoolJob, now: Instant) -> Request {
                 handle,
                 trace: job.trace.clone(),
                 trace_sent: job.trace_sent,
-                two_phase: job.two_phase,
+                commit: job.commit,
                 line_format: job.line_format,
                 left: job.hold_until.saturating_duration_since(now),
             })

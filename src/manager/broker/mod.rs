@@ -7,6 +7,7 @@ mod agents;
 mod bell;
 mod ending;
 mod job;
+mod job_limit;
 mod keeper;
 mod log_line;
 mod offers;
@@ -17,7 +18,6 @@ pub mod state;
 mod taker;
 #[cfg(test)]
 mod tests;
-mod total;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,9 +25,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bell::Bell;
-use job::{Phase, PoolJob};
+use job::{CommitState, Phase, PoolJob};
+pub use job_limit::JobLimit;
 use state::PoolState;
-pub use total::Total;
 
 use super::held::HeldJobs;
 use super::pool::PoolSettings;
@@ -48,7 +48,7 @@ const STACK: usize = 512 * 1024;
 /// The stack of small threads.
 const SMALL_STACK: usize = 128 * 1024;
 /// The timeout of a wait that normally ends with a ring of the bell.
-const LONG: Duration = Duration::from_secs(3600);
+const LONG_WAIT: Duration = Duration::from_secs(3600);
 
 /// A pool's broker.
 pub struct Broker {
@@ -59,7 +59,7 @@ pub struct Broker {
     /// The id by which GitLab identifies this manager.
     system_id: String,
     store: Arc<Store>,
-    total: Arc<Total>,
+    job_limit: Arc<JobLimit>,
     responder: Arc<dyn Responder>,
     board: Arc<StatusBoard>,
     held: Arc<HeldJobs>,
@@ -71,8 +71,9 @@ pub struct Broker {
     /// are twenty of them per second.
     changes: Bell,
     /// The number of changes that the scaler has processed.
-    seen: Mutex<u64>,
-    pace: Mutex<f64>,
+    seen_changes: Mutex<u64>,
+    /// The number of concurrent polls, which follows the results of the polls.
+    poll_pace: Mutex<f64>,
     stopped: AtomicBool,
     released: AtomicBool,
 }
@@ -84,8 +85,8 @@ pub struct BrokerContext {
     pub system_id: String,
     /// The durable state.
     pub store: Arc<Store>,
-    /// `concurrent`.
-    pub total: Arc<Total>,
+    /// `concurrent` and the jobs that count for it.
+    pub job_limit: Arc<JobLimit>,
     /// Sends the responses of waiting requests.
     pub responder: Arc<dyn Responder>,
     /// The data of the status page.
@@ -105,12 +106,12 @@ impl Broker {
         records: &Records,
     ) -> Arc<Self> {
         let bell = Arc::new(Bell::default());
-        shared.total.join(&bell);
+        shared.job_limit.register(&bell);
         let broker = Self {
             name: settings.name.clone(),
             system_id: shared.system_id.clone(),
             store: Arc::clone(&shared.store),
-            total: Arc::clone(&shared.total),
+            job_limit: Arc::clone(&shared.job_limit),
             responder: Arc::clone(&shared.responder),
             board: Arc::clone(&shared.board),
             held: Arc::clone(&shared.held),
@@ -120,8 +121,8 @@ impl Broker {
             gitlab: RwLock::new(gitlab),
             bell,
             changes: Bell::default(),
-            seen: Mutex::new(0),
-            pace: Mutex::new(1.0),
+            seen_changes: Mutex::new(0),
+            poll_pace: Mutex::new(1.0),
             stopped: AtomicBool::new(false),
             released: AtomicBool::new(false),
         };
@@ -131,7 +132,7 @@ impl Broker {
 
     /// Starts the threads. Errors: the system can create no more threads.
     pub fn start(self: &Arc<Self>) -> std::io::Result<()> {
-        self.start_takers()?;
+        self.start_polling_threads()?;
         self.spawn("keep", STACK, Self::keep_jobs)?;
         self.spawn("clock", SMALL_STACK, |broker| broker.watch_clock())
     }
@@ -142,17 +143,17 @@ impl Broker {
     }
 
     /// Adjusts the number of polling threads to `request_concurrency`. Surplus threads end after their current poll.
-    fn start_takers(self: &Arc<Self>) -> std::io::Result<()> {
-        let wanted = self.settings().takers();
+    fn start_polling_threads(self: &Arc<Self>) -> std::io::Result<()> {
+        let wanted = self.settings().max_polls();
         loop {
             let mut state = self.lock();
-            if state.takers >= wanted {
+            if state.polling_threads >= wanted {
                 return Ok(());
             }
-            state.takers += 1;
+            state.polling_threads += 1;
             drop(state);
-            if let Err(error) = self.spawn("take", STACK, |broker| broker.take_jobs()) {
-                self.lock().takers -= 1;
+            if let Err(error) = self.spawn("take", STACK, |broker| broker.poll_for_jobs()) {
+                self.lock().polling_threads -= 1;
                 return Err(error);
             }
         }
@@ -162,20 +163,20 @@ impl Broker {
     pub fn reconfigure(self: &Arc<Self>, settings: Arc<PoolSettings>, gitlab: Arc<GitLab>) {
         let has_new_token = self.settings().runner.token != settings.runner.token;
         let has_new_capacity = self.settings().capacity_per_instance != settings.capacity_per_instance;
-        self.lock().follow(&settings);
+        self.lock().apply_settings(&settings);
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
         *self.gitlab.write().unwrap_or_else(PoisonError::into_inner) = gitlab;
         if has_new_token {
             self.record_held_again();
         }
         if has_new_capacity {
-            // Agents that wait learn it from the response.
+            // Waiting agents learn the new capacity from the response.
             let waiting = std::mem::take(&mut self.lock().waiting);
             for waiter in waiting {
-                self.responder.respond(waiter.ticket, self.stay());
+                self.responder.respond(waiter.ticket, self.stay_response());
             }
         }
-        if let Err(error) = self.start_takers() {
+        if let Err(error) = self.start_polling_threads() {
             log::error!(
                 "cannot start a thread that polls GitLab; fewer polls run than configured pool={} error={error}",
                 self.name
@@ -188,7 +189,7 @@ impl Broker {
     fn record_held_again(&self) {
         let token = &self.settings().runner.token;
         let state = self.lock();
-        let is_recorded = |job: &PoolJob| job.two_phase.is_some() || !job.trace.is_empty();
+        let is_recorded = |job: &PoolJob| job.commit != CommitState::Unknown || !job.trace.is_empty();
         let held = state.jobs.iter().filter(|(_, job)| job.phase == Phase::Held && is_recorded(job));
         let held: Vec<_> = held.map(|(id, job)| (id.clone(), job.handle.token.clone())).collect();
         drop(state);
@@ -227,13 +228,15 @@ impl Broker {
         sync::lock(&self.state)
     }
 
-    /// Fails a job at GitLab; continues after a restart if necessary. Of two reasons the first one counts.
+    /// Fails a job at GitLab, if necessary after a restart of the manager. If it is called twice, the first reason
+    /// counts.
     fn fail(&self, id: &str, reason: FailureReason, why: &str) {
         let mut state = self.lock();
-        let fails = |job: &&PoolJob| matches!(job.phase, Phase::Failing { .. });
-        let Some(job) = state.jobs.get(id).filter(|job| !fails(job)) else { return };
+        let is_failing = |job: &&PoolJob| matches!(job.phase, Phase::Failing { .. });
+        let Some(job) = state.jobs.get(id).filter(|job| !is_failing(job)) else { return };
         let line = job.line_format.failure_line(why);
-        // Written before the keeper sends the line, and under the lock: a manager that takes over must send the same line.
+        // Written before the keeper sends the line, and under the lock: a manager that takes over must send the same
+        // line.
         let (pool, id) = (self.name.clone(), id.to_owned());
         self.note(StoreEvent::Failed { pool, id: id.clone(), why: why.to_owned(), line: line.clone() });
         state.fail(&id, reason, why.to_owned(), line, Instant::now());
@@ -242,12 +245,12 @@ impl Broker {
         self.changed();
     }
 
-    /// Forgets a job that ended, or that no longer belongs to the manager.
+    /// Removes a job that has ended, or that no longer belongs to the manager.
     fn forget(&self, id: &str) {
         self.held.remove(&self.name, id);
         self.note(StoreEvent::JobGone { pool: self.name.clone(), id: id.to_owned() });
         if self.lock().remove(id, Instant::now()) {
-            self.total.give();
+            self.job_limit.release();
         }
         self.changed();
     }
@@ -269,7 +272,7 @@ impl Workload for Broker {
         let Some(tickets) = self.lock().dismiss(instance, reason) else { return false };
         log::info!("agent ordered to shut down pool={} instance={instance} reason={reason}", self.name);
         for ticket in tickets {
-            self.responder.respond(ticket, offers::leave(reason));
+            self.responder.respond(ticket, offers::leave_response(reason));
         }
         self.changed();
         true
@@ -291,9 +294,9 @@ impl Workload for Broker {
     }
 
     fn wait_for_change(&self, timeout: Duration) {
-        let seen = *sync::lock(&self.seen);
+        let seen = *sync::lock(&self.seen_changes);
         let now = self.changes.wait_past(seen, timeout);
-        *sync::lock(&self.seen) = now;
+        *sync::lock(&self.seen_changes) = now;
     }
 
     fn wake(&self) {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::job::{Offered, Phase, PoolJob};
+use super::job::{LogOrigin, Offered, Phase, PoolJob};
 use super::state::{ACCEPT_TIMEOUT, AcceptanceResult, Waiter};
-use super::{Broker, LONG};
+use super::{Broker, LONG_WAIT};
 use crate::coordinator::manager::protocol::{
     self, CAPACITY_HEADER, Heartbeat, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, OfferedCoordinator, Orders,
     REASON_HEADER, TraceStart,
@@ -21,45 +21,47 @@ use crate::sys;
 use crate::version::VERSION;
 
 /// The duration of a long poll.
-const WAIT: Duration = Duration::from_secs(protocol::WAIT_SECONDS);
-/// Requests that are due within this time are answered together. Otherwise, with a thousand agents, a thread would wake
-/// for each.
-const TOGETHER: Duration = Duration::from_millis(500);
+const POLL_DURATION: Duration = Duration::from_secs(protocol::WAIT_SECONDS);
+/// A poll is answered at most this long after its time, together with later ones. Otherwise, with a thousand agents, a
+/// thread would wake for each.
+const MAX_RESPONSE_DELAY: Duration = Duration::from_millis(500);
 /// An agent whose machine has been unfit for this long must leave, so that another instance can replace it.
 const MAX_UNFIT_SECONDS: u64 = if cfg!(debug_assertions) { 5 } else { 300 };
 
 /// Adds the header by which an agent recognises a manager.
-fn of_manager(response: ServerResponse) -> ServerResponse {
-    response.with(MANAGER_HEADER, VERSION)
+fn with_manager_header(response: ServerResponse) -> ServerResponse {
+    response.with_header(MANAGER_HEADER, VERSION)
 }
 
 /// The response if there is no job and the agent must leave.
-pub fn leave(reason: &str) -> ServerResponse {
-    of_manager(ServerResponse::empty(204)).with(ORDER_HEADER, LEAVE).with(REASON_HEADER, reason)
+pub fn leave_response(reason: &str) -> ServerResponse {
+    with_manager_header(ServerResponse::empty(204)).with_header(ORDER_HEADER, LEAVE).with_header(REASON_HEADER, reason)
 }
 
 impl Broker {
     /// The response if there is no job.
-    pub(super) fn stay(&self) -> ServerResponse {
+    pub(super) fn stay_response(&self) -> ServerResponse {
         let capacity = self.settings().capacity_per_instance.to_string();
-        of_manager(ServerResponse::empty(204)).with(ORDER_HEADER, "stay").with(CAPACITY_HEADER, &capacity)
+        with_manager_header(ServerResponse::empty(204))
+            .with_header(ORDER_HEADER, "stay")
+            .with_header(CAPACITY_HEADER, &capacity)
     }
 
     /// Processes an agent's poll for a job.
-    pub fn wait(&self, instance: &str, exchange: Exchange) {
+    pub fn handle_poll(&self, instance: &str, exchange: Exchange) {
         let mut state = self.lock();
         let now = Instant::now();
         if let Some(agent) = state.agents.get_mut(instance) {
-            agent.heard = now;
+            agent.last_heard = now;
         }
         if let Some(reason) = state.leave_reason(instance) {
             drop(state);
-            return exchange.respond(&leave(&reason));
+            return exchange.respond(&leave_response(&reason));
         }
         // Under the lock, because the server may report immediately that the client has disconnected, which removes it
         // from the list.
-        let ticket = exchange.wait();
-        state.waiting.push(Waiter { ticket, instance: instance.to_owned(), until: now + WAIT });
+        let ticket = exchange.defer();
+        state.waiting.push(Waiter { ticket, instance: instance.to_owned(), until: now + POLL_DURATION });
         let starved = std::mem::take(&mut state.starved);
         drop(state);
         self.assign();
@@ -68,26 +70,26 @@ impl Broker {
         }
     }
 
-    /// Offers held jobs to waiting agents, as long as there are both.
+    /// Offers held jobs to waiting agents, while there are both.
     pub(super) fn assign(&self) {
         loop {
             let now = Instant::now();
             let offered = self.lock().offer(hex(&random::bytes::<16>()), now);
             let Some((id, offered)) = offered else { return };
-            let sent = self.offer_of(&id, &offered).is_some_and(|body| {
-                let response = of_manager(ServerResponse { status: 201, headers: Vec::new(), body });
+            let sent = self.offer_body(&id, &offered).is_some_and(|body| {
+                let response = with_manager_header(ServerResponse { status: 201, headers: Vec::new(), body });
                 self.responder.respond(offered.ticket, response)
             });
             match sent {
                 true => log::info!("job offered pool={} job={id} instance={}", self.name, offered.instance),
-                false => drop(self.lock().void(&id, &offered.id)),
+                false => drop(self.lock().withdraw_offer(&id, &offered.id)),
             }
             self.changed();
         }
     }
 
     /// GitLab's payload with the offer.
-    fn offer_of(&self, id: &str, offered: &Offered) -> Option<Vec<u8>> {
+    fn offer_body(&self, id: &str, offered: &Offered) -> Option<Vec<u8>> {
         let settings = self.settings();
         let (payload, trace, request_id) = {
             let state = self.lock();
@@ -111,19 +113,19 @@ impl Broker {
     }
 
     /// Processes the disconnection of a waiting client.
-    pub fn gone(&self, ticket: Ticket) {
-        if self.lock().gone(ticket) {
+    pub fn handle_disconnect(&self, ticket: Ticket) {
+        if self.lock().remove_poll(ticket) {
             self.assign();
             self.changed();
         }
     }
 
     /// Processes an agent's announcement that it will accept a job, or its acceptance.
-    pub fn accept(&self, instance: &str, id: &str, acceptance: &protocol::Acceptance) -> ServerResponse {
+    pub fn handle_acceptance(&self, instance: &str, id: &str, acceptance: &protocol::Acceptance) -> ServerResponse {
         let offer = acceptance.offer.as_str();
         let void = || ServerResponse::message(409, "the manager withdrew the offer; do not run the job");
         match acceptance.state.as_str() {
-            "pending" => match self.lock().prolong(instance, id, offer, Instant::now()) {
+            "pending" => match self.lock().extend_offer(instance, id, offer, Instant::now()) {
                 true => ServerResponse::message(200, "the offer holds"),
                 false => void(),
             },
@@ -131,9 +133,10 @@ impl Broker {
                 let decision = self.lock().accept(instance, id, offer, sys::unix_now());
                 match decision {
                     AcceptanceResult::Write(by) => self.write_acceptance(id, by),
-                    AcceptanceResult::Known => ServerResponse::message(200, "this job was accepted before"),
-                    AcceptanceResult::UnderWay => {
-                        ServerResponse::message(503, "the acceptance is being written; retry").with("Retry-After", "1")
+                    AcceptanceResult::AlreadyWritten => ServerResponse::message(200, "this job was accepted before"),
+                    AcceptanceResult::BeingWritten => {
+                        ServerResponse::message(503, "the acceptance is being written; retry")
+                            .with_header("Retry-After", "1")
                     }
                     AcceptanceResult::Void => void(),
                 }
@@ -151,7 +154,7 @@ impl Broker {
         let written = self.store.commit(event);
         let mut state = self.lock();
         let response = match written {
-            Ok(()) if state.accepted(id, by) => {
+            Ok(()) if state.confirm_acceptance(id, by) => {
                 log::info!("job accepted pool={} job={id} instance={instance}", self.name);
                 if let Some(job) = state.jobs.get(id) {
                     self.board.handed_over(&self.name, job.offered_at.elapsed());
@@ -162,8 +165,8 @@ impl Broker {
             Ok(()) => ServerResponse::message(409, "the manager withdrew the offer; do not run the job"),
             Err(error) => {
                 log::error!("cannot write the manager's state pool={} error={error}", self.name);
-                state.not_accepted(id);
-                ServerResponse::message(503, "the manager cannot write its state").with("Retry-After", "5")
+                state.revert_acceptance(id);
+                ServerResponse::message(503, "the manager cannot write its state").with_header("Retry-After", "5")
             }
         };
         drop(state);
@@ -172,26 +175,26 @@ impl Broker {
     }
 
     /// Processes a heartbeat of an agent.
-    pub fn heartbeat(&self, instance: &str, heartbeat: &Heartbeat) -> ServerResponse {
-        let news = {
+    pub fn handle_heartbeat(&self, instance: &str, heartbeat: &Heartbeat) -> ServerResponse {
+        let changes = {
             let mut state = self.lock();
             if let Some(agent) = state.agents.get_mut(instance) {
                 agent.drains = heartbeat.leaving;
             }
             state.heartbeat(instance, &heartbeat.jobs, &heartbeat.ended, Instant::now())
         };
-        for id in &news.ended {
+        for id in &changes.ended {
             log::info!("job ended pool={} job={id} instance={instance}", self.name);
             self.forget(id);
         }
-        for id in &news.adopted {
+        for id in &changes.adopted {
             self.adopt(instance, id, heartbeat);
         }
-        for id in &news.vanished {
+        for id in &changes.vanished {
             let why = format!("the agent on instance {instance} no longer has this job");
             self.fail(id, FailureReason::RunnerSystemFailure, &why);
         }
-        let leave = match news.leave {
+        let leave = match changes.leave {
             None if heartbeat.leaving => self.note_leaving(instance),
             None if heartbeat.unfit_seconds > MAX_UNFIT_SECONDS => {
                 let reason = "the machine is unfit for jobs";
@@ -199,7 +202,7 @@ impl Broker {
             }
             leave => leave,
         };
-        ServerResponse::json(200, &Orders { leave, again: news.lacks_jobs })
+        ServerResponse::json(200, &Orders { leave, again: changes.lacks_jobs })
     }
 
     /// Processes the report of an agent that leaves for its own reason.
@@ -210,7 +213,7 @@ impl Broker {
         let tickets = state.take_waiters(instance);
         drop(state);
         for ticket in tickets {
-            self.responder.respond(ticket, self.stay());
+            self.responder.respond(ticket, self.stay_response());
         }
         self.changed();
         None
@@ -224,8 +227,8 @@ impl Broker {
         let by = Accepted { offer: report.offer.clone(), instance: instance.to_owned(), at: sys::unix_now() };
         let job = PoolJob {
             phase: Phase::Running { by, stage: "accepted", missing: 0 },
-            has_run: true,
-            ..PoolJob::new(JobHandle { id: job, token: report.token.clone() }, now, LONG)
+            log_origin: LogOrigin::Foreign,
+            ..PoolJob::new(JobHandle { id: job, token: report.token.clone() }, now, LONG_WAIT)
         };
         let written = self.record(&job, id).and_then(|record| {
             self.store.write(StoreEvent::Job { pool: self.name.clone(), job: Box::new(record) }).map(drop)
@@ -234,7 +237,7 @@ impl Broker {
             log::error!("cannot write the manager's state pool={} error={error}", self.name);
         }
         if self.lock().jobs.insert(id.to_owned(), job).is_none() {
-            self.total.take(1);
+            self.job_limit.reserve(1);
         }
         self.held.remove(&self.name, id);
         log::info!("job adopted from its agent pool={} job={id} instance={instance}", self.name);
@@ -251,7 +254,7 @@ impl Broker {
                 let late = state.waiting.iter().take_while(|waiter| waiter.until <= now).count();
                 let late: Vec<Waiter> = state.waiting.drain(..late).collect();
                 let mut void = Vec::new();
-                let mut next = state.waiting.first().map(|waiter| waiter.until + TOGETHER);
+                let mut next = state.waiting.first().map(|waiter| waiter.until + MAX_RESPONSE_DELAY);
                 for (id, job) in &mut state.jobs {
                     let Phase::Offered(offered) = &job.phase else { continue };
                     if offered.until <= now {
@@ -264,7 +267,7 @@ impl Broker {
                 (late, void, next)
             };
             for waiter in late {
-                self.responder.respond(waiter.ticket, self.stay());
+                self.responder.respond(waiter.ticket, self.stay_response());
             }
             for (id, instance) in &void {
                 log::warn!("offer not accepted in time pool={} job={id} instance={instance}", self.name);

@@ -13,7 +13,7 @@ use crate::manager::store::records::{AgentRecord, StoreEvent};
 use crate::manager::workload::Workload;
 use crate::sys;
 
-/// The most jobs at once that an agent may claim.
+/// The maximum number of concurrent jobs that an agent may announce.
 const MAX_CAPACITY: u32 = 1000;
 
 /// Whether an instance is a member of a pool.
@@ -22,7 +22,7 @@ pub enum Admission {
     /// The instance is a member of the group.
     Member,
     /// The instance is not a known member of the group.
-    Stranger,
+    NotMember,
     /// The members are not known yet.
     Unknown,
 }
@@ -42,12 +42,12 @@ impl Broker {
         match &self.lock().members {
             None => Admission::Unknown,
             Some(members) if members.contains(instance) => Admission::Member,
-            Some(_) => Admission::Stranger,
+            Some(_) => Admission::NotMember,
         }
     }
 
     /// Makes the scaler read the group, because an unknown instance has tried to register.
-    pub fn look_for_members(&self) {
+    pub fn request_group_read(&self) {
         self.changes.ring();
     }
 
@@ -83,7 +83,7 @@ impl Broker {
                 builds: 0,
             };
             let now = Instant::now();
-            let agent = Agent { record: record.clone(), heard: now, idle_since: now, leave: None, drains: false };
+            let agent = Agent { record: record.clone(), last_heard: now, idle_since: now, leave: None, drains: false };
             state.agents.insert(agent);
             // The new agent can take held jobs: lower the budget now, until the scaler calculates it again.
             state.hold_budget = state.hold_budget.saturating_sub(record.capacity);
@@ -109,7 +109,7 @@ impl Broker {
     }
 
     /// Unregisters an agent.
-    pub fn leave(&self, instance: &str) {
+    pub fn unregister(&self, instance: &str) {
         self.remove_agent(instance, &format!("the agent on instance {instance} left while it had this job"));
     }
 
@@ -130,7 +130,7 @@ impl Broker {
             (tickets, jobs, state.agents.remove(instance).is_some())
         };
         for ticket in tickets {
-            self.responder.respond(ticket, self.stay());
+            self.responder.respond(ticket, self.stay_response());
         }
         for id in jobs {
             self.fail(&id, FailureReason::RunnerSystemFailure, why);

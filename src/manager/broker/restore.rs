@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::Broker;
 use super::agents::Agent;
-use super::job::{Phase, PoolJob};
+use super::job::{CommitState, LogOrigin, Phase, PoolJob};
 use super::log_line::LineFormat;
 use crate::coordinator::{JobHandle, JobId};
 use crate::failure::FailureReason;
@@ -51,13 +51,13 @@ impl Broker {
         for (_, record) in records.agents.iter().filter(|((pool, _), _)| *pool == self.name) {
             state.agents.insert(Agent {
                 record: record.clone(),
-                heard: now,
+                last_heard: now,
                 idle_since: now,
                 leave: None,
                 drains: false,
             });
         }
-        state.follow(&self.settings());
+        state.apply_settings(&self.settings());
         let mut unreadable = Vec::new();
         for ((_, id), record) in records.jobs.iter().filter(|((pool, _), _)| *pool == self.name) {
             match self.restored(record, now, wall) {
@@ -72,10 +72,10 @@ impl Broker {
                 None => unreadable.push(id.clone()),
             }
         }
-        let (jobs, agents) = (state.in_hand(), state.agents.len());
+        let (jobs, agents) = (state.job_count(), state.agents.len());
         let held = state.jobs.values().filter(|job| job.phase == Phase::Held).count();
         drop(state);
-        self.total.take(jobs);
+        self.job_limit.reserve(jobs);
         for id in unreadable {
             log::error!(
                 "a job in the manager's state cannot be decrypted; GitLab fails it later pool={} job={id}",
@@ -120,10 +120,10 @@ impl Broker {
             line_format,
             trace: record.trace.clone(),
             trace_sent: record.trace_sent,
-            in_request: false,
+            has_request_in_flight: false,
             keep_at: now,
-            has_run: record.accepted.is_some(),
-            two_phase: None,
+            log_origin: if record.accepted.is_some() { LogOrigin::Foreign } else { LogOrigin::Manager },
+            commit: CommitState::Unknown,
             phase,
         })
     }

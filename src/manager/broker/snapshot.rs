@@ -46,7 +46,7 @@ impl PoolState {
                 capacity: agent.record.capacity,
                 builds: agent.record.builds,
                 jobs: jobs.remove(agent.record.instance.as_str()).unwrap_or_default(),
-                last_heard: agent.heard,
+                last_heard: agent.last_heard,
                 drains: agent.drains,
             })
             .collect();

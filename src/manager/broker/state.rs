@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::agents::{Agent, Agents};
-use super::job::{Offered, Phase, PoolJob};
+use super::job::{LogOrigin, Offered, Phase, PoolJob};
 use crate::coordinator::manager::protocol::JobReport;
 use crate::failure::FailureReason;
 use crate::manager::pool::PoolSettings;
@@ -31,11 +31,11 @@ pub struct PoolState {
     /// Whether a polling thread waits because no agent could take another job.
     pub starved: bool,
     /// The number of threads that poll GitLab.
-    pub takers: u32,
+    pub polling_threads: u32,
     /// Members of the pool's group; `None` until the engine has answered.
     pub members: Option<HashSet<String>>,
     /// Requests for jobs to GitLab in flight.
-    pub polls: u32,
+    pub polls_in_flight: u32,
     /// Requests of the keeper to GitLab in flight.
     pub keeper_requests: u32,
     /// The number of jobs that may be held in addition to those for waiting agents.
@@ -65,16 +65,16 @@ pub enum AcceptanceResult {
     /// The acceptance must be written to the state before the agent may start the job.
     Write(Accepted),
     /// The same acceptance was written before.
-    Known,
+    AlreadyWritten,
     /// The same acceptance is being written now.
-    UnderWay,
+    BeingWritten,
     /// The offer is void.
     Void,
 }
 
 /// The changes that a heartbeat causes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Heard {
+pub struct HeartbeatChanges {
     /// Jobs that ended.
     pub ended: Vec<String>,
     /// Jobs that were unknown, because the manager has lost its state.
@@ -88,20 +88,21 @@ pub struct Heard {
 }
 
 impl PoolState {
-    /// Takes over what it needs of other settings.
-    pub fn follow(&mut self, settings: &PoolSettings) {
+    /// Applies the settings of the pool (start, reload).
+    pub fn apply_settings(&mut self, settings: &PoolSettings) {
         self.max_use_count = settings.max_use_count;
         for agent in self.agents.iter_mut().filter(|agent| !agent.record.has_own_capacity) {
             agent.record.capacity = settings.capacity_per_instance;
         }
     }
 
-    /// Takes the next job to offer and the poll to answer with it off their lists.
+    /// Offers the job that has waited longest, and removes the poll that the offer answers. `id` is the id of the
+    /// offer. Returns `None` without a job or a suitable poll.
     pub fn offer(&mut self, id: String, now: Instant) -> Option<(String, Offered)> {
-        let job = self.jobs.iter().filter(|(_, job)| job.phase == Phase::Held && !job.in_request);
-        let job = job.min_by_key(|(_, job)| job.taken_at)?.0.clone();
-        let waiter = self.best_waiter()?;
-        let waiter = self.waiting.remove(waiter);
+        let held = self.jobs.iter().filter(|(_, job)| job.phase == Phase::Held && !job.has_request_in_flight);
+        let job = held.min_by_key(|(_, job)| job.taken_at)?.0.clone();
+        let index = self.best_waiter()?;
+        let waiter = self.waiting.remove(index);
         let offered = Offered { id, instance: waiter.instance, ticket: waiter.ticket, until: now + ACCEPT_TIMEOUT };
         let offered_job = self.jobs.get_mut(&job)?;
         offered_job.offered_at = now;
@@ -109,18 +110,18 @@ impl PoolState {
         Some((job, offered))
     }
 
-    /// The poll that gets the next job: first that of an agent with jobs, so that others stay idle; then that of the
-    /// agent that worked last, so that agents that are idle for long can leave.
+    /// The index of the poll that gets the next job: first that of an agent with jobs, so that others stay idle; then
+    /// that of the agent that worked last, so that agents that are idle for long can leave.
     fn best_waiter(&self) -> Option<usize> {
         let offers = self.offers();
         let busy: HashSet<&str> = self.jobs.values().filter_map(|job| job.phase.instance()).collect();
         let rank = |waiter: &Waiter| {
             let agent = self.agents.get(&waiter.instance)?;
-            let free = agent.leave.is_none() && !self.is_spent(agent, &offers);
-            free.then_some((busy.contains(waiter.instance.as_str()), agent.idle_since))
+            let is_free = agent.leave.is_none() && !self.has_used_up_jobs(agent, &offers);
+            is_free.then_some((busy.contains(waiter.instance.as_str()), agent.idle_since))
         };
         let ranked = self.waiting.iter().enumerate().filter_map(|(index, waiter)| Some((rank(waiter)?, index)));
-        // Among equal ones the first, which has waited longest.
+        // Of equal polls the first one, which has waited longest.
         ranked.max_by_key(|(rank, index)| (*rank, std::cmp::Reverse(*index))).map(|(_, index)| index)
     }
 
@@ -137,10 +138,11 @@ impl PoolState {
         offers
     }
 
-    /// Whether an agent has reached its maximum number of jobs. `offers` is the result of [`PoolState::offers`].
-    fn is_spent(&self, agent: &Agent, offers: &HashMap<&str, u32>) -> bool {
+    /// Whether an agent has reached its maximum number of jobs (`max_use_count`). `offers` is the result of
+    /// [`PoolState::offers`].
+    fn has_used_up_jobs(&self, agent: &Agent, offers: &HashMap<&str, u32>) -> bool {
         let offered = offers.get(agent.record.instance.as_str()).copied().unwrap_or(0);
-        self.max_use_count.is_some_and(|most| agent.record.builds.saturating_add(offered) >= most)
+        self.max_use_count.is_some_and(|max| agent.record.builds.saturating_add(offered) >= max)
     }
 
     /// The number of jobs that an agent has or is offered.
@@ -150,9 +152,9 @@ impl PoolState {
 
     /// The reason for an agent to leave, if there is one: an order, or its maximum number of jobs.
     pub fn leave_reason(&mut self, instance: &str) -> Option<String> {
-        let spent = self.agents.get(instance).is_some_and(|agent| self.is_spent(agent, &self.offers()));
+        let is_used_up = self.agents.get(instance).is_some_and(|agent| self.has_used_up_jobs(agent, &self.offers()));
         let agent = self.agents.get_mut(instance)?;
-        if spent && agent.leave.is_none() {
+        if is_used_up && agent.leave.is_none() {
             agent.leave = Some("max_use_count".to_owned());
         }
         if agent.leave.is_none() {
@@ -163,7 +165,7 @@ impl PoolState {
 
     /// Withdraws an offer that the agent did not accept; the job is held again. Returns false if the job is not in the
     /// phase [`Phase::Offered`].
-    pub fn void(&mut self, job: &str, offer: &str) -> bool {
+    pub fn withdraw_offer(&mut self, job: &str, offer: &str) -> bool {
         match self.jobs.get_mut(job) {
             Some(job) if matches!(&job.phase, Phase::Offered(offered) if offered.id == offer) => {
                 job.phase = Phase::Held;
@@ -174,7 +176,7 @@ impl PoolState {
     }
 
     /// Removes the poll of a disconnected client and voids its offer. Returns true if anything changed.
-    pub fn gone(&mut self, ticket: Ticket) -> bool {
+    pub fn remove_poll(&mut self, ticket: Ticket) -> bool {
         let before = self.waiting.len();
         self.waiting.retain(|waiter| waiter.ticket != ticket);
         let mut changed = self.waiting.len() != before;
@@ -187,7 +189,8 @@ impl PoolState {
         changed
     }
 
-    /// Processes an acceptance. After `Write`, [`PoolState::accepted`] or [`PoolState::not_accepted`] must follow.
+    /// Processes an acceptance. After `Write`, [`PoolState::confirm_acceptance`] or [`PoolState::revert_acceptance`]
+    /// must follow.
     pub fn accept(&mut self, instance: &str, job: &str, offer: &str, at: u64) -> AcceptanceResult {
         let Some(job) = self.jobs.get_mut(job) else { return AcceptanceResult::Void };
         match &job.phase {
@@ -196,15 +199,17 @@ impl PoolState {
                 AcceptanceResult::Write(Accepted { offer: offer.to_owned(), instance: instance.to_owned(), at })
             }
             Phase::Accepting(offered) if offered.id == offer && offered.instance == instance => {
-                AcceptanceResult::UnderWay
+                AcceptanceResult::BeingWritten
             }
-            Phase::Running { by, .. } if by.offer == offer && by.instance == instance => AcceptanceResult::Known,
+            Phase::Running { by, .. } if by.offer == offer && by.instance == instance => {
+                AcceptanceResult::AlreadyWritten
+            }
             _ => AcceptanceResult::Void,
         }
     }
 
     /// Extends an offer that the agent is about to accept. Returns false if the offer is void.
-    pub fn prolong(&mut self, instance: &str, job: &str, offer: &str, now: Instant) -> bool {
+    pub fn extend_offer(&mut self, instance: &str, job: &str, offer: &str, now: Instant) -> bool {
         match self.jobs.get_mut(job).map(|job| &mut job.phase) {
             Some(Phase::Offered(offered)) if offered.id == offer && offered.instance == instance => {
                 offered.until = now + ACCEPT_TIMEOUT;
@@ -217,14 +222,14 @@ impl PoolState {
     }
 
     /// Records that an acceptance was written. Returns false if the instance was lost meanwhile; then the job fails.
-    pub fn accepted(&mut self, job: &str, by: Accepted) -> bool {
+    pub fn confirm_acceptance(&mut self, job: &str, by: Accepted) -> bool {
         if let Some(agent) = self.agents.get_mut(&by.instance) {
             agent.record.builds += 1;
         }
         match self.jobs.get_mut(job) {
             Some(job) if matches!(job.phase, Phase::Accepting(_)) => {
                 job.payload = None;
-                job.has_run = true;
+                job.log_origin = LogOrigin::Foreign;
                 job.phase = Phase::Running { by, stage: "accepted", missing: 0 };
                 true
             }
@@ -233,7 +238,7 @@ impl PoolState {
     }
 
     /// Reverts an acceptance that could not be written.
-    pub fn not_accepted(&mut self, job: &str) {
+    pub fn revert_acceptance(&mut self, job: &str) {
         if let Some(job) = self.jobs.get_mut(job)
             && matches!(job.phase, Phase::Accepting(_))
         {
@@ -241,18 +246,25 @@ impl PoolState {
         }
     }
 
-    /// Processes a heartbeat, which arrived at `heard`.
-    pub fn heartbeat(&mut self, instance: &str, reports: &[JobReport], ended: &[String], heard: Instant) -> Heard {
-        let mut news = Heard::default();
-        // An agent has no more jobs than it can run; what exceeds that would make the group grow for nothing.
+    /// Processes a heartbeat, which arrived at `now`.
+    pub fn heartbeat(
+        &mut self,
+        instance: &str,
+        reports: &[JobReport],
+        ended: &[String],
+        now: Instant,
+    ) -> HeartbeatChanges {
+        let mut changes = HeartbeatChanges::default();
+        // The manager adopts no more jobs than the agent can run: additional ones would make the group grow without
+        // need.
         let capacity = self.agents.get(instance).map_or(0, |agent| agent.record.capacity as usize);
         let mut jobs = self.jobs_of(instance);
         for id in ended {
-            if self.jobs.get(id).is_some_and(|job| job.is_run_by(instance)) && !news.ended.contains(id) {
-                news.ended.push(id.clone());
+            if self.jobs.get(id).is_some_and(|job| job.is_run_by(instance)) && !changes.ended.contains(id) {
+                changes.ended.push(id.clone());
             }
         }
-        jobs = jobs.saturating_sub(news.ended.len());
+        jobs = jobs.saturating_sub(changes.ended.len());
         for report in reports {
             match self.jobs.get_mut(&report.id) {
                 Some(PoolJob { phase: Phase::Running { by, stage, missing }, .. }) if by.offer == report.offer => {
@@ -261,13 +273,13 @@ impl PoolState {
                 }
                 // The manager has lost the job and has not failed it yet.
                 Some(PoolJob { phase: Phase::Failing { attempts: 0, .. }, payload: None, .. }) => {
-                    news.adopted.push(report.id.clone());
+                    changes.adopted.push(report.id.clone());
                 }
                 // The job is held again, or belongs to another agent: GitLab will reject this agent's requests for it.
                 Some(_) => {}
                 None if !ended.contains(&report.id) && jobs < capacity => {
                     jobs += 1;
-                    news.adopted.push(report.id.clone());
+                    changes.adopted.push(report.id.clone());
                 }
                 None => {}
             }
@@ -276,33 +288,33 @@ impl PoolState {
             if let Phase::Running { by, missing, .. } = &mut job.phase
                 && by.instance == instance
                 && !reports.iter().any(|report| report.id == *id)
-                && !news.ended.contains(id)
+                && !changes.ended.contains(id)
             {
                 *missing += 1;
                 match *missing >= MAX_MISSING {
-                    true => news.vanished.push(id.clone()),
-                    false => news.lacks_jobs = true,
+                    true => changes.vanished.push(id.clone()),
+                    false => changes.lacks_jobs = true,
                 }
             }
         }
         if let Some(agent) = self.agents.get_mut(instance) {
-            agent.heard = heard;
+            agent.last_heard = now;
         }
-        news.leave = self.leave_reason(instance);
-        news
+        changes.leave = self.leave_reason(instance);
+        changes
     }
 
     /// Removes a job. Its agent becomes idle if that was its last job. Returns false if the job is unknown.
     pub fn remove(&mut self, id: &str, now: Instant) -> bool {
         let Some(job) = self.jobs.remove(id) else { return false };
         if let Some(instance) = job.phase.instance() {
-            self.note_idle(instance, now);
+            self.start_idle_time(instance, now);
         }
         true
     }
 
     /// Sets the start of the idle time of an agent without jobs.
-    pub fn note_idle(&mut self, instance: &str, now: Instant) {
+    pub fn start_idle_time(&mut self, instance: &str, now: Instant) {
         if self.jobs_of(instance) == 0
             && let Some(agent) = self.agents.get_mut(instance)
         {
@@ -317,7 +329,7 @@ impl PoolState {
         job.phase = Phase::Failing { reason, why, line, since: now, attempts: 0 };
         job.keep_at = now;
         if let Some(instance) = instance {
-            self.note_idle(&instance, now);
+            self.start_idle_time(&instance, now);
         }
     }
 
@@ -331,36 +343,36 @@ impl PoolState {
         Some(self.take_waiters(instance))
     }
 
-    /// Takes the requests of an agent off the list.
+    /// Removes the polls of an agent from the list, and returns their tickets.
     pub fn take_waiters(&mut self, instance: &str) -> Vec<Ticket> {
-        let (gone, stay): (Vec<_>, Vec<_>) =
+        let (of_agent, of_others): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.waiting).into_iter().partition(|waiter| waiter.instance == instance);
-        self.waiting = stay;
-        gone.into_iter().map(|waiter| waiter.ticket).collect()
+        self.waiting = of_others;
+        of_agent.into_iter().map(|waiter| waiter.ticket).collect()
     }
 
     /// The number of jobs that may be requested in addition to the current ones.
-    pub fn room(&self, limit: Option<u32>) -> u32 {
+    pub fn jobs_to_request(&self, limit: Option<u32>) -> u32 {
         if self.closed {
             return 0;
         }
         let offers = self.offers();
         let free = self.waiting.iter().filter(|waiter| {
             let agent = self.agents.get(&waiter.instance);
-            agent.is_some_and(|agent| agent.leave.is_none() && !self.is_spent(agent, &offers))
+            agent.is_some_and(|agent| agent.leave.is_none() && !self.has_used_up_jobs(agent, &offers))
         });
         let held = self.jobs.values().filter(|job| job.phase == Phase::Held).count();
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        let taken = count(held).saturating_add(self.polls);
+        let taken = count(held).saturating_add(self.polls_in_flight);
         let room = count(free.count()).saturating_add(self.hold_budget).saturating_sub(taken);
         match limit {
-            Some(limit) => room.min(limit.saturating_sub(self.in_hand().saturating_add(self.polls))),
+            Some(limit) => room.min(limit.saturating_sub(self.job_count().saturating_add(self.polls_in_flight))),
             None => room,
         }
     }
 
     /// The number of held and running jobs.
-    pub fn in_hand(&self) -> u32 {
+    pub fn job_count(&self) -> u32 {
         u32::try_from(self.jobs.len()).unwrap_or(u32::MAX)
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::job::{Phase, PoolJob};
 use super::log_line::LineFormat;
-use super::{Broker, LONG};
+use super::{Broker, LONG_WAIT};
 use crate::config::Runner;
 use crate::coordinator::gitlab::ServerHealth;
 use crate::coordinator::source::{JobRequest, PollMode, PollOutcome, PollResponse};
@@ -33,7 +33,7 @@ struct AfterPoll {
     pace_factor: f64,
 }
 
-/// The place below the total limit of jobs that each poll reserves.
+/// The place below the limit of jobs (`concurrent`) that each poll reserves.
 #[derive(PartialEq, Eq)]
 enum ReservedPlace {
     UsedByJob,
@@ -47,23 +47,23 @@ impl Broker {
     }
 
     /// Polls GitLab for jobs until the broker stops.
-    pub(super) fn take_jobs(&self) {
+    pub(super) fn poll_for_jobs(&self) {
         let mut known = self.settings();
         let health_of = |runner: &Runner| ServerHealth::new(runner.unhealthy_requests_limit, runner.unhealthy_interval);
         let mut health = health_of(&known.runner);
-        while self.wait_for_room() {
+        while self.wait_for_demand() {
             let settings = self.settings();
             let runner = &settings.runner;
             if runner.token != known.runner.token {
                 health = health_of(runner);
             }
             known = Arc::clone(&settings);
-            let mode = PollMode::for_contention(self.total.is_contended());
+            let mode = PollMode::for_contention(self.job_limit.is_contended());
             let request = JobRequest { token: &runner.token, system_id: &self.system_id, mode };
             let polled = self.gitlab().request_job(&request);
             let after = self.process_poll(polled, &settings, &mut health);
             self.end_poll(&after);
-            self.rest(after.pause, &runner.token);
+            self.pause(after.pause, &runner.token);
         }
     }
 
@@ -75,16 +75,16 @@ impl Broker {
         };
         match polled.outcome {
             PollOutcome::Job { payload, request_id, .. } => {
-                health.healthy();
+                health.record_healthy();
                 after.pace_factor = 1.1;
-                if self.take(payload, request_id) {
+                if self.receive_job(payload, request_id) {
                     after.place = ReservedPlace::UsedByJob;
                     if !settings.runner.strict_check_interval {
                         after.pause = Duration::ZERO;
                     }
                 }
             }
-            PollOutcome::NoJob => health.healthy(),
+            PollOutcome::NoJob => health.record_healthy(),
             PollOutcome::Leave(_) | PollOutcome::IsManager => {
                 log::error!(
                     "the URL of the pool is that of a mayfly manager; write the URL of GitLab pool={}",
@@ -93,7 +93,7 @@ impl Broker {
                 after.pause = MANAGER_URL_PAUSE;
             }
             PollOutcome::Failed(why) => {
-                health.healthy();
+                health.record_healthy();
                 self.count_error("gitlab");
                 log::warn!("poll failed; retrying pool={} error={why}", self.name);
             }
@@ -112,7 +112,7 @@ impl Broker {
             self.name
         );
         (self.on_rejected)();
-        let pause = health.unhealthy()?;
+        let pause = health.record_rejection()?;
         // A new token may appear in the store after GitLab has revoked the old one.
         let is_stored = runner.token_reference.is_some();
         let pause = if is_stored { pause.min(MAX_STORED_TOKEN_PAUSE) } else { pause };
@@ -120,8 +120,9 @@ impl Broker {
         Some(pause)
     }
 
-    /// Waits until a poll may start. Returns false if the broker stops, or if there are too many polling threads.
-    fn wait_for_room(&self) -> bool {
+    /// Waits until a poll may start, and reserves a place for its job. Returns false if the broker stops, or if there
+    /// are too many polling threads.
+    fn wait_for_demand(&self) -> bool {
         loop {
             let seen = self.bell.count();
             if self.has_stopped() {
@@ -129,43 +130,43 @@ impl Broker {
             }
             let settings = self.settings();
             let adaptive = settings.runner.feature_flags.get(ADAPTIVE).copied().unwrap_or(true);
-            let pace = *sync::lock(&self.pace);
+            let pace = *sync::lock(&self.poll_pace);
             let requests = if adaptive { pace.ceil() as u32 } else { settings.runner.request_concurrency };
             {
                 let mut state = self.lock();
-                if state.takers > settings.takers() {
-                    state.takers -= 1;
+                if state.polling_threads > settings.max_polls() {
+                    state.polling_threads -= 1;
                     return false;
                 }
-                if state.polls < requests {
-                    let has_room = state.room(settings.runner.limit) > 0;
+                if state.polls_in_flight < requests {
+                    let has_room = state.jobs_to_request(settings.runner.limit) > 0;
                     state.starved |= !has_room;
-                    if has_room && self.total.try_take() {
-                        state.polls += 1;
+                    if has_room && self.job_limit.try_reserve() {
+                        state.polls_in_flight += 1;
                         return true;
                     }
                 }
             }
-            self.bell.wait_past(seen, LONG);
+            self.bell.wait_past(seen, LONG_WAIT);
         }
     }
 
     /// Records the end of a poll. A job that the poll returned keeps its reserved place.
     fn end_poll(&self, after: &AfterPoll) {
         {
-            let most = f64::from(self.settings().runner.request_concurrency.max(1));
-            let mut pace = sync::lock(&self.pace);
-            *pace = (*pace * after.pace_factor).clamp(1.0, most);
+            let limit = f64::from(self.settings().runner.request_concurrency.max(1));
+            let mut pace = sync::lock(&self.poll_pace);
+            *pace = (*pace * after.pace_factor).clamp(1.0, limit);
         }
-        self.lock().polls -= 1;
+        self.lock().polls_in_flight -= 1;
         if after.place == ReservedPlace::Unused {
-            self.total.give();
+            self.job_limit.release();
         }
         self.bell.ring();
     }
 
     /// Waits before the next poll, unless the broker stops or the runner gets another token.
-    fn rest(&self, duration: Duration, token: &Token) {
+    fn pause(&self, duration: Duration, token: &Token) {
         let until = Instant::now() + duration;
         loop {
             let seen = self.bell.count();
@@ -178,9 +179,9 @@ impl Broker {
         }
     }
 
-    /// Accepts a job from GitLab. From then on the job is handed to an agent or failed at GitLab, even if this process
+    /// Stores a job from GitLab. From then on the job is handed to an agent or failed at GitLab, even if this process
     /// dies. Returns false if the response contains no job that could be reported.
-    pub(super) fn take(&self, body: Vec<u8>, request_id: String) -> bool {
+    fn receive_job(&self, body: Vec<u8>, request_id: String) -> bool {
         let settings = self.settings();
         let now = Instant::now();
         let job = match payload::decode(&body) {

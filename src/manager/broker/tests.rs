@@ -36,7 +36,7 @@ impl Pool {
             registered: 1,
             builds: 0,
         };
-        let agent = Agent { record, heard: self.now, idle_since: self.now, leave: None, drains: false };
+        let agent = Agent { record, last_heard: self.now, idle_since: self.now, leave: None, drains: false };
         self.state.agents.insert(agent);
     }
 
@@ -67,7 +67,7 @@ impl Pool {
     fn accept(&mut self, instance: &str, job: &str, offer: &str) -> AcceptanceResult {
         let acceptance = self.state.accept(instance, job, offer, 1);
         if let AcceptanceResult::Write(by) = &acceptance {
-            assert!(self.state.accepted(job, by.clone()));
+            assert!(self.state.confirm_acceptance(job, by.clone()));
         }
         acceptance
     }
@@ -86,13 +86,13 @@ fn a_job_is_offered_accepted_and_ends() {
     let mut pool = Pool::new();
     pool.agent("i-1");
     let job = pool.job(7);
-    assert_eq!(pool.offer("a"), None, "nobody waits");
+    assert_eq!(pool.offer("a"), None, "no agent waits");
     pool.waits("i-1");
     assert_eq!(pool.offer("a"), Some((job.clone(), "i-1".to_owned())));
     assert_eq!(pool.offer("b"), None, "offered once");
-    assert_eq!(pool.idle()["i-1"], AgentState::Busy, "an offer is as good as a job");
+    assert_eq!(pool.idle()["i-1"], AgentState::Busy, "an agent with an offer is busy");
     assert!(matches!(pool.accept("i-1", &job, "a"), AcceptanceResult::Write(_)));
-    assert_eq!(pool.accept("i-1", &job, "a"), AcceptanceResult::Known, "the answer was lost");
+    assert_eq!(pool.accept("i-1", &job, "a"), AcceptanceResult::AlreadyWritten, "a repeated acceptance");
     let snapshot = pool.state.snapshot();
     assert_eq!((snapshot.held, snapshot.running, snapshot.agents[0].builds), (0, 1, 1));
     let heard = pool.state.heartbeat("i-1", &[], std::slice::from_ref(&job), pool.now);
@@ -112,13 +112,13 @@ fn only_the_agent_with_the_offer_may_accept_and_only_once() {
     for (instance, offer) in [("i-2", "a"), ("i-1", "b"), ("i-1", "")] {
         assert_eq!(pool.accept(instance, &job, offer), AcceptanceResult::Void, "{instance} {offer}");
     }
-    assert!(pool.state.void(&job, "a"));
+    assert!(pool.state.withdraw_offer(&job, "a"));
     assert_eq!(pool.accept("i-1", &job, "a"), AcceptanceResult::Void, "too late");
     pool.waits("i-2");
     pool.offer("c");
-    assert_eq!(pool.accept("i-1", &job, "a"), AcceptanceResult::Void, "another has the offer");
+    assert_eq!(pool.accept("i-1", &job, "a"), AcceptanceResult::Void, "another agent has the offer");
     assert!(matches!(pool.accept("i-2", &job, "c"), AcceptanceResult::Write(_)));
-    assert!(!pool.state.void(&job, "c"), "an accepted job is not offered again");
+    assert!(!pool.state.withdraw_offer(&job, "c"), "an accepted job is not offered again");
     assert_eq!(pool.accept("i-1", "8", "a"), AcceptanceResult::Void, "no such job");
 }
 
@@ -130,8 +130,8 @@ fn an_acceptance_that_cannot_be_written_did_not_happen() {
     pool.waits("i-1");
     pool.offer("a");
     assert!(matches!(pool.state.accept("i-1", &job, "a", 1), AcceptanceResult::Write(_)));
-    assert_eq!(pool.state.accept("i-1", &job, "a", 1), AcceptanceResult::UnderWay);
-    pool.state.not_accepted(&job);
+    assert_eq!(pool.state.accept("i-1", &job, "a", 1), AcceptanceResult::BeingWritten);
+    pool.state.revert_acceptance(&job);
     assert_eq!(pool.state.accept("i-1", &job, "a", 1), AcceptanceResult::Void);
     pool.waits("i-1");
     assert!(pool.offer("b").is_some());
@@ -146,7 +146,7 @@ fn a_job_of_a_lost_instance_is_not_accepted_any_more() {
     pool.offer("a");
     let AcceptanceResult::Write(by) = pool.state.accept("i-1", &job, "a", 1) else { panic!("not accepted") };
     pool.state.fail(&job, FailureReason::RunnerSystemFailure, "lost".to_owned(), String::new(), pool.now);
-    assert!(!pool.state.accepted(&job, by));
+    assert!(!pool.state.confirm_acceptance(&job, by));
     assert!(matches!(pool.state.jobs[&job].phase, Phase::Failing { .. }));
 }
 
@@ -156,11 +156,11 @@ fn a_client_that_is_gone_gives_its_offer_back() {
     pool.agent("i-1");
     let (job, ticket) = (pool.job(7), pool.waits("i-1"));
     pool.offer("a");
-    assert!(pool.state.gone(ticket) && !pool.state.gone(ticket));
+    assert!(pool.state.remove_poll(ticket) && !pool.state.remove_poll(ticket));
     assert_eq!(pool.state.jobs[&job].phase, Phase::Held);
     let ticket = pool.waits("i-1");
-    assert!(pool.state.gone(ticket));
-    assert_eq!(pool.offer("b"), None, "nobody waits");
+    assert!(pool.state.remove_poll(ticket));
+    assert_eq!(pool.offer("b"), None, "no agent waits");
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn jobs_go_to_agents_that_have_some_and_then_to_those_that_worked_last() {
     pool.job(3);
     assert_eq!(pool.offer("a"), Some(("1".to_owned(), "i-3".to_owned())));
     pool.waits("i-3");
-    assert_eq!(pool.offer("b"), Some(("2".to_owned(), "i-3".to_owned())), "it has one already");
+    assert_eq!(pool.offer("b"), Some(("2".to_owned(), "i-3".to_owned())), "the agent with a job comes first");
     assert_eq!(pool.offer("c"), Some(("3".to_owned(), "i-1".to_owned())));
 }
 
@@ -192,9 +192,9 @@ fn an_agent_leaves_after_its_number_of_jobs() {
     pool.job(8);
     pool.waits("i-1");
     pool.waits("i-1");
-    assert_eq!(pool.state.room(None), 0, "two jobs are held for the two requests");
+    assert_eq!(pool.state.jobs_to_request(None), 0, "two jobs are held for the two requests");
     pool.offer("a");
-    assert_eq!(pool.offer("b"), None, "the one job is on its way");
+    assert_eq!(pool.offer("b"), None, "the offered job counts");
     pool.accept("i-1", &job, "a");
     assert_eq!(pool.state.leave_reason("i-1").as_deref(), Some("max_use_count"));
 }
@@ -215,27 +215,27 @@ fn only_an_idle_agent_is_dismissed() {
     assert_eq!(pool.idle()["i-1"], AgentState::Leaving);
     pool.job(8);
     pool.waits("i-1");
-    assert_eq!(pool.offer("b"), None, "it leaves");
-    assert_eq!(pool.state.dismiss("i-2", "idle"), None, "nobody");
+    assert_eq!(pool.offer("b"), None, "the agent must leave");
+    assert_eq!(pool.state.dismiss("i-2", "idle"), None, "there is no such agent");
 }
 
 #[test]
 fn jobs_are_asked_for_as_agents_wait_and_holds_are_allowed() {
     let mut pool = Pool::new();
-    assert_eq!(pool.state.room(None), 0);
+    assert_eq!(pool.state.jobs_to_request(None), 0);
     pool.agent("i-1");
     pool.waits("i-1");
-    assert_eq!(pool.state.room(None), 1);
-    pool.state.polls = 1;
-    assert_eq!(pool.state.room(None), 0, "it is being asked for");
+    assert_eq!(pool.state.jobs_to_request(None), 1);
+    pool.state.polls_in_flight = 1;
+    assert_eq!(pool.state.jobs_to_request(None), 0, "the poll in flight may return the job");
     pool.state.hold_budget = 3;
-    assert_eq!((pool.state.room(None), pool.state.room(Some(2))), (3, 1));
-    pool.state.polls = 0;
+    assert_eq!((pool.state.jobs_to_request(None), pool.state.jobs_to_request(Some(2))), (3, 1));
+    pool.state.polls_in_flight = 0;
     pool.job(1);
     pool.job(2);
-    assert_eq!((pool.state.room(None), pool.state.room(Some(2))), (2, 0));
+    assert_eq!((pool.state.jobs_to_request(None), pool.state.jobs_to_request(Some(2))), (2, 0));
     pool.state.closed = true;
-    assert_eq!(pool.state.room(None), 0);
+    assert_eq!(pool.state.jobs_to_request(None), 0);
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn a_job_that_an_agent_forgets_is_noticed_and_one_that_the_manager_forgot_is_tak
     let heard = pool.state.heartbeat("i-1", &[report("9", "x")], &[], pool.now);
     assert_eq!(heard.adopted, ["9"]);
     let heard = pool.state.heartbeat("i-1", &[report("9", "x")], &["9".to_owned()], pool.now);
-    assert!(heard.adopted.is_empty(), "it ended");
+    assert!(heard.adopted.is_empty(), "the job has ended");
     let reports = ["11", "12", "13"].map(|id| report(id, "x"));
     let heard = pool.state.heartbeat("i-1", &reports, &[], pool.now);
     assert_eq!(heard.adopted, ["11"], "the agent has one job and can run two");

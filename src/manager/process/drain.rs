@@ -1,4 +1,5 @@
-//! Drains the manager: it takes no more jobs, hands the held ones to agents, fails the remaining ones at GitLab, and ends.
+//! Drains the manager: it takes no more jobs, hands the held ones to agents, fails the remaining ones at GitLab, and
+//! ends.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -10,8 +11,8 @@ use crate::sync;
 
 /// The time limit for failing the remaining jobs.
 const FAIL_TIMEOUT: Duration = Duration::from_secs(20);
-/// The time limit for handing out held jobs after SIGQUIT, which sets none.
-const UNLIMITED: Duration = Duration::from_secs(24 * 60 * 60);
+/// The time for handing out held jobs after SIGQUIT, which sets no limit.
+const NO_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Manager {
     /// Starts the drain in a thread; its end is [`Event::Drained`]. `limit` is the time for handing out held jobs.
@@ -26,7 +27,7 @@ impl Manager {
         }
         let events = self.events.clone();
         let drain = move || {
-            hand_out_held_jobs(&brokers, limit.unwrap_or(UNLIMITED));
+            hand_out_held_jobs(&brokers, limit.unwrap_or(NO_LIMIT));
             stop_scalers(&pools);
             brokers.iter().for_each(|broker| broker.stop());
             let _ = events.send(Event::Drained);
@@ -55,9 +56,11 @@ fn hand_out_held_jobs(brokers: &[Arc<Broker>], limit: Duration) {
     }
 }
 
-/// Stops the scalers, and deletes the instances of pools with `delete_instances_on_shutdown`.
+/// Stops the scalers, and deletes the instances of pools with `delete_instances_on_shutdown`. The status page reads the
+/// pools meanwhile, so this does not hold their lock.
 fn stop_scalers(pools: &Mutex<Vec<Pool>>) {
-    for pool in &*sync::lock(pools) {
+    let pools = sync::lock(pools).clone();
+    for pool in pools {
         pool.scaler.stop();
         if pool.settings.delete_instances_on_shutdown {
             delete_instances(&pool.settings, &*pool.broker.workload(), &*pool.engine);

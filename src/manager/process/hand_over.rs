@@ -1,8 +1,8 @@
 //! Replaces the process by the program file on disk (SIGUSR2). The state is in the store, the socket for agents stays
 //! open, and the agents reconnect.
 //!
-//! The new program first validates the configuration. If that fails, the manager keeps running: otherwise an invalid file would
-//! end it at an upgrade.
+//! The new program first validates the configuration. If that fails, the manager keeps running: otherwise an invalid
+//! file would end it at an upgrade.
 
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -21,19 +21,20 @@ use crate::manager::broker::Broker;
 use crate::{sync, sys};
 
 /// The interval between two pings of systemd's watchdog while the main loop waits here.
-const PING: Duration = Duration::from_secs(10);
+const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// The stack size of the thread that validates.
 const VALIDATION_STACK: usize = 256 << 10;
 
-/// Has the new program validate the configuration in a thread, since that can outlast systemd's watchdog. Errors: why the
+/// Lets the new program validate the configuration. This runs in a thread, because it can take longer than systemd's
+/// watchdog allows. Errors: why the
 /// new program cannot start.
-fn validate_beside(program: &Path, service_manager: &mut ServiceManager) -> Result<(), String> {
+fn validate_in_thread(program: &Path, service_manager: &mut ServiceManager) -> Result<(), String> {
     let (sender, result) = mpsc::channel();
     let path = program.to_owned();
     sync::spawn("validation", VALIDATION_STACK, move || sender.send(validate(&path)))
         .map_err(|error| format!("it cannot be validated: no thread: {error}"))?;
     loop {
-        match result.recv_timeout(PING) {
+        match result.recv_timeout(PING_INTERVAL) {
             Ok(result) => return result,
             Err(RecvTimeoutError::Timeout) => drop(service_manager.ping_watchdog()),
             Err(RecvTimeoutError::Disconnected) => return Err("its validation panicked".to_owned()),
@@ -45,7 +46,7 @@ impl Manager {
     /// Replaces the process by the program file on disk, unless that cannot start.
     pub(super) fn hand_over(&mut self, service_manager: &mut ServiceManager) {
         let program = program();
-        if let Err(why) = validate_beside(&program, service_manager).and_then(|()| self.check_state_dir()) {
+        if let Err(why) = validate_in_thread(&program, service_manager).and_then(|()| self.check_state_dir()) {
             log::error!(
                 "hand-over refused: the new program cannot start with this configuration; continuing with the old one \
                  path={} error={why}",
@@ -60,7 +61,7 @@ impl Manager {
         brokers.extend(self.retired.iter().map(|pool| Arc::clone(&pool.broker)));
         let until = Instant::now() + POLL_TIMEOUT;
         for broker in &brokers {
-            while !broker.wait_for_polls(until.min(Instant::now() + PING)) && Instant::now() < until {
+            while !broker.wait_for_polls(until.min(Instant::now() + PING_INTERVAL)) && Instant::now() < until {
                 service_manager.ping_watchdog();
             }
         }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Event, Manager, Pool, STACK, bind, read, tls_of};
+use super::{Event, Manager, Pool, STACK, bind, read_settings, tls_of};
 use crate::config;
 use crate::manager::broker::REMOVED;
 use crate::manager::engine;
@@ -17,19 +17,19 @@ use crate::sync;
 const REFETCH_INTERVAL: Duration = Duration::from_secs(if cfg!(debug_assertions) { 1 } else { 60 });
 /// The time after which a removed pool without jobs and agents is forgotten, even if its group still has instances: the
 /// minimum size of the group may not be 0.
-const EMPTIED_AT_LAST: Duration = Duration::from_secs(3600);
+const EMPTY_GROUP_TIMEOUT: Duration = Duration::from_secs(3600);
 
 impl Manager {
     /// Reads the configuration again; an invalid configuration changes nothing.
     pub(super) fn reload(&mut self) {
         let path = self.options.config.clone();
-        match read(&path).and_then(|settings| self.adopt(settings)) {
+        match read_settings(&path).and_then(|settings| self.apply(settings)) {
             Ok(()) => log::info!("configuration loaded path={}", path.display()),
             Err(why) => log::error!("cannot apply the configuration; the old one stays in use error={why}"),
         }
     }
 
-    fn adopt(&mut self, settings: Settings) -> Result<(), String> {
+    fn apply(&mut self, settings: Settings) -> Result<(), String> {
         let Settings { manager, config, pools, refused, named } = settings;
         let tls = tls_of(&manager)?;
         self.listen_on(&manager.listen)?;
@@ -42,24 +42,24 @@ impl Manager {
                 self.state_dir.display()
             );
         }
-        refused
-            .iter()
-            .for_each(|why| log::error!("problem in the configuration path={} problem={why}", config.path.display()));
+        for problem in &refused {
+            log::error!("problem in the configuration path={} problem={problem}", config.path.display());
+        }
         self.server.set_tls(tls);
         self.api.set_fleet_token(&manager.agent_token);
-        self.shared.total.set_most(config.concurrent);
+        self.shared.job_limit.set_limit(config.concurrent);
         self.config = config;
         // A pool with invalid new settings keeps its current settings.
         self.retire(&pools, |name| !named.iter().any(|named| named == name));
         for pool in pools {
             let name = pool.name.clone();
-            if let Err(why) = self.adopt_pool(pool) {
+            if let Err(why) = self.apply_pool(pool) {
                 log::error!(
                     "cannot apply the configuration of the pool; the old one stays in use pool={name} error={why}"
                 );
             }
         }
-        self.publish();
+        self.publish_pools();
         if let Err(why) = self.serve_status() {
             log::error!("cannot listen on the new listen_address; the other settings are applied error={why}");
         }
@@ -68,8 +68,8 @@ impl Manager {
 
     /// Listens for agents on another address. Open connections stay open. Errors: the address cannot be used.
     fn listen_on(&mut self, address: &str) -> Result<(), String> {
-        let known = self.config.mayfly.manager.as_ref().map(|manager| manager.listen.as_str());
-        if known == Some(address) {
+        let current = self.config.mayfly.manager.as_ref().map(|manager| manager.listen.as_str());
+        if current == Some(address) {
             return Ok(());
         }
         let unusable = |why: std::io::Error| format!("`listen = \"{address}\"` below [mayfly.manager]: {why}");
@@ -79,7 +79,7 @@ impl Manager {
         Ok(())
     }
 
-    fn adopt_pool(&mut self, settings: PoolSettings) -> Result<(), String> {
+    fn apply_pool(&mut self, settings: PoolSettings) -> Result<(), String> {
         self.take_back(&settings.name);
         let mut pools = self.pools();
         let Some(pool) = pools.iter_mut().find(|pool| pool.settings.name == settings.name) else {
@@ -94,16 +94,16 @@ impl Manager {
             pool.scaler.stop();
             pool.engine = engine::of(&pool.settings.engine, &pool.settings.name);
             let (workload, board) = (pool.broker.workload(), Arc::clone(&self.board));
-            pool.scaler = Scaler::start((*pool.settings).clone(), workload, Arc::clone(&pool.engine), board)?;
+            pool.scaler = Arc::new(Scaler::start((*pool.settings).clone(), workload, Arc::clone(&pool.engine), board)?);
         } else {
             pool.scaler.reload((*pool.settings).clone());
         }
         Ok(())
     }
 
-    /// Ends pools that are no longer configured: they take no more jobs, their held jobs fail at GitLab, running jobs end,
-    /// agents leave, and the group shrinks to its minimum. If another pool has the group now, that pool gets the instances
-    /// with their running jobs. `pools` are those of the new configuration.
+    /// Ends pools that are no longer configured: they take no more jobs, their held jobs fail at GitLab, running jobs
+    /// end, agents leave, and the group shrinks to its minimum. If another pool has the group now, that pool gets the
+    /// instances with their running jobs. `pools` are those of the new configuration.
     fn retire(&mut self, pools: &[PoolSettings], is_gone: impl Fn(&str) -> bool) {
         let all = std::mem::take(&mut *self.pools());
         let (gone, kept): (Vec<Pool>, Vec<Pool>) = all.into_iter().partition(|pool| is_gone(&pool.settings.name));
@@ -138,7 +138,7 @@ impl Manager {
     fn await_end(&self, pool: &Pool) {
         let (broker, events) = (Arc::clone(&pool.broker), self.events.clone());
         let wait = move || {
-            if broker.wait_until_empty(Instant::now() + EMPTIED_AT_LAST) {
+            if broker.wait_until_empty(Instant::now() + EMPTY_GROUP_TIMEOUT) {
                 let _ = events.send(Event::PoolEmptied(broker.name.clone()));
             }
         };
@@ -157,7 +157,7 @@ impl Manager {
         pool.scaler.stop();
         pool.broker.stop();
         self.board.remove(name);
-        self.publish();
+        self.publish_pools();
         log::info!("the pool has ended pool={name}");
     }
 
@@ -169,7 +169,7 @@ impl Manager {
         let (workload, board) = (pool.broker.workload(), Arc::clone(&self.board));
         pool.scaler.stop();
         match Scaler::start((*pool.settings).clone(), workload, Arc::clone(&pool.engine), board) {
-            Ok(scaler) => pool.scaler = scaler,
+            Ok(scaler) => pool.scaler = Arc::new(scaler),
             Err(why) => log::error!("cannot scale the pool pool={name} error={why}"),
         }
         log::info!("the pool is configured again pool={name}");
@@ -178,14 +178,14 @@ impl Manager {
 
     /// Reads the configuration and the tokens in secret stores again, in a thread, after GitLab has rejected a token.
     pub(super) fn fetch_tokens(&mut self) {
-        let is_stored = self.config.runners.iter().any(|runner| runner.token_reference.is_some());
-        let is_recent = self.refetched.is_some_and(|fetched| fetched.elapsed() < REFETCH_INTERVAL);
-        if !is_stored || is_recent {
+        let has_stored_token = self.config.runners.iter().any(|runner| runner.token_reference.is_some());
+        let is_recent = self.tokens_fetched.is_some_and(|fetched| fetched.elapsed() < REFETCH_INTERVAL);
+        if !has_stored_token || is_recent {
             return;
         }
-        self.refetched = Some(Instant::now());
+        self.tokens_fetched = Some(Instant::now());
         let (path, events) = (self.options.config.clone(), self.events.clone());
-        let fetch = move || drop(events.send(Event::TokensFetched(Box::new(read(&path)))));
+        let fetch = move || drop(events.send(Event::TokensFetched(Box::new(read_settings(&path)))));
         if let Err(error) = sync::spawn("tokens", STACK, fetch) {
             log::error!("cannot start the thread that fetches tokens error={error}");
         }
@@ -198,7 +198,7 @@ impl Manager {
         };
         let outcome = match read {
             Ok(settings) if tokens(&settings.config) == tokens(&self.config) => return,
-            Ok(settings) => self.adopt(settings),
+            Ok(settings) => self.apply(settings),
             Err(why) => Err(why),
         };
         match outcome {

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{MsgFlags, recv};
 use rustls::{ServerConfig, ServerConnection};
 
-use super::request::{Parsed, ServerRequest, ServerResponse, parse};
-use super::{FIRST_REQUEST, IDLE, REQUEST_TIMEOUT, TIMEOUT};
+use super::request::{AfterResponse, Parsed, ServerRequest, ServerResponse, parse};
+use super::{FIRST_REQUEST_TIMEOUT, IDLE_TIMEOUT, REQUEST_TIMEOUT, RESPONSE_TIMEOUT};
 
 /// Why no request was read.
 #[derive(Debug)]
@@ -29,15 +29,12 @@ pub struct Connection {
     stream: TcpStream,
     tls: Option<Box<ServerConnection>>,
     /// Received bytes of the next request.
-    early: Vec<u8>,
-    /// Whether the client keeps the connection after the response.
-    keep: bool,
-    /// The time of the last use.
-    used: Instant,
+    received: Vec<u8>,
+    after_response: AfterResponse,
+    last_used: Instant,
     /// The time at which the first part of an incomplete request arrived.
-    began: Option<Instant>,
-    /// Whether a request has been read.
-    is_known: bool,
+    request_began: Option<Instant>,
+    has_sent_request: bool,
 }
 
 impl Connection {
@@ -45,42 +42,52 @@ impl Connection {
     pub fn new(stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(RESPONSE_TIMEOUT))?;
         let tls = tls.map(ServerConnection::new).transpose().map_err(io::Error::other)?.map(Box::new);
-        Ok(Self { stream, tls, early: Vec::new(), keep: true, used: Instant::now(), began: None, is_known: false })
+        Ok(Self {
+            stream,
+            tls,
+            received: Vec::new(),
+            after_response: AfterResponse::KeepOpen,
+            last_used: Instant::now(),
+            request_began: None,
+            has_sent_request: false,
+        })
     }
 
     /// Whether the connection may serve another request.
     pub fn is_kept(&self) -> bool {
-        self.keep
+        self.after_response == AfterResponse::KeepOpen
     }
 
     /// Whether bytes of another request are already buffered; for them the socket does not become readable.
     pub fn has_more(&mut self) -> bool {
         let buffered =
             |tls: &mut ServerConnection| tls.process_new_packets().is_ok_and(|io| io.plaintext_bytes_to_read() > 0);
-        !self.early.is_empty() || self.tls.as_deref_mut().is_some_and(buffered)
+        !self.received.is_empty() || self.tls.as_deref_mut().is_some_and(buffered)
     }
 
     /// Whether the client has used up its time: for the rest of a request, for its first one, or between two.
     pub fn is_overdue(&self, now: Instant) -> bool {
-        match self.began {
-            Some(began) => now.saturating_duration_since(began) > REQUEST_TIMEOUT,
-            None => now.saturating_duration_since(self.used) > if self.is_known { IDLE } else { FIRST_REQUEST },
-        }
+        let (since, timeout) = match self.request_began {
+            Some(began) => (began, REQUEST_TIMEOUT),
+            None if self.has_sent_request => (self.last_used, IDLE_TIMEOUT),
+            None => (self.last_used, FIRST_REQUEST_TIMEOUT),
+        };
+        now.saturating_duration_since(since) > timeout
     }
 
     /// Reads the next request, as far as it has arrived.
     pub fn read(&mut self) -> Result<ServerRequest, NoRequest> {
-        self.began.get_or_insert_with(Instant::now);
+        self.request_began.get_or_insert_with(Instant::now);
         let mut buffer = [0; 4096];
         loop {
-            match parse(&self.early) {
+            match parse(&self.received) {
                 Parsed::Request(request, length) => {
                     // Not `drain`, which keeps the memory of a large request while the connection is idle.
-                    self.early = self.early.split_off(length);
-                    self.keep = request.keep;
-                    (self.used, self.began, self.is_known) = (Instant::now(), None, true);
+                    self.received = self.received.split_off(length);
+                    self.after_response = request.after_response;
+                    (self.last_used, self.request_began, self.has_sent_request) = (Instant::now(), None, true);
                     return Ok(request);
                 }
                 Parsed::Refused(status, why) => return Err(NoRequest::Refused(status, why)),
@@ -88,7 +95,7 @@ impl Connection {
             }
             match self.read_some(&mut buffer) {
                 Ok(0) => return Err(NoRequest::Gone(io::ErrorKind::UnexpectedEof.into())),
-                Ok(length) => self.early.extend_from_slice(&buffer[..length]),
+                Ok(length) => self.received.extend_from_slice(&buffer[..length]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(NoRequest::Incomplete),
                 Err(error) => return Err(NoRequest::Gone(error)),
             }
@@ -96,7 +103,7 @@ impl Connection {
     }
 
     fn read_some(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut arrived = Arrived(&self.stream);
+        let mut arrived = ArrivedBytes(&self.stream);
         loop {
             let read = match self.tls.as_deref_mut() {
                 Some(tls) => rustls::Stream::new(tls, &mut arrived).read(buffer),
@@ -111,9 +118,9 @@ impl Connection {
 
     /// Writes a response. Errors: the client has disconnected or is too slow; the connection must be closed.
     pub fn write(&mut self, response: &ServerResponse, until: Instant) -> io::Result<()> {
-        let bytes = response.encode(self.keep);
-        self.used = Instant::now();
-        self.stream.set_write_timeout(Some(left(until)?))?;
+        let bytes = response.encode(self.after_response);
+        self.last_used = Instant::now();
+        self.stream.set_write_timeout(Some(time_until(until)?))?;
         match self.tls.as_deref_mut() {
             Some(tls) => {
                 let mut stream = rustls::Stream::new(tls, &mut self.stream);
@@ -136,15 +143,15 @@ impl Connection {
 }
 
 /// A socket that reads only what has arrived. Writing blocks: the messages of a handshake fit into the kernel's buffer.
-struct Arrived<'a>(&'a TcpStream);
+struct ArrivedBytes<'a>(&'a TcpStream);
 
-impl Read for Arrived<'_> {
+impl Read for ArrivedBytes<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(recv(self.0.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
     }
 }
 
-impl Write for Arrived<'_> {
+impl Write for ArrivedBytes<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.write(bytes)
     }
@@ -160,7 +167,8 @@ impl AsFd for Connection {
     }
 }
 
-fn left(until: Instant) -> io::Result<Duration> {
+/// The time that is left. Errors: none is left.
+fn time_until(until: Instant) -> io::Result<Duration> {
     let left = until.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }

@@ -16,7 +16,7 @@ use std::io;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -29,22 +29,25 @@ use request::{ServerRequest, ServerResponse};
 use workers::{ConnectionTask, Workers};
 
 /// The timeout for sending a response.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time that a client has for the rest of a request. It occupies no thread meanwhile.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The time that a client has for its first request: agents send it at once.
-const FIRST_REQUEST: Duration = Duration::from_secs(60);
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time after which an unused connection is closed: longer than agents keep unused connections.
-const IDLE: Duration = Duration::from_secs(20 * 60);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20 * 60);
+/// The pause after a connection could not be accepted, usually because no descriptors are left. Meanwhile connections
+/// wait in the kernel's queue, and the open ones are served.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The interval of checks for unused and slow connections.
-const SWEEP: Duration = Duration::from_secs(10);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// The maximum number of connections.
-const CONNECTIONS: usize = 8192;
+const MAX_CONNECTIONS: usize = 8192;
 /// Keys in the epoll set that do not belong to connections.
-const LISTENER: u64 = 0;
-const BELL: u64 = 1;
+const LISTENER_KEY: u64 = 0;
+const BELL_KEY: u64 = 1;
 /// The key of the first connection.
-const FIRST: u64 = 2;
+const FIRST_CONNECTION_KEY: u64 = 2;
 const STACK: usize = 128 * 1024;
 
 /// Identifies a request that waits for its response: the number of its connection.
@@ -65,10 +68,11 @@ pub trait Handler: Send + Sync {
     fn handle(&self, request: ServerRequest, exchange: Exchange);
 
     /// Called when the client of a waiting request has disconnected or did not receive its response.
-    fn gone(&self, ticket: Ticket);
+    fn handle_disconnect(&self, ticket: Ticket);
 }
 
-/// The server; it runs until it is dropped. The drop waits for the responses that are being sent.
+/// The server; it runs until it is dropped. The drop closes the connections of waiting requests at once. For the
+/// requests that are being handled it waits, at most for [`RESPONSE_TIMEOUT`].
 pub struct HttpServer {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -80,9 +84,17 @@ struct Shared {
     listener: RwLock<Arc<TcpListener>>,
     epoll: Epoll,
     bell: EventFd,
-    next: AtomicU64,
+    next_number: AtomicU64,
     table: Mutex<HashMap<u64, Entry>>,
     workers: Workers,
+}
+
+/// Whether the server accepts connections.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Accepting {
+    Yes,
+    /// The last connection could not be accepted.
+    PausedSince(Instant),
 }
 
 struct Entry {
@@ -115,20 +127,20 @@ impl HttpServer {
         listener.set_nonblocking(true)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
-        epoll.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
+        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER_KEY))?;
+        epoll.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL_KEY))?;
         let shared = Arc::new(Shared {
             handler,
             tls: RwLock::new(tls),
             listener: RwLock::new(Arc::new(listener)),
             epoll,
             bell,
-            next: AtomicU64::new(FIRST),
+            next_number: AtomicU64::new(FIRST_CONNECTION_KEY),
             table: Mutex::default(),
             workers: Workers::default(),
         });
-        let inner = Arc::clone(&shared);
-        let thread = sync::spawn("agents", STACK, move || inner.listen())?;
+        let listening = Arc::clone(&shared);
+        let thread = sync::spawn("agents", STACK, move || listening.listen())?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -146,7 +158,7 @@ impl HttpServer {
     pub fn set_listener(&self, listener: TcpListener) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let mut current = self.shared.listener.write().unwrap_or_else(PoisonError::into_inner);
-        self.shared.epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+        self.shared.epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER_KEY))?;
         self.shared.epoll.delete(&**current)?;
         *current = Arc::new(listener);
         Ok(())
@@ -193,16 +205,16 @@ impl Responder for WaitingRequests {
 impl Exchange {
     /// Sends the response.
     pub fn respond(mut self, response: &ServerResponse) {
-        if self.connection.write(response, Instant::now() + TIMEOUT).is_ok() {
-            self.shared.keep(self.number, self.connection);
+        if self.connection.write(response, Instant::now() + RESPONSE_TIMEOUT).is_ok() {
+            self.shared.await_next_request(self.number, self.connection);
         }
     }
 
     /// Lets the request wait for its response. The client may disconnect before the ticket is used: the server then
-    /// calls [`Handler::gone`].
-    pub fn wait(self) -> Ticket {
+    /// calls [`Handler::handle_disconnect`].
+    pub fn defer(self) -> Ticket {
         let ticket = Ticket(self.number);
-        self.shared.insert(self.number, Entry { connection: self.connection, waits: true });
+        self.shared.watch(self.number, Entry { connection: self.connection, waits: true });
         ticket
     }
 }
@@ -220,8 +232,10 @@ impl Shared {
     fn listen(self: Arc<Self>) {
         let mut events = [EpollEvent::empty(); 64];
         let mut swept = Instant::now();
+        let mut accepting = Accepting::Yes;
         loop {
-            let timeout = EpollTimeout::try_from(SWEEP).unwrap_or(EpollTimeout::NONE);
+            let timeout = if accepting == Accepting::Yes { SWEEP_INTERVAL } else { ACCEPT_PAUSE };
+            let timeout = EpollTimeout::try_from(timeout).unwrap_or(EpollTimeout::NONE);
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
@@ -230,14 +244,25 @@ impl Shared {
                     return;
                 }
             };
+            if let Accepting::PausedSince(since) = accepting
+                && since.elapsed() >= ACCEPT_PAUSE
+            {
+                self.watch_listener(EpollFlags::EPOLLIN);
+                accepting = Accepting::Yes;
+            }
             for event in &events[..count] {
                 match event.data() {
-                    BELL => return,
-                    LISTENER => self.accept(),
-                    number => self.wake(number),
+                    BELL_KEY => return,
+                    LISTENER_KEY => {
+                        accepting = self.accept();
+                        if accepting != Accepting::Yes {
+                            self.watch_listener(EpollFlags::empty());
+                        }
+                    }
+                    number => self.handle_readable(number),
                 }
             }
-            if swept.elapsed() >= SWEEP {
+            if swept.elapsed() >= SWEEP_INTERVAL {
                 swept = Instant::now();
                 self.sweep();
             }
@@ -248,37 +273,45 @@ impl Shared {
         Arc::clone(&self.listener.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn accept(self: &Arc<Self>) {
+    /// Sets the events of the listening socket that [`Shared::listen`] receives.
+    fn watch_listener(&self, flags: EpollFlags) {
+        let listener = self.listener.read().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = self.epoll.modify(&**listener, &mut EpollEvent::new(flags, LISTENER_KEY)) {
+            log::error!("cannot wait for connections of agents error={error}");
+        }
+    }
+
+    /// Accepts the connections in the kernel's queue.
+    fn accept(&self) -> Accepting {
         let listener = self.listener();
         loop {
             let stream = match listener.accept() {
                 Ok((stream, _)) => stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if is_passing(&error) => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Accepting::Yes,
+                Err(error) if is_temporary(&error) => continue,
                 Err(error) => {
                     log::warn!("cannot accept an agent's connection error={error}");
-                    // No descriptors may be left. Meanwhile connections wait in the kernel's queue.
-                    thread::sleep(Duration::from_millis(100));
-                    return;
+                    return Accepting::PausedSince(Instant::now());
                 }
             };
-            if self.lock().len() >= CONNECTIONS {
-                log::warn!("connection refused: too many agents connections={CONNECTIONS}");
+            if self.lock().len() >= MAX_CONNECTIONS {
+                log::warn!("connection refused: too many agents connections={MAX_CONNECTIONS}");
                 continue;
             }
             let tls = self.tls.read().unwrap_or_else(PoisonError::into_inner).clone();
             match Connection::new(stream, tls) {
                 Ok(connection) => {
-                    let number = self.next.fetch_add(1, Ordering::Relaxed);
-                    self.insert(number, Entry { connection, waits: false });
+                    let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+                    self.watch(number, Entry { connection, waits: false });
                 }
                 Err(error) => log::debug!("connection refused error={error}"),
             }
         }
     }
 
-    /// Waits until the connection has data. Under the table's lock, so that the entry exists when the event arrives.
-    fn insert(&self, number: u64, entry: Entry) {
+    /// Waits until the connection has data. This holds the table's lock, so that the entry exists when the event
+    /// arrives.
+    fn watch(&self, number: u64, entry: Entry) {
         let mut table = self.lock();
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLONESHOT;
         let mut event = EpollEvent::new(flags, number);
@@ -293,14 +326,14 @@ impl Shared {
     }
 
     /// Handles a connection that has become readable.
-    fn wake(self: &Arc<Self>, number: u64) {
+    fn handle_readable(self: &Arc<Self>, number: u64) {
         let Some(entry) = self.lock().remove(&number) else { return };
         match entry.waits {
             // A client that waits for a response sends nothing, so it has closed the connection.
             true => {
                 drop(entry);
                 if let Some(handler) = self.handler() {
-                    handler.gone(Ticket(number));
+                    handler.handle_disconnect(Ticket(number));
                 }
             }
             false => {
@@ -310,38 +343,38 @@ impl Shared {
         }
     }
 
+    /// Closes the connections whose client is too slow, or has sent no request for too long.
     fn sweep(&self) {
         let now = Instant::now();
-        let mut unused = Vec::new();
         let mut table = self.lock();
-        let numbers: Vec<u64> = table
+        let overdue: Vec<u64> = table
             .iter()
             .filter(|(_, entry)| !entry.waits && entry.connection.is_overdue(now))
             .map(|(number, _)| *number)
             .collect();
-        unused.extend(numbers.iter().filter_map(|number| table.remove(number)));
+        let overdue: Vec<Entry> = overdue.iter().filter_map(|number| table.remove(number)).collect();
         drop(table);
-        unused.into_iter().for_each(|entry| entry.connection.close());
+        overdue.into_iter().for_each(|entry| entry.connection.close());
     }
 
-    /// Closes the connections without a request in progress, and waits for the other responses: an agent must learn that it
-    /// has a job before this process ends.
+    /// Closes the connections in the table, and waits for the requests that are being handled: an agent must learn that
+    /// it has a job before this process ends.
     fn stop(&self) {
         let entries: Vec<Entry> = self.lock().drain().map(|(_, entry)| entry).collect();
         entries.into_iter().for_each(|entry| entry.connection.close());
-        self.workers.stop(TIMEOUT);
+        self.workers.stop(RESPONSE_TIMEOUT);
     }
 
     /// Reads one request and passes it to the handler. If it is incomplete, the connection waits for the rest.
     fn serve(self: Arc<Self>, number: u64, mut connection: Connection) {
         match connection.read() {
-            Err(NoRequest::Incomplete) => self.insert(number, Entry { connection, waits: false }),
+            Err(NoRequest::Incomplete) => self.watch(number, Entry { connection, waits: false }),
             Ok(request) => {
                 let Some(handler) = self.handler() else { return connection.close() };
                 handler.handle(request, Exchange { shared: self, number, connection });
             }
             Err(NoRequest::Refused(status, why)) => {
-                let _ = connection.write(&ServerResponse::message(status, why), Instant::now() + TIMEOUT);
+                let _ = connection.write(&ServerResponse::message(status, why), Instant::now() + RESPONSE_TIMEOUT);
                 connection.close();
             }
             Err(NoRequest::Gone(error)) => log::debug!("connection closed error={error}"),
@@ -349,20 +382,20 @@ impl Shared {
     }
 
     /// Sends the response of a request that waited.
-    fn send(self: Arc<Self>, ticket: Ticket, mut connection: Connection, response: &ServerResponse) {
-        match connection.write(response, Instant::now() + TIMEOUT) {
-            Ok(()) => self.keep(ticket.0, connection),
+    fn send_response(self: Arc<Self>, ticket: Ticket, mut connection: Connection, response: &ServerResponse) {
+        match connection.write(response, Instant::now() + RESPONSE_TIMEOUT) {
+            Ok(()) => self.await_next_request(ticket.0, connection),
             Err(error) => {
                 log::debug!("cannot send a response error={error}");
                 if let Some(handler) = self.handler() {
-                    handler.gone(ticket);
+                    handler.handle_disconnect(ticket);
                 }
             }
         }
     }
 
-    /// Waits for the next request of a connection.
-    fn keep(self: &Arc<Self>, number: u64, mut connection: Connection) {
+    /// Waits for the next request of a connection, or closes it.
+    fn await_next_request(self: &Arc<Self>, number: u64, mut connection: Connection) {
         if !connection.is_kept() {
             return connection.close();
         }
@@ -371,13 +404,13 @@ impl Shared {
             return self.workers.put(ConnectionTask::Serve { shared, number, connection });
         }
         // A number identifies one request: a late response to the last request must not be sent to the next.
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.insert(number, Entry { connection, waits: false });
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        self.watch(number, Entry { connection, waits: false });
     }
 }
 
 /// Whether the error is temporary: the client has disconnected already, or a signal interrupted the call.
-fn is_passing(error: &io::Error) -> bool {
+fn is_temporary(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }

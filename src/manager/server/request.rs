@@ -7,6 +7,14 @@ const MAX_HEAD_BYTES: usize = 16 << 10;
 /// The maximum size of a body: an agent sends its data and its list of jobs.
 const MAX_BODY_BYTES: usize = 256 << 10;
 
+/// What happens to a connection after the response.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AfterResponse {
+    #[default]
+    KeepOpen,
+    Close,
+}
+
 /// A request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerRequest {
@@ -16,8 +24,8 @@ pub struct ServerRequest {
     /// Names in lower case, and values.
     headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// Whether the client keeps the connection.
-    pub keep: bool,
+    /// The client's wish for the connection.
+    pub after_response: AfterResponse,
 }
 
 impl ServerRequest {
@@ -68,7 +76,7 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     if let Some(first) = lengths.next()
         && lengths.any(|other| other != first)
     {
-        return Parsed::Refused(400, "there are two Content-Lengths");
+        return Parsed::Refused(400, "there are two different Content-Lengths");
     }
     let length = match request.header("content-length").map(str::parse::<usize>) {
         None => 0,
@@ -76,23 +84,26 @@ pub fn parse(bytes: &[u8]) -> Parsed {
         Some(Ok(_)) => return Parsed::Refused(413, "the body is too long"),
         Some(Err(_)) => return Parsed::Refused(400, "the Content-Length is not a number"),
     };
-    let whole = end + 4 + length;
-    if bytes.len() < whole {
+    let size = end + 4 + length;
+    if bytes.len() < size {
         return Parsed::Incomplete;
     }
-    request.body = bytes[end + 4..whole].to_vec();
-    request.keep = match request.header("connection") {
-        Some(word) => !word.eq_ignore_ascii_case("close"),
-        None => version == "HTTP/1.1",
+    request.body = bytes[end + 4..size].to_vec();
+    let is_closed_by_client = match request.header("connection") {
+        Some(option) => option.eq_ignore_ascii_case("close"),
+        None => version != "HTTP/1.1",
     };
-    Parsed::Request(request, whole)
+    if is_closed_by_client {
+        request.after_response = AfterResponse::Close;
+    }
+    Parsed::Request(request, size)
 }
 
 fn request_line(line: &str) -> Option<(&str, &str, &str)> {
     let mut words = line.split(' ');
     let (method, target, version) = (words.next()?, words.next()?, words.next()?);
-    let is_sane = words.next().is_none() && version.starts_with("HTTP/1.") && target.starts_with('/');
-    is_sane.then(|| (method, target.split(['?', '#']).next().unwrap_or_default(), version))
+    let is_valid = words.next().is_none() && version.starts_with("HTTP/1.") && target.starts_with('/');
+    is_valid.then(|| (method, target.split(['?', '#']).next().unwrap_or_default(), version))
 }
 
 /// A response.
@@ -123,13 +134,13 @@ impl ServerResponse {
     }
 
     /// Adds a header.
-    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
     /// The response as bytes.
-    pub fn encode(&self, keep: bool) -> Vec<u8> {
+    pub fn encode(&self, after: AfterResponse) -> Vec<u8> {
         let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason(self.status));
         for (name, value) in &self.headers {
             // Writing to a string cannot fail.
@@ -141,7 +152,10 @@ impl ServerResponse {
         if self.status != 204 {
             let _ = write!(head, "Content-Length: {}\r\n", self.body.len());
         }
-        head.push_str(if keep { "\r\n" } else { "Connection: close\r\n\r\n" });
+        head.push_str(match after {
+            AfterResponse::KeepOpen => "\r\n",
+            AfterResponse::Close => "Connection: close\r\n\r\n",
+        });
         let mut bytes = head.into_bytes();
         bytes.extend_from_slice(&self.body);
         bytes
@@ -178,7 +192,8 @@ mod tests {
             assert_eq!(parse(&text[..length]), Parsed::Incomplete, "{length}");
         }
         let Parsed::Request(request, length) = parse(text) else { panic!("no request") };
-        assert_eq!((request.method.as_str(), request.path.as_str(), request.keep), ("PUT", "/api/v4/jobs/7", true));
+        assert_eq!((request.method.as_str(), request.path.as_str()), ("PUT", "/api/v4/jobs/7"));
+        assert_eq!(request.after_response, AfterResponse::KeepOpen);
         assert_eq!((request.header("RUNNER-TOKEN"), request.body.as_slice()), (Some("t"), &b"{\"a\""[..]));
         assert_eq!(&text[length..], b"rest");
     }
@@ -200,14 +215,15 @@ mod tests {
 
     #[test]
     fn keeps_a_connection_unless_the_client_closes_it() {
-        for (head, keep) in [
-            ("GET / HTTP/1.1\r\n\r\n", true),
-            ("GET / HTTP/1.0\r\n\r\n", false),
-            ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", false),
+        for (head, expected) in [
+            ("GET / HTTP/1.1\r\n\r\n", AfterResponse::KeepOpen),
+            ("GET / HTTP/1.0\r\n\r\n", AfterResponse::Close),
+            ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", AfterResponse::Close),
         ] {
-            assert!(matches!(parse(head.as_bytes()), Parsed::Request(request, _) if request.keep == keep), "{head}");
+            let Parsed::Request(request, _) = parse(head.as_bytes()) else { panic!("no request: {head}") };
+            assert_eq!(request.after_response, expected, "{head}");
         }
-        let text = ServerResponse::message(409, "too late").with("X-A", "b").encode(false);
+        let text = ServerResponse::message(409, "too late").with_header("X-A", "b").encode(AfterResponse::Close);
         let text = String::from_utf8(text).expect("the text must be UTF-8");
         assert!(
             text.starts_with("HTTP/1.1 409 Conflict\r\nX-A: b\r\n") && text.ends_with("{\"message\":\"too late\"}")

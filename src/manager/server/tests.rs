@@ -16,14 +16,14 @@ impl Handler for Recorder {
     fn handle(&self, request: ServerRequest, exchange: Exchange) {
         match request.path.as_str() {
             "/wait" => {
-                let ticket = exchange.wait();
+                let ticket = exchange.defer();
                 self.tickets.lock().expect("no thread may panic").send(ticket).expect("the receiver must exist");
             }
             path => exchange.respond(&ServerResponse::message(200, path)),
         }
     }
 
-    fn gone(&self, ticket: Ticket) {
+    fn handle_disconnect(&self, ticket: Ticket) {
         self.gone.lock().expect("no thread may panic").send(ticket).expect("the receiver must exist");
     }
 }
@@ -170,14 +170,18 @@ struct Slow {
 }
 
 impl Handler for Slow {
-    fn handle(&self, _: ServerRequest, exchange: Exchange) {
+    fn handle(&self, request: ServerRequest, exchange: Exchange) {
+        if request.path == "/wait" {
+            exchange.defer();
+            return self.requests.lock().expect("no thread may panic").send(()).expect("the receiver must exist");
+        }
         self.requests.lock().expect("no thread may panic").send(()).expect("the receiver must exist");
         self.sign.lock().expect("no thread may panic").recv().expect("the test must send a sign");
         exchange.respond(&ServerResponse::message(200, "accepted"));
         self.has_responded.store(true, Ordering::SeqCst);
     }
 
-    fn gone(&self, _: Ticket) {}
+    fn handle_disconnect(&self, _: Ticket) {}
 }
 
 /// A manager that drains exits as soon as an agent has accepted the last job. Without the response, that agent never
@@ -192,12 +196,16 @@ fn a_server_that_stops_sends_the_responses_of_requests_in_progress() {
     let address = listener.local_addr().expect("an address");
     let server = HttpServer::start(listener, None, weak).expect("start the server");
     let mut idle = TcpStream::connect(address).expect("connect to the server");
+    let mut waiting = TcpStream::connect(address).expect("connect to the server");
+    ask(&mut waiting, "/wait");
+    request.recv().expect("the long poll must arrive");
     let mut accepting = TcpStream::connect(address).expect("connect to the server");
     ask(&mut accepting, "/accept");
     request.recv().expect("the request must arrive");
 
-    let stopping = thread::spawn(move || drop(server));
+    let stopping = std::thread::spawn(move || drop(server));
     assert_eq!(idle.read(&mut [0]).expect("the server must close a connection without a request"), 0);
+    assert_eq!(waiting.read(&mut [0]).expect("the server must not wait for the end of a long poll"), 0);
     send_sign.send(()).expect("the handler must wait");
     stopping.join().expect("the server must stop");
 

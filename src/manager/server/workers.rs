@@ -11,9 +11,9 @@ use super::{Shared, Ticket};
 use crate::sync;
 
 /// The maximum number of threads: a slow client occupies one for a few seconds.
-const THREADS: usize = 64;
+const MAX_THREADS: usize = 64;
 /// The time after which an idle thread ends.
-const IDLE: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Enough for a TLS handshake.
 const STACK: usize = 256 * 1024;
 
@@ -29,7 +29,9 @@ impl ConnectionTask {
     fn run(self) {
         match self {
             Self::Serve { shared, number, connection } => shared.serve(number, connection),
-            Self::Respond { shared, ticket, connection, response } => shared.send(ticket, connection, &response),
+            Self::Respond { shared, ticket, connection, response } => {
+                shared.send_response(ticket, connection, &response)
+            }
         }
     }
 }
@@ -37,81 +39,82 @@ impl ConnectionTask {
 /// The worker threads and their queue.
 #[derive(Default)]
 pub struct Workers {
-    inner: Arc<Inner>,
+    queue: Arc<TaskQueue>,
 }
 
 #[derive(Default)]
-struct Inner {
-    state: Mutex<State>,
+struct TaskQueue {
+    state: Mutex<QueueState>,
     /// There is a task, or the threads must end.
-    work: Condvar,
-    /// A thread has ended.
-    ended: Condvar,
+    task_added: Condvar,
+    thread_ended: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct QueueState {
     tasks: VecDeque<ConnectionTask>,
     threads: usize,
-    idle: usize,
+    idle_threads: usize,
     stopped: bool,
 }
 
 impl Workers {
-    /// Queues a task.
+    /// Queues a task, and starts a thread for it if none is idle.
     pub fn put(&self, task: ConnectionTask) {
-        let mut state = self.inner.lock();
+        let mut state = self.queue.lock();
         if state.stopped {
             return;
         }
         state.tasks.push_back(task);
-        if state.tasks.len() <= state.idle || state.threads >= THREADS {
-            self.inner.work.notify_one();
+        if state.tasks.len() <= state.idle_threads || state.threads >= MAX_THREADS {
+            self.queue.task_added.notify_one();
             return;
         }
         state.threads += 1;
         drop(state);
-        let inner = Arc::clone(&self.inner);
-        if let Err(error) = sync::spawn("agent-request", STACK, move || inner.work()) {
+        let queue = Arc::clone(&self.queue);
+        if let Err(error) = sync::spawn("agent-request", STACK, move || queue.run_tasks()) {
             log::error!("cannot start a thread for agents error={error}");
-            self.inner.lock().threads -= 1;
+            self.queue.lock().threads -= 1;
+            self.queue.thread_ended.notify_all();
         }
     }
 
     /// Drops the queued tasks, and waits until the threads have finished their current ones, at most for `timeout`.
     pub fn stop(&self, timeout: Duration) {
-        let mut state = self.inner.lock();
+        let mut state = self.queue.lock();
         state.stopped = true;
         let tasks = std::mem::take(&mut state.tasks);
         drop(state);
         drop(tasks);
-        self.inner.work.notify_all();
-        drop(sync::wait_while(&self.inner.ended, self.inner.lock(), timeout, |state| state.threads > 0));
+        self.queue.task_added.notify_all();
+        drop(sync::wait_while(&self.queue.thread_ended, self.queue.lock(), timeout, |state| state.threads > 0));
     }
 }
 
-impl Inner {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl TaskQueue {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         sync::lock(&self.state)
     }
 
-    fn work(&self) {
-        while let Some(task) = self.next() {
+    fn run_tasks(&self) {
+        while let Some(task) = self.next_task() {
             // A panic in one request must not end the others.
             let _ = catch_unwind(AssertUnwindSafe(|| task.run()));
         }
     }
 
-    fn next(&self) -> Option<ConnectionTask> {
+    /// The next task; `None` if this thread must end.
+    fn next_task(&self) -> Option<ConnectionTask> {
         let mut state = self.lock();
-        state.idle += 1;
-        let is_idle = |state: &mut State| state.tasks.is_empty() && !state.stopped;
-        let mut state = sync::wait_while(&self.work, state, IDLE, is_idle);
-        state.idle -= 1;
+        state.idle_threads += 1;
+        let is_idle = |state: &mut QueueState| state.tasks.is_empty() && !state.stopped;
+        let mut state = sync::wait_while(&self.task_added, state, IDLE_TIMEOUT, is_idle);
+        state.idle_threads -= 1;
         let task = state.tasks.pop_front();
         if task.is_none() {
             state.threads -= 1;
-            self.ended.notify_all();
+            self.thread_ended.notify_all();
         }
         task
     }
