@@ -34,6 +34,7 @@ pub mod fuzzing;
 mod http;
 mod instance;
 mod job;
+mod job_id;
 mod journal;
 mod local;
 mod manager;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::FailureReason;
-pub use crate::payload::job_id::{JobHandle, JobId};
+pub use crate::job_id::{JobHandle, JobId};
 
 /// The state of a job for GitLab.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

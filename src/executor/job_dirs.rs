@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::user::as_job;
 use super::{Executor, roots};
 use crate::failure::JobError;
+use crate::job_id::JobId;
 use crate::payload::Payload;
-use crate::payload::job_id::JobId;
 use crate::shim::spec::User;
 use crate::sys;
 

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{Progress, SlotDirectory};
-use crate::payload::job_id::JobId;
+use crate::job_id::JobId;
 
 /// Returns how many bytes of the log GitLab has.
 type Acknowledged = Box<dyn Fn() -> u64 + Send>;

@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
-use super::job_id::{self, JobId};
 use super::lenient;
+use crate::job_id::JobId;
 
 /// Files to upload to GitLab.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -49,7 +49,7 @@ pub struct Cache {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Dependency {
-    #[serde(deserialize_with = "job_id::decode_id")]
+    #[serde(deserialize_with = "lenient::job_id")]
     pub id: JobId,
     #[serde(deserialize_with = "lenient::text")]
     pub name: String,

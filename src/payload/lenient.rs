@@ -5,6 +5,8 @@ use std::fmt;
 use serde::de::{Error, IgnoredAny, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::job_id::JobId;
+
 /// Decodes null as the default value.
 pub fn value<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
@@ -49,6 +51,13 @@ pub fn exact<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error
         Scalar::Text(text) => text.trim().parse().map_err(|_| D::Error::custom("text that is not a number")),
         Scalar::Switch(_) => Err(D::Error::custom("a boolean instead of a number")),
     }
+}
+
+/// Decodes the id in a payload: a positive integer, or text that contains one. Anything else that is an integer gives an
+/// empty id.
+pub fn job_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobId, D::Error> {
+    let number = exact(deserializer)?;
+    Ok(if number > 0 { number.into() } else { JobId::default() })
 }
 
 /// Converts a float to an integer if it represents that integer exactly.

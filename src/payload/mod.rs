@@ -5,7 +5,6 @@ pub mod expand;
 pub mod files;
 pub mod image;
 pub mod input;
-pub mod job_id;
 pub mod lenient;
 mod salvage;
 #[cfg(test)]
@@ -19,9 +18,9 @@ use serde::{Deserialize, Serialize};
 pub use self::files::{Artifact, Cache, Dependency};
 pub use self::image::Image;
 use self::input::Input;
-use self::job_id::{JobHandle, JobId};
 use self::salvage::salvage;
 use crate::decode;
+use crate::job_id::{JobHandle, JobId};
 use crate::token::Token;
 
 /// The timeout in seconds if the server sends none.
@@ -31,7 +30,7 @@ const DEFAULT_TIMEOUT: u64 = 7200;
 #[derive(Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Payload {
-    #[serde(deserialize_with = "job_id::decode_id")]
+    #[serde(deserialize_with = "lenient::job_id")]
     pub id: JobId,
     #[serde(deserialize_with = "lenient::text")]
     pub token: String,

@@ -1,9 +1,9 @@
 //! Extracts id and token from a broken or incomplete payload: enough to report the job as failed. Otherwise the job
 //! would hang for an hour.
 
-use super::job_id::{JobHandle, JobId};
 use super::lenient;
 use crate::decode;
+use crate::job_id::{JobHandle, JobId};
 use crate::token::Token;
 
 /// Reads only the top level: a dependency also has an id and a token, and must not be failed.

@@ -14,10 +14,10 @@ use crate::job::context::{RunnerContext, job_name};
 use crate::job::control::JobControl;
 use crate::job::fail_job;
 use crate::job::run::{self, JobOutcome};
+use crate::job_id::JobId;
 use crate::journal::{OfferState, Predecessor, Record, SlotDirectory};
 use crate::monitor::metrics;
 use crate::payload::Payload;
-use crate::payload::job_id::JobId;
 use crate::sync;
 
 /// The stack size of a job's thread in bytes: large enough to parse large payloads.

@@ -17,7 +17,7 @@ use crate::archive::{ArchiveFormat, CompressionLevel};
 use crate::http::is_same_server;
 use crate::http::tls::TlsFiles;
 use crate::job::transfer::ProjectDir;
-use crate::payload::job_id::JobId;
+use crate::job_id::JobId;
 
 pub use download::run as download;
 pub use plan::{ArtifactSettings, ScriptOutcome, download_plan, level, upload_plan};

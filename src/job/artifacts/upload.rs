@@ -18,7 +18,7 @@ use crate::http::{Failure, HttpError, Incoming, Method, Outgoing, RetryBudget, T
 use crate::job::transfer::{
     ARTIFACT_RETRY_TIMEOUT, Meter, bytes, error, fatal, heading, notes, wait_before_retry, warning,
 };
-use crate::payload::job_id::JobId;
+use crate::job_id::JobId;
 use crate::random;
 use crate::token::Token;
 

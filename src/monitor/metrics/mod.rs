@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 
 pub use self::page::write;
 use super::text::Histogram;
-use crate::payload::job_id::JobId;
+use crate::job_id::JobId;
 use crate::sync;
 use crate::sys::BootTime;
 

@@ -2,13 +2,12 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
-use super::lenient;
 use crate::token::Token;
 
 /// A job's id as it appears in the path of its requests. It is text, so that a job with an id beyond any integer type
-/// can still be reported as failed. Only the id of a payload that has none is empty; [`super::decode`] rejects it.
+/// can still be reported as failed. Only the id of a payload that has none is empty; the decoder of payloads rejects it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(String);
@@ -39,13 +38,6 @@ impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// Decodes the id in a payload: a positive integer, or text that contains one. Anything else that is an integer gives an
-/// empty id.
-pub fn decode_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobId, D::Error> {
-    let number = lenient::exact(deserializer)?;
-    Ok(if number > 0 { number.into() } else { JobId::default() })
 }
 
 /// Identifies a job in all later requests.
