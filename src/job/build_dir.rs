@@ -15,7 +15,7 @@ use crate::executor::user::{self, as_job};
 use crate::shim::spec::User;
 
 /// The maximum depth of directories that are measured. Deeper files are not counted.
-const DEEPEST: usize = 64;
+const MAX_DEPTH: usize = 64;
 
 /// A directory that is removed as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -88,7 +88,7 @@ fn size_of(directory: OwnedFd, depth: usize) -> u64 {
         let Ok(stat) = fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
         bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
         let is_directory = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFDIR;
-        if is_directory && depth < DEEPEST {
+        if is_directory && depth < MAX_DEPTH {
             bytes += open_directory(&directory, name).map_or(0, |below| size_of(below, depth + 1));
         }
     }

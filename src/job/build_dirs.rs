@@ -47,15 +47,18 @@ struct Removed {
 /// The build directories of this machine.
 pub struct BuildDirs {
     state: PathBuf,
-    inner: Mutex<Inner>,
+    table: Mutex<DirTable>,
     changed: Condvar,
 }
 
+/// All that the agent knows of the build directories.
 #[derive(Default)]
-struct Inner {
-    known: BTreeMap<BuildDir, Usage>,
+struct DirTable {
+    /// The last use of each recorded directory.
+    recorded: BTreeMap<BuildDir, Usage>,
     /// The number of jobs in each directory.
     in_use: BTreeMap<BuildDir, u32>,
+    /// The directory that is being removed.
     removing: Option<BuildDir>,
     /// The limits below each root, and how directories there are removed.
     limits: BTreeMap<PathBuf, (StorageLimits, Remove)>,
@@ -75,10 +78,10 @@ impl BuildDirs {
     /// Loads the record from the state directory.
     pub fn load(state: &Path) -> Arc<Self> {
         let read = fs::read(state.join(FILE)).ok().and_then(|text| decode::json::<Vec<(BuildDir, Usage)>>(&text).ok());
-        let known = crate::ordered::map(read.unwrap_or_default());
+        let recorded = crate::ordered::map(read.unwrap_or_default());
         Arc::new(Self {
             state: state.to_owned(),
-            inner: Mutex::new(Inner { known, ..Inner::default() }),
+            table: Mutex::new(DirTable { recorded, ..DirTable::default() }),
             changed: Condvar::new(),
         })
     }
@@ -105,13 +108,13 @@ impl BuildDirs {
     /// Marks a directory as used by a job until the result is dropped. If the directory is being removed, waits for the
     /// end of the removal.
     pub fn claim(self: &Arc<Self>, dir: BuildDir) -> BuildDirInUse {
-        let mut inner = self.lock();
-        while inner.removing.as_ref() == Some(&dir) {
-            inner = sync::wait(&self.changed, inner);
+        let mut table = self.lock();
+        while table.removing.as_ref() == Some(&dir) {
+            table = sync::wait(&self.changed, table);
         }
-        *inner.in_use.entry(dir.clone()).or_default() += 1;
-        inner.known.insert(dir.clone(), Usage { used: sys::unix_now(), bytes: None });
-        self.save(&inner);
+        *table.in_use.entry(dir.clone()).or_default() += 1;
+        table.recorded.insert(dir.clone(), Usage { used: sys::unix_now(), bytes: None });
+        self.save(&table);
         BuildDirInUse { dirs: Arc::clone(self), dir }
     }
 
@@ -128,22 +131,22 @@ impl BuildDirs {
     /// Adds the directories below a root to the record that are not in it, once for each root.
     fn find_existing(&self, root: &Path) {
         let layouts = {
-            let mut inner = self.lock();
-            if !inner.searched.insert(root.to_owned()) {
+            let mut table = self.lock();
+            if !table.searched.insert(root.to_owned()) {
                 return;
             }
-            inner.layouts.get(root).cloned().unwrap_or_default()
+            table.layouts.get(root).cloned().unwrap_or_default()
         };
         let found: Vec<_> = layouts.iter().flat_map(|layout| existing_builds::find(root, layout)).collect();
-        let mut inner = self.lock();
-        let before = inner.known.len();
+        let mut table = self.lock();
+        let before = table.recorded.len();
         for (dir, changed) in found {
-            inner.known.entry(dir).or_insert(Usage { used: changed.min(sys::unix_now()), bytes: None });
+            table.recorded.entry(dir).or_insert(Usage { used: changed.min(sys::unix_now()), bytes: None });
         }
-        let count = inner.known.len() - before;
+        let count = table.recorded.len() - before;
         if count > 0 {
             log::info!("unrecorded build directories found path={} count={count}", root.display());
-            self.save(&inner);
+            self.save(&table);
         }
     }
 
@@ -158,11 +161,11 @@ impl BuildDirs {
         }
         while let Some((dir, bytes)) = self.next_to_remove(root, limits) {
             let outcome = remove(&dir);
-            let mut inner = self.lock();
-            inner.removing = None;
-            inner.known.remove(&dir);
-            self.save(&inner);
-            drop(inner);
+            let mut table = self.lock();
+            table.removing = None;
+            table.recorded.remove(&dir);
+            self.save(&table);
+            drop(table);
             self.changed.notify_all();
             match outcome {
                 Ok(()) => {
@@ -181,7 +184,7 @@ impl BuildDirs {
 
     /// The total size of the measured directories below `root`.
     fn bytes(&self, root: &Path) -> u64 {
-        self.lock().known.iter().filter(|(dir, _)| dir.root == root).filter_map(|(_, usage)| usage.bytes).sum()
+        self.lock().recorded.iter().filter(|(dir, _)| dir.root == root).filter_map(|(_, usage)| usage.bytes).sum()
     }
 
     /// Measures the directories that were used since their last measurement, without holding the lock meanwhile. If a
@@ -190,11 +193,11 @@ impl BuildDirs {
     fn measure(&self, root: &Path) {
         let is_due = |(dir, usage): &(&BuildDir, &Usage)| dir.root == root && usage.bytes.is_none();
         let due: Vec<(BuildDir, u64)> =
-            self.lock().known.iter().filter(is_due).map(|(dir, usage)| (dir.clone(), usage.used)).collect();
+            self.lock().recorded.iter().filter(is_due).map(|(dir, usage)| (dir.clone(), usage.used)).collect();
         for (dir, used) in due {
             let bytes = dir.measure();
-            let mut inner = self.lock();
-            if let Some(usage) = inner.known.get_mut(&dir).filter(|usage| usage.used == used) {
+            let mut table = self.lock();
+            if let Some(usage) = table.recorded.get_mut(&dir).filter(|usage| usage.used == used) {
                 usage.bytes = Some(bytes);
             }
         }
@@ -203,8 +206,8 @@ impl BuildDirs {
 
     /// The least recently used directory that exceeds a limit and that no job uses. Marks it as being removed.
     fn next_to_remove(&self, root: &Path, limits: StorageLimits) -> Option<(BuildDir, u64)> {
-        let mut inner = self.lock();
-        let mut here: Vec<(&BuildDir, &Usage)> = inner.known.iter().filter(|(dir, _)| dir.root == root).collect();
+        let mut table = self.lock();
+        let mut here: Vec<(&BuildDir, &Usage)> = table.recorded.iter().filter(|(dir, _)| dir.root == root).collect();
         here.sort_unstable_by_key(|(_, usage)| usage.used);
         let total: u64 = here.iter().filter_map(|(_, usage)| usage.bytes).sum();
         let is_too_old =
@@ -212,14 +215,14 @@ impl BuildDirs {
         let is_too_much = limits.size.is_some_and(|size| total > size);
         let (dir, usage) = here
             .into_iter()
-            .find(|(dir, usage)| !inner.in_use.contains_key(*dir) && (is_too_much || is_too_old(usage)))?;
+            .find(|(dir, usage)| !table.in_use.contains_key(*dir) && (is_too_much || is_too_old(usage)))?;
         let (dir, bytes) = (dir.clone(), usage.bytes.unwrap_or(0));
-        inner.removing = Some(dir.clone());
+        table.removing = Some(dir.clone());
         Some((dir, bytes))
     }
 
-    fn save(&self, inner: &Inner) {
-        let all: Vec<(&BuildDir, &Usage)> = inner.known.iter().collect();
+    fn save(&self, table: &DirTable) {
+        let all: Vec<(&BuildDir, &Usage)> = table.recorded.iter().collect();
         let path = self.state.join(FILE);
         let written = serde_json::to_vec(&all).map_err(io::Error::other);
         // If the record cannot be written, the agent forgets the directories after a restart and keeps them.
@@ -228,22 +231,22 @@ impl BuildDirs {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        sync::lock(&self.inner)
+    fn lock(&self) -> MutexGuard<'_, DirTable> {
+        sync::lock(&self.table)
     }
 }
 
 impl Drop for BuildDirInUse {
     fn drop(&mut self) {
-        let mut inner = self.dirs.lock();
-        if let Some(jobs) = inner.in_use.get_mut(&self.dir) {
+        let mut table = self.dirs.lock();
+        if let Some(jobs) = table.in_use.get_mut(&self.dir) {
             *jobs -= 1;
             if *jobs == 0 {
-                inner.in_use.remove(&self.dir);
+                table.in_use.remove(&self.dir);
             }
         }
-        inner.known.insert(self.dir.clone(), Usage { used: sys::unix_now(), bytes: None });
-        self.dirs.save(&inner);
+        table.recorded.insert(self.dir.clone(), Usage { used: sys::unix_now(), bytes: None });
+        self.dirs.save(&table);
     }
 }
 
@@ -269,7 +272,7 @@ mod tests {
         fs::create_dir_all(root.join(format!("a/{name}.tmp"))).expect("create the directory");
         fs::write(dir.path().join("deep/deeper/file"), vec![1; 64 << 10]).expect("write the file");
         drop(dirs.claim(dir.clone()));
-        dirs.lock().known.get_mut(&dir).expect("the directory must be known").used = sys::unix_now() - ago;
+        dirs.lock().recorded.get_mut(&dir).expect("the directory must be recorded").used = sys::unix_now() - ago;
         dir
     }
 

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::settings::format_duration;
 use crate::config::Runner;
 use crate::failure::{FailureReason, JobError};
 use crate::payload::Payload;
@@ -103,9 +102,9 @@ impl Deadlines {
         self.limit(DeadlineScope::Stage, deadline, "after_script", self.after_script)
     }
 
-    fn limit(&self, ends: DeadlineScope, deadline: BootTime, what: &str, timeout: Duration) -> StepDeadline {
+    fn limit(&self, scope: DeadlineScope, deadline: BootTime, what: &str, timeout: Duration) -> StepDeadline {
         StepDeadline {
-            scope: ends,
+            scope,
             deadline: self.job_deadline().min(deadline),
             error: timed_out(format!("{what} timeout: exceeded timeout of {}", format_duration(timeout))),
         }
@@ -114,6 +113,17 @@ impl Deadlines {
 
 fn timed_out(message: String) -> JobError {
     JobError::new(FailureReason::JobExecutionTimeout, message)
+}
+
+/// A duration in Go's syntax: `1h30m0s`.
+pub fn format_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, _) => format!("{minutes}m{seconds}s"),
+        _ => format!("{hours}h{minutes}m{seconds}s"),
+    }
 }
 
 #[cfg(test)]

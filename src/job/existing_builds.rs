@@ -13,9 +13,9 @@ use super::build_dir::BuildDir;
 use crate::archive::root::{ArchiveRoot, FileKind};
 
 /// The maximum depth below a directory with a concurrent id: GitLab allows 20 nested groups.
-const DEPTH_MAX: usize = 24;
+const MAX_DEPTH: usize = 24;
 /// The maximum number of directories that are found below one root.
-const FOUND_MAX: usize = 10_000;
+const MAX_FOUND: usize = 10_000;
 
 /// Where the jobs of a runner have their build directories.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,13 +60,13 @@ fn find_of_shell(root: &Path, trusted: &Path, user: Option<&String>, found: &mut
             let names = directories(&opened, &directory);
             for name in names.iter().filter(|name| Path::new(name).extension() != Some(OsStr::new("tmp"))) {
                 let below = directory.join(name);
-                let temporary = beside(name);
+                let temporary = temporary_name(name);
                 // A directory is a project if a directory for its temporary files is beside it.
                 if names.contains(&temporary) {
                     let (root, trusted) = (root.to_owned(), trusted.to_owned());
                     let dir = BuildDir { root, trusted, below, user: user.cloned() };
                     add(&opened, dir, &directory.join(temporary), found);
-                } else if depth < DEPTH_MAX {
+                } else if depth < MAX_DEPTH {
                     waiting.push((below, depth + 1));
                 }
             }
@@ -76,7 +76,7 @@ fn find_of_shell(root: &Path, trusted: &Path, user: Option<&String>, found: &mut
 
 /// Adds a directory with the time at which the directory `changed` was last changed.
 fn add(opened: &ArchiveRoot, dir: BuildDir, changed: &Path, found: &mut Vec<(BuildDir, u64)>) {
-    if found.len() < FOUND_MAX
+    if found.len() < MAX_FOUND
         && let Ok(stat) = opened.stat(changed)
     {
         found.push((dir, u64::try_from(stat.st_mtime).unwrap_or(0)));
@@ -89,7 +89,8 @@ fn directories(opened: &ArchiveRoot, directory: &Path) -> BTreeSet<OsString> {
     entries.into_iter().filter(|(_, kind)| *kind == FileKind::Directory).map(|(name, _)| name).collect()
 }
 
-fn beside(name: &OsStr) -> OsString {
+/// The name of the directory beside a project for its temporary files.
+fn temporary_name(name: &OsStr) -> OsString {
     let mut temporary = name.to_owned();
     temporary.push(".tmp");
     temporary

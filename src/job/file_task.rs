@@ -14,23 +14,6 @@ use crate::executor::docker::{prepare, script};
 use crate::failure::JobError;
 use crate::shim::spec::{NetworkAccess, TaskResult};
 
-/// The host and port of a URL.
-fn host_and_port(url: &str) -> Option<(String, u16)> {
-    let origin = crate::http::origin(url);
-    let (scheme, authority) = origin.split_once("://").unwrap_or(("http", &origin));
-    let usual = match scheme {
-        "https" => 443,
-        "ssh" => 22,
-        _ => 80,
-    };
-    let (host, port) = match authority.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']')) {
-        Some((host, port)) => (host, port.parse().ok()?),
-        None => (authority, usual),
-    };
-    let host = host.trim_matches(['[', ']']);
-    (!host.is_empty()).then(|| (host.to_owned(), port))
-}
-
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum FileTask {
     /// Fetch the sources into the project directory.
@@ -125,15 +108,15 @@ impl FileTask {
 }
 
 /// Runs a serialised task. A panic in the agent's own code is not blamed on the job.
-pub fn run(plan: &str) -> TaskResult {
-    std::panic::catch_unwind(|| run_plan(plan)).unwrap_or_else(|_| {
+pub fn run(task: &str) -> TaskResult {
+    std::panic::catch_unwind(|| run_task(task)).unwrap_or_else(|_| {
         let why = "the agent's file task for this job panicked; report this as a bug of mayfly";
         result_with_report(Err(JobError::system(why)))
     })
 }
 
-fn run_plan(plan: &str) -> TaskResult {
-    let code = match decode::json(plan.as_bytes()) {
+fn run_task(task: &str) -> TaskResult {
+    let code = match decode::json(task.as_bytes()) {
         Ok(FileTask::Sources(plan)) => sources::run(&plan),
         Ok(FileTask::CleanUp(plan)) => sources::clean_up(&plan),
         Ok(FileTask::RestoreCache(plan)) => cache::restore(&plan),
@@ -146,8 +129,8 @@ fn run_plan(plan: &str) -> TaskResult {
         Ok(FileTask::PrepareContainer(plan)) => {
             return result_with_report(prepare::run(&plan).map(|made| Some(Box::new(made))));
         }
-        Ok(FileTask::EmptyDirectory(directory)) => code_of(sources::remove::empty(&directory)),
-        Ok(FileTask::RemoveBelow { root, below }) => code_of(sources::remove::remove_below(&root, &below)),
+        Ok(FileTask::EmptyDirectory(directory)) => removal_status(sources::remove::empty(&directory)),
+        Ok(FileTask::RemoveBelow { root, below }) => removal_status(sources::remove::remove_below(&root, &below)),
         Ok(FileTask::ContainerScript(plan)) => return result_with_report(script::run(&plan).map(|()| None)),
         Err(error) => {
             eprintln!("cannot read the task of this step: {error}");
@@ -158,7 +141,7 @@ fn run_plan(plan: &str) -> TaskResult {
 }
 
 /// The exit status of a removal.
-fn code_of(removed: io::Result<()>) -> i32 {
+fn removal_status(removed: io::Result<()>) -> i32 {
     match removed {
         Ok(()) => 0,
         Err(error) => {
@@ -181,6 +164,23 @@ fn result_with_report(outcome: Result<Option<Box<PreparedContainer>>, JobError>)
             TaskResult { code: 1, report: String::new() }
         }
     }
+}
+
+/// The host and port of a URL.
+fn host_and_port(url: &str) -> Option<(String, u16)> {
+    let origin = crate::http::origin(url);
+    let (scheme, authority) = origin.split_once("://").unwrap_or(("http", &origin));
+    let default_port = match scheme {
+        "https" => 443,
+        "ssh" => 22,
+        _ => 80,
+    };
+    let (host, port) = match authority.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']')) {
+        Some((host, port)) => (host, port.parse().ok()?),
+        None => (authority, default_port),
+    };
+    let host = host.trim_matches(['[', ']']);
+    (!host.is_empty()).then(|| (host.to_owned(), port))
 }
 
 #[cfg(test)]

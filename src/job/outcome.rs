@@ -56,7 +56,7 @@ pub fn apply_failure(progress: &mut Progress, job: &Job<'_>, stage: &Stage, erro
 
 /// A failed after_script does not fail the job, unless the job requests that and nothing failed before.
 fn ignores_after_script(progress: &Progress, job: &Job<'_>) -> bool {
-    let ignored = job.settings.variables.switch("AFTER_SCRIPT_IGNORE_ERRORS", true);
+    let ignored = job.settings.variables.boolean("AFTER_SCRIPT_IGNORE_ERRORS").unwrap_or(true);
     !progress.is_aborted() && (ignored || progress.failure.is_some())
 }
 

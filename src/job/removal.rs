@@ -23,11 +23,11 @@ use crate::sys::BootTime;
 use crate::trace::FilterSpec;
 
 /// The time limit for one directory. Only a faulty disk takes longer.
-const TIMEOUT: Duration = Duration::from_secs(3600);
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The time between SIGTERM and SIGKILL.
-const GRACE: Duration = Duration::from_secs(5);
+const KILL_GRACE: Duration = Duration::from_secs(5);
 /// The maximum length of an error message in bytes.
-const ERROR_MAX: u64 = 1000;
+const MAX_ERROR_SIZE: u64 = 1000;
 /// The directory for the files of the shim that removes. It is in memory, because the disk of the directory may be
 /// full.
 const RUNTIME: &str = "/run";
@@ -81,15 +81,22 @@ impl DirectoryRemoval {
     fn run(&self, task: &FileTask, directory: &Path, user: Option<User>) -> io::Result<()> {
         let parent = if Uid::effective().is_root() { PathBuf::from(RUNTIME) } else { std::env::temp_dir() };
         let name = format!("removal-{}-{}", std::process::id(), random::number());
-        let own = parent.join(format!("mayfly-{name}"));
-        DirBuilder::new().mode(0o700).create(&own)?;
-        let done = self.run_in(&own, name, task, directory, user);
-        let _ = fs::remove_dir_all(&own);
+        let shim_files = parent.join(format!("mayfly-{name}"));
+        DirBuilder::new().mode(0o700).create(&shim_files)?;
+        let done = self.run_in(&shim_files, name, task, directory, user);
+        let _ = fs::remove_dir_all(&shim_files);
         done
     }
 
-    /// Runs a task whose shim keeps its files in `own`.
-    fn run_in(&self, own: &Path, id: String, task: &FileTask, directory: &Path, user: Option<User>) -> io::Result<()> {
+    /// Runs a task whose shim keeps its files in the directory `shim_files`.
+    fn run_in(
+        &self,
+        shim_files: &Path,
+        id: String,
+        task: &FileTask,
+        directory: &Path,
+        user: Option<User>,
+    ) -> io::Result<()> {
         let (cgroups, rights) = match &user {
             Some(_) => (self.parents.step_groups(&id), Rights::User),
             None => {
@@ -99,13 +106,13 @@ impl DirectoryRemoval {
         };
         let task = task.to_text()?;
         let spec = StepSpec {
-            spool: own.join("log"),
-            status: own.join("status"),
-            filters: FilterSpec { limit: ERROR_MAX, ..FilterSpec::default() },
+            spool: shim_files.join("log"),
+            status: shim_files.join("status"),
+            filters: FilterSpec { limit: MAX_ERROR_SIZE, ..FilterSpec::default() },
             user,
             cgroups,
-            grace: GRACE,
-            deadline: Some(BootTime::now() + TIMEOUT),
+            grace: KILL_GRACE,
+            deadline: Some(BootTime::now() + REMOVAL_TIMEOUT),
             stop_with_pid: Some(std::process::id().cast_signed()),
             task: StepProgram::File { task, rights, output_fifos: None },
             id,
@@ -119,7 +126,7 @@ impl DirectoryRemoval {
             StepOutcome::Ended(StepStatus { end: StepEnd::NotStarted(why), .. }) => Err(io::Error::other(why)),
             outcome => {
                 let mut text = String::new();
-                let _ = File::open(&spec.spool).map(|log| log.take(ERROR_MAX).read_to_string(&mut text));
+                let _ = File::open(&spec.spool).map(|log| log.take(MAX_ERROR_SIZE).read_to_string(&mut text));
                 Err(io::Error::other(match (text.trim(), outcome) {
                     ("", outcome) => format!("the process that removes it ended early: {outcome:?}"),
                     (text, _) => text.to_owned(),

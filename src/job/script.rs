@@ -21,12 +21,37 @@ pub struct ScriptSettings {
     pub temporary: String,
     /// The working directory of the lines; `None` for the shell's initial directory.
     pub directory: Option<String>,
-    /// `CI_DEBUG_TRACE`: trace commands.
-    pub trace: bool,
-    /// Also check the status after each line (`FF_ENABLE_BASH_EXIT_CODE_CHECK`).
-    pub check_each_line: bool,
-    /// Put multi-line commands into their own sections (`FF_SCRIPT_SECTIONS`).
-    pub sections: bool,
+    pub trace: CommandTrace,
+    pub status_check: StatusCheck,
+    pub multi_line: MultiLineCommands,
+}
+
+/// Whether the shell prints each command before it runs (`CI_DEBUG_TRACE`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CommandTrace {
+    #[default]
+    Off,
+    On,
+}
+
+/// How a script stops after a failed line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StatusCheck {
+    /// The shell ends at the first failed command (`errexit`).
+    #[default]
+    ByShell,
+    /// The script also checks the status after each line (`FF_ENABLE_BASH_EXIT_CODE_CHECK`).
+    AfterEachLine,
+}
+
+/// How the log shows a command of several lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MultiLineCommands {
+    /// By its first line.
+    #[default]
+    FirstLine,
+    /// In a section of its own (`FF_SCRIPT_SECTIONS`).
+    Section,
 }
 
 /// Lines with a common origin.
@@ -50,7 +75,7 @@ pub struct AgentText {
 /// The text of a script.
 pub fn text(settings: &ScriptSettings, groups: &[LineGroup<'_>], own: &AgentText) -> String {
     let mut text = String::from("trap 'exit 1' TERM\n");
-    if settings.trace {
+    if settings.trace == CommandTrace::On {
         text.push_str("set -o xtrace\n");
     }
     // Bash supports `pipefail`, so the test in a subshell, which costs a process, is needed only for other shells.
@@ -86,7 +111,7 @@ fn export(settings: &ScriptSettings, text: &mut String) {
         return;
     }
     text.push_str("export");
-    let separator = if settings.trace { "\nexport " } else { " " };
+    let separator = if settings.trace == CommandTrace::On { "\nexport " } else { " " };
     for (index, (name, value)) in settings.exports.iter().enumerate() {
         text.push_str(if index == 0 { " " } else { separator });
         text.push_str(name);
@@ -155,7 +180,7 @@ fn body(settings: &ScriptSettings, groups: &[LineGroup<'_>]) -> String {
             echo(settings, group.origin, index, line.trim(), &mut body);
             body.push_str(line.trim());
             body.push('\n');
-            if settings.check_each_line {
+            if settings.status_check == StatusCheck::AfterEachLine {
                 body.push_str("mayfly_status=$?; if [ $mayfly_status -ne 0 ]; then exit $mayfly_status; fi\n");
             }
         }
@@ -169,7 +194,7 @@ fn echo(settings: &ScriptSettings, origin: &str, index: usize, line: &str, body:
     match line.split_once('\n') {
         None if line.is_empty() => body.push_str("echo\n"),
         None => body.push_str(&print(&format!("{GREEN}$ {line}{RESET}"))),
-        Some(_) if settings.sections => {
+        Some(_) if settings.multi_line == MultiLineCommands::Section => {
             let name = format!("section_{origin}_{index}");
             body.push_str(&format!(
                 "printf 'section_start:%s:{name}[hide_duration=true,collapsed=true]\\r%s\\n' \"$(date +%s)\" {}\n\
@@ -367,7 +392,7 @@ mod tests {
     #[test]
     fn puts_multi_line_commands_into_sections() {
         let (mut settings, lines, _directory) = case(&["echo a\necho b"]);
-        settings.sections = true;
+        settings.multi_line = MultiLineCommands::Section;
         let (output, _) = run("bash", &text(&settings, &lines, &AgentText::default()));
         assert!(
             output.contains(

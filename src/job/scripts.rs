@@ -2,7 +2,7 @@
 
 use super::context::Job;
 use super::flags;
-use super::script::{self, AgentText, LineGroup, ScriptSettings};
+use super::script::{self, AgentText, CommandTrace, LineGroup, MultiLineCommands, ScriptSettings, StatusCheck};
 use super::stage_result::StageResult;
 use super::steps::StepRunner;
 use super::stop_policy::StopPolicy;
@@ -56,9 +56,15 @@ pub fn script_task(
         files: settings.variables.files(),
         temporary: settings.dirs.as_seen_by_job(&settings.dirs.temporary).display().to_string(),
         directory,
-        trace: settings.debug,
-        check_each_line: settings.flags.is_on(flags::FF_ENABLE_BASH_EXIT_CODE_CHECK),
-        sections: settings.flags.is_on(flags::FF_SCRIPT_SECTIONS) && job.payload.features.trace_sections,
+        trace: if settings.debug { CommandTrace::On } else { CommandTrace::Off },
+        status_check: match settings.flags.is_on(flags::FF_ENABLE_BASH_EXIT_CODE_CHECK) {
+            true => StatusCheck::AfterEachLine,
+            false => StatusCheck::ByShell,
+        },
+        multi_line: match settings.flags.is_on(flags::FF_SCRIPT_SECTIONS) && job.payload.features.trace_sections {
+            true => MultiLineCommands::Section,
+            false => MultiLineCommands::FirstLine,
+        },
     };
     // With timestamps, each line shows its stream. Without timestamps, or if the shell's trace is in the output, the
     // exact order of the two streams matters more than their separation.

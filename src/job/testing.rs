@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 
 /// A recorded request.
 #[derive(Debug)]
-pub struct Asked {
+pub struct RecordedRequest {
     /// Method and path.
     pub line: String,
     /// Names in lower case, and values.
@@ -15,45 +15,45 @@ pub struct Asked {
     pub body: Vec<u8>,
 }
 
-impl Asked {
+impl RecordedRequest {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
 
 /// A prepared response.
-pub struct Answer {
+pub struct PreparedResponse {
     pub status: &'static str,
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
     /// Send this length in the header instead of the length of the body.
-    pub claimed: Option<usize>,
+    pub content_length: Option<usize>,
 }
 
-pub fn answer(status: &'static str, body: &[u8]) -> Answer {
-    Answer { status, headers: Vec::new(), body: body.to_vec(), claimed: None }
+pub fn response(status: &'static str, body: &[u8]) -> PreparedResponse {
+    PreparedResponse { status, headers: Vec::new(), body: body.to_vec(), content_length: None }
 }
 
 pub struct Server {
     pub url: String,
-    thread: JoinHandle<Vec<Asked>>,
+    thread: JoinHandle<Vec<RecordedRequest>>,
 }
 
 impl Server {
-    pub fn start(answers: Vec<Answer>) -> Self {
+    pub fn start(responses: Vec<PreparedResponse>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let thread = thread::spawn(move || answers.into_iter().map(|answer| serve(&listener, &answer)).collect());
+        let thread = thread::spawn(move || responses.into_iter().map(|response| serve(&listener, &response)).collect());
         Self { url, thread }
     }
 
     /// Waits until all responses were sent, and returns the requests.
-    pub fn asked(self) -> Vec<Asked> {
+    pub fn requests(self) -> Vec<RecordedRequest> {
         self.thread.join().unwrap()
     }
 }
 
-fn serve(listener: &TcpListener, answer: &Answer) -> Asked {
+fn serve(listener: &TcpListener, response: &PreparedResponse) -> RecordedRequest {
     let (mut stream, _) = listener.accept().unwrap();
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut line = String::new();
@@ -67,24 +67,24 @@ fn serve(listener: &TcpListener, answer: &Answer) -> Asked {
             None => break,
         }
     }
-    let mut asked = Asked { line: line.trim_end().to_owned(), headers, body: Vec::new() };
-    if asked.header("expect").is_some() {
+    let mut request = RecordedRequest { line: line.trim_end().to_owned(), headers, body: Vec::new() };
+    if request.header("expect").is_some() {
         stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap();
     }
-    asked.body = body(&asked, &mut reader);
-    let length = answer.claimed.unwrap_or(answer.body.len());
-    write!(stream, "HTTP/1.1 {}\r\nConnection: close\r\nContent-Length: {length}\r\n", answer.status).unwrap();
-    for (name, value) in &answer.headers {
+    request.body = body(&request, &mut reader);
+    let length = response.content_length.unwrap_or(response.body.len());
+    write!(stream, "HTTP/1.1 {}\r\nConnection: close\r\nContent-Length: {length}\r\n", response.status).unwrap();
+    for (name, value) in &response.headers {
         write!(stream, "{name}: {value}\r\n").unwrap();
     }
     stream.write_all(b"\r\n").unwrap();
-    stream.write_all(&answer.body).unwrap();
-    asked
+    stream.write_all(&response.body).unwrap();
+    request
 }
 
-fn body(asked: &Asked, reader: &mut impl BufRead) -> Vec<u8> {
+fn body(request: &RecordedRequest, reader: &mut impl BufRead) -> Vec<u8> {
     let mut body = Vec::new();
-    if asked.header("transfer-encoding") == Some("chunked") {
+    if request.header("transfer-encoding") == Some("chunked") {
         loop {
             let mut size = String::new();
             reader.read_line(&mut size).unwrap();
@@ -96,7 +96,7 @@ fn body(asked: &Asked, reader: &mut impl BufRead) -> Vec<u8> {
             body.extend_from_slice(&chunk[..size]);
         }
     }
-    let length = asked.header("content-length").map_or(0, |length| length.parse().unwrap());
+    let length = request.header("content-length").map_or(0, |length| length.parse().unwrap());
     reader.take(length).read_to_end(&mut body).unwrap();
     body
 }

@@ -11,13 +11,13 @@ pub struct Input {
     #[serde(deserialize_with = "lenient::text")]
     pub key: String,
     #[serde(deserialize_with = "lenient::value")]
-    pub value: Typed,
+    pub value: JobInputValue,
 }
 
 /// The typed value of an input.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct Typed {
+pub struct JobInputValue {
     #[serde(rename = "type", deserialize_with = "lenient::text")]
     pub kind: String,
     pub content: Value,
@@ -25,9 +25,9 @@ pub struct Typed {
     pub sensitive: bool,
 }
 
-impl Typed {
+impl JobInputValue {
     /// Whether the content has the declared type.
-    pub fn is_of_its_kind(&self) -> bool {
+    pub fn has_declared_type(&self) -> bool {
         match self.kind.as_str() {
             "string" => self.content.is_string(),
             "number" => self.content.is_number(),

@@ -47,7 +47,9 @@ pub fn exact<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error
     match Scalar::deserialize(deserializer)? {
         Scalar::Null => Ok(0),
         Scalar::Number(number) => Ok(number),
-        Scalar::Fraction(number) => whole(number).ok_or_else(|| D::Error::custom("a number that is not an integer")),
+        Scalar::Fraction(number) => {
+            exact_integer(number).ok_or_else(|| D::Error::custom("a number that is not an integer"))
+        }
         Scalar::Text(text) => text.trim().parse().map_err(|_| D::Error::custom("text that is not a number")),
         Scalar::Switch(_) => Err(D::Error::custom("a boolean instead of a number")),
     }
@@ -61,10 +63,10 @@ pub fn job_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobId, D::Er
 }
 
 /// Converts a float to an integer if it represents that integer exactly.
-pub fn whole(number: f64) -> Option<i64> {
+pub fn exact_integer(number: f64) -> Option<i64> {
     /// 2^53: above it, not every integer has a float representation.
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    (number.fract() == 0.0 && number.abs() < EXACT).then_some(number as i64)
+    const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
+    (number.fract() == 0.0 && number.abs() < MAX_EXACT).then_some(number as i64)
 }
 
 /// Decodes a non-negative number; anything else gives `None`.
@@ -95,7 +97,7 @@ pub fn boolean(text: &str) -> Option<bool> {
 }
 
 /// Decodes whether a value is present: null, false and empty values are not.
-pub fn is_there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+pub fn is_present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     let value = serde_json::Value::deserialize(deserializer)?;
     Ok(match value {
         serde_json::Value::Null | serde_json::Value::Bool(false) => false,

@@ -66,7 +66,7 @@ pub struct Payload {
     #[serde(deserialize_with = "lenient::list")]
     pub dependencies: Vec<Dependency>,
     /// Whether the job has `run` instead of `script`.
-    #[serde(deserialize_with = "lenient::is_there")]
+    #[serde(deserialize_with = "lenient::is_present")]
     pub run: bool,
     /// Variables whose values secret stores must provide.
     #[serde(deserialize_with = "lenient::value")]
@@ -233,8 +233,9 @@ pub fn decode(body: &[u8]) -> Result<Payload, Undecodable> {
 impl Payload {
     /// Whether the job is for a protected branch or tag. Older servers only set a variable or the name of a cache.
     pub fn is_protected(&self) -> bool {
-        let by_variable =
-            || self.variables.iter().any(|one| one.key == "CI_COMMIT_REF_PROTECTED" && one.value == "true");
+        let by_variable = || {
+            self.variables.iter().any(|variable| variable.key == "CI_COMMIT_REF_PROTECTED" && variable.value == "true")
+        };
         self.git_info.protected || by_variable() || self.cache.iter().any(|cache| cache.key.ends_with("-protected"))
     }
 

@@ -35,13 +35,13 @@ impl<'a> Scan<'a> {
                 b'{' | b'[' => self.depth += 1,
                 b'}' | b']' => self.depth = self.depth.saturating_sub(1),
                 b'"' => {
-                    let word = self.word()?;
+                    let quoted = self.quoted()?;
                     self.skip_blanks();
                     if self.depth == 1 && self.text.get(self.at) == Some(&b':') {
                         self.at += 1;
                         self.skip_blanks();
                         // An unreadable key is not one of the searched keys.
-                        return Some(decode::json(word).unwrap_or_default());
+                        return Some(decode::json(quoted).unwrap_or_default());
                     }
                     continue;
                 }
@@ -52,7 +52,7 @@ impl<'a> Scan<'a> {
     }
 
     /// A quoted string at the current position; `None` if it has no end.
-    fn word(&mut self) -> Option<&'a [u8]> {
+    fn quoted(&mut self) -> Option<&'a [u8]> {
         let start = self.at;
         self.at += 1;
         loop {
@@ -68,7 +68,7 @@ impl<'a> Scan<'a> {
 
     fn string(&mut self) -> Option<String> {
         let text: String = match self.text.get(self.at)? {
-            b'"' => decode::json(self.word()?).ok()?,
+            b'"' => decode::json(self.quoted()?).ok()?,
             _ => return None,
         };
         (!text.is_empty()).then_some(text)
@@ -81,11 +81,11 @@ impl<'a> Scan<'a> {
             return JobId::parse(self.string()?.trim());
         }
         let rest = self.text.get(self.at..)?;
-        let of_number = |byte: &u8| byte.is_ascii_digit() || matches!(byte, b'+' | b'-' | b'.' | b'e' | b'E');
-        let text = std::str::from_utf8(&rest[..rest.iter().position(|byte| !of_number(byte))?]).ok()?;
+        let is_part_of_number = |byte: &u8| byte.is_ascii_digit() || matches!(byte, b'+' | b'-' | b'.' | b'e' | b'E');
+        let text = std::str::from_utf8(&rest[..rest.iter().position(|byte| !is_part_of_number(byte))?]).ok()?;
         match text.bytes().all(|byte| byte.is_ascii_digit()) {
             true => JobId::parse(text.trim_start_matches('0')),
-            false => lenient::whole(text.parse().ok()?).filter(|id| *id > 0).map(JobId::from),
+            false => lenient::exact_integer(text.parse().ok()?).filter(|id| *id > 0).map(JobId::from),
         }
     }
 

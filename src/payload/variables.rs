@@ -59,9 +59,9 @@ impl Variables {
         expand(text, &|name| self.reference(name))
     }
 
-    /// The value as a boolean; `default` if it is not set or not a boolean.
-    pub fn switch(&self, key: &str, default: bool) -> bool {
-        self.value(key).and_then(|text| boolean(&text)).unwrap_or(default)
+    /// The value as a boolean; `None` if it is not set or not a boolean.
+    pub fn boolean(&self, key: &str) -> Option<bool> {
+        self.value(key).and_then(|text| boolean(&text))
     }
 
     /// The number of attempts of a stage: 1 to 10.
@@ -81,12 +81,12 @@ impl Variables {
 
     /// The variables to export in a script, each name once, in order; for files, their paths.
     pub fn exports(&self) -> Vec<(String, String)> {
-        self.counting().map(|variable| self.export(variable)).collect()
+        self.effective().map(|variable| self.export(variable)).collect()
     }
 
     /// The exports without non-public variables, for services of the job.
     pub fn public_exports(&self) -> Vec<(String, String)> {
-        self.counting().filter(|variable| variable.public).map(|variable| self.export(variable)).collect()
+        self.effective().filter(|variable| variable.public).map(|variable| self.export(variable)).collect()
     }
 
     fn export(&self, variable: &Variable) -> (String, String) {
@@ -99,18 +99,18 @@ impl Variables {
         if !self.list.iter().any(|variable| variable.file) {
             return Vec::new();
         }
-        let files = self.counting().filter(|variable| variable.file);
+        let files = self.effective().filter(|variable| variable.file);
         files.map(|variable| (variable.key.clone(), self.expanded(variable))).collect()
     }
 
     /// The last variable of each name, if a shell can export the name.
-    fn counting(&self) -> impl Iterator<Item = &Variable> {
+    fn effective(&self) -> impl Iterator<Item = &Variable> {
         let mut last = std::collections::HashMap::new();
         for (index, variable) in self.list.iter().enumerate() {
             last.insert(variable.key.as_str(), index);
         }
-        let counts = move |(index, variable): &(usize, &Variable)| last.get(variable.key.as_str()) == Some(index);
-        self.list.iter().enumerate().filter(counts).map(|(_, variable)| variable).filter(|v| is_usable(&v.key))
+        let is_last = move |(index, variable): &(usize, &Variable)| last.get(variable.key.as_str()) == Some(index);
+        self.list.iter().enumerate().filter(is_last).map(|(_, variable)| variable).filter(|v| is_usable(&v.key))
     }
 
     /// Names that no shell can export, for a warning.

@@ -23,7 +23,7 @@ use super::groups;
 use super::spec::{StepEnd, StepSpec, StepStatus, Stop};
 use crate::decode;
 use crate::sys::{self, BootTime};
-use crate::trace::{Claim, Filter, Masks, Output, Spool};
+use crate::trace::{Filter, Masks, Output, Spool, TextKind};
 
 /// Maximum size of a report.
 const REPORT_MAX: u64 = 1 << 20;
@@ -234,7 +234,7 @@ impl<'a> Supervisor<'a> {
             }
             Err(_) => return false,
         }
-        let _ = self.spool.append(&self.lines, Claim::Output);
+        let _ = self.spool.append(&self.lines, TextKind::Output);
         matches!(read, Ok(1..))
     }
 
@@ -243,7 +243,7 @@ impl<'a> Supervisor<'a> {
         for filter in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
             self.lines.clear();
             filter.flush(&mut self.lines);
-            let _ = self.spool.append(&self.lines, Claim::Output);
+            let _ = self.spool.append(&self.lines, TextKind::Output);
         }
     }
 
@@ -262,7 +262,7 @@ impl<'a> Supervisor<'a> {
             let mut filter = filter;
             self.lines.clear();
             filter.finish(&mut self.lines);
-            let _ = self.spool.append(&self.lines, Claim::Output);
+            let _ = self.spool.append(&self.lines, TextKind::Output);
         }
     }
 

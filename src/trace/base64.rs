@@ -9,9 +9,9 @@ pub fn forms(value: &[u8]) -> Vec<Vec<u8>> {
     let mut forms = Vec::new();
     for before in 0..3 {
         let form = encode(value, before);
-        let of_urls: Vec<u8> = form.iter().map(|letter| url_letter(*letter)).collect();
-        if of_urls != form {
-            forms.push(of_urls);
+        let url_safe: Vec<u8> = form.iter().map(|letter| url_letter(*letter)).collect();
+        if url_safe != form {
+            forms.push(url_safe);
         }
         forms.push(form);
     }

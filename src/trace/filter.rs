@@ -86,7 +86,7 @@ impl Utf8 {
             self.mended.push_str(chunk.valid());
             let bad = chunk.invalid();
             let incomplete =
-                chunks.peek().is_none() && std::str::from_utf8(bad).is_err_and(|it| it.error_len().is_none());
+                chunks.peek().is_none() && std::str::from_utf8(bad).is_err_and(|error| error.error_len().is_none());
             if incomplete {
                 self.begun.extend_from_slice(bad);
             } else if !bad.is_empty() {

@@ -73,8 +73,9 @@ impl Ledger {
 
     /// Allocates the disk block of a new ledger: when the ledger has to record a loss, the disk may be full.
     pub fn reserve(&self) {
-        let made = self.file.as_ref().and_then(|file| file.metadata().ok()).is_some_and(|it| it.len() == 0);
-        if made {
+        let is_new =
+            self.file.as_ref().and_then(|file| file.metadata().ok()).is_some_and(|metadata| metadata.len() == 0);
+        if is_new {
             self.write(Losses::default());
         }
     }

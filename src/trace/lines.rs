@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::colours::{CLEAR, CYAN, GREEN, RED, RESET, YELLOW};
 use super::filter::Filter;
-use super::spool::{Claim, Spool};
+use super::spool::{Spool, TextKind};
 use super::stamp::Output;
 use super::{FilterSpec, Masks};
 use crate::sys;
@@ -46,12 +46,12 @@ impl Trace {
 
     /// A yellow line: something is not as the job requested, but the job continues.
     pub fn warning(&self, text: &str) {
-        self.write(&format!("{YELLOW}WARNING: {text}{RESET}\n"), Claim::Result);
+        self.write(&format!("{YELLOW}WARNING: {text}{RESET}\n"), TextKind::Result);
     }
 
     /// A line of output of a service.
     pub fn service(&self, text: &str) {
-        self.write_as(SERVICES, &format!("{text}\n"), Claim::Output);
+        self.write_as(SERVICES, &format!("{text}\n"), TextKind::Output);
     }
 
     /// Ends the previous section, and starts a section with its heading and first lines. The whole text is one atomic
@@ -60,7 +60,7 @@ impl Trace {
         let end = before.map(|name| self.marker("section_end", name)).unwrap_or_default();
         let start = self.marker("section_start", section);
         let lines: String = lines.iter().map(|line| format!("{CLEAR}{line}{RESET}\n")).collect();
-        self.write(&format!("{end}{start}{CLEAR}{CYAN}{heading}{RESET}{RESET}\n{lines}"), Claim::Output);
+        self.write(&format!("{end}{start}{CLEAR}{CYAN}{heading}{RESET}{RESET}\n{lines}"), TextKind::Output);
     }
 
     /// Ends the last section and writes the result of the job, as one atomic append that is never dropped.
@@ -76,14 +76,14 @@ impl Trace {
             ResultLine::Success(text) => format!("{GREEN}{text}{RESET}\n"),
             ResultLine::Failure(text) => format!("{RED}ERROR: {text}{RESET}\n"),
         };
-        self.write(&format!("{end}{dropped}{line}"), Claim::Result);
+        self.write(&format!("{end}{dropped}{line}"), TextKind::Result);
     }
 
     /// Several plain lines, followed by warnings, as one atomic append.
     pub fn header(&self, lines: &[String], warnings: &[String]) {
         let lines = lines.iter().map(|line| format!("{CLEAR}{line}{RESET}\n"));
         let warnings = warnings.iter().map(|text| format!("{YELLOW}WARNING: {text}{RESET}\n"));
-        self.write(&lines.chain(warnings).collect::<String>(), Claim::Output);
+        self.write(&lines.chain(warnings).collect::<String>(), TextKind::Output);
     }
 
     /// The number of bytes in the log.
@@ -99,16 +99,16 @@ impl Trace {
         format!("{word}:{now}:{name}\r{CLEAR}")
     }
 
-    fn write(&self, text: &str, claim: Claim) {
-        self.write_as(AGENT, text, claim);
+    fn write(&self, text: &str, kind: TextKind) {
+        self.write_as(AGENT, text, kind);
     }
 
-    fn write_as(&self, stream: u8, text: &str, claim: Claim) {
+    fn write_as(&self, stream: u8, text: &str, kind: TextKind) {
         let mut filter = Filter::new(&self.masks, &self.spec, stream, Output::Out);
         let mut out = Vec::new();
         filter.push(text.as_bytes(), &mut out);
         filter.finish(&mut out);
-        if let Err(error) = self.spool.append(&out, claim) {
+        if let Err(error) = self.spool.append(&out, kind) {
             log::error!("cannot write a line of a job's log error={error}");
         }
     }
@@ -143,7 +143,7 @@ mod tests {
         let path = directory.path().join("trace");
         let spec = FilterSpec { limit: 8, ..FilterSpec::default() };
         let trace = Trace::open(&path, &spec, SectionMarkers::Omitted).expect("open the file");
-        Spool::open(&path, 8).expect("open the file").append(b"1234567890", Claim::Output).expect("write all bytes");
+        Spool::open(&path, 8).expect("open the file").append(b"1234567890", TextKind::Output).expect("write all bytes");
         trace.write_result(None, &ResultLine::Failure("Job failed".to_owned()));
         let text = std::fs::read_to_string(&path).expect("read the file");
         let expected = "WARNING: 2 bytes of output exceeded the limit of the log and are lost\x1b[0;m\n\x1b[31;1mERROR: Job failed";

@@ -5,7 +5,7 @@
 //! secret is not emitted: the filter holds back exactly the tail that is a proper prefix of a pattern, until more text
 //! arrives or the stream ends.
 
-use super::patterns::{Found, Masks, TokenRun};
+use super::patterns::{Masks, PatternMatches, TokenRun};
 
 /// The replacement of a secret.
 const MASK: &[u8] = b"[MASKED]";
@@ -16,11 +16,13 @@ pub struct Masker<'a> {
     /// The tail that may be the start of a secret.
     held: Vec<u8>,
     /// The number of following bytes that belong to a value.
-    value: usize,
+    value_left: usize,
     /// Token prefixes in progress: the bytes to their end, and the kind of text that follows.
     prefixes: Vec<(usize, TokenRun)>,
-    token_runs: bool,
-    parameter_runs: bool,
+    /// Whether the next byte may belong to a token whose prefix was shown.
+    in_token: bool,
+    /// Whether the next byte may belong to the value of a URL parameter.
+    in_parameter: bool,
     last: LastByte,
 }
 
@@ -46,10 +48,10 @@ impl<'a> Masker<'a> {
         Self {
             masks,
             held: Vec::new(),
-            value: 0,
+            value_left: 0,
             prefixes: Vec::new(),
-            token_runs: false,
-            parameter_runs: false,
+            in_token: false,
+            in_parameter: false,
             last: LastByte::Shown,
         }
     }
@@ -103,11 +105,11 @@ impl<'a> Masker<'a> {
     }
 
     /// The first position, at or after `from`, where a pattern begins, or may begin if more text follows; else the end.
-    fn next_match(&self, text: &[u8], from: usize, stream: StreamState) -> (usize, Option<Found>) {
+    fn next_match(&self, text: &[u8], from: usize, stream: StreamState) -> (usize, Option<PatternMatches>) {
         let mut at = self.masks.next_candidate(text, from);
         while at < text.len() {
             let found = self.masks.find(&text[at..]);
-            if found.value > 0 || found.prefix.is_some() || !found.is_decided(stream) {
+            if found.value_length > 0 || found.prefix.is_some() || !found.is_decided(stream) {
                 return (at, Some(found));
             }
             at = self.masks.next_candidate(text, at + 1);
@@ -117,33 +119,33 @@ impl<'a> Masker<'a> {
 
     /// Whether the next byte belongs to a value, and no other match that began earlier covers it.
     fn is_in_value(&self) -> bool {
-        self.value > 0 && self.prefixes.is_empty() && !self.token_runs && !self.parameter_runs
+        self.value_left > 0 && self.prefixes.is_empty() && !self.in_token && !self.in_parameter
     }
 
     /// Hides the bytes of a value up to the first position where another pattern may begin; returns their number.
     fn pass_value(&mut self, text: &[u8], from: usize) -> usize {
-        let end = text.len().min(from + self.value + 1);
-        let passed = self.masks.next_candidate(&text[..end], from).min(from + self.value) - from;
+        let end = text.len().min(from + self.value_left + 1);
+        let passed = self.masks.next_candidate(&text[..end], from).min(from + self.value_left) - from;
         if passed > 0 {
-            self.value -= passed;
-            self.last = if self.value == 0 { LastByte::ValueEnded } else { LastByte::Hidden };
+            self.value_left -= passed;
+            self.last = if self.value_left == 0 { LastByte::ValueEnded } else { LastByte::Hidden };
         }
         passed
     }
 
     /// Whether no match that began earlier covers the next byte.
     fn is_idle(&self) -> bool {
-        self.value == 0 && self.prefixes.is_empty() && !self.token_runs && !self.parameter_runs
+        self.value_left == 0 && self.prefixes.is_empty() && !self.in_token && !self.in_parameter
     }
 
     /// Shows or hides one byte, at which `found` begins.
-    fn step(&mut self, byte: u8, found: &Found, out: &mut Vec<u8>) {
-        let adjacent = self.last == LastByte::ValueEnded && found.value > 0 && !found.continues;
-        self.value = self.value.max(found.value);
+    fn step(&mut self, byte: u8, found: &PatternMatches, out: &mut Vec<u8>) {
+        let adjacent = self.last == LastByte::ValueEnded && found.value_length > 0 && !found.continues;
+        self.value_left = self.value_left.max(found.value_length);
         self.advance_runs(byte);
         self.prefixes.extend(found.prefix.map(|(length, run)| (length - 1, run)));
-        let runs = self.token_runs || self.parameter_runs;
-        if self.value == 0 && !runs {
+        let runs = self.in_token || self.in_parameter;
+        if self.value_left == 0 && !runs {
             out.push(byte);
             self.last = LastByte::Shown;
             return;
@@ -151,8 +153,8 @@ impl<'a> Masker<'a> {
         if self.last == LastByte::Shown || adjacent {
             out.extend_from_slice(MASK);
         }
-        self.last = if self.value == 1 && !runs { LastByte::ValueEnded } else { LastByte::Hidden };
-        self.value = self.value.saturating_sub(1);
+        self.last = if self.value_left == 1 && !runs { LastByte::ValueEnded } else { LastByte::Hidden };
+        self.value_left = self.value_left.saturating_sub(1);
     }
 
     /// Starts the runs whose prefix has ended, and ends those that do not accept `byte`; a value does not interrupt a
@@ -160,20 +162,20 @@ impl<'a> Masker<'a> {
     fn advance_runs(&mut self, byte: u8) {
         self.prefixes.retain_mut(|(left, run)| {
             let begins = *left == 0;
-            self.token_runs |= begins && *run == TokenRun::Token;
-            self.parameter_runs |= begins && *run == TokenRun::Parameter;
+            self.in_token |= begins && *run == TokenRun::Token;
+            self.in_parameter |= begins && *run == TokenRun::Parameter;
             *left = left.saturating_sub(1);
             !begins
         });
-        self.token_runs &= self.value > 0 || TokenRun::Token.takes(byte);
-        self.parameter_runs &= self.value > 0 || TokenRun::Parameter.takes(byte);
+        self.in_token &= self.value_left > 0 || TokenRun::Token.accepts(byte);
+        self.in_parameter &= self.value_left > 0 || TokenRun::Parameter.accepts(byte);
     }
 }
 
-impl Found {
+impl PatternMatches {
     /// Whether more text cannot change the result.
     fn is_decided(&self, stream: StreamState) -> bool {
-        stream == StreamState::Ended || !self.open
+        stream == StreamState::Ended || !self.needs_more_text
     }
 }
 
@@ -299,7 +301,7 @@ mod tests {
                     text[at..].get(..prefix.len()).is_some_and(|it| it.eq_ignore_ascii_case(prefix.as_bytes()));
                 if begins {
                     let from = at + prefix.len();
-                    let length = (from..text.len()).take_while(|at| of_values[*at] || run.takes(text[*at])).count();
+                    let length = (from..text.len()).take_while(|at| of_values[*at] || run.accepts(text[*at])).count();
                     hidden[from..from + length].fill(true);
                 }
             }

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use filter::Filter;
 pub use lines::{ResultLine, SectionMarkers, Trace};
 pub use patterns::Masks;
-pub use spool::{Claim, Spool};
+pub use spool::{Spool, TextKind};
 pub use stamp::{Output, Stamper};
 pub use upload::{Delivery, UploadOptions, Uploader};
 

@@ -37,16 +37,16 @@ const URL_PARAMETERS: [&[u8]; 6] = [
 const URL_OPENERS: [u8; 2] = [b'?', b'&'];
 
 /// The shortest line, in bytes, of a multi-line secret that is masked as a line.
-const LINE_MIN: usize = 8;
+const MIN_LINE_LENGTH: usize = 8;
 
 /// The shortest value, in bytes, that is masked in Base64; a shorter one would hide unrelated text.
-const BASE64_MIN: usize = 8;
+const MIN_BASE64_LENGTH: usize = 8;
 /// The longest value that is masked in Base64: longer Base64 usually contains line breaks, and the patterns would cost
 /// memory.
-const BASE64_MAX: usize = 1024;
+const MAX_BASE64_LENGTH: usize = 1024;
 
 /// A longer value is searched for in pieces of this many bytes, which limits the text held back and compared.
-const PIECE: usize = 128;
+const MAX_PATTERN_LENGTH: usize = 128;
 
 /// The kind of a pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,7 +76,7 @@ pub(super) enum TokenRun {
 
 impl TokenRun {
     /// Whether `byte` continues the run.
-    pub(super) fn takes(self, byte: u8) -> bool {
+    pub(super) fn accepts(self, byte: u8) -> bool {
         match self {
             Self::Token => byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'=' | b'-'),
             Self::Parameter => !(byte.is_ascii_whitespace() || byte.is_ascii_control() || matches!(byte, b'?' | b'&')),
@@ -86,48 +86,49 @@ impl TokenRun {
 
 /// The patterns that begin at a position of the text.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct PatternMatches {
     /// The length of the longest value; 0 if no value matches.
-    pub(super) value: usize,
+    pub(super) value_length: usize,
     /// Whether the longest value continues one that ended directly before.
     pub(super) continues: bool,
     /// The length of the longest prefix, and the kind of text that follows.
     pub(super) prefix: Option<(usize, TokenRun)>,
     /// Whether more text is needed to decide if a (longer) pattern matches.
-    pub(super) open: bool,
+    pub(super) needs_more_text: bool,
 }
 
-impl Found {
-    fn whole(&mut self, pattern: &Pattern) {
+impl PatternMatches {
+    /// Adds a pattern that the text contains completely.
+    fn add_match(&mut self, pattern: &Pattern) {
         // Patterns are passed in order of increasing length.
         match pattern.kind {
             PatternKind::Value | PatternKind::Continuation => {
-                self.value = pattern.bytes.len();
+                self.value_length = pattern.bytes.len();
                 self.continues = pattern.kind == PatternKind::Continuation;
             }
             PatternKind::Token => self.prefix = Some((pattern.bytes.len(), TokenRun::Token)),
         }
     }
 
-    /// Compares `text` with `pattern`, its only remaining candidate.
-    fn last(&mut self, pattern: &Pattern, text: &[u8]) {
+    /// Compares `text` with `pattern`, the only remaining candidate.
+    fn compare_candidate(&mut self, pattern: &Pattern, text: &[u8]) {
         let common = text.len().min(pattern.bytes.len());
         if text[..common] == pattern.bytes[..common] {
             if common < pattern.bytes.len() {
-                self.open = true;
+                self.needs_more_text = true;
             } else {
-                self.whole(pattern);
+                self.add_match(pattern);
             }
         }
     }
 
     /// Compares `text`, which begins after a `?` or `&`, with the names of secret URL parameters.
-    fn parameter(&mut self, text: &[u8]) {
+    fn compare_parameters(&mut self, text: &[u8]) {
         for name in URL_PARAMETERS {
             let common = text.len().min(name.len());
             if text[..common].eq_ignore_ascii_case(&name[..common]) {
                 if common < name.len() {
-                    self.open = true;
+                    self.needs_more_text = true;
                 } else {
                     self.prefix = Some((1 + name.len(), TokenRun::Parameter));
                 }
@@ -152,12 +153,13 @@ impl Masks {
         let mut patterns = Vec::new();
         for value in values {
             let value = value.trim();
-            let lines = value.lines().map(str::trim).filter(|line| line.len() >= LINE_MIN && line.len() < value.len());
+            let lines =
+                value.lines().map(str::trim).filter(|line| line.len() >= MIN_LINE_LENGTH && line.len() < value.len());
             for text in std::iter::once(value).chain(lines).filter(|text| !text.is_empty()) {
                 add_value(&mut patterns, text.as_bytes());
                 quoted::forms(text).iter().for_each(|form| add_value(&mut patterns, form));
             }
-            if (BASE64_MIN..=BASE64_MAX).contains(&value.len()) {
+            if (MIN_BASE64_LENGTH..=MAX_BASE64_LENGTH).contains(&value.len()) {
                 base64::forms(value.as_bytes()).iter().for_each(|form| add_value(&mut patterns, form));
             }
         }
@@ -199,46 +201,46 @@ impl Masks {
     }
 
     /// The patterns that begin at the start of `text`.
-    pub(super) fn find(&self, text: &[u8]) -> Found {
-        let mut found = Found::default();
+    pub(super) fn find(&self, text: &[u8]) -> PatternMatches {
+        let mut found = PatternMatches::default();
         let Some(first) = text.first() else { return found };
         if URL_OPENERS.contains(first) {
-            found.parameter(&text[1..]);
+            found.compare_parameters(&text[1..]);
         }
         if text.get(1).is_some_and(|second| !self.pairs.has(*first, *second)) {
             return found;
         }
         let (low, high) = self.buckets[usize::from(*first)];
-        let mut fitting = &self.patterns[low as usize..high as usize];
+        let mut candidates = &self.patterns[low as usize..high as usize];
         // Patterns are sorted: all between the first and the last remaining one share the common prefix of these two.
         let mut depth = 1;
-        while let [shortest, .., last] = fitting {
+        while let [shortest, .., last] = candidates {
             let common = common_length(&shortest.bytes[depth..], &last.bytes[depth..]);
-            let there = common.min(text.len() - depth);
-            if text[depth..depth + there] != shortest.bytes[depth..depth + there] {
+            let available = common.min(text.len() - depth);
+            if text[depth..depth + available] != shortest.bytes[depth..depth + available] {
                 return found;
             }
-            depth += there;
-            if there < common {
-                found.open = true;
+            depth += available;
+            if available < common {
+                found.needs_more_text = true;
                 return found;
             }
             if shortest.bytes.len() == depth {
-                found.whole(shortest);
-                fitting = &fitting[1..];
+                found.add_match(shortest);
+                candidates = &candidates[1..];
                 continue;
             }
             let Some(byte) = text.get(depth) else {
-                found.open = true;
+                found.needs_more_text = true;
                 return found;
             };
-            let begin = fitting.partition_point(|pattern| pattern.bytes[depth] < *byte);
-            fitting = &fitting[begin..];
-            fitting = &fitting[..fitting.partition_point(|pattern| pattern.bytes[depth] == *byte)];
+            let begin = candidates.partition_point(|pattern| pattern.bytes[depth] < *byte);
+            candidates = &candidates[begin..];
+            candidates = &candidates[..candidates.partition_point(|pattern| pattern.bytes[depth] == *byte)];
             depth += 1;
         }
-        if let [only] = fitting {
-            found.last(only, text);
+        if let [only] = candidates {
+            found.compare_candidate(only, text);
         }
         found
     }
@@ -298,13 +300,14 @@ fn common_length(a: &[u8], b: &[u8]) -> usize {
 
 /// Adds a value; a long one in pieces. The last piece overlaps the one before, so that no piece is too short.
 fn add_value(patterns: &mut Vec<Pattern>, value: &[u8]) {
-    if value.len() <= PIECE {
+    if value.len() <= MAX_PATTERN_LENGTH {
         patterns.push(Pattern { bytes: value.to_vec(), kind: PatternKind::Value });
         return;
     }
-    for (index, piece) in value.chunks_exact(PIECE).enumerate() {
+    for (index, piece) in value.chunks_exact(MAX_PATTERN_LENGTH).enumerate() {
         let kind = if index == 0 { PatternKind::Value } else { PatternKind::Continuation };
         patterns.push(Pattern { bytes: piece.to_vec(), kind });
     }
-    patterns.push(Pattern { bytes: value[value.len() - PIECE..].to_vec(), kind: PatternKind::Continuation });
+    patterns
+        .push(Pattern { bytes: value[value.len() - MAX_PATTERN_LENGTH..].to_vec(), kind: PatternKind::Continuation });
 }

@@ -36,7 +36,7 @@ fn double_quoted(value: &str) -> String {
     form + rest
 }
 
-/// What bash does with characters outside ASCII, which depends on its locale.
+/// How bash prints characters outside ASCII, which depends on its locale.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum NonAscii {
     Kept,

@@ -17,7 +17,6 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::colours::{BOLD_YELLOW, RESET, YELLOW};
 use super::ledger::{Ledger, Losses};
-
 use crate::sync;
 
 /// Bytes allocated after the end of the file, reserved for the agent's own lines on a full disk.
@@ -28,7 +27,7 @@ const ALLOCATION: u64 = 256 << 10;
 
 /// The kind of text that is appended; decides the behaviour at the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
+pub enum TextKind {
     /// Output of a script; dropped after the limit.
     Output,
     /// The agent's lines about the result of the job: few, never dropped.
@@ -42,15 +41,15 @@ pub struct Spool {
     limit: u64,
     ledger: Ledger,
     /// The lock of the file works only between processes; this one works between threads.
-    turn: Mutex<()>,
+    thread_lock: Mutex<()>,
 }
 
 impl Spool {
     /// Opens or creates the file with mode 0600.
     pub fn open(path: &Path, limit: u64) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-        let spool = Self { file, limit, ledger: Ledger::open(path), turn: Mutex::default() };
-        spool.locked(|size| {
+        let spool = Self { file, limit, ledger: Ledger::open(path), thread_lock: Mutex::default() };
+        spool.with_lock(|size| {
             spool.ledger.reserve();
             spool.has_room(0, size);
             Ok(())
@@ -61,11 +60,11 @@ impl Spool {
     /// Appends text atomically. Counts text that does not fit on the disk, and reports its size in the log as soon as
     /// there is space: a full disk must not end a job that may be freeing space. Fails if the file cannot be locked or
     /// read.
-    pub fn append(&self, text: &[u8], claim: Claim) -> io::Result<()> {
+    pub fn append(&self, text: &[u8], kind: TextKind) -> io::Result<()> {
         if text.is_empty() {
             return Ok(());
         }
-        self.locked(|size| self.append_locked(text, claim, size))
+        self.with_lock(|size| self.append_locked(text, kind, size))
     }
 
     /// The number of bytes in the file.
@@ -75,53 +74,53 @@ impl Spool {
 
     /// The number of output bytes that the limit dropped.
     pub fn dropped(&self) -> u64 {
-        self.locked(|_| Ok(self.ledger.read().dropped)).unwrap_or(0)
+        self.with_lock(|_| Ok(self.ledger.read().dropped)).unwrap_or(0)
     }
 
     /// Runs `work` with the size of the file while no other process or thread appends.
-    fn locked<T>(&self, work: impl FnOnce(u64) -> io::Result<T>) -> io::Result<T> {
-        let _turn = sync::lock(&self.turn);
+    fn with_lock<T>(&self, work: impl FnOnce(u64) -> io::Result<T>) -> io::Result<T> {
+        let _guard = sync::lock(&self.thread_lock);
         self.file.lock()?;
-        let worked = self.file.metadata().and_then(|metadata| work(metadata.len()));
+        let result = self.file.metadata().and_then(|metadata| work(metadata.len()));
         self.file.unlock()?;
-        worked
+        result
     }
 
-    fn append_locked(&self, text: &[u8], claim: Claim, size: u64) -> io::Result<()> {
+    fn append_locked(&self, text: &[u8], kind: TextKind, size: u64) -> io::Result<()> {
         let before = self.ledger.read();
         let mut after = before;
         let room = usize::try_from(self.limit.saturating_sub(size)).unwrap_or(usize::MAX);
-        let fits = claim == Claim::Result || (text.len() <= room && !before.cut);
+        let fits = kind == TextKind::Result || (text.len() <= room && !before.cut);
         let kept = if fits { text.len() } else { boundary(text, if before.cut { 0 } else { room }) };
         after.dropped += (text.len() - kept) as u64;
         if fits && before.lost == 0 {
-            if !self.write_whole(text, claim, size)? {
+            if !self.write_whole(text, kind, size)? {
                 self.ledger.write(Losses { lost: text.len() as u64, ..before });
             }
             return Ok(());
         }
-        let mut piece = Vec::with_capacity(kept + 512);
+        let mut appended = Vec::with_capacity(kept + 512);
         if before.lost > 0 && (fits || !before.cut) {
-            piece.extend_from_slice(lost_notice(before.lost).as_bytes());
+            appended.extend_from_slice(lost_notice(before.lost).as_bytes());
             after.lost = 0;
         }
-        piece.extend_from_slice(&text[..kept]);
+        appended.extend_from_slice(&text[..kept]);
         if !fits && !before.cut {
-            piece.extend_from_slice(limit_notice(self.limit).as_bytes());
+            appended.extend_from_slice(limit_notice(self.limit).as_bytes());
             after.cut = true;
         }
         // The ledger is written first: if the process dies in between, the notice must not appear twice in the log.
         self.ledger.write(after);
-        if !self.write_whole(&piece, claim, size)? {
+        if !self.write_whole(&appended, kind, size)? {
             self.ledger.write(Losses { lost: before.lost + text.len() as u64, ..before });
         }
         Ok(())
     }
 
     /// Writes all of `text`. If that fails, removes the written part and returns false.
-    fn write_whole(&self, text: &[u8], claim: Claim, size: u64) -> io::Result<bool> {
+    fn write_whole(&self, text: &[u8], kind: TextKind, size: u64) -> io::Result<bool> {
         let has_room = self.has_room(text.len() as u64, size);
-        if (has_room || claim == Claim::Result) && (&self.file).write_all(text).is_ok() {
+        if (has_room || kind == TextKind::Result) && (&self.file).write_all(text).is_ok() {
             return Ok(true);
         }
         // Truncating the file would also release the space allocated after its end.
@@ -187,11 +186,11 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("trace");
         let spool = Spool::open(&path, 10).expect("open the file");
-        spool.append("12345678ü".as_bytes(), Claim::Output).expect("write all bytes");
-        spool.append(b"more", Claim::Output).expect("write all bytes");
+        spool.append("12345678ü".as_bytes(), TextKind::Output).expect("write all bytes");
+        spool.append(b"more", TextKind::Output).expect("write all bytes");
         // Another process would open the file in the same way.
-        Spool::open(&path, 10).expect("open the file").append(b"even more", Claim::Output).expect("write all bytes");
-        spool.append(b"Job succeeded\n", Claim::Result).expect("write all bytes");
+        Spool::open(&path, 10).expect("open the file").append(b"even more", TextKind::Output).expect("write all bytes");
+        spool.append(b"Job succeeded\n", TextKind::Result).expect("write all bytes");
         let text = std::fs::read_to_string(&path).expect("read the file");
         assert!(text.starts_with("12345678ü\n\x1b[33;1mJob's log exceeded limit of 10 bytes.\n"), "{text}");
         assert_eq!(text.matches("exceeded").count(), 1);
@@ -204,7 +203,7 @@ mod tests {
         let path = directory.path().join("trace");
         Spool::open(&path, 9)
             .expect("open the file")
-            .append("12345678üü".as_bytes(), Claim::Output)
+            .append("12345678üü".as_bytes(), TextKind::Output)
             .expect("write all bytes");
         assert!(std::fs::read_to_string(&path).expect("valid UTF-8").starts_with("12345678\n"));
     }
@@ -220,7 +219,7 @@ mod tests {
                     let spool = Spool::open(path, u64::MAX).expect("open the file");
                     for _ in 0..200 {
                         let line = format!("{}\n", letter.repeat(100));
-                        spool.append(line.as_bytes(), Claim::Output).expect("write all bytes");
+                        spool.append(line.as_bytes(), TextKind::Output).expect("write all bytes");
                     }
                 });
             }
@@ -236,10 +235,10 @@ mod tests {
         let path = directory.path().join("trace");
         let (agent, shim) =
             (Spool::open(&path, 10).expect("open the file"), Spool::open(&path, 10).expect("open the file"));
-        agent.append(b"a warning that is long\n", Claim::Result).expect("write all bytes");
-        shim.append(b"output\n", Claim::Output).expect("write all bytes");
-        agent.append(b"output\n", Claim::Output).expect("write all bytes");
-        agent.append(b"Job succeeded\n", Claim::Result).expect("write all bytes");
+        agent.append(b"a warning that is long\n", TextKind::Result).expect("write all bytes");
+        shim.append(b"output\n", TextKind::Output).expect("write all bytes");
+        agent.append(b"output\n", TextKind::Output).expect("write all bytes");
+        agent.append(b"Job succeeded\n", TextKind::Result).expect("write all bytes");
         let text = std::fs::read_to_string(&path).expect("read the file");
         assert_eq!(text.matches("exceeded limit of 10 bytes").count(), 1, "{text}");
         assert!(text.ends_with("Job succeeded\n"));
@@ -270,13 +269,13 @@ mod tests {
                 (Spool::open(&path, 1000).expect("open the file"), Spool::open(&path, 1000).expect("open the file"));
             crate::sys::ignore(Signal::SIGXFSZ).expect("ignore the signal");
             setrlimit(Resource::RLIMIT_FSIZE, 100, RLIM_INFINITY).expect("set the resource limit");
-            shim.append(b"before\n", Claim::Output).expect("write all bytes");
-            shim.append(&[b'x'; 200], Claim::Output).expect("write all bytes");
-            shim.append(&[b'y'; 200], Claim::Output).expect("write all bytes");
+            shim.append(b"before\n", TextKind::Output).expect("write all bytes");
+            shim.append(&[b'x'; 200], TextKind::Output).expect("write all bytes");
+            shim.append(&[b'y'; 200], TextKind::Output).expect("write all bytes");
             assert_eq!(std::fs::read(&path).expect("read the file"), b"before\n");
             setrlimit(Resource::RLIMIT_FSIZE, RLIM_INFINITY, RLIM_INFINITY).expect("set the resource limit");
-            agent.append(b"after\n", Claim::Output).expect("write all bytes");
-            shim.append(b"end\n", Claim::Output).expect("write all bytes");
+            agent.append(b"after\n", TextKind::Output).expect("write all bytes");
+            shim.append(b"end\n", TextKind::Output).expect("write all bytes");
             let text = std::fs::read_to_string(&path).expect("read the file");
             let notice = "\n\x1b[0;33mWARNING: 400 bytes of the log were lost because the disk was full.\x1b[0;m\n";
             assert_eq!(text, format!("before\n{notice}after\nend\n"));

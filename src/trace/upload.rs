@@ -24,6 +24,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::checksum::Checksum;
 use super::spool::settled_size;
+use crate::backoff::Backoff;
 use crate::coordinator::{
     Coordinator, JobHandle, JobState, JobStatus, TraceKind, TraceOutcome, UpdateOutcome, UpdateReply,
 };
@@ -31,16 +32,14 @@ use crate::sync;
 use crate::sys;
 
 /// The largest part of the log in one request (GitLab Runner API).
-const CHUNK: usize = 1 << 20;
+const MAX_PART_SIZE: usize = 1 << 20;
 /// After this time without a request, the uploader sends a keepalive for the job.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// After a write to the spool, the uploader waits this long before it reads: one read for many lines.
-const GATHER: Duration = Duration::from_millis(50);
-/// The spool of a job that ends within this time is not watched: removing an inotify watch takes the kernel longer than
-/// some jobs take.
-const SHORT: Duration = Duration::from_millis(200);
-/// The first delay between attempts to send the final state.
-const BACK_OFF: Duration = Duration::from_secs(1);
+const GATHER_DELAY: Duration = Duration::from_millis(50);
+/// The spool is not watched for this time after the start of a job: removing an inotify watch takes the kernel longer
+/// than some jobs take.
+const UNWATCHED_TIME: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy, Debug)]
 pub struct UploadOptions {
@@ -75,7 +74,7 @@ struct Shared {
     ending: Mutex<Option<JobState>>,
     abandoned: AtomicBool,
     acknowledged: AtomicU64,
-    bell: EventFd,
+    wake_fd: EventFd,
 }
 
 impl Shared {
@@ -84,7 +83,7 @@ impl Shared {
             ending: Mutex::new(None),
             abandoned: AtomicBool::new(false),
             acknowledged: AtomicU64::new(offset),
-            bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            wake_fd: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         })
     }
 }
@@ -108,7 +107,7 @@ impl Uploader {
     /// Sends the final state, and waits until GitLab has the state and the whole log.
     pub fn finish(mut self, state: JobState) -> Delivery {
         *sync::lock(&self.shared.ending) = Some(state);
-        self.ring();
+        self.wake();
         self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or(Delivery::GivenUp)
     }
 
@@ -117,7 +116,7 @@ impl Uploader {
         let shared = Arc::clone(&self.shared);
         move || {
             shared.abandoned.store(true, Ordering::SeqCst);
-            let _ = shared.bell.write(1);
+            let _ = shared.wake_fd.write(1);
         }
     }
 
@@ -127,9 +126,9 @@ impl Uploader {
         move || shared.acknowledged.load(Ordering::Relaxed)
     }
 
-    fn ring(&self) {
+    fn wake(&self) {
         // If the counter is full, the event is signalled already.
-        let _ = self.shared.bell.write(1);
+        let _ = self.shared.wake_fd.write(1);
     }
 }
 
@@ -137,13 +136,14 @@ impl Drop for Uploader {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
             self.shared.abandoned.store(true, Ordering::SeqCst);
-            self.ring();
+            self.wake();
             let _ = thread.join();
         }
     }
 }
 
-fn follow(path: &Path) -> io::Result<Inotify> {
+/// Reports each write to the file at `path`.
+fn watch(path: &Path) -> io::Result<Inotify> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
     inotify.add_watch(path, AddWatchFlags::IN_MODIFY)?;
     Ok(inotify)
@@ -159,9 +159,9 @@ struct Upload {
     shared: Arc<Shared>,
     path: PathBuf,
     /// Reports new output; `None` at first, or if the system has no inotify instances left.
-    follow: Option<Inotify>,
-    /// Whether the server accepted the last part; if so, the next part is due as soon as the output fills a request.
-    in_step: bool,
+    watch: Option<Inotify>,
+    /// If the server accepted the last part, the next part is due as soon as the output fills a request.
+    last_part_accepted: bool,
     /// The acknowledged offset.
     offset: u64,
     checksum: Checksum,
@@ -169,31 +169,32 @@ struct Upload {
     buffer: Vec<u8>,
     filled: usize,
     interval: Duration,
-    back_off: Duration,
+    /// The delays between attempts to send the final state.
+    final_state_retry: Backoff,
     /// When the server last accepted a request.
-    heard: Instant,
+    last_accepted: Instant,
 }
 
 /// The event that ended a wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Woken {
-    /// The event was signalled: the final state is known, or the upload was abandoned.
-    Bell,
+enum WakeReason {
+    /// Another thread signalled the event: the final state is known, or the upload was abandoned.
+    Requested,
     /// The spool was written to.
     Output,
-    /// The timeout has passed.
-    Not,
+    Timeout,
 }
 
 /// The result of sending a part of the log.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Piece {
-    Sent,
-    /// There was nothing to send.
-    Empty,
+enum PartResult {
+    Accepted,
+    NothingToSend,
     Failed,
+    /// The server answered 404.
     NotFound,
-    Over,
+    /// The job has ended on the server.
+    JobEnded,
 }
 
 impl Upload {
@@ -215,37 +216,30 @@ impl Upload {
             last_status: JobStatus::Ongoing,
             shared,
             path: path.to_owned(),
-            follow: None,
-            in_step: true,
+            watch: None,
+            last_part_accepted: true,
             offset: options.offset,
             checksum: Checksum::default(),
             buffer: Vec::new(),
             filled: 0,
-            back_off: BACK_OFF,
-            heard: Instant::now(),
+            final_state_retry: ending::FINAL_STATE_RETRY,
+            last_accepted: Instant::now(),
         })
     }
 
     fn run(mut self) -> Delivery {
-        while let Some(state) = self.next_tick() {
-            match state {
-                None => self.tick(),
-                Some(ending) => return self.finish(&ending),
+        loop {
+            if self.ending().is_none() {
+                self.wait_for_update();
+            }
+            if self.is_abandoned() {
+                return Delivery::GivenUp;
+            }
+            match self.ending() {
+                Some(state) => return self.finish(&state),
+                None => self.send_update(),
             }
         }
-        Delivery::GivenUp
-    }
-
-    /// Waits for the next update. `Some(Some(state))`: the final state is known. `None`: the upload was abandoned.
-    fn next_tick(&mut self) -> Option<Option<JobState>> {
-        let ending = self.ending();
-        if ending.is_none() {
-            self.wait_for_tick();
-        }
-        if self.is_abandoned() {
-            return None;
-        }
-        Some(ending.or_else(|| self.ending()))
     }
 
     fn ending(&self) -> Option<JobState> {
@@ -256,117 +250,123 @@ impl Upload {
         self.shared.abandoned.load(Ordering::SeqCst)
     }
 
-    /// Waits until the interval has passed, the event is signalled, or the output fills a request.
-    fn wait_for_tick(&mut self) {
+    /// Waits until the next update is due: the interval has passed, the event is signalled, or the output fills a
+    /// request.
+    fn wait_for_update(&mut self) {
         let until = Instant::now() + self.interval;
         // A short wait needs no inotify watch.
-        if self.follow.is_none() {
-            if self.wait(self.interval.min(SHORT), None) == Woken::Bell || self.interval <= SHORT {
+        if self.watch.is_none() {
+            if self.wait(self.interval.min(UNWATCHED_TIME), None) == WakeReason::Requested
+                || self.interval <= UNWATCHED_TIME
+            {
                 return;
             }
-            self.follow = follow(&self.path).ok();
-            if self.in_step && self.has_whole_piece() {
+            self.watch = watch(&self.path).ok();
+            if self.last_part_accepted && self.has_full_part() {
                 return;
             }
         }
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            let follow = self.follow.as_ref().filter(|_| self.in_step);
-            let due = match self.wait(left, follow) {
+            let watch = self.watch.as_ref().filter(|_| self.last_part_accepted);
+            let is_due = match self.wait(left, watch) {
                 // Gather more output, so that the uploader does not wake for every line; the event ends this wait.
-                Woken::Output => self.wait(left.min(GATHER), None) == Woken::Bell || self.has_whole_piece(),
-                Woken::Bell | Woken::Not => true,
+                WakeReason::Output => {
+                    self.wait(left.min(GATHER_DELAY), None) == WakeReason::Requested || self.has_full_part()
+                }
+                WakeReason::Requested | WakeReason::Timeout => true,
             };
-            if due {
+            if is_due {
                 return;
             }
         }
     }
 
-    /// Waits for `duration`, for the event, or for output that `follow` reports.
-    fn wait(&self, duration: Duration, follow: Option<&Inotify>) -> Woken {
-        let _ = sys::wait([Some(self.shared.bell.as_fd()), follow.map(Inotify::as_fd)], Some(duration));
-        let written = follow.is_some_and(|inotify| inotify.read_events().is_ok());
-        match self.shared.bell.read() {
-            Ok(_) => Woken::Bell,
-            Err(_) if written => Woken::Output,
-            Err(_) => Woken::Not,
+    /// Waits for `duration`, for the event, or for output that `watch` reports.
+    fn wait(&self, duration: Duration, watch: Option<&Inotify>) -> WakeReason {
+        let _ = sys::wait([Some(self.shared.wake_fd.as_fd()), watch.map(Inotify::as_fd)], Some(duration));
+        let written = watch.is_some_and(|inotify| inotify.read_events().is_ok());
+        match self.shared.wake_fd.read() {
+            Ok(_) => WakeReason::Requested,
+            Err(_) if written => WakeReason::Output,
+            Err(_) => WakeReason::Timeout,
         }
     }
 
     /// Sends a part of the log, and all further parts that fill whole requests; or a keepalive. Sends nothing for a job
     /// that has ended.
-    fn tick(&mut self) {
+    fn send_update(&mut self) {
         if self.last_status == JobStatus::Finished {
             return;
         }
-        let mut sent = self.send_piece();
-        while sent == Piece::Sent && !self.is_abandoned() && self.has_whole_piece() {
-            sent = self.send_piece();
+        let mut sent = self.send_part();
+        while sent == PartResult::Accepted && !self.is_abandoned() && self.has_full_part() {
+            sent = self.send_part();
         }
-        self.in_step = matches!(sent, Piece::Sent | Piece::Empty);
-        let quiet = self.in_step && self.heard.elapsed() >= KEEP_ALIVE;
-        if let Some(reply) = quiet.then(|| self.tell_state(&JobState::Running)).flatten() {
-            self.note(&reply);
+        self.last_part_accepted = matches!(sent, PartResult::Accepted | PartResult::NothingToSend);
+        let quiet = self.last_part_accepted && self.last_accepted.elapsed() >= KEEP_ALIVE_INTERVAL;
+        if let Some(reply) = quiet.then(|| self.send_state(&JobState::Running)).flatten() {
+            self.apply_reply(&reply);
         }
     }
 
     /// Whether the unsent output fills a request.
-    fn has_whole_piece(&self) -> bool {
+    fn has_full_part(&self) -> bool {
         let size = self.spool.metadata().map_or(0, |metadata| metadata.len());
-        size.saturating_sub(self.offset) >= CHUNK as u64
+        size.saturating_sub(self.offset) >= MAX_PART_SIZE as u64
     }
 
-    fn send_piece(&mut self) -> Piece {
+    /// Sends the next part of the log.
+    fn send_part(&mut self) -> PartResult {
         let start = self.offset;
-        if let Err(error) = self.read_piece(start) {
+        if let Err(error) = self.read_part(start) {
             log::error!("cannot read the log of the job job={} error={error}", self.job.id);
-            return Piece::Failed;
+            return PartResult::Failed;
         }
-        let piece = &self.buffer[..self.filled];
-        if piece.is_empty() {
-            return Piece::Empty;
+        let part = &self.buffer[..self.filled];
+        if part.is_empty() {
+            return PartResult::NothingToSend;
         }
-        let reply = self.coordinator.append_trace(&self.job, start, piece, self.options.kind);
+        let reply = self.coordinator.append_trace(&self.job, start, part, self.options.kind);
         self.interval = reply.interval.unwrap_or(self.interval);
-        self.tell(reply.status);
+        self.report_status(reply.status);
         if reply.status == JobStatus::Finished {
-            return Piece::Over;
+            return PartResult::JobEnded;
         }
         match reply.outcome {
             TraceOutcome::Accepted => {
                 self.offset = start + self.filled as u64;
                 self.shared.acknowledged.store(self.offset, Ordering::Relaxed);
-                self.heard = Instant::now();
-                Piece::Sent
+                self.last_accepted = Instant::now();
+                PartResult::Accepted
             }
             TraceOutcome::Resync(size) => {
                 self.offset = size;
-                Piece::Failed
+                PartResult::Failed
             }
-            TraceOutcome::NotFound => Piece::NotFound,
-            TraceOutcome::Failed => Piece::Failed,
+            TraceOutcome::NotFound => PartResult::NotFound,
+            TraceOutcome::Failed => PartResult::Failed,
         }
     }
 
     /// Reads up to one part from `start`, ending between characters if possible.
-    fn read_piece(&mut self, start: u64) -> io::Result<()> {
+    fn read_part(&mut self, start: u64) -> io::Result<()> {
         let size = settled_size(&self.spool)?;
-        let length = usize::try_from(size.saturating_sub(start)).unwrap_or(CHUNK).min(CHUNK);
+        let length = usize::try_from(size.saturating_sub(start)).unwrap_or(MAX_PART_SIZE).min(MAX_PART_SIZE);
         self.filled = 0;
         if self.buffer.len() < length {
             self.buffer.resize(length, 0);
         }
-        let piece = &mut self.buffer[..length];
-        self.spool.read_exact_at(piece, start)?;
+        let part = &mut self.buffer[..length];
+        self.spool.read_exact_at(part, start)?;
         let more = start + (length as u64) < size;
-        let boundary = (length.saturating_sub(4)..length).rev().find(|at| piece[*at] & 0xc0 != 0x80);
+        let boundary = (length.saturating_sub(4)..length).rev().find(|at| part[*at] & 0xc0 != 0x80);
         self.filled = boundary.filter(|at| more && *at > 0).unwrap_or(length);
-        self.checksum.take(start, &piece[..self.filled]);
+        self.checksum.take(start, &part[..self.filled]);
         Ok(())
     }
 
     /// Sends a state with size and checksum of the log; `None` if the log cannot be read.
-    fn tell_state(&mut self, state: &JobState) -> Option<UpdateReply> {
+    fn send_state(&mut self, state: &JobState) -> Option<UpdateReply> {
         if self.buffer.is_empty() {
             self.buffer.resize(64 * 1024, 0);
         }
@@ -380,18 +380,20 @@ impl Upload {
         }
     }
 
-    fn note(&mut self, reply: &UpdateReply) {
+    /// Applies the server's reply to a state: its interval and the job's status.
+    fn apply_reply(&mut self, reply: &UpdateReply) {
         self.interval = reply.interval.unwrap_or(self.interval);
         if reply.outcome == UpdateOutcome::Done {
-            self.heard = Instant::now();
+            self.last_accepted = Instant::now();
         }
-        self.tell(reply.status);
+        self.report_status(reply.status);
     }
 
-    fn tell(&mut self, status: JobStatus) {
-        let news = status != self.last_status && status != JobStatus::Ongoing;
+    /// Reports a change of the job's status on the server.
+    fn report_status(&mut self, status: JobStatus) {
+        let is_new = status != self.last_status && status != JobStatus::Ongoing;
         // No status follows the end of the job.
-        if news && self.last_status != JobStatus::Finished {
+        if is_new && self.last_status != JobStatus::Finished {
             self.last_status = status;
             (self.on_status)(status);
         }

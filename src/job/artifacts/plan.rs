@@ -59,7 +59,7 @@ pub fn upload_plan(
     if uploads.is_empty() {
         return None;
     }
-    let with_statement = variables.switch("RUNNER_GENERATE_ARTIFACTS_METADATA", false);
+    let with_statement = variables.boolean("RUNNER_GENERATE_ARTIFACTS_METADATA").unwrap_or(false);
     Some(UploadPlan {
         project: settings.project.clone(),
         server: settings.server.clone(),

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use super::*;
-use crate::job::testing::{Answer, Server as Fake, answer};
+use crate::job::testing::{PreparedResponse, Server as Fake, response};
 
 /// The exit status of an upload.
 fn upload(plan: &UploadPlan) -> i32 {
@@ -86,12 +86,12 @@ fn api(server: &Fake) -> ArtifactServer {
     }
 }
 
-fn redirect(status: &'static str, to: String) -> Answer {
-    Answer { headers: vec![("Location", to)], ..answer(status, b"") }
+fn redirect(status: &'static str, to: String) -> PreparedResponse {
+    PreparedResponse { headers: vec![("Location", to)], ..response(status, b"") }
 }
 
-fn again(status: &'static str) -> Answer {
-    Answer { headers: vec![("Retry-After", "1".to_owned())], ..answer(status, b"") }
+fn again(status: &'static str) -> PreparedResponse {
+    PreparedResponse { headers: vec![("Retry-After", "1".to_owned())], ..response(status, b"") }
 }
 
 const ZIP: UploadFormat = UploadFormat::Archive(ArchiveFormat::Zip);
@@ -117,12 +117,12 @@ fn unzip(project: &Project, content: &[u8]) -> String {
 #[test]
 fn uploads_an_archive_in_one_part_with_the_job_token() {
     let project = Project::new();
-    let server = Fake::start(vec![answer("201 Created", b"{}")]);
+    let server = Fake::start(vec![response("201 Created", b"{}")]);
     assert_eq!(upload(&project.uploads(&server, ZIP, &["*.txt"])), 0);
-    let asked = server.asked();
-    assert_eq!(asked[0].line, "POST /api/v4/jobs/7/artifacts?artifact_format=zip&artifact_type=archive HTTP/1.1");
-    assert_eq!(asked[0].header("job-token"), Some("glcbt-64_secrettoken"));
-    let (head, content) = part(&asked[0].body);
+    let requests = server.requests();
+    assert_eq!(requests[0].line, "POST /api/v4/jobs/7/artifacts?artifact_format=zip&artifact_type=archive HTTP/1.1");
+    assert_eq!(requests[0].header("job-token"), Some("glcbt-64_secrettoken"));
+    let (head, content) = part(&requests[0].body);
     assert!(head.contains("name=\"file\"; filename=\"out.zip\""), "{head}");
     assert_eq!(unzip(&project, &content), "hello\n");
 }
@@ -130,9 +130,9 @@ fn uploads_an_archive_in_one_part_with_the_job_token() {
 #[test]
 fn format_raw_requires_exactly_one_file() {
     let project = Project::new();
-    let server = Fake::start(vec![answer("201 Created", b"{}")]);
+    let server = Fake::start(vec![response("201 Created", b"{}")]);
     assert_eq!(upload(&project.uploads(&server, UploadFormat::Raw, &["a.txt"])), 0);
-    assert_eq!(part(&server.asked()[0].body).1, b"hello\n");
+    assert_eq!(part(&server.requests()[0].body).1, b"hello\n");
 
     fs::write(project.path().join("b.txt"), "x").unwrap();
     let server = Fake::start(Vec::new());
@@ -152,24 +152,24 @@ fn nothing_to_upload_is_not_a_failure() {
 #[test]
 fn each_attempt_sends_the_whole_archive() {
     let project = Project::new();
-    let server = Fake::start(vec![again("500 X"), again("503 X"), answer("201 Created", b"")]);
+    let server = Fake::start(vec![again("500 X"), again("503 X"), response("201 Created", b"")]);
     assert_eq!(upload(&project.uploads(&server, ZIP, &["a.txt"])), 0);
-    for asked in server.asked() {
-        assert_eq!(unzip(&project, &part(&asked.body).1), "hello\n");
+    for request in server.requests() {
+        assert_eq!(unzip(&project, &part(&request.body).1), "hello\n");
     }
 }
 
 #[test]
 fn retries_temporary_errors_and_not_refusals() {
-    for (answers, asked) in [
-        (vec![answer("403 Forbidden", b"")], 1),
-        (vec![answer("413 Too Large", b"")], 1),
+    for (responses, expected) in [
+        (vec![response("403 Forbidden", b"")], 1),
+        (vec![response("413 Too Large", b"")], 1),
         (vec![again("200 OK"), again("400 Bad"), again("404 X")], 3),
     ] {
         let project = Project::new();
-        let server = Fake::start(answers);
+        let server = Fake::start(responses);
         assert_eq!(upload(&project.uploads(&server, ZIP, &["a.txt"])), 1);
-        assert_eq!(server.asked().len(), asked);
+        assert_eq!(server.requests().len(), expected);
     }
 }
 
@@ -179,10 +179,10 @@ fn a_redirect_to_another_host_gets_no_token() {
     let server = Fake::start(vec![redirect("307 Temporary", "http://localhost.test:1/".to_owned())]);
     assert_eq!(upload(&project.uploads(&server, ZIP, &["a.txt"])), 1);
 
-    let server = Fake::start(vec![answer("201 Created", b"")]);
+    let server = Fake::start(vec![response("201 Created", b"")]);
     let first = Fake::start(vec![redirect("307 Temporary", format!("{}/x", server.url))]);
     assert_eq!(upload(&project.uploads(&first, ZIP, &["a.txt"])), 0, "another port of the same host is followed");
-    assert!(server.asked()[0].line.starts_with("POST /api/v4/jobs/7/artifacts?"));
+    assert!(server.requests()[0].line.starts_with("POST /api/v4/jobs/7/artifacts?"));
 }
 
 #[test]
@@ -214,36 +214,36 @@ fn built(project: &Project) -> Option<String> {
 #[test]
 fn downloads_a_dependency_with_its_own_token_and_unpacks_it() {
     let project = Project::new();
-    let server = Fake::start(vec![answer("200 OK", &archive())]);
+    let server = Fake::start(vec![response("200 OK", &archive())]);
     assert_eq!(download(&project.downloads(&server)), 0);
     assert_eq!(built(&project).as_deref(), Some("built"));
-    let asked = server.asked();
-    assert_eq!(asked[0].line, "GET /api/v4/jobs/5/artifacts?direct_download=true HTTP/1.1");
-    assert_eq!(asked[0].header("job-token"), Some("dependency-token"));
+    let requests = server.requests();
+    assert_eq!(requests[0].line, "GET /api/v4/jobs/5/artifacts?direct_download=true HTTP/1.1");
+    assert_eq!(requests[0].header("job-token"), Some("dependency-token"));
     assert_eq!(fs::read_dir(project.temp.path().join("project.tmp")).unwrap().count(), 0);
 }
 
 #[test]
 fn sends_no_token_to_the_object_store() {
     let project = Project::new();
-    let store = Fake::start(vec![answer("200 OK", &archive())]);
+    let store = Fake::start(vec![response("200 OK", &archive())]);
     let server = Fake::start(vec![redirect("302 Found", format!("{}/bucket/x?signature=s", store.url))]);
     assert_eq!(download(&project.downloads(&server)), 0);
     assert_eq!(built(&project).as_deref(), Some("built"));
-    let asked = store.asked();
-    assert_eq!(asked[0].line, "GET /bucket/x?signature=s HTTP/1.1");
-    assert_eq!(asked[0].header("job-token"), None);
+    let requests = store.requests();
+    assert_eq!(requests[0].line, "GET /bucket/x?signature=s HTTP/1.1");
+    assert_eq!(requests[0].header("job-token"), None);
 }
 
 #[test]
 fn a_redirect_on_the_same_server_keeps_the_token() {
     let project = Project::new();
     let elsewhere = redirect("307 Temporary Redirect", "/elsewhere/artifacts".to_owned());
-    let server = Fake::start(vec![elsewhere, answer("200 OK", &archive())]);
+    let server = Fake::start(vec![elsewhere, response("200 OK", &archive())]);
     assert_eq!(download(&project.downloads(&server)), 0);
-    let asked = server.asked();
-    assert_eq!(asked[1].line, "GET /elsewhere/artifacts HTTP/1.1");
-    assert_eq!(asked[1].header("job-token"), Some("dependency-token"));
+    let requests = server.requests();
+    assert_eq!(requests[1].line, "GET /elsewhere/artifacts HTTP/1.1");
+    assert_eq!(requests[1].header("job-token"), Some("dependency-token"));
 }
 
 #[test]
@@ -264,17 +264,17 @@ fn sends_tokens_only_to_the_server_or_its_https_address() {
 fn retries_an_incomplete_download_through_the_server() {
     let project = Project::new();
     let whole = archive();
-    let half = Answer { claimed: Some(whole.len()), ..answer("200 OK", &whole[..whole.len() / 2]) };
-    let server = Fake::start(vec![half, answer("200 OK", &whole)]);
+    let half = PreparedResponse { content_length: Some(whole.len()), ..response("200 OK", &whole[..whole.len() / 2]) };
+    let server = Fake::start(vec![half, response("200 OK", &whole)]);
     assert_eq!(download(&project.downloads(&server)), 0);
-    assert_eq!(server.asked()[1].line, "GET /api/v4/jobs/5/artifacts HTTP/1.1");
+    assert_eq!(server.requests()[1].line, "GET /api/v4/jobs/5/artifacts HTTP/1.1");
 }
 
 #[test]
 fn does_not_retry_missing_or_refused_artifacts() {
     for status in ["404 Not Found", "403 Forbidden", "401 Unauthorized"] {
         let project = Project::new();
-        let server = Fake::start(vec![answer(status, b"")]);
+        let server = Fake::start(vec![response(status, b"")]);
         assert_eq!(download(&project.downloads(&server)), 1);
         assert_eq!(built(&project), None);
     }
@@ -283,7 +283,7 @@ fn does_not_retry_missing_or_refused_artifacts() {
 #[test]
 fn a_broken_archive_fails_the_stage() {
     let project = Project::new();
-    let server = Fake::start(vec![answer("200 OK", b"<html>sign in</html>")]);
+    let server = Fake::start(vec![response("200 OK", b"<html>sign in</html>")]);
     assert_eq!(download(&project.downloads(&server)), 1);
     assert!(Path::new(&project.path()).join("a.txt").exists());
 }

@@ -18,11 +18,11 @@ use crate::token::Token;
 use crate::version::user_agent;
 
 /// The longest lifetime of a signature in S3.
-const EXPIRY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+const MAX_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The largest body that Amazon accepts in one request. A multipart upload would need keys in the process that handles
 /// the job's files, because the request for a part can only be signed after the upload has started.
-const SINGLE_PUT_MAX: u64 = 5 << 30;
+const MAX_PUT_SIZE: u64 = 5 << 30;
 
 /// A bucket, shared by the jobs of one runner.
 pub struct S3Store {
@@ -73,7 +73,7 @@ impl S3Store {
         let path = format!("/{bucket}{}", name.trim_start_matches('/'));
         let scheme = if self.settings.insecure { "http" } else { "https" };
         let scope = CredentialScope { region, service: "s3" };
-        let (now, expires) = (Timestamp::now(), expires.min(EXPIRY_MAX));
+        let (now, expires) = (Timestamp::now(), expires.min(MAX_EXPIRY));
         let signed = |method, headers: &[(String, String)]| {
             let headers = headers.to_vec();
             let target = SignedRequest { method, scheme, host: &host, path: &path, query: Vec::new(), headers };
@@ -85,7 +85,7 @@ impl S3Store {
             head: signed("HEAD", &[]),
             put: signed("PUT", &put_headers),
             put_headers,
-            max_size: self.is_amazon().then_some(SINGLE_PUT_MAX),
+            max_size: self.is_amazon().then_some(MAX_PUT_SIZE),
         })
     }
 
@@ -115,7 +115,7 @@ impl S3Store {
 
     /// The configured region, otherwise the detected one for Amazon. Other stores ignore the region.
     fn region(&self) -> &str {
-        const USUAL: &str = "us-east-1";
+        const DEFAULT_REGION: &str = "us-east-1";
         if !self.settings.bucket_location.is_empty() {
             return &self.settings.bucket_location;
         }
@@ -127,9 +127,9 @@ impl S3Store {
             Some(Some(region)) => self.region.get_or_init(|| region),
             Some(None) => {
                 log::warn!("cannot find the region of the cache's bucket; set BucketLocation bucket={bucket}");
-                USUAL
+                DEFAULT_REGION
             }
-            None => USUAL,
+            None => DEFAULT_REGION,
         }
     }
 
@@ -204,7 +204,7 @@ fn region_of(url: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::testing::{Answer, Server, answer};
+    use crate::job::testing::{PreparedResponse, Server, response};
 
     fn store(change: impl FnOnce(&mut CacheConfig)) -> S3Store {
         let mut config = CacheConfig { kind: "s3".to_owned(), ..CacheConfig::default() };
@@ -272,9 +272,9 @@ mod tests {
     fn detects_the_region_from_an_error_response() {
         let checked = |region: &str| {
             let headers = vec![("x-amz-bucket-region", region.to_owned())];
-            let server = Server::start(vec![Answer { headers, ..answer("301 Moved Permanently", b"") }]);
+            let server = Server::start(vec![PreparedResponse { headers, ..response("301 Moved Permanently", b"") }]);
             let found = region_of(&format!("{}/caches", server.url));
-            assert_eq!(server.asked()[0].line, "HEAD /caches HTTP/1.1");
+            assert_eq!(server.requests()[0].line, "HEAD /caches HTTP/1.1");
             found
         };
         assert_eq!(checked("eu-west-1").as_deref(), Some("eu-west-1"));

@@ -49,7 +49,7 @@ fn save(
     root: &ArchiveRoot,
     request: &SelectionRequest,
     location: &CacheLocation,
-    how: (ArchiveFormat, CompressionLevel),
+    compression: (ArchiveFormat, CompressionLevel),
     max_upload: Option<u64>,
     transfer_settings: &TransferSettings,
 ) -> Result<(), String> {
@@ -59,14 +59,14 @@ fn save(
         warning("No files to cache.");
         return Ok(());
     }
-    let place = |why: io::Error| match why.kind() {
+    let with_path = |why: io::Error| match why.kind() {
         io::ErrorKind::StorageFull => format!("the disk is full: {}", location.local.display()),
         _ => format!("{}: {why}", location.local.display()),
     };
-    let _lock = store::lock(&location.local).map_err(place)?;
+    let _lock = store::lock(&location.local).map_err(with_path)?;
     let unchanged = is_up_to_date(root, &selection.entries, &location.local);
     if !unchanged {
-        pack(root, &selection.entries, location, how).map_err(place)?;
+        pack(root, &selection.entries, location, compression).map_err(with_path)?;
     }
     let Some(remote) = &location.remote else {
         println!(
@@ -80,22 +80,25 @@ fn save(
         println!("Archive is up to date!");
         return Ok(());
     }
-    let archive = store::open(&location.local).map_err(place)?;
-    let size = archive.metadata().map_err(place)?.len();
-    if let Some(max) = max_upload.filter(|max| size > *max) {
-        let key = &location.key;
-        warning(format_args!("cache {key}: {size} bytes exceed the upload limit of {max}; it stays local"));
-        return Ok(());
-    }
-    if let Some(max) = remote.max_size.filter(|max| size > *max) {
-        let (key, size, max) = (&location.key, bytes(size as f64), bytes(max as f64));
-        warning(format_args!("cache {key}: {size} exceeds the {max} that S3 accepts in one request; it stays local"));
+    let archive = store::open(&location.local).map_err(with_path)?;
+    let size = archive.metadata().map_err(with_path)?.len();
+    if let Some(why) = too_large(size, max_upload, remote) {
+        warning(format_args!("cache {}: {why}; it stays local", location.key));
         return Ok(());
     }
     if let Some(etag) = upload(archive, size, remote, transfer_settings)? {
         store::set_etag(&location.local, &etag);
     }
     Ok(())
+}
+
+/// Why an archive of this size is not uploaded; `None` if it is small enough.
+fn too_large(size: u64, max_upload: Option<u64>, remote: &PresignedUrls) -> Option<String> {
+    if let Some(max) = max_upload.filter(|max| size > *max) {
+        return Some(format!("{size} bytes exceed the upload limit of {max}"));
+    }
+    let max = remote.max_size.filter(|max| size > *max)?;
+    Some(format!("{} exceeds the {} that S3 accepts in one request", bytes(size as f64), bytes(max as f64)))
 }
 
 /// Whether the archive is newer than all files that would go into it.

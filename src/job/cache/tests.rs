@@ -7,7 +7,7 @@ use std::thread;
 use std::time::SystemTime;
 
 use super::*;
-use crate::job::testing::{Answer, Server, answer};
+use crate::job::testing::{PreparedResponse, Server, response};
 
 struct Project {
     temp: tempfile::TempDir,
@@ -111,13 +111,13 @@ fn transfer_settings() -> TransferSettings {
     TransferSettings { tls: TlsFiles::default(), user_agent: "mayfly".to_owned(), timeout, meter: None }
 }
 
-fn with_etag(body: &[u8], etag: &str) -> Answer {
+fn with_etag(body: &[u8], etag: &str) -> PreparedResponse {
     let headers = vec![("Last-Modified", NEW.to_owned()), ("ETag", etag.to_owned())];
-    Answer { headers, ..answer("200 OK", body) }
+    PreparedResponse { headers, ..response("200 OK", body) }
 }
 
-fn dated(body: &[u8], date: &str) -> Answer {
-    Answer { headers: vec![("Last-Modified", date.to_owned())], ..answer("200 OK", body) }
+fn dated(body: &[u8], date: &str) -> PreparedResponse {
+    PreparedResponse { headers: vec![("Last-Modified", date.to_owned())], ..response("200 OK", body) }
 }
 
 const OLD: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
@@ -205,7 +205,7 @@ fn downloads_a_newer_archive_from_the_store() {
 
     // The next job on this machine downloads nothing: its copy is up to date.
     other.forget_files();
-    let server = Server::start(vec![Answer { claimed: Some(9_999_999), ..dated(b"", OLD) }]);
+    let server = Server::start(vec![PreparedResponse { content_length: Some(9_999_999), ..dated(b"", OLD) }]);
     assert_eq!(other.restore(&["key"], Some(&server)), 0);
     assert_eq!(other.library().as_deref(), Some("library"));
 }
@@ -215,17 +215,17 @@ fn an_incomplete_archive_or_a_web_page_is_a_miss() {
     let project = Project::new();
     project.save("key", None, StorageLimits::default());
     let packed = fs::read(project.archive("key")).unwrap();
-    let half = || Answer { claimed: Some(packed.len()), ..dated(&packed[..packed.len() / 2], NEW) };
+    let half = || PreparedResponse { content_length: Some(packed.len()), ..dated(&packed[..packed.len() / 2], NEW) };
     let other = Project::new();
     other.forget_files();
     let server = Server::start(vec![half(), half(), half()]);
     assert_eq!(other.restore(&["key"], Some(&server)), 0);
     assert_eq!(other.library(), None);
-    assert_eq!(server.asked().len(), 3);
+    assert_eq!(server.requests().len(), 3);
     for bad in [
         dated(b"<html>sign in</html>", NEW),
-        answer("403 Forbidden", b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"),
-        answer("404 Not Found", b""),
+        response("403 Forbidden", b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"),
+        response("404 Not Found", b""),
     ] {
         let other = Project::new();
         other.forget_files();
@@ -240,7 +240,7 @@ fn retries_an_incomplete_download() {
     let project = Project::new();
     project.save("key", None, StorageLimits::default());
     let packed = fs::read(project.archive("key")).unwrap();
-    let half = Answer { claimed: Some(packed.len()), ..dated(&packed[..packed.len() / 2], NEW) };
+    let half = PreparedResponse { content_length: Some(packed.len()), ..dated(&packed[..packed.len() / 2], NEW) };
     let other = Project::new();
     other.forget_files();
     let server = Server::start(vec![half, dated(&packed, NEW)]);
@@ -250,7 +250,7 @@ fn retries_an_incomplete_download() {
 
 #[test]
 fn uses_the_local_copy_if_the_store_fails() {
-    let denied = || answer("403 Forbidden", b"<Error><Code>AccessDenied</Code></Error>");
+    let denied = || response("403 Forbidden", b"<Error><Code>AccessDenied</Code></Error>");
     for bad in [dated(b"<html>sign in</html>", NEW), denied()] {
         let project = Project::new();
         project.save("key", None, StorageLimits::default());
@@ -264,29 +264,32 @@ fn uses_the_local_copy_if_the_store_fails() {
 #[test]
 fn does_not_download_an_archive_with_the_same_etag() {
     let project = Project::new();
-    let server = Server::start(vec![Answer { headers: vec![("ETag", "\"one\"".to_owned())], ..answer("200 OK", b"") }]);
+    let server = Server::start(vec![PreparedResponse {
+        headers: vec![("ETag", "\"one\"".to_owned())],
+        ..response("200 OK", b"")
+    }]);
     assert_eq!(project.save("key", Some(&server), StorageLimits::default()), 0);
     project.forget_files();
-    let server = Server::start(vec![answer("304 Not Modified", b"")]);
+    let server = Server::start(vec![response("304 Not Modified", b"")]);
     assert_eq!(project.restore(&["key"], Some(&server)), 0);
     assert_eq!(project.library().as_deref(), Some("library"));
-    assert_eq!(server.asked()[0].header("if-none-match"), Some("\"one\""));
+    assert_eq!(server.requests()[0].header("if-none-match"), Some("\"one\""));
 
     // A newer one is downloaded, and its ETag is stored.
     let packed = fs::read(project.archive("key")).unwrap();
-    for (known, body) in [("\"one\"", with_etag(&packed, "\"two\"")), ("\"two\"", answer("304 Not Modified", b""))] {
+    for (known, body) in [("\"one\"", with_etag(&packed, "\"two\"")), ("\"two\"", response("304 Not Modified", b""))] {
         let server = Server::start(vec![body]);
         assert_eq!(project.restore(&["key"], Some(&server)), 0);
-        assert_eq!(server.asked()[0].header("if-none-match"), Some(known));
+        assert_eq!(server.requests()[0].header("if-none-match"), Some(known));
     }
     // A newly packed archive has no ETag.
     let archive = fs::File::options().write(true).open(project.archive("key")).unwrap();
     archive.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
     fs::write(project.path().join("vendor/lib"), "another").unwrap();
     project.save("key", None, StorageLimits::default());
-    let server = Server::start(vec![answer("404 Not Found", b"")]);
+    let server = Server::start(vec![response("404 Not Found", b"")]);
     assert_eq!(project.restore(&["key"], Some(&server)), 0);
-    assert_eq!(server.asked()[0].header("if-none-match"), None);
+    assert_eq!(server.requests()[0].header("if-none-match"), None);
 }
 
 #[test]
@@ -310,31 +313,31 @@ fn does_not_upload_an_archive_that_is_too_large() {
         assert_eq!(save(&plan), 0);
         fs::remove_file(project.archive("key")).unwrap();
     }
-    assert!(server.asked().is_empty());
+    assert!(server.requests().is_empty());
 }
 
 #[test]
 fn uploads_an_archive_with_its_key() {
     let project = Project::new();
-    let server = Server::start(vec![answer("503 Slow Down", b""), answer("200 OK", b"")]);
+    let server = Server::start(vec![response("503 Slow Down", b""), response("200 OK", b"")]);
     assert_eq!(project.save("key", Some(&server), StorageLimits::default()), 0);
-    let asked = server.asked();
-    for put in &asked {
+    let requests = server.requests();
+    for put in &requests {
         assert_eq!(put.line, "PUT /put HTTP/1.1");
         assert_eq!(put.header("x-amz-meta-cachekey"), Some("key"));
         assert_eq!(put.header("transfer-encoding"), None);
         assert_eq!(put.body, fs::read(project.archive("key")).unwrap());
     }
     // The archive is unchanged and the store has it: a single HEAD request.
-    let server = Server::start(vec![answer("200 OK", b"")]);
+    let server = Server::start(vec![response("200 OK", b"")]);
     assert_eq!(project.save("key", Some(&server), StorageLimits::default()), 0);
-    assert_eq!(server.asked()[0].line, "HEAD /head HTTP/1.1");
+    assert_eq!(server.requests()[0].line, "HEAD /head HTTP/1.1");
 }
 
 #[test]
 fn an_unreachable_store_fails_no_job() {
     let project = Project::new();
-    let server = Server::start(vec![answer("403 Forbidden", b"<Error><Code>SignatureDoesNotMatch</Code></Error>")]);
+    let server = Server::start(vec![response("403 Forbidden", b"<Error><Code>SignatureDoesNotMatch</Code></Error>")]);
     assert_eq!(project.save("key", Some(&server), StorageLimits::default()), 0);
     assert!(project.archive("key").exists(), "the local copy is there all the same");
 }

@@ -46,9 +46,9 @@ impl<'a> ExpressionParser<'a> {
             return Ok(value);
         }
         Err(match self.rest.lines().next() {
-            None => "it is not closed".to_owned(),
+            None => "the expression is not closed".to_owned(),
             Some(line) => {
-                format!("unexpected `{}` at its end", line.chars().take(20).collect::<String>())
+                format!("unexpected `{}` at the end of the expression", line.chars().take(20).collect::<String>())
             }
         })
     }
@@ -61,7 +61,7 @@ impl<'a> ExpressionParser<'a> {
     fn deeper(&mut self, parse: fn(&mut Self) -> Evaluated) -> Evaluated {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
-            return Err(format!("it nests more than {MAX_DEPTH} levels"));
+            return Err(format!("the expression nests more than {MAX_DEPTH} levels"));
         }
         let outcome = parse(self);
         self.depth -= 1;

@@ -31,7 +31,7 @@ pub fn fill_in(payload: &mut Payload) -> Result<(), JobError> {
 }
 
 fn scope(inputs: &[Input]) -> Result<Scope, String> {
-    if let Some(input) = inputs.iter().find(|input| !input.value.is_of_its_kind()) {
+    if let Some(input) = inputs.iter().find(|input| !input.value.has_declared_type()) {
         return Err(format!("the job input `{}` is not of type `{}`", input.key, input.value.kind));
     }
     let (sensitive, open): (Vec<&Input>, Vec<&Input>) = inputs.iter().partition(|input| input.value.sensitive);

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use serde_json::Value;
 
 /// Up to this number, floats represent integers exactly.
-const EXACT_INTEGER_MAX: f64 = 9_007_199_254_740_992.0;
+const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_992.0;
 
 /// Arithmetic operators; `+` also concatenates strings.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -155,7 +155,7 @@ pub fn number_of(text: &str) -> Option<Value> {
 
 /// A JSON number; integers have no decimal point. `None` for infinity and NaN.
 fn number_value(number: f64) -> Option<Value> {
-    if number.fract() == 0.0 && number.abs() < EXACT_INTEGER_MAX {
+    if number.fract() == 0.0 && number.abs() < MAX_EXACT_INTEGER {
         return Some(Value::from(number as i64));
     }
     serde_json::Number::from_f64(number).map(Value::Number)
@@ -167,7 +167,7 @@ pub fn text_of(value: &Value) -> String {
         Value::Null => "<null>".to_owned(),
         Value::String(text) => text.clone(),
         Value::Number(number) => {
-            number.as_f64().and_then(number_value).map_or_else(|| number.to_string(), |it| it.to_string())
+            number.as_f64().and_then(number_value).map_or_else(|| number.to_string(), |value| value.to_string())
         }
         other => other.to_string(),
     }

@@ -70,9 +70,9 @@ mod tests {
     fn shows_the_invalid_expression() {
         for (text, expected) in [
             ("a ${{ job.inputs.none }} b", "`${{ job.inputs.none }}`: `none` does not exist"),
-            ("${{ 1", "`${{ 1`: it is not closed"),
+            ("${{ 1", "`${{ 1`: the expression is not closed"),
             ("${{ }}", "`${{ }}`: a value is missing"),
-            ("${{ 1 2 }}", "`${{ 1 2 }}`: unexpected `2 }}` at its end"),
+            ("${{ 1 2 }}", "`${{ 1 2 }}`: unexpected `2 }}` at the end of the expression"),
         ] {
             assert_eq!(filled(text), Err(expected.to_owned()));
         }

@@ -81,11 +81,11 @@ pub fn plan(payload: &Payload, variables: &Variables, settings: SourcesSettings)
         sha: git.sha.clone(),
         reference: git.reference.clone(),
         object_format: if git.repo_object_format == "sha256" { "sha256" } else { "sha1" }.to_owned(),
-        checkout: variables.switch("GIT_CHECKOUT", true),
+        checkout: variables.boolean("GIT_CHECKOUT").unwrap_or(true),
         clean_flags: flags(variables, &CLEAN, "-ffdx")?,
         fetch_flags: flags(variables, &FETCH, "--prune --quiet")?,
         submodules: submodules(payload, variables)?,
-        lfs: !variables.switch("GIT_LFS_SKIP_SMUDGE", false),
+        lfs: !variables.boolean("GIT_LFS_SKIP_SMUDGE").unwrap_or(false),
         ca_certificates: settings.ca_certificates,
         correlation_id: settings.correlation_id,
         user_agent: format!("mayfly {} linux/{}", env!("CARGO_PKG_VERSION"), crate::version::architecture()),
@@ -214,7 +214,7 @@ fn rewrites(
     add(url.to_owned(), with_token(url));
     add(server.clone(), with_token(&server));
     add(host.clone(), with_token(&host));
-    if variables.switch("GIT_SUBMODULE_FORCE_HTTPS", false) {
+    if variables.boolean("GIT_SUBMODULE_FORCE_HTTPS").unwrap_or(false) {
         let ssh_host = variables.value("CI_SERVER_SHELL_SSH_HOST").or_else(|| variables.value("CI_SERVER_HOST"));
         let ssh_port = variables.value("CI_SERVER_SHELL_SSH_PORT").unwrap_or_default();
         if let Some(ssh_host) = ssh_host.filter(|host| !host.is_empty()) {

@@ -13,7 +13,7 @@ use crate::shim::descendants;
 use crate::shim::spec::StepProgram;
 use crate::sys;
 use crate::trace::colours::{RESET, YELLOW};
-use crate::trace::{Claim, Filter, Masks, Output};
+use crate::trace::{Filter, Masks, Output, TextKind};
 
 /// How long processes that outlive the main process have to end by themselves.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(2);
@@ -92,7 +92,7 @@ impl Supervisor<'_> {
         let mut lines = Vec::new();
         filter.push(text.as_bytes(), &mut lines);
         filter.finish(&mut lines);
-        let _ = self.spool.append(&lines, Claim::Result);
+        let _ = self.spool.append(&lines, TextKind::Result);
     }
 
     /// Waits until the shim has no child, at most for `timeout`. An orphan becomes a child of the shim when its parent

@@ -2,14 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Delivery, Piece, Upload};
+use super::{Delivery, PartResult, Upload};
+use crate::backoff::Backoff;
 use crate::coordinator::{JobState, JobStatus, UpdateOutcome};
 
 /// GitLab fails a running job after an hour without a request, at its next check: until then sending a final state is
 /// useful.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(65 * 60);
-/// The longest delay between attempts to send the final state.
-const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+/// The delays between attempts to send the final state.
+pub(super) const FINAL_STATE_RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+/// In one attempt, the uploader continues at another offset at most this number of times.
+const MAX_RESYNCS: u32 = 3;
 
 /// Why the final state must be sent again.
 enum RetryReason {
@@ -27,7 +30,6 @@ impl Upload {
         self.interval = self.coordinator.first_interval();
         let began = Instant::now();
         let (mut failures, mut resets) = (0, 0);
-        let mut back_off = self.back_off;
         loop {
             if self.last_status == JobStatus::Finished {
                 return Delivery::Gone;
@@ -48,8 +50,7 @@ impl Upload {
                     if failures >= self.options.final_report_attempts && began.elapsed() > DELIVERY_TIMEOUT {
                         return Delivery::GivenUp;
                     }
-                    self.pause(back_off);
-                    back_off = (back_off * 2).min(BACK_OFF_MAX);
+                    self.pause(self.final_state_retry.delay(failures - 1));
                 }
             }
             if self.is_abandoned() {
@@ -58,7 +59,7 @@ impl Upload {
         }
     }
 
-    /// Waits; ignores the event, which is signalled already.
+    /// Waits for `duration`, or until the upload is abandoned.
     fn pause(&self, duration: Duration) {
         let until = Instant::now() + duration;
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
@@ -69,23 +70,23 @@ impl Upload {
         }
     }
 
+    /// Makes one attempt to send the rest of the log and the final state.
     fn try_to_finish(&mut self, ending: &JobState) -> Result<Delivery, RetryReason> {
         let mut resyncs = 0;
         loop {
             let before = self.offset;
-            match self.send_piece() {
-                Piece::Sent if self.is_abandoned() => return Ok(Delivery::GivenUp),
-                Piece::Sent => {}
-                Piece::Empty | Piece::NotFound => break,
-                Piece::Over => return Ok(Delivery::Gone),
-                // The log on the server has another size: continue from that offset at once, but at most three
-                // times.
-                Piece::Failed if self.offset != before && resyncs < 3 => resyncs += 1,
-                Piece::Failed => return Err(RetryReason::Failed),
+            match self.send_part() {
+                PartResult::Accepted if self.is_abandoned() => return Ok(Delivery::GivenUp),
+                PartResult::Accepted => {}
+                PartResult::NothingToSend | PartResult::NotFound => break,
+                PartResult::JobEnded => return Ok(Delivery::Gone),
+                // The log on the server has another size: continue from that offset at once.
+                PartResult::Failed if self.offset != before && resyncs < MAX_RESYNCS => resyncs += 1,
+                PartResult::Failed => return Err(RetryReason::Failed),
             }
         }
-        let reply = self.tell_state(ending).ok_or(RetryReason::Failed)?;
-        self.note(&reply);
+        let reply = self.send_state(ending).ok_or(RetryReason::Failed)?;
+        self.apply_reply(&reply);
         match reply.outcome {
             UpdateOutcome::Done => Ok(Delivery::Delivered),
             UpdateOutcome::Gone => Ok(Delivery::Gone),

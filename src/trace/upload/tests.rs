@@ -18,7 +18,7 @@ enum Fault {
     /// The request is lost.
     Lost,
     /// The request is accepted, and the response is lost.
-    AnswerLost,
+    ResponseLost,
     /// The server has lost its log except for this many bytes.
     Forgot(usize),
     NotFound,
@@ -62,13 +62,13 @@ impl Server {
 
 impl Coordinator for Fake {
     fn append_trace(&self, _: &JobHandle, start: u64, chunk: &[u8], _: TraceKind) -> TraceReply {
-        assert!(!chunk.is_empty() && chunk.len() <= CHUNK);
+        assert!(!chunk.is_empty() && chunk.len() <= MAX_PART_SIZE);
         let mut server = self.server();
         server.starts.push(start);
         let outcome = match server.faults.pop_front().unwrap_or(Fault::None) {
             Fault::None => server.append(start, chunk),
             Fault::Lost => TraceOutcome::Failed,
-            Fault::AnswerLost => {
+            Fault::ResponseLost => {
                 server.append(start, chunk);
                 TraceOutcome::Failed
             }
@@ -132,7 +132,7 @@ impl Case {
         let coordinator: Arc<dyn Coordinator> = self.fake.clone();
         let mut upload =
             Upload::new(coordinator, Self::job(), &self.path, options, on_status, shared).expect("an upload");
-        upload.back_off = Duration::ZERO;
+        upload.final_state_retry = Backoff::new(Duration::ZERO, Duration::ZERO);
         upload
     }
 
@@ -190,7 +190,7 @@ fn reports_each_status_once_and_sends_nothing_after_the_end() {
         case.fake.server().status = status;
         for _ in 0..2 {
             case.write(b"line\n");
-            upload.tick();
+            upload.send_update();
         }
     }
     assert_eq!(upload.finish(&JobState::Success), Delivery::Gone);
@@ -203,7 +203,7 @@ fn reports_each_status_once_and_sends_nothing_after_the_end() {
 #[test]
 fn parts_end_between_characters() {
     let case = Case::new(Fake::default());
-    let text = format!("x{}", "ü".repeat(CHUNK));
+    let text = format!("x{}", "ü".repeat(MAX_PART_SIZE));
     case.write(text.as_bytes());
     assert_eq!(case.upload(OPTIONS, Box::new(|_| {})).finish(&JobState::Success), Delivery::Delivered);
     let server = case.fake.server();
@@ -243,11 +243,11 @@ fn a_log_with_much_output_does_not_wait_for_the_interval() {
     let case = Case::new(Fake { interval, ..Fake::default() });
     let uploader = case.uploader();
     case.write(b"a line\n");
-    case.write(&[b'x'; 2 * CHUNK]);
+    case.write(&[b'x'; 2 * MAX_PART_SIZE]);
     case.wait_for_requests(2);
     assert_eq!(uploader.finish(JobState::Success), Delivery::Delivered);
     let server = case.fake.server();
-    assert_eq!((server.starts.len(), server.log.len()), (3, 7 + 2 * CHUNK));
+    assert_eq!((server.starts.len(), server.log.len()), (3, 7 + 2 * MAX_PART_SIZE));
 }
 
 #[test]
@@ -256,21 +256,21 @@ fn waits_for_retry_after_of_an_overloaded_server() {
     let case = Case::new(Fake { interval, ..Fake::default() });
     case.fake.server().faults = [Fault::None, Fault::Lost].into();
     let uploader = case.uploader();
-    case.write(&[b'x'; 3 * CHUNK]);
+    case.write(&[b'x'; 3 * MAX_PART_SIZE]);
     case.wait_for_requests(2);
-    case.write(&[b'y'; 2 * CHUNK]);
+    case.write(&[b'y'; 2 * MAX_PART_SIZE]);
     // Time passes on purpose: no sign shows that the thread waits.
-    thread::sleep(2 * GATHER);
+    thread::sleep(2 * GATHER_DELAY);
     assert_eq!(case.fake.server().starts.len(), 2);
     assert_eq!(uploader.finish(JobState::Success), Delivery::Delivered);
-    assert_eq!(case.fake.server().log.len(), 5 * CHUNK);
+    assert_eq!(case.fake.server().log.len(), 5 * MAX_PART_SIZE);
 }
 
 fn fault() -> impl Strategy<Value = Fault> {
     prop_oneof![
         Just(Fault::None),
         Just(Fault::Lost),
-        Just(Fault::AnswerLost),
+        Just(Fault::ResponseLost),
         Just(Fault::NotFound),
         (0..1_usize << 21).prop_map(Fault::Forgot),
     ]
@@ -290,7 +290,7 @@ proptest! {
         let mut upload = case.upload(OPTIONS, Box::new(|_| {}));
         for (index, (length, ticks)) in writes.into_iter().enumerate() {
             case.write(format!("{index}{}\n", "aü".repeat(length)).as_bytes());
-            (0..ticks).for_each(|_| upload.tick());
+            (0..ticks).for_each(|_| upload.send_update());
             if index == restart {
                 let offset = upload.shared.acknowledged.load(Ordering::Relaxed);
                 upload = case.upload(UploadOptions { offset, ..OPTIONS }, Box::new(|_| {}));

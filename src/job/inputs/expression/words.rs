@@ -141,7 +141,7 @@ impl<'a> ExpressionParser<'a> {
 
     fn next_char(&mut self) -> Result<char, String> {
         let mut chars = self.rest.chars();
-        let next = chars.next().ok_or("a quote in it is not closed")?;
+        let next = chars.next().ok_or("a quote is not closed")?;
         self.rest = chars.as_str();
         Ok(next)
     }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::deadlines::format_duration;
 use crate::config::duration;
 use crate::payload::lenient::boolean;
 use crate::payload::variables::Variables;
@@ -89,17 +90,6 @@ pub fn name_warning(variables: &Variables) -> Option<String> {
     let names = variables.unusable_names();
     let shown: Vec<String> = names.iter().take(MAX_SHOWN).map(|name| format!("`{}`", name.escape_debug())).collect();
     (!names.is_empty()).then(|| format!("no shell can export the variable(s) {}", shown.join(", ")))
-}
-
-/// A duration in Go's syntax: `1h30m0s`.
-pub fn format_duration(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    match (hours, minutes) {
-        (0, 0) => format!("{seconds}s"),
-        (0, _) => format!("{minutes}m{seconds}s"),
-        _ => format!("{hours}h{minutes}m{seconds}s"),
-    }
 }
 
 #[cfg(test)]
