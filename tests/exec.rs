@@ -183,8 +183,8 @@ fn a_closed_output_pipe_ends_the_run_quietly() {
     let mut start = [0; 64];
     child.stdout.take().expect("a pipe").read_exact(&mut start).expect("read the file");
     let output = child.wait_with_output().expect("must end");
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && !complaint.contains("panicked"), "{complaint}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && !stderr.contains("panicked"), "{stderr}");
 }
 
 #[test]
@@ -209,7 +209,7 @@ pub fn started(home: &Home, arguments: &[&str], environment: &[(&str, &str)]) ->
 }
 
 /// Whether a process with this id exists and is not a zombie.
-pub fn lives(process: &str) -> bool {
+pub fn is_running(process: &str) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{}/stat", process.trim())).unwrap_or_default();
     status.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
 }
@@ -225,14 +225,14 @@ fn an_interrupt_or_a_kill_ends_all_jobs_and_leaves_nothing() {
         );
         let mut child = started(&home, &[], &[]);
         let process = std::fs::read_to_string(home.path("sign")).expect("a number");
-        assert!(lives(&process));
+        assert!(is_running(&process));
         send_signal(child.id().cast_signed(), signal);
         let status = child.wait().expect("must end");
         if signal == Signal::SIGINT {
             assert_eq!(status.code(), Some(130));
         }
-        wait_until("the job's processes end", || !lives(&process));
-        wait_until("the run's directory goes", || {
+        wait_until("the job's processes end", || !is_running(&process));
+        wait_until("the run's directory is removed", || {
             let projects = std::fs::read_dir(home.path("cache/mayfly/exec")).expect("list the directory");
             projects
                 .flatten()
@@ -321,7 +321,7 @@ use:
         let label = run_directory(&home);
         send_signal(child.id().cast_signed(), signal);
         child.wait().expect("must end");
-        wait_until("the containers go", || {
+        wait_until("the containers are removed", || {
             let filter = format!("label=io.mayfly.state={label}");
             let output = docker.command(&["ps", "-aq", "--filter", &filter]).output().expect("run docker");
             output.stdout.is_empty()
@@ -520,6 +520,37 @@ fn watch_runs_again_after_a_change_of_settings_and_of_variables() {
     wait_for_run("3-2\n");
     // A run that was already starting may have read the last change, which then starts one more run.
     assert!(seen().starts_with("11\n21\n22\n3-2\n"), "{}", seen());
+    send_signal(child.id().cast_signed(), Signal::SIGINT);
+    assert_eq!(child.wait().expect("must end").code(), Some(130));
+}
+
+#[test]
+fn watch_runs_again_after_a_change_of_mapped_files_and_after_the_first_settings() {
+    let home = Home::empty();
+    let sign = home.path("sign").display().to_string();
+    let home = in_checkout(home, "include: {project: group/ci, file: a.yml}\n");
+    let mapped = home.path("ci");
+    std::fs::create_dir(&mapped).expect("create the directory");
+    let write = |word: &str| {
+        let text = format!("a: {{script: 'echo {word}$MORE >>{sign}'}}\n");
+        std::fs::write(mapped.join("a.yml"), text).expect("write a file");
+    };
+    write("one");
+    let map = format!("group/ci={}", mapped.display());
+    let mut child = started(&home, &["--watch", "--map-project", &map], &[]);
+    let wait_for_run = |expected: &str| {
+        let seen = || std::fs::read_to_string(home.path("sign")).unwrap_or_default();
+        wait_until(expected, || seen().ends_with(expected));
+        wait_until("the run ends", || run_directory(&home) == "none");
+    };
+    wait_for_run("one\n");
+    write("two");
+    wait_for_run("two\n");
+    // The directory of the settings file does not exist yet.
+    let settings = home.path("checkout/.mayfly/exec.toml");
+    std::fs::create_dir(settings.parent().expect("a directory")).expect("create the directory");
+    std::fs::write(&settings, "[var]\nMORE = \"-more\"\n").expect("write a file");
+    wait_for_run("two-more\n");
     send_signal(child.id().cast_signed(), Signal::SIGINT);
     assert_eq!(child.wait().expect("must end").code(), Some(130));
 }

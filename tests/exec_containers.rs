@@ -15,19 +15,19 @@ use crate::support::mayfly::Home;
 use crate::support::registry::{PASSWORD, Registry, USER, login};
 use crate::support::{output_text, send_signal, unique_number, wait_until};
 
-/// Makes a user the owner of a directory and of everything below.
-fn give(place: &Path, user: u32) {
+/// Makes a user the owner of a directory and of all files below it.
+fn change_owner_of_all(place: &Path, user: u32) {
     chown(place, Some(user), Some(user)).expect("change the owner");
     for entry in fs::read_dir(place).into_iter().flatten().flatten() {
         match entry.file_type().expect("a type").is_dir() {
-            true => give(&entry.path(), user),
+            true => change_owner_of_all(&entry.path(), user),
             false => std::os::unix::fs::lchown(entry.path(), Some(user), Some(user)).expect("change the owner"),
         }
     }
 }
 
 #[test]
-fn files_of_a_container_do_not_keep_a_developer_from_the_next_run() {
+fn files_of_the_user_of_a_container_do_not_prevent_the_next_run() {
     const DEVELOPER: u32 = 1234;
     let docker = docker();
     let file = "
@@ -37,7 +37,7 @@ look: {stage: deploy, image: 'busybox:local', script: ['test ! -e closed && echo
     let home = checkout(file);
     let program = home.path("mayfly");
     fs::copy(env!("CARGO_BIN_EXE_mayfly"), &program).expect("copy the program");
-    give(&home.path(""), DEVELOPER);
+    change_owner_of_all(&home.path(""), DEVELOPER);
     let socket = docker.host().replace("unix://", "");
     fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o660)).expect("open the socket");
     let group = fs::metadata(&socket).expect("the socket").gid().to_string();
@@ -59,7 +59,7 @@ look: {stage: deploy, image: 'busybox:local', script: ['test ! -e closed && echo
 }
 
 #[test]
-fn an_engine_that_goes_away_fails_the_job_and_its_containers_go_later() {
+fn an_engine_that_is_killed_fails_the_job_and_its_containers_are_removed_later() {
     let docker = Docker::start();
     let host = docker.host();
     let home = checkout("a: {image: 'busybox:local', script: [sleep 1000]}\n");
@@ -81,7 +81,7 @@ fn an_engine_that_goes_away_fails_the_job_and_its_containers_go_later() {
     fs::write(home.path("checkout/.gitlab-ci.yml"), "a: {script: echo next}\n").expect("write a file");
     let (output, text) = exec_with(&home, &[], &[("DOCKER_HOST", &host)]);
     assert!(output.status.success() && text.contains("\nnext\n"), "{text}");
-    wait_until("the containers of the earlier run go", || docker.containers(&label).is_empty());
+    wait_until("the containers of the earlier run are removed", || docker.containers(&label).is_empty());
     assert_nothing_left(&home);
 }
 
@@ -209,20 +209,22 @@ fn install(root: &Path, programs: &[String], others: &[String]) {
     assert!(status.success());
 }
 
-fn said(program: &str, arguments: &[&str]) -> String {
+/// The standard output of a program.
+fn output_of(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// Creates an image with the compilers and package managers of this machine; returns the value for its `PATH`.
-fn tools(root: &Path) -> String {
+/// Writes the root of an image with the compilers and package managers of this machine. Returns the value for its
+/// `PATH`.
+fn write_tools(root: &Path) -> String {
     write_busybox(root);
-    let (rust, go) = (said("rustc", &["--print", "sysroot"]), said("go", &["env", "GOROOT"]));
-    let found = |name: &str| said("sh", &["-c", &format!("PATH=/usr/local/bin:/usr/bin command -v {name}")]);
+    let (rust, go) = (output_of("rustc", &["--print", "sysroot"]), output_of("go", &["env", "GOROOT"]));
+    let found = |name: &str| output_of("sh", &["-c", &format!("PATH=/usr/local/bin:/usr/bin command -v {name}")]);
     let mut programs: Vec<String> = ["make", "cmake", "cc", "as", "ld", "ar", "node", "python3"].map(found).into();
-    programs.extend(["cc1", "collect2"].map(|name| said("cc", &[&format!("-print-prog-name={name}")])));
+    programs.extend(["cc1", "collect2"].map(|name| output_of("cc", &[&format!("-print-prog-name={name}")])));
     programs.extend([format!("{rust}/bin/rustc"), format!("{rust}/bin/cargo"), format!("{go}/bin/go")]);
-    let gcc = said("cc", &["-print-libgcc-file-name"]);
+    let gcc = output_of("cc", &["-print-libgcc-file-name"]);
     let mut others =
         vec![gcc.replace("/libgcc.a", ""), format!("{go}/src"), format!("{go}/pkg"), format!("{go}/VERSION")];
     others.push(format!("{rust}/lib/rustlib/x86_64-unknown-linux-gnu"));
@@ -230,7 +232,7 @@ fn tools(root: &Path) -> String {
         /usr/lib/x86_64-linux-gnu/*crt*.o /usr/lib/x86_64-linux-gnu/lib{c,m,rt,dl,util,pthread,mvec}.{a,so} \
         /usr/lib/x86_64-linux-gnu/libc_nonshared.a /lib/x86_64-linux-gnu/libmvec.so.1 /usr/share/cmake-* \
         /usr/lib/node_modules/npm /usr/lib/python3* 2>/dev/null";
-    others.extend(said("bash", &["-c", listed]).lines().map(str::to_owned));
+    others.extend(output_of("bash", &["-c", listed]).lines().map(str::to_owned));
     install(root, &programs, &others);
     fs::create_dir_all(root.join("tmp")).expect("create the directory");
     let npm = "#!/bin/sh\nexec node /usr/lib/node_modules/npm/bin/npm-cli.js \"$@\"\n";
@@ -243,7 +245,7 @@ fn tools(root: &Path) -> String {
 fn pipelines_of_many_tools_run_in_containers() {
     let docker = docker();
     let root = tempfile::tempdir().expect("a directory");
-    let path = tools(root.path());
+    let path = write_tools(root.path());
     let image = docker.image_of(root.path(), &[&format!("ENV PATH={path}"), "CMD [\"sh\"]"]);
     let file = format!(
         "

@@ -166,10 +166,10 @@ impl SlowEngine {
     }
 }
 
-fn copy(mut from: UnixStream, mut to: UnixStream, look: impl Fn(&[u8])) {
+fn copy(mut from: UnixStream, mut to: UnixStream, inspect: impl Fn(&[u8])) {
     let mut buffer = [0; 64 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
-        look(&buffer[..length]);
+        inspect(&buffer[..length]);
         if to.write_all(&buffer[..length]).is_err() {
             break;
         }
@@ -202,7 +202,7 @@ fn an_interrupt_while_the_engine_creates_a_container_leaves_none() {
         engine.go.send(()).expect("a request waits");
         let code = child.wait().expect("the run must end").code();
         assert_eq!(code, (signal == Signal::SIGINT).then_some(130));
-        wait_until("the run's directory goes", || run_directory(&home) == "none");
+        wait_until("the run's directory is removed", || run_directory(&home) == "none");
         assert_eq!(docker.containers(&label), [""; 0], "{signal}");
         assert_nothing_left(&home);
     }
@@ -212,7 +212,7 @@ fn an_interrupt_while_the_engine_creates_a_container_leaves_none() {
 fn an_interrupt_before_the_first_job_ends_the_run() {
     let home = checkout("a: {image: 'registry.invalid/none', script: echo}\n");
     let socket = home.path("engine");
-    // It accepts connections and never answers.
+    // An engine that accepts connections and never answers.
     let listener = UnixListener::bind(&socket).expect("a socket");
     let mut command = command(&home, &[]);
     command.env("DOCKER_HOST", format!("unix://{}", socket.display())).stdout(Stdio::null()).stderr(Stdio::null());
@@ -220,7 +220,7 @@ fn an_interrupt_before_the_first_job_ends_the_run() {
     let connection = listener.accept().expect("a connection");
     send_signal(child.id().cast_signed(), Signal::SIGTERM);
     assert_eq!(child.wait().expect("the run must end").code(), Some(130));
-    wait_until("the run's directory goes", || run_directory(&home) == "none");
+    wait_until("the run's directory is removed", || run_directory(&home) == "none");
     drop(connection);
 }
 

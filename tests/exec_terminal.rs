@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::exec::{checkout, command, exec, in_checkout, lives, started};
+use crate::exec::{checkout, command, exec, in_checkout, is_running, started};
 use crate::support::docker::docker;
 use crate::support::mayfly::Home;
 use crate::support::wait_until;
@@ -58,10 +58,10 @@ fn a_manual_job_is_offered_on_a_terminal() {
 }
 
 #[test]
-fn a_failed_job_can_be_looked_at_in_a_shell_and_its_tree_kept() {
+fn a_failed_job_can_be_inspected_in_a_shell_and_its_tree_kept() {
     let home = checkout("bad: {variables: {WORD: seen}, script: [echo made >made, exit 3]}\n");
-    let look = "echo \"[$(cat made) $WORD $CI_JOB_NAME]\"\nexit\n";
-    let (output, text) = on_terminal(&home, &["--shell-on-failure"], look, &[]);
+    let input = "echo \"[$(cat made) $WORD $CI_JOB_NAME]\"\nexit\n";
+    let (output, text) = on_terminal(&home, &["--shell-on-failure"], input, &[]);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("[made seen bad]"), "{text}");
     let (output, text) = exec(&home, &["--shell-on-failure"]);
@@ -82,12 +82,12 @@ fn a_failed_job_can_be_looked_at_in_a_shell_and_its_tree_kept() {
 }
 
 #[test]
-fn a_failed_job_of_a_container_can_be_looked_at_in_a_container() {
+fn a_failed_job_of_a_container_can_be_inspected_in_a_container() {
     let docker = docker();
     let host = docker.host();
     let home = checkout("bad: {image: 'busybox:local', variables: {WORD: seen}, script: [echo made >made, exit 3]}\n");
-    let look = "echo \"[$(cat made) $WORD $(test -e /bin/busybox && echo inside)]\"\nexit\n";
-    let (output, text) = on_terminal(&home, &["--shell-on-failure"], look, &[("DOCKER_HOST", &host)]);
+    let input = "echo \"[$(cat made) $WORD $(test -e /bin/busybox && echo inside)]\"\nexit\n";
+    let (output, text) = on_terminal(&home, &["--shell-on-failure"], input, &[("DOCKER_HOST", &host)]);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("[made seen inside]"), "{text}");
 }
@@ -120,8 +120,8 @@ fn a_second_interrupt_ends_the_run_at_once() {
     });
     let status = child.wait().expect("the run must end");
     assert_eq!((status.code(), status.signal()), (Some(130), None));
-    wait_until("the job's processes end", || !lives(&process));
-    wait_until("the run's directory goes", || {
+    wait_until("the job's processes end", || !is_running(&process));
+    wait_until("the run's directory is removed", || {
         let projects = fs::read_dir(home.path("cache/mayfly/exec")).expect("list the directory").flatten();
         projects.into_iter().all(|project| fs::read_dir(project.path().join("runs")).into_iter().flatten().count() == 0)
     });

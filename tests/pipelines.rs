@@ -46,34 +46,35 @@ fn every_case_has_the_same_result_as_on_gitlab() {
 fn check(case: &Path) -> Result<(), String> {
     let text = fs::read_to_string(case.join("expect.json")).map_err(|error| error.to_string())?;
     let expect: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-    let given = Given::set_up(case, &expect);
-    let before = given.state();
+    let checkout = CaseCheckout::set_up(case, &expect);
+    let before = checkout.state();
     let outcome = match expect["mode"].as_str() {
-        Some("plan") => given.plan(&expect["expect"]),
-        Some("error") => given.refusal(&expect["expect"]["error"]),
-        Some("run") => given.run(&expect["expect"]["run"]),
+        Some("plan") => checkout.check_plan(&expect["expect"]),
+        Some("error") => checkout.check_refusal(&expect["expect"]["error"]),
+        Some("run") => checkout.check_run(&expect["expect"]["run"]),
         other => Err(format!("mode {other:?}")),
     };
-    match given.state() == before {
+    match checkout.state() == before {
         true => outcome,
         false => outcome.and(Err("the checkout was changed".to_owned())),
     }
 }
 
-struct Given {
+/// The checkout of a case, with the command line and the environment for mayfly.
+struct CaseCheckout {
     directory: tempfile::TempDir,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
 }
 
-impl Given {
+impl CaseCheckout {
     fn set_up(case: &Path, expect: &Value) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let mut given = Self { directory, arguments: Vec::new(), environment: Vec::new() };
-        fs::create_dir_all(given.root()).expect("create the directory");
-        given.make_repository(case, &expect["git"], &expect["pipeline"]);
-        given.set_arguments(case, expect);
-        given
+        let mut checkout = Self { directory, arguments: Vec::new(), environment: Vec::new() };
+        fs::create_dir_all(checkout.root()).expect("create the directory");
+        checkout.make_repository(case, &expect["git"], &expect["pipeline"]);
+        checkout.set_arguments(case, expect);
+        checkout
     }
 
     fn root(&self) -> PathBuf {
@@ -216,12 +217,12 @@ impl Given {
         found
     }
 
-    fn plan(&self, expect: &Value) -> Result<(), String> {
+    fn check_plan(&self, expect: &Value) -> Result<(), String> {
         let output = self.exec(&["--list", "--json"]);
         let text = String::from_utf8_lossy(&output.stdout);
-        let complaint = String::from_utf8_lossy(&output.stderr);
+        let stderr = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
-            return Err(format!("{}: {complaint}", output.status));
+            return Err(format!("{}: {stderr}", output.status));
         }
         let plan: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
         let created = expect["created"].as_bool().unwrap_or(true);
@@ -253,22 +254,22 @@ impl Given {
         Ok(())
     }
 
-    fn refusal(&self, expect: &Value) -> Result<(), String> {
+    fn check_refusal(&self, expect: &Value) -> Result<(), String> {
         let output = self.exec(&["--list", "--json"]);
-        let (text, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let (text, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         if output.status.code() != Some(2) {
-            return Err(format!("not refused: {} {complaint}", output.status));
+            return Err(format!("not refused: {} {stderr}", output.status));
         }
-        let answer: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+        let listing: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
         let none = Vec::new();
-        let errors = answer["errors"].as_array().unwrap_or(&none);
+        let errors = listing["errors"].as_array().unwrap_or(&none);
         let first = errors.first().ok_or("no error")?;
         if first["class"] != expect["class"] {
-            return Err(format!("class {} instead of {}: {complaint}", first["class"], expect["class"]));
+            return Err(format!("class {} instead of {}: {stderr}", first["class"], expect["class"]));
         }
         for word in expect["mentions"].as_array().into_iter().flatten().map(text_of) {
-            if !complaint.to_lowercase().contains(&word.to_lowercase()) {
-                return Err(format!("`{word}` is not mentioned: {complaint}"));
+            if !stderr.to_lowercase().contains(&word.to_lowercase()) {
+                return Err(format!("`{word}` is not mentioned: {stderr}"));
             }
         }
         if first["line"].as_u64().unwrap_or(0) == 0 {
@@ -277,16 +278,16 @@ impl Given {
         Ok(())
     }
 
-    fn run(&self, expect: &Value) -> Result<(), String> {
+    fn check_run(&self, expect: &Value) -> Result<(), String> {
         let report = self.directory.path().join("report.json");
         let began = Instant::now();
         let output = self.exec(&["--shell", "--report", &report.display().to_string()]);
         let seconds = began.elapsed().as_secs_f64();
-        let (text, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        let told = || format!("{text}{complaint}");
-        let written = fs::read_to_string(&report).map_err(|error| format!("no report: {error}; {}", told()))?;
+        let (text, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let output_text = || format!("{text}{stderr}");
+        let written = fs::read_to_string(&report).map_err(|error| format!("no report: {error}; {}", output_text()))?;
         let report: Value = serde_json::from_str(&written).map_err(|error| error.to_string())?;
-        same("status", expect.get("status"), &report["status"]).map_err(|why| format!("{why}; {}", told()))?;
+        same("status", expect.get("status"), &report["status"]).map_err(|why| format!("{why}; {}", output_text()))?;
         let code = match expect["status"].as_str() {
             Some("success") => 0,
             Some("failed") => 1,
@@ -296,15 +297,16 @@ impl Given {
             return Err(format!("{} instead of exit status {code}", output.status));
         }
         if expect["max_seconds"].as_f64().is_some_and(|most| seconds > most) {
-            return Err(format!("it took {seconds:.1} s"));
+            return Err(format!("the run took {seconds:.1} s"));
         }
         for (name, wanted) in expect["jobs"].as_object().into_iter().flatten() {
-            ran(wanted, report["jobs"].get(name)).map_err(|why| format!("job {name}: {why}; {}", told()))?;
+            compare_result(wanted, report["jobs"].get(name))
+                .map_err(|why| format!("job {name}: {why}; {}", output_text()))?;
         }
         for pair in expect["order"].as_array().into_iter().flatten() {
             let end = |job: &Value| text.find(&format!("== {}: ", text_of(job)));
             if end(&pair[0]) >= end(&pair[1]) {
-                return Err(format!("{pair} end in another order: {}", told()));
+                return Err(format!("{pair} ended in another order: {}", output_text()));
             }
         }
         Ok(())
@@ -335,10 +337,10 @@ fn map_option(case: &Path, provided: &Value) -> Option<(&'static str, String)> {
     Some(("--map-component", map))
 }
 
-/// Compares a job of a run with the expected one.
-fn ran(wanted: &Value, job: Option<&Value>) -> Result<(), String> {
+/// Compares the result of a job with the expected one.
+fn compare_result(wanted: &Value, job: Option<&Value>) -> Result<(), String> {
     let Some(job) = job else {
-        return if wanted["status"] == json!("absent") { Ok(()) } else { Err("it is not there".to_owned()) };
+        return if wanted["status"] == json!("absent") { Ok(()) } else { Err("the report lacks the job".to_owned()) };
     };
     for key in ["status", "exit_code", "coverage"] {
         same(key, wanted.get(key), &job[key])?;
@@ -350,17 +352,18 @@ fn ran(wanted: &Value, job: Option<&Value>) -> Result<(), String> {
     let mut lines = log.lines().filter(|line| !line.starts_with("$ "));
     for line in wanted["log"].as_array().into_iter().flatten().map(text_of) {
         if !lines.any(|found| found == line) {
-            return Err(format!("`{line}` is not in its log (in this order): {log}"));
+            return Err(format!("`{line}` is not in the log of the job (in this order): {log}"));
         }
     }
     for line in wanted["log_lacks"].as_array().into_iter().flatten().map(text_of) {
         if log.lines().any(|found| found == line) {
-            return Err(format!("`{line}` is in its log: {log}"));
+            return Err(format!("`{line}` is in the log of the job: {log}"));
         }
     }
     Ok(())
 }
 
+/// Compares a planned job with the expected one.
 fn compare_job(wanted: &Value, job: &Value) -> Result<(), String> {
     for (key, wanted) in wanted.as_object().into_iter().flatten() {
         let found = &job[key];

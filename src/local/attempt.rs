@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::containers::Containers;
 use super::payload;
 use super::project::{LocalProject, Submodules};
-use super::record::{CoverageFinder, Extracted, Recorder};
+use super::record::{CoverageFinder, LogExtract, Recorder};
 use super::screen::Screen;
 use super::tree::{Tree, TreeContent};
 use crate::config::Runner;
@@ -72,7 +72,7 @@ pub struct Attempt {
     pub log: Option<PathBuf>,
     /// Finds the coverage in the output.
     pub coverage: Option<CoverageFinder>,
-    /// A message to show before the output: why the job is repeated.
+    /// A message to show before the output: why mayfly retries the job.
     pub notice: Option<String>,
 }
 
@@ -81,7 +81,7 @@ pub struct AttemptResult {
     /// `None`: the job succeeded.
     pub failure: Option<(FailureReason, Option<i32>)>,
     /// Data extracted from the log.
-    pub extracted: Extracted,
+    pub extracted: LogExtract,
     /// The state of the job, if it failed and its state is kept.
     pub failed_job: Option<FailedJob>,
 }
@@ -120,7 +120,7 @@ pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<JobControl>) ->
     let mut extracted = recorder.extracted();
     let failure = match outcome {
         Ok(JobOutcome::Reported { state: JobState::Failed { reason, exit_code }, .. }) => Some((reason, exit_code)),
-        Ok(JobOutcome::Reported { .. }) => refused_report(context, attempt.id).map(|why| {
+        Ok(JobOutcome::Reported { .. }) => reason_to_refuse_dotenv(context, attempt.id).map(|why| {
             recorder.notice(why.clone());
             extracted.message = Some(why);
             (FailureReason::ScriptFailure, Some(1))
@@ -136,8 +136,8 @@ pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<JobControl>) ->
     AttemptResult { failure, extracted, failed_job }
 }
 
-/// Why GitLab would refuse the dotenv report of a job, which fails the job.
-fn refused_report(context: &RunContext, id: i64) -> Option<String> {
+/// Why GitLab would refuse the dotenv report of the job, and so fail the job.
+fn reason_to_refuse_dotenv(context: &RunContext, id: i64) -> Option<String> {
     let read = dotenv::read(&local_archive(&context.artifacts, &id.into(), "dotenv"));
     read.err().filter(|error| error.kind() == io::ErrorKind::InvalidData).map(|error| error.to_string())
 }
@@ -194,8 +194,8 @@ impl AttemptInputs<'_> {
             None => false,
         };
         let tree = self.project.trees.take(source, content, &restore_ownership)?;
-        // If the directory is missing, the script starts two programs to create it. In a container, the job's user must
-        // own the directory, so the script creates it.
+        // Without the directory for temporary files, the script would start two programs to create it. In a container,
+        // the job's user must own the directory, so only the script can create it.
         if self.image.is_none() {
             tree.make_temporary()?;
         }
@@ -209,7 +209,7 @@ impl AttemptInputs<'_> {
         recorder: Arc<Recorder>,
         control: &Arc<JobControl>,
     ) -> io::Result<JobOutcome> {
-        let text = payload::text_of(
+        let text = payload::encode(
             self.job,
             &payload::PayloadFacts {
                 id: self.id,

@@ -22,7 +22,7 @@ pub struct Checkout {
 
 /// A file that git tracks or, with `--untracked`, does not ignore.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedFile {
     /// The path below the root of the work tree.
     pub path: PathBuf,
     /// Whether the path is the repository of a submodule.
@@ -83,13 +83,13 @@ impl Checkout {
     }
 
     /// The files of the work tree.
-    pub fn files(&self, set: FileSet) -> Result<Vec<Listed>, String> {
+    pub fn files(&self, set: FileSet) -> Result<Vec<ListedFile>, String> {
         list(&self.root, set)
     }
 }
 
 /// The files of the whole work tree that contains `directory`, in the order of the index.
-pub fn list(directory: &Path, set: FileSet) -> Result<Vec<Listed>, String> {
+pub fn list(directory: &Path, set: FileSet) -> Result<Vec<ListedFile>, String> {
     let own = GitDir::find(directory).and_then(|found| git_dir::files_in_index(&found.path.join("index")));
     let mut files = own.map_or_else(|| list_by_git(directory), Ok)?;
     if set == FileSet::NotIgnored {
@@ -97,7 +97,7 @@ pub fn list(directory: &Path, set: FileSet) -> Result<Vec<Listed>, String> {
         command.args(["ls-files", "-z", "--others", "--exclude-standard", "--full-name", ":/"]);
         let others = output(command)?;
         let paths = others.split(|byte| *byte == 0).filter(|path| !path.is_empty());
-        files.extend(paths.map(|path| Listed {
+        files.extend(paths.map(|path| ListedFile {
             path: OsStr::from_bytes(path).into(),
             is_submodule: path.ends_with(b"/"),
             is_skipped: false,
@@ -106,21 +106,21 @@ pub fn list(directory: &Path, set: FileSet) -> Result<Vec<Listed>, String> {
     Ok(files)
 }
 
-fn list_by_git(directory: &Path) -> Result<Vec<Listed>, String> {
+fn list_by_git(directory: &Path) -> Result<Vec<ListedFile>, String> {
     let mut command = git(directory);
     command.args(["ls-files", "-z", "-s", "-t", "--full-name", ":/"]);
     let staged = output(command)?;
-    let mut files: Vec<Listed> = staged.split(|byte| *byte == 0).filter_map(staged_file).collect();
+    let mut files: Vec<ListedFile> = staged.split(|byte| *byte == 0).filter_map(staged_file).collect();
     // A file with a merge conflict has up to three entries.
     files.dedup();
     Ok(files)
 }
 
 /// Parses `TAG MODE OBJECT STAGE<tab>PATH`.
-fn staged_file(line: &[u8]) -> Option<Listed> {
+fn staged_file(line: &[u8]) -> Option<ListedFile> {
     let tab = line.iter().position(|byte| *byte == b'\t')?;
     let path = OsStr::from_bytes(&line[tab + 1..]).into();
-    Some(Listed {
+    Some(ListedFile {
         path,
         is_submodule: line[..tab].get(2..).is_some_and(|rest| rest.starts_with(b"160000 ")),
         is_skipped: line.starts_with(b"S "),

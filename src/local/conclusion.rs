@@ -1,12 +1,12 @@
-//! The status of a job, and the number of its retries after a failure.
+//! The final status of a job, and whether the job is retried after a failure.
 
 use super::results::ResultStatus;
 use super::schedule::{Conclusion, ScheduleState};
 use crate::failure::FailureReason;
 use crate::pipeline::plan::Job;
 
-/// The final status of a job in this state.
-pub fn status_of(state: ScheduleState) -> ResultStatus {
+/// The status in the results of a job that has this state when the run ends.
+pub fn final_status(state: ScheduleState) -> ResultStatus {
     match state {
         ScheduleState::Done(Conclusion::Success) => ResultStatus::Success,
         ScheduleState::Done(Conclusion::Warning) => ResultStatus::Warning,
@@ -20,8 +20,8 @@ pub fn status_of(state: ScheduleState) -> ResultStatus {
     }
 }
 
-/// The number of retries of a job after this failure.
-pub fn retries(job: &Job, reason: FailureReason, code: Option<i32>) -> u32 {
+/// The largest number of retries of a job after this failure (keyword `retry`).
+pub fn max_retries(job: &Job, reason: FailureReason, code: Option<i32>) -> u32 {
     let Some(retry) = &job.retry else { return 0 };
     let by_code = retry.exit_codes.as_ref().map(|codes| code.is_some_and(|code| codes.contains(&code)));
     let by_reason = retry.when.as_ref().map(|words| words.iter().any(|word| matches_reason(word, reason)));

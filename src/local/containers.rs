@@ -30,8 +30,8 @@ use crate::sync;
 
 /// How long the end of a run waits for the removal of containers.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(60);
-/// The response time of a working engine. It needs no longer to remove a container.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The timeout for one request. A working engine also removes a container within this time.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connected engine and its executor.
 pub struct Containers {
@@ -125,16 +125,17 @@ impl Containers {
         expand: &dyn Fn(&str) -> String,
     ) -> Result<(), JobError> {
         let image: Image = serde_json::from_value(image.clone()).unwrap_or_default();
-        let (choice, _) = resolved_image::resolve_job_image(&self.runner.docker, &image, expand)?;
-        let access = LoginSources::of_agent(&self.runner, std::slice::from_ref(&choice.reference), &self.docker.tokens);
+        let (resolved, _) = resolved_image::resolve_job_image(&self.runner.docker, &image, expand)?;
+        let access =
+            LoginSources::of_agent(&self.runner, std::slice::from_ref(&resolved.reference), &self.docker.tokens);
         let of_job = Some(expand(&format!("${VARIABLE}"))).filter(|text| !text.is_empty());
         let logins = RegistryLogins::read(of_job, &[], &access);
-        let provided = ImageProvider::new(&self.engine, &logins, &PullReporter(screen)).provide(&choice)?;
+        let provided = ImageProvider::new(&self.engine, &logins, &PullReporter(screen)).provide(&resolved)?;
         *sync::lock(&self.image) = Some(provided.pinned);
         Ok(())
     }
 
-    /// Changes the owner of all files in a directory to the user. Runs in a container, because the files belong to the
+    /// Makes the user the owner of all files in a directory. Uses a container, because the files belong to the
     /// users of job containers. Returns false on failure.
     pub fn restore_ownership(&self, directory: &Path) -> bool {
         let image = sync::lock(&self.image).clone();
@@ -165,11 +166,11 @@ impl Containers {
         exit.map(|exit| exit.status_code)
     }
 
-    /// Waits until the containers of finished jobs are removed; false if the engine does not remove them.
-    pub fn finish(&self) -> bool {
-        let is_unavailable = || self.engine.ping(ANSWER_TIMEOUT).is_err();
+    /// Waits until the containers of finished jobs are removed. Returns false if the engine does not remove them.
+    pub fn wait_for_removals(&self) -> bool {
+        let is_unavailable = || self.engine.ping(RESPONSE_TIMEOUT).is_err();
         let until = Instant::now() + REMOVAL_TIMEOUT;
-        while !self.docker.removals.are_done_within(ANSWER_TIMEOUT) {
+        while !self.docker.removals.are_done_within(RESPONSE_TIMEOUT) {
             if is_unavailable() || Instant::now() > until {
                 return false;
             }
@@ -178,9 +179,10 @@ impl Containers {
     }
 }
 
-/// Removes the containers of a run that was killed; false if the engine does not remove them now.
-pub fn remove_of_killed_run(address: &Address, run: &Path) -> bool {
+/// Removes the containers of a run that was killed. Returns false if the engine does not remove them now.
+pub fn remove_containers_of_killed_run(address: &Address, run: &Path) -> bool {
     let (removals, is_done) = (ContainerRemovals::default(), Arc::new(AtomicBool::new(false)));
+    // The sweep removes the containers of this owner from other lives.
     let owner = ContainerOwner { life: "later".to_owned(), ..owner_of(run) };
     let done = Arc::clone(&is_done);
     removals.sweep(address, &owner, Vec::new(), move || done.store(true, Ordering::Release));
@@ -195,12 +197,12 @@ struct PullReporter<'a>(&'a Screen);
 impl JobConsole for PullReporter<'_> {
     fn line(&self, text: &str) {
         if self.0.options().detail == Detail::Agent || text.starts_with("Pulling") {
-            self.0.say(text);
+            self.0.show_message(text);
         }
     }
 
     fn warning(&self, text: &str) {
-        self.0.say(&format!("warning: {text}"));
+        self.0.show_message(&format!("warning: {text}"));
     }
 
     fn wait(&self, ready: Option<std::os::fd::BorrowedFd<'_>>, timeout: Duration) -> Result<bool, JobError> {

@@ -22,7 +22,7 @@ pub struct RequestedPipeline {
     pub before: Option<String>,
 }
 
-/// The settings that a local run uses.
+/// The settings of git that a local run uses.
 const SETTINGS: [&str; 7] = [
     "remote.origin.url",
     "remote.origin.promisor",
@@ -53,32 +53,32 @@ impl RepositoryFacts {
     /// Reads the facts of the checkout that contains `directory`. Fails if it has no commit.
     pub fn read(directory: &Path) -> Result<Self, String> {
         let found = GitDir::find(directory);
-        let own = found.as_ref().and_then(Self::by_file);
+        let from_files = found.as_ref().and_then(Self::from_files);
         let settings = found.as_ref().and_then(|found| found.settings(&SETTINGS));
-        let (answers, settings) = match (own, settings) {
-            (Some(answers), Some(settings)) => (Ok(answers), settings),
-            (own, settings) => thread::scope(|scope| {
-                let settings = scope.spawn(move || settings.unwrap_or_else(|| settings_by_git(directory)));
-                (own.map_or_else(|| Self::by_git(directory), Ok), settings.join().unwrap_or_default())
+        let (facts, settings) = match (from_files, settings) {
+            (Some(facts), Some(settings)) => (Ok(facts), settings),
+            (from_files, settings) => thread::scope(|scope| {
+                let settings = scope.spawn(move || settings.unwrap_or_else(|| settings_from_git(directory)));
+                (from_files.map_or_else(|| Self::from_git(directory), Ok), settings.join().unwrap_or_default())
             }),
         };
-        Ok(Self { settings: effective(settings), ..answers? })
+        Ok(Self { settings: effective(settings), ..facts? })
     }
 
     /// Reads commit and references from the files of the repository; `None` if only git can read them.
-    pub(super) fn by_file(found: &GitDir) -> Option<Self> {
+    pub(super) fn from_files(found: &GitDir) -> Option<Self> {
         let references = found.references()?;
         let commit = found.commit(&references.commit)?;
         let parts = [&references.commit, &commit.author, &commit.timestamp, &commit.message];
-        let mut answers = Self { log: parts.map(String::as_str).join("\0"), head: references.head, ..Self::default() };
+        let mut facts = Self { log: parts.map(String::as_str).join("\0"), head: references.head, ..Self::default() };
         for (name, (commit, target)) in &references.by_name {
-            answers.add_reference(commit, name, target.as_deref().unwrap_or_default());
+            facts.add_reference(commit, name, target.as_deref().unwrap_or_default());
         }
-        Some(answers)
+        Some(facts)
     }
 
     /// Reads commit and references with git. Fails if there is no commit.
-    pub(super) fn by_git(directory: &Path) -> Result<Self, String> {
+    pub(super) fn from_git(directory: &Path) -> Result<Self, String> {
         let run = |arguments: &[&str]| {
             let mut command = git(directory);
             command.args(arguments);
@@ -99,17 +99,17 @@ impl RepositoryFacts {
         })?;
         // Git adds a line feed to the message.
         let log = String::from_utf8_lossy(&log);
-        let mut answers = Self { log: log.strip_suffix('\n').unwrap_or(&log).to_owned(), ..Self::default() };
+        let mut facts = Self { log: log.strip_suffix('\n').unwrap_or(&log).to_owned(), ..Self::default() };
         for line in String::from_utf8_lossy(&references?).lines() {
             let mut fields = line.split('\0');
             let mut next = || fields.next().unwrap_or_default();
             let (head, commit, name, target) = (next(), next(), next(), next());
             if head == "*" {
-                answers.head = name.strip_prefix("refs/heads/").map(str::to_owned);
+                facts.head = name.strip_prefix("refs/heads/").map(str::to_owned);
             }
-            answers.add_reference(commit, name, target);
+            facts.add_reference(commit, name, target);
         }
-        Ok(answers)
+        Ok(facts)
     }
 
     fn add_reference(&mut self, commit: &str, name: &str, target: &str) {
@@ -138,8 +138,8 @@ impl RepositoryFacts {
         self.log.split('\0').next().unwrap_or_default()
     }
 
-    /// The facts for planning. Fails if a requested branch, tag or commit does not exist.
-    pub fn facts(
+    /// The facts about the commit for planning. Fails if a requested branch, tag or commit does not exist.
+    pub fn commit_facts(
         &self,
         checkout: &Checkout,
         wanted: &RequestedPipeline,
@@ -152,12 +152,12 @@ impl RepositoryFacts {
             (Some((source, ..)), ..) => Some(source.clone()),
             (None, Some(branch), _) => Some(branch.clone()),
             (None, None, Some(_)) => None,
-            (None, None, None) => self.head.clone().or_else(|| self.branch_with(&sha)),
+            (None, None, None) => self.head.clone().or_else(|| self.branch_at(&sha)),
         };
         let default_branch = self.default_branch();
         let before = match &wanted.before {
             Some(before) => Some(resolve(checkout, before)?),
-            None => branch.as_ref().and_then(|branch| self.pushed(branch, &sha)),
+            None => branch.as_ref().and_then(|branch| self.pushed_commit(branch, &sha)),
         };
         let tag_message = match wanted.tag.as_deref() {
             Some(tag) if self.references.contains_key(&format!("refs/tags/{tag}")) => tag_message(checkout, tag),
@@ -194,7 +194,7 @@ impl RepositoryFacts {
     }
 
     /// A branch whose head is this commit, for a checkout with a detached HEAD.
-    fn branch_with(&self, sha: &str) -> Option<String> {
+    fn branch_at(&self, sha: &str) -> Option<String> {
         let at = |prefix: &str| {
             let mut found = self.references.iter().filter(|(_, commit)| *commit == sha);
             found.find_map(|(name, _)| name.strip_prefix(prefix).filter(|name| *name != "HEAD").map(str::to_owned))
@@ -203,7 +203,7 @@ impl RepositoryFacts {
     }
 
     /// The commit of the remote-tracking branch; `None` if it is the current commit.
-    fn pushed(&self, branch: &str, sha: &str) -> Option<String> {
+    fn pushed_commit(&self, branch: &str, sha: &str) -> Option<String> {
         self.references.get(&format!("refs/remotes/origin/{branch}")).filter(|commit| *commit != sha).cloned()
     }
 
@@ -232,7 +232,7 @@ pub fn now_in_seconds() -> String {
     jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default().to_string()
 }
 
-fn settings_by_git(directory: &Path) -> Vec<(String, String)> {
+fn settings_from_git(directory: &Path) -> Vec<(String, String)> {
     let mut command = git(directory);
     command.args(["config", "--get-regexp", &format!("^({})$", SETTINGS.join("|").replace('.', "\\."))]);
     // Git also fails if none of the keys is set.

@@ -19,13 +19,13 @@ pub fn open(context: &RunContext, name: &str, job: &FailedJob) {
         }
         Some(image) => shell_in_container(context, job, image),
     };
-    context.screen.say(&format!(
+    context.screen.show_message(&format!(
         "opening a shell in the tree of the failed job `{name}` ({}); leave it with `exit`",
         project.display()
     ));
     if let Err(error) = command.status() {
         let program = command.get_program().to_string_lossy().into_owned();
-        context.screen.say(&format!("warning: cannot open a shell for `{name}`: {program}: {error}"));
+        context.screen.show_message(&format!("warning: cannot open a shell for `{name}`: {program}: {error}"));
     }
 }
 

@@ -37,55 +37,55 @@ pub fn width(text: &str) -> usize {
 }
 
 /// Adds spaces up to a width in columns.
-pub fn pad(text: &str, to: usize) -> String {
-    format!("{text}{}", " ".repeat(to.saturating_sub(width(text))))
+pub fn pad(text: &str, width_with_spaces: usize) -> String {
+    format!("{text}{}", " ".repeat(width_with_spaces.saturating_sub(width(text))))
 }
 
-/// The first characters of a sequence that fit into `most` columns.
-fn fitting(characters: impl Iterator<Item = char>, most: usize) -> Vec<char> {
+/// The first characters of a sequence that fit into `max_width` columns.
+fn fitting(characters: impl Iterator<Item = char>, max_width: usize) -> Vec<char> {
     let mut used = 0;
     characters
         .take_while(|character| {
             used += width_of(*character);
-            used <= most
+            used <= max_width
         })
         .collect()
 }
 
-/// Shortens a text to `most` columns; `~` marks the cut.
-pub fn cut(text: &str, most: usize) -> String {
-    if width(text) <= most {
+/// Shortens a text to `max_width` columns; `~` marks the cut.
+pub fn cut(text: &str, max_width: usize) -> String {
+    if width(text) <= max_width {
         return text.to_owned();
     }
-    fitting(text.chars(), most.saturating_sub(1)).into_iter().chain(['~']).collect()
+    fitting(text.chars(), max_width.saturating_sub(1)).into_iter().chain(['~']).collect()
 }
 
-/// Shortens a name to `most` columns in its middle, because the names of a matrix differ at their ends.
-pub fn shorten(name: &str, most: usize) -> String {
-    if width(name) <= most {
+/// Shortens a name to `max_width` columns by a cut in its middle, because the names of a matrix differ at their ends.
+pub fn shorten(name: &str, max_width: usize) -> String {
+    if width(name) <= max_width {
         return name.to_owned();
     }
-    let tail = most.saturating_sub(1) * 2 / 5;
-    let head = fitting(name.chars(), most.saturating_sub(1 + tail));
+    let tail = max_width.saturating_sub(1) * 2 / 5;
+    let head = fitting(name.chars(), max_width.saturating_sub(1 + tail));
     let mut tail = fitting(name.chars().rev(), tail);
     tail.reverse();
     head.into_iter().chain(['~']).chain(tail).collect()
 }
 
-/// The number of names up to which short names are compared, because the comparison takes time.
+/// The largest number of jobs whose short names are compared, because the comparison takes time.
 const MAX_COMPARED: usize = 1000;
 
 /// A short name that differs from the short names of other jobs (`others`: name and short name). If both ends of the
 /// names are equal, the short name shows the part in which the name differs from another; if that does not suffice, a
 /// number.
-pub fn distinct(name: &str, most: usize, others: &[(String, String)]) -> String {
+pub fn distinct_short_name(name: &str, max_width: usize, others: &[(String, String)]) -> String {
     let is_taken = |short: &str| others.iter().any(|(other, taken)| taken == short && other != name);
-    let usual = shorten(name, most);
+    let usual = shorten(name, max_width);
     if others.len() > MAX_COMPARED || !is_taken(&usual) {
         return usual;
     }
-    let head = fitting(name.chars(), most / 4);
-    let room = most.saturating_sub(most / 4 + 2).max(1);
+    let head = fitting(name.chars(), max_width / 4);
+    let room = max_width.saturating_sub(max_width / 4 + 2).max(1);
     let differs_at = |other: &str| name.chars().zip(other.chars()).take_while(|(a, b)| a == b).count();
     let mut places: Vec<usize> =
         others.iter().map(|(other, _)| differs_at(other)).filter(|at| *at > head.len()).collect();
@@ -98,7 +98,10 @@ pub fn distinct(name: &str, most: usize, others: &[(String, String)]) -> String 
     };
     let numbered = (2..=others.len() + 2).map(|number| {
         let number = format!("~{number}");
-        fitting(name.chars(), most.saturating_sub(number.len())).into_iter().chain(number.chars()).collect::<String>()
+        fitting(name.chars(), max_width.saturating_sub(number.len()))
+            .into_iter()
+            .chain(number.chars())
+            .collect::<String>()
     });
     places.into_iter().map(window).chain(numbered).find(|short| !is_taken(short)).unwrap_or(usual)
 }
@@ -110,13 +113,13 @@ mod tests {
 
     #[test]
     fn long_names_keep_both_ends() {
-        for (name, most, expected) in [
+        for (name, max_width, expected) in [
             ("short", 6, "short"),
             ("matrix: [one, two]", 11, "matrix~two]"),
             ("é".repeat(20).as_str(), 6, "ééé~éé"),
             ("abc", 1, "~"),
         ] {
-            assert_eq!(shorten(name, most), expected);
+            assert_eq!(shorten(name, max_width), expected);
         }
     }
 
@@ -135,18 +138,22 @@ mod tests {
         let systems = ["linux", "macos", "windows"].into_iter().flat_map(|system| (0..40).map(move |n| (system, n)));
         let names =
             systems.map(|(system, n)| format!("integration-test: [{system}, x86_64-{n:02}, release, with-everything]"));
-        for most in [6, 12, 20, 30] {
+        for max_width in [6, 12, 20, 30] {
             let mut shown: Vec<(String, String)> = Vec::new();
             for name in names.clone() {
-                let short = distinct(&name, most, &shown);
-                assert!(width(&short) <= most, "{short}");
+                let short = distinct_short_name(&name, max_width, &shown);
+                assert!(width(&short) <= max_width, "{short}");
                 shown.push((name, short));
             }
             let different: HashSet<&String> = shown.iter().map(|(_, short)| short).collect();
             assert_eq!(different.len(), shown.len(), "{shown:?}");
         }
         let shown = [("test: [linux, x86_64, everything]".to_owned(), "test: [~ing]".to_owned())];
-        assert_eq!(distinct("test: [windows, x86_64, everything]", 12, &shown), "tes~windows~");
-        assert_eq!(distinct("test: [linux, x86_64, everything]", 12, &shown), "test: [~ing]", "the same job");
+        assert_eq!(distinct_short_name("test: [windows, x86_64, everything]", 12, &shown), "tes~windows~");
+        assert_eq!(
+            distinct_short_name("test: [linux, x86_64, everything]", 12, &shown),
+            "test: [~ing]",
+            "the same job"
+        );
     }
 }

@@ -34,12 +34,13 @@ pub fn remove_killed_runs(runs: &Path) {
 pub fn remove_killed(directory: &Path) {
     let engine =
         fs::read(directory.join(ENGINE_FILE)).ok().and_then(|text| serde_json::from_slice::<Address>(&text).ok());
-    let sweep = || engine.as_ref().is_none_or(|address| containers::remove_of_killed_run(address, directory));
-    // The first sweep ends running containers. A step that has not ended may still create another container, so a
-    // second sweep follows the end of all steps.
-    sweep();
+    let remove_containers =
+        || engine.as_ref().is_none_or(|address| containers::remove_containers_of_killed_run(address, directory));
+    // The first removal ends running containers. A step that has not ended may still create another container, so a
+    // second removal follows the end of all steps.
+    remove_containers();
     wait_for_steps(directory);
-    match sweep() {
+    match remove_containers() {
         true => remove_run(directory),
         false => remove_all_but_the_engine(directory),
     }
@@ -47,6 +48,7 @@ pub fn remove_killed(directory: &Path) {
 
 /// Waits until the steps of a killed run have ended; their shims stop them because the run has ended.
 fn wait_for_steps(run: &Path) {
+    // This event never occurs, so that only the timeout ends the wait for a step.
     let Ok(never) = EventFd::from_flags(EfdFlags::EFD_CLOEXEC) else { return };
     let until = Instant::now() + STEPS_TIMEOUT;
     let entries = |directory: &Path| fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());

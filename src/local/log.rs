@@ -53,7 +53,7 @@ enum LineEnd {
     EndOfLog,
 }
 
-/// Prefixes of the agent's own lines.
+/// The colours at the beginning of the agent's own lines.
 const AGENT_PREFIXES: [&str; 2] = [CLEAR, GREEN];
 /// The longest line that is buffered until its end arrives, in bytes.
 const MAX_LINE: usize = 64 * 1024;
@@ -61,45 +61,45 @@ const MAX_LINE: usize = 64 * 1024;
 /// Splits a log into lines.
 pub struct LogReader {
     /// The beginning of a line whose end has not arrived.
-    begun: Vec<u8>,
+    partial_line: Vec<u8>,
     section: Section,
 }
 
 impl Default for LogReader {
     fn default() -> Self {
-        Self { begun: Vec::new(), section: Section::Outside }
+        Self { partial_line: Vec::new(), section: Section::Outside }
     }
 }
 
 impl LogReader {
-    /// Processes the next part of the log.
-    pub fn push(&mut self, piece: &[u8], take: &mut dyn FnMut(Line)) {
-        let mut rest = piece;
+    /// Processes the next chunk of the log, and passes each complete line to `sink`.
+    pub fn push(&mut self, chunk: &[u8], sink: &mut dyn FnMut(Line)) {
+        let mut rest = chunk;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            self.begun.extend_from_slice(&rest[..end]);
+            self.partial_line.extend_from_slice(&rest[..end]);
             rest = &rest[end + 1..];
-            self.process_line(LineEnd::Newline, take);
+            self.process_line(LineEnd::Newline, sink);
         }
-        self.begun.extend_from_slice(rest);
-        if self.begun.len() > MAX_LINE {
-            self.process_line(LineEnd::Newline, take);
+        self.partial_line.extend_from_slice(rest);
+        if self.partial_line.len() > MAX_LINE {
+            self.process_line(LineEnd::Newline, sink);
         }
     }
 
     /// Processes the end of the log.
-    pub fn finish(&mut self, take: &mut dyn FnMut(Line)) {
-        self.process_line(LineEnd::EndOfLog, take);
+    pub fn finish(&mut self, sink: &mut dyn FnMut(Line)) {
+        self.process_line(LineEnd::EndOfLog, sink);
     }
 
-    fn process_line(&mut self, end: LineEnd, take: &mut dyn FnMut(Line)) {
-        let bytes = std::mem::take(&mut self.begun);
+    fn process_line(&mut self, end: LineEnd, sink: &mut dyn FnMut(Line)) {
+        let bytes = std::mem::take(&mut self.partial_line);
         let text = String::from_utf8_lossy(&bytes);
         let mut rest: &str = &text;
         let mut is_heading = false;
         let mut has_marker = false;
         while let Some(marker) = Marker::find(rest) {
             if marker.at > 0 {
-                self.emit(&rest[..marker.at], take);
+                self.emit(&rest[..marker.at], sink);
             }
             has_marker = true;
             rest = &rest[marker.end..];
@@ -109,14 +109,14 @@ impl LogReader {
             }
         }
         if is_heading {
-            take(Line { kind: LineKind::Preamble, text: rest.replace(CLEAR, "") });
+            sink(Line { kind: LineKind::Preamble, text: rest.replace(CLEAR, "") });
         } else if !rest.is_empty() || !has_marker && end == LineEnd::Newline {
-            self.emit(rest, take);
+            self.emit(rest, sink);
         }
     }
 
-    /// Emits a line of the current section.
-    fn emit(&self, text: &str, take: &mut dyn FnMut(Line)) {
+    /// Passes a line of the current section to `sink`.
+    fn emit(&self, text: &str, sink: &mut dyn FnMut(Line)) {
         let text = text.strip_suffix('\r').unwrap_or(text);
         // A carriage return overwrites the line: only the last part is visible.
         let text = text.rsplit('\r').find(|part| !part.is_empty()).unwrap_or_default();
@@ -137,7 +137,7 @@ impl LogReader {
             Section::Artifacts | Section::Agent if is_notice => LineKind::Notice,
             _ => LineKind::Preamble,
         };
-        take(Line { kind, text: text.to_owned() });
+        sink(Line { kind, text: text.to_owned() });
     }
 }
 
@@ -185,11 +185,11 @@ impl<'a> Marker<'a> {
         };
         let (time, rest) = rest.split_once(':')?;
         let end = rest.find('\r')?;
-        let (label, behind) = (&rest[..end], &rest[end + 1..]);
+        let (label, after) = (&rest[..end], &rest[end + 1..]);
         let name = label.split('[').next().unwrap_or_default();
         let is_marker = time.bytes().all(|byte| byte.is_ascii_digit()) && !name.is_empty() && !name.contains(' ');
-        let behind = behind.strip_prefix(CLEAR).unwrap_or(behind);
-        is_marker.then_some(Self { at, end: text.len() - behind.len(), starts, name })
+        let after = after.strip_prefix(CLEAR).unwrap_or(after);
+        is_marker.then_some(Self { at, end: text.len() - after.len(), starts, name })
     }
 }
 

@@ -58,9 +58,9 @@ impl MappedProjects {
 
     fn open(&self, directory: &Path) -> Result<MappedCheckout, String> {
         let (checkout, state) = find_checkout(directory)?;
-        let answers = RepositoryFacts::read(&checkout.root)?;
+        let repository_facts = RepositoryFacts::read(&checkout.root)?;
         let listed = checkout.files(self.file_set)?;
-        let facts = answers.facts(&checkout, &RequestedPipeline::default(), 1)?;
+        let facts = repository_facts.commit_facts(&checkout, &RequestedPipeline::default(), 1)?;
         self.record_state(&state)?;
         let sources = LocalSources::new(SourcePlaces {
             checkout: checkout.clone(),
@@ -72,7 +72,7 @@ impl MappedProjects {
             scratch: self.scratch.join(format!("mapped-{}", facts.sha)),
         });
         let name = facts::project_name(&facts);
-        let project = Arc::new(LocalProject::new(&checkout, &listed, &answers, &name, &state)?);
+        let project = Arc::new(LocalProject::new(&checkout, &listed, &repository_facts, &name, &state)?);
         Ok(MappedCheckout { project, sources: sources.with_listing(&listed), facts })
     }
 

@@ -6,12 +6,12 @@
 pub mod artifacts;
 pub mod attempt;
 pub mod checkout;
-mod children;
 pub mod color;
 mod conclusion;
 pub mod containers;
 mod coverage;
 mod dotenv;
+mod downstream;
 mod engine;
 pub mod facts;
 mod failed_shell;

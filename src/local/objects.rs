@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::checkout::{Checkout, FileSet, Listed, list};
+use super::checkout::{Checkout, FileSet, ListedFile, list};
 use crate::digest;
 
 /// The depth to which git follows `objects/info/alternates`.
@@ -15,7 +15,7 @@ const ALTERNATES_DEPTH: usize = 5;
 
 /// The object directories of a checkout and of its submodules, and the directories that they borrow objects from.
 /// `state` is the directory of the project's state.
-pub fn directories(checkout: &Checkout, listed: &[Listed], state: &Path) -> Result<Vec<PathBuf>, String> {
+pub fn directories(checkout: &Checkout, listed: &[ListedFile], state: &Path) -> Result<Vec<PathBuf>, String> {
     let mut found = BTreeSet::from([checkout.objects.clone()]);
     add_alternates(&checkout.objects, ALTERNATES_DEPTH, &mut found);
     let mut waiting = submodule_roots(&checkout.root, listed);
@@ -33,7 +33,7 @@ pub fn directories(checkout: &Checkout, listed: &[Listed], state: &Path) -> Resu
 
 /// The directories of the submodules among the files of the work tree at `root`. As for git, a submodule behind a
 /// symbolic link is not checked out: a link to a directory above would make the walk over nested submodules endless.
-pub fn submodule_roots(root: &Path, listed: &[Listed]) -> Vec<PathBuf> {
+pub fn submodule_roots(root: &Path, listed: &[ListedFile]) -> Vec<PathBuf> {
     let Ok(real_root) = root.canonicalize() else { return Vec::new() };
     let is_real = |path: &Path| root.join(path).canonicalize().is_ok_and(|real| real == real_root.join(path));
     let submodules = listed.iter().filter(|file| file.is_submodule && is_real(&file.path));
@@ -123,7 +123,7 @@ mod tests {
         for (target, link) in [(".", "loop"), ("real", "above")] {
             std::os::unix::fs::symlink(target, root.join(link)).expect("create a link");
         }
-        let submodule = |path: &str| Listed { path: path.into(), is_submodule: true, is_skipped: false };
+        let submodule = |path: &str| ListedFile { path: path.into(), is_submodule: true, is_skipped: false };
         let listed = ["real/lib", "loop", "above/lib", "loop/real", "missing"].map(submodule);
         assert_eq!(submodule_roots(root, &listed), [root.join("real/lib")]);
     }

@@ -64,7 +64,7 @@ pub fn image_of(job: &Job, options: &RunOptions) -> Option<Value> {
     if options.executor == ExecutorPolicy::Shell || job.trigger.is_some() {
         return None;
     }
-    let own = job.image.as_ref().map(|image| payload::image(&image.to_json()));
+    let own = job.image.as_ref().map(|image| payload::image_entry(&image.to_json()));
     own.or_else(|| options.default_image.as_ref().map(|name| serde_json::json!({"name": name})))
 }
 
@@ -76,17 +76,21 @@ pub fn services_in_the_shell<'a>(jobs: &'a [Job], options: &RunOptions) -> Vec<&
     jobs.iter().filter(has_services).filter(|job| image_of(job, options).is_none()).map(|job| &*job.name).collect()
 }
 
-/// Whether a name matches an argument of the command line, which may be a pattern with `*` and `?`.
-pub fn matches(wanted: &str, name: &str) -> bool {
-    fn at(pattern: &[char], text: &[char]) -> bool {
+/// The longest argument that is a pattern, in bytes: the time for a comparison grows exponentially with the number of
+/// `*`.
+const MAX_PATTERN: usize = 64;
+
+/// Whether a name of a job matches an argument of the command line, which may be a pattern with `*` and `?`.
+pub fn matches_pattern(argument: &str, name: &str) -> bool {
+    fn matches(pattern: &[char], text: &[char]) -> bool {
         match (pattern, text) {
             ([], []) => true,
-            (['*', rest @ ..], _) => at(rest, text) || !text.is_empty() && at(pattern, &text[1..]),
-            (['?', rest @ ..], [_, left @ ..]) => at(rest, left),
-            ([first, rest @ ..], [other, left @ ..]) if first == other => at(rest, left),
+            (['*', rest @ ..], _) => matches(rest, text) || !text.is_empty() && matches(pattern, &text[1..]),
+            (['?', rest @ ..], [_, left @ ..]) => matches(rest, left),
+            ([first, rest @ ..], [other, left @ ..]) if first == other => matches(rest, left),
             _ => false,
         }
     }
     let characters = |text: &str| text.chars().collect::<Vec<_>>();
-    wanted == name || wanted.len() <= 64 && at(&characters(wanted), &characters(name))
+    argument == name || argument.len() <= MAX_PATTERN && matches(&characters(argument), &characters(name))
 }

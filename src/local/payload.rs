@@ -24,9 +24,9 @@ pub struct PayloadFacts<'a> {
     pub is_in_container: bool,
 }
 
-/// The text of the payload.
-pub fn text_of(job: &Job, facts: &PayloadFacts<'_>) -> serde_json::Result<String> {
-    let (variables, others) = (variables(facts), others(job, facts));
+/// The payload as JSON.
+pub fn encode(job: &Job, facts: &PayloadFacts<'_>) -> serde_json::Result<String> {
+    let (variables, others) = (variables(facts), other_entries(job, facts));
     serde_json::to_string(&Payload { variables, others })
 }
 
@@ -57,8 +57,8 @@ struct PayloadVariable<'a> {
     masked: bool,
 }
 
-/// Everything except the variables.
-fn others(job: &Job, facts: &PayloadFacts<'_>) -> Value {
+/// All entries except the variables.
+fn other_entries(job: &Job, facts: &PayloadFacts<'_>) -> Value {
     let text = |key: &str| {
         let found = facts.variables.iter().rev().find(|variable| &*variable.key == key);
         found.map(|variable| variable.value.clone()).unwrap_or_default()
@@ -81,7 +81,7 @@ fn others(job: &Job, facts: &PayloadFacts<'_>) -> Value {
         "steps": [{"name": "script", "script": script}, {"name": "after_script", "script": after}],
         "hooks": [{"name": "pre_get_sources_script", "script": hook}],
         "image": facts.image,
-        "services": if facts.is_in_container { services(job).into() } else { Value::Null },
+        "services": if facts.is_in_container { service_entries(job).into() } else { Value::Null },
         "artifacts": artifacts(job),
         "cache": caches(job),
         "dependencies": dependencies,
@@ -125,7 +125,7 @@ pub fn runner_variables() -> Vec<(String, String)> {
 }
 
 /// An image or a service in the format of the payload.
-pub fn image(node: &Value) -> Value {
+pub fn image_entry(node: &Value) -> Value {
     let mut image = match node {
         Value::String(name) => crate::ordered::map([("name".to_owned(), json!(name))]),
         Value::Object(entries) => entries.clone(),
@@ -142,31 +142,33 @@ pub fn image(node: &Value) -> Value {
     image.remove("kubernetes");
     if let Some(Value::Object(variables)) = image.remove("variables") {
         let list =
-            variables.into_iter().map(|(key, value)| json!({"key": key, "value": printed(&value), "public": true}));
+            variables.into_iter().map(|(key, value)| json!({"key": key, "value": scalar_text(&value), "public": true}));
         image.insert("variables".to_owned(), list.collect());
     }
     Value::Object(image)
 }
 
-fn printed(value: &Value) -> String {
+/// The text of a value, or of a variable with attributes.
+fn scalar_text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Null => String::new(),
-        Value::Object(entries) => entries.get("value").map(printed).unwrap_or_default(),
+        Value::Object(entries) => entries.get("value").map(scalar_text).unwrap_or_default(),
         other => other.to_string(),
     }
 }
 
 /// The services of a job in the format of the payload.
-pub fn services(job: &Job) -> Vec<Value> {
+pub fn service_entries(job: &Job) -> Vec<Value> {
     let services = job.services.as_ref().map(|services| services.to_json()).unwrap_or_default();
-    services.as_array().into_iter().flatten().map(image).collect()
+    services.as_array().into_iter().flatten().map(image_entry).collect()
 }
 
-fn texts(value: Option<&Value>) -> Vec<String> {
+/// A string or a list of strings, as a list.
+fn string_list(value: Option<&Value>) -> Vec<String> {
     match value {
         Some(Value::String(text)) => vec![text.clone()],
-        Some(Value::Array(items)) => items.iter().flat_map(|item| texts(Some(item))).collect(),
+        Some(Value::Array(items)) => items.iter().flat_map(|item| string_list(Some(item))).collect(),
         _ => Vec::new(),
     }
 }
@@ -175,10 +177,10 @@ fn texts(value: Option<&Value>) -> Vec<String> {
 fn artifacts(job: &Job) -> Vec<Value> {
     let Some(artifacts) = job.artifacts.as_ref().map(|artifacts| artifacts.to_json()) else { return Vec::new() };
     let archive = json!({
-        "name": artifacts.get("name").map(printed),
+        "name": artifacts.get("name").map(scalar_text),
         "untracked": artifacts.get("untracked"),
-        "paths": texts(artifacts.get("paths")),
-        "exclude": texts(artifacts.get("exclude")),
+        "paths": string_list(artifacts.get("paths")),
+        "exclude": string_list(artifacts.get("exclude")),
         "when": artifacts.get("when"),
         "artifact_type": "archive",
         "artifact_format": "zip",
@@ -187,7 +189,7 @@ fn artifacts(job: &Job) -> Vec<Value> {
         archive["untracked"] == json!(true) || archive["paths"].as_array().is_some_and(|paths| !paths.is_empty());
     let mut all: Vec<Value> = has_files.then_some(archive).into_iter().collect();
     for (kind, paths) in artifacts.get("reports").and_then(Value::as_object).into_iter().flatten() {
-        let paths = texts(paths.get("path").or(Some(paths)));
+        let paths = string_list(paths.get("path").or(Some(paths)));
         // The runner itself parses dotenv reports.
         let format = if kind == "dotenv" { "gzip" } else { "zip" };
         all.push(json!({"paths": paths, "when": "always", "artifact_type": kind, "artifact_format": format}));
@@ -203,10 +205,10 @@ fn caches(job: &Job) -> Vec<Value> {
             json!({
                 "key": job.cache_keys.get(index).map_or("default", String::as_str),
                 "untracked": cache.get("untracked"),
-                "paths": texts(cache.get("paths")),
+                "paths": string_list(cache.get("paths")),
                 "policy": cache.get("policy"),
                 "when": cache.get("when"),
-                "fallback_keys": texts(cache.get("fallback_keys")),
+                "fallback_keys": string_list(cache.get("fallback_keys")),
             })
         })
         .collect()
@@ -218,7 +220,7 @@ mod tests {
 
     #[test]
     fn an_image_has_the_fields_of_the_runner_protocol() {
-        assert_eq!(image(&json!("alpine")), json!({"name": "alpine"}));
+        assert_eq!(image_entry(&json!("alpine")), json!({"name": "alpine"}));
         let full = json!({
             "name": "db", "alias": "a b", "entrypoint": "x", "pull_policy": ["never"], "kubernetes": {"user": "1"},
             "docker": {"user": "1000"}, "variables": {"A": 1, "B": {"value": "b"}},
@@ -228,6 +230,6 @@ mod tests {
             "executor_opts": {"docker": {"user": "1000"}},
             "variables": [{"key": "A", "value": "1", "public": true}, {"key": "B", "value": "b", "public": true}],
         });
-        assert_eq!(image(&full), expected);
+        assert_eq!(image_entry(&full), expected);
     }
 }

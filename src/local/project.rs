@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::checkout::{Checkout, Listed};
+use super::checkout::{Checkout, ListedFile};
 use super::facts::RepositoryFacts;
 use super::objects;
 use super::tree::{TreeSource, Trees};
@@ -31,9 +31,9 @@ pub struct LocalProject {
     /// The object directories that the repositories of trees refer to.
     pub objects: Vec<PathBuf>,
     checkout: Checkout,
-    answers: RepositoryFacts,
+    repository_facts: RepositoryFacts,
     /// The files of the checkout; empty if it has no submodules.
-    listed: Vec<Listed>,
+    listed: Vec<ListedFile>,
     state: PathBuf,
 }
 
@@ -41,8 +41,8 @@ impl LocalProject {
     /// The project of a checkout with these files. `state` is the directory for its trees and caches.
     pub fn new(
         checkout: &Checkout,
-        listed: &[Listed],
-        answers: &RepositoryFacts,
+        listed: &[ListedFile],
+        repository_facts: &RepositoryFacts,
         name: &str,
         state: &Path,
     ) -> Result<Self, String> {
@@ -50,12 +50,12 @@ impl LocalProject {
         Ok(Self {
             name: name.to_owned(),
             trees: Trees::new(state.join("trees"), name),
-            source: TreeSource::new(checkout, listed, answers)?,
+            source: TreeSource::new(checkout, listed, repository_facts)?,
             with_submodules: OnceLock::new(),
             caches: state.join("cache"),
             objects: objects::directories(checkout, listed, state)?,
             checkout: checkout.clone(),
-            answers: answers.clone(),
+            repository_facts: repository_facts.clone(),
             listed: if has_submodules { listed.to_vec() } else { Vec::new() },
             state: state.to_owned(),
         })
@@ -67,7 +67,7 @@ impl LocalProject {
             return Ok(&self.source);
         }
         let source = self.with_submodules.get_or_init(|| {
-            let mut source = TreeSource::new(&self.checkout, &self.listed, &self.answers)?;
+            let mut source = TreeSource::new(&self.checkout, &self.listed, &self.repository_facts)?;
             source.add_submodules(&self.listed, &self.state)?;
             Ok(source)
         });

@@ -1,5 +1,5 @@
-//! Extracts data from a job's log while the job runs: lines for the screen and the report, the last lines, the last
-//! command, the coverage.
+//! Receives a job's log while the job runs: shows its lines, writes them to a file, and extracts the last lines, the
+//! last command and the coverage.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::log::{Line, LineKind, LogReader, plain};
-use super::results::MAX_TAIL;
+use super::results::MAX_TAIL_LINES;
 use super::screen::Screen;
 use crate::coordinator::{
     Coordinator, JobHandle, JobState, JobStatus, TraceKind, TraceOutcome, TraceReply, TraceSummary, UpdateOutcome,
@@ -17,7 +17,7 @@ use crate::coordinator::{
 };
 use crate::sync;
 
-/// The time between two updates of the output.
+/// The time between two updates of the output on the screen.
 const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
 /// The longest line that is searched for coverage, as on GitLab, in bytes.
 const MAX_COVERAGE_LINE: usize = 64 * 1024;
@@ -25,7 +25,7 @@ const MAX_COVERAGE_LINE: usize = 64 * 1024;
 /// Finds the coverage in a line: the last match of a pattern.
 pub type CoverageFinder = Box<dyn Fn(&str) -> Option<String> + Send>;
 
-/// Follows the log of one attempt of a job.
+/// Receives the log of one attempt of a job in place of GitLab.
 pub struct Recorder {
     screen: Arc<Screen>,
     key: usize,
@@ -34,7 +34,7 @@ pub struct Recorder {
 
 /// The data extracted from the log of an attempt.
 #[derive(Clone, Debug, Default)]
-pub struct Extracted {
+pub struct LogExtract {
     /// The last lines of the output.
     pub tail: VecDeque<String>,
     /// The command that ran last.
@@ -49,7 +49,7 @@ struct RecorderState {
     /// The number of log bytes that are already processed.
     size: u64,
     reader: LogReader,
-    extracted: Extracted,
+    extracted: LogExtract,
     /// The file for the output.
     file: Option<(PathBuf, BufWriter<File>)>,
     /// The file that could not be written, and why.
@@ -63,7 +63,7 @@ impl Recorder {
         let mut state = RecorderState {
             size: 0,
             reader: LogReader::default(),
-            extracted: Extracted::default(),
+            extracted: LogExtract::default(),
             file: None,
             lost: None,
             coverage,
@@ -78,7 +78,7 @@ impl Recorder {
     }
 
     /// The data extracted so far.
-    pub fn extracted(&self) -> Extracted {
+    pub fn extracted(&self) -> LogExtract {
         sync::lock(&self.state).extracted.clone()
     }
 
@@ -89,7 +89,7 @@ impl Recorder {
 
     fn record(&self, state: &mut RecorderState, lines: &[Line]) {
         lines.iter().for_each(|line| state.record(line));
-        self.screen.lines(self.key, lines);
+        self.screen.show_lines(self.key, lines);
     }
 }
 
@@ -126,7 +126,7 @@ impl RecorderState {
         {
             self.extracted.coverage = Some(found);
         }
-        if self.extracted.tail.len() == MAX_TAIL {
+        if self.extracted.tail.len() == MAX_TAIL_LINES {
             self.extracted.tail.pop_front();
         }
         self.extracted.tail.push_back(text);
@@ -157,8 +157,10 @@ impl Coordinator for Recorder {
             self.record(&mut state, &lines);
             state.save(|file| file.flush());
             if let Some((path, error)) = state.lost.take() {
-                self.screen
-                    .say(&format!("warning: the output of the job is incomplete in {}: {error}", path.display()));
+                self.screen.show_message(&format!(
+                    "warning: the output of the job is incomplete in {}: {error}",
+                    path.display()
+                ));
             }
         }
         UpdateReply { outcome: UpdateOutcome::Done, status: JobStatus::Ongoing, interval: Some(UPDATE_INTERVAL) }

@@ -13,6 +13,11 @@ const MAX_NAME: usize = 100;
 
 /// The name of the file for a job's output.
 pub fn log_name(job: &str) -> String {
+    format!("{}.log", file_stem(job))
+}
+
+/// A name for files of a job, without an extension.
+pub fn file_stem(job: &str) -> String {
     let plain = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' };
     let mut name = String::new();
     for character in job.chars().map(plain) {
@@ -22,7 +27,7 @@ pub fn log_name(job: &str) -> String {
         name.push(character);
     }
     // The digest keeps file names distinct if job names differ only in replaced characters.
-    format!("{name}-{}.log", &crate::executor::docker::names::digest(job)[..8])
+    format!("{name}-{}", &crate::executor::docker::names::digest(job)[..8])
 }
 
 /// The directory of the output files, beside the report.

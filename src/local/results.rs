@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::failure::FailureReason;
 
-/// The number of output lines of a failed job that the summary repeats.
-pub const MAX_TAIL: usize = 20;
+/// The largest number of output lines of a failed job that the summary repeats.
+pub const MAX_TAIL_LINES: usize = 20;
 
 /// One job of the run.
 #[derive(Clone, Debug)]
@@ -16,7 +16,7 @@ pub struct JobResult {
     pub name: String,
     pub stage: String,
     pub status: ResultStatus,
-    /// The pipeline waits for a person to start this job.
+    /// Whether the pipeline waits for a person to start this job.
     pub is_blocking: bool,
     /// The exit code of the last attempt.
     pub exit_code: Option<i32>,

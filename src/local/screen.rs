@@ -5,11 +5,10 @@ use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::color::{BOLD, DIM, GREEN, OF_JOBS, RED, RESET, YELLOW};
-use super::fit::{self, cut, distinct, pad};
+use super::color::{BOLD, DIM, GREEN, JOB_COLORS, RED, RESET, YELLOW};
+use super::fit::{self, cut, distinct_short_name, pad};
 use super::log::{Line, LineKind, plain, styled};
 use super::results::{ResultStatus, in_words};
-
 use crate::sync;
 
 /// Which lines are shown.
@@ -60,16 +59,16 @@ pub struct Screen {
 #[derive(Default)]
 struct ScreenState {
     running: Vec<RunningJob>,
-    /// The widths of the status lines below the output.
-    drawn: Vec<usize>,
+    /// The widths of the status lines that are shown below the output.
+    status_lines: Vec<usize>,
     /// The job whose lines were written last.
-    owner: Option<usize>,
+    last_writer: Option<usize>,
     /// The error that ended the output.
     closed: Option<io::Error>,
     /// The number of refreshes of the status lines.
     refreshes: usize,
     /// Names and short names of the jobs that have begun.
-    short: Vec<(String, String)>,
+    short_names: Vec<(String, String)>,
 }
 
 /// A running job.
@@ -79,10 +78,10 @@ struct RunningJob {
     stage: String,
     began: Instant,
     /// Output that is buffered until this job may write.
-    waiting: String,
+    buffered: String,
 }
 
-/// The characters that turn at the beginning of status lines.
+/// The pictures of the spinner at the beginning of status lines.
 const SPINNER: [&str; 4] = ["-", "\\", "|", "/"];
 /// The buffer limit for the output of one job, in bytes.
 const MAX_BUFFERED: usize = 256 * 1024;
@@ -124,30 +123,26 @@ impl Screen {
     }
 
     /// Starts the display of a job.
-    pub fn begin(&self, key: usize, name: &str, stage: &str) {
+    pub fn begin_job(&self, key: usize, name: &str, stage: &str) {
         let shown =
-            RunningJob { key, name: plain(name), stage: plain(stage), began: Instant::now(), waiting: String::new() };
+            RunningJob { key, name: plain(name), stage: plain(stage), began: Instant::now(), buffered: String::new() };
         let mut state = self.lock();
         if self.options.is_live() && !self.is_single_job() {
-            let short = distinct(&shown.name, longest_prefix(), &state.short);
-            state.short.push((shown.name.clone(), short));
+            let short = distinct_short_name(&shown.name, longest_prefix(), &state.short_names);
+            state.short_names.push((shown.name.clone(), short));
         }
         state.running.push(shown);
         self.draw(&mut state, "");
     }
 
     /// Shows lines of a job.
-    pub fn lines(&self, key: usize, lines: &[Line]) {
+    pub fn show_lines(&self, key: usize, lines: &[Line]) {
         let mut state = self.lock();
         let prefix = if self.options.is_live() { self.prefix(&state, key) } else { String::new() };
         let mut text = String::new();
         for line in lines.iter().filter(|line| self.is_shown(line)) {
             text.push_str(&prefix);
-            if self.options.timestamps {
-                text.push_str(&jiff::Timestamp::now().strftime("%H:%M:%S%.3fZ ").to_string());
-            }
-            text.push_str(&if self.options.color { styled(&line.text) } else { plain(&line.text) });
-            text.push('\n');
+            text.push_str(&self.format_line(line));
         }
         if text.is_empty() {
             return;
@@ -155,14 +150,22 @@ impl Screen {
         let is_first = state.running.first().is_some_and(|first| first.key == key);
         let Some(job) = state.running.iter_mut().find(|job| job.key == key) else { return };
         if !self.options.is_live() {
-            job.waiting.push_str(&text);
-            if !is_first && job.waiting.len() < MAX_BUFFERED {
+            job.buffered.push_str(&text);
+            if !is_first && job.buffered.len() < MAX_BUFFERED {
                 return;
             }
-            let waiting = std::mem::take(&mut job.waiting);
-            text = self.header(&mut state, key) + &waiting;
+            let buffered = std::mem::take(&mut job.buffered);
+            text = self.header(&mut state, key) + &buffered;
         }
         self.draw(&mut state, &text);
+    }
+
+    fn format_line(&self, line: &Line) -> String {
+        let text = if self.options.color { styled(&line.text) } else { plain(&line.text) };
+        match self.options.timestamps {
+            true => format!("{} {text}\n", jiff::Timestamp::now().strftime("%H:%M:%S%.3fZ")),
+            false => format!("{text}\n"),
+        }
     }
 
     fn is_shown(&self, line: &Line) -> bool {
@@ -174,7 +177,7 @@ impl Screen {
     }
 
     /// Ends the display of a job.
-    pub fn end(&self, key: usize, status: ResultStatus, duration: Duration, note: &str) {
+    pub fn end_job(&self, key: usize, status: ResultStatus, duration: Duration, note: &str) {
         let mut state = self.lock();
         let (header, prefix) = match self.options.is_live() {
             true => (String::new(), self.prefix(&state, key)),
@@ -190,21 +193,21 @@ impl Screen {
             false => format!("== {}: {word} in {}{note}", job.name, in_words(duration)),
         };
         let is_hidden = self.options.detail == Detail::Result || self.is_single_job();
-        let text = if is_hidden { String::new() } else { format!("{header}{}{prefix}{ending}\n", job.waiting) };
+        let text = if is_hidden { String::new() } else { format!("{header}{}{prefix}{ending}\n", job.buffered) };
         self.draw(&mut state, &text);
     }
 
-    /// Shows a message of the run itself. It may contain names and output of jobs.
-    pub fn say(&self, text: &str) {
+    /// Shows a message about the run. The message may contain names and output of jobs.
+    pub fn show_message(&self, text: &str) {
         let shown = |line| if self.options.color { styled(line) } else { plain(line) };
         let lines: String = text.split('\n').map(|line| shown(line) + "\n").collect();
         let mut state = self.lock();
-        state.owner = None;
+        state.last_writer = None;
         self.draw(&mut state, &lines);
     }
 
     /// Refreshes the status lines.
-    pub fn tick(&self) {
+    pub fn refresh(&self) {
         if self.options.is_live() {
             let mut state = self.lock();
             state.refreshes += 1;
@@ -213,7 +216,7 @@ impl Screen {
     }
 
     /// Removes the status lines.
-    pub fn finish(&self) {
+    pub fn clear_status_lines(&self) {
         let mut state = self.lock();
         state.running.clear();
         self.draw(&mut state, "");
@@ -224,7 +227,7 @@ impl Screen {
         if self.options.color && !color.is_empty() { format!("{color}{text}{RESET}") } else { text.to_owned() }
     }
 
-    pub fn strong(&self, text: &str) -> String {
+    pub fn bold(&self, text: &str) -> String {
         self.paint(BOLD, text)
     }
 
@@ -235,11 +238,11 @@ impl Screen {
 
     /// The header above the lines of a job, if another job wrote last.
     fn header(&self, state: &mut ScreenState, key: usize) -> String {
-        if self.is_single_job() || state.owner.replace(key) == Some(key) {
+        if self.is_single_job() || state.last_writer.replace(key) == Some(key) {
             return String::new();
         }
         let job = state.running.iter().find(|job| job.key == key);
-        job.map(|job| format!("{}\n", self.strong(&format!("== {} ({})", job.name, job.stage)))).unwrap_or_default()
+        job.map(|job| format!("{}\n", self.bold(&format!("== {} ({})", job.name, job.stage)))).unwrap_or_default()
     }
 
     /// The prefix of a line.
@@ -247,13 +250,14 @@ impl Screen {
         if self.is_single_job() {
             return String::new();
         }
-        let short =
-            |job: &RunningJob| state.short.iter().rfind(|(name, _)| *name == job.name).map_or("", |(_, short)| short);
+        let short = |job: &RunningJob| {
+            state.short_names.iter().rfind(|(name, _)| *name == job.name).map_or("", |(_, short)| short)
+        };
         let widest = state.running.iter().map(|job| fit::width(short(job))).max().unwrap_or(0);
         let name = state.running.iter().find(|job| job.key == key).map_or("", short);
         // A terminal may have become narrower.
         let name = pad(&cut(name, longest_prefix()), widest.min(longest_prefix()));
-        let name = self.paint(OF_JOBS[key % OF_JOBS.len()], &name);
+        let name = self.paint(JOB_COLORS[key % JOB_COLORS.len()], &name);
         format!("{name} {} ", self.paint(DIM, "|"))
     }
 
@@ -263,32 +267,37 @@ impl Screen {
             return;
         }
         let mut out = String::new();
-        let (columns, rows) = if self.options.is_live() { size() } else { (0, 0) };
-        // A terminal that has become narrower has wrapped the lines.
-        let drawn: usize = state.drawn.drain(..).map(|width| width.div_ceil(columns.max(1))).sum();
-        // Lines are erased one by one: some terminals keep lines that are erased together in their history.
-        out.push_str(&"\x1b[A\x1b[2K".repeat(drawn));
-        out.push_str(text);
         if self.options.is_live() {
-            let most = (rows / 3).max(1);
-            let spinner = SPINNER[state.refreshes / 2 % SPINNER.len()];
-            for job in state.running.iter().take(most) {
-                let line = format!("{spinner} {} ({}) {}", job.name, job.stage, in_words(job.began.elapsed()));
-                let line = cut(&line, columns.saturating_sub(1));
+            let (columns, rows) = size();
+            // A terminal that has become narrower has wrapped the lines.
+            let shown: usize = state.status_lines.drain(..).map(|width| width.div_ceil(columns.max(1))).sum();
+            // Lines are erased one by one: some terminals keep lines that are erased together in their history.
+            out.push_str(&"\x1b[A\x1b[2K".repeat(shown));
+            out.push_str(text);
+            for line in status_lines(state, columns, (rows / 3).max(1)) {
                 out.push_str(&format!("{}\n", self.paint(DIM, &line)));
-                state.drawn.push(fit::width(&line));
+                state.status_lines.push(fit::width(&line));
             }
-            if state.running.len() > most {
-                let line = format!("  and {} more", state.running.len() - most);
-                out.push_str(&format!("{}\n", self.paint(DIM, &line)));
-                state.drawn.push(line.len());
-            }
+        } else {
+            out.push_str(text);
         }
         let mut output = io::stdout().lock();
         if !out.is_empty() {
             state.closed = output.write_all(out.as_bytes()).and_then(|()| output.flush()).err();
         }
     }
+}
+
+/// A line for each running job, up to `max_jobs`, and a line with the number of the other running jobs.
+fn status_lines(state: &ScreenState, columns: usize, max_jobs: usize) -> Vec<String> {
+    let spinner = SPINNER[state.refreshes / 2 % SPINNER.len()];
+    let line_of = |job: &RunningJob| {
+        let line = format!("{spinner} {} ({}) {}", job.name, job.stage, in_words(job.began.elapsed()));
+        cut(&line, columns.saturating_sub(1))
+    };
+    let others = state.running.len().saturating_sub(max_jobs);
+    let more = (others > 0).then(|| format!("  and {others} more"));
+    state.running.iter().take(max_jobs).map(line_of).chain(more).collect()
 }
 
 fn color_of(status: ResultStatus) -> &'static str {

@@ -17,14 +17,14 @@ use crate::executor::user;
 use crate::http::Address;
 
 /// The directory for all local runs of the user.
-fn root() -> PathBuf {
+fn root_directory() -> PathBuf {
     let home = || user::current().home.join(".cache");
     let given = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     given.unwrap_or_else(home).join("mayfly/exec")
 }
 
-/// Creates a directory for this user.
-fn create(directory: PathBuf) -> Result<PathBuf, String> {
+/// Creates a directory that only this user can access.
+fn create_private(directory: PathBuf) -> Result<PathBuf, String> {
     let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
     created.map_err(|error| {
         format!(
@@ -38,7 +38,9 @@ fn create(directory: PathBuf) -> Result<PathBuf, String> {
 /// The directory for a project, named after the path of its checkout.
 pub fn project_directory(checkout: &Path) -> Result<PathBuf, String> {
     let name = project_slug(&checkout.file_name().unwrap_or_default().to_string_lossy());
-    create(root().join(format!("{name}-{}", &crate::digest::sha256(checkout.as_os_str().as_bytes())[..16])))
+    create_private(
+        root_directory().join(format!("{name}-{}", &crate::digest::sha256(checkout.as_os_str().as_bytes())[..16])),
+    )
 }
 
 /// The directory for the kept trees of failed jobs.
@@ -60,9 +62,9 @@ fn remove_old_trees(state: &Path) {
     }
 }
 
-/// The cache directory for other projects.
+/// The cache directory for files of other projects.
 pub fn cache_of_includes() -> Result<PathBuf, String> {
-    create(root().join("includes"))
+    create_private(root_directory().join("includes"))
 }
 
 /// A run: its number, and its directory, which is removed when the run ends.
@@ -82,12 +84,12 @@ pub struct Run {
 impl Run {
     /// Starts a run, and cleans up after killed runs.
     pub fn begin(state: &Path) -> Result<Self, String> {
-        let runs = create(state.join("runs"))?;
+        let runs = create_private(state.join("runs"))?;
         let failed = |error: io::Error| format!("{}: {error}", runs.display());
         killed::remove_killed_runs(&runs);
         remove_old_trees(state);
-        let number = next_number(state).map_err(failed)?;
-        let directory = create(runs.join(number.to_string()))?;
+        let number = take_number(state).map_err(failed)?;
+        let directory = create_private(runs.join(number.to_string()))?;
         let file = File::create(directory.join("lock")).map_err(failed)?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| failed(error.into()))?;
         let guard = Guard::start(&directory);
@@ -123,8 +125,8 @@ impl Drop for Run {
     }
 }
 
-/// The next unused run number of the project.
-fn next_number(state: &Path) -> io::Result<u64> {
+/// Takes the next run number of the project.
+fn take_number(state: &Path) -> io::Result<u64> {
     use std::io::{Read, Seek, Write};
     let file = File::options().read(true).write(true).create(true).truncate(false).open(state.join("number"))?;
     let mut file = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
@@ -156,12 +158,12 @@ mod tests {
     }
 
     #[test]
-    fn counts_runs_and_removes_a_killed_run_at_the_next() {
+    fn counts_runs_and_removes_killed_runs() {
         let directory = tempfile::tempdir().expect("a directory");
         let first = Run::begin(directory.path()).expect("start a run");
         let (number, path) = (first.number, first.directory.clone());
         let second = Run::begin(directory.path()).expect("start a run");
-        assert!(second.number == number + 1 && path.exists(), "one that lives stays");
+        assert!(second.number == number + 1 && path.exists(), "the directory of a running run stays");
         drop(second);
         let killed = directory.path().join("runs/999");
         fs::create_dir(&killed).expect("create the directory");

@@ -2,18 +2,18 @@
 
 use std::io::{self, IsTerminal};
 
-use super::fit::{self, distinct, pad};
+use super::fit::{self, distinct_short_name, pad};
 use super::screen::width;
 
-/// The narrowest first column of a table, in characters.
-const MIN_FIRST: usize = 12;
+/// The smallest width of the first column of a table.
+const MIN_FIRST_WIDTH: usize = 12;
 
-/// The columns of the terminal that the first column leaves free for the last one.
+/// The largest width that the first column leaves free for the last one.
 const MAX_RESERVED_FOR_LAST: usize = 16;
 
 /// Aligns cells in columns, each as wide as its widest cell; trailing empty cells are dropped. On a terminal, the first
 /// column leaves room for the others.
-pub fn columns<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
+pub fn format_rows<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let mut widths = [0; COLUMNS];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -21,7 +21,7 @@ pub fn columns<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
         }
     }
     if io::stdout().is_terminal() {
-        widths[0] = widths[0].min(width().saturating_sub(reserved(&widths[1..])).max(MIN_FIRST));
+        widths[0] = widths[0].min(width().saturating_sub(reserved(&widths[1..])).max(MIN_FIRST_WIDTH));
     }
     let mut text = String::new();
     let is_long = |row: &&[String; COLUMNS]| fit::width(&row[0]) > widths[0];
@@ -31,7 +31,7 @@ pub fn columns<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     for row in rows {
         let mut first = row[0].clone();
         if is_long(&row) {
-            first = distinct(&row[0], widths[0], &short);
+            first = distinct_short_name(&row[0], widths[0], &short);
             short[shortened].1.clone_from(&first);
             shortened += 1;
         }
@@ -42,7 +42,7 @@ pub fn columns<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     text
 }
 
-/// The columns of the terminal that the first column leaves free for these columns and the gaps before them.
+/// The width that the first column leaves free for the other columns, with the gaps before them.
 fn reserved(widths: &[usize]) -> usize {
     let last = widths.len().saturating_sub(1);
     let shown = widths.iter().enumerate().map(|(at, width)| match at == last {

@@ -99,7 +99,7 @@ fn pull(containers: &Containers, plan: &Plan, images: Vec<(&Job, Value)>, screen
     let mut tried = HashSet::new();
     for (job, image) in images {
         let expand = |text: &str| plan.expand(job, text);
-        for image in payload::services(job).into_iter().chain([image]) {
+        for image in payload::service_entries(job).into_iter().chain([image]) {
             let may_be_built = may_be_built_here(&image) && !starts_at_once(plan, job);
             let name = expand(image["name"].as_str().unwrap_or_default());
             if !tried.insert(format!("{may_be_built} {name}{image}")) {

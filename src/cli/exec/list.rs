@@ -29,5 +29,5 @@ pub fn table(plan: &Plan) -> String {
             needs.unwrap_or_default(),
         ]);
     }
-    table::columns(&rows)
+    table::format_rows(&rows)
 }

@@ -49,20 +49,20 @@ const REFUSED: u8 = 2;
 
 /// Runs the pipeline, or shows it.
 pub fn main(options: &Options) -> Result<ExitCode, String> {
-    let status = begin(options).unwrap_or_else(|why| {
+    let status = plan_and_run(options).unwrap_or_else(|why| {
         terminal::print_error(&format!("mayfly: {why}\n"));
         REFUSED
     });
     Ok(ExitCode::from(status))
 }
 
-fn begin(options: &Options) -> Result<u8, String> {
+fn plan_and_run(options: &Options) -> Result<u8, String> {
     let here = std::env::current_dir().map_err(|error| format!("cannot determine the current directory: {error}"))?;
     // Each git command takes milliseconds, so they run in parallel, and while this thread parses the configuration.
     let (checkout, git, parsed) = thread::scope(|scope| {
         let git = scope.spawn(|| match only_shows(options) {
-            true => GitState::ask(&here),
-            false => GitState::ask_with_files(&here),
+            true => GitState::read(&here),
+            false => GitState::read_with_files(&here),
         });
         let (checkout, parsed) = (Checkout::find(&here), parse_ahead(&here, &options.file));
         let died = |_| Err("internal error: the thread that runs git panicked".to_owned());
@@ -72,12 +72,12 @@ fn begin(options: &Options) -> Result<u8, String> {
     let merged = settings::merge(options, &checkout.root)?;
     match merged.options.watch {
         true => watch::run(options, &checkout),
-        false => once(&merged.announced(), &checkout, git, parsed),
+        false => run_once(&merged.announced(), &checkout, git, parsed),
     }
 }
 
 /// Plans the pipeline once, then shows or runs it.
-fn once(options: &Options, checkout: &Checkout, git: GitState, parsed: Option<ParsedAhead>) -> Result<u8, String> {
+fn run_once(options: &Options, checkout: &Checkout, git: GitState, parsed: Option<ParsedAhead>) -> Result<u8, String> {
     let state = state::project_directory(&checkout.root)?;
     let checkout = objects::with_mountable_objects(checkout, &state)?;
     match only_shows(options) {
@@ -94,10 +94,10 @@ fn show_pipeline(
     state: &Path,
 ) -> Result<u8, String> {
     let inputs = PlanInputs::new(options, checkout, git, FIRST_PIPELINE)?;
-    let sources = inputs.sources(options, checkout, &state.join("looks"))?.with_parsed(parsed);
+    let sources = inputs.sources(options, checkout, &state.join("show"))?.with_parsed(parsed);
     let plan = match pipeline::plan(&inputs.request(options, checkout, &sources)?) {
         Ok(plan) => plan,
-        Err(problems) => return refuse(options, &problems),
+        Err(problems) => return report_problems(options, &problems),
     };
     let job_run = |index, job: &Job| show::job_run(options, &inputs.facts, state, index, job);
     let shown = show::show(options, &plan, &job_run);
@@ -120,7 +120,7 @@ fn run_pipeline(
     let request = inputs.request(options, checkout, &sources)?;
     let plan = match pipeline::plan(&request) {
         Ok(plan) => plan,
-        Err(problems) => return refuse(options, &problems),
+        Err(problems) => return report_problems(options, &problems),
     };
     if !plan.created && options.jobs.is_empty() {
         terminal::print(&format!("no pipeline: {}\n", list::reason_for_no_pipeline(&plan)));
@@ -150,8 +150,8 @@ fn is_interrupted(status: u8) -> bool {
     status == RunStatus::Interrupted.exit_status()
 }
 
-/// Prints the errors of the configuration.
-fn refuse(options: &Options, problems: &[Problem]) -> Result<u8, String> {
+/// Prints the errors of the configuration. Returns the exit status.
+fn report_problems(options: &Options, problems: &[Problem]) -> Result<u8, String> {
     if options.complete_jobs {
         return Ok(REFUSED);
     }

@@ -6,7 +6,7 @@ use std::thread;
 use super::options::Options;
 use super::show::only_shows;
 use super::values;
-use crate::local::checkout::{self, Checkout, FileSet, Listed};
+use crate::local::checkout::{self, Checkout, FileSet, ListedFile};
 use crate::local::facts::{self, RepositoryFacts};
 use crate::local::sources::{Fetcher, LocalSources, SourcePlaces};
 use crate::local::state;
@@ -14,47 +14,47 @@ use crate::pipeline::request::{CommitFacts, Content, PipelineSource, PlanRequest
 
 /// The state of the checkout, from git.
 pub struct GitState {
-    answers: RepositoryFacts,
+    repository_facts: RepositoryFacts,
     /// The tracked files; `None`: they are listed when they are needed.
-    listed: Option<Vec<Listed>>,
+    listed: Option<Vec<ListedFile>>,
 }
 
 impl GitState {
     /// The state without the list of files.
-    pub fn ask(directory: &Path) -> Result<Self, String> {
-        Ok(Self { answers: RepositoryFacts::read(directory)?, listed: None })
+    pub fn read(directory: &Path) -> Result<Self, String> {
+        Ok(Self { repository_facts: RepositoryFacts::read(directory)?, listed: None })
     }
 
     /// The state and the tracked files, both at the same time.
-    pub fn ask_with_files(directory: &Path) -> Result<Self, String> {
-        let (answers, listed) = thread::scope(|scope| {
+    pub fn read_with_files(directory: &Path) -> Result<Self, String> {
+        let (repository_facts, listed) = thread::scope(|scope| {
             let listed = scope.spawn(|| checkout::list(directory, FileSet::Tracked));
-            let answers = RepositoryFacts::read(directory);
+            let repository_facts = RepositoryFacts::read(directory);
             let died = |_| Err("internal error: the thread that lists files panicked".to_owned());
-            (answers, listed.join().unwrap_or_else(died))
+            (repository_facts, listed.join().unwrap_or_else(died))
         });
-        Ok(Self { answers: answers?, listed: Some(listed?) })
+        Ok(Self { repository_facts: repository_facts?, listed: Some(listed?) })
     }
 }
 
 /// The input for planning, from the command line.
 pub struct PlanInputs {
-    pub answers: RepositoryFacts,
+    pub repository_facts: RepositoryFacts,
     /// The files of the work tree; `None` if no job will run.
-    pub listed: Option<Vec<Listed>>,
+    pub listed: Option<Vec<ListedFile>>,
     pub facts: CommitFacts,
 }
 
 impl PlanInputs {
     pub fn new(options: &Options, checkout: &Checkout, git: GitState, pipeline_id: u64) -> Result<Self, String> {
-        let GitState { answers, listed } = git;
+        let GitState { repository_facts, listed } = git;
         let listed = match (only_shows(options), options.file_set()) {
             (true, _) => None,
             (false, FileSet::Tracked) if listed.is_some() => listed,
             (false, set) => Some(checkout.files(set)?),
         };
-        let facts = answers.facts(checkout, &values::requested_pipeline(options)?, pipeline_id)?;
-        Ok(Self { answers, listed, facts })
+        let facts = repository_facts.commit_facts(checkout, &values::requested_pipeline(options)?, pipeline_id)?;
+        Ok(Self { repository_facts, listed, facts })
     }
 
     /// The files that the configuration can include. `scratch` is a directory for unpacked artifacts.
@@ -90,7 +90,7 @@ impl PlanInputs {
         checkout: &Checkout,
         sources: &'a LocalSources,
     ) -> Result<PlanRequest<'a>, String> {
-        let merge_request = self.answers.merge_request(checkout, &values::requested_pipeline(options)?);
+        let merge_request = self.repository_facts.merge_request(checkout, &values::requested_pipeline(options)?);
         let default_source = if merge_request.is_some() { "merge_request_event" } else { "push" };
         Ok(PlanRequest {
             content: Content::File(options.file.clone()),

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::list::reason_for_no_pipeline;
 use super::options::Options;
-use crate::local::options::{ManualPolicy, matches};
+use crate::local::options::{ManualPolicy, matches_pattern};
 use crate::pipeline::plan::{Job, Plan, When};
 
 /// The selection of jobs.
@@ -31,7 +31,7 @@ pub fn select(plan: &Plan, options: &Options, manual_policy: ManualPolicy) -> Re
     let is_exact = |job: &&Job| options.jobs.iter().any(|wanted| **wanted == *job.name || **wanted == *job.group);
     let named: Vec<&Job> = own.iter().map(|job| &plan.jobs[*job]).filter(is_exact).collect();
     if manual_policy == ManualPolicy::OnlyNamed {
-        let is_requested = |job: &Job| options.manual.iter().any(|wanted| matches(wanted, &job.name));
+        let is_requested = |job: &Job| options.manual.iter().any(|wanted| matches_pattern(wanted, &job.name));
         if let Some(job) = named.iter().find(|job| job.when == When::Manual && !is_requested(job)) {
             return Err(format!("`{0}` is a manual job; to run it, add --manual '{0}'", job.name));
         }
@@ -63,13 +63,13 @@ fn selected_by_name(plan: &Plan, options: &Options) -> Result<HashSet<usize>, St
 /// Whether a name refers to a job of a child pipeline (`trigger job/job`). A child pipeline is planned when its trigger
 /// job starts.
 fn is_of_child(plan: &Plan, wanted: &str) -> bool {
-    let is_trigger = |name: &str| plan.jobs.iter().any(|job| job.trigger.is_some() && matches(name, &job.name));
+    let is_trigger = |name: &str| plan.jobs.iter().any(|job| job.trigger.is_some() && matches_pattern(name, &job.name));
     wanted.match_indices('/').any(|(at, _)| is_trigger(&wanted[..at]))
 }
 
 /// The indices of the jobs with this name or pattern. Fails if there are none, with the reason.
 fn find(plan: &Plan, wanted: &str) -> Result<Vec<usize>, String> {
-    let is_meant = |job: &Job| *job.group == *wanted || matches(wanted, &job.name);
+    let is_meant = |job: &Job| *job.group == *wanted || matches_pattern(wanted, &job.name);
     let found: Vec<usize> = (0..plan.jobs.len()).filter(|job| is_meant(&plan.jobs[*job])).collect();
     if !found.is_empty() {
         return Ok(found);

@@ -65,7 +65,7 @@ impl<'a> Session<'a> {
     fn display_options(&self, plan: &Plan) -> DisplayOptions {
         let is_single_job = plan.jobs.len() == 1 && plan.jobs[0].trigger.is_none();
         DisplayOptions {
-            color: color::wanted() && !self.options.no_color,
+            color: color::is_enabled() && !self.options.no_color,
             timestamps: self.options.timestamps,
             detail: match (self.options.quiet, self.options.verbose) {
                 (true, _) => Detail::Result,
@@ -99,7 +99,7 @@ impl<'a> Session<'a> {
         let state = &self.run.state;
         let name = facts::project_name(&self.inputs.facts);
         let listed = self.inputs.listed.as_deref().unwrap_or_default();
-        let project = LocalProject::new(self.checkout, listed, &self.inputs.answers, &name, state)?;
+        let project = LocalProject::new(self.checkout, listed, &self.inputs.repository_facts, &name, state)?;
         let connection = EngineConnection { plan, options, runner: &runner, run: self.run, screen };
         let containers = connection.open(self.container_objects(plan, &project))?;
         // The sandbox for file tasks can bind only directories that exist.
@@ -147,7 +147,9 @@ impl<'a> Session<'a> {
 
     /// Waits for the removal of containers. If the engine does not remove them, the next run does.
     fn finish_containers(&self, context: &RunContext) {
-        let Some(containers) = context.containers.as_ref().filter(|containers| !containers.finish()) else { return };
+        let Some(containers) = context.containers.as_ref().filter(|containers| !containers.wait_for_removals()) else {
+            return;
+        };
         terminal::print_error(&format!(
             "mayfly: warning: {} does not remove the containers of this run; the next run removes them\n",
             containers.address()

@@ -20,7 +20,7 @@ pub fn show(screen: &Screen, ending: RunStatus, jobs: &[JobResult]) {
     }
     for job in jobs.iter().filter(|job| job.status == ResultStatus::Warning) {
         let why = job.message.as_deref().unwrap_or("failed");
-        let _ = writeln!(text, "\n{}", screen.strong(&format!("{}: {why}; the job is allowed to fail", job.name)));
+        let _ = writeln!(text, "\n{}", screen.bold(&format!("{}: {why}; the job is allowed to fail", job.name)));
     }
     for job in jobs.iter().filter(|job| job.status == ResultStatus::Failed) {
         text.push_str(&failure(screen, job));
@@ -41,7 +41,7 @@ pub fn show(screen: &Screen, ending: RunStatus, jobs: &[JobResult]) {
         RunStatus::Success | RunStatus::Failed => {}
     }
     if !text.is_empty() {
-        screen.say(text.trim_end_matches('\n'));
+        screen.show_message(text.trim_end_matches('\n'));
     }
 }
 
@@ -58,7 +58,7 @@ fn table_of(screen: &Screen, jobs: &[JobResult]) -> String {
     };
     let rows: Vec<[String; 4]> = jobs.iter().map(row).collect();
     let mut text = String::from("\n");
-    for (line, job) in table::columns(&rows).lines().zip(jobs) {
+    for (line, job) in table::format_rows(&rows).lines().zip(jobs) {
         // Colour codes are added after the column widths are computed.
         let word = job.status.word();
         let _ =
@@ -70,7 +70,7 @@ fn table_of(screen: &Screen, jobs: &[JobResult]) -> String {
 /// The reason, the failed command and the last lines of a failed job.
 fn failure(screen: &Screen, job: &JobResult) -> String {
     let why = job.message.clone().unwrap_or_else(|| "failed".to_owned());
-    let mut text = format!("\n{}\n", screen.strong(&format!("{}: {why}", job.name)));
+    let mut text = format!("\n{}\n", screen.bold(&format!("{}: {why}", job.name)));
     if let Some(command) = &job.command {
         let _ = writeln!(text, "  failed command: {command}");
     }

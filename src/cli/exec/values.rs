@@ -24,8 +24,7 @@ pub fn check(options: &Options) -> Result<(), String> {
     maps(options).map(drop)
 }
 
-/// Checks the name of a variable, as GitLab does.
-/// The error does not contain the value, which may be a secret.
+/// Checks the name of a variable, as GitLab does. The error does not contain the value, which may be a secret.
 fn check_key(option: &str, key: &str) -> Result<(), String> {
     match !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
         true => Ok(()),
@@ -82,7 +81,9 @@ fn parse_yaml(text: &str) -> Result<Vec<GivenVariable>, String> {
         let mut variable = GivenVariable { key: key.clone(), ..GivenVariable::default() };
         let set = match value.as_object() {
             None => scalar(value).map(|value| variable.value = value),
-            Some(attributes) => attributes.iter().try_for_each(|(name, value)| set(&mut variable, name, value)),
+            Some(attributes) => {
+                attributes.iter().try_for_each(|(name, value)| set_attribute(&mut variable, name, value))
+            }
         };
         set.map(|()| variable).map_err(|why| format!("`{key}`: {why}"))
     };
@@ -90,7 +91,7 @@ fn parse_yaml(text: &str) -> Result<Vec<GivenVariable>, String> {
 }
 
 /// Sets an attribute of a variable.
-fn set(variable: &mut GivenVariable, name: &str, value: &Value) -> Result<(), String> {
+fn set_attribute(variable: &mut GivenVariable, name: &str, value: &Value) -> Result<(), String> {
     let boolean = || value.as_bool().ok_or_else(|| format!("`{name}` must be true or false"));
     match name {
         "value" => variable.value = scalar(value)?,
@@ -136,8 +137,8 @@ fn parse_dotenv(text: &str) -> Result<Vec<GivenVariable>, String> {
             .split_once('=')
             .ok_or_else(|| format!("line {}: write KEY=VALUE", number + 1))?;
         let value = value.trim();
-        let inside = |quote: char| value.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
-        let value = inside('"').or_else(|| inside('\'')).unwrap_or(value).to_owned();
+        let unquoted = |quote: char| value.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
+        let value = unquoted('"').or_else(|| unquoted('\'')).unwrap_or(value).to_owned();
         variables.retain(|known| known.key != key.trim());
         variables.push(GivenVariable { key: key.trim().to_owned(), value, ..GivenVariable::default() });
     }
@@ -194,12 +195,13 @@ pub fn maps(options: &Options) -> Result<Maps, String> {
         maps.remotes.insert(url.to_owned(), PathBuf::from(file));
     }
     for text in &options.map_component {
-        maps.components.push(component(text)?);
+        maps.components.push(parse_component(text)?);
     }
     Ok(maps)
 }
 
-fn component(text: &str) -> Result<MappedComponent, String> {
+/// Parses a value of `--map-component`.
+fn parse_component(text: &str) -> Result<MappedComponent, String> {
     let form = "PROJECT=DIR[,version=V][,sha=S][,ref=R]…";
     let (project, rest) = split_pair("--map-component", text, form)?;
     let mut parts = rest.split(',');
@@ -229,10 +231,10 @@ mod tests {
 
     #[test]
     fn parses_component_maps() {
-        let mapped = component("g/c=/dir,version=1.2.3,sha=abc,ref=1,ref=~latest").expect("a map");
+        let mapped = parse_component("g/c=/dir,version=1.2.3,sha=abc,ref=1,ref=~latest").expect("a map");
         assert_eq!(mapped.references, ["1", "~latest"]);
         assert_eq!((mapped.version.as_deref(), mapped.directory.as_path()), (Some("1.2.3"), Path::new("/dir")));
-        assert!(component("g/c=/dir,nonsense").is_err());
+        assert!(parse_component("g/c=/dir,nonsense").is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::plan_inputs::PlanInputs;
 use super::terminal;
 use crate::cli::report::plural;
-use crate::local::checkout::{Checkout, Listed};
+use crate::local::checkout::{Checkout, ListedFile};
 use crate::local::sources::LocalSources;
 use crate::pipeline::plan::{Plan, Warning};
 
@@ -30,10 +30,10 @@ pub fn print(plan: &Plan, sources: &LocalSources, named: &HashSet<String>) {
 
 /// Prints a note if the checkout lacks files that mayfly does not download.
 pub fn print_missing_files(checkout: &Checkout, inputs: &PlanInputs) {
-    if !inputs.answers.is_partial_clone() {
+    if !inputs.repository_facts.is_partial_clone() {
         return;
     }
-    let is_missing = |file: &&Listed| file.is_skipped && !checkout.root.join(&file.path).exists();
+    let is_missing = |file: &&ListedFile| file.is_skipped && !checkout.root.join(&file.path).exists();
     let missing = inputs.listed.iter().flatten().filter(is_missing).count();
     if missing > 0 {
         terminal::print_error(&format!(

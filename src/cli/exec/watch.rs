@@ -11,9 +11,10 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDe
 
 use super::options::Options;
 use super::plan_inputs::GitState;
-use super::{is_interrupted, once, settings, terminal};
+use super::{is_interrupted, run_once, settings, terminal};
 use crate::local::checkout::{Checkout, FileSet};
 use crate::local::report::logs_beside;
+use crate::local::sources::files_below;
 use crate::sys;
 
 /// Editors save a file in several steps. The next run starts after this time without a change.
@@ -34,7 +35,7 @@ pub fn run(given: &Options, checkout: &Checkout) -> Result<u8, String> {
         watch.add_inputs_of_run(inputs).map_err(cannot_watch)?;
         let status = merged.and_then(|merged| {
             let options = merged.announced();
-            once(&options, checkout, GitState::ask_with_files(&checkout.root)?, None)
+            run_once(&options, checkout, GitState::read_with_files(&checkout.root)?, None)
         });
         let status = status.unwrap_or_else(|why| {
             terminal::print_error(&format!("mayfly: {why}\n"));
@@ -57,10 +58,11 @@ struct Watch<'a> {
     file_set: FileSet,
     /// The files of the checkout that a run reads, by their paths below the root.
     files: HashSet<PathBuf>,
-    /// Other files that a run reads, and that need not be tracked: settings, configuration, variables, mapped URLs.
+    /// Other files that a run reads, and that need not be tracked: settings, configuration, variables, files of
+    /// `--map-…`. Of a file whose directory does not exist, the missing directory.
     other_files: HashSet<PathBuf>,
     /// The paths that a run writes.
-    results: Vec<PathBuf>,
+    outputs: Vec<PathBuf>,
 }
 
 impl<'a> Watch<'a> {
@@ -73,7 +75,7 @@ impl<'a> Watch<'a> {
             file_set: FileSet::Tracked,
             files: HashSet::new(),
             other_files: HashSet::new(),
-            results: Vec::new(),
+            outputs: Vec::new(),
         };
         for file in settings::files(&checkout.root) {
             watch.add_other_file(&file)?;
@@ -85,8 +87,8 @@ impl<'a> Watch<'a> {
     fn add_inputs_of_run(&mut self, options: &Options) -> io::Result<()> {
         let outputs = [options.artifacts.clone(), options.report.clone(), options.junit.clone()];
         let logs = options.report.as_deref().map(logs_beside);
-        let results = outputs.into_iter().flatten().chain(logs);
-        self.results = results.map(std::path::absolute).collect::<io::Result<_>>()?;
+        let outputs = outputs.into_iter().flatten().chain(logs);
+        self.outputs = outputs.map(std::path::absolute).collect::<io::Result<_>>()?;
         self.file_set = options.file_set();
         self.files = self.list()?;
         let below: BTreeSet<&Path> = self.files.iter().filter_map(|file| file.parent()).collect();
@@ -96,11 +98,36 @@ impl<'a> Watch<'a> {
             self.add_directory(directory)?;
         }
         self.add_other_file(&self.checkout.root.join(&options.file))?;
-        // The run reports a mapping that it cannot parse.
-        let remotes = super::values::maps(options).map(|maps| maps.remotes).unwrap_or_default();
-        for file in options.vars_file.iter().chain(remotes.values()) {
+        // The run reports a mapping that cannot be parsed.
+        let maps = super::values::maps(options).unwrap_or_default();
+        for file in options.vars_file.iter().chain(maps.remotes.values()) {
             self.add_other_file(file)?;
         }
+        let projects = maps.projects.into_iter().map(|map| map.directory);
+        let components = maps.components.into_iter().map(|map| map.directory);
+        for directory in projects.chain(components).chain(maps.templates) {
+            self.add_mapped_directory(&directory)?;
+        }
+        Ok(())
+    }
+
+    /// Watches the files in a mapped directory: of a checkout the tracked ones, else all.
+    fn add_mapped_directory(&mut self, directory: &Path) -> io::Result<()> {
+        // The run reports a directory that cannot be read.
+        let Ok(root) = directory.canonicalize() else { return Ok(()) };
+        let checkout = Checkout::find(&root).ok().filter(|checkout| checkout.root == root);
+        let files: Vec<PathBuf> = match checkout {
+            Some(checkout) => {
+                let files = checkout.files(FileSet::Tracked).unwrap_or_default();
+                files.into_iter().map(|file| root.join(file.path)).collect()
+            }
+            None => files_below(&root).unwrap_or_default().into_iter().map(|file| root.join(file)).collect(),
+        };
+        let directories: BTreeSet<&Path> = files.iter().filter_map(|file| file.parent()).collect();
+        for directory in directories {
+            self.add_directory(directory.to_owned())?;
+        }
+        self.other_files.extend(files);
         Ok(())
     }
 
@@ -109,11 +136,15 @@ impl<'a> Watch<'a> {
         Ok(files.into_iter().map(|file| file.path).collect())
     }
 
-    /// Watches a file that need not exist. If the path is a link, watches the link and the file that it refers to.
+    /// Watches a file that need not exist. If the path is a link, watches the link and the file that it refers to. If
+    /// the directory does not exist, watches for the creation of its missing part.
     fn add_other_file(&mut self, path: &Path) -> io::Result<()> {
         let path = std::path::absolute(path)?;
         let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
-        let own = directory.canonicalize().ok().map(|directory| directory.join(name));
+        let own = match directory.canonicalize() {
+            Ok(directory) => Some(directory.join(name)),
+            Err(_) => first_missing(directory),
+        };
         for file in [own, path.canonicalize().ok()].into_iter().flatten() {
             if let Some(directory) = file.parent() {
                 self.add_directory(directory.to_owned())?;
@@ -129,7 +160,8 @@ impl<'a> Watch<'a> {
             | AddWatchFlags::IN_MOVED_TO
             | AddWatchFlags::IN_MOVED_FROM
             | AddWatchFlags::IN_DELETE
-            | AddWatchFlags::IN_ATTRIB;
+            | AddWatchFlags::IN_ATTRIB
+            | AddWatchFlags::IN_CREATE;
         match self.inotify.add_watch(&directory, changes) {
             Ok(descriptor) => drop(self.directories.insert(descriptor, directory)),
             Err(Errno::ENOENT) => {}
@@ -160,6 +192,10 @@ impl<'a> Watch<'a> {
         if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
             return true;
         }
+        // A new file is complete when its writer closes it.
+        if event.mask.contains(AddWatchFlags::IN_CREATE) && !event.mask.contains(AddWatchFlags::IN_ISDIR) {
+            return false;
+        }
         let (Some(directory), Some(name)) = (self.directories.get(&event.wd), &event.name) else { return false };
         let path = directory.join(name);
         if path == self.checkout.index {
@@ -173,9 +209,18 @@ impl<'a> Watch<'a> {
         self.files.contains(below) || self.is_new_untracked_file(&path, below)
     }
 
-    /// Whether a path is a new file that `--untracked` adds. The results of the run are not.
+    /// Whether a path is a new file that `--untracked` adds. The outputs of the run are not.
     fn is_new_untracked_file(&self, path: &Path, below: &Path) -> bool {
-        let is_result = self.results.iter().any(|result| path.starts_with(result));
-        self.file_set == FileSet::NotIgnored && !is_result && self.list().is_ok_and(|files| files.contains(below))
+        let is_output = self.outputs.iter().any(|output| path.starts_with(output));
+        self.file_set == FileSet::NotIgnored && !is_output && self.list().is_ok_and(|files| files.contains(below))
+    }
+}
+
+/// The first directory of a path that does not exist, in a directory that does.
+fn first_missing(path: &Path) -> Option<PathBuf> {
+    let (parent, name) = (path.parent()?, path.file_name()?);
+    match parent.canonicalize() {
+        Ok(parent) => Some(parent.join(name)),
+        Err(_) => first_missing(parent),
     }
 }

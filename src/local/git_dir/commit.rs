@@ -5,7 +5,7 @@ use std::io::Read;
 
 use flate2::read::ZlibDecoder;
 
-use super::{GitDir, is_id};
+use super::{GitDir, is_object_id};
 
 /// The largest commit that is read without git, in bytes.
 const MAX_SIZE: u64 = 1 << 20;
@@ -23,7 +23,7 @@ pub struct Commit {
 impl GitDir {
     /// The commit with this id; `None` if it is packed, or if only git can read it.
     pub fn commit(&self, id: &str) -> Option<Commit> {
-        let (directory, file) = id.split_at_checked(2).filter(|_| is_id(id))?;
+        let (directory, file) = id.split_at_checked(2).filter(|_| is_object_id(id))?;
         let file = File::open(self.path.join("objects").join(directory).join(file)).ok()?;
         let mut bytes = Vec::new();
         ZlibDecoder::new(file).take(MAX_SIZE + 1).read_to_end(&mut bytes).ok()?;

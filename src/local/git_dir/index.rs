@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::local::checkout::Listed;
+use crate::local::checkout::ListedFile;
 
 /// The size of an entry before its flags in bytes: times, device, inode, mode, owner, size, object id.
 const FIXED_PART: usize = 60;
@@ -14,11 +14,11 @@ const CHECKSUM_SIZE: usize = 20;
 const SUBMODULE_TYPE: u32 = 0o160_000;
 
 /// The files in an index, in its order; `None` if only git can read the index.
-pub fn files(path: &Path) -> Option<Vec<Listed>> {
+pub fn files(path: &Path) -> Option<Vec<ListedFile>> {
     parse(&std::fs::read(path).ok()?)
 }
 
-fn parse(index: &[u8]) -> Option<Vec<Listed>> {
+fn parse(index: &[u8]) -> Option<Vec<ListedFile>> {
     let content = index.get(..index.len().checked_sub(CHECKSUM_SIZE)?)?;
     let mut rest = content.strip_prefix(b"DIRC")?;
     let version = number(&mut rest).filter(|version| (2..=4).contains(version))?;
@@ -44,7 +44,7 @@ fn parse(index: &[u8]) -> Option<Vec<Listed>> {
         let used = start - rest.len();
         take(&mut rest, if version == 4 { 1 } else { 8 - used % 8 })?;
         let path = OsStr::from_bytes(&name).into();
-        files.push(Listed { path, is_submodule: mode & 0o170_000 == SUBMODULE_TYPE, is_skipped });
+        files.push(ListedFile { path, is_submodule: mode & 0o170_000 == SUBMODULE_TYPE, is_skipped });
     }
     while !rest.is_empty() {
         let signature = take(&mut rest, 4)?;

@@ -92,6 +92,6 @@ fn is_plain(repository: &Path) -> bool {
 }
 
 /// Whether a text is an object id (SHA-1; other formats are an extension).
-fn is_id(text: &str) -> bool {
+fn is_object_id(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f'))
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::{GitDir, is_id};
+use super::{GitDir, is_object_id};
 
 /// The directories of branches, tags and remote-tracking branches.
 const DIRECTORIES: [&str; 3] = ["refs/heads", "refs/tags", "refs/remotes"];
@@ -38,7 +38,7 @@ impl GitDir {
                 references.head = Some(target.strip_prefix("refs/heads/")?.to_owned());
                 references.commit = resolve(&raw, target, 0)?;
             }
-            None => references.commit = Some(text.trim_end()).filter(|id| is_id(id))?.to_owned(),
+            None => references.commit = Some(text.trim_end()).filter(|id| is_object_id(id))?.to_owned(),
         }
         for (name, value) in &raw {
             // Git skips a symbolic reference whose target does not exist.
@@ -57,7 +57,7 @@ impl GitDir {
             Err(_) => return None,
         };
         for line in text.lines().filter(|line| !line.starts_with(['#', '^'])) {
-            let (id, name) = line.split_once(' ').filter(|(id, _)| is_id(id))?;
+            let (id, name) = line.split_once(' ').filter(|(id, _)| is_object_id(id))?;
             if name.starts_with("refs/replace/") {
                 return None;
             }
@@ -86,7 +86,7 @@ impl GitDir {
             } else if Path::new(&name).extension().is_none_or(|extension| extension != "lock") {
                 let text = fs::read_to_string(entry.path()).ok()?;
                 let value = text.trim_end();
-                if !is_id(value) && !value.starts_with("ref: refs/") {
+                if !is_object_id(value) && !value.starts_with("ref: refs/") {
                     return None;
                 }
                 raw.insert(name, value.to_owned());

@@ -113,6 +113,7 @@ fn is_include(section: &str) -> bool {
 
 /// The value after `=`, up to the end of the line or a comment.
 fn value(rest: &mut Peekable<Chars<'_>>) -> Option<String> {
+    // Skips `=` and the blanks after it.
     rest.next();
     while rest.next_if(|next| matches!(next, ' ' | '\t')).is_some() {}
     let (mut value, mut is_quoted) = (String::new(), false);

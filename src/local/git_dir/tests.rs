@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
-use crate::local::checkout::{Checkout, FileSet, Listed, list};
+use crate::local::checkout::{Checkout, FileSet, ListedFile, list};
 use crate::local::facts::RepositoryFacts;
 
 fn git(root: &Path, arguments: &[&str]) -> String {
@@ -16,7 +16,7 @@ fn git(root: &Path, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Everything that is read here equals what git reads.
+/// Checks that the repository at `root` has the same facts here as in git.
 fn check(root: &Path, case: &str) {
     let found = GitDir::find(&root.join("sub")).unwrap_or_else(|| panic!("{case}: not found"));
     assert_eq!(found.root, root, "{case}");
@@ -26,9 +26,9 @@ fn check(root: &Path, case: &str) {
     let mut expected: Vec<&Path> = expected.split_terminator('\0').map(Path::new).collect();
     expected.dedup();
     assert_eq!(tracked, expected, "{case}");
-    let by_git = RepositoryFacts::by_git(root).expect("ask git");
-    let own = RepositoryFacts::by_file(&found).unwrap_or_else(|| panic!("{case}: no answers"));
-    assert_eq!(own, by_git, "{case}");
+    let from_git = RepositoryFacts::from_git(root).expect("ask git");
+    let from_files = RepositoryFacts::from_files(&found).unwrap_or_else(|| panic!("{case}: no facts"));
+    assert_eq!(from_files, from_git, "{case}");
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn reads_what_git_reads() {
     git(&root, &["update-index", "--skip-worktree", "sub/a"]);
     git(&root, &["update-index", "--index-version", "3"]);
     check(&root, "extended flags");
-    let is_skipped = |file: &&Listed| file.is_skipped;
+    let is_skipped = |file: &&ListedFile| file.is_skipped;
     let listed = files_in_index(&root.join(".git/index")).expect("an index");
     assert_eq!(listed.iter().filter(is_skipped).count(), 1);
     assert_eq!(listed, list(&root, FileSet::Tracked).expect("a list"));
@@ -86,9 +86,9 @@ fn leaves_unusual_repositories_to_git() {
     assert_eq!(Checkout::find(&root.join("../other")).expect("a checkout").root, root.with_file_name("other"));
     git(&root, &["repack", "-adq"]);
     assert!(GitDir::find(&root).expect("a repository").commit(&id).is_none(), "a packed commit");
-    let (root_of_git, answers) =
+    let (root_of_git, repository_facts) =
         (git(&root, &["rev-parse", "--show-toplevel"]), RepositoryFacts::read(&root).expect("ask git"));
-    assert_eq!((root_of_git.trim(), answers.commit()), (root.to_str().expect("a path"), id.as_str()));
+    assert_eq!((root_of_git.trim(), repository_facts.commit()), (root.to_str().expect("a path"), id.as_str()));
     git(&root, &["update-index", "--split-index"]);
     assert!(files_in_index(&root.join(".git/index")).is_none(), "a split index");
     git(&root, &["config", "core.worktree", "../elsewhere"]);

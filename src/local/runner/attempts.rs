@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{LocalRunner, RunEvent};
+use super::{JobIndex, LocalRunner, RunEvent};
 use crate::job::artifacts::local_archive;
 use crate::job::control::JobControl;
 use crate::local::attempt::{self, Attempt};
@@ -17,75 +17,74 @@ const JOB_STACK: usize = 1 << 20;
 
 impl LocalRunner<'_> {
     /// Starts the next attempt of a job, or the pipeline of a trigger job.
-    pub(super) fn start(&mut self, pipeline: usize, job: usize) {
-        let plan = Arc::clone(&self.pipelines[pipeline].plan);
-        let name = self.name(pipeline, job);
-        let progress = &mut self.pipelines[pipeline].jobs[job];
+    pub(super) fn start(&mut self, job: JobIndex) {
+        let plan = Arc::clone(&self.pipelines[job.pipeline].plan);
+        let planned = &plan.jobs[job.job];
+        let name = self.name(job);
+        let progress = self.progress_mut(job);
         progress.attempts += 1;
         progress.began.get_or_insert_with(Instant::now);
         let (key, is_first) = (progress.key, progress.attempts == 1);
         if is_first {
-            self.context.screen.begin(key, &name, &plan.jobs[job].stage);
+            self.context.screen.begin_job(key, &name, &planned.stage);
         }
-        match &plan.jobs[job].trigger {
-            Some(trigger) => self.run_trigger(pipeline, job, trigger),
-            None => self.start_attempt(pipeline, job, &plan),
+        match &planned.trigger {
+            Some(trigger) => self.run_trigger(job, trigger),
+            None => self.start_attempt(job, &plan),
         }
     }
 
     /// Starts an attempt of a job in a new thread.
-    fn start_attempt(&mut self, pipeline: usize, job: usize, plan: &Arc<Plan>) {
+    fn start_attempt(&mut self, job: JobIndex, plan: &Arc<Plan>) {
         let control = match JobControl::new() {
             Ok(control) => Arc::new(control),
             Err(error) => {
                 let why = format!("cannot create a pipe: {error}; raise the limit of open files (ulimit -n)");
-                return self.fail(pipeline, job, why);
+                return self.fail(job, why);
             }
         };
-        let id = self.next_id;
-        self.next_id += 1;
-        let attempt = self.prepare_attempt(pipeline, job, plan, id);
-        let progress = &mut self.pipelines[pipeline].jobs[job];
+        let id = self.take_id();
+        let attempt = self.prepare_attempt(job, plan, id);
+        let progress = self.progress_mut(job);
         progress.id = id;
         progress.control = Some(Arc::clone(&control));
         let (context, sender) = (Arc::clone(&self.context), self.sender.clone());
         let spawned = sync::spawn(format!("job-{id}"), JOB_STACK, move || {
             let result = attempt::run(&context, attempt, &control);
             // The receiver lives as long as any job runs.
-            let _ = sender.send(RunEvent::Ended(pipeline, job, Box::new(result)));
+            let _ = sender.send(RunEvent::Ended(job, Box::new(result)));
         });
         match spawned {
             Ok(thread) => self.threads.push(thread),
-            Err(error) => self.fail(pipeline, job, format!("cannot start a thread: {error}")),
+            Err(error) => self.fail(job, format!("cannot start a thread: {error}")),
         }
     }
 
-    fn prepare_attempt(&self, pipeline: usize, job: usize, plan: &Arc<Plan>, id: i64) -> Attempt {
-        let running = &self.pipelines[pipeline];
-        let planned = &plan.jobs[job];
-        let dependencies = self.dependencies(pipeline, job);
+    fn prepare_attempt(&self, job: JobIndex, plan: &Arc<Plan>, id: i64) -> Attempt {
+        let planned = &plan.jobs[job.job];
+        let dependencies = self.dependencies(job);
         let dotenv = self.dotenv(&dependencies);
         let has_archive =
             |(id, _): &(i64, String)| local_archive(&self.context.artifacts, &(*id).into(), "archive").exists();
-        let log = report::log_name(&self.name(pipeline, job));
+        let log = report::log_name(&self.name(job));
         Attempt {
-            project: Arc::clone(&running.project),
+            project: Arc::clone(&self.pipelines[job.pipeline].project),
             plan: Arc::clone(plan),
-            job,
+            job: job.job,
             id,
-            key: running.jobs[job].key,
+            key: self.progress(job).key,
             dependencies: dependencies.into_iter().filter(has_archive).collect(),
             dotenv,
             image: image_of(planned, self.options),
             log: self.options.logs.as_ref().map(|directory| directory.join(log)),
             coverage: planned.coverage.as_deref().and_then(coverage::finder),
-            notice: self.reason_for_retry(pipeline, job),
+            notice: self.retry_notice(job),
         }
     }
 
-    /// The reason for a further attempt of a job.
-    fn reason_for_retry(&self, pipeline: usize, job: usize) -> Option<String> {
-        let progress = &self.pipelines[pipeline].jobs[job];
+    /// The reason for the retry, to be shown in the output; `None` for the first attempt.
+    fn retry_notice(&self, job: JobIndex) -> Option<String> {
+        let progress = self.progress(job);
         let why = progress.message.as_deref().unwrap_or("failed");
         (progress.attempts > 1).then(|| format!("{why}; starting attempt {}", progress.attempts))
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::LocalRunner;
+use super::{JobIndex, LocalRunner};
 use crate::job::artifacts::local_archive;
 use crate::local::dotenv;
 use crate::pipeline::plan::Job;
@@ -15,20 +15,15 @@ impl LocalRunner<'_> {
     }
 
     /// The jobs whose artifacts a job downloads, in order, with the ids of their last attempts.
-    pub(super) fn dependencies(&self, pipeline: usize, job: usize) -> Vec<(i64, String)> {
-        let running = &self.pipelines[pipeline];
-        let planned = &running.plan.jobs[job];
+    pub(super) fn dependencies(&self, job: JobIndex) -> Vec<(i64, String)> {
+        let running = &self.pipelines[job.pipeline];
+        let planned = &running.plan.jobs[job.job];
         let wanted = wanted_artifacts(planned);
         let is_wanted = |other: &Job| match &wanted {
             Some(names) => names.contains(&*other.name),
             None => other.stage_index < planned.stage_index,
         };
-        let ended = running
-            .plan
-            .jobs
-            .iter()
-            .zip(&running.jobs)
-            .filter(|(other, progress)| progress.id > 0 && progress.control.is_none() && is_wanted(other));
+        let ended = running.planned_jobs().filter(|(other, progress)| progress.has_ended() && is_wanted(other));
         let mut jobs: Vec<_> =
             ended.map(|(other, progress)| (other.stage_index, progress.id, other.name.to_string())).collect();
         jobs.sort_unstable_by_key(|(stage, id, _)| (*stage, *id));

@@ -2,32 +2,31 @@
 
 use std::thread;
 
-use super::{LocalRunner, RunEvent};
+use super::{JobIndex, LocalRunner, RunEvent};
 use crate::local::options::ManualPolicy;
 use crate::local::results::RunStatus;
 use crate::local::schedule::ScheduleState;
 
 impl LocalRunner<'_> {
-    /// Asks about manual jobs when no other job can run. Returns false if there is no question.
-    pub(super) fn ask(&mut self) -> bool {
+    /// Asks the user about the next manual job. Returns false if there is no question.
+    pub(super) fn ask_about_manual_job(&mut self) -> bool {
         if self.options.manual_policy != ManualPolicy::Ask || self.is_interrupted {
             return false;
         }
         if self.is_asking {
             return true;
         }
-        let is_open =
-            |(pipeline, job): &(usize, usize)| self.pipelines[*pipeline].schedule.state(*job) == ScheduleState::Manual;
+        let is_open = |job: &JobIndex| self.pipelines[job.pipeline].schedule.state(job.job) == ScheduleState::Manual;
         self.questions.retain(is_open);
-        let Some(&(pipeline, job)) = self.questions.first() else { return false };
-        let question = self.pipelines[pipeline].plan.jobs[job].manual_confirmation.clone();
-        let question = question.map(|question| format!(" {question}")).unwrap_or_default();
-        self.context.screen.say(&format!("Start the manual job `{}`?{question} [y/N]", self.name(pipeline, job)));
+        let Some(&job) = self.questions.first() else { return false };
+        let confirmation = &self.pipelines[job.pipeline].plan.jobs[job.job].manual_confirmation;
+        let question = confirmation.as_ref().map(|text| format!(" {text}")).unwrap_or_default();
+        self.context.screen.show_message(&format!("Start the manual job `{}`?{question} [y/N]", self.name(job)));
         self.is_asking = true;
         let sender = self.sender.clone();
         thread::spawn(move || {
             let mut line = String::new();
-            // A closed standard input is a refusal, as an empty line is.
+            // If standard input is closed, the line stays empty, which is a refusal.
             let _ = std::io::stdin().read_line(&mut line);
             sender.send(RunEvent::Answer(line))
         });
@@ -40,33 +39,27 @@ impl LocalRunner<'_> {
         if self.questions.is_empty() {
             return;
         }
-        let (pipeline, job) = self.questions.remove(0);
+        let job = self.questions.remove(0);
         if matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
-            self.pipelines[pipeline].schedule.start(job);
+            self.pipelines[job.pipeline].schedule.start_manual_job(job.job);
         }
     }
 
-    /// Interrupts all jobs; the second interrupt exits immediately.
+    /// Processes an interrupt: the first one stops all jobs, the second one exits immediately.
     pub(super) fn interrupt(&mut self) {
         if self.is_interrupted {
-            self.context.screen.finish();
+            self.context.screen.clear_status_lines();
             // Running jobs end with this process; the guard process cleans up.
             std::process::exit(i32::from(RunStatus::Interrupted.exit_status()));
         }
         self.is_interrupted = true;
-        let running = self.busy();
+        let running = self.running_attempts();
         if running > 0 && !self.context.screen.is_closed() {
             let jobs = if running == 1 { "job" } else { "jobs" };
-            self.context.screen.say(&format!("stopping {running} {jobs}; interrupt again to exit immediately"));
+            self.context
+                .screen
+                .show_message(&format!("stopping {running} {jobs}; interrupt again to exit immediately"));
         }
-        self.cancel("interrupted");
-    }
-
-    /// Stops all running jobs and cancels all others.
-    fn cancel(&mut self, why: &str) {
-        for running in &mut self.pipelines {
-            running.schedule.cancel();
-            running.jobs.iter().filter_map(|job| job.control.as_ref()).for_each(|control| control.interrupt(why));
-        }
+        self.pipelines.iter_mut().for_each(|running| running.cancel("interrupted"));
     }
 }

@@ -8,6 +8,7 @@ mod pipelines;
 mod settlement;
 mod triggers;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -21,15 +22,24 @@ use crate::local::schedule::{PipelineStatus, ScheduleState};
 use crate::local::sources::LocalSources;
 use crate::pipeline::plan::Plan;
 use crate::pipeline::request::PlanRequest;
-use pipelines::{PlannedPipeline, RunningPipeline};
+use pipelines::{JobProgress, PlannedPipeline, RunningPipeline};
 
 /// The refresh interval of the status lines.
 const REFRESH_INTERVAL: Duration = Duration::from_millis(100);
 
+/// A job of a run.
+#[derive(Clone, Copy)]
+pub struct JobIndex {
+    /// The index of the pipeline in the run.
+    pipeline: usize,
+    /// The index of the job in the pipeline.
+    job: usize,
+}
+
 /// An event while jobs run.
 pub enum RunEvent {
-    /// An attempt has ended: pipeline, job, result.
-    Ended(usize, usize, Box<AttemptResult>),
+    /// An attempt has ended.
+    Ended(JobIndex, Box<AttemptResult>),
     /// A signal from the keyboard or from another program.
     Interrupt,
     /// The line that the user typed after a question.
@@ -45,12 +55,15 @@ pub struct LocalRunner<'a> {
     pipelines: Vec<RunningPipeline<'a>>,
     sender: Sender<RunEvent>,
     events: Receiver<RunEvent>,
+    /// The next id of an attempt or of a downstream pipeline.
     next_id: i64,
+    /// The next key of a job on the screen.
     next_key: usize,
     threads: Vec<thread::JoinHandle<()>>,
     is_interrupted: bool,
     /// Manual jobs that the user will be asked about.
-    questions: Vec<(usize, usize)>,
+    questions: Vec<JobIndex>,
+    /// Whether the user has not yet answered the question about the first of them.
     is_asking: bool,
 }
 
@@ -86,8 +99,8 @@ impl<'a> LocalRunner<'a> {
         self.add_pipeline(PlannedPipeline { plan, request, project, sources, parent: None, level: 0 });
         self.run_jobs();
         self.threads.drain(..).for_each(|thread| drop(thread.join()));
-        self.context.screen.finish();
-        self.keep_trees();
+        self.context.screen.clear_status_lines();
+        self.process_failed_jobs();
         (self.status(), self.results())
     }
 
@@ -95,7 +108,7 @@ impl<'a> LocalRunner<'a> {
     fn run_jobs(&mut self) {
         loop {
             self.start_ready_jobs();
-            if !self.is_stalled() || self.ask() {
+            if !self.is_stalled() || self.ask_about_manual_job() {
                 self.wait_for_event();
             } else if !self.mark_blocked_triggers() {
                 return;
@@ -118,20 +131,12 @@ impl<'a> LocalRunner<'a> {
         loop {
             let mut started = false;
             for pipeline in 0..self.pipelines.len() {
-                let reached = self.pipelines[pipeline].schedule.advance(Instant::now());
-                for job in reached {
-                    match self.pipelines[pipeline].schedule.state(job) {
-                        ScheduleState::Delayed(until) => self.announce_delay(pipeline, job, until),
-                        _ => self.questions.push((pipeline, job)),
-                    }
-                }
-                let free = self.options.parallel.saturating_sub(self.busy());
-                let others = self.pipelines.iter().enumerate().filter(|(other, _)| *other != pipeline);
-                let elsewhere =
-                    others.flat_map(|(_, running)| running.schedule.groups_in_use().map(str::to_owned)).collect();
-                for job in self.pipelines[pipeline].schedule.take(free, &elsewhere) {
+                self.advance_schedule(pipeline);
+                let free_slots = self.options.parallel.saturating_sub(self.running_attempts());
+                let groups_elsewhere = self.resource_groups_of_other_pipelines(pipeline);
+                for job in self.pipelines[pipeline].schedule.take_due_jobs(free_slots, &groups_elsewhere) {
                     started = true;
-                    self.start(pipeline, job);
+                    self.start(JobIndex { pipeline, job });
                 }
             }
             // A job that has just started may have ended already, or may have added a pipeline. So a pipeline counts as
@@ -142,21 +147,40 @@ impl<'a> LocalRunner<'a> {
         }
     }
 
-    fn announce_delay(&self, pipeline: usize, job: usize, until: Instant) {
+    /// Updates the states of a pipeline's jobs. Announces jobs whose delay has begun, and notes manual jobs that the
+    /// user can start now.
+    fn advance_schedule(&mut self, pipeline: usize) {
+        for job in self.pipelines[pipeline].schedule.advance(Instant::now()) {
+            let index = JobIndex { pipeline, job };
+            match self.pipelines[pipeline].schedule.state(job) {
+                ScheduleState::Delayed(until) => self.announce_delay(index, until),
+                _ => self.questions.push(index),
+            }
+        }
+    }
+
+    fn resource_groups_of_other_pipelines(&self, pipeline: usize) -> HashSet<String> {
+        let others = self.pipelines.iter().enumerate().filter(|(other, _)| *other != pipeline);
+        others.flat_map(|(_, running)| running.schedule.groups_in_use().map(str::to_owned)).collect()
+    }
+
+    fn announce_delay(&self, job: JobIndex, until: Instant) {
         let delay = in_words(until.saturating_duration_since(Instant::now()));
-        let name = self.name(pipeline, job);
-        self.context.screen.say(&format!("{name} starts in {delay}; --skip-delays starts delayed jobs immediately"));
+        let name = self.name(job);
+        self.context
+            .screen
+            .show_message(&format!("{name} starts in {delay}; --skip-delays starts delayed jobs immediately"));
     }
 
     /// The number of running attempts.
-    fn busy(&self) -> usize {
+    fn running_attempts(&self) -> usize {
         let jobs = self.pipelines.iter().flat_map(|running| &running.jobs);
         jobs.filter(|job| job.control.is_some()).count()
     }
 
     /// Whether every pipeline waits for an event.
     fn is_stalled(&self) -> bool {
-        self.busy() == 0 && self.pipelines.iter().all(|running| running.schedule.is_stalled())
+        self.running_attempts() == 0 && self.pipelines.iter().all(|running| running.schedule.is_stalled())
     }
 
     /// Waits for the next event and processes it.
@@ -168,9 +192,9 @@ impl<'a> LocalRunner<'a> {
             Some(timeout) => self.events.recv_timeout(timeout),
             None => self.events.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
-        self.context.screen.tick();
+        self.context.screen.refresh();
         match event {
-            Ok(RunEvent::Ended(pipeline, job, result)) => self.finish_attempt(pipeline, job, *result),
+            Ok(RunEvent::Ended(job, result)) => self.finish_attempt(job, *result),
             Ok(RunEvent::Interrupt) => self.interrupt(),
             Ok(RunEvent::Answer(line)) => self.process_answer(&line),
             Err(_) => {}
@@ -181,8 +205,30 @@ impl<'a> LocalRunner<'a> {
     }
 
     /// The name of a job, with the names of the trigger jobs above it.
-    fn name(&self, pipeline: usize, job: usize) -> String {
-        let running = &self.pipelines[pipeline];
-        format!("{}{}", running.prefix, running.plan.jobs[job].name)
+    fn name(&self, job: JobIndex) -> String {
+        let running = &self.pipelines[job.pipeline];
+        format!("{}{}", running.prefix, running.plan.jobs[job.job].name)
+    }
+
+    fn progress(&self, job: JobIndex) -> &JobProgress {
+        &self.pipelines[job.pipeline].jobs[job.job]
+    }
+
+    fn progress_mut(&mut self, job: JobIndex) -> &mut JobProgress {
+        &mut self.pipelines[job.pipeline].jobs[job.job]
+    }
+
+    /// All jobs of all pipelines, in the order of the pipelines and of their files.
+    fn all_jobs(&self) -> Vec<JobIndex> {
+        let jobs_of = |(pipeline, running): (usize, &RunningPipeline<'_>)| {
+            (0..running.jobs.len()).map(move |job| JobIndex { pipeline, job })
+        };
+        self.pipelines.iter().enumerate().flat_map(jobs_of).collect()
+    }
+
+    /// A new id for an attempt or a downstream pipeline.
+    fn take_id(&mut self) -> i64 {
+        self.next_id += 1;
+        self.next_id - 1
     }
 }

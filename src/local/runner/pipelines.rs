@@ -6,10 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::LocalRunner;
+use super::{JobIndex, LocalRunner};
 use crate::job::control::JobControl;
 use crate::local::attempt::AttemptResult;
-use crate::local::options::{DelayPolicy, matches};
+use crate::local::options::{DelayPolicy, matches_pattern};
 use crate::local::project::LocalProject;
 use crate::local::schedule::{Schedule, ScheduledJob};
 use crate::local::sources::LocalSources;
@@ -25,8 +25,8 @@ pub(super) struct RunningPipeline<'a> {
     pub(super) request: Rc<PlanRequest<'a>>,
     pub(super) schedule: Schedule,
     pub(super) jobs: Vec<JobProgress>,
-    /// The trigger job that started the pipeline: pipeline and job.
-    pub(super) parent: Option<(usize, usize)>,
+    /// The trigger job that started the pipeline.
+    pub(super) parent: Option<JobIndex>,
     /// The names of the trigger jobs above the pipeline, each followed by a slash.
     pub(super) prefix: String,
     /// The number of pipelines of the same project that the pipeline is nested in.
@@ -41,8 +41,8 @@ pub(super) struct PlannedPipeline<'a> {
     pub(super) request: PlanRequest<'a>,
     pub(super) project: Arc<LocalProject>,
     pub(super) sources: &'a LocalSources,
-    /// The trigger job that starts the pipeline: pipeline and job.
-    pub(super) parent: Option<(usize, usize)>,
+    /// The trigger job that starts the pipeline.
+    pub(super) parent: Option<JobIndex>,
     pub(super) level: usize,
 }
 
@@ -52,9 +52,9 @@ pub(super) struct JobProgress {
     /// The key of the job on the screen.
     pub(super) key: usize,
     pub(super) attempts: u32,
-    /// The id of the last attempt.
+    /// The id of the last attempt; 0 before the first one.
     pub(super) id: i64,
-    /// Controls the running attempt.
+    /// Controls the running attempt; `None` if no attempt runs.
     pub(super) control: Option<Arc<JobControl>>,
     /// The result of the last attempt.
     pub(super) result: Option<AttemptResult>,
@@ -66,11 +66,31 @@ pub(super) struct JobProgress {
     pub(super) duration: Option<Duration>,
 }
 
+impl JobProgress {
+    /// Whether an attempt has ended, and no other one runs.
+    pub(super) fn has_ended(&self) -> bool {
+        self.id > 0 && self.control.is_none()
+    }
+}
+
+impl RunningPipeline<'_> {
+    /// The jobs of the plan with their progress.
+    pub(super) fn planned_jobs(&self) -> impl Iterator<Item = (&Job, &JobProgress)> {
+        self.plan.jobs.iter().zip(&self.jobs)
+    }
+
+    /// Stops all running jobs and cancels all others. `why` is shown in the output of the running jobs.
+    pub(super) fn cancel(&mut self, why: &str) {
+        self.schedule.cancel();
+        self.jobs.iter().filter_map(|job| job.control.as_ref()).for_each(|control| control.interrupt(why));
+    }
+}
+
 impl<'a> LocalRunner<'a> {
     /// Adds a pipeline whose jobs have not started.
     pub(super) fn add_pipeline(&mut self, planned: PlannedPipeline<'a>) {
         let PlannedPipeline { plan, request, project, sources, parent, level } = planned;
-        let prefix = parent.map(|(pipeline, job)| format!("{}/", self.name(pipeline, job))).unwrap_or_default();
+        let prefix = parent.map(|trigger| format!("{}/", self.name(trigger))).unwrap_or_default();
         let index: HashMap<&str, usize> = plan.jobs.iter().enumerate().map(|(at, job)| (&*job.name, at)).collect();
         // Names on the command line are names of jobs of the first pipeline.
         let is_named =
@@ -79,8 +99,8 @@ impl<'a> LocalRunner<'a> {
         let mut schedule = Schedule::new(plan.jobs.iter().map(scheduled).collect());
         for (at, job) in plan.jobs.iter().enumerate() {
             let name = format!("{prefix}{}", job.name);
-            if job.when == When::Manual && self.options.manual.iter().any(|wanted| matches(wanted, &name)) {
-                schedule.start(at);
+            if job.when == When::Manual && self.options.manual.iter().any(|pattern| matches_pattern(pattern, &name)) {
+                schedule.start_manual_job(at);
             }
         }
         let first_key = self.next_key;
@@ -100,7 +120,7 @@ impl<'a> LocalRunner<'a> {
         });
     }
 
-    /// A job for the schedule. `index` are the indices of jobs by name.
+    /// A job for the schedule. `index` contains the indices of jobs by name.
     fn scheduled_job(&self, plan: &Plan, job: &Job, index: &HashMap<&str, usize>) -> ScheduledJob {
         let needs = job.needs.as_ref().map(|needs| {
             let known = needs.iter().filter_map(|need| index.get(&*need.job).copied());

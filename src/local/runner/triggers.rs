@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use super::LocalRunner;
-use super::pipelines::PlannedPipeline;
+use super::pipelines::{PlannedPipeline, RunningPipeline};
+use super::{JobIndex, LocalRunner};
 use crate::job::artifacts::local_archive;
-use crate::local::children;
+use crate::local::downstream;
 use crate::local::mapped::MappedCheckout;
 use crate::local::options::ManualPolicy;
 use crate::local::schedule::{Conclusion, PipelineStatus, ScheduleState};
 use crate::pipeline::plan::{Trigger, TriggerStrategy};
 use crate::pipeline::syntax::Node;
 
-/// The nesting depth of child pipelines, as on GitLab.
+/// The largest nesting depth of child pipelines, as on GitLab.
 const MAX_LEVELS: usize = 2;
-/// The number of pipelines above one that a job starts, so that projects cannot trigger each other forever.
+/// The largest number of pipelines in a chain of triggers. Without it, projects could trigger each other forever.
 const MAX_ANCESTORS: usize = 10;
 
 impl<'a> LocalRunner<'a> {
@@ -22,13 +22,13 @@ impl<'a> LocalRunner<'a> {
     pub(super) fn mark_blocked_triggers(&mut self) -> bool {
         let mut changed = false;
         for child in 0..self.pipelines.len() {
-            let (Some((pipeline, job)), false) = (self.pipelines[child].parent, self.pipelines[child].is_reported)
-            else {
+            let Some(trigger) = self.pipelines[child].parent.filter(|_| !self.pipelines[child].is_reported) else {
                 continue;
             };
             self.pipelines[child].is_reported = true;
-            if self.pipelines[pipeline].schedule.state(job) == ScheduleState::Running {
-                self.pipelines[pipeline].schedule.mark_as_manual(job);
+            let schedule = &mut self.pipelines[trigger.pipeline].schedule;
+            if schedule.state(trigger.job) == ScheduleState::Running {
+                schedule.mark_as_manual(trigger.job);
                 changed = true;
             }
         }
@@ -36,27 +36,27 @@ impl<'a> LocalRunner<'a> {
     }
 
     /// Plans and adds the pipeline of a trigger job. Without a strategy, the job ends at once.
-    pub(super) fn run_trigger(&mut self, pipeline: usize, job: usize, trigger: &Trigger) {
+    pub(super) fn run_trigger(&mut self, job: JobIndex, trigger: &Trigger) {
         let planned = match trigger {
-            Trigger::Child { .. } => self.plan_child(pipeline, job).map(Some),
-            Trigger::Project { project, node, .. } => self.plan_project(pipeline, job, project, node),
+            Trigger::Child { .. } => self.plan_child(job).map(Some),
+            Trigger::Project { project, node, .. } => self.plan_project(job, project, node),
         };
         let checked = planned.and_then(|planned| {
-            planned.iter().try_for_each(|planned| children::check(&planned.plan, self.options, &self.context))?;
+            planned.iter().try_for_each(|planned| downstream::check(&planned.plan, self.options, &self.context))?;
             Ok(planned)
         });
         match checked {
             Ok(Some(planned)) => {
-                let name = self.name(pipeline, job);
+                let name = self.name(job);
                 let warnings = planned.plan.warnings.iter().map(|warning| format!("{name}: {warning}"));
-                warnings.for_each(|warning| self.context.screen.say(&warning));
+                warnings.for_each(|warning| self.context.screen.show_message(&warning));
                 self.add_pipeline(planned);
                 if trigger.strategy() == TriggerStrategy::None {
-                    self.settle(pipeline, job, Conclusion::Success);
+                    self.settle(job, Conclusion::Success);
                 }
             }
-            Ok(None) => self.settle(pipeline, job, Conclusion::Success),
-            Err(why) => self.fail(pipeline, job, why),
+            Ok(None) => self.settle(job, Conclusion::Success),
+            Err(why) => self.fail(job, why),
         }
     }
 
@@ -64,90 +64,89 @@ impl<'a> LocalRunner<'a> {
     /// of the plan name a project without a mapping.
     fn plan_project(
         &mut self,
-        pipeline: usize,
-        job: usize,
+        job: JobIndex,
         project: &str,
         trigger: &Node,
     ) -> Result<Option<PlannedPipeline<'a>>, String> {
-        let running = &self.pipelines[pipeline];
-        let expand = |text: &str| running.plan.expand(&running.plan.jobs[job], text);
+        let plan = &self.pipelines[job.pipeline].plan;
+        let expand = |text: &str| plan.expand(&plan.jobs[job.job], text);
         let project = expand(project);
         let branch = trigger.get("branch").and_then(Node::printed).map(|branch| expand(&branch));
         match self.mapped.checkout(&project, branch.as_deref()) {
             None => Ok(None),
-            Some(Ok(mapped)) => self.plan_mapped(pipeline, job, mapped, branch).map(Some),
+            Some(Ok(mapped)) => self.plan_mapped(job, mapped, branch).map(Some),
             Some(Err(why)) => {
                 let message = format!("the pipeline of {project} was not started: {why}");
-                self.pipelines[pipeline].jobs[job].message = Some(message);
+                self.progress_mut(job).message = Some(message);
                 Ok(None)
             }
         }
     }
 
     /// Plans the child pipeline of a trigger job.
-    fn plan_child(&mut self, pipeline: usize, job: usize) -> Result<PlannedPipeline<'a>, String> {
-        let id = self.pipeline_id();
-        let running = &self.pipelines[pipeline];
+    fn plan_child(&mut self, job: JobIndex) -> Result<PlannedPipeline<'a>, String> {
+        let id = self.take_id().cast_unsigned();
+        let running = &self.pipelines[job.pipeline];
         if running.level == MAX_LEVELS {
             return Err(format!("child pipelines can be nested at most {MAX_LEVELS} levels deep, as on GitLab"));
         }
-        for (planned, progress) in running.plan.jobs.iter().zip(&running.jobs).filter(|(_, progress)| progress.id > 0) {
+        self.register_artifacts(running);
+        let dotenv = self.dotenv(&self.dependencies(job));
+        let planned = &running.plan.jobs[job.job];
+        let (plan, request) = downstream::plan_child(&running.plan, planned, &running.request, id, dotenv)?;
+        let (project, sources) = (Arc::clone(&running.project), running.sources);
+        Ok(PlannedPipeline { plan, request, project, sources, parent: Some(job), level: running.level + 1 })
+    }
+
+    /// Registers the artifacts of a pipeline's jobs, which its child pipelines can include
+    /// (`trigger:include:artifact`).
+    fn register_artifacts(&self, running: &RunningPipeline<'_>) {
+        for (planned, progress) in running.planned_jobs().filter(|(_, progress)| progress.id > 0) {
             let archive = local_archive(&self.context.artifacts, &progress.id.into(), "archive");
             if archive.exists() {
                 running.sources.set_artifact(&planned.name, archive);
             }
         }
-        let dotenv = self.dotenv(&self.dependencies(pipeline, job));
-        let (plan, request) = children::plan(&running.plan, &running.plan.jobs[job], &running.request, id, dotenv)?;
-        let (project, sources) = (Arc::clone(&running.project), running.sources);
-        Ok(PlannedPipeline { plan, request, project, sources, parent: Some((pipeline, job)), level: running.level + 1 })
     }
 
     /// Plans the pipeline of a mapped checkout.
     fn plan_mapped(
         &mut self,
-        pipeline: usize,
-        job: usize,
+        job: JobIndex,
         mapped: &'a MappedCheckout,
         branch: Option<String>,
     ) -> Result<PlannedPipeline<'a>, String> {
-        let id = self.pipeline_id();
-        let ancestors = std::iter::successors(Some(pipeline), |at| self.pipelines[*at].parent.map(|(above, _)| above));
+        let id = self.take_id().cast_unsigned();
+        let parent_of = |pipeline: &usize| self.pipelines[*pipeline].parent.map(|trigger| trigger.pipeline);
+        let ancestors = std::iter::successors(Some(job.pipeline), parent_of);
         if ancestors.count() > MAX_ANCESTORS {
             return Err(format!(
                 "this trigger job would start a chain of more than {MAX_ANCESTORS} pipelines; look for pipelines that \
                  trigger each other"
             ));
         }
-        let running = &self.pipelines[pipeline];
-        let dotenv = self.dotenv(&self.dependencies(pipeline, job));
-        let planned = &running.plan.jobs[job];
+        let running = &self.pipelines[job.pipeline];
+        let dotenv = self.dotenv(&self.dependencies(job));
+        let planned = &running.plan.jobs[job.job];
         let (plan, request) =
-            children::plan_mapped(&running.plan, planned, &running.request, id, dotenv, (mapped, branch))?;
+            downstream::plan_mapped(&running.plan, planned, &running.request, id, dotenv, mapped, branch)?;
         let (project, sources) = (Arc::clone(&mapped.project), &mapped.sources);
-        Ok(PlannedPipeline { plan, request, project, sources, parent: Some((pipeline, job)), level: 0 })
-    }
-
-    fn pipeline_id(&mut self) -> u64 {
-        self.next_id += 1;
-        (self.next_id - 1).cast_unsigned()
+        Ok(PlannedPipeline { plan, request, project, sources, parent: Some(job), level: 0 })
     }
 
     /// Finishes trigger jobs whose pipelines have finished. Returns whether there was one.
     pub(super) fn finish_triggers(&mut self) -> bool {
         let mut has_finished = false;
         for child in 0..self.pipelines.len() {
-            let Some((pipeline, job)) = self.pipelines[child].parent.filter(|_| self.has_new_result(child)) else {
-                continue;
-            };
+            let Some(trigger) = self.pipelines[child].parent.filter(|_| self.has_new_result(child)) else { continue };
             self.pipelines[child].is_reported = true;
             has_finished = true;
-            if self.pipelines[pipeline].schedule.state(job) == ScheduleState::Running {
-                let (conclusion, why) = self.conclusion_of_trigger(pipeline, job, child);
+            if self.pipelines[trigger.pipeline].schedule.state(trigger.job) == ScheduleState::Running {
+                let (conclusion, why) = self.conclusion_of_trigger(trigger, child);
                 if why.is_some() {
-                    self.pipelines[pipeline].jobs[job].message = why.map(str::to_owned);
+                    self.progress_mut(trigger).message = why.map(str::to_owned);
                 }
-                self.settle(pipeline, job, conclusion);
+                self.settle(trigger, conclusion);
             }
         }
         has_finished
@@ -165,7 +164,7 @@ impl<'a> LocalRunner<'a> {
             PipelineStatus::Blocked => false,
             // A manual job that the user will be asked about can still start.
             PipelineStatus::Skipped => {
-                let is_of_child = |(pipeline, _): &(usize, usize)| *pipeline == child;
+                let is_of_child = |job: &JobIndex| job.pipeline == child;
                 self.options.manual_policy != ManualPolicy::Ask || !self.questions.iter().any(is_of_child)
             }
             _ => true,
@@ -173,8 +172,9 @@ impl<'a> LocalRunner<'a> {
     }
 
     /// The result of a trigger job that waits for its downstream pipeline, and the reason for a failure.
-    fn conclusion_of_trigger(&self, pipeline: usize, job: usize, child: usize) -> (Conclusion, Option<&'static str>) {
-        let strategy = self.pipelines[pipeline].plan.jobs[job].trigger.as_ref().map(Trigger::strategy);
+    fn conclusion_of_trigger(&self, trigger: JobIndex, child: usize) -> (Conclusion, Option<&'static str>) {
+        let planned = &self.pipelines[trigger.pipeline].plan.jobs[trigger.job];
+        let strategy = planned.trigger.as_ref().map(Trigger::strategy);
         match self.pipelines[child].schedule.status() {
             PipelineStatus::Success => (Conclusion::Success, None),
             _ if self.is_interrupted => (Conclusion::Canceled, Some("its downstream pipeline was canceled")),

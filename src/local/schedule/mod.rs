@@ -83,7 +83,7 @@ impl ScheduledJob {
 
 /// The jobs of one pipeline and their states.
 pub struct Schedule {
-    tasks: Vec<ScheduledJob>,
+    jobs: Vec<ScheduledJob>,
     states: Vec<ScheduleState>,
     /// Manual jobs that a person has started.
     started: HashSet<usize>,
@@ -91,9 +91,9 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    pub fn new(tasks: Vec<ScheduledJob>) -> Self {
-        let states = vec![ScheduleState::Waiting; tasks.len()];
-        Self { tasks, states, started: HashSet::new(), canceled: false }
+    pub fn new(jobs: Vec<ScheduledJob>) -> Self {
+        let states = vec![ScheduleState::Waiting; jobs.len()];
+        Self { jobs, states, started: HashSet::new(), canceled: false }
     }
 
     pub fn state(&self, job: usize) -> ScheduleState {
@@ -107,7 +107,7 @@ impl Schedule {
         loop {
             let mut changed = false;
             let before = self.before_stages();
-            for job in 0..self.tasks.len() {
+            for job in 0..self.jobs.len() {
                 let next = match self.states[job] {
                     ScheduleState::Delayed(until) if until <= now => ScheduleState::Due,
                     ScheduleState::Waiting => match self.readiness(job, &before) {
@@ -131,10 +131,10 @@ impl Schedule {
 
     /// The state of a job that waits for no other job any more.
     fn state_of_ready_job(&self, job: usize, now: Instant) -> ScheduleState {
-        let task = &self.tasks[job];
-        match task.when {
+        let scheduled = &self.jobs[job];
+        match scheduled.when {
             When::Manual if !self.started.contains(&job) => ScheduleState::Manual,
-            When::Delayed => task.delay.map_or(ScheduleState::Due, |delay| ScheduleState::Delayed(now + delay)),
+            When::Delayed => scheduled.delay.map_or(ScheduleState::Due, |delay| ScheduleState::Delayed(now + delay)),
             _ => ScheduleState::Due,
         }
     }
@@ -143,30 +143,30 @@ impl Schedule {
     /// pipeline can have the same group.
     pub fn groups_in_use(&self) -> impl Iterator<Item = &str> {
         let running = self
-            .tasks
+            .jobs
             .iter()
             .zip(&self.states)
-            .filter(|(task, state)| **state == ScheduleState::Running && !task.is_trigger);
-        running.filter_map(|(task, _)| task.resource_group.as_deref())
+            .filter(|(scheduled, state)| **state == ScheduleState::Running && !scheduled.is_trigger);
+        running.filter_map(|(scheduled, _)| scheduled.resource_group.as_deref())
     }
 
     /// Takes the jobs to start now, in the order of stages and of the file, and marks them as running. Trigger jobs
-    /// take no slot. `elsewhere` are the resource groups that other pipelines use.
-    pub fn take(&mut self, slots: usize, elsewhere: &HashSet<String>) -> Vec<usize> {
-        let group_of = |job: usize| self.tasks[job].resource_group.as_deref();
-        let running = (0..self.tasks.len()).filter(|job| self.states[*job] == ScheduleState::Running);
+    /// take no slot. `groups_elsewhere` contains the resource groups that other pipelines use.
+    pub fn take_due_jobs(&mut self, slots: usize, groups_elsewhere: &HashSet<String>) -> Vec<usize> {
+        let group_of = |job: usize| self.jobs[job].resource_group.as_deref();
+        let running = (0..self.jobs.len()).filter(|job| self.states[*job] == ScheduleState::Running);
         let mut busy: HashSet<&str> =
-            running.filter_map(group_of).chain(elsewhere.iter().map(String::as_str)).collect();
-        let mut due: Vec<usize> = (0..self.tasks.len()).filter(|job| self.states[*job] == ScheduleState::Due).collect();
-        due.sort_by_key(|job| self.tasks[*job].stage);
-        let mut left = slots;
+            running.filter_map(group_of).chain(groups_elsewhere.iter().map(String::as_str)).collect();
+        let mut due: Vec<usize> = (0..self.jobs.len()).filter(|job| self.states[*job] == ScheduleState::Due).collect();
+        due.sort_by_key(|job| self.jobs[*job].stage);
+        let mut free_slots = slots;
         let mut taken = Vec::new();
         for job in due {
-            let needs_slot = !self.tasks[job].is_trigger;
-            if needs_slot && left == 0 || group_of(job).is_some_and(|group| !busy.insert(group)) {
+            let needs_slot = !self.jobs[job].is_trigger;
+            if needs_slot && free_slots == 0 || group_of(job).is_some_and(|group| !busy.insert(group)) {
                 continue;
             }
-            left -= usize::from(needs_slot);
+            free_slots -= usize::from(needs_slot);
             taken.push(job);
         }
         taken.iter().for_each(|job| self.states[*job] = ScheduleState::Running);
@@ -179,7 +179,7 @@ impl Schedule {
     }
 
     /// Starts a manual job on behalf of a person, even before it is startable.
-    pub fn start(&mut self, job: usize) {
+    pub fn start_manual_job(&mut self, job: usize) {
         self.started.insert(job);
         if self.states[job] == ScheduleState::Manual {
             self.states[job] = ScheduleState::Due;
@@ -192,9 +192,9 @@ impl Schedule {
     fn requeue_dependents(&mut self, job: usize) {
         let mut requeued = vec![job];
         while let Some(from) = requeued.pop() {
-            for other in 0..self.tasks.len() {
-                let depends = match &self.tasks[other].needs {
-                    None => self.tasks[other].stage > self.tasks[from].stage,
+            for other in 0..self.jobs.len() {
+                let depends = match &self.jobs[other].needs {
+                    None => self.jobs[other].stage > self.jobs[from].stage,
                     Some(needs) => needs.contains(&from),
                 };
                 if depends && self.states[other] == ScheduleState::Done(Conclusion::Skipped) {
@@ -225,7 +225,7 @@ impl Schedule {
         self.canceled
     }
 
-    /// Whether no job can start, now or later, until another one ends.
+    /// Whether no job can start, now or later, until a running one ends or a person starts a manual job.
     pub fn is_stalled(&self) -> bool {
         !self.states.iter().any(|state| matches!(state, ScheduleState::Due | ScheduleState::Delayed(_)))
     }
@@ -249,7 +249,7 @@ impl Schedule {
 
     /// Whether the pipeline waits for a person to start this job.
     pub fn is_blocking(&self, job: usize) -> bool {
-        self.states[job] == ScheduleState::Manual && self.tasks[job].blocks_as_manual_job()
+        self.states[job] == ScheduleState::Manual && self.jobs[job].blocks_as_manual_job()
     }
 
     /// Whether the pipeline has jobs, and none of them has run.
@@ -265,7 +265,7 @@ impl Schedule {
             PipelineStatus::Failed
         } else if self.canceled || has(Conclusion::Canceled) {
             PipelineStatus::Canceled
-        } else if (0..self.tasks.len()).any(|job| self.is_blocking(job)) {
+        } else if (0..self.jobs.len()).any(|job| self.is_blocking(job)) {
             PipelineStatus::Blocked
         } else if self.has_run_no_job() {
             PipelineStatus::Skipped

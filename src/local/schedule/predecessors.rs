@@ -41,10 +41,10 @@ impl Predecessors {
 impl Schedule {
     /// For each stage, the jobs of all earlier stages.
     pub(super) fn before_stages(&self) -> Vec<Predecessors> {
-        let stages = self.tasks.iter().map(|task| task.stage + 1).max().unwrap_or(0);
+        let stages = self.jobs.iter().map(|scheduled| scheduled.stage + 1).max().unwrap_or(0);
         let mut of_stage = vec![Predecessors::default(); stages];
-        for (task, state) in self.tasks.iter().zip(&self.states) {
-            of_stage[task.stage].add(task, *state);
+        for (scheduled, state) in self.jobs.iter().zip(&self.states) {
+            of_stage[scheduled.stage].add(scheduled, *state);
         }
         let mut earlier = Predecessors::default();
         let mut before = Vec::with_capacity(stages);
@@ -55,25 +55,24 @@ impl Schedule {
         before
     }
 
-    /// Whether a waiting job can start. `before` are the results of [`Schedule::before_stages`].
+    /// Whether a waiting job can start. `before` is the result of [`Schedule::before_stages`].
     pub(super) fn readiness(&self, job: usize, before: &[Predecessors]) -> Readiness {
-        let task = &self.tasks[job];
-        let predecessors = match &task.needs {
-            None => before[task.stage],
+        let scheduled = &self.jobs[job];
+        let predecessors = match &scheduled.needs {
+            None => before[scheduled.stage],
             Some(needs) => {
                 let mut predecessors = Predecessors::default();
-                needs.iter().for_each(|need| predecessors.add(&self.tasks[*need], self.states[*need]));
+                needs.iter().for_each(|need| predecessors.add(&self.jobs[*need], self.states[*need]));
                 predecessors
             }
         };
-        // A need that does not run decides at once: the job waits for no other need, and a failure of another does not
-        // count.
-        let lacks_a_need = task.needs.is_some() && predecessors.not_run > 0;
+        // If a need does not run, the job waits for no other need, and a failure of another need does not count.
+        let lacks_a_need = scheduled.needs.is_some() && predecessors.not_run > 0;
         if predecessors.open > 0 && !lacks_a_need {
             return Readiness::Wait;
         }
-        let starts = match task.when {
-            _ if task.is_named => true,
+        let starts = match scheduled.when {
+            _ if scheduled.is_named => true,
             When::Always => true,
             _ if lacks_a_need => false,
             When::OnFailure => predecessors.failed > 0,

@@ -25,7 +25,7 @@ pub struct Fetcher {
 
 impl Fetcher {
     /// The URL of another project, on the server of `origin` or on `host`.
-    fn url_of(&self, project: &str, host: Option<&str>) -> Result<String, SourceError> {
+    fn project_url(&self, project: &str, host: Option<&str>) -> Result<String, SourceError> {
         let no_origin = || {
             SourceError::Failed(format!(
                 "{project} is on the project's server, and the checkout has no remote `origin`; map it to a directory \
@@ -47,8 +47,8 @@ impl Fetcher {
     }
 
     /// Resolves a reference of another project to a commit.
-    pub fn commit(&self, project: &str, reference: &str) -> Result<String, SourceError> {
-        let url = self.url_of(project, None)?;
+    pub fn resolve_commit(&self, project: &str, reference: &str) -> Result<String, SourceError> {
+        let url = self.project_url(project, None)?;
         if is_commit(reference) {
             self.fetch_commit(&url, reference, reference)?;
             return Ok(reference.to_owned());
@@ -62,15 +62,15 @@ impl Fetcher {
     }
 
     /// Resolves the reference of a component to a commit and a version.
-    pub fn version(&self, host: &str, project: &str, reference: &str) -> Result<(String, String), SourceError> {
-        let url = self.url_of(project, Some(host))?;
+    pub fn resolve_version(&self, host: &str, project: &str, reference: &str) -> Result<(String, String), SourceError> {
+        let url = self.project_url(project, Some(host))?;
         if is_commit(reference) {
             self.fetch_commit(&url, reference, reference)?;
             return Ok((reference.to_owned(), reference.to_owned()));
         }
         let known = self.references(&url)?;
         let exact = ["refs/tags/", "refs/heads/"].iter().find_map(|prefix| known.get(&format!("{prefix}{reference}")));
-        let found = exact.map(|sha| (sha.clone(), reference.to_owned())).or_else(|| newest(&known, reference));
+        let found = exact.map(|sha| (sha.clone(), reference.to_owned())).or_else(|| newest_release(&known, reference));
         let missing = || SourceError::Missing(format!("component project {project} has no version `{reference}`"));
         let (sha, version) = found.ok_or_else(missing)?;
         self.fetch_commit(&url, &sha, &version)?;
@@ -78,7 +78,7 @@ impl Fetcher {
     }
 
     /// Reads a file of a cached commit.
-    pub fn file(&self, project: &str, sha: &str, path: &str) -> Result<Vec<u8>, SourceError> {
+    pub fn read_file(&self, project: &str, sha: &str, path: &str) -> Result<Vec<u8>, SourceError> {
         let repository = self.repository_with(project, sha)?;
         let mut command = git(&repository);
         command.args(["cat-file", "blob", &format!("{sha}:{path}")]);
@@ -89,7 +89,7 @@ impl Fetcher {
     }
 
     /// Lists the files of a cached commit.
-    pub fn files(&self, project: &str, sha: &str) -> Result<Vec<String>, SourceError> {
+    pub fn list_files(&self, project: &str, sha: &str) -> Result<Vec<String>, SourceError> {
         let mut command = git(&self.repository_with(project, sha)?);
         command.args(["ls-tree", "-r", "-z", "--name-only", sha]);
         let names = output(command).map_err(SourceError::Failed)?;
@@ -98,7 +98,7 @@ impl Fetcher {
     }
 
     /// Fetches a URL.
-    pub fn url(&self, url: &str) -> Result<Vec<u8>, SourceError> {
+    pub fn fetch_url(&self, url: &str) -> Result<Vec<u8>, SourceError> {
         let cached = self.cache.join("urls").join(crate::executor::docker::names::digest(url));
         if self.is_offline {
             return fs::read(&cached).map_err(|_| {
@@ -114,11 +114,11 @@ impl Fetcher {
     }
 
     /// Fetches a template of GitLab from the project's own server.
-    pub fn template(&self, name: &str) -> Result<Vec<u8>, SourceError> {
+    pub fn fetch_template(&self, name: &str) -> Result<Vec<u8>, SourceError> {
         let host = self.origin.as_deref().and_then(web_url).unwrap_or_else(|| "https://gitlab.com".to_owned());
         let key = name.strip_suffix(".gitlab-ci.yml").unwrap_or(name);
         let url = format!("{host}/api/v4/templates/gitlab_ci_ymls/{}", crate::http::escape(key, b""));
-        let body = self.url(&url).map_err(|error| match error {
+        let body = self.fetch_url(&url).map_err(|error| match error {
             SourceError::Failed(_) if self.is_offline => SourceError::Failed(format!(
                 "{url} is not in the cache, and --offline is set; use --map-template DIR to read GitLab's templates"
             )),
@@ -178,9 +178,9 @@ impl Fetcher {
         let mut command = git(&repository);
         command.args(["init", "--quiet", "--bare"]);
         output(command).map_err(|why| cannot_fetch(url, &why))?;
-        let fetch = |what: &str| {
+        let fetch = |object: &str| {
             let mut command = git_for_server(&repository);
-            command.args(["fetch", "--quiet", "--depth=1", "--no-tags", "--", url, what]);
+            command.args(["fetch", "--quiet", "--depth=1", "--no-tags", "--", url, object]);
             output(command)
         };
         // Some servers refuse to send a commit by its id; then the reference is fetched.
@@ -254,8 +254,8 @@ fn web_url(url: &str) -> Option<String> {
     Some(format!("https://{host}"))
 }
 
-/// The newest release that matches a partial version or `~latest`.
-fn newest(references: &BTreeMap<String, String>, wanted: &str) -> Option<(String, String)> {
+/// The newest_release release that matches a partial version or `~latest`.
+fn newest_release(references: &BTreeMap<String, String>, wanted: &str) -> Option<(String, String)> {
     let numbers = |text: &str| -> Option<Vec<u64>> { text.split('.').map(|part| part.parse().ok()).collect() };
     let prefix = if wanted == "~latest" { Vec::new() } else { numbers(wanted)? };
     let releases = references.iter().filter_map(|(name, sha)| {
@@ -272,24 +272,27 @@ mod tests {
 
     #[test]
     fn project_urls_are_on_the_server_of_origin() {
-        let of = |origin: &str| Fetcher { cache: "/c".into(), origin: Some(origin.to_owned()), is_offline: false };
+        let fetcher = |origin: &str| Fetcher { cache: "/c".into(), origin: Some(origin.to_owned()), is_offline: false };
         for (origin, url) in [
             ("https://git.example.test:8443/team/app.git", "https://git.example.test:8443/group/tools.git"),
             ("git@git.example.test:team/app.git", "git@git.example.test:group/tools.git"),
             ("ssh://git@git.example.test:2222/team/app", "ssh://git@git.example.test:2222/group/tools.git"),
         ] {
-            assert_eq!(of(origin).url_of("group/tools", None).expect("a URL"), url);
+            assert_eq!(fetcher(origin).project_url("group/tools", None).expect("a URL"), url);
         }
-        assert!(of("/srv/git/app.git").url_of("group/tools", None).is_err());
+        assert!(fetcher("/srv/git/app.git").project_url("group/tools", None).is_err());
         for (origin, host, url) in [
             ("https://git.a.test:8443/x/y", "git.a.test:8443", "https://git.a.test:8443/p/q.git"),
             ("git@git.a.test:x/y", "git.a.test", "git@git.a.test:p/q.git"),
             ("https://git.a.test/x/y", "a.test", "https://a.test/p/q.git"),
             ("https://a.test/x/y", "git.a.test", "https://git.a.test/p/q.git"),
         ] {
-            assert_eq!(of(origin).url_of("p/q", Some(host)).expect("a URL"), url);
+            assert_eq!(fetcher(origin).project_url("p/q", Some(host)).expect("a URL"), url);
         }
-        assert_eq!(of("git@a.test:x/y.git").url_of("p/q", Some("b.test")).expect("a URL"), "https://b.test/p/q.git");
+        assert_eq!(
+            fetcher("git@a.test:x/y.git").project_url("p/q", Some("b.test")).expect("a URL"),
+            "https://b.test/p/q.git"
+        );
         assert_eq!(web_url("ssh://git@a.test:2222/x").as_deref(), Some("https://a.test"));
         assert_eq!(web_url("https://u:p@a.test/x").as_deref(), Some("https://a.test"));
     }
@@ -298,10 +301,10 @@ mod tests {
     fn a_partial_version_resolves_to_its_newest_release() {
         let names = ["1.2.3", "1.10.0", "v2.0.1", "2.1.0-rc1", "nightly"];
         let known = names.iter().map(|name| (format!("refs/tags/{name}"), format!("sha of {name}"))).collect();
-        let of = |wanted: &str| newest(&known, wanted).map(|(_, version)| version);
-        assert_eq!(of("1").as_deref(), Some("1.10.0"));
-        assert_eq!(of("1.2").as_deref(), Some("1.2.3"));
-        assert_eq!(of("~latest").as_deref(), Some("v2.0.1"));
-        assert_eq!(of("3"), None);
+        let resolved = |wanted: &str| newest_release(&known, wanted).map(|(_, version)| version);
+        assert_eq!(resolved("1").as_deref(), Some("1.10.0"));
+        assert_eq!(resolved("1.2").as_deref(), Some("1.2.3"));
+        assert_eq!(resolved("~latest").as_deref(), Some("v2.0.1"));
+        assert_eq!(resolved("3"), None);
     }
 }

@@ -14,7 +14,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::checkout::{Checkout, FileSet, Listed, git, output};
+use super::checkout::{Checkout, FileSet, ListedFile, git, output};
 use super::facts::resolve;
 use crate::archive::root::ArchiveRoot;
 use crate::archive::unpack::unpack;
@@ -23,13 +23,14 @@ use crate::pipeline::ahead::ParsedAhead;
 use crate::pipeline::request::{Base, ComponentVersion, SourceError, SourceTree, Sources};
 use crate::sync;
 
-use files::{files_below, open_file, read_below, read_file};
+use files::{open_file, read_below, read_file};
 
 pub use fetch::Fetcher;
+pub use files::files_below;
 pub use maps::{MappedComponent, MappedProject, Maps};
 
 /// The prefix of the commit id of a [`SourceTree`] that is a local directory.
-const DIRECTORY: &str = "directory:";
+const DIRECTORY_PREFIX: &str = "directory:";
 
 /// The places of a project's files.
 pub struct SourcePlaces {
@@ -79,8 +80,8 @@ impl LocalSources {
     }
 
     /// Takes the files of the checkout from a listing that was read already.
-    pub fn with_listing(self, files: &[Listed]) -> Self {
-        Self { listed: names(files).into(), ..self }
+    pub fn with_listing(self, files: &[ListedFile]) -> Self {
+        Self { listed: sorted_paths(files).into(), ..self }
     }
 
     fn listed(&self) -> Result<&Arc<Vec<String>>, SourceError> {
@@ -88,7 +89,7 @@ impl LocalSources {
             return Ok(listed);
         }
         let files = self.places.checkout.files(self.places.file_set).map_err(SourceError::Failed)?;
-        Ok(self.listed.get_or_init(|| names(&files)))
+        Ok(self.listed.get_or_init(|| sorted_paths(&files)))
     }
 
     /// Registers the artifacts archive of a job.
@@ -105,7 +106,8 @@ impl LocalSources {
         self.places.maps.position(project, reference).map(|at| self.places.maps.projects[at].directory.as_path())
     }
 
-    fn unpacked(&self, job: &str) -> Result<PathBuf, SourceError> {
+    /// Unpacks the artifacts of a job, unless they are unpacked already. Returns their directory.
+    fn unpack_artifacts(&self, job: &str) -> Result<PathBuf, SourceError> {
         let failed = |why: String| SourceError::Failed(format!("the artifacts of job `{job}`: {why}"));
         let archives = sync::lock(&self.artifacts);
         let missing = || SourceError::Missing(format!("job `{job}` has no artifacts"));
@@ -144,20 +146,20 @@ impl Sources for LocalSources {
                 }
                 Ok(text)
             }
-            SourceTree::Commit { sha, .. } if sha.starts_with(DIRECTORY) => {
-                read_below(Path::new(&sha[DIRECTORY.len()..]), path)
+            SourceTree::Commit { sha, .. } if sha.starts_with(DIRECTORY_PREFIX) => {
+                read_below(Path::new(&sha[DIRECTORY_PREFIX.len()..]), path)
             }
-            SourceTree::Commit { project, sha } => self.places.fetcher.file(project, sha, path),
+            SourceTree::Commit { project, sha } => self.places.fetcher.read_file(project, sha, path),
         }
     }
 
     fn files(&self, tree: &SourceTree) -> Result<Arc<Vec<String>>, SourceError> {
         match tree {
             SourceTree::Project => self.listed().map(Arc::clone),
-            SourceTree::Commit { sha, .. } if sha.starts_with(DIRECTORY) => {
-                files_below(Path::new(&sha[DIRECTORY.len()..])).map(Arc::new)
+            SourceTree::Commit { sha, .. } if sha.starts_with(DIRECTORY_PREFIX) => {
+                files_below(Path::new(&sha[DIRECTORY_PREFIX.len()..])).map(Arc::new)
             }
-            SourceTree::Commit { project, sha } => self.places.fetcher.files(project, sha).map(Arc::new),
+            SourceTree::Commit { project, sha } => self.places.fetcher.list_files(project, sha).map(Arc::new),
         }
     }
 
@@ -168,21 +170,21 @@ impl Sources for LocalSources {
         if project == self.places.project && reference.is_none_or(|reference| reference == self.places.commit) {
             return Ok(SourceTree::Project);
         }
-        let sha = self.places.fetcher.commit(project, reference.unwrap_or("HEAD"))?;
+        let sha = self.places.fetcher.resolve_commit(project, reference.unwrap_or("HEAD"))?;
         Ok(SourceTree::Commit { project: project.into(), sha: sha.into() })
     }
 
     fn remote(&self, url: &str) -> Result<Vec<u8>, SourceError> {
         match self.places.maps.remotes.get(url) {
             Some(file) => read_file(file).map_err(|why| SourceError::Failed(format!("{}: {why}", file.display()))),
-            None => self.places.fetcher.url(url),
+            None => self.places.fetcher.fetch_url(url),
         }
     }
 
     fn template(&self, name: &str) -> Result<Vec<u8>, SourceError> {
         match &self.places.maps.templates {
             Some(directory) => read_below(directory, name),
-            None => self.places.fetcher.template(name),
+            None => self.places.fetcher.fetch_template(name),
         }
     }
 
@@ -207,13 +209,13 @@ impl Sources for LocalSources {
             let (sha, version) = (self.places.commit.clone(), reference.to_owned());
             return Ok(ComponentVersion { tree: SourceTree::Project, sha, version });
         }
-        let (sha, version) = self.places.fetcher.version(host, project, reference)?;
+        let (sha, version) = self.places.fetcher.resolve_version(host, project, reference)?;
         let tree = SourceTree::Commit { project: project.into(), sha: sha.as_str().into() };
         Ok(ComponentVersion { tree, sha, version })
     }
 
     fn artifact(&self, job: &str, path: &str) -> Result<Vec<u8>, SourceError> {
-        read_below(&self.unpacked(job)?, path)
+        read_below(&self.unpack_artifacts(job)?, path)
     }
 
     fn changed(&self, base: &Base) -> Result<Arc<Vec<String>>, SourceError> {
@@ -264,16 +266,17 @@ impl Sources for LocalSources {
     }
 }
 
-/// The paths of files, in order.
-fn names(listed: &[Listed]) -> Arc<Vec<String>> {
-    let there = listed.iter().filter(|file| !file.is_submodule);
-    let mut names: Vec<String> = there.map(|file| file.path.to_string_lossy().into_owned()).collect();
-    names.sort_unstable();
-    Arc::new(names)
+/// The paths of the files, sorted, without submodules.
+fn sorted_paths(listed: &[ListedFile]) -> Arc<Vec<String>> {
+    let files = listed.iter().filter(|file| !file.is_submodule);
+    let mut paths: Vec<String> = files.map(|file| file.path.to_string_lossy().into_owned()).collect();
+    paths.sort_unstable();
+    Arc::new(paths)
 }
 
-fn contains(names: &[String], path: &str) -> bool {
-    names.binary_search_by(|name| name.as_str().cmp(path)).is_ok()
+/// Whether sorted paths contain a path.
+fn contains(paths: &[String], path: &str) -> bool {
+    paths.binary_search_by(|known| known.as_str().cmp(path)).is_ok()
 }
 
 fn directory_tree(project: &str, directory: &Path) -> Result<SourceTree, SourceError> {
@@ -281,5 +284,5 @@ fn directory_tree(project: &str, directory: &Path) -> Result<SourceTree, SourceE
         || SourceError::Missing(format!("{project} is mapped to {}, which does not exist", directory.display()));
     let path = directory.canonicalize().map_err(|_| missing())?;
     let text = path.to_str().ok_or_else(missing)?;
-    Ok(SourceTree::Commit { project: project.into(), sha: format!("{DIRECTORY}{text}").into() })
+    Ok(SourceTree::Commit { project: project.into(), sha: format!("{DIRECTORY_PREFIX}{text}").into() })
 }

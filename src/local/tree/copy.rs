@@ -78,11 +78,11 @@ fn copy_file(from: &Path, to: &Path, buffer: &mut [u8]) -> io::Result<(Stamp, St
         made = copy.metadata()?;
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let stamp = Stamp::new(&metadata);
+    let stamp = Stamp::of_metadata(&metadata);
     // The original may have changed within the resolution of its time stamps, so its stamp is not trusted in the next
     // run.
     let original = if stamp.is_recent(now) { Stamp::default() } else { stamp };
-    Ok((original, Stamp::new(&made)))
+    Ok((original, Stamp::of_metadata(&made)))
 }
 
 /// Copies the content. For large files, the kernel shares blocks if the file system supports that; for a small file,
@@ -106,5 +106,5 @@ fn copy_content(original: &mut File, length: u64, copy: &mut File, buffer: &mut 
 
 fn copy_link(from: &Path, to: &Path) -> io::Result<(Stamp, Stamp)> {
     symlink(fs::read_link(from)?, to)?;
-    Ok((Stamp::new(&from.symlink_metadata()?), Stamp::new(&to.symlink_metadata()?)))
+    Ok((Stamp::of_metadata(&from.symlink_metadata()?), Stamp::of_metadata(&to.symlink_metadata()?)))
 }

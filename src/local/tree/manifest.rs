@@ -22,7 +22,7 @@ impl Manifest {
         let bytes = std::fs::read(path).unwrap_or_default();
         let mut copies = HashMap::new();
         let mut rest = bytes.strip_prefix(FORMAT).unwrap_or_default();
-        while let Some((path, stamps, after)) = entry(rest) {
+        while let Some((path, stamps, after)) = parse_entry(rest) {
             copies.insert(path, stamps);
             rest = after;
         }
@@ -45,12 +45,12 @@ impl Manifest {
     }
 
     /// Whether `path` was copied from a file with the stamp `original`, and its copy still has the stamp `copy`.
-    pub fn holds(&self, path: &Path, original: Stamp, copy: Stamp) -> bool {
+    pub fn is_current(&self, path: &Path, original: Stamp, copy: Stamp) -> bool {
         self.0.get(path) == Some(&(original, copy))
     }
 
     /// Records a copy.
-    pub fn note(&mut self, path: PathBuf, original: Stamp, copy: Stamp) {
+    pub fn record(&mut self, path: PathBuf, original: Stamp, copy: Stamp) {
         self.0.insert(path, (original, copy));
     }
 
@@ -62,10 +62,10 @@ impl Manifest {
     }
 }
 
-/// The first entry, and the remaining bytes. An entry is the length of the path, the path, and the stamps of the
+/// Parses the first entry. Returns it and the remaining bytes. An entry is the length of the path, the path, and the stamps of the
 /// original and of the copy.
 #[allow(clippy::type_complexity)]
-fn entry(bytes: &[u8]) -> Option<(PathBuf, (Stamp, Stamp), &[u8])> {
+fn parse_entry(bytes: &[u8]) -> Option<(PathBuf, (Stamp, Stamp), &[u8])> {
     let (length, rest) = bytes.split_first_chunk()?;
     let (name, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
     let (original, rest) = rest.split_first_chunk()?;
@@ -82,13 +82,13 @@ mod tests {
     fn loads_what_was_saved_and_nothing_from_a_damaged_file() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("manifest");
-        let stamp = Stamp::new(&directory.path().metadata().expect("the file must exist"));
+        let stamp = Stamp::of_metadata(&directory.path().metadata().expect("the file must exist"));
         let mut manifest = Manifest::default();
-        manifest.note("a\nb/c d".into(), stamp, Stamp::default());
+        manifest.record("a\nb/c d".into(), stamp, Stamp::default());
         manifest.save(&file).expect("save the file");
         let loaded = Manifest::load(&file);
         assert_eq!(loaded, manifest);
-        assert!(loaded.holds(Path::new("a\nb/c d"), stamp, Stamp::default()));
+        assert!(loaded.is_current(Path::new("a\nb/c d"), stamp, Stamp::default()));
         std::fs::write(&file, "a\x00junk\x001 2 3\x00").expect("write the file");
         assert_eq!(Manifest::load(&file), Manifest::default());
     }

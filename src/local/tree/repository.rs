@@ -37,13 +37,13 @@ pub struct Repository {
 
 impl Repository {
     /// The repository for trees of this checkout.
-    pub fn new(checkout: &Checkout, answers: &RepositoryFacts) -> Self {
+    pub fn new(checkout: &Checkout, repository_facts: &RepositoryFacts) -> Self {
         let mut repository = Self {
-            commit: answers.commit().to_owned(),
-            references: answers.packed.clone(),
+            commit: repository_facts.commit().to_owned(),
+            references: repository_facts.packed.clone(),
             objects: checkout.objects.clone(),
             copied: copied_files(checkout),
-            config: config(answers),
+            config: config(repository_facts),
             identity: None,
         };
         repository.identity = repository.identify();
@@ -78,7 +78,7 @@ impl Repository {
             digest.update(part);
         }
         for (copied, _) in &self.copied {
-            let stamp = copied.metadata().map(|metadata| Stamp::new(&metadata)).unwrap_or_default();
+            let stamp = copied.metadata().map(|metadata| Stamp::of_metadata(&metadata)).unwrap_or_default();
             if stamp.is_recent(now) {
                 return None;
             }
@@ -87,11 +87,11 @@ impl Repository {
         Some(digest.finish().as_ref().to_vec())
     }
 
-    /// Creates the repository of the tree at `project` and writes a record of it to the file `record`. An existing
+    /// Creates the repository of the tree at `project` and writes its record to a file. An existing
     /// repository stays if it still equals its record. `adapt` changes a new repository before it is recorded.
-    pub fn write(&self, project: &Path, record: &Path, adapt: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+    pub fn write(&self, project: &Path, record_file: &Path, adapt: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<()> {
         let place = &project.join(".git");
-        if fs::read(record).is_ok_and(|known| self.record(place) == Some(known)) {
+        if fs::read(record_file).is_ok_and(|known| self.current_record(place) == Some(known)) {
             return Ok(());
         }
         remove(place)?;
@@ -108,23 +108,24 @@ impl Repository {
             fs::copy(original, place.join(name))?;
         }
         adapt(project)?;
-        match self.record(place) {
-            Some(text) => fs::write(record, text),
-            None => remove(record),
+        match self.current_record(place) {
+            Some(record) => fs::write(record_file, record),
+            None => remove(record_file),
         }
     }
 
     /// The identity of the content and the stamps of all files in the repository at `place`. `None`: the content has no
     /// identity, or the repository contains other files.
-    fn record(&self, place: &Path) -> Option<Vec<u8>> {
+    fn current_record(&self, place: &Path) -> Option<Vec<u8>> {
         let mut record = self.identity.clone()?;
         let mut expected = 0;
         let copied = self.copied.iter().map(|(_, name)| name.as_os_str());
         for name in ENTRIES.into_iter().map(OsStr::new).chain(copied) {
             let Ok(metadata) = place.join(name).symlink_metadata() else { continue };
             expected += usize::from(!name.is_empty());
-            record.extend_from_slice(&Stamp::new(&metadata).to_bytes());
+            record.extend_from_slice(&Stamp::of_metadata(&metadata).to_bytes());
         }
+        // A directory that cannot be read makes the sum unequal.
         let found = ["", "objects", "objects/info", "refs"]
             .map(|directory| fs::read_dir(place.join(directory)).map_or(usize::MAX / 8, |entries| entries.count()));
         (found.iter().sum::<usize>() == expected).then_some(record)
@@ -152,8 +153,8 @@ fn escaped(value: &str) -> String {
 
 /// The git configuration. The copied files have the modification times of the originals but other inodes and change
 /// times. Without `trustctime` and `checkStat`, git would read all of them to detect changes.
-fn config(answers: &RepositoryFacts) -> String {
-    let value = |key: &str| answers.setting(key).map(escaped);
+fn config(repository_facts: &RepositoryFacts) -> String {
+    let value = |key: &str| repository_facts.setting(key).map(escaped);
     let format = value("extensions.objectformat");
     let version = if format.is_some() { 1 } else { 0 };
     let mut text = format!(
@@ -168,7 +169,7 @@ fn config(answers: &RepositoryFacts) -> String {
             "[remote \"origin\"]\n\turl = \"{url}\"\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n"
         ));
         // From this remote, git fetches missing objects of a partial clone.
-        if answers.is_partial_clone() {
+        if repository_facts.is_partial_clone() {
             let filter = value("remote.origin.partialclonefilter").unwrap_or_else(|| "blob:none".to_owned());
             text.push_str(&format!("\tpromisor = true\n\tpartialCloneFilter = \"{filter}\"\n"));
         }

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::manifest::Manifest;
-use super::parallel::for_all;
+use super::parallel::filter_map_all;
 use super::stamp::Stamp;
 use super::{Tree, TreeSource, copy};
 use crate::job::sources::remove::remove;
@@ -19,7 +19,7 @@ pub fn restore(source: &TreeSource, tree: &Tree) -> io::Result<()> {
     let mut files = Vec::with_capacity(source.files.len());
     remove_foreign_files(source, &tree.project, Path::new(""), &mut files)?;
     let kept = remove_changed_files(source, &tree.project, &files, &manifest)?;
-    let lacking: Vec<(&Path, Stamp)> = source
+    let missing: Vec<(&Path, Stamp)> = source
         .files
         .iter()
         .filter(|(path, _)| !kept.contains(path))
@@ -31,22 +31,23 @@ pub fn restore(source: &TreeSource, tree: &Tree) -> io::Result<()> {
             fs::create_dir_all(tree.project.join(directory))?;
         }
     }
-    let forgotten = manifest.retain(|path| source.files.contains_key(path));
-    if lacking.is_empty() && !forgotten {
+    let has_removed_entries = manifest.retain(|path| source.files.contains_key(path));
+    if missing.is_empty() && !has_removed_entries {
         return Ok(());
     }
-    for (path, original, copy) in copy::copy_all(&source.root, &tree.project, &lacking)? {
-        manifest.note(path, original, copy);
+    for (path, original, copy) in copy::copy_all(&source.root, &tree.project, &missing)? {
+        manifest.record(path, original, copy);
     }
-    let paths: Vec<&Path> = lacking.iter().map(|(path, _)| *path).collect();
+    let paths: Vec<&Path> = missing.iter().map(|(path, _)| *path).collect();
     for path in source.skipped.write(&source.root, &tree.project, &tree.home.join("index"), &paths)? {
         let (original, place) = (source.files.get(&path), tree.project.join(&path));
-        manifest.note(path, original.copied().unwrap_or_default(), Stamp::new(&place.symlink_metadata()?));
+        manifest.record(path, original.copied().unwrap_or_default(), Stamp::of_metadata(&place.symlink_metadata()?));
     }
     manifest.save(&file)
 }
 
-/// Removes the files that do not equal the originals, or whose originals have changed. Returns the paths of the others.
+/// Removes the files that do not equal the originals, or whose originals have changed. Returns the paths of the files
+/// that remain.
 fn remove_changed_files<'f>(
     source: &TreeSource,
     project: &Path,
@@ -54,10 +55,13 @@ fn remove_changed_files<'f>(
     manifest: &Manifest,
 ) -> io::Result<HashSet<&'f PathBuf>> {
     let mut kept = HashSet::new();
-    let checked = for_all(files, |path| {
+    let checked = filter_map_all(files, |path| {
         let metadata = project.join(path).symlink_metadata();
         let is_kept = metadata.as_ref().is_ok_and(|metadata| {
-            source.files.get(path).is_some_and(|original| manifest.holds(path, *original, Stamp::new(metadata)))
+            source
+                .files
+                .get(path)
+                .is_some_and(|original| manifest.is_current(path, *original, Stamp::of_metadata(metadata)))
         });
         Some((path, is_kept))
     });

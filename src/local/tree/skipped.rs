@@ -40,26 +40,26 @@ impl SkippedFiles {
         self.0.iter().map(|(path, entry)| (path.as_path(), Stamp::of_content(entry)))
     }
 
-    /// Writes the files among `lacking` below `project`, whose directories exist. `scratch` is the path of a temporary
+    /// Writes the files among `missing` below `project`, whose directories exist. `scratch` is the path of a temporary
     /// index. Returns the paths of the written files.
-    pub fn write(&self, root: &Path, project: &Path, scratch: &Path, lacking: &[&Path]) -> io::Result<Vec<PathBuf>> {
+    pub fn write(&self, root: &Path, project: &Path, scratch: &Path, missing: &[&Path]) -> io::Result<Vec<PathBuf>> {
         let wanted: Vec<(&Path, &Vec<u8>)> =
-            lacking.iter().filter_map(|path| Some((*path, self.0.get(*path)?))).collect();
+            missing.iter().filter_map(|path| Some((*path, self.0.get(*path)?))).collect();
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
         remove(scratch)?;
         let entries = wanted.iter().flat_map(|(_, entry)| entry.iter().copied().chain([0])).collect::<Vec<u8>>();
-        let on_index = |arguments: &[&OsStr], input: Option<&[u8]>| {
+        let run_on_index = |arguments: &[&OsStr], input: Option<&[u8]>| {
             let mut command = git(root);
             command.args(["-c", "core.sparseCheckout=false"]).args(arguments).env("GIT_INDEX_FILE", scratch);
             run(command, input, scratch)
         };
-        on_index(&["update-index", "-z", "--index-info"].map(OsStr::new), Some(&entries))?;
+        run_on_index(&["update-index", "-z", "--index-info"].map(OsStr::new), Some(&entries))?;
         let mut prefix = OsStr::new("--prefix=").to_owned();
         prefix.push(project);
         prefix.push("/");
-        on_index(&["checkout-index".as_ref(), "-a".as_ref(), "-f".as_ref(), "-q".as_ref(), &prefix], None)?;
+        run_on_index(&["checkout-index".as_ref(), "-a".as_ref(), "-f".as_ref(), "-q".as_ref(), &prefix], None)?;
         remove(scratch)?;
         let paths = wanted.into_iter().map(|(path, _)| path);
         Ok(paths.filter(|path| project.join(path).symlink_metadata().is_ok()).map(Path::to_owned).collect())

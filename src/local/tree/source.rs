@@ -3,11 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::parallel::for_all;
+use super::parallel::filter_map_all;
 use super::repository::Repository;
 use super::skipped::SkippedFiles;
 use super::stamp::Stamp;
-use crate::local::checkout::{Checkout, FileSet, Listed, list};
+use crate::local::checkout::{Checkout, FileSet, ListedFile, list};
 use crate::local::facts::RepositoryFacts;
 use crate::local::objects;
 
@@ -28,9 +28,9 @@ pub struct TreeSource {
 impl TreeSource {
     /// The listed files of the checkout, and a repository with the current commit. Fails if git does not list the files
     /// that a sparse checkout leaves out.
-    pub fn new(checkout: &Checkout, listed: &[Listed], answers: &RepositoryFacts) -> Result<Self, String> {
+    pub fn new(checkout: &Checkout, listed: &[ListedFile], repository_facts: &RepositoryFacts) -> Result<Self, String> {
         // A partial clone may lack these objects. Its owner decided against a download of all objects.
-        let skipped = match listed.iter().any(|file| file.is_skipped) && !answers.is_partial_clone() {
+        let skipped = match listed.iter().any(|file| file.is_skipped) && !repository_facts.is_partial_clone() {
             true => SkippedFiles::list(&checkout.root)?,
             false => SkippedFiles::default(),
         };
@@ -39,7 +39,7 @@ impl TreeSource {
             files: HashMap::with_capacity(listed.len()),
             directories: HashSet::new(),
             skipped,
-            repository: Repository::new(checkout, answers),
+            repository: Repository::new(checkout, repository_facts),
             submodules: HashMap::new(),
         };
         source.add(listed, Path::new(""));
@@ -53,8 +53,8 @@ impl TreeSource {
     }
 
     /// Adds files and symbolic links that exist; a tracked file that the developer deleted is skipped.
-    fn add(&mut self, listed: &[Listed], below: &Path) {
-        let found = for_all(listed, |file| {
+    fn add(&mut self, listed: &[ListedFile], below: &Path) {
+        let found = filter_map_all(listed, |file| {
             let path = below.join(&file.path);
             let metadata = self.root.join(&path).symlink_metadata().ok()?;
             Some((path, metadata, file))
@@ -65,7 +65,7 @@ impl TreeSource {
                 self.directories.insert(path);
             } else if metadata.is_file() || metadata.is_symlink() {
                 self.add_directories(&path);
-                self.files.insert(path, Stamp::new(&metadata));
+                self.files.insert(path, Stamp::of_metadata(&metadata));
             }
         }
     }
@@ -80,7 +80,7 @@ impl TreeSource {
 
     /// Adds the files and repositories of submodules (`GIT_SUBMODULE_STRATEGY`) that are checked out. `state` is the
     /// directory of the project's state.
-    pub fn add_submodules(&mut self, listed: &[Listed], state: &Path) -> Result<(), String> {
+    pub fn add_submodules(&mut self, listed: &[ListedFile], state: &Path) -> Result<(), String> {
         self.repository.add_settings_of_submodules(&self.root);
         let mut waiting = objects::submodule_roots(&self.root, listed);
         while let Some(root) = waiting.pop() {
@@ -89,8 +89,8 @@ impl TreeSource {
             let files = list(&root, FileSet::Tracked)?;
             self.add(&files, &path);
             // A repository without a commit is of no use to a job.
-            if let Ok(answers) = RepositoryFacts::read(&root) {
-                let mut repository = Repository::new(&checkout, &answers);
+            if let Ok(repository_facts) = RepositoryFacts::read(&root) {
+                let mut repository = Repository::new(&checkout, &repository_facts);
                 if files.iter().any(|file| file.is_submodule) {
                     repository.add_settings_of_submodules(&root);
                 }

@@ -11,10 +11,11 @@ pub struct Stamp([i64; 7]);
 const TIME_RESOLUTION: i64 = 20_000_000;
 
 impl Stamp {
-    /// Bytes of a stamp in a file.
+    /// The size of a stamp in a manifest, in bytes.
     pub const SIZE: usize = 56;
 
-    pub fn new(metadata: &Metadata) -> Self {
+    /// The stamp of a file with this metadata.
+    pub fn of_metadata(metadata: &Metadata) -> Self {
         Self([
             metadata.ino().cast_signed(),
             i64::from(metadata.mode()),

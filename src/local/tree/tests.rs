@@ -14,13 +14,13 @@ fn git(root: &Path, arguments: &[&str]) -> String {
 const USER: u32 = 65534;
 
 /// A checkout, and a directory for trees.
-struct Given {
+struct TestCheckout {
     directory: tempfile::TempDir,
     root: PathBuf,
 }
 
-impl Given {
-    fn checkout() -> Self {
+impl TestCheckout {
+    fn create() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let root = directory.path().canonicalize().expect("a path").join("app");
         fs::create_dir_all(root.join("src/deep")).expect("create the directory");
@@ -28,7 +28,7 @@ impl Given {
         fs::write(root.join("run.sh"), "#!/bin/sh\n").expect("write the file");
         fs::set_permissions(root.join("run.sh"), fs::Permissions::from_mode(0o755)).expect("set the permissions");
         fs::write(root.join(".gitignore"), "ignored\n").expect("write the file");
-        symlink("src/deep/a.txt", root.join("link")).expect("create or read the link");
+        symlink("src/deep/a.txt", root.join("link")).expect("create the link");
         git(&root, &["init", "-q", "-b", "main"]);
         git(&root, &["add", "-A"]);
         git(&root, &["commit", "-q", "-m", "first"]);
@@ -39,8 +39,9 @@ impl Given {
 
     fn source(&self, files: FileSet) -> TreeSource {
         let checkout = Checkout::find(&self.root.join("src")).expect("a checkout");
-        let answers = RepositoryFacts::read(&checkout.root).expect("ask git");
-        TreeSource::new(&checkout, &checkout.files(files).expect("list the files"), &answers).expect("the files")
+        let repository_facts = RepositoryFacts::read(&checkout.root).expect("read the repository");
+        TreeSource::new(&checkout, &checkout.files(files).expect("list the files"), &repository_facts)
+            .expect("the files")
     }
 
     fn trees(&self) -> Trees {
@@ -67,7 +68,7 @@ fn names(root: &Path) -> Vec<String> {
 
 #[test]
 fn a_tree_contains_exactly_the_tracked_files_with_their_edits() {
-    let given = Given::checkout();
+    let given = TestCheckout::create();
     fs::write(given.root.join("src/deep/a.txt"), "edited\n").expect("write the file");
     let tree = given.trees().take(&given.source(FileSet::Tracked), TreeContent::Sources, &|_| false).expect("a tree");
     assert_eq!(names(&tree.project), [".gitignore", "link", "run.sh", "src/deep/a.txt"]);
@@ -85,13 +86,13 @@ fn a_tree_contains_exactly_the_tracked_files_with_their_edits() {
 
 #[test]
 fn a_tree_is_clean_again_after_any_change_by_a_job() {
-    let given = Given::checkout();
+    let given = TestCheckout::create();
     let tree = given.trees().take(&given.source(FileSet::Tracked), TreeContent::Sources, &|_| false).expect("a tree");
     let project = tree.project.clone();
     fs::write(project.join("src/deep/a.txt"), "b\n").expect("write the file");
     fs::set_permissions(project.join("run.sh"), fs::Permissions::from_mode(0o700)).expect("set the permissions");
-    fs::remove_file(project.join("link")).expect("remove the file or directory");
-    symlink("/etc", project.join("link")).expect("create or read the link");
+    fs::remove_file(project.join("link")).expect("remove the file");
+    symlink("/etc", project.join("link")).expect("create the link");
     fs::create_dir_all(project.join("target/closed")).expect("create the directory");
     fs::write(project.join("target/closed/x"), "x").expect("write the file");
     fs::set_permissions(project.join("target/closed"), fs::Permissions::from_mode(0o000)).expect("set the permissions");
@@ -108,7 +109,7 @@ fn a_tree_is_clean_again_after_any_change_by_a_job() {
 
 #[test]
 fn copies_only_changed_files_again() {
-    let given = Given::checkout();
+    let given = TestCheckout::create();
     // Older than the resolution of time stamps, so that a change is visible.
     let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
     File::options()
@@ -123,7 +124,7 @@ fn copies_only_changed_files_again() {
     let before = inode(&tree, "run.sh");
     drop(tree);
     fs::write(given.root.join("src/deep/a.txt"), "new\n").expect("write the file");
-    fs::remove_file(given.root.join("link")).expect("remove the file or directory");
+    fs::remove_file(given.root.join("link")).expect("remove the file");
     let tree = given.trees().take(&given.source(FileSet::Tracked), TreeContent::Sources, &|_| false).expect("a tree");
     assert_eq!(inode(&tree, "run.sh"), before);
     assert_eq!(fs::read_to_string(tree.project.join("src/deep/a.txt")).expect("read the file"), "new\n");
@@ -133,7 +134,7 @@ fn copies_only_changed_files_again() {
 
 #[test]
 fn two_jobs_never_share_a_tree_and_an_empty_one_is_empty() {
-    let given = Given::checkout();
+    let given = TestCheckout::create();
     let (trees, source) = (given.trees(), given.source(FileSet::Tracked));
     let first = trees.take(&source, TreeContent::Sources, &|_| false).expect("a tree");
     let second = trees.take(&source, TreeContent::Nothing, &|_| false).expect("a tree");
@@ -149,8 +150,8 @@ fn two_jobs_never_share_a_tree_and_an_empty_one_is_empty() {
 
 #[test]
 fn skips_a_pipe_in_place_of_a_tracked_file() {
-    let given = Given::checkout();
-    fs::remove_file(given.root.join("run.sh")).expect("remove the file or directory");
+    let given = TestCheckout::create();
+    fs::remove_file(given.root.join("run.sh")).expect("remove the file");
     nix::unistd::mkfifo(&given.root.join("run.sh"), nix::sys::stat::Mode::S_IRWXU).expect("create the named pipe");
     let tree = given.trees().take(&given.source(FileSet::Tracked), TreeContent::Sources, &|_| false).expect("a tree");
     assert!(!tree.project.join("run.sh").exists());
@@ -158,7 +159,7 @@ fn skips_a_pipe_in_place_of_a_tracked_file() {
 
 #[test]
 fn a_repository_is_written_again_only_after_a_change() {
-    let given = Given::checkout();
+    let given = TestCheckout::create();
     // Older than the resolution of time stamps, so that its stamp identifies it.
     let index = given.root.join(".git/index");
     let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
@@ -172,7 +173,7 @@ fn a_repository_is_written_again_only_after_a_change() {
     let take =
         || given.trees().take(&given.source(FileSet::Tracked), TreeContent::Sources, &|_| false).expect("a tree");
     let head = |tree: &Tree| tree.project.join(".git/HEAD");
-    // A number of an inode is used again; with the time of its change it identifies a file.
+    // File systems reuse inode numbers; together with the time of the last change, the number identifies a file.
     let identity = |tree: &Tree| {
         let metadata = head(tree).metadata().expect("the head of the repository");
         (metadata.ino(), metadata.ctime(), metadata.ctime_nsec())
@@ -202,7 +203,7 @@ fn a_repository_is_written_again_only_after_a_change() {
 
 #[test]
 fn the_age_of_a_kept_tree_counts_from_now_if_a_job_changed_time_and_permissions_of_its_directory() {
-    let given = Given::checkout();
+    let given = TestCheckout::create();
     if nix::unistd::Uid::effective().is_root() {
         nix::unistd::chown(given.directory.path(), Some(USER.into()), None).expect("change the owner");
     }
