@@ -115,7 +115,7 @@ fn replace(config: &Path, runner: &Runner, server: &RunnerServer) -> Result<(), 
     let unwritten = |error| format!("{}: {error}", config.display());
     // Checks that the file is writable before requesting a token that could not be saved.
     let mut editor = Editor::open(config)?;
-    if !editor.has(&runner.url, &runner.token) {
+    if !editor.has_runner(&runner.url, &runner.token) {
         return Err(format!("the runner is no longer in {}", config.display()));
     }
     editor.save().map_err(unwritten)?;

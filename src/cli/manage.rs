@@ -231,7 +231,7 @@ pub fn reset_token(options: &ResetTokenArgs) -> Result<ExitCode, String> {
             return Err(format!("{}: the token is stored as {reference}; store a new token there", runner.name));
         }
         let mut editor = Editor::open(&config.path)?;
-        if !editor.has(&runner.url, &runner.token) {
+        if !editor.has_runner(&runner.url, &runner.token) {
             return Err(format!("{}: is no longer in {}", runner.name, config.path.display()));
         }
         // The server's response invalidates the old token: check first that the file can be written.

@@ -53,7 +53,7 @@ impl Editor {
     }
 
     /// Whether the file has a runner with this token and server.
-    pub fn has(&self, url: &str, token: &Token) -> bool {
+    pub fn has_runner(&self, url: &str, token: &Token) -> bool {
         let inline = self.document.get("runners").and_then(Item::as_array);
         let inline = inline.into_iter().flatten().filter_map(toml_edit::Value::as_inline_table);
         let mut tables = inline.map(|table| table as &dyn TableLike).chain(
@@ -64,13 +64,14 @@ impl Editor {
                 .flatten()
                 .map(|table| table as _),
         );
-        tables.any(|table| is(table, "token", token.reveal()) && is(table, "url", url))
+        tables.any(|table| has_value(table, "token", token.reveal()) && has_value(table, "url", url))
     }
 
     /// Removes runners; those that are no longer in the file are ignored.
     pub fn remove_runners(&mut self, gone: &[&Runner]) {
         let fits = |table: &dyn TableLike| {
-            gone.iter().any(|gone| is(table, "token", &gone.written_token()) && is(table, "url", &gone.url))
+            gone.iter()
+                .any(|gone| has_value(table, "token", &gone.written_token()) && has_value(table, "url", &gone.url))
         };
         match self.document.get_mut("runners") {
             Some(Item::ArrayOfTables(tables)) => tables.retain(|table| !fits(table)),
@@ -86,10 +87,10 @@ impl Editor {
     pub fn replace_token(&mut self, old: &Token, new: &Token, obtained: &str, expires: Option<&str>) {
         let mut replaced = false;
         let mut replace = |table: &mut dyn TableLike| {
-            if is(table, "token", old.reveal()) {
-                put(table, "token", value(new.reveal()));
-                put(table, "token_obtained_at", time(obtained));
-                put(table, "token_expires_at", time(expires.unwrap_or("0001-01-01T00:00:00Z")));
+            if has_value(table, "token", old.reveal()) {
+                set_value(table, "token", value(new.reveal()));
+                set_value(table, "token_obtained_at", time(obtained));
+                set_value(table, "token_expires_at", time(expires.unwrap_or("0001-01-01T00:00:00Z")));
                 replaced = true;
             }
         };
@@ -112,7 +113,7 @@ impl Editor {
         if let Some(problem) = &self.problem {
             return Err(io::Error::other(problem.clone()));
         }
-        let target = behind_links(&self.path)?;
+        let target = resolve_links(&self.path)?;
         let directory = target.parent().filter(|directory| !directory.as_os_str().is_empty());
         if let Some(directory) = directory.filter(|directory| !directory.exists()) {
             fs::create_dir_all(directory)?;
@@ -140,7 +141,7 @@ impl Editor {
 }
 
 /// The target of a path after links are followed; the target need not exist.
-fn behind_links(path: &Path) -> io::Result<PathBuf> {
+fn resolve_links(path: &Path) -> io::Result<PathBuf> {
     // The kernel has the same limit (path_resolution(7)).
     const MAX_LINKS: usize = 40;
     let mut path = path.to_owned();
@@ -152,12 +153,12 @@ fn behind_links(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// Whether a key has this value, after environment variables are replaced.
-fn is(table: &dyn TableLike, key: &str, wanted: &str) -> bool {
+fn has_value(table: &dyn TableLike, key: &str, wanted: &str) -> bool {
     table.get(key).and_then(Item::as_str).is_some_and(|text| text == wanted || expand(text) == wanted)
 }
 
 /// Sets a key; comments and spaces around the old value are kept.
-fn put(table: &mut dyn TableLike, key: &str, mut new: Item) {
+fn set_value(table: &mut dyn TableLike, key: &str, mut new: Item) {
     if let (Some(old), Some(new)) = (table.get(key).and_then(Item::as_value), new.as_value_mut()) {
         *new.decor_mut() = old.decor().clone();
     }
@@ -236,7 +237,7 @@ mod tests {
     fn edits_runners_in_an_inline_array() {
         let text = "runners = [{ url = \"https://h\", token = \"t\" }] # one\n";
         let changed = edited(text, |editor| {
-            assert!(editor.has("https://h", &Token::new("t")));
+            assert!(editor.has_runner("https://h", &Token::new("t")));
             editor.replace_token(&Token::new("t"), &Token::new("new"), "2030-01-02T03:04:05Z", None);
         });
         let changed = changed.expect("save the file");

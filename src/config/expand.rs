@@ -16,7 +16,7 @@ pub fn expand(text: &str) -> String {
 }
 
 /// The unset variables in a text.
-pub fn unset(text: &str) -> Vec<&str> {
+pub fn unset_variables(text: &str) -> Vec<&str> {
     let name = |part| match part {
         Part::Name(name) if env::var_os(name).is_none() => Some(name),
         _ => None,
@@ -60,6 +60,6 @@ mod tests {
             assert_eq!(expand(text), text);
         }
         assert_eq!(expand("x${NO_SUCH_NAME_HERE}y"), "xy");
-        assert_eq!(unset("$PATH ${NO_SUCH_NAME_HERE}"), ["NO_SUCH_NAME_HERE"]);
+        assert_eq!(unset_variables("$PATH ${NO_SUCH_NAME_HERE}"), ["NO_SUCH_NAME_HERE"]);
     }
 }

@@ -220,7 +220,7 @@ impl KeyCheck<'_> {
                 self.warn(key.line, format!("`{path}` has an effect, but belongs below [[runners]]; move it there"));
             }
             "runners.url" | "runners.token" => {
-                for name in key.value.as_str().map(expand::unset).unwrap_or_default() {
+                for name in key.value.as_str().map(expand::unset_variables).unwrap_or_default() {
                     let why = format!("`{path}` uses the environment variable `${name}`, which is not set");
                     self.warn(key.line, why);
                 }

@@ -188,9 +188,9 @@ fn every_minute() -> Vec<Period> {
 
 /// Periods with five fields.
 pub(super) fn periods_of_policy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Period>, D::Error> {
-    struct Five(Period);
+    struct FiveFieldPeriod(Period);
 
-    impl<'de> Deserialize<'de> for Five {
+    impl<'de> Deserialize<'de> for FiveFieldPeriod {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
             let text = String::deserialize(deserializer)?;
             let fields = text.split_whitespace().count();
@@ -205,7 +205,7 @@ pub(super) fn periods_of_policy<'de, D: Deserializer<'de>>(deserializer: D) -> R
         }
     }
 
-    let periods = Vec::<Five>::deserialize(deserializer)?;
+    let periods = Vec::<FiveFieldPeriod>::deserialize(deserializer)?;
     Ok(if periods.is_empty() { every_minute() } else { periods.into_iter().map(|five| five.0).collect() })
 }
 

@@ -48,7 +48,7 @@ pub fn main(options: &RegisterArgs) -> Result<ExitCode, String> {
         leave_runner: options.leave_runner,
     };
     let (registration, token) = server.obtain(&source, options, &runner.name)?;
-    let is_new = !editor.has(&runner.url, &token);
+    let is_new = !editor.has_runner(&runner.url, &token);
     if !is_new {
         eprintln!("mayfly: warning: {} already contains this runner; it will be there twice", path.display());
     }
