@@ -60,7 +60,7 @@ static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 #[cfg(test)]
 #[global_allocator]
-static ALLOCATOR: sys::counted::Counted = sys::counted::Counted;
+static ALLOCATOR: sys::counted::CountingAllocator = sys::counted::CountingAllocator;
 
 fn main() -> std::process::ExitCode {
     cli::main()

@@ -13,8 +13,8 @@ use nix::unistd::Pid;
 
 use crate::sys;
 
-/// The number of bytes of each stream that [`output`] returns.
-const OUTPUT_MAX: usize = 4096;
+/// The maximum number of bytes of each stream that [`output`] returns.
+const MAX_OUTPUT: usize = 4096;
 /// Bytes read from a pipe at a time: a full pipe.
 const READ_SIZE: usize = 64 * 1024;
 
@@ -47,7 +47,7 @@ pub fn output(command: &mut Command, timeout: Duration) -> Result<TimedOutput, S
 struct OutputStream {
     /// The pipe; `None` once it is closed.
     pipe: Option<File>,
-    /// The first [`OUTPUT_MAX`] bytes.
+    /// The first [`MAX_OUTPUT`] bytes.
     text: Vec<u8>,
 }
 
@@ -64,14 +64,14 @@ impl OutputStream {
         self.pipe.as_ref().map(AsFd::as_fd)
     }
 
-    /// Reads the bytes that are in the pipe, at most [`READ_SIZE`], and drops those after the first [`OUTPUT_MAX`]: a
+    /// Reads the bytes that are in the pipe, at most [`READ_SIZE`], and drops those after the first [`MAX_OUTPUT`]: a
     /// program whose pipe is full would not end.
     fn read_available(&mut self) {
         let Some(pipe) = &mut self.pipe else { return };
         let mut block = vec![0; READ_SIZE];
         match pipe.read(&mut block) {
             Ok(length @ 1..) => {
-                let kept = length.min(OUTPUT_MAX - self.text.len());
+                let kept = length.min(MAX_OUTPUT - self.text.len());
                 self.text.extend_from_slice(&block[..kept]);
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
@@ -172,7 +172,7 @@ mod tests {
         let script = "head -c 1000000 /dev/zero | tr '\\0' x; head -c 1000000 /dev/zero | tr '\\0' y >&2; exit 4";
         let output = shell(script, LONG).expect("the shell ends");
         assert_eq!(output.status.code(), Some(4));
-        assert_eq!((output.stdout, output.stderr), ("x".repeat(OUTPUT_MAX), "y".repeat(OUTPUT_MAX)));
+        assert_eq!((output.stdout, output.stderr), ("x".repeat(MAX_OUTPUT), "y".repeat(MAX_OUTPUT)));
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl Agent {
         let mut next = Command::new(&program);
         next.args(std::env::args_os().skip(1)).envs(self.service_manager.variables());
         write_marker(&self.state_dir);
-        let error = sys::exec_holding(next, signals::handled());
+        let error = sys::exec_with_blocked(next, signals::handled());
         let _ = fs::remove_file(self.state_dir.join(MARKER_FILE));
         log::error!(
             "cannot start the new program on disk; continuing with this one path={} error={error}",

@@ -254,6 +254,6 @@ fn container_owner(identity: &Identity, state: &Path) -> ContainerOwner {
     ContainerOwner {
         instance: identity.instance.clone(),
         state: state.display().to_string(),
-        life: format!("{}-{:x}", std::process::id(), BootTime::now().as_nanos()),
+        agent_run: format!("{}-{:x}", std::process::id(), BootTime::now().as_nanos()),
     }
 }

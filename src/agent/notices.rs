@@ -61,7 +61,7 @@ impl Agent {
             }
             Availability::Unknown(until) => Some(until - now),
             Availability::Hibernating { asleep, until }
-                if sys::asleep() > asleep + SLEEP_CHECK_INTERVAL || now >= until =>
+                if sys::suspended_time() > asleep + SLEEP_CHECK_INTERVAL || now >= until =>
             {
                 self.resume_work();
                 Some(Duration::ZERO)
@@ -115,7 +115,7 @@ impl Agent {
     fn prepare_hibernation(&mut self) {
         self.jobs.evict("the cloud hibernates the instance");
         self.availability =
-            Availability::Hibernating { asleep: sys::asleep(), until: Instant::now() + HIBERNATION_TIMEOUT };
+            Availability::Hibernating { asleep: sys::suspended_time(), until: Instant::now() + HIBERNATION_TIMEOUT };
         self.slots.pause();
         self.pollers.stop(&self.slots);
     }

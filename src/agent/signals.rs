@@ -53,6 +53,6 @@ pub fn listen(deliver: impl Fn(SignalRequest) -> bool + Send + 'static) -> io::R
             }
         }
     })?;
-    sys::let_through(handled());
+    sys::unblock(handled());
     Ok(())
 }

@@ -39,7 +39,7 @@ pub fn validate(options: &AgentOptions, mut loaded: LoadedConfig) -> Result<(), 
     let owner = ContainerOwner {
         instance: String::new(),
         state: config::state_dir(config).display().to_string(),
-        life: String::new(),
+        agent_run: String::new(),
     };
     for runner in &config.runners {
         gitlab(config, runner)?;

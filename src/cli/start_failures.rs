@@ -71,7 +71,7 @@ impl StartFailures {
         for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
             let _ = sys::default_action(signal);
         }
-        sys::let_through(SigSet::all());
+        sys::unblock(SigSet::all());
         let failing_for = record.failed_at.since(record.first_at);
         if give_up_after.is_some_and(|after| failing_for >= after) {
             power_off(failing_for);

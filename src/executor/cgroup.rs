@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 
 /// The name of the agent's top-level group in version 2.
-const TOP: &str = "mayfly";
+const TOP_GROUP: &str = "mayfly";
 
 /// The parent groups of the agent's control groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,12 +33,14 @@ impl CgroupParents {
         let steps = parent_of_steps(&mounts, &own);
         // Each controller is in one hierarchy, of version 2 or of version 1 (hybrid).
         let (mut confined, mut missing) = (Vec::new(), CONTROLLERS.to_vec());
-        if let Some((parent, has)) = unified(&mounts, &own).and_then(|(top, own)| with_controllers(&top, &own)) {
+        if let Some((parent, enabled)) =
+            version_2_groups(&mounts, &own).and_then(|(top, own)| parent_with_most_controllers(&top, &own))
+        {
             confined.push(parent);
-            missing.retain(|controller| !has.contains(controller));
+            missing.retain(|controller| !enabled.contains(controller));
         }
         missing.retain(|controller| {
-            match in_hierarchy(&mounts, &own, "cgroup", controller).find(|group| is_writable(group)) {
+            match own_groups_in(&mounts, &own, "cgroup", controller).find(|group| is_writable(group)) {
                 // One hierarchy may have several controllers.
                 Some(group) if confined.contains(&group) => false,
                 Some(group) => {
@@ -59,12 +61,12 @@ impl CgroupParents {
 
     /// The control groups of a step.
     pub fn step_groups(&self, step: &str) -> Vec<PathBuf> {
-        below(&self.steps, step)
+        groups_below(&self.steps, step)
     }
 
     /// The control groups, with limits, of a step in the sandbox.
     pub fn confined_groups(&self, step: &str) -> Vec<PathBuf> {
-        below(&self.confined, step)
+        groups_below(&self.confined, step)
     }
 
     /// Whether steps get a control group.
@@ -85,40 +87,40 @@ fn hierarchies() -> (String, String) {
 }
 
 fn parent_of_steps(mounts: &str, own: &str) -> Option<PathBuf> {
-    candidates(mounts, own).into_iter().find(|group| is_writable(group))
+    tracking_groups(mounts, own).into_iter().find(|group| is_writable(group))
 }
 
-fn below<'a>(parents: impl IntoIterator<Item = &'a PathBuf>, step: &str) -> Vec<PathBuf> {
+fn groups_below<'a>(parents: impl IntoIterator<Item = &'a PathBuf>, step: &str) -> Vec<PathBuf> {
     parents.into_iter().map(|parent| parent.join(format!("mayfly-{step}"))).collect()
 }
 
-/// The mount point of version 2, and the agent's own group in it.
-fn unified(mounts: &str, own: &str) -> Option<(PathBuf, PathBuf)> {
-    let group = in_hierarchy(mounts, own, "cgroup2", "").next()?;
+/// The mount point of the hierarchy of version 2, and the agent's own group in it.
+fn version_2_groups(mounts: &str, own: &str) -> Option<(PathBuf, PathBuf)> {
+    let group = own_groups_in(mounts, own, "cgroup2", "").next()?;
     let top =
         mounts.lines().map(|mount| mount.split(' ').collect::<Vec<_>>()).find(|mount| mount.get(2) == Some(&"cgroup2"));
     Some((PathBuf::from(*top?.get(1)?), group))
 }
 
 /// The group of version 2 that enables the most controllers for its children, and those controllers.
-fn with_controllers(top: &Path, own: &Path) -> Option<(PathBuf, Vec<&'static str>)> {
-    let of_own = controllers_of_children(own);
-    if of_own.len() == CONTROLLERS.len() && is_writable(own) {
-        return Some((own.to_owned(), of_own));
+fn parent_with_most_controllers(top: &Path, own: &Path) -> Option<(PathBuf, Vec<&'static str>)> {
+    let own_controllers = enable_controllers(own);
+    if own_controllers.len() == CONTROLLERS.len() && is_writable(own) {
+        return Some((own.to_owned(), own_controllers));
     }
-    let of_top = controllers_of_children(top);
-    if of_top.is_empty() {
-        return (!of_own.is_empty() && is_writable(own)).then(|| (own.to_owned(), of_own));
+    let top_controllers = enable_controllers(top);
+    if top_controllers.is_empty() {
+        return (!own_controllers.is_empty() && is_writable(own)).then(|| (own.to_owned(), own_controllers));
     }
-    let parent = top.join(TOP);
+    let parent = top.join(TOP_GROUP);
     let _ = fs::create_dir(&parent);
-    let has = controllers_of_children(&parent);
-    (!has.is_empty() && is_writable(&parent)).then_some((parent, has))
+    let enabled = enable_controllers(&parent);
+    (!enabled.is_empty() && is_writable(&parent)).then_some((parent, enabled))
 }
 
 /// Enables the controllers for the children of a group, and returns the enabled ones. Each controller gets its own
 /// write: in a combined write, one missing controller makes the whole write fail.
-fn controllers_of_children(group: &Path) -> Vec<&'static str> {
+fn enable_controllers(group: &Path) -> Vec<&'static str> {
     let control = group.join("cgroup.subtree_control");
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
     let (available, enabled) = (read(&group.join("cgroup.controllers")), read(&control));
@@ -136,13 +138,13 @@ fn has_word(text: &str, word: &str) -> bool {
 }
 
 /// The agent's group in each hierarchy that can track processes. The best hierarchy comes first.
-fn candidates(mounts: &str, own: &str) -> Vec<PathBuf> {
+fn tracking_groups(mounts: &str, own: &str) -> Vec<PathBuf> {
     let hierarchies = [("cgroup2", ""), ("cgroup", "pids"), ("cgroup", "name=systemd")];
-    hierarchies.into_iter().flat_map(|(kind, controller)| in_hierarchy(mounts, own, kind, controller)).collect()
+    hierarchies.into_iter().flat_map(|(kind, controller)| own_groups_in(mounts, own, kind, controller)).collect()
 }
 
 /// The agent's group in each mounted hierarchy of this type with this controller.
-fn in_hierarchy<'a>(
+fn own_groups_in<'a>(
     mounts: &'a str,
     own: &'a str,
     kind: &'a str,
@@ -164,8 +166,7 @@ fn in_hierarchy<'a>(
 
 fn is_writable(group: &Path) -> bool {
     let probe = group.join(format!("mayfly-probe-{}", std::process::id()));
-    let made = fs::create_dir(&probe).is_ok();
-    made && fs::remove_dir(&probe).is_ok()
+    fs::create_dir(&probe).is_ok() && fs::remove_dir(&probe).is_ok()
 }
 
 #[cfg(test)]
@@ -178,14 +179,14 @@ mod tests {
                       cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0\n";
         let own = "5:pids:/a\n0::/system.slice/mayfly.service\n";
         assert_eq!(
-            candidates(mounts, own),
+            tracking_groups(mounts, own),
             [
                 PathBuf::from("/sys/fs/cgroup/unified/system.slice/mayfly.service"),
                 PathBuf::from("/sys/fs/cgroup/pids/a")
             ]
         );
-        assert!(candidates("", own).is_empty());
-        let (top, group) = unified(mounts, own).expect("find the cgroup");
+        assert!(tracking_groups("", own).is_empty());
+        let (top, group) = version_2_groups(mounts, own).expect("find the cgroup");
         assert_eq!((top, group.ends_with("system.slice/mayfly.service")), ("/sys/fs/cgroup/unified".into(), true));
     }
 
@@ -202,15 +203,15 @@ mod tests {
         let (top, own) = (directory.path(), directory.path().join("system.slice/mayfly.service"));
         group(&own, "");
         group(top, "");
-        assert_eq!(with_controllers(top, &own), None, "there are none");
+        assert_eq!(parent_with_most_controllers(top, &own), None, "there are none");
         group(top, "memory pids\n");
-        group(&top.join(TOP), "memory pids");
-        assert_eq!(with_controllers(top, &own), Some((top.join(TOP), vec!["memory", "pids"])));
+        group(&top.join(TOP_GROUP), "memory pids");
+        assert_eq!(parent_with_most_controllers(top, &own), Some((top.join(TOP_GROUP), vec!["memory", "pids"])));
         group(&own, "cpuset cpu memory io pids");
-        assert_eq!(with_controllers(top, &own), Some((own.clone(), CONTROLLERS.to_vec())));
+        assert_eq!(parent_with_most_controllers(top, &own), Some((own.clone(), CONTROLLERS.to_vec())));
         group(&own, "pids");
         group(top, "");
-        assert_eq!(with_controllers(top, &own), Some((own.clone(), vec!["pids"])));
+        assert_eq!(parent_with_most_controllers(top, &own), Some((own.clone(), vec!["pids"])));
     }
 
     #[test]
@@ -218,7 +219,7 @@ mod tests {
         let mounts = "cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\n\
                       cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n";
         let own = "4:memory:/m\n3:cpu,cpuacct:/c\n";
-        let group = |controller: &str| in_hierarchy(mounts, own, "cgroup", controller).next();
+        let group = |controller: &str| own_groups_in(mounts, own, "cgroup", controller).next();
         assert_eq!(group("cpu"), Some("/sys/fs/cgroup/cpu,cpuacct/c".into()));
         assert_eq!(group("memory"), Some("/sys/fs/cgroup/memory/m".into()));
         assert_eq!(group("pids"), None);

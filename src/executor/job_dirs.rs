@@ -21,10 +21,10 @@ use crate::shim::spec::User;
 use crate::sys;
 
 /// File names are limited to 255 bytes, including the suffix `-empty.tmp`.
-const NAME_MAX: usize = 245;
+const MAX_NAME_LENGTH: usize = 245;
 
 /// The largest part of a job's file that the agent reads, in bytes.
-const READ_MAX: u64 = 1 << 20;
+const MAX_READ: u64 = 1 << 20;
 
 /// The prefix of directories that the agent removes with their job.
 const JOB_DIR_PREFIX: &str = "job-";
@@ -167,7 +167,7 @@ impl JobDirs {
         let file = as_job(user, open).ok().flatten();
         let mut text = Vec::new();
         if let Some(file) = file {
-            let _ = file.take(READ_MAX).read_to_end(&mut text);
+            let _ = file.take(MAX_READ).read_to_end(&mut text);
         }
         String::from_utf8_lossy(&text).into_owned()
     }
@@ -243,7 +243,7 @@ fn slug(payload: &Payload) -> PathBuf {
         && !path.contains("..")
         // A project path that ends in `.tmp` would be the temporary directory of another project.
         && !path.ends_with(".tmp")
-        && path.split('/').all(|part| !part.is_empty() && part != "." && part.len() < NAME_MAX);
+        && path.split('/').all(|part| !part.is_empty() && part != "." && part.len() < MAX_NAME_LENGTH);
     match usable {
         true => PathBuf::from(path),
         false => PathBuf::from(format!("project-{}", payload.job_info.project_id)),

@@ -21,7 +21,7 @@ use super::user::as_job;
 use crate::shim::spec::User;
 
 /// The number of links that are followed, as in the kernel.
-const LINKS_MAX: usize = 40;
+const MAX_LINKS: usize = 40;
 
 const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
@@ -33,7 +33,7 @@ struct Ownership {
     mode: u32,
 }
 
-const OF_ROOT: Ownership = Ownership { uid: 0, gid: 0, mode: 0o755 };
+const OWNED_BY_ROOT: Ownership = Ownership { uid: 0, gid: 0, mode: 0o755 };
 
 /// Creates a directory with this mode, for the job's user if that is not the agent's user. An existing directory of
 /// that user loses the permissions of other users that `mode` does not contain. Fails if a file has this name.
@@ -46,7 +46,7 @@ pub fn create(path: &Path, user: Option<&User>, mode: u32) -> io::Result<()> {
 }
 
 /// Creates a directory of root that every user may write; sets the mode of an existing one. Fails as [`create`] does.
-pub fn create_open(path: &Path) -> io::Result<()> {
+pub fn create_world_writable(path: &Path) -> io::Result<()> {
     if !Uid::effective().is_root() {
         create_as_caller(path, 0o777)?;
         return std::fs::set_permissions(path, PermissionsExt::from_mode(0o777));
@@ -56,7 +56,7 @@ pub fn create_open(path: &Path) -> io::Result<()> {
 
 /// Creates a directory in which several users, including `user`, have their own directories.
 pub fn create_common_parent(path: &Path, user: &User) -> io::Result<()> {
-    create_for(path, user, Ownership { mode: 0o711, ..OF_ROOT })
+    create_for(path, user, Ownership { mode: 0o711, ..OWNED_BY_ROOT })
 }
 
 /// Creates a directory that all users of the user's group share.
@@ -101,7 +101,7 @@ fn create_as_caller(path: &Path, mode: u32) -> io::Result<()> {
 
 /// Creates and returns a directory of root. Below a directory that other users can write, it follows no link.
 fn create_as_root(path: &Path, mode: u32) -> io::Result<OwnedFd> {
-    let wanted = Ownership { mode, ..OF_ROOT };
+    let wanted = Ownership { mode, ..OWNED_BY_ROOT };
     let (mut directory, rest) = match walk(path, None, wanted)? {
         WalkEnd::Directory(directory) => return Ok(directory),
         WalkEnd::Writable(directory, rest) => (directory, rest),
@@ -109,13 +109,15 @@ fn create_as_root(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     let mut left = components(&rest);
     while let Some(name) = left.pop() {
         directory = match openat(&directory, name.as_os_str(), DIRECTORY, Mode::empty()) {
-            Err(Errno::ENOENT) => match create_in(&directory, &name, if left.is_empty() { wanted } else { OF_ROOT }) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    left.push(name);
-                    directory
+            Err(Errno::ENOENT) => {
+                match create_in(&directory, &name, if left.is_empty() { wanted } else { OWNED_BY_ROOT }) {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                        left.push(name);
+                        directory
+                    }
+                    made => made?,
                 }
-                made => made?,
-            },
+            }
             Err(Errno::ELOOP | Errno::ENOTDIR) => {
                 return Err(io::Error::other(format!(
                     "`{}` in this path is a link that a user other than root can change, or not a directory; write the \
@@ -186,7 +188,7 @@ fn walk(path: &Path, user: Option<&User>, wanted: Ownership) -> io::Result<WalkE
         match found {
             Ok(_) if is_link => {
                 links += 1;
-                if links > LINKS_MAX {
+                if links > MAX_LINKS {
                     return Err(Errno::ELOOP.into());
                 }
                 let target = PathBuf::from(readlinkat(&directory, name.as_os_str())?);
@@ -196,11 +198,13 @@ fn walk(path: &Path, user: Option<&User>, wanted: Ownership) -> io::Result<WalkE
                 left.extend(components(&target));
             }
             Ok(_) => directory = openat(&directory, name.as_os_str(), DIRECTORY, Mode::empty())?,
-            Err(Errno::ENOENT) => match create_in(&directory, &name, if left.is_empty() { wanted } else { OF_ROOT }) {
-                // A concurrent job created the directory.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => left.push(name),
-                made => directory = made?,
-            },
+            Err(Errno::ENOENT) => {
+                match create_in(&directory, &name, if left.is_empty() { wanted } else { OWNED_BY_ROOT }) {
+                    // A concurrent job created the directory.
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => left.push(name),
+                    made => directory = made?,
+                }
+            }
             Err(error) => return Err(error.into()),
         }
     }

@@ -16,16 +16,16 @@ pub fn look_up(name: &str) -> Result<User, String> {
 }
 
 /// The placeholder for the number of the slot in `user`.
-const SLOT: &str = "%n";
+const SLOT_PLACEHOLDER: &str = "%n";
 
 /// Whether a configured user name is a pattern for one user per slot (`ci-%n`).
 pub fn is_pattern(name: &str) -> bool {
-    name.contains(SLOT)
+    name.contains(SLOT_PLACEHOLDER)
 }
 
-/// The name of the user of a slot.
-pub fn slot_user_name(name: &str, slot: usize) -> String {
-    name.replace(SLOT, &slot.to_string())
+/// The name of the user of a slot, from the configured pattern.
+pub fn slot_user_name(pattern: &str, slot: usize) -> String {
+    pattern.replace(SLOT_PLACEHOLDER, &slot.to_string())
 }
 
 /// The users of all slots: one user, or one per slot for a pattern. Fails if a user does not exist, or if the users

@@ -132,7 +132,7 @@ fn prepare_task(job: &Job<'_>, docker: &DockerExecutor) -> Result<prepare::Prepa
         network: network(job, &names, docker),
         volumes: volumes.to_create,
         binds: volumes.binds,
-        access: LoginSources::of_agent(
+        access: LoginSources::for_runner(
             runner,
             &resolved_image::references(&runner.docker, &job.payload, &expand),
             &docker.tokens,

@@ -19,7 +19,7 @@ use crate::executor::docker::engine::containers::AnonymousVolumes;
 use crate::executor::docker::engine::spec::{CreateContainer, HostConfig};
 use crate::executor::docker::engine::{DockerEngine, DockerError};
 use crate::executor::docker::images::ImageProvider;
-use crate::executor::docker::names::{ContainerOwner, INSTANCE, LIFE, STATE};
+use crate::executor::docker::names::{AGENT_RUN, ContainerOwner, INSTANCE, STATE};
 use crate::executor::docker::removal::ContainerRemovals;
 use crate::executor::docker::{DockerExecutor, resolved_image};
 use crate::failure::JobError;
@@ -84,7 +84,11 @@ fn runner_with_engine(template: &Runner, options: &ContainerOptions) -> Result<R
 
 /// The owner label of a run's containers.
 fn owner_of(run: &Path) -> ContainerOwner {
-    ContainerOwner { instance: "exec".to_owned(), state: run.display().to_string(), life: run.display().to_string() }
+    ContainerOwner {
+        instance: "exec".to_owned(),
+        state: run.display().to_string(),
+        agent_run: run.display().to_string(),
+    }
 }
 
 impl Containers {
@@ -127,7 +131,7 @@ impl Containers {
         let image: Image = serde_json::from_value(image.clone()).unwrap_or_default();
         let (resolved, _) = resolved_image::resolve_job_image(&self.runner.docker, &image, expand)?;
         let access =
-            LoginSources::of_agent(&self.runner, std::slice::from_ref(&resolved.reference), &self.docker.tokens);
+            LoginSources::for_runner(&self.runner, std::slice::from_ref(&resolved.reference), &self.docker.tokens);
         let of_job = Some(expand(&format!("${VARIABLE}"))).filter(|text| !text.is_empty());
         let logins = RegistryLogins::read(of_job, &[], &access);
         let provided = ImageProvider::new(&self.engine, &logins, &PullReporter(screen)).provide(&resolved)?;
@@ -144,7 +148,7 @@ impl Containers {
 
     fn change_owner(&self, directory: &Path, image: String) -> Result<i64, DockerError> {
         let (user, group) = (nix::unistd::Uid::effective(), nix::unistd::Gid::effective());
-        let labels = [(INSTANCE, &self.owner.instance), (STATE, &self.owner.state), (LIFE, &self.owner.life)];
+        let labels = [(INSTANCE, &self.owner.instance), (STATE, &self.owner.state), (AGENT_RUN, &self.owner.agent_run)];
         let request = CreateContainer {
             image,
             user: "0".to_owned(),
@@ -182,8 +186,8 @@ impl Containers {
 /// Removes the containers of a run that was killed. Returns false if the engine does not remove them now.
 pub fn remove_containers_of_killed_run(address: &Address, run: &Path) -> bool {
     let (removals, is_done) = (ContainerRemovals::default(), Arc::new(AtomicBool::new(false)));
-    // The sweep removes the containers of this owner from other lives.
-    let owner = ContainerOwner { life: "later".to_owned(), ..owner_of(run) };
+    // The sweep removes the containers that earlier runs of this owner created.
+    let owner = ContainerOwner { agent_run: "later".to_owned(), ..owner_of(run) };
     let done = Arc::clone(&is_done);
     removals.sweep(address, &owner, Vec::new(), move || done.store(true, Ordering::Release));
     // The wait also ends if the engine is unavailable.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::executor::docker::engine::DockerError;
+use crate::executor::docker::host as engine_host;
 use crate::executor::docker::names::digest;
 use crate::executor::user;
 
@@ -67,12 +68,9 @@ fn engine_of_context(configuration: &Path, name: &str) -> Result<EngineHost, Str
         )
     };
     let host = meta["Endpoints"]["docker"]["Host"].as_str().ok_or_else(no_address)?.to_owned();
-    if !["unix://", "tcp://", "http://", "https://"].iter().any(|scheme| host.starts_with(scheme)) {
-        return Err(failed(format!(
-            "mayfly cannot connect to `{host}`; choose a context with an address unix:///path or tcp://host:port, or set \
-             DOCKER_HOST"
-        )));
-    }
+    engine_host::check(&host).map_err(|why| {
+        failed(format!("{why}, choose another context with `docker context use`, or set DOCKER_HOST"))
+    })?;
     let certificates = contexts.join("tls").join(&id).join("docker");
     Ok(EngineHost { host, certificates: Some(certificates).filter(|directory| directory.is_dir()) })
 }
@@ -132,10 +130,11 @@ mod tests {
         let certificates = configuration.join("contexts/tls").join(digest("remote")).join("docker");
         fs::create_dir_all(&certificates).expect("create the directory");
         assert_eq!(engine_of_context(configuration, "remote").expect("a context").certificates, Some(certificates));
-        let ssh = text.replace("tcp://h:1", "ssh://user@h");
-        fs::write(meta.join("meta.json"), ssh).expect("write a file");
-        let why = engine_of_context(configuration, "remote").expect_err("ssh");
-        assert!(why.contains("Docker context `remote`") && why.contains("`ssh://user@h`"), "{why}");
+        for host in ["ssh://user@h", "tcp://h/path", "unix://relative"] {
+            fs::write(meta.join("meta.json"), text.replace("tcp://h:1", host)).expect("write a file");
+            let why = engine_of_context(configuration, "remote").expect_err("must be refused");
+            assert!(why.contains("Docker context `remote`") && why.contains(&format!("`{host}`")), "{why}");
+        }
         assert!(engine_of_context(configuration, "other").expect_err("missing").contains("Docker context `other`"));
         assert_eq!(current_context(configuration), None);
         fs::write(configuration.join("config.json"), r#"{"currentContext":"remote"}"#).expect("write a file");

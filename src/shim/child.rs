@@ -26,7 +26,7 @@ const NOT_STARTED_EXIT_CODE: i32 = 127;
 const PANIC_EXIT_CODE: i32 = 101;
 
 /// A step that was started.
-pub struct Started {
+pub struct StartedStep {
     /// The main process.
     pub pid: Pid,
     /// Read end of standard output.
@@ -45,7 +45,7 @@ pub struct Started {
 pub type FileTaskRunner = fn(&str) -> TaskResult;
 
 /// Starts the step. Errors: no pipe, memory file or process can be created.
-pub fn start(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Started> {
+pub fn start(spec: &StepSpec, work: FileTaskRunner) -> io::Result<StartedStep> {
     // The sandbox is prepared before the pipes are created, because its relay must not inherit the ends of the pipes.
     let sandbox = match rights_of(&spec.task) {
         Rights::Sandboxed(sandbox) => confine::prepare(sandbox).map_err(io::Error::other)?,
@@ -56,7 +56,7 @@ pub fn start(spec: &StepSpec, work: FileTaskRunner) -> io::Result<Started> {
     let report = memory_file(&[])?;
     let (forked, membership) = fork(&spec.cgroups)?;
     match forked {
-        Some(pid) => Ok(Started {
+        Some(pid) => Ok(StartedStep {
             pid,
             stdout: streams.stdout,
             stderr: streams.stderr,
@@ -108,28 +108,28 @@ impl StepChild<'_> {
     /// The set-up between fork and exec. Errors: the message for the user.
     fn enter(&self) -> Result<(), String> {
         let describe = |what: &str, error: Errno| format!("{what}: {}", error.desc());
-        setsid().map_err(|error| describe("no new session", error))?;
+        setsid().map_err(|error| describe("cannot create a session", error))?;
         let (spec, rights) = (self.spec, rights_of(&self.spec.task));
         for group in spec.cgroups.iter().filter(|_| self.membership == CgroupMembership::ToEnter) {
             // A control group without limits only helps to find processes, and the subreaper finds them too, so a failure
             // to enter it is no error.
             let entered = groups::enter(group);
             if matches!(rights, Rights::Sandboxed(_)) {
-                entered.map_err(|error| format!("the control group {} cannot be entered: {error}", group.display()))?;
+                entered.map_err(|error| format!("cannot enter the control group {}: {error}", group.display()))?;
             }
         }
         reset_oom_score();
-        restore_signals().map_err(|error| describe("signals cannot be restored", error))?;
-        let is_open = matches!(rights, Rights::Sandboxed(Sandbox { world_writable: true, .. }));
-        umask(Mode::from_bits_truncate(if is_open { 0 } else { 0o022 }));
-        dup2_stdin(&self.ends.stdin).map_err(|error| describe("standard input", error))?;
-        dup2_stdout(&self.ends.stdout).map_err(|error| describe("standard output", error))?;
-        dup2_stderr(&self.ends.stderr).map_err(|error| describe("standard error", error))?;
+        restore_signals().map_err(|error| describe("cannot restore the default actions of signals", error))?;
+        let is_world_writable = matches!(rights, Rights::Sandboxed(Sandbox { world_writable: true, .. }));
+        umask(Mode::from_bits_truncate(if is_world_writable { 0 } else { 0o022 }));
+        dup2_stdin(&self.ends.stdin).map_err(|error| describe("cannot set up standard input", error))?;
+        dup2_stdout(&self.ends.stdout).map_err(|error| describe("cannot set up standard output", error))?;
+        dup2_stderr(&self.ends.stderr).map_err(|error| describe("cannot set up standard error", error))?;
         if let Some(user) = &spec.user {
             become_user(user).map_err(|error| describe(&format!("cannot become user {}", user.name), error))?;
         }
         if let Rights::Sandboxed(sandbox) = rights {
-            sys::exit_on_term().map_err(|error| describe("signals", error))?;
+            sys::exit_on_term().map_err(|error| describe("cannot set the action of SIGTERM", error))?;
             confine::confine(sandbox, self.sandbox.as_ref())?;
         }
         if let StepProgram::Process { cwd, .. } = &spec.task {
@@ -144,10 +144,12 @@ impl StepChild<'_> {
     }
 }
 
-/// Whether the child was created in its control group.
+/// Whether the child is in its control groups already.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum CgroupMembership {
+    /// The kernel created the child in its only group.
     Created,
+    /// The child enters its groups itself.
     ToEnter,
 }
 

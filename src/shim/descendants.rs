@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 /// All descendants of `root`. The shim is their subreaper, so a process that detaches itself is also found.
 pub fn below(root: i32) -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
-    for pid in all() {
+    for pid in all_pids() {
         if let Some(parent) = parent_of(pid) {
             children.entry(parent).or_default().push(pid);
         }
@@ -29,11 +29,11 @@ pub fn below(root: i32) -> Vec<i32> {
 /// The processes that a dead shim left: those with the step's variable in their environment, and their descendants.
 pub fn with_step_variable(step: &str) -> Vec<i32> {
     let marker = format!("MAYFLY_STEP={step}");
-    let carries = |pid: &i32| {
+    let has_variable = |pid: &i32| {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.split(|byte| *byte == 0).any(|variable| variable == marker.as_bytes())
     };
-    let mut found: Vec<i32> = all().filter(carries).collect();
+    let mut found: Vec<i32> = all_pids().filter(has_variable).collect();
     for index in 0..found.len() {
         found.extend(below(found[index]));
     }
@@ -42,6 +42,7 @@ pub fn with_step_variable(step: &str) -> Vec<i32> {
     found
 }
 
+/// The processes in a control group.
 pub fn in_group(group: &Path) -> Vec<i32> {
     let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
@@ -73,8 +74,8 @@ pub fn name_of(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
-/// All processes of the machine.
-pub fn all() -> impl Iterator<Item = i32> {
+/// The pids of all processes of the machine.
+pub fn all_pids() -> impl Iterator<Item = i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }

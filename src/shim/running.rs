@@ -48,7 +48,7 @@ pub struct ShimIdentity {
 
 impl ShimIdentity {
     /// The identity of a running process.
-    fn of(pid: i32) -> Option<Self> {
+    fn of_process(pid: i32) -> Option<Self> {
         Some(Self { pid, start_time: sys::start_time(pid)?, program: program_of(pid).ok() })
     }
 
@@ -125,7 +125,7 @@ impl RunningShim {
             .spawn()?;
         let pid = child.id().cast_signed();
         let pidfd = sys::pidfd_open(pid)?;
-        let identity = ShimIdentity::of(pid).unwrap_or(ShimIdentity { pid, start_time: 0, program: None });
+        let identity = ShimIdentity::of_process(pid).unwrap_or(ShimIdentity { pid, start_time: 0, program: None });
         Ok(Self { identity, pidfd, child: Some(child), status: spec.status.clone() })
     }
 
@@ -138,12 +138,12 @@ impl RunningShim {
 
     /// Finds the shim of a step by the step's name, if the agent died before it recorded the process.
     pub fn find(step: &str, status: &Path) -> Option<Self> {
-        descendants::all().find_map(|pid| {
+        descendants::all_pids().find_map(|pid| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
             let ours = matches!(arguments[..], [_, b"shim", id, ..] if id == step.as_bytes());
             // The program is not recorded: it is this agent's program, or the one before an upgrade.
-            let identity = ShimIdentity { program: None, ..ShimIdentity::of(pid).filter(|_| ours)? };
+            let identity = ShimIdentity { program: None, ..ShimIdentity::of_process(pid).filter(|_| ours)? };
             Self::adopt(identity, status)
         })
     }
@@ -193,8 +193,8 @@ impl StepOutcome {
     }
 }
 
-/// Kills the processes of a step whose shim died. Finds them by the step's control groups
-/// and by the step's variable in their environment.
+/// Kills the processes of a step whose shim died. Finds them by the step's control groups and by the step's variable in
+/// their environment.
 pub fn sweep(step: &str, cgroups: &[PathBuf]) {
     sync::try_until(Duration::from_secs(1), Duration::from_millis(20), || {
         let marked = descendants::with_step_variable(step);
@@ -248,7 +248,7 @@ mod tests {
     fn only_the_program_that_was_started_is_adopted() {
         let impostor = Impostor::start(None);
         let status = Path::new("/nonexistent");
-        let identity = ShimIdentity::of(impostor.pid()).expect("the process must run");
+        let identity = ShimIdentity::of_process(impostor.pid()).expect("the process must run");
         // A recorded process is recognized if every field of its record matches.
         assert!(RunningShim::adopt(identity, status).is_some());
         let (device, inode) = identity.program.expect("a program");
@@ -272,7 +272,7 @@ mod tests {
         while sys::users_of(impostor.pid()).is_some_and(|users| users[0] == 0) {
             std::thread::yield_now();
         }
-        let identity = ShimIdentity::of(impostor.pid()).expect("the process must run");
+        let identity = ShimIdentity::of_process(impostor.pid()).expect("the process must run");
         assert!(RunningShim::adopt(identity, Path::new("/nonexistent")).is_none());
     }
 
@@ -288,7 +288,7 @@ mod tests {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             line.split(|byte| *byte == 0).any(|word| word == step.as_bytes())
         };
-        while descendants::all().find(looks_like_it).is_none() {
+        while descendants::all_pids().find(looks_like_it).is_none() {
             std::thread::yield_now();
         }
         assert!(RunningShim::find(&step, Path::new("/nonexistent")).is_none());

@@ -16,7 +16,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::setsid;
 
-use super::child::{self, FileTaskRunner, Started};
+use super::child::{self, FileTaskRunner, StartedStep};
 use super::confine::probe;
 use super::descendants;
 use super::groups;
@@ -26,7 +26,7 @@ use crate::sys::{self, BootTime};
 use crate::trace::{Filter, Masks, Output, Spool, TextKind};
 
 /// Maximum size of a report.
-const REPORT_MAX: u64 = 1 << 20;
+const MAX_REPORT: u64 = 1 << 20;
 /// Bytes read from a pipe at a time, as long as the step writes little. Memory that is not touched costs nothing.
 const FIRST_READ_SIZE: usize = 4 * 1024;
 /// Bytes read from a pipe at a time.
@@ -35,6 +35,7 @@ const READ_SIZE: usize = 128 * 1024;
 const PIPE_SIZE: usize = 1 << 20;
 /// An incomplete line is written to the log after this time without output.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The hidden subcommand `shim`: reads a [`StepSpec`] from standard input; `work` runs file tasks.
 pub fn main(work: FileTaskRunner) -> ExitCode {
     let mut arguments = std::env::args_os().skip(2);
@@ -72,18 +73,18 @@ fn supervise(spec: &StepSpec, work: FileTaskRunner) -> io::Result<StepStatus> {
     let spool = Spool::open(&spec.spool, spec.filters.limit)?;
     groups::create(&spec.cgroups, spec.limits());
     let started = child::start(spec, work)?;
-    let mut shim = Supervisor::new(spec, &masks, spool, started, signals);
+    let mut supervisor = Supervisor::new(spec, &masks, spool, started, signals);
     // `pidfd_open` fails if the process has ended. Then the step must stop, too.
-    shim.agent = spec.stop_with_pid.map(sys::pidfd_open).transpose().unwrap_or_else(|_| {
-        shim.stop(Stop::Requested);
+    supervisor.agent = spec.stop_with_pid.map(sys::pidfd_open).transpose().unwrap_or_else(|_| {
+        supervisor.stop(Stop::Requested);
         None
     });
-    let end = shim.run()?;
-    shim.kill_relay();
-    let leftovers = shim.kill_leftovers();
+    let end = supervisor.run()?;
+    supervisor.kill_relay();
+    let leftovers = supervisor.kill_leftovers();
     descendants::remove_groups(&spec.cgroups);
-    let report = shim.read_report();
-    Ok(StepStatus { id: spec.id.clone(), end, stopped: shim.stopped, killed_processes: leftovers, report })
+    let report = supervisor.read_report();
+    Ok(StepStatus { id: spec.id.clone(), end, stopped: supervisor.stopped, killed_processes: leftovers, report })
 }
 
 /// Makes the shim independent of the agent, not readable for the job, and the subreaper of all processes of the step.
@@ -105,14 +106,21 @@ fn become_subreaper() -> io::Result<SignalFd> {
 struct Supervisor<'a> {
     spec: &'a StepSpec,
     spool: Spool,
-    started: Started,
+    started: StartedStep,
     signals: SignalFd,
+    /// The filter of standard output; `None` once the pipe is closed.
     stdout: Option<Filter<'a>>,
+    /// The same for standard error; `None` if that is merged into standard output.
     stderr: Option<Filter<'a>>,
+    /// The buffer for reading from a pipe.
     block: Vec<u8>,
+    /// The buffer for filtered output.
     lines: Vec<u8>,
+    /// Why the shim stopped the step, if it did.
     stopped: Option<Stop>,
+    /// When the shim sends KILL to a step that it has stopped.
     kill_at: Option<Instant>,
+    /// How the main process ended, once it has.
     end: Option<StepEnd>,
     /// Whether the last output may end with an incomplete line.
     unflushed: bool,
@@ -121,7 +129,7 @@ struct Supervisor<'a> {
 }
 
 impl<'a> Supervisor<'a> {
-    fn new(spec: &'a StepSpec, masks: &'a Masks, spool: Spool, started: Started, signals: SignalFd) -> Self {
+    fn new(spec: &'a StepSpec, masks: &'a Masks, spool: Spool, started: StartedStep, signals: SignalFd) -> Self {
         let filter = |output| Filter::new(masks, &spec.filters, 1, output);
         let stderr = started.stderr.as_ref().map(|_| filter(Output::Error));
         Self {
@@ -289,7 +297,7 @@ impl<'a> Supervisor<'a> {
     fn read_report(&mut self) -> String {
         let mut text = Vec::new();
         let report = &mut self.started.report;
-        let read = report.rewind().and_then(|()| report.take(REPORT_MAX).read_to_end(&mut text));
+        let read = report.rewind().and_then(|()| report.take(MAX_REPORT).read_to_end(&mut text));
         read.map_or_else(|_| String::new(), |_| String::from_utf8_lossy(&text).into_owned())
     }
 

@@ -65,7 +65,7 @@ impl Add<Duration> for BootTime {
 }
 
 /// The time in this boot during which the machine was suspended.
-pub fn asleep() -> Duration {
+pub fn suspended_time() -> Duration {
     Duration::from_nanos(BootTime::now().0).saturating_sub(monotonic())
 }
 
@@ -75,7 +75,7 @@ pub fn monotonic() -> Duration {
 }
 
 /// The CPU time of the calling thread.
-pub fn thread_time() -> Duration {
+pub fn thread_cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 

@@ -4,25 +4,25 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 /// The allocator of the tests.
-pub struct Counted;
+pub struct CountingAllocator;
 
 #[derive(Clone, Copy)]
 struct Counts {
     held: isize,
-    most: isize,
+    peak: isize,
     allocations: usize,
 }
 
 thread_local! {
-    static COUNTS: Cell<Counts> = const { Cell::new(Counts { held: 0, most: 0, allocations: 0 }) };
+    static COUNTS: Cell<Counts> = const { Cell::new(Counts { held: 0, peak: 0, allocations: 0 }) };
 }
 
 fn count(change: isize) {
     // `try_with` instead of `with`: the thread may be ending.
     let _ = COUNTS.try_with(|counts| {
-        let Counts { held, most, allocations } = counts.get();
+        let Counts { held, peak, allocations } = counts.get();
         let held = held + change;
-        counts.set(Counts { held, most: most.max(held), allocations: allocations + usize::from(change > 0) });
+        counts.set(Counts { held, peak: peak.max(held), allocations: allocations + usize::from(change > 0) });
     });
 }
 
@@ -31,7 +31,7 @@ fn size(bytes: usize) -> isize {
 }
 
 // SAFETY: every call goes to the allocator of the system; the counts allocate nothing.
-unsafe impl GlobalAlloc for Counted {
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(size(layout.size()));
         // SAFETY: the caller fulfils the same contract.
@@ -59,7 +59,7 @@ unsafe impl GlobalAlloc for Counted {
 
 /// The memory that a call used on this thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Used {
+pub struct MemoryUse {
     /// The most bytes that the call held at once, in addition to those that the thread held before the call.
     pub bytes: usize,
     /// The number of allocations and of growing reallocations.
@@ -67,12 +67,12 @@ pub struct Used {
 }
 
 /// Runs a function, and returns its result and the memory that it used.
-pub fn measure<T>(run: impl FnOnce() -> T) -> (T, Used) {
+pub fn measure<T>(run: impl FnOnce() -> T) -> (T, MemoryUse) {
     let before = COUNTS.get().held;
-    COUNTS.set(Counts { held: before, most: before, allocations: 0 });
+    COUNTS.set(Counts { held: before, peak: before, allocations: 0 });
     let result = run();
-    let Counts { most, allocations, .. } = COUNTS.get();
-    (result, Used { bytes: (most - before).cast_unsigned(), allocations })
+    let Counts { peak, allocations, .. } = COUNTS.get();
+    (result, MemoryUse { bytes: (peak - before).cast_unsigned(), allocations })
 }
 
 #[cfg(test)]
@@ -86,7 +86,7 @@ mod tests {
                 drop(std::hint::black_box(vec![0_u8; 5000]));
             }
         });
-        assert_eq!(used, Used { bytes: 5000, allocations: 3 });
+        assert_eq!(used, MemoryUse { bytes: 5000, allocations: 3 });
         let (kept, used) = measure(|| (vec![1_u8; 300], vec![2_u8; 200]));
         assert_eq!((kept.0.len(), used.bytes, used.allocations), (300, 500, 2));
     }

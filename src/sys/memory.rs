@@ -6,9 +6,9 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_storeu_si128};
 
-/// From this size on, the string instruction is at least as fast as vector instructions.
+/// From this number of bytes on, the string instruction is at least as fast as vector instructions.
 #[cfg(target_arch = "x86_64")]
-const STRING: usize = 1024;
+const MIN_STRING_COPY: usize = 1024;
 
 /// Replaces the function of musl, which is not linked then.
 ///
@@ -50,13 +50,13 @@ unsafe fn copy(to: *mut u8, from: *const u8, length: usize) {
         match length {
             0 => {}
             1 => *to = *from,
-            2..4 => ends::<u16>(to, from, length),
-            4..8 => ends::<u32>(to, from, length),
-            8..16 => ends::<u64>(to, from, length),
-            16..33 => ends::<__m128i>(to, from, length),
-            _ if to.addr().wrapping_sub(from.addr()) < length => backward(to, from, length),
-            STRING.. => string(to, from, length),
-            _ => forward(to, from, length),
+            2..4 => copy_ends::<u16>(to, from, length),
+            4..8 => copy_ends::<u32>(to, from, length),
+            8..16 => copy_ends::<u64>(to, from, length),
+            16..33 => copy_ends::<__m128i>(to, from, length),
+            _ if to.addr().wrapping_sub(from.addr()) < length => copy_backward(to, from, length),
+            MIN_STRING_COPY.. => copy_string(to, from, length),
+            _ => copy_forward(to, from, length),
         }
     }
 }
@@ -68,7 +68,7 @@ unsafe fn copy(to: *mut u8, from: *const u8, length: usize) {
 /// As [`copy`], and `length` is one to two times the size of `T`.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn ends<T: Copy>(to: *mut u8, from: *const u8, length: usize) {
+unsafe fn copy_ends<T: Copy>(to: *mut u8, from: *const u8, length: usize) {
     let last = length - size_of::<T>();
     // SAFETY: both accesses are within `length`.
     unsafe {
@@ -78,12 +78,14 @@ unsafe fn ends<T: Copy>(to: *mut u8, from: *const u8, length: usize) {
     }
 }
 
+/// Copies from the first byte to the last.
+///
 /// # Safety
 ///
 /// As [`copy`]; `to` is not within the bytes that follow `from`, and `length` is above 32.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn forward(to: *mut u8, from: *const u8, length: usize) {
+unsafe fn copy_forward(to: *mut u8, from: *const u8, length: usize) {
     let last = length - 16;
     // SAFETY: all accesses are within `length`. The tail is read before a write can reach it.
     unsafe {
@@ -98,12 +100,14 @@ unsafe fn forward(to: *mut u8, from: *const u8, length: usize) {
     }
 }
 
+/// Copies from the last byte to the first.
+///
 /// # Safety
 ///
 /// As [`copy`]; `length` is above 32.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn backward(to: *mut u8, from: *const u8, length: usize) {
+unsafe fn copy_backward(to: *mut u8, from: *const u8, length: usize) {
     // SAFETY: all accesses are within `length`. The head is read before a write can reach it.
     unsafe {
         let head = _mm_loadu_si128(from.cast());
@@ -117,12 +121,14 @@ unsafe fn backward(to: *mut u8, from: *const u8, length: usize) {
     }
 }
 
+/// Copies with the string instruction.
+///
 /// # Safety
 ///
-/// As [`forward`].
+/// As [`copy_forward`].
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-unsafe fn string(to: *mut u8, from: *const u8, length: usize) {
+unsafe fn copy_string(to: *mut u8, from: *const u8, length: usize) {
     // SAFETY: the instruction reads and writes `length` bytes in ascending order: by the ABI, the direction flag is
     // clear.
     unsafe {

@@ -13,12 +13,12 @@ mod process;
 mod signals;
 mod wait;
 
-pub use clock::{BootTime, asleep, monotonic, thread_time, unix_now, unix_seconds};
+pub use clock::{BootTime, monotonic, suspended_time, thread_cpu_time, unix_now, unix_seconds};
 pub use files::{open_beneath, open_regular, reopen, replace_file, replace_file_synced};
 pub use network::{bring_up_loopback, inherited_listener};
 pub use process::{
     NamespaceKeeper, exit_now, fork_into, fork_single_threaded, pidfd_open, pidfd_signal, start_time, take_variable,
     users_of,
 };
-pub use signals::{default_action, exec_holding, exit_on_term, ignore, is_ignored, let_through};
+pub use signals::{default_action, exec_with_blocked, exit_on_term, ignore, is_ignored, unblock};
 pub use wait::{poll_timeout, wait};

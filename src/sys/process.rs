@@ -49,16 +49,12 @@ pub fn fork_single_threaded() -> io::Result<Option<Pid>> {
 /// group of version 1, and on kernels before 5.7.
 pub fn fork_into(group: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-    fork_with(CLONE_INTO_CGROUP, Some(group))
-}
-
-fn fork_with(flags: u64, group: Option<BorrowedFd<'_>>) -> io::Result<Option<Pid>> {
     refuse_threads()?;
     // SAFETY: clone_args contains only integers, for which zero is valid.
     let mut how: libc::clone_args = unsafe { std::mem::zeroed() };
-    how.flags = flags;
+    how.flags = CLONE_INTO_CGROUP;
     how.exit_signal = libc::SIGCHLD as u64;
-    how.cgroup = group.map_or(0, |group| group.as_raw_fd() as u64);
+    how.cgroup = group.as_raw_fd() as u64;
     // SAFETY: there is one thread, so the child's memory is consistent, and it continues with a copy of the stack. The
     // C library's cached thread id is wrong in the child; only abort(3) uses it.
     let forked = unsafe { libc::syscall(libc::SYS_clone3, &raw const how, size_of::<libc::clone_args>()) };
@@ -174,7 +170,7 @@ mod tests {
         if !nix::unistd::Uid::effective().is_root() {
             return;
         }
-        let keeper = NamespaceKeeper::start().expect("start the thread or process");
+        let keeper = NamespaceKeeper::start().expect("start the process");
         let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/user")).expect("a namespace");
         assert_ne!(namespace(&keeper.pid().to_string()), namespace("self"));
         let pid = keeper.pid();

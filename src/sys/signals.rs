@@ -29,18 +29,18 @@ pub fn is_ignored(number: Signal) -> bool {
 }
 
 /// Executes another program with these signals blocked. They stay pending until the program unblocks them with
-/// [`let_through`]; an unblocked signal would kill the program before it can handle the signal. Returns only if the
+/// [`unblock`]; an unblocked signal would kill the program before it can handle the signal. Returns only if the
 /// program cannot be started.
-pub fn exec_holding(mut program: Command, signals: SigSet) -> io::Error {
+pub fn exec_with_blocked(mut program: Command, signals: SigSet) -> io::Error {
     // SAFETY: there is no fork; before exec, one async-signal-safe call runs.
     unsafe { program.pre_exec(move || Ok(signals.thread_block()?)) };
     let error = program.exec();
-    let_through(signals);
+    unblock(signals);
     error
 }
 
 /// Unblocks signals in this thread; pending ones are delivered at once.
-pub fn let_through(signals: SigSet) {
+pub fn unblock(signals: SigSet) {
     // Fails only for an invalid operation.
     let _ = signals.thread_unblock();
 }

@@ -24,7 +24,7 @@ use crate::sys;
 const RECORD_FILE: &str = "volumes.json";
 
 /// An engine's address and the name of a volume there.
-type Key = (String, String);
+type VolumeKey = (String, String);
 
 /// The cache volumes of all engines.
 pub struct CacheVolumes {
@@ -36,24 +36,25 @@ pub struct CacheVolumes {
 #[derive(Default)]
 pub struct VolumeRecord {
     /// The time at which each volume was last used, in seconds since the epoch.
-    used: BTreeMap<Key, u64>,
+    last_used: BTreeMap<VolumeKey, u64>,
     /// The number of jobs whose containers have the volume.
-    in_use: BTreeMap<Key, u32>,
+    in_use: BTreeMap<VolumeKey, u32>,
     limits: Vec<(Address, StorageLimits)>,
 }
 
 /// The cache volumes that a job uses. The agent removes none of them until this value is dropped.
 pub struct VolumesInUse {
     volumes: Arc<CacheVolumes>,
-    keys: Vec<Key>,
+    keys: Vec<VolumeKey>,
 }
 
 impl CacheVolumes {
     /// Loads the record from the state directory.
     pub fn load(state: &Path) -> Arc<Self> {
         let read = fs::read(state.join(RECORD_FILE)).ok();
-        let recorded = read.and_then(|text| decode::json::<Vec<(Key, u64)>>(&text).ok()).unwrap_or_default();
-        let gate = RemovalGate::new(VolumeRecord { used: crate::ordered::map(recorded), ..VolumeRecord::default() });
+        let recorded = read.and_then(|text| decode::json::<Vec<(VolumeKey, u64)>>(&text).ok()).unwrap_or_default();
+        let gate =
+            RemovalGate::new(VolumeRecord { last_used: crate::ordered::map(recorded), ..VolumeRecord::default() });
         Arc::new(Self { state: state.to_owned(), gate })
     }
 
@@ -78,11 +79,11 @@ impl CacheVolumes {
 
     /// Marks volumes as used by a job until the result is dropped.
     pub fn claim(self: &Arc<Self>, engine: &Address, names: &[String]) -> VolumesInUse {
-        let keys: Vec<Key> = names.iter().map(|name| (engine.to_string(), name.clone())).collect();
+        let keys: Vec<VolumeKey> = names.iter().map(|name| (engine.to_string(), name.clone())).collect();
         let mut record = self.gate.lock();
         for key in &keys {
             *record.in_use.entry(key.clone()).or_default() += 1;
-            record.used.insert(key.clone(), sys::unix_now());
+            record.last_used.insert(key.clone(), sys::unix_now());
         }
         if !keys.is_empty() {
             self.save(&record);
@@ -129,17 +130,19 @@ impl CacheVolumes {
     fn reconcile(&self, engine: &DockerEngine, address: &Address) -> Result<(), DockerError> {
         let label = self.state.display().to_string();
         // A job that starts during the request adds its volumes to the record only after this line.
-        let before: Vec<Key> = self.gate.lock().used.keys().cloned().collect();
+        let before: Vec<VolumeKey> = self.gate.lock().last_used.keys().cloned().collect();
         let all = engine.volumes(&[])?;
         let address = address.to_string();
         let mut record = self.gate.lock();
-        for key in before.iter().filter(|(of, name)| *of == address && !all.iter().any(|volume| volume.name == *name)) {
+        for key in
+            before.iter().filter(|(host, name)| *host == address && !all.iter().any(|volume| volume.name == *name))
+        {
             if !record.in_use.contains_key(key) {
-                record.used.remove(key);
+                record.last_used.remove(key);
             }
         }
         for volume in all.iter().filter(|volume| volume.labels.get(CACHE_OF) == Some(&label)) {
-            record.used.entry((address.clone(), volume.name.clone())).or_insert_with(sys::unix_now);
+            record.last_used.entry((address.clone(), volume.name.clone())).or_insert_with(sys::unix_now);
         }
         self.save(&record);
         Ok(())
@@ -148,14 +151,14 @@ impl CacheVolumes {
     fn total(&self, address: &Address, sizes: &HashMap<String, u64>) -> u64 {
         let address = address.to_string();
         let record = self.gate.lock();
-        let here = record.used.keys().filter(|(of, _)| *of == address);
+        let here = record.last_used.keys().filter(|(engine, _)| *engine == address);
         here.filter_map(|(_, name)| sizes.get(name)).sum()
     }
 
     fn oldest_first(&self, address: &Address) -> Vec<(String, u64)> {
         let address = address.to_string();
         let record = self.gate.lock();
-        let here = record.used.iter().filter(|((of, _), _)| *of == address);
+        let here = record.last_used.iter().filter(|((engine, _), _)| *engine == address);
         let mut found: Vec<(String, u64)> = here.map(|((_, name), used)| (name.clone(), *used)).collect();
         found.sort_unstable_by_key(|(_, used)| *used);
         found
@@ -164,12 +167,13 @@ impl CacheVolumes {
     /// Removes one volume unless a job uses it or has used it since `used`. Returns whether it was removed.
     fn remove(&self, engine: &DockerEngine, address: &Address, name: &str, used: u64) -> bool {
         let key = (address.to_string(), name.to_owned());
-        let is_due = |record: &VolumeRecord| !record.in_use.contains_key(&key) && record.used.get(&key) == Some(&used);
+        let is_due =
+            |record: &VolumeRecord| !record.in_use.contains_key(&key) && record.last_used.get(&key) == Some(&used);
         let mut is_removed = false;
         let settle = |record: &mut VolumeRecord, result| {
             match result {
                 Ok(()) => {
-                    record.used.remove(&key);
+                    record.last_used.remove(&key);
                     is_removed = true;
                 }
                 // A container of another program uses the volume.
@@ -185,7 +189,7 @@ impl CacheVolumes {
     }
 
     fn save(&self, record: &VolumeRecord) {
-        let all: Vec<(&Key, &u64)> = record.used.iter().collect();
+        let all: Vec<(&VolumeKey, &u64)> = record.last_used.iter().collect();
         let path = self.state.join(RECORD_FILE);
         let written = serde_json::to_vec(&all).map_err(io::Error::other);
         // If this write fails, the agent finds its volumes by their label.
@@ -208,7 +212,7 @@ impl Drop for VolumesInUse {
                     record.in_use.remove(key);
                 }
             }
-            record.used.insert(key.clone(), sys::unix_now());
+            record.last_used.insert(key.clone(), sys::unix_now());
         }
         self.volumes.save(&record);
     }
@@ -244,18 +248,18 @@ mod tests {
         let address = Address::Tcp(server.url.strip_prefix("http://").expect("a URL").to_owned(), None);
         let rename = |record: &mut VolumeRecord| {
             let of_engine = |((_, name), used): ((String, String), u64)| ((address.to_string(), name), used);
-            record.used = std::mem::take(&mut record.used).into_iter().map(of_engine).collect();
+            record.last_used = std::mem::take(&mut record.last_used).into_iter().map(of_engine).collect();
         };
         rename(&mut volumes.gate.lock());
         let engine = DockerEngine::connect(&address).expect("an engine");
         volumes.tidy_engine(&engine, &address, limits).expect("tidy the engine");
-        volumes.gate.lock().used.keys().map(|(_, name)| name.clone()).collect()
+        volumes.gate.lock().last_used.keys().map(|(_, name)| name.clone()).collect()
     }
 
     fn recorded(state: &Path, entries: &[(&str, u64)]) -> Arc<CacheVolumes> {
         let volumes = CacheVolumes::load(state);
         let used = entries.iter().map(|(name, ago)| ((String::new(), (*name).to_owned()), sys::unix_now() - ago));
-        volumes.gate.lock().used = used.collect();
+        volumes.gate.lock().last_used = used.collect();
         volumes
     }
 
@@ -279,12 +283,12 @@ mod tests {
         let everything = StorageLimits { size: Some(0), age: None };
         assert_eq!(tidied(&volumes, everything, 0), ["a", "mine"]);
         drop(preparing);
-        let engine = volumes.gate.lock().used.keys().next().expect("the use must be recorded").0.clone();
+        let engine = volumes.gate.lock().last_used.keys().next().expect("the use must be recorded").0.clone();
         let address = Address::Tcp(engine.strip_prefix("tcp://").unwrap_or(&engine).to_owned(), None);
         let in_use = volumes.claim(&address, &["a".to_owned()]);
-        assert!(volumes.gate.lock().in_use.keys().any(|(of, name)| *of == engine && name == "a"));
+        assert!(volumes.gate.lock().in_use.keys().any(|(host, name)| *host == engine && name == "a"));
         drop(in_use);
         assert!(volumes.gate.lock().in_use.is_empty());
-        assert_eq!(CacheVolumes::load(state.path()).gate.lock().used.len(), 2, "recorded for the next start");
+        assert_eq!(CacheVolumes::load(state.path()).gate.lock().last_used.len(), 2, "recorded for the next start");
     }
 }

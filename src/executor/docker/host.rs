@@ -15,9 +15,8 @@ const PLAIN_PORT: u16 = 2375;
 const TLS_PORT: u16 = 2376;
 
 /// An address and its TLS settings, as the user wrote them.
+#[derive(Default)]
 struct HostSetting<'a> {
-    /// The key or variable of the address, for errors.
-    name: &'static str,
     host: &'a str,
     tls_verify: bool,
     /// The directory of the certificates.
@@ -28,28 +27,34 @@ struct HostSetting<'a> {
 pub fn address(docker: &DockerConfig) -> Result<Address, String> {
     let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
     if !docker.host.is_empty() {
-        return parse(&HostSetting {
-            name: "`host` below [runners.docker]",
+        let setting = HostSetting {
             host: &docker.host,
             tls_verify: docker.tls_verify,
             certificates: docker.tls_cert_path.as_deref(),
-        });
+        };
+        return parse(&setting).map_err(|why| format!("`host` below [runners.docker]: {why}"));
     }
     let Some(host) = variable("DOCKER_HOST") else {
-        return parse(&HostSetting { name: "", host: DEFAULT_HOST, tls_verify: false, certificates: None });
+        return parse(&HostSetting { host: DEFAULT_HOST, ..HostSetting::default() });
     };
     let certificates = variable("DOCKER_CERT_PATH").map(PathBuf::from);
-    parse(&HostSetting {
-        name: "DOCKER_HOST",
+    let setting = HostSetting {
         host: &host,
         tls_verify: variable("DOCKER_TLS_VERIFY").is_some(),
         certificates: certificates.as_deref(),
-    })
+    };
+    parse(&setting).map_err(|why| format!("DOCKER_HOST: {why}"))
+}
+
+/// Checks the address of an engine. The error says why the address is invalid and what to write; the caller adds where
+/// the user wrote it.
+pub fn check(host: &str) -> Result<(), String> {
+    parse(&HostSetting { host, ..HostSetting::default() }).map(drop)
 }
 
 fn parse(setting: &HostSetting<'_>) -> Result<Address, String> {
-    let HostSetting { name, host, tls_verify, certificates } = setting;
-    let invalid = |why: &str| format!("{name}: `{host}` {why}; write unix:///path or tcp://host:port");
+    let HostSetting { host, tls_verify, certificates } = setting;
+    let invalid = |why: &str| format!("`{host}` {why}; write unix:///path or tcp://host:port");
     let (scheme, rest) = host.split_once("://").ok_or_else(|| invalid("is not an address"))?;
     match scheme {
         "unix" if rest.starts_with('/') => Ok(Address::Unix(PathBuf::from(rest))),
@@ -100,6 +105,8 @@ mod tests {
         for host in ["/var/run/docker.sock", "ssh://h", "unix://relative", "tcp://", "tcp://h/path"] {
             let why = parsed(host, false).expect_err("must be refused");
             assert!(why.contains("`host` below [runners.docker]") && why.contains("unix:///path"), "{why}");
+            let why = check(host).expect_err("must be refused");
+            assert!(why.starts_with(&format!("`{host}`")) && why.contains("unix:///path"), "{why}");
         }
     }
 }

@@ -71,8 +71,7 @@ impl<'a> ImageProvider<'a> {
         }
         // A pull does not download an image that the machine already has; only downloaded images are recorded as
         // pulled.
-        let here = self.engine.image(&resolved.reference.full(), platform(resolved));
-        let before_pull = here.ok().map(|image| image.id);
+        let before_pull = self.engine.image(&resolved.reference.full(), platform(resolved)).ok().map(|image| image.id);
         let mut failure = JobError::system(format!("no pull policy applies to `{name}`"));
         for (index, policy) in resolved.policies.iter().enumerate() {
             let word = policy.as_str();
@@ -149,7 +148,7 @@ impl<'a> ImageProvider<'a> {
                 Err(error) if error.is_unreachable() => return Err(JobError::system(error.to_string())),
                 Err(error) => error.to_string(),
             };
-            let cause = PullFailure::of(&error);
+            let cause = PullFailure::classify(&error);
             if cause != PullFailure::Network || tried == PULL_ATTEMPTS {
                 return Ok(Err(cause.error(&error, access)));
             }
@@ -164,7 +163,7 @@ impl<'a> ImageProvider<'a> {
     /// finishes the pull, and the next job finds the image. Fails if the job must stop.
     fn pull_once(&self, resolved: &ResolvedImage, login: Option<&Login>) -> Result<Result<(), DockerError>, JobError> {
         let system = |error: io::Error| JobError::system(format!("cannot pull {}: {error}", resolved.name));
-        let pulling = Arc::new(Pulling::new().map_err(system)?);
+        let pulling = Arc::new(PullThread::new().map_err(system)?);
         let (shared, engine) = (Arc::clone(&pulling), Arc::clone(self.engine));
         let (reference, platform) = (resolved.reference.full(), resolved.platform.clone());
         let header = login.map(Login::header);
@@ -213,7 +212,7 @@ fn previous_policy(resolved: &ResolvedImage, index: usize) -> &'static str {
 }
 
 /// A pull that runs in a separate thread.
-struct Pulling {
+struct PullThread {
     /// Becomes readable when the pull ends.
     ended: EventFd,
     state: Mutex<PullState>,
@@ -226,7 +225,7 @@ struct PullState {
     outcome: Option<Result<(), DockerError>>,
 }
 
-impl Pulling {
+impl PullThread {
     fn new() -> io::Result<Self> {
         let ended = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         Ok(Self { ended, state: Mutex::default() })

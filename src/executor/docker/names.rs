@@ -13,7 +13,7 @@ pub const INSTANCE: &str = "io.mayfly.instance";
 /// The label with the agent's state directory: a machine may run several agents.
 pub const STATE: &str = "io.mayfly.state";
 /// The label that identifies the run of the agent process that took the job.
-pub const LIFE: &str = "io.mayfly.life";
+pub const AGENT_RUN: &str = "io.mayfly.life";
 /// The label with the job id and its start time: different servers may use the same id.
 pub const JOB: &str = "io.mayfly.job";
 /// The label of a container whose anonymous volumes are kept (`volume_keep`).
@@ -21,10 +21,10 @@ pub const VOLUME_KEEP: &str = "io.mayfly.volume-keep";
 /// The label of a volume with caches for later jobs, with the agent's state directory.
 pub const CACHE_OF: &str = "io.mayfly.cache-of";
 /// The label of objects that are removed with the job.
-pub const LIFETIME: &str = "io.mayfly.temporary";
+pub const TEMPORARY: &str = "io.mayfly.temporary";
 
-/// The longest prefix of a container's name before its unique part.
-const NAME_MAX: usize = 63;
+/// The longest prefix of a container's name before its unique part, in characters.
+const MAX_PREFIX_LENGTH: usize = 63;
 
 /// The owner of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +33,8 @@ pub struct ContainerOwner {
     pub instance: String,
     /// See [`STATE`].
     pub state: String,
-    /// See [`LIFE`].
-    pub life: String,
+    /// See [`AGENT_RUN`].
+    pub agent_run: String,
 }
 
 /// The job that an object belongs to.
@@ -55,7 +55,7 @@ impl JobNames<'_> {
         let project = self.payload.job_info.project_id;
         let name = format!("runner-{}-project-{project}-concurrent-{}", self.runner, self.concurrent.of_project);
         let name = name.to_ascii_lowercase();
-        name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(NAME_MAX).collect()
+        name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(MAX_PREFIX_LENGTH).collect()
     }
 
     /// The prefix of the names of this job's containers: unique to the job, and the same for every agent that resumes
@@ -91,7 +91,7 @@ impl JobNames<'_> {
         let ours = [
             (INSTANCE, owner.instance.clone()),
             (STATE, owner.state.clone()),
-            (LIFE, owner.life.clone()),
+            (AGENT_RUN, owner.agent_run.clone()),
             (JOB, self.job.to_owned()),
         ];
         let theirs = theirs.into_iter().map(|(key, value)| (format!("{GITLAB_RUNNER_PREFIX}.{key}"), value));
@@ -112,7 +112,7 @@ mod tests {
     fn names_are_unique_to_a_job_and_stable() {
         let mut payload = Payload { id: 7.into(), ..Payload::default() };
         payload.job_info.project_id = 9;
-        let owner = ContainerOwner { instance: "i-1".into(), state: "/s".into(), life: "1".into() };
+        let owner = ContainerOwner { instance: "i-1".into(), state: "/s".into(), agent_run: "1".into() };
         let of = |job: &str, state: &str| {
             let concurrent = ConcurrentIds { of_runner: 0, of_project: 2 };
             let facts = JobNames { payload: &payload, concurrent, job, runner: "Abc_D-1", system_id: "s_1" };

@@ -16,9 +16,9 @@ pub enum NetworkMode {
 }
 
 impl NetworkMode {
-    /// The configured network, or the job's own network.
-    pub fn of(docker: &DockerConfig, of_job: Option<&str>) -> Self {
-        match (docker.network_mode.as_str(), of_job) {
+    /// The configured network; if none is configured, the job's own network, or the default bridge without one.
+    pub fn for_job(docker: &DockerConfig, own_network: Option<&str>) -> Self {
+        match (docker.network_mode.as_str(), own_network) {
             ("", Some(name)) => Self::Named(name.to_owned()),
             ("" | "bridge" | "default", _) => Self::Bridge,
             ("host", _) => Self::Host,
@@ -53,7 +53,7 @@ mod tests {
             ("ours", Some("mine"), NetworkMode::Named("ours".to_owned())),
         ] {
             let docker = DockerConfig { network_mode: mode.to_owned(), ..DockerConfig::default() };
-            assert_eq!(NetworkMode::of(&docker, of_job), expected, "{mode}");
+            assert_eq!(NetworkMode::for_job(&docker, of_job), expected, "{mode}");
         }
     }
 }

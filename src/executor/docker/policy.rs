@@ -80,7 +80,7 @@ const PLATFORM_MESSAGES: [&str; 2] = ["no matching manifest", "no match for plat
 
 impl PullFailure {
     /// The cause according to the engine's message: the engine returns status 500 for most causes.
-    pub fn of(message: &str) -> Self {
+    pub fn classify(message: &str) -> Self {
         let text = message.to_ascii_lowercase();
         let contains_any = |words: &[&str]| words.iter().any(|word| text.contains(word));
         match () {
@@ -173,7 +173,7 @@ mod tests {
             ("no matching manifest for linux/arm64/v8 in the manifest list entries: not found", PullFailure::Platform),
             ("write /var/lib/docker/tmp/x: no space left on device", PullFailure::Other),
         ] {
-            assert_eq!(PullFailure::of(text), cause, "{text}");
+            assert_eq!(PullFailure::classify(text), cause, "{text}");
         }
     }
 

@@ -17,7 +17,7 @@ use super::network_mode::NetworkMode;
 use super::prepared::PreparedContainer;
 use super::pulled::UsedImage;
 use super::resolved_image::{self, ResolvedImage};
-use super::retry::{RETRY_INTERVAL, StopSign, retry, with_sigterm_delayed};
+use super::retry::{RETRY_INTERVAL, StopRequest, retry, with_sigterm_delayed};
 use super::services::plan::ServicePlan;
 use super::services::{self, RunningService, ServiceStarter};
 use super::{safe_dirs, script};
@@ -29,7 +29,7 @@ use crate::http::Address;
 use crate::payload::variables::Variables;
 use crate::payload::{self, Payload};
 
-/// The input of the preparation.
+/// The input of the preparation of a job's container.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PrepareTask {
     pub address: Address,
@@ -64,43 +64,43 @@ pub struct PrepareTask {
 }
 
 /// Prepares the container; writes its progress to the job's log.
-pub fn run(plan: &PrepareTask) -> Result<PreparedContainer, JobError> {
-    let job = ContainerJob::resolve(plan)?;
-    let engine = Arc::new(connect(&plan.address)?);
-    create_network_and_volumes(plan, &engine)?;
-    let logins = registry_logins(plan, &job.payload);
+pub fn run(task: &PrepareTask) -> Result<PreparedContainer, JobError> {
+    let job = ContainerJob::resolve(task)?;
+    let engine = Arc::new(connect(&task.address)?);
+    create_network_and_volumes(task, &engine)?;
+    let logins = registry_logins(task, &job.payload);
     let images = ImageProvider::new(&engine, &logins, &StdoutConsole);
-    let network = NetworkMode::of(&job.docker, plan.network.as_ref().map(|network| network.name.as_str()));
+    let network = NetworkMode::for_job(&job.docker, task.network.as_ref().map(|network| network.name.as_str()));
     let common =
-        ContainerSettings { labels: plan.labels.clone(), binds: plan.binds.clone(), ..ContainerSettings::default() };
+        ContainerSettings { labels: task.labels.clone(), binds: task.binds.clone(), ..ContainerSettings::default() };
     let starter = ServiceStarter {
         engine: &engine,
         docker: &job.docker,
         images: &images,
         console: &StdoutConsole,
         network: &network,
-        prefix: &plan.prefix,
+        prefix: &task.prefix,
         common: &common,
-        init: plan.init,
+        init: task.init,
     };
-    create_root(plan)?;
+    create_root(task)?;
     let services = starter.start(&job.services)?;
     let image = images.provide(&job.image)?;
     let user = container_user(&job, &image.config.user, &engine);
-    create_directories(plan, user)?;
-    let name = format!("{}-build", plan.prefix);
+    create_directories(task, user)?;
+    let name = format!("{}-build", task.prefix);
     let settings = ContainerSettings {
         image: image.pinned,
-        hostname: plan.host_name.clone(),
-        environment: plan.variables.exports().into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        hostname: task.host_name.clone(),
+        environment: task.variables.exports().into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
         hosts: services::hosts(&services, &network),
         aliases: vec!["build".to_owned(), name.clone()],
         ..common.clone()
     };
     let request = create::job_request(&job.docker, &job.image, &network, settings, engine.revision())?;
-    let request = with_script_command(request, plan);
-    let prepared = job.prepared(plan, PreparedParts { name, request, user, services, images: images.used() }, &engine);
-    prepared.create(&engine, StopSign::EndsProcess)?;
+    let request = with_script_command(request, task);
+    let prepared = job.prepared(task, PreparedParts { name, request, user, services, images: images.used() }, &engine);
+    prepared.create(&engine, StopRequest::EndsProcess)?;
     starter.wait(&prepared.services)?;
     Ok(prepared)
 }
@@ -125,35 +125,35 @@ struct PreparedParts {
 impl ContainerJob {
     /// Decodes the task and resolves its images; writes the warnings and the image to the job's log. Fails if an image,
     /// a service or an option is not allowed.
-    fn resolve(plan: &PrepareTask) -> Result<Self, JobError> {
+    fn resolve(task: &PrepareTask) -> Result<Self, JobError> {
         let unreadable = |what: &str, why: String| JobError::system(format!("cannot read {what}: {why}"));
         let docker: DockerConfig =
-            decode::toml(&plan.docker).map_err(|error| unreadable("[runners.docker]", error.to_string()))?;
-        let payload = payload::decode(plan.payload.as_bytes()).map_err(|error| unreadable("the job", error.why))?;
-        let expand = |text: &str| plan.variables.expand(text);
+            decode::toml(&task.docker).map_err(|error| unreadable("[runners.docker]", error.to_string()))?;
+        let payload = payload::decode(task.payload.as_bytes()).map_err(|error| unreadable("the job", error.why))?;
+        let expand = |text: &str| task.variables.expand(text);
         create::check(&docker)?;
         resolved_image::check_options(&payload)?;
         let (image, warnings) = resolved_image::resolve_job_image(&docker, &payload.image, &expand)?;
-        let public = plan.variables.public_exports();
+        let public = task.variables.public_exports();
         let (services, more) = services::plan::plan(&docker, &payload.services, &public, &expand)?;
         warnings.iter().chain(&more).for_each(|warning| StdoutConsole.warning(warning));
         println!("Using Docker executor with image {} ...", image.name);
         Ok(Self { docker, payload, image, services })
     }
 
-    fn prepared(&self, plan: &PrepareTask, parts: PreparedParts, engine: &DockerEngine) -> PreparedContainer {
+    fn prepared(&self, task: &PrepareTask, parts: PreparedParts, engine: &DockerEngine) -> PreparedContainer {
         PreparedContainer {
             engine: engine.engine_address(),
             name: parts.name,
             image: self.image.name.clone(),
             platform: Some(self.image.platform.clone()).filter(|platform| !platform.is_empty()),
             has_own_processes: self.docker.pid_mode.is_empty(),
-            native_stop: plan.native_stop,
+            native_stop: task.native_stop,
             volume_keep: self.docker.volume_keep,
             is_root: parts.user == ContainerUser::Root,
             services: parts.services,
             images: parts.images,
-            cache_volumes: cache_volumes(plan),
+            cache_volumes: cache_volumes(task),
             request: parts.request,
         }
     }
@@ -165,27 +165,27 @@ fn connect(address: &Address) -> Result<DockerEngine, JobError> {
     let may_come_up = |error: &DockerError| error.is_unreachable() && !matches!(error, DockerError::TimedOut { .. });
     let report =
         |error: &DockerError| StdoutConsole.warning(&format!("{error}; retrying in {} s", RETRY_INTERVAL.as_secs()));
-    retry(StopSign::EndsProcess, || DockerEngine::connect(address), may_come_up, report)
+    retry(StopRequest::EndsProcess, || DockerEngine::connect(address), may_come_up, report)
         .map_err(|error| JobError::system(error.to_string()))
 }
 
 /// The logins that are available to the job. Writes warnings about unreadable sources.
-fn registry_logins<'a>(plan: &'a PrepareTask, payload: &Payload) -> RegistryLogins<'a> {
-    let of_job = plan.variables.value(credentials::VARIABLE);
-    let logins = RegistryLogins::read(of_job, &payload.credentials, &plan.access);
+fn registry_logins<'a>(task: &'a PrepareTask, payload: &Payload) -> RegistryLogins<'a> {
+    let of_job = task.variables.value(credentials::VARIABLE);
+    let logins = RegistryLogins::read(of_job, &payload.credentials, &task.access);
     logins.warnings.iter().for_each(|warning| StdoutConsole.warning(warning));
     logins
 }
 
-fn cache_volumes(plan: &PrepareTask) -> Vec<String> {
-    let lasting = plan.volumes.iter().filter(|volume| volume.labels.contains_key(CACHE_OF));
+fn cache_volumes(task: &PrepareTask) -> Vec<String> {
+    let lasting = task.volumes.iter().filter(|volume| volume.labels.contains_key(CACHE_OF));
     lasting.map(|volume| volume.name.clone()).collect()
 }
 
 /// The request for a container that gets a script on standard input each time it starts.
-fn with_script_command(request: CreateContainer, plan: &PrepareTask) -> CreateContainer {
+fn with_script_command(request: CreateContainer, task: &PrepareTask) -> CreateContainer {
     let mut request = CreateContainer {
-        cmd: Some(script::command(plan.shell.as_deref())),
+        cmd: Some(script::command(task.shell.as_deref())),
         attach_stdin: true,
         attach_stdout: true,
         attach_stderr: true,
@@ -193,7 +193,7 @@ fn with_script_command(request: CreateContainer, plan: &PrepareTask) -> CreateCo
         stdin_once: true,
         ..request
     };
-    request.host_config.init = plan.init.then_some(true);
+    request.host_config.init = task.init.then_some(true);
     request
 }
 
@@ -220,34 +220,34 @@ fn container_user(job: &ContainerJob, of_image: &str, engine: &DockerEngine) -> 
 }
 
 /// Creates the directory that containers see as their builds directory; other users of the machine cannot enter it.
-fn create_root(plan: &PrepareTask) -> Result<(), JobError> {
+fn create_root(task: &PrepareTask) -> Result<(), JobError> {
     let unusable = |error: std::io::Error| {
-        JobError::system(format!("cannot create the builds directory {}: {error}", plan.root.display()))
+        JobError::system(format!("cannot create the builds directory {}: {error}", task.root.display()))
     };
-    if let Some(above) = plan.root.parent() {
+    if let Some(above) = task.root.parent() {
         roots::create(above, None, 0o700).map_err(unusable)?;
     }
-    roots::create_open(&plan.root).map_err(unusable)
+    roots::create_world_writable(&task.root).map_err(unusable)
 }
 
 /// Creates the job's directories so that the container's user can work in them.
-fn create_directories(plan: &PrepareTask, user: ContainerUser) -> Result<(), JobError> {
+fn create_directories(task: &PrepareTask, user: ContainerUser) -> Result<(), JobError> {
     let unusable = |error: std::io::Error| {
-        JobError::system(format!("cannot create the job's directories below {}: {error}", plan.root.display()))
+        JobError::system(format!("cannot create the job's directories below {}: {error}", task.root.display()))
     };
-    let [project, temporary] = &plan.directories;
-    safe_dirs::create(&plan.root, project, 0o777).map_err(unusable)?;
+    let [project, temporary] = &task.directories;
+    safe_dirs::create(&task.root, project, 0o777).map_err(unusable)?;
     let mode = if user == ContainerUser::Root { 0o700 } else { 0o777 };
-    safe_dirs::create(&plan.root, temporary, mode).map_err(unusable)
+    safe_dirs::create(&task.root, temporary, mode).map_err(unusable)
 }
 
-fn create_network_and_volumes(plan: &PrepareTask, engine: &DockerEngine) -> Result<(), JobError> {
+fn create_network_and_volumes(task: &PrepareTask, engine: &DockerEngine) -> Result<(), JobError> {
     let failed = |what: &str, error: DockerError| JobError::system(format!("cannot create {what}: {error}"));
-    for volume in &plan.volumes {
+    for volume in &task.volumes {
         with_sigterm_delayed(|| engine.create_volume(volume))
             .map_err(|error| failed(&format!("volume {}", volume.name), error))?;
     }
-    if let Some(network) = &plan.network {
+    if let Some(network) = &task.network {
         // An earlier agent, or an attempt that was killed, may have created the network.
         if engine.network(&network.name).is_err_and(|error| error.is_missing()) {
             match with_sigterm_delayed(|| engine.create_network(network)) {

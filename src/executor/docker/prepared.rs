@@ -8,7 +8,7 @@ use super::engine::containers::AnonymousVolumes;
 use super::engine::spec::CreateContainer;
 use super::engine::{DockerEngine, DockerError, EngineAddress};
 use super::pulled::UsedImage;
-use super::retry::{ContainerToCreate, StopSign};
+use super::retry::{ContainerToCreate, StopRequest};
 use super::services::RunningService;
 use crate::failure::JobError;
 
@@ -43,7 +43,7 @@ pub struct PreparedContainer {
 
 impl PreparedContainer {
     /// Creates the container; removes one that an earlier attempt left.
-    pub fn create(&self, engine: &DockerEngine, stop: StopSign<'_>) -> Result<(), JobError> {
+    pub fn create(&self, engine: &DockerEngine, stop: StopRequest<'_>) -> Result<(), JobError> {
         let container = ContainerToCreate {
             name: &self.name,
             platform: self.platform.as_deref(),

@@ -99,7 +99,7 @@ impl PulledImages {
     }
 
     fn due(&self, engine: &str, age: Duration) -> Vec<String> {
-        let is_due = |((of, _), used): &(&(String, String), &u64)| of == engine && is_older(**used, age);
+        let is_due = |((host, _), used): &(&(String, String), &u64)| host == engine && is_older(**used, age);
         self.gate.lock().used.iter().filter(is_due).map(|((_, id), _)| id.clone()).collect()
     }
 

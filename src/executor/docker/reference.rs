@@ -9,7 +9,7 @@ use std::fmt;
 pub const DOCKER_HUB: &str = "docker.io";
 
 /// The longest name, in characters (rule of the distribution project).
-const NAME_MAX: usize = 255;
+const MAX_NAME_LENGTH: usize = 255;
 
 /// A parsed image name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,7 +139,7 @@ fn parse_name(text: &str) -> Result<ImageName, &'static str> {
     if repository.bytes().any(|byte| byte.is_ascii_uppercase()) {
         return Err("image names cannot have upper-case letters");
     }
-    if path.len() > NAME_MAX || !repository.split('/').all(is_part) {
+    if path.len() > MAX_NAME_LENGTH || !repository.split('/').all(is_path_component) {
         return Err("it has an invalid character or length");
     }
     let (registry, repository) = normalized(registry, repository);
@@ -184,11 +184,11 @@ fn is_host(text: &str) -> bool {
             None => (text, None),
         },
     };
-    let label = |label: &str| {
+    let is_label = |label: &str| {
         let inner = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
         !label.is_empty() && inner && !label.starts_with('-') && !label.ends_with('-')
     };
-    host.split('.').all(label) && is_port(port)
+    host.split('.').all(is_label) && is_port(port)
 }
 
 fn is_port(port: Option<&str>) -> bool {
@@ -196,15 +196,15 @@ fn is_port(port: Option<&str>) -> bool {
 }
 
 /// Lower-case letters and digits, separated by `.`, `_`, `__` or any number of `-`.
-fn is_part(part: &str) -> bool {
+fn is_path_component(part: &str) -> bool {
     let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = part.as_bytes();
     let ends_well = |byte: Option<&u8>| byte.is_some_and(|byte| alphanumeric(*byte));
     if !ends_well(bytes.first()) || !ends_well(bytes.last()) {
         return false;
     }
-    let separators = part.split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit()).filter(|run| !run.is_empty());
-    let mut separators = separators;
+    let mut separators =
+        part.split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit()).filter(|run| !run.is_empty());
     separators.all(|run| matches!(run, "." | "_" | "__") || run.bytes().all(|byte| byte == b'-'))
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::engine::containers::AnonymousVolumes;
 use super::engine::{DockerEngine, DockerError};
-use super::names::{ContainerOwner, INSTANCE, JOB, LIFE, LIFETIME, STATE, VOLUME_KEEP};
+use super::names::{AGENT_RUN, ContainerOwner, INSTANCE, JOB, STATE, TEMPORARY, VOLUME_KEEP};
 use crate::backoff::Backoff;
 use crate::http::Address;
 use crate::sync;
@@ -85,26 +85,26 @@ impl ContainerRemovals {
     ) {
         // This removal counts as running only during an attempt. So an agent that exits does not wait while the engine
         // is unreachable; the next agent repeats the removal.
-        let (mut begun, removals) = (Some(self.begin()), self.clone());
+        let (mut first_attempt, removals) = (Some(self.begin()), self.clone());
         let (address, owner) = (address.clone(), owner.clone());
         let spawned = sync::spawn("sweep", STACK, move || {
             // An engine that is not running yet may start with containers of the previous boot.
             let labels = [(INSTANCE, owner.instance.as_str()), (STATE, &owner.state)];
             let is_left = |labels: &Labels| {
-                labels.get(LIFE).is_none_or(|life| *life != owner.life)
+                labels.get(AGENT_RUN).is_none_or(|run| *run != owner.agent_run)
                     && labels.get(JOB).is_none_or(|job| !kept.contains(job))
             };
-            // This removal counts as running until `then` has returned: a caller that waits for removals relies on its
-            // effects.
-            let mut last = None;
-            retry_removal("of=earlier agents", || {
-                let running = begun.take().unwrap_or_else(|| removals.begin());
+            // This removal counts as running until `then` has returned: a caller that waits for removals relies on the
+            // effects of `then`.
+            let mut counted = None;
+            retry_removal("left_by=earlier_agents", || {
+                let running = first_attempt.take().unwrap_or_else(|| removals.begin());
                 remove_all(&DockerEngine::connect(&address)?, &labels, &is_left)?;
-                last = Some(running);
+                counted = Some(running);
                 Ok(())
             });
             then();
-            drop(last);
+            drop(counted);
         });
         if let Err(error) = spawned {
             log::error!("cannot start the thread that removes containers of earlier agents error={error}");
@@ -159,7 +159,7 @@ fn remove_all(
     for network in engine.networks(labels)?.iter().filter(|network| is_selected(&network.labels)) {
         keep_first_error(engine.remove_network(&network.id));
     }
-    let temporary: Vec<(&str, &str)> = labels.iter().copied().chain([(LIFETIME, "true")]).collect();
+    let temporary: Vec<(&str, &str)> = labels.iter().copied().chain([(TEMPORARY, "true")]).collect();
     for volume in engine.volumes(&temporary)?.iter().filter(|volume| is_selected(&volume.labels)) {
         keep_first_error(engine.remove_volume(&volume.name));
     }

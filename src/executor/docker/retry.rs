@@ -11,22 +11,22 @@ use super::engine::{DockerEngine, DockerError};
 use crate::sys;
 
 /// The maximum number of attempts, as gitlab-runner makes for a preparation.
-const ATTEMPTS: u32 = 3;
+const MAX_ATTEMPTS: u32 = 3;
 /// The delay between two attempts.
 pub const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 
-/// The sign that the job must stop.
+/// How this process learns that the job must stop.
 #[derive(Clone, Copy)]
-pub enum StopSign<'a> {
+pub enum StopRequest<'a> {
     /// SIGTERM ends this process.
     EndsProcess,
     /// This descriptor becomes readable.
     Readable(BorrowedFd<'a>),
 }
 
-impl StopSign<'_> {
+impl StopRequest<'_> {
     /// Waits for `timeout`. Returns true at once if the job must stop.
-    pub fn comes_within(self, timeout: Duration) -> bool {
+    pub fn arrives_within(self, timeout: Duration) -> bool {
         let fd = match self {
             Self::EndsProcess => None,
             Self::Readable(fd) => Some(fd),
@@ -38,18 +38,18 @@ impl StopSign<'_> {
 
 /// Retries while `is_retryable` accepts the error, and the job need not stop. Calls `report` before each retry.
 pub fn retry<T>(
-    stop: StopSign<'_>,
+    stop: StopRequest<'_>,
     work: impl Fn() -> Result<T, DockerError>,
     is_retryable: impl Fn(&DockerError) -> bool,
     report: impl Fn(&DockerError),
 ) -> Result<T, DockerError> {
-    for _ in 1..ATTEMPTS {
+    for _ in 1..MAX_ATTEMPTS {
         let outcome = work();
         match &outcome {
             Err(error) if is_retryable(error) => report(error),
             _ => return outcome,
         }
-        if stop.comes_within(RETRY_INTERVAL) {
+        if stop.arrives_within(RETRY_INTERVAL) {
             return outcome;
         }
     }
@@ -59,7 +59,7 @@ pub fn retry<T>(
 /// Retries a request while the engine's disk is full: the engine may still be removing the containers of the previous
 /// job.
 pub fn retry_when_disk_full<T>(
-    stop: StopSign<'_>,
+    stop: StopRequest<'_>,
     work: impl Fn() -> Result<T, DockerError>,
 ) -> Result<T, DockerError> {
     retry(stop, work, DockerError::is_disk_full, |_| {})
@@ -78,7 +78,7 @@ pub struct ContainerToCreate<'a> {
 impl ContainerToCreate<'_> {
     /// Creates the container and removes one that an earlier attempt left. If that attempt was killed, the engine may
     /// still be creating its container, so a name conflict is retried. Returns the id of the container, and warnings.
-    pub fn create(&self, engine: &DockerEngine, stop: StopSign<'_>) -> Result<(String, Vec<String>), DockerError> {
+    pub fn create(&self, engine: &DockerEngine, stop: StopRequest<'_>) -> Result<(String, Vec<String>), DockerError> {
         let create = || {
             engine.remove_container(self.name, self.old_volumes)?;
             with_sigterm_delayed(|| engine.create_container(self.name, self.platform, self.request))
@@ -122,7 +122,7 @@ mod tests {
             attempts.set(attempts.get() + 1);
             Err::<(), _>(DockerError::NotRunning { address: String::new() })
         };
-        let outcome = retry(StopSign::Readable(stop.as_fd()), work, |_| true, |_| {});
+        let outcome = retry(StopRequest::Readable(stop.as_fd()), work, |_| true, |_| {});
         assert!(outcome.is_err());
         assert_eq!(attempts.get(), 1);
     }

@@ -45,7 +45,7 @@ fn enter(directory: &OwnedFd, name: &Path, mode: u32) -> io::Result<OwnedFd> {
 }
 
 /// The deepest nesting that [`change_owner`] follows: each level needs two file descriptors.
-const DEPTH_MAX: usize = 256;
+const MAX_DEPTH: usize = 256;
 
 /// Changes the owner of everything below `path`, which must be below `root`. Changes links themselves, not their
 /// targets. Continues after a failure, and returns the first error.
@@ -54,7 +54,7 @@ pub fn change_owner(root: &Path, path: &Path, user: u32, group: u32) -> io::Resu
     let root = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
     let top = sys::open_beneath(root.as_fd(), below, DIRECTORY)?;
     let mut outcome = Ok(());
-    change_owner_below(top, (Uid::from_raw(user), Gid::from_raw(group)), DEPTH_MAX, &mut outcome);
+    change_owner_below(top, (Uid::from_raw(user), Gid::from_raw(group)), MAX_DEPTH, &mut outcome);
     outcome
 }
 

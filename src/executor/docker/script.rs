@@ -25,7 +25,7 @@ pub use shell::command;
 use super::console::{JobConsole, StdoutConsole};
 use super::engine::{DockerEngine, DockerError};
 use super::prepared::PreparedContainer;
-use super::retry::{StopSign, retry_when_disk_full};
+use super::retry::{StopRequest, retry_when_disk_full};
 use crate::failure::{FailureReason, JobError};
 
 /// The time limit for the response to a ping.
@@ -67,7 +67,7 @@ pub struct ChownDirs {
 pub fn run(plan: &ContainerScript) -> Result<(), JobError> {
     let signals = term_signals().map_err(|error| JobError::system(format!("cannot create a signalfd: {error}")))?;
     let engine = DockerEngine::at(&plan.container.engine).map_err(engine_error)?;
-    let stop = StopSign::Readable(signals.as_fd());
+    let stop = StopRequest::Readable(signals.as_fd());
     wait_for_engine(&engine, stop).map_err(engine_error)?;
     let (name, attempts) = (&plan.container.name, plan.attempts);
     let mut renew = if plan.recreate_container { Renewal::NewContainer } else { Renewal::SameContainer };
@@ -85,12 +85,12 @@ pub fn run(plan: &ContainerScript) -> Result<(), JobError> {
 }
 
 /// Waits for an engine that is restarting. Fails if it stays unreachable or hangs, or if the job must stop meanwhile.
-fn wait_for_engine(engine: &DockerEngine, stop: StopSign<'_>) -> Result<(), DockerError> {
+fn wait_for_engine(engine: &DockerEngine, stop: StopRequest<'_>) -> Result<(), DockerError> {
     let until = Instant::now() + RETURN_TIMEOUT;
     loop {
         let outcome = engine.ping(PING_TIMEOUT);
         let is_away = outcome.as_ref().is_err_and(DockerError::is_unreachable);
-        if !is_away || Instant::now() >= until || stop.comes_within(RETURN_CHECK_INTERVAL) {
+        if !is_away || Instant::now() >= until || stop.arrives_within(RETURN_CHECK_INTERVAL) {
             return outcome;
         }
     }
@@ -103,7 +103,7 @@ fn run_once(
     signals: &SignalFd,
 ) -> Result<(), ScriptFailure> {
     let container = &plan.container;
-    let stop = StopSign::Readable(signals.as_fd());
+    let stop = StopRequest::Readable(signals.as_fd());
     if renew == Renewal::NewContainer {
         container.remove(engine).map_err(engine_error)?;
         container.create(engine, stop)?;

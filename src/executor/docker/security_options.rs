@@ -5,19 +5,19 @@ use std::fs;
 use crate::decode;
 use crate::failure::JobError;
 
-/// Replaces the path of a seccomp profile by its content, because the engine cannot read files of the agent's machine. The
-/// error names the profile.
+/// Replaces the path of a seccomp profile by its content, because the engine cannot read files of the agent's machine.
+/// The error names the profile.
 pub fn inline_profiles(options: &[String]) -> Result<Vec<String>, JobError> {
     let inlined = |option: &String| {
         let Some(path) = option.strip_prefix("seccomp=").filter(|profile| !is_built_in(profile)) else {
             return Ok(option.clone());
         };
-        let wrong = |why: String| {
+        let unusable = |why: String| {
             JobError::configuration(format!("`security_opt` below [runners.docker] names the profile {path}: {why}"))
         };
-        let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+        let text = fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
         let profile: Box<serde_json::value::RawValue> =
-            decode::json(text.as_bytes()).map_err(|error| wrong(format!("it is not JSON: {error}")))?;
+            decode::json(text.as_bytes()).map_err(|error| unusable(format!("it is not JSON: {error}")))?;
         Ok(format!("seccomp={}", profile.get()))
     };
     options.iter().map(inlined).collect()

@@ -148,7 +148,7 @@ fn plan_cache(settings: &VolumeSettings<'_>, destination: &Path, volumes: &mut V
     let mut labels = settings.labels.clone();
     if temporary {
         volumes.temporary.push(name.clone());
-        labels.insert(super::names::LIFETIME.to_owned(), "true".to_owned());
+        labels.insert(super::names::TEMPORARY.to_owned(), "true".to_owned());
     } else {
         // The cache outlives the job, so it must not have the labels by which the job's objects are removed.
         let state = labels.remove(super::names::STATE).unwrap_or_default();

@@ -74,12 +74,12 @@ fn root_follows_links_of_root_only() {
     for path in ["link", "link/caches", "link/../link/caches"] {
         let why = create(&home.join(path), None, 0o700).expect_err("must be refused").to_string();
         assert!(why.contains("`link` in this path is a link"), "{why}");
-        assert!(create_open(&home.join(path)).is_err());
+        assert!(create_world_writable(&home.join(path)).is_err());
     }
     assert_eq!(fs::read_dir(&closed).expect("list the directory").count(), 0);
     assert_eq!(fs::metadata(&closed).expect("the file must exist").mode() & 0o777, 0o755);
     create(&directory.path().join("link/of/root"), None, 0o700).expect("create the directory");
-    create_open(&home.join("new/caches")).expect("create the directory");
+    create_world_writable(&home.join("new/caches")).expect("create the directory");
     let mode = |path: &Path| fs::symlink_metadata(path).expect("the file must exist").mode() & 0o7777;
     assert_eq!((mode(&closed.join("of")), mode(&closed.join("of/root"))), (0o755, 0o700));
     assert_eq!((mode(&home.join("new")), mode(&home.join("new/caches"))), (0o755, 0o777));

@@ -38,7 +38,7 @@ pub fn sign(binding: &str) -> Result<SignedIdentity, String> {
 pub enum Unverified {
     /// The proof is not one of this agent, or STS rejects it.
     Rejected(String),
-    /// STS could not be asked.
+    /// STS cannot be reached, or its response is unusable.
     Unanswered(String),
 }
 

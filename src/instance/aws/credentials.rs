@@ -27,11 +27,11 @@ impl AwsCredentials {
 
     /// Whether the credentials are valid for some more minutes.
     pub fn are_fresh(&self, now: Timestamp) -> bool {
-        self.last(now, MARGIN_SECONDS)
+        self.are_valid_for(now, MARGIN_SECONDS)
     }
 
     /// Whether the credentials are valid for this time.
-    pub fn last(&self, now: Timestamp, seconds: i64) -> bool {
+    pub fn are_valid_for(&self, now: Timestamp, seconds: i64) -> bool {
         self.expires.is_none_or(|end| end.as_second() - now.as_second() > seconds)
     }
 }

@@ -35,11 +35,11 @@ mod tests {
     use super::*;
 
     fn machine(files: &[(&str, &str)]) -> FirmwareInfo {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().expect("a directory");
         for (path, text) in files {
             let path = directory.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, format!("{text}\n")).unwrap();
+            fs::create_dir_all(path.parent().expect("a parent")).expect("create the directory");
+            fs::write(path, format!("{text}\n")).expect("write the file");
         }
         read_firmware(directory.path())
     }

@@ -38,15 +38,15 @@ pub fn ec2_instance(
     if requirement != Requirement::AutoScaling && !is_configured && !firmware.is_ec2 {
         return Ok(None);
     }
-    let service = Metadata::of_process();
+    let metadata = Metadata::of_process();
     let timeout = match requirement {
         _ if firmware.instance.is_some() || retries == Retries::None => Duration::ZERO,
         Requirement::AutoScaling => REQUIRED_TIMEOUT,
         Requirement::Nothing | Requirement::GroupIfMember => OPTIONAL_TIMEOUT,
     };
     let settings = settings.cloned().unwrap_or_default();
-    let member = |id| Ok(Some(Ec2Instance::new(id, service, &settings, requirement)));
-    match (instance_id(service, timeout), firmware.instance) {
+    let member = |id| Ok(Some(Ec2Instance::new(id, metadata, &settings, requirement)));
+    match (instance_id(metadata, timeout), firmware.instance) {
         (Ok(id), _) => member(id),
         (Err(error), Some(id)) => {
             log::warn!(
@@ -68,10 +68,10 @@ pub fn ec2_instance(
     }
 }
 
-fn instance_id(service: &Metadata, timeout: Duration) -> Result<String, MetadataError> {
+fn instance_id(metadata: &Metadata, timeout: Duration) -> Result<String, MetadataError> {
     let mut outcome = Err(MetadataError::Unusable("no request was sent".to_owned()));
     sync::try_until(timeout, RETRY_INTERVAL, || {
-        outcome = match service.get("meta-data/instance-id") {
+        outcome = match metadata.get("meta-data/instance-id") {
             Ok(item) if is_instance_id(&item.text) => Ok(item.text),
             Ok(_) => Err(MetadataError::Unusable("it returned an invalid instance id".to_owned())),
             Err(error) => Err(error),

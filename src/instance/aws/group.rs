@@ -18,17 +18,17 @@ const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// One instance and its Auto Scaling group.
 pub struct OwnGroup {
     instance: String,
-    service: &'static Metadata,
+    metadata: &'static Metadata,
     api: AutoScaling,
     settings: AwsConfig,
     name: Mutex<Option<String>>,
 }
 
 impl OwnGroup {
-    pub fn new(instance: &str, service: &'static Metadata, settings: &AwsConfig) -> Self {
+    pub fn new(instance: &str, metadata: &'static Metadata, settings: &AwsConfig) -> Self {
         let calls = AutoScaling::new(settings.region.as_deref());
         let name = Mutex::new(settings.auto_scaling_group.clone());
-        Self { instance: instance.to_owned(), service, api: calls, settings: settings.clone(), name }
+        Self { instance: instance.to_owned(), metadata, api: calls, settings: settings.clone(), name }
     }
 
     /// The name of the group: from the configuration, the instance tag, or Auto Scaling.
@@ -37,7 +37,7 @@ impl OwnGroup {
         if let Some(name) = kept.as_ref() {
             return Ok(name.clone());
         }
-        let tag = self.service.get(TAG).ok().map(|item| item.text).filter(|name| !name.is_empty());
+        let tag = self.metadata.get(TAG).ok().map(|item| item.text).filter(|name| !name.is_empty());
         let name = match tag {
             Some(name) => name,
             None => self.api.member(&self.instance, DESCRIBE_TIMEOUT)?.ok_or(Refusal::NotInGroup)?.group,
@@ -74,7 +74,7 @@ impl OwnGroup {
     }
 
     /// Makes one call that sets the desired capacity.
-    pub fn raise(&self, desired: u32) -> Result<(), Refusal> {
+    pub fn set_desired_capacity(&self, desired: u32) -> Result<(), Refusal> {
         Ok(self.api.set_desired(&self.name()?, desired)?)
     }
 

@@ -118,8 +118,8 @@ impl HookHeartbeats {
 
     /// Waits. Returns true if the heartbeats must stop.
     fn is_stopped_within(&self, wait: Duration) -> bool {
-        let held = |heartbeat: &mut HookHeartbeat| *heartbeat == HookHeartbeat::Running;
-        let heartbeat = sync::wait_while(&self.changed, self.lock(), wait, held);
+        let is_running = |heartbeat: &mut HookHeartbeat| *heartbeat == HookHeartbeat::Running;
+        let heartbeat = sync::wait_while(&self.changed, self.lock(), wait, is_running);
         *heartbeat == HookHeartbeat::Stopped
     }
 

@@ -30,7 +30,7 @@ fn check_group(group: &OwnGroup, target: Result<TargetState, Refusal>) -> Vec<Ch
     if target == Ok(TargetState::NoGroup) {
         return vec![result(Ok("in no group".to_owned()))];
     }
-    let described = group.name().and_then(|name| Ok(format!("group {name}, which wants {:?}", target?)));
+    let described = group.name().and_then(|name| Ok(format!("group {name}, target lifecycle state {:?}", target?)));
     let hooks = group.hooks().map(|hooks| hook_names(&hooks)).map_err(|refusal| refusal.to_string());
     vec![
         result(described.map_err(|refusal| refusal.to_string())),

@@ -31,7 +31,7 @@ const GROUP_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// An EC2 instance, with or without an Auto Scaling group.
 pub struct Ec2Instance {
     id: String,
-    service: &'static Metadata,
+    metadata: &'static Metadata,
     group: Arc<OwnGroup>,
     protection: Arc<Protection>,
     hooks: Arc<HookHeartbeats>,
@@ -44,10 +44,10 @@ pub struct Ec2Instance {
 
 impl Ec2Instance {
     /// The instance with this id.
-    pub fn new(id: String, service: &'static Metadata, settings: &AwsConfig, requirement: Requirement) -> Self {
-        let group = Arc::new(OwnGroup::new(&id, service, settings));
+    pub fn new(id: String, metadata: &'static Metadata, settings: &AwsConfig, requirement: Requirement) -> Self {
+        let group = Arc::new(OwnGroup::new(&id, metadata, settings));
         let raiser = settings.raise_on_job.map(|raise| CapacityRaiser::new(&id, raise));
-        let is_in_group = has_target_state(service);
+        let is_in_group = has_target_state(metadata);
         let is_terminated_by_group = match requirement {
             Requirement::AutoScaling => true,
             Requirement::GroupIfMember => is_in_group,
@@ -57,7 +57,7 @@ impl Ec2Instance {
         let protects = settings.protect_while_busy.unwrap_or(is_terminated_by_group || raiser.is_some());
         let region = settings.region.clone();
         let (protection, hooks) = (Protection::new(), HookHeartbeats::new());
-        Self { id, service, group, protection, hooks, protects, is_in_group, raiser, region }
+        Self { id, metadata, group, protection, hooks, protects, is_in_group, raiser, region }
     }
 
     /// Whether the instance is being terminated.
@@ -80,9 +80,9 @@ impl Ec2Instance {
 
 /// Whether the metadata service has a target lifecycle state, which it has for every member of an Auto Scaling group.
 /// Retries a few times if the service does not answer.
-fn has_target_state(service: &Metadata) -> bool {
+fn has_target_state(metadata: &Metadata) -> bool {
     for attempt in 1..=GROUP_ATTEMPTS {
-        match service.get(watch::TARGET_PATH) {
+        match metadata.get(watch::TARGET_PATH) {
             Ok(_) => return true,
             Err(MetadataError::Absent | MetadataError::Disabled) => return false,
             Err(error) => {
@@ -123,7 +123,7 @@ impl Instance for Ec2Instance {
     }
 
     fn watch(&self, handler: NoticeHandler) {
-        watch::start(self.service, handler);
+        watch::start(self.metadata, handler);
         if self.protects {
             self.protection.start(&self.group);
         }
@@ -133,7 +133,7 @@ impl Instance for Ec2Instance {
     }
 
     fn target_state(&self) -> Result<TargetState, Refusal> {
-        match self.service.get(watch::TARGET_PATH) {
+        match self.metadata.get(watch::TARGET_PATH) {
             Ok(item) => Ok(watch::parse_target_state(&item.text)),
             Err(MetadataError::Absent) => Ok(TargetState::NoGroup),
             Err(error) => {

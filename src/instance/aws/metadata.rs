@@ -31,12 +31,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The default of `AWS_METADATA_SERVICE_TIMEOUT`.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The default and the maximum of `AWS_METADATA_SERVICE_NUM_ATTEMPTS`.
-const ATTEMPTS: u32 = 3;
-const ATTEMPTS_MAX: u32 = 10;
+const DEFAULT_ATTEMPTS: u32 = 3;
+const MAX_ATTEMPTS: u32 = 10;
 /// The delay before another attempt. No stop interrupts it, because it is short.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
 /// Maximum size of a response, in bytes.
-const RESPONSE_MAX: u64 = 1 << 20;
+const MAX_RESPONSE: u64 = 1 << 20;
 
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,7 +113,7 @@ impl Metadata {
         Self {
             base: base.trim_end_matches('/').to_owned(),
             is_disabled: is("AWS_EC2_METADATA_DISABLED", "true"),
-            attempts: attempts.unwrap_or(ATTEMPTS).clamp(1, ATTEMPTS_MAX),
+            attempts: attempts.unwrap_or(DEFAULT_ATTEMPTS).clamp(1, MAX_ATTEMPTS),
             agent: config.build().into(),
             session: Mutex::default(),
         }
@@ -195,7 +195,7 @@ impl Metadata {
             MetadataError::Unusable(format!("{}: {error}{}", self.base, if is_connected { hint } else { "" }))
         };
         let mut response = self.agent.run(request).map_err(describe)?;
-        let text = response.body_mut().with_config().limit(RESPONSE_MAX).read_to_string().map_err(describe)?;
+        let text = response.body_mut().with_config().limit(MAX_RESPONSE).read_to_string().map_err(describe)?;
         Ok(Response { status: response.status().as_u16(), headers: response.headers().clone(), text })
     }
 }
@@ -255,7 +255,7 @@ mod tests {
     fn one_session_token_serves_all_requests() {
         let server = TestServer::new(&[TOKEN, &answer(200, "i-1\n"), &answer(404, "")]);
         let client = client(&server, &[]);
-        assert_eq!(client.get("meta-data/instance-id").unwrap().text, "i-1");
+        assert_eq!(client.get("meta-data/instance-id").expect("the instance id").text, "i-1");
         assert_eq!(client.get("meta-data/spot/instance-action").err(), Some(MetadataError::Absent));
         let seen = server.seen();
         assert!(seen[0].head.starts_with("put /latest/api/token "), "{}", seen[0].head);
@@ -271,8 +271,8 @@ mod tests {
         let server =
             TestServer::new(&[TOKEN, &answer(200, "a"), &answer(401, ""), TOKEN, &answer(200, "b"), &answer(401, "")]);
         let client = client(&server, &[]);
-        assert_eq!(client.get("x").unwrap().text, "a");
-        assert_eq!(client.get("x").unwrap().text, "b");
+        assert_eq!(client.get("x").expect("an item").text, "a");
+        assert_eq!(client.get("x").expect("an item").text, "b");
     }
 
     #[test]
@@ -280,15 +280,15 @@ mod tests {
         let short = TOKEN.replace("21600", "0");
         let server = TestServer::new(&[&short, &answer(200, "a"), TOKEN, &answer(200, "b")]);
         let client = client(&server, &[]);
-        assert_eq!(client.get("x").unwrap().text, "a");
-        assert_eq!(client.get("x").unwrap().text, "b");
+        assert_eq!(client.get("x").expect("an item").text, "a");
+        assert_eq!(client.get("x").expect("an item").text, "b");
     }
 
     #[test]
     fn retries_without_an_answer() {
         let server = TestServer::new(&[TOKEN, &answer(503, ""), "", &answer(200, "a"), &answer(503, "")]);
         let client = client(&server, &[]);
-        assert_eq!(client.get("x").unwrap().text, "a");
+        assert_eq!(client.get("x").expect("an item").text, "a");
         assert!(matches!(client.get_once("x"), Err(MetadataError::Unusable(why)) if why.contains("503")));
     }
 
@@ -304,21 +304,21 @@ mod tests {
             [(answer(404, ""), "not the service of EC2"), (answer(200, "<html>\n"), "an invalid token")]
         {
             let server = TestServer::new(&[&answer]);
-            let why = client(&server, &one).get("x").err().unwrap().to_string();
+            let why = client(&server, &one).get("x").err().expect("must be refused").to_string();
             assert!(why.contains(part), "{why}");
         }
     }
 
     #[test]
     fn a_missing_session_token_gets_a_hint() {
-        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", silent.local_addr().unwrap());
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", silent.local_addr().expect("an address"));
         let client = Metadata::new(&|name| match name {
             "AWS_EC2_METADATA_SERVICE_ENDPOINT" => Some(url.clone()),
             "AWS_METADATA_SERVICE_NUM_ATTEMPTS" => Some("1".to_owned()),
             _ => None,
         });
-        let why = client.get("x").err().unwrap().to_string();
+        let why = client.get("x").err().expect("must be refused").to_string();
         assert!(why.contains("hop limit"), "{why}");
     }
 

@@ -120,9 +120,9 @@ mod tests {
                       [base]\naws_access_key_id = wrong\n";
         let credentials = "[base]\naws_access_key_id=A\naws_secret_access_key = B#=;\n";
         let profiles = Profiles::of_text(config, credentials, "ci");
-        assert_eq!(profiles.get("default").unwrap().value("region").as_deref(), Some("eu-west-1"));
+        assert_eq!(profiles.get("default").expect("the default profile").value("region").as_deref(), Some("eu-west-1"));
         assert_eq!(profiles.value("role_arn").as_deref(), Some("arn:r"));
-        let base = profiles.get("base").unwrap();
+        let base = profiles.get("base").expect("the profile `base`");
         assert_eq!(base.value("aws_access_key_id").as_deref(), Some("A"));
         assert_eq!(base.value("aws_secret_access_key").as_deref(), Some("B#=;"));
         assert!(profiles.get("other").is_none());
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn nested_blocks_do_not_leak_into_their_section() {
         let text = "[default]\ns3 =\n  region = x\n  max = 1\noutput = json\n";
-        let default = Profiles::of_text(text, "", "default").get("default").unwrap();
+        let default = Profiles::of_text(text, "", "default").get("default").expect("the default profile");
         assert_eq!((default.value("region"), default.value("output").as_deref()), (None, Some("json")));
         assert_eq!(default.value("s3.region").as_deref(), Some("x"));
     }

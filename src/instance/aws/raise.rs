@@ -118,7 +118,7 @@ impl CapacityRaiser {
     fn check(&self, group: &OwnGroup, trigger: CheckTrigger) -> Result<(), String> {
         let group_state = describe_group(group)?;
         let Some(target) = self.desired_capacity(&group_state, trigger) else { return Ok(()) };
-        group.raise(target).map_err(|refusal| refusal.to_string())?;
+        group.set_desired_capacity(target).map_err(|refusal| refusal.to_string())?;
         log::info!("desired capacity of the group raised from={} to={target}", group_state.desired);
         Ok(())
     }

@@ -9,9 +9,9 @@ use super::xml;
 use crate::decode;
 
 /// Maximum length of an error message.
-const MESSAGE_MAX: usize = 300;
+const MAX_MESSAGE: usize = 300;
 /// A signature is rejected because of the clock only if the clocks differ by more than this.
-const CLOCK_SKEW_MIN: Duration = Duration::from_secs(4 * 60);
+const MIN_CLOCK_SKEW: Duration = Duration::from_secs(4 * 60);
 
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl ServiceError {
         let line = message.lines().next().unwrap_or_default();
         let message = match line.trim() {
             "" => format!("status {status} without a message"),
-            line => line.chars().take(MESSAGE_MAX).collect(),
+            line => line.chars().take(MAX_MESSAGE).collect(),
         };
         Self { status, code: code.unwrap_or_else(|| format!("Status{status}")), message, at }
     }
@@ -113,7 +113,7 @@ impl ServiceError {
             Ok(ahead) => (ahead, 1),
             Err(behind) => (behind.duration(), -1),
         };
-        (skew > CLOCK_SKEW_MIN).then(|| sign * i64::try_from(skew.as_secs()).unwrap_or(0))
+        (skew > MIN_CLOCK_SKEW).then(|| sign * i64::try_from(skew.as_secs()).unwrap_or(0))
     }
 }
 

@@ -172,7 +172,14 @@ mod tests {
     }
 
     fn signature(headers: &[(String, String)]) -> &str {
-        headers.iter().find(|(name, _)| name == "Authorization").unwrap().1.rsplit('=').next().unwrap()
+        headers
+            .iter()
+            .find(|(name, _)| name == "Authorization")
+            .expect("the header")
+            .1
+            .rsplit('=')
+            .next()
+            .expect("a value")
     }
 
     /// The examples of the S3 manual ("Authenticating Requests").
@@ -180,7 +187,7 @@ mod tests {
     fn signs_the_examples_of_s3() {
         let credentials = AwsCredentials::fixed("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY");
         let scope = CredentialScope { region: "us-east-1", service: "s3" };
-        let now = "2013-05-24T00:00:00Z".parse().unwrap();
+        let now = "2013-05-24T00:00:00Z".parse().expect("a time");
         let host = "examplebucket.s3.amazonaws.com";
         let url = presign(&target(host, "/test.txt"), &credentials, scope, now, Duration::from_secs(86_400));
         let expected = "aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404";
@@ -197,7 +204,7 @@ mod tests {
     fn signs_the_cases_of_the_test_suite() {
         let credentials = AwsCredentials::fixed("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");
         let scope = CredentialScope { region: "us-east-1", service: "service" };
-        let now = "2015-08-30T12:36:00Z".parse().unwrap();
+        let now = "2015-08-30T12:36:00Z".parse().expect("a time");
         let plain = target("example.amazonaws.com", "/");
         let query = pairs(&[("Param2", "value2"), ("Param1", "value1")]);
         let one = pairs(&[("Param1", "value1")]);
@@ -248,7 +255,7 @@ mod tests {
     fn signs_a_body_and_a_session_token() {
         let mut credentials = AwsCredentials::fixed("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");
         let scope = CredentialScope { region: "us-east-1", service: "service" };
-        let now = "2015-08-30T12:36:00Z".parse().unwrap();
+        let now = "2015-08-30T12:36:00Z".parse().expect("a time");
         let post = SignedRequest { method: "POST", ..target("example.amazonaws.com", "/") };
         let headers = pairs(&[("Content-Type", "application/x-www-form-urlencoded")]);
         let form = authorize(&SignedRequest { headers, ..post.clone() }, b"Param1=value1", &credentials, scope, now);

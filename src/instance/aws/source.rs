@@ -13,7 +13,7 @@ use ureq::http::Uri;
 
 use super::credentials::AwsCredentials;
 use super::environment::variable;
-use super::metadata::{self, Metadata};
+use super::metadata::{Metadata, MetadataError};
 use super::profile::{Profile, Profiles};
 use super::sts::{self, AssumedRole};
 use crate::decode;
@@ -23,7 +23,7 @@ use crate::token::Token;
 /// Container endpoints are local.
 const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum size of the response of a container endpoint, in bytes.
-const RESPONSE_MAX: u64 = 1 << 20;
+const MAX_RESPONSE: u64 = 1 << 20;
 /// Credentials that expire within this time are renewed, if there are new ones already.
 const RENEWAL_SECONDS: i64 = 15 * 60;
 
@@ -72,12 +72,12 @@ impl CredentialSource {
     pub fn current(&self) -> Result<AwsCredentials, String> {
         let mut kept = sync::lock(&self.cached);
         let now = Timestamp::now();
-        if let Some(good) = kept.as_ref().filter(|kept| kept.last(now, RENEWAL_SECONDS)) {
+        if let Some(good) = kept.as_ref().filter(|kept| kept.are_valid_for(now, RENEWAL_SECONDS)) {
             return Ok(good.clone());
         }
-        match (self.find(), kept.as_ref().filter(|kept| kept.last(now, 0))) {
+        match (self.find(), kept.as_ref().filter(|kept| kept.are_valid_for(now, 0))) {
             (Ok(found), _) => {
-                if !found.last(now, 0) {
+                if !found.are_valid_for(now, 0) {
                     log::warn!("the AWS credentials have expired and no others were found; using them");
                 }
                 *kept = Some(found.clone());
@@ -148,7 +148,7 @@ fn from_profile(
     }
     if is_first && let Some((arn, file)) = variable("AWS_ROLE_ARN").zip(variable("AWS_WEB_IDENTITY_TOKEN_FILE")) {
         let session = variable("AWS_ROLE_SESSION_NAME").unwrap_or_else(|| sts::SESSION.to_owned());
-        return sts::with_web_identity(&AssumedRole { session, ..AssumedRole::new(&arn) }, &file).map(Some);
+        return sts::assume_role_with_web_identity(&AssumedRole { session, ..AssumedRole::new(&arn) }, &file).map(Some);
     }
     let Some(profile) = profile else { return Ok(None) };
     if let Some(found) = from_keys(&profile) {
@@ -180,7 +180,7 @@ fn from_role(
     let session = profile.value("role_session_name").unwrap_or_else(|| sts::SESSION.to_owned());
     let role = AssumedRole { session, external_id: profile.value("external_id"), ..AssumedRole::new(arn) };
     if let Some(file) = profile.value("web_identity_token_file") {
-        return sts::with_web_identity(&role, &file);
+        return sts::assume_role_with_web_identity(&role, &file);
     }
     if profile.value("mfa_serial").is_some() {
         return Err(format!(
@@ -201,7 +201,7 @@ fn from_role(
     sts::assume_role(&role, &base)
 }
 
-/// The answer of the metadata service and of container endpoints.
+/// The response of the metadata service and of container endpoints.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct TemporaryCredentials {
@@ -252,20 +252,18 @@ fn may_have_token(url: &str) -> bool {
     uri.scheme_str() == Some("https") || (uri.scheme_str() == Some("http") && (is_near || known.contains(&host)))
 }
 
-fn from_instance(service: &Metadata) -> Result<AwsCredentials, String> {
+fn from_instance(metadata: &Metadata) -> Result<AwsCredentials, String> {
     const ROLES: &str = "meta-data/iam/security-credentials/";
-    let describe = |error: metadata::MetadataError| match error {
-        metadata::MetadataError::Absent => {
-            "no AWS credentials are configured, and the instance has no profile".to_owned()
-        }
+    let describe = |error: MetadataError| match error {
+        MetadataError::Absent => "no AWS credentials are configured, and the instance has no profile".to_owned(),
         other => format!("no AWS credentials are configured, and {other}"),
     };
-    let names = service.get(ROLES).map_err(describe)?.text;
+    let names = metadata.get(ROLES).map_err(describe)?.text;
     let role = names.lines().next().unwrap_or_default().trim();
     if role.is_empty() {
-        return Err(describe(metadata::MetadataError::Absent));
+        return Err(describe(MetadataError::Absent));
     }
-    let item = service.get(&format!("{ROLES}{role}")).map_err(describe)?;
+    let item = metadata.get(&format!("{ROLES}{role}")).map_err(describe)?;
     decode_credentials("the instance metadata service", &item.text)
 }
 
@@ -279,7 +277,7 @@ fn request(url: &str, token: Option<&str>) -> Result<String, String> {
     }
     let mut answer = builder.call().map_err(|why| format!("did not respond: {why}"))?;
     let status = answer.status().as_u16();
-    let body = answer.body_mut().with_config().limit(RESPONSE_MAX).read_to_string();
+    let body = answer.body_mut().with_config().limit(MAX_RESPONSE).read_to_string();
     match status {
         200 => body.map_err(|why| format!("sent an incomplete response: {why}")),
         _ => Err(format!("responded with status {status}")),
@@ -299,13 +297,16 @@ mod tests {
         let text = "[default]\naws_access_key_id=A\naws_secret_access_key = B\n[ci]\naws_access_key_id = C\n\
                     aws_secret_access_key = D=\naws_session_token = E\n";
         let of = |name| found(&Profiles::of_text("", text, name));
-        assert_eq!(of("default").unwrap().unwrap().access_key, "A");
-        let ci = of("ci").unwrap().unwrap();
+        assert_eq!(of("default").expect("no error").expect("credentials").access_key, "A");
+        let ci = of("ci").expect("no error").expect("credentials");
         assert_eq!((ci.access_key.as_str(), ci.secret_key.reveal()), ("C", "D="));
-        assert_eq!(ci.session_token.unwrap().reveal(), "E");
-        assert!(of("other").unwrap().is_none());
+        assert_eq!(ci.session_token.expect("a session token").reveal(), "E");
+        assert!(of("other").expect("no error").is_none());
         let config = "[profile ci]\naws_access_key_id = F\naws_secret_access_key = G\n";
-        assert_eq!(found(&Profiles::of_text(config, "", "ci")).unwrap().unwrap().access_key, "F");
+        assert_eq!(
+            found(&Profiles::of_text(config, "", "ci")).expect("no error").expect("credentials").access_key,
+            "F"
+        );
     }
 
     #[test]
@@ -321,7 +322,7 @@ mod tests {
             ("[default]\nrole_arn = r\nmfa_serial = m\n", "MFA"),
             ("[default]\ncredential_process = /bin/x\n", "credential_process"),
         ] {
-            let why = found(&Profiles::of_text(config, "", "default")).unwrap_err();
+            let why = found(&Profiles::of_text(config, "", "default")).expect_err("must be refused");
             assert!(why.contains(part), "{why}");
         }
     }
@@ -337,13 +338,14 @@ mod tests {
     fn reads_temporary_credentials() {
         let body = r#"{"Code":"Success","AccessKeyId":"A","SecretAccessKey":"B","Token":"T",
             "Expiration":"2030-01-01T00:00:00Z"}"#;
-        let temporary = decode_credentials("x", body).unwrap();
-        assert!(temporary.are_fresh("2029-12-31T00:00:00Z".parse().unwrap()));
-        assert!(!temporary.are_fresh("2029-12-31T23:58:00Z".parse().unwrap()));
+        let temporary = decode_credentials("x", body).expect("credentials");
+        assert!(temporary.are_fresh("2029-12-31T00:00:00Z".parse().expect("a time")));
+        assert!(!temporary.are_fresh("2029-12-31T23:58:00Z".parse().expect("a time")));
         for nonsense in ["<html>", "{}", r#"{"AccessKeyId":"A"}"#] {
             assert!(decode_credentials("x", nonsense).is_err(), "{nonsense}");
         }
-        let refused = decode_credentials("x", r#"{"Code":"AssumeRoleUnauthorizedAccess","Message":"no"}"#).unwrap_err();
+        let refused = decode_credentials("x", r#"{"Code":"AssumeRoleUnauthorizedAccess","Message":"no"}"#)
+            .expect_err("must be refused");
         assert!(refused.contains("AssumeRoleUnauthorizedAccess"), "{refused}");
     }
 

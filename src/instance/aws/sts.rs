@@ -41,13 +41,13 @@ impl AssumedRole {
 }
 
 /// Temporary credentials of a role, valid for an hour. Errors: the call failed.
-pub fn assume_role(role: &AssumedRole, with: &AwsCredentials) -> Result<AwsCredentials, String> {
-    call("AssumeRole", role, &[], Some(with))
+pub fn assume_role(role: &AssumedRole, credentials: &AwsCredentials) -> Result<AwsCredentials, String> {
+    call("AssumeRole", role, &[], Some(credentials))
 }
 
 /// Temporary credentials of a role for the web identity token in this file. Errors: there is no token, or the call
 /// failed.
-pub fn with_web_identity(role: &AssumedRole, file: &str) -> Result<AwsCredentials, String> {
+pub fn assume_role_with_web_identity(role: &AssumedRole, file: &str) -> Result<AwsCredentials, String> {
     let token = fs::read_to_string(file).map_err(|error| format!("the web identity token {file}: {error}"))?;
     let token = Token::new(token.trim());
     call("AssumeRoleWithWebIdentity", role, &[("WebIdentityToken", token.reveal())], None)
@@ -88,7 +88,7 @@ mod tests {
     fn reads_the_credentials_of_a_role() {
         let xml = "<R xmlns=\"https://sts\"><C><AccessKeyId>A</AccessKeyId><SecretAccessKey>S&amp;</SecretAccessKey>\
                    <SessionToken>T</SessionToken><Expiration>2030-01-01T00:00:00Z</Expiration></C></R>";
-        let credentials = decode_credentials(xml).unwrap();
+        let credentials = decode_credentials(xml).expect("credentials");
         assert_eq!(credentials.secret_key.reveal(), "S&");
         assert!(credentials.expires.is_some());
         assert!(decode_credentials("<html>").is_none());

@@ -19,7 +19,8 @@ use crate::http::{Incoming, Method, Outgoing, Timeouts, Transfer, escape, http_d
 /// The timeouts of one request.
 const TIMEOUTS: Timeouts = Timeouts { total: Duration::from_secs(15), response: Duration::from_secs(10) };
 /// Maximum size of a response, in bytes.
-const RESPONSE_MAX: u64 = 4 << 20;
+const MAX_RESPONSE: u64 = 4 << 20;
+
 /// A request without its endpoint.
 pub struct AwsRequest {
     /// Name of the action.
@@ -151,7 +152,7 @@ fn read(answer: Incoming) -> Result<String, RequestFailure> {
     let at = answer.header("Date").and_then(http_date);
     let kind = answer.header("x-amzn-ErrorType").map(str::to_owned);
     let mut bytes = Vec::new();
-    let outcome = answer.into_reader().take(RESPONSE_MAX).read_to_end(&mut bytes);
+    let outcome = answer.into_reader().take(MAX_RESPONSE).read_to_end(&mut bytes);
     let text = String::from_utf8_lossy(&bytes).into_owned();
     match (status, outcome) {
         (200..=299, Ok(_)) => Ok(text),

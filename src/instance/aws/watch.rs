@@ -15,7 +15,7 @@ use crate::sync;
 /// Interval of the polls: with the time of a poll, no notice is older than five seconds.
 const POLL_INTERVAL: Duration = Duration::from_secs(4);
 /// Polls without a response before a warning is logged.
-const FAILED_POLLS_MAX: u32 = 15;
+const MAX_FAILED_POLLS: u32 = 15;
 const STACK: usize = 256 * 1024;
 
 pub const TARGET_PATH: &str = "meta-data/autoscaling/target-lifecycle-state";
@@ -23,9 +23,9 @@ const ACTION_PATH: &str = "meta-data/spot/instance-action";
 const REBALANCE_PATH: &str = "meta-data/events/recommendations/rebalance";
 
 /// Starts the thread, which runs as long as the process.
-pub fn start(service: &'static Metadata, handler: NoticeHandler) {
+pub fn start(metadata: &'static Metadata, handler: NoticeHandler) {
     let mut watch =
-        NoticeWatcher { service, handle: handler, is_spot: None, seen: SeenNotices::default(), failed_polls: 0 };
+        NoticeWatcher { metadata, handle: handler, is_spot: None, seen: SeenNotices::default(), failed_polls: 0 };
     let spawned = sync::spawn("notices", STACK, move || {
         loop {
             watch.poll();
@@ -39,7 +39,7 @@ pub fn start(service: &'static Metadata, handler: NoticeHandler) {
 }
 
 struct NoticeWatcher {
-    service: &'static Metadata,
+    metadata: &'static Metadata,
     handle: NoticeHandler,
     /// Whether this is a spot instance; `None` if not known yet.
     is_spot: Option<bool>,
@@ -66,14 +66,14 @@ impl NoticeWatcher {
         }
         if self.is_spot.is_none() {
             // On-demand instances get no interruption notices.
-            let life = self.service.get_once("meta-data/instance-life-cycle");
+            let life = self.metadata.get_once("meta-data/instance-life-cycle");
             self.is_spot = life.ok().map(|item| !matches!(item.text.as_str(), "on-demand" | "scheduled"));
         }
         self.report_failures(failure);
     }
 
     fn poll_path(&mut self, path: &str, handler: fn(&mut Self, Option<Item>)) -> Option<MetadataError> {
-        match self.service.get_once(path) {
+        match self.metadata.get_once(path) {
             Ok(item) => handler(self, Some(item)),
             Err(MetadataError::Absent) => handler(self, None),
             Err(error) => return Some(error),
@@ -114,9 +114,9 @@ impl NoticeWatcher {
 
     fn report_failures(&mut self, failure: Option<MetadataError>) {
         match &failure {
-            None if self.failed_polls >= FAILED_POLLS_MAX => log::info!("the metadata service answers again"),
+            None if self.failed_polls >= MAX_FAILED_POLLS => log::info!("the metadata service answers again"),
             None => {}
-            Some(error) if self.failed_polls + 1 == FAILED_POLLS_MAX => log::warn!(
+            Some(error) if self.failed_polls + 1 == MAX_FAILED_POLLS => log::warn!(
                 "the metadata service does not answer; spot and rebalance notices may be missed error={error}"
             ),
             Some(error) => log::debug!("cannot read notices error={error}"),
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(left, Some((Interruption::Terminate, Duration::from_secs(110))));
         let past = interruption(&item(text, Some("2030-01-01T01:00:00Z")), wrong_clock);
         assert_eq!(past, Some((Interruption::Terminate, Duration::ZERO)));
-        let now = parse_time("2030-01-01T00:00:00Z").unwrap();
+        let now = parse_time("2030-01-01T00:00:00Z").expect("a time");
         assert_eq!(interruption(&item(text, None), now), Some((Interruption::Terminate, Duration::from_secs(120))));
         for nonsense in ["", "<html>", "{}", r#"{"action":"terminate","time":"soon"}"#] {
             assert_eq!(interruption(&item(nonsense, None), now), None, "{nonsense}");

@@ -1,4 +1,4 @@
-//! Reads elements of XML answers by name, at any depth or of the first item of a list.
+//! Reads elements of XML responses by name, at any depth or of the first item of a list.
 
 use roxmltree::{Document, Node};
 
@@ -8,8 +8,8 @@ pub fn element(xml: &str, name: &str) -> Option<String> {
     text_of(document.root(), name)
 }
 
-/// The text of an element of the first `member` of the element `list`. Elements with the same name further inside, such as
-/// `MinSize` of a warm pool, are others.
+/// The text of a child of the first `member` of the element `list`. Elements with the same name further inside, such as
+/// `MinSize` of a warm pool, do not count.
 pub fn field(xml: &str, list: &str, name: &str) -> Option<String> {
     let document = Document::parse(xml).ok()?;
     text(first_member(&document, list)?.children().find(|node| node.tag_name().name() == name)?)
@@ -27,7 +27,7 @@ fn first_member<'a, 'input>(document: &'a Document<'input>, list: &str) -> Optio
     list.children().find(|node| node.tag_name().name() == "member")
 }
 
-/// For each `member` of the element `list`, the texts of the elements with these names. Errors: the answer is not XML.
+/// For each `member` of the element `list`, the texts of the elements with these names. Errors: the text is not XML.
 pub fn members<const N: usize>(xml: &str, list: &str, names: [&str; N]) -> Result<Vec<[Option<String>; N]>, String> {
     let document = Document::parse(xml).map_err(|why| format!("the response is not XML: {why}"))?;
     let lists = document.descendants().filter(|node| node.tag_name().name() == list);
@@ -55,7 +55,7 @@ mod tests {
         assert_eq!(element("<html>", "Name"), None);
         let some = |text: &str| Some(text.to_owned());
         let hooks = members(xml, "Hooks", ["Name", "Time"]);
-        assert_eq!(hooks.unwrap(), [[some("a"), some("30")], [some("b&"), None]]);
+        assert_eq!(hooks.expect("the text is XML"), [[some("a"), some("30")], [some("b&"), None]]);
         assert!(members("nonsense", "Hooks", ["Name"]).is_err());
     }
 

@@ -97,7 +97,7 @@ impl Manager {
         let mut next = std::process::Command::new(program);
         next.args(std::env::args_os().skip(1)).envs(service_manager.variables());
         next.env(LISTENER_VARIABLE, socket.as_raw_fd().to_string());
-        let error = sys::exec_holding(next, signals::handled());
+        let error = sys::exec_with_blocked(next, signals::handled());
         let _ = fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
         error
     }

@@ -80,9 +80,9 @@ impl Shared {
             if let Some(pool) = sync::lock(&self.new_settings).take() {
                 rounds.replace_settings(pool);
             }
-            let (began, cpu) = (Instant::now(), sys::thread_time());
+            let (began, cpu) = (Instant::now(), sys::thread_cpu_time());
             let wait = rounds.run_once();
-            let spent = sys::thread_time().saturating_sub(cpu);
+            let spent = sys::thread_cpu_time().saturating_sub(cpu);
             workload.wait_for_change(wait);
             let least = (spent * PAUSE).clamp(MIN_ROUND, MAX_PAUSE);
             self.stop.wait(least.saturating_sub(began.elapsed()));

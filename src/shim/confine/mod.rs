@@ -61,13 +61,13 @@ pub fn prepare(sandbox: &Sandbox) -> Result<Option<PreparedSandbox>, String> {
 pub fn confine(sandbox: &Sandbox, prepared: Option<&PreparedSandbox>) -> Result<MissingProtections, String> {
     let mut missing = MissingProtections::default();
     if let Some(prepared) = prepared {
-        let mut own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+        let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
         match &prepared.network {
             Some(network) => setns(network.as_fd(), CloneFlags::CLONE_NEWNET)
                 .map_err(|error| refused("the network namespace", error.into()))?,
-            None => own |= CloneFlags::CLONE_NEWNET,
+            None => namespaces |= CloneFlags::CLONE_NEWNET,
         }
-        unshare(own)
+        unshare(namespaces)
             .map_err(|error| refused("namespaces for the network, mounts, IPC and the host name", error.into()))?;
         let built =
             root::build(sandbox, prepared.owners.as_ref()).map_err(|error| refused("a root directory", error))?;

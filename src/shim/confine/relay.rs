@@ -30,11 +30,12 @@ use crate::sys;
 pub const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
 
 /// Maximum number of connections.
-const CONNECTIONS_MAX: usize = 256;
+const MAX_CONNECTIONS: usize = 256;
 /// Timeout of the client's request and of the connection to a server.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes copied at a time.
 const COPY_SIZE: usize = 64 * 1024;
+
 /// The sockets of a relay, in the network namespace of the task.
 pub struct Listeners {
     socks: TcpListener,
@@ -70,12 +71,12 @@ pub fn start(listeners: Listeners, network: &NetworkAccess, uid: u32) -> io::Res
         return Ok(pid);
     }
     let _ = set_pdeathsig(Signal::SIGKILL);
-    let given_up = identity::become_confined(Some(uid), None).is_ok() && set_no_new_privs().is_ok();
+    let is_unprivileged = identity::become_confined(Some(uid), None).is_ok() && set_no_new_privs().is_ok();
     // A change of the user clears this signal, so it is set again.
     let _ = set_pdeathsig(Signal::SIGKILL);
     // An error is ignored: the sandbox test reports a kernel without seccomp.
     let _ = calls::restrict();
-    if given_up {
+    if is_unprivileged {
         serve(listeners, network.clone());
     }
     sys::exit_now(1)
@@ -103,7 +104,7 @@ where
 {
     for stream in listener.incoming().flatten() {
         let (serve, count) = (serve.clone(), Arc::clone(count));
-        if count.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
+        if count.fetch_add(1, Ordering::SeqCst) >= MAX_CONNECTIONS {
             count.fetch_sub(1, Ordering::SeqCst);
             continue;
         }

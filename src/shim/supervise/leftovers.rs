@@ -22,7 +22,7 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The interval of the attempts to kill them.
 const KILL_INTERVAL: Duration = Duration::from_millis(100);
 /// The number of processes that the log names.
-const NAMES_MAX: usize = 3;
+const MAX_NAMES: usize = 3;
 
 impl Supervisor<'_> {
     pub(super) fn all_processes(&self) -> Vec<i32> {
@@ -60,7 +60,7 @@ impl Supervisor<'_> {
         if left.is_empty() {
             return 0;
         }
-        let names: Vec<String> = left.iter().take(NAMES_MAX).map(|pid| descendants::name_of(*pid)).collect();
+        let names: Vec<String> = left.iter().take(MAX_NAMES).map(|pid| descendants::name_of(*pid)).collect();
         descendants::signal_all(&left, Signal::SIGTERM);
         let grace = if self.stopped.is_some() { Duration::ZERO } else { LEFTOVER_GRACE };
         if !self.wait_for_children(grace) {

@@ -49,8 +49,9 @@ struct Entry {
 impl ConfigFile {
     /// Parses a file of the current or of the original format. Messages do not show its content.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let wrong = |error: serde_json::Error| format!("not a Docker configuration: line {} is wrong", error.line());
-        let raw: RawConfigFile = decode::json(text.as_bytes()).map_err(wrong)?;
+        let invalid =
+            |error: serde_json::Error| format!("not a Docker configuration: line {} is not valid", error.line());
+        let raw: RawConfigFile = decode::json(text.as_bytes()).map_err(invalid)?;
         let auths = match &raw {
             RawConfigFile { auths: None, creds_store: None, cred_helpers: None } => {
                 decode::json(text.as_bytes()).unwrap_or_default()
@@ -69,23 +70,23 @@ impl ConfigFile {
     }
 
     /// A file with these registries, users and passwords.
-    pub fn of_passwords<'a>(given: impl Iterator<Item = (&'a str, &'a str, &'a str)>) -> Self {
+    pub fn of_passwords<'a>(logins: impl Iterator<Item = (&'a str, &'a str, &'a str)>) -> Self {
         let password = |(key, username, password): (&str, &str, &str)| {
             let secret = RegistrySecret::Password { username: username.to_owned(), password: Token::new(password) };
             (path_of_key(key), secret)
         };
-        Self { passwords: given.map(password).collect(), ..Self::default() }
+        Self { passwords: logins.map(password).collect(), ..Self::default() }
     }
 }
 
 impl Entry {
     /// The secret of an entry; a credential store leaves empty entries. Fails if `auth` is malformed.
     fn secret(self) -> Result<Option<RegistrySecret>, String> {
-        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
-        if let Some(token) = given(self.identitytoken) {
+        let not_empty = |text: Option<String>| text.filter(|text| !text.is_empty());
+        if let Some(token) = not_empty(self.identitytoken) {
             return Ok(Some(RegistrySecret::Identity(Token::new(token))));
         }
-        if let Some(auth) = given(self.auth) {
+        if let Some(auth) = not_empty(self.auth) {
             let decoded = BASE64_STANDARD.decode(auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
             let pair = decoded.as_ref().and_then(|text| text.trim_end_matches('\0').split_once(':'));
             let (username, password) = pair.ok_or("`auth` is not USER:PASSWORD in base64")?;
@@ -94,7 +95,7 @@ impl Entry {
                 password: Token::new(password),
             }));
         }
-        let pair = given(self.username).zip(given(self.password));
+        let pair = not_empty(self.username).zip(not_empty(self.password));
         Ok(pair.map(|(username, password)| RegistrySecret::Password { username, password: Token::new(password) }))
     }
 }

@@ -23,9 +23,9 @@ use crate::sys;
 use crate::token::Token;
 
 /// The largest response, in bytes.
-const RESPONSE_MAX: usize = 1 << 20;
+const MAX_RESPONSE: usize = 1 << 20;
 /// The longest part of an error message that is shown, in characters.
-const ERROR_TEXT_MAX: usize = 200;
+const MAX_ERROR_TEXT: usize = 200;
 
 /// The origin of a helper's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +132,7 @@ fn converse(child: &mut Child, server: &str, until: Instant) -> std::io::Result<
             0 => break,
             length => response.extend_from_slice(&block[..length]),
         }
-        if response.len() > RESPONSE_MAX {
+        if response.len() > MAX_RESPONSE {
             return Err(std::io::Error::other("the response is too long"));
         }
     }
@@ -144,6 +144,6 @@ fn error_result(program: &str, text: &str) -> Result<Option<RegistrySecret>, Str
     if text.to_ascii_lowercase().contains("credentials not found") {
         return Ok(None);
     }
-    let line: String = text.lines().next().unwrap_or_default().chars().take(ERROR_TEXT_MAX).collect();
+    let line: String = text.lines().next().unwrap_or_default().chars().take(MAX_ERROR_TEXT).collect();
     Err(format!("{program} failed: {}", if line.is_empty() { "no reason given" } else { &line }))
 }

@@ -129,7 +129,7 @@ pub struct EcrLogin {
 impl LoginSources {
     /// The sources for a runner's jobs on these images. Fetches ECR tokens if the runner's configuration allows it;
     /// `tokens` caches them for all jobs.
-    pub fn of_agent(runner: &Runner, images: &[ImageReference], tokens: &EcrTokens) -> Self {
+    pub fn for_runner(runner: &Runner, images: &[ImageReference], tokens: &EcrTokens) -> Self {
         let configured = runner.environment.iter().rev().find(|(key, _)| key == VARIABLE);
         let text = |(key, value): (OsString, OsString)| Some((key.into_string().ok()?, value.into_string().ok()?));
         Self {
@@ -188,9 +188,9 @@ enum LoginCandidate<'a> {
 }
 
 impl<'a> RegistryLogins<'a> {
-    /// Reads all sources. `job` is the job's own `DOCKER_AUTH_CONFIG`, `given` are the credentials in the payload. An
+    /// Reads all sources. `job` is the job's own `DOCKER_AUTH_CONFIG`, `credentials` are those in the payload. An
     /// unreadable source is only a warning.
-    pub fn read(job: Option<String>, given: &[payload::Credentials], access: &'a LoginSources) -> Self {
+    pub fn read(job: Option<String>, credentials: &[payload::Credentials], access: &'a LoginSources) -> Self {
         let mut sources = Vec::new();
         let mut warnings = Vec::new();
         let mut add = |name: String, named_by, text: &str| match ConfigFile::parse(text) {
@@ -213,9 +213,9 @@ impl<'a> RegistryLogins<'a> {
                 Err(error) => warnings.push(format!("cannot read registry logins from {}: {error}", path.display())),
             }
         }
-        let given = given.iter().filter(|given| given.kind == "registry");
-        let given = given.map(|given| (given.url.as_str(), given.username.as_str(), given.password.as_str()));
-        let (name, file) = ("job payload (GitLab Registry)".to_owned(), ConfigFile::of_passwords(given));
+        let of_registries = credentials.iter().filter(|login| login.kind == "registry");
+        let logins = of_registries.map(|login| (login.url.as_str(), login.username.as_str(), login.password.as_str()));
+        let (name, file) = ("job payload (GitLab Registry)".to_owned(), ConfigFile::of_passwords(logins));
         sources.push(LoginSource { name, named_by: NamedBy::Job, file });
         let helpers = CredentialHelpers {
             environment: &access.environment,

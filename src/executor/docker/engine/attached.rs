@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::http::conversation::{Conversation, ReadEvent};
 
-/// The length of a frame header.
-const HEAD: usize = 8;
+/// The length of a frame header, in bytes.
+const HEADER_SIZE: usize = 8;
 
 /// The stream of a piece of output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,11 +22,13 @@ pub enum ContainerStream {
 /// Parses frames that arrive in arbitrary pieces.
 #[derive(Debug, Default)]
 pub struct FrameReader {
-    head: [u8; HEAD],
-    have: usize,
+    header: [u8; HEADER_SIZE],
+    /// The bytes of the header that have arrived.
+    header_length: usize,
     /// The remaining bytes of the current frame.
     left: usize,
-    error: bool,
+    /// Whether the current frame is of standard error.
+    is_error: bool,
 }
 
 impl FrameReader {
@@ -34,33 +36,33 @@ impl FrameReader {
     pub fn push(&mut self, mut bytes: &[u8], sink: &mut dyn FnMut(ContainerStream, &[u8])) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.left == 0 {
-                let wanted = (HEAD - self.have).min(bytes.len());
-                self.head[self.have..self.have + wanted].copy_from_slice(&bytes[..wanted]);
-                self.have += wanted;
-                bytes = &bytes[wanted..];
-                if self.have < HEAD {
+                let missing = (HEADER_SIZE - self.header_length).min(bytes.len());
+                self.header[self.header_length..][..missing].copy_from_slice(&bytes[..missing]);
+                self.header_length += missing;
+                bytes = &bytes[missing..];
+                if self.header_length < HEADER_SIZE {
                     return Ok(());
                 }
-                self.open()?;
+                self.begin_frame()?;
                 continue;
             }
             let length = self.left.min(bytes.len());
-            sink(if self.error { ContainerStream::Error } else { ContainerStream::Out }, &bytes[..length]);
+            sink(if self.is_error { ContainerStream::Error } else { ContainerStream::Out }, &bytes[..length]);
             self.left -= length;
             bytes = &bytes[length..];
         }
         Ok(())
     }
 
-    fn open(&mut self) -> io::Result<()> {
-        let [stream, zeros @ .., a, b, c, d] = self.head;
+    fn begin_frame(&mut self) -> io::Result<()> {
+        let [stream, zeros @ .., a, b, c, d] = self.header;
         // Stream 3 carries error messages of the engine itself.
         if stream > 3 || zeros != [0; 3] {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the output is not in frames"));
         }
-        self.error = stream >= 2;
+        self.is_error = stream >= 2;
         self.left = u32::from_be_bytes([a, b, c, d]) as usize;
-        self.have = 0;
+        self.header_length = 0;
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use crate::decode;
 use crate::http::{Address, ConnectionError};
 
 /// The longest part of a message that is shown, in characters.
-const MESSAGE_MAX: usize = 500;
+const MAX_MESSAGE: usize = 500;
 
 /// Why a request to the engine failed.
 #[derive(Debug)]
@@ -113,7 +113,7 @@ impl DockerError {
         let message = match decode::json::<ErrorBody>(body.as_bytes()) {
             Ok(body) => body.message,
             Err(_) if body.trim().is_empty() => format!("status {status} for {what}"),
-            Err(_) => body.trim().chars().take(MESSAGE_MAX).collect(),
+            Err(_) => body.trim().chars().take(MAX_MESSAGE).collect(),
         };
         Self::ErrorResponse { status, message }
     }

@@ -14,7 +14,7 @@ use crate::http::{Incoming, Method, escape};
 /// The longest time between two progress messages; registries can be slow.
 const PULL_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// The longest progress line, in bytes.
-const LINE_MAX: usize = 1 << 20;
+const MAX_LINE: usize = 1 << 20;
 /// The first API version that can inspect an image for one platform.
 const INSPECT_PLATFORM: Revision = Revision(1, 49);
 
@@ -116,7 +116,7 @@ impl Pull {
     /// The next progress message; `None` at the end. Fails if the pull failed or the connection broke.
     pub fn next_progress(&mut self) -> Result<Option<PullProgress>, DockerError> {
         let mut line = Vec::new();
-        let mut limited = std::io::Read::take(&mut self.lines, LINE_MAX as u64);
+        let mut limited = std::io::Read::take(&mut self.lines, MAX_LINE as u64);
         let read = limited.read_until(b'\n', &mut line).map_err(|error| match error.kind() {
             std::io::ErrorKind::TimedOut => {
                 DockerError::TimedOut { address: self.address.to_string(), what: "/images/create".to_owned() }

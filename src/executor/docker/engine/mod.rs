@@ -38,7 +38,7 @@ const SLOW_CALL_TIMEOUTS: ResponseTimeouts =
     ResponseTimeouts { response: Duration::from_secs(300), idle: Duration::from_secs(300) };
 
 /// The largest response, in bytes.
-const RESPONSE_MAX: u64 = 32 << 20;
+const MAX_RESPONSE: u64 = 32 << 20;
 
 /// An API version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -181,7 +181,7 @@ impl DockerEngine {
         let response = self.call(call)?;
         let mut body = Vec::new();
         let what = call.path.split('?').next().unwrap_or_default();
-        let read = response.into_reader().take(RESPONSE_MAX).read_to_end(&mut body);
+        let read = response.into_reader().take(MAX_RESPONSE).read_to_end(&mut body);
         let invalid = |why: String| DockerError::invalid_response(self.service.address(), what, &why);
         read.map_err(|error| invalid(format!("the response is incomplete: {error}")))?;
         decode::json(&body).map_err(|error| invalid(error.to_string()))

@@ -102,12 +102,12 @@ impl EndedScript<'_> {
         Ok((self.wait_for_oom_event(container.state), was_away))
     }
 
-    /// The engine reports exhausted memory separately from the end of the container, and perhaps later. So this
-    /// function inspects a killed container with a memory limit again, for at most [`OOM_EVENT_TIMEOUT`].
+    /// The engine may report exhausted memory later than the end of the container. So this function inspects a killed
+    /// container with a memory limit again, for at most [`OOM_EVENT_TIMEOUT`].
     fn wait_for_oom_event(&self, mut state: ContainerState) -> ContainerState {
-        let may_be = !self.was_stopped && self.plan.container.memory_limit() > 0;
+        let may_be_oom = !self.was_stopped && self.plan.container.memory_limit() > 0;
         sync::try_until(OOM_EVENT_TIMEOUT, OOM_EVENT_INTERVAL, || {
-            if !may_be || state.exit_code != EXIT_CODE_KILLED || state.oom_killed || state.running {
+            if !may_be_oom || state.exit_code != EXIT_CODE_KILLED || state.oom_killed || state.running {
                 return Some(());
             }
             match self.engine.container(&self.plan.container.name) {

@@ -21,7 +21,7 @@ const PING_AFTER_SILENCE: Duration = Duration::from_secs(20);
 /// The engine is pinged again after this time if it did not respond.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// The agent gives up on the engine after this number of pings without a response.
-const PINGS_MAX: u32 = 3;
+const MAX_FAILED_PINGS: u32 = 3;
 /// The time limit for an engine to end a container after a kill.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -172,7 +172,7 @@ impl<'a> ScriptRun<'a> {
             Ok(()) | Err(DockerError::ErrorResponse { .. }) => self.failed_pings = 0,
             Err(error) => {
                 self.failed_pings += 1;
-                if self.failed_pings >= PINGS_MAX {
+                if self.failed_pings >= MAX_FAILED_PINGS {
                     self.engine_failure = Some(error);
                     return Err(io::ErrorKind::TimedOut.into());
                 }

@@ -10,14 +10,14 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::super::engine::DockerEngine;
 use super::super::engine::containers::Container;
-use super::{OUTPUT_MAX, RunningService, ServiceStarter, log};
+use super::{MAX_OUTPUT, RunningService, ServiceStarter, log};
 use crate::backoff::Backoff;
 use crate::failure::JobError;
 use crate::sync::{self, StopSignal};
 use crate::trace::colours::{RESET, YELLOW};
 
 /// The number of ports of a service that are tried.
-const PORTS_MAX: usize = 20;
+const MAX_PORTS: usize = 20;
 /// The timeout of one connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The delay between two checks: the first and the longest.
@@ -55,7 +55,7 @@ impl ServiceStarter<'_> {
         self.console.line(&format!("Waiting for services to be up and running (timeout {seconds} seconds)..."));
         let waiter = HealthWaiter::new(timeout).map_err(|error| JobError::system(format!("cannot wait: {error}")))?;
         let results = thread::scope(|scope| {
-            let try_one = |service| {
+            let start_check = |service| {
                 let (waiter, engine) = (&waiter, &**self.engine);
                 let body = move || {
                     let health = waiter.wait_until_decided(engine, service);
@@ -64,8 +64,8 @@ impl ServiceStarter<'_> {
                 };
                 sync::spawn_scoped(scope, "service-wait", 256 * 1024, body)
             };
-            let threads: Vec<_> = services.iter().map(try_one).collect();
-            let are_done = || threads.iter().all(|thread| thread.as_ref().is_ok_and(|it| it.is_finished()));
+            let threads: Vec<_> = services.iter().map(start_check).collect();
+            let are_done = || threads.iter().all(|thread| thread.as_ref().is_ok_and(|thread| thread.is_finished()));
             let waited = loop {
                 let left = waiter.until.saturating_duration_since(Instant::now());
                 if are_done() || left.is_zero() {
@@ -107,7 +107,7 @@ impl ServiceStarter<'_> {
 
     /// Shows the output of a service, to explain why it does not work.
     pub(super) fn show_output(&self, service: &RunningService) {
-        match self.engine.logs(&service.id, OUTPUT_MAX) {
+        match self.engine.logs(&service.id, MAX_OUTPUT) {
             Ok(frames) => {
                 self.console.line("Service container logs:");
                 log::text(&frames).lines().for_each(|line| self.console.line(line));
@@ -131,12 +131,12 @@ impl HealthWaiter {
                 Ok(container) => container,
                 Err(error) => return ServiceHealth::Down(error.to_string()),
             };
-            let last = match check(&container, &service.address) {
+            let why = match check(&container, &service.address) {
                 HealthCheck::Decided(health) => return health,
                 HealthCheck::Undecided(why) => why,
             };
             if !self.sleep(CHECK_INTERVAL.delay(checks)) {
-                return ServiceHealth::Down(last);
+                return ServiceHealth::Down(why);
             }
             checks += 1;
         }
@@ -206,7 +206,7 @@ fn ports(container: &Container) -> Vec<u16> {
     });
     let mut ports: Vec<u16> = exposed.collect();
     ports.sort_unstable();
-    ports.truncate(PORTS_MAX);
+    ports.truncate(MAX_PORTS);
     ports
 }
 
@@ -230,7 +230,7 @@ mod tests {
         assert!(ports(&container(nonsense)).is_empty());
         let many: Vec<String> = (1..100).map(|port| format!("\"{port}/tcp\": {{}}")).collect();
         let many = container(&format!("{{\"Config\": {{\"ExposedPorts\": {{{}}}}}}}", many.join(",")));
-        assert_eq!(ports(&many).len(), PORTS_MAX);
+        assert_eq!(ports(&many).len(), MAX_PORTS);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::trace::colours::{GREY, RESET};
 /// A service may be silent as long as the longest job runs.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The longest line, in bytes. A longer line is split.
-const LINE_MAX: usize = 16 << 10;
+const MAX_LINE: usize = 16 << 10;
 
 /// Receives a line.
 pub type LogWriter = Box<dyn FnMut(&str) + Send>;
@@ -83,7 +83,7 @@ impl LineBuffer {
     fn push(&mut self, bytes: &[u8], write: &mut dyn FnMut(&str)) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.line.extend_from_slice(piece);
-            if piece.ends_with(b"\n") || self.line.len() > LINE_MAX {
+            if piece.ends_with(b"\n") || self.line.len() > MAX_LINE {
                 self.finish(write);
             }
         }

@@ -15,13 +15,13 @@ use super::engine::containers::{AnonymousVolumes, Container};
 use super::engine::{DockerEngine, DockerError};
 use super::images::ImageProvider;
 use super::network_mode::NetworkMode;
-use super::retry::{ContainerToCreate, StopSign, retry_when_disk_full};
+use super::retry::{ContainerToCreate, StopRequest, retry_when_disk_full};
 use crate::config::docker::DockerConfig;
 use crate::failure::JobError;
 use plan::ServicePlan;
 
 /// The part of a failed service's output that is shown, in bytes.
-const OUTPUT_MAX: u64 = 64 << 10;
+const MAX_OUTPUT: u64 = 64 << 10;
 /// The length of a short container id, which is also a network alias.
 const SHORT_ID: usize = 12;
 
@@ -82,10 +82,10 @@ impl ServiceStarter<'_> {
             request: &request,
             old_volumes: AnonymousVolumes::Remove,
         };
-        let created = container.create(self.engine, StopSign::EndsProcess);
+        let created = container.create(self.engine, StopRequest::EndsProcess);
         let (id, warnings) = created.map_err(|error| create::create_error(&format!("service {name}"), &error))?;
         warnings.iter().for_each(|warning| self.console.warning(&format!("service {name}: {warning}")));
-        if let Err(error) = retry_when_disk_full(StopSign::EndsProcess, || self.engine.start_container(&id)) {
+        if let Err(error) = retry_when_disk_full(StopRequest::EndsProcess, || self.engine.start_container(&id)) {
             return Err(start_error(name, &error));
         }
         let container = self.engine.container(&id).map_err(|error| start_error(name, &error))?;

@@ -10,7 +10,7 @@ use crate::http::proxy;
 use crate::shim::spec::NetworkAccess;
 
 /// Maximum size of a proxy's response, in bytes.
-const RESPONSE_MAX: usize = 8 * 1024;
+const MAX_RESPONSE: usize = 8 * 1024;
 
 /// Connects to the host, through the job's proxy if one applies. Errors: the reply to the task.
 pub fn through_proxy(host: &str, port: u16, network: &NetworkAccess) -> Result<TcpStream, Reply> {
@@ -19,8 +19,8 @@ pub fn through_proxy(host: &str, port: u16, network: &NetworkAccess) -> Result<T
     let Some(upstream) = proxy::select_proxy(scheme, host, variable) else { return directly(host, port, network) };
     let address = upstream.strip_prefix("http://").unwrap_or(&upstream).trim_end_matches('/');
     let (login, address) = address.rsplit_once('@').map_or((None, address), |(login, rest)| (Some(login), rest));
-    let (proxy, number) = address.rsplit_once(':').unwrap_or((address, "80"));
-    let number = number.parse().map_err(|_| Reply::Unreachable)?;
+    let (proxy, proxy_port) = address.rsplit_once(':').unwrap_or((address, "80"));
+    let proxy_port = proxy_port.parse().map_err(|_| Reply::Unreachable)?;
     // A proxy on this machine could connect to addresses that the relay refuses, so the relay checks hosts that need no
     // lookup. The proxy resolves other names, because this machine may have no DNS.
     let needs_no_lookup =
@@ -31,7 +31,7 @@ pub fn through_proxy(host: &str, port: u16, network: &NetworkAccess) -> Result<T
     {
         return Err(Reply::NotAllowed);
     }
-    let stream = directly(&proxy.trim_matches(['[', ']']).to_ascii_lowercase(), number, network)?;
+    let stream = directly(&proxy.trim_matches(['[', ']']).to_ascii_lowercase(), proxy_port, network)?;
     tunnel(&stream, host, port, login).map_err(|_| Reply::Unreachable)?;
     Ok(stream)
 }
@@ -52,7 +52,7 @@ fn tunnel(mut stream: &TcpStream, host: &str, port: u16, login: Option<&str>) ->
         // The response is read byte by byte, because the bytes after it belong to the server.
         let [byte] = read(&mut stream)?;
         response.push(byte);
-        if response.len() > RESPONSE_MAX {
+        if response.len() > MAX_RESPONSE {
             return Err(io::ErrorKind::InvalidData.into());
         }
     }
@@ -83,7 +83,7 @@ fn resolve(host: &str, port: u16) -> Option<impl Iterator<Item = IpAddr>> {
 }
 
 fn is_configured(host: &str, port: u16, network: &NetworkAccess) -> bool {
-    network.allowed.iter().any(|(allowed, number)| allowed == host && *number == port)
+    network.allowed.iter().any(|(allowed_host, allowed_port)| allowed_host == host && *allowed_port == port)
 }
 
 #[cfg(test)]
