@@ -21,7 +21,7 @@ use crate::version::{VERSION, architecture, user_agent};
 pub fn restore_cache(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     let (variables, flags) = (&job.settings.variables, &job.settings.flags);
-    let plan = cache::restore_plan(&job.payload, variables, flags, &caches(job))?;
+    let plan = cache::restore_plan(&job.payload, variables, flags, &cache_settings(job))?;
     run(steps, plan.map(FileTask::RestoreCache), StopPolicy::CancelOrEviction)
 }
 
@@ -29,7 +29,13 @@ pub fn restore_cache(steps: &mut StepRunner<'_>) -> StageResult {
 pub fn save_cache(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     let (variables, flags) = (&job.settings.variables, &job.settings.flags);
-    let plan = cache::save_plan(&job.payload, variables, flags, &caches(job), outcome_so_far(&steps.journal.progress))?;
+    let plan = cache::save_plan(
+        &job.payload,
+        variables,
+        flags,
+        &cache_settings(job),
+        outcome_so_far(&steps.journal.progress),
+    )?;
     let saved = run(steps, plan.map(FileTask::SaveCache), StopPolicy::EvictionOnly);
     // If the interruption of the instance stops the saving of a cache, the job does not fail.
     let stop_requests = job.control.stop_requests();
@@ -44,7 +50,7 @@ pub fn save_cache(steps: &mut StepRunner<'_>) -> StageResult {
 pub fn download_artifacts(steps: &mut StepRunner<'_>) -> StageResult {
     let job = steps.job;
     let (variables, flags) = (&job.settings.variables, &job.settings.flags);
-    let plan = artifacts::download_plan(&job.payload, variables, flags, &gitlab_transfers(job));
+    let plan = artifacts::download_plan(&job.payload, variables, flags, &artifact_settings(job));
     run(steps, plan.map(FileTask::DownloadArtifacts), StopPolicy::CancelOrEviction)
 }
 
@@ -54,8 +60,8 @@ pub fn upload_artifacts(steps: &mut StepRunner<'_>) -> StageResult {
     // Names and paths are expanded as in the job's shell, including variables from `GITLAB_ENV`.
     let mut variables = job.settings.variables.clone();
     variables.push_lines(&job.settings.dirs.read_temporary(GITLAB_ENV_FILE, job.context.executor.user()));
-    let (artifact_settings, outcome) = (gitlab_transfers(job), outcome_so_far(&steps.journal.progress));
-    let plan = artifacts::upload_plan(&job.payload, &variables, &artifact_settings, outcome, || statement(job));
+    let (settings, outcome) = (artifact_settings(job), outcome_so_far(&steps.journal.progress));
+    let plan = artifacts::upload_plan(&job.payload, &variables, &settings, outcome, || statement(job));
     run(steps, plan.map(FileTask::UploadArtifacts), StopPolicy::Never)
 }
 
@@ -93,7 +99,7 @@ fn project(job: &Job<'_>) -> ProjectDir {
     ProjectDir { builds, seen: dirs.as_seen_by_job(&directory), directory }
 }
 
-fn gitlab_transfers(job: &Job<'_>) -> artifacts::ArtifactSettings {
+fn artifact_settings(job: &Job<'_>) -> artifacts::ArtifactSettings {
     let runner = &job.context.runner;
     artifacts::ArtifactSettings {
         project: project(job),
@@ -109,7 +115,7 @@ fn gitlab_transfers(job: &Job<'_>) -> artifacts::ArtifactSettings {
     }
 }
 
-fn caches<'a>(job: &'a Job<'_>) -> cache::CacheSettings<'a> {
+fn cache_settings<'a>(job: &'a Job<'_>) -> cache::CacheSettings<'a> {
     let context = job.context;
     cache::CacheSettings {
         project: project(job),

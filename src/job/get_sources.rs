@@ -29,7 +29,7 @@ pub fn run(steps: &mut StepRunner<'_>) -> StageResult {
         return Ok(());
     }
     let plan = sources_plan::plan(job)?;
-    let hooks = Hooks::of(job, plan.strategy);
+    let hooks = Hooks::new(job, plan.strategy);
     let limit = job.deadlines.sources(&mut steps.journal.progress.sources_deadline, BootTime::now());
     let has_lines = |groups: &[LineGroup<'_>]| groups.iter().any(|group| !group.lines.is_empty());
     let has_script_before = has_lines(&hooks.before);
@@ -90,7 +90,7 @@ struct Hooks<'a> {
 }
 
 impl Hooks<'_> {
-    fn of(job: &Job<'_>, strategy: GitStrategy) -> Self {
+    fn new(job: &Job<'_>, strategy: GitStrategy) -> Self {
         let runner = &job.context.runner;
         let has_hooks = strategy != GitStrategy::Empty;
         let of_runner = |text: &Option<String>| -> Vec<String> { text.iter().filter(|_| has_hooks).cloned().collect() };

@@ -33,9 +33,10 @@ pub fn clean(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
         eprint!("{}", first.messages);
         return Ok(());
     }
-    let opened = open_unreadable(directory)? + open_parents(directory, untracked(plan, directory)?)?;
-    warn_of_opened(opened);
-    let second = if opened > 0 { git::run_with_messages(plan, directory, &arguments, Echo::No)? } else { first };
+    let changed =
+        make_unreadable_accessible(directory)? + make_parents_accessible(directory, untracked(plan, directory)?)?;
+    warn_of_changed_permissions(changed);
+    let second = if changed > 0 { git::run_with_messages(plan, directory, &arguments, Echo::No)? } else { first };
     if second.is_ok() { Ok(()) } else { Err(clean_error(&second)) }
 }
 
@@ -44,9 +45,9 @@ fn clean_error(outcome: &GitOutcome) -> SourcesError {
 }
 
 /// Warns once for all directories.
-pub fn warn_of_opened(opened: usize) {
-    if opened > 0 {
-        println!("{YELLOW}WARNING: made {opened} read-only directories writable to clean the checkout{RESET}");
+pub fn warn_of_changed_permissions(changed: usize) {
+    if changed > 0 {
+        println!("{YELLOW}WARNING: made {changed} read-only directories writable to clean the checkout{RESET}");
     }
 }
 
@@ -105,9 +106,9 @@ fn list_arguments(flags: &[String]) -> Vec<String> {
 
 /// Gives the owner all permissions on the parent directories of these files, up to `top`. Returns the number of
 /// directories that were changed. Symbolic links are not followed.
-pub fn open_parents(top: &Path, files: impl IntoIterator<Item = PathBuf>) -> io::Result<usize> {
+pub fn make_parents_accessible(top: &Path, files: impl IntoIterator<Item = PathBuf>) -> io::Result<usize> {
     let root = ArchiveRoot::open(top)?;
-    let mut opened = open_up(&root, Path::new("")).map_or(0, usize::from);
+    let mut changed = make_accessible(&root, Path::new("")).map_or(0, usize::from);
     let mut seen = BTreeSet::new();
     let mut repositories = Vec::new();
     for file in files {
@@ -119,36 +120,36 @@ pub fn open_parents(top: &Path, files: impl IntoIterator<Item = PathBuf>) -> io:
         above.reverse();
         for directory in above {
             if !directory.as_os_str().is_empty() && seen.insert(directory.to_owned()) {
-                opened += open_up(&root, directory).map_or(0, usize::from);
+                changed += make_accessible(&root, directory).map_or(0, usize::from);
             }
         }
     }
     for repository in repositories {
-        opened += open_below(&root, repository, 0o700)?;
+        changed += make_accessible_below(&root, repository, 0o700)?;
     }
-    Ok(opened)
+    Ok(changed)
 }
 
 /// Gives the owner all permissions on directories that cannot be read or entered: git cannot list their files.
-fn open_unreadable(top: &Path) -> io::Result<usize> {
-    open_below(&ArchiveRoot::open(top)?, PathBuf::new(), 0o500)
+fn make_unreadable_accessible(top: &Path) -> io::Result<usize> {
+    make_accessible_below(&ArchiveRoot::open(top)?, PathBuf::new(), 0o500)
 }
 
 /// Visits the directories below `from` and makes those accessible that lack some of the `wanted` permissions.
-fn open_below(root: &ArchiveRoot, from: PathBuf, wanted: u32) -> io::Result<usize> {
-    let mut opened = 0;
+fn make_accessible_below(root: &ArchiveRoot, from: PathBuf, wanted: u32) -> io::Result<usize> {
+    let mut changed = 0;
     let mut waiting = vec![from];
     while let Some(directory) = waiting.pop() {
-        opened += usize::from(ensure_permissions(root, &directory, wanted).unwrap_or(false));
+        changed += usize::from(ensure_permissions(root, &directory, wanted).unwrap_or(false));
         // A directory that still cannot be listed has a path that is too long, or another owner.
         let Ok(entries) = root.list(&directory) else { continue };
         let inner = entries.into_iter().filter(|(name, kind)| *kind == FileKind::Directory && name != ".git");
         waiting.extend(inner.map(|(name, _)| directory.join(name)));
     }
-    Ok(opened)
+    Ok(changed)
 }
 
-fn open_up(root: &ArchiveRoot, directory: &Path) -> io::Result<bool> {
+fn make_accessible(root: &ArchiveRoot, directory: &Path) -> io::Result<bool> {
     ensure_permissions(root, directory, 0o700)
 }
 
@@ -216,7 +217,7 @@ mod tests {
             fs::set_permissions(path(name), fs::Permissions::from_mode(0o555)).expect("set the permissions");
         }
         let files = ["a/b/file", "link/file", "repo/"].map(PathBuf::from);
-        assert_eq!(open_parents(&path("top"), files).expect("open the directories"), 4);
+        assert_eq!(make_parents_accessible(&path("top"), files).expect("open the directories"), 4);
         for (name, expected) in [
             ("top/a/b", 0o755),
             ("top/a", 0o755),

@@ -308,7 +308,7 @@ fn fetch(plan: &SourcesPlan) -> Result<(), SourcesError> {
         }
         GitStrategy::Fetch => {
             make_directory(&plan.project)?;
-            clean::open_parents(&plan.project, [])?;
+            clean::make_parents_accessible(&plan.project, [])?;
             return update::update(plan);
         }
     }

@@ -81,7 +81,7 @@ pub fn open_above<'a>(root: &Path, below: &'a Path) -> io::Result<(OwnedFd, &'a 
 
 /// Removes everything in the directory at `path` except one entry. Errors: as [`remove`].
 pub fn empty_but(path: &Path, kept: &str) -> io::Result<()> {
-    open_up(&nix::fcntl::AT_FDCWD, path)?;
+    make_accessible(&nix::fcntl::AT_FDCWD, path)?;
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         if entry.file_name() != kept {
@@ -94,12 +94,12 @@ pub fn empty_but(path: &Path, kept: &str) -> io::Result<()> {
 /// Opens a directory, even if its owner may not read it.
 fn enter<P: NixPath + ?Sized>(above: &impl AsFd, name: &P) -> io::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let _ = open_up(above, name);
+    let _ = make_accessible(above, name);
     Ok(openat(above, name, flags, Mode::empty())?)
 }
 
 /// Gives the owner all permissions on a directory. Follows no links: the function changes the directory that it opened.
-fn open_up<P: NixPath + ?Sized>(above: &impl AsFd, name: &P) -> io::Result<()> {
+fn make_accessible<P: NixPath + ?Sized>(above: &impl AsFd, name: &P) -> io::Result<()> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let directory = openat(above, name, flags, Mode::empty())?;
     let mode = fstat(&directory)?.st_mode;
@@ -122,7 +122,7 @@ fn clear(directory: &impl AsFd, top: &impl AsFd, moved: &mut u64) -> io::Result<
                 continue;
             }
             // Moving a directory requires write permission on it.
-            let _ = open_up(directory, name.as_c_str());
+            let _ = make_accessible(directory, name.as_c_str());
             let free_name = loop {
                 *moved += 1;
                 let name = format!(".mayfly-removed-{moved}");

@@ -48,7 +48,7 @@ fn is_directory(path: &Path) -> bool {
 pub fn clean_all(plan: &SourcesPlan, modules: &Path, level: usize) -> Result<(), SourcesError> {
     for (path, name) in submodules::names(plan)? {
         let directory = plan.project.join(&path);
-        if !submodule_trees::enter(&plan.project, &path)? || fs::read_dir(&directory)?.next().is_none() {
+        if !submodule_trees::clear_path_to(&plan.project, &path)? || fs::read_dir(&directory)?.next().is_none() {
             continue;
         }
         // The job ended before git had cloned the submodule: the work tree is that of an earlier job.
@@ -73,7 +73,7 @@ fn clean_one(
     level: usize,
 ) -> Result<(), SourcesError> {
     let (own, moved) = (directory.join(".git"), modules.join(name));
-    if !submodule_trees::enter(modules, name)? {
+    if !submodule_trees::clear_path_to(modules, name)? {
         return Err(SourcesError::Repository("its repository is missing".to_owned()));
     }
     remove::remove(&own)?;

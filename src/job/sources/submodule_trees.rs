@@ -14,14 +14,14 @@ use super::record::CheckoutRecord;
 use super::{RESET, SourcesError, SourcesPlan, YELLOW, clean, git, kept, remove, unchanged};
 use crate::digest::sha256;
 
-/// Moves the work trees of one repository's submodules below `.git`. `links`: their paths below `directory`. A symbolic
-/// link on the way to a work tree is removed, not followed. Errors: a directory cannot be moved.
-pub fn set_aside(plan: &SourcesPlan, directory: &Path, links: &[PathBuf]) -> io::Result<()> {
+/// Moves the work trees of one repository's submodules below `.git`. `submodules`: their paths below `directory`. A
+/// symbolic link on the way to a work tree is removed, not followed. Errors: a directory cannot be moved.
+pub fn set_aside(plan: &SourcesPlan, directory: &Path, submodules: &[PathBuf]) -> io::Result<()> {
     // Moving a directory requires write permission on it and on its parent.
-    clean::open_parents(directory, links.iter().map(|link| link.join("any")))?;
-    for link in links {
-        let work_tree = directory.join(link);
-        if !enter(directory, link)? || fs::read_dir(&work_tree)?.next().is_none() {
+    clean::make_parents_accessible(directory, submodules.iter().map(|submodule| submodule.join("any")))?;
+    for submodule in submodules {
+        let work_tree = directory.join(submodule);
+        if !clear_path_to(directory, submodule)? || fs::read_dir(&work_tree)?.next().is_none() {
             continue;
         }
         let saved = saved_tree(plan, &work_tree);
@@ -70,7 +70,7 @@ pub fn restore_all(plan: &SourcesPlan, directories: &[PathBuf]) -> io::Result<()
         let saved = saved_tree(plan, directory);
         let Ok(below) = directory.strip_prefix(&plan.project) else { continue };
         let is_saved = saved.symlink_metadata().is_ok_and(|found| found.is_dir());
-        if is_saved && below.parent().is_some_and(|above| enter(&plan.project, above).unwrap_or(false)) {
+        if is_saved && below.parent().is_some_and(|above| clear_path_to(&plan.project, above).unwrap_or(false)) {
             remove::remove(directory)?;
             fs::rename(&saved, directory)?;
         }
@@ -84,16 +84,16 @@ fn restore(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError> {
     let of_submodule = SourcesPlan { project: directory.to_owned(), ..plan.clone() };
     let Some(entries) = index::list(&of_submodule)? else { return reset(plan, directory) };
     let inner = entries.iter().filter(|entry| entry.mode == 0o160_000).filter_map(IndexEntry::path_below);
-    for link in inner.collect::<Vec<_>>() {
-        if enter(directory, &link)? {
-            remove::remove(&directory.join(link).join(".git"))?;
+    for submodule in inner.collect::<Vec<_>>() {
+        if clear_path_to(directory, &submodule)? {
+            remove::remove(&directory.join(submodule).join(".git"))?;
         }
     }
     let known = unchanged::find(&of_submodule, &entries, &CheckoutRecord::default())?;
     index::write(&of_submodule, &git::directory(plan, directory)?.join("index"), &entries, &known)?;
     if reset(plan, directory).is_err() {
         let tracked = entries.iter().filter_map(IndexEntry::path_below);
-        clean::warn_of_opened(clean::open_parents(directory, tracked)?);
+        clean::warn_of_changed_permissions(clean::make_parents_accessible(directory, tracked)?);
         reset(plan, directory)?;
     }
     clean::clean(plan, directory)
@@ -127,10 +127,10 @@ fn saved_tree(plan: &SourcesPlan, directory: &Path) -> PathBuf {
     plan.project.join(".git").join(kept::SUBMODULE_TREES).join(name)
 }
 
-/// Whether the directory of a submodule exists. Removes a symbolic link or a file on the way to it.
-pub fn enter(directory: &Path, link: &Path) -> io::Result<bool> {
+/// Removes a symbolic link or a file on the way to the directory of a submodule. Returns whether the directory exists.
+pub fn clear_path_to(directory: &Path, submodule: &Path) -> io::Result<bool> {
     let mut path = directory.to_owned();
-    for part in link.components() {
+    for part in submodule.components() {
         let Component::Normal(part) = part else { return Ok(false) };
         path.push(part);
         match path.symlink_metadata() {

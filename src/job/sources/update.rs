@@ -116,8 +116,8 @@ fn fetch_refs(plan: &SourcesPlan, before: RepositoryOrigin) -> Result<(), Source
 
 /// Whether the server returns a list of refs for the job.
 fn server_answers(plan: &SourcesPlan) -> bool {
-    let asked = git::run_with_messages(plan, &plan.project, &["ls-remote", "--quiet", "origin", "HEAD"], Echo::No);
-    asked.is_ok_and(|ended| ended.is_ok())
+    let listed = git::run_with_messages(plan, &plan.project, &["ls-remote", "--quiet", "origin", "HEAD"], Echo::No);
+    listed.is_ok_and(|ended| ended.is_ok())
 }
 
 fn check_out(plan: &SourcesPlan, known: Option<&KnownFiles>) -> Result<(), SourcesError> {
@@ -150,9 +150,9 @@ fn write_files(plan: &SourcesPlan, entries: &[IndexEntry], known: Option<&KnownF
         // Give permissions on the directories of the present files and of the files of the commit.
         let present = index::list(plan)?.unwrap_or_default();
         let tracked = present.iter().chain(entries).filter_map(IndexEntry::path_below);
-        let opened = clean::open_parents(&plan.project, tracked)?;
-        clean::warn_of_opened(opened);
-        if opened > 0 {
+        let changed = clean::make_parents_accessible(&plan.project, tracked)?;
+        clean::warn_of_changed_permissions(changed);
+        if changed > 0 {
             ended = check_out(Echo::No)?;
         }
     }
