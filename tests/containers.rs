@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-use crate::support::between::{Between, Fate};
 use crate::support::docker::{docker, is_podman_run};
+use crate::support::engine_proxy::{EngineProxy, Treatment};
 use crate::support::gitlab::GitLab;
 use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::scenario::Scenario;
@@ -83,14 +83,20 @@ fn containers_have_the_configured_limits_and_privileges() {
     let keys = limits_and_privileges(profile.path(), &parent);
     let (job, service) = inspected(&keys, waiting());
     // The engine drops settings that the kernel does not support.
-    let can = |what: &str| docker().run(&["info", "--format", &format!("{{{{.{what}}}}}")]) == "true";
+    let supports = |what: &str| docker().run(&["info", "--format", &format!("{{{{.{what}}}}}")]) == "true";
+    if supports("SwapLimit") {
+        let swap = [&job, &service].map(|container| &container["HostConfig"]["MemorySwap"]);
+        assert_eq!(swap, [&json!(96 << 20), &json!(48 << 20)]);
+    }
+    if supports("OomKillDisable") {
+        assert_eq!(job["HostConfig"]["OomKillDisable"], true);
+    }
+    assert_limits_of_job(&job, &parent);
+    assert_limits_of_service(&service, &parent);
+}
+
+fn assert_limits_of_job(job: &Value, parent: &str) {
     let host = &job["HostConfig"];
-    if can("SwapLimit") {
-        assert_eq!((&host["MemorySwap"], &service["HostConfig"]["MemorySwap"]), (&json!(96 << 20), &json!(48 << 20)));
-    }
-    if can("OomKillDisable") {
-        assert_eq!(host["OomKillDisable"], true);
-    }
     for (key, expected) in [
         ("Memory", json!(64 << 20)),
         ("MemoryReservation", json!(32 << 20)),
@@ -129,7 +135,9 @@ fn containers_have_the_configured_limits_and_privileges() {
     assert_eq!(job["Config"]["Hostname"], "own-name");
     assert_eq!(job["NetworkSettings"]["Networks"]["bridge"]["MacAddress"], "02:42:ac:11:00:99");
     assert_eq!(job["Config"]["Labels"]["test.team"], "of unit");
+}
 
+fn assert_limits_of_service(service: &Value, parent: &str) {
     let host = &service["HostConfig"];
     for (key, expected) in [
         ("Memory", json!(32 << 20)),
@@ -263,20 +271,20 @@ fn a_job_cannot_replace_a_fixed_entrypoint() {
 fn asked(keys: &str, job: JobBuilder) -> Vec<Value> {
     let wanted = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&wanted);
-    let between = Between::start(docker(), move |request| {
+    let proxy = EngineProxy::start(docker(), move |request| {
         let is = |end: &str| request.method == "POST" && request.path.ends_with(end);
         if is("/containers/create") || is("/networks/create") {
             noted.lock().expect("the thread must not panic").push(request.json());
         }
         match () {
-            () if is("/start") => Fate::Answered("HTTP/1.1 204 x\r\nConnection: close\r\n\r\n".to_owned()),
-            () if is("/attach") || is("/networks/create") => Fate::error(500, "enough"),
-            () => Fate::Pass,
+            () if is("/start") => Treatment::Answer("HTTP/1.1 204 x\r\nConnection: close\r\n\r\n".to_owned()),
+            () if is("/attach") || is("/networks/create") => Treatment::error(500, "enough"),
+            () => Treatment::Forward,
         }
     });
     let gitlab = GitLab::start();
     let home = Scenario::containers()
-        .engine(&between.host())
+        .engine(&proxy.host())
         .docker(&format!("wait_for_services_timeout = -1\n{keys}"))
         .home(&gitlab);
     let service = json!([{"name": "busybox:local", "alias": "side", "command": ["sleep", "600"]}]);

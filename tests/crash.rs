@@ -1,144 +1,15 @@
-//! The agent dies, with or without its shims, and the next agent resumes its jobs.
+//! The agent dies, with or without its shims, and the next agent resumes its jobs. `crash_stages.rs` has each stage.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use crate::journal::has_outcome;
-use crate::support::git::GitServer;
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::{is_running, kill_shims, nap, read};
 use crate::support::scenario::Scenario;
 use crate::support::{holds_within, kill_process, unique_number, wait_until};
-
-/// The output of the stages of [`staged`], in order.
-const STAGES: [&str; 8] = [
-    "in pre_get_sources",
-    "in the hook before git",
-    "in the hook behind git",
-    "in pre_build",
-    "in the script",
-    "in post_build",
-    "in release",
-    "in after_script",
-];
-
-/// A job that prints a line and sleeps in each of its stages, and the configuration of its runner. In the stage `last`
-/// the job never ends.
-fn staged(url: &str, sha: &str, last: Option<&str>) -> (String, JobBuilder) {
-    let rest = |at: usize| {
-        let stage = STAGES[at];
-        format!("echo {stage}; sleep {}", if last == Some(stage) { "600" } else { "0.7" })
-    };
-    let runner = format!(
-        "pre_get_sources_script = '{}'\npre_build_script = '{}'\npost_build_script = '{}'",
-        rest(0),
-        rest(3),
-        rest(5)
-    );
-    let job = job(&[&rest(4), "cat file.txt"])
-        .sources(url, sha)
-        .hook("pre_get_sources_script", &[&rest(1)])
-        .hook("post_get_sources_script", &[&rest(2)])
-        .step("release", &[&rest(6)])
-        .after_script(&[&rest(7)]);
-    (runner, job)
-}
-
-/// Asserts that the log of a job of [`staged`] contains each line exactly as often as expected.
-fn assert_every_stage_once(job: &Job, when: &str) {
-    assert_eq!(job.state, "success", "{when}: {}", job.log());
-    let lines = job.lines();
-    for stage in STAGES {
-        // The runner's pre- and post-build scripts run around each step.
-        let times = if stage == "in pre_build" || stage == "in post_build" { 2 } else { 1 };
-        assert_eq!(lines.iter().filter(|line| **line == stage).count(), times, "{stage}, {when}: {lines:#?}");
-    }
-    for line in ["from git", "Job succeeded", "Getting source from Git repository", "Running after_script"] {
-        assert_eq!(lines.iter().filter(|other| **other == line).count(), 1, "{line}, {when}: {lines:#?}");
-    }
-}
-
-#[test]
-fn the_next_agent_resumes_a_job_in_any_stage() {
-    let root = tempfile::tempdir().expect("a directory");
-    let git = GitServer::start(root.path());
-    let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
-    thread::scope(|scope| {
-        for stage in STAGES {
-            let (runner, job) = staged(&url, &sha, None);
-            scope.spawn(move || {
-                let gitlab = GitLab::start();
-                let home = Scenario::shell().runner(&runner).home(&gitlab);
-                let id = gitlab.queue(job.build());
-                let agent = home.start(&[]);
-                gitlab.wait_for_log(id, stage);
-                agent.kill();
-                let mut next = home.start(&[]);
-                assert_every_stage_once(&gitlab.finished(id), stage);
-                next.drain();
-            });
-        }
-    });
-}
-
-#[test]
-fn a_job_is_resumed_after_each_of_many_crashes() {
-    let root = tempfile::tempdir().expect("a directory");
-    let git = GitServer::start(root.path());
-    let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
-    let (runner, job) = staged(&url, &sha, None);
-    let gitlab = GitLab::start();
-    let home = Scenario::shell().runner(&runner).home(&gitlab);
-    let id = gitlab.queue(job.build());
-    let mut life = 5;
-    while gitlab.job_state(id) != "success" {
-        let agent = home.start(&[]);
-        agent.wait_for_log("mayfly is up");
-        // Different lifetimes of the agents cover all stages and the gaps between them.
-        holds_within(Duration::from_millis(200 + life * 37 % 900), || gitlab.job_state(id) == "success");
-        let taken = gitlab.job_state(id) != "pending";
-        if taken && !home.path("state/slot-0/job.json").exists() && gitlab.job(id).trace.is_empty() {
-            // The agent died between GitLab's response and the first write to the journal: GitLab drops such a job.
-            return;
-        }
-        agent.kill();
-        life += 1;
-        assert!(life < 100, "the job does not end:\n{}", gitlab.job(id).log());
-    }
-    assert_every_stage_once(&gitlab.job(id), "after many deaths");
-}
-
-#[test]
-fn a_job_whose_shim_died_in_any_stage_is_reported_as_failed() {
-    let root = tempfile::tempdir().expect("a directory");
-    let git = GitServer::start(root.path());
-    let (url, sha) = git.repository("team/demo", &[("file.txt", "from git\n")]);
-    thread::scope(|scope| {
-        for stage in STAGES {
-            let (runner, job) = staged(&url, &sha, Some(stage));
-            scope.spawn(move || {
-                let gitlab = GitLab::start();
-                let home = Scenario::shell().runner(&runner).home(&gitlab);
-                let id = gitlab.queue(job.build());
-                let agent = home.start(&[]);
-                gitlab.wait_for_log(id, stage);
-                agent.kill();
-                assert!(kill_shims(id) > 0, "{stage}");
-                let mut next = home.start(&[]);
-                let job = gitlab.finished(id);
-                next.drain();
-                assert_eq!(job.failure_reason.as_deref(), Some("runner_system_failure"), "{stage}: {}", job.log());
-                let lines = job.lines();
-                assert!(lines.contains(&stage.to_owned()), "the log up to there");
-                let last = lines.last().cloned().unwrap_or_default();
-                assert!(last.starts_with("ERROR: Job failed (system failure)"), "{stage}: {lines:#?}");
-            });
-        }
-    });
-}
 
 /// A job that prints numbered lines.
 fn counting() -> JobBuilder {
@@ -146,6 +17,7 @@ fn counting() -> JobBuilder {
         .after_script(&["echo after; sleep 1; echo end"])
 }
 
+/// Asserts that the log of a job of [`counting`] is complete, without duplicates.
 fn assert_whole(job: &Job) {
     assert_eq!(job.state, "success", "{}", job.log());
     let lines = job.lines();
@@ -235,7 +107,7 @@ fn a_job_that_repeatedly_crashes_the_agent_is_failed() {
         "{}",
         job.log()
     );
-    assert!(!is_running(&nap), "its script is ended");
+    assert!(!is_running(&nap), "the agent must end the script");
     last.drain();
     gitlab.assert_strict();
 }
@@ -341,12 +213,12 @@ fn the_next_agent_sends_an_unsent_final_state() {
     let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
     let agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
-    gitlab.set_away(true);
+    gitlab.stop_responding();
     std::fs::write(&go, "").expect("write a file");
     let record = home.path("state/slot-0/job.json");
     gitlab.wait_until("the outcome in the record", |_| read(&record).contains("\"final_state\":\"success\""));
     agent.kill();
-    gitlab.set_away(false);
+    gitlab.resume_responding();
     let mut next = home.start(&[]);
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success");
@@ -374,16 +246,16 @@ fn max_builds_counts_across_a_crash() {
 }
 
 /// A limit for the processes and threads of one process and its children; removed when the test ends.
-struct Bound(PathBuf);
+struct ProcessLimit(PathBuf);
 
-impl Bound {
+impl ProcessLimit {
     fn of(process: i32) -> Self {
         let base = Path::new("/sys/fs/cgroup");
         let root = if base.join("pids").is_dir() { base.join("pids") } else { base.to_owned() };
-        let bound = Self(root.join(format!("mayfly-test-{}-{}", std::process::id(), unique_number())));
-        fs::create_dir(&bound.0).expect("a control group");
-        bound.write("cgroup.procs", &process.to_string());
-        bound
+        let limit = Self(root.join(format!("mayfly-test-{}-{}", std::process::id(), unique_number())));
+        fs::create_dir(&limit.0).expect("a control group");
+        limit.write("cgroup.procs", &process.to_string());
+        limit
     }
 
     fn write(&self, file: &str, text: &str) {
@@ -391,7 +263,7 @@ impl Bound {
     }
 }
 
-impl Drop for Bound {
+impl Drop for ProcessLimit {
     fn drop(&mut self) {
         // The kernel removes a group only after its last process has ended.
         holds_within(Duration::from_secs(10), || fs::remove_dir(&self.0).is_ok());
@@ -403,15 +275,15 @@ fn a_job_without_a_thread_fails_at_once_and_the_next_one_runs() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().home(&gitlab);
     let agent = home.start(&[]);
-    let bound = Bound::of(agent.pid());
+    let limit = ProcessLimit::of(agent.pid());
     gitlab.wait_until("a request", |server| server.count("POST jobs/request") > 0);
-    let threads = fs::read_to_string(bound.0.join("pids.current")).expect("a number");
-    bound.write("pids.max", &threads);
+    let threads = fs::read_to_string(limit.0.join("pids.current")).expect("a number");
+    limit.write("pids.max", &threads);
     let id = gitlab.queue(job(&["true"]).build());
     let failed = gitlab.finished(id);
     assert_eq!(failed.failure_reason.as_deref(), Some("runner_system_failure"), "{}", agent.log());
     assert!(agent.log().contains("cannot create a thread for the job"), "{}", agent.log());
-    bound.write("pids.max", "max");
+    limit.write("pids.max", "max");
     let id = gitlab.queue(job(&["echo number $CI_CONCURRENT_ID"]).build());
     let done = gitlab.finished(id);
     assert_eq!(done.state, "success", "{}", agent.log());

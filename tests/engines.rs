@@ -6,8 +6,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::support::between::{Between, Fate};
 use crate::support::docker::{Docker, docker};
+use crate::support::engine_proxy::{EngineProxy, Treatment};
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::job;
 use crate::support::mayfly::kill_shims;
@@ -95,9 +95,9 @@ fn a_cancel_reaches_a_job_whose_engine_hangs() {
 
 #[test]
 fn a_slow_engine_runs_jobs() {
-    let between = Between::start(docker(), |_| Fate::Late(Duration::from_millis(200)));
+    let proxy = EngineProxy::start(docker(), |_| Treatment::ForwardAfter(Duration::from_millis(200)));
     let gitlab = GitLab::start();
-    let home = Scenario::containers().engine(&between.host()).home(&gitlab);
+    let home = Scenario::containers().engine(&proxy.host()).home(&gitlab);
     let id = gitlab.queue(job(&["echo well", "exit 4"]).after_script(&["echo after"]).build());
     let mut agent = home.start(&["--once"]);
     let job = gitlab.finished(id);
@@ -109,23 +109,24 @@ fn a_slow_engine_runs_jobs() {
 
 #[test]
 fn an_engine_error_fails_only_its_job_and_is_quoted_in_the_log() {
-    let nonsense = Fate::Answered("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\n<htm>".to_owned());
-    let cut = Fate::Answered("HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"Id\":".to_owned());
-    for (end, fate, part) in [
-        ("/containers/create", Fate::error(500, "out of paper"), "out of paper"),
+    let nonsense =
+        Treatment::Answer("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\n<htm>".to_owned());
+    let truncated = Treatment::Answer("HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"Id\":".to_owned());
+    for (end, treatment, part) in [
+        ("/containers/create", Treatment::error(500, "out of paper"), "out of paper"),
         ("/containers/create", nonsense, "should be a container engine"),
-        ("/containers/create", cut, "the response is incomplete"),
-        ("/attach", Fate::error(503, "too many streams"), "too many streams"),
-        ("/start", Fate::error(500, "no cgroup left"), "no cgroup left"),
-        ("/start", Fate::Answered(String::new()), "broke"),
+        ("/containers/create", truncated, "the response is incomplete"),
+        ("/attach", Treatment::error(503, "too many streams"), "too many streams"),
+        ("/start", Treatment::error(500, "no cgroup left"), "no cgroup left"),
+        ("/start", Treatment::Answer(String::new()), "broke"),
     ] {
         let failed = std::sync::atomic::AtomicBool::new(false);
-        let between = Between::start(docker(), move |request| {
-            let meant = request.path.ends_with(end) && !failed.swap(request.path.ends_with(end), SeqCst);
-            if meant { fate.clone() } else { Fate::Pass }
+        let proxy = EngineProxy::start(docker(), move |request| {
+            let is_chosen = request.path.ends_with(end) && !failed.swap(request.path.ends_with(end), SeqCst);
+            if is_chosen { treatment.clone() } else { Treatment::Forward }
         });
         let gitlab = GitLab::start();
-        let home = Scenario::containers().engine(&between.host()).home(&gitlab);
+        let home = Scenario::containers().engine(&proxy.host()).home(&gitlab);
         let ids = [gitlab.queue(job(&["echo one"]).build()), gitlab.queue(job(&["echo two"]).build())];
         let mut agent = home.start(&["--max-builds", "2"]);
         let [first, second] = ids.map(|id| gitlab.finished(id));

@@ -9,8 +9,8 @@ use crate::documents::root;
 use crate::engine_programs::LocalAgents;
 use crate::manager_templates::granted;
 use crate::metrics::{free_address, get, lint as lint_metrics};
+use crate::support::aws_proxy::AwsProxy;
 use crate::support::fleet::{FLEET_TOKEN, Fleet, Manager, wait_until};
-use crate::support::front::Front;
 use crate::support::gitlab::GitLab;
 use crate::support::imds::Imds;
 use crate::support::job::{job, until_there};
@@ -137,7 +137,7 @@ pub struct Cloud {
     pub scaled: Scaled,
     pub moto: Moto,
     /// The proxy between the manager and moto, if the test uses one.
-    pub front: Option<Front>,
+    pub aws_proxy: Option<AwsProxy>,
 }
 
 impl Cloud {
@@ -147,12 +147,12 @@ impl Cloud {
 
     /// The same, with a proxy between the manager and moto.
     pub fn behind_front(gitlab: &GitLab, pool: Pool) -> Self {
-        Self::with(gitlab, pool, |moto| Some(Front::start(moto)))
+        Self::with(gitlab, pool, |moto| Some(AwsProxy::start(moto)))
     }
 
-    fn with(gitlab: &GitLab, pool: Pool, front: impl FnOnce(&Moto) -> Option<Front>) -> Self {
+    fn with(gitlab: &GitLab, pool: Pool, start_proxy: impl FnOnce(&Moto) -> Option<AwsProxy>) -> Self {
         let moto = Moto::start();
-        let front = front(&moto);
+        let aws_proxy = start_proxy(&moto);
         moto.python(
             "ec2 = client('ec2')\n\
              image = ec2.register_image(Name='image', RootDeviceName='/dev/xvda')['ImageId']\n\
@@ -164,27 +164,27 @@ impl Cloud {
         let granted = granted();
         let actions: Vec<&str> = granted.iter().map(String::as_str).collect();
         let user = moto.user("manager", &actions);
-        moto.check_rights(true);
+        moto.enforce_permissions();
         let mut scaled = Scaled::new(gitlab, pool);
         scaled.set_engine("aws", "name = \"pool\"\nregion = \"eu-west-1\"\n");
         let environment = [
-            ("AWS_ENDPOINT_URL", front.as_ref().map_or(moto.url.as_str(), |front| &front.url)),
+            ("AWS_ENDPOINT_URL", aws_proxy.as_ref().map_or(moto.url.as_str(), |proxy| &proxy.url)),
             ("AWS_ACCESS_KEY_ID", &user.access_key),
             ("AWS_SECRET_ACCESS_KEY", &user.secret_key),
         ];
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
         scaled.fleet.home.set_environment(environment.to_vec());
-        Self { scaled, moto, front }
+        Self { scaled, moto, aws_proxy }
     }
 
     /// The group's desired capacity and instances.
     pub fn group(&self) -> (u64, Vec<String>) {
-        self.moto.check_rights(false);
+        self.moto.ignore_permissions();
         let text = self.moto.python(
             "g = client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]\n\
              print(json.dumps([g['DesiredCapacity'], [i['InstanceId'] for i in g['Instances']]]))",
         );
-        self.moto.check_rights(true);
+        self.moto.enforce_permissions();
         let read: (u64, Vec<String>) = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
         read
     }

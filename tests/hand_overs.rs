@@ -17,7 +17,7 @@
 
 use std::path::PathBuf;
 
-use crate::support::death;
+use crate::support::crash_point;
 use crate::support::fleet::{Fleet, Manager, wait_until};
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::job;
@@ -85,10 +85,10 @@ fn manager_dies(conditions: &str) {
 fn after_death_of_the_manager(conditions: &str) -> (HandOver, i64, Manager, (Home, Agent)) {
     let hand_over = HandOver::new(&Pool::relay());
     hand_over.fleet.set_members(&["i-1"]);
-    let mut manager = hand_over.fleet.start_with(&death::at(conditions));
+    let mut manager = hand_over.fleet.start_with(&crash_point::at(conditions));
     let agent = hand_over.fleet.agent(&manager, "i-1");
     let id = hand_over.queue();
-    death::assert_killed(manager.wait(), &manager.log());
+    crash_point::assert_killed(manager.wait(), &manager.log());
     let manager = hand_over.fleet.start();
     (hand_over, id, manager, agent)
 }
@@ -106,11 +106,11 @@ fn after_death_of_the_agent(conditions: &str) -> (HandOver, i64, Manager, Home) 
     hand_over.fleet.set_members(&["i-1"]);
     let manager = hand_over.fleet.start();
     let home = Scenario::managed("i-1").home_at(&hand_over.fleet.url());
-    let [preload, at] = death::at(conditions);
+    let [preload, at] = crash_point::at(conditions);
     let mut agent = home.start_with(&[], &[(preload.0, &preload.1), (at.0, &at.1)]);
     manager.wait_for_log("agent registered pool=pool instance=i-1");
     let id = hand_over.queue();
-    death::assert_killed(agent.wait(), &agent.log());
+    crash_point::assert_killed(agent.wait(), &agent.log());
     (hand_over, id, manager, home)
 }
 
@@ -282,9 +282,9 @@ fn instance_dies_with_an_accepted_job() {
 /// A manager that holds a job dies at a step of the keeper; then an instance registers, and the job's log is complete.
 fn holder_dies(conditions: &str) {
     let hand_over = HandOver::new(&Pool::hold());
-    let mut manager = hand_over.fleet.start_with(&death::at(conditions));
+    let mut manager = hand_over.fleet.start_with(&crash_point::at(conditions));
     let id = hand_over.queue();
-    death::assert_killed(manager.wait(), &manager.log());
+    crash_point::assert_killed(manager.wait(), &manager.log());
     let manager = hand_over.fleet.start();
     manager.wait_for_log("held=1");
     hand_over.gitlab.wait_for_log(id, "waiting for an instance of pool pool");
@@ -318,9 +318,9 @@ fn taker_dies(conditions: &str) {
     hand_over.gitlab.wait_for_log(id, "waiting for an instance of pool pool");
     hand_over.fleet.set_members(&["i-1"]);
     let home = Scenario::managed("i-1").home_at(&hand_over.fleet.url());
-    let [preload, at] = death::at(conditions);
+    let [preload, at] = crash_point::at(conditions);
     let mut agent = home.start_with(&[], &[(preload.0, &preload.1), (at.0, &at.1)]);
-    death::assert_killed(agent.wait(), &agent.log());
+    crash_point::assert_killed(agent.wait(), &agent.log());
     let _agent = home.start(&[]);
     let done = hand_over.assert_done(id, &manager);
     for part in ["waiting for an instance", "Running with mayfly"] {
@@ -342,9 +342,9 @@ fn taker_dies_when_it_has_begun_the_log() {
 fn failer_dies(conditions: &str) {
     let gitlab = GitLab::start();
     let fleet = Pool::hold().autoscaler("instance_acquire_timeout = \"1s\"").fleet(&gitlab);
-    let mut manager = fleet.start_with(&death::at(conditions));
+    let mut manager = fleet.start_with(&crash_point::at(conditions));
     let id = gitlab.queue(job(&["echo never"]).build());
-    death::assert_killed(manager.wait(), &manager.log());
+    crash_point::assert_killed(manager.wait(), &manager.log());
     let manager = fleet.start();
     let done = gitlab.finished(id);
     assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());

@@ -179,10 +179,10 @@ fn a_pending_job_fails_after_a_restart() {
     let manager = fleet.start();
     let id = gitlab.queue(job(&["echo never"]).build());
     wait_until_kept(&gitlab, id);
-    gitlab.set_away(true);
+    gitlab.stop_responding();
     manager.wait_for_log("no instance of pool pool took the job");
     manager.kill();
-    gitlab.set_away(false);
+    gitlab.resume_responding();
     let manager = fleet.start();
     let done = gitlab.finished(id);
     assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());

@@ -235,7 +235,7 @@ fn an_ecr_image_needs_only_the_instances_credentials() {
     let image = registry.push(&docker.image(&[]), "team/app:1");
     let moto = Moto::start();
     let (may, may_not) = (moto.user("may", &["ecr:GetAuthorizationToken"]), moto.user("may-not", &["s3:GetObject"]));
-    moto.check_rights(true);
+    moto.enforce_permissions();
     let gitlab = GitLab::start();
     let refused = if is_podman_run() { "unauthorized: authentication required" } else { "no basic auth credentials" };
     for (user, runner, state, part) in [

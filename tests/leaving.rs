@@ -63,7 +63,7 @@ fn an_unreachable_server_does_not_prevent_a_shutdown() {
     let home = Scenario::shell().home(&gitlab);
     let mut agent = home.start(&["--idle-timeout", "2s"]);
     gitlab.wait_until("a request", |server| polls(server) > 0);
-    gitlab.set_away(true);
+    gitlab.stop_responding();
     assert!(agent.wait().success());
     assert!(agent.log().contains("cannot unregister this runner manager"), "{}", agent.log());
 }

@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::support::gitlab::GitLab;
 use crate::support::holds_within;
 use crate::support::job::job;
-use crate::support::light::LightAgent;
+use crate::support::light_agent::LightAgent;
 use crate::support::pool::Pool;
 
 const AGENTS: usize = 500;

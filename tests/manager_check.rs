@@ -7,7 +7,7 @@ use crate::manager_templates::granted;
 use crate::support::mayfly::Home;
 use crate::support::moto::{Moto, User};
 use crate::support::output_text;
-use crate::support::tap::Tap;
+use crate::support::recording_proxy::RecordingProxy;
 
 /// Creates a group with these arguments of boto3 and a launch template.
 fn group(moto: &Moto, template: &str, arguments: &str) {
@@ -56,7 +56,7 @@ fn a_group_of_the_recipe_is_good_with_the_permissions_of_the_recipe() {
     let moto = Moto::start();
     group(&moto, GOOD_TEMPLATE, "MinSize=0, MaxSize=5, NewInstancesProtectedFromScaleIn=True");
     let user = manager(&moto);
-    moto.check_rights(true);
+    moto.enforce_permissions();
     let mut home = Home::empty();
     pools(&mut home, &moto, &user, "pool");
     let report = check(&home);
@@ -72,7 +72,7 @@ fn a_group_of_the_recipe_is_good_with_the_permissions_of_the_recipe() {
         assert!(report.contains(part), "{part}: {report}");
     }
     assert!(!report.contains("AccessDenied"), "{report}");
-    moto.check_rights(false);
+    moto.ignore_permissions();
     let group = moto.python(
         "g = client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]\n\
          print(g['DesiredCapacity'], len(g['Instances']))",
@@ -93,17 +93,17 @@ fn the_recipe_grants_exactly_the_calls_that_are_made() {
     );
     let user = manager(&moto);
     let port = moto.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
-    let tap = Tap::start(port);
+    let recorder = RecordingProxy::start(port);
     let mut home = Home::empty();
     pools(&mut home, &moto, &user, "pool");
     let mut environment = user.environment(&moto);
-    environment[0].1 = format!("http://127.0.0.1:{}", tap.port);
+    environment[0].1 = format!("http://127.0.0.1:{}", recorder.port);
     home.set_environment(environment);
     let text = fs::read_to_string(home.config()).expect("a configuration");
     fs::write(home.config(), text.replace("token = \"t\"", "token = \"aws-ssm:/ci/runner-token\""))
         .expect("write a file");
     let report = check(&home);
-    let sent = tap.text();
+    let sent = recorder.text();
     let word = |text: &str| text.chars().take_while(char::is_ascii_alphanumeric).collect::<String>();
     let after = |mark: &str| sent.split(mark).skip(1).map(word).collect::<Vec<String>>();
     let mut called: BTreeSet<String> = after("AmazonSSM.").into_iter().map(|action| format!("ssm:{action}")).collect();
@@ -126,7 +126,7 @@ fn each_fault_of_a_group_has_its_remedy() {
          LifecycleTransition='autoscaling:EC2_INSTANCE_LAUNCHING')",
     );
     let user = manager(&moto);
-    moto.check_rights(true);
+    moto.enforce_permissions();
     let mut home = Home::empty();
     pools(&mut home, &moto, &user, "pool");
     let report = check(&home);
@@ -149,7 +149,7 @@ fn a_group_that_is_missing_and_a_right_that_is_missing_are_named() {
     group(&moto, GOOD_TEMPLATE, "MinSize=0, MaxSize=3");
     let user = manager(&moto);
     let reader = moto.user("reader", &["autoscaling:DescribeAutoScalingGroups"]);
-    moto.check_rights(true);
+    moto.enforce_permissions();
     let mut home = Home::empty();
     pools(&mut home, &moto, &user, "other");
     let report = check(&home);

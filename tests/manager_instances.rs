@@ -20,13 +20,13 @@ use crate::support::scenario::Scenario;
 fn a_lifecycle_hook_is_extended_while_a_job_runs_and_completed_after_it() {
     let gitlab = GitLab::start();
     let group = Group::behind_front(&gitlab, Pool::short_lived());
-    let front = group.front.clone().expect("the proxy before the AWS API");
-    group.moto.check_rights(false);
+    let aws_proxy = group.aws_proxy.clone().expect("the proxy before the AWS API");
+    group.moto.ignore_permissions();
     group.moto.python(
         "client('autoscaling').put_lifecycle_hook(AutoScalingGroupName='pool', LifecycleHookName='drain', \
          LifecycleTransition='autoscaling:EC2_INSTANCE_TERMINATING', HeartbeatTimeout=60)",
     );
-    group.moto.check_rights(true);
+    group.moto.enforce_permissions();
     let manager = group.scaled.fleet.start();
     let go = group.scaled.fleet.home.path("go");
     let id = gitlab.queue(job(&["echo begun", &until_there(go.display())]).build());
@@ -37,30 +37,30 @@ fn a_lifecycle_hook_is_extended_while_a_job_runs_and_completed_after_it() {
     let mut agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     // Moto implements neither the state nor the calls of a lifecycle hook.
-    front.edit(|call, body| match call.action.as_str() {
+    aws_proxy.edit(|call, body| match call.action.as_str() {
         "DescribeAutoScalingGroups" => body.replace(">InService<", ">Terminating:Wait<"),
         _ => body,
     });
-    front.rule(|call| match call.action.as_str() {
+    aws_proxy.rule(|call| match call.action.as_str() {
         action @ ("RecordLifecycleActionHeartbeat" | "CompleteLifecycleAction") => Some(result(action, "")),
         _ => None,
     });
-    wait_until("the hook must be extended", || !front.calls("RecordLifecycleActionHeartbeat").is_empty());
-    let call = front.calls("RecordLifecycleActionHeartbeat").remove(0);
+    wait_until("the hook must be extended", || !aws_proxy.calls("RecordLifecycleActionHeartbeat").is_empty());
+    let call = aws_proxy.calls("RecordLifecycleActionHeartbeat").remove(0);
     let parameter = |name: &str| call.parameters.get(name).map(String::as_str);
     assert_eq!(
         [parameter("AutoScalingGroupName"), parameter("LifecycleHookName"), parameter("InstanceId")],
         [Some("pool"), Some("drain"), Some(instance.as_str())]
     );
-    assert!(front.calls("CompleteLifecycleAction").is_empty() && gitlab.job_state(id) == "running");
+    assert!(aws_proxy.calls("CompleteLifecycleAction").is_empty() && gitlab.job_state(id) == "running");
     fs::write(&go, "").expect("write a file");
     assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
     assert!(agent.wait().success(), "{}", agent.log());
-    wait_until("the hook must be completed", || !front.calls("CompleteLifecycleAction").is_empty());
-    let call = front.calls("CompleteLifecycleAction").remove(0);
+    wait_until("the hook must be completed", || !aws_proxy.calls("CompleteLifecycleAction").is_empty());
+    let call = aws_proxy.calls("CompleteLifecycleAction").remove(0);
     assert_eq!(call.parameters.get("LifecycleActionResult").map(String::as_str), Some("CONTINUE"));
     assert_eq!(call.parameters.get("InstanceId"), Some(&instance));
-    assert!(front.calls("TerminateInstanceInAutoScalingGroup").is_empty(), "{}", manager.log());
+    assert!(aws_proxy.calls("TerminateInstanceInAutoScalingGroup").is_empty(), "{}", manager.log());
 }
 
 #[test]
@@ -78,9 +78,9 @@ fn a_lost_instance_is_replaced_and_its_job_can_be_retried() {
     let retried = gitlab.queue(job(&["echo retried"]).build());
     kill_shims(lost);
     agent.kill();
-    group.moto.check_rights(false);
+    group.moto.ignore_permissions();
     group.moto.python(&format!("client('ec2').terminate_instances(InstanceIds=['{}'])", instances[0]));
-    group.moto.check_rights(true);
+    group.moto.enforce_permissions();
     let failed = gitlab.finished(lost);
     assert_eq!(failed.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());
     manager.wait_for_log(&format!("instance lost: it is terminated instance={}", instances[0]));

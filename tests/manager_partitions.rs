@@ -24,7 +24,7 @@ fn an_outage_of_gitlab_loses_neither_held_nor_running_jobs() {
     let held = gitlab.queue(job(&["echo was held"]).build());
     gitlab.wait_until("the job must be taken", |gitlab| gitlab.job_state(held) == "running");
     let queued = gitlab.queue(job(&["echo was queued"]).build());
-    gitlab.set_away(true);
+    gitlab.stop_responding();
     fs::write(&go, "").expect("write a file");
     // Both sides have noticed: the manager cannot poll or keep the held job alive, the agent cannot deliver a result.
     for route in ["POST jobs/request", "PUT job"] {
@@ -34,7 +34,7 @@ fn an_outage_of_gitlab_loses_neither_held_nor_running_jobs() {
     // The delays are at least 0.5 s, 1 s, and 2 s.
     assert!((polls[3] - polls[0]).as_millis() >= 3000, "the manager must slow down: {polls:?}");
     assert_eq!(gitlab.job_state(running), "running");
-    gitlab.set_away(false);
+    gitlab.resume_responding();
     for (id, text) in [(running, "ended"), (held, "was held"), (queued, "was queued")] {
         let done = gitlab.finished(id);
         assert!(done.state == "success" && done.has(text), "{}\n{}\n{}", done.log(), agent.log(), manager.log());
@@ -49,7 +49,7 @@ fn a_manager_that_restarts_in_an_outage_of_gitlab_keeps_its_jobs() {
     let manager = fleet.start();
     let id = gitlab.queue(job(&["echo was held"]).build());
     gitlab.wait_for_log(id, "waiting for an instance");
-    gitlab.set_away(true);
+    gitlab.stop_responding();
     manager.kill();
     let manager = fleet.start();
     manager.wait_for_log("state restored pool=pool agents=0 jobs=1 held=1");
@@ -60,7 +60,7 @@ fn a_manager_that_restarts_in_an_outage_of_gitlab_keeps_its_jobs() {
     fleet.set_members(&["i-1"]);
     let (_home, agent) = fleet.agent(&manager, "i-1");
     manager.wait_for_log(&format!("job accepted pool=pool job={id} instance=i-1"));
-    gitlab.set_away(false);
+    gitlab.resume_responding();
     let done = gitlab.finished(id);
     assert!(done.state == "success" && done.has("was held"), "{}\n{}", done.log(), agent.log());
 }
@@ -70,11 +70,11 @@ fn a_manager_that_restarts_in_an_outage_of_gitlab_keeps_its_jobs() {
 fn throttled_and_refused_calls_of_aws_do_not_stop_the_loop() {
     let gitlab = GitLab::start();
     let cloud = Cloud::behind_front(&gitlab, Pool::short_lived().autoscaler("deletion_retry_interval = \"1s\""));
-    let front = cloud.front.clone().expect("the proxy before the AWS API");
+    let aws_proxy = cloud.aws_proxy.clone().expect("the proxy before the AWS API");
     let throttled = || refusal(400, "Throttling", "Rate exceeded");
-    front.answer("DescribeAutoScalingGroups", [throttled(), refusal(503, "ServiceUnavailable", "Try later")]);
-    front.answer("SetDesiredCapacity", [throttled(), throttled(), refusal(403, "AccessDenied", "not authorized")]);
-    front.answer(
+    aws_proxy.answer("DescribeAutoScalingGroups", [throttled(), refusal(503, "ServiceUnavailable", "Try later")]);
+    aws_proxy.answer("SetDesiredCapacity", [throttled(), throttled(), refusal(403, "AccessDenied", "not authorized")]);
+    aws_proxy.answer(
         "TerminateInstanceInAutoScalingGroup",
         [throttled(), refusal(403, "AccessDenied", "not authorized"), refusal(500, "InternalFailure", "Oops")],
     );
@@ -99,15 +99,15 @@ fn throttled_and_refused_calls_of_aws_do_not_stop_the_loop() {
 fn after_an_outage_of_aws_the_fleet_grows_again() {
     let gitlab = GitLab::start();
     let cloud = Cloud::behind_front(&gitlab, Pool::short_lived());
-    let front = cloud.front.clone().expect("the proxy before the AWS API");
+    let aws_proxy = cloud.aws_proxy.clone().expect("the proxy before the AWS API");
     let manager = cloud.scaled.fleet.start();
     wait_until("the group must be known", || cloud.scaled.status()["group"].is_object());
-    front.rule(|_| Some(refusal(503, "ServiceUnavailable", "an outage")));
+    aws_proxy.rule(|_| Some(refusal(503, "ServiceUnavailable", "an outage")));
     manager.wait_for_log("engine call failed; retrying in the next round pool=pool");
     let id = gitlab.queue(job(&["echo from zero"]).build());
-    let refused = front.calls("DescribeAutoScalingGroups").len();
-    wait_until("the manager must try again", || front.calls("DescribeAutoScalingGroups").len() >= refused + 3);
-    front.rule(|_| None);
+    let refused = aws_proxy.calls("DescribeAutoScalingGroups").len();
+    wait_until("the manager must try again", || aws_proxy.calls("DescribeAutoScalingGroups").len() >= refused + 3);
+    aws_proxy.rule(|_| None);
     manager.wait_for_log("desired capacity set from=0 to=1 pool=pool");
     let (_, instances) = cloud.group();
     let home = Scenario::managed(&instances[0]).mayfly("leave = \"exit\"").home_at(&cloud.scaled.fleet.url());

@@ -2,16 +2,16 @@
 
 use serde_json::{Value, json};
 
+use crate::support::aws_proxy::AwsProxy;
 use crate::support::cloud::refusal;
 use crate::support::fleet::{FLEET_TOKEN, Fleet, Manager};
-use crate::support::front::Front;
 use crate::support::gitlab::GitLab;
 use crate::support::job::job;
 use crate::support::mayfly::Home;
 use crate::support::moto::Moto;
 use crate::support::pool::Pool;
+use crate::support::recording_proxy::RecordingProxy;
 use crate::support::scenario::Scenario;
-use crate::support::tap::Tap;
 
 /// Moto's account.
 const ACCOUNT: &str = "123456789012";
@@ -20,9 +20,9 @@ const ACCOUNT: &str = "123456789012";
 struct Proven {
     gitlab: GitLab,
     moto: Moto,
-    front: Front,
+    aws_proxy: AwsProxy,
     fleet: Fleet,
-    tap: Tap,
+    recorder: RecordingProxy,
 }
 
 impl Proven {
@@ -32,28 +32,28 @@ impl Proven {
             "iam = client('iam')\nfor role in ('agents', 'others'):\n    iam.create_role(RoleName=role, \
              AssumeRolePolicyDocument=json.dumps({'Version': '2012-10-17', 'Statement': []}))",
         );
-        moto.check_rights(true);
-        let front = Front::start(&moto);
+        moto.enforce_permissions();
+        let aws_proxy = AwsProxy::start(&moto);
         let mut fleet = Pool::relay().runner(&with_role(ACCOUNT)).fleet(&gitlab);
-        fleet.home.set_environment(vec![("AWS_ENDPOINT_URL".to_owned(), front.url.clone())]);
+        fleet.home.set_environment(vec![("AWS_ENDPOINT_URL".to_owned(), aws_proxy.url.clone())]);
         fleet.set_members(&["i-1", "i-2"]);
-        let tap = Tap::start(fleet.port);
-        Self { gitlab, moto, front, fleet, tap }
+        let recorder = RecordingProxy::start(fleet.port);
+        Self { gitlab, moto, aws_proxy, fleet, recorder }
     }
 
     /// The home of an agent on an instance, with the credentials of a role's session.
     fn home(&self, instance: &str, role: &str, session: &str) -> Home {
-        self.moto.check_rights(false);
+        self.moto.ignore_permissions();
         let keys = self.moto.python(&format!(
             "c = client('sts').assume_role(RoleArn='arn:aws:iam::{ACCOUNT}:role/{role}', RoleSessionName='{session}')['Credentials']\n\
              print(c['AccessKeyId'], c['SecretAccessKey'], c['SessionToken'])"
         ));
-        self.moto.check_rights(true);
+        self.moto.enforce_permissions();
         let keys: Vec<&str> = keys.split(' ').collect();
-        let url = format!("http://127.0.0.1:{}", self.tap.port);
+        let url = format!("http://127.0.0.1:{}", self.recorder.port);
         let mut home = Scenario::managed(instance).token("aws-sts").home_at(&url);
         let environment = [
-            ("AWS_ENDPOINT_URL", self.front.url.as_str()),
+            ("AWS_ENDPOINT_URL", self.aws_proxy.url.as_str()),
             ("AWS_REGION", "eu-west-1"),
             ("AWS_ACCESS_KEY_ID", keys[0]),
             ("AWS_SECRET_ACCESS_KEY", keys[1]),
@@ -65,7 +65,7 @@ impl Proven {
 
     /// The registration that an agent sent.
     fn registration(&self) -> Value {
-        let all = self.tap.bodies("/api/v4/runners/verify");
+        let all = self.recorder.bodies("/api/v4/runners/verify");
         all.into_iter().find(|body| body["mayfly"]["proof"].is_object()).expect("a registration with a proof")
     }
 
@@ -131,7 +131,7 @@ fn an_agent_proves_its_role_and_what_it_sent_is_of_no_use_to_others() {
         json!({"token": FLEET_TOKEN, "mayfly": {"protocol": 1, "instance": "i-2", "boot": "b", "version": "0"}});
     proven.assert_refused(&manager, &token, 403, "this pool requires a proof of its `agent_role`");
     // After 15 minutes, AWS no longer accepts the signature.
-    proven.front.rule(|call| {
+    proven.aws_proxy.rule(|call| {
         let why = format!("Signature expired: {} is now earlier than the limit", call.signed);
         (call.action == "GetCallerIdentity").then(|| refusal(403, "SignatureDoesNotMatch", &why))
     });

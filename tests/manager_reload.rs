@@ -97,9 +97,9 @@ fn a_stored_token_is_fetched_again_when_gitlab_rejects_it() {
     let moto = Moto::start();
     let put = |value: &str| moto.put_parameter("/ci/token", value);
     put(RUNNER_TOKEN);
-    moto.check_rights(false);
+    moto.ignore_permissions();
     let user = moto.user("manager", &["ssm:GetParameter"]);
-    moto.check_rights(true);
+    moto.enforce_permissions();
     let gitlab = GitLab::start();
     let mut fleet = Pool::relay().token("aws-ssm:/ci/token").fleet(&gitlab);
     fleet.set_members(&["i-1"]);

@@ -59,12 +59,12 @@ fn an_outage_at_the_end_loses_nothing() {
     let id = gitlab.queue(job(&lines).variable("OVER", &over.display().to_string()).build());
     let mut agent = home.start(&["--once"]);
     gitlab.wait_for_log(id, "begun");
-    gitlab.set_away(true);
+    gitlab.stop_responding();
     std::fs::write(&go, "").expect("write a file");
     agent.wait_until("the end of the script", || over.exists());
     let before = gitlab.unanswered("PATCH trace").len();
     agent.wait_until("two requests without a response", || gitlab.unanswered("PATCH trace").len() >= before + 2);
-    gitlab.set_away(false);
+    gitlab.resume_responding();
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success");
     assert!(job.lines().contains(&"the end".to_owned()));
@@ -141,19 +141,6 @@ fn a_token_is_never_sent_to_another_host() {
     let seen = seen.lock().expect("the thread must not panic").join("\n");
     assert!(!seen.contains("tokenOfTheRunner"), "{seen}");
     assert!(agent.log().contains("tokens are not sent to another server"), "{}", agent.log());
-}
-
-#[test]
-fn survives_invalid_responses_to_a_poll() {
-    let gitlab = GitLab::start();
-    let html = Answer::new(201).with("Content-Type", "text/html").body("<html>sign in</html>");
-    let empty = Answer::new(201).with("Content-Type", "application/json");
-    gitlab.fail("POST jobs/request", [Fault::Answer(html), Fault::Answer(empty)]);
-    let home = Scenario::shell().home(&gitlab);
-    let id = gitlab.queue(job(&["echo ok"]).build());
-    let mut agent = home.start(&[]);
-    assert_eq!(gitlab.finished(id).state, "success");
-    agent.drain();
 }
 
 #[test]
@@ -246,106 +233,6 @@ fn survives_a_truncated_and_a_late_response() {
     assert_eq!(job.state, "success");
     assert!(gitlab.count("PATCH trace") >= 3, "the request with the truncated response must be repeated");
     assert!(agent.wait().success());
-}
-
-#[test]
-fn a_response_without_a_job_does_not_count_and_is_followed_by_a_pause() {
-    let gitlab = GitLab::start();
-    let nonsense = Answer::json(201, &serde_json::json!({"message": "maintenance"}));
-    gitlab.fail("POST jobs/request", [Fault::Answer(nonsense)]);
-    let home = Scenario::shell().home(&gitlab);
-    let id = gitlab.queue(job(&["true"]).build());
-    let began = std::time::Instant::now();
-    let mut agent = home.start(&["--once"]);
-    assert_eq!(gitlab.finished(id).state, "success");
-    assert!(began.elapsed() >= std::time::Duration::from_secs(1), "check_interval lies between the two requests");
-    assert!(agent.wait().success());
-    assert!(
-        agent.log().contains("GitLab sent a job that cannot be decoded (no id or token); it cannot be reported"),
-        "{}",
-        agent.log()
-    );
-}
-
-/// Makes the payload of the job with this id.
-type MakePayload = fn(i64) -> Vec<u8>;
-
-/// A job that cannot be decoded, in all known ways: it is reported as failed if its id and token can be read.
-#[test]
-fn a_job_that_cannot_be_decoded_is_failed_if_its_id_and_token_are_readable() {
-    let gitlab = GitLab::start();
-    let home = Scenario::shell().home(&gitlab);
-    let payloads: [(&str, MakePayload); 13] = [
-        ("id as text, steps as a number", |id| format!(r#"{{"id":"{id}","token":"glcbt-job-{id}","steps":5}}"#).into()),
-        ("id as a fraction", |id| format!(r#"{{"id":{id}.0,"token":"glcbt-job-{id}","steps":5}}"#).into()),
-        ("a list of lists", |id| format!(r#"{{"id":{id},"token":"glcbt-job-{id}","variables":[[[[]]]]}}"#).into()),
-        ("nested too deep", |id| {
-            let deep = "[".repeat(100_000);
-            format!(r#"{{"id":{id},"token":"glcbt-job-{id}","steps":{deep}"#).into()
-        }),
-        ("the same key twice", |id| {
-            format!(r#"{{"id":1,"id":{id},"token":"glcbt-job-{id}","token":"glcbt-job-{id}"}}"#).into()
-        }),
-        ("a timeout of 64 bits and more", |id| {
-            format!(r#"{{"id":{id},"token":"glcbt-job-{id}","runner_info":{{"timeout":"99999999999999999999"}}}}"#)
-                .into()
-        }),
-        ("bytes that are no text", |id| {
-            [format!(r#"{{"id":{id},"token":"glcbt-job-{id}","steps":""#).as_bytes(), b"\xff\xfe\x80\"}"].concat()
-        }),
-        ("a zero byte", |id| format!("{{\"id\":{id},\"token\":\"glcbt-job-{id}\",\"steps\":\0}}").into()),
-        ("cut off in a value", |id| format!(r#"{{"id":{id},"token":"glcbt-job-{id}","steps":[{{"na"#).into()),
-        ("keys with escapes", |id| format!(r#"{{"i\u0064":{id},"tok\u0065n":"glcbt-job-{id}","steps":5}}"#).into()),
-        ("something behind it", |id| format!(r#"{{"id":{id},"token":"glcbt-job-{id}"}} {{}}"#).into()),
-        ("a dependency first", |id| {
-            format!(r#"{{"dependencies":[{{"id":1,"token":"x"}}],"id":{id},"token":"glcbt-job-{id}","steps":5}}"#)
-                .into()
-        }),
-        ("larger than anything that is read", |id| {
-            let junk = "x".repeat(65 << 20);
-            format!(r#"{{"id":{id},"token":"glcbt-job-{id}","variables":[{{"key":"A","value":"{junk}"}}]}}"#).into()
-        }),
-    ];
-    let mut ids: Vec<_> = payloads.iter().map(|(what, make)| (*what, gitlab.queue_text(make))).collect();
-    for name in ["99999999999999999999999", "9223372036854775808", "build-17"] {
-        let id = gitlab.queue_text(|id| format!(r#"{{"id":"{name}","token":"glcbt-job-{id}","steps":[]}}"#));
-        gitlab.name_job(id, name);
-        ids.push((name, id));
-    }
-    for number in ["99999999999999999999999", "9223372036854775808"] {
-        let id = gitlab.queue_text(|id| format!(r#"{{"id":{number},"token":"glcbt-job-{id}","steps":[]}}"#));
-        // Two jobs with the same name would be one job; the token distinguishes them.
-        gitlab.name_job(id, number);
-        ids.push((number, id));
-    }
-    let nameless: [fn(i64) -> String; 6] = [
-        |_| "null".to_owned(),
-        |_| r#"{"id":7}"#.to_owned(),
-        |id| format!(r#"{{"id":null,"token":"glcbt-job-{id}"}}"#),
-        |id| format!(r#"{{"id":7.5,"token":"glcbt-job-{id}"}}"#),
-        |id| format!(r#"{{"id":"../{id}","token":"glcbt-job-{id}"}}"#),
-        |_| String::new(),
-    ];
-    for make in nameless {
-        gitlab.queue_text(make);
-    }
-    let good = gitlab.queue(job(&["echo ok"]).build());
-    let mut agent = home.start(&[]);
-    for (what, id) in ids {
-        let job = gitlab.finished(id);
-        assert_eq!(
-            (job.state.as_str(), job.failure_reason.as_deref()),
-            ("failed", Some("runner_system_failure")),
-            "{what}"
-        );
-        assert!(job.has("the payload of this job cannot be read"), "{what}: {}", job.log());
-    }
-    assert_eq!(gitlab.finished(good).state, "success");
-    agent.drain();
-    let log = agent.log();
-    let loud = "GitLab sent a job that cannot be decoded (no id or token); it cannot be reported";
-    assert_eq!(log.matches(loud).count(), nameless.len(), "{log}");
-    assert!(!log.contains("glcbt-job"), "{log}");
 }
 
 #[test]

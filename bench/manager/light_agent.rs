@@ -13,7 +13,7 @@ use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 
 use crate::support::fleet::{FLEET_TOKEN, Fleet};
-use crate::support::light;
+use crate::support::light_agent;
 
 trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
@@ -57,11 +57,11 @@ impl LightAgent {
     }
 
     fn send(&mut self, method: &str, path: &str, body: &Value) {
-        light::send(self.stream.get_mut(), method, path, &self.token, body);
+        light_agent::send(self.stream.get_mut(), method, path, &self.token, body);
     }
 
     pub fn read(&mut self) -> (u16, Value) {
-        light::read(&mut self.stream)
+        light_agent::read(&mut self.stream)
     }
 
     /// Waits until the manager has sent something.

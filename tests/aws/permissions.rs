@@ -44,7 +44,7 @@ fn the_documented_permissions_suffice_to_leave_a_group() {
             "ec2:DescribeInstanceAttribute",
         ],
     );
-    moto.check_rights(true);
+    moto.enforce_permissions();
     let gitlab = GitLab::start();
     let mut home = Scenario::shell().mayfly("leave = \"aws-asg\"\nidle_timeout = \"2s\"").home(&gitlab);
     let mut environment = user.environment(&moto);
@@ -57,7 +57,7 @@ fn the_documented_permissions_suffice_to_leave_a_group() {
     let mut agent = home.start(&[]);
     gitlab.finished(id);
     assert!(agent.wait().success(), "{}", agent.log());
-    moto.check_rights(false);
+    moto.ignore_permissions();
     let group = moto.python(&format!(
         "group = client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]\n\
          print(group['DesiredCapacity'], any(i['InstanceId'] == '{instance}' for i in group['Instances']))"
@@ -72,7 +72,7 @@ fn a_missing_permission_is_named_and_the_machine_powers_off() {
     let metadata = Metadata::start();
     let instance = member_of_moto(&moto, &metadata);
     let user = moto.user("agent", &["autoscaling:DescribeAutoScalingInstances"]);
-    moto.check_rights(true);
+    moto.enforce_permissions();
     let gitlab = GitLab::start();
     let keys = "leave = \"aws-asg\"\nidle_timeout = \"1s\"\nleave_fallback_after = \"2s\"\n\
                 poweroff_command = \"echo off >>$HOME/power\"";
@@ -86,7 +86,7 @@ fn a_missing_permission_is_named_and_the_machine_powers_off() {
     let errors: Vec<String> = agent.log().lines().filter(|line| line.contains("ERROR")).map(str::to_owned).collect();
     let named = "action=autoscaling:TerminateInstanceInAutoScalingGroup code=AccessDenied";
     assert!(errors.len() == 1 && errors[0].contains(named), "{}", agent.log());
-    moto.check_rights(false);
+    moto.ignore_permissions();
     let desired = moto.python(
         "print(client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]['DesiredCapacity'])",
     );
@@ -101,7 +101,7 @@ fn two_more_permissions_suffice_to_raise_a_group() {
     let actions = ["autoscaling:DescribeAutoScalingInstances", busy, "autoscaling:DescribeAutoScalingGroups"];
     let denied = moto.user("denied", &actions);
     let raiser = moto.user("raiser", &[&actions[..], &["autoscaling:SetDesiredCapacity"]].concat());
-    moto.check_rights(true);
+    moto.enforce_permissions();
     let desired =
         "print(client('autoscaling').describe_auto_scaling_groups()['AutoScalingGroups'][0]['DesiredCapacity'])";
     for (user, expected) in [(denied, "3"), (raiser, "4")] {
@@ -115,9 +115,9 @@ fn two_more_permissions_suffice_to_raise_a_group() {
         agent.wait_for_log(if expected == "3" { "autoscaling:SetDesiredCapacity code=AccessDenied" } else { "to=4" });
         std::fs::write(&go, "").expect("write a file");
         assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
-        moto.check_rights(false);
+        moto.ignore_permissions();
         assert_eq!(moto.python(desired), expected, "{}", agent.log());
-        moto.check_rights(true);
+        moto.enforce_permissions();
         agent.kill();
     }
 }

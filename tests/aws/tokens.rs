@@ -18,7 +18,7 @@ fn fetches_a_runner_token_from_its_store() {
     ));
     let allowed = moto.user("agent", &["ssm:GetParameter", "secretsmanager:GetSecretValue"]);
     let denied = moto.user("other", &["ec2:DescribeInstances"]);
-    moto.check_rights(true);
+    moto.enforce_permissions();
     let gitlab = GitLab::start();
     let mut home = Home::empty();
     for reference in ["aws-ssm:/ci/token", "aws-secretsmanager:ci/runner#token"] {
@@ -65,7 +65,7 @@ fn credentials_come_from_roles_and_from_a_container_endpoint() {
     ));
     let changer = moto.user("changer", &["sts:AssumeRole"]);
     let reader = moto.user("reader", &["ssm:GetParameter"]);
-    moto.check_rights(true);
+    moto.enforce_permissions();
     let gitlab = GitLab::start();
     let mut home = home_of_parameter(&gitlab, "");
     let common = [("AWS_ENDPOINT_URL".to_owned(), moto.url.clone()), ("AWS_REGION".to_owned(), "eu-west-1".to_owned())];
@@ -99,7 +99,7 @@ fn credentials_come_from_roles_and_from_a_container_endpoint() {
     runs_a_job(&gitlab, &home);
 
     // A role that a web identity token may assume. moto rejects unsigned requests while it checks policies.
-    moto.check_rights(false);
+    moto.ignore_permissions();
     fs::write(home.path("identity"), "header.payload.signature\n").expect("write a file");
     let mut environment = common.to_vec();
     environment.push(("AWS_ROLE_ARN".to_owned(), arn.to_owned()));
@@ -119,15 +119,15 @@ fn a_reload_fetches_the_token_again() {
     };
     put("glrt-wrong-at-first");
     let user = moto.user("agent", &["ssm:GetParameter"]);
-    moto.check_rights(true);
+    moto.enforce_permissions();
     let gitlab = GitLab::start();
     let mut home = home_of_parameter(&gitlab, "");
     home.set_environment(user.environment(&moto));
     let agent = home.start(&[]);
     agent.wait_for_log("GitLab rejected the runner");
-    moto.check_rights(false);
+    moto.ignore_permissions();
     put(RUNNER_TOKEN);
-    moto.check_rights(true);
+    moto.enforce_permissions();
     agent.signal("HUP");
     let id = gitlab.queue(job(&["true"]).build());
     assert_eq!(gitlab.finished(id).state, "success");
@@ -160,7 +160,7 @@ fn a_job_is_finished_and_reported_while_its_token_store_is_away() {
         "client('ssm').put_parameter(Name='/ci/token', Type='SecureString', Value='{RUNNER_TOKEN}', Overwrite=True)"
     ));
     let user = moto.user("agent", &["ssm:GetParameter"]);
-    moto.check_rights(true);
+    moto.enforce_permissions();
     let gitlab = GitLab::start();
     let mut home = home_of_parameter(&gitlab, "");
     home.set_environment(user.environment(&moto));

@@ -1,7 +1,7 @@
 //! An instance in an Auto Scaling group, which terminates itself through its group.
 
 mod capacity;
-mod cut_off;
+mod interrupted;
 mod lifecycle;
 mod notices;
 
@@ -201,7 +201,7 @@ fn an_unreachable_group_does_not_prevent_power_off() {
     let mut agent = fleet.start();
     agent.wait_for_log("polling stopped");
     // GitLab is unreachable as well.
-    fleet.gitlab.set_away(true);
+    fleet.gitlab.stop_responding();
     assert!(agent.wait().success());
     assert_eq!((fleet.times_off(), fleet.ends()), (1, (0, 0)), "{}", agent.log());
 }

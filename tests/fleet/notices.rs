@@ -58,10 +58,10 @@ fn a_rebalance_recommendation_stops_polling_and_keeps_the_desired_capacity() {
     fleet.gitlab.wait_for_log(id, "begun");
     // The service does not answer for a while, and its tokens expire early.
     fleet.cloud.metadata.shorten_tokens(Duration::from_secs(1));
-    fleet.cloud.metadata.set_silent(true);
+    fleet.cloud.metadata.stop_responding();
     let before = fleet.cloud.metadata.requests().len();
     agent.wait_until("a request without a response", || fleet.cloud.metadata.requests().len() > before);
-    fleet.cloud.metadata.set_silent(false);
+    fleet.cloud.metadata.resume_responding();
     fleet.cloud.recommend_rebalance();
     agent.wait_for_log("polling stopped reason=rebalance_recommendation");
     let waiting = fleet.queue(job(&["true"]));

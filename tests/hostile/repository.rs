@@ -1,8 +1,10 @@
 //! Attacks through the repository of an earlier job: files that git might run, and links that lead out of it.
 
+use std::path::Path;
+
 use serde_json::json;
 
-use crate::support::git::GitServer;
+use crate::support::git::{GitServer, git};
 use crate::support::gitlab::GitLab;
 use crate::support::job::job;
 use crate::support::scenario::Scenario;
@@ -52,11 +54,8 @@ fn files_left_by_a_job_are_neither_run_nor_followed() {
     let gitlab = GitLab::start();
     let home = Scenario::containers().home(&gitlab);
     let (witness, outside) = (home.path("witness"), home.path("outside"));
-    for directory in [&witness, &outside] {
-        std::fs::create_dir(directory).expect("create the directory");
-        std::fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o777))
-            .expect("set the permissions");
-    }
+    create_writable(&witness);
+    create_writable(&outside);
     std::fs::write(outside.join("precious"), "stays").expect("write a file");
     let (witness_name, outside_name) = (witness.display().to_string(), outside.display().to_string());
     let plants = plants(&witness_name, &outside_name);
@@ -100,13 +99,22 @@ fn files_left_by_a_job_are_neither_run_nor_followed() {
         }
     }
     assert!(agent.wait().success());
-    let names = |path: &std::path::Path| -> Vec<String> {
-        let entries = std::fs::read_dir(path).expect("a directory").flatten();
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
-    };
-    assert_eq!(names(&witness), Vec::<String>::new(), "something was run");
-    assert_eq!(names(&outside), ["precious"], "something was written");
+    assert_eq!(names(&witness), Vec::<String>::new(), "a planted program was run");
+    assert_eq!(names(&outside), ["precious"], "a file was written outside");
     assert_eq!(std::fs::read_to_string(outside.join("precious")).expect("read the file"), "stays");
+}
+
+/// Creates a directory that every user can write.
+fn create_writable(directory: &Path) {
+    std::fs::create_dir(directory).expect("create the directory");
+    std::fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o777))
+        .expect("set the permissions");
+}
+
+/// The names in a directory.
+fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).expect("a directory").flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {
@@ -174,38 +182,45 @@ fn ways_out(outside: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// A repository `team/demo` with the submodule `sub`; returns its URL and commit.
+fn repository_with_submodule(server: &GitServer, root: &Path) -> (String, String) {
+    server.repository("team/sub", &[("x", "from the submodule\n")]);
+    let files = [("file.txt", "from git\n"), ("dir/run.sh", "echo ran\n")];
+    let (url, _) = server.repository("team/demo", &files);
+    let work = root.join("team/demo.work");
+    let submodule = root.join("team/sub.git").display().to_string();
+    git(&work, &["-c", "protocol.file.allow=always", "submodule", "--quiet", "add", &submodule, "sub"]);
+    let modules = work.join(".gitmodules");
+    let text = std::fs::read_to_string(&modules).expect("read the file").replace(&submodule, "../sub.git");
+    std::fs::write(modules, text).expect("write a file");
+    (url, server.commit("team/demo", &[], "with a submodule"))
+}
+
+/// A bare repository whose settings and hooks create `witness` if git runs one of them.
+fn create_hostile_repository(repository: &Path, witness: &Path) {
+    std::fs::create_dir(repository).expect("create the directory");
+    git(repository, &["init", "-q", "--bare", "."]);
+    let run = format!("touch {}", witness.display());
+    for key in ["core.fsmonitor", "filter.evil.smudge", "core.sshCommand"] {
+        git(repository, &["config", key, &run]);
+    }
+    for hook in ["post-checkout", "reference-transaction", "post-index-change"] {
+        write_program(&repository.join("hooks").join(hook), &format!("#!/bin/sh\n{run}\n"));
+    }
+}
+
 #[test]
 fn no_part_of_a_repository_can_redirect_the_agent_outside() {
     let root = tempfile::tempdir().expect("a directory");
-    let git = GitServer::start(root.path());
-    git.repository("team/sub", &[("x", "from the submodule\n")]);
-    let (url, _) = git.repository("team/demo", &[("file.txt", "from git\n"), ("dir/run.sh", "echo ran\n")]);
-    let add = ["-c", "protocol.file.allow=always", "submodule", "--quiet", "add"];
-    let of_sub = [root.path().join("team/sub.git").display().to_string(), "sub".to_owned()];
-    let work = root.path().join("team/demo.work");
-    crate::support::git::git(&work, &[&add[..], &of_sub.each_ref().map(String::as_str)].concat());
-    let modules = work.join(".gitmodules");
-    let text = std::fs::read_to_string(&modules).expect("read the file").replace(&of_sub[0], "../sub.git");
-    std::fs::write(modules, text).expect("write a file");
-    let sha = git.commit("team/demo", &[], "with a submodule");
+    let server = GitServer::start(root.path());
+    let (url, sha) = repository_with_submodule(&server, root.path());
     let gitlab = GitLab::start();
     let home = Scenario::containers().home(&gitlab);
     // Besides the builds directory, file tasks may write only to the caches, here those of another project.
     let outside = home.path("cache/other");
-    let witness = outside.join("witness");
     std::fs::create_dir_all(outside.join("empty")).expect("create the directory");
     std::fs::write(outside.join("precious"), "stays").expect("write a file");
-    std::fs::create_dir(outside.join("repo")).expect("create the directory");
-    let run = format!("touch {}", witness.display());
-    let repository = outside.join("repo");
-    crate::support::git::git(&repository, &["init", "-q", "--bare", "."]);
-    for (key, value) in [("core.fsmonitor", &run), ("filter.evil.smudge", &run), ("core.sshCommand", &run)] {
-        crate::support::git::git(&repository, &["config", key, value]);
-    }
-    for hook in ["post-checkout", "reference-transaction", "post-index-change"] {
-        let path = repository.join("hooks").join(hook);
-        write_program(&path, &format!("#!/bin/sh\n{run}\n"));
-    }
+    create_hostile_repository(&outside.join("repo"), &outside.join("witness"));
     let listing = || {
         let list = std::process::Command::new("find").arg(&outside).args(["-printf", "%p %y %m %s %T@ %l\\n"]).output();
         let mut lines: Vec<String> =
@@ -266,5 +281,9 @@ fn a_service_that_changes_files_while_git_runs_gains_nothing() {
         gitlab.finished(id);
     }
     assert!(agent.wait().success());
-    assert_eq!(std::fs::read_dir(&witness).expect("list the directory").count(), 0, "something was run on the machine");
+    assert_eq!(
+        std::fs::read_dir(&witness).expect("list the directory").count(),
+        0,
+        "a planted program was run on the machine"
+    );
 }

@@ -310,7 +310,7 @@ impl Docker {
     pub fn restart(&self) {
         let before = self.pid();
         let mut keeper = self.keeper.lock().expect("the thread must not panic");
-        keeper.stdin.as_mut().expect("a pipe").write_all(b"again\n").expect("write a file");
+        keeper.stdin.as_mut().expect("a pipe").write_all(b"again\n").expect("write to the keeper");
         let pid = || fs::read_to_string(self.path("pid")).unwrap_or_default().trim().to_owned();
         wait_until("the restart of dockerd", || !pid().is_empty() && pid() != before.to_string());
         self.wait_until_up();

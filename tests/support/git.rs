@@ -154,8 +154,8 @@ fn serve(mut connection: Connection, root: &Path, seen: &Seen) {
             Answer::new(status).with("WWW-Authenticate", "Basic realm=\"git\"")
         } else if let Some(Failure::Reset) = failure {
             return;
-        } else if let Some(place) = redirect(&request) {
-            Answer::new(301).with("Location", &place)
+        } else if let Some(location) = redirect(&request) {
+            Answer::new(301).with("Location", &location)
         } else if login.starts_with(LOGIN) {
             seen.authorizations.lock().expect("the thread must not panic").push(login);
             match request.path.split_once("/info/lfs/") {
@@ -232,7 +232,7 @@ fn backend(root: &Path, request: &Request) -> Answer {
     let body = request.body.clone();
     let feeder = thread::spawn(move || stdin.write_all(&body));
     let mut output = Vec::new();
-    child.stdout.take().expect("a pipe").read_to_end(&mut output).expect("read the file");
+    child.stdout.take().expect("a pipe").read_to_end(&mut output).expect("read the output");
     let _ = feeder.join();
     let _ = child.wait();
     let split = output.windows(4).position(|window| window == b"\r\n\r\n").expect("CGI headers");

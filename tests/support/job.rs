@@ -22,7 +22,7 @@ pub fn job(script: &[&str]) -> JobBuilder {
         "artifacts": null,
         "cache": [],
         "dependencies": null,
-        "unheard_of": {"x": [1, null]},
+        "unknown_key": {"x": [1, null]},
         "features": {"trace_sections": true, "token_mask_prefixes": ["glpat-"], "failure_reasons":
             ["script_failure", "runner_system_failure", "job_execution_timeout", "runner_interrupted", "job_canceled",
              "runner_configuration_error", "image_pull_failure", "runner_external_dependency_failure",

@@ -31,12 +31,12 @@ pub struct Machine {
 
 /// Creates an image and passes it to a test. `script` runs as root in the tree first.
 pub fn with_image(script: &str, test: impl FnOnce(&Image) + Send) {
-    in_own(CloneFlags::CLONE_NEWNS, || test(&Image::bake(script)));
+    in_namespaces(CloneFlags::CLONE_NEWNS, || test(&Image::bake(script)));
 }
 
 /// Runs `test` in a network namespace with only loopback and the address of the metadata service.
 pub fn in_own_network(test: impl FnOnce() + Send) {
-    in_own(CloneFlags::CLONE_NEWNET, || {
+    in_namespaces(CloneFlags::CLONE_NEWNET, || {
         run("ip", &["link", "set", "lo", "up"]);
         run("ip", &["address", "add", "169.254.169.254/32", "dev", "lo"]);
         test();
@@ -44,7 +44,7 @@ pub fn in_own_network(test: impl FnOnce() + Send) {
 }
 
 /// Runs `inner` in a thread with its own namespaces.
-fn in_own(namespaces: CloneFlags, inner: impl FnOnce() + Send) {
+fn in_namespaces(namespaces: CloneFlags, inner: impl FnOnce() + Send) {
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
             unshare(namespaces).expect("namespaces need root");
@@ -98,17 +98,17 @@ impl Image {
         assert!(tree.status.success(), "no tree: {}", String::from_utf8_lossy(&tree.stderr));
         let tree = String::from_utf8_lossy(&tree.stdout).trim().to_owned();
         // In memory and in this mount namespace; removed with it.
-        let place = std::env::temp_dir().join(format!("mayfly-image-{}", unique_number()));
-        fs::create_dir(&place).expect("create the directory");
-        let at = |name: &str| place.join(name).display().to_string();
+        let base = std::env::temp_dir().join(format!("mayfly-image-{}", unique_number()));
+        fs::create_dir(&base).expect("create the directory");
+        let at = |name: &str| base.join(name).display().to_string();
         run("mount", &["--make-rprivate", "/"]);
         run("mount", &["-t", "tmpfs", "-o", "mode=0755", "image", &at("")]);
         for name in ["upper", "work", "root"] {
-            fs::create_dir(place.join(name)).expect("create the directory");
+            fs::create_dir(base.join(name)).expect("create the directory");
         }
         let layers = format!("lowerdir={tree},upperdir={},workdir={}", at("upper"), at("work"));
         run("mount", &["-t", "overlay", "-o", &layers, "image", &at("root")]);
-        let image = Self { root: place.join("root") };
+        let image = Self { root: base.join("root") };
         fs::copy(debian_package(), image.root.join("mayfly.deb")).expect("copy the file");
         image.run_inside("dpkg --install /mayfly.deb");
         image.run_inside(script);
@@ -194,11 +194,11 @@ exec systemd-nspawn --quiet --directory="$ROOT" --volatile=overlay --register=no
 impl Drop for Image {
     fn drop(&mut self) {
         // The mounts disappear with the namespace, but not the directory of the mount point.
-        let place = self.root.with_file_name("");
-        for mounted in [self.root.as_path(), &place] {
+        let base = self.root.with_file_name("");
+        for mounted in [self.root.as_path(), &base] {
             let _ = Command::new("umount").arg("--lazy").arg(mounted).status();
         }
-        let _ = fs::remove_dir(place);
+        let _ = fs::remove_dir(base);
     }
 }
 
@@ -256,7 +256,7 @@ impl Machine {
     }
 
     /// Whether the machine can run commands.
-    pub fn init_answers(&self) -> bool {
+    pub fn can_run_commands(&self) -> bool {
         self.init().is_some()
     }
 

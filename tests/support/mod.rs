@@ -1,29 +1,29 @@
 //! The tools of system tests: a fake GitLab, repositories, jobs, and the real program.
 
-pub mod between;
+pub mod aws_proxy;
 pub mod cloud;
-pub mod death;
+pub mod crash_point;
 #[allow(dead_code, reason = "tests of images and services use the rest")]
 pub mod docker;
+pub mod engine_proxy;
 pub mod fleet;
-pub mod front;
 pub mod git;
 pub mod gitlab;
 pub mod http;
 pub mod imds;
 pub mod job;
 pub mod keys;
-pub mod light;
+pub mod light_agent;
 pub mod machine;
 pub mod mayfly;
 pub mod moto;
 pub mod pki;
 pub mod pool;
 pub mod proxy;
+pub mod recording_proxy;
 pub mod registry;
 pub mod s3;
 pub mod scenario;
-pub mod tap;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -98,6 +98,6 @@ pub fn write_program(path: &Path, text: &str) {
     let mut install = Command::new("install");
     install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped());
     let mut child = install.spawn().expect("start the installation");
-    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("write a file");
+    child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("write to the pipe");
     assert!(child.wait().expect("must end").success());
 }

@@ -82,11 +82,11 @@ impl Moto {
 
     /// Stores a parameter, also while permissions are checked.
     pub fn put_parameter(&self, name: &str, value: &str) {
-        self.check_rights(false);
+        self.ignore_permissions();
         self.python(&format!(
             "client('ssm').put_parameter(Name='{name}', Type='SecureString', Value='{value}', Overwrite=True)"
         ));
-        self.check_rights(true);
+        self.enforce_permissions();
     }
 
     /// A user that may perform only these actions (`["ssm:GetParameter"]`), on all resources.
@@ -105,9 +105,19 @@ impl Moto {
         User { access_key: access_key.to_owned(), secret_key: secret_key.to_owned() }
     }
 
-    /// Enables or disables the checks of signatures and policies.
-    pub fn check_rights(&self, on: bool) {
-        assert!(self.post("/moto-api/reset-auth", if on { "0" } else { "inf" }), "moto does not answer");
+    /// Enables the checks of signatures and policies.
+    pub fn enforce_permissions(&self) {
+        self.allow_unchecked_requests("0");
+    }
+
+    /// Disables these checks.
+    pub fn ignore_permissions(&self) {
+        self.allow_unchecked_requests("inf");
+    }
+
+    /// Sets after how many requests moto begins to check them.
+    fn allow_unchecked_requests(&self, count: &str) {
+        assert!(self.post("/moto-api/reset-auth", count), "moto does not answer");
     }
 
     fn post(&self, path: &str, body: &str) -> bool {

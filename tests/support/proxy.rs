@@ -84,21 +84,21 @@ pub fn tunnel_proxy(to: &str, pause: Duration) -> String {
                 head.push_str(&std::mem::take(&mut line));
             }
             if !(head.starts_with("CONNECT ") && head.contains(":443 HTTP/1.1\r\n")) {
-                (&client).write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").expect("write a file");
+                (&client).write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").expect("send the response");
                 continue;
             }
             let server = TcpStream::connect(&target).expect("the server");
-            (&client).write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").expect("write a file");
+            (&client).write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").expect("send the response");
             let (to_client, from_server) =
                 (client.try_clone().expect("a stream"), server.try_clone().expect("a stream"));
-            std::thread::spawn(move || carry(from_server, &to_client, pause));
-            std::thread::spawn(move || carry(reader, &server, pause));
+            std::thread::spawn(move || forward_until_end(from_server, &to_client, pause));
+            std::thread::spawn(move || forward_until_end(reader, &server, pause));
         }
     });
     url
 }
 
-fn carry(mut from: impl Read, mut to: &TcpStream, pause: Duration) {
+fn forward_until_end(mut from: impl Read, mut to: &TcpStream, pause: Duration) {
     let mut piece = vec![0; 64 * 1024];
     while let Ok(length @ 1..) = from.read(&mut piece) {
         if to.write_all(&piece[..length]).is_err() {

@@ -111,7 +111,7 @@ impl Group {
     pub fn answer(&mut self, instance: &str, request: &Request) -> Answer {
         let parameters = parameters(&request.body);
         let action = parameters.get("Action").cloned().unwrap_or_default();
-        let known = KNOWN.iter().find(|(known, ..)| *known == action);
+        let known = ACTIONS.iter().find(|(name, ..)| *name == action);
         let Some((_, mandatory, optional)) = known else {
             self.violations.push(format!("the action `{action}` is not expected"));
             return refusal(400, "InvalidAction", "Could not find operation");
@@ -132,11 +132,11 @@ impl Group {
             self.violations.push(format!("{action} needs {missing}"));
             return refusal(400, "ValidationError", &format!("{missing} is mandatory"));
         }
-        let is = |name: &str, value: &str| parameters.get(name).is_none_or(|given| given == value);
-        if !is("AutoScalingGroupName", &self.name) {
+        let matches = |name: &str, value: &str| parameters.get(name).is_none_or(|given| given == value);
+        if !matches("AutoScalingGroupName", &self.name) {
             return refusal(400, "ValidationError", "AutoScalingGroup name not found - no such group");
         }
-        if !is("InstanceId", instance) || !is("InstanceIds.member.1", instance) {
+        if !matches("InstanceId", instance) || !matches("InstanceIds.member.1", instance) {
             let message = "Instance Id not found - No managed instance found for instance ID";
             return refusal(400, "ValidationError", message);
         }
@@ -147,7 +147,7 @@ impl Group {
             "DescribeAutoScalingGroups" => self.describe(instance, &parameters),
             "SetDesiredCapacity" => self.set_desired(&parameters),
             "SetInstanceProtection" => self.protect(instance, &parameters),
-            _ => self.move_hook(instance, &parameters),
+            _ => self.complete_or_extend_hook(instance, &parameters),
         }
     }
 
@@ -161,7 +161,7 @@ impl Group {
             }
         };
         if self.is_ending() {
-            self.violations.push(format!("{instance} is ended a second time, in {}", self.state));
+            self.violations.push(format!("{instance} is terminated a second time, in state {}", self.state));
             return refusal(400, "ValidationError", "Instance is already terminating");
         }
         if decrement && self.desired <= self.minimum {
@@ -226,7 +226,8 @@ impl Group {
             return refusal(400, "ValidationError", "New SetDesiredCapacity value is out of bounds");
         };
         if desired <= self.desired {
-            self.violations.push(format!("{} instances were wanted, and {desired} are now", self.desired));
+            self.violations
+                .push(format!("the desired capacity of {} is set to {desired}, which does not raise it", self.desired));
         }
         self.desired = desired;
         result("SetDesiredCapacity", "")
@@ -262,7 +263,7 @@ impl Group {
     }
 
     /// CompleteLifecycleAction and RecordLifecycleActionHeartbeat.
-    fn move_hook(&mut self, instance: &str, parameters: &Parameters) -> Answer {
+    fn complete_or_extend_hook(&mut self, instance: &str, parameters: &Parameters) -> Answer {
         let name = &parameters["LifecycleHookName"];
         if !self.hooks.iter().any(|hook| hook.name == *name) {
             return refusal(400, "ValidationError", &format!("No Lifecycle Hook found with name {name}"));
@@ -286,7 +287,7 @@ impl Group {
 }
 
 /// Every action with its mandatory and optional parameters.
-const KNOWN: [(&str, &[&str], &[&str]); 8] = [
+const ACTIONS: [(&str, &[&str], &[&str]); 8] = [
     ("TerminateInstanceInAutoScalingGroup", &["InstanceId", "ShouldDecrementDesiredCapacity"], &[]),
     ("DescribeAutoScalingInstances", &["InstanceIds.member.1"], &[]),
     ("DescribeLifecycleHooks", &["AutoScalingGroupName"], &[]),

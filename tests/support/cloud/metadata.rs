@@ -23,7 +23,7 @@ struct State {
     arrivals: BTreeMap<String, VecDeque<Instant>>,
     requests: Vec<String>,
     faults: VecDeque<u16>,
-    is_silent: bool,
+    is_unresponsive: bool,
     violations: Vec<String>,
 }
 
@@ -69,9 +69,14 @@ impl Metadata {
         self.lock().faults.extend(statuses);
     }
 
-    /// Whether requests get no response.
-    pub fn set_silent(&self, silent: bool) {
-        self.lock().is_silent = silent;
+    /// From now on, requests get no response.
+    pub fn stop_responding(&self) {
+        self.lock().is_unresponsive = true;
+    }
+
+    /// Ends [`Self::stop_responding`].
+    pub fn resume_responding(&self) {
+        self.lock().is_unresponsive = false;
     }
 
     /// Limits the lifetime of tokens; invalidates existing ones.
@@ -113,8 +118,8 @@ fn serve(mut connection: Connection, state: &Mutex<State>) {
     while let Some(request) = read_request(&mut connection) {
         let answer = {
             let mut state = state.lock().expect("the thread must not panic");
-            state.note(&request);
-            if state.is_silent { None } else { Some(state.answer(&request)) }
+            state.check(&request);
+            if state.is_unresponsive { None } else { Some(state.answer(&request)) }
         };
         let Some(answer) = answer else {
             // The client times out and closes the connection.
@@ -131,7 +136,8 @@ fn serve(mut connection: Connection, state: &Mutex<State>) {
 }
 
 impl State {
-    fn note(&mut self, request: &Request) {
+    /// Records a request, and the rules that it breaks.
+    fn check(&mut self, request: &Request) {
         let path = request.path.strip_prefix("/latest/").unwrap_or(&request.path).to_owned();
         self.requests.push(format!("{} {path}", request.method));
         self.count_arrival(request.header("x-aws-ec2-metadata-token"), &path);
@@ -161,7 +167,7 @@ impl State {
             ("PUT", "api/token") => self.token(request),
             ("GET", path) => self.item(request, path),
             (method, path) => {
-                self.violations.push(format!("{method} {path} makes no sense"));
+                self.violations.push(format!("{method} {path} is not a request of this service"));
                 Answer::new(405)
             }
         }
@@ -183,7 +189,7 @@ impl State {
     fn item(&mut self, request: &Request, path: &str) -> Answer {
         let token = request.header("x-aws-ec2-metadata-token");
         if token.is_empty() {
-            self.violations.push(format!("{path} is asked for without a token"));
+            self.violations.push(format!("{path} was requested without a token"));
             return Answer::new(401);
         }
         if self.tokens.get(token).is_none_or(|end| *end < Instant::now()) {

@@ -13,7 +13,7 @@ pub use autoscaling::{Call, Group, refusal};
 pub use metadata::Metadata;
 
 use crate::support::gitlab::Fault;
-use crate::support::http::{Connection, Request, listen, read_request, write_answer, write_half};
+use crate::support::http::{Answer, Connection, Request, listen, read_request, write_answer, write_half};
 use crate::support::unique_number;
 
 pub const REGION: &str = "eu-west-1";
@@ -98,7 +98,7 @@ impl Cloud {
         state.secret_key = format!("secret+/{number}");
         state.session_token = format!("session/token+{number}==");
         let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(6);
-        let lent = serde_json::json!({
+        let credentials = serde_json::json!({
             "Code": "Success",
             "Type": "AWS-HMAC",
             "AccessKeyId": state.access_key,
@@ -106,7 +106,7 @@ impl Cloud {
             "Token": state.session_token,
             "Expiration": expires.to_string(),
         });
-        self.metadata.set("iam/security-credentials/builder", lent.to_string());
+        self.metadata.set("iam/security-credentials/builder", credentials.to_string());
     }
 
     pub fn change(&self, change: impl FnOnce(&mut Group)) {
@@ -138,7 +138,7 @@ impl Cloud {
         self.lock().refused.remove(action);
     }
 
-    /// Delays the metadata service's knowledge of decisions.
+    /// Delays the announcement of the group's decisions by the metadata service.
     pub fn set_lag(&self, lag: Duration) {
         self.lock().lag = lag;
     }
@@ -218,7 +218,7 @@ impl Server {
         }
     }
 
-    fn answer(&self, request: &Request) -> crate::support::http::Answer {
+    fn answer(&self, request: &Request) -> Answer {
         let mut state = self.lock();
         let is_old = request.header("authorization").contains("Credential=ASIA")
             && !request.header("authorization").contains(&state.access_key);
@@ -240,8 +240,8 @@ impl Server {
         if (request.method.as_str(), request.path.as_str()) != ("POST", "/")
             || !kind.starts_with("application/x-www-form-urlencoded")
         {
-            let place = format!("{} {} {kind}", request.method, request.path);
-            state.group.violations.push(format!("a request that is no call: {place}"));
+            let line = format!("{} {} {kind}", request.method, request.path);
+            state.group.violations.push(format!("not a call of the API: {line}"));
         }
         let action = action(request);
         if let Some((status, code)) = state.refused.get(&action).cloned() {
@@ -253,12 +253,12 @@ impl Server {
         let answer = state.group.answer(&self.instance, request);
         if state.group.is_ending() && !was_ending {
             let (metadata, lag) = (Arc::clone(&self.metadata), state.lag);
-            let tell = move || metadata.set("autoscaling/target-lifecycle-state", "Terminated");
+            let announce = move || metadata.set("autoscaling/target-lifecycle-state", "Terminated");
             match lag.is_zero() {
-                true => tell(),
+                true => announce(),
                 false => drop(thread::spawn(move || {
                     thread::sleep(lag);
-                    tell();
+                    announce();
                 })),
             }
         }

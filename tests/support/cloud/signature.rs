@@ -31,14 +31,14 @@ pub fn check(request: &Request, expected: &Expected<'_>) -> Result<(), String> {
         return Err(format!("the time of the signature is {time}"));
     }
     let names: Vec<&str> = signed.split(';').collect();
-    let mut must = vec!["host", "x-amz-date", "content-type"];
+    let mut required = vec!["host", "x-amz-date", "content-type"];
     if let Some(token) = expected.session_token {
-        must.push("x-amz-security-token");
+        required.push("x-amz-security-token");
         if request.header("x-amz-security-token") != token {
             return Err("the session token is not the one that belongs to the keys".to_owned());
         }
     }
-    if let Some(missing) = must.iter().find(|name| !names.contains(name)) {
+    if let Some(missing) = required.iter().find(|name| !names.contains(name)) {
         return Err(format!("the header {missing} is not signed"));
     }
     if !names.is_sorted() {

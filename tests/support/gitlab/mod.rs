@@ -54,15 +54,14 @@ struct State {
     queue_value: u64,
     violations: Vec<String>,
     faults: BTreeMap<String, VecDeque<Fault>>,
-    /// The server does not respond.
-    away: bool,
-    /// The routes of requests to which it did not respond, with their times.
+    is_unresponsive: bool,
+    /// The routes of the requests that got no response, with their times.
     unanswered: Vec<(String, Instant)>,
     requests: Vec<(String, String)>,
     /// For each request id: the status of the response, and the checksum of the request body.
     request_ids: BTreeMap<String, (u16, u32)>,
     managers: Vec<String>,
-    runner_gone: bool,
+    is_runner_deleted: bool,
     /// The token after a reset; the first one is then invalid.
     new_token: Option<String>,
     interval: u32,
@@ -162,12 +161,17 @@ impl GitLab {
         self.lock().faults.entry(route.to_owned()).or_default().extend(faults);
     }
 
-    /// Stops or resumes responding.
-    pub fn set_away(&self, away: bool) {
-        self.lock().away = away;
+    /// From now on, requests get no response.
+    pub fn stop_responding(&self) {
+        self.lock().is_unresponsive = true;
     }
 
-    /// When requests to a route came to which the server did not respond.
+    /// Ends [`Self::stop_responding`].
+    pub fn resume_responding(&self) {
+        self.lock().is_unresponsive = false;
+    }
+
+    /// The times of the requests to a route that got no response.
     pub fn unanswered(&self, route: &str) -> Vec<Instant> {
         self.lock().unanswered.iter().filter(|(name, _)| name == route).map(|(_, at)| *at).collect()
     }
@@ -207,7 +211,7 @@ impl GitLab {
 
     /// The runner is deleted on the server.
     pub fn delete_runner(&self) {
-        self.lock().runner_gone = true;
+        self.lock().is_runner_deleted = true;
     }
 
     /// The current state of a job.
@@ -283,7 +287,7 @@ impl GitLab {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().expect("no test thread panicked here")
+        self.shared.state.lock().expect("the thread must not panic")
     }
 
     fn violation(&self, text: String) {

@@ -21,7 +21,7 @@ impl GitLab {
 
     pub(super) fn is_valid_token(&self, token: &Value) -> bool {
         let state = self.lock();
-        !state.runner_gone && *token == state.new_token.as_deref().unwrap_or(RUNNER_TOKEN)
+        !state.is_runner_deleted && *token == state.new_token.as_deref().unwrap_or(RUNNER_TOKEN)
     }
 
     pub(super) fn reset_token(&self, request: &Request) -> Answer {

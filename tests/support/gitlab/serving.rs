@@ -13,7 +13,7 @@ impl GitLab {
     pub(super) fn serve(&self, mut connection: Connection) {
         while let Some(request) = receive(&mut connection) {
             let route = route(&request);
-            if self.is_away(&route) {
+            if self.is_unresponsive(&route) {
                 return;
             }
             let fault = self.record(&route, &request);
@@ -41,14 +41,14 @@ impl GitLab {
         }
     }
 
-    /// Whether the server does not respond; then it notes the request.
-    fn is_away(&self, route: &str) -> bool {
+    /// Whether the server gives no response; if so, records the request.
+    fn is_unresponsive(&self, route: &str) -> bool {
         let mut state = self.lock();
-        if state.away {
+        if state.is_unresponsive {
             state.unanswered.push((route.to_owned(), Instant::now()));
             self.shared.changed.notify_all();
         }
-        state.away
+        state.is_unresponsive
     }
 
     /// Counts the request. Returns the fault that a test ordered for it.

@@ -13,32 +13,32 @@ use super::http::{Request, read_request};
 
 /// The treatment of a request.
 #[derive(Clone, Debug)]
-pub enum Fate {
+pub enum Treatment {
     /// Forwarded to the engine.
-    Pass,
+    Forward,
     /// Forwarded after a delay.
-    Late(Duration),
+    ForwardAfter(Duration),
     /// Not forwarded; answered with this raw response.
-    Answered(String),
+    Answer(String),
 }
 
-impl Fate {
+impl Treatment {
     /// An error response in the format of the engine.
     pub fn error(status: u16, message: &str) -> Self {
         let body = format!("{{\"message\":\"{message}\"}}");
         let length = body.len();
-        Self::Answered(format!("HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"))
+        Self::Answer(format!("HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"))
     }
 }
 
-type Rule = dyn Fn(&Request) -> Fate + Send + Sync;
+type Rule = dyn Fn(&Request) -> Treatment + Send + Sync;
 
 /// The socket; served until the process ends.
-pub struct Between(tempfile::TempDir);
+pub struct EngineProxy(tempfile::TempDir);
 
-impl Between {
+impl EngineProxy {
     /// Serves a socket in front of an engine; `rule` decides about each request.
-    pub fn start(engine: &Docker, rule: impl Fn(&Request) -> Fate + Send + Sync + 'static) -> Self {
+    pub fn start(engine: &Docker, rule: impl Fn(&Request) -> Treatment + Send + Sync + 'static) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let listener = UnixListener::bind(directory.path().join("s")).expect("bind the address");
         let host = engine.host();
@@ -64,35 +64,35 @@ fn serve(client: &UnixStream, target: &Path, rule: &Rule) {
     let mut reader = BufReader::new(client.try_clone().expect("a descriptor"));
     let Ok(engine) = UnixStream::connect(target) else { return };
     let answers = (engine.try_clone().expect("a descriptor"), client.try_clone().expect("a descriptor"));
-    thread::spawn(move || pour(answers.0, &answers.1));
+    thread::spawn(move || forward_until_end(answers.0, &answers.1));
     while let Some(request) = read_request(&mut reader) {
         match rule(&request) {
-            Fate::Pass => {}
-            Fate::Late(wait) => thread::sleep(wait),
-            Fate::Answered(text) => {
+            Treatment::Forward => {}
+            Treatment::ForwardAfter(wait) => thread::sleep(wait),
+            Treatment::Answer(text) => {
                 let mut client = client;
                 let _ = client.write_all(text.as_bytes());
                 let _ = client.shutdown(Shutdown::Both);
                 return;
             }
         }
-        if (&engine).write_all(&in_words(&request)).is_err() {
+        if (&engine).write_all(&request_bytes(&request)).is_err() {
             return;
         }
         if !request.header("upgrade").is_empty() {
-            pour(reader, &engine);
+            forward_until_end(reader, &engine);
             return;
         }
     }
     let _ = engine.shutdown(Shutdown::Write);
 }
 
-fn pour(mut from: impl Read, mut to: &UnixStream) {
+fn forward_until_end(mut from: impl Read, mut to: &UnixStream) {
     let _ = io::copy(&mut from, &mut to);
     let _ = to.shutdown(Shutdown::Write);
 }
 
-fn in_words(request: &Request) -> Vec<u8> {
+fn request_bytes(request: &Request) -> Vec<u8> {
     let query = if request.query.is_empty() { String::new() } else { format!("?{}", request.query) };
     let mut text = format!("{} {}{query} HTTP/1.1\r\n", request.method, request.path);
     for (name, value) in request.headers.iter().filter(|(name, _)| *name != "transfer-encoding") {

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 /// The tap; it forwards until the process ends.
-pub struct Tap {
+pub struct RecordingProxy {
     pub port: u16,
     /// The received bytes of each connection.
     sent: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
-impl Tap {
+impl RecordingProxy {
     pub fn start(target: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
@@ -29,9 +29,11 @@ impl Tap {
                 let kept = Arc::clone(&sent);
                 let (from, to) = (client.try_clone().expect("a socket"), server.try_clone().expect("a socket"));
                 thread::spawn(move || {
-                    pour(from, to, |bytes| kept.lock().expect("the thread must not panic")[number].extend(bytes))
+                    forward_until_end(from, to, |bytes| {
+                        kept.lock().expect("the thread must not panic")[number].extend(bytes)
+                    })
                 });
-                thread::spawn(move || pour(server, client, |_| ()));
+                thread::spawn(move || forward_until_end(server, client, |_| ()));
             }
         });
         tap
@@ -58,7 +60,7 @@ impl Tap {
     }
 }
 
-fn pour(mut from: TcpStream, mut to: TcpStream, mut keep: impl FnMut(&[u8])) {
+fn forward_until_end(mut from: TcpStream, mut to: TcpStream, mut keep: impl FnMut(&[u8])) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
         keep(&buffer[..length]);

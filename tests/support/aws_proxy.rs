@@ -34,13 +34,13 @@ struct State {
 
 /// The proxy; it runs until the process ends.
 #[derive(Clone)]
-pub struct Front {
+pub struct AwsProxy {
     pub url: String,
     target: String,
     state: Arc<Mutex<State>>,
 }
 
-impl Front {
+impl AwsProxy {
     pub fn start(moto: &Moto) -> Self {
         let mut front = Self {
             url: String::new(),

@@ -1,6 +1,6 @@
 // Preloaded into a program under test: ends it with SIGKILL at a certain system call.
 //
-// DIE_AT has one condition a line, `before|after CALL PART-OF-THE-FILE'S-NAME TEXT`; TEXT, which may be empty, is part of
+// CRASH_AT has one condition a line, `before|after CALL PART-OF-THE-FILE'S-NAME TEXT`; TEXT, which may be empty, is part of
 // the data. The conditions must come true in this order; with the last one the process ends.
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -24,7 +24,7 @@ static int count, reached;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 __attribute__((constructor)) static void read_conditions(void) {
-    const char *line = getenv("DIE_AT");
+    const char *line = getenv("CRASH_AT");
     while (line && *line && count < MOST) {
         struct condition *next = &conditions[count];
         if (sscanf(line, "%7s %15s %63s %127[^\n]", next->when, next->call, next->name, next->text) >= 3) count++;
@@ -33,7 +33,7 @@ __attribute__((constructor)) static void read_conditions(void) {
     }
     // The processes that it starts live on.
     unsetenv("LD_PRELOAD");
-    unsetenv("DIE_AT");
+    unsetenv("CRASH_AT");
 }
 
 static void pass(const char *when, const char *call, const char *name, const void *data, size_t size) {
