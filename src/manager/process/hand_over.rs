@@ -26,8 +26,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 const VALIDATION_STACK: usize = 256 << 10;
 
 /// Lets the new program validate the configuration. This runs in a thread, because it can take longer than systemd's
-/// watchdog allows. Errors: why the
-/// new program cannot start.
+/// watchdog allows. Errors: why the new program cannot start.
 fn validate_in_thread(program: &Path, service_manager: &mut ServiceManager) -> Result<(), String> {
     let (sender, result) = mpsc::channel();
     let path = program.to_owned();
