@@ -209,7 +209,7 @@ fn an_auto_scaling_group_from_zero_to_zero_with_the_permissions_of_the_recipe() 
     assert_eq!(cloud.group(), (0, vec![]));
     cloud.scaled.wait_until_empty(&manager);
     assert!(!manager.log().contains("AccessDenied"), "{}", manager.log());
-    assert!(!manager.log().contains("something else changed the desired capacity"), "{}", manager.log());
+    assert!(!manager.log().contains("another client changed the desired capacity"), "{}", manager.log());
     gitlab.assert_strict();
 }
 

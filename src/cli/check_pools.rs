@@ -9,7 +9,7 @@ use super::report::Report;
 use crate::config::Config;
 use crate::config::manager::Manager;
 use crate::http::chain;
-use crate::manager::engine::{self, Verdict};
+use crate::manager::engine::{self, CheckResult};
 use crate::manager::pool::PoolSettings;
 use crate::manager::server::certificate;
 use crate::manager::{findings, settings};
@@ -113,13 +113,13 @@ fn check_pool(report: &mut Report, pool: &PoolSettings) {
     for finding in findings::warnings(pool) {
         report.warn(&subject, &finding);
     }
-    let engine = engine::of(&pool.engine, &pool.name);
-    for examined in engine.examine(pool.max_instances).into_iter().chain(engine.examine_permissions()) {
-        let subject = format!("{subject}: {}", examined.what);
-        match examined.verdict {
-            Verdict::Good => report.ok(&subject, &examined.text),
-            Verdict::Doubtful => report.warn(&subject, &examined.text),
-            Verdict::Bad => report.fail(&subject, &examined.text),
+    let engine = engine::for_pool(&pool.engine, &pool.name);
+    for check in engine.check(pool.max_instances).into_iter().chain(engine.check_permissions()) {
+        let subject = format!("{subject}: {}", check.subject);
+        match check.result {
+            CheckResult::Passed => report.ok(&subject, &check.text),
+            CheckResult::Warning => report.warn(&subject, &check.text),
+            CheckResult::Failed => report.fail(&subject, &check.text),
         }
     }
 }

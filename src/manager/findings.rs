@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::engine::{Engine, Examined, Verdict};
+use super::engine::{Check, CheckResult, Engine};
 use super::pool::{EngineSettings, PoolSettings};
 use super::scaling::Sizing;
 use crate::config::fleet::FleetTable;
@@ -94,22 +94,22 @@ fn table_warnings(table: &FleetTable) -> Vec<String> {
     found
 }
 
-/// Logs the problems of a pool's group, from a thread of its own because the calls to the cloud are slow. The program
-/// of an operator has no settings that could be examined.
+/// Logs the problems of a pool's group, from a separate thread because the calls to the cloud are slow. An operator's
+/// program has no settings to check.
 pub fn log_faults_of_group(pool: &Arc<PoolSettings>, engine: &Arc<dyn Engine>) {
     if matches!(pool.engine, EngineSettings::Command(_)) {
         return;
     }
     let (settings, engine) = (Arc::clone(pool), Arc::clone(engine));
-    let examine = move || {
-        for Examined { what, verdict, text } in engine.examine(settings.max_instances) {
-            if verdict != Verdict::Good {
-                log::warn!("problem with the group pool={} subject=\"{what}\" problem={text}", settings.name);
+    let check = move || {
+        for Check { subject, result, text } in engine.check(settings.max_instances) {
+            if result != CheckResult::Passed {
+                log::warn!("problem with the group pool={} subject=\"{subject}\" problem={text}", settings.name);
             }
         }
     };
-    if let Err(error) = sync::spawn(format!("examine-{}", pool.name), STACK, examine) {
-        log::warn!("cannot examine the group pool={} error={error}", pool.name);
+    if let Err(error) = sync::spawn(format!("check-{}", pool.name), STACK, check) {
+        log::warn!("cannot check the group pool={} error={error}", pool.name);
     }
 }
 

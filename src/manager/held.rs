@@ -98,7 +98,7 @@ pub fn token_of(runner: &Token, pool: &str, id: &str, sealed: &str) -> Option<To
 
 fn sealer(runner: &Token) -> Option<Sealer> {
     let text = format!("mayfly held jobs\0{}", runner.reveal());
-    Sealer::with(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()).as_ref())
+    Sealer::with_key(ring::digest::digest(&ring::digest::SHA256, text.as_bytes()).as_ref())
 }
 
 fn purpose(pool: &str, id: &str) -> String {

@@ -237,7 +237,7 @@ impl Manager {
 
     fn try_start_pool(&self, settings: PoolSettings) -> Result<(), String> {
         let gitlab = self.gitlab(&settings)?;
-        let engine = engine::of(&settings.engine, &settings.name);
+        let engine = engine::for_pool(&settings.engine, &settings.name);
         let settings = Arc::new(settings);
         let records = self.shared.store.records();
         let broker = Broker::new(Arc::clone(&settings), gitlab, &self.shared, &records);

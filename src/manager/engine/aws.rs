@@ -1,6 +1,6 @@
 //! The AWS Auto Scaling group of a pool.
 
-mod examine;
+mod checks;
 mod failures;
 mod hooks;
 mod permissions;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Engine, EngineError, ErrorKind, Examined, FailedStart, Group, Member, State};
+use super::{Check, Engine, EngineError, ErrorKind, FailedStart, Group, Member, MemberState};
 use crate::instance::CapacityChange;
 use crate::instance::aws::client::{AwsClient, CallError, Cause};
 use crate::instance::aws::endpoint::{AUTO_SCALING, EC2};
@@ -21,10 +21,10 @@ use crate::instance::aws::xml::{element, field, members};
 use crate::manager::pool::AwsGroup;
 
 const AUTO_SCALING_VERSION: &str = "2011-01-01";
-/// The list of groups in an answer.
-const GROUPS: &str = "AutoScalingGroups";
 const EC2_VERSION: &str = "2016-11-15";
-/// The timeout of a read, including retries. The next round reads again.
+/// The list of groups in a response.
+const GROUPS: &str = "AutoScalingGroups";
+/// The timeout of a call, including retries. The next round calls again.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One Auto Scaling group.
@@ -61,10 +61,10 @@ impl Aws {
 
     fn call(&self, action: &str, parameters: &[(&str, &str)], timeout: Duration) -> Result<String, EngineError> {
         let request = AwsRequest::query(AUTO_SCALING_VERSION, action, parameters);
-        self.auto_scaling.call(&request, timeout).map_err(of_call)
+        self.auto_scaling.call(&request, timeout).map_err(engine_error)
     }
 
-    fn of_group(&self, action: &str) -> Result<String, EngineError> {
+    fn call_for_group(&self, action: &str) -> Result<String, EngineError> {
         self.call(action, &[("AutoScalingGroupName", &self.group)], CALL_TIMEOUT)
     }
 
@@ -72,8 +72,8 @@ impl Aws {
         self.call("DescribeAutoScalingGroups", &[("AutoScalingGroupNames.member.1", &self.group)], CALL_TIMEOUT)
     }
 
-    fn nonsense(&self, action: &str, why: impl Into<String>) -> EngineError {
-        EngineError { kind: ErrorKind::Nonsense, call: format!("autoscaling:{action}"), why: why.into() }
+    fn invalid_response(&self, action: &str, why: impl Into<String>) -> EngineError {
+        EngineError { kind: ErrorKind::InvalidResponse, call: format!("autoscaling:{action}"), why: why.into() }
     }
 
     fn no_group(&self) -> EngineError {
@@ -91,17 +91,17 @@ impl Aws {
 
 impl Engine for Aws {
     fn group(&self) -> Result<Group, EngineError> {
-        let answer = self.describe()?;
-        let nonsense = |why: String| self.nonsense("DescribeAutoScalingGroups", why);
+        let response = self.describe()?;
+        let invalid = |why: String| self.invalid_response("DescribeAutoScalingGroups", why);
         let names = ["InstanceId", "LifecycleState", "HealthStatus", "ProtectedFromScaleIn"];
-        let instances = members(&answer, "Instances", names).map_err(nonsense)?;
-        let number = |name: &str| setting(&answer, name).and_then(|number| number.parse().ok());
+        let instances = members(&response, "Instances", names).map_err(invalid)?;
+        let number = |name: &str| setting(&response, name).and_then(|number| number.parse().ok());
         let Some(desired) = number("DesiredCapacity") else { return Err(self.no_group()) };
         let member = |[id, state, health, protected]: [Option<String>; 4]| {
             let detail = state.unwrap_or_default();
             Some(Member {
                 instance: id?,
-                state: state_of(&detail),
+                state: member_state(&detail),
                 healthy: health.as_deref() != Some("Unhealthy"),
                 protected: protected.as_deref() == Some("true"),
                 detail,
@@ -111,14 +111,14 @@ impl Engine for Aws {
             name: self.group.clone(),
             desired,
             desired_is_counted: false,
-            least: number("MinSize").unwrap_or(0),
-            most: number("MaxSize"),
-            protects_new: setting(&answer, "NewInstancesProtectedFromScaleIn").as_deref() == Some("true"),
+            min_size: number("MinSize").unwrap_or(0),
+            max_size: number("MaxSize"),
+            protects_new: setting(&response, "NewInstancesProtectedFromScaleIn").as_deref() == Some("true"),
             members: instances.into_iter().filter_map(member).collect(),
         })
     }
 
-    fn set_target(&self, instances: u32) -> Result<(), EngineError> {
+    fn set_desired_capacity(&self, instances: u32) -> Result<(), EngineError> {
         let desired = instances.to_string();
         let parameters =
             [("AutoScalingGroupName", self.group.as_str()), ("DesiredCapacity", &desired), ("HonorCooldown", "false")];
@@ -133,20 +133,20 @@ impl Engine for Aws {
         self.call("TerminateInstanceInAutoScalingGroup", &parameters, Duration::ZERO).map(drop)
     }
 
-    fn ended(&self, instances: &[String]) -> Result<Vec<String>, EngineError> {
+    fn terminated_among(&self, instances: &[String]) -> Result<Vec<String>, EngineError> {
         let mut ended = Vec::new();
         // One call for each instance, because one unknown id makes a combined call fail.
         for instance in instances {
             let request = AwsRequest::query(EC2_VERSION, "DescribeInstances", &[("InstanceId.1", instance)]);
             match self.ec2.call(&request, CALL_TIMEOUT) {
-                Ok(answer) => {
-                    let name = instance_state(&answer);
+                Ok(response) => {
+                    let name = instance_state(&response);
                     if matches!(name.as_deref(), Some("terminated" | "shutting-down") | None) {
                         ended.push(instance.clone());
                     }
                 }
                 Err(error) if error.code().starts_with("InvalidInstanceID") => ended.push(instance.clone()),
-                Err(error) => return Err(of_call(error)),
+                Err(error) => return Err(engine_error(error)),
             }
         }
         Ok(ended)
@@ -154,30 +154,31 @@ impl Engine for Aws {
 
     fn failed_starts(&self, since: Timestamp) -> Result<Vec<FailedStart>, EngineError> {
         let parameters = [("AutoScalingGroupName", self.group.as_str()), ("MaxRecords", "20")];
-        let answer = self.call("DescribeScalingActivities", &parameters, CALL_TIMEOUT)?;
-        failures::since(&answer, since).map_err(|why| self.nonsense("DescribeScalingActivities", why))
+        let response = self.call("DescribeScalingActivities", &parameters, CALL_TIMEOUT)?;
+        failures::failed_launches(&response, since)
+            .map_err(|why| self.invalid_response("DescribeScalingActivities", why))
     }
 
-    fn keep_held(&self, instance: &str) -> Result<(), EngineError> {
-        self.hooks.beat(self, instance)
+    fn extend_termination_delay(&self, instance: &str) -> Result<(), EngineError> {
+        self.hooks.extend(self, instance)
     }
 
-    fn release_held(&self, instance: &str) -> Result<(), EngineError> {
+    fn end_termination_delay(&self, instance: &str) -> Result<(), EngineError> {
         self.hooks.complete(self, instance)
     }
 
-    fn examine(&self, max_instances: Option<u32>) -> Vec<Examined> {
-        examine::examine(self, max_instances)
+    fn check(&self, max_instances: Option<u32>) -> Vec<Check> {
+        checks::run(self, max_instances)
     }
 
-    fn examine_permissions(&self) -> Vec<Examined> {
-        permissions::examine(self)
+    fn check_permissions(&self) -> Vec<Check> {
+        permissions::check(self)
     }
 }
 
-/// A setting of the one group of an answer.
-fn setting(answer: &str, name: &str) -> Option<String> {
-    field(answer, GROUPS, name)
+/// A setting of the group, from a response about this group alone.
+fn setting(response: &str, name: &str) -> Option<String> {
+    field(response, GROUPS, name)
 }
 
 /// The state of the instance in a response of EC2 about a single instance.
@@ -187,27 +188,27 @@ fn instance_state(xml: &str) -> Option<String> {
     element(&format!("<s>{state}</s>"), "name")
 }
 
-/// The meaning of `LifecycleState`.
-fn state_of(word: &str) -> State {
+/// The state that a `LifecycleState` of AWS means.
+fn member_state(word: &str) -> MemberState {
     match word {
-        "InService" => State::Running,
-        "Pending" | "Pending:Wait" | "Pending:Proceed" => State::Creating,
-        "Terminating:Wait" => State::TerminationDelayed,
-        word if word.starts_with("Terminat") => State::Terminating,
+        "InService" => MemberState::Running,
+        "Pending" | "Pending:Wait" | "Pending:Proceed" => MemberState::Creating,
+        "Terminating:Wait" => MemberState::TerminationDelayed,
+        word if word.starts_with("Terminat") => MemberState::Terminating,
         // `Warmed:…`, `Standby`, `Detached`, `EnteringStandby`, …
-        _ => State::Aside,
+        _ => MemberState::Aside,
     }
 }
 
-fn of_call(error: CallError) -> EngineError {
-    let text = |needle: &str| matches!(&error.cause, Cause::Refused { message, .. } if message.contains(needle));
+fn engine_error(error: CallError) -> EngineError {
+    let says = |part: &str| matches!(&error.cause, Cause::Refused { message, .. } if message.contains(part));
     let kind = match &error.cause {
         Cause::Busy { .. } | Cause::NoResponse(_) | Cause::Unprepared(_) => ErrorKind::Temporary,
-        Cause::Refused { .. } if text("min size") || text("minSize") || text("MinSize") || text("minimum") => {
+        Cause::Refused { .. } if says("min size") || says("minSize") || says("MinSize") || says("minimum") => {
             ErrorKind::AtMinimum
         }
-        Cause::Refused { .. } if text("group name not found") || text("AutoScalingGroup name") => ErrorKind::NoGroup,
-        Cause::Refused { .. } if text("Instance Id not found") || text("not found - No managed instance") => {
+        Cause::Refused { .. } if says("group name not found") || says("AutoScalingGroup name") => ErrorKind::NoGroup,
+        Cause::Refused { .. } if says("Instance Id not found") || says("not found - No managed instance") => {
             ErrorKind::NoInstance
         }
         Cause::Refused { .. } => ErrorKind::Refused,
@@ -219,9 +220,9 @@ fn of_call(error: CallError) -> EngineError {
         _ => String::new(),
     };
     let why = match &error.cause {
-        Cause::Refused { code, message } => format!("AWS refused it with {code}: {message}{remedy}"),
-        Cause::Busy { code } => format!("AWS throttles or is unavailable: {code}"),
-        Cause::NoResponse(why) => format!("no answer: {why}"),
+        Cause::Refused { code, message } => format!("AWS refused the call with {code}: {message}{remedy}"),
+        Cause::Busy { code } => format!("AWS throttles the call or is unavailable: {code}"),
+        Cause::NoResponse(why) => format!("no response: {why}"),
         Cause::Unprepared(why) => format!("no region or no credentials: {why}"),
     };
     EngineError { kind, call: error.permission, why }
@@ -234,27 +235,27 @@ mod tests {
     #[test]
     fn lifecycle_states_have_their_meaning() {
         for (word, expected) in [
-            ("InService", State::Running),
-            ("Pending", State::Creating),
-            ("Pending:Wait", State::Creating),
-            ("Terminating", State::Terminating),
-            ("Terminating:Wait", State::TerminationDelayed),
-            ("Terminating:Proceed", State::Terminating),
-            ("Terminated", State::Terminating),
-            ("Warmed:Stopped", State::Aside),
-            ("Warmed:Pending:Wait", State::Aside),
-            ("Standby", State::Aside),
-            ("Detaching", State::Aside),
+            ("InService", MemberState::Running),
+            ("Pending", MemberState::Creating),
+            ("Pending:Wait", MemberState::Creating),
+            ("Terminating", MemberState::Terminating),
+            ("Terminating:Wait", MemberState::TerminationDelayed),
+            ("Terminating:Proceed", MemberState::Terminating),
+            ("Terminated", MemberState::Terminating),
+            ("Warmed:Stopped", MemberState::Aside),
+            ("Warmed:Pending:Wait", MemberState::Aside),
+            ("Standby", MemberState::Aside),
+            ("Detaching", MemberState::Aside),
         ] {
-            assert_eq!(state_of(word), expected, "{word}");
+            assert_eq!(member_state(word), expected, "{word}");
         }
     }
 
     #[test]
-    fn refusals_say_what_can_be_done() {
+    fn a_refusal_has_its_kind_and_its_remedy() {
         let refused = |code: &str, message: &str| {
             let cause = Cause::Refused { code: code.to_owned(), message: message.to_owned() };
-            of_call(CallError { permission: "autoscaling:X".to_owned(), cause })
+            engine_error(CallError { permission: "autoscaling:X".to_owned(), cause })
         };
         let minimum = refused(
             "ValidationError",

@@ -23,9 +23,9 @@ pub struct Group {
     /// The engine stores no desired number; `desired` is the number of members.
     pub desired_is_counted: bool,
     /// The minimum number of instances.
-    pub least: u32,
+    pub min_size: u32,
     /// The maximum number of instances; `None` for no limit.
-    pub most: Option<u32>,
+    pub max_size: Option<u32>,
     /// New instances are protected from scale-in, so the group does not choose instances to terminate when its desired
     /// capacity is lowered.
     pub protects_new: bool,
@@ -39,7 +39,7 @@ pub struct Member {
     /// The id of the instance.
     pub instance: String,
     /// The lifecycle state of the instance.
-    pub state: State,
+    pub state: MemberState,
     /// Whether the group considers the instance healthy.
     pub healthy: bool,
     /// Whether the instance is protected from scale-in.
@@ -50,7 +50,7 @@ pub struct Member {
 
 /// The lifecycle state of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum MemberState {
     /// The instance is starting.
     Creating,
     /// The instance runs.
@@ -89,40 +89,40 @@ pub enum FailureKind {
     Other,
 }
 
-/// The result of one check, for `mayfly check`.
+/// One check of a pool's group, for `mayfly check`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Examined {
+pub struct Check {
     /// The subject of the check.
-    pub what: &'static str,
+    pub subject: &'static str,
     /// The result of the check.
-    pub verdict: Verdict,
-    /// The finding and the remedy.
+    pub result: CheckResult,
+    /// The finding, and the remedy.
     pub text: String,
 }
 
 /// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum CheckResult {
     /// No problem.
-    Good,
+    Passed,
     /// The pool works, with a disadvantage.
-    Doubtful,
+    Warning,
     /// The pool cannot work like this.
-    Bad,
+    Failed,
 }
 
 /// Why a call of an engine failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineError {
-    /// The kind of error, on which the caller decides.
+    /// The kind of error.
     pub kind: ErrorKind,
-    /// The failed call: "autoscaling:SetDesiredCapacity", "set_target".
+    /// The failed call: `autoscaling:SetDesiredCapacity`, or the program and its call.
     pub call: String,
     /// Why, in one line, and what to do.
     pub why: String,
 }
 
-/// The kind of a failed call; decides about retries.
+/// The kind of a failed call, on which the reaction depends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     /// The same call may succeed later.
@@ -136,7 +136,7 @@ pub enum ErrorKind {
     /// The call was refused; an operator must change something.
     Refused,
     /// The response is invalid.
-    Nonsense,
+    InvalidResponse,
 }
 
 /// Lists, starts and terminates the instances of a pool.
@@ -145,39 +145,39 @@ pub trait Engine: Send + Sync {
     fn group(&self) -> Result<Group, EngineError>;
 
     /// Sets the desired number of instances.
-    fn set_target(&self, instances: u32) -> Result<(), EngineError>;
+    fn set_desired_capacity(&self, instances: u32) -> Result<(), EngineError>;
 
     /// Terminates one instance.
     fn terminate(&self, instance: &str, capacity: CapacityChange) -> Result<(), EngineError>;
 
-    /// Returns those of `instances`, which the group no longer lists, that are known to be terminated.
-    fn ended(&self, instances: &[String]) -> Result<Vec<String>, EngineError>;
+    /// Returns the terminated ones among instances that the group no longer lists.
+    fn terminated_among(&self, instances: &[String]) -> Result<Vec<String>, EngineError>;
 
     /// The instances that could not be started since this time, the oldest first.
     fn failed_starts(&self, since: Timestamp) -> Result<Vec<FailedStart>, EngineError>;
 
-    /// Delays the termination of an instance in [`State::TerminationDelayed`] while its job runs.
-    fn keep_held(&self, instance: &str) -> Result<(), EngineError>;
+    /// Delays the termination of an instance in [`MemberState::TerminationDelayed`] while its job runs.
+    fn extend_termination_delay(&self, instance: &str) -> Result<(), EngineError>;
 
-    /// Lets an instance in [`State::TerminationDelayed`] terminate.
-    fn release_held(&self, instance: &str) -> Result<(), EngineError>;
+    /// Lets an instance in [`MemberState::TerminationDelayed`] terminate.
+    fn end_termination_delay(&self, instance: &str) -> Result<(), EngineError>;
 
-    /// Checks the group's settings for a pool of this size.
-    fn examine(&self, max_instances: Option<u32>) -> Vec<Examined>;
+    /// Checks the settings of the group for a pool of this size.
+    fn check(&self, max_instances: Option<u32>) -> Vec<Check>;
 
     /// Checks the manager's permissions, as far as that is possible without an effect.
-    fn examine_permissions(&self) -> Vec<Examined>;
+    fn check_permissions(&self) -> Vec<Check>;
 }
 
-/// The engine of a pool. An operator's program is started by the first call and receives the pool's name.
-pub fn of(settings: &EngineSettings, pool: &str) -> Arc<dyn Engine> {
+/// The engine of a pool. The first call starts an operator's program and sends it the pool's name.
+pub fn for_pool(settings: &EngineSettings, pool: &str) -> Arc<dyn Engine> {
     match settings {
         EngineSettings::Aws(group) => Arc::new(aws::Aws::new(group)),
-        EngineSettings::Command(program) => Arc::new(command::Command::new(program, pool)),
+        EngineSettings::Command(program) => Arc::new(command::EngineProgram::new(program, pool)),
     }
 }
 
-impl State {
+impl MemberState {
     /// Whether an instance in this state is part of the group's size.
     pub fn counts(self) -> bool {
         matches!(self, Self::Creating | Self::Running)
@@ -187,6 +187,11 @@ impl State {
 impl FailureKind {
     /// Every kind.
     pub const ALL: [Self; 5] = [Self::Quota, Self::Capacity, Self::LaunchTemplate, Self::Image, Self::Other];
+
+    /// Whether retries of the group fail until an operator has changed something.
+    pub fn needs_operator(self) -> bool {
+        !matches!(self, Self::Capacity | Self::Other)
+    }
 
     /// The name in metrics and on the status page.
     pub fn as_str(self) -> &'static str {

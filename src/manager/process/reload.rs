@@ -92,7 +92,7 @@ impl Manager {
         pool.broker.reconfigure(Arc::clone(&pool.settings), gitlab);
         if has_new_engine {
             pool.scaler.stop();
-            pool.engine = engine::of(&pool.settings.engine, &pool.settings.name);
+            pool.engine = engine::for_pool(&pool.settings.engine, &pool.settings.name);
             let (workload, board) = (pool.broker.workload(), Arc::clone(&self.board));
             pool.scaler = Arc::new(Scaler::start((*pool.settings).clone(), workload, Arc::clone(&pool.engine), board)?);
         } else {

@@ -10,7 +10,7 @@ use super::growth::Growth;
 use super::policy::Intake;
 use super::wanted::{Bounds, JobCounts, wanted};
 use crate::config::{Config, Role, fleet};
-use crate::manager::engine::{self, State};
+use crate::manager::engine::{self, MemberState};
 use crate::manager::pool::{EngineSettings, PoolSettings};
 
 /// The pool of a file with one runner. Adds `[mayfly.manager]`, and the settings for which docker+machine has no keys.
@@ -142,7 +142,7 @@ fn office_hours_of_docker_machine_with_seven_fields() {
     // The last minute of 17:59 is within.
     assert_eq!(policy(&pool, "2026-07-06T17:59:59Z").1, 3600);
     assert_eq!(policy(&pool, "2026-07-06T18:00:00Z").1, 1800);
-    assert_eq!(Growth::of(&pool), Growth { in_flight: Some(5), ..Growth::FREE });
+    assert_eq!(Growth::of(&pool), Growth { in_flight: Some(5), ..Growth::UNLIMITED });
     assert_eq!(Sizing::of(&pool).max_jobs, 60);
 }
 
@@ -179,14 +179,14 @@ fn machines_on_demand_only() {
 }
 
 #[test]
-fn an_engine_is_made_without_asking_it() {
+fn a_program_that_does_not_exist_is_reported_by_the_first_call() {
     let pool = pool(
         "[[runners]]\nname = \"p\"\nexecutor = \"instance\"\n[runners.autoscaler]\nplugin = \"command\"\n\
          [runners.autoscaler.plugin_config]\ncommand = \"/nowhere\"\n",
     );
-    let engine = engine::of(&pool.engine, &pool.name);
+    let engine = engine::for_pool(&pool.engine, &pool.name);
     assert!(engine.group().is_err_and(|error| error.to_string().contains("/nowhere")));
-    assert!(State::Running.counts() && !State::Aside.counts());
+    assert!(MemberState::Running.counts() && !MemberState::Aside.counts());
 }
 
 /// All settings that determine the size of a pool.

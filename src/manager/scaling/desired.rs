@@ -5,11 +5,11 @@ use std::time::Duration;
 use super::plan::Note;
 use crate::manager::engine::Group;
 
-/// After this time, a desired capacity that differs from the manager's last call was set by another client. Before, the
-/// engine may still report an older state.
-const SETTLING: Duration = Duration::from_secs(15);
+/// For this long after the manager's call, the engine may still report the previous desired capacity. A different number
+/// after this time was set by another client.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The manager's last call; `None` before it has seen the group.
+/// The manager's last call; `None` before the first read of the group.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DesiredCapacity(Option<LastSet>);
 
@@ -32,8 +32,8 @@ impl DesiredCapacity {
         }
     }
 
-    /// The desired capacity of the group. The engine's answer may be older than the manager's last call.
-    pub fn of(&self, group: &Group, now: Duration) -> u32 {
+    /// The desired capacity of the group. The engine's response may be older than the manager's last call.
+    pub fn current(&self, group: &Group, now: Duration) -> u32 {
         match self.0 {
             Some(last) if last.is_settling(now) => last.instances,
             _ => group.desired,
@@ -47,7 +47,7 @@ impl DesiredCapacity {
             Some(last) if last.instances == group.desired || last.is_settling(now) => return None,
             Some(last) if !group.desired_is_counted => {
                 warning = Some(Note::Warning(format!(
-                    "something else changed the desired capacity of {} from {} to {}; the manager adopts it. Let only the \
+                    "another client changed the desired capacity of {} from {} to {}; the manager adopts it. Let only the \
                      manager set it",
                     group.name, last.instances, group.desired
                 )));
@@ -62,6 +62,6 @@ impl DesiredCapacity {
 
 impl LastSet {
     fn is_settling(self, now: Duration) -> bool {
-        now.saturating_sub(self.at) < SETTLING
+        now.saturating_sub(self.at) < SETTLE_TIMEOUT
     }
 }

@@ -5,60 +5,60 @@ use std::time::Duration;
 /// The limits of growth.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Growth {
-    /// Instances that may be starting at the same time (`MaxGrowthRate`); `None` for no limit.
+    /// The number of instances that may start at the same time (`MaxGrowthRate`); `None` for no limit.
     pub in_flight: Option<u32>,
-    /// New instances a second (`scale_throttle.limit`); `None` for no limit.
+    /// The number of new instances per second (`scale_throttle.limit`); `None` for no limit.
     pub rate: Option<f64>,
-    /// New instances at once (`scale_throttle.burst`).
+    /// The number of new instances at once (`scale_throttle.burst`).
     pub burst: u32,
 }
 
 /// A token bucket. The caller passes the time.
 #[derive(Clone, Debug)]
 pub struct Throttle {
-    growth: Growth,
+    limits: Growth,
     tokens: f64,
-    filled: Duration,
+    filled_at: Duration,
 }
 
 impl Growth {
     /// No limit.
-    pub const FREE: Self = Self { in_flight: None, rate: None, burst: u32::MAX };
+    pub const UNLIMITED: Self = Self { in_flight: None, rate: None, burst: u32::MAX };
 }
 
 impl Throttle {
     /// Creates a full bucket.
     pub fn new(growth: Growth) -> Self {
-        Self { growth, tokens: f64::from(growth.burst), filled: Duration::ZERO }
+        Self { limits: growth, tokens: f64::from(growth.burst), filled_at: Duration::ZERO }
     }
 
     /// Replaces the limits. The tokens in the bucket stay.
     pub fn change(&mut self, growth: Growth) {
         self.tokens = self.tokens.min(f64::from(growth.burst));
-        self.growth = growth;
+        self.limits = growth;
     }
 
     /// The number of instances that may be added now, while `starting` have not registered yet.
     pub fn allowed(&mut self, now: Duration, starting: u32) -> u32 {
-        let in_flight = self.growth.in_flight.map_or(u32::MAX, |most| most.saturating_sub(starting));
-        let Some(rate) = self.growth.rate else { return in_flight };
-        let passed = now.saturating_sub(self.filled).as_secs_f64();
-        self.filled = now;
-        self.tokens = (self.tokens + passed * rate).min(f64::from(self.growth.burst.max(1)));
+        let in_flight = self.limits.in_flight.map_or(u32::MAX, |limit| limit.saturating_sub(starting));
+        let Some(rate) = self.limits.rate else { return in_flight };
+        let passed = now.saturating_sub(self.filled_at).as_secs_f64();
+        self.filled_at = now;
+        self.tokens = (self.tokens + passed * rate).min(f64::from(self.limits.burst.max(1)));
         // The cast truncates the fraction.
         in_flight.min((self.tokens + 1e-9) as u32)
     }
 
     /// Removes tokens for instances that were added.
     pub fn take(&mut self, instances: u32) {
-        if self.growth.rate.is_some() {
+        if self.limits.rate.is_some() {
             self.tokens = (self.tokens - f64::from(instances)).max(0.0);
         }
     }
 
-    /// The time until the next instance may be added after `instances` more, if only time must pass.
-    pub fn next(&self, instances: u32) -> Option<Duration> {
-        let rate = self.growth.rate.filter(|rate| *rate > 0.0)?;
+    /// The time until the bucket has a token again after `instances` were taken; `None` if the rate is not the limit.
+    pub fn until_next(&self, instances: u32) -> Option<Duration> {
+        let rate = self.limits.rate.filter(|rate| *rate > 0.0)?;
         let missing = 1.0 - (self.tokens - f64::from(instances)).max(0.0);
         (missing > 0.0).then(|| Duration::try_from_secs_f64(missing / rate).unwrap_or(Duration::MAX))
     }
@@ -74,19 +74,19 @@ mod tests {
         assert_eq!(throttle.allowed(Duration::ZERO, 100), 3);
         throttle.take(3);
         assert_eq!(throttle.allowed(Duration::from_secs(1), 0), 0);
-        assert_eq!(throttle.next(0), Some(Duration::from_secs(1)));
+        assert_eq!(throttle.until_next(0), Some(Duration::from_secs(1)));
         assert_eq!(throttle.allowed(Duration::from_secs(2), 0), 1);
-        assert_eq!(throttle.next(0), None, "there is a token");
-        assert_eq!(throttle.next(1), Some(Duration::from_secs(2)));
+        assert_eq!(throttle.until_next(0), None, "there is a token");
+        assert_eq!(throttle.until_next(1), Some(Duration::from_secs(2)));
         assert_eq!(throttle.allowed(Duration::from_secs(3600), 0), 3);
     }
 
     #[test]
     fn instances_that_start_count_against_the_growth_rate() {
-        let mut throttle = Throttle::new(Growth { in_flight: Some(2), ..Growth::FREE });
+        let mut throttle = Throttle::new(Growth { in_flight: Some(2), ..Growth::UNLIMITED });
         assert_eq!([0, 1, 2, 9].map(|starting| throttle.allowed(Duration::ZERO, starting)), [2, 1, 0, 0]);
         throttle.take(2);
         assert_eq!(throttle.allowed(Duration::ZERO, 0), 2);
-        assert_eq!(throttle.next(1), None);
+        assert_eq!(throttle.until_next(1), None);
     }
 }

@@ -1,5 +1,4 @@
-//! The size of a pool: decisions as pure functions, which get the time from the caller, and the thread that executes
-//! them.
+//! Decides the size of a pool, and changes it. The decisions get the time from the caller.
 //!
 //! The [`planner`] gets the jobs, the agents and the group, and returns the next steps with their reasons. It does no
 //! I/O and never blocks, so `mayfly manager simulate` can run it over a day in virtual time. The [`scaler`] supplies

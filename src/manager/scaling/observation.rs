@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::wanted::JobCounts;
 use crate::manager::engine::Group;
-use crate::manager::workload::{AgentState, Snapshot};
+use crate::manager::workload::{AgentState, AgentView, Snapshot};
 
 /// The current time, by the monotonic clock and by the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,18 +44,18 @@ pub struct ObservedAgent {
     /// The instance of the agent.
     pub instance: String,
     /// The activity of the agent.
-    pub work: Work,
+    pub activity: Activity,
     /// The number of jobs that the agent has accepted.
     pub builds: u32,
     /// The time since the agent's last request.
-    pub silent: Duration,
+    pub silent_for: Duration,
     /// The agent has jobs, or may have jobs of other servers because it drains.
     pub may_have_jobs: bool,
 }
 
 /// The activity of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
+pub enum Activity {
     /// The agent has had no job for this time.
     Idle(Duration),
     /// The agent has a job.
@@ -67,15 +67,15 @@ pub enum Work {
 impl Observation {
     /// Creates the observation from the workload at `at`, which is the instant of `now`.
     pub fn new(now: Now, at: Instant, snapshot: &Snapshot, group: Option<Group>) -> Self {
-        let agent = |view: &crate::manager::workload::AgentView| ObservedAgent {
+        let agent = |view: &AgentView| ObservedAgent {
             instance: view.instance.clone(),
-            work: match view.state {
-                AgentState::Idle { since } => Work::Idle(at.saturating_duration_since(since)),
-                AgentState::Busy => Work::Busy,
-                AgentState::Leaving => Work::Leaving,
+            activity: match view.state {
+                AgentState::Idle { since } => Activity::Idle(at.saturating_duration_since(since)),
+                AgentState::Busy => Activity::Busy,
+                AgentState::Leaving => Activity::Leaving,
             },
             builds: view.builds,
-            silent: at.saturating_duration_since(view.last_heard),
+            silent_for: at.saturating_duration_since(view.last_heard),
             may_have_jobs: view.drains || !view.jobs.is_empty(),
         };
         Self {
@@ -88,13 +88,13 @@ impl Observation {
 
     /// An agent by its instance.
     pub fn agent(&self, instance: &str) -> Option<&ObservedAgent> {
-        self.agents.by_instance.get(instance).and_then(|at| self.agents.all.get(*at))
+        self.agents.by_instance.get(instance).and_then(|index| self.agents.all.get(*index))
     }
 }
 
 impl From<Vec<ObservedAgent>> for ObservedAgents {
     fn from(all: Vec<ObservedAgent>) -> Self {
-        let by_instance = all.iter().enumerate().map(|(at, agent)| (agent.instance.clone(), at)).collect();
+        let by_instance = all.iter().enumerate().map(|(index, agent)| (agent.instance.clone(), index)).collect();
         Self { all, by_instance }
     }
 }

@@ -1,4 +1,4 @@
-//! The plan of a pool: the next steps of the scaler with their reasons, and what to tell the operator.
+//! The plan of a pool: the next steps of the scaler with their reasons, and messages for the operator.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub struct ScalingPlan {
     /// The reason, if growth is stopped.
     pub stopped: Option<String>,
     /// The next decision is due after this time, even if nothing changes.
-    pub again: Option<Duration>,
+    pub next_decision_in: Option<Duration>,
     /// The boot times of instances that have just registered.
     pub boots: Vec<Duration>,
 }
@@ -38,11 +38,11 @@ pub struct ScalingStep {
     pub reason: String,
 }
 
-/// The actions of the planner.
+/// An action on the group or on an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Set the desired capacity.
-    SetTarget {
+    SetDesiredCapacity {
         /// The previous desired capacity.
         from: u32,
         /// The new desired capacity.

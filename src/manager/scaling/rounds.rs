@@ -14,21 +14,23 @@ use super::plan::{Action, Note, ScalingPlan, ScalingStep};
 use super::planner::Planner;
 use super::wanted::WantedInstances;
 use crate::instance::CapacityChange;
-use crate::manager::engine::{Engine, EngineError, ErrorKind, FailedStart, Group, State};
+use crate::manager::engine::{Engine, EngineError, ErrorKind, FailedStart, Group, MemberState};
 use crate::manager::pool::PoolSettings;
 use crate::manager::status::StatusBoard;
 use crate::manager::workload::{AgentState, Snapshot, Workload};
 
-/// The maximum interval of decisions, because periods begin with a minute.
-const EACH_MINUTE: Duration = Duration::from_secs(60);
-/// While the engine does not answer, the last known state of the group is used for this long.
+/// The maximum interval of decisions, because the periods of policies begin with a minute.
+const MAX_INTERVAL: Duration = Duration::from_secs(60);
+/// While calls of the engine fail, the last known state of the group is used for this long.
 const MAX_GROUP_AGE: Duration = Duration::from_secs(150);
+/// The minimum interval of decisions.
+const MIN_INTERVAL: Duration = Duration::from_millis(200);
 /// The interval of reads of failed starts while instances are expected.
 const FAILED_STARTS_INTERVAL: Duration = Duration::from_secs(20);
 /// Agents reconnect within this time after a restart of the manager.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What the rounds of one pool know.
+/// The state of one pool between rounds.
 pub struct Rounds {
     pool: PoolSettings,
     workload: Arc<dyn Workload>,
@@ -44,8 +46,9 @@ pub struct Rounds {
     /// The failing calls, with the kind of error that was logged.
     failing: BTreeMap<&'static str, ErrorKind>,
     /// Instances that have had an agent while this process runs.
-    known: BTreeSet<String>,
-    wanted: Option<u32>,
+    had_agent: BTreeSet<String>,
+    /// The wanted number of instances that was logged last.
+    logged_wanted: Option<u32>,
 }
 
 impl Rounds {
@@ -68,8 +71,8 @@ impl Rounds {
             group_read_at: None,
             failed_starts_read_at: None,
             failing: BTreeMap::new(),
-            known: BTreeSet::new(),
-            wanted: None,
+            had_agent: BTreeSet::new(),
+            logged_wanted: None,
         }
     }
 
@@ -82,16 +85,19 @@ impl Rounds {
     /// Makes one decision and executes its steps. Returns the time until the next decision.
     pub fn run_once(&mut self) -> Duration {
         let mut snapshot = self.workload.snapshot();
-        if self.group_read_at.is_none_or(|looked| looked.elapsed() >= self.interval(&snapshot)) {
+        if self.group_read_at.is_none_or(|read_at| read_at.elapsed() >= self.interval(&snapshot)) {
             self.read_group();
             snapshot = self.workload.snapshot();
         }
-        self.known.extend(snapshot.agents.iter().map(|agent| agent.instance.clone()));
+        self.had_agent.extend(snapshot.agents.iter().map(|agent| agent.instance.clone()));
         self.read_failed_starts(&snapshot);
         let at = Instant::now();
         let now = Now { elapsed: at.saturating_duration_since(self.began), time: Timestamp::now() };
-        let group =
-            self.group.as_ref().filter(|(_, seen)| seen.elapsed() < MAX_GROUP_AGE).map(|(group, _)| group.clone());
+        let group = self
+            .group
+            .as_ref()
+            .filter(|(_, read_at)| read_at.elapsed() < MAX_GROUP_AGE)
+            .map(|(group, _)| group.clone());
         let plan = self.planner.plan(&Observation::new(now, at, &snapshot, group.clone()));
         self.log_plan(&plan);
         for step in &plan.steps {
@@ -99,37 +105,43 @@ impl Rounds {
         }
         self.workload.set_hold_budget(plan.hold_budget);
         self.board.decided(&self.pool.name, &plan, &snapshot, self.group.as_ref().map(|(group, _)| group));
-        self.wait(&plan, &snapshot)
+        self.next_round_in(&plan, &snapshot)
     }
 
     /// The time until the next read or decision.
-    fn wait(&self, plan: &ScalingPlan, snapshot: &Snapshot) -> Duration {
+    fn next_round_in(&self, plan: &ScalingPlan, snapshot: &Snapshot) -> Duration {
         let interval = self.interval(snapshot);
-        let look = self.group_read_at.map_or(Duration::ZERO, |looked| interval.saturating_sub(looked.elapsed()));
+        let until_read =
+            self.group_read_at.map_or(Duration::ZERO, |read_at| interval.saturating_sub(read_at.elapsed()));
         let seconds = Timestamp::now().as_second().rem_euclid(60);
-        let minute = EACH_MINUTE.saturating_sub(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
-        let least = Duration::from_millis(200);
-        plan.again.into_iter().chain([look, minute]).min().unwrap_or(EACH_MINUTE).max(least)
+        let until_minute = MAX_INTERVAL.saturating_sub(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
+        plan.next_decision_in
+            .into_iter()
+            .chain([until_read, until_minute])
+            .min()
+            .unwrap_or(MAX_INTERVAL)
+            .max(MIN_INTERVAL)
     }
 
+    /// The interval of reads of the group.
     fn interval(&self, snapshot: &Snapshot) -> Duration {
-        match self.awaits_change(snapshot) {
+        match self.is_change_expected(snapshot) {
             true => self.pool.update_interval_when_expecting,
             false => self.pool.update_interval,
         }
     }
 
     /// Whether instances start or terminate.
-    fn awaits_change(&self, snapshot: &Snapshot) -> bool {
+    fn is_change_expected(&self, snapshot: &Snapshot) -> bool {
         let Some((group, _)) = &self.group else { return false };
         let agents: HashSet<&str> = snapshot.agents.iter().map(|agent| agent.instance.as_str()).collect();
         let registered = |instance: &str| agents.contains(instance);
         let listed = group.members.iter().filter(|member| member.state.counts()).count();
         usize::try_from(group.desired).is_ok_and(|desired| desired != listed)
             || group.members.iter().any(|member| match member.state {
-                State::Running => !registered(&member.instance),
-                State::Creating | State::Terminating | State::TerminationDelayed => true,
-                State::Aside => false,
+                MemberState::Running => !registered(&member.instance),
+                MemberState::Creating | MemberState::Terminating | MemberState::TerminationDelayed => true,
+                MemberState::Aside => false,
             })
             || snapshot.agents.iter().any(|agent| agent.state == AgentState::Leaving)
     }
@@ -143,7 +155,9 @@ impl Rounds {
         };
         self.record_success("list");
         self.board.engine_answered(&self.pool.name);
-        let may_register = |state: State| matches!(state, State::Creating | State::Running | State::TerminationDelayed);
+        let may_register = |state: MemberState| {
+            matches!(state, MemberState::Creating | MemberState::Running | MemberState::TerminationDelayed)
+        };
         let members: Vec<String> = group
             .members
             .iter()
@@ -155,7 +169,7 @@ impl Rounds {
         self.report_lost(&group, &snapshot);
         self.process_delayed_terminations(&group, &snapshot);
         let listed: HashSet<&str> = group.members.iter().map(|member| member.instance.as_str()).collect();
-        self.known.retain(|instance| listed.contains(instance.as_str()));
+        self.had_agent.retain(|instance| listed.contains(instance.as_str()));
         self.group = Some((group, Instant::now()));
     }
 
@@ -171,7 +185,7 @@ impl Rounds {
         if missing.is_empty() {
             return;
         }
-        match self.engine.ended(&missing) {
+        match self.engine.terminated_among(&missing) {
             Ok(ended) => {
                 self.record_success("ended");
                 for instance in ended {
@@ -185,35 +199,36 @@ impl Rounds {
         }
     }
 
-    /// Handles instances whose termination a lifecycle hook delays: the hook is extended while a job runs.
+    /// Handles instances whose termination a lifecycle hook delays: extends the hook while a job runs, and completes it when
+    /// the agent has left.
     fn process_delayed_terminations(&mut self, group: &Group, snapshot: &Snapshot) {
-        for member in group.members.iter().filter(|member| member.state == State::TerminationDelayed) {
+        for member in group.members.iter().filter(|member| member.state == MemberState::TerminationDelayed) {
             let instance = member.instance.as_str();
             let agent = snapshot.agents.iter().find(|agent| agent.instance == instance);
-            let outcome = match agent.map(|agent| agent.state) {
-                Some(AgentState::Busy | AgentState::Leaving) => self.engine.keep_held(instance),
+            let result = match agent.map(|agent| agent.state) {
+                Some(AgentState::Busy | AgentState::Leaving) => self.engine.extend_termination_delay(instance),
                 Some(AgentState::Idle { .. }) => {
                     self.workload.dismiss(instance, "the group terminates the instance");
                     Ok(())
                 }
                 // After a restart of the manager, the agent of the instance may not have reconnected yet.
-                None if !self.known.contains(instance) && self.began.elapsed() < RECONNECT_TIMEOUT => Ok(()),
-                None => self.engine.release_held(instance),
+                None if !self.had_agent.contains(instance) && self.began.elapsed() < RECONNECT_TIMEOUT => Ok(()),
+                None => self.engine.end_termination_delay(instance),
             };
-            match outcome {
+            match result {
                 Ok(()) => self.record_success("hook"),
                 Err(error) => self.record_failure("hook", &error),
             }
         }
     }
 
-    /// While instances are expected, reads which ones the engine could not start.
+    /// While instances are expected, reads which instances the engine could not start.
     fn read_failed_starts(&mut self, snapshot: &Snapshot) {
-        let due = self.failed_starts_read_at.is_none_or(|looked| looked.elapsed() >= FAILED_STARTS_INTERVAL);
-        if due && self.awaits_change(snapshot) {
+        let due = self.failed_starts_read_at.is_none_or(|read_at| read_at.elapsed() >= FAILED_STARTS_INTERVAL);
+        if due && self.is_change_expected(snapshot) {
             self.failed_starts_read_at = Some(Instant::now());
             let failed = self.failed_starts();
-            let notes = self.planner.failed_starts(&failed, self.began.elapsed());
+            let notes = self.planner.record_failed_starts(&failed, self.began.elapsed());
             for start in &failed {
                 self.board.start_failed(&self.pool.name, start);
             }
@@ -236,7 +251,7 @@ impl Rounds {
 
     /// Logs the changes that the plan contains, and shows them on the status page.
     fn log_plan(&mut self, plan: &ScalingPlan) {
-        if self.wanted.replace(plan.wanted.instances) != Some(plan.wanted.instances) {
+        if self.logged_wanted.replace(plan.wanted.instances) != Some(plan.wanted.instances) {
             let WantedInstances { instances, reason, .. } = &plan.wanted;
             log::info!("wanted instances changed wanted={instances} pool={} reason=\"{reason}\"", self.pool.name);
         }
@@ -267,65 +282,49 @@ impl Rounds {
 
     /// Executes one step and reports the result to the planner.
     fn execute(&mut self, step: &ScalingStep, now: Duration) {
-        let pool = self.pool.name.clone();
-        let outcome = match &step.action {
-            Action::SetTarget { to, .. } => self.engine.set_target(*to),
-            Action::Dismiss(instance) => {
-                // The agent has got a job meanwhile, so it stays.
-                if !self.workload.dismiss(instance, &step.reason) {
-                    return;
-                }
-                Ok(())
-            }
-            Action::Terminate(instance, change) => {
-                let outcome = self.engine.terminate(instance, *change);
-                match outcome {
-                    // The instance is terminated already.
-                    Err(error) if error.kind == ErrorKind::NoInstance => Ok(()),
-                    Err(error) if error.kind == ErrorKind::AtMinimum => {
-                        self.engine.terminate(instance, CapacityChange::Keep)
-                    }
-                    outcome => outcome,
-                }
-            }
-        };
-        let call = match &step.action {
-            Action::SetTarget { .. } => "set_target",
-            Action::Dismiss(_) => "dismiss",
-            Action::Terminate(..) => "terminate",
-        };
-        let text = match &step.action {
-            Action::SetTarget { from, to } => format!("desired capacity set from={from} to={to}"),
-            Action::Dismiss(instance) => format!("shutdown of an agent requested instance={instance}"),
-            Action::Terminate(instance, change) => {
-                let decrement = *change == CapacityChange::Decrement;
-                format!("instance terminated instance={instance} decrement={decrement}")
-            }
-        };
-        match outcome {
+        let Some(result) = self.call_for_step(step) else { return };
+        let (call, text) = (metric_label(&step.action), log_text(&step.action));
+        match result {
             Ok(()) => {
                 self.record_success(call);
-                log::info!("{text} pool={pool} reason=\"{}\"", step.reason);
-                self.board.happened(&pool, &format!("{text}: {}", step.reason));
-                self.planner.done(&step.action, now);
+                log::info!("{text} pool={} reason=\"{}\"", self.pool.name, step.reason);
+                self.board.happened(&self.pool.name, &format!("{text}: {}", step.reason));
+                self.planner.step_done(&step.action, now);
                 self.apply_to_group(&step.action);
             }
             Err(error) => {
-                self.planner.failed(&step.action, now);
+                self.planner.step_failed(&step.action, now);
                 self.record_failure(call, &error);
             }
         }
+    }
+
+    /// Calls the engine or the agent. Returns `None` if the step is obsolete.
+    fn call_for_step(&self, step: &ScalingStep) -> Option<Result<(), EngineError>> {
+        Some(match &step.action {
+            Action::SetDesiredCapacity { to, .. } => self.engine.set_desired_capacity(*to),
+            // An agent that got a job meanwhile stays.
+            Action::Dismiss(instance) => self.workload.dismiss(instance, &step.reason).then_some(Ok(()))?,
+            Action::Terminate(instance, change) => match self.engine.terminate(instance, *change) {
+                // The instance is terminated already.
+                Err(error) if error.kind == ErrorKind::NoInstance => Ok(()),
+                Err(error) if error.kind == ErrorKind::AtMinimum => {
+                    self.engine.terminate(instance, CapacityChange::Keep)
+                }
+                result => result,
+            },
+        })
     }
 
     /// Applies the effect of a step to the known state of the group, until the next read.
     fn apply_to_group(&mut self, action: &Action) {
         let Some((group, _)) = &mut self.group else { return };
         match action {
-            Action::SetTarget { to, .. } => group.desired = *to,
+            Action::SetDesiredCapacity { to, .. } => group.desired = *to,
             Action::Dismiss(_) => {}
             Action::Terminate(instance, change) => {
                 if let Some(member) = group.members.iter_mut().find(|member| member.instance == *instance) {
-                    member.state = State::Terminating;
+                    member.state = MemberState::Terminating;
                 }
                 if *change == CapacityChange::Decrement {
                     group.desired = group.desired.saturating_sub(1);
@@ -345,6 +344,26 @@ impl Rounds {
     fn record_success(&mut self, call: &'static str) {
         if self.failing.remove(call).is_some() {
             log::info!("engine call succeeded again pool={} call={call}", self.pool.name);
+        }
+    }
+}
+
+/// The label `call` of `mayfly_manager_api_errors_total`.
+fn metric_label(action: &Action) -> &'static str {
+    match action {
+        Action::SetDesiredCapacity { .. } => "set_target",
+        Action::Dismiss(_) => "dismiss",
+        Action::Terminate(..) => "terminate",
+    }
+}
+
+fn log_text(action: &Action) -> String {
+    match action {
+        Action::SetDesiredCapacity { from, to } => format!("desired capacity set from={from} to={to}"),
+        Action::Dismiss(instance) => format!("shutdown of an agent requested instance={instance}"),
+        Action::Terminate(instance, change) => {
+            let decrement = *change == CapacityChange::Decrement;
+            format!("instance terminated instance={instance} decrement={decrement}")
         }
     }
 }

@@ -15,9 +15,9 @@ use crate::sys;
 const STACK: usize = 512 * 1024;
 /// The minimum interval of decisions. Jobs that begin and end at about the same time are handled as one change.
 const MIN_ROUND: Duration = Duration::from_millis(50);
-/// The minimum interval of decisions as a multiple of the time that the last one took, so that the decisions of a large
-/// fleet use a small part of a core.
-const PAUSE: u32 = 50;
+/// The minimum interval of decisions as a multiple of the CPU time of the last one, so that the decisions of a large fleet
+/// use a small part of a core.
+const PAUSE_FACTOR: u32 = 50;
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 
 /// The scaler of one pool; its thread ends with [`Scaler::stop`].
@@ -45,8 +45,8 @@ impl Scaler {
         let shared = Arc::new(Shared::default());
         let name = format!("scale-{}", pool.name);
         let rounds = Rounds::new(pool, Arc::clone(&workload), engine, board);
-        let (of_thread, jobs) = (Arc::clone(&shared), Arc::clone(&workload));
-        let thread = sync::spawn(name, STACK, move || of_thread.run(rounds, &*jobs));
+        let (thread_shared, thread_workload) = (Arc::clone(&shared), Arc::clone(&workload));
+        let thread = sync::spawn(name, STACK, move || thread_shared.run(rounds, &*thread_workload));
         let thread = thread.map_err(|error| format!("cannot start the thread that scales the pool: {error}"))?;
         Ok(Self { shared, workload, thread: Mutex::new(Some(thread)) })
     }
@@ -84,8 +84,8 @@ impl Shared {
             let wait = rounds.run_once();
             let spent = sys::thread_cpu_time().saturating_sub(cpu);
             workload.wait_for_change(wait);
-            let least = (spent * PAUSE).clamp(MIN_ROUND, MAX_PAUSE);
-            self.stop.wait(least.saturating_sub(began.elapsed()));
+            let min_interval = (spent * PAUSE_FACTOR).clamp(MIN_ROUND, MAX_PAUSE);
+            self.stop.wait(min_interval.saturating_sub(began.elapsed()));
         }
     }
 }

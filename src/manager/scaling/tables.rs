@@ -10,9 +10,9 @@ use crate::config::period::{Period, Zone};
 use crate::manager::pool::PoolSettings;
 
 /// The idle time of a policy that sets none.
-const POLICY_IDLE_TIME: Duration = Duration::from_secs(300);
+const DEFAULT_IDLE_TIME: Duration = Duration::from_secs(300);
 /// The default of `scale_throttle.limit`: new instances per second.
-const THROTTLE: u32 = 100;
+const DEFAULT_THROTTLE_LIMIT: u32 = 100;
 
 impl Policies {
     /// The policies of a pool's table.
@@ -28,7 +28,7 @@ impl Policies {
         let otherwise = ScalingPolicy {
             label: "no policy applies".to_owned(),
             idle: IdleTarget::NONE,
-            idle_time: POLICY_IDLE_TIME,
+            idle_time: DEFAULT_IDLE_TIME,
             intake: Intake::HoldAhead,
         };
         let windows = table.policy.iter().enumerate().map(|(number, policy)| window_of_policy(number + 1, policy));
@@ -67,11 +67,11 @@ impl Growth {
     /// The limits of a pool.
     pub fn of(pool: &PoolSettings) -> Self {
         let Some(throttle) = pool.scale_throttle else {
-            return Self { in_flight: pool.max_growth, ..Self::FREE };
+            return Self { in_flight: pool.max_growth, ..Self::UNLIMITED };
         };
         let rate = match throttle.limit {
-            ..0 => return Self::FREE,
-            0 => THROTTLE,
+            ..0 => return Self::UNLIMITED,
+            0 => DEFAULT_THROTTLE_LIMIT,
             limit => u32::try_from(limit).unwrap_or(u32::MAX),
         };
         let burst = Some(throttle.burst).filter(|burst| *burst > 0).or(pool.max_instances).unwrap_or(rate);
@@ -91,7 +91,7 @@ fn window_of_policy(number: usize, table: &PolicyTable) -> Window {
     let policy = ScalingPolicy {
         label: label("policy", number, &table.periods, &table.timezone),
         idle,
-        idle_time: table.idle_time.unwrap_or(POLICY_IDLE_TIME),
+        idle_time: table.idle_time.unwrap_or(DEFAULT_IDLE_TIME),
         intake: if relays { Intake::Relay } else { Intake::HoldAhead },
     };
     Window { periods: table.periods.clone(), zone: table.timezone.clone(), policy }
@@ -133,7 +133,7 @@ mod tests {
     use crate::manager::scaling::testing::{autoscaler, machine, pool};
 
     #[test]
-    fn keys_of_the_autoscaler_have_their_meaning() {
+    fn a_policy_of_the_autoscaler_has_its_idle_target_and_mode() {
         let policies = autoscaler(
             "[[policy]]\nidle_count = 4\nscale_factor = 0.5\nscale_factor_limit = 7\nidle_time = \"20m0s\"\n\
              [[policy]]\nperiods = [\"* 22-6 * * *\"]\ntimezone = \"UTC\"\npreemptive_mode = true\n",
@@ -143,24 +143,24 @@ mod tests {
         assert_eq!([0, 8, 9, 100].map(|active| day.idle.at(active)), [4, 4, 5, 7]);
         let night = policies.at("2026-07-06T23:00:00Z".parse().expect("a time"));
         // Without idle capacity, no agent would ever wait for a job.
-        assert_eq!((night.intake, night.idle.at(9), night.idle_time), (Intake::HoldAhead, 0, POLICY_IDLE_TIME));
+        assert_eq!((night.intake, night.idle.at(9), night.idle_time), (Intake::HoldAhead, 0, DEFAULT_IDLE_TIME));
         assert_eq!(night.label, "policy 2 (`* 22-6 * * *`, UTC)");
     }
 
     #[test]
-    fn the_throttle_and_its_defaults() {
+    fn the_throttle_has_the_defaults_of_the_autoscaler() {
         let growth = |keys: &str| Growth::of(&pool("docker-autoscaler", "limit = 4\n", keys));
         let limits = |rate, burst| Growth { in_flight: None, rate: Some(rate), burst };
         let throttle = "[runners.autoscaler.scale_throttle]\n";
         assert_eq!(growth(&format!("{throttle}limit = 2\nburst = 5\n")), limits(2.0, 5));
         assert_eq!(growth("max_instances = 9\n"), limits(100.0, 9));
-        // Without `max_instances`, the bucket holds what one second adds; the runner's own `limit` is of jobs.
+        // Without `max_instances`, the bucket holds the tokens of one second. The runner's own `limit` limits jobs.
         assert_eq!(growth(""), limits(100.0, 100));
         assert_eq!(growth(&format!("{throttle}limit = 1\n")), limits(1.0, 1));
         assert_eq!(growth(&format!("max_instances = 9\n{throttle}limit = 1\n")), limits(1.0, 9));
-        assert_eq!(growth(&format!("{throttle}limit = -1\nburst = 5\n")), Growth::FREE);
+        assert_eq!(growth(&format!("{throttle}limit = -1\nburst = 5\n")), Growth::UNLIMITED);
         let machine = Growth::of(&pool("docker+machine", "", "MaxGrowthRate = 3\n"));
-        assert_eq!(machine, Growth { in_flight: Some(3), ..Growth::FREE });
+        assert_eq!(machine, Growth { in_flight: Some(3), ..Growth::UNLIMITED });
     }
 
     #[test]

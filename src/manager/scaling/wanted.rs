@@ -43,8 +43,8 @@ impl JobCounts {
 }
 
 impl Bounds {
-    /// The maximum number of instances.
-    pub fn most(&self) -> u32 {
+    /// The maximum number of instances: the smaller one of the pool's limit and the group's.
+    pub fn upper_bound(&self) -> u32 {
         self.max_instances.unwrap_or(u32::MAX).min(self.group.map_or(u32::MAX, |(_, most)| most))
     }
 }
@@ -53,12 +53,12 @@ impl Bounds {
 pub fn wanted(policy: &ScalingPolicy, jobs: JobCounts, bounds: Bounds) -> WantedInstances {
     let capacity = bounds.capacity.max(1);
     let active = jobs.active();
-    let room = bounds.most().saturating_mul(capacity).saturating_sub(active);
+    let room = bounds.upper_bound().saturating_mul(capacity).saturating_sub(active);
     let target = policy.idle.at(active);
     let idle = target.min(room);
     let needed = active.saturating_add(idle).div_ceil(capacity);
     let least = bounds.group.map_or(0, |(least, _)| least);
-    let instances = needed.min(bounds.most()).max(least);
+    let instances = needed.min(bounds.upper_bound()).max(least);
     let mut reason = format!("{instances} wanted: {} held + {} running + {target} idle", jobs.held, jobs.running);
     if capacity > 1 {
         reason.push_str(&format!(", {capacity} jobs an instance"));
@@ -66,7 +66,7 @@ pub fn wanted(policy: &ScalingPolicy, jobs: JobCounts, bounds: Bounds) -> Wanted
     if active.saturating_add(target).div_ceil(capacity) > instances {
         match bounds.max_instances {
             Some(most) if most <= instances => reason.push_str(&format!(", at most {most}")),
-            _ => reason.push_str(&format!(", the group's maximum is {}", bounds.most())),
+            _ => reason.push_str(&format!(", the group's maximum is {}", bounds.upper_bound())),
         }
     } else if instances > needed {
         reason.push_str(&format!(", the group's minimum is {least}"));

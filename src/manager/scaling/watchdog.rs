@@ -1,14 +1,16 @@
-//! Checks that started instances register. An instance that does not is replaced; after several in a row, growth stops
-//! (a circuit breaker).
+//! Checks that started instances register. An instance that does not register is replaced. After several such instances
+//! in a row, growth stops (a circuit breaker).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::manager::engine::{FailureKind, MemberState};
+
 /// The first pause of growth, after which one instance is started as a test; doubled with each failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(5 * 60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
-/// The maximum time in the starting state, as a multiple of the registration timeout.
-const STARTING: u32 = 3;
+/// The maximum time until an instance runs, as a multiple of the registration timeout.
+const START_TIMEOUT_FACTOR: u32 = 3;
 
 /// Watches the instances of one pool. The caller passes the time.
 #[derive(Clone, Debug)]
@@ -21,14 +23,14 @@ pub struct Watchdog {
     failures: u32,
     breaker: Breaker,
     /// The time at which the breaker last opened.
-    opened: Duration,
+    opened_at: Duration,
     pause: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Boot {
-    seen: Duration,
-    running: Option<Duration>,
+    first_seen: Duration,
+    running_since: Option<Duration>,
 }
 
 /// Whether the pool may grow.
@@ -69,7 +71,7 @@ impl Watchdog {
             boots: BTreeMap::new(),
             failures: 0,
             breaker: Breaker::Closed,
-            opened: Duration::ZERO,
+            opened_at: Duration::ZERO,
             pause: FIRST_PAUSE,
         }
     }
@@ -80,48 +82,55 @@ impl Watchdog {
         self.threshold = threshold;
     }
 
-    /// Records an instance that has not registered.
-    pub fn starting(&mut self, instance: &str, is_running: bool, now: Duration) {
-        let boot = self.boots.entry(instance.to_owned()).or_insert(Boot { seen: now, running: None });
-        if is_running {
-            boot.running.get_or_insert(now);
+    /// Records an instance of the group that has not registered.
+    pub fn record_unregistered(&mut self, instance: &str, state: MemberState, now: Duration) {
+        let boot = self.boots.entry(instance.to_owned()).or_insert(Boot { first_seen: now, running_since: None });
+        if state == MemberState::Running {
+            boot.running_since.get_or_insert(now);
         }
     }
 
     /// Records a registration. Returns the time since the start of the instance, if it is known.
-    pub fn registered(&mut self, instance: &str, now: Duration) -> Option<Duration> {
+    pub fn record_registration(&mut self, instance: &str, now: Duration) -> Option<Duration> {
         let boot = self.boots.remove(instance);
         // An instance that started before the breaker opened does not prove that the next one will register.
         let closes = match &self.breaker {
             Breaker::Closed => true,
-            Breaker::HalfOpen { .. } => boot.is_none_or(|boot| boot.seen >= self.opened),
-            Breaker::Open { .. } => boot.is_some_and(|boot| boot.seen >= self.opened),
+            Breaker::HalfOpen { .. } => boot.is_none_or(|boot| boot.first_seen >= self.opened_at),
+            Breaker::Open { .. } => boot.is_some_and(|boot| boot.first_seen >= self.opened_at),
         };
         if closes {
             self.failures = 0;
             self.breaker = Breaker::Closed;
             self.pause = FIRST_PAUSE;
         }
-        boot.map(|boot| now.saturating_sub(boot.seen))
+        boot.map(|boot| now.saturating_sub(boot.first_seen))
     }
 
     /// Removes instances that no longer exist.
-    pub fn retain(&mut self, is_there: impl Fn(&str) -> bool) {
-        self.boots.retain(|instance, _| is_there(instance));
+    pub fn retain(&mut self, exists: impl Fn(&str) -> bool) {
+        self.boots.retain(|instance, _| exists(instance));
     }
 
-    /// The instances whose registration is overdue, and since when they run.
+    /// The instances whose registration is overdue, and for how long they have run or started.
     pub fn overdue(&self, now: Duration) -> Vec<(String, Duration)> {
-        let late = |boot: &Boot| match boot.running {
-            Some(since) => (now.saturating_sub(since) >= self.timeout).then(|| now.saturating_sub(since)),
-            None => (now.saturating_sub(boot.seen) >= self.timeout * STARTING).then(|| now.saturating_sub(boot.seen)),
+        let overdue_time = |boot: &Boot| {
+            let (since, limit) = match boot.running_since {
+                Some(since) => (since, self.timeout),
+                None => (boot.first_seen, self.timeout * START_TIMEOUT_FACTOR),
+            };
+            let time = now.saturating_sub(since);
+            (time >= limit).then_some(time)
         };
-        self.boots.iter().filter_map(|(instance, boot)| Some((instance.clone(), late(boot)?))).collect()
+        self.boots.iter().filter_map(|(instance, boot)| Some((instance.clone(), overdue_time(boot)?))).collect()
     }
 
-    /// The time at which the next instance will be overdue.
-    pub fn next(&self, now: Duration) -> Option<Duration> {
-        let due = |boot: &Boot| boot.running.map_or(boot.seen + self.timeout * STARTING, |since| since + self.timeout);
+    /// The time until an instance will be overdue, or until the pause of growth ends.
+    pub fn until_next(&self, now: Duration) -> Option<Duration> {
+        let due = |boot: &Boot| {
+            boot.running_since
+                .map_or(boot.first_seen + self.timeout * START_TIMEOUT_FACTOR, |since| since + self.timeout)
+        };
         let breaker = match &self.breaker {
             Breaker::Open { until, .. } => Some(*until),
             _ => None,
@@ -130,7 +139,7 @@ impl Watchdog {
     }
 
     /// Records that an instance did not register and is terminated.
-    pub fn failed(&mut self, instance: &str, now: Duration, cause: String) -> Overdue {
+    pub fn record_overdue(&mut self, instance: &str, now: Duration, cause: String) -> Overdue {
         self.boots.remove(instance);
         self.failures += 1;
         if self.failures < self.threshold && self.breaker == Breaker::Closed {
@@ -140,11 +149,10 @@ impl Watchdog {
         Overdue::Stop
     }
 
-    /// Records that the group could not start an instance. Returns true if that opened the breaker. `fatal`: retries of
-    /// the group cannot succeed.
-    pub fn not_started(&mut self, now: Duration, fatal: bool, cause: String) -> bool {
+    /// Records that the group could not start an instance. Returns true if that opened the breaker.
+    pub fn record_failed_start(&mut self, now: Duration, kind: FailureKind, cause: String) -> bool {
         self.failures += 1;
-        let opens = fatal || self.failures >= self.threshold || self.breaker != Breaker::Closed;
+        let opens = kind.needs_operator() || self.failures >= self.threshold || self.breaker != Breaker::Closed;
         if opens && !matches!(self.breaker, Breaker::Open { .. }) {
             self.open(now, cause);
             return true;
@@ -156,7 +164,7 @@ impl Watchdog {
         if let Breaker::HalfOpen { .. } = self.breaker {
             self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         }
-        self.opened = now;
+        self.opened_at = now;
         self.breaker = Breaker::Open { until: now + self.pause, cause };
     }
 
@@ -178,14 +186,14 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     fn fails(watchdog: &mut Watchdog, instance: &str, now: Duration) -> Overdue {
-        watchdog.starting(instance, true, now);
+        watchdog.record_unregistered(instance, MemberState::Running, now);
         assert_eq!(watchdog.overdue(now + 4 * MINUTE), []);
         assert_eq!(watchdog.overdue(now + 5 * MINUTE), [(instance.to_owned(), 5 * MINUTE)]);
-        watchdog.failed(instance, now + 5 * MINUTE, "the image is broken".to_owned())
+        watchdog.record_overdue(instance, now + 5 * MINUTE, "the image is broken".to_owned())
     }
 
     #[test]
-    fn the_third_in_a_row_opens_the_breaker() {
+    fn the_third_failure_in_a_row_opens_the_breaker() {
         let mut watchdog = Watchdog::new(5 * MINUTE, 3);
         assert_eq!(fails(&mut watchdog, "a", Duration::ZERO), Overdue::Replace);
         assert_eq!(fails(&mut watchdog, "b", 5 * MINUTE), Overdue::Replace);
@@ -197,8 +205,8 @@ mod tests {
         assert_eq!(fails(&mut watchdog, "d", 20 * MINUTE), Overdue::Stop);
         assert!(matches!(watchdog.breaker(25 * MINUTE), Breaker::Open { until, .. } if *until == 35 * MINUTE));
         // A registration closes the breaker.
-        watchdog.starting("e", false, 35 * MINUTE);
-        assert_eq!(watchdog.registered("e", 36 * MINUTE), Some(MINUTE));
+        watchdog.record_unregistered("e", MemberState::Creating, 35 * MINUTE);
+        assert_eq!(watchdog.record_registration("e", 36 * MINUTE), Some(MINUTE));
         assert_eq!(watchdog.breaker(36 * MINUTE), &Breaker::Closed);
         assert_eq!(fails(&mut watchdog, "f", 40 * MINUTE), Overdue::Replace);
     }
@@ -208,25 +216,26 @@ mod tests {
         let mut watchdog = Watchdog::new(5 * MINUTE, 3);
         for _ in 0..5 {
             assert_eq!(fails(&mut watchdog, "a", Duration::ZERO), Overdue::Replace);
-            watchdog.registered("b", MINUTE);
+            watchdog.record_registration("b", MINUTE);
         }
     }
 
     #[test]
-    fn a_quota_opens_it_at_once_and_a_lack_of_capacity_at_the_third_time() {
+    fn a_quota_opens_the_breaker_at_once_and_a_lack_of_capacity_at_the_third_time() {
         let mut watchdog = Watchdog::new(MINUTE, 3);
-        assert!(watchdog.not_started(Duration::ZERO, true, "quota".to_owned()));
-        assert!(!watchdog.not_started(Duration::ZERO, true, "quota".to_owned()), "told once");
+        assert!(watchdog.record_failed_start(Duration::ZERO, FailureKind::Quota, "quota".to_owned()));
+        assert!(!watchdog.record_failed_start(Duration::ZERO, FailureKind::Quota, "quota".to_owned()), "reported once");
         let mut watchdog = Watchdog::new(MINUTE, 3);
-        let times = [0, 1, 2].map(|_| watchdog.not_started(Duration::ZERO, false, "capacity".to_owned()));
+        let times = [0, 1, 2]
+            .map(|_| watchdog.record_failed_start(Duration::ZERO, FailureKind::Capacity, "capacity".to_owned()));
         assert_eq!(times, [false, false, true]);
     }
 
     #[test]
     fn an_instance_may_start_for_longer_than_it_may_run_unregistered() {
         let mut watchdog = Watchdog::new(MINUTE, 3);
-        watchdog.starting("a", false, Duration::ZERO);
-        assert_eq!((watchdog.overdue(2 * MINUTE), watchdog.next(2 * MINUTE)), (vec![], Some(MINUTE)));
+        watchdog.record_unregistered("a", MemberState::Creating, Duration::ZERO);
+        assert_eq!((watchdog.overdue(2 * MINUTE), watchdog.until_next(2 * MINUTE)), (vec![], Some(MINUTE)));
         assert_eq!(watchdog.overdue(3 * MINUTE).len(), 1);
         watchdog.retain(|_| false);
         assert_eq!(watchdog.overdue(3 * MINUTE), []);

@@ -10,7 +10,7 @@ use super::load;
 use crate::manager::scaling::Sizing;
 use crate::manager::scaling::wanted::{Bounds, JobCounts, wanted};
 
-/// Reads `Sat 01:30` (the next such day from `today` on), `01:30` (today), `2026-07-11 01:30`, `now`, or a time with its zone
+/// Parses `Sat 01:30` (the next such day from `today` on), `01:30` (today), `2026-07-11 01:30`, `now`, or a time with its zone
 /// (RFC 3339).
 pub fn read(text: &str, today: Date, zone: &TimeZone) -> Result<Timestamp, String> {
     let text = text.trim();
@@ -24,7 +24,7 @@ pub fn read(text: &str, today: Date, zone: &TimeZone) -> Result<Timestamp, Strin
     let (date, time) = match text.split_once(char::is_whitespace) {
         Some((day, time)) => {
             let day = day.trim_end_matches(',');
-            (day.parse::<Date>().ok().or_else(|| next(weekday(day)?, today)), time.trim())
+            (day.parse::<Date>().ok().or_else(|| next_weekday(weekday(day)?, today)), time.trim())
         }
         None => (Some(today), text),
     };
@@ -32,7 +32,7 @@ pub fn read(text: &str, today: Date, zone: &TimeZone) -> Result<Timestamp, Strin
     zone.to_timestamp(moment.0.to_datetime(moment.1)).map_err(|_| wrong())
 }
 
-/// `1:30`, `01:30` or `01:30:15`.
+/// Parses `1:30`, `01:30` or `01:30:15`.
 fn clock(text: &str) -> Option<Time> {
     let parts: Option<Vec<i8>> = text.split(':').map(|part| part.parse().ok()).collect();
     match parts?.as_slice() {
@@ -57,7 +57,7 @@ fn weekday(name: &str) -> Option<Weekday> {
     names.iter().find(|(full, _)| fits(full)).map(|(_, day)| *day)
 }
 
-fn next(wanted: Weekday, today: Date) -> Option<Date> {
+fn next_weekday(wanted: Weekday, today: Date) -> Option<Date> {
     (0..7).filter_map(|days| today.checked_add(days.days()).ok()).find(|date| date.weekday() == wanted)
 }
 

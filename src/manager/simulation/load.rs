@@ -18,26 +18,26 @@ pub struct SimulatedJob {
 }
 
 /// `count` jobs of the same length: the first at `first`, the others distributed evenly over `over`.
-pub fn even(jobs: u32, length: Duration, first: Duration, over: Duration) -> Vec<SimulatedJob> {
-    let distance = over.checked_div(jobs.max(1)).unwrap_or_default();
-    (0..jobs).map(|number| SimulatedJob { start: first + distance * number, length }).collect()
+pub fn even(count: u32, length: Duration, first: Duration, over: Duration) -> Vec<SimulatedJob> {
+    let interval = over.checked_div(count.max(1)).unwrap_or_default();
+    (0..count).map(|number| SimulatedJob { start: first + interval * number, length }).collect()
 }
 
 /// The jobs of a file, and the day of the first one if the file has dates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Load {
-    /// By the time at which they come.
+    /// The jobs, sorted by their start.
     pub jobs: Vec<SimulatedJob>,
-    /// The day with whose midnight the times begin.
+    /// The day from whose midnight the start times count.
     pub day: Option<Date>,
 }
 
-/// The start of a job as written.
+/// The start of a job, as the file writes it.
 enum WrittenStart {
-    /// Since midnight.
-    OfDay(Duration),
-    /// With a date.
-    At(Timestamp),
+    /// The time of day, since midnight.
+    TimeOfDay(Duration),
+    /// A date and a time.
+    Dated(Timestamp),
 }
 
 /// Reads lines of `start,duration`: the time of day, a number of seconds or a date and time, and a duration (`90s`, `5m`) or a
@@ -53,10 +53,11 @@ pub fn read(text: &str, day: Option<Date>, zone: &TimeZone) -> Result<Load, Stri
         }
         let mut fields = line.split([',', ';']).map(|field| field.trim().trim_matches('"'));
         let (start, length) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
-        let start_of =
-            time_of_day(start).map(WrittenStart::OfDay).or_else(|| moment(start, zone).map(WrittenStart::At));
-        match start_of.zip(length_of(length)) {
+        let written_start =
+            time_of_day(start).map(WrittenStart::TimeOfDay).or_else(|| moment(start, zone).map(WrittenStart::Dated));
+        match written_start.zip(length_of(length)) {
             Some((start, length)) => rows.push((start, length)),
+            // The header.
             None if rows.is_empty() && !start.starts_with(|c: char| c.is_ascii_digit()) => {}
             None => {
                 return Err(format!(
@@ -70,15 +71,17 @@ pub fn read(text: &str, day: Option<Date>, zone: &TimeZone) -> Result<Load, Stri
     if rows.is_empty() {
         return Err("no job; write lines of `start,duration`, for example `09:30,5m`".to_owned());
     }
-    let first =
-        rows.iter().filter_map(|(start, _)| if let WrittenStart::At(time) = start { Some(*time) } else { None }).min();
+    let first = rows
+        .iter()
+        .filter_map(|(start, _)| if let WrittenStart::Dated(time) = start { Some(*time) } else { None })
+        .min();
     let first_day = first.map(|first| day.unwrap_or_else(|| zone.to_datetime(first).date()));
     let midnight = first_day.and_then(|day| zone.to_timestamp(day.to_datetime(Time::midnight())).ok());
     let mut jobs = Vec::with_capacity(rows.len());
     for (start, length) in rows {
         let start = match (start, midnight) {
-            (WrittenStart::OfDay(start), None) => start,
-            (WrittenStart::At(time), Some(midnight)) => Duration::try_from(time.duration_since(midnight))
+            (WrittenStart::TimeOfDay(start), None) => start,
+            (WrittenStart::Dated(time), Some(midnight)) => Duration::try_from(time.duration_since(midnight))
                 .map_err(|_| format!("{time} is before the simulated day; correct --day"))?,
             _ => {
                 return Err(
@@ -92,27 +95,27 @@ pub fn read(text: &str, day: Option<Date>, zone: &TimeZone) -> Result<Load, Stri
     Ok(Load { jobs, day: first_day })
 }
 
-/// `2026-07-06 09:30`, `2026-07-06T09:30:15`, or a time with its zone (RFC 3339).
+/// Parses `2026-07-06 09:30`, `2026-07-06T09:30:15`, or a time with its zone (RFC 3339).
 pub fn moment(text: &str, zone: &TimeZone) -> Option<Timestamp> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Some(time);
     }
-    // A date alone would be its midnight.
+    // Without a time, `DateTime` would read a date as its midnight.
     let time = text.contains(':').then(|| text.parse::<DateTime>().ok()).flatten()?;
     zone.to_timestamp(time).ok()
 }
 
-/// `09:30`, `09:30:15`, or seconds since midnight.
+/// Parses `09:30`, `09:30:15`, or seconds since midnight.
 pub fn time_of_day(text: &str) -> Option<Duration> {
     let Some((hours, rest)) = text.split_once(':') else { return seconds(text) };
     let (minutes, seconds) = rest.split_once(':').unwrap_or((rest, "0"));
     let number = |text: &str, most: u64| text.parse::<u64>().ok().filter(|number| *number <= most);
-    // Days beyond the first are hours beyond 24.
+    // Hours above 24 are on the following days.
     let total = number(hours, 24 * 366)? * 3600 + number(minutes, 59)? * 60 + number(seconds, 59)?;
     Some(Duration::from_secs(total))
 }
 
-/// `5m`, or seconds.
+/// Parses `5m`, or a number of seconds.
 pub fn length_of(text: &str) -> Option<Duration> {
     duration::parse(text).or_else(|| seconds(text))
 }

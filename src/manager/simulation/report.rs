@@ -11,7 +11,7 @@ use super::{Day, Sample};
 use crate::manager::status::chart::{HEIGHT, Series, Tick, WIDTH, draw};
 
 /// The number of minutes in one line of the table.
-const LINE: usize = 60;
+const MINUTES_PER_LINE: usize = 60;
 
 /// Table and totals. Times are by the clock of `zone`.
 pub fn table(day: &Day, jobs: &[SimulatedJob], begins: Timestamp, zone: &TimeZone) -> String {
@@ -21,16 +21,16 @@ pub fn table(day: &Day, jobs: &[SimulatedJob], begins: Timestamp, zone: &TimeZon
         text,
         "time       jobs waiting  running   instances wanted  starting  idle  busy   wait mean  longest"
     );
-    for (number, samples) in day.samples.chunks(LINE).enumerate() {
-        let from = Duration::from_secs(number as u64 * LINE as u64 * 60);
-        let until = from + Duration::from_secs(LINE as u64 * 60);
+    for (number, samples) in day.samples.chunks(MINUTES_PER_LINE).enumerate() {
+        let from = Duration::from_secs(number as u64 * MINUTES_PER_LINE as u64 * 60);
+        let until = from + Duration::from_secs(MINUTES_PER_LINE as u64 * 60);
         let waits: Vec<Duration> = jobs
             .iter()
             .zip(&day.waits)
             .filter(|(job, _)| job.start >= from && job.start < until)
             .filter_map(|(_, wait)| *wait)
             .collect();
-        let most = |of: fn(&Sample) -> u32| samples.iter().map(of).max().unwrap_or(0);
+        let maximum = |value: fn(&Sample) -> u32| samples.iter().map(value).max().unwrap_or(0);
         let (mean, longest) = match waits.is_empty() {
             true => ("-".to_owned(), "-".to_owned()),
             false => (short(mean(&waits)), short(waits.iter().copied().max().unwrap_or_default())),
@@ -39,12 +39,12 @@ pub fn table(day: &Day, jobs: &[SimulatedJob], begins: Timestamp, zone: &TimeZon
             text,
             "{:<9} {:>13} {:>8} {:>18} {:>9} {:>5} {:>5} {:>11} {:>8}",
             clock(begins, from, zone),
-            most(|sample| sample.queued + sample.held),
-            most(|sample| sample.running),
-            most(|sample| sample.wanted),
-            most(|sample| sample.starting),
-            most(|sample| sample.idle),
-            most(|sample| sample.busy),
+            maximum(|sample| sample.queued + sample.held),
+            maximum(|sample| sample.running),
+            maximum(|sample| sample.wanted),
+            maximum(|sample| sample.starting),
+            maximum(|sample| sample.idle),
+            maximum(|sample| sample.busy),
             mean,
             longest
         );
@@ -56,7 +56,8 @@ pub fn table(day: &Day, jobs: &[SimulatedJob], begins: Timestamp, zone: &TimeZon
 fn totals(day: &Day) -> String {
     let mut waits: Vec<Duration> = day.waits.iter().flatten().copied().collect();
     waits.sort_unstable();
-    let part = |percent: usize| waits.get((waits.len() * percent / 100).min(waits.len().saturating_sub(1))).copied();
+    let percentile =
+        |percent: usize| waits.get((waits.len() * percent / 100).min(waits.len().saturating_sub(1))).copied();
     let shown = |wait: Option<Duration>| wait.map_or_else(|| "-".to_owned(), short);
     let hours = |time: Duration| time.as_secs_f64() / 3600.0;
     let (all, busy) = (hours(day.instance_time), hours(day.busy_time));
@@ -67,8 +68,8 @@ fn totals(day: &Day) -> String {
          instances        {} started, at most {most} at once\ninstance hours   {all:.1}, with a job {busy:.1} ({share:.0} %)\n",
         day.waits.len(),
         waits.len(),
-        shown(part(50)),
-        shown(part(95)),
+        shown(percentile(50)),
+        shown(percentile(95)),
         shown(waits.last().copied()),
         day.started
     );
@@ -80,7 +81,7 @@ fn totals(day: &Day) -> String {
 
 /// Two charts below each other as one SVG document.
 pub fn chart(day: &Day, begins: Timestamp, zone: &TimeZone) -> String {
-    let series = |of: fn(&Sample) -> u32| -> Vec<u32> { day.samples.iter().map(of).collect() };
+    let series = |value: fn(&Sample) -> u32| -> Vec<u32> { day.samples.iter().map(value).collect() };
     let (waiting, running) = (series(|sample| sample.queued + sample.held), series(|sample| sample.running));
     let (busy, idle) = (series(|sample| sample.busy), series(|sample| sample.idle));
     let (starting, wanted) = (series(|sample| sample.starting), series(|sample| sample.wanted));

@@ -39,7 +39,7 @@ fn ten_jobs_on_demand_start_one_boot_after_the_other() {
 }
 
 #[test]
-fn without_a_growth_limit_all_boot_at_once() {
+fn without_a_growth_limit_all_instances_start_at_once() {
     let mut scenario = scenario("docker-autoscaler", "", "max_instances = 10\n", "2026-07-06T00:00:00Z");
     scenario.jobs = even(10, MINUTE * 5, MINUTE, Duration::ZERO);
     let day = simulate(&scenario);
@@ -47,7 +47,7 @@ fn without_a_growth_limit_all_boot_at_once() {
 }
 
 #[test]
-fn idle_capacity_spares_jobs_the_boot() {
+fn with_idle_capacity_no_job_waits_for_a_boot() {
     // Worked example 2.2: idle 5, capacity 1, at most 10.
     let keys = "max_instances = 10\n[[runners.autoscaler.policy]]\nidle_count = 5\nidle_time = \"20m\"\n";
     let mut scenario = scenario("docker-autoscaler", "", keys, "2026-07-06T00:00:00Z");
@@ -77,7 +77,7 @@ fn several_jobs_share_an_instance() {
 }
 
 #[test]
-fn spent_instances_are_replaced() {
+fn instances_at_their_use_limit_are_replaced() {
     let keys = "max_use_count = 1\nmax_instances = 2\n[[runners.autoscaler.policy]]\nidle_time = \"5m\"\n";
     let mut scenario = scenario("docker-autoscaler", "", keys, "2026-07-06T00:00:00Z");
     scenario.jobs = even(6, MINUTE, MINUTE, Duration::ZERO);

@@ -7,15 +7,15 @@ use jiff::SignedDuration;
 
 use super::Scenario;
 use crate::instance::CapacityChange;
-use crate::manager::engine::{Group, Member, State};
-use crate::manager::scaling::observation::{Now, Observation, ObservedAgent, Work};
+use crate::manager::engine::{Group, Member, MemberState};
+use crate::manager::scaling::observation::{Activity, Now, Observation, ObservedAgent};
 use crate::manager::scaling::plan::Action;
 use crate::manager::scaling::planner::Planner;
 use crate::manager::scaling::wanted::JobCounts;
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// The maximum number of decisions at one time; each follows the steps of the previous one.
-const ROUNDS: usize = 20;
+/// The maximum number of consecutive decisions at one time. Each one is based on the steps of the previous one.
+const MAX_DECISIONS: usize = 20;
 
 /// The result of a day.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,9 +28,9 @@ pub struct Day {
     pub started: u32,
     /// The total running time of all instances.
     pub instance_time: Duration,
-    /// The part of the running time with a job.
+    /// The part of `instance_time` during which an instance had a job.
     pub busy_time: Duration,
-    /// The changes of the policy that the manager would log, with their times.
+    /// The changes of the policy, with their times.
     pub policies: Vec<(Duration, String)>,
 }
 
@@ -62,8 +62,8 @@ struct World<'a> {
     next_job: usize,
     queued: VecDeque<usize>,
     held: VecDeque<usize>,
-    budget: u32,
-    again: Option<Duration>,
+    hold_budget: u32,
+    next_decision_at: Option<Duration>,
     wanted: u32,
     policy: String,
     day: Day,
@@ -71,20 +71,25 @@ struct World<'a> {
 
 struct Instance {
     name: String,
+    /// The time at which its agent registers.
     ready: Duration,
-    began: Duration,
+    started: Duration,
     idle_since: Duration,
     builds: u32,
     /// The times at which the jobs of the instance end.
     jobs: Vec<Duration>,
     /// Whether the agent of the instance has left.
-    left: bool,
+    has_left: bool,
 }
 
-/// Runs a day.
+/// Simulates a day.
 pub fn simulate(scenario: &Scenario) -> Day {
-    let group =
-        Group { name: "simulated".to_owned(), most: scenario.group_maximum, protects_new: true, ..Group::default() };
+    let group = Group {
+        name: "simulated".to_owned(),
+        max_size: scenario.group_maximum,
+        protects_new: true,
+        ..Group::default()
+    };
     let mut world = World {
         scenario,
         planner: Planner::new(scenario.sizing.clone()),
@@ -94,29 +99,29 @@ pub fn simulate(scenario: &Scenario) -> Day {
         next_job: 0,
         queued: VecDeque::new(),
         held: VecDeque::new(),
-        budget: 0,
-        again: None,
+        hold_budget: 0,
+        next_decision_at: None,
         wanted: 0,
         policy: String::new(),
         day: Day { waits: vec![None; scenario.jobs.len()], ..Day::default() },
     };
     let mut sampled = Duration::ZERO;
     while world.now < scenario.length {
-        world.happen();
+        world.process_events();
         while sampled <= world.now {
             let sample = world.sample();
             world.day.samples.push(sample);
             sampled += MINUTE;
         }
         let next = world.next_event(sampled);
-        world.pass(next.min(scenario.length));
+        world.advance_to(next.min(scenario.length));
     }
     world.day
 }
 
 impl World<'_> {
     /// Processes all events that are due.
-    fn happen(&mut self) {
+    fn process_events(&mut self) {
         let now = self.now;
         for instance in &mut self.instances {
             let before = instance.jobs.len();
@@ -125,13 +130,12 @@ impl World<'_> {
                 instance.idle_since = now;
             }
         }
-        while let Some(job) = self.scenario.jobs.get(self.next_job).filter(|job| job.start <= now) {
-            let _ = job;
+        while self.scenario.jobs.get(self.next_job).is_some_and(|job| job.start <= now) {
             self.queued.push_back(self.next_job);
             self.next_job += 1;
         }
-        for _ in 0..ROUNDS {
-            self.leave();
+        for _ in 0..MAX_DECISIONS {
+            self.remove_used_up_agents();
             self.take_jobs();
             if !self.decide() {
                 break;
@@ -139,11 +143,11 @@ impl World<'_> {
         }
     }
 
-    /// Removes agents that have reached the maximum number of jobs.
-    fn leave(&mut self) {
+    /// Removes agents that have run the maximum number of jobs.
+    fn remove_used_up_agents(&mut self) {
         let Some(most) = self.scenario.sizing.max_use_count else { return };
         for instance in &mut self.instances {
-            instance.left |= instance.builds >= most && instance.jobs.is_empty();
+            instance.has_left |= instance.builds >= most && instance.jobs.is_empty();
         }
     }
 
@@ -153,18 +157,17 @@ impl World<'_> {
             let running: usize = self.instances.iter().map(|instance| instance.jobs.len()).sum();
             let active = u32::try_from(running + self.held.len()).unwrap_or(u32::MAX);
             let may_take = active < self.scenario.sizing.max_jobs;
-            let free = self.free_agent();
             let from_held = !self.held.is_empty();
-            match free {
-                Some(at) if from_held || may_take && !self.queued.is_empty() => {
+            match self.free_agent() {
+                Some(agent) if from_held || may_take && !self.queued.is_empty() => {
                     let job = if from_held { self.held.pop_front() } else { self.queued.pop_front() };
                     if let Some(job) = job {
-                        self.start(at, job);
+                        self.start(agent, job);
                     }
                 }
                 None if may_take
                     && !self.queued.is_empty()
-                    && u32::try_from(self.held.len()).is_ok_and(|held| held < self.budget) =>
+                    && u32::try_from(self.held.len()).is_ok_and(|held| held < self.hold_budget) =>
                 {
                     self.held.extend(self.queued.pop_front());
                 }
@@ -173,24 +176,24 @@ impl World<'_> {
         }
     }
 
-    /// The agent that gets the next job: the one with the most jobs that has room, so that others can leave.
+    /// The instance that gets the next job: the one with the most jobs that has room, so that the others become idle.
     fn free_agent(&self) -> Option<usize> {
         let sizing = &self.scenario.sizing;
         let has_room = |instance: &Instance| {
             let jobs = u32::try_from(instance.jobs.len()).unwrap_or(u32::MAX);
             let builds_left = sizing.max_use_count.is_none_or(|most| instance.builds < most);
-            instance.ready <= self.now && !instance.left && jobs < sizing.capacity && builds_left
+            instance.ready <= self.now && !instance.has_left && jobs < sizing.capacity && builds_left
         };
         let candidates = self.instances.iter().enumerate().filter(|(_, instance)| has_room(instance));
         candidates.max_by_key(|(at, instance)| (instance.jobs.len(), std::cmp::Reverse(*at))).map(|(at, _)| at)
     }
 
-    fn start(&mut self, at: usize, job: usize) {
-        let of = self.scenario.jobs[job];
-        self.day.waits[job] = Some(self.now - of.start);
-        let instance = &mut self.instances[at];
+    fn start(&mut self, instance: usize, job: usize) {
+        let simulated = self.scenario.jobs[job];
+        self.day.waits[job] = Some(self.now - simulated.start);
+        let instance = &mut self.instances[instance];
         instance.builds += 1;
-        instance.jobs.push(self.now + of.length);
+        instance.jobs.push(self.now + simulated.length);
     }
 
     /// Makes one decision. Returns true if it changed anything.
@@ -201,7 +204,7 @@ impl World<'_> {
             .and_then(|elapsed| self.scenario.begins.checked_add(elapsed).ok())
             .unwrap_or(self.scenario.begins);
         self.group.members = self.instances.iter().map(|instance| member(instance, elapsed)).collect();
-        let agents = self.instances.iter().filter(|instance| instance.ready <= elapsed && !instance.left);
+        let agents = self.instances.iter().filter(|instance| instance.ready <= elapsed && !instance.has_left);
         let running: usize = self.instances.iter().map(|instance| instance.jobs.len()).sum();
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let observation = Observation {
@@ -212,26 +215,26 @@ impl World<'_> {
         };
         let plan = self.planner.plan(&observation);
         for step in &plan.steps {
-            self.carry_out(&step.action);
-            self.planner.done(&step.action, elapsed);
+            self.execute(&step.action);
+            self.planner.step_done(&step.action, elapsed);
         }
         if self.policy != plan.policy {
             self.day.policies.push((elapsed, plan.policy.clone()));
             self.policy.clone_from(&plan.policy);
         }
-        let changed = !plan.steps.is_empty() || self.budget != plan.hold_budget;
-        self.budget = plan.hold_budget;
+        let changed = !plan.steps.is_empty() || self.hold_budget != plan.hold_budget;
+        self.hold_budget = plan.hold_budget;
         self.wanted = plan.wanted.instances;
-        self.again = plan.again.map(|again| elapsed + again.max(Duration::from_secs(1)));
+        self.next_decision_at = plan.next_decision_in.map(|wait| elapsed + wait.max(Duration::from_secs(1)));
         changed
     }
 
-    fn carry_out(&mut self, action: &Action) {
+    fn execute(&mut self, action: &Action) {
         match action {
-            Action::SetTarget { to, .. } => self.group.desired = *to,
+            Action::SetDesiredCapacity { to, .. } => self.group.desired = *to,
             Action::Dismiss(name) => {
                 if let Some(instance) = self.instances.iter_mut().find(|instance| instance.name == *name) {
-                    instance.left = true;
+                    instance.has_left = true;
                 }
             }
             Action::Terminate(name, change) => {
@@ -245,12 +248,12 @@ impl World<'_> {
             self.day.started += 1;
             self.instances.push(Instance {
                 name: format!("instance-{:05}", self.day.started),
-                began: self.now,
+                started: self.now,
                 ready: self.now + self.scenario.boot,
                 idle_since: self.now + self.scenario.boot,
                 builds: 0,
                 jobs: Vec::new(),
-                left: false,
+                has_left: false,
             });
         }
     }
@@ -263,14 +266,14 @@ impl World<'_> {
         jobs.into_iter()
             .chain(ends)
             .chain(ready)
-            .chain(self.again)
+            .chain(self.next_decision_at)
             .chain([sample])
             .filter(later)
             .min()
             .unwrap_or(sample)
     }
 
-    fn pass(&mut self, until: Duration) {
+    fn advance_to(&mut self, until: Duration) {
         let passed = until.saturating_sub(self.now);
         let busy = self.instances.iter().filter(|instance| !instance.jobs.is_empty()).count();
         let times = |count: usize| passed.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
@@ -299,7 +302,7 @@ fn member(instance: &Instance, now: Duration) -> Member {
     Member {
         instance: instance.name.clone(),
         // A slow boot is not a failure here: only the registration of a running instance can be overdue.
-        state: if instance.ready <= now { State::Running } else { State::Creating },
+        state: if instance.ready <= now { MemberState::Running } else { MemberState::Creating },
         healthy: true,
         protected: true,
         detail: String::new(),
@@ -307,12 +310,12 @@ fn member(instance: &Instance, now: Duration) -> Member {
 }
 
 fn agent(instance: &Instance, now: Duration) -> ObservedAgent {
-    let idle = now.saturating_sub(instance.idle_since.max(instance.began));
+    let idle = now.saturating_sub(instance.idle_since.max(instance.started));
     ObservedAgent {
         instance: instance.name.clone(),
-        work: if instance.jobs.is_empty() { Work::Idle(idle) } else { Work::Busy },
+        activity: if instance.jobs.is_empty() { Activity::Idle(idle) } else { Activity::Busy },
         builds: instance.builds,
-        silent: Duration::ZERO,
+        silent_for: Duration::ZERO,
         may_have_jobs: !instance.jobs.is_empty(),
     }
 }

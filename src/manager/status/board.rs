@@ -9,22 +9,22 @@ use jiff::Timestamp;
 use super::Workloads;
 use super::history::{History, INTERVAL, Point};
 use super::view::{DecisionView, GroupView, HistoryView, InstanceView, JobView, ManagerView, PoolView};
-use crate::manager::engine::{EngineError, FailedStart, Group, State};
+use crate::manager::engine::{EngineError, FailedStart, Group, MemberState};
 use crate::manager::scaling::plan::ScalingPlan;
-use crate::manager::workload::{AgentState, AgentView, Snapshot};
+use crate::manager::workload::{AgentJob, AgentState, AgentView, Snapshot};
 use crate::monitor::listener::PageResponse;
 use crate::monitor::text::Histogram;
 use crate::sync;
 use crate::version::VERSION;
 
 /// The number of decisions that are kept for each pool.
-const DECISIONS: usize = 50;
-/// A scaler without a decision for this long is considered hung.
-const HANGS_AFTER: Duration = Duration::from_secs(300);
+const MAX_DECISIONS: usize = 50;
+/// A scaler without a decision for this long hangs.
+const DECISION_TIMEOUT: Duration = Duration::from_secs(300);
 /// Histogram bounds for waiting and boot times, in seconds.
-pub const SECONDS: &[f64] = &[1.0, 5.0, 15.0, 30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 900.0, 1800.0];
+const WAIT_BOUNDS: &[f64] = &[1.0, 5.0, 15.0, 30.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 900.0, 1800.0];
 /// Histogram bounds for the time from an offer to its acceptance, in seconds.
-pub const LATENCIES: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+const LATENCY_BOUNDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
 /// The status of all pools.
 pub struct StatusBoard {
@@ -35,19 +35,19 @@ pub struct StatusBoard {
 /// The status of one pool.
 pub struct PoolStatus {
     pub plan: ScalingPlan,
-    pub decided: Option<Instant>,
+    decided_at: Option<Instant>,
     pub group: Option<Group>,
     pub engine_error: Option<String>,
     decisions: VecDeque<(Timestamp, String)>,
     history: History,
     /// The time at which the manager first listed each instance.
-    seen: BTreeMap<String, Instant>,
-    pub counts: Counts,
+    first_listed: BTreeMap<String, Instant>,
+    pub counters: Counters,
 }
 
-/// Counters that only increase.
-pub struct Counts {
-    /// The number of failed calls, by call.
+/// Counters and histograms, which only increase.
+pub struct Counters {
+    /// The number of failed calls, by the label `call`.
     pub api_errors: BTreeMap<String, u64>,
     /// Instances that could not be started, by kind.
     pub failed_starts: BTreeMap<&'static str, u64>,
@@ -61,19 +61,19 @@ impl Default for PoolStatus {
     fn default() -> Self {
         Self {
             plan: ScalingPlan::default(),
-            decided: None,
+            decided_at: None,
             group: None,
             engine_error: None,
             decisions: VecDeque::new(),
             history: History::default(),
-            seen: BTreeMap::new(),
-            counts: Counts {
+            first_listed: BTreeMap::new(),
+            counters: Counters {
                 api_errors: BTreeMap::new(),
                 failed_starts: BTreeMap::new(),
                 last_failed_start: None,
-                waiting: Histogram::new(SECONDS),
-                boot: Histogram::new(SECONDS),
-                hand_over: Histogram::new(LATENCIES),
+                waiting: Histogram::new(WAIT_BOUNDS),
+                boot: Histogram::new(WAIT_BOUNDS),
+                hand_over: Histogram::new(LATENCY_BOUNDS),
             },
         }
     }
@@ -93,74 +93,72 @@ impl StatusBoard {
 
     /// Records a decision of a scaler.
     pub fn decided(&self, pool: &str, plan: &ScalingPlan, snapshot: &Snapshot, group: Option<&Group>) {
-        self.change(pool, |status| {
+        self.change_pool(pool, |status| {
             status.plan = plan.clone();
-            status.decided = Some(Instant::now());
+            status.decided_at = Some(Instant::now());
             status.group = group.cloned();
             let now = Instant::now();
             let instances = all_instances(group, snapshot);
-            let there: HashSet<&str> = instances.iter().copied().collect();
-            status.seen.retain(|instance, _| there.contains(instance.as_str()));
+            let existing: HashSet<&str> = instances.iter().copied().collect();
+            status.first_listed.retain(|instance, _| existing.contains(instance.as_str()));
             for instance in instances {
-                status.seen.entry(instance.to_owned()).or_insert(now);
+                status.first_listed.entry(instance.to_owned()).or_insert(now);
             }
-            status.history.note(Timestamp::now(), point(group, snapshot));
+            status.history.record(Timestamp::now(), history_point(group, snapshot));
         });
     }
 
     /// Records an event that the page shows among the decisions.
     pub fn happened(&self, pool: &str, text: &str) {
-        self.change(pool, |status| {
+        self.change_pool(pool, |status| {
             status.decisions.push_front((Timestamp::now(), text.to_owned()));
-            status.decisions.truncate(DECISIONS);
+            status.decisions.truncate(MAX_DECISIONS);
         });
     }
 
     /// Records a failed call of the engine.
     pub fn engine_failed(&self, pool: &str, call: &str, error: &EngineError) {
-        self.change(pool, |status| {
-            *status.counts.api_errors.entry(call.to_owned()).or_default() += 1;
-            if call == "list" || status.engine_error.as_deref() != Some(&error.to_string()) {
-                status.engine_error = Some(error.to_string());
-            }
+        self.change_pool(pool, |status| {
+            *status.counters.api_errors.entry(call.to_owned()).or_default() += 1;
+            status.engine_error = Some(error.to_string());
         });
     }
 
-    /// Records a successful call of the engine.
+    /// Records that the engine listed the group.
     pub fn engine_answered(&self, pool: &str) {
-        self.change(pool, |status| status.engine_error = None);
+        self.change_pool(pool, |status| status.engine_error = None);
     }
 
     /// Records a failed call to another service: `gitlab`, `sts`.
     pub fn api_error(&self, pool: &str, service: &str) {
-        self.change(pool, |status| *status.counts.api_errors.entry(service.to_owned()).or_default() += 1);
+        self.change_pool(pool, |status| *status.counters.api_errors.entry(service.to_owned()).or_default() += 1);
     }
 
     /// Records an instance that the group could not start. An instance that was reported before is not counted again.
     pub fn start_failed(&self, pool: &str, failed: &FailedStart) {
-        self.change(pool, |status| {
-            if status.counts.last_failed_start.is_none_or(|last| failed.at > last) {
-                status.counts.last_failed_start = Some(failed.at);
-                *status.counts.failed_starts.entry(failed.kind.as_str()).or_default() += 1;
+        self.change_pool(pool, |status| {
+            if status.counters.last_failed_start.is_none_or(|last| failed.at > last) {
+                status.counters.last_failed_start = Some(failed.at);
+                *status.counters.failed_starts.entry(failed.kind.as_str()).or_default() += 1;
                 status.decisions.push_front((Timestamp::now(), format!("instance not started: {}", failed.cause)));
-                status.decisions.truncate(DECISIONS);
+                status.decisions.truncate(MAX_DECISIONS);
             }
         });
     }
 
-    /// Records the time from the first sight of an instance to its registration.
+    /// Records the time from the first listing of an instance to its registration.
     pub fn booted(&self, pool: &str, time: Duration) {
-        self.change(pool, |status| status.counts.boot.observe(time.as_secs_f64()));
+        self.change_pool(pool, |status| status.counters.boot.observe(time.as_secs_f64()));
     }
 
     /// Records how long a job waited for an instance.
     pub fn waited(&self, pool: &str, time: Duration) {
-        self.change(pool, |status| status.counts.waiting.observe(time.as_secs_f64()));
+        self.change_pool(pool, |status| status.counters.waiting.observe(time.as_secs_f64()));
     }
 
     /// Records the time from an offer to its acceptance.
     pub fn handed_over(&self, pool: &str, time: Duration) {
-        self.change(pool, |status| status.counts.hand_over.observe(time.as_secs_f64()));
+        self.change_pool(pool, |status| status.counters.hand_over.observe(time.as_secs_f64()));
     }
 
     /// Removes a pool that is no longer configured.
@@ -168,11 +166,11 @@ impl StatusBoard {
         self.lock().remove(pool);
     }
 
-    /// Status 200 while every scaler makes decisions, else 503 with the names of the others.
+    /// Status 200 while every scaler makes decisions, else 503 with the name of a pool whose scaler hangs.
     pub fn health(&self) -> PageResponse {
         let pools = self.lock();
         let hanging =
-            pools.iter().find(|(_, status)| status.decided.is_some_and(|decided| decided.elapsed() > HANGS_AFTER));
+            pools.iter().find(|(_, status)| status.decided_at.is_some_and(|at| at.elapsed() > DECISION_TIMEOUT));
         match hanging {
             Some((pool, _)) => PageResponse::text(503, format!("the scaler hangs pool={pool}\n")),
             None => PageResponse::text(200, "working\n"),
@@ -189,18 +187,18 @@ impl StatusBoard {
         ManagerView {
             kind: "manager".to_owned(),
             version: VERSION.to_owned(),
-            time: seconds(Timestamp::now()),
-            started: seconds(self.started),
+            time: whole_seconds(Timestamp::now()),
+            started: whole_seconds(self.started),
             pools: snapshots.iter().map(view).collect(),
         }
     }
 
-    /// The status of a pool, for metrics.
-    pub fn with<T>(&self, pool: &str, look: impl FnOnce(&PoolStatus) -> T) -> T {
-        look(self.lock().entry(pool.to_owned()).or_default())
+    /// Passes the status of a pool to `read`, for metrics.
+    pub fn read_pool<T>(&self, pool: &str, read: impl FnOnce(&PoolStatus) -> T) -> T {
+        read(self.lock().entry(pool.to_owned()).or_default())
     }
 
-    fn change(&self, pool: &str, change: impl FnOnce(&mut PoolStatus)) {
+    fn change_pool(&self, pool: &str, change: impl FnOnce(&mut PoolStatus)) {
         change(self.lock().entry(pool.to_owned()).or_default());
     }
 
@@ -219,7 +217,7 @@ fn all_instances<'a>(group: Option<&'a Group>, snapshot: &'a Snapshot) -> Vec<&'
     all
 }
 
-fn point(group: Option<&Group>, snapshot: &Snapshot) -> Point {
+fn history_point(group: Option<&Group>, snapshot: &Snapshot) -> Point {
     let states = states(group, snapshot);
     let count = |wanted: &[&str]| states.iter().filter(|(_, state)| wanted.contains(state)).count();
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
@@ -235,26 +233,27 @@ fn point(group: Option<&Group>, snapshot: &Snapshot) -> Point {
 pub const STATES: [&str; 9] =
     ["creating", "starting", "idle", "busy", "leaving", "held", "terminating", "aside", "missing"];
 
-/// The order of instances for people: hundreds of idle ones do not hide the others.
-const RANKS: [&str; 9] = ["missing", "held", "busy", "starting", "creating", "leaving", "idle", "terminating", "aside"];
+/// The order of states on the page: hundreds of idle instances do not hide the others.
+const PAGE_ORDER: [&str; 9] =
+    ["missing", "held", "busy", "starting", "creating", "leaving", "idle", "terminating", "aside"];
 
 /// Each instance and its state, derived from the states of the group and the agent.
 pub fn states<'a>(group: Option<&'a Group>, snapshot: &'a Snapshot) -> Vec<(&'a str, &'static str)> {
     let agents: HashMap<&str, AgentState> =
         snapshot.agents.iter().map(|agent| (agent.instance.as_str(), agent.state)).collect();
-    let members: HashMap<&str, State> = group
+    let members: HashMap<&str, MemberState> = group
         .map(|group| group.members.iter().map(|member| (member.instance.as_str(), member.state)).collect())
         .unwrap_or_default();
     let state = |instance: &str| match (members.get(instance), agents.get(instance)) {
-        (Some(State::Terminating), _) => "terminating",
-        (Some(State::TerminationDelayed), _) => "held",
-        (Some(State::Aside), _) => "aside",
+        (Some(MemberState::Terminating), _) => "terminating",
+        (Some(MemberState::TerminationDelayed), _) => "held",
+        (Some(MemberState::Aside), _) => "aside",
         (_, Some(AgentState::Busy)) => "busy",
         (_, Some(AgentState::Leaving)) => "leaving",
         (None, Some(AgentState::Idle { .. })) if group.is_some() => "missing",
         (_, Some(AgentState::Idle { .. })) => "idle",
-        (Some(State::Creating), None) => "creating",
-        (Some(State::Running), None) | (None, None) => "starting",
+        (Some(MemberState::Creating), None) => "creating",
+        (Some(MemberState::Running), None) | (None, None) => "starting",
     };
     all_instances(group, snapshot).into_iter().map(|instance| (instance, state(instance))).collect()
 }
@@ -266,13 +265,13 @@ fn pool_view(name: &str, status: &PoolStatus, snapshot: &Snapshot) -> PoolView {
         snapshot.agents.iter().map(|agent| (agent.instance.as_str(), agent)).collect();
     let instances = states(group, snapshot).into_iter().map(|(instance, state)| {
         let agent = agents.get(instance).copied();
-        let age = status.seen.get(instance).map_or(Duration::ZERO, Instant::elapsed);
+        let age = status.first_listed.get(instance).map_or(Duration::ZERO, Instant::elapsed);
         instance_view(instance, state, age, agent)
     });
     let mut instances: Vec<InstanceView> = instances.collect();
-    instances.sort_by_key(|instance| RANKS.iter().position(|state| *state == instance.state));
+    instances.sort_by_key(|instance| PAGE_ORDER.iter().position(|state| *state == instance.state));
     let (points, end) = status.history.points();
-    let series = |of: fn(&Point) -> u32| points.iter().map(of).collect();
+    let series = |value: fn(&Point) -> u32| points.iter().map(value).collect();
     PoolView {
         name: name.to_owned(),
         policy: plan.policy.clone(),
@@ -286,15 +285,15 @@ fn pool_view(name: &str, status: &PoolStatus, snapshot: &Snapshot) -> PoolView {
         group: group.map(|group| GroupView {
             name: group.name.clone(),
             desired: group.desired,
-            minimum: group.least,
-            maximum: group.most,
+            minimum: group.min_size,
+            maximum: group.max_size,
         }),
         engine_error: status.engine_error.clone(),
         instances,
         decisions: status
             .decisions
             .iter()
-            .map(|(time, text)| DecisionView { time: seconds(*time), text: text.clone() })
+            .map(|(time, text)| DecisionView { time: whole_seconds(*time), text: text.clone() })
             .collect(),
         history: HistoryView {
             interval_seconds: INTERVAL.as_secs(),
@@ -314,7 +313,7 @@ fn instance_view(instance: &str, state: &str, age: Duration, agent: Option<&Agen
         AgentState::Idle { since } => Some(since.elapsed().as_secs()),
         _ => None,
     });
-    let job = |job: &crate::manager::workload::AgentJob| JobView {
+    let job = |job: &AgentJob| JobView {
         id: job.id.clone(),
         project: job.project_url_or_name.clone(),
         link: job.link.clone(),
@@ -335,6 +334,6 @@ fn instance_view(instance: &str, state: &str, age: Duration, agent: Option<&Agen
 }
 
 /// Formats a time without a fraction of a second.
-fn seconds(time: Timestamp) -> String {
+fn whole_seconds(time: Timestamp) -> String {
     Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
 }

@@ -8,12 +8,13 @@ use crate::markup::escape;
 pub const WIDTH: f64 = 600.0;
 /// The height of a chart, in SVG units.
 pub const HEIGHT: f64 = 200.0;
+/// The margins of the area between the axes.
 const LEFT: f64 = 44.0;
 const RIGHT: f64 = 8.0;
 const TOP: f64 = 30.0;
 const BOTTOM: f64 = 24.0;
-/// More points than this are merged, because no screen shows them.
-const COLUMNS: usize = 800;
+/// More points than this are merged, because no screen shows them separately.
+const MAX_POINTS: usize = 800;
 
 /// One line of a chart.
 pub struct Series<'a> {
@@ -165,7 +166,7 @@ fn steps(values: &[u32], width: f64, y: impl Fn(u32) -> f64) -> String {
 
 /// Merges points that no screen can show separately; peaks are kept.
 fn merge(values: &[u32]) -> Vec<u32> {
-    let group = values.len().div_ceil(COLUMNS).max(1);
+    let group = values.len().div_ceil(MAX_POINTS).max(1);
     values.chunks(group).map(|chunk| chunk.iter().copied().max().unwrap_or(0)).collect()
 }
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 /// The interval of points.
 pub const INTERVAL: Duration = Duration::from_secs(30);
 /// The number of points: 12 hours.
-const POINTS: usize = 12 * 120;
+const MAX_POINTS: usize = 12 * 120;
 
 /// The numbers at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct Point {
     pub waiting: u32,
     /// Jobs that run.
     pub running: u32,
-    /// Instances without a job, starting ones among them.
+    /// Instances without a job, including starting ones.
     pub idle: u32,
     /// Instances with a job.
     pub busy: u32,
@@ -33,10 +33,10 @@ pub struct History {
 
 impl History {
     /// Records the current numbers.
-    pub fn note(&mut self, now: Timestamp, point: Point) {
+    pub fn record(&mut self, now: Timestamp, point: Point) {
         let interval = now.as_second().div_euclid(INTERVAL.as_secs() as i64);
         match self.last {
-            // If the clock was set back, the numbers are added to the last point.
+            // Also if the clock was set back, the numbers are merged into the last point.
             Some(last) if interval <= last => {
                 if let Some(peak) = self.points.back_mut() {
                     *peak = Point {
@@ -49,16 +49,16 @@ impl History {
                 return;
             }
             Some(last) => {
-                // The numbers did not change in between, else they would have been recorded.
+                // Without a record, the numbers did not change in between.
                 let before = self.points.back().copied().unwrap_or_default();
-                let missed = usize::try_from(interval - last - 1).unwrap_or(POINTS).min(POINTS);
+                let missed = usize::try_from(interval - last - 1).unwrap_or(MAX_POINTS).min(MAX_POINTS);
                 self.points.extend(std::iter::repeat_n(before, missed));
             }
             None => {}
         }
         self.points.push_back(point);
         self.last = Some(interval);
-        while self.points.len() > POINTS {
+        while self.points.len() > MAX_POINTS {
             self.points.pop_front();
         }
     }
@@ -83,21 +83,21 @@ mod tests {
         let mut history = History::default();
         let running = |running| Point { running, ..Point::default() };
         for (time, number) in [(0, 1), (10, 5), (20, 2), (100, 3)] {
-            history.note(at(time), running(number));
+            history.record(at(time), running(number));
         }
         let (points, end) = history.points();
         let numbers: Vec<u32> = points.iter().map(|point| point.running).collect();
         assert_eq!(numbers, [5, 5, 5, 3]);
         assert_eq!(end, 1_000_110);
-        history.note(at(-500), running(9));
+        history.record(at(-500), running(9));
         assert_eq!(history.points().0.last(), Some(&running(9)));
     }
 
     #[test]
     fn is_bounded() {
         let mut history = History::default();
-        history.note(at(0), Point::default());
-        history.note(at(10_000_000), Point::default());
-        assert_eq!(history.points().0.len(), POINTS);
+        history.record(at(0), Point::default());
+        history.record(at(10_000_000), Point::default());
+        assert_eq!(history.points().0.len(), MAX_POINTS);
     }
 }

@@ -17,7 +17,7 @@ const STYLE: &str = include_str!("page.css");
 /// Fetches the page again and replaces the changed parts. The script never converts text to HTML.
 const SCRIPT: &str = include_str!("page.js");
 /// The minimum number of points of the chart.
-const LEAST_POINTS: usize = 120;
+const MIN_POINTS: usize = 120;
 
 /// The whole document.
 pub fn page(manager: &ManagerView) -> String {
@@ -28,8 +28,8 @@ pub fn page(manager: &ManagerView) -> String {
         "<header><h1>mayfly manager</h1><p>version {} · running since {} · now <time id=\"now\">{}</time> \
          <span id=\"live\"></span></p></header><main>",
         escape(&manager.version),
-        escape(&for_people(&manager.started)),
-        escape(&for_people(&manager.time))
+        escape(&readable_time(&manager.started)),
+        escape(&readable_time(&manager.time))
     );
     if manager.pools.is_empty() {
         body.push_str("<p class=\"empty\">No pool is configured.</p>");
@@ -43,12 +43,12 @@ pub fn page(manager: &ManagerView) -> String {
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta name=\"referrer\" content=\"no-referrer\">\
          <meta http-equiv=\"Content-Security-Policy\" content=\"{}\"><noscript><meta http-equiv=\"refresh\" content=\"30\"></noscript>\
          <style>{STYLE}</style></head><body>{body}<script>{SCRIPT}</script></body></html>\n",
-        policy()
+        content_security_policy()
     )
 }
 
 /// Only the script of the page may run, and it may connect only to this server.
-fn policy() -> &'static str {
+fn content_security_policy() -> &'static str {
     static POLICY: OnceLock<String> = OnceLock::new();
     POLICY.get_or_init(|| {
         let hash = STANDARD.encode(digest(&SHA256, SCRIPT.as_bytes()).as_ref());
@@ -76,25 +76,26 @@ fn write_pool(body: &mut String, pool: &PoolView) {
         escape(&pool.intake)
     );
     write_chart(body, &pool.history);
-    // Above the instances, of which there may be hundreds.
+    // The decisions are above the instances, because there may be hundreds of instances.
     write_decisions(body, pool);
     write_instances(body, &pool.instances);
     body.push_str("</section>");
 }
 
 /// Formats a time: `2026-07-06 12:00:00 UTC`.
-fn for_people(time: &str) -> String {
+fn readable_time(time: &str) -> String {
     time.replacen('T', " ", 1).replacen('Z', " UTC", 1)
 }
 
 fn write_numbers(body: &mut String, pool: &PoolView) {
-    let state = |wanted: &[&str]| pool.instances.iter().filter(|one| wanted.contains(&one.state.as_str())).count();
+    let count =
+        |wanted: &[&str]| pool.instances.iter().filter(|instance| wanted.contains(&instance.state.as_str())).count();
     let mut numbers = vec![
         ("jobs waiting", pool.held.to_string(), "waiting"),
         ("jobs running", pool.running.to_string(), "running"),
-        ("instances busy", state(&["busy"]).to_string(), "busy"),
-        ("instances idle", state(&["idle"]).to_string(), "idle"),
-        ("starting", state(&["creating", "starting"]).to_string(), ""),
+        ("instances busy", count(&["busy"]).to_string(), "busy"),
+        ("instances idle", count(&["idle"]).to_string(), "idle"),
+        ("starting", count(&["creating", "starting"]).to_string(), ""),
         ("wanted", pool.wanted.to_string(), ""),
     ];
     if let Some(group) = &pool.group {
@@ -113,7 +114,7 @@ fn write_numbers(body: &mut String, pool: &PoolView) {
 fn write_chart(body: &mut String, history: &HistoryView) {
     let seconds = i64::try_from(history.interval_seconds).unwrap_or(30).max(1);
     let padded = |values: &[u32]| {
-        let mut padded = vec![0; LEAST_POINTS.saturating_sub(values.len())];
+        let mut padded = vec![0; MIN_POINTS.saturating_sub(values.len())];
         padded.extend_from_slice(values);
         padded
     };
@@ -194,7 +195,7 @@ fn write_decisions(body: &mut String, pool: &PoolView) {
     body.push_str("<h3>Recent decisions</h3><ol class=\"decisions\">");
     for decision in &pool.decisions {
         let _ =
-            write!(body, "<li><time>{}</time> {}</li>", escape(&for_people(&decision.time)), escape(&decision.text));
+            write!(body, "<li><time>{}</time> {}</li>", escape(&readable_time(&decision.time)), escape(&decision.text));
     }
     body.push_str("</ol>");
 }

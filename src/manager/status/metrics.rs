@@ -2,12 +2,12 @@
 
 use super::Workloads;
 use super::board::{PoolStatus, STATES, StatusBoard, states};
-use crate::manager::engine::FailureKind;
+use crate::manager::engine::{FailureKind, Group};
 use crate::manager::workload::Snapshot;
-use crate::monitor::text::{MetricKind, Page};
+use crate::monitor::text::{Histogram, MetricKind, Page};
 use crate::monitor::write_process;
 
-/// The calls of engines. Their failures are reported from 0 on, because an alert on an increase needs the previous 0.
+/// Every call has a metric from 0 on, because an alert on an increase needs the previous 0.
 const CALLS: [&str; 8] = ["list", "set_target", "terminate", "ended", "failures", "hook", "gitlab", "sts"];
 
 /// All metrics in the text format.
@@ -30,7 +30,7 @@ type Pools<'a> = [(&'a str, Snapshot)];
 fn write_instances(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
     let mut instances = page.metric("mayfly_manager_instances", MetricKind::Gauge, "Instances of the pool, by state.");
     for (pool, snapshot) in pools {
-        board.with(pool, |status| {
+        board.read_pool(pool, |status| {
             let all = states(status.group.as_ref(), snapshot);
             for state in STATES {
                 let count = all.iter().filter(|(_, other)| *other == state).count();
@@ -38,17 +38,19 @@ fn write_instances(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
             }
         });
     }
-    type Of = fn(&crate::manager::engine::Group) -> Option<u32>;
-    let metrics: [(&'static str, &str, Of); 3] = [
+    type GroupValue = fn(&Group) -> Option<u32>;
+    let metrics: [(&'static str, &str, GroupValue); 3] = [
         ("mayfly_manager_group_desired", "Desired capacity of the pool's group.", |group| Some(group.desired)),
-        ("mayfly_manager_group_minimum", "Minimum size of the pool's group.", |group| Some(group.least)),
-        ("mayfly_manager_group_maximum", "Maximum size of the pool's group, where there is one.", |group| group.most),
+        ("mayfly_manager_group_minimum", "Minimum size of the pool's group.", |group| Some(group.min_size)),
+        ("mayfly_manager_group_maximum", "Maximum size of the pool's group, where there is one.", |group| {
+            group.max_size
+        }),
     ];
-    for (name, help, of) in metrics {
+    for (name, help, value_of) in metrics {
         let mut metric = page.metric(name, MetricKind::Gauge, help);
         for (pool, _) in pools {
-            board.with(pool, |status| {
-                if let Some(value) = status.group.as_ref().and_then(of) {
+            board.read_pool(pool, |status| {
+                if let Some(value) = status.group.as_ref().and_then(value_of) {
                     metric.sample(&[("pool", pool)], f64::from(value));
                 }
             });
@@ -72,12 +74,12 @@ fn write_wanted(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
         "Instances that the pool needs for its jobs and its idle target.",
     );
     for (pool, _) in pools {
-        board.with(pool, |status| metric.sample(&[("pool", pool)], f64::from(status.plan.wanted.instances)));
+        board.read_pool(pool, |status| metric.sample(&[("pool", pool)], f64::from(status.plan.wanted.instances)));
     }
     let help = "Terms of the wanted instances, in jobs: held jobs, running jobs, and the idle target of the policy.";
     let mut metric = page.metric("mayfly_manager_wanted_jobs", MetricKind::Gauge, help);
     for (pool, _) in pools {
-        board.with(pool, |status| {
+        board.read_pool(pool, |status| {
             let wanted = &status.plan.wanted;
             for (component, value) in
                 [("held", wanted.jobs.held), ("running", wanted.jobs.running), ("idle", wanted.idle)]
@@ -89,40 +91,40 @@ fn write_wanted(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
     let help = "Jobs that the manager may hold in addition to those that idle agents take.";
     let mut metric = page.metric("mayfly_manager_hold_budget", MetricKind::Gauge, help);
     for (pool, _) in pools {
-        board.with(pool, |status| metric.sample(&[("pool", pool)], f64::from(status.plan.hold_budget)));
+        board.read_pool(pool, |status| metric.sample(&[("pool", pool)], f64::from(status.plan.hold_budget)));
     }
     let help = "1 while growth of the pool is stopped because instances do not start or register.";
     let mut metric = page.metric("mayfly_manager_growth_stopped", MetricKind::Gauge, help);
     for (pool, _) in pools {
-        board.with(pool, |status| {
+        board.read_pool(pool, |status| {
             metric.sample(&[("pool", pool)], f64::from(u8::from(status.plan.stopped.is_some())));
         });
     }
 }
 
 fn write_times(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
-    type Of = fn(&PoolStatus) -> &crate::monitor::text::Histogram;
-    let metrics: [(&'static str, &str, Of); 3] = [
+    type PoolHistogram = fn(&PoolStatus) -> &Histogram;
+    let metrics: [(&'static str, &str, PoolHistogram); 3] = [
         (
             "mayfly_manager_job_waiting_seconds",
             "Seconds from the receipt of a job to its acceptance by an agent.",
-            |status| &status.counts.waiting,
+            |status| &status.counters.waiting,
         ),
         (
             "mayfly_manager_boot_seconds",
             "Seconds from the first listing of an instance to the registration of its agent.",
-            |status| &status.counts.boot,
+            |status| &status.counters.boot,
         ),
         (
             "mayfly_manager_hand_over_seconds",
             "Seconds from the offer of a job to its acceptance by the agent.",
-            |status| &status.counts.hand_over,
+            |status| &status.counters.hand_over,
         ),
     ];
-    for (name, help, of) in metrics {
+    for (name, help, value_of) in metrics {
         let mut metric = page.metric(name, MetricKind::Histogram, help);
         for (pool, _) in pools {
-            board.with(pool, |status| metric.histogram(&[("pool", pool)], of(status)));
+            board.read_pool(pool, |status| metric.histogram(&[("pool", pool)], value_of(status)));
         }
     }
 }
@@ -131,9 +133,9 @@ fn write_failures(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
     let help = "Instances that the group could not start, by cause.";
     let mut metric = page.metric("mayfly_manager_failed_starts_total", MetricKind::Counter, help);
     for (pool, _) in pools {
-        board.with(pool, |status| {
+        board.read_pool(pool, |status| {
             for kind in FailureKind::ALL {
-                let count = status.counts.failed_starts.get(kind.as_str()).copied().unwrap_or(0);
+                let count = status.counters.failed_starts.get(kind.as_str()).copied().unwrap_or(0);
                 metric.sample(&[("pool", pool), ("cause", kind.as_str())], count as f64);
             }
         });
@@ -141,8 +143,8 @@ fn write_failures(page: &mut Page, board: &StatusBoard, pools: &Pools<'_>) {
     let help = "Failed calls of the engine and of other services, by call.";
     let mut metric = page.metric("mayfly_manager_api_errors_total", MetricKind::Counter, help);
     for (pool, _) in pools {
-        board.with(pool, |status| {
-            let errors = &status.counts.api_errors;
+        board.read_pool(pool, |status| {
+            let errors = &status.counters.api_errors;
             let others = errors.keys().map(String::as_str).filter(|call| !CALLS.contains(call));
             for call in CALLS.into_iter().chain(others) {
                 let count = errors.get(call).copied().unwrap_or(0);

@@ -2,7 +2,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::*;
-use crate::manager::engine::{EngineError, ErrorKind, FailedStart, FailureKind, Group, Member, State};
+use crate::manager::engine::{EngineError, ErrorKind, FailedStart, FailureKind, Group, Member, MemberState};
 use crate::manager::scaling::plan::ScalingPlan;
 use crate::manager::scaling::wanted::{JobCounts, WantedInstances};
 use crate::manager::workload::{AgentJob, AgentState, AgentView, Snapshot};
@@ -50,17 +50,17 @@ fn job(link: &str) -> AgentJob {
     }
 }
 
-fn member(instance: &str, state: State) -> Member {
+fn member(instance: &str, state: MemberState) -> Member {
     Member { instance: instance.to_owned(), state, healthy: true, protected: true, detail: String::new() }
 }
 
-/// A pool with a value for everything that can be shown; some values come from a hostile source.
-fn shown() -> (Arc<StatusBoard>, Pages) {
-    let (board, pages, _) = shown_with_jobs();
+/// A pool with a value in each field; some values come from a hostile source.
+fn status_pages() -> (Arc<StatusBoard>, Pages) {
+    let (board, pages, _) = status_pages_with_jobs();
     (board, pages)
 }
 
-fn shown_with_jobs() -> (Arc<StatusBoard>, Pages, Arc<Fixed>) {
+fn status_pages_with_jobs() -> (Arc<StatusBoard>, Pages, Arc<Fixed>) {
     let snapshot = Snapshot {
         held: 2,
         running: 2,
@@ -75,15 +75,15 @@ fn shown_with_jobs() -> (Arc<StatusBoard>, Pages, Arc<Fixed>) {
         ],
     };
     let members = [
-        member("i-busy", State::Running),
-        member("i-idle", State::Running),
-        member("i-leaving", State::Running),
-        member("i-starting", State::Running),
-        member("i-creating", State::Creating),
-        member("i-held", State::TerminationDelayed),
+        member("i-busy", MemberState::Running),
+        member("i-idle", MemberState::Running),
+        member("i-leaving", MemberState::Running),
+        member("i-starting", MemberState::Running),
+        member("i-creating", MemberState::Creating),
+        member("i-held", MemberState::TerminationDelayed),
     ];
     let group =
-        Group { name: EVIL.to_owned(), desired: 6, most: Some(9), members: members.to_vec(), ..Group::default() };
+        Group { name: EVIL.to_owned(), desired: 6, max_size: Some(9), members: members.to_vec(), ..Group::default() };
     let plan = ScalingPlan {
         wanted: WantedInstances {
             instances: 6,
@@ -131,10 +131,10 @@ fn browse(address: &str, arguments: &[&str]) -> (String, String) {
 }
 
 /// Serves pages, and reports each request for `/`.
-fn serve(pages: Pages, asked: impl Fn() + Send + Sync + 'static) -> (crate::monitor::listener::Listener, String) {
+fn serve(pages: Pages, on_request: impl Fn() + Send + Sync + 'static) -> (crate::monitor::listener::Listener, String) {
     let counted: Pages = Arc::new(move |path| {
         if path == "/" {
-            asked();
+            on_request();
         }
         pages(path)
     });
@@ -151,7 +151,7 @@ fn serve(pages: Pages, asked: impl Fn() + Send + Sync + 'static) -> (crate::moni
 
 #[test]
 fn a_browser_shows_the_page_and_keeps_it_live() {
-    let (_, pages, jobs) = shown_with_jobs();
+    let (_, pages, jobs) = status_pages_with_jobs();
     // The second response has another number of waiting jobs, which the updated page must show.
     let count = std::sync::atomic::AtomicU32::new(0);
     let (_listener, address) = serve(pages, move || {
@@ -164,14 +164,14 @@ fn a_browser_shows_the_page_and_keeps_it_live() {
     assert!(page.contains("<dt>jobs waiting</dt><dd>77</dd>"), "{page}\n{printed}");
     assert!(page.contains("&lt;script&gt;alert('x')") && !page.contains("<script>alert"), "{page}");
     assert_eq!(page.matches("<svg").count(), 2, "{page}");
-    for complaint in ["Content Security Policy", "Uncaught", "SyntaxError", "TypeError"] {
-        assert!(!printed.contains(complaint), "{printed}");
+    for error in ["Content Security Policy", "Uncaught", "SyntaxError", "TypeError"] {
+        assert!(!printed.contains(error), "{printed}");
     }
 }
 
 #[test]
-fn without_scripts_the_page_is_whole_and_reloads_itself() {
-    let (_, pages) = shown();
+fn without_scripts_the_page_is_complete_and_reloads_itself() {
+    let (_, pages) = status_pages();
     let page = pages("/").expect("a page").body;
     for part in ["<dt>jobs waiting</dt><dd>2</dd>", "i-starting", "<svg", "Growth is stopped", "Recent decisions"] {
         assert!(page.contains(part), "{part}: {page}");
@@ -180,8 +180,8 @@ fn without_scripts_the_page_is_whole_and_reloads_itself() {
 }
 
 #[test]
-fn text_from_elsewhere_is_never_part_of_the_page() {
-    let (_, pages) = shown();
+fn hostile_text_is_escaped() {
+    let (_, pages) = status_pages();
     let page = pages("/").expect("a page").body;
     assert_eq!(page.matches("<script").count(), 1, "{page}");
     assert!(page.contains("&lt;script&gt;alert(&#39;x&#39;)"), "{page}");
@@ -194,7 +194,7 @@ fn text_from_elsewhere_is_never_part_of_the_page() {
 
 #[test]
 fn each_instance_has_its_state() {
-    let (_, pages) = shown();
+    let (_, pages) = status_pages();
     let status: view::ManagerView =
         serde_json::from_str(&pages("/status").expect("must be JSON").body).expect("a status");
     let pool = &status.pools[0];
@@ -209,7 +209,7 @@ fn each_instance_has_its_state() {
 
 #[test]
 fn metrics_have_every_state_and_component() {
-    let (_, pages) = shown();
+    let (_, pages) = status_pages();
     let text = pages("/metrics").expect("the page must be served").body;
     for line in [
         "mayfly_manager_instances{pool=\"fleet\",state=\"busy\"} 1",
@@ -233,7 +233,7 @@ fn metrics_have_every_state_and_component() {
 
 #[test]
 fn the_documentation_names_every_metric() {
-    let (_, pages) = shown();
+    let (_, pages) = status_pages();
     let text = pages("/metrics").expect("the page must be served").body;
     let heads = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next());
     let served: std::collections::BTreeSet<&str> = heads.filter(|name| !name.starts_with("process_")).collect();
@@ -245,8 +245,8 @@ fn the_documentation_names_every_metric() {
 }
 
 #[test]
-fn a_manager_works_until_a_scaler_hangs() {
-    let (board, pages) = shown();
+fn a_healthy_manager_answers_200_and_the_error_of_the_engine_is_cleared() {
+    let (board, pages) = status_pages();
     assert_eq!(pages("/healthz").expect("the page must be served").status, 200);
     board.engine_answered("fleet");
     assert!(pages("/").expect("a page").body.contains("Growth is stopped"));

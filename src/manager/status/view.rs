@@ -40,7 +40,7 @@ pub struct PoolView {
     pub running: u32,
     /// The group; `None` until it has been read.
     pub group: Option<GroupView>,
-    /// The reason, if the engine does not answer.
+    /// The error of the last engine call, if it failed.
     pub engine_error: Option<String>,
     /// The instances.
     pub instances: Vec<InstanceView>,
@@ -68,13 +68,13 @@ pub struct GroupView {
 pub struct InstanceView {
     /// The id of the instance.
     pub instance: String,
-    /// `creating`, `starting`, `idle`, `busy`, `leaving`, `terminating`, `held`, `aside`, `lost`.
+    /// `creating`, `starting`, `idle`, `busy`, `leaving`, `terminating`, `held`, `aside`, `missing`.
     pub state: String,
     /// The time since the manager first listed the instance.
     pub age_seconds: u64,
-    /// The time since its last job; `None` while it has one.
+    /// The time since the last job; `None` while the agent has one.
     pub idle_seconds: Option<u64>,
-    /// The version of its agent.
+    /// The version of the agent.
     pub version: String,
     /// The number of concurrent jobs.
     pub capacity: u32,

@@ -20,21 +20,22 @@ use crate::sync;
 use records::{Records, StoreEvent};
 pub use seal::Sealer;
 
-/// The minimum size in bytes at which the file is rewritten.
-const COMPACT_AT: u64 = 1 << 20;
+/// The store rewrites no file that is smaller than this, in bytes.
+const MIN_COMPACT_SIZE: u64 = 1 << 20;
 
 /// The store; threads share it.
 pub struct Store {
     directory: PathBuf,
     sealer: Sealer,
-    inner: Mutex<Inner>,
+    log: Mutex<ChangeLog>,
     /// The number of synced changes.
     synced: Mutex<u64>,
-    /// Released when the store is dropped, also if a child that is being started still holds a copy of the descriptor.
+    /// `Flock` releases the lock when the store is dropped, even if a child process still has a copy of the descriptor.
     _lock: Flock<File>,
 }
 
-struct Inner {
+/// The open file, and the state that its changes produce.
+struct ChangeLog {
     file: File,
     records: Records,
     /// The number of written changes.
@@ -44,7 +45,7 @@ struct Inner {
     compact_size: u64,
 }
 
-/// The position of a written change.
+/// The number of a written change, for [`Store::sync`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position(u64);
 
@@ -61,20 +62,14 @@ impl Store {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| unusable(&error))?;
         let lock = File::create(directory.join("lock")).map_err(|error| unusable(&error))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-            Errno::EWOULDBLOCK => unusable(&"another manager runs with it"),
+            Errno::EWOULDBLOCK => unusable(&"another manager uses it"),
             other => unusable(&format!("lock: {other}")),
         })?;
         let sealer = Sealer::load(&directory.join("key")).map_err(|error| unusable(&format!("key: {error}")))?;
         let records = read(&directory.join("state")).map_err(|error| unusable(&error))?;
         let (file, size) = rewrite(directory, &records).map_err(|error| unusable(&error))?;
-        let inner = Inner { file, records, written: 0, size, compact_size: size };
-        Ok(Self {
-            directory: directory.to_owned(),
-            sealer,
-            inner: Mutex::new(inner),
-            synced: Mutex::new(0),
-            _lock: lock,
-        })
+        let log = ChangeLog { file, records, written: 0, size, compact_size: size };
+        Ok(Self { directory: directory.to_owned(), sealer, log: Mutex::new(log), synced: Mutex::new(0), _lock: lock })
     }
 
     /// The current records: all changes applied.
@@ -90,26 +85,26 @@ impl Store {
     /// Appends a change to the file. If the write fails, the change is not applied.
     pub fn write(&self, event: StoreEvent) -> io::Result<Position> {
         let line = encode(&event)?;
-        let mut inner = self.lock();
-        if inner.size > COMPACT_AT && inner.size > 2 * inner.compact_size {
-            match rewrite(&self.directory, &inner.records) {
-                Ok((file, size)) => (inner.file, inner.size, inner.compact_size) = (file, size, size),
-                // The old file stays in use; the next attempt follows at twice its size.
+        let mut log = self.lock();
+        if log.size > MIN_COMPACT_SIZE && log.size > 2 * log.compact_size {
+            match rewrite(&self.directory, &log.records) {
+                Ok((file, size)) => (log.file, log.size, log.compact_size) = (file, size, size),
+                // The old file stays in use. The next attempt follows at twice its size.
                 Err(error) => {
                     log::warn!("cannot compact the manager's state error={error}");
-                    inner.compact_size = inner.size;
+                    log.compact_size = log.size;
                 }
             }
         }
-        if let Err(error) = inner.file.write_all(&line) {
-            // A truncated line must not be joined with the next one.
-            inner.file.set_len(inner.size)?;
+        if let Err(error) = log.file.write_all(&line) {
+            // Removes a partly written line, because the next line would continue it.
+            log.file.set_len(log.size)?;
             return Err(error);
         }
-        inner.size += line.len() as u64;
-        inner.written += 1;
-        inner.records.apply(event);
-        Ok(Position(inner.written))
+        log.size += line.len() as u64;
+        log.written += 1;
+        log.records.apply(event);
+        Ok(Position(log.written))
     }
 
     /// Syncs a change and all changes before it to the disk. Errors: the disk failed.
@@ -119,8 +114,8 @@ impl Store {
             return Ok(());
         }
         let (file, written) = {
-            let inner = self.lock();
-            (inner.file.try_clone()?, inner.written)
+            let log = self.lock();
+            (log.file.try_clone()?, log.written)
         };
         file.sync_data()?;
         *synced = written;
@@ -133,8 +128,8 @@ impl Store {
         self.sync(position)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        sync::lock(&self.inner)
+    fn lock(&self) -> MutexGuard<'_, ChangeLog> {
+        sync::lock(&self.log)
     }
 }
 
@@ -153,19 +148,19 @@ fn decode(line: &[u8]) -> Option<StoreEvent> {
 }
 
 fn read(path: &Path) -> io::Result<Records> {
-    let text = match fs::read(path) {
+    let content = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Records::default()),
-        text => text?,
+        content => content?,
     };
     let mut records = Records::default();
-    let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
+    let lines: Vec<&[u8]> = content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
     for (index, line) in lines.iter().enumerate() {
         match decode(line) {
             Some(event) => records.apply(event),
             None if index + 1 == lines.len() => {
                 log::warn!("the last change in the manager's state is incomplete after a crash; it is ignored")
             }
-            None => log::error!("a change in the manager's state cannot be read line={}", index + 1),
+            None => log::error!("a change in the manager's state is invalid; it is ignored line={}", index + 1),
         }
     }
     Ok(records)
@@ -236,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn holds_what_was_written_over_a_crash() {
+    fn a_crash_keeps_all_changes() {
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::open(directory.path()).expect("open the store");
         assert!(Store::open(directory.path()).is_err_and(|why| why.contains("another manager")));
@@ -254,13 +249,13 @@ mod tests {
         let store = Store::open(directory.path()).expect("open the store");
         assert_eq!(store.records(), before);
         let jobs = before.jobs;
-        assert_eq!(jobs[&("p".to_owned(), "1".to_owned())].payload, None, "the agent has it");
+        assert_eq!(jobs[&("p".to_owned(), "1".to_owned())].payload, None, "the agent has the payload");
         assert_eq!(jobs[&("p".to_owned(), "2".to_owned())].trace, "wait");
         assert_eq!(before.agents.values().next().expect("an agent").builds, 1);
     }
 
     #[test]
-    fn a_line_that_is_cut_short_counts_for_nothing() {
+    fn a_truncated_last_line_is_ignored() {
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::open(directory.path()).expect("open the store");
         store.commit(taken("1")).expect("commit the event");
@@ -275,13 +270,13 @@ mod tests {
             store.commit(taken("2")).expect("commit the event");
             drop(store);
             let store = Store::open(directory.path()).expect("open the store");
-            assert_eq!(store.records().jobs.len(), 2, "what comes after it is read");
+            assert_eq!(store.records().jobs.len(), 2, "the change after it must be read");
             drop(store);
         }
     }
 
     #[test]
-    fn history_does_not_fill_the_disk() {
+    fn obsolete_changes_do_not_fill_the_disk() {
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::open(directory.path()).expect("open the store");
         for number in 0..5000 {
@@ -290,7 +285,7 @@ mod tests {
             store.write(StoreEvent::JobGone { pool: "p".to_owned(), id }).expect("write the event");
         }
         let size = fs::metadata(directory.path().join("state")).expect("a file").len();
-        assert!(size <= COMPACT_AT + 4096, "{size}");
+        assert!(size <= MIN_COMPACT_SIZE + 4096, "{size}");
         assert!(store.records().jobs.is_empty());
     }
 }

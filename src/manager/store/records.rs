@@ -9,15 +9,15 @@ use serde::{Deserialize, Serialize};
 pub struct AgentRecord {
     /// The instance of the agent.
     pub instance: String,
-    /// The boot in which it registered.
+    /// The boot id of the instance at the registration.
     pub boot: String,
-    /// SHA-256 of its token.
+    /// SHA-256 of the agent's token.
     pub token_hash: String,
     /// The version of the agent.
     pub version: String,
     /// The number of concurrent jobs.
     pub capacity: u32,
-    /// Whether that is of its own configuration, so that a change in the manager's does not matter.
+    /// The agent's own configuration sets the capacity, so a change of the manager's configuration does not.
     #[serde(default)]
     pub has_own_capacity: bool,
     /// The time of the registration, in seconds since the epoch.
@@ -55,10 +55,10 @@ pub struct JobRecord {
     /// The agent that accepted the job.
     #[serde(default)]
     pub accepted: Option<Accepted>,
-    /// The reason, if the job must be failed at GitLab.
+    /// The reason, if the manager must fail the job at GitLab.
     #[serde(default)]
     pub failed: Option<String>,
-    /// The last line of the job's log, if the job must be failed.
+    /// The last line of the job's log, if the manager must fail the job.
     #[serde(default)]
     pub last_line: String,
 }
@@ -66,15 +66,15 @@ pub struct JobRecord {
 /// The agent that accepted a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
-    /// The offer.
+    /// The id of the offer.
     pub offer: String,
-    /// The instance.
+    /// The instance of the agent.
     pub instance: String,
     /// The time of the acceptance, in seconds since the epoch.
     pub at: u64,
 }
 
-/// A change; one line of the file.
+/// A change: one line of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum StoreEvent {
@@ -88,7 +88,7 @@ pub enum StoreEvent {
     Trace { pool: String, id: String, trace: String, sent: u64 },
     /// An agent accepted a job.
     Accepted { pool: String, id: String, by: Accepted },
-    /// A job must be failed at GitLab.
+    /// The manager must fail a job at GitLab.
     Failed { pool: String, id: String, why: String, line: String },
     /// A job ended, or no longer belongs to the manager.
     JobGone { pool: String, id: String },

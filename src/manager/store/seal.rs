@@ -17,18 +17,19 @@ const KEY_LENGTH: usize = 32;
 pub struct Sealer(LessSafeKey);
 
 impl Sealer {
-    /// Reads the key from this file, or creates the file with a new key. Errors: the file cannot be read or written, or is no key.
+    /// Reads the key from this file, or creates the file with a new key. Errors: the file
+    /// cannot be read or written, or contains no key.
     pub fn load(path: &Path) -> io::Result<Self> {
         let key = match fs::read(path) {
             Ok(key) => key,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => make(path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => create_key(path)?,
             Err(error) => return Err(error),
         };
-        Self::with(&key).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the file contains no key"))
+        Self::with_key(&key).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the file contains no key"))
     }
 
     /// Creates a sealer with a key of 32 bytes.
-    pub fn with(key: &[u8]) -> Option<Self> {
+    pub fn with_key(key: &[u8]) -> Option<Self> {
         UnboundKey::new(&AES_256_GCM, key).ok().map(|key| Self(LessSafeKey::new(key)))
     }
 
@@ -57,7 +58,7 @@ impl Sealer {
     }
 }
 
-fn make(path: &Path) -> io::Result<Vec<u8>> {
+fn create_key(path: &Path) -> io::Result<Vec<u8>> {
     let mut key = vec![0; KEY_LENGTH];
     SystemRandom::new().fill(&mut key).map_err(|_| io::Error::other("the kernel returned no random bytes"))?;
     sys::replace_file_synced(path, &key)?;

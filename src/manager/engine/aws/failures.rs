@@ -5,8 +5,8 @@ use jiff::Timestamp;
 use crate::instance::aws::xml::members;
 use crate::manager::engine::{FailedStart, FailureKind};
 
-/// Parts of messages and the kind of failure that they mean; the first match applies.
-const WORDS: [(&str, FailureKind); 16] = [
+/// Parts of AWS messages, and the kind of failure that each one means; the first match applies.
+const MESSAGE_PARTS: [(&str, FailureKind); 16] = [
     ("InstanceLimitExceeded", FailureKind::Quota),
     ("VcpuLimitExceeded", FailureKind::Quota),
     ("vCPU capacity", FailureKind::Quota),
@@ -26,9 +26,9 @@ const WORDS: [(&str, FailureKind); 16] = [
 ];
 
 /// The failed launches in a response of `DescribeScalingActivities`, the oldest first. Errors: the response is not XML.
-pub fn since(answer: &str, since: Timestamp) -> Result<Vec<FailedStart>, String> {
+pub fn failed_launches(response: &str, since: Timestamp) -> Result<Vec<FailedStart>, String> {
     let names = ["StatusCode", "StatusMessage", "StartTime", "Description", "Cause"];
-    let all = members(answer, "Activities", names)?;
+    let all = members(response, "Activities", names)?;
     let mut failed: Vec<FailedStart> = all
         .into_iter()
         .filter(|[status, _, _, description, _]| {
@@ -46,13 +46,13 @@ pub fn since(answer: &str, since: Timestamp) -> Result<Vec<FailedStart>, String>
 }
 
 fn kind(text: &str) -> FailureKind {
-    WORDS.iter().find(|(word, _)| text.contains(word)).map_or(FailureKind::Other, |(_, kind)| *kind)
+    MESSAGE_PARTS.iter().find(|(word, _)| text.contains(word)).map_or(FailureKind::Other, |(_, kind)| *kind)
 }
 
 fn one_line(text: &str) -> String {
-    const LONGEST: usize = 300;
+    const MAX_CAUSE_CHARS: usize = 300;
     let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.chars().take(LONGEST).collect()
+    line.chars().take(MAX_CAUSE_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -102,9 +102,9 @@ mod tests {
             activity("Successful", "2026-01-02T00:00:04Z", "Launching a new EC2 instance: i-2"),
             activity("Failed", "2026-01-01T00:00:00Z", "Launching a new EC2 instance"),
         );
-        let failed = since(&xml, "2026-01-02T00:00:00Z".parse().expect("a time")).expect("must be XML");
+        let failed = failed_launches(&xml, "2026-01-02T00:00:00Z".parse().expect("a time")).expect("must be XML");
         let causes: Vec<&str> = failed.iter().map(|failed| failed.cause.as_str()).collect();
         assert_eq!(causes, ["Because of 2026-01-02T00:00:03Z", "Because of 2026-01-02T00:00:05Z"]);
-        assert!(since("nonsense", Timestamp::UNIX_EPOCH).is_err());
+        assert!(failed_launches("no XML", Timestamp::UNIX_EPOCH).is_err());
     }
 }

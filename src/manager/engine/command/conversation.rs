@@ -12,27 +12,27 @@ use nix::unistd::Pid;
 use crate::sync;
 use crate::sys;
 
-/// The maximum size of a response, in bytes.
-const LONGEST: usize = 1 << 20;
-/// The maximum number of characters that are logged of a line on standard error.
-const LOGGED: usize = 500;
+/// The maximum size of a response.
+const MAX_RESPONSE_BYTES: usize = 1 << 20;
+/// The maximum length of a logged line of standard error.
+const MAX_LOGGED_CHARS: usize = 500;
 /// The time for a program to end after it has closed its output.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 const STACK: usize = 128 * 1024;
 
-/// A program and the pipes to it. It is killed with its process group when this is dropped.
+/// A program and the pipes to it. Dropping the conversation kills the program with its process group.
 pub struct Conversation {
     child: Child,
     input: ChildStdin,
     output: ChildStdout,
-    /// Received bytes after the last response.
-    rest: Vec<u8>,
+    /// The bytes received after the last response.
+    received: Vec<u8>,
 }
 
 /// Why the program sent no response.
-pub enum Broken {
+pub enum NoResponse {
     /// The timeout has passed.
-    Silent,
+    Timeout,
     /// The program ended, with this status.
     Ended(String),
     /// The program closed its output, and still runs.
@@ -59,11 +59,11 @@ impl Conversation {
         };
         if let Some(errors) = child.stderr.take() {
             let name = program.to_owned();
-            if let Err(error) = sync::spawn("engine-errors", STACK, move || log_errors(&name, errors)) {
+            if let Err(error) = sync::spawn("engine-errors", STACK, move || log_standard_error(&name, errors)) {
                 log::warn!("cannot read the standard error of the engine program program={program} error={error}");
             }
         }
-        Ok(Self { child, input, output, rest: Vec::new() })
+        Ok(Self { child, input, output, received: Vec::new() })
     }
 
     /// The process id of the program.
@@ -71,57 +71,56 @@ impl Conversation {
         self.child.id()
     }
 
-    /// True while the program runs.
+    /// True while the program runs. If its state cannot be read, the program counts as ended.
     pub fn is_alive(conversation: &Self) -> bool {
-        // If the state cannot be read, the next request finds out.
         std::fs::read_to_string(format!("/proc/{}/stat", conversation.child.id()))
             .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
     }
 
-    /// Sends a line, and waits for one.
-    pub fn ask(&mut self, line: &str, timeout: Duration) -> Result<String, Broken> {
+    /// Sends a line, and waits for the line of the response.
+    pub fn request(&mut self, line: &str, timeout: Duration) -> Result<String, NoResponse> {
         let until = Instant::now() + timeout;
         let sent = self.input.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.input.flush());
         if sent.is_err() {
-            return Err(self.ended());
+            return Err(self.closed_pipe());
         }
         let mut buffer = vec![0; 16 * 1024];
         let mut searched = 0;
         loop {
-            if let Some(end) = self.rest[searched..].iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.rest.drain(..=searched + end).collect();
+            if let Some(end) = self.received[searched..].iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=searched + end).collect();
                 return Ok(String::from_utf8_lossy(&line).trim().to_owned());
             }
-            searched = self.rest.len();
-            if searched >= LONGEST {
-                return Err(Broken::TooLong);
+            searched = self.received.len();
+            if searched >= MAX_RESPONSE_BYTES {
+                return Err(NoResponse::TooLong);
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(Broken::Silent);
+                return Err(NoResponse::Timeout);
             }
             match sys::wait([Some(self.output.as_fd())], Some(left)) {
                 Ok([true]) => {}
-                Ok([false]) => return Err(Broken::Silent),
-                Err(error) => return Err(Broken::Io(error.to_string())),
+                Ok([false]) => return Err(NoResponse::Timeout),
+                Err(error) => return Err(NoResponse::Io(error.to_string())),
             }
             match self.output.read(&mut buffer) {
-                Ok(0) => return Err(self.ended()),
-                Ok(length) => self.rest.extend_from_slice(&buffer[..length]),
+                Ok(0) => return Err(self.closed_pipe()),
+                Ok(length) => self.received.extend_from_slice(&buffer[..length]),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Broken::Io(error.to_string())),
+                Err(error) => return Err(NoResponse::Io(error.to_string())),
             }
         }
     }
 
-    /// Called when the program has closed its pipe: it has ended, or will end soon.
-    fn ended(&mut self) -> Broken {
+    /// Why the program has closed its pipe. It has ended, or will end soon.
+    fn closed_pipe(&mut self) -> NoResponse {
         let pidfd = sys::pidfd_open(self.child.id().cast_signed());
         let _ = pidfd.and_then(|pidfd| sys::wait([Some(pidfd.as_fd())], Some(END_TIMEOUT)));
         match self.child.try_wait() {
-            Ok(Some(status)) => Broken::Ended(status.to_string()),
-            Ok(None) => Broken::OutputClosed,
-            Err(error) => Broken::Io(error.to_string()),
+            Ok(Some(status)) => NoResponse::Ended(status.to_string()),
+            Ok(None) => NoResponse::OutputClosed,
+            Err(error) => NoResponse::Io(error.to_string()),
         }
     }
 }
@@ -137,14 +136,14 @@ impl Drop for Conversation {
     }
 }
 
-fn log_errors(program: &str, errors: impl Read) {
+fn log_standard_error(program: &str, errors: impl Read) {
     use std::io::BufRead;
     let mut reader = std::io::BufReader::new(errors);
     let mut line = Vec::new();
     // A long line is cut off, to limit memory.
-    while let Ok(1..) = (&mut reader).take(LONGEST as u64).read_until(b'\n', &mut line) {
+    while let Ok(1..) = (&mut reader).take(MAX_RESPONSE_BYTES as u64).read_until(b'\n', &mut line) {
         // Control characters could move the cursor of a terminal, or look like another line of the log.
-        let text: String = String::from_utf8_lossy(&line).trim_end().chars().take(LOGGED).collect();
+        let text: String = String::from_utf8_lossy(&line).trim_end().chars().take(MAX_LOGGED_CHARS).collect();
         let text = text.replace(char::is_control, "\u{fffd}");
         log::warn!("message of the engine program program={program} message={text}");
         line.clear();

@@ -5,12 +5,12 @@ use std::collections::HashSet;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 
-use super::super::{FailedStart, FailureKind, Group, Member, State};
+use super::super::{FailedStart, FailureKind, Group, Member, MemberState};
 
-/// The maximum number of characters of a response in an error message.
-const SHOWN: usize = 200;
-/// Letters of the id of an instance.
-const LONGEST_ID: usize = 255;
+/// The maximum length of a quoted response in an error message.
+const MAX_SHOWN_CHARS: usize = 200;
+/// The maximum length of an instance id, in bytes.
+const MAX_ID_LENGTH: usize = 255;
 
 /// The response of the program to `group`.
 #[derive(Debug, Deserialize)]
@@ -19,7 +19,7 @@ pub struct GroupResponse {
     #[serde(default)]
     min: u32,
     max: Option<u32>,
-    /// Required: an answer without it would mean that every instance has ended.
+    /// Required, because a default of no members would mean that every instance has ended.
     members: Vec<MemberEntry>,
 }
 
@@ -28,7 +28,7 @@ struct MemberEntry {
     instance: String,
     #[serde(default)]
     state: StateEntry,
-    #[serde(default = "yes")]
+    #[serde(default = "default_healthy")]
     healthy: bool,
 }
 
@@ -50,7 +50,7 @@ pub struct FailuresResponse {
 
 #[derive(Debug, Deserialize)]
 pub struct FailureEntry {
-    #[serde(deserialize_with = "time")]
+    #[serde(deserialize_with = "rfc3339")]
     at: Timestamp,
     cause: String,
     #[serde(default)]
@@ -58,7 +58,7 @@ pub struct FailureEntry {
 }
 
 impl GroupResponse {
-    /// The group, with the name `program`. Errors: an id cannot be used.
+    /// The group, with the name `program`. Errors: an id is invalid.
     pub fn into_group(self, program: &str) -> Result<Group, String> {
         check_ids(&self.members)?;
         let members: Vec<Member> = self.members.into_iter().map(MemberEntry::into_member).collect();
@@ -67,8 +67,8 @@ impl GroupResponse {
             name: program.to_owned(),
             desired_is_counted: self.desired.is_none(),
             desired: self.desired.unwrap_or(u32::try_from(counted).unwrap_or(u32::MAX)),
-            least: self.min,
-            most: self.max,
+            min_size: self.min,
+            max_size: self.max,
             protects_new: true,
             members,
         })
@@ -80,10 +80,10 @@ impl MemberEntry {
         Member {
             instance: self.instance,
             state: match self.state {
-                StateEntry::Creating => State::Creating,
-                StateEntry::Running => State::Running,
-                StateEntry::Terminating => State::Terminating,
-                StateEntry::Aside => State::Aside,
+                StateEntry::Creating => MemberState::Creating,
+                StateEntry::Running => MemberState::Running,
+                StateEntry::Terminating => MemberState::Terminating,
+                StateEntry::Aside => MemberState::Aside,
             },
             healthy: self.healthy,
             protected: true,
@@ -98,41 +98,43 @@ impl FailureEntry {
         FailedStart {
             at: self.at,
             kind: FailureKind::ALL.into_iter().find(|kind| kind.as_str() == self.kind).unwrap_or(FailureKind::Other),
-            cause: shown(&self.cause),
+            cause: printable_line(&self.cause),
         }
     }
 }
 
-/// RFC 3339.
-fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+fn rfc3339<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
 
-fn yes() -> bool {
+fn default_healthy() -> bool {
     true
 }
 
-/// Each instance needs an id of its own, in letters that logs and pages can show.
+/// Checks that each instance has a unique id in characters that logs and pages can show.
 fn check_ids(members: &[MemberEntry]) -> Result<(), String> {
     let mut known = HashSet::new();
     for MemberEntry { instance, .. } in members {
-        if instance.is_empty() || instance.len() > LONGEST_ID || !instance.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if instance.is_empty()
+            || instance.len() > MAX_ID_LENGTH
+            || !instance.bytes().all(|byte| byte.is_ascii_graphic())
+        {
             return Err(format!(
-                "the answer cannot be used: the id `{}` of an instance must have 1 to {LONGEST_ID} printable ASCII characters",
-                shown(instance)
+                "the response is invalid: the id `{}` of an instance must have 1 to {MAX_ID_LENGTH} printable ASCII characters",
+                printable_line(instance)
             ));
         }
         if !known.insert(instance) {
-            return Err(format!("the answer cannot be used: it lists the instance `{instance}` twice"));
+            return Err(format!("the response is invalid: it lists the instance `{instance}` twice"));
         }
     }
     Ok(())
 }
 
-/// One line without control characters, which could move the cursor of a terminal, cut to [`SHOWN`] letters.
-pub fn shown(text: &str) -> String {
+/// One line without control characters, which could move the cursor of a terminal, cut to [`MAX_SHOWN_CHARS`].
+pub fn printable_line(text: &str) -> String {
     let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ").replace(char::is_control, "\u{fffd}");
-    match line.char_indices().nth(SHOWN) {
+    match line.char_indices().nth(MAX_SHOWN_CHARS) {
         Some((at, _)) => format!("{}…", &line[..at]),
         None => line,
     }

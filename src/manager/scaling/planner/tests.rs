@@ -1,5 +1,5 @@
 use super::*;
-use crate::manager::engine::Member;
+use crate::manager::engine::{FailureKind, Member};
 use crate::manager::scaling::observation::Now;
 use crate::manager::scaling::testing::pool;
 use crate::manager::scaling::wanted::JobCounts;
@@ -13,14 +13,22 @@ struct World {
     jobs: JobCounts,
     agents: Vec<ObservedAgent>,
     group: Group,
-    answers: bool,
+    /// Whether the engine lists the group.
+    is_group_known: bool,
 }
 
 impl World {
     fn new(executor: &str, keys: &str) -> Self {
-        let group = Group { name: "group".to_owned(), most: Some(20), protects_new: true, ..Group::default() };
+        let group = Group { name: "group".to_owned(), max_size: Some(20), protects_new: true, ..Group::default() };
         let planner = Planner::new(Sizing::of(&pool(executor, "", keys)));
-        Self { planner, now: Duration::ZERO, jobs: JobCounts::default(), agents: Vec::new(), group, answers: true }
+        Self {
+            planner,
+            now: Duration::ZERO,
+            jobs: JobCounts::default(),
+            agents: Vec::new(),
+            group,
+            is_group_known: true,
+        }
     }
 
     fn plan(&mut self) -> ScalingPlan {
@@ -28,22 +36,22 @@ impl World {
             now: Now { elapsed: self.now, time: "2026-07-06T12:00:00Z".parse().expect("a time") },
             jobs: self.jobs,
             agents: self.agents.clone().into(),
-            group: self.answers.then(|| self.group.clone()),
+            group: self.is_group_known.then(|| self.group.clone()),
         };
         self.planner.plan(&observation)
     }
 
-    /// Plans, and executes the steps.
+    /// Makes a plan, and executes its steps.
     fn step(&mut self) -> ScalingPlan {
         let plan = self.plan();
         for step in &plan.steps {
-            self.planner.done(&step.action, self.now);
+            self.planner.step_done(&step.action, self.now);
             match &step.action {
-                Action::SetTarget { to, .. } => self.group.desired = *to,
-                Action::Dismiss(instance) => self.agent(instance).work = Work::Leaving,
+                Action::SetDesiredCapacity { to, .. } => self.group.desired = *to,
+                Action::Dismiss(instance) => self.agent(instance).activity = Activity::Leaving,
                 Action::Terminate(instance, change) => {
                     let member = self.group.members.iter_mut().find(|member| member.instance == *instance);
-                    member.expect("a member").state = State::Terminating;
+                    member.expect("a member").state = MemberState::Terminating;
                     if *change == CapacityChange::Decrement {
                         self.group.desired -= 1;
                     }
@@ -56,7 +64,7 @@ impl World {
     fn pass(&mut self, time: Duration) {
         self.now += time;
         for agent in &mut self.agents {
-            if let Work::Idle(idle) = &mut agent.work {
+            if let Activity::Idle(idle) = &mut agent.activity {
                 *idle += time;
             }
         }
@@ -66,7 +74,7 @@ impl World {
         self.agents.iter_mut().find(|agent| agent.instance == instance).expect("an agent")
     }
 
-    fn member(&mut self, instance: &str, state: State) {
+    fn member(&mut self, instance: &str, state: MemberState) {
         self.group.members.retain(|member| member.instance != instance);
         let instance = instance.to_owned();
         self.group.members.push(Member { instance, state, healthy: true, protected: true, detail: String::new() });
@@ -74,24 +82,24 @@ impl World {
 
     /// An instance that runs and has registered, with no job for this long.
     fn idle(&mut self, instance: &str, idle: Duration) {
-        self.member(instance, State::Running);
-        let work = Work::Idle(idle);
+        self.member(instance, MemberState::Running);
+        let activity = Activity::Idle(idle);
         self.agents.push(ObservedAgent {
             instance: instance.to_owned(),
-            work,
+            activity,
             builds: 0,
-            silent: Duration::ZERO,
+            silent_for: Duration::ZERO,
             may_have_jobs: false,
         });
     }
 
     fn busy(&mut self, instance: &str) {
         self.idle(instance, Duration::ZERO);
-        self.agent(instance).work = Work::Busy;
+        self.agent(instance).activity = Activity::Busy;
         self.jobs.running += 1;
     }
 
-    fn gone(&mut self, instance: &str) {
+    fn remove_agent(&mut self, instance: &str) {
         self.agents.retain(|agent| agent.instance != instance);
     }
 }
@@ -101,7 +109,7 @@ fn actions(plan: &ScalingPlan) -> Vec<Action> {
 }
 
 fn set(from: u32, to: u32) -> Action {
-    Action::SetTarget { from, to }
+    Action::SetDesiredCapacity { from, to }
 }
 
 fn dismiss(instance: &str) -> Action {
@@ -123,9 +131,9 @@ fn an_empty_fleet_grows_for_a_held_job_and_is_empty_again_after_it() {
     let plan = world.step();
     assert_eq!(actions(&plan), [set(0, 1)]);
     assert!(plan.steps[0].reason.starts_with("1 wanted: 1 held + 0 running + 0 idle;"), "{}", plan.steps[0].reason);
-    // No change before the instance has started makes the planner request it twice.
+    // Until the instance has started, the planner does not request it again.
     assert_eq!(actions(&world.step()), []);
-    world.member("a", State::Creating);
+    world.member("a", MemberState::Creating);
     world.pass(MINUTE);
     assert_eq!(actions(&world.step()), []);
     world.jobs.held = 0;
@@ -134,15 +142,15 @@ fn an_empty_fleet_grows_for_a_held_job_and_is_empty_again_after_it() {
     let plan = world.step();
     assert_eq!((actions(&plan), plan.boots), (vec![], vec![MINUTE]));
     world.jobs.running = 0;
-    world.agent("a").work = Work::Idle(Duration::ZERO);
-    assert_eq!(world.step().again, Some(5 * MINUTE));
+    world.agent("a").activity = Activity::Idle(Duration::ZERO);
+    assert_eq!(world.step().next_decision_in, Some(5 * MINUTE));
     world.pass(5 * MINUTE);
     let plan = world.step();
     assert_eq!(actions(&plan), [dismiss("a")]);
     assert!(plan.steps[0].reason.starts_with("idle for 300 s; 0 wanted:"), "{}", plan.steps[0].reason);
     // The instance is terminated only after its agent has left.
     assert_eq!(actions(&world.step()), []);
-    world.gone("a");
+    world.remove_agent("a");
     assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Decrement)]);
     assert_eq!((actions(&world.step()), world.group.desired), (vec![], 0));
     world.group.members.clear();
@@ -152,7 +160,7 @@ fn an_empty_fleet_grows_for_a_held_job_and_is_empty_again_after_it() {
 }
 
 #[test]
-fn the_longest_idle_leave_first_and_only_the_surplus() {
+fn only_the_surplus_leaves_and_the_longest_idle_first() {
     let mut world =
         World::new("docker-autoscaler", "[[runners.autoscaler.policy]]\nidle_count = 1\nidle_time = \"1m\"\n");
     world.group.desired = 4;
@@ -171,7 +179,7 @@ fn an_instance_with_a_job_is_never_terminated() {
     world.busy("a");
     world.busy("b");
     world.jobs = JobCounts::default();
-    world.agent("a").silent = 60 * MINUTE;
+    world.agent("a").silent_for = 60 * MINUTE;
     for _ in 0..10 {
         world.pass(10 * MINUTE);
         assert_eq!(actions(&world.step()), []);
@@ -179,12 +187,12 @@ fn an_instance_with_a_job_is_never_terminated() {
 }
 
 #[test]
-fn demand_that_comes_back_keeps_the_place_of_one_that_leaves() {
+fn a_new_job_keeps_the_desired_capacity_while_an_instance_leaves() {
     let mut world = World::new("docker-autoscaler", HOLD);
     world.group.desired = 1;
     world.idle("a", 6 * MINUTE);
     assert_eq!(actions(&world.step()), [dismiss("a")]);
-    world.gone("a");
+    world.remove_agent("a");
     world.jobs.held = 1;
     // The group starts a replacement itself, so there is no second call.
     assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Keep)]);
@@ -192,16 +200,16 @@ fn demand_that_comes_back_keeps_the_place_of_one_that_leaves() {
 }
 
 #[test]
-fn an_agent_that_spent_its_builds_is_replaced_while_it_leaves() {
+fn an_agent_at_its_use_limit_is_replaced_while_it_leaves() {
     let mut world = World::new("docker-autoscaler", &format!("max_use_count = 1\n{HOLD}"));
     world.group.desired = 1;
     world.busy("a");
     world.step();
     world.jobs = JobCounts { held: 1, running: 0 };
-    world.agent("a").work = Work::Leaving;
+    world.agent("a").activity = Activity::Leaving;
     world.agent("a").builds = 1;
     assert_eq!(actions(&world.step()), [set(1, 2)]);
-    world.gone("a");
+    world.remove_agent("a");
     assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Decrement)]);
     assert_eq!(world.group.desired, 1);
 }
@@ -213,25 +221,25 @@ fn at_the_maximum_an_agent_that_left_is_replaced_by_its_termination() {
     world.busy("a");
     world.step();
     world.jobs = JobCounts { held: 1, running: 0 };
-    world.agent("a").work = Work::Leaving;
+    world.agent("a").activity = Activity::Leaving;
     world.agent("a").builds = 1;
     assert_eq!(actions(&world.step()), []);
-    world.gone("a");
+    world.remove_agent("a");
     assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Keep)]);
 }
 
 #[test]
-fn an_agent_that_restarts_keeps_its_instance_and_one_that_is_gone_does_not() {
+fn an_agent_that_restarts_keeps_its_instance_and_a_missing_one_does_not() {
     let mut world = World::new("docker-autoscaler", "[[runners.autoscaler.policy]]\nidle_count = 1\n");
     world.group.desired = 1;
     world.idle("a", Duration::ZERO);
     world.step();
-    world.gone("a");
+    world.remove_agent("a");
     assert_eq!(actions(&world.step()), []);
     world.pass(MINUTE / 2);
     world.idle("a", Duration::ZERO);
     assert_eq!(actions(&world.step()), []);
-    world.gone("a");
+    world.remove_agent("a");
     world.step();
     world.pass(MINUTE);
     assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Keep)]);
@@ -242,7 +250,7 @@ fn nothing_is_terminated_because_the_manager_restarted() {
     let mut world = World::new("docker-autoscaler", HOLD);
     world.group.desired = 3;
     for instance in ["a", "b", "c"] {
-        world.member(instance, State::Running);
+        world.member(instance, MemberState::Running);
     }
     world.jobs.running = 2;
     assert_eq!(actions(&world.step()), []);
@@ -262,7 +270,7 @@ fn instances_that_do_not_register_are_replaced_until_there_are_three_in_a_row() 
     world.jobs.held = 1;
     world.step();
     for (number, instance) in ["a", "b", "c"].into_iter().enumerate() {
-        world.member(instance, State::Running);
+        world.member(instance, MemberState::Running);
         assert_eq!(actions(&world.step()), []);
         world.pass(5 * MINUTE);
         let plan = world.step();
@@ -284,7 +292,7 @@ fn instances_that_do_not_register_are_replaced_until_there_are_three_in_a_row() 
 }
 
 #[test]
-fn a_quota_stops_growth_and_withdraws_what_cannot_be_started() {
+fn a_quota_stops_growth_and_lowers_the_desired_capacity() {
     let mut world = World::new("docker-autoscaler", HOLD);
     world.jobs.held = 4;
     assert_eq!(actions(&world.step()), [set(0, 4)]);
@@ -294,10 +302,10 @@ fn a_quota_stops_growth_and_withdraws_what_cannot_be_started() {
         cause: "vCPU limit of 2".to_owned(),
         kind: FailureKind::Quota,
     };
-    let notes = world.planner.failed_starts(std::slice::from_ref(&failed), world.now);
+    let notes = world.planner.record_failed_starts(std::slice::from_ref(&failed), world.now);
     let Some(Note::GrowthStopped(note)) = notes.first() else { panic!("growth must stop") };
     assert!(note.contains("vCPU limit of 2 (quota); raise the quota"), "{note}");
-    assert_eq!(world.planner.failed_starts(&[failed], world.now), []);
+    assert_eq!(world.planner.record_failed_starts(&[failed], world.now), []);
     world.jobs = JobCounts { held: 3, running: 1 };
     let plan = world.step();
     assert_eq!((actions(&plan), plan.hold_budget), (vec![set(4, 1)], 0));
@@ -314,7 +322,7 @@ fn the_instance_of_an_agent_that_does_not_leave_is_terminated() {
     world.group.desired = 1;
     world.idle("a", 6 * MINUTE);
     assert_eq!(actions(&world.step()), [dismiss("a")]);
-    // It asks for jobs as before, and gets none.
+    // The agent polls as before, and gets no job.
     for _ in 0..9 {
         world.pass(MINUTE);
         assert_eq!(actions(&world.step()), []);
@@ -329,7 +337,7 @@ fn the_instance_of_an_agent_that_drains_is_not_terminated_under_a_job() {
     world.group.desired = 1;
     world.idle("a", 6 * MINUTE);
     assert_eq!(actions(&world.step()), [dismiss("a")]);
-    // It has a job that this manager does not know, for example of another server.
+    // The agent has a job that this manager does not know, for example of another server.
     world.agent("a").may_have_jobs = true;
     for _ in 0..30 {
         world.pass(MINUTE);
@@ -350,17 +358,17 @@ fn growth_is_limited_by_the_throttle_and_by_instances_in_flight() {
     let plan = world.step();
     assert_eq!(actions(&plan), [set(0, 2)]);
     assert!(plan.steps[0].reason.ends_with(", 2 of 5 now by the limit on growth"), "{}", plan.steps[0].reason);
-    assert_eq!(plan.again, Some(Duration::from_secs(1)), "the next one is due when the bucket has a token");
+    assert_eq!(plan.next_decision_in, Some(Duration::from_secs(1)), "the next one is due when the bucket has a token");
     // A decision between two tokens keeps the time of the next one.
     world.pass(Duration::from_millis(400));
     let plan = world.step();
-    assert_eq!((actions(&plan), plan.again), (vec![], Some(Duration::from_millis(600))));
+    assert_eq!((actions(&plan), plan.next_decision_in), (vec![], Some(Duration::from_millis(600))));
     world.pass(Duration::from_millis(600));
     assert_eq!(actions(&world.step()), [set(2, 3)]);
     let mut world = World::new("docker+machine", "MaxGrowthRate = 1\nIdleTime = 300\n");
     world.jobs.held = 5;
     assert_eq!((actions(&world.step()), world.plan().hold_budget), (vec![set(0, 1)], 1));
-    world.member("a", State::Creating);
+    world.member("a", MemberState::Creating);
     assert_eq!(actions(&world.step()), []);
     world.jobs.held = 4;
     world.busy("a");
@@ -369,7 +377,7 @@ fn growth_is_limited_by_the_throttle_and_by_instances_in_flight() {
 }
 
 #[test]
-fn an_engine_that_keeps_no_desired_number_causes_no_warning() {
+fn an_engine_that_stores_no_desired_capacity_causes_no_warning() {
     let mut world = World::new("docker-autoscaler", HOLD);
     world.jobs.held = 2;
     world.step();
@@ -381,7 +389,7 @@ fn an_engine_that_keeps_no_desired_number_causes_no_warning() {
 }
 
 #[test]
-fn a_desired_capacity_of_somebody_else_is_adopted_with_a_warning() {
+fn a_desired_capacity_of_another_client_is_adopted_with_a_warning() {
     let mut world = World::new("docker-autoscaler", HOLD);
     world.jobs.held = 2;
     world.step();
@@ -403,35 +411,35 @@ fn a_desired_capacity_of_somebody_else_is_adopted_with_a_warning() {
 }
 
 #[test]
-fn an_old_answer_of_the_engine_does_not_repeat_a_step() {
+fn an_outdated_group_does_not_repeat_a_step() {
     let mut world = World::new("docker-autoscaler", HOLD);
     world.jobs.held = 2;
     let plan = world.plan();
-    world.planner.done(&plan.steps[0].action, world.now);
+    world.planner.step_done(&plan.steps[0].action, world.now);
     // The group still reports 0.
     let plan = world.plan();
     assert_eq!((actions(&plan), plan.notes), (vec![], vec![]));
 }
 
 #[test]
-fn an_idle_agent_that_is_silent_is_replaced_unless_all_are() {
+fn a_silent_idle_agent_is_replaced_unless_most_are_silent() {
     let mut world =
         World::new("docker-autoscaler", "[[runners.autoscaler.policy]]\nidle_count = 3\nidle_time = \"1h\"\n");
     world.group.desired = 3;
     for instance in ["a", "b", "c"] {
         world.idle(instance, MINUTE);
-        world.agent(instance).silent = 10 * MINUTE;
+        world.agent(instance).silent_for = 10 * MINUTE;
     }
     assert_eq!(actions(&world.step()), []);
-    world.agent("a").silent = Duration::ZERO;
-    world.agent("b").silent = Duration::ZERO;
+    world.agent("a").silent_for = Duration::ZERO;
+    world.agent("b").silent_for = Duration::ZERO;
     assert_eq!(actions(&world.step()), [terminate("c", CapacityChange::Keep)]);
 }
 
 #[test]
-fn without_an_answer_of_the_engine_nothing_is_held_and_nothing_is_terminated() {
+fn while_the_group_is_unknown_no_job_is_held_and_no_instance_is_terminated() {
     let mut world = World::new("docker-autoscaler", HOLD);
-    world.answers = false;
+    world.is_group_known = false;
     world.jobs.held = 3;
     world.idle("a", 60 * MINUTE);
     let plan = world.step();
@@ -441,36 +449,36 @@ fn without_an_answer_of_the_engine_nothing_is_held_and_nothing_is_terminated() {
 #[test]
 fn the_minimum_of_the_group_is_kept() {
     let mut world = World::new("docker-autoscaler", HOLD);
-    world.group.least = 1;
+    world.group.min_size = 1;
     world.group.desired = 2;
     world.idle("a", 60 * MINUTE);
     world.idle("b", 50 * MINUTE);
     assert_eq!(actions(&world.step()), [dismiss("a")]);
-    world.gone("a");
+    world.remove_agent("a");
     assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Decrement)]);
     assert_eq!(actions(&world.step()), []);
 }
 
 #[test]
-fn a_failed_termination_is_tried_again_later() {
+fn a_failed_termination_is_retried_later() {
     let mut world = World::new("docker-autoscaler", HOLD);
     world.group.desired = 1;
     world.idle("a", 6 * MINUTE);
     world.step();
-    world.gone("a");
+    world.remove_agent("a");
     let plan = world.plan();
-    world.planner.failed(&plan.steps[0].action, world.now);
+    world.planner.step_failed(&plan.steps[0].action, world.now);
     assert_eq!(actions(&world.plan()), []);
     world.pass(MINUTE);
     assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Decrement)]);
 }
 
 #[test]
-fn members_that_do_not_count_are_left_alone() {
+fn members_that_do_not_count_are_not_changed() {
     let mut world = World::new("docker-autoscaler", HOLD);
-    world.member("warm", State::Aside);
-    world.member("held", State::TerminationDelayed);
-    world.member("ending", State::Terminating);
+    world.member("warm", MemberState::Aside);
+    world.member("held", MemberState::TerminationDelayed);
+    world.member("ending", MemberState::Terminating);
     world.jobs.held = 1;
     assert_eq!(actions(&world.step()), [set(0, 1)]);
     world.pass(60 * MINUTE);
@@ -479,7 +487,7 @@ fn members_that_do_not_count_are_left_alone() {
 }
 
 #[test]
-fn relay_holds_nothing_and_keeps_idle_capacity() {
+fn relay_holds_no_job_and_keeps_idle_capacity() {
     let mut world =
         World::new("docker-autoscaler", "max_instances = 10\n[[runners.autoscaler.policy]]\nidle_count = 5\n");
     let plan = world.step();

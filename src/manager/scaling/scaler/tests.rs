@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::instance::CapacityChange;
-use crate::manager::engine::{EngineError, ErrorKind, Examined, FailedStart, Group, Member, State};
+use crate::manager::engine::{Check, EngineError, ErrorKind, FailedStart, Group, Member, MemberState};
 use crate::manager::scaling::deletion::delete_instances;
 use crate::manager::scaling::testing::pool;
 use crate::manager::workload::{AgentState, AgentView, Snapshot};
@@ -78,7 +78,7 @@ struct TestGroup {
 
 impl TestGroup {
     fn new() -> Self {
-        let group = Group { most: Some(10), protects_new: true, ..Group::default() };
+        let group = Group { max_size: Some(10), protects_new: true, ..Group::default() };
         Self { group: Mutex::new(group), ..Self::default() }
     }
 
@@ -111,10 +111,9 @@ impl Engine for TestGroup {
         Ok(self.group.lock().expect("no panic").clone())
     }
 
-    fn set_target(&self, instances: u32) -> Result<(), EngineError> {
+    fn set_desired_capacity(&self, instances: u32) -> Result<(), EngineError> {
         let mut group = self.group.lock().expect("no panic");
-        let outcome = self.call(format!("set_target {instances}"));
-        outcome?;
+        self.call(format!("set_desired_capacity {instances}"))?;
         group.desired = instances;
         let listed = u32::try_from(group.members.len()).expect("the number must be small");
         for _ in listed..if self.refuses_starts { listed } else { instances } {
@@ -123,7 +122,7 @@ impl Engine for TestGroup {
             let instance = format!("i-{started}");
             group.members.push(Member {
                 instance,
-                state: State::Running,
+                state: MemberState::Running,
                 healthy: true,
                 protected: true,
                 detail: String::new(),
@@ -142,7 +141,7 @@ impl Engine for TestGroup {
         Ok(())
     }
 
-    fn ended(&self, instances: &[String]) -> Result<Vec<String>, EngineError> {
+    fn terminated_among(&self, instances: &[String]) -> Result<Vec<String>, EngineError> {
         Ok(instances.to_vec())
     }
 
@@ -155,19 +154,19 @@ impl Engine for TestGroup {
         Ok(if self.refuses_starts { vec![failed] } else { Vec::new() })
     }
 
-    fn keep_held(&self, _instance: &str) -> Result<(), EngineError> {
+    fn extend_termination_delay(&self, _instance: &str) -> Result<(), EngineError> {
         Ok(())
     }
 
-    fn release_held(&self, instance: &str) -> Result<(), EngineError> {
-        self.call(format!("release_held {instance}"))
+    fn end_termination_delay(&self, instance: &str) -> Result<(), EngineError> {
+        self.call(format!("end_termination_delay {instance}"))
     }
 
-    fn examine(&self, _max_instances: Option<u32>) -> Vec<Examined> {
+    fn check(&self, _max_instances: Option<u32>) -> Vec<Check> {
         Vec::new()
     }
 
-    fn examine_permissions(&self) -> Vec<Examined> {
+    fn check_permissions(&self) -> Vec<Check> {
         Vec::new()
     }
 }
@@ -207,12 +206,12 @@ fn has(call: &str) -> impl Fn(&[String]) -> bool {
 }
 
 #[test]
-fn a_pool_grows_and_shrinks_to_nothing_whatever_call_fails_in_between() {
+fn a_pool_grows_and_shrinks_to_zero_over_failed_calls() {
     let engine = Arc::new(TestGroup::new());
-    engine.failures.lock().expect("no panic").extend(["group", "set_target", "group", "terminate", "group"]);
+    engine.failures.lock().expect("no panic").extend(["group", "set_desired_capacity", "group", "terminate", "group"]);
     let (jobs, _board, scaler) = start(&engine);
     jobs.change(|snapshot| snapshot.held = 1);
-    engine.wait_until("growth", |calls| calls.iter().filter(|call| *call == "set_target 1").count() == 2);
+    engine.wait_until("growth", |calls| calls.iter().filter(|call| *call == "set_desired_capacity 1").count() == 2);
     jobs.change(|snapshot| {
         *snapshot = Snapshot { held: 0, running: 1, agents: vec![agent("i-1", AgentState::Busy)] };
     });
@@ -248,7 +247,7 @@ fn a_group_that_cannot_start_instances_ends_hold_ahead() {
     let engine = Arc::new(TestGroup { refuses_starts: true, ..TestGroup::new() });
     let (jobs, _board, scaler) = start(&engine);
     jobs.change(|snapshot| snapshot.held = 2);
-    engine.wait_until("growth that is withdrawn", has("set_target 0"));
+    engine.wait_until("growth that is withdrawn", has("set_desired_capacity 0"));
     wait_until("no budget for held jobs", || *jobs.budget.lock().expect("no panic") == Some(0));
     scaler.stop();
 }
@@ -257,16 +256,16 @@ fn a_group_that_cannot_start_instances_ends_hold_ahead() {
 fn a_reload_changes_the_policy_and_keeps_the_instances() {
     let engine = Arc::new(TestGroup::new());
     let (_jobs, _board, scaler) = start(&engine);
-    engine.wait_until("the first look", has("group"));
+    engine.wait_until("the first read of the group", has("group"));
     scaler.reload(pool("docker-autoscaler", "", "[[runners.autoscaler.policy]]\nidle_count = 2\n"));
-    engine.wait_until("growth by the new policy", has("set_target 2"));
+    engine.wait_until("growth by the new policy", has("set_desired_capacity 2"));
     scaler.stop();
 }
 
 #[test]
 fn instances_without_a_job_are_deleted_at_shutdown() {
     let engine = TestGroup::new();
-    engine.set_target(3).expect("set the target");
+    engine.set_desired_capacity(3).expect("set the desired capacity");
     let jobs = Jobs::default();
     jobs.change(|snapshot| snapshot.agents = vec![agent("i-2", AgentState::Busy)]);
     assert_eq!(delete_instances(&settings(), &jobs, &engine), 0);
