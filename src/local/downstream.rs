@@ -20,8 +20,8 @@ pub fn plan_child<'a>(
     plan_request(request, id, "the child pipeline")
 }
 
-/// Plans the pipeline of another project, on a branch or on the current one. Fails as [`plan_child`]
-/// does.
+/// Plans the pipeline of another project, on a branch or on the current one. Fails as
+/// [`plan_child`] does.
 pub fn plan_mapped<'a>(
     parent: &Plan,
     job: &Job,
@@ -56,7 +56,8 @@ fn plan_request<'a>(
     }
 }
 
-/// Checks that the jobs of a downstream pipeline can run here, and warns about jobs that run without their services. Fails if a job needs a container and no engine is connected.
+/// Checks that the jobs of a downstream pipeline can run here, and warns about jobs that run without their services.
+/// Fails if a job needs a container and no engine is connected.
 pub fn check(plan: &Plan, options: &RunOptions, context: &RunContext) -> Result<(), String> {
     let is_script = |job: &&Job| job.trigger.is_none();
     let without_image = plan.jobs.iter().filter(is_script).find(|job| image_of(job, options).is_none());

@@ -254,7 +254,7 @@ fn web_url(url: &str) -> Option<String> {
     Some(format!("https://{host}"))
 }
 
-/// The newest_release release that matches a partial version or `~latest`.
+/// The newest release that matches a partial version or `~latest`.
 fn newest_release(references: &BTreeMap<String, String>, wanted: &str) -> Option<(String, String)> {
     let numbers = |text: &str| -> Option<Vec<u64>> { text.split('.').map(|part| part.parse().ok()).collect() };
     let prefix = if wanted == "~latest" { Vec::new() } else { numbers(wanted)? };

@@ -62,8 +62,8 @@ impl Manifest {
     }
 }
 
-/// Parses the first entry. Returns it and the remaining bytes. An entry is the length of the path, the path, and the stamps of the
-/// original and of the copy.
+/// Parses the first entry. Returns it and the remaining bytes. An entry is the length of the path, the path, and the
+/// stamps of the original and of the copy.
 #[allow(clippy::type_complexity)]
 fn parse_entry(bytes: &[u8]) -> Option<(PathBuf, (Stamp, Stamp), &[u8])> {
     let (length, rest) = bytes.split_first_chunk()?;
