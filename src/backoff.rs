@@ -4,19 +4,19 @@ use std::time::Duration;
 
 use crate::random;
 
-/// Exponential back-off: the delay starts with `first` and doubles with each failure, up to `most`.
+/// Exponential back-off: the delay starts with `first` and doubles with each failure, up to `longest`.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     first: Duration,
-    most: Duration,
+    longest: Duration,
     /// The share of a delay that is random, from 0 to 1.
     jitter: f64,
 }
 
 impl Backoff {
     /// A back-off without jitter.
-    pub const fn new(first: Duration, most: Duration) -> Self {
-        Self { first, most, jitter: 0.0 }
+    pub const fn new(first: Duration, longest: Duration) -> Self {
+        Self { first, longest, jitter: 0.0 }
     }
 
     /// Makes the last part of each delay random (1.0 for the whole delay), so that clients that failed together do not
@@ -25,10 +25,10 @@ impl Backoff {
         Self { jitter, ..self }
     }
 
-    /// The delay after `attempt` earlier failures (0 for the first).
-    pub fn delay(self, attempt: u32) -> Duration {
-        let longest = self.first.saturating_mul(1 << attempt.min(20)).min(self.most);
-        if self.jitter == 0.0 { longest } else { longest.mul_f64(1.0 - self.jitter * random::fraction()) }
+    /// The delay before the next attempt, if the last attempt failed after `failures` earlier failures.
+    pub fn delay(self, failures: u32) -> Duration {
+        let delay = self.first.saturating_mul(1 << failures.min(20)).min(self.longest);
+        if self.jitter == 0.0 { delay } else { delay.mul_f64(1.0 - self.jitter * random::fraction()) }
     }
 }
 
@@ -39,7 +39,7 @@ mod tests {
     #[test]
     fn doubles_up_to_the_limit() {
         let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-        assert_eq!([0, 1, 3, 6, 40].map(|attempt| backoff.delay(attempt).as_secs()), [1, 2, 8, 60, 60]);
+        assert_eq!([0, 1, 3, 6, 40].map(|failures| backoff.delay(failures).as_secs()), [1, 2, 8, 60, 60]);
     }
 
     #[test]

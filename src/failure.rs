@@ -46,11 +46,11 @@ impl FailureReason {
 
     /// The reason to send to a server that accepts only `supported` and the three reasons that every server accepts.
     pub fn supported_by(self, supported: &[String]) -> Self {
-        let known = |reason: Self| {
+        let is_supported = |reason: Self| {
             matches!(reason, Self::ScriptFailure | Self::RunnerSystemFailure | Self::JobExecutionTimeout)
                 || supported.iter().any(|name| name == reason.as_str())
         };
-        if known(self) {
+        if is_supported(self) {
             return self;
         }
         match self {

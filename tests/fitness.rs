@@ -285,6 +285,20 @@ fn a_machine_that_stays_unfit_shuts_down_if_configured() {
 }
 
 #[test]
+fn a_machine_that_never_becomes_ready_shuts_down_if_configured() {
+    let gitlab = GitLab::start();
+    // The readiness command fails several times within `unfit_timeout`.
+    let keys = "ready_command = \"false\"\nready_timeout = \"1s\"\nunfit = \"leave\"\nunfit_timeout = \"5s\"\n\
+                leave = \"command\"\nleave_command = \"echo $MAYFLY_LEAVE_REASON >$HOME/reason\"";
+    let home = Scenario::shell().mayfly(keys).home(&gitlab);
+    let reason = home.path("reason");
+    let mut agent = home.start(&[]);
+    assert!(agent.wait().success(), "{}", agent.log());
+    assert_eq!(fs::read_to_string(reason).expect("the reason of the shutdown"), "unfit\n");
+    assert_eq!(gitlab.count("POST jobs/request"), 0);
+}
+
+#[test]
 fn polling_starts_only_when_the_machine_is_ready() {
     let gitlab = GitLab::start();
     let address = free_address();

@@ -27,16 +27,15 @@ impl Agent {
     /// Removes the runners whose jobs cannot run because their user does not exist. If the agent already polls, it
     /// removes no runner: it rejects the configuration and keeps the old one.
     pub(super) fn remove_runners_without_user(&self, config: &mut Config) -> Option<AwaitedUser> {
-        let works = !self.servers.is_empty() && self.awaited_user.is_none();
+        let is_polling = !self.servers.is_empty() && self.awaited_user.is_none();
         let name = self.options.user.as_deref().or(config.user.as_deref())?.to_owned();
-        if works || !Uid::effective().is_root() {
+        if is_polling || !Uid::effective().is_root() {
             return None;
         }
         let why = user::slot_users(&name, config.concurrent).err()?;
-        let (runners, waiting) =
+        let (runners, waiting): (Vec<_>, Vec<_>) =
             std::mem::take(&mut config.runners).into_iter().partition(|runner| runner.executor.has_containers());
         config.runners = runners;
-        let waiting: Vec<_> = waiting;
         let runners: Vec<RunnerLabels> = waiting.iter().map(RunnerLabels::from).collect();
         for runner in &runners {
             self.status.set(runner, &Err(Unfit::User(why.clone())));
@@ -45,8 +44,8 @@ impl Agent {
         (!runners.is_empty()).then_some(AwaitedUser { name, slots: config.concurrent, runners, retry_at })
     }
 
-    /// Waits for this user from now on. The runners that have their user now are fit, and runners that are not configured
-    /// any more have no status.
+    /// Waits for this user from now on. The runners that have their user now are fit, and runners that are no longer
+    /// configured have no status.
     pub(super) fn await_user(&mut self, awaited: Option<AwaitedUser>) {
         let polling: Vec<RunnerLabels> = self.servers.iter().map(|(runner, _)| RunnerLabels::from(&**runner)).collect();
         if let Some(before) = std::mem::replace(&mut self.awaited_user, awaited) {

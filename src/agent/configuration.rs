@@ -78,9 +78,9 @@ impl Agent {
 
     /// Applies the limits of concurrent jobs and of the agent's lifetime.
     fn apply_limits(&mut self, config: &Config) {
-        let of_pools = self.servers.iter().filter_map(|(_, server)| server.manager()?.capacity()).max();
-        let of_pools = of_pools.filter(|_| !config.concurrent_is_set);
-        self.slots.set_concurrent(of_pools.unwrap_or(config.concurrent));
+        let pool_capacity = self.servers.iter().filter_map(|(_, server)| server.manager()?.capacity()).max();
+        let pool_capacity = pool_capacity.filter(|_| !config.concurrent_is_set);
+        self.slots.set_concurrent(pool_capacity.unwrap_or(config.concurrent));
         self.slots.set_polling_runners(u32::try_from(self.servers.len()).unwrap_or(u32::MAX));
         self.lifetime.bounds = self.options.bounds(config);
         self.slots.set_max_builds(self.lifetime.bounds.max_builds);
@@ -219,12 +219,15 @@ fn layout_of(context: &RunnerContext, slots: u32) -> Layout {
     if context.runner.executor.has_containers() {
         return Layout::Containers;
     }
-    let place = |context: RunnerContext| {
+    let builds_and_user = |context: RunnerContext| {
         let user = context.executor.user().map(|user| user.name.clone());
         (context.builds, user)
     };
     match context.executor.for_slot(0) {
-        None => Layout::Shell(vec![place(context.clone())]),
-        Some(_) => Layout::Shell((0..slots as usize).map(|slot| place(context.clone().in_slot(slot))).collect()),
+        None => Layout::Shell(vec![builds_and_user(context.clone())]),
+        Some(_) => {
+            let in_slot = |slot| builds_and_user(context.clone().in_slot(slot));
+            Layout::Shell((0..slots as usize).map(in_slot).collect())
+        }
     }
 }

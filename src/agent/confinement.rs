@@ -11,8 +11,8 @@ use crate::shim::confine::probe;
 pub fn confinement(runner: &Runner, working_directory: &Path, parents: &CgroupParents) -> Result<Vec<String>, String> {
     let builds = runner.container_builds_dir.clone().unwrap_or_else(|| PathBuf::from("builds"));
     let builds = working_directory.join(builds);
-    let there = builds.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(working_directory);
-    let mut missing = probe::examine(there, runner.confined.uid)?.0;
+    let existing = builds.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(working_directory);
+    let mut missing = probe::examine(existing, runner.confined.uid)?.0;
     let unlimited = match runner.cgroups {
         true => parents.missing().join(", "),
         false => "memory, pids, cpu (`cgroups = false`)".to_owned(),
@@ -23,6 +23,7 @@ pub fn confinement(runner: &Runner, working_directory: &Path, parents: &CgroupPa
     Ok(missing)
 }
 
+/// Logs the missing protections of a runner that uses the sandbox.
 pub fn warn(runner: &Runner, working_directory: &Path, parents: &CgroupParents) {
     if !runner.executor.has_containers() || !nix::unistd::Uid::effective().is_root() {
         return;

@@ -49,7 +49,7 @@ impl Lifetime {
     }
 
     /// The reason to shut down now. Otherwise the time until the next check, or `None` if only an event can cause a
-    /// shutdown. `boottime` is the current time of the boot, `now` the time of day.
+    /// shutdown. `boottime` is the time since the boot, `now` the time of day.
     pub fn shutdown_reason(
         &self,
         slots: &Slots,
@@ -59,7 +59,7 @@ impl Lifetime {
         if slots.are_builds_used_up() {
             return Ok(ShutdownReason::MaxBuilds);
         }
-        let (age, idle) = (self.until_old(boottime), self.until_idle(slots, now));
+        let (age, idle) = (self.until_max_age(boottime), self.until_idle(slots, now));
         if age == Some(Duration::ZERO) {
             return Ok(ShutdownReason::MaxAge);
         }
@@ -71,9 +71,9 @@ impl Lifetime {
         Err([age, idle, minute].into_iter().flatten().min())
     }
 
-    fn until_old(&self, boottime: BootTime) -> Option<Duration> {
-        let most = self.bounds.max_age?.mul_f64(1.0 - self.jitter_fraction * JITTER / 2.0);
-        Some(most.saturating_sub(boottime.since(self.began)))
+    fn until_max_age(&self, boottime: BootTime) -> Option<Duration> {
+        let max_age = self.bounds.max_age?.mul_f64(1.0 - self.jitter_fraction * JITTER / 2.0);
+        Some(max_age.saturating_sub(boottime.since(self.began)))
     }
 
     fn until_idle(&self, slots: &Slots, now: Timestamp) -> Option<Duration> {

@@ -59,7 +59,8 @@ impl Agent {
             AgentEvent::Terminated(outcome) => return self.handle_termination(outcome),
             AgentEvent::Ready => self.handle_ready(),
             AgentEvent::ManagerRequest(reason) => self.handle_manager_request(&reason),
-            AgentEvent::Changed => {}
+            // The next iteration checks what is due.
+            AgentEvent::Recheck => {}
         }
         None
     }

@@ -53,23 +53,27 @@ impl Agent {
             connection_max_age: config.connection_max_age,
         };
         let jobs = self.managed_jobs(&runner.url);
-        let (slots, status, own) = (Arc::clone(&self.slots), Arc::clone(&self.status), config.concurrent_is_set);
-        let name = runner.name.clone();
+        let (slots, status, events) = (Arc::clone(&self.slots), Arc::clone(&self.status), self.events.clone());
+        let (name, has_own_limit) = (runner.name.clone(), config.concurrent_is_set);
         Box::new(move || {
-            let (slots, status) = (Arc::clone(&slots), Arc::clone(&status));
-            let (changed, url) = (Arc::clone(&slots), agent.url.clone());
+            let (slots, status, events) = (Arc::clone(&slots), Arc::clone(&status), events.clone());
+            let (limited_slots, url) = (Arc::clone(&slots), agent.url.clone());
             let on_capacity = Box::new(move |capacity: u32| {
-                if !own {
+                if !has_own_limit {
                     log::info!("the manager changed the number of concurrent jobs url={url} capacity={capacity}");
-                    changed.set_concurrent(capacity);
+                    limited_slots.set_concurrent(capacity);
                 }
             });
             let on_welcome = Box::new(move |welcome: &Welcome, failed: &dyn Fn()| {
-                if !own {
+                if !has_own_limit {
                     slots.set_concurrent(welcome.capacity);
                 }
                 if let Some(command) = &welcome.ready_command {
-                    readiness::wait_for_pool(command, &status, failed);
+                    readiness::wait_for_pool(command, &status, &|| {
+                        failed();
+                        // The main loop may have to shut down a machine that is not ready.
+                        let _ = events.send(AgentEvent::Recheck);
+                    });
                 }
             });
             ManagerClient::new(agent.clone(), Arc::clone(&jobs), on_welcome, on_capacity)

@@ -23,9 +23,9 @@ const ROOT_CAPABILITIES: [&str; 7] =
 /// The beginning of each error: the key of the configuration, and the effect.
 const ERROR_PREFIX: &str = "`block_instance_metadata`: access of jobs to the instance's credentials cannot be blocked";
 
-/// Loads the nftables rules, or removes them if the configuration no longer requires them. Errors: jobs could reach the
-/// metadata service, so the agent must not take jobs.
-pub fn apply(config: &Config, asked_user: Option<&str>, state: &Path) -> Result<Option<Arc<MetadataBlock>>, String> {
+/// Loads the nftables rules, or removes them if the configuration no longer requires them. `user_option` is the user
+/// from the command line. Errors: jobs could reach the metadata service, so the agent must not take jobs.
+pub fn apply(config: &Config, user_option: Option<&str>, state: &Path) -> Result<Option<Arc<MetadataBlock>>, String> {
     let marker = state.join(MARKER_FILE);
     if !config.mayfly.block_instance_metadata {
         if marker.exists() {
@@ -35,15 +35,16 @@ pub fn apply(config: &Config, asked_user: Option<&str>, state: &Path) -> Result<
         }
         return Ok(None);
     }
-    let users = job_users(config, asked_user)?;
+    let users = job_users(config, user_option)?;
     fs::write(&marker, "").map_err(|error| format!("{}: {error}", marker.display()))?;
     let block = MetadataBlock::install(&users).map_err(|why| format!("{ERROR_PREFIX}: {why}"))?;
     log::info!("access of jobs to the instance metadata is blocked");
     Ok(Some(Arc::new(block)))
 }
 
-/// The users of the jobs, whose processes the rules block. Errors: jobs could bypass the rules.
-pub fn job_users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, String> {
+/// The users of the jobs, whose processes the rules block. `user_option` is the user from the command line. Errors:
+/// jobs could bypass the rules.
+pub fn job_users(config: &Config, user_option: Option<&str>) -> Result<Vec<JobUser>, String> {
     if !Uid::effective().is_root() {
         return Err(format!("{ERROR_PREFIX}: only root can load nftables rules; run the agent as root"));
     }
@@ -63,7 +64,7 @@ pub fn job_users(config: &Config, asked: Option<&str>) -> Result<Vec<JobUser>, S
             add(JobUser { name: format!("{uid} (the sandbox)"), uid });
             continue;
         }
-        for user in users_of(config, asked).map_err(cannot)? {
+        for user in users_of(config, user_option).map_err(cannot)? {
             add(JobUser { name: user.name, uid: user.uid });
         }
     }
@@ -98,8 +99,8 @@ fn check_containers(docker: &DockerConfig) -> Result<(), String> {
     }
 }
 
-fn users_of(config: &Config, asked: Option<&str>) -> Result<Vec<User>, String> {
-    let name = asked.or(config.user.as_deref()).ok_or("jobs run as the agent's own user; set `user`")?;
+fn users_of(config: &Config, user_option: Option<&str>) -> Result<Vec<User>, String> {
+    let name = user_option.or(config.user.as_deref()).ok_or("jobs run as the agent's own user; set `user`")?;
     let users = user::slot_users(name, config.concurrent)?;
     for user in &users {
         if user.uid == 0 {

@@ -98,8 +98,9 @@ pub enum AgentEvent {
     TokensFetched(reload::FetchedTokens),
     /// GitLab rejected the token of a runner whose token is stored in AWS.
     StoredTokenRejected,
-    /// A request or a job has ended.
-    Changed,
+    /// The main loop checks what is due: a request, a job or a token rotation has ended, or a readiness command has
+    /// failed.
+    Recheck,
     /// The cloud sent a notice for this instance.
     Notice(Notice),
     /// The termination of the instance has ended.

@@ -64,7 +64,7 @@ pub struct Poller {
     pub slots: Arc<Slots>,
     /// Accepts the jobs.
     pub jobs: Arc<JobManager>,
-    /// Receives [`AgentEvent::Changed`] after each request.
+    /// Receives [`AgentEvent::Recheck`] after each request.
     pub events: Sender<AgentEvent>,
     /// Runs before each request.
     pub fitness_check: FitnessCheck,
@@ -101,7 +101,7 @@ impl Poller {
                 }
             };
             // The main loop may wait until this poller's last request has ended.
-            let _ = self.events.send(AgentEvent::Changed);
+            let _ = self.events.send(AgentEvent::Recheck);
             pollers.wait(wait);
         }
     }

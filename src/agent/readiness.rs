@@ -67,7 +67,8 @@ fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<Agent
     let wait = move || {
         let until = Instant::now() + ready.timeout;
         for command in &ready.commands {
-            wait_for(command, until, &ready, &status, &|| ());
+            // The main loop may have to shut down a machine that is not ready.
+            wait_for(command, until, &ready, &status, &|| drop(events.send(AgentEvent::Recheck)));
         }
         status.set_ready(Ok(()));
         log::info!("the machine is ready for jobs");
@@ -83,7 +84,8 @@ pub(super) fn wait_for_pool(command: &str, status: &FitnessStatus, failed: &dyn 
     status.set_ready(Ok(()));
 }
 
-/// Repeats a command until it succeeds. After `until`, the machine counts as unfit.
+/// Repeats a command until it succeeds. Calls `failed` after each attempt that fails. After `until`, the machine counts
+/// as unfit.
 fn wait_for(command: &str, until: Instant, ready: &Ready, status: &FitnessStatus, failed: &dyn Fn()) {
     let mut is_timeout_logged = false;
     sync::try_forever(RETRY_INTERVAL, || {
@@ -92,9 +94,9 @@ fn wait_for(command: &str, until: Instant, ready: &Ready, status: &FitnessStatus
         let timeout = if left.is_zero() { ready.timeout } else { left };
         let Err(why) = run_line(command, &[], timeout.max(MIN_ATTEMPT_TIMEOUT)) else { return Some(()) };
         let why = format!("`{command}`: {why}");
-        failed();
         if Instant::now() < until {
             log::debug!("a readiness command failed; retrying error={why}");
+            failed();
             return None;
         }
         if !is_timeout_logged {
@@ -105,6 +107,7 @@ fn wait_for(command: &str, until: Instant, ready: &Ready, status: &FitnessStatus
             is_timeout_logged = true;
         }
         status.set_ready(Err(why));
+        failed();
         None
     });
 }

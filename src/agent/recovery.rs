@@ -43,13 +43,14 @@ impl Agent {
                 }
             };
             // Containers end with the machine, so they are not resumed after a reboot.
-            let lives_on = record.as_ref().filter(|record| record.identity.boot == self.identity.boot);
-            let job = lives_on.and_then(|record| Some(job_name(&payload_of(record)?, record.began)));
+            let of_this_boot = record.as_ref().filter(|record| record.identity.boot == self.identity.boot);
+            let job = of_this_boot.and_then(|record| Some(job_name(&payload_of(record)?, record.began)));
             let dirs = record.as_ref().and_then(|record| record.progress.dirs.clone());
-            let kept = record.is_some_and(|record| self.resume_job(config, predecessor, number, &directory, record));
-            recovered.jobs.extend(job.filter(|_| kept));
-            recovered.directories.extend(dirs.filter(|_| kept).map(|dirs| dirs.builds));
-            if !kept && let Err(error) = directory.discard() {
+            let is_resumed =
+                record.is_some_and(|record| self.resume_job(config, predecessor, number, &directory, record));
+            recovered.jobs.extend(job.filter(|_| is_resumed));
+            recovered.directories.extend(dirs.filter(|_| is_resumed).map(|dirs| dirs.builds));
+            if !is_resumed && let Err(error) = directory.discard() {
                 log::error!("cannot remove the directory of an earlier slot slot={number} error={error}");
             }
         }
@@ -58,10 +59,10 @@ impl Agent {
 
     /// Removes the containers and directories of jobs that are not in the journal, in a thread.
     pub(super) fn sweep_containers(&self, recovered: &Recovered) {
-        let mut swept: Vec<Address> = Vec::new();
+        let mut swept_engines: Vec<Address> = Vec::new();
         for runner in self.config.runners.iter().filter(|runner| runner.executor.has_containers()) {
             let Ok(address) = host::address(&runner.docker) else { continue };
-            if swept.contains(&address) {
+            if swept_engines.contains(&address) {
                 continue;
             }
             // The directories are listed before the first job starts, so that the list does not contain the directory
@@ -69,9 +70,9 @@ impl Agent {
             let [builds, _] = directories_of(&self.options.working_directory, runner);
             let abandoned = removal::abandoned_dirs(&builds, &recovered.directories);
             let removal = DirectoryRemoval::new(runner, self.factory().cgroup_parents(runner));
-            let also = move || abandoned.iter().for_each(|directory| removal.remove(directory));
-            self.removals.sweep(&address, &self.owner, recovered.jobs.clone(), also);
-            swept.push(address);
+            let remove_directories = move || abandoned.iter().for_each(|directory| removal.remove(directory));
+            self.removals.sweep(&address, &self.owner, recovered.jobs.clone(), remove_directories);
+            swept_engines.push(address);
         }
     }
 
@@ -114,7 +115,7 @@ impl Agent {
         let offered = record.offer.as_ref().map(|offered| self.restored_offer(config, offered)).transpose();
         let context = context.and_then(|context| Ok((context, offered?)));
         let (context, offered) = match context {
-            Ok(resumed) => resumed,
+            Ok(usable) => usable,
             Err(why) => {
                 log::error!("cannot resume a job from the journal job={} error={why}", payload.id);
                 return false;

@@ -57,7 +57,7 @@ impl Agent {
             Ok(loaded) if loaded.config.has_stored_tokens() => {
                 self.fetch_tokens(loaded, FetchReason::Reload);
             }
-            read => self.apply_configuration(read.map_err(|error| error.to_string())),
+            loaded => self.apply_configuration(loaded.map_err(|error| error.to_string())),
         }
     }
 

@@ -56,7 +56,7 @@ impl RotationGuard {
 impl Drop for RotationGuard {
     fn drop(&mut self) {
         self.flag.store(false, Ordering::SeqCst);
-        let _ = self.events.send(AgentEvent::Changed);
+        let _ = self.events.send(AgentEvent::Recheck);
     }
 }
 
@@ -68,9 +68,9 @@ impl Agent {
         }
         let left = |(runner, _): &(Arc<Runner>, Arc<RunnerServer>)| until_due(runner);
         let next = self.servers.iter().filter_map(left).min()?;
-        let rest = self.rotation.until_retry();
-        if !next.is_zero() || !rest.is_zero() {
-            return Some(next.max(rest));
+        let until_retry = self.rotation.until_retry();
+        if !next.is_zero() || !until_retry.is_zero() {
+            return Some(next.max(until_retry));
         }
         let due = self.servers.iter().filter(|server| left(server) == Some(Duration::ZERO)).cloned().collect();
         self.rotation.last_start = Some(Instant::now());
@@ -102,13 +102,13 @@ fn rotate(config: &Path, runner: &Runner, server: &RunnerServer) {
         return;
     }
     // The agent reloads the changed configuration, which has the new token.
-    match replace(config, runner, server) {
+    match replace_token(config, runner, server) {
         Ok(()) => log::info!("token rotated runner={}", runner.name),
         Err(why) => log::error!("cannot rotate the token runner={} error={why}", runner.name),
     }
 }
 
-fn replace(config: &Path, runner: &Runner, server: &RunnerServer) -> Result<(), String> {
+fn replace_token(config: &Path, runner: &Runner, server: &RunnerServer) -> Result<(), String> {
     if let Some(reference) = &runner.token_reference {
         return Err(format!("the token is stored as {reference}; store a new one there and reload"));
     }

@@ -12,11 +12,11 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::sys;
 
-/// The notification socket.
+/// The variable with the address of the notification socket.
 const SOCKET: &str = "NOTIFY_SOCKET";
-/// Timeout of the watchdog in microseconds.
+/// The variable with the timeout of the watchdog in microseconds.
 const WATCHDOG: &str = "WATCHDOG_USEC";
-/// The process whose pings the watchdog expects.
+/// The variable with the id of the process whose pings the watchdog expects.
 const WATCHDOG_PROCESS: &str = "WATCHDOG_PID";
 
 /// Timeout of a notification.

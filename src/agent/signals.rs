@@ -41,8 +41,8 @@ pub fn handled() -> SigSet {
     HANDLED.into_iter().collect()
 }
 
-/// Starts the thread that turns signals into events, and unblocks the signals, which were blocked during a hand-over.
-/// Errors: a handler cannot be installed.
+/// Starts the thread that passes signals to `deliver`, until it returns false. Unblocks the signals, which were blocked
+/// during a hand-over. Errors: a handler cannot be installed.
 pub fn listen(deliver: impl Fn(SignalRequest) -> bool + Send + 'static) -> io::Result<()> {
     let mut signals = Signals::new(HANDLED.map(|signal| signal as i32))?;
     sync::spawn("signals", super::STACK, move || {

@@ -43,8 +43,8 @@ pub fn validate(options: &AgentOptions, mut loaded: LoadedConfig) -> Result<(), 
     };
     for runner in &config.runners {
         gitlab(config, runner)?;
-        let made_by = (owner.clone(), ContainerRemovals::default());
-        executor_of(runner, user, config.concurrent, CgroupParents::default(), made_by)
+        let containers = (owner.clone(), ContainerRemovals::default());
+        executor_of(runner, user, config.concurrent, CgroupParents::default(), containers)
             .map_err(|why| format!("runner `{}`: {why}", runner.name))?;
     }
     Ok(())

@@ -22,9 +22,9 @@ const COMPARE_INTERVAL: Duration = Duration::from_secs(10);
 /// Device, inode, modification time and size of the file; `None` if it does not exist.
 type FileStamp = Option<(u64, u64, SystemTime, u64)>;
 
-/// Starts the thread that reports each change of the file at `path`. It watches the directory, because editors and
-/// provisioning tools replace the file. If the directory cannot be watched, the agent logs this once, and reloads only
-/// after SIGHUP.
+/// Starts the thread that reports each change of the file at `path`, until `report` returns false. The thread watches
+/// the directory, because editors and provisioning tools replace the file. If the directory cannot be watched, the
+/// agent logs this once, and reloads only after SIGHUP.
 pub fn watch(path: &Path, report: impl Fn() -> bool + Send + 'static) {
     if let Err(error) = start(path, report) {
         log::warn!(

@@ -116,7 +116,7 @@ pub struct ShutdownState {
 }
 
 impl ShutdownState {
-    /// The state at the begin of a shutdown.
+    /// The state at the beginning of a shutdown.
     pub fn new(identity: &Identity, reason: ShutdownReason) -> Self {
         let announced = match reason {
             ShutdownReason::Rebalance | ShutdownReason::Interruption => Announced::Interruption,
@@ -145,8 +145,8 @@ impl ShutdownState {
             Self::remove(state_dir);
             return None;
         }
-        let boot = if state.identity.boot == identity.boot { Boot::Same } else { Boot::Later };
-        if boot == Boot::Later {
+        let boot = if state.identity.boot == identity.boot { Boot::Current } else { Boot::Earlier };
+        if boot == Boot::Earlier {
             state.unregistered_at = None;
             state.identity = identity.clone();
         }
@@ -181,10 +181,8 @@ impl ShutdownState {
 /// The boot that wrote a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Boot {
-    /// The current boot.
-    Same,
-    /// An earlier boot.
-    Later,
+    Current,
+    Earlier,
 }
 
 /// Path of the state file.
@@ -208,9 +206,9 @@ mod tests {
         let mut state = ShutdownState::new(&identity("i-1", "b-1"), ShutdownReason::Idle);
         state.unregistered_at = Some(BootTime::from_nanos(7));
         state.save(state_dir);
-        assert_eq!(ShutdownState::load(state_dir, &identity("i-1", "b-1")), Some((state.clone(), Boot::Same)));
+        assert_eq!(ShutdownState::load(state_dir, &identity("i-1", "b-1")), Some((state.clone(), Boot::Current)));
         let (later, boot) = ShutdownState::load(state_dir, &identity("i-1", "b-2")).expect("a saved state");
-        assert_eq!((later.unregistered_at, later.reason, boot), (None, ShutdownReason::Idle, Boot::Later));
+        assert_eq!((later.unregistered_at, later.reason, boot), (None, ShutdownReason::Idle, Boot::Earlier));
         ShutdownState::remove(state_dir);
         assert_eq!(ShutdownState::load(state_dir, &identity("i-1", "b-1")), None);
     }

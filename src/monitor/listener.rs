@@ -17,7 +17,7 @@ use super::address::bind;
 use crate::sync;
 use crate::sys;
 
-/// The number of concurrent connections.
+/// The maximum number of concurrent connections, each with its thread.
 const MAX_CONNECTIONS: usize = 8;
 /// The time limit of a connection.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,6 +52,7 @@ pub type Pages = Arc<dyn Fn(&str) -> Option<PageResponse> + Send + Sync>;
 pub struct Listener {
     address: String,
     stop: Arc<EventFd>,
+    connections: Arc<Connections>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -63,10 +64,11 @@ impl Listener {
         let socket = bind(address).map_err(|error| refused(&error))?;
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let stop = Arc::new(stop.map_err(|error| refused(&error))?);
-        let stop_fd = Arc::clone(&stop);
-        let thread =
-            sync::spawn("monitor", STACK, move || serve(&socket, &stop_fd, &pages)).map_err(|error| refused(&error))?;
-        Ok(Self { address: address.to_owned(), stop, thread: Some(thread) })
+        let connections = Arc::<Connections>::default();
+        let (stop_fd, open) = (Arc::clone(&stop), Arc::clone(&connections));
+        let serve = move || serve(&socket, &stop_fd, &open, &pages);
+        let thread = sync::spawn("monitor", STACK, serve).map_err(|error| refused(&error))?;
+        Ok(Self { address: address.to_owned(), stop, connections, thread: Some(thread) })
     }
 
     /// The configured address.
@@ -77,6 +79,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
+        self.connections.close_all();
         let _ = self.stop.write(1);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -84,22 +87,22 @@ impl Drop for Listener {
     }
 }
 
-fn serve(socket: &TcpListener, stop: &EventFd, pages: &Pages) {
+/// Accepts connections until `stop` is written.
+fn serve(socket: &TcpListener, stop: &EventFd, connections: &Arc<Connections>, pages: &Pages) {
     if let Err(error) = socket.set_nonblocking(true) {
         log::error!("cannot serve metrics and health error={error}");
         return;
     }
-    let connections = Arc::new(Connections::default());
     loop {
         if let Ok([_, true]) = sys::wait([Some(socket.as_fd()), Some(stop.as_fd())], None) {
-            return connections.close_all();
+            return;
         }
         match socket.accept() {
-            Ok((stream, _)) => accept(stream, &connections, pages),
+            Ok((stream, _)) => accept(stream, connections, pages),
             // File descriptors may be exhausted; meanwhile clients wait in the kernel's queue.
             Err(error) if !is_temporary(&error) => {
                 if let Ok([true]) = sys::wait([Some(stop.as_fd())], Some(ACCEPT_RETRY_INTERVAL)) {
-                    return connections.close_all();
+                    return;
                 }
             }
             Err(_) => {}
@@ -114,17 +117,13 @@ fn is_temporary(error: &io::Error) -> bool {
 }
 
 fn accept(stream: TcpStream, connections: &Arc<Connections>, pages: &Pages) {
-    let stream = Arc::new(stream);
-    let number = connections.add(&stream);
-    let (others, pages) = (Arc::clone(connections), Arc::clone(pages));
-    let spawned = sync::spawn("monitor-client", STACK, move || {
+    let Some(connection) = Connections::add(connections, stream) else { return };
+    let pages = Arc::clone(pages);
+    // If no thread can be created, the closure is dropped, which closes the connection.
+    let _ = sync::spawn("monitor-client", STACK, move || {
         // An error affects only this client.
-        let _ = handle_connection(&stream, &pages);
-        others.remove(number);
+        let _ = handle_connection(&connection.stream, &pages);
     });
-    if spawned.is_err() {
-        connections.remove(number);
-    }
 }
 
 /// The open connections.
@@ -136,35 +135,53 @@ struct Connections {
 
 #[derive(Default)]
 struct OpenConnections {
-    next: u64,
+    next_number: u64,
     streams: VecDeque<(u64, Arc<TcpStream>)>,
+    /// Set when the listener is dropped: no connection is added any more.
+    is_closed: bool,
+}
+
+/// One of the open connections. Its drop frees the thread for another client, also after a panic.
+struct Connection {
+    connections: Arc<Connections>,
+    number: u64,
+    stream: Arc<TcpStream>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.connections.lock().streams.retain(|(other, _)| *other != self.number);
+        self.connections.closed.notify_all();
+    }
 }
 
 impl Connections {
-    /// Waits for a free thread. Closes the oldest connection if no thread is free.
-    fn add(&self, stream: &Arc<TcpStream>) -> u64 {
-        let mut open = self.lock();
-        while open.streams.len() >= MAX_CONNECTIONS {
+    /// Waits for a free thread. Closes the oldest connection if no thread is free. Returns `None` when the listener is
+    /// dropped: the pages of the open connections may hang, for example on a network file system.
+    fn add(connections: &Arc<Self>, stream: TcpStream) -> Option<Connection> {
+        let mut open = connections.lock();
+        while !open.is_closed && open.streams.len() >= MAX_CONNECTIONS {
             if let Some((_, oldest)) = open.streams.front() {
                 let _ = oldest.shutdown(Shutdown::Both);
             }
-            open = sync::wait(&self.closed, open);
+            open = sync::wait(&connections.closed, open);
         }
-        let number = open.next;
-        open.next += 1;
-        open.streams.push_back((number, Arc::clone(stream)));
-        number
-    }
-
-    fn remove(&self, number: u64) {
-        self.lock().streams.retain(|(other, _)| *other != number);
-        self.closed.notify_all();
+        if open.is_closed {
+            return None;
+        }
+        let (number, stream) = (open.next_number, Arc::new(stream));
+        open.next_number += 1;
+        open.streams.push_back((number, Arc::clone(&stream)));
+        Some(Connection { connections: Arc::clone(connections), number, stream })
     }
 
     fn close_all(&self) {
-        for (_, stream) in &self.lock().streams {
+        let mut open = self.lock();
+        open.is_closed = true;
+        for (_, stream) in &open.streams {
             let _ = stream.shutdown(Shutdown::Both);
         }
+        self.closed.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, OpenConnections> {
@@ -176,48 +193,53 @@ impl Connections {
 fn handle_connection(stream: &TcpStream, pages: &Pages) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     let until = Instant::now() + CONNECTION_TIMEOUT;
-    let (answer, with_body) = match read_head(stream, until)? {
+    let (response, with_body) = match read_head(stream, until)? {
         Head::Request { method, path } => match method.as_str() {
             "GET" | "HEAD" => {
-                let answer = pages(&path).unwrap_or_else(|| PageResponse::text(404, "see /metrics and /healthz\n"));
-                (answer, method == "GET")
+                let response = pages(&path).unwrap_or_else(|| PageResponse::text(404, "see /metrics and /healthz\n"));
+                (response, method == "GET")
             }
             _ => (PageResponse::text(405, "only GET and HEAD are supported\n"), true),
         },
         Head::TooLarge => (PageResponse::text(431, "the request is too large\n"), true),
-        Head::Nonsense => (PageResponse::text(400, "the request is not valid HTTP\n"), true),
-        Head::Gone => return Ok(()),
+        Head::Malformed => (PageResponse::text(400, "the request is not valid HTTP\n"), true),
+        Head::Disconnected => return Ok(()),
     };
     let mut text = format!(
         "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n{}\r\n",
-        answer.status,
-        reason(answer.status),
-        answer.content_type,
-        answer.body.len(),
-        if answer.status == 405 { "Allow: GET, HEAD\r\n" } else { "" },
+        response.status,
+        reason_phrase(response.status),
+        response.content_type,
+        response.body.len(),
+        if response.status == 405 { "Allow: GET, HEAD\r\n" } else { "" },
     );
     if with_body {
-        text.push_str(&answer.body);
+        text.push_str(&response.body);
     }
     write_until(stream, text.as_bytes(), until)?;
     stream.shutdown(Shutdown::Write)?;
     // Closing a connection with unread input would reset it and discard the response.
     let mut buffer = [0; 1024];
-    let mut left = MAX_UNREAD;
-    while left > 0 {
+    let mut unread = MAX_UNREAD;
+    while unread > 0 {
         match read_until(stream, &mut buffer, until)? {
             0 => break,
-            length => left = left.saturating_sub(length),
+            length => unread = unread.saturating_sub(length),
         }
     }
     Ok(())
 }
 
+/// The head of a request.
 enum Head {
-    Request { method: String, path: String },
+    Request {
+        method: String,
+        path: String,
+    },
     TooLarge,
-    Nonsense,
-    Gone,
+    Malformed,
+    /// The client has disconnected before it sent the whole head.
+    Disconnected,
 }
 
 fn read_head(stream: &TcpStream, until: Instant) -> io::Result<Head> {
@@ -226,12 +248,12 @@ fn read_head(stream: &TcpStream, until: Instant) -> io::Result<Head> {
     loop {
         let length = read_until(stream, &mut buffer, until)?;
         if length == 0 {
-            return Ok(Head::Gone);
+            return Ok(Head::Disconnected);
         }
         head.extend_from_slice(&buffer[..length]);
         let ended = |end: &[u8]| head.windows(end.len()).any(|window| window == end);
         if ended(b"\r\n\r\n") || ended(b"\n\n") {
-            return Ok(parse(&head).unwrap_or(Head::Nonsense));
+            return Ok(parse(&head).unwrap_or(Head::Malformed));
         }
         if head.len() >= MAX_REQUEST_HEAD {
             return Ok(Head::TooLarge);
@@ -243,32 +265,32 @@ fn parse(head: &[u8]) -> Option<Head> {
     let line = std::str::from_utf8(head.split(|byte| *byte == b'\n').next()?).ok()?.trim_end();
     let mut words = line.split(' ');
     let (method, target, version) = (words.next()?, words.next()?, words.next()?);
-    let sane = words.next().is_none() && version.starts_with("HTTP/1.") && target.starts_with('/');
+    let is_valid = words.next().is_none() && version.starts_with("HTTP/1.") && target.starts_with('/');
     let path = target.split(['?', '#']).next()?;
-    sane.then(|| Head::Request { method: method.to_owned(), path: path.to_owned() })
+    is_valid.then(|| Head::Request { method: method.to_owned(), path: path.to_owned() })
 }
 
 fn read_until(mut stream: &TcpStream, buffer: &mut [u8], until: Instant) -> io::Result<usize> {
-    stream.set_read_timeout(Some(left(until)?))?;
+    stream.set_read_timeout(Some(time_left(until)?))?;
     stream.read(buffer)
 }
 
 fn write_until(mut stream: &TcpStream, text: &[u8], until: Instant) -> io::Result<()> {
     let mut text = text;
     while !text.is_empty() {
-        stream.set_write_timeout(Some(left(until)?))?;
+        stream.set_write_timeout(Some(time_left(until)?))?;
         let written = stream.write(text)?;
         text = &text[written..];
     }
     Ok(())
 }
 
-fn left(until: Instant) -> io::Result<Duration> {
+fn time_left(until: Instant) -> io::Result<Duration> {
     let left = until.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
-fn reason(status: u16) -> &'static str {
+fn reason_phrase(status: u16) -> &'static str {
     match status {
         200 => "OK",
         400 => "Bad Request",
@@ -288,40 +310,43 @@ mod tests {
     }
 
     fn start() -> (Listener, String) {
+        start_with(Arc::new(|path| (path == "/page").then(|| PageResponse::text(200, "x".repeat(300_000)))))
+    }
+
+    fn start_with(pages: Pages) -> (Listener, String) {
         for _ in 0..10 {
             let address = format!("127.0.0.1:{}", free_port());
-            let pages: Pages = Arc::new(|path| (path == "/page").then(|| PageResponse::text(200, "x".repeat(300_000))));
-            if let Ok(listener) = Listener::start(&address, pages) {
+            if let Ok(listener) = Listener::start(&address, Arc::clone(&pages)) {
                 return (listener, address);
             }
         }
         panic!("no port is free");
     }
 
-    fn ask(address: &str, request: &str) -> String {
+    fn request(address: &str, request: &str) -> String {
         let mut stream = TcpStream::connect(address).expect("connect to the server");
         stream.set_read_timeout(Some(Duration::from_secs(30))).expect("set the timeout");
         stream.write_all(request.as_bytes()).expect("write all bytes");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        answer
+        let mut response = String::new();
+        stream.read_to_string(&mut response).expect("a response");
+        response
     }
 
     #[test]
     fn serves_valid_requests_and_explains_errors_in_others() {
         let (_listener, address) = start();
-        let page = ask(&address, "GET /page?x=1 HTTP/1.1\r\nHost: h\r\n\r\n");
+        let page = request(&address, "GET /page?x=1 HTTP/1.1\r\nHost: h\r\n\r\n");
         assert!(page.starts_with("HTTP/1.1 200 OK\r\n") && page.ends_with(&"x".repeat(1000)), "{}", &page[..200]);
-        let head = ask(&address, "HEAD /page HTTP/1.0\r\n\r\n");
+        let head = request(&address, "HEAD /page HTTP/1.0\r\n\r\n");
         assert!(head.contains("Content-Length: 300000\r\n") && head.ends_with("\r\n\r\n"), "{head}");
-        for (request, status) in [
+        for (text, status) in [
             ("GET /other HTTP/1.1\r\n\r\n", "404"),
             ("POST /page HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", "405"),
             ("nonsense\n\n", "400"),
             ("GET  HTTP/1.1\r\n\r\n", "400"),
             (&format!("GET /page HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(MAX_REQUEST_HEAD)), "431"),
         ] {
-            assert!(ask(&address, request).starts_with(&format!("HTTP/1.1 {status} ")), "{request:.40}");
+            assert!(request(&address, text).starts_with(&format!("HTTP/1.1 {status} ")), "{text:.40}");
         }
     }
 
@@ -330,7 +355,7 @@ mod tests {
         let (listener, address) = start();
         let silent: Vec<TcpStream> =
             (0..3 * MAX_CONNECTIONS).map(|_| TcpStream::connect(&address).expect("connect to the server")).collect();
-        assert!(ask(&address, "GET /page HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200"));
+        assert!(request(&address, "GET /page HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200"));
         // Dropping the listener also closes them.
         drop(listener);
         for mut stream in silent {
@@ -338,6 +363,28 @@ mod tests {
             let read = stream.read(&mut [0; 8]).map_err(|error| error.kind());
             assert!(matches!(read, Ok(0) | Err(io::ErrorKind::ConnectionReset)), "{read:?}");
         }
+    }
+
+    #[test]
+    fn pages_that_hang_do_not_block_the_drop_of_the_listener() {
+        let (_hang, hanging) = std::sync::mpsc::channel::<()>();
+        let hanging = Mutex::new(hanging);
+        let (began, requests) = std::sync::mpsc::channel();
+        let pages: Pages = Arc::new(move |_| {
+            began.send(()).expect("the test waits for the requests");
+            // Returns only when the test ends.
+            let _ = sync::lock(&hanging).recv();
+            None
+        });
+        let (listener, address) = start_with(pages);
+        let connect = || {
+            let mut stream = TcpStream::connect(&address).expect("connect to the server");
+            stream.write_all(b"GET /page HTTP/1.1\r\n\r\n").expect("send a request");
+            stream
+        };
+        let _clients: Vec<TcpStream> = (0..=MAX_CONNECTIONS).map(|_| connect()).collect();
+        (0..MAX_CONNECTIONS).for_each(|_| requests.recv().expect("a request arrives"));
+        drop(listener);
     }
 
     #[test]

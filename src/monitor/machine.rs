@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::sys::statvfs::{Statvfs, statvfs};
 
 use super::text::{MetricKind, Page};
-
 use crate::sync;
 
 /// A counter with one label. It exports every value of the label from the start, because an alert on an increase needs

@@ -52,9 +52,12 @@ impl FitnessStatus {
         }
     }
 
-    /// Records that the readiness commands have timed out, or that they have succeeded.
+    /// Records that the readiness commands have timed out, or that they have succeeded. Further failures do not change
+    /// the time since which the machine has been unfit.
     pub fn set_ready(&self, ready: Result<(), String>) {
-        self.lock().not_ready = ready.err().map(|why| (Unfit::NotReady(why), BootTime::now()));
+        let mut state = self.lock();
+        let since = state.not_ready.take().map_or_else(BootTime::now, |(_, since)| since);
+        state.not_ready = ready.err().map(|why| (Unfit::NotReady(why), since));
     }
 
     /// Whether the runner waits for the user of its jobs.
@@ -108,5 +111,8 @@ mod tests {
         assert!(status.unfit_for().is_none() && status.reasons().is_empty());
         status.set_ready(Err("a command fails".to_owned()));
         assert_eq!(status.reasons()[0].1.reason(), "not_ready");
+        let unfit_for = status.unfit_for();
+        status.set_ready(Err("another command fails".to_owned()));
+        assert!(status.unfit_for() >= unfit_for, "the machine has been unfit since the first failure");
     }
 }

@@ -34,19 +34,20 @@ impl FailureStreaks {
         sync::lock(&self.streaks).remove(runner_labels);
     }
 
-    /// Errors: at least `most` jobs in a row have failed and the pause is not over, so the runner must not poll.
-    pub fn check(&self, runner_labels: &RunnerLabels, most: Option<u32>) -> Result<(), Unfit> {
+    /// Errors: at least `max_failures` jobs in a row have failed and the pause is not over, so the runner must not
+    /// poll.
+    pub fn check(&self, runner_labels: &RunnerLabels, max_failures: Option<u32>) -> Result<(), Unfit> {
         let streaks = sync::lock(&self.streaks);
-        let (Some(most), Some((count, at))) = (most, streaks.get(runner_labels)) else { return Ok(()) };
-        let pause = pause_after(*count, most);
+        let (Some(max_failures), Some((count, at))) = (max_failures, streaks.get(runner_labels)) else { return Ok(()) };
+        let pause = pause_after(*count, max_failures);
         let is_over = at.elapsed() >= pause;
         if is_over { Ok(()) } else { Err(Unfit::Failures { count: *count, pause }) }
     }
 }
 
-/// The pause after `count` failures in a row, if fewer than `most` are allowed.
-fn pause_after(count: u32, most: u32) -> Duration {
-    match count.checked_sub(most) {
+/// The pause after `count` failures in a row: the first pause follows failure number `max_failures`.
+fn pause_after(count: u32, max_failures: u32) -> Duration {
+    match count.checked_sub(max_failures) {
         None => Duration::ZERO,
         Some(further) => FAILURE_PAUSE.delay(further),
     }

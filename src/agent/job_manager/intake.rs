@@ -160,7 +160,7 @@ impl JobManager {
                 offered.note_ended();
             }
             drop(permit);
-            let _ = jobs.events.send(AgentEvent::Changed);
+            let _ = jobs.events.send(AgentEvent::Recheck);
         });
         if let Err(((_permit, context, job), error)) = refused {
             reports::fail(&context, &job, &format!("{why}; no thread can be created to report it: {error}"));

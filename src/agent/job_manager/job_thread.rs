@@ -80,7 +80,7 @@ impl JobManager {
             metrics::job_ended(&context.runner_labels(), &handle.id, "offer_void");
             return self.release(permit, ids, &scope);
         }
-        let (left, name) = (directory.clone(), job_name(&payload, record.began));
+        let (slot_directory, name) = (directory.clone(), job_name(&payload, record.began));
         // A panic in one job must neither end the agent nor leave the job unreported.
         let ended = catch_unwind(AssertUnwindSafe(|| match begin {
             JobStart::New(written) => written.and_then(|()| run::run(&context, directory, record, payload, control)),
@@ -90,17 +90,17 @@ impl JobManager {
             Ok(Ok(outcome)) => self.report(&context, &handle.id, &outcome),
             Ok(Err(error)) => {
                 let why = format!("the agent cannot use its state directory: {error}");
-                self.fail_aborted(&context, &handle, &left, name, &why);
+                self.fail_aborted(&context, &handle, &slot_directory, name, &why);
             }
             Err(_) => {
                 let why = "the agent's thread for this job panicked (a bug in mayfly); the agent's log names the source \
                            line";
-                self.fail_aborted(&context, &handle, &left, name, why);
+                self.fail_aborted(&context, &handle, &slot_directory, name, why);
             }
         }
         // If the record is still in the journal, the next agent must deliver the result, so this agent does not report
         // the end of the job to the manager.
-        if let Some(offered) = offered.filter(|_| left.load().is_none()) {
+        if let Some(offered) = offered.filter(|_| slot_directory.load().is_none()) {
             offered.note_ended();
         }
         self.release(permit, ids, &scope);
@@ -197,17 +197,18 @@ fn discard(directory: &SlotDirectory, job: &JobId) {
     }
 }
 
-/// Runs `work` with `load` in a job's thread. Errors: no thread can be created; the error contains `load`.
+/// Runs `work` with `load` in a job's thread. Errors: no thread can be created; the error contains `load`, which is
+/// therefore sent through a channel.
 pub(super) fn spawn_job_thread<T: Send + 'static>(
     job: &JobId,
     load: T,
     work: impl FnOnce(T) + Send + 'static,
 ) -> Result<(), (T, io::Error)> {
-    let (hand, given) = mpsc::channel();
-    if let Err(error) = sync::spawn(format!("job-{job}"), JOB_STACK, move || given.recv().map_or((), work)) {
+    let (sender, receiver) = mpsc::channel();
+    if let Err(error) = sync::spawn(format!("job-{job}"), JOB_STACK, move || receiver.recv().map_or((), work)) {
         return Err((load, error));
     }
     // The thread waits for `load`, so the channel is open.
-    let _ = hand.send(load);
+    let _ = sender.send(load);
     Ok(())
 }

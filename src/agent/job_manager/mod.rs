@@ -125,7 +125,7 @@ impl JobManager {
             jobs.concurrent_ids.release(scope, ids);
         }
         drop(permit);
-        let _ = self.events.send(AgentEvent::Changed);
+        let _ = self.events.send(AgentEvent::Recheck);
     }
 
     /// Counts a job. Returns the new count.

@@ -32,7 +32,7 @@ const TARGET_STATE_INTERVAL: Duration = Duration::from_secs(if cfg!(test) { 1 } 
 pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: LeaveStrategy) -> Option<ShutdownState> {
     let (earlier, boot) = ShutdownState::load(state, &instance.identity())?;
     let has_gone = matches!(earlier.phase, ShutdownPhase::PoweringOff | ShutdownPhase::ShutDown);
-    let is_back = boot == Boot::Later
+    let is_back = boot == Boot::Earlier
         && match strategy {
             _ if earlier.reason == ShutdownReason::Stop => true,
             LeaveStrategy::Poweroff | LeaveStrategy::Command => has_gone,
@@ -174,7 +174,7 @@ impl Agent {
             NextStep::DeferTermination => return Some(defer_to_next_start()),
             NextStep::Terminate(tracker) => tracker,
         };
-        let manager = |(runner, server): &(_, _)| RunnerManager {
+        let runner_manager = |(runner, server): &(_, _)| RunnerManager {
             runner: Arc::clone(runner),
             server: Arc::clone(server),
             system_id: self.system_id.clone(),
@@ -184,13 +184,13 @@ impl Agent {
             leave: self.config.leave.clone(),
             instance: Arc::clone(&self.instance),
             // A machine that never polled is not registered as a runner manager.
-            runner_managers: if self.has_polled { self.servers.iter().map(manager).collect() } else { Vec::new() },
+            runner_managers: if self.has_polled { self.servers.iter().map(runner_manager).collect() } else { vec![] },
         };
         let events = self.events.clone();
-        let depart = move || {
+        let terminate = move || {
             let _ = events.send(AgentEvent::Terminated(termination.run()));
         };
-        if let Err(error) = sync::spawn("leave", super::STACK, depart) {
+        if let Err(error) = sync::spawn("leave", super::STACK, terminate) {
             log::error!("cannot start the thread that shuts down; the next start resumes the shutdown error={error}");
             return Some(ExitCode::FAILURE);
         }
@@ -207,12 +207,12 @@ impl Agent {
     /// Handles the result of the termination.
     pub(super) fn handle_termination(&mut self, outcome: TerminationOutcome) -> Option<ExitCode> {
         let tracker = self.shutdown.as_ref()?.tracker.clone()?;
-        let earlier = tracker.state();
-        let reason = earlier.reason;
+        let state = tracker.state();
+        let reason = state.reason;
         match outcome {
             TerminationOutcome::Done => {
                 if reason.allows_new_start()
-                    && !earlier.is_terminated()
+                    && !state.is_terminated()
                     && self.config.leave.strategy == LeaveStrategy::Exit
                 {
                     // The machine keeps running, so the next agent must count its jobs from zero.

@@ -32,7 +32,6 @@ fn describe_status(status: ExitStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
 
     const LONG: Duration = Duration::from_secs(60);

@@ -122,30 +122,32 @@ impl Termination {
     }
 
     fn terminate_through_group(&self) -> TerminationOutcome {
-        let asked = Cell::new(self.tracker.capacity_change());
+        // The capacity change of the last attempt: a notice may change it between two attempts.
+        let last_capacity = Cell::new(self.tracker.capacity_change());
         let capacity = || {
-            asked.set(self.tracker.capacity_change());
-            asked.get()
+            last_capacity.set(self.tracker.capacity_change());
+            last_capacity.get()
         };
-        let asked_for = self.instance.terminate(&capacity, self.step_timeout());
-        if let Err(refusal) = &asked_for {
+        let result = self.instance.terminate(&capacity, self.step_timeout());
+        if let Err(refusal) = &result {
             machine::termination_refused(refusal.kind());
         }
-        match asked_for {
-            Ok(how) => {
-                let before = if how == TerminateResult::AlreadyTerminating { " before=true" } else { "" };
-                log::info!("the Auto Scaling group terminates the instance capacity={:?}{before}", asked.get());
+        match result {
+            Ok(accepted) => {
+                let before = if accepted == TerminateResult::AlreadyTerminating { " before=true" } else { "" };
+                log::info!("the Auto Scaling group terminates the instance capacity={:?}{before}", last_capacity.get());
                 // A later agent must not send the request again.
                 self.tracker.add_reason(ShutdownReason::Terminated);
                 self.complete_hooks()
             }
-            Err(Refusal::AtMinimum) if asked.get() == CapacityChange::Decrement => match self.tracker.may_resume_work()
-            {
-                true => TerminationOutcome::KeptByGroup,
-                // The cloud has announced an interruption during the request: terminate without decrementing the
-                // desired capacity.
-                false => self.run_strategy(),
-            },
+            Err(Refusal::AtMinimum) if last_capacity.get() == CapacityChange::Decrement => {
+                match self.tracker.may_resume_work() {
+                    true => TerminationOutcome::KeptByGroup,
+                    // The cloud has announced an interruption during the request: terminate without decrementing the
+                    // desired capacity.
+                    false => self.run_strategy(),
+                }
+            }
             Err(refusal) => {
                 log::error!("the Auto Scaling group does not terminate the instance {refusal}");
                 self.wait_or_power_off()
@@ -159,8 +161,8 @@ impl Termination {
             Ok(()) => self.finish(),
             Err(refusal) => {
                 log::error!("cannot complete a lifecycle hook; it may hold the instance until its timeout {refusal}");
-                // The group may keep the instance until the hook times out, and then terminates it without another notice.
-                // So the agent has no event to wait for; the only remaining step is the power off.
+                // The group has already announced the termination, so no other event follows: the group terminates the
+                // instance when the hook times out, or the agent powers it off.
                 std::thread::sleep(self.announce_power_off());
                 self.power_off()
             }

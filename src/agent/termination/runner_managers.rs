@@ -28,25 +28,27 @@ pub struct RunnerManager {
 /// Unregisters all runner managers in parallel, within [`UNREGISTER_TIMEOUT`].
 pub fn unregister(runner_managers: &[RunnerManager]) {
     let until = Instant::now() + UNREGISTER_TIMEOUT;
-    let (done, ends) = mpsc::channel();
+    let (ended, ends) = mpsc::channel();
     for manager in runner_managers {
-        let (manager, done) = (manager.clone(), done.clone());
+        let (manager, ended) = (manager.clone(), ended.clone());
         let name = format!("unreg-{}", manager.runner.token.short());
         let spawned = sync::spawn(name, crate::agent::STACK, move || {
             manager.unregister(until);
             // After the timeout the receiver has been dropped, and the send fails.
-            let _ = done.send(());
+            let _ = ended.send(());
         });
         if let Err(error) = spawned {
             log::warn!("cannot start the thread that unregisters this machine error={error}");
         }
     }
-    drop(done);
+    drop(ended);
     for _ in runner_managers {
         match ends.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => {}
+            Ok(()) => {}
+            // All threads have ended; one of them was not created or panicked.
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                log::warn!("GitLab did not answer in time; it removes this runner manager later");
+                log::warn!("GitLab did not answer in time; it removes the runner managers of this machine later");
                 return;
             }
         }
@@ -58,7 +60,10 @@ impl RunnerManager {
         let name = &self.runner.name;
         let mut last_error = None;
         let attempt = || match self.server.unregister(&self.runner.token, &self.system_id) {
-            Ok(()) => Some(log::info!("unregistered this runner manager runner={name}")),
+            Ok(()) => {
+                log::info!("unregistered this runner manager runner={name}");
+                Some(())
+            }
             // GitLab does not know this runner manager, so it needs no unregistration.
             Err(ApiError::Status(404, _) | ApiError::Refused(_)) => Some(()),
             Err(error) => {

@@ -353,7 +353,7 @@ fn a_later_agent_runs_the_remaining_steps() {
         state.phase = phase;
         state.save(case.state());
         let (state, boot) = ShutdownState::load(case.state(), &identity()).expect("a saved state");
-        assert_eq!(boot, Boot::Same);
+        assert_eq!(boot, Boot::Current);
         let (outcome, calls_made, was_off) = case.resume(state);
         assert_eq!((outcome, calls_made.len(), was_off), (TerminationOutcome::Done, calls, off), "{phase:?}");
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::instance::CapacityChange;
 use crate::journal::shutdown::{Announced, ShutdownPhase, ShutdownReason, ShutdownState};
@@ -81,16 +81,7 @@ impl ShutdownTracker {
 
     /// Waits until the group terminates the instance. Returns false after `timeout`.
     pub fn wait_for_termination(&self, timeout: Duration) -> bool {
-        let until = Instant::now() + timeout;
-        let mut state = self.lock();
-        while state.announced != Announced::Termination {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            state = sync::wait_timeout(&self.changed, state, left);
-        }
-        true
+        sync::wait_while(&self.changed, self.lock(), timeout, |state| !state.is_terminated()).is_terminated()
     }
 
     fn update(&self, change: impl FnOnce(&mut ShutdownState)) {

@@ -22,13 +22,13 @@ const MAX_UPDATE_INTERVAL: Duration = Duration::from_secs(15 * 60);
 /// GitLab's response to a runner that keeps a job pending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PendingReply {
-    /// The job stays pending; this is its status.
-    Holds(JobStatus),
+    /// The job stays pending; GitLab sent this status.
+    Pending(JobStatus),
     /// The server does not support `two_phase_job_commit`: the job is already running.
-    Unknown,
+    Unsupported,
     /// The job does not belong to this runner any more.
     Gone,
-    /// Unknown result (network, 429, 5xx).
+    /// The result is unknown (network error, 429, 5xx).
     Failed,
 }
 
@@ -109,8 +109,8 @@ impl GitLab {
         let secret = Some(("JOB-TOKEN", job.token.reveal()));
         match self.send_json(Method::Put, &format!("jobs/{}", job.id), secret, &body) {
             Ok(response) => match response.status {
-                200 | 202 => PendingReply::Holds(job_status(&response)),
-                400 | 422 => PendingReply::Unknown,
+                200 | 202 => PendingReply::Pending(job_status(&response)),
+                400 | 422 => PendingReply::Unsupported,
                 403 | 404 | 409 => PendingReply::Gone,
                 _ => PendingReply::Failed,
             },

@@ -218,11 +218,11 @@ impl Broker {
         }
         if held.commit != CommitState::Committed {
             match gitlab.keep_pending(&held.handle) {
-                PendingReply::Holds(status) => {
+                PendingReply::Pending(status) => {
                     held.commit = CommitState::Pending;
                     return alive(status);
                 }
-                PendingReply::Unknown => held.commit = CommitState::Committed,
+                PendingReply::Unsupported => held.commit = CommitState::Committed,
                 PendingReply::Gone => return alive(JobStatus::Finished),
                 PendingReply::Failed => return None,
             }
