@@ -1,7 +1,7 @@
 //! Measures the manager with the fake GitLab of the tests and simulated agents: `cargo bench --bench manager`.
 //!
-//! Arguments select measurements by name: `cargo bench --bench manager -- latency queue`. `MAYFLY=/path/to/mayfly` measures
-//! another build.
+//! Arguments select measurements by name: `cargo bench --bench manager -- latency queue`. `MAYFLY=/path/to/mayfly`
+//! measures another build.
 
 #[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/support/mod.rs"]
@@ -234,8 +234,8 @@ fn bytes() {
     run("a job with both", large_job());
 }
 
-/// The jobs of [`large_job`] over one agent with a manager, and in a gitlab-runner's shell executor if `GITLAB_RUNNER` names
-/// its program.
+/// The jobs of [`large_job`] over one agent with a manager, and in a gitlab-runner's shell executor if `GITLAB_RUNNER`
+/// names its program.
 fn gitlab_runner() {
     {
         let gitlab = GitLab::start();

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::token::Token;
 
 /// A job's id as it appears in the path of its requests. It is text, so that a job with an id beyond any integer type
-/// can still be reported as failed. Only the id of a payload that has none is empty; the decoder of payloads rejects it.
+/// can still be reported as failed. Only the id of a payload that has none is empty; the decoder of payloads rejects
+/// it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(String);

@@ -142,8 +142,8 @@ enum End {
 }
 use End::{Idle, MaxBuilds};
 
-/// Runs one machine from boot to power-off. If it ends after `max_builds`, two jobs are queued, of which it may take one.
-/// Returns its system id.
+/// Runs one machine from boot to power-off. If it ends after `max_builds`, two jobs are queued, of which it may take
+/// one. Returns its system id.
 fn boot_until_off(image: &Image, data: &str, instance: &str, end: End) -> String {
     let mut journal = String::new();
     in_own_network(|| {

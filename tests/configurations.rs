@@ -1,5 +1,5 @@
-//! Configuration files as operators have them: one runner that mayfly cannot run, a link to the current release, one file
-//! for each of two agents.
+//! Configuration files as operators have them: one runner that mayfly cannot run, a link to the current release, one
+//! file for each of two agents.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -1,5 +1,5 @@
-//! Fleets from zero: a job waits, the group grows, an agent registers, the job runs, the agent idles and leaves, and the
-//! group is empty again. With agents as local processes, and with moto's Auto Scaling.
+//! Fleets from zero: a job waits, the group grows, an agent registers, the job runs, the agent idles and leaves, and
+//! the group is empty again. With agents as local processes, and with moto's Auto Scaling.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! The manager or an agent is killed at each step of a hand-over, by the system call of the step. A checker asserts that
-//! no script runs twice, and that no job hangs or is lost.
+//! The manager or an agent is killed at each step of a hand-over, by the system call of the step. A checker asserts
+//! that no script runs twice, and that no job hangs or is lost.
 //!
 //! | Step | Who | System call |
 //! |---|---|---|

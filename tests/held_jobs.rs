@@ -1,5 +1,5 @@
-//! Jobs that a manager holds until an instance takes them: at a GitLab without and with `two_phase_job_commit`, which leaves
-//! a job pending until its agent acknowledges it.
+//! Jobs that a manager holds until an instance takes them: at a GitLab without and with `two_phase_job_commit`, which
+//! leaves a job pending until its agent acknowledges it.
 
 use std::fs;
 use std::time::Duration;
@@ -241,8 +241,8 @@ fn a_request_that_hangs_does_not_let_held_jobs_die() {
     }
 }
 
-/// GitLab gets the feature while the manager is down. The job runs already, so a question whether it is pending would say that
-/// another runner has it.
+/// GitLab gets the feature while the manager is down. The job runs already, so a question whether it is pending would
+/// say that another runner has it.
 #[test]
 fn a_held_job_with_a_log_stays_held_when_the_server_gets_the_feature() {
     let gitlab = GitLab::start();

@@ -80,8 +80,8 @@ fn a_group_of_the_recipe_is_good_with_the_permissions_of_the_recipe() {
     assert_eq!(group.trim(), "0 0", "a check changes nothing");
 }
 
-/// `check` makes every call of the manager, so a permission without a call here is not needed. Other tests show that these
-/// permissions suffice.
+/// `check` makes every call of the manager, so a permission without a call here is not needed. Other tests show that
+/// these permissions suffice.
 #[test]
 fn the_recipe_grants_exactly_the_calls_that_are_made() {
     let moto = Moto::start();

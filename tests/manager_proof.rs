@@ -1,4 +1,5 @@
-//! Agents that prove the role of their instance by a signed request to STS, with the STS of moto, which checks signatures.
+//! Agents that prove the role of their instance by a signed request to STS, with the STS of moto, which checks
+//! signatures.
 
 use serde_json::{Value, json};
 

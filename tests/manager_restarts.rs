@@ -1,5 +1,5 @@
-//! A manager that restarts, hands over to a new program, drains, or shares the load with another one; and agents that are
-//! lost or refused.
+//! A manager that restarts, hands over to a new program, drains, or shares the load with another one; and agents that
+//! are lost or refused.
 
 use std::fs;
 

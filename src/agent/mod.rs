@@ -1,8 +1,8 @@
 //! The agent: polls for jobs, runs and counts jobs, and decides when the instance shuts down.
 //!
-//! `start` starts the agent, `main_loop` runs it, and each other file has one duty. To follow a job, read `poller`, then
-//! `job_manager::intake` and `job_manager::job_thread`, which call [`crate::job::run`]. This module never runs a script
-//! or opens a job's files: `job` does that, in other processes.
+//! `start` starts the agent, `main_loop` runs it, and each other file has one duty. To follow a job, read `poller`,
+//! then `job_manager::intake` and `job_manager::job_thread`, which call [`crate::job::run`]. This module never runs a
+//! script or opens a job's files: `job` does that, in other processes.
 
 pub mod advice;
 mod awaited_user;

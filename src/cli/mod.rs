@@ -169,8 +169,8 @@ fn parse() -> Cli {
     from_matches(&matches)
 }
 
-/// Parses the arguments of the process. Exits after an invalid argument, and after the output of `--help` or `--version`;
-/// clap itself would ignore that standard output cannot be written.
+/// Parses the arguments of the process. Exits after an invalid argument, and after the output of `--help` or
+/// `--version`; clap itself would ignore that standard output cannot be written.
 fn matches_or_exit(command: clap::Command) -> ArgMatches {
     command.try_get_matches().unwrap_or_else(|error| {
         if error.use_stderr() {

@@ -214,8 +214,8 @@ pub fn read_table(runner: &toml::Table) -> Result<Option<FleetTable>, String> {
     }
 }
 
-/// Keys of `[[runners]]` that are not sent to agents, besides [`CONNECTION_KEYS`]: limits of the runner in the fleet, and
-/// settings of the manager's machine.
+/// Keys of `[[runners]]` that are not sent to agents, besides [`CONNECTION_KEYS`]: limits of the runner in the fleet,
+/// and settings of the manager's machine.
 const MANAGER_KEYS: [&str; 9] = [
     "limit",
     "request_concurrency",

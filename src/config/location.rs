@@ -49,7 +49,8 @@ fn offset_of(table: &dyn TableLike, key: &str) -> Option<usize> {
     Some(table.key(key).and_then(toml_edit::Key::span).or_else(|| Item::span(item))?.start)
 }
 
-/// The message of the parser or of a decoder of `text`, with the line. It does not show the value of a confidential key.
+/// The message of the parser or of a decoder of `text`, with the line. It does not show the value of a confidential
+/// key.
 pub fn show_error(text: &str, span: Option<Range<usize>>, message: &str) -> String {
     let offset = span.map_or(text.len(), |span| span.start);
     // Messages about the syntax quote only what the parser expects. Messages about a value may quote the value.
@@ -85,7 +86,8 @@ fn show(text: &str, offset: usize, why: &str) -> String {
     }
 }
 
-/// The line number (from 1) of the offset of an error. An error at the end of the file has an offset after the last line.
+/// The line number (from 1) of the offset of an error. An error at the end of the file has an offset after the last
+/// line.
 fn error_line_number(text: &str, offset: usize) -> usize {
     line_number(text, offset).min(text.lines().count().max(1))
 }

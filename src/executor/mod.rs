@@ -1,7 +1,7 @@
 //! Where scripts run: in the instance's shell, or in containers.
 //!
-//! This layer starts what a job needs and runs one script or file task. It never sends a request to GitLab or a manager,
-//! and does not decide which stage comes next.
+//! This layer starts what a job needs and runs one script or file task. It never sends a request to GitLab or a
+//! manager, and does not decide which stage comes next.
 
 pub mod cgroup;
 pub mod docker;

@@ -73,8 +73,8 @@ fn add_settings(job: &Job<'_>, plan: &mut sources::SourcesPlan) {
     plan.add_listed_settings(&dirs.read_temporary(setting_scripts::TEMPLATE_LIST, user), &user_list);
 }
 
-/// The settings that the scripts before git must list, because the agent's git does not read them by itself. It does not
-/// read the user's settings if git runs outside the container, or if the settings are in a file of the job.
+/// The settings that the scripts before git must list, because the agent's git does not read them by itself. It does
+/// not read the user's settings if git runs outside the container, or if the settings are in a file of the job.
 fn listed_settings(job: &Job<'_>) -> ListedSettings {
     let is_in_container = job.settings.dirs.container_builds.is_some();
     match is_in_container || job.settings.flags.is_on(flags::FF_GIT_URLS_WITHOUT_TOKENS) {

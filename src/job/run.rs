@@ -1,5 +1,5 @@
-//! The life of a job on one page, from its acceptance to its final state. Read from top to bottom; the modules that this
-//! page calls contain only details.
+//! The life of a job on one page, from its acceptance to its final state. Read from top to bottom; the modules that
+//! this page calls contain only details.
 //!
 //! An agent may die at any point, and another one resumes. So each action is recorded in the journal before it starts,
 //! and leaves evidence by which the next agent can tell whether it happened: the size of the log, the marker of a

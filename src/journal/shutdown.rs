@@ -41,8 +41,8 @@ pub enum ShutdownReason {
 }
 
 impl ShutdownReason {
-    /// Whether an agent with `leave = "exit"` may start on this machine again after the shutdown: neither the cloud nor a
-    /// manager ends the instance.
+    /// Whether an agent with `leave = "exit"` may start on this machine again after the shutdown: neither the cloud nor
+    /// a manager ends the instance.
     pub fn allows_new_start(self) -> bool {
         match self {
             Self::Idle | Self::MaxBuilds | Self::MaxAge | Self::Unfit | Self::NoRunner | Self::Rebalance => true,

@@ -55,8 +55,8 @@ pub fn exact<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error
     }
 }
 
-/// Decodes the id in a payload: a positive integer, or text that contains one. Anything else that is an integer gives an
-/// empty id.
+/// Decodes the id in a payload: a positive integer, or text that contains one. Anything else that is an integer gives
+/// an empty id.
 pub fn job_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobId, D::Error> {
     let number = exact(deserializer)?;
     Ok(if number > 0 { number.into() } else { JobId::default() })

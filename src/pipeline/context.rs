@@ -92,8 +92,8 @@ impl<'a> Context<'a> {
         None
     }
 
-    /// The texts of a list without lists inside. `None`: the node is something else. If all lists together are too long,
-    /// that is reported, and the result is empty.
+    /// The texts of a list without lists inside. `None`: the node is something else. If all lists together are too
+    /// long, that is reported, and the result is empty.
     pub fn flat_texts(&mut self, node: &Node, keyword: &str, job: Option<&Arc<str>>) -> Option<Vec<Arc<str>>> {
         let items = node.list()?;
         // Jobs can share a list, so a short file could make very many copies.

@@ -58,7 +58,7 @@ impl Plan {
         masked(text.to_owned(), given.filter(|variable| variable.masked).map(|variable| variable.value.as_str()))
     }
 
-    /// Expands the variables of a job in `text` as the server does (for `resource_group`, `tags`, triggers, …). UnknownReference
+    /// Expands the variables of a job in `text` as the server does (for `resource_group`, `tags`, triggers, …). Unknown
     /// names become empty.
     pub fn expand(&self, job: &Job, text: &str) -> String {
         expand_for_server(&self.scope, job, text)
@@ -185,9 +185,9 @@ pub fn expand_for_server(scope: &PipelineVariables, job: &Job, text: &str) -> St
     expand_text(text, &levels(scope, job, &JobRun::default()), UnknownReference::Emptied)
 }
 
-/// Expands the references in a value that a downstream pipeline gets, but not those in the values that replace them: the
-/// downstream pipeline expands the rest. UnknownReference names become empty. References to file variables are kept, and the file
-/// variables are added to `files`.
+/// Expands the references in a value that a downstream pipeline gets, but not those in the values that replace them:
+/// the downstream pipeline expands the rest. Unknown names become empty. References to file variables are kept, and the
+/// file variables are added to `files`.
 fn expand_once(text: &str, levels: &Levels, files: &mut Vec<GivenVariable>) -> String {
     super::variables::replace(text, |name, reference| match levels.get(name) {
         None => String::new(),

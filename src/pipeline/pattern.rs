@@ -84,7 +84,8 @@ enum Case {
 }
 
 /// Converts a pattern of RE2 to the syntax of `regex-lite`. In RE2, `{` without a following repetition is literal, and
-/// `[`, `&&`, `--`, `~~` are literal in a class; `\Q…\E` and octal escapes exist, and repetitions of repetitions do not.
+/// `[`, `&&`, `--`, `~~` are literal in a class; `\Q…\E` and octal escapes exist, and repetitions of repetitions do
+/// not.
 struct Translation<'b> {
     rest: &'b str,
     case: Case,

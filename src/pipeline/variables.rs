@@ -109,8 +109,8 @@ impl PipelineVariables {
     }
 }
 
-/// How closely a scope matches: the length of a pattern, or more than any pattern for the name itself; `None` if it does
-/// not match.
+/// How closely a scope matches: the length of a pattern, or more than any pattern for the name itself; `None` if it
+/// does not match.
 fn scope_match(scope: &str, environment: Option<&str>) -> Option<usize> {
     if scope.is_empty() || scope == "*" {
         return Some(0);

@@ -111,8 +111,8 @@ impl StepChild<'_> {
         setsid().map_err(|error| describe("cannot create a session", error))?;
         let (spec, rights) = (self.spec, rights_of(&self.spec.task));
         for group in spec.cgroups.iter().filter(|_| self.membership == CgroupMembership::ToEnter) {
-            // A control group without limits only helps to find processes, and the subreaper finds them too, so a failure
-            // to enter it is no error.
+            // A control group without limits only helps to find processes, and the subreaper finds them too, so a
+            // failure to enter it is no error.
             let entered = groups::enter(group);
             if matches!(rights, Rights::Sandboxed(_)) {
                 entered.map_err(|error| format!("cannot enter the control group {}: {error}", group.display()))?;

@@ -26,8 +26,8 @@ pub fn wait<const N: usize>(fds: [Option<BorrowedFd<'_>>; N], timeout: Option<Du
     }
 }
 
-/// The timeout for `poll`, which counts whole milliseconds; `None` waits without a limit. If the time were rounded down,
-/// a loop would call `poll` without a delay during the last millisecond.
+/// The timeout for `poll`, which counts whole milliseconds; `None` waits without a limit. If the time were rounded
+/// down, a loop would call `poll` without a delay during the last millisecond.
 pub fn poll_timeout(time: Option<Duration>) -> PollTimeout {
     match time {
         None => PollTimeout::NONE,

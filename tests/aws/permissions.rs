@@ -1,4 +1,5 @@
-//! The permissions that the agent needs to terminate its instance and to raise its group, and its retries of refused calls.
+//! The permissions that the agent needs to terminate its instance and to raise its group, and its retries of refused
+//! calls.
 
 use std::fs;
 use std::time::Duration;

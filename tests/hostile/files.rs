@@ -191,8 +191,8 @@ fn a_directory_is_swapped_for_a_link_while_it_is_removed() {
     assert_eq!(fs::metadata(&victim).expect("the file must exist").mode() & 0o777, 0o500);
 }
 
-/// The removal of build directories beyond `builds_max_size` runs in the sandbox, which has only the directory itself: a
-/// file system that is mounted below it is not there, while root would empty it.
+/// The removal of build directories beyond `builds_max_size` runs in the sandbox, which has only the directory itself:
+/// a file system that is mounted below it is not there, while root would empty it.
 #[test]
 fn a_build_directory_beyond_the_limits_contains_mounts_links_and_closed_directories() {
     let root = tempfile::tempdir().expect("a directory");

@@ -140,8 +140,8 @@ fn a_task_needs_more_memory_than_its_step_may() {
     }
 }
 
-/// Names of this machine and its cloud, in every form that a client may use: IPv4 and IPv6 addresses, and names that the
-/// relay resolves.
+/// Names of this machine and its cloud, in every form that a client may use: IPv4 and IPv6 addresses, and names that
+/// the relay resolves.
 const NAMES: [&str; 26] = [
     "127.0.0.1",
     "localhost",
@@ -171,8 +171,9 @@ const NAMES: [&str; 26] = [
     "::1",
 ];
 
-/// A Perl program that asks the relay to connect to the port in its first argument: for each name in the other arguments
-/// as a domain (type 3), then for addresses of the types 1 and 4. It prints each destination with the relay's response.
+/// A Perl program that asks the relay to connect to the port in its first argument: for each name in the other
+/// arguments as a domain (type 3), then for addresses of the types 1 and 4. It prints each destination with the relay's
+/// response.
 const ASK_RELAY: &str = "use IO::Socket::INET; my $port = shift; my $n = 0; sub ask { my $s = IO::Socket::INET->new(\"127.0.0.1:1080\") \
            or die; print $s \"\\5\\1\\0\"; read $s, my $x, 2; print $s \"\\5\\1\\0\" . $_[1] . pack(\"n\", $port); \
            read $s, my $r, 2; print \"$_[0] \" . ord(substr $r, 1) . \"\\n\" } \

@@ -77,7 +77,8 @@ umount -l $D/data/overlay $D/data $D/exec/netns/* 2>/dev/null
 rm -rf $D
 "#;
 
-/// Podman without higher limits than this process has, and with a runtime that supports cgroups of both versions at once.
+/// Podman without higher limits than this process has, and with a runtime that supports cgroups of both versions at
+/// once.
 const CONTAINERS_CONF: &str = r#"
 [containers]
 default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]

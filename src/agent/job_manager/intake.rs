@@ -1,5 +1,5 @@
-//! Accepts a job from a poll or from the journal: decodes it, writes it to the journal, and starts its thread. A job that
-//! cannot run is reported as failed, because GitLab would wait an hour for it otherwise.
+//! Accepts a job from a poll or from the journal: decodes it, writes it to the journal, and starts its thread. A job
+//! that cannot run is reported as failed, because GitLab would wait an hour for it otherwise.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +22,8 @@ use crate::sys::BootTime;
 const SHORT_QUEUE_TIME: Duration = Duration::from_secs(10);
 
 impl JobManager {
-    /// Accepts a job that GitLab has assigned, and runs it or reports it as failed to GitLab. If the response has no job
-    /// id or token, the agent has not accepted a job.
+    /// Accepts a job that GitLab has assigned, and runs it or reports it as failed to GitLab. If the response has no
+    /// job id or token, the agent has not accepted a job.
     pub fn accept(
         self: &Arc<Self>,
         mut permit: Permit,

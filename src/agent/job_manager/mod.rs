@@ -1,5 +1,5 @@
-//! The jobs of this instance: counts them, writes them to the journal, runs each in a thread, and passes stop requests to
-//! them.
+//! The jobs of this instance: counts them, writes them to the journal, runs each in a thread, and passes stop requests
+//! to them.
 //!
 //! `intake` accepts a job from a poll or from the journal, `job_thread` runs it, and this file has the state that all
 //! jobs share.

@@ -63,8 +63,8 @@ pub fn main(options: &RegisterArgs) -> Result<ExitCode, String> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The table of the new runner, without the data of the server, and the source of the runner. Asks for missing values in
-/// the order of gitlab-runner.
+/// The table of the new runner, without the data of the server, and the source of the runner. Asks for missing values
+/// in the order of gitlab-runner.
 fn describe_runner(options: &RegisterArgs) -> Result<(Table, RunnerSource), String> {
     let template = options.template_config.as_deref().map(table::template).transpose()?.unwrap_or_default();
     let mode = match options.non_interactive {

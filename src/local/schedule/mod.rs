@@ -139,8 +139,8 @@ impl Schedule {
         }
     }
 
-    /// The resource groups of running jobs. The group of a trigger job is not in use, so that the jobs of its downstream
-    /// pipeline can have the same group.
+    /// The resource groups of running jobs. The group of a trigger job is not in use, so that the jobs of its
+    /// downstream pipeline can have the same group.
     pub fn groups_in_use(&self) -> impl Iterator<Item = &str> {
         let running = self
             .jobs

@@ -1,9 +1,9 @@
 //! Lists and sizes a pool through an operator's program, which exchanges one JSON object per line on its standard input
 //! and output.
 //!
-//! The first call starts the program, which then keeps running. If the program does not respond in time, sends an invalid
-//! response, or ends, the manager kills it and starts it again for the next call. `docs/reference/manager-engine.md`
-//! documents the protocol.
+//! The first call starts the program, which then keeps running. If the program does not respond in time, sends an
+//! invalid response, or ends, the manager kills it and starts it again for the next call.
+//! `docs/reference/manager-engine.md` documents the protocol.
 
 mod conversation;
 mod responses;
@@ -33,8 +33,8 @@ pub struct EngineProgram {
 #[derive(Default)]
 struct ProgramState {
     conversation: Option<Conversation>,
-    /// The last call failed. While calls fail, each one starts the program again, so these starts are not logged at level
-    /// info.
+    /// The last call failed. While calls fail, each one starts the program again, so these starts are not logged at
+    /// level info.
     fails: bool,
 }
 

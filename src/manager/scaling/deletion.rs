@@ -7,8 +7,8 @@ use crate::manager::engine::{Engine, ErrorKind, Group};
 use crate::manager::pool::PoolSettings;
 use crate::manager::workload::{AgentState, Snapshot, Workload};
 
-/// Terminates the instances of a pool that have no job, for `delete_instances_on_shutdown`, with retries. Returns how many
-/// could not be terminated.
+/// Terminates the instances of a pool that have no job, for `delete_instances_on_shutdown`, with retries. Returns how
+/// many could not be terminated.
 pub fn delete_instances(pool: &PoolSettings, workload: &dyn Workload, engine: &dyn Engine) -> usize {
     let (interval, retries) = pool.shutdown_deletion;
     let mut failed = 0;

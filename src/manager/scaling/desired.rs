@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::plan::Note;
 use crate::manager::engine::Group;
 
-/// For this long after the manager's call, the engine may still report the previous desired capacity. A different number
-/// after this time was set by another client.
+/// For this long after the manager's call, the engine may still report the previous desired capacity. A different
+/// number after this time was set by another client.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The manager's last call; `None` before the first read of the group.

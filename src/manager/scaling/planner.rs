@@ -189,7 +189,8 @@ impl Planner {
         InstanceCounts { desired, live, leaving, ready, staying: desired.max(live).saturating_sub(leaving) }
     }
 
-    /// Raises the desired capacity. If the throttle limits this step, returns the time until it allows another instance.
+    /// Raises the desired capacity. If the throttle limits this step, returns the time until it allows another
+    /// instance.
     fn grow(
         &mut self,
         observation: &Observation,

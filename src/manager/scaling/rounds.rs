@@ -199,8 +199,8 @@ impl Rounds {
         }
     }
 
-    /// Handles instances whose termination a lifecycle hook delays: extends the hook while a job runs, and completes it when
-    /// the agent has left.
+    /// Handles instances whose termination a lifecycle hook delays: extends the hook while a job runs, and completes it
+    /// when the agent has left.
     fn process_delayed_terminations(&mut self, group: &Group, snapshot: &Snapshot) {
         for member in group.members.iter().filter(|member| member.state == MemberState::TerminationDelayed) {
             let instance = member.instance.as_str();

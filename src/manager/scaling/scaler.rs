@@ -15,8 +15,8 @@ use crate::sys;
 const STACK: usize = 512 * 1024;
 /// The minimum interval of decisions. Jobs that begin and end at about the same time are handled as one change.
 const MIN_ROUND: Duration = Duration::from_millis(50);
-/// The minimum interval of decisions as a multiple of the CPU time of the last one, so that the decisions of a large fleet
-/// use a small part of a core.
+/// The minimum interval of decisions as a multiple of the CPU time of the last one, so that the decisions of a large
+/// fleet use a small part of a core.
 const PAUSE_FACTOR: u32 = 50;
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 

@@ -10,8 +10,8 @@ use super::load;
 use crate::manager::scaling::Sizing;
 use crate::manager::scaling::wanted::{Bounds, JobCounts, wanted};
 
-/// Parses `Sat 01:30` (the next such day from `today` on), `01:30` (today), `2026-07-11 01:30`, `now`, or a time with its zone
-/// (RFC 3339).
+/// Parses `Sat 01:30` (the next such day from `today` on), `01:30` (today), `2026-07-11 01:30`, `now`, or a time with
+/// its zone (RFC 3339).
 pub fn read(text: &str, today: Date, zone: &TimeZone) -> Result<Timestamp, String> {
     let text = text.trim();
     if text.eq_ignore_ascii_case("now") {

@@ -40,9 +40,9 @@ enum WrittenStart {
     Dated(Timestamp),
 }
 
-/// Reads lines of `start,duration`: the time of day, a number of seconds or a date and time, and a duration (`90s`, `5m`) or a
-/// number of seconds. Times with a date count from the midnight of `day`, or of the first date in the file. A header and
-/// lines with `#` are skipped. Errors: the invalid line and the expected form.
+/// Reads lines of `start,duration`: the time of day, a number of seconds or a date and time, and a duration (`90s`,
+/// `5m`) or a number of seconds. Times with a date count from the midnight of `day`, or of the first date in the file.
+/// A header and lines with `#` are skipped. Errors: the invalid line and the expected form.
 pub fn read(text: &str, day: Option<Date>, zone: &TimeZone) -> Result<Load, String> {
     let mut rows = Vec::new();
     // Spreadsheets write a byte order mark.

@@ -19,7 +19,8 @@ fn scenario(executor: &str, runner: &str, keys: &str, begins: &str) -> Scenario 
 
 #[test]
 fn ten_jobs_on_demand_start_one_boot_after_the_other() {
-    // Worked example 1.4: limit 10, IdleCount 0, MaxGrowthRate 1, a boot of 90 s: the last starts after about 15 minutes.
+    // Worked example 1.4: limit 10, IdleCount 0, MaxGrowthRate 1, a boot of 90 s: the last starts after about 15
+    // minutes.
     let mut scenario = scenario(
         "docker+machine",
         "limit = 10\n",

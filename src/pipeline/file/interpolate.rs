@@ -1,4 +1,5 @@
-//! Interpolation blocks `$[[ … ]]`: marks stand for them while the YAML is parsed, then the marks are replaced by values.
+//! Interpolation blocks `$[[ … ]]`: marks stand for them while the YAML is parsed, then the marks are replaced by
+//! values.
 //!
 //! As on GitLab, a block stands for a value in the parsed file, not for a piece of the file's text: a value with a
 //! colon or a line break stays one value, and a text such as `true` stays text.

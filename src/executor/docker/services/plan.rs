@@ -17,8 +17,8 @@ pub struct ServicePlan {
     pub environment: Vec<String>,
 }
 
-/// Plans the services of the configuration, then those of the job. Also returns warnings. Each service gets the `public`
-/// variables in its environment. Fails if there are too many services, or one of them is not allowed.
+/// Plans the services of the configuration, then those of the job. Also returns warnings. Each service gets the
+/// `public` variables in its environment. Fails if there are too many services, or one of them is not allowed.
 pub fn plan(
     docker: &DockerConfig,
     of_job: &[Image],

@@ -42,8 +42,8 @@ fn check_set_desired_capacity(aws: &Aws) -> Result<(), EngineError> {
     aws.call("SetDesiredCapacity", &parameters, CALL_TIMEOUT).map(drop)
 }
 
-/// A termination has no dry run, so the check terminates an instance that does not exist: AWS checks the permission first. A
-/// policy that names the group does not apply to an instance outside of it, so a refusal proves nothing.
+/// A termination has no dry run, so the check terminates an instance that does not exist: AWS checks the permission
+/// first. A policy that names the group does not apply to an instance outside of it, so a refusal proves nothing.
 fn check_termination(aws: &Aws) -> Check {
     let subject = "permissions";
     match aws.terminate(NO_INSTANCE, CapacityChange::Decrement) {
@@ -61,8 +61,8 @@ fn check_termination(aws: &Aws) -> Check {
     }
 }
 
-/// Checks the calls for lifecycle hooks. Without these permissions, a hook delays the termination until its timeout. A group
-/// without terminating hooks needs none of them.
+/// Checks the calls for lifecycle hooks. Without these permissions, a hook delays the termination until its timeout. A
+/// group without terminating hooks needs none of them.
 fn check_hook_calls(aws: &Aws) -> Vec<Check> {
     let subject = "permissions";
     let Some(hook) = hooks::read(aws).unwrap_or_default().into_iter().find(|hook| !hook.delays_launch) else {
