@@ -15,6 +15,14 @@ fn split_pair<'a>(option: &str, text: &'a str, form: &str) -> Result<(&'a str, &
     text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(|| format!("{option} {text}: write {form}"))
 }
 
+/// Splits `KEY=VALUE` of a variable or an input. The error shows only the name at the start of `text`: the rest may be a
+/// secret.
+fn split_value<'a>(option: &str, text: &'a str) -> Result<(&'a str, &'a str), String> {
+    let key = text.split(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '-')).next().unwrap_or_default();
+    let shown = if key.len() == text.len() { key.to_owned() } else { format!("{key}…") };
+    split_pair(option, text, "KEY=VALUE").map_err(|_| format!("{option} {shown}: write KEY=VALUE"))
+}
+
 /// Checks the form of all values, without reading files and the environment.
 pub fn check(options: &Options) -> Result<(), String> {
     pipeline_variables(options)?;
@@ -37,7 +45,7 @@ fn check_key(option: &str, key: &str) -> Result<(), String> {
 /// Parses `--var`.
 pub fn pipeline_variables(options: &Options) -> Result<Vec<GivenVariable>, String> {
     let variable = |text: &String| {
-        let (key, value) = split_pair("--var", text, "KEY=VALUE")?;
+        let (key, value) = split_value("--var", text)?;
         check_key("--var", key)?;
         Ok(GivenVariable { key: key.to_owned(), value: value.to_owned(), ..GivenVariable::default() })
     };
@@ -148,7 +156,7 @@ fn parse_dotenv(text: &str) -> Result<Vec<GivenVariable>, String> {
 /// Parses `--input`.
 pub fn inputs(options: &Options) -> Result<Vec<GivenInput>, String> {
     let input = |text: &String| {
-        let (key, value) = split_pair("--input", text, "KEY=VALUE")?;
+        let (key, value) = split_value("--input", text)?;
         Ok(GivenInput { key: key.to_owned(), value: InputValue::Text(value.to_owned()) })
     };
     options.input.iter().map(input).collect()
@@ -228,6 +236,15 @@ fn parse_component(text: &str) -> Result<MappedComponent, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_of_a_pair_shows_only_the_name() {
+        assert_eq!(split_value("--var", "A=b=c").expect("a pair"), ("A", "b=c"));
+        let error = |text| split_value("--var", text).expect_err("must be refused");
+        assert_eq!(error("TOKEN: s3cret"), "--var TOKEN…: write KEY=VALUE");
+        assert_eq!(error("TOKEN"), "--var TOKEN: write KEY=VALUE");
+        assert_eq!(error("=s3cret"), "--var …: write KEY=VALUE");
+    }
 
     #[test]
     fn parses_component_maps() {
