@@ -159,12 +159,14 @@ fn a_group_that_is_missing_and_a_right_that_is_missing_are_named() {
     );
     pools(&mut home, &moto, &reader, "pool");
     let report = check(&home);
-    let denied = "FAIL     pool `fleet`: permissions: autoscaling:SetDesiredCapacity: AWS refused it with AccessDenied";
+    let denied =
+        "FAIL     pool `fleet`: permissions: autoscaling:SetDesiredCapacity: AWS refused the call with AccessDenied";
     assert!(report.contains(denied), "{report}");
     assert!(report.contains("; allow autoscaling:SetDesiredCapacity in the manager's policy"), "{report}");
-    let denied = "warning  pool `fleet`: permissions: autoscaling:TerminateInstanceInAutoScalingGroup: AWS refused it";
+    let denied =
+        "warning  pool `fleet`: permissions: autoscaling:TerminateInstanceInAutoScalingGroup: AWS refused the call";
     assert!(report.contains(denied), "{report}");
-    let small = "maximum 3, desired 0, so that the pool has no more than 3 instances; raise the maximum to 5";
+    let small = "maximum 3, desired 0, so the pool has at most 3 instances; raise the maximum to 5";
     assert!(report.contains(small), "{report}");
     assert!(report.contains(&format!("state directory: {}", home.path("manager").display())), "{report}");
 }

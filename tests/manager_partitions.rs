@@ -91,7 +91,7 @@ fn throttled_and_refused_calls_of_aws_do_not_stop_the_loop() {
     assert_eq!(cloud.group(), (0, vec![]));
     cloud.scaled.wait_until_empty(&manager);
     let log = manager.log();
-    assert!(log.contains("AWS refused it with AccessDenied") && log.contains("in the manager's policy"), "{log}");
+    assert!(log.contains("AWS refused the call with AccessDenied") && log.contains("in the manager's policy"), "{log}");
     assert!(log.contains("engine call succeeded again pool=pool call=terminate"), "{log}");
 }
 
