@@ -174,12 +174,11 @@ fn a_reload_moves_listen_address_and_refuses_an_address_in_use() {
     wait_for(&agent, &first, "/healthz", "working");
     Scenario::shell().config(&format!("listen_address = \"{second}\"")).write(&home, &gitlab.url);
     wait_for(&agent, &second, "/healthz", "working");
-    assert!(!is_healthy(&first));
+    agent.wait_until("the end of the first listener", || !is_healthy(&first));
     Scenario::shell().config(&format!("listen_address = \"{}\"", taken.0)).write(&home, &gitlab.url);
     agent.wait_for_log("the old one stays in use");
-    let (_, body) = get(&second, "/metrics");
+    let (_, body) = wait_for(&agent, &second, "/metrics", "mayfly_configuration_current 0\n");
     assert!(body.contains("gitlab_runner_configuration_loading_error_total 1\n"), "{body}");
-    assert!(body.contains("mayfly_configuration_current 0\n"), "{body}");
     Scenario::shell().write(&home, &gitlab.url);
     agent.wait_until("the end of the listener", || !is_healthy(&second));
     agent.drain();
