@@ -20,8 +20,7 @@ pub fn plan_child<'a>(
     plan_request(request, id, "the child pipeline")
 }
 
-/// Plans the pipeline of another project, on a branch or on the current one. Fails as
-/// [`plan_child`] does.
+/// Plans the pipeline of another project, on a branch or on the current one. Fails as [`plan_child`] does.
 pub fn plan_mapped<'a>(
     parent: &Plan,
     job: &Job,

@@ -10,17 +10,25 @@ use crate::local::sources::{MappedComponent, MappedProject, Maps};
 use crate::pipeline::request::{GivenInput, GivenVariable, InputValue};
 use crate::pipeline::syntax;
 
-/// Splits `KEY=VALUE` at the first `=`. `form` is the expected form, for the error.
+/// Splits `KEY=VALUE` at the first `=`; `None` if there is no key.
+fn split_key(text: &str) -> Option<(&str, &str)> {
+    text.split_once('=').filter(|(key, _)| !key.is_empty())
+}
+
+/// Splits the pair of an option. `form` is the expected form, for the error.
 fn split_pair<'a>(option: &str, text: &'a str, form: &str) -> Result<(&'a str, &'a str), String> {
-    text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(|| format!("{option} {text}: write {form}"))
+    split_key(text).ok_or_else(|| format!("{option} {text}: write {form}"))
 }
 
 /// Splits `KEY=VALUE` of a variable or an input. The error shows only the name at the start of `text`: the rest may be a
 /// secret.
 fn split_value<'a>(option: &str, text: &'a str) -> Result<(&'a str, &'a str), String> {
-    let key = text.split(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '-')).next().unwrap_or_default();
-    let shown = if key.len() == text.len() { key.to_owned() } else { format!("{key}…") };
-    split_pair(option, text, "KEY=VALUE").map_err(|_| format!("{option} {shown}: write KEY=VALUE"))
+    split_key(text).ok_or_else(|| {
+        let is_part_of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+        let name = text.split(|c| !is_part_of_name(c)).next().unwrap_or_default();
+        let ellipsis = if name.len() == text.len() { "" } else { "…" };
+        format!("{option} {name}{ellipsis}: write KEY=VALUE")
+    })
 }
 
 /// Checks the form of all values, without reading files and the environment.
