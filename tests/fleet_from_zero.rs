@@ -124,7 +124,8 @@ fn a_machine_from_zero_to_zero() {
             assert!(done.has("mayfly-job on a new machine"), "{}", done.log());
             manager.wait_for_log(&format!("shutdown of an agent requested instance={INSTANCE}"));
             let terminate = format!("{{\"call\":\"terminate\",\"decrement\":true,\"instance\":\"{INSTANCE}\"}}");
-            wait_until("the machine must be terminated", || fleet.engine_calls().contains(&terminate));
+            let explain = || format!("`{terminate}` in the calls:\n{}\n{}", fleet.engine_calls(), manager.log());
+            wait_or_explain(|| fleet.engine_calls().contains(&terminate), explain);
             drop(machine);
             fleet.set_members(&[]);
             gitlab.assert_strict();

@@ -198,8 +198,8 @@ impl ManagerClient {
     }
 
     /// Sends one heartbeat. Returns false if the manager did not acknowledge it.
-    fn send_heartbeat(&self) -> bool {
-        let Some(token) = self.token() else { return false };
+    pub(super) fn send_heartbeat(&self) -> bool {
+        let Some(Ok(token)) = self.register_again() else { return false };
         let heartbeat = self.jobs.heartbeat();
         let response = match self.send(Method::Post, "runners/heartbeat", &token, &heartbeat) {
             Ok(response) => response,
@@ -210,7 +210,7 @@ impl ManagerClient {
         };
         if response.status == 401 {
             self.forget_registration(&token);
-            let registered = self.register().is_ok();
+            let registered = matches!(self.register_again(), Some(Ok(_)));
             if registered {
                 // The manager did not know the agent, so the next heartbeat must report the agent's jobs immediately.
                 self.jobs.send_now();

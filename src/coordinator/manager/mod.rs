@@ -4,7 +4,6 @@ mod heartbeat;
 pub mod protocol;
 mod registration;
 
-use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ pub use heartbeat::{JobIntake, ManagedJobs};
 use self::protocol::{
     Acceptance, CAPACITY_HEADER, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, REASON_HEADER, WAIT_SECONDS, Welcome,
 };
+use self::registration::RegistrationState;
 use super::JobId;
 use super::gitlab::{ApiError, Registration, api_base, request_id, server_answered, server_failed};
 use super::source::{AcceptOutcome, JobRequest, JobSource, PollOutcome, PollResponse};
@@ -104,7 +104,7 @@ pub struct ManagerClient {
     base: String,
     agent: AgentIdentity,
     client: Client,
-    welcome: Mutex<Option<Welcome>>,
+    registration: Mutex<RegistrationState>,
     readiness: Mutex<Readiness>,
     on_welcome: OnWelcome,
     on_capacity: OnCapacity,
@@ -130,11 +130,12 @@ impl ManagerClient {
         let base = api_base(&agent.url);
         let client = Client::new(&base, &agent.tls, &user_agent(), agent.connection_max_age)?;
         let kept = registration::load(&agent).and_then(|kept| kept.welcome);
+        let registration = kept.map_or(RegistrationState::Missing, RegistrationState::Registered);
         Ok(Self {
             base,
             agent,
             client,
-            welcome: Mutex::new(kept),
+            registration: Mutex::new(registration),
             readiness: Mutex::new(Readiness::Unknown),
             on_welcome,
             on_capacity,
@@ -205,7 +206,7 @@ impl ManagerClient {
 
     /// The number of concurrent jobs on an instance of the pool, known after the registration.
     pub fn capacity(&self) -> Option<u32> {
-        sync::lock(&self.welcome).as_ref().map(|welcome| welcome.capacity)
+        sync::lock(&self.registration).welcome().map(|welcome| welcome.capacity)
     }
 
     /// Calls [`OnWelcome`] with the settings of the pool, once for each client, and waits until it returns. The call
@@ -219,7 +220,7 @@ impl ManagerClient {
             }
             is_new
         };
-        if is_new && let Some(welcome) = sync::lock(&self.welcome).clone() {
+        if is_new && let Some(welcome) = sync::lock(&self.registration).welcome().cloned() {
             let client = Arc::clone(self);
             let prepare = move || {
                 (client.on_welcome)(&welcome, &|| client.jobs.set_unfit());
@@ -303,9 +304,9 @@ impl JobSource for Arc<ManagerClient> {
     fn accept(&self, job: &JobId, offer: &Offer) -> AcceptOutcome {
         let Some(token) = self.token() else {
             // After a new registration the old offer is invalid.
-            return match self.register() {
-                Ok(_) | Err(PollOutcome::Refused(_)) => AcceptOutcome::Void,
-                Err(_) => AcceptOutcome::Unsettled("the agent is not registered".to_owned()),
+            return match self.register_again() {
+                None | Some(Ok(_) | Err(PollOutcome::Refused(_))) => AcceptOutcome::Void,
+                Some(Err(_)) => AcceptOutcome::Unsettled("the agent is not registered".to_owned()),
             };
         };
         let body = Acceptance { offer: offer.offer.clone(), state: "running".to_owned() };
@@ -324,12 +325,11 @@ impl JobSource for Arc<ManagerClient> {
     }
 
     fn unregister(&self, _: &Token, _: &str) -> Result<(), ApiError> {
-        let Some(token) = self.token() else { return Ok(()) };
+        let Some(token) = self.begin_unregistration() else { return Ok(()) };
         let response = self.send(Method::Delete, "runners/managers", &token, &serde_json::json!({}))?;
         match response.status {
             204 | 401 => {
-                *sync::lock(&self.welcome) = None;
-                let _ = fs::remove_file(registration::path_of(&self.agent));
+                self.end_unregistration();
                 Ok(())
             }
             status => Err(ApiError::Status(status, message(&response))),

@@ -17,6 +17,29 @@ use crate::sys;
 use crate::token::Token;
 use crate::version::VERSION;
 
+/// Whether the agent is registered with the manager.
+#[derive(Default)]
+pub(super) enum RegistrationState {
+    /// The agent has not registered yet, or the manager has forgotten it.
+    #[default]
+    Missing,
+    Registered(Welcome),
+    /// The request that unregisters the agent may have arrived.
+    Unregistering(Welcome),
+    /// The agent has unregistered. It registers again only for another poll.
+    Unregistered,
+}
+
+impl RegistrationState {
+    /// The manager's settings for the agent, whose token the manager may still know.
+    pub(super) fn welcome(&self) -> Option<&Welcome> {
+        match self {
+            Self::Registered(welcome) | Self::Unregistering(welcome) => Some(welcome),
+            Self::Missing | Self::Unregistered => None,
+        }
+    }
+}
+
 /// The registration on disk; it survives a restart of the agent.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct StoredRegistration {
@@ -60,12 +83,29 @@ pub fn save(agent: &AgentIdentity, token: &Token, welcome: Option<&Welcome>) {
 }
 
 impl ManagerClient {
-    /// Registers the agent unless it is registered. The error is the outcome of the poll.
+    /// Registers the agent unless it is registered, because it polls for jobs. The error is the outcome of the poll.
     pub(super) fn register(&self) -> Result<Token, PollOutcome> {
-        let mut welcome = sync::lock(&self.welcome);
-        if let Some(known) = &*welcome {
-            return Ok(known.token.clone());
+        let mut state = sync::lock(&self.registration);
+        match &*state {
+            RegistrationState::Registered(known) => Ok(known.token.clone()),
+            RegistrationState::Missing | RegistrationState::Unregistering(_) | RegistrationState::Unregistered => {
+                self.send_registration(&mut state)
+            }
         }
+    }
+
+    /// As [`Self::register`], for reports about the agent's jobs. `None` if the agent leaves: the manager would count
+    /// it as a new agent after it has unregistered.
+    pub(super) fn register_again(&self) -> Option<Result<Token, PollOutcome>> {
+        let mut state = sync::lock(&self.registration);
+        match &*state {
+            RegistrationState::Registered(known) => Some(Ok(known.token.clone())),
+            RegistrationState::Missing => Some(self.send_registration(&mut state)),
+            RegistrationState::Unregistering(_) | RegistrationState::Unregistered => None,
+        }
+    }
+
+    fn send_registration(&self, state: &mut RegistrationState) -> Result<Token, PollOutcome> {
         let agent_token = match load(&self.agent) {
             Some(kept) => kept.token,
             None => {
@@ -97,7 +137,7 @@ impl ManagerClient {
                 );
                 save(&self.agent, &accepted.mayfly.token, Some(&accepted.mayfly));
                 let token = accepted.mayfly.token.clone();
-                *welcome = Some(accepted.mayfly);
+                *state = RegistrationState::Registered(accepted.mayfly);
                 Ok(token)
             }
             401 | 403 | 409 | 426 => Err(PollOutcome::Refused(message(&response))),
@@ -128,29 +168,171 @@ impl ManagerClient {
         Ok(VerifyBody { token, mayfly: Some(introduction) })
     }
 
-    /// Drops the registration after a response that rejects the token: the manager lost its state, or the agent has
-    /// unregistered. The agent registers again with the same token.
+    /// Drops the registration after a response that rejects the token, because the manager lost its state. The agent
+    /// registers again with the same token. A token that is unregistered, or replaced already, is rejected as well;
+    /// such a response changes nothing.
     pub(super) fn forget_registration(&self, token: &Token) {
-        let mut welcome = sync::lock(&self.welcome);
-        if welcome.as_ref().is_some_and(|known| known.token == *token) {
+        let mut state = sync::lock(&self.registration);
+        if matches!(&*state, RegistrationState::Registered(known) if known.token == *token) {
             log::warn!("the manager does not know this agent any more; registering again url={}", self.agent.url);
-            *welcome = None;
+            *state = RegistrationState::Missing;
             save(&self.agent, token, None);
         }
     }
 
-    /// The agent's token; `None` before the registration.
+    /// Begins to unregister the agent: from now on only a poll registers it again. Returns the agent's token; `None`
+    /// if the agent is not registered.
+    pub(super) fn begin_unregistration(&self) -> Option<Token> {
+        let mut state = sync::lock(&self.registration);
+        let (next, token) = match std::mem::take(&mut *state) {
+            RegistrationState::Registered(welcome) | RegistrationState::Unregistering(welcome) => {
+                let token = welcome.token.clone();
+                (RegistrationState::Unregistering(welcome), Some(token))
+            }
+            RegistrationState::Missing | RegistrationState::Unregistered => (RegistrationState::Unregistered, None),
+        };
+        *state = next;
+        token
+    }
+
+    /// Removes the registration that the manager has removed.
+    pub(super) fn end_unregistration(&self) {
+        *sync::lock(&self.registration) = RegistrationState::Unregistered;
+        let _ = fs::remove_file(path_of(&self.agent));
+    }
+
+    /// The agent's token; `None` while it is not registered.
     pub(super) fn token(&self) -> Option<Token> {
-        sync::lock(&self.welcome).as_ref().map(|welcome| welcome.token.clone())
+        sync::lock(&self.registration).welcome().map(|welcome| welcome.token.clone())
     }
 
     /// Applies the number of concurrent jobs if the manager has changed it since the registration.
     pub(super) fn apply_capacity(&self, capacity: u32) {
-        let mut welcome = sync::lock(&self.welcome);
-        let Some(known) = welcome.as_mut().filter(|known| known.capacity != capacity && capacity > 0) else { return };
+        let mut state = sync::lock(&self.registration);
+        let RegistrationState::Registered(known) = &mut *state else { return };
+        if known.capacity == capacity || capacity == 0 {
+            return;
+        }
         known.capacity = capacity;
         save(&self.agent, &known.token, Some(known));
-        drop(welcome);
+        drop(state);
         (self.on_capacity)(capacity);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::coordinator::manager::ManagedJobs;
+    use crate::coordinator::source::JobSource;
+    use crate::http::testing::TestServer;
+    use crate::http::tls::TlsFiles;
+
+    const REGISTERED: &str = r#"{"mayfly":{"token":"agent-token","pool":"p","capacity":1}}"#;
+
+    fn response(status: u16, body: &str) -> String {
+        let length = body.len();
+        format!("HTTP/1.1 {status} X\r\nX-Mayfly-Manager: 1\r\nContent-Length: {length}\r\n\r\n{body}")
+    }
+
+    fn client(url: &str, state_dir: &tempfile::TempDir) -> ManagerClient {
+        let agent = AgentIdentity {
+            url: url.to_owned(),
+            tls: TlsFiles::default(),
+            fleet_token: Token::new("fleet-token"),
+            identity: Identity { instance: "i-1".to_owned(), boot: "b-1".to_owned() },
+            prove: |_| unreachable!("the agent has a fleet token"),
+            capacity: None,
+            labels: Default::default(),
+            state_dir: state_dir.path().to_owned(),
+            connection_max_age: Duration::from_secs(60),
+        };
+        ManagerClient::new(agent, Arc::<ManagedJobs>::default(), Box::new(|_, _| {}), Box::new(|_| {}))
+            .expect("a client")
+    }
+
+    fn paths(server: &TestServer) -> Vec<String> {
+        server.seen().iter().filter_map(|seen| Some(seen.head.split(' ').nth(1)?.to_owned())).collect()
+    }
+
+    #[test]
+    fn a_manager_that_has_lost_its_state_gets_the_same_token_again() {
+        let directory = tempfile::tempdir().expect("create a directory");
+        let answers = [response(200, REGISTERED), response(401, "{}"), response(200, REGISTERED), response(200, "{}")];
+        let server = TestServer::new(&answers.each_ref().map(String::as_str));
+        let client = client(&server.url, &directory);
+        assert!(client.register().is_ok());
+        assert!(client.send_heartbeat() && client.send_heartbeat());
+        let verify = "/api/v4/runners/verify";
+        let heartbeat = "/api/v4/runners/heartbeat";
+        assert_eq!(paths(&server), [verify, heartbeat, verify, heartbeat]);
+        let again = String::from_utf8_lossy(&server.seen()[2].body).into_owned();
+        assert!(again.contains("agent-token"), "{again}");
+    }
+
+    #[test]
+    fn an_agent_that_unregistered_registers_again_only_for_a_poll() {
+        let directory = tempfile::tempdir().expect("create a directory");
+        let answers = [response(200, REGISTERED), response(500, "{}"), response(204, ""), response(200, REGISTERED)];
+        let server = TestServer::new(&answers.each_ref().map(String::as_str));
+        let client = Arc::new(client(&server.url, &directory));
+        let token = client.register().expect("registered");
+        assert!(client.unregister(&token, "s_1").is_err());
+        client.forget_registration(&token);
+        assert!(client.register_again().is_none(), "the request may have arrived");
+        assert!(client.unregister(&token, "s_1").is_ok(), "the token is kept for another attempt");
+        assert!(client.register_again().is_none() && !client.send_heartbeat());
+        assert!(load(&client.agent).is_none(), "the file is removed");
+        assert_eq!(server.seen().len(), 3);
+        assert!(client.register().is_ok(), "an agent that resumes work polls");
+    }
+
+    /// The manager rejects a heartbeat that arrives after the request that unregisters the agent.
+    #[test]
+    fn a_heartbeat_that_meets_the_unregistration_does_not_register_the_agent_again() {
+        let directory = tempfile::tempdir().expect("create a directory");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let client = Arc::new(client(&url, &directory));
+        let accept = || BufReader::new(listener.accept().expect("a connection").0);
+        thread::scope(|scope| {
+            let registration = scope.spawn(|| client.register().is_ok());
+            let mut first = accept();
+            assert!(read(&mut first).starts_with("POST /api/v4/runners/verify"));
+            write(&mut first, &response(200, REGISTERED));
+            assert!(registration.join().expect("no panic"));
+
+            let heartbeat = scope.spawn(|| client.send_heartbeat());
+            assert!(read(&mut first).starts_with("POST /api/v4/runners/heartbeat"));
+            let unregistration = scope.spawn(|| client.unregister(&Token::new(""), "").is_ok());
+            let mut second = accept();
+            assert!(read(&mut second).starts_with("DELETE /api/v4/runners/managers"));
+            write(&mut first, &response(401, "{}"));
+            assert!(!heartbeat.join().expect("no panic"), "no request follows");
+            write(&mut second, &response(204, ""));
+            assert!(unregistration.join().expect("no panic"));
+        });
+    }
+
+    fn read(stream: &mut BufReader<TcpStream>) -> String {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert_ne!(stream.read_line(&mut head).expect("a request"), 0, "the connection ended");
+        }
+        let length =
+            head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+        let mut body = vec![0; length.unwrap_or(0)];
+        stream.read_exact(&mut body).expect("a body");
+        head
+    }
+
+    fn write(stream: &mut BufReader<TcpStream>, response: &str) {
+        stream.get_mut().write_all(response.as_bytes()).expect("write a response");
     }
 }
