@@ -4,10 +4,11 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 
 use crate::disk::Small;
-use crate::metrics::{free_address, try_get, wait_for};
+use crate::metrics::{try_get, wait_for};
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::job;
 use crate::support::mayfly::{Home, read, wait_for_exit};
+use crate::support::ports::free_address;
 use crate::support::scenario::Scenario;
 use crate::support::{unique_number, wait_or_explain, write_program};
 

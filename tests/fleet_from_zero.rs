@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::documents::root;
 use crate::engine_programs::LocalAgents;
 use crate::manager_templates::granted;
-use crate::metrics::{free_address, get, lint as lint_metrics};
+use crate::metrics::{get, lint as lint_metrics};
 use crate::support::aws_proxy::AwsProxy;
 use crate::support::fleet::{FLEET_TOKEN, Fleet, Manager, wait_until};
 use crate::support::gitlab::GitLab;
@@ -18,6 +18,7 @@ use crate::support::machine::{in_own_network, with_image};
 use crate::support::mayfly::read;
 use crate::support::moto::Moto;
 use crate::support::pool::Pool;
+use crate::support::ports::free_address;
 use crate::support::scenario::Scenario;
 use crate::support::wait_or_explain;
 

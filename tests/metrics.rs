@@ -10,11 +10,8 @@ use crate::support::gitlab::{Answer, Fault, GitLab};
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::Agent;
 use crate::support::output_text;
+use crate::support::ports::free_address;
 use crate::support::scenario::Scenario;
-
-pub fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").to_string()
-}
 
 /// Status and body of a page; `None` if no server answers.
 pub fn try_get(address: &str, path: &str) -> Option<(u16, String)> {
@@ -31,7 +28,7 @@ pub fn get(address: &str, path: &str) -> (u16, String) {
     try_get(address, path).unwrap_or_else(|| panic!("no answer from {address}{path}"))
 }
 
-/// Whether a working agent answers; another process may have taken the port.
+/// Whether a working agent answers.
 fn is_healthy(address: &str) -> bool {
     try_get(address, "/healthz").is_some_and(|(_, body)| body == "working\n")
 }

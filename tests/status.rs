@@ -5,11 +5,12 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::Stdio;
 
-use crate::metrics::{free_address, wait_for};
+use crate::metrics::wait_for;
 use crate::support::gitlab::GitLab;
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::Home;
 use crate::support::output_text;
+use crate::support::ports::free_address;
 use crate::support::scenario::Scenario;
 
 fn status(home: &Home, arguments: &[&str]) -> (bool, String) {

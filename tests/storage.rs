@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use crate::metrics::{free_address, wait_for};
+use crate::metrics::wait_for;
 use crate::support::docker::{Docker, docker};
 use crate::support::git::GitServer;
 use crate::support::gitlab::GitLab;
 use crate::support::job::{JobBuilder, job, until_there};
 use crate::support::mayfly::{Agent, Home};
+use crate::support::ports::free_address;
 use crate::support::registry::{PASSWORD, Registry, USER, login};
 use crate::support::scenario::Scenario;
 

@@ -1,7 +1,7 @@
 //! A manager with agents on this machine, and an engine program whose members a test sets.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 
@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::mayfly::{Agent, Home, read, wait_for_exit};
+use super::ports::free_port;
 use super::scenario::Scenario;
 pub use super::wait_until;
 use super::{TIMEOUT, send_signal, wait_or_explain};
@@ -35,8 +36,7 @@ pub struct Manager {
 impl Fleet {
     /// The files of a manager without a configuration; see [`super::pool::Pool`].
     pub fn empty() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
-        let fleet = Self { home: Home::empty(), port };
+        let fleet = Self { home: Home::empty(), port: free_port() };
         fs::write(fleet.home.path("engine.sh"), ENGINE).expect("write the file");
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(fleet.home.path("engine.sh"), open).expect("set the permissions");

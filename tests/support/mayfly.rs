@@ -14,10 +14,44 @@ use super::{kill_process, send_signal, wait_or_explain};
 
 /// The files of one agent.
 pub struct Home {
-    directory: tempfile::TempDir,
+    directory: HomeDirectory,
     program: PathBuf,
     environment: Vec<(String, String)>,
     user: Option<u32>,
+}
+
+/// The directory of a home. If the test fails, prints the logs in it and the calls of a manager's engine.
+struct HomeDirectory(tempfile::TempDir);
+
+impl HomeDirectory {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for HomeDirectory {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let entries = fs::read_dir(self.path()).into_iter().flatten().flatten().map(|entry| entry.path());
+        let is_log = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "log");
+        let mut logs: Vec<PathBuf> = entries.filter(is_log).collect();
+        logs.sort_by_key(|path| path.metadata().and_then(|metadata| metadata.modified()).ok());
+        logs.push(self.path().join("calls"));
+        for path in logs.into_iter().filter(|path| path.exists()) {
+            let (text, name) = (read(&path), path.display());
+            println!("==> the newest {NEWEST_LINES} lines of {name}\n{}", newest_lines(&text));
+        }
+    }
+}
+
+/// How many lines of each log a failed test prints.
+const NEWEST_LINES: usize = 200;
+
+fn newest_lines(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(NEWEST_LINES)..].join("\n")
 }
 
 /// A running agent; killed when the test ends.
@@ -29,7 +63,7 @@ pub struct Agent {
 impl Home {
     /// A directory without a configuration; see [`super::scenario::Scenario`].
     pub fn empty() -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
+        let directory = HomeDirectory(tempfile::tempdir().expect("a directory"));
         // The user of a job must be able to traverse this directory.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(directory.path(), open).expect("set the permissions");

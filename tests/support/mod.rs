@@ -19,6 +19,7 @@ pub mod mayfly;
 pub mod moto;
 pub mod pki;
 pub mod pool;
+pub mod ports;
 pub mod proxy;
 pub mod recording_proxy;
 pub mod registry;

@@ -1,12 +1,12 @@
 //! A real server for the AWS APIs: moto, with signature and policy checks enabled.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
-use super::holds_within;
+use super::ports::free_port;
+use super::{TIMEOUT, wait_until};
 
 /// The server; it ends with the test.
 pub struct Moto {
@@ -37,34 +37,23 @@ impl User {
 impl Moto {
     /// Starts an empty server, which `tests/setup.sh` installs.
     pub fn start() -> Self {
-        // Another process may take the port before moto binds it; then another port is tried.
-        for _ in 0..5 {
-            let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
-            let process = Command::new(program("moto_server"))
-                .args(["-H", "127.0.0.1", "-p", &port.to_string()])
-                .env("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
-                .env("MOTO_IAM_LOAD_MANAGED_POLICIES", "false")
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("moto_server, which tests/setup.sh installs");
-            let mut moto = Self { url: format!("http://127.0.0.1:{port}"), process };
-            if moto.is_up() {
-                return moto;
-            }
-        }
-        panic!("moto does not start");
-    }
-
-    /// Waits until the server answers; false if its process ended instead.
-    fn is_up(&mut self) -> bool {
-        let mut answers = false;
-        holds_within(Duration::from_secs(60), || {
-            answers = self.post("/moto-api/reset", "");
-            answers || self.process.try_wait().expect("read the state of the process").is_some()
+        let port = free_port();
+        let process = Command::new(program("moto_server"))
+            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+            .env("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
+            .env("MOTO_IAM_LOAD_MANAGED_POLICIES", "false")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("moto_server, which tests/setup.sh installs");
+        let mut moto = Self { url: format!("http://127.0.0.1:{port}"), process };
+        wait_until("the start of moto", || {
+            let ended = moto.process.try_wait().expect("read the state of the process");
+            assert!(ended.is_none(), "moto does not start: {ended:?}");
+            moto.post("/moto-api/reset", "")
         });
-        answers
+        moto
     }
 
     /// Runs Python code to set up a test. `client("ssm")` is a boto3 client; `out` is printed at the end and returned.
@@ -123,6 +112,7 @@ impl Moto {
     fn post(&self, path: &str, body: &str) -> bool {
         let address = self.url.trim_start_matches("http://");
         let Ok(mut stream) = TcpStream::connect(address) else { return false };
+        stream.set_read_timeout(Some(TIMEOUT)).expect("set the timeout");
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\
              Connection: close\r\n\r\n{body}",

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::ports::free_port;
 use super::send_signal;
 
 /// A running squid; it ends with the value.
@@ -64,10 +65,6 @@ impl Drop for Squid {
         send_signal(self.process.id().cast_signed(), Signal::SIGTERM);
         let _ = self.process.wait();
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
 }
 
 /// A proxy that opens tunnels to port 443 only, connects all of them to `to`, and pauses after each piece of data.

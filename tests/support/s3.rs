@@ -1,9 +1,11 @@
 //! A real S3 server that verifies signatures: `s3s-fs`, which `tests/setup.sh` installs.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+
+use super::ports::free_port;
 
 /// The access key of the only key pair that the server accepts.
 pub const ACCESS_KEY: &str = "AKIDOFTHETESTS";
@@ -25,7 +27,7 @@ impl S3 {
         assert!(program.exists(), "run tests/setup.sh: {} is missing", program.display());
         let directory = tempfile::tempdir().expect("a directory");
         fs::create_dir(directory.path().join(BUCKET)).expect("create the directory");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
+        let port = free_port();
         let child = Command::new(program)
             .args(["--host", "127.0.0.1", "--port", &port.to_string()])
             .args(["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY])

@@ -7,7 +7,7 @@ mod runners;
 mod serving;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,14 @@ pub enum Fault {
     Slow(Duration),
 }
 
+/// A request that the server received.
+struct Received {
+    route: String,
+    /// The id of the request that the client chose.
+    id: String,
+    at: Instant,
+}
+
 #[derive(Default)]
 struct State {
     jobs: Vec<Job>,
@@ -57,7 +65,7 @@ struct State {
     is_unresponsive: bool,
     /// The routes of the requests that got no response, with their times.
     unanswered: Vec<(String, Instant)>,
-    requests: Vec<(String, String)>,
+    requests: Vec<Received>,
     /// For each request id: the status of the response, and the checksum of the request body.
     request_ids: BTreeMap<String, (u16, u32)>,
     managers: Vec<String>,
@@ -85,15 +93,39 @@ pub struct GitLab {
     _strict: Option<Strict>,
 }
 
-/// Fails the test if a rule was broken and the test did not check.
+/// Fails the test if a rule was broken and the test did not check. If the test fails for another reason, prints what
+/// the server knows.
 struct Strict(Arc<Shared>);
 
 impl Drop for Strict {
     fn drop(&mut self) {
-        let violations = std::mem::take(&mut self.0.state.lock().expect("the thread must not panic").violations);
-        if !thread::panicking() {
-            assert!(violations.is_empty(), "the protocol was violated:\n{}", violations.join("\n"));
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if thread::panicking() {
+            println!("==> the fake GitLab\n{}", state.summary());
+            return;
         }
+        let violations = std::mem::take(&mut state.violations);
+        drop(state);
+        assert!(violations.is_empty(), "the protocol was violated:\n{}", violations.join("\n"));
+    }
+}
+
+impl State {
+    /// The jobs with the ends of their logs, and the newest requests with their age and the status of the response.
+    fn summary(&self) -> String {
+        const NEWEST: usize = 60;
+        let mut text = String::new();
+        for job in &self.jobs {
+            let (lines, ages) = (job.lines(), [job.taken, job.ended].map(|at| at.map(|at| at.elapsed())));
+            text += &format!("job={} state={} taken and ended before {ages:?}\n", job.id, job.state);
+            text += &format!("  updates={:?} failure_reason={:?}\n", job.updates, job.failure_reason);
+            lines[lines.len().saturating_sub(20)..].iter().for_each(|line| text += &format!("  | {line}\n"));
+        }
+        for Received { route, id, at } in &self.requests[self.requests.len().saturating_sub(NEWEST)..] {
+            let status = self.request_ids.get(id).map(|(status, _)| status);
+            text += &format!("{:.3} s ago: {route} status={status:?}\n", at.elapsed().as_secs_f64());
+        }
+        text + &self.violations.join("\n")
     }
 }
 
@@ -236,12 +268,12 @@ impl GitLab {
 
     /// The request ids of the requests to a route, in order.
     pub fn request_ids(&self, route: &str) -> Vec<String> {
-        self.lock().requests.iter().filter(|(name, _)| name == route).map(|(_, id)| id.clone()).collect()
+        self.lock().requests.iter().filter(|one| one.route == route).map(|one| one.id.clone()).collect()
     }
 
     /// The number of requests to a route.
     pub fn count(&self, route: &str) -> usize {
-        self.lock().requests.iter().filter(|(name, _)| name == route).count()
+        self.lock().requests.iter().filter(|one| one.route == route).count()
     }
 
     /// Waits until a condition holds; fails the test after two minutes.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::super::http::{Answer, Connection, Request, receive, write_answer, write_half};
-use super::{ACCESS_TOKEN, Fault, GitLab, REGISTRATION_TOKEN};
+use super::{ACCESS_TOKEN, Fault, GitLab, REGISTRATION_TOKEN, Received};
 
 impl GitLab {
     pub(super) fn serve(&self, mut connection: Connection) {
@@ -54,7 +54,8 @@ impl GitLab {
     /// Counts the request. Returns the fault that a test ordered for it.
     fn record(&self, route: &str, request: &Request) -> Option<Fault> {
         let mut state = self.lock();
-        state.requests.push((route.to_owned(), request.header("X-Request-Id").to_owned()));
+        let id = request.header("X-Request-Id").to_owned();
+        state.requests.push(Received { route: route.to_owned(), id, at: Instant::now() });
         state.faults.get_mut(route).and_then(VecDeque::pop_front)
     }
 
