@@ -271,7 +271,7 @@ fn the_end_of_a_job_is_one_line_of_facts() {
         (fact("state"), fact("reason"), fact("exit_code")),
         ("failed".into(), "script_failure".into(), "3".into())
     );
-    assert!(fact("duration").ends_with('s') && fact("delivery") == "Delivered", "{}", lines[0]);
+    assert!(fact("duration").ends_with('s') && fact("delivery") == "delivered", "{}", lines[0]);
     let stages = fact("stages");
     let names: Vec<&str> = stages.split(',').map(|stage| stage.split(':').next().unwrap_or_default()).collect();
     let expected = [

@@ -141,7 +141,7 @@ fn a_shutdown_is_resumed_after_a_reboot() {
             let (polls, waiting) = (gitlab.count("POST jobs/request"), gitlab.queue(job(&["true"]).build()));
             let mut machine = image.boot_with(&mounts);
             machine.wait_until_off();
-            assert!(machine.unit_journal().contains("resuming the shutdown reason=idle_timeout phase=Terminating"));
+            assert!(machine.unit_journal().contains("resuming the shutdown reason=idle_timeout phase=terminating"));
             assert_eq!((gitlab.count("POST jobs/request"), gitlab.job_state(waiting).as_str()), (polls, "pending"));
             gitlab.assert_strict();
         });

@@ -83,7 +83,7 @@ fn a_lost_instance_is_replaced_and_its_job_can_be_retried() {
     group.moto.enforce_permissions();
     let failed = gitlab.finished(lost);
     assert_eq!(failed.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());
-    manager.wait_for_log(&format!("instance lost: it is terminated instance={}", instances[0]));
+    manager.wait_for_log(&format!("instance lost: terminated outside of the manager instance={}", instances[0]));
     wait_until("another instance must come", || group.group().1.iter().any(|one| *one != instances[0]));
     let next = group.group().1.into_iter().find(|one| *one != instances[0]).expect("an instance");
     let home = Scenario::managed(&next).mayfly("leave = \"exit\"").home_at(&group.scaled.fleet.url());

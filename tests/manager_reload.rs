@@ -110,7 +110,7 @@ fn a_stored_token_is_fetched_again_when_gitlab_rejects_it() {
     let rotator = Scenario::shell().home(&gitlab);
     let config = rotator.config().display().to_string();
     assert!(rotator.call(&["reset-token", "--config", &config, "--name", "test"]).status.success());
-    manager.wait_for_log("new runner tokens are in use");
+    manager.wait_for_log("stored tokens have changed; the pools use the new ones");
     let id = gitlab.queue(job(&["true"]).build());
     assert_eq!(gitlab.finished(id).state, "success");
     let log = manager.log();

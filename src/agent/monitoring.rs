@@ -12,7 +12,6 @@ use super::status::{AgentStatus, RunningJob};
 use super::termination::ShutdownTracker;
 use crate::config::Config;
 use crate::config::lifetime::LifetimeBounds;
-use crate::journal::shutdown::ShutdownPhase;
 use crate::monitor::listener::{Listener, PageResponse, Pages};
 use crate::monitor::machine;
 use crate::monitor::metrics::{self, RunnerLabels};
@@ -64,14 +63,7 @@ impl AgentPhase {
             Self::Paused => "paused",
             Self::Unconfigured => "unconfigured",
             Self::Stopping => "draining",
-            Self::ShuttingDown(tracker) => match tracker.state().phase {
-                ShutdownPhase::Draining => "draining",
-                ShutdownPhase::Unregistering => "unregistering",
-                ShutdownPhase::Terminating => "terminating",
-                ShutdownPhase::PoweringOff => "powering_off",
-                ShutdownPhase::ShutDown => "shut_down",
-                ShutdownPhase::Failed => "shutdown_failed",
-            },
+            Self::ShuttingDown(tracker) => tracker.state().phase.as_str(),
         }
     }
 

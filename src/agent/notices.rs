@@ -95,7 +95,7 @@ impl Agent {
         let now = Instant::now();
         let left = deadline.saturating_duration_since(now);
         log::warn!(
-            "interruption notice: the cloud interrupts this instance action={} seconds={}",
+            "interruption notice: the cloud interrupts this instance action={} time_left={}s",
             action.as_str(),
             left.as_secs()
         );

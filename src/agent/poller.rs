@@ -191,7 +191,7 @@ impl Poller {
         let pause = health.record_rejection()?;
         // The new token may appear in the store after GitLab has revoked the old one.
         let pause = if is_stored || is_managed { pause.min(MAX_STORED_TOKEN_PAUSE) } else { pause };
-        log::error!("rejected too often; polling paused runner={name} seconds={}", pause.as_secs());
+        log::error!("rejected too often; polling paused runner={name} pause={}s", pause.as_secs());
         Some(pause)
     }
 

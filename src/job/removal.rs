@@ -56,7 +56,7 @@ impl DirectoryRemoval {
     /// Removes a directory; logs an error if that fails.
     pub fn remove(&self, directory: &Path) {
         if let Err(error) = self.try_to_remove(directory) {
-            log::warn!("cannot remove the directory of a job directory={} error={error}", directory.display());
+            log::warn!("cannot remove the directory of a job path={} error={error}", directory.display());
         }
     }
 

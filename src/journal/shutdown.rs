@@ -89,6 +89,20 @@ pub enum ShutdownPhase {
     Failed,
 }
 
+impl ShutdownPhase {
+    /// The name in the log and in the metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Draining => "draining",
+            Self::Unregistering => "unregistering",
+            Self::Terminating => "terminating",
+            Self::PoweringOff => "powering_off",
+            Self::ShutDown => "shut_down",
+            Self::Failed => "shutdown_failed",
+        }
+    }
+}
+
 /// The cloud's announcement for an instance that shuts down; a later variant replaces an earlier one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

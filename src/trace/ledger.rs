@@ -67,7 +67,7 @@ impl Ledger {
     pub fn write(&self, losses: Losses) {
         *sync::lock(&self.latest) = losses;
         if let Some(Err(error)) = self.file.as_ref().map(|file| file.write_all_at(&losses.encode(), 0)) {
-            log::warn!("cannot record what is missing from a job's log error={error}");
+            log::warn!("cannot record the lost part of a job's log error={error}");
         }
     }
 

@@ -63,6 +63,17 @@ pub enum Delivery {
     GivenUp,
 }
 
+impl Delivery {
+    /// The value of `delivery=` in the agent's log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Gone => "gone",
+            Self::GivenUp => "given_up",
+        }
+    }
+}
+
 /// The thread that uploads one job's log.
 pub struct Uploader {
     shared: Arc<Shared>,

@@ -21,7 +21,7 @@ pub fn outcome(runner: &RunnerLabels, id: &JobId, outcome: &JobOutcome) {
                 }
                 _ => "success exit_code=0".to_owned(),
             };
-            log::info!("job ended job={id} runner={name} state={result} {summary} delivery={delivery:?}");
+            log::info!("job ended job={id} runner={name} state={result} {summary} delivery={}", delivery.as_str());
         }
         JobOutcome::Dropped => {
             log::info!("job dropped: GitLab no longer expects it from this runner job={id} runner={name}");

@@ -49,7 +49,7 @@ pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: Lea
         reset_shutdown_and_count(state);
         return None;
     }
-    log::info!("resuming the shutdown reason={} phase={:?}", earlier.reason.as_str(), earlier.phase);
+    log::info!("resuming the shutdown reason={} phase={}", earlier.reason.as_str(), earlier.phase.as_str());
     if matches!(earlier.phase, ShutdownPhase::ShutDown | ShutdownPhase::Failed) {
         let path = shutdown::path(state);
         log::warn!("this machine has shut down already; to use it again, delete the file path={}", path.display());

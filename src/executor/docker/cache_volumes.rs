@@ -118,7 +118,7 @@ impl CacheVolumes {
             if self.remove(engine, address, &name, used) {
                 total = total.saturating_sub(bytes);
                 machine::cache_volume_removed(bytes);
-                log::info!("unused cache volume removed name={name} bytes={bytes} engine={address}");
+                log::info!("unused cache volume removed volume={name} bytes={bytes} engine={address}");
             }
         }
         machine::cache_volumes_measured(&address.to_string(), limits.size.map(|_| total));
@@ -178,9 +178,9 @@ impl CacheVolumes {
                 }
                 // A container of another program uses the volume.
                 Err(error) if DockerError::is_conflict(&error) => {
-                    log::debug!("cache volume kept: the engine reports that it is in use name={name} error={error}");
+                    log::debug!("cache volume kept: the engine reports that it is in use volume={name} error={error}");
                 }
-                Err(error) => log::warn!("cannot remove an unused cache volume name={name} error={error}"),
+                Err(error) => log::warn!("cannot remove an unused cache volume volume={name} error={error}"),
             }
             self.save(record);
         };

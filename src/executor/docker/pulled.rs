@@ -112,13 +112,13 @@ impl PulledImages {
                 Ok(()) => {
                     record.used.remove(&key);
                     machine::image_removed();
-                    log::info!("unused image removed id={id} engine={address}");
+                    log::info!("unused image removed image={id} engine={address}");
                 }
                 // A container uses the image, or another user has tagged it.
                 Err(error) if DockerError::is_conflict(&error) => {
-                    log::debug!("image kept: the engine reports that it is in use id={id} error={error}");
+                    log::debug!("image kept: the engine reports that it is in use image={id} error={error}");
                 }
-                Err(error) => log::warn!("cannot remove an unused image id={id} error={error}"),
+                Err(error) => log::warn!("cannot remove an unused image image={id} error={error}"),
             }
             self.save(record);
         };

@@ -85,7 +85,7 @@ impl Transport {
             return outcome;
         }
         log::warn!(
-            "this machine's clock differs from that of AWS; signing with the time of AWS; set the clock seconds={behind}"
+            "this machine's clock differs from that of AWS; signing with the time of AWS; set the clock behind={behind}s"
         );
         self.try_once(request, credentials)
     }

@@ -116,7 +116,7 @@ impl Broker {
         // A new token may appear in the store after GitLab has revoked the old one.
         let is_stored = runner.token_reference.is_some();
         let pause = if is_stored { pause.min(MAX_STORED_TOKEN_PAUSE) } else { pause };
-        log::error!("rejected too often; polling paused pool={} seconds={}", self.name, pause.as_secs());
+        log::error!("rejected too often; polling paused pool={} pause={}s", self.name, pause.as_secs());
         Some(pause)
     }
 

@@ -22,8 +22,8 @@ impl Manager {
         brokers.extend(self.retired.iter().map(|pool| Arc::clone(&pool.broker)));
         brokers.iter().for_each(|broker| broker.close());
         match limit {
-            Some(limit) => log::info!("draining: no more jobs are taken timeout={}s", limit.as_secs()),
-            None => log::info!("draining: no more jobs are taken timeout=none"),
+            Some(limit) => log::info!("draining: the manager takes no more jobs timeout={}s", limit.as_secs()),
+            None => log::info!("draining: the manager takes no more jobs timeout=none"),
         }
         let events = self.events.clone();
         let drain = move || {

@@ -122,7 +122,7 @@ impl Manager {
                     pool.broker.release();
                 }
                 None => {
-                    log::warn!("the pool is no longer configured; its agents leave after their jobs pool={name}");
+                    log::warn!("the pool is no longer configured; its agents shut down after their jobs pool={name}");
                     pool.broker.retire("the pool was removed");
                     pool.scaler.reload(PoolSettings { max_instances: Some(0), ..(*pool.settings).clone() });
                 }
@@ -202,8 +202,8 @@ impl Manager {
             Err(why) => Err(why),
         };
         match outcome {
-            Ok(()) => log::info!("new runner tokens are in use"),
-            Err(why) => log::error!("stored tokens cannot be fetched again error={why}"),
+            Ok(()) => log::info!("stored tokens have changed; the pools use the new ones"),
+            Err(why) => log::error!("cannot fetch the stored tokens again error={why}"),
         }
     }
 }

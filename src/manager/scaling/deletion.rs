@@ -19,7 +19,7 @@ pub fn delete_instances(pool: &PoolSettings, workload: &dyn Workload, engine: &d
         match engine.group() {
             Ok(group) => failed = terminate_without_job(&pool.name, &group, &workload.snapshot(), engine),
             Err(error) => {
-                log::warn!("cannot list the instances to terminate pool={} error=\"{error}\"", pool.name);
+                log::warn!("cannot list the instances to terminate pool={} error={error}", pool.name);
                 continue;
             }
         }
@@ -41,7 +41,7 @@ fn terminate_without_job(pool: &str, group: &Group, snapshot: &Snapshot, engine:
         match engine.terminate(instance, CapacityChange::Decrement) {
             Ok(()) => log::info!("instance terminated at shutdown pool={pool} instance={instance}"),
             Err(error) => {
-                log::warn!("instance not terminated pool={pool} instance={instance} error=\"{error}\"");
+                log::warn!("cannot terminate an instance pool={pool} instance={instance} error={error}");
                 failed += usize::from(error.kind != ErrorKind::NoInstance);
             }
         }

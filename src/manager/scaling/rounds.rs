@@ -189,7 +189,7 @@ impl Rounds {
             Ok(ended) => {
                 self.record_success("ended");
                 for instance in ended {
-                    let text = format!("instance lost: it is terminated instance={instance}");
+                    let text = format!("instance lost: terminated outside of the manager instance={instance}");
                     log::warn!("{text} pool={}", self.pool.name);
                     self.board.happened(&self.pool.name, &text);
                     self.workload.lost(&instance);
@@ -253,7 +253,7 @@ impl Rounds {
     fn log_plan(&mut self, plan: &ScalingPlan) {
         if self.logged_wanted.replace(plan.wanted.instances) != Some(plan.wanted.instances) {
             let WantedInstances { instances, reason, .. } = &plan.wanted;
-            log::info!("wanted instances changed wanted={instances} pool={} reason=\"{reason}\"", self.pool.name);
+            log::info!("wanted instances changed wanted={instances} pool={} reason={reason}", self.pool.name);
         }
         let has_stopped = plan.notes.iter().any(|note| matches!(note, Note::GrowthStopped(_)));
         plan.notes.iter().for_each(|note| self.log_note(note));
@@ -287,7 +287,7 @@ impl Rounds {
         match result {
             Ok(()) => {
                 self.record_success(call);
-                log::info!("{text} pool={} reason=\"{}\"", self.pool.name, step.reason);
+                log::info!("{text} pool={} reason={}", self.pool.name, step.reason);
                 self.board.happened(&self.pool.name, &format!("{text}: {}", step.reason));
                 self.planner.step_done(&step.action, now);
                 self.apply_to_group(&step.action);
@@ -337,7 +337,7 @@ impl Rounds {
     fn record_failure(&mut self, call: &'static str, error: &EngineError) {
         self.board.engine_failed(&self.pool.name, call, error);
         if self.failing.insert(call, error.kind) != Some(error.kind) {
-            log::warn!("engine call failed; retrying in the next round pool={} error=\"{error}\"", self.pool.name);
+            log::warn!("engine call failed; retrying in the next round pool={} error={error}", self.pool.name);
         }
     }
 
