@@ -84,7 +84,9 @@ impl Agent {
         };
         match sync::spawn("validate", STACK, validate) {
             Ok(_) => self.hand_over = HandOver::Validating,
-            Err(error) => log::error!("hand-over refused: cannot start the thread that validates the new program error={error}"),
+            Err(error) => {
+                log::error!("hand-over refused: cannot start the thread that validates the new program error={error}")
+            }
         }
     }
 

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 use clap::{ArgAction, Args};
 
 use super::output::say;
+use super::report::plural;
 use super::{ConfigFile, cloud_id, token_from};
 use crate::agent;
 use crate::config::edit::Editor;
 use crate::config::{Config, Runner, system_id};
-use crate::coordinator::gitlab::{ApiError, TokenStatus};
+use crate::coordinator::gitlab::{ApiError, GitLab, TokenStatus};
 use crate::token::Token;
 
 /// The options of `verify`.
@@ -101,11 +102,10 @@ pub fn verify(options: &VerifyArgs) -> Result<ExitCode, String> {
         return Err(filter.not_found(&config));
     }
     let system_id = system_id::load(&config.path, cloud_id(&config).as_deref());
-    let (mut gone, mut unknown) = (Vec::new(), 0);
+    let (mut gone, mut unverified) = (Vec::new(), 0);
     for runner in chosen {
         let label = format!("{} ({}…)", runner.name, runner.token.short());
-        let verdict = agent::gitlab(&config, runner)?.verify(&runner.token, &system_id);
-        match verdict {
+        match agent::gitlab(&config, runner)?.verify(&runner.token, &system_id) {
             Ok(TokenStatus::Valid(_)) => say!("{label}: the token is valid"),
             Ok(TokenStatus::Invalid) => {
                 eprintln!("{label}: {} does not know the token", runner.url);
@@ -113,16 +113,16 @@ pub fn verify(options: &VerifyArgs) -> Result<ExitCode, String> {
             }
             Err(error) => {
                 eprintln!("{label}: the token cannot be verified: {error}");
-                unknown += 1;
+                unverified += 1;
             }
         }
     }
     if options.delete && !gone.is_empty() {
         remove(&config, &gone)?;
-        say!("removed {} runner(s) from {}", gone.len(), config.path.display());
+        say!("removed {} from {}", plural(gone.len(), "runner"), config.path.display());
         gone.clear();
     }
-    Ok(if gone.is_empty() && unknown == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if gone.is_empty() && unverified == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Unregisters runners. A runner stays in the file unless GitLab confirms. Fails if no runner matches, or if the
@@ -141,32 +141,41 @@ pub fn unregister(options: &UnregisterArgs) -> Result<ExitCode, String> {
         return Err(filter.not_found(&config));
     }
     let system_id = system_id::load(&config.path, cloud_id(&config).as_deref());
-    let (mut done, mut failed) = (Vec::new(), false);
+    let (mut unregistered, mut is_failed) = (Vec::new(), false);
     for runner in chosen {
-        let gitlab = agent::gitlab(&config, runner)?;
-        let outcome = match runner.token.reveal().starts_with("glrt-") {
-            true => gitlab.unregister_manager(&runner.token, &system_id),
-            false => gitlab.unregister(&runner.token),
-        };
-        match outcome {
-            // 404: this machine is already unregistered.
-            Ok(()) | Err(ApiError::Status(404, _)) => done.push(runner),
+        match unregister_from_gitlab(&agent::gitlab(&config, runner)?, runner, &system_id) {
+            Ok(()) => unregistered.push(runner),
             Err(error) => {
-                let name = &runner.name;
-                eprintln!("{name}: not unregistered, and kept in the configuration: {error}");
-                if matches!(error, ApiError::Refused(_)) {
-                    eprintln!(
-                        "{name}: if the runner was deleted in GitLab, run `mayfly verify --delete` to remove it from the \
-                         file"
-                    );
-                }
-                failed = true;
+                report_kept_runner(&runner.name, &error);
+                is_failed = true;
             }
         }
     }
-    remove(&config, &done)?;
-    say!("unregistered {} runner(s)", done.len());
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    remove(&config, &unregistered)?;
+    say!("unregistered {}", plural(unregistered.len(), "runner"));
+    Ok(if is_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Unregisters this machine's runner manager; a runner of the deprecated registration has none, and is deleted.
+fn unregister_from_gitlab(gitlab: &GitLab, runner: &Runner, system_id: &str) -> Result<(), ApiError> {
+    let outcome = match runner.token.reveal().starts_with("glrt-") {
+        true => gitlab.unregister_manager(&runner.token, system_id),
+        false => gitlab.unregister(&runner.token),
+    };
+    match outcome {
+        // 404: this machine is already unregistered.
+        Err(ApiError::Status(404, _)) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn report_kept_runner(name: &str, error: &ApiError) {
+    eprintln!("{name}: not unregistered, and kept in the configuration: {error}");
+    if matches!(error, ApiError::Refused(_)) {
+        eprintln!(
+            "{name}: if the runner was deleted in GitLab, run `mayfly verify --delete` to remove it from the file"
+        );
+    }
 }
 
 /// Selects runners. An empty field matches every runner.
@@ -208,6 +217,10 @@ fn is_at(runner: &Runner, url: Option<&str>) -> bool {
 fn remove(config: &Config, gone: &[&Runner]) -> Result<(), String> {
     let mut editor = Editor::open(&config.path)?;
     editor.remove_runners(gone);
+    save(&mut editor, config)
+}
+
+fn save(editor: &mut Editor, config: &Config) -> Result<(), String> {
     editor.save().map_err(|error| format!("{}: {error}", config.path.display()))
 }
 
@@ -227,27 +240,33 @@ pub fn reset_token(options: &ResetTokenArgs) -> Result<ExitCode, String> {
         return Err(filter.not_found(&config));
     }
     for runner in chosen {
-        if let Some(reference) = &runner.token_reference {
-            return Err(format!("{}: the token is stored as {reference}; store a new token there", runner.name));
-        }
-        let mut editor = Editor::open(&config.path)?;
-        if !editor.has_runner(&runner.url, &runner.token) {
-            return Err(format!("{}: is no longer in {}", runner.name, config.path.display()));
-        }
-        // The server's response invalidates the old token: check first that the file can be written.
-        editor.save().map_err(|error| format!("{}: {error}", config.path.display()))?;
-        let gitlab = agent::gitlab(&config, runner)?;
-        let registration = match (&access, runner.id) {
-            (Some(access), Some(id)) => gitlab.reset_token_of(id, access),
-            (Some(_), None) => return Err(format!("{}: the configuration has no `id` of this runner", runner.name)),
-            (None, _) => gitlab.reset_token(&runner.token),
-        };
-        let registration = registration.map_err(|error| format!("{}: {error}", runner.name))?;
-        let token = registration.token.ok_or_else(|| format!("{}: the server sent no token", runner.name))?;
-        let now = jiff::Timestamp::now().to_string();
-        editor.replace_token(&runner.token, &token, &now, registration.token_expires_at.as_deref());
-        editor.save().map_err(|error| format!("{}: {error}", config.path.display()))?;
+        replace_token(&config, runner, access.as_ref()).map_err(|why| format!("{}: {why}", runner.name))?;
         say!("{}: the token was replaced", runner.name);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Resets the token of a runner in GitLab, with a personal access token (`access`) or with the token itself, and writes
+/// the new one to the file.
+fn replace_token(config: &Config, runner: &Runner, access: Option<&Token>) -> Result<(), String> {
+    if let Some(reference) = &runner.token_reference {
+        return Err(format!("the token is stored as {reference}; store a new token there"));
+    }
+    let mut editor = Editor::open(&config.path)?;
+    if !editor.has_runner(&runner.url, &runner.token) {
+        return Err(format!("the runner is no longer in {}", config.path.display()));
+    }
+    // The server's response invalidates the old token: check first that the file can be written.
+    save(&mut editor, config)?;
+    let gitlab = agent::gitlab(config, runner)?;
+    let registration = match (access, runner.id) {
+        (Some(access), Some(id)) => gitlab.reset_token_of(id, access),
+        (Some(_), None) => return Err("the configuration has no `id` of this runner".to_owned()),
+        (None, _) => gitlab.reset_token(&runner.token),
+    };
+    let registration = registration.map_err(|error| error.to_string())?;
+    let token = registration.token.ok_or("the server sent no token")?;
+    let now = jiff::Timestamp::now().to_string();
+    editor.replace_token(&runner.token, &token, &now, registration.token_expires_at.as_deref());
+    save(&mut editor, config)
 }

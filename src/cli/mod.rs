@@ -6,6 +6,7 @@ mod check;
 mod check_pools;
 mod exec;
 mod job_args;
+mod lint;
 mod logging;
 mod manage;
 mod manager;
@@ -26,10 +27,8 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use output::say;
 
-use crate::agent::{advice, start_checks};
-use crate::config::{self, Config, Finding, LoadedConfig, Role, Severity};
+use crate::config::{self, Config, LoadedConfig, Role};
 use crate::instance::aws::secrets;
 use crate::instance::{self, Requirement};
 use crate::job::file_task;
@@ -67,7 +66,7 @@ enum Command {
     /// Poll GitLab for jobs and run them
     Run(run::RunArgs),
     #[command(about = exec::ABOUT)]
-    Exec(Box<exec::Options>),
+    Exec(Box<exec::ExecArgs>),
     /// Add a runner to the configuration
     Register(Box<register::RegisterArgs>),
     /// Verify the tokens of the runners with GitLab
@@ -153,7 +152,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, String> {
         Command::Manager(options) => manager::main(*options, &cli.logging),
         Command::Status(options) => status::main(&options),
         Command::Check(options) => check::main(&options),
-        Command::Lint(file) => lint(&file),
+        Command::Lint(file) => lint::main(&file),
     }
 }
 
@@ -192,7 +191,7 @@ fn command() -> clap::Command {
 
 /// The part of the command line that concerns `mayfly exec`.
 fn command_for_exec() -> clap::Command {
-    let exec = exec::Options::augment_args(clap::Command::new(EXEC)).about(exec::ABOUT);
+    let exec = exec::ExecArgs::augment_args(clap::Command::new(EXEC)).about(exec::ABOUT);
     without_env_values(logging::LoggingArgs::augment_args(clap::Command::new("mayfly")).subcommand(exec))
 }
 
@@ -212,52 +211,6 @@ fn boolean(text: &str) -> Result<bool, String> {
 
 fn parse_listen_address(text: &str) -> Result<String, String> {
     check_address(text).map(|()| text.to_owned())
-}
-
-/// Warns if this machine is an instance that keeps running after its jobs. A manager is not such an instance.
-fn warn_about_shutdown(config: &Config) {
-    let mut leave = config.leave.clone();
-    if let Ok(instance) = instance::find_at_once(config.mayfly.aws.as_ref(), Requirement::Nothing) {
-        leave.apply_default(instance.default_leave());
-        if let Some(advice) = advice::shutdown_warning(&config.lifetime, &leave, &*instance) {
-            say!("{}: warning: {advice}", config.path.display());
-        }
-    }
-}
-
-/// Checks the file. A problem that keeps the agent from starting on this machine is only a note, because the file may
-/// be for another machine. `check` also checks the server and the requirements of jobs.
-fn lint(file: &ConfigFile) -> Result<ExitCode, String> {
-    let loaded = file.load_for_role()?;
-    let path = loaded.config.path.display();
-    let kind = |finding: &Finding| match finding.severity {
-        Severity::Note => "note",
-        Severity::Warning => "warning",
-        Severity::UnknownKey | Severity::UnusableRunner => "error",
-    };
-    let is_error = |finding: &&Finding| kind(finding) == "error";
-    let mut findings: Vec<&Finding> = loaded.findings.iter().collect();
-    findings.sort_by_key(|finding| finding.line);
-    for finding in findings {
-        say!("{path}: {}: {finding}", kind(finding));
-    }
-    for problem in start_checks::problems(&loaded.config) {
-        say!("{path}: note: mayfly cannot start with this file on this machine: {problem}");
-    }
-    if loaded.config.mayfly.manager.is_none() {
-        warn_about_shutdown(&loaded.config);
-    }
-    let mut errors = loaded.findings.iter().filter(is_error).count();
-    let mut usable = loaded.config.runners.len();
-    if loaded.config.mayfly.manager.is_some() {
-        let pools = check_pools::lint(&loaded.config);
-        pools.errors.iter().for_each(|why| say!("{path}: error: {why}"));
-        pools.warnings.iter().for_each(|why| say!("{path}: warning: {why}"));
-        errors += pools.errors.len();
-        usable = pools.usable;
-    }
-    say!("{path}: {}, {}", report::plural(usable, "usable runner"), report::plural(errors, "error"));
-    Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Reads a token from a file (`-` for standard input), so that it is not in the arguments of a process.

@@ -45,8 +45,8 @@ pub struct RunContext {
     /// The identity of this machine.
     pub identity: Identity,
     pub screen: Arc<Screen>,
-    /// Whether to keep the trees of failed jobs.
-    pub keep: bool,
+    /// Whether an attempt returns the tree of a failed job, for a shell or to keep it, instead of releasing it.
+    pub returns_failed_trees: bool,
     /// The directory for kept trees.
     pub kept: PathBuf,
 }
@@ -131,7 +131,7 @@ pub fn run(context: &RunContext, attempt: Attempt, control: &Arc<JobControl>) ->
             Some((FailureReason::RunnerSystemFailure, None))
         }
     };
-    let kept = tree.filter(|_| failure.is_some() && context.keep);
+    let kept = tree.filter(|_| failure.is_some() && context.returns_failed_trees);
     let failed_job = kept.map(|tree| inputs.failed_job(tree));
     AttemptResult { failure, extracted, failed_job }
 }

@@ -53,9 +53,9 @@ pub struct RunOptions {
     pub logs: Option<PathBuf>,
     /// Jobs that run regardless of their `when`.
     pub named: HashSet<String>,
-    /// Keep the trees of failed jobs.
-    pub keep: bool,
-    /// Open a shell in the tree or container of each failed job.
+    /// Keep the trees of failed jobs (`--keep`).
+    pub keep_failed_trees: bool,
+    /// Open a shell in the tree or container of each failed job (`--shell-on-failure`).
     pub shell_on_failure: bool,
 }
 

@@ -134,7 +134,8 @@ impl Termination {
         }
         match result {
             Ok(accepted) => {
-                let before = if accepted == TerminateResult::AlreadyTerminating { " already_terminating=true" } else { "" };
+                let before =
+                    if accepted == TerminateResult::AlreadyTerminating { " already_terminating=true" } else { "" };
                 log::info!("the Auto Scaling group terminates the instance capacity={:?}{before}", last_capacity.get());
                 // A later agent must not send the request again.
                 self.tracker.add_reason(ShutdownReason::Terminated);

@@ -76,11 +76,11 @@ fn report_token(report: &mut Report, subject: &str, runner: &Runner, status: Res
 fn verify_token(gitlab: &Arc<GitLab>, runner: &Runner, system_id: &str) -> Option<Result<TokenStatus, ApiError>> {
     let (sender, verdict) = mpsc::channel();
     let (client, token, system_id) = (Arc::clone(gitlab), runner.token.clone(), system_id.to_owned());
-    let asked = sync::spawn("verify", VERIFY_STACK, move || {
+    let thread = sync::spawn("verify", VERIFY_STACK, move || {
         // The receiver is gone after the timeout.
         let _ = sender.send(client.verify(&token, &system_id));
     });
-    asked.ok()?;
+    thread.ok()?;
     verdict.recv_timeout(TIMEOUT).ok()
 }
 

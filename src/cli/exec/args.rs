@@ -1,4 +1,4 @@
-//! The options of `mayfly exec`. Other tools rely on these names.
+//! The options of `mayfly exec`. Other tools rely on the names of the flags.
 
 use std::path::PathBuf;
 
@@ -6,11 +6,12 @@ use clap::{Args, ValueEnum};
 
 use crate::local::checkout::FileSet;
 use crate::local::options::ExecutorPolicy;
+use crate::local::screen::Detail;
 
 #[derive(Args, Clone, Debug)]
 #[command(args_override_self = true, next_help_heading = "Jobs")]
 #[group(skip)]
-pub struct Options {
+pub struct ExecArgs {
     /// Jobs to run, by name or pattern (`*`, `?`) [default: all jobs of the pipeline]
     #[arg(value_name = "JOB|GLOB")]
     pub jobs: Vec<String>,
@@ -39,7 +40,7 @@ pub struct Options {
     /// Print the dependencies between jobs as a graph
     #[arg(long, help_heading = "Show", value_name = "FORMAT", num_args = 0..=1, require_equals = true,
           default_missing_value = "dot")]
-    pub graph: Option<Graph>,
+    pub graph: Option<GraphFormat>,
     /// Explain why the pipeline includes or excludes a job, and where each of its values is written
     #[arg(long, help_heading = "Show", value_name = "JOB")]
     pub explain: Option<String>,
@@ -151,10 +152,45 @@ pub struct Options {
     pub complete_jobs: bool,
 }
 
-impl Options {
+impl ExecArgs {
     /// The files of the work tree that jobs get.
     pub fn file_set(&self) -> FileSet {
         if self.untracked { FileSet::NotIgnored } else { FileSet::Tracked }
+    }
+
+    /// The view of the pipeline that the user requests; `None` to run the pipeline.
+    pub fn view(&self) -> Option<View<'_>> {
+        if self.complete_jobs {
+            Some(View::JobNames)
+        } else if self.preview {
+            Some(View::Preview)
+        } else if self.list && self.json {
+            Some(View::ListAsJson)
+        } else if let Some(job) = &self.explain {
+            Some(View::Explanation(job))
+        } else if let Some(format) = self.graph {
+            Some(View::Graph(format))
+        } else {
+            self.list.then_some(View::List)
+        }
+    }
+
+    /// Which jobs run in addition to, or instead of, the jobs that the user names.
+    pub fn needs_policy(&self) -> NeedsPolicy {
+        match (self.only_needs, self.needs) {
+            (true, _) => NeedsPolicy::OnlyNeeded,
+            (false, true) => NeedsPolicy::WithNeeded,
+            (false, false) => NeedsPolicy::OnlyNamed,
+        }
+    }
+
+    /// The parts of the jobs' output that are printed.
+    pub fn detail(&self) -> Detail {
+        match (self.quiet, self.verbose) {
+            (true, _) => Detail::Result,
+            (false, true) => Detail::Agent,
+            (false, false) => Detail::Scripts,
+        }
     }
 
     /// Where jobs run.
@@ -167,9 +203,37 @@ impl Options {
     }
 }
 
-/// Graph formats.
+/// A view of the pipeline, printed instead of running it.
+#[derive(Clone, Copy, Debug)]
+pub enum View<'a> {
+    /// The names of the jobs, for shell completion.
+    JobNames,
+    /// The configuration after includes, extends and references.
+    Preview,
+    /// A table of the jobs.
+    List,
+    /// All data of the jobs.
+    ListAsJson,
+    /// Why the pipeline includes or excludes this job.
+    Explanation(&'a str),
+    /// The dependencies between jobs.
+    Graph(GraphFormat),
+}
+
+/// The jobs to run, if the user names jobs or stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NeedsPolicy {
+    /// The named jobs.
+    OnlyNamed,
+    /// The named jobs and the jobs that they need (`--needs`).
+    WithNeeded,
+    /// The jobs that the named jobs need, without the named jobs (`--only-needs`).
+    OnlyNeeded,
+}
+
+/// The format of `--graph`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Graph {
+pub enum GraphFormat {
     /// For Graphviz
     Dot,
     /// For Markdown

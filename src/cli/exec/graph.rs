@@ -3,19 +3,20 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 
-use super::options::Graph;
+use super::args::GraphFormat;
 use crate::pipeline::plan::{Job, Plan};
 
-pub fn draw(plan: &Plan, format: Graph) -> String {
+/// The text of a graph.
+pub fn draw(plan: &Plan, format: GraphFormat) -> String {
     let numbers: HashMap<&str, usize> = plan.jobs.iter().enumerate().map(|(at, job)| (&*job.name, at)).collect();
     match format {
-        Graph::Dot => dot(plan, &numbers),
-        Graph::Mermaid => mermaid(plan, &numbers),
+        GraphFormat::Dot => dot(plan, &numbers),
+        GraphFormat::Mermaid => mermaid(plan, &numbers),
     }
 }
 
-/// The jobs that a job waits for: its needs, or the jobs of the last earlier stage that has jobs.
-fn before<'a>(plan: &'a Plan, job: &'a Job) -> Vec<&'a str> {
+/// The names of the jobs that a job waits for: its needs, or the jobs of the last earlier stage that has jobs.
+fn awaited_jobs<'a>(plan: &'a Plan, job: &'a Job) -> Vec<&'a str> {
     if let Some(needs) = &job.needs {
         return needs.iter().map(|need| &*need.job).collect();
     }
@@ -43,7 +44,7 @@ fn dot(plan: &Plan, numbers: &HashMap<&str, usize>) -> String {
         text.push_str("  }\n");
     }
     for (index, job) in plan.jobs.iter().enumerate() {
-        for other in before(plan, job).iter().filter_map(|name| numbers.get(name)) {
+        for other in awaited_jobs(plan, job).iter().filter_map(|name| numbers.get(name)) {
             let _ = writeln!(text, "  j{other} -> j{index};");
         }
     }
@@ -70,7 +71,7 @@ fn mermaid(plan: &Plan, numbers: &HashMap<&str, usize>) -> String {
         text.push_str("  end\n");
     }
     for (index, job) in plan.jobs.iter().enumerate() {
-        for other in before(plan, job).iter().filter_map(|name| numbers.get(name)) {
+        for other in awaited_jobs(plan, job).iter().filter_map(|name| numbers.get(name)) {
             let _ = writeln!(text, "  j{other} --> j{index}");
         }
     }

@@ -3,8 +3,7 @@
 use std::path::Path;
 use std::thread;
 
-use super::options::Options;
-use super::show::only_shows;
+use super::args::ExecArgs;
 use super::values;
 use crate::local::checkout::{self, Checkout, FileSet, ListedFile};
 use crate::local::facts::{self, RepositoryFacts};
@@ -46,9 +45,9 @@ pub struct PlanInputs {
 }
 
 impl PlanInputs {
-    pub fn new(options: &Options, checkout: &Checkout, git: GitState, pipeline_id: u64) -> Result<Self, String> {
+    pub fn new(options: &ExecArgs, checkout: &Checkout, git: GitState, pipeline_id: u64) -> Result<Self, String> {
         let GitState { repository_facts, listed } = git;
-        let listed = match (only_shows(options), options.file_set()) {
+        let listed = match (options.view().is_some(), options.file_set()) {
             (true, _) => None,
             (false, FileSet::Tracked) if listed.is_some() => listed,
             (false, set) => Some(checkout.files(set)?),
@@ -58,7 +57,7 @@ impl PlanInputs {
     }
 
     /// The files that the configuration can include. `scratch` is a directory for unpacked artifacts.
-    pub fn sources(&self, options: &Options, checkout: &Checkout, scratch: &Path) -> Result<LocalSources, String> {
+    pub fn sources(&self, options: &ExecArgs, checkout: &Checkout, scratch: &Path) -> Result<LocalSources, String> {
         let sources = LocalSources::new(SourcePlaces {
             checkout: checkout.clone(),
             commit: self.facts.sha.clone(),
@@ -75,7 +74,7 @@ impl PlanInputs {
     }
 
     /// The fetcher for includes from other servers.
-    pub fn fetcher(&self, options: &Options) -> Result<Fetcher, String> {
+    pub fn fetcher(&self, options: &ExecArgs) -> Result<Fetcher, String> {
         Ok(Fetcher {
             cache: state::cache_of_includes()?,
             origin: self.facts.remote.clone(),
@@ -86,7 +85,7 @@ impl PlanInputs {
     /// The request for the plan of the pipeline.
     pub fn request<'a>(
         &self,
-        options: &Options,
+        options: &ExecArgs,
         checkout: &Checkout,
         sources: &'a LocalSources,
     ) -> Result<PlanRequest<'a>, String> {

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::args::{ExecArgs, NeedsPolicy};
 use super::list::reason_for_no_pipeline;
-use super::options::Options;
 use crate::local::options::{ManualPolicy, matches_pattern};
 use crate::pipeline::plan::{Job, Plan, When};
 
@@ -17,12 +17,13 @@ pub struct Selection {
 
 /// Selects the jobs to run. Fails for an unknown name, for a job that rules exclude, and for a manual job that was not
 /// requested.
-pub fn select(plan: &Plan, options: &Options, manual_policy: ManualPolicy) -> Result<Selection, String> {
+pub fn select(plan: &Plan, options: &ExecArgs, manual_policy: ManualPolicy) -> Result<Selection, String> {
     for wanted in options.manual.iter().filter(|wanted| !is_of_child(plan, wanted)) {
         find(plan, wanted)?;
     }
+    let needs = options.needs_policy();
     if options.jobs.is_empty() && options.stage.is_empty() {
-        if options.only_needs {
+        if needs == NeedsPolicy::OnlyNeeded {
             return Err("--only-needs needs a job: name the jobs whose needs should run".to_owned());
         }
         return Ok(Selection { jobs: (0..plan.jobs.len()).collect(), named: HashSet::new() });
@@ -36,16 +37,17 @@ pub fn select(plan: &Plan, options: &Options, manual_policy: ManualPolicy) -> Re
             return Err(format!("`{0}` is a manual job; to run it, add --manual '{0}'", job.name));
         }
     }
-    let needed = if options.needs || options.only_needs { needed(plan, &own) } else { HashSet::new() };
-    let jobs = match options.only_needs {
-        true => needed.difference(&own).copied().collect(),
-        false => own.union(&needed).copied().collect(),
+    let named = named.into_iter().map(|job| job.name.to_string()).collect();
+    let jobs = match needs {
+        NeedsPolicy::OnlyNamed => own,
+        NeedsPolicy::WithNeeded => &own | &needed_jobs(plan, &own),
+        NeedsPolicy::OnlyNeeded => &needed_jobs(plan, &own) - &own,
     };
-    Ok(Selection { jobs, named: named.into_iter().map(|job| job.name.to_string()).collect() })
+    Ok(Selection { jobs, named })
 }
 
 /// The jobs that the arguments and `--stage` name.
-fn selected_by_name(plan: &Plan, options: &Options) -> Result<HashSet<usize>, String> {
+fn selected_by_name(plan: &Plan, options: &ExecArgs) -> Result<HashSet<usize>, String> {
     let mut selected = HashSet::new();
     for wanted in &options.jobs {
         selected.extend(find(plan, wanted)?);
@@ -88,7 +90,7 @@ fn find(plan: &Plan, wanted: &str) -> Result<Vec<usize>, String> {
 
 /// The jobs that must run before the jobs `own`, directly or through others: their `needs`, else the jobs whose
 /// artifacts they download, else the jobs of all earlier stages.
-fn needed(plan: &Plan, own: &HashSet<usize>) -> HashSet<usize> {
+fn needed_jobs(plan: &Plan, own: &HashSet<usize>) -> HashSet<usize> {
     let index: HashMap<&str, usize> = plan.jobs.iter().enumerate().map(|(at, job)| (&*job.name, at)).collect();
     let mut found = HashSet::new();
     let mut waiting: Vec<usize> = own.iter().copied().collect();
@@ -108,11 +110,8 @@ fn needed(plan: &Plan, own: &HashSet<usize>) -> HashSet<usize> {
 }
 
 /// Reduces a plan to the selected jobs.
-pub fn keep(mut plan: Plan, jobs: &HashSet<usize>) -> Plan {
-    let mut at = 0;
-    plan.jobs.retain(|_| {
-        at += 1;
-        jobs.contains(&(at - 1))
-    });
+pub fn reduce(mut plan: Plan, jobs: &HashSet<usize>) -> Plan {
+    let mut indices = 0..;
+    plan.jobs.retain(|_| indices.next().is_some_and(|index| jobs.contains(&index)));
     plan
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
 
+use super::args::ExecArgs;
 use super::engine::EngineConnection;
-use super::options::Options;
 use super::plan_inputs::PlanInputs;
 use super::{interrupts, summary, terminal};
 use crate::config::Runner;
@@ -24,7 +24,7 @@ use crate::local::project::LocalProject;
 use crate::local::report;
 use crate::local::results::{JobResult, RunStatus};
 use crate::local::runner::LocalRunner;
-use crate::local::screen::{Detail, DisplayOptions, JobNames, Screen};
+use crate::local::screen::{DisplayOptions, JobNames, Screen};
 use crate::local::sources::LocalSources;
 use crate::local::state::{self, Run};
 use crate::pipeline::plan::Plan;
@@ -36,7 +36,7 @@ const MAX_JOBS_OF_RUN: i64 = 10_000;
 
 /// A run of a pipeline.
 pub struct Session<'a> {
-    pub options: &'a Options,
+    pub options: &'a ExecArgs,
     pub checkout: &'a Checkout,
     pub inputs: &'a PlanInputs,
     pub run: &'a Run,
@@ -67,11 +67,7 @@ impl<'a> Session<'a> {
         DisplayOptions {
             color: color::is_enabled() && !self.options.no_color,
             timestamps: self.options.timestamps,
-            detail: match (self.options.quiet, self.options.verbose) {
-                (true, _) => Detail::Result,
-                (false, true) => Detail::Agent,
-                (false, false) => Detail::Scripts,
-            },
+            detail: self.options.detail(),
             job_names: if is_single_job { JobNames::Omitted } else { JobNames::Shown },
         }
     }
@@ -88,7 +84,7 @@ impl<'a> Session<'a> {
             artifacts: options.artifacts.clone(),
             logs: options.report.as_deref().map(report::logs_beside),
             named,
-            keep: options.keep,
+            keep_failed_trees: options.keep,
             shell_on_failure: options.shell_on_failure,
         }
     }
@@ -114,7 +110,7 @@ impl<'a> Session<'a> {
             containers,
             identity: Plain.identity(),
             screen: Arc::clone(screen),
-            keep: options.keep || options.shell_on_failure,
+            returns_failed_trees: options.keep_failed_trees || options.shell_on_failure,
             kept: state::kept_trees(state),
         })
     }
@@ -187,7 +183,7 @@ fn local_runner() -> Runner {
 }
 
 /// Creates the directories and files that results are written to. Fails before any job has run.
-fn prepare_outputs(options: &Options, logs: Option<&Path>) -> Result<(), String> {
+fn prepare_outputs(options: &ExecArgs, logs: Option<&Path>) -> Result<(), String> {
     let failed = |path: &Path, error: std::io::Error| format!("{}: {error}; no job was started", path.display());
     if let Some(logs) = logs.filter(|logs| logs.exists()) {
         std::fs::remove_dir_all(logs).map_err(|error| failed(logs, error))?;

@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, CommandFactory, Parser};
 
-use super::options::Options;
+use super::args::ExecArgs;
 use super::{terminal, values};
 use crate::config::show_error_without_line;
 use crate::executor::user;
 use crate::pipeline::suggest::did_you_mean;
 
-/// A parser for the options alone, to parse arguments that come from files.
+/// A parser for the options alone, for arguments that come from files.
 #[derive(Parser)]
 #[command(name = "mayfly exec", disable_help_flag = true)]
-struct ExecArguments {
+struct OptionsParser {
     #[command(flatten)]
-    options: Options,
+    options: ExecArgs,
     #[command(flatten)]
     logging: crate::cli::logging::LoggingArgs,
 }
@@ -36,20 +36,19 @@ const EXCLUSIVE: [&[&str]; 2] = [&["--branch", "--tag", "--mr"], &["--shell", "-
 
 /// The options of the command line and of the settings files.
 pub struct MergedOptions {
-    pub options: Options,
+    pub options: ExecArgs,
+    /// About the settings files.
     warnings: Vec<String>,
 }
 
 impl MergedOptions {
-    /// Prints the warnings about the settings files.
-    pub fn announced(self) -> Options {
+    pub fn print_warnings(&self) {
         self.warnings.iter().for_each(|warning| terminal::print_error(&format!("mayfly: warning: {warning}\n")));
-        self.options
     }
 }
 
 /// Merges the options of the command line with the settings files. The error names the file.
-pub fn merge(options: &Options, root: &Path) -> Result<MergedOptions, String> {
+pub fn merge(options: &ExecArgs, root: &Path) -> Result<MergedOptions, String> {
     // The strongest source is the last.
     let mut sources: Vec<Vec<OsString>> =
         vec![std::env::args_os().skip_while(|argument| argument != "exec").skip(1).collect()];
@@ -90,9 +89,9 @@ fn read(file: &Path, root: &Path) -> Result<Option<Vec<OsString>>, String> {
     Ok(Some(arguments))
 }
 
-fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Options, clap::Error> {
+fn parse(arguments: impl Iterator<Item = OsString>) -> Result<ExecArgs, clap::Error> {
     let arguments = [OsString::from("mayfly exec")].into_iter().chain(arguments);
-    ExecArguments::try_parse_from(arguments).map(|parsed| parsed.options)
+    OptionsParser::try_parse_from(arguments).map(|parsed| parsed.options)
 }
 
 /// Whether a stronger source has an option of the same exclusive group.
@@ -120,7 +119,7 @@ const PATHS_AFTER_LAST: [&str; 1] = ["map-remote"];
 fn arguments_of(text: &str, root: &Path) -> Result<Vec<String>, String> {
     let table: toml::Table =
         text.parse().map_err(|error: toml::de::Error| show_error_without_line(text, error.span(), error.message()))?;
-    let command = ExecArguments::command();
+    let command = OptionsParser::command();
     let is_named = |argument: &clap::Arg, name: &str| {
         argument.get_long() == Some(name) || argument.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
     };

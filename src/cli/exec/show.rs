@@ -1,8 +1,8 @@
-//! Prints facts about the pipeline instead of running it.
+//! Prints a view of the pipeline instead of running it.
 
 use std::path::{Path, PathBuf};
 
-use super::options::Options;
+use super::args::{ExecArgs, View};
 use super::{explain, graph, list, terminal};
 use crate::executor::docker::BUILDS;
 use crate::local::facts;
@@ -14,33 +14,25 @@ use crate::pipeline::request::CommitFacts;
 use crate::pipeline::{self, JobRun};
 use crate::version::{REVISION, VERSION, architecture};
 
-/// Whether the options print facts about the pipeline instead of running it.
-pub fn only_shows(options: &Options) -> bool {
-    options.list || options.preview || options.graph.is_some() || options.explain.is_some() || options.complete_jobs
-}
-
-/// Prints what the options ask for.
-pub fn show(options: &Options, plan: &Plan, run: &dyn Fn(usize, &Job) -> JobRun) -> Result<u8, String> {
-    let text = if options.complete_jobs {
-        plan.jobs.iter().map(|job| format!("{}\n", job.name)).collect()
-    } else if options.preview {
-        pipeline::syntax::print(&plan.merged)
-    } else if options.list && options.json {
-        let listing = serde_json::to_string_pretty(&Listing { plan, run }).map_err(|error| error.to_string())?;
-        format!("{listing}\n")
-    } else if let Some(name) = &options.explain {
-        explain::explanation(plan, run, name)?
-    } else if let Some(format) = options.graph {
-        graph::draw(plan, format)
-    } else {
-        list::table(plan)
+/// Prints a view of a plan. `run` returns the facts about the run of a job, by its index in the plan.
+pub fn show(view: View<'_>, plan: &Plan, run: &dyn Fn(usize, &Job) -> JobRun) -> Result<u8, String> {
+    let text = match view {
+        View::JobNames => plan.jobs.iter().map(|job| format!("{}\n", job.name)).collect(),
+        View::Preview => pipeline::syntax::print(&plan.merged),
+        View::List => list::table(plan),
+        View::ListAsJson => {
+            let listing = serde_json::to_string_pretty(&Listing { plan, run }).map_err(|error| error.to_string())?;
+            format!("{listing}\n")
+        }
+        View::Explanation(job) => explain::explanation(plan, run, job)?,
+        View::Graph(format) => graph::draw(plan, format),
     };
     terminal::print(&text);
     Ok(0)
 }
 
 /// The facts about the run of a job, for its predefined variables, as in the first pipeline of a project.
-pub fn job_run(options: &Options, facts: &CommitFacts, directory: &Path, index: usize, job: &Job) -> JobRun {
+pub fn job_run(options: &ExecArgs, facts: &CommitFacts, directory: &Path, index: usize, job: &Job) -> JobRun {
     let name = facts::project_name(facts);
     let has_image = job.image.is_some() || options.default_image.is_some();
     let is_in_container = has_image && !options.shell && job.trigger.is_none();

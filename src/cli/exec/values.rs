@@ -1,14 +1,12 @@
 //! Parses variables, inputs and maps from the command line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use serde_json::Value;
-
-use super::options::Options;
+use super::args::ExecArgs;
+use super::vars_file;
 use crate::local::facts::RequestedPipeline;
 use crate::local::sources::{MappedComponent, MappedProject, Maps};
 use crate::pipeline::request::{GivenInput, GivenVariable, InputValue};
-use crate::pipeline::syntax;
 
 /// Splits `KEY=VALUE` at the first `=`; `None` if there is no key.
 fn split_key(text: &str) -> Option<(&str, &str)> {
@@ -32,7 +30,7 @@ fn split_value<'a>(option: &str, text: &'a str) -> Result<(&'a str, &'a str), St
 }
 
 /// Checks the form of all values, without reading files and the environment.
-pub fn check(options: &Options) -> Result<(), String> {
+pub fn check(options: &ExecArgs) -> Result<(), String> {
     pipeline_variables(options)?;
     options.secret.iter().try_for_each(|key| check_key("--secret", key))?;
     inputs(options)?;
@@ -51,7 +49,7 @@ fn check_key(option: &str, key: &str) -> Result<(), String> {
 }
 
 /// Parses `--var`.
-pub fn pipeline_variables(options: &Options) -> Result<Vec<GivenVariable>, String> {
+pub fn pipeline_variables(options: &ExecArgs) -> Result<Vec<GivenVariable>, String> {
     let variable = |text: &String| {
         let (key, value) = split_value("--var", text)?;
         check_key("--var", key)?;
@@ -61,7 +59,7 @@ pub fn pipeline_variables(options: &Options) -> Result<Vec<GivenVariable>, Strin
 }
 
 /// Parses `--vars-file` and `--secret`. A later file overrides earlier ones; secrets override all files.
-pub fn project_variables(options: &Options) -> Result<Vec<GivenVariable>, String> {
+pub fn project_variables(options: &ExecArgs) -> Result<Vec<GivenVariable>, String> {
     let mut variables = Vec::new();
     for key in &options.secret {
         check_key("--secret", key)?;
@@ -70,9 +68,7 @@ pub fn project_variables(options: &Options) -> Result<Vec<GivenVariable>, String
     }
     for file in options.vars_file.iter().rev() {
         let why = |why: String| format!("--vars-file {}: {why}", file.display());
-        let text = std::fs::read_to_string(file).map_err(|error| why(error.to_string()))?;
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-        let found = parse_file(file, text).map_err(why)?;
+        let found = vars_file::read(file).map_err(why)?;
         let option = format!("--vars-file {}", file.display());
         found.iter().try_for_each(|variable| check_key(&option, &variable.key))?;
         variables.extend(found);
@@ -80,89 +76,8 @@ pub fn project_variables(options: &Options) -> Result<Vec<GivenVariable>, String
     Ok(variables)
 }
 
-fn parse_file(file: &Path, text: &str) -> Result<Vec<GivenVariable>, String> {
-    let is_yaml = file.extension().is_some_and(|ending| ["yml", "yaml", "json"].iter().any(|known| ending == *known));
-    match is_yaml {
-        true => parse_yaml(text),
-        false => parse_dotenv(text),
-    }
-}
-
-/// Parses a mapping of names to values, or to mappings with `value` and attributes.
-fn parse_yaml(text: &str) -> Result<Vec<GivenVariable>, String> {
-    let document = syntax::parse(text, 0, &|line| line, &mut syntax::Budget::default());
-    let root = document.map_err(|error| format!("line {}: {}", error.line, error.message))?.root.to_json();
-    let entries = root.as_object().ok_or("not a mapping of variables")?;
-    let variable = |(key, value): (&String, &Value)| {
-        let mut variable = GivenVariable { key: key.clone(), ..GivenVariable::default() };
-        let set = match value.as_object() {
-            None => scalar(value).map(|value| variable.value = value),
-            Some(attributes) => {
-                attributes.iter().try_for_each(|(name, value)| set_attribute(&mut variable, name, value))
-            }
-        };
-        set.map(|()| variable).map_err(|why| format!("`{key}`: {why}"))
-    };
-    entries.iter().map(variable).collect()
-}
-
-/// Sets an attribute of a variable.
-fn set_attribute(variable: &mut GivenVariable, name: &str, value: &Value) -> Result<(), String> {
-    let boolean = || value.as_bool().ok_or_else(|| format!("`{name}` must be true or false"));
-    match name {
-        "value" => variable.value = scalar(value)?,
-        "type" => {
-            variable.file = match value.as_str() {
-                Some("file") => true,
-                Some("variable" | "env_var") => false,
-                _ => return Err("`type` must be `file` or `variable`".to_owned()),
-            }
-        }
-        "masked" => variable.masked = boolean()?,
-        "raw" => variable.raw = boolean()?,
-        "environment_scope" => variable.environment_scope = scalar(value)?,
-        other => {
-            return Err(format!("unknown key `{other}`; the keys are value, type, masked, raw, environment_scope"));
-        }
-    }
-    Ok(())
-}
-
-/// The text of a value that is not a list or a mapping.
-fn scalar(value: &Value) -> Result<String, String> {
-    match value {
-        Value::String(text) => Ok(text.clone()),
-        Value::Null => Ok(String::new()),
-        Value::Bool(_) | Value::Number(_) => Ok(value.to_string()),
-        _ => Err("write text, or a mapping with `value`".to_owned()),
-    }
-}
-
-/// Parses `KEY=VALUE` lines and comments; quotes around a value are removed. A later line overrides an earlier one of
-/// the same name.
-fn parse_dotenv(text: &str) -> Result<Vec<GivenVariable>, String> {
-    let mut variables: Vec<GivenVariable> = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let (key, value) = line
-            .strip_prefix("export ")
-            .unwrap_or(line)
-            .split_once('=')
-            .ok_or_else(|| format!("line {}: write KEY=VALUE", number + 1))?;
-        let value = value.trim();
-        let unquoted = |quote: char| value.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
-        let value = unquoted('"').or_else(|| unquoted('\'')).unwrap_or(value).to_owned();
-        variables.retain(|known| known.key != key.trim());
-        variables.push(GivenVariable { key: key.trim().to_owned(), value, ..GivenVariable::default() });
-    }
-    Ok(variables)
-}
-
 /// Parses `--input`.
-pub fn inputs(options: &Options) -> Result<Vec<GivenInput>, String> {
+pub fn inputs(options: &ExecArgs) -> Result<Vec<GivenInput>, String> {
     let input = |text: &String| {
         let (key, value) = split_value("--input", text)?;
         Ok(GivenInput { key: key.to_owned(), value: InputValue::Text(value.to_owned()) })
@@ -171,7 +86,7 @@ pub fn inputs(options: &Options) -> Result<Vec<GivenInput>, String> {
 }
 
 /// Parses `--branch`, `--tag`, `--mr` and `--before`.
-pub fn requested_pipeline(options: &Options) -> Result<RequestedPipeline, String> {
+pub fn requested_pipeline(options: &ExecArgs) -> Result<RequestedPipeline, String> {
     let merge_request = options.mr.as_deref().map(|text| {
         let wrong = || format!("--mr {text}: write SOURCE:TARGET or SOURCE:TARGET:IID");
         let parts: Vec<&str> = text.split(':').collect();
@@ -194,7 +109,7 @@ pub fn requested_pipeline(options: &Options) -> Result<RequestedPipeline, String
 }
 
 /// Parses `--map-project`, `--map-remote`, `--map-component` and `--map-template`.
-pub fn maps(options: &Options) -> Result<Maps, String> {
+pub fn maps(options: &ExecArgs) -> Result<Maps, String> {
     let mut maps = Maps { templates: options.map_template.clone(), ..Maps::default() };
     for text in &options.map_project {
         let (project, directory) = split_pair("--map-project", text, "PATH[@REF]=DIR")?;
@@ -243,6 +158,8 @@ fn parse_component(text: &str) -> Result<MappedComponent, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -263,25 +180,8 @@ mod tests {
     }
 
     #[test]
-    fn parses_dotenv_files_with_comments_and_quotes() {
-        let variables = parse_dotenv("# x\nA='one two'\nexport B=2\nA=3\n\n").expect("the variables must be valid");
-        let pairs: Vec<_> = variables.iter().map(|one| (one.key.as_str(), one.value.as_str())).collect();
-        assert_eq!(pairs, [("B", "2"), ("A", "3")]);
-        assert!(parse_dotenv("junk").expect_err("must be refused").contains("line 1"));
-    }
-
-    #[test]
     fn names_of_variables_are_checked() {
         assert!(["A", "_b1", "1"].iter().all(|key| check_key("--var", key).is_ok()));
         assert!(["A-B", "a b", "", "\u{e9}"].iter().all(|key| check_key("--var", key).is_err()));
-    }
-
-    #[test]
-    fn parses_yaml_files_with_types_and_scopes() {
-        let text = "A: 1\nB: {value: x, type: file, masked: true, environment_scope: 'review/*'}\n";
-        let variables = parse_yaml(text).expect("the variables must be valid");
-        assert_eq!(variables[0].value, "1");
-        assert!(variables[1].file && variables[1].masked && variables[1].environment_scope == "review/*");
-        assert!(parse_yaml("A: {valeu: x}").is_err() && parse_yaml("- a").is_err());
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
-use super::options::Options;
+use super::args::ExecArgs;
 use super::plan_inputs::GitState;
 use super::{is_interrupted, run_once, settings, terminal};
 use crate::local::checkout::{Checkout, FileSet};
@@ -22,7 +22,7 @@ const QUIET_PERIOD: Duration = Duration::from_millis(200);
 
 /// Repeats the run until the user interrupts it. `given` are the options of the command line; the settings files are
 /// read again before each run. Fails if the file system cannot be watched.
-pub fn run(given: &Options, checkout: &Checkout) -> Result<u8, String> {
+pub fn run(given: &ExecArgs, checkout: &Checkout) -> Result<u8, String> {
     let cannot_watch = |error: io::Error| {
         let root = checkout.root.display();
         format!("cannot watch {root} for changes: {error}; raise the sysctl fs.inotify.max_user_watches")
@@ -34,8 +34,8 @@ pub fn run(given: &Options, checkout: &Checkout) -> Result<u8, String> {
         let inputs = merged.as_ref().map_or(given, |merged| &merged.options);
         watch.add_inputs_of_run(inputs).map_err(cannot_watch)?;
         let status = merged.and_then(|merged| {
-            let options = merged.announced();
-            run_once(&options, checkout, GitState::read_with_files(&checkout.root)?, None)
+            merged.print_warnings();
+            run_once(&merged.options, checkout, GitState::read_with_files(&checkout.root)?, None)
         });
         let status = status.unwrap_or_else(|why| {
             terminal::print_error(&format!("mayfly: {why}\n"));
@@ -84,7 +84,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Watches the files that a run with these options reads.
-    fn add_inputs_of_run(&mut self, options: &Options) -> io::Result<()> {
+    fn add_inputs_of_run(&mut self, options: &ExecArgs) -> io::Result<()> {
         let outputs = [options.artifacts.clone(), options.report.clone(), options.junit.clone()];
         let logs = options.report.as_deref().map(logs_beside);
         let outputs = outputs.into_iter().flatten().chain(logs);

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 
 use toml_edit::{Array, Item, Table, Value, value};
 
+use super::output::say;
 use super::{cloud_id, token_from};
 use crate::agent;
 use crate::config::edit::Editor;
@@ -59,7 +60,7 @@ pub fn main(options: &RegisterArgs) -> Result<ExitCode, String> {
         }
         return Err(why);
     }
-    println!("Runner registered successfully: `{}` is in {}", runner.name, path.display());
+    say!("Runner registered successfully: `{}` is in {}", runner.name, path.display());
     Ok(ExitCode::SUCCESS)
 }
 

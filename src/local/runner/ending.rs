@@ -19,7 +19,7 @@ impl LocalRunner<'_> {
             if self.options.shell_on_failure && !self.is_interrupted {
                 failed_shell::open(&self.context, &self.name(job), &failed);
             }
-            if self.options.keep {
+            if self.options.keep_failed_trees {
                 self.progress_mut(job).kept = self.keep_tree(job, &failed);
             }
         }
