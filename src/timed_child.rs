@@ -15,6 +15,9 @@ use crate::sys;
 
 /// The maximum number of bytes of each stream that [`output`] returns.
 const MAX_OUTPUT: usize = 4096;
+/// How long a killed program may need to end. A program that is not the agent's cannot be killed by an agent without
+/// root's privileges, and one that waits for a broken device does not end.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes read from a pipe at a time: a full pipe.
 const READ_SIZE: usize = 64 * 1024;
 
@@ -26,8 +29,8 @@ pub struct TimedOutput {
     pub stderr: String,
 }
 
-/// Runs a program, which gets its own process group. The group is killed when the program ends or `timeout` has passed.
-/// Errors: the program cannot be started, or did not end in time.
+/// Runs a program, which gets its own process group. The program and the group are killed when the program ends or
+/// `timeout` has passed. Errors: the program cannot be started, or did not end in time.
 pub fn output(command: &mut Command, timeout: Duration) -> Result<TimedOutput, String> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(command)?;
@@ -36,9 +39,7 @@ pub fn output(command: &mut Command, timeout: Duration) -> Result<TimedOutput, S
         OutputStream::new(child.stderr.take().map(OwnedFd::from)),
     ];
     let ended = read_until_end(&child, &mut streams, timeout);
-    // Until the status is read, no other group can have the same number.
-    kill_group(&child);
-    let status = status(&mut child, ended, timeout)?;
+    let status = kill_and_reap(&mut child, ended, timeout)?;
     let [stdout, stderr] = streams.map(|stream| String::from_utf8_lossy(&stream.text).into_owned());
     Ok(TimedOutput { status, stdout, stderr })
 }
@@ -103,13 +104,19 @@ pub fn spawn(command: &mut Command) -> Result<Child, String> {
     command.process_group(0).spawn().map_err(|error| format!("it cannot be started: {error}"))
 }
 
-/// Waits for a program of [`spawn`], and kills its process group after `timeout`. Errors: it did not end in time.
+/// Waits for a program, and kills it and its process group after `timeout`. What the program leaves in its group keeps
+/// running. Errors: the program did not end in time.
 pub fn wait(child: &mut Child, timeout: Duration) -> Result<ExitStatus, String> {
-    let ended = has_ended(child, timeout);
-    if !matches!(ended, Ok(true)) {
-        kill_group(child);
+    match has_ended(child, timeout) {
+        Ok(true) => child.wait().map_err(cannot_wait),
+        ended => kill_and_reap(child, ended, timeout),
     }
-    status(child, ended, timeout)
+}
+
+/// As [`wait`], and always kills the process group.
+pub fn wait_for_group(child: &mut Child, timeout: Duration) -> Result<ExitStatus, String> {
+    let ended = has_ended(child, timeout);
+    kill_and_reap(child, ended, timeout)
 }
 
 /// Waits until the program ends, for at most `timeout`. Returns whether it has ended.
@@ -119,19 +126,26 @@ fn has_ended(child: &Child, timeout: Duration) -> io::Result<bool> {
     Ok(ended)
 }
 
-/// Reads the status of a program that has ended or was killed.
-fn status(child: &mut Child, ended: io::Result<bool>, timeout: Duration) -> Result<ExitStatus, String> {
+/// Kills a program and its process group, and reads the status. `ended` is whether the program has ended by itself. Does
+/// not wait for a program that cannot be killed.
+fn kill_and_reap(child: &mut Child, ended: io::Result<bool>, timeout: Duration) -> Result<ExitStatus, String> {
+    // The group may have ended already. Until the status is read, no other group can have the same number.
+    let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
+    // The program may have moved to another group.
+    let _ = child.kill();
+    if !matches!(has_ended(child, KILL_TIMEOUT), Ok(true)) {
+        return Err(format!("it did not end within {} s, and it cannot be killed", timeout.as_secs_f64()));
+    }
     let status = child.wait();
     match ended {
-        Ok(true) => status.map_err(|error| format!("cannot wait for it: {error}")),
+        Ok(true) => status.map_err(cannot_wait),
         Ok(false) => Err(format!("it did not end within {} s", timeout.as_secs_f64())),
-        Err(error) => Err(format!("cannot wait for it: {error}")),
+        Err(error) => Err(cannot_wait(error)),
     }
 }
 
-fn kill_group(child: &Child) {
-    // The group may have ended already.
-    let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
+fn cannot_wait(error: io::Error) -> String {
+    format!("cannot wait for it: {error}")
 }
 
 #[cfg(test)]
@@ -183,5 +197,17 @@ mod tests {
         }
         let error = output(&mut Command::new("/nonexistent"), LONG).expect_err("it cannot be started");
         assert!(error.starts_with("it cannot be started: "), "{error}");
+    }
+
+    #[test]
+    fn a_program_in_another_group_is_killed() {
+        let sleep = |group: i32| Command::new("sleep").arg("600").process_group(group).spawn().expect("start sleep");
+        let mut leader = sleep(0);
+        let mut member = sleep(leader.id().cast_signed());
+        let short = Duration::from_millis(10);
+        assert_eq!(wait(&mut member, short), Err("it did not end within 0.01 s".to_owned()));
+        assert_eq!(leader.try_wait().expect("the state of the leader"), None, "only the program's own group is killed");
+        let group_error = wait_for_group(&mut leader, short).expect_err("it must be killed");
+        assert_eq!(group_error, "it did not end within 0.01 s");
     }
 }

@@ -11,8 +11,6 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use serde::Deserialize;
 
 use super::RegistrySecret;
@@ -20,6 +18,7 @@ use crate::config::is_helper_name;
 use crate::decode;
 use crate::shim::PASSED_VARIABLES;
 use crate::sys;
+use crate::timed_child;
 use crate::token::Token;
 
 /// The largest response, in bytes.
@@ -68,21 +67,15 @@ impl CredentialHelpers<'_> {
             ));
         }
         let program = format!("docker-credential-{name}");
-        let mut child = self.start(&program, named_by)?;
-        let outcome = converse(&mut child, server, Instant::now() + self.timeout);
-        // Kills the helper's children as well. Their process group may already have ended.
-        let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
-        let status = child.wait().map_err(|error| format!("{program}: {error}"))?;
-        let text = match outcome {
-            Ok(Some(text)) => text,
-            Ok(None) => {
-                return Err(format!(
-                    "{program} exceeded the time limit of {} s and was killed",
-                    self.timeout.as_secs()
-                ));
-            }
-            Err(error) => return Err(format!("{program}: {error}")),
-        };
+        let (mut child, until) = (self.start(&program, named_by)?, Instant::now() + self.timeout);
+        let outcome = converse(&mut child, server, until);
+        // A helper may close its output before it exits; its exit status tells whether the response is valid. A helper
+        // without a valid response is killed at once.
+        let left = if outcome.is_ok() { until.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
+        let status = timed_child::wait_for_group(&mut child, left);
+        let text = outcome.map_err(|error| format!("{program}: {error}"))?;
+        let status = status
+            .map_err(|_| format!("{program} exceeded the time limit of {} s and was killed", self.timeout.as_secs()))?;
         if !status.success() {
             return error_result(&program, text.trim());
         }
@@ -114,29 +107,30 @@ impl CredentialHelpers<'_> {
     }
 }
 
-/// Sends the server and reads the response; `None` if the time limit is exceeded.
-fn converse(child: &mut Child, server: &str, until: Instant) -> std::io::Result<Option<String>> {
+/// Sends the server and reads the response, until the helper closes its output or ends, or the time limit is exceeded. A
+/// process that the helper has started may keep the output open after the helper's end.
+fn converse(child: &mut Child, server: &str, until: Instant) -> std::io::Result<String> {
     if let Some(mut input) = child.stdin.take() {
         // If a helper exits without reading its input, its response explains why.
         let _ = input.write_all(format!("{server}\n").as_bytes());
     }
-    let Some(output) = child.stdout.take() else { return Ok(None) };
+    let pidfd = sys::pidfd_open(child.id().cast_signed())?;
+    let Some(output) = child.stdout.take() else { return Ok(String::new()) };
     let mut output = File::from(OwnedFd::from(output));
     let (mut response, mut block) = (Vec::new(), [0; 4096]);
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() || sys::wait([Some(output.as_fd())], Some(left))? == [false] {
-            return Ok(None);
+        let [is_readable, _] = sys::wait([Some(output.as_fd()), Some(pidfd.as_fd())], Some(left))?;
+        // After the helper's end, its response is read first.
+        let length = if is_readable && !left.is_zero() { output.read(&mut block)? } else { 0 };
+        if length == 0 {
+            return Ok(String::from_utf8_lossy(&response).into_owned());
         }
-        match output.read(&mut block)? {
-            0 => break,
-            length => response.extend_from_slice(&block[..length]),
-        }
+        response.extend_from_slice(&block[..length]);
         if response.len() > MAX_RESPONSE {
             return Err(std::io::Error::other("the response is too long"));
         }
     }
-    Ok(Some(String::from_utf8_lossy(&response).into_owned()))
 }
 
 /// The error of the helper; `None` if the helper has no credentials for the server.
@@ -144,6 +138,8 @@ fn error_result(program: &str, text: &str) -> Result<Option<RegistrySecret>, Str
     if text.to_ascii_lowercase().contains("credentials not found") {
         return Ok(None);
     }
-    let line: String = text.lines().next().unwrap_or_default().chars().take(MAX_ERROR_TEXT).collect();
+    // A JSON object is a response, which may contain a secret.
+    let reason = text.lines().next().filter(|line| !line.starts_with('{')).unwrap_or_default();
+    let line: String = reason.chars().take(MAX_ERROR_TEXT).collect();
     Err(format!("{program} failed: {}", if line.is_empty() { "no reason given" } else { &line }))
 }

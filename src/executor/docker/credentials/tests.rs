@@ -216,6 +216,26 @@ fn a_failing_helper_is_a_warning_and_the_next_source_is_used() {
 }
 
 #[test]
+fn a_helper_counts_by_its_exit_status() {
+    let machine = Machine::new();
+    // Each of these helpers closes its output before it exits.
+    machine.helper("good", "echo '{\"Username\":\"good\",\"Secret\":\"s\"}'; exec >&-; sleep 0.2; exit 0");
+    machine.helper("bad", "echo '{\"Username\":\"bad\",\"Secret\":\"s\"}'; exec >&-; sleep 0.2; exit 1");
+    // A process of this helper keeps the output open.
+    machine.helper("daemon", "sleep 600 & echo '{\"Username\":\"daemon\",\"Secret\":\"s\"}'");
+    let find = |helper: &str| {
+        let runner = Some(format!("{{\"credsStore\": \"{helper}\"}}"));
+        found(TestSources { runner, ..machine.sources() }, "r.test/a")
+    };
+    for helper in ["good", "daemon"] {
+        let (login, warnings) = find(helper);
+        assert_eq!((login.expect("a login").1.as_str(), warnings), (helper, Vec::new()));
+    }
+    let (login, warnings) = find("bad");
+    assert!(login.is_none() && warnings[0].contains("docker-credential-bad failed: no reason given"), "{warnings:?}");
+}
+
+#[test]
 fn a_job_can_use_only_allowed_helpers() {
     let mut machine = Machine::new();
     machine.helper("one", "echo '{\"Username\":\"one\",\"Secret\":\"s\"}'");
