@@ -1,10 +1,11 @@
 //! The result of a script, from the state of its container and the events of the engine.
 
 use std::io;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::super::engine::containers::ContainerState;
 use super::super::engine::{DockerEngine, DockerError};
+use super::super::retry::StopRequest;
 use super::{ContainerScript, RETURN_CHECK_INTERVAL, RETURN_TIMEOUT, ScriptFailure, engine_error};
 use crate::failure::{FailureReason, JobError};
 use crate::sync;
@@ -28,6 +29,7 @@ pub enum ScriptPhase {
 pub struct EndedScript<'a> {
     pub plan: &'a ContainerScript,
     pub engine: &'a DockerEngine,
+    pub stop: StopRequest<'a>,
     pub phase: ScriptPhase,
     /// Whether the agent stopped the script.
     pub was_stopped: bool,
@@ -85,21 +87,20 @@ impl EndedScript<'_> {
     }
 
     /// The state of the container after its end, and whether the engine was unreachable. Waits for an engine that is
-    /// restarting.
+    /// restarting, unless the job must stop.
     fn wait_for_end(&self) -> Result<(ContainerState, bool), DockerError> {
         let name = &self.plan.container.name;
-        let (mut was_away, mut outcome) = (false, None);
-        sync::try_until(RETURN_TIMEOUT, RETURN_CHECK_INTERVAL, || {
+        let (until, mut was_away) = (Instant::now() + RETURN_TIMEOUT, false);
+        loop {
             // The streams end shortly before the container does.
             let _ = self.engine.wait_container_for(name, Duration::from_secs(5));
             let found = self.engine.container(name);
             let is_away = found.as_ref().is_err_and(DockerError::is_unreachable);
             was_away |= is_away;
-            outcome = Some(found);
-            (!is_away).then_some(())
-        });
-        let container = outcome.unwrap_or_else(|| self.engine.container(name))?;
-        Ok((self.wait_for_oom_event(container.state), was_away))
+            if !is_away || Instant::now() >= until || self.stop.arrives_within(RETURN_CHECK_INTERVAL) {
+                return Ok((self.wait_for_oom_event(found?.state), was_away));
+            }
+        }
     }
 
     /// The engine may report exhausted memory later than the end of the container. So this function inspects a killed

@@ -8,6 +8,7 @@ use nix::sys::signalfd::SignalFd;
 
 use super::super::engine::attached::{Attached, ContainerStream, FrameReader};
 use super::super::engine::{DockerEngine, DockerError};
+use super::super::retry::StopRequest;
 use super::super::safe_dirs;
 use super::marker::MarkerFilter;
 use super::result::{EndedScript, ScriptPhase};
@@ -79,6 +80,7 @@ impl<'a> ScriptRun<'a> {
         EndedScript {
             plan: self.plan,
             engine: self.engine,
+            stop: StopRequest::Readable(self.signals.as_fd()),
             phase: self.phase,
             was_stopped: self.stopping != StopPhase::NotStopping,
             engine_failure: self.engine_failure,

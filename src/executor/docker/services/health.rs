@@ -131,22 +131,22 @@ impl HealthWaiter {
                 Ok(container) => container,
                 Err(error) => return ServiceHealth::Down(error.to_string()),
             };
-            let why = match check(&container, &service.address) {
+            let why = match check(&container, &service.address, &|| self.is_over()) {
                 HealthCheck::Decided(health) => return health,
                 HealthCheck::Undecided(why) => why,
             };
-            if !self.sleep(CHECK_INTERVAL.delay(checks)) {
+            let left = self.until.saturating_duration_since(Instant::now());
+            self.stop.wait(CHECK_INTERVAL.delay(checks).min(left));
+            if self.is_over() {
                 return ServiceHealth::Down(why);
             }
             checks += 1;
         }
     }
 
-    /// Sleeps for `rest`, at most until the deadline. Returns false if the deadline has passed or the checks were
-    /// stopped.
-    fn sleep(&self, rest: Duration) -> bool {
-        let left = self.until.saturating_duration_since(Instant::now());
-        !self.stop.wait(rest.min(left)) && Instant::now() < self.until
+    /// Whether the deadline has passed or the checks were stopped.
+    fn is_over(&self) -> bool {
+        self.stop.is_set() || Instant::now() >= self.until
     }
 }
 
@@ -156,7 +156,8 @@ enum HealthCheck {
     Undecided(String),
 }
 
-fn check(container: &Container, address: &str) -> HealthCheck {
+/// Checks a service once. `is_over` ends the check of further ports, each of which may take [`CONNECT_TIMEOUT`].
+fn check(container: &Container, address: &str, is_over: &dyn Fn() -> bool) -> HealthCheck {
     let state = &container.state;
     if !state.running {
         return HealthCheck::Decided(ServiceHealth::Down(format!(
@@ -173,7 +174,7 @@ fn check(container: &Container, address: &str) -> HealthCheck {
     let ports = ports(container);
     let address: Option<IpAddr> = address.parse().ok();
     match (address, ports.is_empty(), health) {
-        (Some(address), false, _) => try_ports(address, &ports),
+        (Some(address), false, _) => try_ports(address, &ports, is_over),
         (_, _, Some(status)) => HealthCheck::Undecided(format!("its health check reports `{status}`")),
         (_, true, _) => {
             HealthCheck::Decided(ServiceHealth::Unknown("its image exposes no port and has no health check"))
@@ -182,12 +183,15 @@ fn check(container: &Container, address: &str) -> HealthCheck {
     }
 }
 
-fn try_ports(address: IpAddr, ports: &[u16]) -> HealthCheck {
+fn try_ports(address: IpAddr, ports: &[u16], is_over: &dyn Fn() -> bool) -> HealthCheck {
     let mut last = String::new();
     for port in ports {
         match TcpStream::connect_timeout(&SocketAddr::new(address, *port), CONNECT_TIMEOUT) {
             Ok(_) => return HealthCheck::Decided(ServiceHealth::Up),
             Err(error) => last = format!("no connection to port {port} of {address}: {error}"),
+        }
+        if is_over() {
+            break;
         }
     }
     HealthCheck::Undecided(last)
@@ -241,7 +245,7 @@ mod tests {
             container(&format!("{{\"State\": {{\"Running\": true {health}}}, \"Config\": {{{config}}}}}"))
         };
         let exposing = |port: u16| format!("\"ExposedPorts\": {{\"{port}/tcp\": {{}}}}");
-        let decided = |container: Container, address: &str| match check(&container, address) {
+        let decided = |container: Container, address: &str| match check(&container, address, &|| false) {
             HealthCheck::Decided(health) => Some(health),
             HealthCheck::Undecided(_) => None,
         };
@@ -256,5 +260,18 @@ mod tests {
         assert!(matches!(decided(running(&exposing(open), ""), ""), Some(ServiceHealth::Unknown(_))));
         let ended = container(r#"{"State": {"Running": false, "ExitCode": 3}}"#);
         assert!(matches!(decided(ended, "127.0.0.1"), Some(ServiceHealth::Down(why)) if why.contains("code 3")));
+    }
+
+    #[test]
+    fn a_stop_ends_the_check_after_the_current_port() {
+        let running = container(
+            r#"{"State": {"Running": true}, "Config": {"ExposedPorts": {"1/tcp": {}, "2/tcp": {}, "3/tcp": {}}}}"#,
+        );
+        let reason = |is_over: bool| match check(&running, "127.0.0.1", &|| is_over) {
+            HealthCheck::Undecided(why) => why,
+            HealthCheck::Decided(health) => panic!("the health must be unknown: {health:?}"),
+        };
+        assert!(reason(true).starts_with("no connection to port 1 "), "{}", reason(true));
+        assert!(reason(false).starts_with("no connection to port 3 "), "{}", reason(false));
     }
 }
