@@ -2,6 +2,7 @@
 //! once. SIGHUP reloads. SIGUSR2 hands over to the program file on disk.
 
 use std::io;
+use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::{SigSet, Signal};
 use signal_hook::iterator::Signals;
@@ -36,6 +37,30 @@ impl SignalRequest {
     }
 }
 
+/// The start of the process, before its main loop. The start may wait minutes for AWS, and the process has no work yet.
+/// So a stop signal ends the process at once.
+#[derive(Clone, Default)]
+pub struct StartPhase {
+    is_over: Arc<Mutex<bool>>,
+}
+
+impl StartPhase {
+    /// Ends the start: the main loop handles further stop signals.
+    pub fn end(&self) {
+        *sync::lock(&self.is_over) = true;
+    }
+
+    /// Ends the process if the signal asks for its end and the start is not over. The lock ensures that the start does
+    /// not end meanwhile.
+    fn exit_if_stopped(&self, request: SignalRequest) {
+        let is_over = sync::lock(&self.is_over);
+        if !*is_over && matches!(request, SignalRequest::Stop | SignalRequest::Drain) {
+            log::info!("stop signal received during the start; exiting now");
+            std::process::exit(0);
+        }
+    }
+}
+
 /// The signals that the agent handles.
 pub fn handled() -> SigSet {
     HANDLED.into_iter().collect()
@@ -43,11 +68,13 @@ pub fn handled() -> SigSet {
 
 /// Starts the thread that passes signals to `deliver`, until it returns false. Unblocks the signals, which were blocked
 /// during a hand-over. Errors: a handler cannot be installed.
-pub fn listen(deliver: impl Fn(SignalRequest) -> bool + Send + 'static) -> io::Result<()> {
+pub fn listen(start: &StartPhase, deliver: impl Fn(SignalRequest) -> bool + Send + 'static) -> io::Result<()> {
+    let start = start.clone();
     let mut signals = Signals::new(HANDLED.map(|signal| signal as i32))?;
     sync::spawn("signals", super::STACK, move || {
         for signal in signals.forever() {
             let Some(request) = SignalRequest::from_signal(signal) else { continue };
+            start.exit_if_stopped(request);
             if !deliver(request) {
                 return;
             }

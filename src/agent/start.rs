@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 
 use super::reload::FetchReason;
+use super::signals::StartPhase;
 use super::{
     Agent, AgentEvent, AgentOptions, TOKEN_TIMEOUT, hand_over, job_manager, shutdown, signals, start_checks, watch,
 };
@@ -42,7 +43,8 @@ pub fn run(options: AgentOptions, loaded: Result<LoadedConfig, String>) -> Resul
     let predecessor = hand_over::predecessor(&state);
     let (events, inbox) = mpsc::channel();
     let (on_signal, on_change) = (events.clone(), events.clone());
-    signals::listen(move |request| on_signal.send(AgentEvent::Signal(request)).is_ok())
+    let start = StartPhase::default();
+    signals::listen(&start, move |request| on_signal.send(AgentEvent::Signal(request)).is_ok())
         .map_err(|error| format!("signals cannot be handled: {error}"))?;
     watch::watch(&options.config, move || on_change.send(AgentEvent::ConfigurationChanged).is_ok());
     let instance = start_checks::find_instance(&config)?;
@@ -52,9 +54,13 @@ pub fn run(options: AgentOptions, loaded: Result<LoadedConfig, String>) -> Resul
     if let Some(earlier) = earlier {
         agent.resume_shutdown(earlier);
     }
+    if has_work(&agent.state_dir) {
+        start.end();
+    }
     agent.recover(&config, predecessor);
     agent.watch_instance();
-    agent.start_with(loaded)?;
+    agent.start_with(loaded, &start)?;
+    start.end();
     agent.run_loop()
 }
 
@@ -92,7 +98,7 @@ fn state_dir_with_jobs(config: &Config) -> PathBuf {
 impl Agent {
     /// Starts with the configuration, or without one if there are jobs to finish or a shutdown to resume. Errors: the
     /// configuration is not usable, and there is no work to finish.
-    fn start_with(&mut self, loaded: Result<LoadedConfig, String>) -> Result<(), String> {
+    fn start_with(&mut self, loaded: Result<LoadedConfig, String>, start: &StartPhase) -> Result<(), String> {
         let must_finish = self.slots.jobs() > 0 || self.shutdown.is_some();
         let adopted = match loaded {
             Ok(loaded) if loaded.config.has_stored_tokens() && must_finish => {
@@ -102,7 +108,11 @@ impl Agent {
                 return Ok(());
             }
             Ok(mut loaded) => {
-                secrets::fetch_tokens(&mut loaded.config, TOKEN_TIMEOUT).and_then(|()| self.adopt_configuration(loaded))
+                secrets::fetch_tokens(&mut loaded.config, TOKEN_TIMEOUT).and_then(|()| {
+                    // Polling starts here.
+                    start.end();
+                    self.adopt_configuration(loaded)
+                })
             }
             Err(why) => Err(why),
         };

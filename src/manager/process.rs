@@ -31,7 +31,7 @@ use super::status::{self, StatusBoard};
 use super::store::Store;
 use super::store::records::StoreEvent;
 use crate::agent::service_manager::ServiceManager;
-use crate::agent::signals::{self, SignalRequest};
+use crate::agent::signals::{self, SignalRequest, StartPhase};
 use crate::agent::start_checks;
 use crate::agent::{gitlab, watch};
 use crate::config::{self, Config, LoadedConfig, Role};
@@ -83,12 +83,14 @@ pub fn run(options: ManagerOptions, mut loaded: LoadedConfig) -> Result<ExitCode
     raise_descriptor_limit();
     let (events, inbox) = mpsc::channel();
     let (on_signal, on_change) = (events.clone(), events.clone());
-    signals::listen(move |request| on_signal.send(Event::Signal(request)).is_ok())
+    let start = StartPhase::default();
+    signals::listen(&start, move |request| on_signal.send(Event::Signal(request)).is_ok())
         .map_err(|error| format!("signals cannot be handled: {error}"))?;
     watch::watch(&options.config, move || on_change.send(Event::ConfigurationChanged).is_ok());
     secrets::fetch_tokens(&mut loaded.config, TOKEN_TIMEOUT)?;
     loaded.log();
     let settings = settings::read(loaded.config)?;
+    start.end();
     let mut manager = Manager::start(options, settings, inherited, events)?;
     service_manager.ready();
     Ok(manager.run_loop(&mut service_manager, &inbox))
@@ -291,7 +293,9 @@ impl Manager {
             match event {
                 Ok(Event::Signal(SignalRequest::Stop)) if draining => {
                     log::warn!("second stop signal received; exiting now, held jobs stay in the state directory");
-                    return ExitCode::FAILURE;
+                    // If this function returned, the manager would wait for the requests of agents and for calls to the
+                    // cloud.
+                    std::process::exit(1);
                 }
                 Ok(Event::Signal(request @ (SignalRequest::Stop | SignalRequest::Drain))) => {
                     draining = true;

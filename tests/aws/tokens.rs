@@ -110,6 +110,36 @@ fn credentials_come_from_roles_and_from_a_container_endpoint() {
 }
 
 #[test]
+fn a_stop_during_the_start_does_not_wait_for_aws() {
+    let gitlab = GitLab::start();
+    let mut home = home_of_parameter(&gitlab, "");
+    // This service accepts requests and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    silent.set_nonblocking(true).expect("set the mode of the socket");
+    let url = format!("http://{}", silent.local_addr().expect("an address"));
+    let variables = [
+        ("AWS_ENDPOINT_URL", url.as_str()),
+        ("AWS_REGION", "eu-west-1"),
+        ("AWS_ACCESS_KEY_ID", "key"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+    ];
+    home.set_environment(variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec());
+    for signal in ["TERM", "QUIT"] {
+        let mut agent = home.start(&[]);
+        let mut connection = None;
+        agent.wait_until("the request for the token", || {
+            connection = silent.accept().ok();
+            connection.is_some()
+        });
+        agent.signal(signal);
+        // An agent that waited for the token would fail to start.
+        assert!(agent.wait().success(), "{}", agent.log());
+        assert!(agent.log().contains("stop signal received during the start"), "{}", agent.log());
+    }
+    gitlab.assert_strict();
+}
+
+#[test]
 fn a_reload_fetches_the_token_again() {
     let moto = Moto::start();
     let put = |value: &str| {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::{Event, Manager, POLL_TIMEOUT, Pool, STACK};
 use crate::manager::broker::Broker;
 use crate::manager::scaling::deletion::delete_instances;
+use crate::manager::scaling::scaler::Scaler;
 use crate::sync;
 
 /// The time limit for failing the remaining jobs.
@@ -18,6 +19,7 @@ impl Manager {
     /// Starts the drain in a thread; its end is [`Event::Drained`]. `limit` is the time for handing out held jobs.
     pub(super) fn start_drain(&self, limit: Option<Duration>) {
         let pools = Arc::clone(&self.pools);
+        let retired: Vec<Arc<Scaler>> = self.retired.iter().map(|pool| Arc::clone(&pool.scaler)).collect();
         let mut brokers: Vec<Arc<Broker>> = self.pools().iter().map(|pool| Arc::clone(&pool.broker)).collect();
         brokers.extend(self.retired.iter().map(|pool| Arc::clone(&pool.broker)));
         brokers.iter().for_each(|broker| broker.close());
@@ -28,7 +30,7 @@ impl Manager {
         let events = self.events.clone();
         let drain = move || {
             hand_out_held_jobs(&brokers, limit.unwrap_or(NO_LIMIT));
-            stop_scalers(&pools);
+            stop_scalers(&pools, &retired);
             brokers.iter().for_each(|broker| broker.stop());
             let _ = events.send(Event::Drained);
         };
@@ -58,12 +60,13 @@ fn hand_out_held_jobs(brokers: &[Arc<Broker>], limit: Duration) {
 
 /// Stops the scalers, and deletes the instances of pools with `delete_instances_on_shutdown`. The status page reads the
 /// pools meanwhile, so this does not hold their lock.
-fn stop_scalers(pools: &Mutex<Vec<Pool>>) {
+fn stop_scalers(pools: &Mutex<Vec<Pool>>, retired: &[Arc<Scaler>]) {
     let pools = sync::lock(pools).clone();
-    for pool in pools {
-        pool.scaler.stop();
-        if pool.settings.delete_instances_on_shutdown {
-            delete_instances(&pool.settings, &*pool.broker.workload(), &*pool.engine);
-        }
+    // All scalers end their rounds at the same time.
+    let all = || pools.iter().map(|pool| &pool.scaler).chain(retired);
+    all().for_each(|scaler| scaler.request_stop());
+    all().for_each(|scaler| scaler.stop());
+    for pool in pools.iter().filter(|pool| pool.settings.delete_instances_on_shutdown) {
+        delete_instances(&pool.settings, &*pool.broker.workload(), &*pool.engine);
     }
 }

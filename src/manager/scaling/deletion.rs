@@ -14,6 +14,8 @@ pub fn delete_instances(pool: &PoolSettings, workload: &dyn Workload, engine: &d
     let mut failed = 0;
     for attempt in 0..=retries {
         if attempt > 0 {
+            // No event announces that the cloud accepts the calls. A second stop signal ends the process during this
+            // wait.
             thread::sleep(interval);
         }
         match engine.group() {

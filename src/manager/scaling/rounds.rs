@@ -18,6 +18,7 @@ use crate::manager::engine::{Engine, EngineError, ErrorKind, FailedStart, Group,
 use crate::manager::pool::PoolSettings;
 use crate::manager::status::StatusBoard;
 use crate::manager::workload::{AgentState, Snapshot, Workload};
+use crate::sync::StopSignal;
 
 /// The maximum interval of decisions, because the periods of policies begin with a minute.
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
@@ -82,8 +83,8 @@ impl Rounds {
         self.pool = pool;
     }
 
-    /// Makes one decision and executes its steps. Returns the time until the next decision.
-    pub fn run_once(&mut self) -> Duration {
+    /// Makes one decision and executes its steps, until `stop` is set. Returns the time until the next decision.
+    pub fn run_once(&mut self, stop: &StopSignal) -> Duration {
         let mut snapshot = self.workload.snapshot();
         if self.group_read_at.is_none_or(|read_at| read_at.elapsed() >= self.interval(&snapshot)) {
             self.read_group();
@@ -100,7 +101,7 @@ impl Rounds {
             .map(|(group, _)| group.clone());
         let plan = self.planner.plan(&Observation::new(now, at, &snapshot, group.clone()));
         self.log_plan(&plan);
-        for step in &plan.steps {
+        for step in plan.steps.iter().take_while(|_| !stop.is_set()) {
             self.execute(step, now.elapsed);
         }
         self.workload.set_hold_budget(plan.hold_budget);

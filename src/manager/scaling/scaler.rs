@@ -57,10 +57,15 @@ impl Scaler {
         self.workload.wake();
     }
 
-    /// Ends the thread after its current round.
-    pub fn stop(&self) {
+    /// Tells the thread to end after the step in progress.
+    pub fn request_stop(&self) {
         self.shared.stop.stop();
         self.workload.wake();
+    }
+
+    /// Ends the thread after the step in progress.
+    pub fn stop(&self) {
+        self.request_stop();
         let thread = sync::lock(&self.thread).take();
         if let Some(thread) = thread {
             let _ = thread.join();
@@ -81,7 +86,7 @@ impl Shared {
                 rounds.replace_settings(pool);
             }
             let (began, cpu) = (Instant::now(), sys::thread_cpu_time());
-            let wait = rounds.run_once();
+            let wait = rounds.run_once(&self.stop);
             let spent = sys::thread_cpu_time().saturating_sub(cpu);
             workload.wait_for_change(wait);
             let min_interval = (spent * PAUSE_FACTOR).clamp(MIN_ROUND, MAX_PAUSE);
