@@ -107,7 +107,12 @@ fn fleet_that_pauses_in(phase: &str) -> Fleet {
         // The call takes effect, and the agent dies before it gets the response.
         "terminating" => fleet.cloud.set_lag(Duration::from_secs(2)),
         "hooks" => fleet.cloud.fail("DescribeLifecycleHooks", [Fault::Slow(Duration::from_secs(8))]),
-        "waiting" => fleet.cloud.refuse(TERMINATE, 403, "AccessDenied"),
+        "waiting" => {
+            fleet.cloud.refuse(TERMINATE, 403, "AccessDenied");
+            // A stopped agent does not use this time, because it only waits.
+            let text = read(&fleet.home.config()).replace("shutdown_timeout = 5", "shutdown_timeout = 3600");
+            fs::write(fleet.home.config(), text).expect("write the file");
+        }
         _ => {}
     }
     fleet

@@ -115,7 +115,7 @@ impl Agent {
 
     /// Stops the agent within `shutdown_timeout`; the second call exits at once. The current step of the termination
     /// has the same timeout: if the agent did not complete a lifecycle hook, the instance would wait until the hook
-    /// times out.
+    /// times out. A step that only waits ends at once.
     pub(super) fn stop(&mut self) -> Option<ExitCode> {
         let shutdown = self.shutdown.get_or_insert_default();
         match shutdown.stop(Instant::now(), self.config.shutdown_timeout) {
@@ -125,6 +125,9 @@ impl Agent {
             }
             StopOutcome::WaitForTermination => {
                 log::info!("stop signal received; the shutdown of the instance continues for shutdown_timeout at most");
+                if let Some(tracker) = &shutdown.tracker {
+                    tracker.stop();
+                }
                 None
             }
             StopOutcome::ExitNow => {
@@ -168,12 +171,16 @@ impl Agent {
         let is_idle = self.is_idle() || self.abandon_requests_to_silent_managers();
         let activity = if is_idle { Activity::Idle } else { Activity::Busy };
         let timeout = self.config.shutdown_timeout;
-        let tracker = match self.shutdown.as_mut()?.next_step(Instant::now(), timeout, activity) {
+        let shutdown = self.shutdown.as_mut()?;
+        let tracker = match shutdown.next_step(Instant::now(), timeout, activity) {
             NextStep::Wait => return None,
             NextStep::Exit => return Some(self.exit("signal")),
             NextStep::DeferTermination => return Some(defer_to_next_start()),
             NextStep::Terminate(tracker) => tracker,
         };
+        if shutdown.is_termination_limited() {
+            tracker.stop();
+        }
         let runner_manager = |(runner, server): &(_, _)| RunnerManager {
             runner: Arc::clone(runner),
             server: Arc::clone(server),
@@ -237,6 +244,7 @@ impl Agent {
                 self.reload();
                 None
             }
+            TerminationOutcome::Stopped => Some(defer_to_next_start()),
             TerminationOutcome::Panicked => {
                 log::error!("the thread that shuts down panicked; the next start resumes the shutdown");
                 Some(ExitCode::FAILURE)
@@ -253,7 +261,7 @@ impl Agent {
 
     fn exit(&mut self, reason: &str) -> ExitCode {
         self.service_manager.stopping();
-        self.removals.wait(REMOVAL_TIMEOUT);
+        self.removals.wait_before_exit(REMOVAL_TIMEOUT);
         log::info!("mayfly exits reason={reason}");
         ExitCode::SUCCESS
     }

@@ -206,9 +206,14 @@ impl Shutdown {
         self.termination = TerminationStage::Pending(self.termination.deadline());
     }
 
+    /// Whether SIGTERM limits the termination.
+    pub fn is_termination_limited(&self) -> bool {
+        self.termination.deadline().is_some()
+    }
+
     /// Whether a signal asked the agent to exit, so that it does not resume work.
     pub fn must_exit(&self) -> bool {
-        self.exit != ExitRequest::None || self.termination.deadline().is_some()
+        self.exit != ExitRequest::None || self.is_termination_limited()
     }
 }
 

@@ -27,6 +27,7 @@ use crate::sys::BootTime;
 pub use command::run_line;
 pub use runner_managers::RunnerManager;
 pub use tracker::ShutdownTracker;
+use tracker::WaitEnd;
 
 /// How long `poweroff_command` may run.
 const POWEROFF_TIMEOUT: Duration = Duration::from_secs(60);
@@ -48,6 +49,8 @@ pub enum TerminationOutcome {
     KeptByGroup,
     /// Every way to terminate the instance has failed.
     Failed,
+    /// A stop signal ended a wait; the next start resumes the shutdown.
+    Stopped,
     /// The termination thread panicked; the next start resumes the shutdown.
     Panicked,
 }
@@ -113,11 +116,13 @@ impl Termination {
     /// An earlier agent may have died between the terminate request and the answer, so wait for the effect of that
     /// request before sending another one.
     fn resume_strategy(&self) -> TerminationOutcome {
-        match self.leave.strategy == LeaveStrategy::AwsAsg
-            && self.tracker.wait_for_termination(TERMINATION_NOTICE_TIMEOUT)
-        {
-            true => self.complete_hooks(),
-            false => self.run_strategy(),
+        if self.leave.strategy != LeaveStrategy::AwsAsg {
+            return self.run_strategy();
+        }
+        match self.tracker.wait_for_termination(TERMINATION_NOTICE_TIMEOUT) {
+            WaitEnd::Terminated => self.complete_hooks(),
+            WaitEnd::Stopped => TerminationOutcome::Stopped,
+            WaitEnd::TimedOut => self.run_strategy(),
         }
     }
 
@@ -162,10 +167,12 @@ impl Termination {
             Ok(()) => self.finish(),
             Err(refusal) => {
                 log::error!("cannot complete a lifecycle hook; it may hold the instance until its timeout {refusal}");
-                // The group has already announced the termination, so no other event follows: the group terminates the
-                // instance when the hook times out, or the agent powers it off.
-                std::thread::sleep(self.announce_power_off());
-                self.power_off()
+                // The group has already announced the termination, so only a stop signal can end this wait: the group
+                // terminates the instance when the hook times out, or the agent powers it off.
+                match self.tracker.wait_for_stop(self.announce_power_off()) {
+                    true => TerminationOutcome::Stopped,
+                    false => self.power_off(),
+                }
             }
         }
     }
@@ -185,8 +192,9 @@ impl Termination {
     /// Waits until the group or an operator terminates the instance; after the timeout, powers off.
     fn wait_or_power_off(&self) -> TerminationOutcome {
         match self.tracker.wait_for_termination(self.announce_power_off()) {
-            true => self.complete_hooks(),
-            false => self.power_off(),
+            WaitEnd::Terminated => self.complete_hooks(),
+            WaitEnd::Stopped => TerminationOutcome::Stopped,
+            WaitEnd::TimedOut => self.power_off(),
         }
     }
 

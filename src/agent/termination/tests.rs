@@ -265,6 +265,31 @@ fn the_power_off_waits_for_an_external_termination() {
 }
 
 #[test]
+fn a_stop_ends_the_wait_for_the_power_off() {
+    let terminated = || {
+        let case = Case::new([Ok(TerminateResult::Requested)]);
+        case.instance.complete.lock().expect("no panic").push(Err(denied()));
+        case
+    };
+    for (mut case, last_call) in [(terminated(), "complete"), (Case::new([Err(denied())]), "terminate Decrement")] {
+        case.leave.fallback_after = Duration::from_secs(24 * 60 * 60);
+        let tracker =
+            Arc::new(ShutdownTracker::begin(case.state(), ShutdownState::new(&identity(), ShutdownReason::Idle)));
+        std::thread::scope(|scope| {
+            let terminating = scope.spawn(|| case.run(&tracker));
+            while tracker.state().unregistered_at.is_none() {
+                std::thread::yield_now();
+            }
+            tracker.stop();
+            let (outcome, calls, off) = terminating.join().expect("no panic");
+            assert_eq!((outcome, off), (TerminationOutcome::Stopped, 0), "{last_call}");
+            assert_eq!(calls.last().map(String::as_str), Some(&*format!("{last_call} Some(Terminating)")));
+        });
+        assert_eq!(phase(&tracker), ShutdownPhase::Terminating, "the next agent resumes here");
+    }
+}
+
+#[test]
 fn hooks_are_completed_if_the_group_already_terminates_the_instance() {
     let mut case = Case::new([Err(denied())]);
     case.leave.fallback_after = Duration::from_secs(600);

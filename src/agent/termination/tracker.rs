@@ -12,20 +12,37 @@ use crate::sys::BootTime;
 /// The shutdown state of this instance.
 pub struct ShutdownTracker {
     state_dir: PathBuf,
-    state: Mutex<ShutdownState>,
+    tracked: Mutex<Tracked>,
     changed: Condvar,
+}
+
+struct Tracked {
+    state: ShutdownState,
+    /// Whether a signal has stopped this agent; the next agent resumes the shutdown.
+    is_stopped: bool,
+}
+
+/// The event that ended a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitEnd {
+    /// The group terminates the instance.
+    Terminated,
+    /// A signal has stopped the agent.
+    Stopped,
+    TimedOut,
 }
 
 impl ShutdownTracker {
     /// Writes the state to disk.
     pub fn begin(state_dir: &Path, state: ShutdownState) -> Self {
         state.save(state_dir);
-        Self { state_dir: state_dir.to_owned(), state: Mutex::new(state), changed: Condvar::new() }
+        let tracked = Mutex::new(Tracked { state, is_stopped: false });
+        Self { state_dir: state_dir.to_owned(), tracked, changed: Condvar::new() }
     }
 
     /// A copy of the current state.
     pub fn state(&self) -> ShutdownState {
-        self.lock().clone()
+        self.lock().state.clone()
     }
 
     /// Records a step before it runs.
@@ -65,7 +82,7 @@ impl ShutdownTracker {
 
     /// Whether the group replaces the instance: only an idle instance decrements the desired capacity.
     pub fn capacity_change(&self) -> CapacityChange {
-        let state = self.lock();
+        let state = self.state();
         match state.reason {
             ShutdownReason::Idle if state.announced == Announced::Nothing => CapacityChange::Decrement,
             _ => CapacityChange::Keep,
@@ -79,22 +96,39 @@ impl ShutdownTracker {
         state.reason == ShutdownReason::Idle && state.announced == Announced::Nothing
     }
 
-    /// Waits until the group terminates the instance. Returns false after `timeout`.
-    pub fn wait_for_termination(&self, timeout: Duration) -> bool {
-        sync::wait_while(&self.changed, self.lock(), timeout, |state| !state.is_terminated()).is_terminated()
+    /// Records that a signal has stopped this agent. A step that only waits ends.
+    pub fn stop(&self) {
+        self.lock().is_stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until the group terminates the instance or a signal stops the agent, at most for `timeout`.
+    pub fn wait_for_termination(&self, timeout: Duration) -> WaitEnd {
+        let waits = |tracked: &mut Tracked| !tracked.state.is_terminated() && !tracked.is_stopped;
+        let tracked = sync::wait_while(&self.changed, self.lock(), timeout, waits);
+        match (tracked.state.is_terminated(), tracked.is_stopped) {
+            (true, _) => WaitEnd::Terminated,
+            (false, true) => WaitEnd::Stopped,
+            (false, false) => WaitEnd::TimedOut,
+        }
+    }
+
+    /// Waits until a signal stops the agent. Returns false after `timeout`.
+    pub fn wait_for_stop(&self, timeout: Duration) -> bool {
+        sync::wait_while(&self.changed, self.lock(), timeout, |tracked| !tracked.is_stopped).is_stopped
     }
 
     fn update(&self, change: impl FnOnce(&mut ShutdownState)) {
-        let mut state = self.lock();
-        let before = state.clone();
-        change(&mut state);
-        if *state != before {
-            state.save(&self.state_dir);
+        let mut tracked = self.lock();
+        let before = tracked.state.clone();
+        change(&mut tracked.state);
+        if tracked.state != before {
+            tracked.state.save(&self.state_dir);
         }
         self.changed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, ShutdownState> {
-        sync::lock(&self.state)
+    fn lock(&self) -> MutexGuard<'_, Tracked> {
+        sync::lock(&self.tracked)
     }
 }

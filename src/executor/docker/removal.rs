@@ -3,8 +3,7 @@
 //!
 //! The agent finds objects by their labels. It never removes an object without mayfly's labels.
 
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::engine::containers::AnonymousVolumes;
@@ -21,51 +20,91 @@ const REMOVAL_TIMEOUT: Duration = Duration::from_secs(600);
 /// Enough stack for requests to the engine.
 const STACK: usize = 512 * 1024;
 
-/// Counts the running removals.
+/// The running removals.
 #[derive(Clone, Default)]
-pub struct ContainerRemovals(Arc<(Mutex<usize>, Condvar)>);
+pub struct ContainerRemovals(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<RemovalState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct RemovalState {
+    /// The number of running removals.
+    running: usize,
+    /// Whether the agent waits for the removals before it exits.
+    is_exiting: bool,
+    /// Whether a removal ended because the agent exits.
+    is_incomplete: bool,
+}
 
 /// A running removal. It is counted until this value is dropped.
 struct RemovalGuard(ContainerRemovals);
 
 impl Drop for RemovalGuard {
     fn drop(&mut self) {
-        let (count, changed) = &*self.0.0;
-        *sync::lock(count) -= 1;
-        changed.notify_all();
+        self.0.lock().running -= 1;
+        self.0.0.changed.notify_all();
     }
+}
+
+/// What a removal that waits for its retry does when the agent exits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OnExit {
+    /// It retries at once, and ends if the engine is unreachable.
+    Retry,
+    /// It ends.
+    End,
+}
+
+/// The end of a removal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RemovalEnd {
+    /// The objects are removed, or the next agent must remove them.
+    Settled,
+    /// The agent exits; the next agent removes the objects.
+    Exiting,
 }
 
 impl ContainerRemovals {
     fn begin(&self) -> RemovalGuard {
-        *sync::lock(&self.0.0) += 1;
+        self.lock().running += 1;
         RemovalGuard(self.clone())
     }
 
-    /// Waits until no removal runs, at most for `timeout`.
-    pub fn wait(&self, timeout: Duration) {
-        if !self.are_done_within(timeout) {
+    /// Waits until no removal runs, at most for `timeout`, before the agent exits. A removal that waits for its retry
+    /// retries at once.
+    pub fn wait_before_exit(&self, timeout: Duration) {
+        self.lock().is_exiting = true;
+        self.0.changed.notify_all();
+        if !self.are_done_within(timeout) || self.lock().is_incomplete {
             log::warn!("not all containers of jobs are removed; exiting, the next start removes them");
         }
     }
 
     /// Waits for all removals. Returns false if some still run after `timeout`.
     pub fn are_done_within(&self, timeout: Duration) -> bool {
-        let (count, changed) = &*self.0;
-        let guard = sync::lock(count);
-        let outcome = changed.wait_timeout_while(guard, timeout, |count| *count > 0);
-        outcome.is_ok_and(|(count, _)| *count == 0)
+        sync::wait_while(&self.0.changed, self.lock(), timeout, |state| state.running > 0).running == 0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, RemovalState> {
+        sync::lock(&self.0.state)
     }
 
     /// Removes all objects of a job and then calls `then`, in a separate thread.
     pub fn start(&self, address: &Address, owner: &ContainerOwner, job: &str, then: impl FnOnce() + Send + 'static) {
-        let guard = self.begin();
+        let (guard, removals) = (self.begin(), self.clone());
         let (address, owner, name) = (address.clone(), owner.clone(), job.to_owned());
         let spawned = sync::spawn("removal", STACK, move || {
             let _running = guard;
             let labels = [(INSTANCE, owner.instance.as_str()), (STATE, &owner.state), (JOB, &name)];
-            retry_removal(&format!("job={name}"), || remove_all(&DockerEngine::connect(&address)?, &labels, &|_| true));
-            then();
+            let remove = || remove_all(&DockerEngine::connect(&address)?, &labels, &|_| true);
+            match removals.retry(&format!("job={name}"), OnExit::Retry, remove) {
+                RemovalEnd::Settled => then(),
+                RemovalEnd::Exiting => removals.lock().is_incomplete = true,
+            }
         });
         if let Err(error) = spawned {
             log::error!(
@@ -97,45 +136,59 @@ impl ContainerRemovals {
             // This removal counts as running until `then` has returned: a caller that waits for removals relies on the
             // effects of `then`.
             let mut counted = None;
-            retry_removal("left_by=earlier_agents", || {
+            let end = removals.retry("left_by=earlier_agents", OnExit::End, || {
                 let running = first_attempt.take().unwrap_or_else(|| removals.begin());
                 remove_all(&DockerEngine::connect(&address)?, &labels, &is_left)?;
                 counted = Some(running);
                 Ok(())
             });
-            then();
+            if end == RemovalEnd::Settled {
+                then();
+            }
             drop(counted);
         });
         if let Err(error) = spawned {
             log::error!("cannot start the thread that removes containers of earlier agents error={error}");
         }
     }
+
+    /// Retries until the work succeeds, at most for [`REMOVAL_TIMEOUT`]. Logs the same error only once.
+    fn retry(&self, what: &str, on_exit: OnExit, mut work: impl FnMut() -> Result<(), DockerError>) -> RemovalEnd {
+        let until = Instant::now() + REMOVAL_TIMEOUT;
+        let (mut attempts, mut last_logged, mut is_exiting) = (0, String::new(), false);
+        while let Err(error) = work() {
+            if is_exiting && error.is_unreachable() {
+                return RemovalEnd::Exiting;
+            }
+            let (text, delay) = (error.to_string(), RETRY.delay(attempts));
+            // A configuration error persists until the configuration changes.
+            if Instant::now() + delay > until || matches!(error, DockerError::Configuration(_)) {
+                log::error!(
+                    "cannot remove containers, networks or volumes of jobs; the next start retries {what} error={text}"
+                );
+                return RemovalEnd::Settled;
+            }
+            if text != last_logged {
+                log::warn!("cannot remove containers, networks or volumes of jobs yet; retrying {what} error={text}");
+                last_logged = text;
+            }
+            let exits = self.pause(delay, is_exiting);
+            attempts = if exits == is_exiting { attempts + 1 } else { 0 };
+            is_exiting = exits;
+            if is_exiting && on_exit == OnExit::End {
+                return RemovalEnd::Exiting;
+            }
+        }
+        RemovalEnd::Settled
+    }
+
+    /// Waits for `delay`, or until the agent begins to exit. Returns whether the agent exits.
+    fn pause(&self, delay: Duration, was_exiting: bool) -> bool {
+        sync::wait_while(&self.0.changed, self.lock(), delay, |state| state.is_exiting == was_exiting).is_exiting
+    }
 }
 
 type Labels = std::collections::BTreeMap<String, String>;
-
-/// Retries until the work succeeds, at most for [`REMOVAL_TIMEOUT`]. Logs the same error only once.
-fn retry_removal(what: &str, mut work: impl FnMut() -> Result<(), DockerError>) {
-    let until = Instant::now() + REMOVAL_TIMEOUT;
-    let (mut attempts, mut last_logged) = (0, String::new());
-    while let Err(error) = work() {
-        let (text, delay) = (error.to_string(), RETRY.delay(attempts));
-        // A configuration error persists until the configuration changes.
-        if Instant::now() + delay > until || matches!(error, DockerError::Configuration(_)) {
-            log::error!(
-                "cannot remove containers, networks or volumes of jobs; the next start retries {what} error={text}"
-            );
-            return;
-        }
-        if text != last_logged {
-            log::warn!("cannot remove containers, networks or volumes of jobs yet; retrying {what} error={text}");
-            last_logged = text;
-        }
-        // The agent exits while this thread sleeps: it waits for removals only for a limited time.
-        thread::sleep(delay);
-        attempts += 1;
-    }
-}
 
 /// Removes containers first, because they use networks and volumes.
 fn remove_all(
@@ -164,4 +217,29 @@ fn remove_all(
         keep_first_error(engine.remove_volume(&volume.name));
     }
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    fn owner() -> ContainerOwner {
+        ContainerOwner { instance: "i-1".to_owned(), state: "/state".to_owned(), agent_run: "1".to_owned() }
+    }
+
+    #[test]
+    fn an_agent_that_exits_does_not_wait_for_an_unreachable_engine() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let address = Address::Unix(directory.path().join("no-engine.sock"));
+        let (removals, has_ended) = (ContainerRemovals::default(), Arc::new(AtomicBool::new(false)));
+        let [of_job, of_sweep] = [Arc::clone(&has_ended), Arc::clone(&has_ended)];
+        removals.start(&address, &owner(), "job-1", move || of_job.store(true, Ordering::Release));
+        removals.sweep(&address, &owner(), Vec::new(), move || of_sweep.store(true, Ordering::Release));
+        removals.wait_before_exit(10 * REMOVAL_TIMEOUT);
+        assert!(removals.are_done_within(Duration::ZERO), "no removal runs");
+        assert!(removals.lock().is_incomplete, "the containers of the job are not removed");
+        assert!(!has_ended.load(Ordering::Acquire), "the directories of the job stay until its containers are removed");
+    }
 }
