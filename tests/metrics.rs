@@ -176,6 +176,11 @@ fn a_reload_moves_listen_address_and_refuses_an_address_in_use() {
     agent.wait_for_log("the old one stays in use");
     let (_, body) = wait_for(&agent, &second, "/metrics", "mayfly_configuration_current 0\n");
     assert!(body.contains("gitlab_runner_configuration_loading_error_total 1\n"), "{body}");
+
+    // The agent's own listener occupies the port.
+    let every = second.replace("127.0.0.1", "0.0.0.0");
+    Scenario::shell().config(&format!("listen_address = \"{every}\"")).write(&home, &gitlab.url);
+    wait_for(&agent, &second.replace("127.0.0.1", "127.0.0.2"), "/healthz", "working");
     Scenario::shell().write(&home, &gitlab.url);
     agent.wait_until("the end of the listener", || !is_healthy(&second));
     agent.drain();

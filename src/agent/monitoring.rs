@@ -120,22 +120,16 @@ impl Monitoring {
 
     /// Listens at `address`, or stops listening. Errors: the address is not available; the old listener stays.
     pub fn listen(&mut self, address: Option<&str>) -> Result<(), String> {
-        let before = self.listener.as_ref().map(|listener| listener.address().to_owned());
-        if before.as_deref() == address {
+        let Some(address) = address else {
+            self.listener = None;
             return Ok(());
+        };
+        let pages = self.page_handler();
+        match &mut self.listener {
+            Some(current) if current.address() == address => return Ok(()),
+            Some(current) => current.move_to(address, pages)?,
+            None => self.listener = Some(Listener::start(address, pages)?),
         }
-        // The old address may overlap with the new one.
-        self.listener = None;
-        let Some(address) = address else { return Ok(()) };
-        let started = Listener::start(address, self.page_handler());
-        if started.is_err()
-            && let Some(before) = before
-        {
-            self.listener = Listener::start(&before, self.page_handler())
-                .inspect_err(|why| log::error!("cannot serve metrics and health error={why}"))
-                .ok();
-        }
-        self.listener = Some(started?);
         log::info!("serving metrics address={address}");
         Ok(())
     }

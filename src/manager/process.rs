@@ -271,15 +271,17 @@ impl Manager {
             self.status = None;
             return Ok(());
         };
-        if self.status.as_ref().is_some_and(|status| status.address() == address) {
-            return Ok(());
-        }
         let pools = Arc::clone(&self.pools);
         let workloads = move || {
             let pools = sync::lock(&pools);
             pools.iter().map(|pool| (pool.settings.name.clone(), pool.broker.workload())).collect()
         };
-        self.status = Some(Listener::start(address, status::pages(Arc::clone(&self.board), workloads))?);
+        let pages = status::pages(Arc::clone(&self.board), workloads);
+        match &mut self.status {
+            Some(current) if current.address() == address => {}
+            Some(current) => current.move_to(address, pages)?,
+            None => self.status = Some(Listener::start(address, pages)?),
+        }
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::address::bind;
+use super::address::{bind, listen_instead_of};
 use crate::sync;
 use crate::sys;
 
@@ -51,6 +51,7 @@ pub type Pages = Arc<dyn Fn(&str) -> Option<PageResponse> + Send + Sync>;
 /// Listens until it is dropped.
 pub struct Listener {
     address: String,
+    socket: Arc<TcpListener>,
     stop: Arc<EventFd>,
     connections: Arc<Connections>,
     thread: Option<JoinHandle<()>>,
@@ -60,15 +61,27 @@ impl Listener {
     /// Listens at `address`: `host:port`, `:port` for every interface, or a host alone. Fails if the address is invalid
     /// or cannot be bound.
     pub fn start(address: &str, pages: Pages) -> Result<Self, String> {
-        let refused = |error: &dyn std::fmt::Display| format!("`listen_address = \"{address}\"`: {error}");
-        let socket = bind(address).map_err(|error| refused(&error))?;
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let stop = Arc::new(stop.map_err(|error| refused(&error))?);
+        let started = bind(address).and_then(|socket| Self::serve(address, socket, pages));
+        started.map_err(|error| format!("`listen_address = \"{address}\"`: {error}"))
+    }
+
+    /// Listens at `address` in place of this listener. Fails as [`Listener::start`]; then this listener still listens.
+    pub fn move_to(&mut self, address: &str, pages: Pages) -> Result<(), String> {
+        let started = listen_instead_of(&self.socket, address, |socket| Self::serve(address, socket, pages));
+        *self = started.map_err(|error| format!("`listen_address = \"{address}\"`: {error}"))?;
+        Ok(())
+    }
+
+    /// Starts the thread that accepts connections.
+    fn serve(address: &str, socket: TcpListener, pages: Pages) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let socket = Arc::new(socket);
+        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let connections = Arc::<Connections>::default();
-        let (stop_fd, open) = (Arc::clone(&stop), Arc::clone(&connections));
-        let serve = move || serve(&socket, &stop_fd, &open, &pages);
-        let thread = sync::spawn("monitor", STACK, serve).map_err(|error| refused(&error))?;
-        Ok(Self { address: address.to_owned(), stop, connections, thread: Some(thread) })
+        let (accepting, stop_fd, open) = (Arc::clone(&socket), Arc::clone(&stop), Arc::clone(&connections));
+        let serve = move || accept_connections(&accepting, &stop_fd, &open, &pages);
+        let thread = sync::spawn("monitor", STACK, serve)?;
+        Ok(Self { address: address.to_owned(), socket, stop, connections, thread: Some(thread) })
     }
 
     /// The configured address.
@@ -88,18 +101,15 @@ impl Drop for Listener {
 }
 
 /// Accepts connections until `stop` is written.
-fn serve(socket: &TcpListener, stop: &EventFd, connections: &Arc<Connections>, pages: &Pages) {
-    if let Err(error) = socket.set_nonblocking(true) {
-        log::error!("cannot serve metrics and health error={error}");
-        return;
-    }
+fn accept_connections(socket: &TcpListener, stop: &EventFd, connections: &Arc<Connections>, pages: &Pages) {
     loop {
         if let Ok([_, true]) = sys::wait([Some(socket.as_fd()), Some(stop.as_fd())], None) {
             return;
         }
         match socket.accept() {
             Ok((stream, _)) => accept(stream, connections, pages),
-            // File descriptors may be exhausted; meanwhile clients wait in the kernel's queue.
+            // File descriptors may be exhausted; meanwhile clients wait in the kernel's queue. Or the socket does not
+            // listen while `move_to` tries another address.
             Err(error) if !is_temporary(&error) => {
                 if let Ok([true]) = sys::wait([Some(stop.as_fd())], Some(ACCEPT_RETRY_INTERVAL)) {
                     return;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Event, Manager, Pool, STACK, bind, read_settings, tls_of};
+use super::{Event, Manager, Pool, STACK, read_settings, tls_of};
 use crate::config;
 use crate::manager::broker::REMOVED;
 use crate::manager::engine;
@@ -73,8 +73,7 @@ impl Manager {
             return Ok(());
         }
         let unusable = |why: std::io::Error| format!("`listen = \"{address}\"` below [mayfly.manager]: {why}");
-        let listener = bind(address).map_err(unusable)?;
-        self.server.set_listener(listener).map_err(unusable)?;
+        self.server.listen_at(address).map_err(unusable)?;
         log::info!("listening for agents on another address listen={address}");
         Ok(())
     }

@@ -23,6 +23,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rustls::ServerConfig;
 
+use crate::monitor::address::listen_instead_of;
 use crate::sync;
 use connection::{Connection, NoRequest};
 use request::{ServerRequest, ServerResponse};
@@ -154,13 +155,20 @@ impl HttpServer {
         Arc::new(WaitingRequests(Arc::clone(&self.shared)))
     }
 
-    /// Accepts connections on another listening socket; open connections stay. Errors: no descriptors are left.
-    pub fn set_listener(&self, listener: TcpListener) -> io::Result<()> {
-        listener.set_nonblocking(true)?;
-        let mut current = self.shared.listener.write().unwrap_or_else(PoisonError::into_inner);
-        self.shared.epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER_KEY))?;
-        self.shared.epoll.delete(&**current)?;
-        *current = Arc::new(listener);
+    /// Accepts connections at another address; open connections stay. Errors: the address cannot be used, or no
+    /// descriptors are left; the server still accepts connections at the current address.
+    pub fn listen_at(&self, address: &str) -> io::Result<()> {
+        let current = self.shared.listener();
+        let next = listen_instead_of(&current, address, |listener| {
+            listener.set_nonblocking(true)?;
+            self.shared.epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER_KEY))?;
+            Ok(listener)
+        })?;
+        *self.shared.listener.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        // The thread that accepts connections may still hold the socket.
+        if let Err(error) = self.shared.epoll.delete(&*current) {
+            log::error!("cannot close the listening socket error={error}");
+        }
         Ok(())
     }
 
@@ -289,6 +297,10 @@ impl Shared {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Accepting::Yes,
                 Err(error) if is_temporary(&error) => continue,
+                // The socket does not listen while `listen_at` tries another address.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    return Accepting::PausedSince(Instant::now());
+                }
                 Err(error) => {
                     log::warn!("cannot accept an agent's connection error={error}");
                     return Accepting::PausedSince(Instant::now());

@@ -134,6 +134,32 @@ fn tells_when_a_client_that_waited_is_gone() {
 }
 
 #[test]
+fn the_server_moves_to_every_interface_on_its_port_and_keeps_its_connections() {
+    let running = Running::start();
+    // A connection that the server has not accepted yet would be reset.
+    let mut first = running.connect();
+    ask(&mut first, "/before");
+    assert!(answer(&mut first).contains("/before"));
+    let port = running.server.listener().local_addr().expect("an address").port();
+    running.server.listen_at(&format!("0.0.0.0:{port}")).expect("the address of its own listener");
+    let mut second = TcpStream::connect(("127.0.0.2", port)).expect("connect to another interface");
+    for stream in [&mut first, &mut second] {
+        ask(stream, "/a");
+        assert!(answer(stream).contains("/a"));
+    }
+}
+
+#[test]
+fn the_server_keeps_its_address_when_another_one_is_in_use() {
+    let running = Running::start();
+    let taken = TcpListener::bind("127.0.0.1:0").and_then(|taken| Ok((taken.local_addr()?, taken))).expect("a port");
+    running.server.listen_at(&taken.0.to_string()).expect_err("the address is in use");
+    let mut stream = running.connect();
+    ask(&mut stream, "/a");
+    assert!(answer(&mut stream).contains("/a"));
+}
+
+#[test]
 fn tls_shows_the_certificate_and_carries_requests() {
     let directory = tempfile::tempdir().expect("a directory");
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
