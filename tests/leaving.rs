@@ -9,7 +9,7 @@ use crate::support::gitlab::{Fault, GitLab};
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::{Home, read};
 use crate::support::scenario::Scenario;
-use crate::support::wait_until;
+use crate::support::{wait_until, write_program};
 
 /// The number of job requests so far.
 fn polls(gitlab: &GitLab) -> usize {
@@ -80,6 +80,40 @@ fn a_job_from_the_last_poll_runs_before_the_shutdown() {
     assert!(agent.wait().success());
     assert_eq!(gitlab.job_state(id), "success", "{}", agent.log());
     assert_eq!(polls(&gitlab), 2);
+    assert!(gitlab.managers().is_empty());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_fitness_check_that_ends_after_the_shutdown_began_is_followed_by_no_request() {
+    let gitlab = GitLab::start();
+    let home = Scenario::shell().home(&gitlab);
+    let (began, go) = (home.path("began"), home.path("go"));
+    let directory = home.path("bin");
+    fs::create_dir(&directory).expect("create the directory");
+    let git = format!("#!/bin/sh\ntouch {}\n{}\necho git version 2.40.0\n", began.display(), until_there(go.display()));
+    write_program(&directory.join("git"), &git);
+    let path = format!("{}:/usr/local/bin:/usr/bin:/bin", directory.display());
+    let mut agent = home.start_with(&[], &[("PATH", &path)]);
+    wait_for_file(&began);
+    agent.signal("QUIT");
+    agent.wait_for_log("polling stopped");
+    fs::write(&go, "").expect("write a file");
+    assert!(agent.wait().success());
+    assert_eq!(polls(&gitlab), 0, "{}", agent.log());
+}
+
+#[test]
+fn a_token_that_is_rotated_during_a_shutdown_unregisters_the_runner_manager() {
+    let gitlab = GitLab::start();
+    let life = "token_obtained_at = 2020-01-01T00:00:00Z\ntoken_expires_at = 2020-06-01T00:00:00Z";
+    let home = Scenario::shell().runner(life).home(&gitlab);
+    // Meanwhile the agent becomes idle.
+    gitlab.fail("POST runners/reset_authentication_token", [Fault::Slow(Duration::from_secs(4))]);
+    let mut agent = home.start(&["--idle-timeout", "1s"]);
+    assert!(agent.wait().success());
+    assert!(agent.log().contains("token rotated"), "{}", agent.log());
+    assert!(agent.log().contains("unregistered this runner manager"), "{}", agent.log());
     assert!(gitlab.managers().is_empty());
     gitlab.assert_strict();
 }

@@ -19,6 +19,8 @@ pub(super) struct AwaitedUser {
     /// The user, or the pattern for one user per slot.
     name: String,
     slots: u32,
+    /// Why jobs cannot run as the user.
+    why: String,
     runners: Vec<RunnerLabels>,
     retry_at: Instant,
 }
@@ -37,24 +39,26 @@ impl Agent {
             std::mem::take(&mut config.runners).into_iter().partition(|runner| runner.executor.has_containers());
         config.runners = runners;
         let runners: Vec<RunnerLabels> = waiting.iter().map(RunnerLabels::from).collect();
-        for runner in &runners {
-            self.status.set(runner, &Err(Unfit::User(why.clone())));
-        }
         let retry_at = Instant::now() + RECHECK_INTERVAL;
-        (!runners.is_empty()).then_some(AwaitedUser { name, slots: config.concurrent, runners, retry_at })
+        (!runners.is_empty()).then_some(AwaitedUser { name, slots: config.concurrent, why, runners, retry_at })
     }
 
     /// Waits for this user from now on. The runners that have their user now are fit, and runners that are no longer
     /// configured have no status.
     pub(super) fn await_user(&mut self, awaited: Option<AwaitedUser>) {
+        let before = std::mem::replace(&mut self.awaited_user, awaited);
         let polling: Vec<RunnerLabels> = self.servers.iter().map(|(runner, _)| RunnerLabels::from(&**runner)).collect();
-        if let Some(before) = std::mem::replace(&mut self.awaited_user, awaited) {
-            before.runners.iter().filter(|runner| polling.contains(runner)).for_each(|runner| {
-                self.status.set(runner, &Ok(()));
-            });
-        }
         let waiting = self.awaited_user.iter().flat_map(|awaited| awaited.runners.iter().cloned());
-        self.status.keep_only(&polling.into_iter().chain(waiting).collect::<Vec<_>>());
+        self.status.set_configured(polling.iter().cloned().chain(waiting).collect());
+        for runner in before.iter().flat_map(|before| &before.runners).filter(|runner| polling.contains(runner)) {
+            self.status.set(runner, &Ok(()));
+        }
+        if let Some(awaited) = &self.awaited_user {
+            let unfit = Err(Unfit::User(awaited.why.clone()));
+            for runner in &awaited.runners {
+                self.status.set(runner, &unfit);
+            }
+        }
     }
 
     /// Loads the configuration again when the awaited user exists. Returns the time until the next check.

@@ -114,18 +114,24 @@ impl Agent {
         log::info!("handing over to the new program on disk running={}", self.slots.jobs());
         self.pollers.stop(&self.slots);
         self.service_manager.reloading();
+        let mut postponed = Vec::new();
         loop {
             let waits = self.slots.requests() > 0 || self.rotation.is_running();
-            // The new program would not receive the events that have arrived, so they are handled now.
+            // The new program would not receive the notices and signals that have arrived, so they are handled now.
             let event = if waits { self.next_event(None).ok() } else { self.inbox.try_recv().ok() };
             match event {
                 Some(AgentEvent::Notice(notice)) => self.handle_notice(notice),
                 // A stop signal cancels the hand-over.
                 Some(event @ AgentEvent::Signal(SignalRequest::Drain | SignalRequest::Stop)) => {
+                    self.service_manager.ready();
+                    self.deliver(postponed);
                     return self.handle_event(event);
                 }
+                // This agent loads the configuration again if it cannot start the new program.
+                Some(AgentEvent::ConfigurationChanged | AgentEvent::Signal(SignalRequest::Reload)) => {}
+                Some(event) => postponed.push(event),
                 None if !waits => break,
-                _ => {}
+                None => {}
             }
         }
         let program = program();
@@ -139,8 +145,17 @@ impl Agent {
             program.display()
         );
         self.service_manager.ready();
+        self.deliver(postponed);
         self.reload();
         None
+    }
+
+    /// Delivers the events that arrived during a hand-over which did not take place.
+    fn deliver(&self, postponed: Vec<AgentEvent>) {
+        for event in postponed {
+            // The agent holds the receiver itself, so the channel is never disconnected.
+            let _ = self.events.send(event);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::config::{Config, Runner};
 use crate::coordinator::manager::protocol::Welcome;
 use crate::coordinator::manager::{AgentIdentity, JobIntake, ManagedJobs, ManagerClient};
 use crate::coordinator::source::JobSource;
+use crate::instance::Identity;
 use crate::instance::aws::caller_identity;
 use crate::journal::OfferRecord;
 use crate::journal::shutdown::ShutdownReason;
@@ -18,11 +19,14 @@ use crate::sync;
 use crate::token::Token;
 
 impl Agent {
-    /// The agent's jobs from the manager at this URL.
-    fn managed_jobs(&self, url: &str) -> Arc<ManagedJobs> {
+    /// The agent's jobs from the manager at this URL, which knows the machine by the id `instance`.
+    fn managed_jobs(&self, url: &str, instance: &str) -> Arc<ManagedJobs> {
         let mut managed = sync::lock(&self.managed);
-        let jobs = managed.entry(url.to_owned()).or_insert_with(|| {
+        let jobs = managed.entry((url.to_owned(), instance.to_owned())).or_insert_with(|| {
             let jobs = Arc::<ManagedJobs>::default();
+            if self.shutdown.is_some() {
+                jobs.set_intake(JobIntake::Closed);
+            }
             let events = self.events.clone();
             jobs.set_on_leave(Box::new(move |reason| drop(events.send(AgentEvent::ManagerRequest(reason.to_owned())))));
             jobs
@@ -37,10 +41,8 @@ impl Agent {
 
     /// Returns a function that creates the client for the manager at the runner's URL.
     pub(super) fn make_manager(&self, config: &Config, runner: &Runner) -> MakeManager {
-        let mut identity = self.identity.clone();
-        if let Some(id) = &config.mayfly.instance_id {
-            identity.instance.clone_from(id);
-        }
+        let identity = self.identity_for_managers(config);
+        let jobs = self.managed_jobs(&runner.url, &identity.instance);
         let agent = AgentIdentity {
             url: runner.url.clone(),
             tls: runner.tls.clone(),
@@ -52,7 +54,6 @@ impl Agent {
             state_dir: self.state_dir.clone(),
             connection_max_age: config.connection_max_age,
         };
-        let jobs = self.managed_jobs(&runner.url);
         let (slots, status, events) = (Arc::clone(&self.slots), Arc::clone(&self.status), self.events.clone());
         let (name, has_own_limit) = (runner.name.clone(), config.concurrent_is_set);
         Box::new(move || {
@@ -95,8 +96,14 @@ impl Agent {
             offer: offered.offer.clone(),
             source: Arc::new(source),
             manager: offered.manager.clone(),
-            jobs: self.managed_jobs(&offered.manager),
+            jobs: self.managed_jobs(&offered.manager, &self.identity_for_managers(config).instance),
         })
+    }
+
+    /// The identity with which the agent registers with managers.
+    fn identity_for_managers(&self, config: &Config) -> Identity {
+        let instance = config.mayfly.instance_id.as_ref().unwrap_or(&self.identity.instance);
+        Identity { instance: instance.clone(), boot: self.identity.boot.clone() }
     }
 
     /// Begins the shutdown that a manager has requested.

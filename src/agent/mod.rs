@@ -166,8 +166,8 @@ struct Agent {
     availability: Availability,
     pollers: Arc<PollerSet>,
     servers: RunnerServers,
-    /// The jobs from managers, by the URL of the manager.
-    managed: Mutex<HashMap<String, Arc<ManagedJobs>>>,
+    /// The jobs from managers, by the URL of the manager and the id by which it knows this machine.
+    managed: Mutex<HashMap<(String, String), Arc<ManagedJobs>>>,
     contexts: Vec<RunnerContext>,
     service_manager: ServiceManager,
     monitoring: Monitoring,

@@ -89,16 +89,19 @@ impl Poller {
         let mut health = ServerHealth::new(self.runner.unhealthy_requests_limit, self.runner.unhealthy_interval);
         let pollers = Arc::clone(&self.pollers);
         while let Some(permit) = self.slots.acquire(&key, bounds, || pollers.is_stopped()) {
-            let wait = match self.check_fitness() {
-                true => {
-                    let (outcome, wait) = self.poll(permit, &mut health);
-                    self.slots.adapt_requests(&key, bounds, outcome);
-                    wait
-                }
-                false => {
-                    drop(permit);
-                    fitness::RECHECK_INTERVAL
-                }
+            let is_fit = self.check_fitness();
+            let wait = if pollers.is_stopped() {
+                // A shutdown or a reload may have begun during the check, which may take seconds. A job of a new request
+                // would delay the shutdown, or run with the old settings.
+                drop(permit);
+                Duration::ZERO
+            } else if is_fit {
+                let (outcome, wait) = self.poll(permit, &mut health);
+                self.slots.adapt_requests(&key, bounds, outcome);
+                wait
+            } else {
+                drop(permit);
+                fitness::RECHECK_INTERVAL
             };
             // The main loop may wait until this poller's last request has ended.
             let _ = self.events.send(AgentEvent::Recheck);
@@ -145,7 +148,10 @@ impl Poller {
                 None
             }
         };
-        metrics::set_paused(&runner, pause.is_some());
+        // After a reload, the new pollers of the runner do not pause.
+        if !self.pollers.is_stopped() {
+            metrics::set_paused(&runner, pause.is_some());
+        }
         let interval = self.check_interval.max(response.wait);
         let (outcome, wait) = match response.outcome {
             PollOutcome::Job { payload, request_id, offer } => {

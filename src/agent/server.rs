@@ -86,12 +86,12 @@ impl JobSource for RunnerServer {
         self.source().accept(job, offer)
     }
 
-    fn unregister(&self, token: &Token, system_id: &str) -> Result<(), ApiError> {
+    fn unregister(&self, token: &Token, system_id: &str, timeout: Duration) -> Result<(), ApiError> {
         // An earlier agent may have registered with the manager, so this one unregisters even if it never polled.
         if self.kind == ServerKind::Manager {
             self.become_manager().map_err(ApiError::Unreachable)?;
         }
-        self.source().unregister(token, system_id)
+        self.source().unregister(token, system_id, timeout)
     }
 
     fn reset_token(&self, token: &Token) -> Result<Registration, ApiError> {
@@ -113,7 +113,7 @@ impl JobSource for RunnerServer {
         }
     }
 
-    fn abandon(&self) -> bool {
-        self.source().abandon()
+    fn abandon_polls(&self) -> bool {
+        self.source().abandon_polls()
     }
 }

@@ -89,8 +89,9 @@ pub trait JobSource: Send + Sync {
     /// Accepts an offered job.
     fn accept(&self, job: &JobId, offer: &Offer) -> AcceptOutcome;
 
-    /// Unregisters this machine from its runner.
-    fn unregister(&self, token: &Token, system_id: &str) -> Result<(), ApiError>;
+    /// Unregisters this machine from its runner, with one request that ends within `timeout`: a later one could undo
+    /// the registration of an agent that has resumed work.
+    fn unregister(&self, token: &Token, system_id: &str, timeout: Duration) -> Result<(), ApiError>;
 
     /// Replaces the runner's token.
     fn reset_token(&self, token: &Token) -> Result<Registration, ApiError>;
@@ -101,8 +102,8 @@ pub trait JobSource: Send + Sync {
     /// The time for which a manager has not answered; `None` for GitLab.
     fn silence(&self) -> Option<Duration>;
 
-    /// Abandons the requests in flight to a manager that does not answer. If a response with an offer still arrives,
+    /// Abandons the polls in flight to a manager that does not answer. If a response with an offer still arrives,
     /// the agent does not accept the offer, and the manager offers the job to another agent. Returns false if the
     /// server answers, or if it is GitLab, whose response may contain a job.
-    fn abandon(&self) -> bool;
+    fn abandon_polls(&self) -> bool;
 }

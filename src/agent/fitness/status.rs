@@ -17,6 +17,8 @@ pub struct FitnessStatus {
 
 #[derive(Default)]
 struct UnfitRunners {
+    /// The runners that are configured.
+    configured: Vec<RunnerLabels>,
     /// The unfit runners: the reason, and since when.
     unfit: BTreeMap<RunnerLabels, (Unfit, BootTime)>,
     /// Set after the timeout of the readiness commands, until they succeed; it applies to the whole machine.
@@ -24,9 +26,13 @@ struct UnfitRunners {
 }
 
 impl FitnessStatus {
-    /// Records the result of a check. If the result has changed, logs the change and returns true.
+    /// Records the result of a check. If the result has changed, logs the change and returns true. The check of a runner
+    /// that a reload has removed meanwhile changes nothing.
     pub fn set(&self, runner_labels: &RunnerLabels, fitness: &Result<(), Unfit>) -> bool {
         let mut state = self.lock();
+        if !state.configured.contains(runner_labels) {
+            return false;
+        }
         let before = state.unfit.remove(runner_labels);
         match fitness {
             Ok(()) if before.is_some() => {
@@ -65,9 +71,11 @@ impl FitnessStatus {
         self.lock().unfit.get(runner_labels).is_some_and(|(unfit, _)| matches!(unfit, Unfit::User(_)))
     }
 
-    /// Removes runners that are no longer configured.
-    pub fn keep_only(&self, runners: &[RunnerLabels]) {
-        self.lock().unfit.retain(|runner_labels, _| runners.contains(runner_labels));
+    /// Sets the configured runners. Removes the others.
+    pub fn set_configured(&self, runners: Vec<RunnerLabels>) {
+        let mut state = self.lock();
+        state.unfit.retain(|runner_labels, _| runners.contains(runner_labels));
+        state.configured = runners;
     }
 
     /// All reasons, each with the name of the runner; `None` for the whole machine.
@@ -101,6 +109,7 @@ mod tests {
     fn the_status_keeps_the_first_time_and_reports_changes() {
         let runner_labels = RunnerLabels { token: "t".to_owned(), name: "r".to_owned() };
         let status = FitnessStatus::default();
+        status.set_configured(vec![runner_labels.clone()]);
         assert!(status.unfit_for().is_none());
         assert!(status.set(&runner_labels, &Err(Unfit::User("gone".to_owned()))));
         assert!(!status.set(&runner_labels, &Err(Unfit::User("gone".to_owned()))));
@@ -114,5 +123,18 @@ mod tests {
         let unfit_for = status.unfit_for();
         status.set_ready(Err("another command fails".to_owned()));
         assert!(status.unfit_for() >= unfit_for, "the machine has been unfit since the first failure");
+    }
+
+    #[test]
+    fn a_check_that_ends_after_its_runner_was_removed_changes_nothing() {
+        let [removed, kept] =
+            ["removed", "kept"].map(|name| RunnerLabels { token: "t".to_owned(), name: name.to_owned() });
+        let status = FitnessStatus::default();
+        status.set_configured(vec![removed.clone(), kept.clone()]);
+        let unfit = Err(Unfit::Engine("it does not answer".to_owned()));
+        status.set(&removed, &unfit);
+        status.set_configured(vec![kept]);
+        assert!(!status.set(&removed, &unfit));
+        assert!(status.unfit_for().is_none() && status.reasons().is_empty());
     }
 }

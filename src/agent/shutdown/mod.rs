@@ -13,6 +13,7 @@ use state::{Due, NextStep, StopOutcome};
 
 use super::termination::{RunnerManager, ShutdownTracker, TERMINATION_NOTICE_TIMEOUT, Termination, TerminationOutcome};
 use super::{Agent, AgentEvent, REMOVAL_TIMEOUT};
+use crate::config::Runner;
 use crate::config::leave::LeaveStrategy;
 use crate::coordinator::manager::JobIntake;
 use crate::coordinator::source::JobSource;
@@ -168,7 +169,7 @@ impl Agent {
     /// When all jobs have ended: exits, or starts the termination of the instance.
     pub(super) fn terminate_when_idle(&mut self) -> Option<ExitCode> {
         self.shutdown.as_ref()?;
-        let is_idle = self.is_idle() || self.abandon_requests_to_silent_managers();
+        let is_idle = self.is_idle() || self.abandon_polls_to_silent_managers();
         let activity = if is_idle { Activity::Idle } else { Activity::Busy };
         let timeout = self.config.shutdown_timeout;
         let shutdown = self.shutdown.as_mut()?;
@@ -181,8 +182,9 @@ impl Agent {
         if shutdown.is_termination_limited() {
             tracker.stop();
         }
-        let runner_manager = |(runner, server): &(_, _)| RunnerManager {
+        let runner_manager = |(runner, server): &(Arc<Runner>, _)| RunnerManager {
             runner: Arc::clone(runner),
+            token: self.rotation.current_token(&runner.token),
             server: Arc::clone(server),
             system_id: self.system_id.clone(),
         };
@@ -204,11 +206,11 @@ impl Agent {
         None
     }
 
-    /// Abandons the requests in flight if all of them are to managers that do not answer and the agent waits for
+    /// Abandons the polls in flight if all of them are to managers that do not answer and the agent waits for
     /// nothing else. Returns whether it abandoned them.
-    fn abandon_requests_to_silent_managers(&self) -> bool {
+    fn abandon_polls_to_silent_managers(&self) -> bool {
         let waits = self.slots.jobs() > 0 || self.rotation.is_running() || self.awaits_tokens();
-        !waits && !self.servers.is_empty() && self.servers.iter().all(|(_, server)| server.abandon())
+        !waits && !self.servers.is_empty() && self.servers.iter().all(|(_, server)| server.abandon_polls())
     }
 
     /// Handles the result of the termination.

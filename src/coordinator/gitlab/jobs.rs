@@ -75,10 +75,10 @@ impl GitLab {
         };
         let secret = Some(("RUNNER-TOKEN", request.token.reveal()));
         // A poll is sent once; the next poll is the retry.
-        let answer = self.send_json(Method::Post, JOBS_REQUEST, secret, &body);
-        let is_overloaded = answer.as_ref().is_ok_and(|answer| is_retryable(answer.status));
-        let requested_wait = answer.as_ref().ok().filter(|_| is_overloaded).and_then(Response::requested_delay);
-        let outcome = match answer {
+        let response = self.send_json(Method::Post, JOBS_REQUEST, secret, &body);
+        let is_overloaded = response.as_ref().is_ok_and(|response| is_retryable(response.status));
+        let requested_wait = response.as_ref().ok().filter(|_| is_overloaded).and_then(Response::requested_delay);
+        let outcome = match response {
             Ok(response) => self.poll_outcome(response),
             Err(crate::http::HttpError::Configuration(why)) => PollOutcome::Misconfigured(why),
             Err(error) => PollOutcome::Failed(error.to_string()),
@@ -164,8 +164,8 @@ impl JobSource for GitLab {
         AcceptOutcome::Void
     }
 
-    fn unregister(&self, token: &Token, system_id: &str) -> Result<(), ApiError> {
-        self.unregister_manager(token, system_id)
+    fn unregister(&self, token: &Token, system_id: &str, timeout: Duration) -> Result<(), ApiError> {
+        self.unregister_manager_once(token, system_id, timeout)
     }
 
     fn reset_token(&self, token: &Token) -> Result<Registration, ApiError> {
@@ -180,7 +180,7 @@ impl JobSource for GitLab {
         None
     }
 
-    fn abandon(&self) -> bool {
+    fn abandon_polls(&self) -> bool {
         false
     }
 }

@@ -138,14 +138,25 @@ impl GitLab {
         headers: Vec<(&'static str, String)>,
         body: &[u8],
     ) -> Result<Response, HttpError> {
+        self.send_within(self.job_timeout.filter(|_| path != JOBS_REQUEST), method, path, headers, body)
+    }
+
+    /// Sends a request; with a timeout only once.
+    fn send_within(
+        &self,
+        timeout: Option<Duration>,
+        method: Method,
+        path: &str,
+        headers: Vec<(&'static str, String)>,
+        body: &[u8],
+    ) -> Result<Response, HttpError> {
         let mut headers = headers;
         headers.push(("X-Request-Id", request_id()));
-        let timeout = self.job_timeout.filter(|_| path != JOBS_REQUEST);
         let request = Request { method, url: format!("{}{path}", self.base), headers, body, timeout };
         let is_repeated = path != JOBS_REQUEST && timeout.is_none();
-        let answer = self.client.call(&request, &|duration| is_repeated && !self.stop.wait(duration));
-        metrics::called(endpoint(method, path), answer.as_ref().ok().map(|response| response.status));
-        let response = answer?;
+        let response = self.client.call(&request, &|duration| is_repeated && !self.stop.wait(duration));
+        metrics::called(endpoint(method, path), response.as_ref().ok().map(|response| response.status));
+        let response = response?;
         let date = response.header("Date").and_then(crate::http::http_date);
         *sync::lock(&self.server_date) = date;
         log::debug!("request answered method={method:?} path={path} status={}", response.status);

@@ -1,5 +1,7 @@
 //! The requests that manage runners: register, create, verify, unregister, reset a token.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -110,17 +112,34 @@ impl GitLab {
 
     /// Unregisters this machine's runner manager (`DELETE runners/managers`); the runner remains.
     pub fn unregister_manager(&self, token: &Token, system_id: &str) -> Result<(), ApiError> {
+        self.delete_manager(token, system_id, None)
+    }
+
+    /// As [`GitLab::unregister_manager`], with one request that ends within `timeout`.
+    pub fn unregister_manager_once(&self, token: &Token, system_id: &str, timeout: Duration) -> Result<(), ApiError> {
+        self.delete_manager(token, system_id, Some(timeout))
+    }
+
+    fn delete_manager(&self, token: &Token, system_id: &str, timeout: Option<Duration>) -> Result<(), ApiError> {
         let body = json!({"token": token.reveal(), "system_id": system_id});
-        self.delete("runners/managers", token, &body)
+        self.delete("runners/managers", token, &body, timeout)
     }
 
     /// Removes a runner with all its managers (`DELETE runners`).
     pub fn unregister(&self, token: &Token) -> Result<(), ApiError> {
-        self.delete("runners", token, &json!({"token": token.reveal()}))
+        self.delete("runners", token, &json!({"token": token.reveal()}), None)
     }
 
-    fn delete(&self, path: &str, token: &Token, body: &serde_json::Value) -> Result<(), ApiError> {
-        let response = self.send_json(Method::Delete, path, Some(("RUNNER-TOKEN", token.reveal())), body)?;
+    fn delete(
+        &self,
+        path: &str,
+        token: &Token,
+        body: &serde_json::Value,
+        timeout: Option<Duration>,
+    ) -> Result<(), ApiError> {
+        let headers =
+            vec![("Content-Type", "application/json".to_owned()), ("RUNNER-TOKEN", token.reveal().to_owned())];
+        let response = self.send_within(timeout, Method::Delete, path, headers, body.to_string().as_bytes())?;
         match response.status {
             204 => Ok(()),
             status => Err(api_error(status, &response)),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::ManagerClient;
 use super::protocol::{HEARTBEAT_SECONDS, Heartbeat, JobReport, Orders, WAIT_SECONDS};
+use super::registration::RegistrationState;
 use crate::decode;
 use crate::http::Method;
 use crate::monitor::metrics;
@@ -23,9 +24,11 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Called with the reason when the manager orders the agent to shut down.
 type OnLeave = Box<dyn Fn(&str) + Send + Sync>;
 
-/// The jobs that an agent got from one manager. They are kept when the configuration is reloaded.
+/// The jobs that an agent got from one manager, and its registration there. All clients of the manager share them: a
+/// job from the journal has its own client, and a reload may create another one.
 #[derive(Default)]
 pub struct ManagedJobs {
+    pub(super) registration: Mutex<RegistrationState>,
     reports: Mutex<Reports>,
     changed: Condvar,
     on_leave: Mutex<Option<OnLeave>>,
@@ -38,6 +41,8 @@ pub enum JobIntake {
     Open,
     /// The agent shuts down and takes no more jobs.
     Closed,
+    /// As [`JobIntake::Closed`]; the agent also ignores the responses to its polls in flight.
+    Abandoned,
 }
 
 /// The content of the next heartbeat.
@@ -103,11 +108,16 @@ impl ManagedJobs {
         self.changed.notify_all();
     }
 
+    /// Whether the agent takes jobs.
+    pub(super) fn intake(&self) -> JobIntake {
+        sync::lock(&self.reports).intake
+    }
+
     /// Whether a heartbeat would report anything besides the fact that the agent runs.
     fn has_facts(&self) -> bool {
         let reports = sync::lock(&self.reports);
         let has_jobs = !reports.jobs.is_empty() || !reports.ended.is_empty();
-        has_jobs || reports.is_due || reports.intake == JobIntake::Closed || reports.unfit_since.is_some()
+        has_jobs || reports.is_due || reports.intake != JobIntake::Open || reports.unfit_since.is_some()
     }
 
     /// Sends the next heartbeat immediately.
@@ -129,7 +139,7 @@ impl ManagedJobs {
             jobs: reports.jobs.iter().map(report).collect(),
             ended: reports.ended.clone(),
             unfit_seconds: reports.unfit_since.map_or(0, |since| since.elapsed().as_secs()),
-            leaving: reports.intake == JobIntake::Closed,
+            leaving: reports.intake != JobIntake::Open,
         }
     }
 

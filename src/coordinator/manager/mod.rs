@@ -15,7 +15,6 @@ pub use heartbeat::{JobIntake, ManagedJobs};
 use self::protocol::{
     Acceptance, CAPACITY_HEADER, LEAVE, MANAGER_HEADER, ORDER_HEADER, Offer, REASON_HEADER, WAIT_SECONDS, Welcome,
 };
-use self::registration::RegistrationState;
 use super::JobId;
 use super::gitlab::{ApiError, Registration, api_base, request_id, server_answered, server_failed};
 use super::source::{AcceptOutcome, JobRequest, JobSource, PollOutcome, PollResponse};
@@ -91,26 +90,17 @@ enum Readiness {
     Ready,
 }
 
-/// Since when the manager has not answered.
-#[derive(Default)]
-struct Silence {
-    since: Option<Instant>,
-    /// The agent shuts down without waiting for requests in flight.
-    is_abandoned: bool,
-}
-
 /// A client of a manager.
 pub struct ManagerClient {
     base: String,
     agent: AgentIdentity,
     client: Client,
-    registration: Mutex<RegistrationState>,
     readiness: Mutex<Readiness>,
     on_welcome: OnWelcome,
     on_capacity: OnCapacity,
     /// The time of the first failed request since the manager's last response; `None` while the manager answers. A
     /// pending poll does not count.
-    silence: Mutex<Silence>,
+    silent_since: Mutex<Option<Instant>>,
     /// When the manager last answered.
     answered: Mutex<Option<Instant>>,
     jobs: Arc<ManagedJobs>,
@@ -129,22 +119,21 @@ impl ManagerClient {
     ) -> Result<Self, HttpError> {
         let base = api_base(&agent.url);
         let client = Client::new(&base, &agent.tls, &user_agent(), agent.connection_max_age)?;
-        let kept = registration::load(&agent).and_then(|kept| kept.welcome);
-        let registration = kept.map_or(RegistrationState::Missing, RegistrationState::Registered);
-        Ok(Self {
+        let created = Self {
             base,
             agent,
             client,
-            registration: Mutex::new(registration),
             readiness: Mutex::new(Readiness::Unknown),
             on_welcome,
             on_capacity,
-            silence: Mutex::default(),
+            silent_since: Mutex::default(),
             answered: Mutex::new(None),
             jobs,
             has_heartbeat_thread: Mutex::new(false),
             stop: StopSignal::default(),
-        })
+        };
+        created.restore_registration();
+        Ok(created)
     }
 
     /// The manager's URL.
@@ -158,14 +147,26 @@ impl ManagerClient {
     }
 
     fn send(&self, method: Method, path: &str, token: &Token, body: &impl Serialize) -> Result<Response, HttpError> {
-        let timeout = Some(if path == JOBS_REQUEST { POLL_TIMEOUT } else { REQUEST_TIMEOUT });
+        let timeout = if path == JOBS_REQUEST { POLL_TIMEOUT } else { REQUEST_TIMEOUT };
+        self.send_within(timeout, method, path, token, body)
+    }
+
+    fn send_within(
+        &self,
+        timeout: Duration,
+        method: Method,
+        path: &str,
+        token: &Token,
+        body: &impl Serialize,
+    ) -> Result<Response, HttpError> {
         let body = serde_json::to_vec(body).map_err(|error| HttpError::Configuration(error.to_string()))?;
         let headers = vec![
             ("Content-Type", "application/json".to_owned()),
             ("RUNNER-TOKEN", token.reveal().to_owned()),
             ("X-Request-Id", request_id()),
         ];
-        let request = Request { method, url: format!("{}{path}", self.base), headers, body: &body, timeout };
+        let request =
+            Request { method, url: format!("{}{path}", self.base), headers, body: &body, timeout: Some(timeout) };
         // The request is sent once; the caller retries at its own interval.
         let response = self.client.call(&request, &|_| false);
         let status = response.as_ref().ok().map(|response| response.status);
@@ -179,14 +180,14 @@ impl ManagerClient {
             Some(why) => Err(HttpError::Transport(why.clone())),
             None => Ok(response),
         });
-        let mut silence = sync::lock(&self.silence);
+        let mut silent_since = sync::lock(&self.silent_since);
         match &response {
-            Ok(_) if silence.is_abandoned && path == JOBS_REQUEST => {
+            Ok(_) if path == JOBS_REQUEST && self.jobs.intake() == JobIntake::Abandoned => {
                 return Err(HttpError::Transport("the agent is shutting down and ignores the response".to_owned()));
             }
             Ok(_) => {
-                let was_silent = silence.since.take().is_some();
-                drop(silence);
+                let was_silent = silent_since.take().is_some();
+                drop(silent_since);
                 *sync::lock(&self.answered) = Some(Instant::now());
                 if was_silent {
                     // The manager may have restarted with an outdated state, so the next heartbeat must report the
@@ -194,9 +195,19 @@ impl ManagerClient {
                     self.jobs.send_now();
                 }
             }
-            Err(_) => drop(silence.since.get_or_insert_with(Instant::now)),
+            Err(_) => drop(silent_since.get_or_insert_with(Instant::now)),
         }
         response
+    }
+
+    /// As [`JobSource::abandon_polls`].
+    fn abandon_polls(&self) -> bool {
+        // The lock keeps a response from arriving between the decision and its record.
+        let silent_since = sync::lock(&self.silent_since);
+        if silent_since.is_some_and(|since| since.elapsed() >= ABANDON_AFTER) {
+            self.jobs.set_intake(JobIntake::Abandoned);
+        }
+        self.jobs.intake() == JobIntake::Abandoned
     }
 
     /// Whether the manager has answered a request in this time.
@@ -206,7 +217,7 @@ impl ManagerClient {
 
     /// The number of concurrent jobs on an instance of the pool, known after the registration.
     pub fn capacity(&self) -> Option<u32> {
-        sync::lock(&self.registration).welcome().map(|welcome| welcome.capacity)
+        self.registration().welcome().map(|welcome| welcome.capacity)
     }
 
     /// Calls [`OnWelcome`] with the settings of the pool, once for each client, and waits until it returns. The call
@@ -220,7 +231,7 @@ impl ManagerClient {
             }
             is_new
         };
-        if is_new && let Some(welcome) = sync::lock(&self.registration).welcome().cloned() {
+        if is_new && let Some(welcome) = self.registration().welcome().cloned() {
             let client = Arc::clone(self);
             let prepare = move || {
                 (client.on_welcome)(&welcome, &|| client.jobs.set_unfit());
@@ -324,12 +335,13 @@ impl JobSource for Arc<ManagerClient> {
         }
     }
 
-    fn unregister(&self, _: &Token, _: &str) -> Result<(), ApiError> {
+    fn unregister(&self, _: &Token, _: &str, timeout: Duration) -> Result<(), ApiError> {
         let Some(token) = self.begin_unregistration() else { return Ok(()) };
-        let response = self.send(Method::Delete, "runners/managers", &token, &serde_json::json!({}))?;
+        let nothing = serde_json::json!({});
+        let response = self.send_within(timeout, Method::Delete, "runners/managers", &token, &nothing)?;
         match response.status {
             204 | 401 => {
-                self.end_unregistration();
+                self.end_unregistration(&token);
                 Ok(())
             }
             status => Err(ApiError::Status(status, message(&response))),
@@ -346,13 +358,11 @@ impl JobSource for Arc<ManagerClient> {
     }
 
     fn silence(&self) -> Option<Duration> {
-        Some(sync::lock(&self.silence).since.map_or(Duration::ZERO, |since| since.elapsed()))
+        Some(sync::lock(&self.silent_since).map_or(Duration::ZERO, |since| since.elapsed()))
     }
 
-    fn abandon(&self) -> bool {
-        let mut silence = sync::lock(&self.silence);
-        silence.is_abandoned |= silence.since.is_some_and(|since| since.elapsed() >= ABANDON_AFTER);
-        silence.is_abandoned
+    fn abandon_polls(&self) -> bool {
+        ManagerClient::abandon_polls(self)
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::MutexGuard;
 
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{self, Introduction, PROTOCOL, VerifyBody, Welcome};
-use super::{AgentIdentity, ManagerClient, STS_TOKEN, message};
+use super::{AgentIdentity, JobIntake, ManagerClient, STS_TOKEN, message};
 use crate::coordinator::source::PollOutcome;
 use crate::decode;
 use crate::digest::sha256;
@@ -83,11 +84,28 @@ pub fn save(agent: &AgentIdentity, token: &Token, welcome: Option<&Welcome>) {
 }
 
 impl ManagerClient {
+    /// The registration, which all clients of the manager share.
+    pub(super) fn registration(&self) -> MutexGuard<'_, RegistrationState> {
+        sync::lock(&self.jobs.registration)
+    }
+
+    /// Continues with the registration of an earlier agent in this boot.
+    pub(super) fn restore_registration(&self) {
+        let mut state = self.registration();
+        if matches!(&*state, RegistrationState::Missing)
+            && let Some(welcome) = load(&self.agent).and_then(|kept| kept.welcome)
+        {
+            *state = RegistrationState::Registered(welcome);
+        }
+    }
+
     /// Registers the agent unless it is registered, because it polls for jobs. The error is the outcome of the poll.
     pub(super) fn register(&self) -> Result<Token, PollOutcome> {
-        let mut state = sync::lock(&self.registration);
+        let mut state = self.registration();
         match &*state {
             RegistrationState::Registered(known) => Ok(known.token.clone()),
+            // The agent has begun to shut down since it decided to poll: nothing would unregister it again.
+            _ if self.jobs.intake() != JobIntake::Open => Err(PollOutcome::NoJob),
             RegistrationState::Missing | RegistrationState::Unregistering(_) | RegistrationState::Unregistered => {
                 self.send_registration(&mut state)
             }
@@ -97,7 +115,7 @@ impl ManagerClient {
     /// As [`Self::register`], for reports about the agent's jobs. `None` if the agent leaves: the manager would count
     /// it as a new agent after it has unregistered.
     pub(super) fn register_again(&self) -> Option<Result<Token, PollOutcome>> {
-        let mut state = sync::lock(&self.registration);
+        let mut state = self.registration();
         match &*state {
             RegistrationState::Registered(known) => Some(Ok(known.token.clone())),
             RegistrationState::Missing => Some(self.send_registration(&mut state)),
@@ -172,7 +190,7 @@ impl ManagerClient {
     /// registers again with the same token. A token that is unregistered, or replaced already, is rejected as well;
     /// such a response changes nothing.
     pub(super) fn forget_registration(&self, token: &Token) {
-        let mut state = sync::lock(&self.registration);
+        let mut state = self.registration();
         if matches!(&*state, RegistrationState::Registered(known) if known.token == *token) {
             log::warn!("the manager does not know this agent any more; registering again url={}", self.agent.url);
             *state = RegistrationState::Missing;
@@ -183,7 +201,7 @@ impl ManagerClient {
     /// Begins to unregister the agent: from now on only a poll registers it again. Returns the agent's token; `None`
     /// if the agent is not registered.
     pub(super) fn begin_unregistration(&self) -> Option<Token> {
-        let mut state = sync::lock(&self.registration);
+        let mut state = self.registration();
         let (next, token) = match std::mem::take(&mut *state) {
             RegistrationState::Registered(welcome) | RegistrationState::Unregistering(welcome) => {
                 let token = welcome.token.clone();
@@ -195,20 +213,24 @@ impl ManagerClient {
         token
     }
 
-    /// Removes the registration that the manager has removed.
-    pub(super) fn end_unregistration(&self) {
-        *sync::lock(&self.registration) = RegistrationState::Unregistered;
-        let _ = fs::remove_file(path_of(&self.agent));
+    /// Removes the registration with this token, which the manager has removed. The response may arrive after the agent
+    /// has resumed work and registered again with the same token; then the response changes nothing.
+    pub(super) fn end_unregistration(&self, token: &Token) {
+        let mut state = self.registration();
+        if matches!(&*state, RegistrationState::Unregistering(known) if known.token == *token) {
+            *state = RegistrationState::Unregistered;
+            let _ = fs::remove_file(path_of(&self.agent));
+        }
     }
 
     /// The agent's token; `None` while it is not registered.
     pub(super) fn token(&self) -> Option<Token> {
-        sync::lock(&self.registration).welcome().map(|welcome| welcome.token.clone())
+        self.registration().welcome().map(|welcome| welcome.token.clone())
     }
 
     /// Applies the number of concurrent jobs if the manager has changed it since the registration.
     pub(super) fn apply_capacity(&self, capacity: u32) {
-        let mut state = sync::lock(&self.registration);
+        let mut state = self.registration();
         let RegistrationState::Registered(known) = &mut *state else { return };
         if known.capacity == capacity || capacity == 0 {
             return;
@@ -229,7 +251,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::coordinator::manager::ManagedJobs;
+    use crate::coordinator::manager::{JOBS_REQUEST, ManagedJobs};
     use crate::coordinator::source::JobSource;
     use crate::http::testing::TestServer;
     use crate::http::tls::TlsFiles;
@@ -241,7 +263,13 @@ mod tests {
         format!("HTTP/1.1 {status} X\r\nX-Mayfly-Manager: 1\r\nContent-Length: {length}\r\n\r\n{body}")
     }
 
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
     fn client(url: &str, state_dir: &tempfile::TempDir) -> ManagerClient {
+        client_with(url, state_dir, Arc::default())
+    }
+
+    fn client_with(url: &str, state_dir: &tempfile::TempDir, jobs: Arc<ManagedJobs>) -> ManagerClient {
         let agent = AgentIdentity {
             url: url.to_owned(),
             tls: TlsFiles::default(),
@@ -253,8 +281,7 @@ mod tests {
             state_dir: state_dir.path().to_owned(),
             connection_max_age: Duration::from_secs(60),
         };
-        ManagerClient::new(agent, Arc::<ManagedJobs>::default(), Box::new(|_, _| {}), Box::new(|_| {}))
-            .expect("a client")
+        ManagerClient::new(agent, jobs, Box::new(|_, _| {}), Box::new(|_| {})).expect("a client")
     }
 
     fn paths(server: &TestServer) -> Vec<String> {
@@ -283,10 +310,10 @@ mod tests {
         let server = TestServer::new(&answers.each_ref().map(String::as_str));
         let client = Arc::new(client(&server.url, &directory));
         let token = client.register().expect("registered");
-        assert!(client.unregister(&token, "s_1").is_err());
+        assert!(client.unregister(&token, "s_1", TIMEOUT).is_err());
         client.forget_registration(&token);
         assert!(client.register_again().is_none(), "the request may have arrived");
-        assert!(client.unregister(&token, "s_1").is_ok(), "the token is kept for another attempt");
+        assert!(client.unregister(&token, "s_1", TIMEOUT).is_ok(), "the token is kept for another attempt");
         assert!(client.register_again().is_none() && !client.send_heartbeat());
         assert!(load(&client.agent).is_none(), "the file is removed");
         assert_eq!(server.seen().len(), 3);
@@ -310,7 +337,7 @@ mod tests {
 
             let heartbeat = scope.spawn(|| client.send_heartbeat());
             assert!(read(&mut first).starts_with("POST /api/v4/runners/heartbeat"));
-            let unregistration = scope.spawn(|| client.unregister(&Token::new(""), "").is_ok());
+            let unregistration = scope.spawn(|| client.unregister(&Token::new(""), "", TIMEOUT).is_ok());
             let mut second = accept();
             assert!(read(&mut second).starts_with("DELETE /api/v4/runners/managers"));
             write(&mut first, &response(401, "{}"));
@@ -318,6 +345,86 @@ mod tests {
             write(&mut second, &response(204, ""));
             assert!(unregistration.join().expect("no panic"));
         });
+    }
+
+    /// A job from the journal has its own client of the manager.
+    #[test]
+    fn a_heartbeat_of_another_client_does_not_register_the_agent_again() {
+        let directory = tempfile::tempdir().expect("create a directory");
+        let answers = [response(200, REGISTERED), response(204, ""), response(401, "{}"), response(200, REGISTERED)];
+        let server = TestServer::new(&answers.each_ref().map(String::as_str));
+        let jobs = Arc::<ManagedJobs>::default();
+        let polling = Arc::new(client_with(&server.url, &directory, Arc::clone(&jobs)));
+        let token = polling.register().expect("registered");
+        let reporting = client_with(&server.url, &directory, Arc::clone(&jobs));
+        assert_eq!(reporting.token(), Some(token.clone()));
+        assert!(polling.unregister(&token, "s_1", TIMEOUT).is_ok());
+        assert!(!reporting.send_heartbeat());
+        reporting.forget_registration(&token);
+        assert!(reporting.register_again().is_none());
+        assert_eq!(server.seen().len(), 2, "{:?}", paths(&server));
+        assert!(load(&polling.agent).is_none(), "the file stays removed");
+    }
+
+    /// The group keeps the instance while the request that unregisters the agent is in flight.
+    #[test]
+    fn a_late_response_to_the_unregistration_does_not_remove_the_next_registration() {
+        let directory = tempfile::tempdir().expect("create a directory");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let client = Arc::new(client(&url, &directory));
+        let accept = || BufReader::new(listener.accept().expect("a connection").0);
+        thread::scope(|scope| {
+            let registration = scope.spawn(|| client.register().is_ok());
+            let mut first = accept();
+            assert!(read(&mut first).starts_with("POST /api/v4/runners/verify"));
+            write(&mut first, &response(200, REGISTERED));
+            assert!(registration.join().expect("no panic"));
+
+            let unregistration = scope.spawn(|| client.unregister(&Token::new(""), "", TIMEOUT).is_ok());
+            assert!(read(&mut first).starts_with("DELETE /api/v4/runners/managers"));
+            let registration = scope.spawn(|| client.register().is_ok());
+            let mut second = accept();
+            assert!(read(&mut second).starts_with("POST /api/v4/runners/verify"));
+            write(&mut second, &response(200, REGISTERED));
+            assert!(registration.join().expect("no panic"));
+            write(&mut first, &response(204, ""));
+            assert!(unregistration.join().expect("no panic"));
+        });
+        assert!(client.token().is_some(), "the agent is registered");
+        assert!(load(&client.agent).is_some_and(|kept| kept.welcome.is_some()), "the file stays");
+    }
+
+    #[test]
+    fn a_poll_that_begins_after_the_shutdown_does_not_register_the_agent() {
+        let directory = tempfile::tempdir().expect("create a directory");
+        let server = TestServer::new(&[&response(200, REGISTERED)]);
+        let client = client(&server.url, &directory);
+        for intake in [JobIntake::Closed, JobIntake::Abandoned] {
+            client.jobs.set_intake(intake);
+            assert!(matches!(client.register(), Err(PollOutcome::NoJob)));
+        }
+        assert_eq!(server.seen().len(), 0);
+        client.jobs.set_intake(JobIntake::Open);
+        assert!(client.register().is_ok(), "an agent that resumes work polls");
+    }
+
+    #[test]
+    fn an_agent_that_resumes_work_uses_the_responses_to_its_next_polls() {
+        let directory = tempfile::tempdir().expect("create a directory");
+        // The empty response closes the connection, as a manager that restarts.
+        let answers = [response(200, REGISTERED), String::new(), response(204, ""), response(204, "")];
+        let server = TestServer::new(&answers.each_ref().map(String::as_str));
+        let client = client(&server.url, &directory);
+        let token = client.register().expect("registered");
+        let poll = || client.send(Method::Post, JOBS_REQUEST, &token, &serde_json::json!({}));
+        poll().expect_err("no response");
+        client.jobs.set_intake(JobIntake::Closed);
+        sync::try_until(TIMEOUT, Duration::from_millis(10), || client.abandon_polls().then_some(()))
+            .expect("the manager is silent");
+        poll().expect_err("the agent ignores the response");
+        client.jobs.set_intake(JobIntake::Open);
+        assert_eq!(poll().expect("a response").status, 204);
     }
 
     fn read(stream: &mut BufReader<TcpStream>) -> String {

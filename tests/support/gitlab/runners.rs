@@ -39,6 +39,9 @@ impl GitLab {
 
     pub(super) fn remove_manager(&self, request: &Request) -> Answer {
         let body = request.json();
+        if !self.is_valid_token(&body["token"]) {
+            return Answer::json(403, &json!({"message": "403 Forbidden"}));
+        }
         let mut state = self.lock();
         let known = state.managers.len();
         state.managers.retain(|id| body["system_id"] != id.as_str());
