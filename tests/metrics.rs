@@ -115,7 +115,7 @@ fn metrics_count_the_agents_work_and_promtool_accepts_them() {
 /// The metrics that the documentation names.
 pub fn documented() -> BTreeSet<String> {
     let text = include_str!("../docs/reference/metrics.md");
-    rows_of(text.split_once("\n## Metrics\n").expect("the section").1)
+    rows_of(text.split_once("\n## Metrics of the agent\n").expect("the section").1)
 }
 
 /// The metrics of a manager that the documentation names.

@@ -38,12 +38,7 @@ pub(super) const MAYFLY: &[Key] = &[
         Text,
         "`/var/lib/mayfly`, or `~/.local/state/mayfly`; with `--config FILE`, a directory for that file \
          below it",
-        "Directory of the journal and of the logs of running jobs. A change takes effect when the agent \
-         restarts, as do changes of `log_level`, `log_format` and `[mayfly.aws]`; the agent logs a \
-         warning at the reload. Change it while no job runs: if an agent starts with another \
-         `state_dir` while the old directory has jobs, it uses the old directory until it is restarted without jobs. If \
-         the directory is not the default, the agent records it beside the configuration file \
-         (`.config.toml.state_dir` for `config.toml`), and so finds its jobs if the file is deleted or emptied",
+        "Directory of the journal and of the logs of running jobs: [the state directory](#the-state-directory)",
     ),
     key(
         "block_instance_metadata",
@@ -120,7 +115,7 @@ pub(super) const MAYFLY: &[Key] = &[
         Duration,
         "`\"30m\"`",
         "For an agent of a `mayfly manager`: time without a response of the manager after which the agent \
-         finishes its jobs and leaves; with `leave = \"exit\"` it powers off. `0` for never",
+         finishes its jobs and shuts down; with `leave = \"exit\"` it powers off. `0` for never",
     ),
     key(
         "instance_id",
