@@ -7,7 +7,8 @@ use serde_json::json;
 
 use crate::pipeline::listing::Listing;
 use crate::pipeline::request::{
-    Base, CommitFacts, ComponentVersion, Content, PipelineSource, PlanRequest, SourceError, SourceTree, Sources,
+    Base, CommitFacts, ComponentVersion, ConfigurationStart, PipelineSource, PlanRequest, SourceError, SourceTree,
+    Sources, UnknownKeywords,
 };
 use crate::pipeline::{self, JobRun};
 
@@ -48,7 +49,7 @@ struct FixedFiles(BTreeMap<&'static str, Vec<u8>>);
 impl FixedFiles {
     fn request(&self) -> PlanRequest<'_> {
         PlanRequest {
-            content: Content::File(".gitlab-ci.yml".to_owned()),
+            start: ConfigurationStart::File(".gitlab-ci.yml".to_owned()),
             source: PipelineSource { name: "push".to_owned(), merge_request: None },
             facts: CommitFacts {
                 sha: "0123456789abcdef0123456789abcdef01234567".to_owned(),
@@ -62,7 +63,7 @@ impl FixedFiles {
             project_variables: vec![],
             predefined: vec![("A".to_owned(), "a/b".to_owned())],
             inputs: vec![],
-            lax: false,
+            unknown_keywords: UnknownKeywords::AreErrors,
             explains: true,
             sources: self,
         }

@@ -49,9 +49,9 @@ fn plan_request<'a>(
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         format!("the configuration of {description} is invalid: {}", lines.join("; "))
     })?;
-    match plan.created {
-        true => Ok((plan, request)),
-        false => Err(plan.not_created.unwrap_or_else(|| format!("{description} has no jobs"))),
+    match plan.not_created {
+        None => Ok((plan, request)),
+        Some(why) => Err(why),
     }
 }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 
-use crate::pipeline::plan::{EnvVariable, Job};
+use crate::pipeline::plan::{EnvSource, EnvVariable, Job};
 
 /// The timeout in seconds of a job without `timeout`: GitLab's default for a project.
 const DEFAULT_TIMEOUT: u64 = 3600;
@@ -100,7 +100,7 @@ fn variables<'a>(facts: &PayloadFacts<'a>) -> Vec<PayloadVariable<'a>> {
     let given = facts.variables.iter().map(|variable| PayloadVariable {
         key: &variable.key,
         value: &variable.value,
-        public: !variable.masked && !variable.given,
+        public: !variable.masked && variable.source != EnvSource::Given,
         raw: variable.raw,
         file: variable.file,
         masked: variable.masked,

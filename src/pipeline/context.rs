@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use super::hash::Map;
-use super::predefined::{self, Project};
-use super::problem::{Class, ProblemReport, UnknownKeywords};
+use super::predefined;
+use super::problem::{Class, ProblemReport};
+use super::project_address::ProjectAddress;
 use super::request::PlanRequest;
 use super::rules::expression::Expression;
 use super::rules::files::Files;
 use super::syntax::{Budget, Node, Origin};
-use super::variables::PipelineVariables;
-use super::view::View;
+use super::variables::SharedVariables;
 
 /// How deeply lists of commands, rules and needs may nest.
 const MAX_LIST_DEPTH: usize = 10;
@@ -25,8 +25,9 @@ const MAX_PATTERN_BYTES: usize = 32 << 20;
 pub struct Context<'a> {
     pub request: &'a PlanRequest<'a>,
     /// The project's address, from the URL of `origin`.
-    pub project: Project,
-    pub scope: Arc<PipelineVariables>,
+    pub project: ProjectAddress,
+    /// The variables of the pipeline that no job changes.
+    pub shared_variables: Arc<SharedVariables>,
     pub report: ProblemReport,
     /// The rest of the size limit for all parsed YAML.
     pub budget: Budget,
@@ -39,16 +40,15 @@ pub struct Context<'a> {
 
 impl<'a> Context<'a> {
     pub fn new(request: &'a PlanRequest<'a>) -> Self {
-        let project = Project::new(request.facts.remote.as_deref(), &request.facts.directory);
+        let project = ProjectAddress::new(request.facts.remote.as_deref(), &request.facts.directory);
         let predefined = predefined::pipeline_variables(request, &project);
-        let scope =
-            PipelineVariables::new(predefined, request.project_variables.clone(), request.pipeline_variables.clone());
-        let unknown_keywords = if request.lax { UnknownKeywords::Ignored } else { UnknownKeywords::Refused };
+        let shared_variables =
+            SharedVariables::new(predefined, request.project_variables.clone(), request.pipeline_variables.clone());
         Self {
             request,
             project,
-            scope: Arc::new(scope),
-            report: ProblemReport::new(unknown_keywords),
+            shared_variables: Arc::new(shared_variables),
+            report: ProblemReport::new(request.unknown_keywords),
             budget: Budget::default(),
             files: Files::new(request.sources),
             expressions: Map::default(),
@@ -88,7 +88,7 @@ impl<'a> Context<'a> {
             }
             Err(Overflow::Count) => (Class::TooBig, too_many_items(keyword)),
         };
-        self.report.problem(why.0, node.at, job, why.1);
+        self.report.add(why.0, node.at, job, why.1);
         None
     }
 
@@ -105,14 +105,9 @@ impl<'a> Context<'a> {
         items.iter().map(|item| item.text().cloned()).collect()
     }
 
-    /// The variables that exist before any job is known.
-    pub fn view<'s>(scope: &'s PipelineVariables) -> View<'s> {
-        View { scope, yaml: &[], defaults: &[], job: &[], environment: None }
-    }
-
     /// Reports a problem of a job, or of the file if `job` is `None`.
     pub fn error(&mut self, class: Class, at: Origin, job: Option<&Arc<str>>, message: impl Into<String>) {
-        self.report.problem(class, at, job, message.into());
+        self.report.add(class, at, job, message.into());
     }
 }
 

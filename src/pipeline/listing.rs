@@ -3,7 +3,7 @@
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::json;
 
-use super::JobRun;
+use super::env::JobRun;
 use super::plan::{AllowFailure, Job, Plan, Retry, Trigger};
 use super::problem::Problem;
 use super::syntax::Node;
@@ -19,7 +19,7 @@ impl Serialize for Listing<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let plan = self.plan;
         let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("created", &plan.created)?;
+        map.serialize_entry("created", &plan.not_created.is_none())?;
         map.serialize_entry("pipeline_name", &plan.pipeline_name.as_ref().map(|name| plan.mask(name)))?;
         let stages: Vec<&str> = plan.stages.iter().map(|stage| &**stage).collect();
         map.serialize_entry("stages", &stages)?;

@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::syntax::{Node, Origin};
-use super::variables::PipelineVariables;
-pub use super::variables::{EnvVariable, Variable, VariableLevel};
+use super::variables::SharedVariables;
+pub use super::variables::{EnvSource, EnvVariable, Variable, VariableLevel};
 
 /// A pipeline, or the reason why GitLab would create none.
 #[derive(Debug)]
 pub struct Plan {
-    /// False if workflow rules prevent the pipeline, or rules exclude all jobs.
-    pub created: bool,
-    /// Why no pipeline is created.
+    /// Why GitLab would create no pipeline: workflow rules prevent it, or rules exclude all jobs. `None`: GitLab would
+    /// create it.
     pub not_created: Option<String>,
     /// `workflow:name`, expanded.
     pub pipeline_name: Option<String>,
@@ -23,7 +22,7 @@ pub struct Plan {
     /// Jobs in the order of the file; the jobs of a `parallel` are adjacent.
     pub jobs: Vec<Job>,
     /// Jobs that the file defines and rules exclude.
-    pub absent: Vec<Absent>,
+    pub absent: Vec<AbsentJob>,
     /// Warnings: features that a local run lacks, and questionable configuration.
     pub warnings: Vec<Warning>,
     /// The whole configuration after includes, `extends` and `!reference`, for `--preview`.
@@ -32,7 +31,7 @@ pub struct Plan {
     pub files: Vec<Arc<str>>,
     /// `workflow:auto_cancel:on_job_failure: all`: the first failure cancels the pipeline.
     pub cancel_on_job_failure: bool,
-    pub(super) scope: std::sync::Arc<PipelineVariables>,
+    pub(super) shared_variables: Arc<SharedVariables>,
 }
 
 /// A job of the pipeline.
@@ -109,19 +108,26 @@ pub struct Job {
 /// Keyword `when`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
-    /// No earlier job failed.
+    /// The job runs if no earlier job failed.
     OnSuccess,
-    /// An earlier job failed.
+    /// The job runs if an earlier job failed.
     OnFailure,
-    /// Regardless of the results of earlier jobs.
+    /// The job runs regardless of the results of earlier jobs.
     Always,
-    /// A person starts the job.
+    /// A user starts the job.
     Manual,
-    /// After a delay.
+    /// The job runs after the delay of [`Job::start_in`].
     Delayed,
 }
 
 impl When {
+    pub const ALL: [Self; 5] = [Self::OnSuccess, Self::OnFailure, Self::Always, Self::Manual, Self::Delayed];
+
+    /// Parses the value of the keyword.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|when| when.word() == word)
+    }
+
     /// The value of the keyword.
     pub fn word(self) -> &'static str {
         match self {
@@ -208,7 +214,7 @@ pub struct Environment {
 pub enum Trigger {
     /// A child pipeline.
     Child {
-        /// A list of mappings, for [`super::request::Content::Includes`].
+        /// A list of mappings, for [`super::request::ConfigurationStart::Includes`].
         include: Node,
         /// How the downstream pipeline decides the state of the job.
         strategy: TriggerStrategy,
@@ -276,7 +282,7 @@ pub struct ParallelIndex {
     pub total: usize,
 }
 
-/// Why a job is in a pipeline, or not.
+/// Why a pipeline includes a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// A rule of `rules` matched.
@@ -290,22 +296,20 @@ pub enum Decision {
     },
     /// The job has no rules, and the pipeline includes such jobs.
     NoRules,
-    /// `only` and `except` include it.
-    Only(String),
-    /// No rule matched, a rule has `when: never`, or `only` and `except` exclude it.
-    Left(String),
+    /// `only` and `except` include the job, for this reason.
+    OnlyExcept(String),
 }
 
 /// A job that the file defines and rules exclude.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Absent {
+pub struct AbsentJob {
     /// The name in the file.
     pub name: Arc<str>,
     pub at: Origin,
     pub why: String,
 }
 
-/// A warning; each is reported once.
+/// A warning about the configuration. Planning reports each message once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     /// The file; empty if the warning concerns no file.
@@ -331,7 +335,7 @@ impl std::fmt::Display for Warning {
 
 impl Plan {
     /// The file and line of a value.
-    pub fn place(&self, at: Origin) -> (&str, usize) {
+    pub fn file_and_line(&self, at: Origin) -> (&str, usize) {
         (self.files.get(at.file as usize).map_or("", |name| name), at.line as usize)
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::hash::Index;
 use super::plan::ParallelIndex;
-use super::request::{Content, MergeRequest, PlanRequest};
+use super::project_address::ProjectAddress;
+use super::request::{ConfigurationStart, DEFAULT_FILE, MergeRequest, PlanRequest};
 use super::slug::slug;
 
 /// The value of `CI_SERVER_VERSION` unless the caller sets one.
@@ -13,78 +14,8 @@ const SERVER_VERSION: &str = "19.0.0";
 /// The commit id that GitLab uses for "no commit".
 const NO_COMMIT: &str = "0000000000000000000000000000000000000000";
 
-/// The address of a project, from the URL of a git remote.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Project {
-    /// `https` or `http`
-    pub protocol: &'static str,
-    /// The host name without a port.
-    pub host: String,
-    /// The port of the web server.
-    pub port: u16,
-    /// The port of the SSH server.
-    pub ssh_port: u16,
-    /// Namespace and name of the project.
-    pub path: String,
-}
-
-impl Project {
-    /// Parses the URL of `origin`. Without a URL, the project is the directory on this host.
-    pub fn new(remote: Option<&str>, directory: &str) -> Self {
-        let local = |path: &str| Self {
-            protocol: "https",
-            host: "localhost".to_owned(),
-            port: 443,
-            ssh_port: 22,
-            path: path.to_owned(),
-        };
-        remote.and_then(Self::from_url).unwrap_or_else(|| local(directory))
-    }
-
-    fn from_url(url: &str) -> Option<Self> {
-        let (scheme, rest) = match url.split_once("://") {
-            Some((scheme, rest)) => (scheme, rest.to_owned()),
-            // `git@host:path`, but neither `/path` nor `./path:x`.
-            None => {
-                let (host, path) = url.split_once(':').filter(|(host, _)| !host.contains('/'))?;
-                ("ssh", format!("{host}/{path}"))
-            }
-        };
-        let (authority, path) = rest.split_once('/')?;
-        let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-        let (host, port) = match authority.rsplit_once(':') {
-            Some((host, port)) => (host, port.parse::<u16>().ok()),
-            None => (authority, None),
-        };
-        let path = path.trim_matches('/');
-        let path = path.strip_suffix(".git").unwrap_or(path);
-        if host.is_empty() || path.is_empty() {
-            return None;
-        }
-        let (protocol, port, ssh_port) = match scheme {
-            "https" => ("https", port.unwrap_or(443), 22),
-            "http" => ("http", port.unwrap_or(80), 22),
-            "ssh" | "git" | "git+ssh" => ("https", 443, port.unwrap_or(22)),
-            _ => return None,
-        };
-        Some(Self { protocol, host: host.to_owned(), port, ssh_port, path: path.to_owned() })
-    }
-
-    /// The host, with the port unless it is the default port of the protocol.
-    pub fn fqdn(&self) -> String {
-        match (self.protocol, self.port) {
-            ("https", 443) | ("http", 80) => self.host.clone(),
-            (_, port) => format!("{}:{port}", self.host),
-        }
-    }
-
-    pub fn server_url(&self) -> String {
-        format!("{}://{}", self.protocol, self.fqdn())
-    }
-}
-
 /// The predefined variables that all jobs share.
-pub fn pipeline_variables(request: &PlanRequest<'_>, project: &Project) -> Index<Arc<str>, Arc<str>> {
+pub fn pipeline_variables(request: &PlanRequest<'_>, project: &ProjectAddress) -> Index<Arc<str>, Arc<str>> {
     let mut variables = Variables(Index::with_capacity_and_hasher(128, Default::default()));
     let given = |key: &str| request.predefined.iter().rev().find(|(name, _)| name == key).map(|(_, value)| value);
     variables.server(project, given("CI_SERVER_VERSION").map_or(SERVER_VERSION, |version| version));
@@ -107,7 +38,7 @@ impl Variables {
         self.0.insert(key.into(), value.into());
     }
 
-    fn server(&mut self, project: &Project, version: &str) {
+    fn server(&mut self, project: &ProjectAddress, version: &str) {
         self.set("CI", "true");
         self.set("GITLAB_CI", "true");
         self.set("CI_SERVER", "yes");
@@ -133,7 +64,7 @@ impl Variables {
         self.set("CI_TEMPLATE_REGISTRY_HOST", "registry.gitlab.com");
     }
 
-    fn project(&mut self, request: &PlanRequest<'_>, project: &Project) {
+    fn project(&mut self, request: &PlanRequest<'_>, project: &ProjectAddress) {
         let path = project.path.as_str();
         let (namespace, name) = path.rsplit_once('/').unwrap_or(("", path));
         let root = path.split_once('/').map_or("", |(root, _)| root);
@@ -157,9 +88,9 @@ impl Variables {
         let default_branch = request.facts.default_branch.as_str();
         self.set("CI_DEFAULT_BRANCH", default_branch);
         self.set("CI_DEFAULT_BRANCH_SLUG", slug(default_branch));
-        let config = match &request.content {
-            Content::File(path) => path.as_str(),
-            Content::Includes { .. } => ".gitlab-ci.yml",
+        let config = match &request.start {
+            ConfigurationStart::File(path) => path.as_str(),
+            ConfigurationStart::Includes { .. } => DEFAULT_FILE,
         };
         self.set("CI_CONFIG_PATH", config);
         let registry = format!("registry.{}", project.host);
@@ -173,7 +104,7 @@ impl Variables {
         self.dependency_proxy(project);
     }
 
-    fn dependency_proxy(&mut self, project: &Project) {
+    fn dependency_proxy(&mut self, project: &ProjectAddress) {
         // Docker allows no capital letters in the names of images.
         let path = project.path.to_lowercase();
         let namespace = path.rsplit_once('/').map_or("", |(namespace, _)| namespace);
@@ -226,7 +157,7 @@ impl Variables {
         self.set("CI_COMMIT_REF_PROTECTED", facts.protected.to_string());
     }
 
-    fn pipeline(&mut self, request: &PlanRequest<'_>, project: &Project) {
+    fn pipeline(&mut self, request: &PlanRequest<'_>, project: &ProjectAddress) {
         let facts = &request.facts;
         let id = facts.pipeline_id.to_string();
         let url = format!("{}/{}/-/pipelines/{id}", project.server_url(), project.path);
@@ -244,7 +175,7 @@ impl Variables {
         self.set("GITLAB_USER_LOGIN", facts.user_email.split('@').next().unwrap_or_default());
     }
 
-    fn merge_request(&mut self, request: &PlanRequest<'_>, merge_request: &MergeRequest, project: &Project) {
+    fn merge_request(&mut self, request: &PlanRequest<'_>, merge_request: &MergeRequest, project: &ProjectAddress) {
         let mut set = |key: &str, value: &str| self.set(&format!("CI_MERGE_REQUEST_{key}"), value);
         let url = format!("{}/{}", project.server_url(), project.path);
         let iid = merge_request.iid.to_string();
@@ -281,7 +212,7 @@ impl Variables {
 }
 
 /// `CI_NODE_INDEX` and `CI_NODE_TOTAL`.
-pub fn nodes(instance: Option<ParallelIndex>) -> impl Iterator<Item = (&'static str, Arc<str>)> {
+pub fn node_variables(instance: Option<ParallelIndex>) -> impl Iterator<Item = (&'static str, Arc<str>)> {
     let index = instance.map(|instance| ("CI_NODE_INDEX", instance.index.to_string().into()));
     let total = instance.map_or(1, |instance| instance.total).to_string();
     index.into_iter().chain([("CI_NODE_TOTAL", total.into())])
@@ -298,32 +229,12 @@ mod tests {
             (None, ["localhost:443/", "localhost:443/"]),
         ] {
             let mut variables = Variables(Index::default());
-            variables.dependency_proxy(&Project::new(remote, "app"));
+            variables.dependency_proxy(&ProjectAddress::new(remote, "app"));
             let keys = ["CI_DEPENDENCY_PROXY_GROUP_IMAGE_PREFIX", "CI_DEPENDENCY_PROXY_DIRECT_GROUP_IMAGE_PREFIX"];
             for (key, group) in keys.into_iter().zip(expected) {
                 let value = variables.0.get(key).map(|value| &**value);
                 assert_eq!(value, Some(format!("{group}dependency_proxy/containers").as_str()), "{key}");
             }
-        }
-    }
-
-    #[test]
-    fn parses_remote_urls() {
-        for (url, server, ssh_port, path) in [
-            ("https://git.example.test/team/app.git", "https://git.example.test", 22, "team/app"),
-            ("https://user:pw@git.example.test:8443/a/b/c", "https://git.example.test:8443", 22, "a/b/c"),
-            ("git@git.example.test:team/app.git", "https://git.example.test", 22, "team/app"),
-            ("ssh://git@git.example.test:2222/team/app.git/", "https://git.example.test", 2222, "team/app"),
-            ("http://git.example.test/team/app", "http://git.example.test", 22, "team/app"),
-            ("/srv/git/app.git", "https://localhost", 22, "dir"),
-            ("file:///srv/git/app.git", "https://localhost", 22, "dir"),
-            ("nonsense", "https://localhost", 22, "dir"),
-        ] {
-            let project = Project::new(Some(url), "dir");
-            assert_eq!(
-                (project.server_url().as_str(), project.ssh_port, project.path.as_str()),
-                (server, ssh_port, path)
-            );
         }
     }
 }

@@ -1,3 +1,5 @@
+//! Collects the problems and warnings of planning, each with its position.
+
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
@@ -5,6 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::plan::Warning;
+use super::request::UnknownKeywords;
 use super::syntax::Origin;
 
 /// A problem that prevents the pipeline.
@@ -143,16 +146,7 @@ pub enum Class {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reported;
 
-/// What an unknown keyword is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum UnknownKeywords {
-    #[default]
-    Refused,
-    /// They are warnings.
-    Ignored,
-}
-
-/// The number of problems to report at once.
+/// The number of problems that a report holds; further problems are dropped.
 const MAX_PROBLEMS: usize = 1000;
 
 /// Collects the problems and warnings of planning.
@@ -183,7 +177,7 @@ impl ProblemReport {
     }
 
     /// Reports a problem of a job, or of the configuration if `job` is `None`.
-    pub fn problem(&mut self, class: Class, at: Origin, job: Option<&Arc<str>>, message: impl fmt::Display) {
+    pub fn add(&mut self, class: Class, at: Origin, job: Option<&Arc<str>>, message: impl fmt::Display) {
         match job {
             Some(job) => self.job_error(class, at, job, message),
             None => self.error(class, at, message.to_string()),
@@ -192,31 +186,33 @@ impl ProblemReport {
 
     fn push(&mut self, class: Class, at: Origin, job: Option<Arc<str>>, message: String) {
         let problem = Problem { class, file: self.file(at), line: at.line as usize, job, message };
-        // One value can reach many jobs through `extends`, `default` and `parallel`; it is reported once.
-        let culprit = match &problem.job {
+        // One value can reach many jobs through `extends`, `default` and `parallel`. Its problem is reported once, so
+        // the job's name is not part of the key.
+        let without_job = match &problem.job {
             Some(job) => problem.message.strip_prefix(&format!("job `{job}`: ")).unwrap_or(&problem.message),
             None => &problem.message,
         };
-        let key = (class, at, culprit.to_owned());
+        let key = (class, at, without_job.to_owned());
         if self.problems.len() < MAX_PROBLEMS && (at.line == 0 || self.reported.insert(key)) {
             self.problems.push(problem);
         }
     }
 
-    /// Reports an unknown keyword: a problem, or a warning.
-    pub fn unknown(&mut self, at: Origin, message: String) {
-        let _ = self.unknown_of(at, None, message);
+    /// Reports an unknown keyword of the configuration.
+    pub fn unknown_keyword(&mut self, at: Origin, message: String) {
+        let _ = self.unknown_keyword_of(at, None, message);
     }
 
-    /// Reports an unknown keyword of a job. `None`: it is a problem.
-    pub fn unknown_of(&mut self, at: Origin, job: Option<&Arc<str>>, message: String) -> Option<()> {
+    /// Reports an unknown keyword of a job, or of the configuration if `job` is `None`. `None`: the report is a problem,
+    /// not a warning.
+    pub fn unknown_keyword_of(&mut self, at: Origin, job: Option<&Arc<str>>, message: String) -> Option<()> {
         match (self.unknown_keywords, job) {
-            (UnknownKeywords::Refused, _) => {
-                self.problem(Class::UnknownKeyword, at, job, message);
+            (UnknownKeywords::AreErrors, _) => {
+                self.add(Class::UnknownKeyword, at, job, message);
                 return None;
             }
-            (UnknownKeywords::Ignored, Some(name)) => self.warn(at, job, format!("job `{name}`: {message}")),
-            (UnknownKeywords::Ignored, None) => self.warn(at, None, message),
+            (UnknownKeywords::AreWarnings, Some(name)) => self.warn(at, job, format!("job `{name}`: {message}")),
+            (UnknownKeywords::AreWarnings, None) => self.warn(at, None, message),
         }
         Some(())
     }
@@ -234,7 +230,7 @@ impl ProblemReport {
         self.files.get(at.file as usize).cloned().unwrap_or_else(|| "".into())
     }
 
-    /// Registers a file and returns its index.
+    /// Adds a file to the list of files, and returns its index.
     pub fn add_file(&mut self, name: &str) -> u32 {
         self.files.push(name.into());
         (self.files.len() - 1) as u32

@@ -7,8 +7,7 @@ use super::syntax::Node;
 
 /// The request to plan the pipeline of one configuration for one commit.
 pub struct PlanRequest<'a> {
-    /// Where the configuration starts.
-    pub content: Content,
+    pub start: ConfigurationStart,
     pub source: PipelineSource,
     pub facts: CommitFacts,
     /// Variables of the pipeline itself (command line, trigger, parent pipeline). They override all others.
@@ -20,17 +19,27 @@ pub struct PlanRequest<'a> {
     pub predefined: Vec<(String, String)>,
     /// Values for `spec:inputs` of the first file.
     pub inputs: Vec<GivenInput>,
-    /// Unknown keywords are warnings instead of errors.
-    pub lax: bool,
+    pub unknown_keywords: UnknownKeywords,
     /// Whether the plan contains the reason why the rules of each job matched.
     pub explains: bool,
     /// Access to files and to other projects.
     pub sources: &'a dyn Sources,
 }
 
+/// How planning reports unknown keywords.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownKeywords {
+    #[default]
+    AreErrors,
+    AreWarnings,
+}
+
+/// The configuration file of a project, by GitLab's default.
+pub const DEFAULT_FILE: &str = ".gitlab-ci.yml";
+
 /// Where the configuration starts.
 #[derive(Clone, Debug)]
-pub enum Content {
+pub enum ConfigurationStart {
     /// A file of the project; GitLab's default is `.gitlab-ci.yml`.
     File(String),
     /// The includes of a trigger job, from [`super::plan::Trigger::Child`]: the configuration of a child pipeline.

@@ -1,4 +1,5 @@
-//! Variables by level, and their expansion by the server: recursive; unknown names are left for the runner.
+//! Variables by level, and their expansion by the server. The server expands recursively, and leaves unknown names for
+//! the runner.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use super::syntax::Origin;
 pub const MAX_VALUE_SIZE: usize = 1 << 18;
 
 /// The longest chain of variables that refer to each other.
-pub const MAX_DEPTH: usize = 200;
+pub const MAX_REFERENCE_DEPTH: usize = 200;
 
 /// A variable of the configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,25 +52,67 @@ pub struct EnvVariable {
     pub masked: bool,
     /// The runner must not expand the value again.
     pub raw: bool,
-    /// A predefined variable: its value is not expanded, and other variables may refer to it.
-    pub predefined: bool,
-    /// The caller gave it, as a variable of the pipeline or the project.
-    pub given: bool,
+    pub source: EnvSource,
+}
+
+/// Where a variable of a job comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EnvSource {
+    /// The configuration, or a dotenv report of an earlier job.
+    #[default]
+    Configuration,
+    /// A predefined variable. Its value is not expanded, and other variables may refer to it.
+    Predefined,
+    /// The caller, as a variable of the pipeline or the project.
+    Given,
+}
+
+/// A value before its references are expanded.
+#[derive(Clone, Copy)]
+pub struct UnexpandedValue<'a> {
+    pub text: &'a str,
+    /// References in the text are not expanded.
+    pub raw: bool,
+}
+
+impl<'a> UnexpandedValue<'a> {
+    /// The value of a variable that the caller gives. The server does not expand the content of a file.
+    pub fn of_given(given: &'a GivenVariable) -> Self {
+        Self { text: &given.value, raw: given.raw || given.file }
+    }
+
+    pub fn of_configuration(variable: &'a Variable) -> Self {
+        Self { text: &variable.value, raw: variable.raw }
+    }
+
+    pub fn has_reference(self) -> bool {
+        !self.raw && has_reference(self.text)
+    }
+
+    /// The names that the value refers to.
+    pub fn names(self) -> Vec<&'a str> {
+        let mut names = Vec::new();
+        if !self.raw {
+            collect_names(self.text, &mut names);
+        }
+        names
+    }
 }
 
 /// All variables of a pipeline except those of its jobs.
 #[derive(Clone, Debug, Default)]
-pub struct PipelineVariables {
+pub struct SharedVariables {
     /// Predefined variables that all jobs share.
     pub predefined: Index<Arc<str>, Arc<str>>,
     /// Variables of project, group and instance; the nearest level first.
     pub project: Vec<GivenVariable>,
-    /// Variables of the pipeline itself.
+    /// Variables of the pipeline itself (command line, trigger, parent pipeline).
     pub pipeline: Index<String, GivenVariable>,
+    /// The indexes in `project`, by name.
     by_name: Map<String, Vec<usize>>,
 }
 
-impl PipelineVariables {
+impl SharedVariables {
     pub fn new(
         predefined: Index<Arc<str>, Arc<str>>,
         project: Vec<GivenVariable>,
@@ -142,13 +185,13 @@ pub fn has_reference(text: &str) -> bool {
 
 /// Replaces each `$NAME`, `${NAME}` and `%NAME%` by the result of `value`, which gets the name and the whole reference.
 /// `$$` and `%%` are kept.
-pub fn replace(text: &str, mut value: impl FnMut(&str, &str) -> String) -> String {
+pub fn replace_references(text: &str, mut value: impl FnMut(&str, &str) -> String) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find(['$', '%']) {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
-        match reference(rest) {
+        match parse_reference(rest) {
             Some((name, length)) => {
                 out.push_str(&value(name, &rest[..length]));
                 rest = &rest[length..];
@@ -170,7 +213,7 @@ pub fn replace(text: &str, mut value: impl FnMut(&str, &str) -> String) -> Strin
 }
 
 /// Parses a reference at the start of `text`: the name, and the length of the reference.
-fn reference(text: &str) -> Option<(&str, usize)> {
+fn parse_reference(text: &str) -> Option<(&str, usize)> {
     let name_in = |text: &str| {
         let valid = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
         let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(text.len());
@@ -194,7 +237,7 @@ pub fn collect_names<'a>(value: &'a str, names: &mut Vec<&'a str>) {
     let mut rest = value;
     while let Some(at) = rest.find(['$', '%']) {
         rest = &rest[at..];
-        let length = match reference(rest) {
+        let length = match parse_reference(rest) {
             Some((name, length)) => {
                 names.push(name);
                 length
@@ -238,6 +281,7 @@ pub fn expand_text(text: &str, variables: &Index<Arc<str>, EnvVariable>, unknown
 struct Expansion<'a> {
     variables: &'a Index<Arc<str>, EnvVariable>,
     values: Map<&'a str, Arc<str>>,
+    /// The variables whose values are being expanded, the outermost first.
     open: Vec<&'a str>,
 }
 
@@ -252,7 +296,7 @@ impl<'a> Expansion<'a> {
         if let Some(value) = self.values.get(key) {
             return Some(Arc::clone(value));
         }
-        if self.open.len() > MAX_DEPTH {
+        if self.open.len() > MAX_REFERENCE_DEPTH {
             return None;
         }
         self.open.push(key);
@@ -266,7 +310,7 @@ impl<'a> Expansion<'a> {
     }
 
     fn text(&mut self, text: &str, unknown: UnknownReference) -> String {
-        replace(text, |name, reference| {
+        replace_references(text, |name, reference| {
             let stays = match unknown {
                 UnknownReference::Kept => reference,
                 UnknownReference::Emptied => "",
@@ -286,7 +330,7 @@ impl<'a> Expansion<'a> {
 
 /// Whether only the runner expands references to this variable.
 fn is_for_runner(variable: &EnvVariable) -> bool {
-    variable.file || (variable.raw && !variable.predefined)
+    variable.file || (variable.raw && variable.source != EnvSource::Predefined)
 }
 
 #[cfg(test)]
@@ -350,8 +394,8 @@ mod tests {
             ..Default::default()
         };
         let list = vec![given("any", "*"), given("some", "prod*"), given("exact", "prod"), given("none", "*x")];
-        let scope = PipelineVariables::new(Index::default(), list, vec![]);
-        let value = |environment| scope.given("K", environment).map(|given| given.value.as_str());
+        let shared = SharedVariables::new(Index::default(), list, vec![]);
+        let value = |environment| shared.given("K", environment).map(|given| given.value.as_str());
         let values = [value(None), value(Some("prod")), value(Some("prod/x")), value(Some("qa"))];
         assert_eq!(values, [Some("any"), Some("exact"), Some("some"), Some("any")]);
     }

@@ -137,6 +137,6 @@ fn starts_at_once(plan: &Plan, job: &Job) -> bool {
 
 /// The file and line that define a job, and its name, for messages.
 fn definition(plan: &Plan, job: &Job) -> String {
-    let (file, line) = plan.place(job.at);
+    let (file, line) = plan.file_and_line(job.at);
     format!("{file}:{line}: job `{}`", job.name)
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::pipeline::JobRun;
-use crate::pipeline::plan::{Decision, Job, Plan, VariableLevel};
+use crate::pipeline::plan::{Decision, EnvSource, Job, Plan, VariableLevel};
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{Node, Origin};
 
@@ -27,7 +27,7 @@ pub fn explanation(plan: &Plan, run: &dyn Fn(usize, &Job) -> JobRun, name: &str)
 
 /// File and line in the configuration.
 fn position(plan: &Plan, at: Origin) -> String {
-    let (file, line) = plan.place(at);
+    let (file, line) = plan.file_and_line(at);
     if line > 0 { format!("{file}:{line}") } else { file.to_owned() }
 }
 
@@ -46,7 +46,7 @@ fn explain_job(plan: &Plan, run: &JobRun, job: &Job) -> String {
     text.push_str("  variables of the job at run time:\n");
     for variable in plan.printable_env(job, run) {
         let value = first_line(&variable.value);
-        let from = if variable.given { "  # given" } else { "" };
+        let from = if variable.source == EnvSource::Given { "  # given" } else { "" };
         let _ = writeln!(text, "    {}={value}{from}", variable.key);
     }
     text
@@ -56,7 +56,7 @@ fn reason_for_presence(plan: &Plan, job: &Job) -> String {
     match &job.decision {
         Decision::Rule { number, at, why } => format!("rule {number} ({}) matched: {why}", position(plan, *at)),
         Decision::NoRules => "the job has no rules, and the pipeline includes such jobs".to_owned(),
-        Decision::Only(why) | Decision::Left(why) => why.clone(),
+        Decision::OnlyExcept(why) => why.clone(),
     }
 }
 

@@ -3,15 +3,10 @@
 use crate::local::table;
 use crate::pipeline::plan::{AllowFailure, Job, Plan};
 
-/// Why the plan has no jobs.
-pub fn reason_for_no_pipeline(plan: &Plan) -> &str {
-    plan.not_created.as_deref().unwrap_or("rules exclude all jobs")
-}
-
 /// A table of the jobs in the order of their stages.
 pub fn table(plan: &Plan) -> String {
-    if !plan.created {
-        return format!("no pipeline: {}\n", reason_for_no_pipeline(plan));
+    if let Some(why) = &plan.not_created {
+        return format!("no pipeline: {why}\n");
     }
     let mut jobs: Vec<&Job> = plan.jobs.iter().collect();
     jobs.sort_by_key(|job| job.stage_index);

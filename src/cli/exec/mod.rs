@@ -127,8 +127,10 @@ impl Invocation<'_> {
             Ok(plan) => plan,
             Err(problems) => return report_problems(options, &problems),
         };
-        if !plan.created && options.jobs.is_empty() {
-            terminal::print(&format!("no pipeline: {}\n", list::reason_for_no_pipeline(&plan)));
+        if let Some(why) = &plan.not_created
+            && options.jobs.is_empty()
+        {
+            terminal::print(&format!("no pipeline: {why}\n"));
             return Ok(0);
         }
         if options.shell_on_failure && !terminal::is_interactive() {

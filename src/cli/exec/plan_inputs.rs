@@ -9,7 +9,7 @@ use crate::local::checkout::{self, Checkout, FileSet, ListedFile};
 use crate::local::facts::{self, RepositoryFacts};
 use crate::local::sources::{Fetcher, LocalSources, SourcePlaces};
 use crate::local::state;
-use crate::pipeline::request::{CommitFacts, Content, PipelineSource, PlanRequest};
+use crate::pipeline::request::{CommitFacts, ConfigurationStart, PipelineSource, PlanRequest, UnknownKeywords};
 
 /// The state of the checkout, from git.
 pub struct GitState {
@@ -92,7 +92,7 @@ impl PlanInputs {
         let merge_request = self.repository_facts.merge_request(checkout, &values::requested_pipeline(options)?);
         let default_source = if merge_request.is_some() { "merge_request_event" } else { "push" };
         Ok(PlanRequest {
-            content: Content::File(options.file.clone()),
+            start: ConfigurationStart::File(options.file.clone()),
             source: PipelineSource {
                 name: options.source.clone().unwrap_or_else(|| default_source.to_owned()),
                 merge_request,
@@ -102,7 +102,7 @@ impl PlanInputs {
             project_variables: values::project_variables(options)?,
             predefined: Vec::new(),
             inputs: values::inputs(options)?,
-            lax: options.lax,
+            unknown_keywords: if options.lax { UnknownKeywords::AreWarnings } else { UnknownKeywords::AreErrors },
             explains: options.explain.is_some(),
             sources,
         })

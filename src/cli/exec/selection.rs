@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 
 use super::args::{ExecArgs, NeedsPolicy};
-use super::list::reason_for_no_pipeline;
 use crate::local::options::{ManualPolicy, matches_pattern};
 use crate::pipeline::plan::{Job, Plan, When};
 
@@ -77,11 +76,11 @@ fn find(plan: &Plan, wanted: &str) -> Result<Vec<usize>, String> {
         return Ok(found);
     }
     if let Some(absent) = plan.absent.iter().find(|absent| *absent.name == *wanted) {
-        let (file, line) = plan.place(absent.at);
+        let (file, line) = plan.file_and_line(absent.at);
         return Err(format!("job `{wanted}` ({file}:{line}) is not in this pipeline: {}", absent.why));
     }
-    if !plan.created {
-        return Err(format!("no pipeline is created: {}", reason_for_no_pipeline(plan)));
+    if let Some(why) = &plan.not_created {
+        return Err(format!("no pipeline is created: {why}"));
     }
     let names: Vec<&str> = plan.jobs.iter().take(20).map(|job| &*job.name).collect();
     let more = if plan.jobs.len() > names.len() { ", …" } else { "" };

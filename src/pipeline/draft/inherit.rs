@@ -30,7 +30,7 @@ impl KeywordReader<'_, '_> {
     /// The inherited keywords, and the inherited variables.
     pub fn inherit(&mut self, node: Option<&Node>) -> Option<(Inherit, Inherit)> {
         let Some(node) = node else { return Some((Inherit::All, Inherit::All)) };
-        self.mapping(node, "inherit", &["default", "variables"])?;
+        self.check_mapping(node, "inherit", &["default", "variables"])?;
         let mut part = |key: &str| match node.get(key) {
             None => Some(Inherit::All),
             Some(value) => match value.boolean() {

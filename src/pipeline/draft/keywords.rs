@@ -5,12 +5,13 @@ use std::sync::Arc;
 use super::Draft;
 use super::parallel::Parallel;
 use super::reader::KeywordReader;
+use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::plan::{AllowFailure, Trigger, VariableLevel, When};
 use crate::pipeline::problem::Class;
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{Mapping, Node, Origin};
 
-/// Keywords of jobs, sorted for binary search.
+/// Keywords of jobs that run commands, sorted for binary search.
 const JOB_KEYS: [&str; 39] = [
     "after_script",
     "allow_failure",
@@ -100,13 +101,13 @@ impl KeywordReader<'_, '_> {
                 format!("unknown keyword `{key}`{}", did_you_mean(key, known))
             };
             // The rest of the job can be read.
-            let _ = self.context.report.unknown_of(entry.key_at, self.job, message);
+            let _ = self.context.report.unknown_keyword_of(entry.key_at, self.job, message);
         }
         Some(())
     }
 
     /// Reads a keyword. `None`: there is a problem, which is already reported.
-    pub fn keyword(&mut self, key: &str, node: &Node, draft: &mut Draft) -> Option<()> {
+    pub fn read_keyword(&mut self, key: &str, node: &Node, draft: &mut Draft) -> Option<()> {
         let job = &mut draft.job;
         match key {
             "script" => job.script = Some(self.commands(node, key)?),
@@ -157,7 +158,7 @@ impl KeywordReader<'_, '_> {
 
     /// Reads `hooks`: the commands of `pre_get_sources_script`, if given.
     fn hooks(&mut self, node: &Node) -> Option<Option<Vec<Arc<str>>>> {
-        self.mapping(node, "hooks", &["pre_get_sources_script"])?;
+        self.check_mapping(node, "hooks", &["pre_get_sources_script"])?;
         Some(match node.get("pre_get_sources_script") {
             Some(commands) => Some(self.commands(commands, "hooks:pre_get_sources_script")?),
             None => None,
@@ -179,10 +180,20 @@ impl KeywordReader<'_, '_> {
         Some(trigger)
     }
 
+    /// Checks the pattern of `coverage`; the result keeps its slashes.
+    pub fn coverage(&mut self, node: &Node) -> Option<Arc<str>> {
+        let text = self.text(node, "coverage")?;
+        match RegexPattern::between_slashes(&text) {
+            Some(Ok(_)) => Some(text),
+            Some(Err(why)) => self.error(Class::BadValue, node.at, format!("`coverage: {text}` cannot be used: {why}")),
+            None => self.bad_value(node, "coverage", "a pattern between slashes"),
+        }
+    }
+
     /// Checks `run`, which a local run cannot execute.
     fn run_steps(&mut self, node: &Node) -> Option<()> {
         if node.list().is_none() && node.text().is_none() {
-            return self.bad(node, "run", "a list of steps");
+            return self.bad_value(node, "run", "a list of steps");
         }
         let message = "`run`: a local run cannot run steps; the job fails when it starts";
         self.context.report.warn(node.at, self.job, message);
@@ -200,7 +211,7 @@ impl KeywordReader<'_, '_> {
         let is_trigger = job.trigger.is_some() || given("trigger");
         let mut wrong = |class, message: &str| self.error::<()>(class, at, message);
         if !has_script && is_readable && !is_trigger && !given("run") && !is_script_misspelled(&job.definition) {
-            wrong(Class::MissingScript, "there is no `script`; a job needs script, run or trigger");
+            wrong(Class::MissingScript, "`script` is missing or empty; a job needs script, run or trigger");
         }
         for other in ["script", "before_script", "after_script"] {
             if job.run && own(other) {

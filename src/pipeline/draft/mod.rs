@@ -1,15 +1,22 @@
-//! Reads a job as written in the file: checks each keyword. `parallel`, rules and needs are resolved later.
+//! Reads a job as written in the file: checks each keyword, and collects the values in a [`Draft`].
+//!
+//! [`Draft::read`] is the way in. [`reader::KeywordReader`] has the checks that many keywords share; each other file adds
+//! methods to it for some keywords, and [`keywords`] has the table from keyword to method. Later steps expand `parallel`,
+//! evaluate rules and resolve needs.
 
-pub mod deploy;
-pub mod images;
-pub mod inherit;
+mod artifacts;
+pub mod cache;
+mod environment;
+mod images;
+mod inherit;
 mod keywords;
 pub mod needs;
 pub mod parallel;
 pub mod reader;
 pub mod scheduling;
-pub mod server;
-pub mod storage;
+mod secrets;
+mod server;
+mod trigger;
 pub mod variables;
 
 use std::sync::Arc;
@@ -68,46 +75,8 @@ pub struct Draft {
 
 impl Draft {
     fn new(name: &Arc<str>, at: Origin, definition: Node) -> Self {
-        let job = Job {
-            name: Arc::clone(name),
-            group: Arc::clone(name),
-            at,
-            stage: "test".into(),
-            stage_index: 0,
-            when: When::OnSuccess,
-            start_in: None,
-            allow_failure: AllowFailure::No,
-            manual_confirmation: None,
-            script: None,
-            before_script: None,
-            after_script: None,
-            image: None,
-            services: None,
-            variables: Vec::new(),
-            needs: None,
-            dependencies: None,
-            tags: None,
-            resource_group: None,
-            coverage: None,
-            interruptible: None,
-            pre_get_sources_script: None,
-            retry: None,
-            timeout: None,
-            artifacts: None,
-            cache: None,
-            cache_keys: Vec::new(),
-            environment: None,
-            trigger: None,
-            id_tokens: Vec::new(),
-            secrets: Vec::new(),
-            parallel: None,
-            decision: Decision::NoRules,
-            run: false,
-            definition,
-            from_default: Vec::new(),
-        };
         Self {
-            job,
+            job: job_without_keywords(name, at, definition),
             stage_at: at,
             when: None,
             allow_failure: None,
@@ -129,7 +98,7 @@ impl Draft {
         let mut reader = KeywordReader { context, job: Some(name) };
         let Some(own) = entry.node.mapping() else {
             let message = format!(
-                "it is {}, not a mapping with script, run or trigger; names of templates begin with a dot",
+                "its value is {}, not a mapping with script, run or trigger; to define a template, begin its name with a dot",
                 entry.node.kind()
             );
             return reader.error(Class::NotAMapping, at, message);
@@ -143,24 +112,24 @@ impl Draft {
         let mut draft = Self::new(name, at, node);
         draft.inherit_variables = inherit_variables;
         draft.job.from_default = from_default;
-        let mut identity = Some(());
+        let mut has_identity = true;
         for (key, entry) in definition.iter() {
-            // A problem in one keyword must not hide problems in others. But without `stage` or `parallel`, the set of
-            // jobs is unknown.
-            let read = reader.keyword(key, &entry.node, &mut draft);
+            // A problem in one keyword must not hide problems in others. But without `stage` or `parallel`, later
+            // steps cannot tell which jobs exist, and would report follow-on problems.
+            let read = reader.read_keyword(key, &entry.node, &mut draft);
             if read.is_none() && matches!(&**key, "stage" | "parallel") {
-                identity = None;
+                has_identity = false;
             }
         }
         if let Some(mirrored) = draft.mirrored_pipeline() {
             draft.job.trigger = reader.trigger(&mirrored);
         }
-        draft.job.artifacts = reader.published(name, &draft.job.definition, draft.job.artifacts.take());
+        draft.job.artifacts = reader.with_published_directory(name, &draft.job.definition, draft.job.artifacts.take());
         reader.check_combinations(&draft, at);
-        identity.map(|()| draft)
+        has_identity.then_some(draft)
     }
 
-    /// For a job that only mirrors the pipeline of another project (`needs:pipeline`), that project.
+    /// The project whose pipeline the job mirrors (`needs:pipeline`), if the job has nothing to run.
     fn mirrored_pipeline(&self) -> Option<Node> {
         let definition = &self.job.definition;
         if ["script", "run", "trigger"].into_iter().any(|key| definition.get(key).is_some()) {
@@ -173,13 +142,56 @@ impl Draft {
         pipeline.cloned()
     }
 
+    /// Reports the problems in `default`, which no job may inherit.
     pub fn check_defaults(defaults: &Mapping, context: &mut Context<'_>) {
         let mut reader = KeywordReader { context, job: None };
         let mut draft =
             Self::new(&"default".into(), Origin::default(), Node::mapping_at(Mapping::default(), Origin::default()));
         for (key, entry) in defaults.iter().filter(|(_, entry)| !entry.node.is_null()) {
-            let _ = reader.keyword(key, &entry.node, &mut draft);
+            let _ = reader.read_keyword(key, &entry.node, &mut draft);
         }
+    }
+}
+
+/// A job with GitLab's default for each keyword.
+fn job_without_keywords(name: &Arc<str>, at: Origin, definition: Node) -> Job {
+    Job {
+        name: Arc::clone(name),
+        group: Arc::clone(name),
+        at,
+        stage: "test".into(),
+        stage_index: 0,
+        when: When::OnSuccess,
+        start_in: None,
+        allow_failure: AllowFailure::No,
+        manual_confirmation: None,
+        script: None,
+        before_script: None,
+        after_script: None,
+        image: None,
+        services: None,
+        variables: Vec::new(),
+        needs: None,
+        dependencies: None,
+        tags: None,
+        resource_group: None,
+        coverage: None,
+        interruptible: None,
+        pre_get_sources_script: None,
+        retry: None,
+        timeout: None,
+        artifacts: None,
+        cache: None,
+        cache_keys: Vec::new(),
+        environment: None,
+        trigger: None,
+        id_tokens: Vec::new(),
+        secrets: Vec::new(),
+        parallel: None,
+        decision: Decision::NoRules,
+        run: false,
+        definition,
+        from_default: Vec::new(),
     }
 }
 

@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use super::parallel::Matrix;
 use super::reader::KeywordReader;
+use crate::pipeline::problem::Class;
 use crate::pipeline::syntax::{Node, Origin};
 
-/// The longest name in `needs`: shorter than the longest name of a job, as on GitLab.
+/// The maximum length of a name in `needs`, in characters. As on GitLab, a job may have a longer name.
 const MAX_NAME_LENGTH: usize = 128;
 
-/// The longest path of a project.
+const NEED_KEYS: [&str; 7] = ["job", "artifacts", "optional", "parallel", "project", "ref", "pipeline"];
+
+/// The maximum length of a project's path in characters, as on GitLab.
 const MAX_PATH_LENGTH: usize = 1024;
 
 /// Keyword `needs`.
@@ -41,46 +44,48 @@ impl KeywordReader<'_, '_> {
     /// Reads `needs`. `keyword` is used in messages.
     pub fn needs(&mut self, node: &Node, keyword: &str) -> Option<Needs> {
         if node.list().is_none() && node.mapping().is_none() {
-            return self.bad(node, keyword, "a list of jobs");
+            return self.bad_value(node, keyword, "a list of jobs");
         }
         let items = self.context.flatten(node, keyword, self.job)?;
         let mut needs = Needs::default();
-        let mut others = 0;
         for item in &items {
-            let name = item.text().or_else(|| item.get("job").and_then(Node::text));
-            if name.is_some_and(|name| name.chars().count() > MAX_NAME_LENGTH) {
-                return self.bad(item, keyword, &format!("names of up to {MAX_NAME_LENGTH} characters"));
+            if let Some(name) = item.text().or_else(|| item.get("job").and_then(Node::text)) {
+                self.check_length(item, keyword, name, MAX_NAME_LENGTH)?;
             }
             if let Some(job) = item.text() {
                 let job = Arc::clone(job);
                 needs.jobs.push(WrittenNeed { job, artifacts: true, optional: false, matrix: None, at: item.at });
                 continue;
             }
-            let known = ["job", "artifacts", "optional", "parallel", "project", "ref", "pipeline"];
-            self.mapping(item, keyword, &known)?;
+            self.check_mapping(item, keyword, &NEED_KEYS)?;
             if item.get("project").is_some() || item.get("pipeline").is_some() {
-                if item.get("project").is_some() && item.get("job").is_none() {
-                    return self.bad(item, keyword, "`job` together with `project`");
-                }
-                for key in ["project", "pipeline"] {
-                    if let Some(value) = item.get(key) {
-                        self.short_text(value, &format!("{keyword}:{key}"), MAX_PATH_LENGTH)?;
-                    }
-                }
-                let message = format!("`{keyword}`: a local run has no jobs of other pipelines and projects; ignored");
-                self.context.report.warn(item.at, self.job, message);
-                others += 1;
+                self.skip_other_pipeline(item, keyword)?;
                 continue;
             }
             needs.jobs.push(self.need(item, keyword)?);
         }
-        needs.only_other_pipelines = others > 0 && needs.jobs.is_empty();
+        needs.only_other_pipelines = !items.is_empty() && needs.jobs.is_empty();
         Some(needs)
+    }
+
+    /// Checks a need of another pipeline or project, and warns that a local run ignores it.
+    fn skip_other_pipeline(&mut self, item: &Node, keyword: &str) -> Option<()> {
+        if item.get("project").is_some() && item.get("job").is_none() {
+            return self.error(Class::BadValue, item.at, format!("`{keyword}:project` needs `job`"));
+        }
+        for key in ["project", "pipeline"] {
+            if let Some(value) = item.get(key) {
+                self.short_text(value, &format!("{keyword}:{key}"), MAX_PATH_LENGTH)?;
+            }
+        }
+        let message = format!("`{keyword}`: a local run has no jobs of other pipelines and projects; ignored");
+        self.context.report.warn(item.at, self.job, message);
+        Some(())
     }
 
     fn need(&mut self, item: &Node, keyword: &str) -> Option<WrittenNeed> {
         let Some(job) = item.get("job") else {
-            return self.bad(item, keyword, "a name or a mapping with `job`");
+            return self.missing_key(item, &format!("an entry of {keyword}"), "`job`");
         };
         let job = self.text(job, &format!("{keyword}:job"))?;
         let mut flag = |key: &str, default: bool| match item.get(key) {
@@ -93,16 +98,17 @@ impl KeywordReader<'_, '_> {
             None => None,
             Some(parallel) => {
                 let place = format!("{keyword}:parallel");
-                self.mapping(parallel, &place, &["matrix"])?;
+                self.check_mapping(parallel, &place, &["matrix"])?;
                 match parallel.get("matrix") {
                     Some(matrix) => Some(self.matrix(matrix, &format!("{place}:matrix"))?),
-                    None => return self.bad(parallel, &place, "a mapping with `matrix`"),
+                    None => return self.missing_key(parallel, &place, "`matrix`"),
                 }
             }
         };
         Some(WrittenNeed { job, artifacts, optional, matrix, at: item.at })
     }
 
+    /// Reads `dependencies`: names with their positions.
     pub fn dependencies(&mut self, node: &Node) -> Option<Vec<WrittenName>> {
         let names = self.flat_texts(node, "dependencies")?;
         Some(names.into_iter().zip(node.list()?.iter().map(|item| item.at)).collect())

@@ -28,25 +28,30 @@ pub enum Parallel {
 }
 
 impl KeywordReader<'_, '_> {
+    /// Reads `parallel`, a number or a mapping with `matrix`.
     pub fn parallel(&mut self, node: &Node) -> Option<Parallel> {
         if let Some(count) = node.integer() {
             return match usize::try_from(count) {
                 Ok(count @ 1..=MAX_JOBS) => Some(Parallel::Count(count)),
-                Ok(1..) => self.too_big(node, "parallel", count),
-                _ => self.bad(node, "parallel", &format!("a number from 1 to {MAX_JOBS}")),
+                Ok(1..) => self.too_many_jobs(node, "parallel", count),
+                _ => self.bad_value(node, "parallel", &format!("a number from 1 to {MAX_JOBS}")),
             };
         }
         if node.mapping().is_none() {
-            return self.bad(node, "parallel", &format!("a number from 1 to {MAX_JOBS} or a mapping with `matrix`"));
+            return self.bad_value(
+                node,
+                "parallel",
+                &format!("a number from 1 to {MAX_JOBS} or a mapping with `matrix`"),
+            );
         }
-        self.mapping(node, "parallel", &["matrix"])?;
+        self.check_mapping(node, "parallel", &["matrix"])?;
         match node.get("matrix") {
             Some(matrix) => self.matrix(matrix, "parallel:matrix").map(Parallel::Matrix),
-            None => self.bad(node, "parallel", "a number or a mapping with `matrix`"),
+            None => self.missing_key(node, "parallel", "`matrix`"),
         }
     }
 
-    fn too_big<T>(&mut self, node: &Node, keyword: &str, count: impl std::fmt::Display) -> Option<T> {
+    fn too_many_jobs<T>(&mut self, node: &Node, keyword: &str, count: impl std::fmt::Display) -> Option<T> {
         let message = format!("`{keyword}` makes {count} jobs; up to {MAX_JOBS} are allowed");
         self.error(Class::MatrixTooBig, node.at, message)
     }
@@ -54,7 +59,7 @@ impl KeywordReader<'_, '_> {
     /// Reads a matrix and checks its size.
     pub fn matrix(&mut self, node: &Node, keyword: &str) -> Option<Matrix> {
         let Some(items) = node.list().filter(|items| !items.is_empty()) else {
-            return self.bad(node, keyword, "a list of mappings");
+            return self.bad_value(node, keyword, "a list of mappings");
         };
         let mut matrix = Matrix::new();
         let mut total = 0_usize;
@@ -66,13 +71,13 @@ impl KeywordReader<'_, '_> {
         }
         match total {
             0..=MAX_JOBS => Some(matrix),
-            _ => self.too_big(node, keyword, total),
+            _ => self.too_many_jobs(node, keyword, total),
         }
     }
 
     fn row(&mut self, item: &Node, keyword: &str) -> Option<MatrixRow> {
         let Some(mapping) = item.mapping().filter(|mapping| !mapping.is_empty()) else {
-            return self.bad(item, keyword, "a list of mappings of names and values");
+            return self.bad_value(item, keyword, "a list of mappings of names and values");
         };
         mapping
             .iter()
@@ -86,14 +91,14 @@ impl KeywordReader<'_, '_> {
         let single = std::slice::from_ref(node);
         let items = node.list().unwrap_or(single);
         if items.is_empty() {
-            return self.bad(node, &place, "one value at least");
+            return self.bad_value(node, &place, "at least one value");
         }
         if items.len() > MAX_JOBS {
-            return self.too_big(node, keyword, items.len());
+            return self.too_many_jobs(node, keyword, items.len());
         }
-        // GitLab refuses `3.10` and `true`, whose text would differ from what is written.
+        // GitLab refuses values such as `3.10`, which YAML reads as 3.1, and `true`.
         if let Some(item) = items.iter().find(|item| item.text().is_none() && item.integer().is_none()) {
-            return self.bad(item, &place, "text and whole numbers; put other values into quotes");
+            return self.bad_value(item, &place, "text and whole numbers; put other values into quotes");
         }
         items.iter().map(|item| self.printed(item, &place)).collect()
     }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use crate::pipeline::context::Context;
 use crate::pipeline::problem::Class;
 use crate::pipeline::suggest::did_you_mean;
-use crate::pipeline::syntax::{Node, Origin};
+use crate::pipeline::syntax::{Node, Origin, Value};
+
+/// The maximum length, in bytes, of a value that a message repeats.
+const MAX_SHOWN_LENGTH: usize = 39;
 
 /// Reads the keywords of one job, or of the top level. A method that returns `None` for a present value has reported
 /// the reason.
@@ -23,20 +26,34 @@ impl KeywordReader<'_, '_> {
     }
 
     /// Reports a value that the keyword does not accept.
-    pub fn bad<T>(&mut self, node: &Node, keyword: &str, wanted: &str) -> Option<T> {
-        let value = node.printed().filter(|text| text.len() < 40 && !node.is_null());
-        let kind = if node.list().is_some_and(<[_]>::is_empty) { "an empty list" } else { node.kind() };
+    pub fn bad_value<T>(&mut self, node: &Node, keyword: &str, wanted: &str) -> Option<T> {
+        let value = node.printed().filter(|text| text.len() <= MAX_SHOWN_LENGTH && !node.is_null());
+        let kind = match &node.value {
+            Value::List(items) if items.is_empty() => "an empty list",
+            Value::Mapping(mapping) if mapping.is_empty() => "an empty mapping",
+            _ => node.kind(),
+        };
         let shown = value.map_or_else(|| kind.to_owned(), |text| format!("`{text}`"));
         self.error(Class::BadValue, node.at, format!("`{keyword}` takes {wanted}, not {shown}"))
     }
 
+    /// Reports a mapping that lacks a key. `keys` names the key, such as "`name`".
+    pub fn missing_key<T>(&mut self, node: &Node, keyword: &str, keys: &str) -> Option<T> {
+        self.error(Class::BadValue, node.at, format!("`{keyword}` must contain {keys}"))
+    }
+
+    /// Reports a list with too few or too many entries. `allowed` is their number, such as `1 to 3`.
+    pub fn bad_count<T>(&mut self, node: &Node, keyword: &str, count: usize, allowed: &str) -> Option<T> {
+        self.error(Class::BadValue, node.at, format!("`{keyword}` has {count} entries; {allowed} are allowed"))
+    }
+
     /// Reports a value that is not a mapping, and keys that `known` does not contain.
-    pub fn mapping(&mut self, node: &Node, keyword: &str, known: &[&str]) -> Option<()> {
-        let Some(mapping) = node.mapping() else { return self.bad(node, keyword, "a mapping") };
+    pub fn check_mapping(&mut self, node: &Node, keyword: &str, known: &[&str]) -> Option<()> {
+        let Some(mapping) = node.mapping() else { return self.bad_value(node, keyword, "a mapping") };
         let mut sound = Some(());
         for (key, entry) in mapping.iter().filter(|(key, _)| !known.contains(&&***key)) {
             let message = format!("unknown keyword `{keyword}:{key}`{}", did_you_mean(key, known));
-            sound = sound.and(self.context.report.unknown_of(entry.key_at, self.job, message));
+            sound = sound.and(self.context.report.unknown_keyword_of(entry.key_at, self.job, message));
         }
         sound
     }
@@ -44,7 +61,7 @@ impl KeywordReader<'_, '_> {
     pub fn text(&mut self, node: &Node, keyword: &str) -> Option<Arc<str>> {
         match node.text() {
             Some(text) => Some(Arc::clone(text)),
-            None => self.bad(node, keyword, "text"),
+            None => self.bad_value(node, keyword, "text"),
         }
     }
 
@@ -52,14 +69,14 @@ impl KeywordReader<'_, '_> {
     pub fn printed(&mut self, node: &Node, keyword: &str) -> Option<Arc<str>> {
         match node.printed() {
             Some(text) => Some(text),
-            None => self.bad(node, keyword, "text"),
+            None => self.bad_value(node, keyword, "text"),
         }
     }
 
     pub fn boolean(&mut self, node: &Node, keyword: &str) -> Option<bool> {
         match node.boolean() {
             Some(value) => Some(value),
-            None => self.bad(node, keyword, "true or false"),
+            None => self.bad_value(node, keyword, "true or false"),
         }
     }
 
@@ -67,14 +84,14 @@ impl KeywordReader<'_, '_> {
     pub fn one_of(&mut self, node: &Node, keyword: &str, words: &[&str]) -> Option<Arc<str>> {
         match node.text() {
             Some(text) if words.contains(&&**text) => Some(Arc::clone(text)),
-            _ => self.bad(node, keyword, &format!("one of {}", words.join(", "))),
+            _ => self.bad_value(node, keyword, &format!("one of {}", words.join(", "))),
         }
     }
 
     /// A list of text; nested lists are flattened.
     pub fn nested_texts(&mut self, node: &Node, keyword: &str) -> Option<Vec<Arc<str>>> {
         if node.list().is_none() {
-            return self.bad(node, keyword, "a list of text");
+            return self.bad_value(node, keyword, "a list of text");
         }
         let items = self.context.flatten(node, keyword, self.job)?;
         items.iter().map(|item| self.text(item, keyword)).collect()
@@ -84,7 +101,7 @@ impl KeywordReader<'_, '_> {
     pub fn flat_texts(&mut self, node: &Node, keyword: &str) -> Option<Vec<Arc<str>>> {
         match self.context.flat_texts(node, keyword, self.job) {
             Some(texts) => Some(texts),
-            None => self.bad(node, keyword, "a flat list of text"),
+            None => self.bad_value(node, keyword, "a flat list of text"),
         }
     }
 
@@ -99,9 +116,21 @@ impl KeywordReader<'_, '_> {
     /// Text with at least one character other than a blank, and at most `limit` characters.
     pub fn short_text(&mut self, node: &Node, keyword: &str, limit: usize) -> Option<Arc<str>> {
         let text = self.text(node, keyword)?;
-        match !text.trim().is_empty() && text.chars().count() <= limit {
-            true => Some(text),
-            false => self.bad(node, keyword, &format!("text of 1 to {limit} characters")),
+        if text.trim().is_empty() {
+            return self.error(Class::BadValue, node.at, format!("`{keyword}` is empty"));
+        }
+        self.check_length(node, keyword, &text, limit)?;
+        Some(text)
+    }
+
+    /// Reports text with more than `limit` characters.
+    pub fn check_length(&mut self, node: &Node, keyword: &str, text: &str, limit: usize) -> Option<()> {
+        match text.chars().count() {
+            length if length > limit => {
+                let message = format!("`{keyword}` has {length} characters; up to {limit} are allowed");
+                self.error(Class::BadValue, node.at, message)
+            }
+            _ => Some(()),
         }
     }
 
@@ -111,7 +140,7 @@ impl KeywordReader<'_, '_> {
             return Some(vec![Arc::clone(text)]);
         }
         if node.list().is_none() {
-            return self.bad(node, keyword, "a command or a list of commands");
+            return self.bad_value(node, keyword, "a command or a list of commands");
         }
         let items = self.context.flatten(node, keyword, self.job)?;
         items.iter().map(|item| self.command(item, keyword)).collect()
@@ -129,7 +158,7 @@ impl KeywordReader<'_, '_> {
                 );
                 self.error(Class::BadValue, item.at, message)
             }
-            None => self.bad(item, keyword, "commands as text (put it into quotes)"),
+            None => self.bad_value(item, keyword, "commands as text (put the value into quotes)"),
         }
     }
 
@@ -140,7 +169,7 @@ impl KeywordReader<'_, '_> {
         let numbers = items.iter().map(|item| item.integer().and_then(|number| i32::try_from(number).ok()));
         match numbers.collect() {
             Some(numbers) => Some(numbers),
-            None => self.bad(node, keyword, "an exit code or a list of exit codes"),
+            None => self.bad_value(node, keyword, "an exit code or a list of exit codes"),
         }
     }
 }

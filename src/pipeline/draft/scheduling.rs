@@ -10,13 +10,14 @@ use crate::pipeline::problem::Class;
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::Node;
 
+/// The number of retries that a job may have, as on GitLab.
 const MAX_RETRIES: i64 = 2;
 
 /// The number of tags that a job may have; GitLab refuses 50.
 const MAX_TAGS: usize = 49;
 
 /// All values that GitLab accepts in `retry:when`; a local run produces only a few of them as failure reasons.
-const REASONS: [&str; 47] = [
+const RETRY_REASONS: [&str; 47] = [
     "always",
     "unknown_failure",
     "script_failure",
@@ -66,45 +67,51 @@ const REASONS: [&str; 47] = [
     "reached_max_pipeline_hierarchy_size",
 ];
 
-/// The longest delay: a week.
+/// The maximum delay, as on GitLab: a week.
 const MAX_DELAY: Duration = Duration::from_secs(7 * 86_400);
 
-/// The longest timeout, as on GitLab: a month.
+/// The maximum timeout, as on GitLab: a month.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 86_400);
 
-/// The values of `when`; the last, `None`, is `never`.
-const WHENS: [(&str, Option<When>); 6] = [
-    ("on_success", Some(When::OnSuccess)),
-    ("on_failure", Some(When::OnFailure)),
-    ("always", Some(When::Always)),
-    ("manual", Some(When::Manual)),
-    ("delayed", Some(When::Delayed)),
-    ("never", None),
-];
+/// `when` of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RuleWhen {
+    /// The rule excludes the job, or the pipeline.
+    Never,
+    Run(When),
+}
 
 impl KeywordReader<'_, '_> {
     /// Reads `when` of a job.
     pub fn job_when(&mut self, node: &Node) -> Option<When> {
-        let (_never, whens) = WHENS.split_last()?;
-        self.when_among(node, "when", whens)?
-    }
-
-    /// Reads `when` of a rule. The inner `None` is `never`, which is allowed in rules only.
-    pub fn rule_when(&mut self, node: &Node, keyword: &str) -> Option<Option<When>> {
-        self.when_among(node, keyword, &WHENS)
-    }
-
-    fn when_among(&mut self, node: &Node, keyword: &str, whens: &[(&str, Option<When>)]) -> Option<Option<When>> {
-        let text = node.text().map_or("", |text| text);
-        if let Some((_, when)) = whens.iter().find(|(word, _)| *word == text) {
-            return Some(*when);
+        match node.text().and_then(|text| When::from_word(text)) {
+            Some(when) => Some(when),
+            None => self.bad_when(node, "when", &When::ALL.map(When::word)),
         }
-        let words: Vec<&str> = whens.iter().map(|(word, _)| *word).collect();
+    }
+
+    /// Reads `when` of a rule.
+    pub fn rule_when(&mut self, node: &Node, keyword: &str) -> Option<RuleWhen> {
+        let text = node.text().map_or("", |text| text);
+        if text == "never" {
+            return Some(RuleWhen::Never);
+        }
+        match When::from_word(text) {
+            Some(when) => Some(RuleWhen::Run(when)),
+            None => {
+                let words: Vec<&str> = When::ALL.map(When::word).into_iter().chain(["never"]).collect();
+                self.bad_when(node, keyword, &words)
+            }
+        }
+    }
+
+    /// Reports a value of `when` that is none of the allowed words.
+    fn bad_when<T>(&mut self, node: &Node, keyword: &str, words: &[&str]) -> Option<T> {
         let value = node.printed().unwrap_or_else(|| node.kind().into());
-        let hint = if text == "never" {
+        let hint = if &*value == "never" {
             "; `never` is allowed in rules only".to_owned()
         } else {
-            did_you_mean(&value, &words)
+            did_you_mean(&value, words)
         };
         let message = format!("`{keyword}` must be one of {}, not `{value}`{hint}", words.join(", "));
         self.error(Class::BadWhen, node.at, message)
@@ -126,7 +133,7 @@ impl KeywordReader<'_, '_> {
         let tags = self.flat_texts(node, "tags")?;
         match tags.len() {
             0..=MAX_TAGS => Some(tags),
-            count => self.bad(node, "tags", &format!("up to {MAX_TAGS} tags, not {count}")),
+            count => self.bad_count(node, "tags", count, &format!("up to {MAX_TAGS}")),
         }
     }
 
@@ -134,7 +141,7 @@ impl KeywordReader<'_, '_> {
         let text = self.text(node, "timeout")?;
         match duration::parse(&text).filter(|duration| *duration <= MAX_TIMEOUT) {
             Some(duration) => Some(duration),
-            None => self.bad(node, "timeout", "a duration of up to a month, such as `1h 30m`"),
+            None => self.bad_value(node, "timeout", "a duration of up to a month, such as `1h 30m`"),
         }
     }
 
@@ -143,26 +150,26 @@ impl KeywordReader<'_, '_> {
             return Some(if allowed { AllowFailure::Yes } else { AllowFailure::No });
         }
         if node.mapping().is_none() {
-            return self.bad(node, "allow_failure", "true, false or a mapping with `exit_codes`");
+            return self.bad_value(node, "allow_failure", "true, false or a mapping with `exit_codes`");
         }
-        self.mapping(node, "allow_failure", &["exit_codes"])?;
+        self.check_mapping(node, "allow_failure", &["exit_codes"])?;
         match node.get("exit_codes") {
             Some(codes) => Some(AllowFailure::ExitCodes(self.integers(codes, "allow_failure:exit_codes")?)),
-            None => self.bad(node, "allow_failure", "true, false or a mapping with `exit_codes`"),
+            None => self.missing_key(node, "allow_failure", "`exit_codes`"),
         }
     }
 
     pub fn retry(&mut self, node: &Node) -> Option<Retry> {
         if node.mapping().is_none() {
-            return Some(Retry { max: self.retries(node, "retry")?, ..Retry::default() });
+            return Some(Retry { max: self.retry_count(node, "retry")?, ..Retry::default() });
         }
-        self.mapping(node, "retry", &["max", "when", "exit_codes"])?;
+        self.check_mapping(node, "retry", &["max", "when", "exit_codes"])?;
         let max = match node.get("max") {
-            Some(max) => self.retries(max, "retry:max")?,
+            Some(max) => self.retry_count(max, "retry:max")?,
             None => 0,
         };
         let when = match node.get("when") {
-            Some(when) => Some(self.reasons(when)?),
+            Some(when) => Some(self.retry_reasons(when)?),
             None => None,
         };
         let exit_codes = match node.get("exit_codes") {
@@ -172,7 +179,7 @@ impl KeywordReader<'_, '_> {
         Some(Retry { max, when, exit_codes })
     }
 
-    fn retries(&mut self, node: &Node, keyword: &str) -> Option<u32> {
+    fn retry_count(&mut self, node: &Node, keyword: &str) -> Option<u32> {
         match node.integer().filter(|max| (0..=MAX_RETRIES).contains(max)) {
             Some(max) => Some(max as u32),
             None => {
@@ -183,10 +190,10 @@ impl KeywordReader<'_, '_> {
         }
     }
 
-    fn reasons(&mut self, node: &Node) -> Option<Vec<Arc<str>>> {
+    fn retry_reasons(&mut self, node: &Node) -> Option<Vec<Arc<str>>> {
         let reasons = self.text_or_flat_texts(node, "retry:when")?;
-        if let Some(reason) = reasons.iter().find(|reason| !REASONS.contains(&&***reason)) {
-            let hint = did_you_mean(reason, &REASONS);
+        if let Some(reason) = reasons.iter().find(|reason| !RETRY_REASONS.contains(&&***reason)) {
+            let hint = did_you_mean(reason, &RETRY_REASONS);
             return self.error(
                 Class::BadValue,
                 node.at,

@@ -13,10 +13,11 @@ const RELEASE_KEYS: [&str; 8] =
 
 const LINK_KEYS: [&str; 4] = ["name", "url", "filepath", "link_type"];
 
+/// The maximum length of the texts of a release in characters.
 const MAX_TEXT_LENGTH: usize = 1 << 20;
 
 /// The directory that a job publishes with `pages` unless the file names another.
-const PUBLIC: &str = "public";
+const DEFAULT_PAGES_DIRECTORY: &str = "public";
 
 impl KeywordReader<'_, '_> {
     /// Checks a keyword that only a GitLab server acts on, and warns that the keyword has no effect.
@@ -30,7 +31,7 @@ impl KeywordReader<'_, '_> {
             }
             _ => {
                 if node.mapping().is_none() {
-                    return self.bad(node, key, "a mapping");
+                    return self.bad_value(node, key, "a mapping");
                 }
             }
         }
@@ -40,11 +41,11 @@ impl KeywordReader<'_, '_> {
     }
 
     fn release(&mut self, node: &Node) -> Option<()> {
-        self.mapping(node, "release", &RELEASE_KEYS)?;
+        self.check_mapping(node, "release", &RELEASE_KEYS)?;
         for key in ["tag_name", "description"] {
             match node.get(key) {
                 Some(value) => self.short_text(value, &format!("release:{key}"), MAX_TEXT_LENGTH)?,
-                None => return self.bad(node, "release", "a mapping with `tag_name` and `description`"),
+                None => return self.missing_key(node, "release", "`tag_name` and `description`"),
             };
         }
         for key in ["tag_message", "released_at"] {
@@ -56,14 +57,14 @@ impl KeywordReader<'_, '_> {
             self.text_or_flat_texts(milestones, "release:milestones")?;
         }
         let Some(assets) = node.get("assets") else { return Some(()) };
-        self.mapping(assets, "release:assets", &["links"])?;
+        self.check_mapping(assets, "release:assets", &["links"])?;
         let Some(links) = assets.get("links").and_then(Node::list).filter(|links| !links.is_empty()) else {
-            return self.bad(assets, "release:assets", "a mapping with `links`, a list of links");
+            return self.missing_key(assets, "release:assets", "`links`, a list of at least one link");
         };
         for link in links {
-            self.mapping(link, "release:assets:links", &LINK_KEYS)?;
+            self.check_mapping(link, "release:assets:links", &LINK_KEYS)?;
             if link.get("name").is_none() || link.get("url").is_none() {
-                return self.bad(link, "release:assets:links", "links with `name` and `url`");
+                return self.missing_key(link, "an entry of release:assets:links", "`name` and `url`");
             }
             for (key, entry) in link.mapping()?.iter() {
                 self.text(&entry.node, &format!("release:assets:links:{key}"))?;
@@ -77,9 +78,9 @@ impl KeywordReader<'_, '_> {
             return Some(());
         }
         if node.mapping().is_none() {
-            return self.bad(node, "pages", "true, false or a mapping");
+            return self.bad_value(node, "pages", "true, false or a mapping");
         }
-        self.mapping(node, "pages", &["path_prefix", "expire_in", "publish"])?;
+        self.check_mapping(node, "pages", &["path_prefix", "expire_in", "publish"])?;
         for key in ["path_prefix", "publish"] {
             if let Some(value) = node.get(key) {
                 self.text(value, &format!("pages:{key}"))?;
@@ -91,14 +92,14 @@ impl KeywordReader<'_, '_> {
         }
     }
 
-    /// Inputs of a job: as those of a file, but without rules, and each with a default.
+    /// Checks `inputs` of a job. GitLab reads them as the inputs of a file, but each must have a default and no rules.
     fn job_inputs(&mut self, node: &Node) -> Option<()> {
-        let Some(mapping) = node.mapping() else { return self.bad(node, "inputs", "a mapping") };
+        let Some(mapping) = node.mapping() else { return self.bad_value(node, "inputs", "a mapping") };
         for (name, entry) in mapping.iter() {
             let place = format!("inputs:{name}");
-            self.mapping(&entry.node, &place, &["default", "description", "options", "regex", "type"])?;
+            self.check_mapping(&entry.node, &place, &["default", "description", "options", "regex", "type"])?;
             if entry.node.get("default").is_none() {
-                return self.bad(&entry.node, &place, "a mapping with `default`");
+                return self.missing_key(&entry.node, &place, "`default`");
             }
         }
         read_inputs(node, &mut Index::default(), &mut self.context.report);
@@ -106,7 +107,7 @@ impl KeywordReader<'_, '_> {
     }
 
     /// Checks `publish`, and adds the published directory of a job with pages to its artifacts.
-    pub fn published(&mut self, name: &str, definition: &Node, artifacts: Option<Node>) -> Option<Node> {
+    pub fn with_published_directory(&mut self, name: &str, definition: &Node, artifacts: Option<Node>) -> Option<Node> {
         let pages = definition.get("pages");
         let publish = definition.get("publish");
         let is_given = |node: &Node| node.boolean() == Some(true) || node.mapping().is_some_and(|own| !own.is_empty());
@@ -120,13 +121,14 @@ impl KeywordReader<'_, '_> {
         if let (Some(_), Some(publish)) = (nested, publish) {
             self.error::<()>(Class::BadValue, publish.at, "`publish` and `pages:publish` exclude each other");
         }
-        let path: Arc<str> = nested.or(publish).and_then(Node::text).cloned().unwrap_or_else(|| PUBLIC.into());
+        let path: Arc<str> =
+            nested.or(publish).and_then(Node::text).cloned().unwrap_or_else(|| DEFAULT_PAGES_DIRECTORY.into());
         let at = artifacts.as_ref().map_or(definition.at, |artifacts| artifacts.at);
         let mut mapping: Mapping =
             artifacts.as_ref().and_then(Node::mapping).map(|own| (**own).clone()).unwrap_or_default();
         let mut paths = mapping.get("paths").and_then(|entry| entry.node.list()).unwrap_or_default().to_vec();
         if !paths.iter().any(|present| present.text() == Some(&path)) {
-            paths.push(Node { value: crate::pipeline::syntax::Value::Text(path), at });
+            paths.push(Node::text_at(path, at));
         }
         mapping.insert("paths".into(), MappingEntry { key_at: at, node: Node::list_at(paths, at) });
         Some(Node::mapping_at(mapping, at))

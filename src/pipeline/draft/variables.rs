@@ -12,7 +12,7 @@ impl KeywordReader<'_, '_> {
     /// Reads the variables of one level. `keyword` is used in messages.
     pub fn variables(&mut self, node: &Node, level: VariableLevel, keyword: &str) -> Vec<Variable> {
         let Some(mapping) = node.mapping() else {
-            self.bad::<()>(node, keyword, "a mapping of names and values");
+            self.bad_value::<()>(node, keyword, "a mapping of names and values");
             return Vec::new();
         };
         let mut variables = Vec::with_capacity(mapping.len());
@@ -26,7 +26,11 @@ impl KeywordReader<'_, '_> {
                 _ => match node.printed() {
                     Some(value) => (value, false),
                     None => {
-                        self.bad::<()>(node, &format!("{keyword}:{key}"), "text, a number or a mapping with `value`");
+                        self.bad_value::<()>(
+                            node,
+                            &format!("{keyword}:{key}"),
+                            "text, a number or a mapping with `value`",
+                        );
                         continue;
                     }
                 },
@@ -45,17 +49,19 @@ impl KeywordReader<'_, '_> {
     ) -> Option<(Arc<str>, bool)> {
         let place = format!("{keyword}:{key}");
         if matches!(level, VariableLevel::Rule | VariableLevel::Workflow) {
-            return self.bad(node, &place, "text or a number; rules have no variables with `value` or `expand`");
+            return self.bad_value(node, &place, "text or a number; rules have no variables with `value` or `expand`");
         }
         let top: &[&str] = &["value", "description", "options", "expand"];
-        self.mapping(node, &place, if level == VariableLevel::Default { top } else { &["value", "expand"] })?;
+        self.check_mapping(node, &place, if level == VariableLevel::Default { top } else { &["value", "expand"] })?;
         let value = match node.get("value") {
             Some(value) => self.printed(value, &place)?,
             None => "".into(),
         };
         if let Some(options) = node.get("options") {
             let items = options.list().filter(|items| items.iter().all(|item| item.text().is_some()));
-            let Some(items) = items else { return self.bad(options, &format!("{place}:options"), "a list of text") };
+            let Some(items) = items else {
+                return self.bad_value(options, &format!("{place}:options"), "a list of text");
+            };
             if !items.is_empty() && !items.iter().any(|item| item.printed().as_ref() == Some(&value)) {
                 let list: Vec<Arc<str>> = items.iter().filter_map(Node::printed).collect();
                 let message = format!("`{place}` is `{value}`, which is not one of its options: {}", list.join(", "));

@@ -102,7 +102,7 @@ pub fn read_spec(node: &Node, report: &mut ProblemReport) -> Spec {
             }
             _ => {
                 let hint = did_you_mean(key, &["inputs", "component", "include", "description"]);
-                report.unknown(entry.key_at, format!("unknown keyword `spec:{key}`{hint}"));
+                report.unknown_keyword(entry.key_at, format!("unknown keyword `spec:{key}`{hint}"));
             }
         }
     }
@@ -195,7 +195,7 @@ fn read_keyword(
         "rules" => input.rules = read_rules(name, node, report)?,
         _ => {
             let hint = did_you_mean(key, &INPUT_KEYS);
-            report.unknown(entry.key_at, format!("input `{name}`: unknown keyword `{key}`{hint}"));
+            report.unknown_keyword(entry.key_at, format!("input `{name}`: unknown keyword `{key}`{hint}"));
         }
     }
     Some(())
@@ -269,7 +269,7 @@ fn read_rule(name: &str, item: &Node, report: &mut ProblemReport) -> Option<Inpu
     };
     for (key, entry) in mapping.iter().filter(|(key, _)| !RULE_KEYS.contains(&&***key)) {
         let message = format!("input `{name}`: unknown keyword `rules:{key}`{}", did_you_mean(key, &RULE_KEYS));
-        report.unknown(entry.key_at, message);
+        report.unknown_keyword(entry.key_at, message);
     }
     let condition = match item.get("if") {
         None => None,

@@ -75,7 +75,7 @@ impl Function {
 
 fn expand(text: &str, lookup: &VariableLookup<'_>) -> Result<String, String> {
     let mut refused = None;
-    let out = crate::pipeline::variables::replace(text, |name, reference| match lookup(name) {
+    let out = crate::pipeline::variables::replace_references(text, |name, reference| match lookup(name) {
         None => reference.to_owned(),
         Some(Ok(value)) => value,
         Some(Err(why)) => {

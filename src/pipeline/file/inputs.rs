@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use super::declaration::{DeclaredInput, InputRule, InputType, Spec};
 use super::fill::as_text;
-use crate::pipeline::context::Context;
 use crate::pipeline::hash::Index;
 use crate::pipeline::problem::{Class, ProblemReport};
 use crate::pipeline::request::{GivenVariable, InputValue};
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{self, Budget, Node, Origin};
-use crate::pipeline::variables::PipelineVariables;
+use crate::pipeline::variable_view::VariableView;
+use crate::pipeline::variables::SharedVariables;
 
 /// A value for an input, from the including file or the command line.
 #[derive(Clone, Debug)]
@@ -125,8 +125,8 @@ impl InputRule {
             let value = value.text().map_or_else(|| value.to_json().to_string(), |text| text.to_string());
             Some(GivenVariable { key: format!("I{number}"), value, ..Default::default() })
         });
-        let scope = PipelineVariables::new(Index::default(), vec![], variables.collect());
-        expression.holds(&Context::view(&scope))
+        let shared = SharedVariables::new(Index::default(), vec![], variables.collect());
+        expression.holds(&VariableView::of_pipeline(&shared, &[]))
     }
 }
 

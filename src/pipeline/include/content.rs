@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Component, Loader};
-use crate::pipeline::context::Context;
 use crate::pipeline::file::declaration::{self, Spec};
 use crate::pipeline::file::document::{self, Document};
 use crate::pipeline::file::fill::Filling;
@@ -14,6 +13,7 @@ use crate::pipeline::problem::Class;
 use crate::pipeline::request::SourceTree;
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{self, Node, Origin, SyntaxError};
+use crate::pipeline::variable_view::VariableView;
 
 /// Keywords of the entries of `spec:include`.
 const SPEC_INCLUDE_KEYS: [&str; 7] = ["local", "file", "remote", "project", "ref", "integrity", "cache"];
@@ -88,7 +88,10 @@ impl Loader<'_, '_> {
         let before = report.problems.len();
         let mapping = header.mapping()?;
         for (key, entry) in mapping.iter().filter(|(key, _)| &***key != "spec") {
-            report.unknown(entry.key_at, format!("unknown keyword `{key}` in the header; only `spec` is allowed"));
+            report.unknown_keyword(
+                entry.key_at,
+                format!("unknown keyword `{key}` in the header; only `spec` is allowed"),
+            );
         }
         let spec = declaration::read_spec(&mapping.get("spec")?.node, report);
         let spec = self.with_included_inputs(spec, file.tree);
@@ -116,8 +119,8 @@ impl Loader<'_, '_> {
         spec: &Spec,
         file: &FileToRead<'_>,
     ) -> Option<Node> {
-        let scope = Arc::clone(&self.context.scope);
-        let view = Context::view(&scope);
+        let shared = Arc::clone(&self.context.shared_variables);
+        let view = VariableView::of_pipeline(&shared, &[]);
         let values = BlockValues {
             inputs: &|name| inputs.get(name).cloned(),
             component: &|key| file.component.and_then(|component| component.fact(spec, key)),
@@ -180,7 +183,9 @@ impl Loader<'_, '_> {
         for (key, entry) in items.flat_map(|mapping| mapping.iter()) {
             if !SPEC_INCLUDE_KEYS.contains(&&**key) {
                 let hint = did_you_mean(key, &SPEC_INCLUDE_KEYS);
-                self.context.report.unknown(entry.key_at, format!("unknown keyword `spec:include:{key}`{hint}"));
+                self.context
+                    .report
+                    .unknown_keyword(entry.key_at, format!("unknown keyword `spec:include:{key}`{hint}"));
                 return spec;
             }
         }

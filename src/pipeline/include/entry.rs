@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use super::Loader;
-use crate::pipeline::context::Context;
 use crate::pipeline::file::inputs::InputArgument;
 use crate::pipeline::problem::{Class, Reported};
 use crate::pipeline::request::{InputValue, SourceTree};
 use crate::pipeline::rules::clause::{Clause, RuleOwner};
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{MappingEntry, Node, Origin};
+use crate::pipeline::variable_view::VariableView;
 
-/// Keywords of which an entry has exactly one.
-const KINDS: [&str; 6] = ["local", "project", "remote", "template", "component", "artifact"];
+/// Keywords that name the location of the files. An entry has exactly one of them.
+const LOCATION_KEYS: [&str; 6] = ["local", "project", "remote", "template", "component", "artifact"];
 
 /// All keywords of an entry, also of `trigger:include`.
 pub const INCLUDE_KEYS: [&str; 13] = [
@@ -37,7 +37,14 @@ pub struct IncludeEntry {
     pub location: IncludeLocation,
     /// Values for the inputs of the included file.
     pub inputs: Vec<InputArgument>,
-    rules: Vec<(Clause, bool)>,
+    rules: Vec<IncludeRule>,
+}
+
+/// A rule of an entry.
+struct IncludeRule {
+    clause: Clause,
+    /// Whether the rule includes the files, if its condition holds.
+    includes: bool,
 }
 
 /// The files to fetch, after variables are expanded.
@@ -58,9 +65,14 @@ pub enum IncludeLocation {
 
 const OWNER: RuleOwner<'static> = RuleOwner { job: None, keyword: "include:rules" };
 
+/// Whether an entry that is only a text is a URL, not a path.
+pub fn is_url(text: &str) -> bool {
+    text.starts_with("https://") || text.starts_with("http://")
+}
+
 /// The location in an entry that is only a text.
 fn short_location(text: String) -> IncludeLocation {
-    match text.starts_with("https://") || text.starts_with("http://") {
+    match is_url(&text) {
         true => IncludeLocation::Remote { url: text, integrity: None },
         false => IncludeLocation::Local(text),
     }
@@ -99,7 +111,7 @@ impl Loader<'_, '_> {
         let Some(mapping) = item.mapping() else {
             return self.refuse(item.at, format!("`include` takes a path, a URL or a mapping, not {}", item.kind()));
         };
-        let has_location = KINDS.into_iter().any(|kind| item.get(kind).is_some());
+        let has_location = LOCATION_KEYS.into_iter().any(|kind| item.get(kind).is_some());
         for (key, entry) in mapping.iter().filter(|(key, _)| !INCLUDE_KEYS.contains(&&***key)) {
             let message = format!("unknown keyword `include:{key}`{}", did_you_mean(key, &INCLUDE_KEYS));
             // If the entry has no location, the unknown keyword is probably a misspelled location. So only the unknown
@@ -108,7 +120,7 @@ impl Loader<'_, '_> {
                 self.context.error(Class::UnknownKeyword, entry.key_at, None, message);
                 return None;
             }
-            self.context.report.unknown(entry.key_at, message);
+            self.context.report.unknown_keyword(entry.key_at, message);
         }
         Some(())
     }
@@ -118,7 +130,7 @@ impl Loader<'_, '_> {
         let hash = integrity.text().and_then(|text| text.strip_prefix("sha256-"));
         let is_base64 = |c: char| c.is_ascii_alphanumeric() || "+/=".contains(c);
         if item.get("remote").is_none() || hash.is_none_or(|hash| hash.is_empty() || !hash.chars().all(is_base64)) {
-            let message = "`include:integrity` takes `sha256-` and a hash in base64, beside `remote`";
+            let message = "`include:integrity` takes `sha256-` and a hash in base64, and needs `remote`";
             return self.refuse(integrity.at, message.to_owned());
         }
         Some(())
@@ -140,15 +152,16 @@ impl Loader<'_, '_> {
     }
 
     fn location(&mut self, item: &Node) -> Option<IncludeLocation> {
-        let given: Vec<&str> = KINDS.into_iter().filter(|kind| item.get(kind).is_some()).collect();
+        let given: Vec<&str> = LOCATION_KEYS.into_iter().filter(|kind| item.get(kind).is_some()).collect();
         let [kind] = given.as_slice() else {
             let message = "`include` takes exactly one of local, project, remote, template, component";
             return self.refuse(item.at, message.to_owned());
         };
-        let Some(text) = item.get(kind).and_then(Node::text).cloned() else {
-            return self.refuse(item.at, format!("`include:{kind}` takes text"));
+        let node = item.get(kind)?;
+        let Some(text) = node.text() else {
+            return self.refuse(item.at, format!("`include:{kind}` takes text, not {}", node.kind()));
         };
-        let text = self.expand(&text);
+        let text = self.expand(text);
         let optional = |key: &str| item.get(key).and_then(Node::printed).map(|text| self.expand(&text));
         Some(match *kind {
             "local" => IncludeLocation::Local(text),
@@ -188,14 +201,16 @@ impl Loader<'_, '_> {
             }
             IncludeLocation::Local(path) if !yaml(path) => format!("`include:local: {path}` must end in .yml or .yaml"),
             IncludeLocation::Local(path) if tree.is_none() => {
-                format!("`include:local: {path}` is in a remote file or a template, which has no project")
+                format!(
+                    "`include:local: {path}` cannot be used in a remote file or a template, which belongs to no project"
+                )
             }
             IncludeLocation::Project { files, .. } => match files.iter().find(|path| !yaml(path)) {
                 Some(path) => format!("`include:file: {path}` must end in .yml or .yaml"),
                 None => return Some(entry),
             },
-            IncludeLocation::Remote { url, .. } if !url.starts_with("https://") && !url.starts_with("http://") => {
-                format!("`include:remote: {url}` is not a URL of http or https")
+            IncludeLocation::Remote { url, .. } if !is_url(url) => {
+                format!("`include:remote: {url}` must begin with https:// or http://")
             }
             _ => return Some(entry),
         };
@@ -208,10 +223,10 @@ impl Loader<'_, '_> {
     }
 
     fn expand(&self, text: &str) -> String {
-        Context::view(&self.context.scope).expand(text)
+        VariableView::of_pipeline(&self.context.shared_variables, &[]).expand(text)
     }
 
-    fn rules(&mut self, node: &Node) -> Option<Vec<(Clause, bool)>> {
+    fn rules(&mut self, node: &Node) -> Option<Vec<IncludeRule>> {
         let items = self.context.flatten(node, "include:rules", None)?;
         let mut rules = Vec::with_capacity(items.len());
         for item in &items {
@@ -221,17 +236,17 @@ impl Loader<'_, '_> {
             };
             for (key, entry) in mapping.iter().filter(|(key, _)| !known.contains(&&***key)) {
                 let message = format!("unknown keyword `include:rules:{key}`{}", did_you_mean(key, &known));
-                self.context.report.unknown(entry.key_at, message);
+                self.context.report.unknown_keyword(entry.key_at, message);
             }
-            let included = match item.get("when").map(|when| (when.text().map(|text| &**text), when.at)) {
+            let includes = match item.get("when").map(|when| (when.text().map(|text| &**text), when.at)) {
                 None | Some((Some("always"), _)) => true,
                 Some((Some("never"), _)) => false,
                 Some((_, at)) => {
-                    self.context.error(Class::BadWhen, at, None, "`include:rules:when` must be always or never");
+                    self.context.error(Class::BadWhen, at, None, "`include:rules:when` must be `always` or `never`");
                     return None;
                 }
             };
-            rules.push((Clause::read(item, OWNER, self.context)?, included));
+            rules.push(IncludeRule { clause: Clause::read(item, OWNER, self.context)?, includes });
         }
         Some(rules)
     }
@@ -241,11 +256,11 @@ impl Loader<'_, '_> {
         if entry.rules.is_empty() {
             return true;
         }
-        let scope = Arc::clone(&self.context.scope);
+        let shared = Arc::clone(&self.context.shared_variables);
         let tree = tree.clone().unwrap_or(SourceTree::Project);
-        for (clause, included) in &entry.rules {
-            match clause.holds(&Context::view(&scope), &tree, OWNER, self.context) {
-                Ok(Some(_)) => return *included,
+        for rule in &entry.rules {
+            match rule.clause.holds(&VariableView::of_pipeline(&shared, &[]), &tree, OWNER, self.context) {
+                Ok(Some(_)) => return rule.includes,
                 Ok(None) => {}
                 Err(Reported) => return false,
             }

@@ -9,7 +9,7 @@ use super::context::Context;
 use super::file::inputs::InputArgument;
 use super::merge::Merger;
 use super::problem::Class;
-use super::request::{Content, PlanRequest, SourceError, SourceTree};
+use super::request::{ConfigurationStart, PlanRequest, SourceError, SourceTree};
 use super::syntax::{MAX_FILE_SIZE, Mapping, MappingEntry, Node, Origin};
 
 /// The number of files that a pipeline may include, as on GitLab.
@@ -40,9 +40,9 @@ struct Component {
 pub fn load(context: &mut Context<'_>) -> Option<Node> {
     let request = context.request;
     let mut loader = Loader { context, count: 0, open: Vec::new(), merger: Merger::default() };
-    match &request.content {
-        Content::File(path) => loader.first_file(path.trim_start_matches('/'), request),
-        Content::Includes { include, files } => {
+    match &request.start {
+        ConfigurationStart::File(path) => loader.first_file(path.trim_start_matches('/'), request),
+        ConfigurationStart::Includes { include, files } => {
             loader.context.report.files.clone_from(files);
             let entry = MappingEntry { key_at: include.at, node: include.clone() };
             let mapping = Mapping::from_iter([("include".into(), entry)]);

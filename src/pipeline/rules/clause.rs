@@ -7,8 +7,8 @@ use crate::pipeline::problem::{Class, Reported};
 use crate::pipeline::request::{Base, SourceError, SourceTree};
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{Node, Origin};
+use crate::pipeline::variable_view::VariableView;
 use crate::pipeline::variables::{collect_names, has_reference};
-use crate::pipeline::view::View;
 
 use super::expression::Expression;
 use super::files::PathListKind;
@@ -77,7 +77,7 @@ impl Clause {
     /// Why the condition holds; `Ok(None)`: it does not hold.
     pub fn holds(
         &self,
-        view: &View<'_>,
+        view: &VariableView<'_>,
         tree: &SourceTree,
         owner: RuleOwner<'_>,
         context: &mut Context<'_>,
@@ -114,7 +114,7 @@ pub struct Reasons {
 
 impl Reasons {
     /// The reasons as text, with the values of variables.
-    pub fn explain(&self, view: &View<'_>) -> String {
+    pub fn explain(&self, view: &VariableView<'_>) -> String {
         let condition = self.condition.iter().map(|condition| condition.explain(view));
         let reasons: Vec<String> = condition.chain(self.files.iter().cloned()).collect();
         if reasons.is_empty() { "it has no condition".to_owned() } else { reasons.join("; ") }
@@ -181,7 +181,7 @@ impl Paths {
         &self,
         paths: &Arc<Vec<String>>,
         kind: PathListKind,
-        view: &View<'_>,
+        view: &VariableView<'_>,
         owner: RuleOwner<'_>,
         context: &mut Context<'_>,
     ) -> Result<Option<String>, Reported> {
@@ -220,7 +220,7 @@ fn compile(
     }
 }
 
-fn expand(text: &Arc<str>, view: &View<'_>) -> Arc<str> {
+fn expand(text: &Arc<str>, view: &VariableView<'_>) -> Arc<str> {
     if has_reference(text) { view.expand_known(text).into() } else { Arc::clone(text) }
 }
 
@@ -237,7 +237,7 @@ fn check_keys(
     for (key, entry) in node.mapping().into_iter().flat_map(|mapping| mapping.iter()) {
         if !known.contains(&&**key) {
             let message = format!("unknown keyword `{}:{keyword}:{key}`{}", owner.keyword, did_you_mean(key, known));
-            sound = sound.and(context.report.unknown_of(entry.key_at, owner.job, message));
+            sound = sound.and(context.report.unknown_keyword_of(entry.key_at, owner.job, message));
         }
     }
     sound
@@ -263,7 +263,7 @@ impl Changes {
     /// Why `changes` holds; `Ok(None)`: it does not hold.
     pub fn hold(
         &self,
-        view: &View<'_>,
+        view: &VariableView<'_>,
         owner: RuleOwner<'_>,
         context: &mut Context<'_>,
     ) -> Result<Option<String>, Reported> {
@@ -322,7 +322,7 @@ fn read_exists(node: &Node, owner: RuleOwner<'_>, context: &mut Context<'_>) -> 
 impl Exists {
     fn holds(
         &self,
-        view: &View<'_>,
+        view: &VariableView<'_>,
         tree: &SourceTree,
         owner: RuleOwner<'_>,
         context: &mut Context<'_>,

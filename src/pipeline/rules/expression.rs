@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::lexer::{ExpressionToken, Sign, tokens};
 use crate::pipeline::pattern::RegexPattern;
-use crate::pipeline::view::View;
+use crate::pipeline::variable_view::VariableView;
 
 /// How deeply parentheses and negations may nest.
 const MAX_DEPTH: usize = 50;
@@ -65,12 +65,12 @@ impl Expression {
     }
 
     /// Whether the expression is true.
-    pub fn holds(&self, variables: &View<'_>) -> bool {
+    pub fn holds(&self, variables: &VariableView<'_>) -> bool {
         self.root.value(variables).is_present()
     }
 
     /// The expression, followed by the values of its variables.
-    pub fn explain(&self, variables: &View<'_>) -> String {
+    pub fn explain(&self, variables: &VariableView<'_>) -> String {
         let mut out = self.text.to_string();
         for (number, name) in self.names.iter().enumerate() {
             out.push_str(if number == 0 { " with " } else { ", " });
@@ -184,7 +184,7 @@ impl Term {
         }
     }
 
-    fn value<'a>(&'a self, variables: &View<'a>) -> Operand<'a> {
+    fn value<'a>(&'a self, variables: &VariableView<'a>) -> Operand<'a> {
         match self {
             Self::Null => Operand::Null,
             Self::Bool(value) => Operand::Bool(*value),
@@ -261,9 +261,9 @@ mod tests {
     use super::*;
     use crate::pipeline::hash::Index;
     use crate::pipeline::request::GivenVariable;
-    use crate::pipeline::variables::PipelineVariables;
+    use crate::pipeline::variables::SharedVariables;
 
-    fn scope() -> PipelineVariables {
+    fn shared_variables() -> SharedVariables {
         let given = |(key, value): (&str, &str)| GivenVariable {
             key: key.into(),
             value: value.into(),
@@ -279,12 +279,12 @@ mod tests {
             ("T", "yes"),
             ("ON", "true"),
         ];
-        PipelineVariables::new(Index::default(), vec![], list.into_iter().chain([("SECRET", "s")]).map(given).collect())
+        SharedVariables::new(Index::default(), vec![], list.into_iter().chain([("SECRET", "s")]).map(given).collect())
     }
 
     fn holds(text: &str) -> bool {
-        let scope = scope();
-        let view = View { scope: &scope, yaml: &[], defaults: &[], job: &[], environment: None };
+        let shared = shared_variables();
+        let view = VariableView::of_pipeline(&shared, &[]);
         Expression::parse(&text.into()).expect(text).holds(&view)
     }
 
@@ -365,8 +365,8 @@ mod tests {
 
     #[test]
     fn explains_with_values_except_masked_ones() {
-        let scope = scope();
-        let view = View { scope: &scope, yaml: &[], defaults: &[], job: &[], environment: None };
+        let shared = shared_variables();
+        let view = VariableView::of_pipeline(&shared, &[]);
         let expression = Expression::parse(&"$V == 'one' && $SECRET && !$NO".into()).expect("must parse");
         assert_eq!(
             expression.explain(&view),

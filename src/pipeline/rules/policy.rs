@@ -1,4 +1,4 @@
-//! Keywords `only` and `except`.
+//! Reads and evaluates `only` and `except`.
 
 use std::sync::Arc;
 
@@ -7,9 +7,9 @@ use super::expression::Expression;
 use crate::pipeline::context::Context;
 use crate::pipeline::draft::reader::KeywordReader;
 use crate::pipeline::pattern::RegexPattern;
-use crate::pipeline::problem::Reported;
+use crate::pipeline::problem::{Class, Reported};
 use crate::pipeline::syntax::Node;
-use crate::pipeline::view::View;
+use crate::pipeline::variable_view::VariableView;
 
 /// `only` or `except`.
 #[derive(Clone, Debug, Default)]
@@ -17,7 +17,24 @@ pub struct OnlyExcept {
     refs: Option<Vec<Arc<str>>>,
     variables: Option<Vec<Arc<Expression>>>,
     changes: Option<Changes>,
+    /// `kubernetes: active`
     kubernetes: bool,
+}
+
+/// The result of a part of `only` or `except`: `refs`, `variables`, `changes` or `kubernetes`.
+pub struct PolicyPart {
+    pub holds: bool,
+    pub why: String,
+}
+
+impl PolicyPart {
+    fn holding(why: impl Into<String>) -> Self {
+        Self { holds: true, why: why.into() }
+    }
+
+    fn failing(why: impl Into<String>) -> Self {
+        Self { holds: false, why: why.into() }
+    }
 }
 
 impl KeywordReader<'_, '_> {
@@ -27,9 +44,9 @@ impl KeywordReader<'_, '_> {
             return Some(OnlyExcept { refs: Some(self.refs(node, keyword)?), ..OnlyExcept::default() });
         }
         if node.mapping()?.is_empty() {
-            return self.bad(node, keyword, "a list of refs, or a mapping with one keyword at least");
+            return self.bad_value(node, keyword, "a list of refs, or a mapping with at least one keyword");
         }
-        self.mapping(node, keyword, &["refs", "variables", "changes", "kubernetes"])?;
+        self.check_mapping(node, keyword, &["refs", "variables", "changes", "kubernetes"])?;
         let mut policy = OnlyExcept::default();
         let owner = RuleOwner { job: self.job, keyword };
         if let Some(refs) = node.get("refs") {
@@ -57,9 +74,10 @@ impl KeywordReader<'_, '_> {
     fn refs(&mut self, node: &Node, keyword: &str) -> Option<Vec<Arc<str>>> {
         let refs = self.flat_texts(node, keyword)?;
         for pattern in &refs {
-            let (name, _) = split_path(pattern);
+            let (name, _) = split_project(pattern);
             if let Some(Err(why)) = RegexPattern::between_slashes(name) {
-                return self.bad(node, keyword, &format!("patterns that can be used ({pattern}: {why})"));
+                let message = format!("`{keyword}`: the pattern `{pattern}` cannot be used: {why}");
+                return self.error(Class::BadValue, node.at, message);
             }
         }
         Some(refs)
@@ -67,7 +85,7 @@ impl KeywordReader<'_, '_> {
 }
 
 /// Splits `name@path`.
-fn split_path(pattern: &str) -> (&str, Option<&str>) {
+fn split_project(pattern: &str) -> (&str, Option<&str>) {
     match pattern.rsplit_once('@').filter(|_| !pattern.ends_with('/')) {
         Some((name, path)) => (name, Some(path)),
         None => (pattern, None),
@@ -86,37 +104,37 @@ impl OnlyExcept {
         self
     }
 
-    /// For each given part, whether it holds and why.
-    pub fn parts(
+    /// Evaluates each part that is given.
+    pub fn evaluate_parts(
         &self,
-        view: &View<'_>,
+        view: &VariableView<'_>,
         owner: RuleOwner<'_>,
         context: &mut Context<'_>,
-    ) -> Result<Vec<(bool, String)>, Reported> {
+    ) -> Result<Vec<PolicyPart>, Reported> {
         let mut parts = Vec::new();
         if let Some(refs) = &self.refs {
             let found = refs.iter().find(|pattern| matches_ref(pattern, context));
             let reference = context.reference().to_owned();
             parts.push(match found {
-                Some(pattern) => (true, format!("ref `{pattern}` matches {reference}")),
-                None => (false, format!("no ref of {} matches {reference}", refs.join(", "))),
+                Some(pattern) => PolicyPart::holding(format!("ref `{pattern}` matches {reference}")),
+                None => PolicyPart::failing(format!("no ref of {} matches {reference}", refs.join(", "))),
             });
         }
         if let Some(variables) = &self.variables {
             let found = variables.iter().find(|expression| expression.holds(view));
             parts.push(match found {
-                Some(expression) => (true, expression.explain(view)),
-                None => (false, "no expression of `variables` holds".to_owned()),
+                Some(expression) => PolicyPart::holding(expression.explain(view)),
+                None => PolicyPart::failing("no expression of `variables` holds"),
             });
         }
         if let Some(changes) = &self.changes {
             parts.push(match changes.hold(view, owner, context)? {
-                Some(why) => (true, why),
-                None => (false, "no file matches `changes`".to_owned()),
+                Some(why) => PolicyPart::holding(why),
+                None => PolicyPart::failing("no file matches `changes`"),
             });
         }
         if self.kubernetes {
-            parts.push((false, "there is no Kubernetes cluster".to_owned()));
+            parts.push(PolicyPart::failing("a local run has no Kubernetes cluster"));
         }
         Ok(parts)
     }
@@ -124,12 +142,12 @@ impl OnlyExcept {
 
 impl Context<'_> {
     fn reference(&self) -> &str {
-        self.scope.predefined.get("CI_COMMIT_REF_NAME").map_or("", |name| name)
+        self.shared_variables.predefined.get("CI_COMMIT_REF_NAME").map_or("", |name| name)
     }
 }
 
 fn matches_ref(pattern: &str, context: &Context<'_>) -> bool {
-    let (pattern, path) = split_path(pattern);
+    let (pattern, path) = split_project(pattern);
     if path.is_some_and(|path| path != context.project.path) {
         return false;
     }

@@ -3,6 +3,7 @@
 use super::clause::{Clause, RuleOwner};
 use crate::pipeline::draft::needs::Needs;
 use crate::pipeline::draft::reader::KeywordReader;
+use crate::pipeline::draft::scheduling::RuleWhen;
 use crate::pipeline::plan::{AllowFailure, Delay, Variable, VariableLevel, When};
 use crate::pipeline::problem::Class;
 use crate::pipeline::syntax::{Node, Origin};
@@ -12,12 +13,12 @@ const JOB_KEYS: [&str; 9] =
 
 const WORKFLOW_KEYS: [&str; 6] = ["if", "changes", "exists", "when", "variables", "auto_cancel"];
 
+/// A rule: a condition, and the values that it overrides.
 #[derive(Clone, Debug)]
 pub struct Rule {
     pub at: Origin,
     pub clause: Clause,
-    /// `when`; the inner `None` is `never`.
-    pub when: Option<Option<When>>,
+    pub when: Option<RuleWhen>,
     pub start_in: Option<Delay>,
     pub allow_failure: Option<AllowFailure>,
     pub variables: Vec<Variable>,
@@ -56,20 +57,21 @@ impl KeywordReader<'_, '_> {
 
     fn rules_with(&mut self, node: &Node, keyword: &str, keys: &[&str], level: VariableLevel) -> Option<Vec<Rule>> {
         if node.list().is_none() {
-            return self.bad(node, keyword, "a list of rules");
+            return self.bad_value(node, keyword, "a list of rules");
         }
         let items = self.context.flatten(node, keyword, self.job)?;
         if items.is_empty() {
-            return self.bad(node, keyword, "at least one rule");
+            return self.bad_value(node, keyword, "at least one rule");
         }
+        // All rules are read, so that each reports its problem.
         let rules: Vec<Option<Rule>> = items.iter().map(|item| self.rule(item, keyword, keys, level)).collect();
         rules.into_iter().collect()
     }
 
     fn rule(&mut self, item: &Node, keyword: &str, keys: &[&str], level: VariableLevel) -> Option<Rule> {
-        self.mapping(item, keyword, keys)?;
+        self.check_mapping(item, keyword, keys)?;
         if item.mapping()?.is_empty() {
-            return self.bad(item, keyword, "rules with one keyword at least");
+            return self.bad_value(item, keyword, "rules with at least one keyword");
         }
         let clause = Clause::read(item, RuleOwner { job: self.job, keyword }, self.context)?;
         let mut rule = Rule::new(item.at, clause);
@@ -80,7 +82,7 @@ impl KeywordReader<'_, '_> {
                 _ => self.rule_when(node, &place("when"))?,
             });
         }
-        rule.start_in = self.rule_start_in(item, keyword, rule.when == Some(Some(When::Delayed)))?;
+        rule.start_in = self.rule_start_in(item, keyword, rule.when)?;
         if let Some(node) = item.get("allow_failure") {
             let allowed = self.boolean(node, &place("allow_failure"))?;
             rule.allow_failure = Some(if allowed { AllowFailure::Yes } else { AllowFailure::No });
@@ -100,11 +102,11 @@ impl KeywordReader<'_, '_> {
         Some(rule)
     }
 
-    /// Reads `when` of a rule of the workflow. The inner `None` is `never`.
-    fn workflow_when(&mut self, node: &Node, keyword: &str) -> Option<Option<When>> {
+    /// Reads `when` of a rule of the workflow.
+    fn workflow_when(&mut self, node: &Node, keyword: &str) -> Option<RuleWhen> {
         match node.text().map(|text| &**text) {
-            Some("always") => Some(Some(When::Always)),
-            Some("never") => Some(None),
+            Some("always") => Some(RuleWhen::Run(When::Always)),
+            Some("never") => Some(RuleWhen::Never),
             _ => {
                 let value = node.printed().unwrap_or_else(|| node.kind().into());
                 self.error(Class::BadWhen, node.at, format!("`{keyword}` must be always or never, not `{value}`"))
@@ -113,7 +115,8 @@ impl KeywordReader<'_, '_> {
     }
 
     /// Reads `start_in`, which a rule has if and only if its `when` is `delayed`.
-    fn rule_start_in(&mut self, item: &Node, keyword: &str, is_delayed: bool) -> Option<Option<Delay>> {
+    fn rule_start_in(&mut self, item: &Node, keyword: &str, when: Option<RuleWhen>) -> Option<Option<Delay>> {
+        let is_delayed = when == Some(RuleWhen::Run(When::Delayed));
         match item.get("start_in") {
             Some(node) if is_delayed => Some(Some(self.start_in(node, &format!("{keyword}:start_in"))?)),
             Some(node) => {
@@ -129,7 +132,7 @@ impl KeywordReader<'_, '_> {
 
     /// Reads `auto_cancel`: whether the first failed job cancels the pipeline, if given.
     pub fn auto_cancel(&mut self, node: &Node, keyword: &str) -> Option<Option<bool>> {
-        self.mapping(node, keyword, &["on_new_commit", "on_job_failure"])?;
+        self.check_mapping(node, keyword, &["on_new_commit", "on_job_failure"])?;
         if let Some(commit) = node.get("on_new_commit") {
             self.one_of(commit, &format!("{keyword}:on_new_commit"), &["conservative", "interruptible", "none"])?;
             let message = format!("`{keyword}:on_new_commit`: only a GitLab server cancels older pipelines");
@@ -144,11 +147,11 @@ impl KeywordReader<'_, '_> {
     }
 }
 
-/// The result of a rule, for explanations.
-pub fn result(rule: &Rule) -> &'static str {
+/// The value of `when` in a rule, for explanations.
+pub fn when_word(rule: &Rule) -> &'static str {
     match rule.when {
-        Some(None) => "never",
-        Some(Some(when)) => when.word(),
+        Some(RuleWhen::Never) => "never",
+        Some(RuleWhen::Run(when)) => when.word(),
         None => "no `when` of its own",
     }
 }

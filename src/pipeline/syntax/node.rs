@@ -97,6 +97,12 @@ impl Node {
         Self { value: Value::Mapping(Arc::new(mapping)), at }
     }
 
+    /// A mapping with one entry, at the position of its value.
+    pub fn mapping_of(key: &str, node: &Node) -> Self {
+        let entry = MappingEntry { key_at: node.at, node: node.clone() };
+        Self::mapping_at(Mapping::from_iter([(key.into(), entry)]), node.at)
+    }
+
     pub fn is_null(&self) -> bool {
         matches!(self.value, Value::Null)
     }

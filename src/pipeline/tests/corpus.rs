@@ -8,8 +8,8 @@ use super::repository::Repository;
 use crate::pipeline::listing::{Listing, errors};
 use crate::pipeline::problem::Problem;
 use crate::pipeline::request::{
-    ComponentVersion, Content, GivenInput, GivenVariable, InputValue, MergeRequest, PipelineSource, PlanRequest,
-    SourceTree,
+    ComponentVersion, ConfigurationStart, GivenInput, GivenVariable, InputValue, MergeRequest, PipelineSource,
+    PlanRequest, SourceTree, UnknownKeywords,
 };
 use crate::pipeline::{JobRun, plan};
 
@@ -139,14 +139,14 @@ fn answer(case: &Path, expect: &Value) -> Result<Value, Vec<Problem>> {
         value: InputValue::Text(value.as_str().map_or_else(|| value.to_string(), str::to_owned)),
     };
     let request = PlanRequest {
-        content: Content::File(".gitlab-ci.yml".to_owned()),
+        start: ConfigurationStart::File(".gitlab-ci.yml".to_owned()),
         source: PipelineSource { name: text(pipeline, "source", "push").to_owned(), merge_request },
         facts,
         pipeline_variables: entries(&pipeline["variables"]).map(|(key, value)| given(key, value)).collect(),
         project_variables: entries(&pipeline["project_variables"]).map(|(key, value)| given(key, value)).collect(),
         predefined: Vec::new(),
         inputs: entries(&pipeline["inputs"]).map(input).collect(),
-        lax: false,
+        unknown_keywords: UnknownKeywords::AreErrors,
         explains: true,
         sources: &repository,
     };

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::pipeline::request::{
-    Base, CommitFacts, ComponentVersion, Content, PipelineSource, PlanRequest, SourceError, SourceTree, Sources,
+    Base, CommitFacts, ComponentVersion, ConfigurationStart, PipelineSource, PlanRequest, SourceError, SourceTree,
+    Sources, UnknownKeywords,
 };
 
 /// Trees by name; the empty name is the project.
@@ -23,7 +24,7 @@ impl Memory {
     /// The request for a push to the default branch.
     pub fn request(&self) -> PlanRequest<'_> {
         PlanRequest {
-            content: Content::File(".gitlab-ci.yml".to_owned()),
+            start: ConfigurationStart::File(".gitlab-ci.yml".to_owned()),
             source: PipelineSource { name: "push".to_owned(), merge_request: None },
             facts: CommitFacts {
                 sha: "0123456789abcdef0123456789abcdef01234567".to_owned(),
@@ -37,7 +38,7 @@ impl Memory {
             project_variables: vec![],
             predefined: vec![],
             inputs: vec![],
-            lax: false,
+            unknown_keywords: UnknownKeywords::AreErrors,
             explains: true,
             sources: self,
         }

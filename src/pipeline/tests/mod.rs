@@ -1,9 +1,13 @@
-//! Tests of whole plans: the shared cases with a real repository, and properties of any input.
+//! Tests of whole plans: the shared cases with a real repository, single rules in memory, and properties of any input.
 
 mod corpus;
-mod entries;
+mod includes;
+mod keywords;
 mod memory;
+mod planning;
+mod problems;
 mod properties;
+mod refused;
 mod repository;
 mod rules;
-mod views;
+mod variables;

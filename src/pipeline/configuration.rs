@@ -29,7 +29,7 @@ const GLOBAL_KEYS: [&str; 10] = [
 const OLD_DEFAULTS: [&str; 5] = ["image", "services", "before_script", "after_script", "cache"];
 
 /// The configuration with its keywords read.
-pub struct Root {
+pub struct Configuration {
     /// In order; `.pre` is first and `.post` is last.
     pub stages: Vec<Arc<str>>,
     /// Top-level variables.
@@ -47,10 +47,10 @@ pub struct Root {
     pub broken: HashSet<Arc<str>>,
 }
 
-impl Root {
+impl Configuration {
     /// Reads the configuration. `broken` are names with problems that are already reported.
     pub fn read(node: &Node, broken: HashSet<Arc<str>>, context: &mut Context<'_>) -> Self {
-        let mut root = Self {
+        let mut configuration = Self {
             stages: Vec::new(),
             variables: Vec::new(),
             name: None,
@@ -63,24 +63,24 @@ impl Root {
         let empty = Arc::default();
         let mapping = node.mapping().unwrap_or(&empty);
         let stages = read_stages(node.get("stages"), context);
-        root.stages_are_known = stages.is_some();
-        root.stages = with_edges(stages.unwrap_or_default());
+        configuration.stages_are_known = stages.is_some();
+        configuration.stages = with_edges(stages.unwrap_or_default());
         if let Some(variables) = node.get("variables") {
             let mut reader = KeywordReader { context, job: None };
-            root.variables = reader.variables(variables, VariableLevel::Default, "variables");
+            configuration.variables = reader.variables(variables, VariableLevel::Default, "variables");
         }
         if let Some(workflow) = node.get("workflow") {
-            let _ = root.read_workflow(workflow, context);
+            let _ = configuration.read_workflow(workflow, context);
         }
         let defaults = read_defaults(mapping, context);
         Draft::check_defaults(&defaults, context);
-        root.read_jobs(mapping, node.at, &defaults, context);
-        root
+        configuration.read_jobs(mapping, node.at, &defaults, context);
+        configuration
     }
 
     fn read_workflow(&mut self, node: &Node, context: &mut Context<'_>) -> Option<()> {
         let mut reader = KeywordReader { context, job: None };
-        reader.mapping(node, "workflow", &["rules", "name", "auto_cancel"])?;
+        reader.check_mapping(node, "workflow", &["rules", "name", "auto_cancel"])?;
         if let Some(name) = node.get("name") {
             self.name = reader.text(name, "workflow:name");
         }
@@ -145,7 +145,7 @@ fn read_job(
     if entry.node.mapping().is_none() {
         let hint = did_you_mean(name, &GLOBAL_KEYS);
         if !hint.is_empty() {
-            context.report.unknown(entry.key_at, format!("unknown keyword `{name}`{hint}"));
+            context.report.unknown_keyword(entry.key_at, format!("unknown keyword `{name}`{hint}"));
             return None;
         }
     }
@@ -193,7 +193,7 @@ fn read_defaults(mapping: &Mapping, context: &mut Context<'_>) -> Mapping {
     let mut defaults = Mapping::default();
     if let Some(entry) = mapping.get("default").filter(|entry| !entry.node.is_null()) {
         let mut reader = KeywordReader { context, job: None };
-        if reader.mapping(&entry.node, "default", &DEFAULT_KEYS).is_some()
+        if reader.check_mapping(&entry.node, "default", &DEFAULT_KEYS).is_some()
             && let Some(own) = entry.node.mapping()
         {
             defaults = own.iter().filter(|(key, _)| DEFAULT_KEYS.contains(&&***key)).map(clone_entry).collect();
