@@ -1,4 +1,4 @@
-//! Reads the top-level keywords of the configuration; all other entries are jobs.
+//! Reads the merged configuration: its top-level keywords, and all other entries as jobs.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,6 +12,10 @@ use super::rules::rule::Rule;
 use super::suggest::did_you_mean;
 use super::syntax::{Mapping, MappingEntry, Node, Origin};
 
+/// The maximum length of a job name in characters, as on GitLab.
+pub const MAX_JOB_NAME_LENGTH: usize = 255;
+
+/// Top-level keywords.
 const GLOBAL_KEYS: [&str; 10] = [
     "default",
     "image",
@@ -26,9 +30,9 @@ const GLOBAL_KEYS: [&str; 10] = [
 ];
 
 /// Top-level keywords that are deprecated forms of keywords in `default`.
-const OLD_DEFAULTS: [&str; 5] = ["image", "services", "before_script", "after_script", "cache"];
+const DEPRECATED_DEFAULTS: [&str; 5] = ["image", "services", "before_script", "after_script", "cache"];
 
-/// The configuration with its keywords read.
+/// The values of the top-level keywords, and the jobs as written.
 pub struct Configuration {
     /// In order; `.pre` is first and `.post` is last.
     pub stages: Vec<Arc<str>>,
@@ -40,7 +44,6 @@ pub struct Configuration {
     pub rules: Option<Vec<Rule>>,
     /// `workflow:auto_cancel:on_job_failure: all`
     pub cancel_on_job_failure: bool,
-    stages_are_known: bool,
     /// Visible jobs without problems.
     pub drafts: Vec<Draft>,
     /// Names of jobs with problems.
@@ -56,15 +59,17 @@ impl Configuration {
             name: None,
             rules: None,
             cancel_on_job_failure: false,
-            stages_are_known: true,
             drafts: Vec::new(),
             broken,
         };
         let empty = Arc::default();
         let mapping = node.mapping().unwrap_or(&empty);
         let stages = read_stages(node.get("stages"), context);
-        configuration.stages_are_known = stages.is_some();
-        configuration.stages = with_edges(stages.unwrap_or_default());
+        // Stages that cannot be read are reported once, not for every job.
+        let declared: Option<HashSet<Arc<str>>> = stages.map(|stages| {
+            configuration.stages = with_edges(stages);
+            configuration.stages.iter().cloned().collect()
+        });
         if let Some(variables) = node.get("variables") {
             let mut reader = KeywordReader { context, job: None };
             configuration.variables = reader.variables(variables, VariableLevel::Default, "variables");
@@ -74,7 +79,9 @@ impl Configuration {
         }
         let defaults = read_defaults(mapping, context);
         Draft::check_defaults(&defaults, context);
-        configuration.read_jobs(mapping, node.at, &defaults, context);
+        configuration.read_jobs(mapping, declared.as_ref(), &defaults, context);
+        check_templates(mapping, context);
+        configuration.check_visible_jobs(node.at, context);
         configuration
     }
 
@@ -93,48 +100,66 @@ impl Configuration {
         Some(())
     }
 
-    fn read_jobs(&mut self, mapping: &Mapping, at: Origin, defaults: &Mapping, context: &mut Context<'_>) {
-        let jobs: Vec<(&Arc<str>, &MappingEntry)> =
-            mapping.iter().filter(|(name, _)| !name.starts_with('.') && !GLOBAL_KEYS.contains(&&***name)).collect();
-        // Stages that cannot be read are reported once, not for every job.
-        let stages = if self.stages_are_known { self.stages.iter().cloned().collect() } else { Default::default() };
-        self.drafts.reserve(jobs.len());
-        for (name, entry) in &jobs {
-            match read_job(name, entry, defaults, &stages, context) {
+    fn read_jobs(
+        &mut self,
+        mapping: &Mapping,
+        stages: Option<&HashSet<Arc<str>>>,
+        defaults: &Mapping,
+        context: &mut Context<'_>,
+    ) {
+        let is_job = |name: &str| !is_template(name) && !GLOBAL_KEYS.contains(&name);
+        self.drafts.reserve(mapping.len());
+        for (name, entry) in mapping.iter().filter(|(name, _)| is_job(name)) {
+            match read_job(name, entry, defaults, stages, context) {
                 Some(draft) => self.drafts.push(draft),
                 None => {
                     self.broken.insert(Arc::clone(name));
                 }
             }
         }
-        let is_blank = |node: &Node| {
-            node.is_null()
-                || node.text().is_some_and(|text| text.trim().is_empty())
-                || node.list().is_some_and(<[Node]>::is_empty)
-                || node.mapping().is_some_and(|mapping| mapping.is_empty())
-        };
-        for (name, entry) in mapping.iter().filter(|(name, entry)| name.starts_with('.') && is_blank(&entry.node)) {
-            let message = format!("the template `{name}` is empty; give it content or remove it");
-            context.error(Class::BadValue, entry.key_at, None, message);
-        }
-        let visible = self.broken.iter().any(|name| !name.starts_with('.')) || !jobs.is_empty();
-        // If another problem is reported, the lack of visible jobs may be its consequence, and is not reported.
-        if !visible && context.report.problems.is_empty() {
+    }
+
+    /// Reports a configuration without visible jobs. If another problem is reported, the lack of jobs may be its
+    /// consequence, and is not reported.
+    fn check_visible_jobs(&self, at: Origin, context: &mut Context<'_>) {
+        let has_visible_job = !self.drafts.is_empty() || self.broken.iter().any(|name| !is_template(name));
+        if !has_visible_job && context.report.problems.is_empty() {
             let message = "the configuration has no visible job; write a mapping with `script` whose name does not begin with a dot";
             context.error(Class::NoVisibleJob, at, None, message);
         }
     }
 }
 
+/// Whether an entry with this name is a template: other entries can use it, and the pipeline does not contain it.
+fn is_template(name: &str) -> bool {
+    name.starts_with('.')
+}
+
+/// Reports empty templates.
+fn check_templates(mapping: &Mapping, context: &mut Context<'_>) {
+    let is_blank = |node: &Node| {
+        node.is_null()
+            || node.text().is_some_and(|text| text.trim().is_empty())
+            || node.list().is_some_and(<[Node]>::is_empty)
+            || node.mapping().is_some_and(|mapping| mapping.is_empty())
+    };
+    for (name, entry) in mapping.iter().filter(|(name, entry)| is_template(name) && is_blank(&entry.node)) {
+        let message = format!("the template `{name}` is empty; give it content or remove it");
+        context.error(Class::BadValue, entry.key_at, None, message);
+    }
+}
+
+/// Reads a job, whose stage must be one of `stages` if those are known. `None`: there is a problem, which is already
+/// reported.
 fn read_job(
     name: &Arc<str>,
     entry: &MappingEntry,
     defaults: &Mapping,
-    stages: &HashSet<Arc<str>>,
+    stages: Option<&HashSet<Arc<str>>>,
     context: &mut Context<'_>,
 ) -> Option<Draft> {
-    if name.trim().is_empty() || name.chars().count() > 255 {
-        let message = "the name of a job must have 1 to 255 characters";
+    if name.trim().is_empty() || name.chars().count() > MAX_JOB_NAME_LENGTH {
+        let message = format!("the name of a job must have 1 to {MAX_JOB_NAME_LENGTH} characters");
         context.error(Class::JobName, entry.key_at, None, message);
         return None;
     }
@@ -159,12 +184,12 @@ fn read_job(
         return None;
     }
     let draft = Draft::read(name, entry, defaults, context)?;
-    if !stages.is_empty() && !stages.contains(&draft.job.stage) {
+    if let Some(stages) = stages.filter(|stages| !stages.contains(&draft.job.stage)) {
         let mut names: Vec<&str> = stages.iter().map(|stage| &**stage).collect();
         names.sort_unstable();
         let hint = did_you_mean(&draft.job.stage, &names);
-        let hint = if hint.is_empty() { format!("; there are {}", names.join(", ")) } else { hint };
-        let message = format!("its stage `{}` is not declared in `stages`{hint}", draft.job.stage);
+        let hint = if hint.is_empty() { format!("; the stages are {}", names.join(", ")) } else { hint };
+        let message = format!("the stage `{}` is not declared in `stages`{hint}", draft.job.stage);
         context.error(Class::UnknownStage, draft.stage_at, Some(name), message);
         return None;
     }
@@ -199,7 +224,7 @@ fn read_defaults(mapping: &Mapping, context: &mut Context<'_>) -> Mapping {
             defaults = own.iter().filter(|(key, _)| DEFAULT_KEYS.contains(&&***key)).map(clone_entry).collect();
         }
     }
-    for key in OLD_DEFAULTS {
+    for key in DEPRECATED_DEFAULTS {
         let Some(entry) = mapping.get(key).filter(|entry| !entry.node.is_null()) else { continue };
         if defaults.get(key).is_some_and(|present| !present.node.is_null()) {
             let message = format!("`{key}` is both at the top level and in `default`; keep the one in `default`");

@@ -8,11 +8,11 @@ use super::problem::{Class, ProblemReport};
 use super::project_address::ProjectAddress;
 use super::request::PlanRequest;
 use super::rules::expression::Expression;
-use super::rules::files::Files;
+use super::rules::files::FileLists;
 use super::syntax::{Budget, Node, Origin};
 use super::variables::SharedVariables;
 
-/// How deeply lists of commands, rules and needs may nest.
+/// The number of levels to which lists of commands, rules and needs may nest, as on GitLab.
 const MAX_LIST_DEPTH: usize = 10;
 
 /// The number of list items that all jobs together may have.
@@ -29,12 +29,14 @@ pub struct Context<'a> {
     /// The variables of the pipeline that no job changes.
     pub shared_variables: Arc<SharedVariables>,
     pub report: ProblemReport,
-    /// The rest of the size limit for all parsed YAML.
+    /// The remaining size limit for all parsed YAML.
     pub budget: Budget,
     /// Cached lists of files, for `changes` and `exists`.
-    pub files: Files<'a>,
+    pub file_lists: FileLists<'a>,
     expressions: Map<Arc<str>, Result<Arc<Expression>, String>>,
-    items: usize,
+    /// The number of list items that jobs may still have.
+    items_left: usize,
+    /// The memory of the compiled patterns so far.
     pattern_bytes: usize,
 }
 
@@ -50,9 +52,9 @@ impl<'a> Context<'a> {
             shared_variables: Arc::new(shared_variables),
             report: ProblemReport::new(request.unknown_keywords),
             budget: Budget::default(),
-            files: Files::new(request.sources),
+            file_lists: FileLists::new(request.sources),
             expressions: Map::default(),
-            items: MAX_ITEMS,
+            items_left: MAX_ITEMS,
             pattern_bytes: 0,
         }
     }
@@ -80,7 +82,7 @@ impl<'a> Context<'a> {
     /// Flattens nested lists. `None`: the lists nest too deeply or are too long; this is reported.
     pub fn flatten(&mut self, node: &Node, keyword: &str, job: Option<&Arc<str>>) -> Option<Vec<Node>> {
         let mut items = Vec::new();
-        let why = match flatten_into(node, 0, &mut self.items, &mut items) {
+        let (class, message) = match flatten_into(node, 0, &mut self.items_left, &mut items) {
             Ok(()) => return Some(items),
             Err(Overflow::Depth) => {
                 let message = format!("`{keyword}` nests lists deeper than {MAX_LIST_DEPTH} levels");
@@ -88,7 +90,7 @@ impl<'a> Context<'a> {
             }
             Err(Overflow::Count) => (Class::TooBig, too_many_items(keyword)),
         };
-        self.report.add(why.0, node.at, job, why.1);
+        self.report.add(class, node.at, job, message);
         None
     }
 
@@ -97,11 +99,11 @@ impl<'a> Context<'a> {
     pub fn flat_texts(&mut self, node: &Node, keyword: &str, job: Option<&Arc<str>>) -> Option<Vec<Arc<str>>> {
         let items = node.list()?;
         // Jobs can share a list, so a short file could make very many copies.
-        let Some(left) = self.items.checked_sub(items.len()) else {
+        let Some(left) = self.items_left.checked_sub(items.len()) else {
             self.error(Class::TooBig, node.at, job, too_many_items(keyword));
             return Some(Vec::new());
         };
-        self.items = left;
+        self.items_left = left;
         items.iter().map(|item| item.text().cloned()).collect()
     }
 

@@ -1,5 +1,5 @@
-//! Decides whether GitLab would create the pipeline and which jobs it would have: evaluates `workflow:rules`, then the
-//! `rules`, `only` and `except` of each job.
+//! Decides whether GitLab would create the pipeline, and which jobs it would have: evaluates `workflow:rules`, then the
+//! rules of each job, and builds the jobs that the rules include.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,10 +18,8 @@ use super::job_graph;
 use super::plan::{AbsentJob, AllowFailure, Decision, Environment, Job, Variable, When};
 use super::predefined::node_variables;
 use super::problem::{Class, Reported};
-use super::request::SourceTree;
-use super::rules::clause::{Reasons, RuleOwner};
-use super::rules::policy::OnlyExcept;
-use super::rules::rule::{self, Rule};
+use super::rule_evaluation::{RuleResult, Workflow, WorkflowResult, evaluate_rules, evaluate_workflow};
+use super::rules::rule::Rule;
 use super::slug::{environment_slug, environment_tier, slug};
 use super::syntax::Node;
 use super::variable_checks::{check_given_variables, check_variables};
@@ -82,68 +80,6 @@ fn lack_of_jobs(jobs: &[Job]) -> Option<&'static str> {
     } else {
         None
     }
-}
-
-/// What `workflow:rules` decide.
-enum WorkflowResult {
-    Created(Workflow),
-    /// GitLab would create no pipeline, for this reason.
-    NotCreated(String),
-}
-
-/// The values of `workflow` that apply to this pipeline.
-struct Workflow {
-    /// Default variables; those of the matching rule override the top-level ones.
-    variables: Vec<Variable>,
-    cancel_on_job_failure: bool,
-    /// Whether the configuration has `workflow:rules`.
-    has_rules: bool,
-}
-
-fn evaluate_workflow(configuration: &Configuration, context: &mut Context<'_>) -> Result<WorkflowResult, Reported> {
-    let mut workflow = Workflow {
-        variables: configuration.variables.clone(),
-        cancel_on_job_failure: configuration.cancel_on_job_failure,
-        has_rules: configuration.rules.is_some(),
-    };
-    let Some(rules) = &configuration.rules else { return Ok(WorkflowResult::Created(workflow)) };
-    let shared = Arc::clone(&context.shared_variables);
-    let view = VariableView::of_pipeline(&shared, &configuration.variables);
-    let owner = RuleOwner { job: None, keyword: "workflow:rules" };
-    let Some(matched) = first_match(rules, &view, owner, context)? else {
-        return Ok(WorkflowResult::NotCreated("no rule of `workflow:rules` matches".to_owned()));
-    };
-    let rule = matched.rule;
-    if rule.when == Some(RuleWhen::Never) {
-        let why = matched.reasons.explain(&view);
-        let why = format!("rule {} of `workflow:rules` has `when: never`: {why}", matched.number);
-        return Ok(WorkflowResult::NotCreated(why));
-    }
-    overlay(&mut workflow.variables, &rule.variables);
-    workflow.cancel_on_job_failure = rule.cancel_on_job_failure.unwrap_or(workflow.cancel_on_job_failure);
-    Ok(WorkflowResult::Created(workflow))
-}
-
-/// The first rule whose condition holds.
-struct MatchedRule<'r> {
-    /// The number of the rule, from 1.
-    number: usize,
-    rule: &'r Rule,
-    reasons: Reasons,
-}
-
-fn first_match<'r>(
-    rules: &'r [Rule],
-    view: &VariableView<'_>,
-    owner: RuleOwner<'_>,
-    context: &mut Context<'_>,
-) -> Result<Option<MatchedRule<'r>>, Reported> {
-    for (number, rule) in (1..).zip(rules) {
-        if let Some(reasons) = rule.clause.holds(view, &SourceTree::Project, owner, context)? {
-            return Ok(Some(MatchedRule { number, rule, reasons }));
-        }
-    }
-    Ok(None)
 }
 
 /// The jobs of the pipeline, and the jobs that rules exclude.
@@ -253,72 +189,6 @@ fn environment_variables(node: &Node, name: &str) -> impl Iterator<Item = (&'sta
         ("CI_ENVIRONMENT_TIER", text("deployment_tier").unwrap_or_else(|| environment_tier(name).into())),
     ];
     variables.into_iter().chain(url)
-}
-
-/// What the rules of a job decide.
-enum RuleResult<'r> {
-    Included {
-        decision: Decision,
-        /// The matching rule, whose values override those of the job.
-        rule: Option<&'r Rule>,
-    },
-    /// The reason why the job is excluded.
-    Excluded(String),
-}
-
-fn evaluate_rules<'d>(
-    draft: &'d Draft,
-    view: &VariableView<'_>,
-    workflow: &Workflow,
-    context: &mut Context<'_>,
-) -> Result<RuleResult<'d>, Reported> {
-    let Some(rules) = &draft.rules else { return evaluate_only_except(draft, view, workflow, context) };
-    let owner = RuleOwner { job: Some(&draft.job.name), keyword: "rules" };
-    let Some(MatchedRule { number, rule, reasons }) = first_match(rules, view, owner, context)? else {
-        let count = rules.len();
-        let why = if count == 0 { "`rules` is empty".to_owned() } else { format!("none of its {count} rules matches") };
-        return Ok(RuleResult::Excluded(why));
-    };
-    if rule.when == Some(RuleWhen::Never) {
-        let why = reasons.explain(view);
-        return Ok(RuleResult::Excluded(format!("rule {number} says {}: {why}", rule::when_word(rule))));
-    }
-    let why = if context.request.explains { reasons.explain(view) } else { String::new() };
-    Ok(RuleResult::Included { decision: Decision::Rule { number, at: rule.at, why }, rule: Some(rule) })
-}
-
-fn evaluate_only_except<'d>(
-    draft: &Draft,
-    view: &VariableView<'_>,
-    workflow: &Workflow,
-    context: &mut Context<'_>,
-) -> Result<RuleResult<'d>, Reported> {
-    let job = Some(&draft.job.name);
-    let only = match &draft.only {
-        Some(only) => Some(only.clone().with_default_refs()),
-        None if workflow.has_rules => None,
-        None => Some(OnlyExcept::branches_and_tags()),
-    };
-    let mut reasons = Vec::new();
-    if let Some(only) = only {
-        for part in only.evaluate_parts(view, RuleOwner { job, keyword: "only" }, context)? {
-            if !part.holds {
-                return Ok(RuleResult::Excluded(format!("`only`: {}", part.why)));
-            }
-            reasons.push(part.why);
-        }
-    }
-    if let Some(except) = &draft.except {
-        let parts = except.evaluate_parts(view, RuleOwner { job, keyword: "except" }, context)?;
-        if let Some(part) = parts.into_iter().find(|part| part.holds) {
-            return Ok(RuleResult::Excluded(format!("`except`: {}", part.why)));
-        }
-    }
-    let decision = match draft.only.is_none() && draft.except.is_none() {
-        true => Decision::NoRules,
-        false => Decision::OnlyExcept(reasons.join("; ")),
-    };
-    Ok(RuleResult::Included { decision, rule: None })
 }
 
 /// The job with the values of its draft, before a rule overrides some of them.

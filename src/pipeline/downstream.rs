@@ -7,7 +7,7 @@ use super::request::{
     Sources,
 };
 use super::syntax::Node;
-use super::variables::replace_references;
+use super::variable_references::replace_references;
 
 impl Plan {
     /// The variables that a trigger job passes to the downstream pipeline; they are pipeline variables there.

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::expansion::{UnknownReference, expand_all, expand_text};
 use super::hash::Index;
 use super::plan::{EnvSource, EnvVariable, Job, Plan, When};
 use super::predefined::node_variables;
 use super::request::GivenVariable;
 use super::slug::slug;
-use super::variables::{SharedVariables, UnknownReference, expand_all, expand_text, has_reference};
+use super::variable_references::has_reference;
+use super::variables::SharedVariables;
 
 /// `CI_JOB_TIMEOUT` for a job without a timeout: GitLab's default for a project.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3600);

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::configuration::Configuration;
+use super::configuration::{Configuration, MAX_JOB_NAME_LENGTH};
 use super::context::Context;
 use super::draft::Draft;
 use super::draft::parallel::{Combination, Parallel, combination_name, combinations};
@@ -12,9 +12,6 @@ use super::plan::{Need, ParallelIndex, Variable, VariableLevel};
 use super::problem::Class;
 use super::suggest::did_you_mean;
 use super::syntax::Origin;
-
-/// The maximum length of a job name in characters, as on GitLab.
-pub const MAX_NAME_LENGTH: usize = 255;
 
 /// One job of the pipeline. A draft with `parallel` gives several.
 #[derive(Debug)]
@@ -68,9 +65,9 @@ impl<'d> ExpandedJobs<'d> {
         let group = &draft.job.name;
         let mut names = Vec::new();
         for job in expand(index, draft) {
-            if job.name.chars().count() > MAX_NAME_LENGTH {
+            if job.name.chars().count() > MAX_JOB_NAME_LENGTH {
                 let message =
-                    format!("the name is longer than {MAX_NAME_LENGTH} characters after `parallel` is expanded");
+                    format!("the name is longer than {MAX_JOB_NAME_LENGTH} characters after `parallel` is expanded");
                 context.error(Class::JobName, draft.job.at, Some(group), message);
                 continue;
             }

@@ -1,4 +1,4 @@
-//! Patterns of `changes`, `exists` and `include:local`, as Ruby's `File.fnmatch` with the options for path names, dot
+//! Patterns of `changes` and `exists`. They match as Ruby's `File.fnmatch` does with the options for path names, dot
 //! files and braces.
 //!
 //! `*` and `?` do not match a slash, and match dot files; `**/` matches any number of directories; any other `**` is
@@ -6,6 +6,9 @@
 
 /// The number of alternatives that braces may expand to.
 const MAX_ALTERNATIVES: usize = 1000;
+
+/// The maximum size of a pattern with braces, in bytes. Each level of braces copies the pattern.
+const MAX_BRACED_SIZE: usize = 4096;
 
 /// A compiled pattern.
 #[derive(Clone, Debug)]
@@ -66,7 +69,7 @@ fn expand_braces(pattern: &str, out: &mut Vec<String>) -> Option<()> {
     };
     let (before, after) = (&pattern[..open], &pattern[close + 1..]);
     for option in split_options(&pattern[open + 1..close]) {
-        if pattern.len() > 4096 {
+        if pattern.len() > MAX_BRACED_SIZE {
             return None;
         }
         expand_braces(&format!("{before}{option}{after}"), out)?;

@@ -135,7 +135,7 @@ fn retry(retry: &Retry, definition: &Node) -> serde_json::Value {
 }
 
 /// Problems as JSON.
-pub fn errors(problems: &[Problem]) -> serde_json::Value {
+pub fn problems_as_json(problems: &[Problem]) -> serde_json::Value {
     let problem = |problem: &Problem| {
         json!({
             "class": problem.class,

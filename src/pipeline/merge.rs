@@ -1,13 +1,13 @@
-//! Deep merge and `extends`.
+//! Merges mappings key by key, and applies `extends`.
 
 use std::sync::Arc;
 
 use super::hash::Map;
 use super::problem::{Class, ProblemReport};
 use super::suggest::did_you_mean;
-use super::syntax::{Mapping, Node, Value};
+use super::syntax::{Mapping, MappingEntry, Node, Origin, YamlValue};
 
-/// The number of levels of `extends`, as on GitLab.
+/// The number of levels of `extends` that a job may have, as on GitLab.
 const MAX_LEVELS: usize = 11;
 
 /// The number of entries that all merges together may copy.
@@ -22,7 +22,9 @@ pub struct Merger {
 impl Merger {
     /// Merges `over` into `base`: mappings key by key; any other value is replaced.
     pub fn merge(&mut self, base: &Node, over: &Node) -> Node {
-        let (Value::Mapping(below), Value::Mapping(above)) = (&base.value, &over.value) else { return over.clone() };
+        let (YamlValue::Mapping(below), YamlValue::Mapping(above)) = (&base.value, &over.value) else {
+            return over.clone();
+        };
         if below.is_empty() {
             return over.clone();
         }
@@ -42,23 +44,22 @@ impl Merger {
         Node::mapping_at(merged, over.at)
     }
 
-    /// Whether the limit of copied entries is exceeded. Callers then stop merging.
+    /// Whether the merges have copied more entries than the limit. Callers then stop merging.
     pub fn is_exhausted(&self) -> bool {
         self.copied > MAX_ENTRIES
     }
 }
 
-/// Applies every `extends` of a configuration. Also returns the names of entries with a problem, which are left out.
+/// Applies every `extends` of a configuration. Entries with a problem are reported and left out.
 pub fn extend_all(root: &Node, report: &mut ProblemReport) -> Node {
     let Some(mapping) = root.mapping() else { return root.clone() };
-    let extends =
-        |entry: &super::syntax::MappingEntry| entry.node.mapping().is_some_and(|own| own.contains_key("extends"));
+    let extends = |entry: &MappingEntry| entry.node.mapping().is_some_and(|own| own.contains_key("extends"));
     if !mapping.values().any(extends) {
         return root.clone();
     }
     let mut extension = Extension { mapping, done: Map::default(), merger: Merger::default(), report };
     let mut merged = Mapping::with_capacity_and_hasher(mapping.len(), Default::default());
-    // A problem in a chain of templates is reported with the job that it concerns.
+    // Jobs come first, so that a problem in a chain of templates is reported with a job that extends them.
     for name in mapping.keys().filter(|name| !name.starts_with('.')) {
         if extension.merger.is_exhausted() {
             break;
@@ -70,7 +71,7 @@ pub fn extend_all(root: &Node, report: &mut ProblemReport) -> Node {
             break;
         }
         if let Some((node, _)) = extension.resolve(name, &mut Vec::new()) {
-            merged.insert(Arc::clone(name), super::syntax::MappingEntry { key_at: entry.key_at, node });
+            merged.insert(Arc::clone(name), MappingEntry { key_at: entry.key_at, node });
         }
     }
     Node::mapping_at(merged, root.at)
@@ -112,11 +113,11 @@ impl<'a> Extension<'a> {
                 return None;
             };
             let base = self.parent(key, parent, at, path);
-            let Some((base, its_levels)) = base else {
+            let Some((base, parent_levels)) = base else {
                 path.pop();
                 return None;
             };
-            levels = levels.max(its_levels + 1);
+            levels = levels.max(parent_levels + 1);
             merged = self.merger.merge(&merged, &base);
         }
         path.pop();
@@ -127,18 +128,19 @@ impl<'a> Extension<'a> {
         }
         let merged = self.merger.merge(&merged, &entry.node);
         if self.merger.is_exhausted() {
-            let message = "`extends` makes more than 5,000,000 entries of this configuration";
+            let message = format!("the configuration has more than {MAX_ENTRIES} entries after `extends` is applied");
             self.report.error(Class::TooBig, at, message);
             return None;
         }
         Some((merged, levels))
     }
 
+    /// The merged entry of a parent, and its number of levels.
     fn parent(
         &mut self,
         key: &Arc<str>,
         parent: &Arc<str>,
-        at: super::syntax::Origin,
+        at: Origin,
         path: &mut Vec<&'a str>,
     ) -> Option<(Node, usize)> {
         let mapping: &'a Mapping = self.mapping;

@@ -12,7 +12,7 @@
 //! | 4. Read the keywords | [`configuration`], [`draft`] for jobs, [`rules`] for rules | one [`draft::Draft`] for each job of the file |
 //! | 5. Expand `parallel` | [`expand`] | one [`expand::ExpandedJob`] for each job that can run |
 //! | 6. Resolve `needs` and `dependencies` | [`job_graph`] | the full names of the other jobs |
-//! | 7. Evaluate rules | [`decide`] | the [`plan::Job`]s of this pipeline |
+//! | 7. Evaluate rules | [`decide`], [`rule_evaluation`] | the [`plan::Job`]s of this pipeline |
 //!
 //! A caller then asks the [`plan::Plan`] for the variables of a job ([`env`]) and for the pipelines that trigger jobs
 //! start ([`downstream`]).
@@ -30,6 +30,7 @@ mod draft;
 mod duration;
 mod env;
 mod expand;
+mod expansion;
 mod file;
 mod glob;
 mod hash;
@@ -44,11 +45,13 @@ pub mod problem;
 mod project_address;
 mod reference;
 pub mod request;
+mod rule_evaluation;
 mod rules;
 mod slug;
 pub mod suggest;
 pub mod syntax;
 mod variable_checks;
+mod variable_references;
 mod variable_view;
 mod variables;
 

@@ -5,8 +5,11 @@
 
 use regex_lite::{Regex, RegexBuilder};
 
-/// Memory limits for a compiled pattern, in bytes, tried in order; nearly all patterns fit into the first.
-const SIZES: [usize; 2] = [16 << 10, 1 << 20];
+/// Memory limits for a compiled pattern, in bytes, tried in order. Nearly all patterns fit into the first.
+const SIZE_LIMITS: [usize; 2] = [16 << 10, 1 << 20];
+
+/// The number of levels to which groups may nest.
+const MAX_NESTING: u32 = 100;
 
 /// A compiled pattern.
 #[derive(Clone, Debug)]
@@ -16,7 +19,8 @@ pub struct RegexPattern {
 }
 
 impl RegexPattern {
-    /// Compiles `/…/flags`. `None`: the text does not have this form. The error says what is wrong with the pattern.
+    /// Compiles `/…/flags`. `None`: the text does not have this form. The error explains why the pattern cannot be
+    /// used.
     pub fn between_slashes(text: &str) -> Option<Result<Self, String>> {
         let rest = text.strip_prefix('/')?;
         let (body, flags) = rest.rsplit_once('/')?;
@@ -36,8 +40,8 @@ impl RegexPattern {
             .dot_matches_new_line(has('s'))
             .multi_line(has('m'))
             .swap_greed(has('U'))
-            .nest_limit(100);
-        let [small, large] = SIZES;
+            .nest_limit(MAX_NESTING);
+        let [small, large] = SIZE_LIMITS;
         let (compiled, size) = match builder.size_limit(small).build() {
             Ok(regex) => (Ok(regex), small),
             Err(_) => (builder.size_limit(large).build(), large),

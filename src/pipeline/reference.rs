@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::problem::{Class, ProblemReport};
 use super::suggest::did_you_mean;
-use super::syntax::{Mapping, Node, Origin, Value, written_size};
+use super::syntax::{Mapping, Node, Origin, YamlValue, written_size};
 
 /// How deeply references may lead to other references.
 const MAX_DEPTH: usize = 10;
@@ -23,13 +23,13 @@ pub fn resolve_all(root: &Node, report: &mut ProblemReport) -> Node {
     let mut resolved = (**mapping).clone();
     resolved.retain(|name, entry| {
         resolution.job = Some(Arc::clone(name));
-        match resolution.node(&entry.node) {
-            Outcome::Same => true,
-            Outcome::New(node) => {
+        match resolution.resolve(&entry.node) {
+            Resolved::Unchanged => true,
+            Resolved::Replaced(node) => {
                 entry.node = node;
                 true
             }
-            Outcome::Bad => false,
+            Resolved::Failed => false,
         }
     });
     let resolved = Node::mapping_at(resolved, root.at);
@@ -44,59 +44,61 @@ pub fn resolve_all(root: &Node, report: &mut ProblemReport) -> Node {
 /// The position of the first reference.
 fn first_reference(node: &Node) -> Option<Origin> {
     match &node.value {
-        Value::Reference(_) => Some(node.at),
-        Value::List(items) => items.iter().find_map(first_reference),
-        Value::Mapping(mapping) => mapping.values().find_map(|entry| first_reference(&entry.node)),
+        YamlValue::Reference(_) => Some(node.at),
+        YamlValue::List(items) => items.iter().find_map(first_reference),
+        YamlValue::Mapping(mapping) => mapping.values().find_map(|entry| first_reference(&entry.node)),
         _ => None,
     }
 }
 
-/// The result for a node.
-enum Outcome {
+/// A node after its references are resolved.
+enum Resolved {
     /// The node contains no references.
-    Same,
+    Unchanged,
     /// The node with its references replaced.
-    New(Node),
-    /// A reference in it has a problem, which is reported.
-    Bad,
+    Replaced(Node),
+    /// A reference in the node has a problem, which is already reported.
+    Failed,
 }
 
 struct Resolution<'a> {
     root: &'a Mapping,
     /// The resolved value of each path; `None`: there is a problem, which is already reported.
     done: HashMap<Vec<Arc<str>>, Option<Node>>,
+    /// The references that are being resolved, the outermost first; for the detection of cycles.
     open: Vec<Vec<Arc<str>>>,
+    /// The entry with the references, for messages.
     job: Option<Arc<str>>,
     report: &'a mut ProblemReport,
 }
 
 impl Resolution<'_> {
-    fn node(&mut self, node: &Node) -> Outcome {
+    fn resolve(&mut self, node: &Node) -> Resolved {
         match &node.value {
-            Value::Reference(path) => self.reference(path, node.at).map_or(Outcome::Bad, Outcome::New),
-            Value::List(items) => {
+            YamlValue::Reference(path) => self.reference(path, node.at).map_or(Resolved::Failed, Resolved::Replaced),
+            YamlValue::List(items) => {
                 let mut new: Option<Vec<Node>> = None;
                 for (number, item) in items.iter().enumerate() {
-                    match self.node(item) {
-                        Outcome::Same => {}
-                        Outcome::New(item) => new.get_or_insert_with(|| (**items).clone())[number] = item,
-                        Outcome::Bad => return Outcome::Bad,
+                    match self.resolve(item) {
+                        Resolved::Unchanged => {}
+                        Resolved::Replaced(item) => new.get_or_insert_with(|| (**items).clone())[number] = item,
+                        Resolved::Failed => return Resolved::Failed,
                     }
                 }
-                new.map_or(Outcome::Same, |items| Outcome::New(Node::list_at(items, node.at)))
+                new.map_or(Resolved::Unchanged, |items| Resolved::Replaced(Node::list_at(items, node.at)))
             }
-            Value::Mapping(mapping) => {
+            YamlValue::Mapping(mapping) => {
                 let mut new: Option<Mapping> = None;
                 for (number, entry) in mapping.values().enumerate() {
-                    match self.node(&entry.node) {
-                        Outcome::Same => {}
-                        Outcome::New(node) => new.get_or_insert_with(|| (**mapping).clone())[number].node = node,
-                        Outcome::Bad => return Outcome::Bad,
+                    match self.resolve(&entry.node) {
+                        Resolved::Unchanged => {}
+                        Resolved::Replaced(node) => new.get_or_insert_with(|| (**mapping).clone())[number].node = node,
+                        Resolved::Failed => return Resolved::Failed,
                     }
                 }
-                new.map_or(Outcome::Same, |mapping| Outcome::New(Node::mapping_at(mapping, node.at)))
+                new.map_or(Resolved::Unchanged, |mapping| Resolved::Replaced(Node::mapping_at(mapping, node.at)))
             }
-            _ => Outcome::Same,
+            _ => Resolved::Unchanged,
         }
     }
 
@@ -130,10 +132,10 @@ impl Resolution<'_> {
             return None;
         };
         self.open.push(names);
-        let node = match self.node(&target) {
-            Outcome::Same => Some(target),
-            Outcome::New(node) => Some(node),
-            Outcome::Bad => None,
+        let node = match self.resolve(&target) {
+            Resolved::Unchanged => Some(target),
+            Resolved::Replaced(node) => Some(node),
+            Resolved::Failed => None,
         };
         if let Some(names) = self.open.pop() {
             self.done.insert(names, node.clone());
@@ -141,6 +143,7 @@ impl Resolution<'_> {
         node
     }
 
+    /// The value at a path of keys.
     fn target(&mut self, names: &[Arc<str>], shown: &str, at: Origin) -> Option<Node> {
         let mut mapping = self.root;
         let mut node = None;

@@ -65,7 +65,9 @@ pub struct PipelineSource {
 pub struct MergeRequest {
     /// The number of the merge request within the project.
     pub iid: u64,
+    /// The source branch.
     pub source: String,
+    /// The target branch.
     pub target: String,
     /// The merge base of source and target; empty if unknown.
     pub diff_base_sha: String,
@@ -185,12 +187,12 @@ pub enum SourceError {
 /// Access to files and to other projects; the planner does no I/O of its own. An implementation must refuse anything
 /// that is not a regular file, and may stop reading after [`MAX_FILE_SIZE`](super::syntax::MAX_FILE_SIZE) + 1 bytes.
 pub trait Sources {
-    /// A file of the project that is parsed already.
+    /// A file of the project that the caller has parsed ahead.
     fn parsed(&self) -> Option<&ParsedAhead> {
         None
     }
 
-    /// Whether the caller can run pipelines of another project.
+    /// Whether the caller can run pipelines of this other project.
     fn runs_pipelines_of(&self, _project: &str) -> bool {
         false
     }

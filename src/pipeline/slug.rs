@@ -2,15 +2,24 @@
 
 use ring::digest::{SHA256, digest};
 
+/// The maximum length of a slug in bytes.
+const MAX_LENGTH: usize = 63;
+
+/// The maximum length of `CI_ENVIRONMENT_SLUG` in bytes.
+const MAX_ENVIRONMENT_LENGTH: usize = 24;
+
+/// The length of a hash suffix in base-36 digits.
+const HASH_LENGTH: usize = 6;
+
 /// `CI_COMMIT_REF_SLUG` and similar: lower case; anything but letters and digits becomes a dash; at most 63 characters.
 pub fn slug(text: &str) -> String {
     if text.is_ascii() {
         let plain = |byte: u8| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' };
-        let slug: String = text.bytes().take(63).map(|byte| char::from(plain(byte))).collect();
+        let slug: String = text.bytes().take(MAX_LENGTH).map(|byte| char::from(plain(byte))).collect();
         return slug.trim_matches('-').to_owned();
     }
     let slug: String = text.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    let end = slug.len().min(63);
+    let end = slug.len().min(MAX_LENGTH);
     slug[..end].trim_matches('-').to_owned()
 }
 
@@ -27,10 +36,10 @@ pub fn environment_slug(name: &str) -> String {
     if !slug.starts_with(|c: char| c.is_ascii_lowercase()) {
         slug = format!("env-{}", slug.trim_start_matches('-'));
     }
-    if slug.len() <= 24 && slug == name {
+    if slug.len() <= MAX_ENVIRONMENT_LENGTH && slug == name {
         return slug.strip_suffix('-').unwrap_or(&slug).to_owned();
     }
-    slug.truncate(17);
+    slug.truncate(MAX_ENVIRONMENT_LENGTH - 1 - HASH_LENGTH);
     if !slug.ends_with('-') {
         slug.push('-');
     }
@@ -39,10 +48,10 @@ pub fn environment_slug(name: &str) -> String {
 
 /// The last six base-36 digits of the SHA-256 of a name.
 fn hash_suffix(name: &str) -> String {
-    const MODULUS: u64 = 36_u64.pow(6);
+    const MODULUS: u64 = 36_u64.pow(HASH_LENGTH as u32);
     let hash = digest(&SHA256, name.as_bytes());
     let mut number = hash.as_ref().iter().fold(0_u64, |number, byte| (number * 256 + u64::from(*byte)) % MODULUS);
-    let mut digits = [0_u8; 6];
+    let mut digits = [0_u8; HASH_LENGTH];
     for digit in digits.iter_mut().rev() {
         *digit = b"0123456789abcdefghijklmnopqrstuvwxyz"[(number % 36) as usize];
         number /= 36;

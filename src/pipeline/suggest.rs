@@ -1,5 +1,11 @@
 //! "Did you mean …?" suggestions.
 
+/// Longer words, in characters, get no suggestion, because the cost grows with their length.
+const MAX_LENGTH: usize = 64;
+
+/// The number of known words that are compared.
+const MAX_CANDIDATES: usize = 1000;
+
 /// The suggestion at the end of a message about an unknown word; empty if no known word is similar.
 pub fn did_you_mean(word: &str, known: &[&str]) -> String {
     nearest(word, known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default()
@@ -7,17 +13,17 @@ pub fn did_you_mean(word: &str, known: &[&str]) -> String {
 
 fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let length = word.chars().count();
-    if length > 64 {
+    if length > MAX_LENGTH {
         return None;
     }
     let limit = 1 + length / 4;
-    let distances = known.iter().take(1000).map(|candidate| (distance(word, candidate), *candidate));
+    let distances = known.iter().take(MAX_CANDIDATES).map(|candidate| (distance(word, candidate), *candidate));
     distances.filter(|(distance, _)| *distance <= limit).min_by_key(|(distance, _)| *distance).map(|(_, near)| near)
 }
 
 /// The edit distance of two words.
 fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().take(65).collect();
+    let b: Vec<char> = b.chars().take(MAX_LENGTH + 1).collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.chars().enumerate() {
         let mut previous = row[0];

@@ -8,7 +8,8 @@ use super::hash::Map;
 use super::plan::{Job, Variable};
 use super::problem::Class;
 use super::syntax::Origin;
-use super::variables::{MAX_REFERENCE_DEPTH, MAX_VALUE_SIZE, UnexpandedValue};
+use super::variable_references::{MAX_REFERENCE_DEPTH, MAX_VALUE_SIZE};
+use super::variables::UnexpandedValue;
 
 /// Checks the variables of the pipeline and the project, which all jobs share, for a cycle.
 pub fn check_given_variables(context: &mut Context<'_>) {

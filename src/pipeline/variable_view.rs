@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::variables::{
-    MAX_VALUE_SIZE, SharedVariables, UnexpandedValue, Variable, has_reference, replace_references, truncate,
-};
+use super::variable_references::{MAX_VALUE_SIZE, has_reference, replace_references, truncate};
+use super::variables::{SharedVariables, UnexpandedValue, Variable};
 
 /// The deepest chain of references that is expanded.
 const MAX_DEPTH: usize = 10;

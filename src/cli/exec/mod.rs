@@ -169,7 +169,7 @@ fn report_problems(options: &ExecArgs, problems: &[Problem]) -> Result<u8, Strin
         return Ok(REFUSED);
     }
     if options.json {
-        terminal::print(&format!("{:#}\n", listing::errors(problems)));
+        terminal::print(&format!("{:#}\n", listing::problems_as_json(problems)));
     }
     let mut text = String::new();
     for problem in problems {

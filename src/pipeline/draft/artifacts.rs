@@ -78,11 +78,11 @@ impl KeywordReader<'_, '_> {
         if let Some(reports) = node.get("reports") {
             self.check_mapping(reports, "artifacts:reports", &REPORT_KEYS)?;
             for (key, entry) in reports.mapping()?.iter().filter(|(_, entry)| !entry.node.is_null()) {
-                let place = format!("artifacts:reports:{key}");
+                let keyword_path = format!("artifacts:reports:{key}");
                 if &**key == "coverage_report" {
-                    self.coverage_report(&entry.node, &place)?;
+                    self.coverage_report(&entry.node, &keyword_path)?;
                 } else {
-                    self.text_or_flat_texts(&entry.node, &place)?;
+                    self.text_or_flat_texts(&entry.node, &keyword_path)?;
                 }
             }
         }
@@ -102,11 +102,11 @@ impl KeywordReader<'_, '_> {
 
     /// Checks the title of a link to artifacts: plain words, for paths without wildcards.
     fn expose_as(&mut self, title: &Node, paths: Option<&Node>) -> Option<()> {
-        let place = "artifacts:expose_as";
-        let text = self.short_text(title, place, MAX_TITLE_LENGTH)?;
+        let keyword = "artifacts:expose_as";
+        let text = self.short_text(title, keyword, MAX_TITLE_LENGTH)?;
         let is_plain = |c: char| c.is_alphanumeric() || "_- ".contains(c);
         if !text.chars().all(is_plain) || text.starts_with(['-', ' ']) {
-            return self.bad_value(title, place, "letters, digits, `-`, `_` and blanks");
+            return self.bad_value(title, keyword, "letters, digits, `-`, `_` and blanks");
         }
         let paths = paths.and_then(Node::list).filter(|paths| !paths.is_empty());
         match paths.filter(|paths| paths.iter().all(|path| path.text().is_some_and(|path| !path.contains('*')))) {

@@ -87,10 +87,10 @@ impl KeywordReader<'_, '_> {
         let [(name, list)] = lists.as_slice() else {
             return self.missing_key(key, "cache:key", "either `files` or `files_commits`");
         };
-        let place = format!("cache:key:{name}");
-        let count = self.flat_texts(list, &place)?.len();
+        let keyword_path = format!("cache:key:{name}");
+        let count = self.flat_texts(list, &keyword_path)?.len();
         if !(1..=2).contains(&count) {
-            return self.bad_count(list, &place, count, "1 to 2");
+            return self.bad_count(list, &keyword_path, count, "1 to 2");
         }
         key.get("prefix").map_or(Some(()), |prefix| self.cache_key(prefix, "cache:key:prefix"))
     }

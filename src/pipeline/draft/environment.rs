@@ -62,14 +62,14 @@ impl KeywordReader<'_, '_> {
     }
 
     fn environment_kubernetes(&mut self, node: &Node) -> Option<()> {
-        let place = "environment:kubernetes";
-        self.check_mapping(node, place, &KUBERNETES_KEYS)?;
+        let keyword_path = "environment:kubernetes";
+        self.check_mapping(node, keyword_path, &KUBERNETES_KEYS)?;
         if node.mapping()?.is_empty() {
-            return self.bad_value(node, place, "a mapping with at least one key");
+            return self.bad_value(node, keyword_path, "a mapping with at least one key");
         }
         for key in ["agent", "namespace", "flux_resource_path"] {
             if let Some(value) = node.get(key) {
-                self.text(value, &format!("{place}:{key}"))?;
+                self.text(value, &format!("{keyword_path}:{key}"))?;
             }
         }
         let given = |key: &str| node.get(key).and_then(Node::text).is_some_and(|text| !text.is_empty());

@@ -31,7 +31,7 @@ use super::plan::{AllowFailure, Decision, Job, Variable, When};
 use super::problem::Class;
 use super::rules::policy::OnlyExcept;
 use super::rules::rule::Rule;
-use super::syntax::{Mapping, MappingEntry, Node, Origin, Value};
+use super::syntax::{Mapping, MappingEntry, Node, Origin, YamlValue};
 
 /// Keywords that `default` may hold.
 pub const DEFAULT_KEYS: [&str; 13] = [
@@ -108,7 +108,7 @@ impl Draft {
         let (inherited, inherit_variables) = reader.inherit(entry.node.get("inherit"))?;
         let (definition, from_default) = definition(own, defaults, &inherited, kind);
         let definition = Arc::new(definition);
-        let node = Node { value: Value::Mapping(Arc::clone(&definition)), at: entry.node.at };
+        let node = Node { value: YamlValue::Mapping(Arc::clone(&definition)), at: entry.node.at };
         let mut draft = Self::new(name, at, node);
         draft.inherit_variables = inherit_variables;
         draft.job.from_default = from_default;

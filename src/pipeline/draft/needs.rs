@@ -97,11 +97,11 @@ impl KeywordReader<'_, '_> {
         let matrix = match item.get("parallel") {
             None => None,
             Some(parallel) => {
-                let place = format!("{keyword}:parallel");
-                self.check_mapping(parallel, &place, &["matrix"])?;
+                let keyword_path = format!("{keyword}:parallel");
+                self.check_mapping(parallel, &keyword_path, &["matrix"])?;
                 match parallel.get("matrix") {
-                    Some(matrix) => Some(self.matrix(matrix, &format!("{place}:matrix"))?),
-                    None => return self.missing_key(parallel, &place, "`matrix`"),
+                    Some(matrix) => Some(self.matrix(matrix, &format!("{keyword_path}:matrix"))?),
+                    None => return self.missing_key(parallel, &keyword_path, "`matrix`"),
                 }
             }
         };

@@ -87,20 +87,20 @@ impl KeywordReader<'_, '_> {
 
     /// The values of a key: one, or a list without lists inside.
     fn row_values(&mut self, node: &Node, keyword: &str, key: &str) -> Option<Vec<Arc<str>>> {
-        let place = format!("{keyword}:{key}");
+        let keyword_path = format!("{keyword}:{key}");
         let single = std::slice::from_ref(node);
         let items = node.list().unwrap_or(single);
         if items.is_empty() {
-            return self.bad_value(node, &place, "at least one value");
+            return self.bad_value(node, &keyword_path, "at least one value");
         }
         if items.len() > MAX_JOBS {
             return self.too_many_jobs(node, keyword, items.len());
         }
         // GitLab refuses values such as `3.10`, which YAML reads as 3.1, and `true`.
         if let Some(item) = items.iter().find(|item| item.text().is_none() && item.integer().is_none()) {
-            return self.bad_value(item, &place, "text and whole numbers; put other values into quotes");
+            return self.bad_value(item, &keyword_path, "text and whole numbers; put other values into quotes");
         }
-        items.iter().map(|item| self.printed(item, &place)).collect()
+        items.iter().map(|item| self.printed(item, &keyword_path)).collect()
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::pipeline::context::Context;
 use crate::pipeline::problem::Class;
 use crate::pipeline::suggest::did_you_mean;
-use crate::pipeline::syntax::{Node, Origin, Value};
+use crate::pipeline::syntax::{Node, Origin, YamlValue};
 
 /// The maximum length, in bytes, of a value that a message repeats.
 const MAX_SHOWN_LENGTH: usize = 39;
@@ -29,8 +29,8 @@ impl KeywordReader<'_, '_> {
     pub fn bad_value<T>(&mut self, node: &Node, keyword: &str, wanted: &str) -> Option<T> {
         let value = node.printed().filter(|text| text.len() <= MAX_SHOWN_LENGTH && !node.is_null());
         let kind = match &node.value {
-            Value::List(items) if items.is_empty() => "an empty list",
-            Value::Mapping(mapping) if mapping.is_empty() => "an empty mapping",
+            YamlValue::List(items) if items.is_empty() => "an empty list",
+            YamlValue::Mapping(mapping) if mapping.is_empty() => "an empty mapping",
             _ => node.kind(),
         };
         let shown = value.map_or_else(|| kind.to_owned(), |text| format!("`{text}`"));

@@ -11,11 +11,11 @@ impl KeywordReader<'_, '_> {
     pub fn id_tokens(&mut self, node: &Node) -> Option<Vec<Arc<str>>> {
         let Some(mapping) = node.mapping() else { return self.bad_value(node, "id_tokens", "a mapping") };
         for (key, entry) in mapping.iter() {
-            let place = format!("id_tokens:{key}");
-            self.check_mapping(&entry.node, &place, &["aud"])?;
+            let keyword_path = format!("id_tokens:{key}");
+            self.check_mapping(&entry.node, &keyword_path, &["aud"])?;
             match entry.node.get("aud") {
-                Some(aud) => self.text_or_flat_texts(aud, &format!("{place}:aud"))?,
-                None => return self.missing_key(&entry.node, &place, "`aud`"),
+                Some(aud) => self.text_or_flat_texts(aud, &format!("{keyword_path}:aud"))?,
+                None => return self.missing_key(&entry.node, &keyword_path, "`aud`"),
             };
         }
         let message = "`id_tokens`: only a GitLab server signs tokens; set variables of these names to local values";

@@ -96,10 +96,10 @@ impl KeywordReader<'_, '_> {
     fn job_inputs(&mut self, node: &Node) -> Option<()> {
         let Some(mapping) = node.mapping() else { return self.bad_value(node, "inputs", "a mapping") };
         for (name, entry) in mapping.iter() {
-            let place = format!("inputs:{name}");
-            self.check_mapping(&entry.node, &place, &["default", "description", "options", "regex", "type"])?;
+            let keyword_path = format!("inputs:{name}");
+            self.check_mapping(&entry.node, &keyword_path, &["default", "description", "options", "regex", "type"])?;
             if entry.node.get("default").is_none() {
-                return self.missing_key(&entry.node, &place, "`default`");
+                return self.missing_key(&entry.node, &keyword_path, "`default`");
             }
         }
         read_inputs(node, &mut Index::default(), &mut self.context.report);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::reader::KeywordReader;
 use crate::pipeline::plan::{Variable, VariableLevel};
 use crate::pipeline::problem::Class;
-use crate::pipeline::syntax::{Node, Value};
+use crate::pipeline::syntax::{Node, YamlValue};
 
 impl KeywordReader<'_, '_> {
     /// Reads the variables of one level. `keyword` is used in messages.
@@ -19,7 +19,7 @@ impl KeywordReader<'_, '_> {
         for (key, entry) in mapping.iter() {
             let node = &entry.node;
             let (value, raw) = match &node.value {
-                Value::Mapping(_) => match self.long_form(key, node, level, keyword) {
+                YamlValue::Mapping(_) => match self.long_form(key, node, level, keyword) {
                     Some(value) => value,
                     None => continue,
                 },
@@ -47,29 +47,38 @@ impl KeywordReader<'_, '_> {
         level: VariableLevel,
         keyword: &str,
     ) -> Option<(Arc<str>, bool)> {
-        let place = format!("{keyword}:{key}");
+        let keyword_path = format!("{keyword}:{key}");
         if matches!(level, VariableLevel::Rule | VariableLevel::Workflow) {
-            return self.bad_value(node, &place, "text or a number; rules have no variables with `value` or `expand`");
+            return self.bad_value(
+                node,
+                &keyword_path,
+                "text or a number; rules have no variables with `value` or `expand`",
+            );
         }
         let top: &[&str] = &["value", "description", "options", "expand"];
-        self.check_mapping(node, &place, if level == VariableLevel::Default { top } else { &["value", "expand"] })?;
+        self.check_mapping(
+            node,
+            &keyword_path,
+            if level == VariableLevel::Default { top } else { &["value", "expand"] },
+        )?;
         let value = match node.get("value") {
-            Some(value) => self.printed(value, &place)?,
+            Some(value) => self.printed(value, &keyword_path)?,
             None => "".into(),
         };
         if let Some(options) = node.get("options") {
             let items = options.list().filter(|items| items.iter().all(|item| item.text().is_some()));
             let Some(items) = items else {
-                return self.bad_value(options, &format!("{place}:options"), "a list of text");
+                return self.bad_value(options, &format!("{keyword_path}:options"), "a list of text");
             };
             if !items.is_empty() && !items.iter().any(|item| item.printed().as_ref() == Some(&value)) {
                 let list: Vec<Arc<str>> = items.iter().filter_map(Node::printed).collect();
-                let message = format!("`{place}` is `{value}`, which is not one of its options: {}", list.join(", "));
+                let message =
+                    format!("`{keyword_path}` is `{value}`, which is not one of its options: {}", list.join(", "));
                 return self.error(Class::VariableOption, node.at, message);
             }
         }
         let raw = match node.get("expand") {
-            Some(expand) => !self.boolean(expand, &format!("{place}:expand"))?,
+            Some(expand) => !self.boolean(expand, &format!("{keyword_path}:expand"))?,
             None => false,
         };
         Some((value, raw))

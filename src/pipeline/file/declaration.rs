@@ -7,11 +7,13 @@ use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::problem::{Class, ProblemReport};
 use crate::pipeline::rules::expression::Expression;
 use crate::pipeline::suggest::did_you_mean;
-use crate::pipeline::syntax::{MappingEntry, Node, Origin, Value};
+use crate::pipeline::syntax::{MappingEntry, Node, Origin, YamlValue};
 
+/// The number of options that an input may have, as on GitLab.
 const MAX_OPTIONS: usize = 50;
 
-const MAX_DESCRIPTION: usize = 256;
+/// The maximum length of `spec:description` in characters.
+const MAX_DESCRIPTION_LENGTH: usize = 256;
 
 const INPUT_KEYS: [&str; 6] = ["type", "default", "options", "regex", "description", "rules"];
 
@@ -43,11 +45,19 @@ pub struct DeclaredInput {
 /// A default and options under a condition.
 #[derive(Debug)]
 pub struct InputRule {
-    /// `if`, with a variable `$I0`, `$I1`, … in the place of each input, and the names of these inputs.
-    pub condition: Option<(Expression, Vec<Arc<str>>)>,
+    pub condition: Option<InputCondition>,
     pub options: Option<Vec<Node>>,
     pub default: Option<Node>,
     pub at: Origin,
+}
+
+/// `if` of a rule.
+#[derive(Debug)]
+pub struct InputCondition {
+    /// The expression, with the variables `$I0`, `$I1`, … in the place of the inputs.
+    pub expression: Expression,
+    /// The names of the inputs, by the numbers of their variables.
+    pub inputs: Vec<Arc<str>>,
 }
 
 /// The type of an input.
@@ -72,7 +82,7 @@ impl InputType {
     pub fn fits(self, value: &Node) -> bool {
         match self {
             Self::Text => value.text().is_some(),
-            Self::Number => matches!(value.value, Value::Integer(_) | Value::Float(_)),
+            Self::Number => matches!(value.value, YamlValue::Integer(_) | YamlValue::Float(_)),
             Self::Boolean => value.boolean().is_some(),
             Self::Array => value.list().is_some(),
         }
@@ -95,8 +105,8 @@ pub fn read_spec(node: &Node, report: &mut ProblemReport) -> Spec {
             "component" => read_component(&entry.node, &mut spec.component, report),
             "include" => spec.include = Some(entry.node.clone()),
             "description" => {
-                if entry.node.text().is_none_or(|text| text.chars().count() > MAX_DESCRIPTION) {
-                    let message = format!("`spec:description` takes text of up to {MAX_DESCRIPTION} characters");
+                if entry.node.text().is_none_or(|text| text.chars().count() > MAX_DESCRIPTION_LENGTH) {
+                    let message = format!("`spec:description` takes text of up to {MAX_DESCRIPTION_LENGTH} characters");
                     report.error(Class::InputSpec, entry.node.at, message);
                 }
             }
@@ -212,7 +222,7 @@ fn read_type(name: &str, node: &Node, report: &mut ProblemReport) -> Option<Inpu
 }
 
 impl DeclaredInput {
-    /// What is wrong with the combination of keywords.
+    /// Why the combination of keywords is not allowed.
     fn conflict(&self) -> Option<&'static str> {
         if self.regex.is_some() && self.kind != InputType::Text {
             Some("`regex` is allowed for type string only")
@@ -263,7 +273,8 @@ fn read_rules(name: &str, node: &Node, report: &mut ProblemReport) -> Option<Vec
 
 fn read_rule(name: &str, item: &Node, report: &mut ProblemReport) -> Option<InputRule> {
     let Some(mapping) = item.mapping().filter(|mapping| !mapping.is_empty()) else {
-        let message = format!("input `{name}`: `rules` takes mappings with options and default, not {}", item.kind());
+        let message =
+            format!("input `{name}`: `rules` takes mappings with `options` and `default`, not {}", item.kind());
         report.error(Class::InputSpec, item.at, message);
         return None;
     };
@@ -272,36 +283,38 @@ fn read_rule(name: &str, item: &Node, report: &mut ProblemReport) -> Option<Inpu
         report.unknown_keyword(entry.key_at, message);
     }
     let condition = match item.get("if") {
+        Some(node) => Some(read_condition(name, node, report)?),
         None => None,
-        Some(node) => {
-            let text = node.text().cloned().unwrap_or_default();
-            let mut names = Vec::new();
-            match Expression::parse(&name_blocks(&text, &mut names).into()) {
-                Ok(expression) => Some((expression, names)),
-                Err(why) => {
-                    report.error(Class::IfSyntax, node.at, format!("input `{name}`: `if` cannot be read: {why}"));
-                    return None;
-                }
-            }
-        }
     };
     let options = match item.get("options") {
         Some(node) => Some(read_options(name, node, report)?),
         None => None,
     };
     let default = mapping.get("default").map(|entry| entry.node.clone());
-    let wrong = match (&options, &default) {
-        (_, None) => Some("needs `default`".to_owned()),
+    let problem = match (&options, &default) {
+        (_, None) => Some("must contain `default`".to_owned()),
         (Some(options), Some(default)) if !options.contains(default) => {
             Some(format!("has the default {}, which is not one of its options", default.to_json()))
         }
         _ => None,
     };
-    if let Some(wrong) = wrong {
-        report.error(Class::InputSpec, item.at, format!("input `{name}`: an entry of `rules` {wrong}"));
+    if let Some(problem) = problem {
+        report.error(Class::InputSpec, item.at, format!("input `{name}`: an entry of `rules` {problem}"));
         return None;
     }
     Some(InputRule { condition, options, default, at: item.at })
+}
+
+fn read_condition(name: &str, node: &Node, report: &mut ProblemReport) -> Option<InputCondition> {
+    let text = node.text().cloned().unwrap_or_default();
+    let mut inputs = Vec::new();
+    match Expression::parse(&name_blocks(&text, &mut inputs).into()) {
+        Ok(expression) => Some(InputCondition { expression, inputs }),
+        Err(why) => {
+            report.error(Class::IfSyntax, node.at, format!("input `{name}`: `if` cannot be read: {why}"));
+            None
+        }
+    }
 }
 
 /// Replaces `$[[ inputs.a ]]` by `$I0`, with `a` as the first of `names`.
@@ -325,7 +338,7 @@ fn name_blocks(text: &str, names: &mut Vec<Arc<str>>) -> String {
 pub fn check_rules(inputs: &Index<Arc<str>, DeclaredInput>, report: &mut ProblemReport) {
     let named = |input: &DeclaredInput| -> Vec<(Arc<str>, Origin)> {
         let names = |rule: &InputRule| {
-            let names = rule.condition.as_ref().map(|(_, names)| names.clone()).unwrap_or_default();
+            let names = rule.condition.as_ref().map(|condition| condition.inputs.clone()).unwrap_or_default();
             let at = rule.at;
             names.into_iter().map(move |name| (name, at))
         };
@@ -338,7 +351,7 @@ pub fn check_rules(inputs: &Index<Arc<str>, DeclaredInput>, report: &mut Problem
             report.error(Class::InputSpec, *at, message);
         }
     }
-    // Removes inputs that depend on no other of the rest, until none is left, or only cycles.
+    // Repeatedly removes the inputs that do not depend on remaining ones. Inputs that still remain form cycles.
     let mut rest: Vec<&Arc<str>> = inputs.keys().collect();
     loop {
         let waits = |name: &&Arc<str>| named(&inputs[*name]).iter().any(|(other, _)| rest.contains(&other));
@@ -350,7 +363,7 @@ pub fn check_rules(inputs: &Index<Arc<str>, DeclaredInput>, report: &mut Problem
     }
     if let Some(first) = rest.first() {
         let names: Vec<&str> = rest.iter().map(|name| &***name).collect();
-        let message = format!("the rules of these inputs depend on each other: {}", names.join(", "));
+        let message = format!("the rules of these inputs form a cycle: {}", names.join(", "));
         report.error(Class::InputSpec, inputs[*first].at, message);
     }
 }

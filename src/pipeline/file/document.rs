@@ -5,23 +5,23 @@
 pub struct Document<'a> {
     pub text: &'a str,
     /// The line in the file on which the document begins, from 1.
-    pub first: u32,
+    pub first_line: u32,
 }
 
 /// Splits a text at its `---` lines. An empty first document is dropped.
 pub fn split(text: &str) -> Vec<Document<'_>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut documents = Vec::new();
-    let (mut start, mut first, mut at) = (0, 1, 0);
+    let (mut start, mut first_line, mut at) = (0, 1, 0);
     for (number, line) in (1_u32..).zip(text.split_inclusive('\n')) {
         if line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace)) {
-            documents.push(Document { text: &text[start..at], first });
+            documents.push(Document { text: &text[start..at], first_line });
             start = at + 3;
-            first = number;
+            first_line = number;
         }
         at += line.len();
     }
-    documents.push(Document { text: &text[start..], first });
+    documents.push(Document { text: &text[start..], first_line });
     if documents.len() > 1 && is_blank(documents[0].text) {
         documents.remove(0);
     }
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     fn parts(text: &str) -> Vec<(&str, u32)> {
-        split(text).into_iter().map(|document| (document.text, document.first)).collect()
+        split(text).into_iter().map(|document| (document.text, document.first_line)).collect()
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::interpolate::{Block, BlockValues, EDGE, value_of};
 use crate::pipeline::problem::Class;
 use crate::pipeline::syntax::{
-    Budget, MAX_DEPTH, Mapping, MappingEntry, Node, Origin, Size, TreeExtent, Value, extent,
+    Budget, MAX_DEPTH, Mapping, MappingEntry, Node, Origin, Size, TreeExtent, YamlValue, extent,
 };
 
 /// The number of different blocks that a file may have, as on GitLab.
@@ -14,9 +14,9 @@ const MAX_BLOCKS: usize = 10_000;
 
 /// Replaces the marks of blocks in a tree.
 ///
-/// A file can give its inputs to the files that it includes, several times each: values could grow with every include.
-/// So each value counts against the size limit of the pipeline, once when it is evaluated and each time that it is
-/// inserted, and the filled tree may be no deeper than a parsed one.
+/// A file can pass each of its inputs several times to a file that it includes, so values could grow with every
+/// include. Therefore each value counts against the size limit of the pipeline, once when it is evaluated and each time
+/// that it is inserted. The filled tree may be as deep as a parsed one, and no deeper.
 pub struct Filling<'a> {
     blocks: &'a [Block],
     values: &'a BlockValues<'a>,
@@ -34,21 +34,21 @@ impl<'a> Filling<'a> {
         Self { blocks, values, budget, evaluated: HashMap::new(), is_over_limit: false, errors: Vec::new() }
     }
 
-    /// A tree with values in the place of marks. A text that is one mark becomes the value; other marks become text.
-    /// A list that takes the place of an item is inserted into the list around it.
+    /// A tree with values in the place of marks. A text that consists of one mark becomes the value; other marks become
+    /// text. If the value of a list item is a list, its items are inserted into the list around it.
     pub fn fill(&mut self, root: &Node) -> Node {
         self.node(root, 0)
     }
 
     fn node(&mut self, node: &Node, depth: usize) -> Node {
         let value = match &node.value {
-            Value::Text(text) if text.contains(EDGE) => match self.sole_value(text, depth, node.at) {
+            YamlValue::Text(text) if text.contains(EDGE) => match self.sole_value(text, depth, node.at) {
                 Some(value) => value.value,
-                None => Value::Text(self.text(text, depth, node.at).into()),
+                None => YamlValue::Text(self.text(text, depth, node.at).into()),
             },
-            Value::List(items) => Value::List(Arc::new(self.items(items, depth))),
-            Value::Reference(path) => Value::Reference(Arc::new(self.items(path, depth))),
-            Value::Mapping(mapping) => Value::Mapping(Arc::new(self.mapping(mapping, depth))),
+            YamlValue::List(items) => YamlValue::List(Arc::new(self.items(items, depth))),
+            YamlValue::Reference(path) => YamlValue::Reference(Arc::new(self.items(path, depth))),
+            YamlValue::Mapping(mapping) => YamlValue::Mapping(Arc::new(self.mapping(mapping, depth))),
             other => other.clone(),
         };
         Node { value, at: node.at }
@@ -72,14 +72,14 @@ impl<'a> Filling<'a> {
         for item in items {
             let filled = self.node(item, depth + 1);
             match (&item.value, filled.list()) {
-                (Value::Text(_), Some(inserted)) => out.extend_from_slice(inserted),
+                (YamlValue::Text(_), Some(inserted)) => out.extend_from_slice(inserted),
                 _ => out.push(filled),
             }
         }
         out
     }
 
-    /// The value of a text that is one mark.
+    /// The value of a text that consists of one mark.
     fn sole_value(&mut self, text: &str, depth: usize, at: Origin) -> Option<Node> {
         let index = text.strip_prefix(EDGE)?.strip_suffix(EDGE)?;
         self.value(index.parse().ok()?, depth, at)
@@ -114,7 +114,7 @@ impl<'a> Filling<'a> {
         if self.is_over_limit {
             return Some(Node::null_at(at));
         }
-        Some(self.inserted(block, depth, at).unwrap_or_else(|(class, message)| {
+        Some(self.value_to_insert(block, depth, at).unwrap_or_else(|(class, message)| {
             self.is_over_limit = class == Class::TooBig;
             self.errors.push((class, block.line, message));
             Node::null_at(at)
@@ -122,7 +122,7 @@ impl<'a> Filling<'a> {
     }
 
     /// The value of a block that is inserted at a depth of the tree.
-    fn inserted(&mut self, block: &'a Block, depth: usize, at: Origin) -> Result<Node, (Class, String)> {
+    fn value_to_insert(&mut self, block: &'a Block, depth: usize, at: Origin) -> Result<Node, (Class, String)> {
         let (value, extent) = match self.evaluated.get(block.content.as_str()) {
             Some(evaluated) => evaluated.clone(),
             None => self.evaluate(block, at)?,
@@ -147,6 +147,7 @@ impl<'a> Filling<'a> {
         Ok(evaluated)
     }
 
+    /// Subtracts a size from the size limit.
     fn spend(&mut self, size: Size) -> Result<(), (Class, String)> {
         self.budget.spend(size).map_err(|why| (Class::TooBig, format!("the files of the pipeline have {why}")))
     }
@@ -155,14 +156,14 @@ impl<'a> Filling<'a> {
 /// A copy of a value with the position of a block: problems are reported where the value is used.
 fn moved_to(value: &Node, at: Origin) -> Node {
     let value = match &value.value {
-        Value::List(items) | Value::Reference(items) => {
-            Value::List(Arc::new(items.iter().map(|item| moved_to(item, at)).collect()))
+        YamlValue::List(items) | YamlValue::Reference(items) => {
+            YamlValue::List(Arc::new(items.iter().map(|item| moved_to(item, at)).collect()))
         }
-        Value::Mapping(mapping) => {
+        YamlValue::Mapping(mapping) => {
             let entry = |(key, entry): (&Arc<str>, &MappingEntry)| {
                 (Arc::clone(key), MappingEntry { key_at: at, node: moved_to(&entry.node, at) })
             };
-            Value::Mapping(Arc::new(mapping.iter().map(entry).collect()))
+            YamlValue::Mapping(Arc::new(mapping.iter().map(entry).collect()))
         }
         scalar => scalar.clone(),
     };
@@ -184,7 +185,7 @@ pub fn as_text(value: &Node) -> String {
 /// Appends JSON with a space after commas and colons.
 fn push_json(value: &Node, out: &mut String) {
     match &value.value {
-        Value::List(items) | Value::Reference(items) => {
+        YamlValue::List(items) | YamlValue::Reference(items) => {
             out.push('[');
             for (number, item) in items.iter().enumerate() {
                 out.push_str(if number > 0 { ", " } else { "" });
@@ -192,7 +193,7 @@ fn push_json(value: &Node, out: &mut String) {
             }
             out.push(']');
         }
-        Value::Mapping(mapping) => {
+        YamlValue::Mapping(mapping) => {
             out.push('{');
             for (number, (key, entry)) in mapping.iter().enumerate() {
                 out.push_str(if number > 0 { ", " } else { "" });

@@ -15,11 +15,11 @@ pub enum Function {
     Split(String),
 }
 
-/// Returns the value of a variable; an error says why the variable must not be used.
+/// Returns the value of a variable. The error explains why the variable must not be used.
 pub type VariableLookup<'a> = dyn Fn(&str) -> Option<Result<String, String>> + 'a;
 
 impl Function {
-    /// Parses a call. The error says what is wrong.
+    /// Parses a call. The error explains why the text is not a call.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (name, arguments) = match text.split_once('(') {
             Some((name, rest)) => {
@@ -59,9 +59,9 @@ impl Function {
 
     /// Applies the function to a value, which must be text.
     pub fn apply(&self, value: &Node, lookup: &VariableLookup<'_>) -> Result<Node, String> {
-        let Some(text) = value.text() else { return Err("functions take text only".to_owned()) };
+        let Some(text) = value.text() else { return Err("a function takes text only".to_owned()) };
         let result = match self {
-            Self::ExpandVars => expand(text, lookup)?,
+            Self::ExpandVars => expand_variables(text, lookup)?,
             Self::Truncate { offset, length } => text.chars().skip(*offset).take(*length).collect(),
             Self::PosixEscape => posix_escape(text),
             Self::Split(separator) => {
@@ -73,9 +73,9 @@ impl Function {
     }
 }
 
-fn expand(text: &str, lookup: &VariableLookup<'_>) -> Result<String, String> {
+fn expand_variables(text: &str, lookup: &VariableLookup<'_>) -> Result<String, String> {
     let mut refused = None;
-    let out = crate::pipeline::variables::replace_references(text, |name, reference| match lookup(name) {
+    let out = crate::pipeline::variable_references::replace_references(text, |name, reference| match lookup(name) {
         None => reference.to_owned(),
         Some(Ok(value)) => value,
         Some(Err(why)) => {

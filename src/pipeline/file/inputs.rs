@@ -67,66 +67,83 @@ impl DeclaredInput {
 pub fn resolve(
     spec: &Spec,
     file: &str,
-    given: &[InputArgument],
+    arguments: &[InputArgument],
     at: Origin,
     report: &mut ProblemReport,
 ) -> Option<HashMap<Arc<str>, Node>> {
     let before = report.problems.len();
-    for given in given.iter().filter(|given| !spec.inputs.contains_key(&given.key)) {
-        let names: Vec<&str> = spec.inputs.keys().map(|name| &**name).collect();
-        let message = format!("input `{}` is not declared by {file}{}", given.key, did_you_mean(&given.key, &names));
-        // A value from the command line has no line; the header is where the input is missing.
-        report.error(Class::InputUnknown, if given.at.line > 0 { given.at } else { spec.at }, message);
-    }
+    refuse_unknown_inputs(spec, file, arguments, report);
     let mut values: HashMap<Arc<str>, Node> = HashMap::new();
+    // Rules refer to the values of inputs without rules, so those come first.
     let (plain, ruled): (Vec<_>, Vec<_>) = spec.inputs.iter().partition(|(_, input)| input.rules.is_empty());
     for (name, input) in plain.into_iter().chain(ruled) {
-        let rule = input.rules.iter().find(|rule| rule.holds(&values));
-        let default = rule.and_then(|rule| rule.default.as_ref()).or(input.default.as_ref());
-        let options = rule.and_then(|rule| rule.options.as_deref()).or(input.options.as_deref());
-        let is_value = |given: &InputArgument| !matches!(&given.value, InputValue::Typed(node) if node.is_null());
-        let given = given.iter().find(|given| given.key == *name && is_value(given));
-        let value = match given.map(|given| &given.value) {
-            Some(InputValue::Typed(value)) => value.clone(),
-            Some(InputValue::Text(text)) => input.parsed(text),
-            None => match default {
-                Some(default) => default.clone(),
-                None => {
-                    let message = format!("input `{name}` of {file} has no default, and no value is given");
-                    report.error(Class::InputMissing, if at.line > 0 { at } else { input.at }, message);
-                    continue;
-                }
-            },
-        };
-        // `default: null` is allowed beside options and a regex.
-        let result = match value.is_null() {
-            true if input.kind == InputType::Text => Ok(Node::text_at("", value.at)),
-            true => Ok(value),
-            false => input.checked(name, value, options),
-        };
-        match result {
+        let is_value = |argument: &InputArgument| !matches!(&argument.value, InputValue::Typed(node) if node.is_null());
+        let argument = arguments.iter().find(|argument| argument.key == *name && is_value(argument));
+        match input.value(name, file, argument, &values) {
             Ok(value) => {
                 values.insert(Arc::clone(name), value);
             }
-            Err((class, why)) => {
-                let at = given.map_or(at, |given| given.at);
-                report.error(class, if at.line > 0 { at } else { input.at }, why);
+            Err((class, message)) => {
+                let at = argument.map_or(at, |argument| argument.at);
+                report.error(class, if at.line > 0 { at } else { input.at }, message);
             }
         }
     }
     (report.problems.len() == before).then_some(values)
 }
 
+fn refuse_unknown_inputs(spec: &Spec, file: &str, arguments: &[InputArgument], report: &mut ProblemReport) {
+    for argument in arguments.iter().filter(|argument| !spec.inputs.contains_key(&argument.key)) {
+        let names: Vec<&str> = spec.inputs.keys().map(|name| &**name).collect();
+        let hint = did_you_mean(&argument.key, &names);
+        let message = format!("input `{}` is not declared by {file}{hint}", argument.key);
+        // A value from the command line has no line; the input is missing in the header of the file.
+        report.error(Class::InputUnknown, if argument.at.line > 0 { argument.at } else { spec.at }, message);
+    }
+}
+
+impl DeclaredInput {
+    /// The value of the input: the given one, else the default. `values` are those of the inputs before this one.
+    fn value(
+        &self,
+        name: &str,
+        file: &str,
+        argument: Option<&InputArgument>,
+        values: &HashMap<Arc<str>, Node>,
+    ) -> Result<Node, (Class, String)> {
+        let rule = self.rules.iter().find(|rule| rule.holds(values));
+        let default = rule.and_then(|rule| rule.default.as_ref()).or(self.default.as_ref());
+        let options = rule.and_then(|rule| rule.options.as_deref()).or(self.options.as_deref());
+        let value = match argument.map(|argument| &argument.value) {
+            Some(InputValue::Typed(value)) => value.clone(),
+            Some(InputValue::Text(text)) => self.parsed(text),
+            None => match default {
+                Some(default) => default.clone(),
+                None => {
+                    let message = format!("input `{name}` of {file} has no default and gets no value; pass a value");
+                    return Err((Class::InputMissing, message));
+                }
+            },
+        };
+        // `default: null` is allowed beside options and a regex.
+        match value.is_null() {
+            true if self.kind == InputType::Text => Ok(Node::text_at("", value.at)),
+            true => Ok(value),
+            false => self.checked(name, value, options),
+        }
+    }
+}
+
 impl InputRule {
     fn holds(&self, values: &HashMap<Arc<str>, Node>) -> bool {
-        let Some((expression, names)) = &self.condition else { return true };
-        let variables = names.iter().enumerate().filter_map(|(number, name)| {
+        let Some(condition) = &self.condition else { return true };
+        let variables = condition.inputs.iter().enumerate().filter_map(|(number, name)| {
             let value = values.get(name)?;
             let value = value.text().map_or_else(|| value.to_json().to_string(), |text| text.to_string());
             Some(GivenVariable { key: format!("I{number}"), value, ..Default::default() })
         });
         let shared = SharedVariables::new(Index::default(), vec![], variables.collect());
-        expression.holds(&VariableView::of_pipeline(&shared, &[]))
+        condition.expression.holds(&VariableView::of_pipeline(&shared, &[]))
     }
 }
 

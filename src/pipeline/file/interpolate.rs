@@ -1,8 +1,8 @@
-//! Interpolation blocks `$[[ … ]]`: marks stand for them while the YAML is parsed, then the marks are replaced by
-//! values.
+//! Interpolation blocks `$[[ … ]]`: replaces each block of a text by a mark, and computes the values of blocks.
 //!
-//! As on GitLab, a block stands for a value in the parsed file, not for a piece of the file's text: a value with a
-//! colon or a line break stays one value, and a text such as `true` stays text.
+//! As on GitLab, a block stands for a value of the parsed file, not for a piece of its text: a value with a colon or a
+//! line break stays one value, and a text such as `true` stays text. So the YAML is parsed with marks in the place of
+//! blocks, and [`super::fill`] then replaces the marks by values.
 
 use super::functions::{Function, VariableLookup};
 use crate::pipeline::problem::Class;
@@ -14,7 +14,7 @@ const MAX_FUNCTIONS: usize = 3;
 /// The number of steps into a value, `.key` and `[index]`, that a block may have after the name of the input.
 const MAX_STEPS: usize = 10;
 
-/// The delimiter of a mark: a character for private use (Unicode), so no configuration contains it.
+/// The delimiter of a mark: a character for private use in Unicode, which configurations hardly contain.
 pub const EDGE: char = '\u{f8ff}';
 
 /// The values that blocks can refer to.
@@ -44,14 +44,15 @@ pub struct MarkedText {
     pub blocks: Vec<Block>,
 }
 
-/// Replaces the blocks of a text by marks. `first` is the line of the file in which the text begins.
+/// Replaces the blocks of a text by marks. `first_line` is the line of the file on which the text begins.
 ///
-/// A block is on one line; anything else remains text, as on GitLab. Blocks of `matrix` remain for a later step.
-pub fn mark(text: &str, first: u32) -> MarkedText {
+/// As on GitLab, a block is on one line; anything else remains text. Blocks of `matrix` remain as well:
+/// [`crate::pipeline::job_graph`] replaces them.
+pub fn mark(text: &str, first_line: u32) -> MarkedText {
     let mut out = MarkedText { text: String::with_capacity(text.len()), blocks: Vec::new() };
-    for (line, mut rest) in (first..).zip(text.split_inclusive('\n')) {
+    for (line, mut rest) in (first_line..).zip(text.split_inclusive('\n')) {
         while let Some(start) = rest.find("$[[") {
-            let Some(length) = length(&rest[start..]) else {
+            let Some(length) = block_length(&rest[start..]) else {
                 out.text.push_str(&rest[..start + 3]);
                 rest = &rest[start + 3..];
                 continue;
@@ -73,7 +74,7 @@ pub fn mark(text: &str, first: u32) -> MarkedText {
 }
 
 /// The length of the block at the start of `text`; `None` if there is none.
-fn length(text: &str) -> Option<usize> {
+fn block_length(text: &str) -> Option<usize> {
     let mut end = text.find("]]")?;
     // The bracket of an index can be next to those of the block: `$[[ inputs.a[0]]]`.
     while text[end + 2..].starts_with(']') && text[3..end].matches('[').count() > text[3..end].matches(']').count() {
@@ -85,7 +86,7 @@ fn length(text: &str) -> Option<usize> {
 /// The value of a block. A function spends the size of the text that it reads.
 pub fn value_of(block: &str, values: &BlockValues<'_>, budget: &mut Budget) -> Result<Node, (Class, String)> {
     let mut parts = split_pipes(block).into_iter().map(str::trim);
-    let mut value = accessed(parts.next().unwrap_or_default(), block, values)?;
+    let mut value = value_at(parts.next().unwrap_or_default(), block, values)?;
     let calls: Vec<&str> = parts.collect();
     if calls.len() > MAX_FUNCTIONS {
         let message = format!("`$[[ {block} ]]` has more than {MAX_FUNCTIONS} functions");
@@ -101,7 +102,7 @@ pub fn value_of(block: &str, values: &BlockValues<'_>, budget: &mut Budget) -> R
 }
 
 /// The value of `inputs.NAME` or `component.NAME`, or of a part of an input such as `inputs.NAME[0].KEY`.
-fn accessed(access: &str, block: &str, values: &BlockValues<'_>) -> Result<Node, (Class, String)> {
+fn value_at(access: &str, block: &str, values: &BlockValues<'_>) -> Result<Node, (Class, String)> {
     match access.split_once('.') {
         Some(("inputs", path)) => {
             if let Some(value) = (values.inputs)(path) {
@@ -110,7 +111,7 @@ fn accessed(access: &str, block: &str, values: &BlockValues<'_>) -> Result<Node,
             let name = &path[..path.find(['.', '[']).unwrap_or(path.len())];
             let value = (values.inputs)(name)
                 .ok_or_else(|| (Class::InputUnknown, format!("`{name}` is not an input that this file declares")))?;
-            let part = part(&value, &path[name.len()..]).cloned();
+            let part = part_of(&value, &path[name.len()..]).cloned();
             part.map_err(|why| (Class::InputSyntax, format!("`$[[ {block} ]]`: {why}")))
         }
         Some(("component", name)) => match (values.component)(name) {
@@ -126,8 +127,8 @@ fn accessed(access: &str, block: &str, values: &BlockValues<'_>) -> Result<Node,
     }
 }
 
-/// The part of a value at a path such as `[0].key`.
-fn part<'v>(mut value: &'v Node, path: &str) -> Result<&'v Node, String> {
+/// The part of a value at a path, such as `[0].key`.
+fn part_of<'v>(mut value: &'v Node, path: &str) -> Result<&'v Node, String> {
     let mut rest = path;
     let mut steps = 0;
     while !rest.is_empty() {

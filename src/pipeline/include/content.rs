@@ -18,7 +18,7 @@ use crate::pipeline::variable_view::VariableView;
 /// Keywords of the entries of `spec:include`.
 const SPEC_INCLUDE_KEYS: [&str; 7] = ["local", "file", "remote", "project", "ref", "integrity", "cache"];
 
-/// A fetched file, with what its reading depends on.
+/// A fetched file, and the facts that its reading depends on.
 pub struct FileToRead<'f> {
     /// The file's name in messages.
     pub name: &'f str,
@@ -44,7 +44,7 @@ impl Loader<'_, '_> {
         };
         if let Some(third) = documents.get(2) {
             let message = format!("{} has more than two documents: a header with `spec` and the content", file.name);
-            let at = Origin { file: file.index, line: third.first };
+            let at = Origin { file: file.index, line: third.first_line };
             self.context.error(Class::YamlSyntax, at, None, message);
             return None;
         }
@@ -71,7 +71,7 @@ impl Loader<'_, '_> {
             let has = |keyword| node.mapping().is_some_and(|mapping| mapping.contains_key(keyword));
             ["script", "run", "trigger", "extends"].into_iter().any(has)
         };
-        // The planner refuses a job with this name.
+        // A later step refuses a job with this name.
         if let Some(entry) = content.mapping().and_then(|mapping| mapping.get("spec"))
             && !is_job(&entry.node)
         {
@@ -103,8 +103,8 @@ impl Loader<'_, '_> {
     fn filled_content(&mut self, document: &Document<'_>, spec: Spec, file: &FileToRead<'_>) -> Option<Node> {
         let report = &mut self.context.report;
         let inputs = inputs::resolve(&spec, file.name, file.arguments, file.included_at, report)?;
-        let marked = interpolate::mark(document.text, document.first);
-        let root = self.parse_text(&marked.text, file.index, &|line| line + document.first - 1)?;
+        let marked = interpolate::mark(document.text, document.first_line);
+        let root = self.parse_text(&marked.text, file.index, &|line| line + document.first_line - 1)?;
         if marked.blocks.is_empty() {
             return Some(root);
         }
@@ -142,8 +142,10 @@ impl Loader<'_, '_> {
         errors.is_empty().then_some(filled)
     }
 
+    /// Parses a document, or takes the tree that the caller has parsed ahead.
     fn parse(&mut self, document: &Document<'_>, file: u32) -> Option<Node> {
-        let parsed = self.context.request.sources.parsed().filter(|parsed| file == 0 && parsed.is_of(document));
+        let parsed =
+            self.context.request.sources.parsed().filter(|parsed| file == 0 && parsed.is_parsed_from(document));
         if let Some(parsed) = parsed {
             self.context.budget = parsed.budget.clone();
             for (at, message) in &parsed.duplicates {
@@ -151,8 +153,8 @@ impl Loader<'_, '_> {
             }
             return Some(parsed.root.clone());
         }
-        let first = document.first;
-        self.parse_text(document.text, file, &move |line| line + first - 1)
+        let first_line = document.first_line;
+        self.parse_text(document.text, file, &move |line| line + first_line - 1)
     }
 
     fn parse_text(&mut self, text: &str, file: u32, line_of: &dyn Fn(u32) -> u32) -> Option<Node> {
@@ -164,13 +166,13 @@ impl Loader<'_, '_> {
                 Some(document.root)
             }
             Err(error) => {
-                self.refuse_syntax(file, &error);
+                self.report_syntax_error(file, &error);
                 None
             }
         }
     }
 
-    fn refuse_syntax(&mut self, file: u32, error: &SyntaxError) {
+    fn report_syntax_error(&mut self, file: u32, error: &SyntaxError) {
         let at = Origin { file, line: error.line };
         self.context.error(Class::YamlSyntax, at, None, format!("not valid YAML: {}", error.message));
     }
@@ -193,7 +195,7 @@ impl Loader<'_, '_> {
             for fetched in self.fetch(&entry, tree) {
                 let file = self.context.report.add_file(&fetched.name);
                 let text = String::from_utf8_lossy(&fetched.bytes);
-                let Some(node) = self.parse(&Document { text: &text, first: 1 }, file) else { continue };
+                let Some(node) = self.parse(&Document { text: &text, first_line: 1 }, file) else { continue };
                 for (key, entry) in node.mapping().into_iter().flat_map(|mapping| mapping.iter()) {
                     if &**key == "inputs" {
                         declaration::read_inputs(&entry.node, &mut spec.inputs, &mut self.context.report);

@@ -259,7 +259,7 @@ impl Loader<'_, '_> {
         let shared = Arc::clone(&self.context.shared_variables);
         let tree = tree.clone().unwrap_or(SourceTree::Project);
         for rule in &entry.rules {
-            match rule.clause.holds(&VariableView::of_pipeline(&shared, &[]), &tree, OWNER, self.context) {
+            match rule.clause.match_reasons(&VariableView::of_pipeline(&shared, &[]), &tree, OWNER, self.context) {
                 Ok(Some(_)) => return rule.includes,
                 Ok(None) => {}
                 Err(Reported) => return false,

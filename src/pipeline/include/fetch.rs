@@ -4,7 +4,7 @@ use base64::Engine as _;
 use ring::digest::{SHA256, digest};
 
 use super::entry::{IncludeEntry, IncludeLocation};
-use super::{Component, Fetched, Loader};
+use super::{Component, Fetched, Loader, classified};
 use crate::pipeline::pattern::RegexPattern;
 use crate::pipeline::problem::Class;
 use crate::pipeline::request::{ComponentVersion, SourceError, SourceTree};
@@ -15,14 +15,16 @@ impl Loader<'_, '_> {
         let sources = self.context.request.sources;
         match &entry.location {
             IncludeLocation::Local(path) => match tree {
-                Some(tree) => self.local(entry, path, &tree.clone()),
+                Some(tree) => self.fetch_local(entry, path, &tree.clone()),
                 None => Vec::new(),
             },
             IncludeLocation::Project { project, reference, files } => {
                 let shown = reference.as_deref().map_or_else(|| project.clone(), |name| format!("{project}@{name}"));
                 match sources.project(project, reference.as_deref()) {
-                    Ok(tree) => files.iter().flat_map(|path| self.file_in_tree(entry, path, &tree, &shown)).collect(),
-                    Err(error) => self.failed(entry, &format!("project {shown}"), error),
+                    Ok(tree) => {
+                        files.iter().flat_map(|path| self.fetch_from_tree(entry, path, &tree, &shown)).collect()
+                    }
+                    Err(error) => self.report_failure(entry, &format!("project {shown}"), error),
                 }
             }
             IncludeLocation::Remote { url, integrity } => match sources.remote(url) {
@@ -32,13 +34,13 @@ impl Loader<'_, '_> {
                     vec![Fetched { name: url.clone(), bytes, tree: None, component: None }]
                 }
                 Ok(_) => Vec::new(),
-                Err(error) => self.failed(entry, url, error),
+                Err(error) => self.report_failure(entry, url, error),
             },
             IncludeLocation::Template(name) => match sources.template(name) {
                 Ok(bytes) => vec![Fetched { name: format!("template:{name}"), bytes, tree: None, component: None }],
-                Err(error) => self.failed(entry, &format!("template {name}"), error),
+                Err(error) => self.report_failure(entry, &format!("template {name}"), error),
             },
-            IncludeLocation::Component(address) => self.component(entry, address),
+            IncludeLocation::Component(address) => self.fetch_component(entry, address),
             IncludeLocation::Artifact { job, path } => match sources.artifact(job, path) {
                 Ok(bytes) => {
                     vec![Fetched {
@@ -48,44 +50,50 @@ impl Loader<'_, '_> {
                         component: None,
                     }]
                 }
-                Err(error) => self.failed(entry, &format!("{path} from the artifacts of job `{job}`"), error),
+                Err(error) => self.report_failure(entry, &format!("{path} from the artifacts of job `{job}`"), error),
             },
         }
     }
 
     /// Fetches files of the same tree. `*` does not match a slash, `**` does.
-    fn local(&mut self, entry: &IncludeEntry, path: &str, tree: &SourceTree) -> Vec<Fetched> {
-        let shown = match tree {
+    fn fetch_local(&mut self, entry: &IncludeEntry, path: &str, tree: &SourceTree) -> Vec<Fetched> {
+        let tree_name = match tree {
             SourceTree::Project => String::new(),
             SourceTree::Commit { project, sha } => format!("{project}@{sha}"),
         };
         if !path.contains('*') {
-            return self.file_in_tree(entry, path, tree, &shown);
+            return self.fetch_from_tree(entry, path, tree, &tree_name);
         }
         let escaped = regex_lite::escape(path.trim_start_matches('/'));
         let pattern = escaped.replace(r"\*\*", ".*").replace(r"\*", "[^/]*");
-        let paths = match self.context.files.all(tree) {
+        let paths = match self.context.file_lists.all(tree) {
             Ok(paths) => paths,
-            Err(error) => return self.failed(entry, path, error),
+            Err(error) => return self.report_failure(entry, path, error),
         };
         let Ok(pattern) = RegexPattern::compile(&format!("^{pattern}$"), "s") else { return Vec::new() };
         let matching: Vec<&String> = paths.iter().filter(|path| pattern.is_match(path)).collect();
         if matching.is_empty() {
             self.context.report.warn(entry.at, None, format!("`include:local: {path}` matches no file"));
         }
-        matching.into_iter().flat_map(|path| self.file_in_tree(entry, path, tree, &shown)).collect()
+        matching.into_iter().flat_map(|path| self.fetch_from_tree(entry, path, tree, &tree_name)).collect()
     }
 
-    fn file_in_tree(&mut self, entry: &IncludeEntry, path: &str, tree: &SourceTree, shown: &str) -> Vec<Fetched> {
+    fn fetch_from_tree(
+        &mut self,
+        entry: &IncludeEntry,
+        path: &str,
+        tree: &SourceTree,
+        tree_name: &str,
+    ) -> Vec<Fetched> {
         let path = path.trim_start_matches('/');
-        let name = if shown.is_empty() { path.to_owned() } else { format!("{shown}:{path}") };
+        let name = if tree_name.is_empty() { path.to_owned() } else { format!("{tree_name}:{path}") };
         match self.context.request.sources.read(tree, path) {
             Ok(bytes) => vec![Fetched { name, bytes, tree: Some(tree.clone()), component: None }],
-            Err(error) => self.failed(entry, &name, error),
+            Err(error) => self.report_failure(entry, &name, error),
         }
     }
 
-    fn component(&mut self, entry: &IncludeEntry, address: &str) -> Vec<Fetched> {
+    fn fetch_component(&mut self, entry: &IncludeEntry, address: &str) -> Vec<Fetched> {
         let parts = address.rsplit_once('@').and_then(|(path, reference)| {
             let (host, path) = path.split_once('/')?;
             let (project, name) = path.rsplit_once('/')?;
@@ -93,7 +101,7 @@ impl Loader<'_, '_> {
             complete.then_some((host, project, name, reference))
         });
         let Some((host, project, name, reference)) = parts else {
-            let message = format!("`include:component: {address}` is not of the form host/project/name@version");
+            let message = format!("`include:component: {address}` must have the form host/project/name@version");
             self.context.error(Class::IncludeSyntax, entry.at, None, message);
             return Vec::new();
         };
@@ -106,7 +114,7 @@ impl Loader<'_, '_> {
         };
         let version = match version {
             Ok(version) => version,
-            Err(error) => return self.failed(entry, &format!("component {address}"), error),
+            Err(error) => return self.report_failure(entry, &format!("component {address}"), error),
         };
         let sources = self.context.request.sources;
         let mut read = sources.read(&version.tree, &format!("templates/{name}.yml"));
@@ -125,9 +133,9 @@ impl Loader<'_, '_> {
             }
             Err(SourceError::Missing(_)) => {
                 let why = format!("the project has neither templates/{name}.yml nor templates/{name}/template.yml");
-                self.failed(entry, &format!("component {address}"), SourceError::Missing(why))
+                self.report_failure(entry, &format!("component {address}"), SourceError::Missing(why))
             }
-            Err(error) => self.failed(entry, &format!("component {address}"), error),
+            Err(error) => self.report_failure(entry, &format!("component {address}"), error),
         }
     }
 
@@ -141,11 +149,9 @@ impl Loader<'_, '_> {
         false
     }
 
-    fn failed(&mut self, entry: &IncludeEntry, what: &str, error: SourceError) -> Vec<Fetched> {
-        let (class, why) = match error {
-            SourceError::Missing(why) => (Class::IncludeMissing, why),
-            SourceError::Failed(why) => (Class::IncludeFailed, why),
-        };
+    /// Reports a file that cannot be included. The result is empty.
+    fn report_failure(&mut self, entry: &IncludeEntry, what: &str, error: SourceError) -> Vec<Fetched> {
+        let (class, why) = classified(error);
         self.context.error(class, entry.at, None, format!("{what} cannot be included: {why}"));
         Vec::new()
     }

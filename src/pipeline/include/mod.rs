@@ -1,4 +1,7 @@
-//! Loads the whole configuration from the first file: headers, inputs, YAML, includes, merge.
+//! Loads the whole configuration: reads the first file and the files that it includes, and merges their contents.
+//!
+//! [`Loader`] goes through one file at a time: [`content`] reads the file, [`entry`] its `include` entries, and [`fetch`]
+//! gets the included files.
 
 mod content;
 pub mod entry;
@@ -28,7 +31,7 @@ struct Fetched {
     component: Option<Component>,
 }
 
-/// The component facts that the file may use.
+/// The facts about a component that its file may use, such as `$[[ component.sha ]]`.
 struct Component {
     name: String,
     sha: String,
@@ -39,7 +42,7 @@ struct Component {
 /// Loads the configuration. `None`: there is a problem, which is already reported.
 pub fn load(context: &mut Context<'_>) -> Option<Node> {
     let request = context.request;
-    let mut loader = Loader { context, count: 0, open: Vec::new(), merger: Merger::default() };
+    let mut loader = Loader { context, included: 0, open: Vec::new(), merger: Merger::default() };
     match &request.start {
         ConfigurationStart::File(path) => loader.first_file(path.trim_start_matches('/'), request),
         ConfigurationStart::Includes { include, files } => {
@@ -51,9 +54,18 @@ pub fn load(context: &mut Context<'_>) -> Option<Node> {
     }
 }
 
+/// The class of the problem that a file cannot be read, and the cause.
+fn classified(error: SourceError) -> (Class, String) {
+    match error {
+        SourceError::Missing(why) => (Class::IncludeMissing, why),
+        SourceError::Failed(why) => (Class::IncludeFailed, why),
+    }
+}
+
 struct Loader<'c, 'a> {
     context: &'c mut Context<'a>,
-    count: usize,
+    /// The number of included files so far.
+    included: usize,
     /// The files that are being loaded, the outermost first; for the detection of cycles.
     open: Vec<String>,
     merger: Merger,
@@ -63,7 +75,7 @@ impl Loader<'_, '_> {
     /// The file at which the configuration starts.
     fn first_file(&mut self, path: &str, request: &PlanRequest<'_>) -> Option<Node> {
         if request.inputs.len() > MAX_INPUTS {
-            let message = format!("{} inputs are given; up to {MAX_INPUTS} are allowed", request.inputs.len());
+            let message = format!("the request has {} inputs; up to {MAX_INPUTS} are allowed", request.inputs.len());
             self.context.error(Class::InputSpec, Origin::default(), None, message);
             return None;
         }
@@ -84,10 +96,7 @@ impl Loader<'_, '_> {
             }
             Err(error) => {
                 let at = Origin { file: self.context.report.add_file(path), line: 1 };
-                let (class, why) = match error {
-                    SourceError::Missing(why) => (Class::IncludeMissing, why),
-                    SourceError::Failed(why) => (Class::IncludeFailed, why),
-                };
+                let (class, why) = classified(error);
                 self.context.error(class, at, None, format!("the configuration {path} cannot be read: {why}"));
                 None
             }
@@ -102,7 +111,7 @@ impl Loader<'_, '_> {
         let component = component.as_ref();
         let file = FileToRead { name: &name, index, text, arguments, included_at, tree: &tree, component };
         let content = self.content(&file)?;
-        self.check_is_filled(&file, &content)?;
+        self.check_not_empty(&file, &content)?;
         self.open.push(name);
         let merged = self.includes(content, &tree);
         self.open.pop();
@@ -127,7 +136,7 @@ impl Loader<'_, '_> {
     }
 
     /// Refuses content that is empty or not a mapping.
-    fn check_is_filled(&mut self, file: &FileToRead<'_>, content: &Node) -> Option<()> {
+    fn check_not_empty(&mut self, file: &FileToRead<'_>, content: &Node) -> Option<()> {
         if content.mapping().is_some_and(|mapping| !mapping.is_empty()) {
             return Some(());
         }
@@ -165,7 +174,7 @@ impl Loader<'_, '_> {
                 });
             }
             if self.merger.is_exhausted() {
-                let message = "merging included files copies more than 5,000,000 entries";
+                let message = "the included files have more than 5,000,000 entries when they are merged";
                 self.context.error(Class::TooBig, entry.at, None, message);
                 return None;
             }
@@ -185,12 +194,12 @@ impl Loader<'_, '_> {
 
     /// Counts an included file. Refuses a file that is already open, and more files than are allowed.
     fn check_may_open(&mut self, name: &str, at: Origin) -> Option<()> {
-        self.count += 1;
+        self.included += 1;
         let message = if let Some(start) = self.open.iter().position(|open| open == name) {
             let cycle = self.open[start..].join(" includes ");
-            format!("files include each other: {cycle} includes {name}")
-        } else if self.count > MAX_FILES {
-            format!("more than {MAX_FILES} files are included")
+            format!("the files form a cycle: {cycle} includes {name}")
+        } else if self.included > MAX_FILES {
+            format!("the pipeline includes more than {MAX_FILES} files")
         } else {
             return Some(());
         };

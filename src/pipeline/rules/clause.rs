@@ -7,8 +7,8 @@ use crate::pipeline::problem::{Class, Reported};
 use crate::pipeline::request::{Base, SourceError, SourceTree};
 use crate::pipeline::suggest::did_you_mean;
 use crate::pipeline::syntax::{Node, Origin};
+use crate::pipeline::variable_references::{collect_names, has_reference};
 use crate::pipeline::variable_view::VariableView;
-use crate::pipeline::variables::{collect_names, has_reference};
 
 use super::expression::Expression;
 use super::files::PathListKind;
@@ -17,6 +17,7 @@ use super::path_pattern::PathPattern;
 /// The number of patterns that a list may have.
 const MAX_PATTERNS: usize = 50;
 
+/// A condition. Without any part, it holds.
 #[derive(Clone, Debug, Default)]
 pub struct Clause {
     condition: Option<Arc<Expression>>,
@@ -27,19 +28,21 @@ pub struct Clause {
 /// `changes`
 #[derive(Clone, Debug)]
 pub struct Changes {
-    paths: Paths,
+    paths: PathPatterns,
     compare_to: Option<Node>,
 }
 
+/// `exists`
 #[derive(Clone, Debug)]
 struct Exists {
-    paths: Paths,
+    paths: PathPatterns,
     project: Option<Node>,
     reference: Option<Arc<str>>,
 }
 
+/// The patterns of `changes` or `exists`.
 #[derive(Clone, Debug)]
-enum Paths {
+enum PathPatterns {
     Globs(Arc<Vec<Arc<str>>>),
     Regexp {
         text: Arc<str>,
@@ -75,7 +78,7 @@ impl Clause {
     }
 
     /// Why the condition holds; `Ok(None)`: it does not hold.
-    pub fn holds(
+    pub fn match_reasons(
         &self,
         view: &VariableView<'_>,
         tree: &SourceTree,
@@ -90,13 +93,13 @@ impl Clause {
             reasons.condition = Some(Arc::clone(condition));
         }
         if let Some(changes) = &self.changes {
-            match changes.hold(view, owner, context)? {
+            match changes.match_reason(view, owner, context)? {
                 Some(why) => reasons.files.push(why),
                 None => return Ok(None),
             }
         }
         if let Some(exists) = &self.exists {
-            match exists.holds(view, tree, owner, context)? {
+            match exists.match_reason(view, tree, owner, context)? {
                 Some(why) => reasons.files.push(why),
                 None => return Ok(None),
             }
@@ -139,7 +142,7 @@ pub fn read_if(node: &Node, owner: RuleOwner<'_>, context: &mut Context<'_>) -> 
     }
 }
 
-impl Paths {
+impl PathPatterns {
     fn read(node: &Node, keyword: &str, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Option<Self> {
         // As on GitLab, `exists` also takes a single path, and neither keyword takes lists inside the list.
         let texts = match node.text().filter(|_| keyword == "exists") {
@@ -169,7 +172,7 @@ impl Paths {
                 Some(Self::Regexp { text, at: regexp.at, compiled })
             }
             _ => {
-                let message = format!("`{}:{keyword}` takes `paths`, a list of patterns", owner.keyword);
+                let message = format!("`{}:{keyword}` must contain either `paths` or `regexp`", owner.keyword);
                 context.error(Class::BadValue, node.at, owner.job, message);
                 None
             }
@@ -188,7 +191,7 @@ impl Paths {
         match self {
             Self::Globs(globs) => {
                 let expanded: Vec<Arc<str>> = globs.iter().map(|glob| expand(glob, view)).collect();
-                Ok(context.files.find(&expanded, paths, kind))
+                Ok(context.file_lists.find(&expanded, paths, kind))
             }
             Self::Regexp { text, at, compiled } => {
                 let pattern = match compiled {
@@ -247,10 +250,10 @@ impl Changes {
     /// Reads `changes`, a list or a mapping.
     pub fn read(node: &Node, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Option<Self> {
         if node.mapping().is_none() {
-            return Some(Self { paths: Paths::read(node, "changes", owner, context)?, compare_to: None });
+            return Some(Self { paths: PathPatterns::read(node, "changes", owner, context)?, compare_to: None });
         }
         check_keys(node, &["paths", "regexp", "compare_to"], "changes", owner, context)?;
-        let paths = Paths::read_mapping(node, "changes", owner, context)?;
+        let paths = PathPatterns::read_mapping(node, "changes", owner, context)?;
         let compare_to = node.get("compare_to").cloned();
         if let Some(node) = compare_to.as_ref().filter(|node| node.text().is_none()) {
             let message = format!("`{}:changes:compare_to` takes a ref, not {}", owner.keyword, node.kind());
@@ -261,7 +264,7 @@ impl Changes {
     }
 
     /// Why `changes` holds; `Ok(None)`: it does not hold.
-    pub fn hold(
+    pub fn match_reason(
         &self,
         view: &VariableView<'_>,
         owner: RuleOwner<'_>,
@@ -276,7 +279,7 @@ impl Changes {
                 }
             },
         };
-        let paths = match context.files.changed(&base) {
+        let paths = match context.file_lists.changed(&base) {
             Ok(paths) => paths,
             Err(error) => {
                 let (keyword, at) = match &self.compare_to {
@@ -289,7 +292,8 @@ impl Changes {
                 let why = match error {
                     SourceError::Missing(why) | SourceError::Failed(why) => why,
                 };
-                let message = format!("`{}:{keyword}`: cannot compare with `{reference}`: {why}", owner.keyword);
+                let message =
+                    format!("`{}:{keyword}`: the changes since `{reference}` cannot be listed: {why}", owner.keyword);
                 context.error(Class::CompareTo, at, owner.job, message);
                 return Err(Reported);
             }
@@ -300,11 +304,11 @@ impl Changes {
 
 fn read_exists(node: &Node, owner: RuleOwner<'_>, context: &mut Context<'_>) -> Option<Exists> {
     if node.mapping().is_none() {
-        let paths = Paths::read(node, "exists", owner, context)?;
+        let paths = PathPatterns::read(node, "exists", owner, context)?;
         return Some(Exists { paths, project: None, reference: None });
     }
     check_keys(node, &["paths", "regexp", "project", "ref"], "exists", owner, context)?;
-    let paths = Paths::read_mapping(node, "exists", owner, context)?;
+    let paths = PathPatterns::read_mapping(node, "exists", owner, context)?;
     let text = |key: &str| node.get(key).and_then(Node::printed);
     if let Some(project) = node.get("project").filter(|project| project.text().is_none()) {
         let message = format!("`{}:exists:project` takes the path of a project, not {}", owner.keyword, project.kind());
@@ -320,7 +324,7 @@ fn read_exists(node: &Node, owner: RuleOwner<'_>, context: &mut Context<'_>) -> 
 }
 
 impl Exists {
-    fn holds(
+    fn match_reason(
         &self,
         view: &VariableView<'_>,
         tree: &SourceTree,
@@ -328,19 +332,19 @@ impl Exists {
         context: &mut Context<'_>,
     ) -> Result<Option<String>, Reported> {
         let paths = match &self.project {
-            None => context.files.all(tree),
+            None => context.file_lists.all(tree),
             Some(node) => {
                 let project = view.expand_known(&node.printed().unwrap_or_default());
                 let reference = self.reference.as_ref().map(|reference| view.expand_known(reference));
                 let tree = context.request.sources.project(&project, reference.as_deref());
-                tree.and_then(|tree| context.files.all(&tree))
+                tree.and_then(|tree| context.file_lists.all(&tree))
             }
         };
         match paths {
             Ok(paths) => self.paths.find(&paths, PathListKind::Existing, view, owner, context),
             Err(SourceError::Missing(why) | SourceError::Failed(why)) => {
                 let at = self.project.as_ref().map_or(Origin::default(), |node| node.at);
-                let message = format!("`{}:exists`: files cannot be listed: {why}", owner.keyword);
+                let message = format!("`{}:exists`: the files cannot be listed: {why}", owner.keyword);
                 context.error(Class::IncludeFailed, at, owner.job, message);
                 Err(Reported)
             }
@@ -349,7 +353,7 @@ impl Exists {
 }
 
 impl Context<'_> {
-    /// The base for `changes` without `compare_to`. `None`: there is no base, and `changes` holds.
+    /// The base for `changes` without `compare_to`. `None`: there is no base, so every file counts as changed.
     fn base_of_pipeline(&self) -> Option<Base> {
         if let Some(merge_request) = &self.request.source.merge_request {
             return Some(Base::MergeBase(merge_request.target.clone()));

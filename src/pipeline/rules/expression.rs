@@ -39,7 +39,7 @@ enum Operand<'a> {
 }
 
 impl Expression {
-    /// Parses an expression. The error says what is wrong.
+    /// Parses an expression. The error explains why it cannot be read.
     pub fn parse(text: &Arc<str>) -> Result<Self, String> {
         let tokens = tokens(text)?;
         let mut names: Vec<Arc<str>> = Vec::new();

@@ -36,31 +36,31 @@ impl PathListKind {
     }
 }
 
-/// Paths, sorted by their bytes.
-type Paths = Arc<Vec<String>>;
+/// PathList, sorted by their bytes.
+type PathList = Arc<Vec<String>>;
 
 /// Access to the lists of files, with a cache.
-pub struct Files<'a> {
+pub struct FileLists<'a> {
     sources: &'a dyn Sources,
-    trees: HashMap<SourceTree, Result<Paths, SourceError>>,
-    changed: HashMap<Base, Result<Paths, SourceError>>,
+    trees: HashMap<SourceTree, Result<PathList, SourceError>>,
+    changed: HashMap<Base, Result<PathList, SourceError>>,
     globs: HashMap<Arc<str>, Option<Arc<Glob>>>,
 }
 
-impl<'a> Files<'a> {
+impl<'a> FileLists<'a> {
     pub fn new(sources: &'a dyn Sources) -> Self {
         Self { sources, trees: HashMap::new(), changed: HashMap::new(), globs: HashMap::new() }
     }
 
     /// All files of a tree.
-    pub fn all(&mut self, tree: &SourceTree) -> Result<Paths, SourceError> {
+    pub fn all(&mut self, tree: &SourceTree) -> Result<PathList, SourceError> {
         let sources = self.sources;
         let list = self.trees.entry(tree.clone()).or_insert_with(|| sources.files(tree).map(sorted));
         list.clone()
     }
 
-    /// Files that differ from a base.
-    pub fn changed(&mut self, base: &Base) -> Result<Paths, SourceError> {
+    /// FileLists that differ from a base.
+    pub fn changed(&mut self, base: &Base) -> Result<PathList, SourceError> {
         let sources = self.sources;
         let list = self.changed.entry(base.clone()).or_insert_with(|| sources.changed(base).map(sorted));
         list.clone()
@@ -72,7 +72,7 @@ impl<'a> Files<'a> {
     }
 
     /// The first pattern that matches a path, as an explanation.
-    pub fn find(&mut self, patterns: &[Arc<str>], paths: &Paths, kind: PathListKind) -> Option<String> {
+    pub fn find(&mut self, patterns: &[Arc<str>], paths: &PathList, kind: PathListKind) -> Option<String> {
         let what = kind.word();
         let mut comparisons = 0;
         for pattern in patterns.iter().filter(|pattern| kind == PathListKind::Existing || !pattern.ends_with('/')) {
@@ -103,7 +103,7 @@ impl<'a> Files<'a> {
     }
 }
 
-fn sorted(paths: Paths) -> Paths {
+fn sorted(paths: PathList) -> PathList {
     if paths.is_sorted() {
         return paths;
     }

@@ -1,4 +1,8 @@
-//! Decides which jobs are in a pipeline: `rules`, `only` and `except`, `workflow:rules`, `include:rules`.
+//! Reads and evaluates the conditions of `rules`, `workflow:rules`, `include:rules`, `only` and `except`.
+//!
+//! A [`rule::Rule`] is a [`clause::Clause`] (its condition: `if`, `changes` and `exists`) with the values that it
+//! overrides. [`lexer`] and [`expression`] parse and evaluate `if`; [`files`] and [`path_pattern`] match paths for
+//! `changes` and `exists`; [`policy`] has `only` and `except`. [`crate::pipeline::decide`] applies them to jobs.
 
 pub mod clause;
 pub mod expression;

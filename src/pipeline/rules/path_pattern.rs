@@ -5,17 +5,17 @@ use crate::pipeline::pattern::RegexPattern;
 /// The number of characters of an expression, after its variables are expanded, as on GitLab.
 const MAX_LENGTH: usize = 255;
 
-/// A compiled expression. GitLab uses Ruby's engine for it; of what that has beyond RE2, negative lookaheads at the
-/// start are supported, because they are how a rule excludes directories: `^(?!docs/)`.
+/// A compiled expression. GitLab uses Ruby's engine for it, which has more features than RE2. Of these, negative
+/// lookaheads at the start are supported, because rules exclude directories with them: `^(?!docs/)`.
 #[derive(Clone, Debug)]
 pub struct PathPattern {
-    /// What must not follow the start of the path.
+    /// The patterns of the lookaheads: none of them may match at the start of the path.
     excluded: Vec<RegexPattern>,
     pattern: RegexPattern,
 }
 
 impl PathPattern {
-    /// Compiles an expression. The error says what is wrong with it.
+    /// Compiles an expression. The error explains why it cannot be used.
     pub fn compile(text: &str) -> Result<Self, String> {
         let length = text.chars().count();
         if length == 0 || length > MAX_LENGTH {

@@ -53,10 +53,10 @@ impl KeywordReader<'_, '_> {
             policy.refs = Some(self.refs(refs, &format!("{keyword}:refs"))?);
         }
         if let Some(variables) = node.get("variables") {
-            let place = format!("{keyword}:variables");
-            self.flat_texts(variables, &place)?;
-            let items = self.context.flatten(variables, &place, self.job)?;
-            let owner = RuleOwner { job: self.job, keyword: &place };
+            let keyword_path = format!("{keyword}:variables");
+            self.flat_texts(variables, &keyword_path)?;
+            let items = self.context.flatten(variables, &keyword_path, self.job)?;
+            let owner = RuleOwner { job: self.job, keyword: &keyword_path };
             let read: Option<Vec<_>> = items.iter().map(|item| read_if(item, owner, self.context)).collect();
             policy.variables = Some(read?);
         }
@@ -128,7 +128,7 @@ impl OnlyExcept {
             });
         }
         if let Some(changes) = &self.changes {
-            parts.push(match changes.hold(view, owner, context)? {
+            parts.push(match changes.match_reason(view, owner, context)? {
                 Some(why) => PolicyPart::holding(why),
                 None => PolicyPart::failing("no file matches `changes`"),
             });

@@ -75,29 +75,29 @@ impl KeywordReader<'_, '_> {
         }
         let clause = Clause::read(item, RuleOwner { job: self.job, keyword }, self.context)?;
         let mut rule = Rule::new(item.at, clause);
-        let place = |key: &str| format!("{keyword}:{key}");
+        let keyword_path = |key: &str| format!("{keyword}:{key}");
         if let Some(node) = item.get("when") {
             rule.when = Some(match level {
-                VariableLevel::Workflow => self.workflow_when(node, &place("when"))?,
-                _ => self.rule_when(node, &place("when"))?,
+                VariableLevel::Workflow => self.workflow_when(node, &keyword_path("when"))?,
+                _ => self.rule_when(node, &keyword_path("when"))?,
             });
         }
         rule.start_in = self.rule_start_in(item, keyword, rule.when)?;
         if let Some(node) = item.get("allow_failure") {
-            let allowed = self.boolean(node, &place("allow_failure"))?;
+            let allowed = self.boolean(node, &keyword_path("allow_failure"))?;
             rule.allow_failure = Some(if allowed { AllowFailure::Yes } else { AllowFailure::No });
         }
         if let Some(node) = item.get("variables") {
-            rule.variables = self.variables(node, level, &place("variables"));
+            rule.variables = self.variables(node, level, &keyword_path("variables"));
         }
         if let Some(node) = item.get("needs") {
-            rule.needs = Some(self.needs(node, &place("needs"))?);
+            rule.needs = Some(self.needs(node, &keyword_path("needs"))?);
         }
         if let Some(node) = item.get("interruptible") {
-            rule.interruptible = Some(self.boolean(node, &place("interruptible"))?);
+            rule.interruptible = Some(self.boolean(node, &keyword_path("interruptible"))?);
         }
         if let Some(node) = item.get("auto_cancel") {
-            rule.cancel_on_job_failure = self.auto_cancel(node, &place("auto_cancel"))?;
+            rule.cancel_on_job_failure = self.auto_cancel(node, &keyword_path("auto_cancel"))?;
         }
         Some(rule)
     }

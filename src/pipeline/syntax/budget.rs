@@ -1,6 +1,12 @@
 //! Limits the size of a pipeline's files after aliases are expanded and inputs are inserted.
 
-/// The rest of the size limit for all files of a pipeline together. Aliases and the values of inputs count as often as
+/// The number of values that all files of a pipeline together may have.
+const MAX_NODES: usize = 1_000_000;
+
+/// The size of the text that all files of a pipeline together may have, in bytes.
+const MAX_BYTES: usize = 32 << 20;
+
+/// The remaining size limit for all files of a pipeline together. Aliases and the values of inputs count as often as
 /// they are used, although their memory is shared.
 #[derive(Clone, Debug)]
 pub struct Budget {
@@ -10,7 +16,7 @@ pub struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { nodes: 1_000_000, bytes: 32 << 20 }
+        Self { nodes: MAX_NODES, bytes: MAX_BYTES }
     }
 }
 
@@ -20,11 +26,10 @@ impl Budget {
         self.nodes = self
             .nodes
             .checked_sub(size.nodes)
-            .ok_or("more than 1,000,000 values after aliases and inputs are expanded")?;
-        self.bytes = self
-            .bytes
-            .checked_sub(size.bytes)
-            .ok_or("more than 32 MiB of text after aliases and inputs are expanded")?;
+            .ok_or_else(|| format!("more than {MAX_NODES} values after aliases and inputs are expanded"))?;
+        self.bytes = self.bytes.checked_sub(size.bytes).ok_or_else(|| {
+            format!("more than {} MiB of text after aliases and inputs are expanded", MAX_BYTES >> 20)
+        })?;
         Ok(())
     }
 }

@@ -4,7 +4,8 @@
 
 use saphyr_parser::ScanError;
 
-/// The number of spaces that a repair inserts before a line; parents with more indentation are not supported.
+/// The number of spaces that a repair inserts before a line. It must exceed the indentation of the parents, so parents
+/// with more indentation are not supported.
 const ADDED_INDENTATION: usize = 100;
 
 /// A place that the parser refuses and libyaml accepts. Lines count from 1, columns from 0.
@@ -20,8 +21,8 @@ pub enum LibyamlDifference {
     Comment(usize, usize),
 }
 
-/// The place that a syntax error is about, if libyaml accepts it.
-pub fn accepted(error: &ScanError) -> Option<LibyamlDifference> {
+/// The place of a syntax error, if libyaml accepts it.
+pub fn difference(error: &ScanError) -> Option<LibyamlDifference> {
     let (line, column) = (error.marker().line(), error.marker().col());
     match error.info() {
         "invalid indentation" | "invalid indentation in flow construct" => Some(LibyamlDifference::Flow(line)),
@@ -37,12 +38,12 @@ pub fn repaired(text: &str, place: LibyamlDifference) -> Option<String> {
     match place {
         LibyamlDifference::Flow(line) => {
             let start = offset(text, line, 0);
-            deepened(text, start, end_of_flow(text, start))
+            indented(text, start, end_of_flow(text, start))
         }
         LibyamlDifference::Quoted(line, column) => {
             let start = offset(text, line, column);
             let next = text[start..].find('\n').map_or(text.len(), |at| start + at + 1);
-            deepened(text, next, end_of_quoted(text, start).max(next))
+            indented(text, next, end_of_quoted(text, start).max(next))
         }
         LibyamlDifference::Tabs(line, column) => {
             let end = offset(text, line, column);
@@ -57,7 +58,7 @@ pub fn repaired(text: &str, place: LibyamlDifference) -> Option<String> {
 }
 
 /// Indents the lines between two offsets. `None`: there are no lines, or they are already indented.
-fn deepened(text: &str, from: usize, to: usize) -> Option<String> {
+fn indented(text: &str, from: usize, to: usize) -> Option<String> {
     let padding = " ".repeat(ADDED_INDENTATION);
     let lines = &text[from..to];
     if lines.is_empty() || lines.starts_with(&padding) {
@@ -143,7 +144,7 @@ pub fn unfinished_line(text: &str) -> Option<(u32, &str)> {
 }
 
 /// A block scalar that ends in the line `end`, without the line break that the parser adds after an unfinished line.
-pub fn as_written<'t>(scalar: &'t str, end: u32, unfinished: Option<(u32, &str)>) -> &'t str {
+pub fn without_added_line_break<'t>(scalar: &'t str, end: u32, unfinished: Option<(u32, &str)>) -> &'t str {
     match (scalar.strip_suffix('\n'), unfinished) {
         (Some(shorter), Some((number, line))) if end >= number && shorter.ends_with(line) => shorter,
         _ => scalar,

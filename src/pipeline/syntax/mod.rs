@@ -12,7 +12,7 @@ mod scalar;
 mod size;
 
 pub use budget::{Budget, Size};
-pub use node::{Mapping, MappingEntry, Node, Origin, Value};
+pub use node::{Mapping, MappingEntry, Node, Origin, YamlValue};
 pub use parse::{MAX_DEPTH, SyntaxError, parse};
 pub use print::print;
 pub use size::{TreeExtent, extent, written_size};

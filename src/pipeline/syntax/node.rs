@@ -19,13 +19,13 @@ pub struct Origin {
 /// A value with its position.
 #[derive(Clone, Debug)]
 pub struct Node {
-    pub value: Value,
+    pub value: YamlValue,
     pub at: Origin,
 }
 
 /// A value of YAML 1.1.
 #[derive(Clone, Debug)]
-pub enum Value {
+pub enum YamlValue {
     /// Nothing, `~`, `null`.
     Null,
     /// A boolean, including `yes`, `no`, `on`, `off`.
@@ -65,7 +65,7 @@ impl PartialEq for MappingEntry {
     }
 }
 
-impl PartialEq for Value {
+impl PartialEq for YamlValue {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Null, Self::Null) => true,
@@ -82,19 +82,19 @@ impl PartialEq for Value {
 
 impl Node {
     pub fn null_at(at: Origin) -> Self {
-        Self { value: Value::Null, at }
+        Self { value: YamlValue::Null, at }
     }
 
     pub fn text_at(text: impl Into<Arc<str>>, at: Origin) -> Self {
-        Self { value: Value::Text(text.into()), at }
+        Self { value: YamlValue::Text(text.into()), at }
     }
 
     pub fn list_at(items: Vec<Node>, at: Origin) -> Self {
-        Self { value: Value::List(Arc::new(items)), at }
+        Self { value: YamlValue::List(Arc::new(items)), at }
     }
 
     pub fn mapping_at(mapping: Mapping, at: Origin) -> Self {
-        Self { value: Value::Mapping(Arc::new(mapping)), at }
+        Self { value: YamlValue::Mapping(Arc::new(mapping)), at }
     }
 
     /// A mapping with one entry, at the position of its value.
@@ -104,33 +104,33 @@ impl Node {
     }
 
     pub fn is_null(&self) -> bool {
-        matches!(self.value, Value::Null)
+        matches!(self.value, YamlValue::Null)
     }
 
     pub fn text(&self) -> Option<&Arc<str>> {
         match &self.value {
-            Value::Text(text) => Some(text),
+            YamlValue::Text(text) => Some(text),
             _ => None,
         }
     }
 
     pub fn boolean(&self) -> Option<bool> {
         match self.value {
-            Value::Bool(value) => Some(value),
+            YamlValue::Bool(value) => Some(value),
             _ => None,
         }
     }
 
     pub fn integer(&self) -> Option<i64> {
         match self.value {
-            Value::Integer(value) => Some(value),
+            YamlValue::Integer(value) => Some(value),
             _ => None,
         }
     }
 
     pub fn list(&self) -> Option<&[Node]> {
         match &self.value {
-            Value::List(items) => Some(items),
+            YamlValue::List(items) => Some(items),
             _ => None,
         }
     }
@@ -138,14 +138,14 @@ impl Node {
     /// The items of a list, or the path of a reference.
     pub(super) fn list_or_path(&self) -> &[Node] {
         match &self.value {
-            Value::List(items) | Value::Reference(items) => items,
+            YamlValue::List(items) | YamlValue::Reference(items) => items,
             _ => &[],
         }
     }
 
     pub fn mapping(&self) -> Option<&Arc<Mapping>> {
         match &self.value {
-            Value::Mapping(mapping) => Some(mapping),
+            YamlValue::Mapping(mapping) => Some(mapping),
             _ => None,
         }
     }
@@ -158,25 +158,25 @@ impl Node {
     /// A scalar as the text that Ruby prints for it; null is empty. `None` for lists and mappings.
     pub fn printed(&self) -> Option<Arc<str>> {
         Some(match &self.value {
-            Value::Null => "".into(),
-            Value::Bool(value) => if *value { "true" } else { "false" }.into(),
-            Value::Integer(value) => value.to_string().into(),
-            Value::Float(value) => scalar::print_float(*value).into(),
-            Value::Text(text) => Arc::clone(text),
-            Value::List(_) | Value::Mapping(_) | Value::Reference(_) => return None,
+            YamlValue::Null => "".into(),
+            YamlValue::Bool(value) => if *value { "true" } else { "false" }.into(),
+            YamlValue::Integer(value) => value.to_string().into(),
+            YamlValue::Float(value) => scalar::print_float(*value).into(),
+            YamlValue::Text(text) => Arc::clone(text),
+            YamlValue::List(_) | YamlValue::Mapping(_) | YamlValue::Reference(_) => return None,
         })
     }
 
     /// The type of the value, for messages.
     pub fn kind(&self) -> &'static str {
         match self.value {
-            Value::Null => "null",
-            Value::Bool(_) => "a boolean",
-            Value::Integer(_) | Value::Float(_) => "a number",
-            Value::Text(_) => "text",
-            Value::List(_) => "a list",
-            Value::Mapping(_) => "a mapping",
-            Value::Reference(_) => "a !reference",
+            YamlValue::Null => "null",
+            YamlValue::Bool(_) => "a boolean",
+            YamlValue::Integer(_) | YamlValue::Float(_) => "a number",
+            YamlValue::Text(_) => "text",
+            YamlValue::List(_) => "a list",
+            YamlValue::Mapping(_) => "a mapping",
+            YamlValue::Reference(_) => "a !reference",
         }
     }
 
@@ -188,14 +188,16 @@ impl Node {
 impl Serialize for Node {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match &self.value {
-            Value::Null => serializer.serialize_unit(),
-            Value::Bool(value) => serializer.serialize_bool(*value),
-            Value::Integer(value) => serializer.serialize_i64(*value),
-            Value::Float(value) if value.is_finite() => serializer.serialize_f64(*value),
-            Value::Float(value) => serializer.serialize_str(&scalar::print_float(*value)),
-            Value::Text(text) => serializer.serialize_str(text),
-            Value::List(items) | Value::Reference(items) => serializer.collect_seq(items.iter()),
-            Value::Mapping(mapping) => serializer.collect_map(mapping.iter().map(|(key, entry)| (&**key, &entry.node))),
+            YamlValue::Null => serializer.serialize_unit(),
+            YamlValue::Bool(value) => serializer.serialize_bool(*value),
+            YamlValue::Integer(value) => serializer.serialize_i64(*value),
+            YamlValue::Float(value) if value.is_finite() => serializer.serialize_f64(*value),
+            YamlValue::Float(value) => serializer.serialize_str(&scalar::print_float(*value)),
+            YamlValue::Text(text) => serializer.serialize_str(text),
+            YamlValue::List(items) | YamlValue::Reference(items) => serializer.collect_seq(items.iter()),
+            YamlValue::Mapping(mapping) => {
+                serializer.collect_map(mapping.iter().map(|(key, entry)| (&**key, &entry.node)))
+            }
         }
     }
 }

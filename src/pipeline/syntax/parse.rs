@@ -8,7 +8,7 @@ use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, StrInput, Tag};
 
 use super::budget::{Budget, Size};
 use super::libyaml::{self, LibyamlDifference};
-use super::{Mapping, MappingEntry, Node, Origin, Value, scalar};
+use super::{Mapping, MappingEntry, Node, Origin, YamlValue, scalar};
 use crate::pipeline::hash::Set;
 
 /// How deeply mappings and lists may nest, as on GitLab.
@@ -32,7 +32,7 @@ pub struct YamlDocument {
     pub duplicates: Vec<(Origin, String)>,
 }
 
-/// A text is not repaired again after this number of bytes has been parsed, all attempts together.
+/// The number of bytes after which a text is not repaired again; the bytes of all attempts to parse it count.
 const MAX_REPAIRED_BYTES: usize = 16 << 20;
 
 /// Parses the first document of `text`; an empty text gives null. `line_of` converts a line of the text to a line of
@@ -43,9 +43,9 @@ pub fn parse(
     line_of: &dyn Fn(u32) -> u32,
     budget: &mut Budget,
 ) -> Result<YamlDocument, SyntaxError> {
-    // The parser takes blanks at the end for another line of a block scalar.
+    // Without this, the parser would read blanks at the end as another line of a block scalar.
     let mut text = Cow::Borrowed(text.trim_end_matches([' ', '\t']));
-    let mut work = 0;
+    let mut parsed_bytes = 0;
     loop {
         let mut left = budget.clone();
         let refusal = match parse_once(&text, file, line_of, &mut left) {
@@ -55,9 +55,11 @@ pub fn parse(
             }
             Err(refusal) => refusal,
         };
-        work += text.len();
-        let repaired =
-            refusal.accepted.filter(|_| work <= MAX_REPAIRED_BYTES).and_then(|place| libyaml::repaired(&text, place));
+        parsed_bytes += text.len();
+        let repaired = refusal
+            .difference
+            .filter(|_| parsed_bytes <= MAX_REPAIRED_BYTES)
+            .and_then(|place| libyaml::repaired(&text, place));
         match repaired {
             Some(repaired) => text = Cow::Owned(repaired),
             None => return Err(refusal.error),
@@ -65,10 +67,10 @@ pub fn parse(
     }
 }
 
-/// A syntax error, and its place if libyaml accepts it.
+/// A syntax error, and its place if libyaml accepts the text there.
 struct Refusal {
     error: SyntaxError,
-    accepted: Option<LibyamlDifference>,
+    difference: Option<LibyamlDifference>,
 }
 
 fn parse_once(
@@ -86,11 +88,11 @@ fn parse_once(
         anchors: HashMap::new(),
         names: Set::default(),
         duplicates: vec![],
-        accepted: None,
+        difference: None,
         unfinished: libyaml::unfinished_line(text),
         end: 0,
     };
-    let mut root = Node { value: Value::Null, at: Origin { file, line: line_of(1) } };
+    let mut root = Node { value: YamlValue::Null, at: Origin { file, line: line_of(1) } };
     loop {
         let content = builder.next().and_then(|(event, line)| match event {
             Event::Nothing | Event::StreamStart | Event::DocumentStart(_) => Ok(false),
@@ -103,7 +105,7 @@ fn parse_once(
         match content {
             Ok(false) => {}
             Ok(true) => return Ok(YamlDocument { root, duplicates: builder.duplicates }),
-            Err(error) => return Err(Refusal { error, accepted: builder.accepted }),
+            Err(error) => return Err(Refusal { error, difference: builder.difference }),
         }
     }
 }
@@ -121,8 +123,8 @@ struct Builder<'a, 'b> {
     /// Keys below the top level. Jobs repeat the same keys, so each key is stored only once.
     names: Set<Arc<str>>,
     duplicates: Vec<(Origin, String)>,
-    /// The place of the error, if libyaml accepts it.
-    accepted: Option<LibyamlDifference>,
+    /// The place of the syntax error, if libyaml accepts the text there.
+    difference: Option<LibyamlDifference>,
     /// The number and the text of the last line, if no line break follows it.
     unfinished: Option<(u32, &'a str)>,
     /// The line in which the current event ends.
@@ -139,7 +141,7 @@ impl<'a> Builder<'a, '_> {
     }
 
     fn scan_error(&mut self, error: &ScanError) -> SyntaxError {
-        self.accepted = libyaml::accepted(error);
+        self.difference = libyaml::difference(error);
         SyntaxError { line: (self.line_of)(line(error.marker().line())), message: error.info().to_owned() }
     }
 
@@ -162,10 +164,13 @@ impl<'a> Builder<'a, '_> {
                 self.spend(size, line)?;
                 if tag.as_ref().is_some_and(|tag| is_reference(tag)) {
                     // A reference without a path, which is refused when references are resolved.
-                    (anchor, Value::Reference(Arc::default()))
+                    (anchor, YamlValue::Reference(Arc::default()))
                 } else {
-                    let text =
-                        if is_block(style) { libyaml::as_written(&text, self.end, self.unfinished) } else { &text };
+                    let text = if is_block(style) {
+                        libyaml::without_added_line_break(&text, self.end, self.unfinished)
+                    } else {
+                        &text
+                    };
                     (anchor, scalar_value(text, style, tag.as_deref()))
                 }
             }
@@ -173,11 +178,11 @@ impl<'a> Builder<'a, '_> {
                 self.spend(size, line)?;
                 let items = Arc::new(self.list(depth, &mut size)?);
                 let reference = tag.is_some_and(|tag| is_reference(&tag));
-                (anchor, if reference { Value::Reference(items) } else { Value::List(items) })
+                (anchor, if reference { YamlValue::Reference(items) } else { YamlValue::List(items) })
             }
             Event::MappingStart(anchor, _) => {
                 self.spend(size, line)?;
-                (anchor, Value::Mapping(Arc::new(self.mapping(depth, &mut size)?)))
+                (anchor, YamlValue::Mapping(Arc::new(self.mapping(depth, &mut size)?)))
             }
             other => return self.error(line, format!("unexpected {other:?}")),
         };
@@ -195,8 +200,8 @@ impl<'a> Builder<'a, '_> {
             if event == Event::SequenceEnd {
                 return Ok(items);
             }
-            let (item, its_size) = self.node(event, line, depth + 1)?;
-            size.add(its_size);
+            let (item, item_size) = self.node(event, line, depth + 1)?;
+            size.add(item_size);
             items.push(item);
         }
     }
@@ -272,8 +277,8 @@ impl<'a> Builder<'a, '_> {
         merged: &mut HashSet<Arc<str>>,
     ) -> Result<(), SyntaxError> {
         let sources: Vec<&Node> = match &node.value {
-            Value::Mapping(_) => vec![node],
-            Value::List(items) => items.iter().rev().collect(),
+            YamlValue::Mapping(_) => vec![node],
+            YamlValue::List(items) => items.iter().rev().collect(),
             _ => vec![node],
         };
         for source in sources {
@@ -313,15 +318,15 @@ fn is_block(style: ScalarStyle) -> bool {
     matches!(style, ScalarStyle::Literal | ScalarStyle::Folded)
 }
 
-fn scalar_value(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Value {
+fn scalar_value(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> YamlValue {
     let core = tag.filter(|tag| tag.is_yaml_core_schema()).map(|tag| tag.suffix.as_str());
     match core {
-        Some("str") => Value::Text(text.into()),
+        Some("str") => YamlValue::Text(text.into()),
         Some(_) => scalar::typed(text),
         None if style == ScalarStyle::Plain && tag.is_none_or(|tag| tag.suffix.is_empty() || tag.handle == "!") => {
             scalar::typed(text)
         }
-        None => Value::Text(text.into()),
+        None => YamlValue::Text(text.into()),
     }
 }
 
@@ -343,7 +348,7 @@ mod tests {
         let script = root.get("job").and_then(|job| job.get("script")).expect("the script");
         let item = &script.list().expect("a list")[0];
         assert_eq!(item.at.line, 3);
-        assert!(matches!(&item.value, Value::Reference(path) if path.len() == 2));
+        assert!(matches!(&item.value, YamlValue::Reference(path) if path.len() == 2));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Prints a tree as YAML, for previews. Parsing the output gives the same tree.
 
-use super::{Mapping, Node, Value, scalar, written_size};
+use super::{Mapping, Node, YamlValue, scalar, written_size};
 
 /// The size limit of the output, in bytes.
 const MAX_SIZE: usize = 64 << 20;
@@ -15,8 +15,8 @@ pub fn print(node: &Node) -> String {
     }
     let mut out = String::new();
     match &node.value {
-        Value::Mapping(mapping) if !mapping.is_empty() => block_mapping(mapping, 0, &mut out),
-        Value::List(items) if !items.is_empty() => block_list(items, 0, &mut out),
+        YamlValue::Mapping(mapping) if !mapping.is_empty() => block_mapping(mapping, 0, &mut out),
+        YamlValue::List(items) if !items.is_empty() => block_list(items, 0, &mut out),
         _ => {
             inline(node, 0, &mut out);
             out.push('\n');
@@ -36,11 +36,11 @@ fn block_mapping(mapping: &Mapping, indent: usize, out: &mut String) {
 
 fn after_key(node: &Node, indent: usize, out: &mut String) {
     match &node.value {
-        Value::Mapping(mapping) if !mapping.is_empty() => {
+        YamlValue::Mapping(mapping) if !mapping.is_empty() => {
             out.push('\n');
             block_mapping(mapping, indent + 2, out);
         }
-        Value::List(items) if !items.is_empty() => {
+        YamlValue::List(items) if !items.is_empty() => {
             out.push('\n');
             block_list(items, indent, out);
         }
@@ -57,14 +57,14 @@ fn block_list(items: &[Node], indent: usize, out: &mut String) {
         out.extend(std::iter::repeat_n(' ', indent));
         out.push('-');
         match &item.value {
-            Value::Mapping(mapping) if !mapping.is_empty() => {
+            YamlValue::Mapping(mapping) if !mapping.is_empty() => {
                 // The first key is on the line of the dash.
                 let mut inner = String::new();
                 block_mapping(mapping, indent + 2, &mut inner);
                 out.push(' ');
                 out.push_str(&inner[indent + 2..]);
             }
-            Value::List(items) if !items.is_empty() => {
+            YamlValue::List(items) if !items.is_empty() => {
                 out.push('\n');
                 block_list(items, indent + 2, out);
             }
@@ -79,17 +79,17 @@ fn block_list(items: &[Node], indent: usize, out: &mut String) {
 
 fn inline(node: &Node, indent: usize, out: &mut String) {
     match &node.value {
-        Value::Null => out.push_str("null"),
-        Value::Text(value) => text(value, Some(indent), out),
-        Value::List(items) if items.is_empty() => out.push_str("[]"),
-        Value::Mapping(mapping) if mapping.is_empty() => out.push_str("{}"),
-        Value::List(items) => flow_list(items, out),
-        Value::Reference(items) => {
+        YamlValue::Null => out.push_str("null"),
+        YamlValue::Text(value) => text(value, Some(indent), out),
+        YamlValue::List(items) if items.is_empty() => out.push_str("[]"),
+        YamlValue::Mapping(mapping) if mapping.is_empty() => out.push_str("{}"),
+        YamlValue::List(items) => flow_list(items, out),
+        YamlValue::Reference(items) => {
             out.push_str("!reference ");
             flow_list(items, out);
         }
-        Value::Mapping(_) => out.push_str(&node.to_json().to_string()),
-        Value::Float(value) if !value.is_finite() => {
+        YamlValue::Mapping(_) => out.push_str(&node.to_json().to_string()),
+        YamlValue::Float(value) if !value.is_finite() => {
             out.push_str(if value.is_nan() {
                 ".nan"
             } else if *value > 0.0 {
@@ -98,7 +98,9 @@ fn inline(node: &Node, indent: usize, out: &mut String) {
                 "-.inf"
             });
         }
-        Value::Bool(_) | Value::Integer(_) | Value::Float(_) => out.push_str(&node.printed().unwrap_or_default()),
+        YamlValue::Bool(_) | YamlValue::Integer(_) | YamlValue::Float(_) => {
+            out.push_str(&node.printed().unwrap_or_default())
+        }
     }
 }
 
@@ -109,7 +111,7 @@ fn flow_list(items: &[Node], out: &mut String) {
             out.push_str(", ");
         }
         match &item.value {
-            Value::Text(value) => text(value, None, out),
+            YamlValue::Text(value) => text(value, None, out),
             _ => inline(item, 0, out),
         }
     }
@@ -145,7 +147,7 @@ fn is_plain(value: &str) -> bool {
         && value.chars().all(safe)
         && value != "<<"
         && !value.contains(',')
-        && matches!(scalar::typed(value), Value::Text(_))
+        && matches!(scalar::typed(value), YamlValue::Text(_))
 }
 
 fn is_block(value: &str) -> bool {

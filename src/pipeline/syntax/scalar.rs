@@ -1,35 +1,35 @@
 //! Types plain scalars by the rules of Ruby's YAML parser, which is close to YAML 1.1.
 
-use super::Value;
+use super::YamlValue;
 
 /// The value of a plain (unquoted) scalar.
-pub fn typed(text: &str) -> Value {
-    special(text).unwrap_or_else(|| Value::Text(text.into()))
+pub fn typed(text: &str) -> YamlValue {
+    special(text).unwrap_or_else(|| YamlValue::Text(text.into()))
 }
 
 /// The value of a plain scalar that is not text.
-pub fn special(text: &str) -> Option<Value> {
+pub fn special(text: &str) -> Option<YamlValue> {
     match text.as_bytes().first() {
-        None => Some(Value::Null),
+        None => Some(YamlValue::Null),
         Some(b'0'..=b'9' | b'-' | b'+' | b'.') => special_float(text).or_else(|| integer(text)).or_else(|| float(text)),
         Some(_) => word(text),
     }
 }
 
-fn word(text: &str) -> Option<Value> {
+fn word(text: &str) -> Option<YamlValue> {
     let is = |words: &[&str]| text.len() <= 5 && words.iter().any(|word| word.eq_ignore_ascii_case(text));
     if text == "~" || is(&["null"]) {
-        Some(Value::Null)
+        Some(YamlValue::Null)
     } else if is(&["yes", "true", "on"]) {
-        Some(Value::Bool(true))
+        Some(YamlValue::Bool(true))
     } else if is(&["no", "false", "off"]) {
-        Some(Value::Bool(false))
+        Some(YamlValue::Bool(false))
     } else {
         None
     }
 }
 
-fn special_float(text: &str) -> Option<Value> {
+fn special_float(text: &str) -> Option<YamlValue> {
     let is = |word: &str| word.eq_ignore_ascii_case(text);
     let value = if is(".inf") || is("+.inf") {
         f64::INFINITY
@@ -40,11 +40,11 @@ fn special_float(text: &str) -> Option<Value> {
     } else {
         return None;
     };
-    Some(Value::Float(value))
+    Some(YamlValue::Float(value))
 }
 
 /// Decimal, `0x1f`, `0b101`, octal `017`, sexagesimal `1:30`, with `_` and `,` between digits.
-fn integer(text: &str) -> Option<Value> {
+fn integer(text: &str) -> Option<YamlValue> {
     let (negative, digits) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
         None => (false, text.strip_prefix('+').unwrap_or(text)),
@@ -53,7 +53,7 @@ fn integer(text: &str) -> Option<Value> {
         return None;
     }
     if digits.contains(':') {
-        return sexagesimal(digits).map(|number| Value::Integer(if negative { -number } else { number }));
+        return sexagesimal(digits).map(|number| YamlValue::Integer(if negative { -number } else { number }));
     }
     let (radix, rest) = if let Some(rest) = digits.strip_prefix("0x").or(digits.strip_prefix("0X")) {
         (16, rest)
@@ -74,9 +74,9 @@ fn integer(text: &str) -> Option<Value> {
     }
     let digits: String = rest.chars().filter(|c| !separator(*c)).collect();
     Some(match i64::from_str_radix(&digits, radix) {
-        Ok(number) => Value::Integer(if negative { -number } else { number }),
+        Ok(number) => YamlValue::Integer(if negative { -number } else { number }),
         // Ruby has integers of any size; a larger one stays text, without separators.
-        Err(_) => Value::Text(text.replace(separator, "").into()),
+        Err(_) => YamlValue::Text(text.replace(separator, "").into()),
     })
 }
 
@@ -100,7 +100,7 @@ fn sexagesimal(digits: &str) -> Option<i64> {
 }
 
 /// A number with a decimal point; `1e3` without one is text.
-fn float(text: &str) -> Option<Value> {
+fn float(text: &str) -> Option<YamlValue> {
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
     let (whole, rest) = unsigned.split_once('.')?;
     let (fraction, exponent) = match rest.find(['e', 'E']) {
@@ -116,7 +116,7 @@ fn float(text: &str) -> Option<Value> {
     if !valid_whole || !digits(fraction) || !valid_exponent || (whole.is_empty() && fraction.is_empty()) {
         return None;
     }
-    text.replace(['_', ','], "").parse().ok().map(Value::Float)
+    text.replace(['_', ','], "").parse().ok().map(YamlValue::Float)
 }
 
 /// A float as Ruby prints it.

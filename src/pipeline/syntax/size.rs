@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::budget::Size;
-use super::{Node, Value};
+use super::{Node, YamlValue};
 
 /// How large and how deep a tree is.
 #[derive(Clone, Copy, Default)]
@@ -22,22 +22,22 @@ pub fn extent(node: &Node) -> TreeExtent {
 
 /// An estimate of the length of a tree as text.
 pub fn written_size(node: &Node) -> usize {
-    // For each value itself and its separator.
-    const OWN: usize = 8;
+    // The average length of quotes, separators and indentation of a value.
+    const OVERHEAD: usize = 8;
     let size = extent(node).size;
-    size.nodes.saturating_mul(OWN).saturating_add(size.bytes)
+    size.nodes.saturating_mul(OVERHEAD).saturating_add(size.bytes)
 }
 
 fn measure(node: &Node, measured: &mut HashMap<usize, TreeExtent>) -> TreeExtent {
     let mut extent = TreeExtent { size: Size { nodes: 1, bytes: 0 }, depth: 0 };
     let (key, children) = match &node.value {
-        Value::Text(text) => {
+        YamlValue::Text(text) => {
             extent.size.bytes = text.len();
             return extent;
         }
-        Value::List(items) | Value::Reference(items) => (Arc::as_ptr(items).addr(), items.len()),
-        Value::Mapping(mapping) => (Arc::as_ptr(mapping).addr(), mapping.len()),
-        Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) => return extent,
+        YamlValue::List(items) | YamlValue::Reference(items) => (Arc::as_ptr(items).addr(), items.len()),
+        YamlValue::Mapping(mapping) => (Arc::as_ptr(mapping).addr(), mapping.len()),
+        YamlValue::Null | YamlValue::Bool(_) | YamlValue::Integer(_) | YamlValue::Float(_) => return extent,
     };
     if children == 0 {
         return extent;
@@ -51,7 +51,7 @@ fn measure(node: &Node, measured: &mut HashMap<usize, TreeExtent>) -> TreeExtent
         extent.depth = extent.depth.max(child.depth + 1);
     };
     match &node.value {
-        Value::Mapping(mapping) => mapping.values().for_each(|entry| add(&entry.node)),
+        YamlValue::Mapping(mapping) => mapping.values().for_each(|entry| add(&entry.node)),
         _ => node.list_or_path().iter().for_each(&mut add),
     }
     for key in node.mapping().into_iter().flat_map(|mapping| mapping.keys()) {
@@ -73,7 +73,7 @@ mod tests {
         };
         assert_eq!(size("[x, x]"), 8 + 9 + 9);
         assert_eq!(size("[&a [x], *a]"), size("[[x], [x]]"));
-        let mut node = Node { value: Value::Text("x".into()), at: Origin::default() };
+        let mut node = Node { value: YamlValue::Text("x".into()), at: Origin::default() };
         for _ in 0..80 {
             node = Node::list_at(vec![node; 10], Origin::default());
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::repository::Repository;
-use crate::pipeline::listing::{Listing, errors};
+use crate::pipeline::listing::{Listing, problems_as_json};
 use crate::pipeline::problem::Problem;
 use crate::pipeline::request::{
     ComponentVersion, ConfigurationStart, GivenInput, GivenVariable, InputValue, MergeRequest, PipelineSource,
@@ -13,14 +13,14 @@ use crate::pipeline::request::{
 };
 use crate::pipeline::{JobRun, plan};
 
-fn copy(from: &Path, to: &Path) {
+fn copy_tree(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).expect("a directory") {
         let entry = entry.expect("an entry");
         let name = entry.file_name().to_string_lossy().replace("dot-gitignore", ".gitignore");
         let target = to.join(name);
         if entry.path().is_dir() {
             std::fs::create_dir_all(&target).expect("a directory");
-            copy(&entry.path(), &target);
+            copy_tree(&entry.path(), &target);
         } else {
             std::fs::copy(entry.path(), target).expect("copy the file");
         }
@@ -45,7 +45,7 @@ fn set_up(case: &Path, expect: &Value) -> Repository {
         let target = root.join(name.replace("dot-gitignore", ".gitignore"));
         if entry.path().is_dir() {
             std::fs::create_dir_all(&target).expect("a directory");
-            copy(&entry.path(), &target);
+            copy_tree(&entry.path(), &target);
         } else {
             std::fs::copy(entry.path(), target).expect("copy the file");
         }
@@ -58,7 +58,7 @@ fn set_up(case: &Path, expect: &Value) -> Repository {
     }
     for commit in git["commits"].as_array().into_iter().flatten() {
         if let Some(overlay) = commit["overlay"].as_str() {
-            copy(&case.join(overlay), &root);
+            copy_tree(&case.join(overlay), &root);
         }
         for path in commit["delete"].as_array().into_iter().flatten().filter_map(Value::as_str) {
             repository.git(&["rm", "-rq", path]);
@@ -70,10 +70,10 @@ fn set_up(case: &Path, expect: &Value) -> Repository {
         repository.git(&["tag", tag]);
     }
     if let Some(folder) = git["dirty"].as_str() {
-        copy(&case.join(folder), &root);
+        copy_tree(&case.join(folder), &root);
     }
     if let Some(folder) = git["untracked"].as_str() {
-        copy(&case.join(folder), &root);
+        copy_tree(&case.join(folder), &root);
     }
     for provided in expect["provides"].as_array().into_iter().flatten() {
         provide(case, provided, &mut repository);
@@ -120,7 +120,7 @@ fn entries(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
     value.as_object().into_iter().flatten()
 }
 
-fn answer(case: &Path, expect: &Value) -> Result<Value, Vec<Problem>> {
+fn plan_case(case: &Path, expect: &Value) -> Result<Value, Vec<Problem>> {
     let repository = set_up(case, expect);
     let pipeline = &expect["pipeline"];
     let default_branch = text(&expect["git"], "default_branch", "main");
@@ -159,7 +159,7 @@ fn differences(mode: &str, expected: &Value, answer: Result<Value, Vec<Problem>>
     match (mode, answer) {
         ("error", Ok(_)) => vec!["it was accepted".to_owned()],
         ("error", Err(problems)) => {
-            let json = errors(&problems);
+            let json = problems_as_json(&problems);
             let all: String = problems.iter().map(|problem| problem.message.to_lowercase() + "\n").collect();
             let mut wrong = Vec::new();
             if json["errors"][0]["class"] != expected["error"]["class"] {
@@ -175,7 +175,7 @@ fn differences(mode: &str, expected: &Value, answer: Result<Value, Vec<Problem>>
             }
             wrong
         }
-        (_, Err(problems)) => vec![format!("refused: {}", errors(&problems))],
+        (_, Err(problems)) => vec![format!("refused: {}", problems_as_json(&problems))],
         (_, Ok(answer)) => plan_differences(mode, expected, &answer),
     }
 }
@@ -258,7 +258,7 @@ fn plans_and_problems_are_the_same_as_on_gitlab() {
         let text = std::fs::read_to_string(case.join("expect.json")).expect("read the file");
         let expect: Value = serde_json::from_str(&text).expect("must be JSON");
         let mode = expect["mode"].as_str().unwrap_or_default().to_owned();
-        let wrong = differences(&mode, &expect["expect"], answer(&case, &expect));
+        let wrong = differences(&mode, &expect["expect"], plan_case(&case, &expect));
         let count = counts.entry(mode).or_insert((0, 0));
         count.1 += 1;
         if wrong.is_empty() {

@@ -71,7 +71,7 @@ fn problems_have_the_right_class() {
 fn reports_all_problems_and_each_cause_once() {
     let text = "default: {retry: 7}\na: {script: x, stage: nowhere}\nb: {script: x, needs: [a, ghost]}\nc: {extends: .gone, script: x}\nd: {script: x, needs: [c], colour: red}\n";
     let problems = refused(&[(".gitlab-ci.yml", text)]);
-    let told: Vec<(Class, usize)> = problems.iter().map(|problem| (problem.class, problem.line)).collect();
+    let reported: Vec<(Class, usize)> = problems.iter().map(|problem| (problem.class, problem.line)).collect();
     let expected = [
         (Class::ExtendsUnknown, 4),
         (Class::RetryRange, 1),
@@ -79,7 +79,7 @@ fn reports_all_problems_and_each_cause_once() {
         (Class::UnknownKeyword, 5),
         (Class::NeedsUnknown, 3),
     ];
-    assert_eq!(told, expected, "{problems:?}");
+    assert_eq!(reported, expected, "{problems:?}");
     assert!(problems[4].message.contains("ghost") && problems[4].job.as_deref() == Some("b"));
 }
 

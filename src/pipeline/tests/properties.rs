@@ -11,19 +11,19 @@ use crate::pipeline::{JobRun, plan};
 use crate::sys::counted::measure;
 
 /// The memory that planning may hold.
-const BYTES_MOST: usize = 50_000_000;
+const MAX_BYTES: usize = 50_000_000;
 /// The number of allocations that planning may make. A release build makes more than 10 of them in a microsecond,
 /// together with the work between them, so that this is a bound of 100 ms.
-const ALLOCATIONS_MOST: usize = 1_000_000;
+const MAX_ALLOCATIONS: usize = 1_000_000;
 
 /// Plans and lists a configuration, and checks that this stays within the limits.
-fn answer_within_limits(text: &[u8]) -> Result<String, Vec<Problem>> {
-    let (answer, used) = measure(|| answer(text));
-    assert!(used.bytes <= BYTES_MOST && used.allocations <= ALLOCATIONS_MOST, "{used:?} for {text:?}");
-    answer
+fn plan_within_limits(text: &[u8]) -> Result<String, Vec<Problem>> {
+    let (outcome, used) = measure(|| plan_as_json(text));
+    assert!(used.bytes <= MAX_BYTES && used.allocations <= MAX_ALLOCATIONS, "{used:?} for {text:?}");
+    outcome
 }
 
-fn answer(text: &[u8]) -> Result<String, Vec<Problem>> {
+fn plan_as_json(text: &[u8]) -> Result<String, Vec<Problem>> {
     let mut memory = Memory::new(&[("tpl.yml", "t: {script: x}\n"), ("ci/base.yml", ".b: {script: x}\n")]);
     memory.files.insert(".gitlab-ci.yml".to_owned(), text.to_vec());
     let plan = plan(&memory.request())?;
@@ -79,7 +79,7 @@ proptest! {
         let samples = samples();
         let mut text = sample.get(&samples).clone();
         mutations.iter().for_each(|mutation| apply(&mut text, mutation));
-        let first = answer_within_limits(&text);
+        let first = plan_within_limits(&text);
         if let Err(problems) = &first {
             prop_assert!(!problems.is_empty());
             for problem in problems {
@@ -88,12 +88,12 @@ proptest! {
                 prop_assert!(!problem.message.is_empty());
             }
         }
-        prop_assert_eq!(first, answer(&text));
+        prop_assert_eq!(first, plan_as_json(&text));
     }
 }
 
-fn class(text: &str) -> Option<Class> {
-    answer(text.as_bytes()).err().map(|problems| problems[0].class)
+fn first_class(text: &str) -> Option<Class> {
+    plan_as_json(text.as_bytes()).err().map(|problems| problems[0].class)
 }
 
 #[test]
@@ -102,25 +102,28 @@ fn refuses_configurations_that_multiply() {
     let chain = |line: &dyn Fn(usize) -> String| (0..9).map(line).collect::<String>();
     let references = chain(&|n| format!(".c{n}: {{s: [{}]}}\n", list(&format!("!reference [.c{}, s]", n + 1))));
     let references = format!("{references}.c9: {{s: [x]}}\nj: {{script: [!reference [.c0, s]]}}\n");
-    assert_eq!(class(&references), Some(Class::TooBig));
+    assert_eq!(first_class(&references), Some(Class::TooBig));
     let keys: String = (0..8).map(|n| format!("K{n}: [{}], ", list("a"))).collect();
-    assert_eq!(class(&format!("j: {{script: x, parallel: {{matrix: [{{{keys}}}]}}}}\n")), Some(Class::MatrixTooBig));
+    assert_eq!(
+        first_class(&format!("j: {{script: x, parallel: {{matrix: [{{{keys}}}]}}}}\n")),
+        Some(Class::MatrixTooBig)
+    );
     let doubling: String = (0..60).map(|n| format!("V{n}: '$V{0}$V{0}', ", n + 1)).collect();
     let text = format!("variables: {{{doubling} V60: xxxxxxxx}}\nj: {{script: x}}\n");
-    assert_eq!(class(&text), Some(Class::TooBig));
+    assert_eq!(first_class(&text), Some(Class::TooBig));
     let rule = |n: usize| format!("  - if: $X =~ /(a|b|c){{1,900}}x{n}/\n");
     let rules = (0..100).map(rule).collect::<String>();
-    let problems = answer(format!("j:\n  script: x\n  rules:\n{rules}").as_bytes()).expect_err("must be refused");
+    let problems = plan_as_json(format!("j:\n  script: x\n  rules:\n{rules}").as_bytes()).expect_err("must be refused");
     assert_eq!((problems[0].class, problems.len()), (Class::IfSyntax, 1));
     let aliases = format!("a: &a '{}'\nj: {{script: [{}]}}\n", "x".repeat(1 << 20), vec!["*a"; 3000].join(", "));
-    assert_eq!(class(&aliases), Some(Class::YamlSyntax));
+    assert_eq!(first_class(&aliases), Some(Class::YamlSyntax));
 }
 
 #[test]
 fn entries_from_a_merge_key_have_a_position() {
-    let problems = answer(b".a: &a\n  scirpt: x\nj: {<<: *a}\n").expect_err("must be refused");
+    let problems = plan_as_json(b".a: &a\n  scirpt: x\nj: {<<: *a}\n").expect_err("must be refused");
     assert_eq!((problems[0].class, problems[0].line, problems.len()), (Class::UnknownKeyword, 2, 1), "{problems:?}");
-    let problems = answer(b"<<: {.a: x}\n").expect_err("must be refused");
+    let problems = plan_as_json(b"<<: {.a: x}\n").expect_err("must be refused");
     assert_eq!((problems[0].class, problems[0].line), (Class::NoVisibleJob, 1));
 }
 
@@ -128,7 +131,7 @@ fn entries_from_a_merge_key_have_a_position() {
 fn plans_large_files() {
     let keys: String = (0..90_000).map(|n| format!("K{n}: v\n  ")).collect();
     let text = format!("variables:\n  {keys}\nj: {{script: x}}\n");
-    assert!(answer(text.as_bytes()).is_ok());
+    assert!(plan_as_json(text.as_bytes()).is_ok());
     let jobs: String = (0..10_000).map(|n| format!("j{n}: {{script: [echo {n}], needs: []}}\n")).collect();
     let memory = Memory::new(&[(".gitlab-ci.yml", &jobs)]);
     assert_eq!(plan(&memory.request()).expect("the pipeline must be valid").jobs.len(), 10_000);
@@ -154,7 +157,7 @@ fn mutations_that_multiply_stay_within_the_limits() {
         format!("j: {{script: x, rules: [{{if: '{}'}}]}}\n", "(".repeat(20_000)),
         format!("j: {{script: 'x', rules: [{{changes: ['{}']}}]}}\n", "{a,".repeat(3000)),
     ] {
-        if let Err(problems) = answer_within_limits(text.as_bytes()) {
+        if let Err(problems) = plan_within_limits(text.as_bytes()) {
             assert!(problems.iter().all(|problem| problem.line > 0), "{problems:?}");
         }
     }

@@ -1,6 +1,5 @@
 //! A real git repository as the source of facts and files.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,20 +15,12 @@ pub struct Repository {
     pub remotes: HashMap<String, Vec<u8>>,
     /// Components by project and reference.
     pub components: HashMap<(String, String), (ComponentVersion, PathBuf)>,
-    /// The requests that were made.
-    pub asked: RefCell<Vec<String>>,
 }
 
 impl Repository {
     pub fn new(branch: &str) -> Self {
         let root = tempfile::tempdir().expect("a directory");
-        let repository = Self {
-            root,
-            projects: HashMap::new(),
-            remotes: HashMap::new(),
-            components: HashMap::new(),
-            asked: RefCell::default(),
-        };
+        let repository = Self { root, projects: HashMap::new(), remotes: HashMap::new(), components: HashMap::new() };
         repository.git(&["init", "-q", "-b", branch]);
         for (key, value) in [("user.name", "Dev"), ("user.email", "dev@example.test"), ("commit.gpgsign", "false")] {
             repository.git(&["config", key, value]);
@@ -93,7 +84,6 @@ fn walk(directory: &Path, prefix: &str, out: &mut Vec<String>) {
 
 impl Sources for Repository {
     fn read(&self, tree: &SourceTree, path: &str) -> Result<Vec<u8>, SourceError> {
-        self.asked.borrow_mut().push(path.to_owned());
         std::fs::read(self.directory(tree).join(path)).map_err(|error| SourceError::Missing(error.to_string()))
     }
 
