@@ -17,14 +17,16 @@ const WATCHER_STACK: usize = 256 << 10;
 /// How often the log line is repeated.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(600);
 
-/// The failing proxies of this process.
-static FAILING: Mutex<BTreeMap<String, Failing>> = Mutex::new(BTreeMap::new());
+/// The proxies that this process has used.
+static PROXIES: Mutex<BTreeMap<String, ProxyHealth>> = Mutex::new(BTreeMap::new());
 /// Wakes the threads that wait for a log line to be due when a proxy works again.
 static RECOVERED: Condvar = Condvar::new();
 
 #[derive(Default)]
-struct Failing {
-    /// When the first request failed since the last success; `None` after a success.
+struct ProxyHealth {
+    /// When a request last succeeded.
+    succeeded: Option<Instant>,
+    /// Since when requests have failed; `None` after a success.
     since: Option<Instant>,
     logged: Option<Instant>,
     /// Why the last request failed.
@@ -33,7 +35,18 @@ struct Failing {
     is_watched: bool,
 }
 
-impl Failing {
+impl ProxyHealth {
+    fn record_success(&mut self, now: Instant) {
+        (self.succeeded, self.since, self.logged) = (Some(now), None, None);
+    }
+
+    /// Records a failed request, which may have begun before the last success.
+    fn record_failure(&mut self, began: Instant, error: &str) {
+        let succeeded = self.succeeded.unwrap_or(began);
+        self.since.get_or_insert(began.max(succeeded));
+        error.clone_into(&mut self.error);
+    }
+
     /// Whether a log line is due.
     fn is_due(&self, now: Instant) -> bool {
         self.since.is_some_and(|since| now.saturating_duration_since(since) >= LOGGED_AFTER)
@@ -57,18 +70,15 @@ impl Failing {
 /// Records the result of a request that began at `began`; `error` says why there was no response.
 pub fn record(route: &Route, began: Instant, error: Option<&str>) {
     let Some(proxy) = route.proxy() else { return };
-    let mut failing = sync::lock(&FAILING);
+    let mut proxies = sync::lock(&PROXIES);
     let origin = proxy.origin();
+    let entry = proxies.entry(origin.clone()).or_default();
     let Some(error) = error else {
-        if let Some(entry) = failing.get_mut(&origin) {
-            (entry.since, entry.logged) = (None, None);
-            RECOVERED.notify_all();
-        }
+        entry.record_success(Instant::now());
+        RECOVERED.notify_all();
         return;
     };
-    let entry = failing.entry(origin.clone()).or_default();
-    entry.since.get_or_insert(began);
-    error.clone_into(&mut entry.error);
+    entry.record_failure(began, error);
     entry.log_if_due(&origin, Instant::now());
     if !entry.is_watched && entry.logged.is_none() {
         // If the kernel refuses another thread, the next failed request logs the proxy.
@@ -79,15 +89,15 @@ pub fn record(route: &Route, began: Instant, error: Option<&str>) {
 /// Logs a proxy that still fails after [`LOGGED_AFTER`], even if the back-off delays the next request. Returns when
 /// the proxy works again.
 fn log_when_due(origin: &str) {
-    let mut failing = sync::lock(&FAILING);
-    while let Some(entry) = failing.get_mut(origin) {
+    let mut proxies = sync::lock(&PROXIES);
+    while let Some(entry) = proxies.get_mut(origin) {
         let left = entry.since.map(|since| LOGGED_AFTER.saturating_sub(since.elapsed()));
         let Some(left) = left.filter(|left| !left.is_zero()) else {
             entry.log_if_due(origin, Instant::now());
             entry.is_watched = false;
             return;
         };
-        failing = sync::wait_timeout(&RECOVERED, failing, left);
+        proxies = sync::wait_timeout(&RECOVERED, proxies, left);
     }
 }
 
@@ -117,12 +127,23 @@ mod tests {
     #[test]
     fn logs_after_half_a_minute_and_again_after_ten() {
         let since = Instant::now();
-        let mut failing = Failing { since: Some(since), ..Failing::default() };
+        let mut failing = ProxyHealth { since: Some(since), ..ProxyHealth::default() };
         assert!(!failing.is_due(since + Duration::from_secs(29)));
         let first = since + Duration::from_secs(30);
         assert!(failing.is_due(first));
         failing.logged = Some(first);
         assert!(!failing.is_due(first + Duration::from_secs(599)));
         assert!(failing.is_due(first + Duration::from_secs(600)));
+    }
+
+    #[test]
+    fn a_slow_request_that_fails_after_another_one_succeeded_does_not_count_as_an_outage() {
+        let began = Instant::now();
+        let succeeded = began + Duration::from_secs(60);
+        let mut proxy = ProxyHealth::default();
+        proxy.record_success(succeeded);
+        proxy.record_failure(began, "timeout");
+        assert!(!proxy.is_due(succeeded + Duration::from_secs(29)));
+        assert!(proxy.is_due(succeeded + Duration::from_secs(30)), "no request has succeeded since then");
     }
 }
