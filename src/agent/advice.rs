@@ -1,11 +1,11 @@
 //! Warnings about settings that are likely mistakes on this machine.
 
-use crate::config::leave::{Leave, LeaveStrategy};
+use crate::config::leave::{LeaveSettings, LeaveStrategy};
 use crate::config::lifetime::LifetimeBounds;
 use crate::instance::Instance;
 
 /// Returns a warning if the `leave` settings, with their defaults applied, are likely wrong for this machine.
-pub fn shutdown_warning(bounds: &LifetimeBounds, leave: &Leave, instance: &dyn Instance) -> Option<String> {
+pub fn shutdown_warning(bounds: &LifetimeBounds, leave: &LeaveSettings, instance: &dyn Instance) -> Option<String> {
     let bound = [
         ("max_builds", bounds.max_builds.is_some()),
         ("idle_timeout", !bounds.idle.is_empty()),

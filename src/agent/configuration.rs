@@ -91,36 +91,37 @@ impl Agent {
 
     /// Shows the configuration, its directories and its runners on the pages for monitoring.
     fn record_configuration(&self) {
-        let of_runners =
+        let job_directories =
             self.contexts.iter().flat_map(|context| [("builds", &context.builds), ("cache", &context.caches)]);
-        let directories = of_runners.chain([("state", &self.state_dir)]).map(|(purpose, path)| (purpose, path.clone()));
+        let directories =
+            job_directories.chain([("state", &self.state_dir)]).map(|(purpose, path)| (purpose, path.clone()));
         self.monitoring.record_configuration(&self.config, directories.collect());
     }
 
     /// Applies the limits for build directories and pulled images.
     fn limit_storage(&self) {
-        let of_builds = |context: &RunnerContext| {
+        let builds_limit = |context: &RunnerContext| {
             let removal = DirectoryRemoval::new(&context.runner, self.factory().cgroup_parents(&context.runner));
             let remove: Remove = Arc::new(move |dir: &BuildDir| dir.remove(&removal));
             (context.builds.clone(), context.runner.retention.builds, remove)
         };
-        let builds = self.contexts.iter().map(of_builds).collect();
+        let builds = self.contexts.iter().map(builds_limit).collect();
         let layout = |context: &RunnerContext| layout_of(context, self.config.concurrent);
         let layouts = self.contexts.iter().map(|context| (context.builds.clone(), layout(context)));
         self.storage.build_dirs.set_layouts(layouts);
-        let of_images = |runner: &Arc<Runner>| {
+        let images_limit = |runner: &Arc<Runner>| {
             let age = runner.retention.images_max_age.filter(|_| runner.executor.has_containers())?;
             Some((host::address(&runner.docker).ok()?, age))
         };
-        let images = self.contexts.iter().filter_map(|context| of_images(&context.runner)).collect();
-        let of_volumes = |runner: &Arc<Runner>| {
+        let images = self.contexts.iter().filter_map(|context| images_limit(&context.runner)).collect();
+        let volumes_limit = |runner: &Arc<Runner>| {
             let has_containers = runner.executor.has_containers();
             has_containers
                 .then(|| host::address(&runner.docker).ok())
                 .flatten()
                 .map(|at| (at, runner.retention.cache_volumes))
         };
-        let volumes = self.contexts.iter().filter_map(|context| of_volumes(&context.runner)).collect();
+        let volumes = self.contexts.iter().filter_map(|context| volumes_limit(&context.runner)).collect();
         self.storage.limit(builds, images, volumes);
     }
 
@@ -210,7 +211,7 @@ impl Agent {
     fn requirements(&self, runner: &Runner, context: &RunnerContext) -> Requirements {
         let user = self.options.user.as_deref().or(self.config.user.as_deref());
         let (builds, caches) = (context.builds.clone(), context.caches.clone());
-        Requirements::new(&self.config, builds, caches, ScriptRunner::of(runner, user, self.config.concurrent))
+        Requirements::new(&self.config, builds, caches, ScriptRunner::new(runner, user, self.config.concurrent))
     }
 }
 

@@ -42,7 +42,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::config::lifetime::{IdleTimes, LifetimeBounds};
 use crate::config::{self, Config};
@@ -66,7 +66,7 @@ use notices::Availability;
 use poller::PollerSet;
 use readiness::Readiness;
 use recovery::Recovered;
-use reload::Unconfigured;
+use reload::{ReloadHistory, Unconfigured};
 use restart::StartSettings;
 use rotation::Rotation;
 pub use runner_setup::{directories_of, gitlab, working_directory};
@@ -179,10 +179,7 @@ struct Agent {
     awaited_user: Option<AwaitedUser>,
     /// The jobs of an earlier agent, until the abandoned containers are removed.
     recovered: Option<Recovered>,
-    /// Number of reloads so far.
-    reloads: u64,
-    /// When the agent last fetched tokens because GitLab rejected one.
-    last_token_fetch: Option<Instant>,
+    reloads: ReloadHistory,
     events: Sender<AgentEvent>,
     inbox: Receiver<AgentEvent>,
     shutdown: Option<Shutdown>,
@@ -206,8 +203,7 @@ impl Agent {
     ) -> Self {
         let identity = instance.identity();
         let count = JobCount::load(&state, &identity);
-        let bounds = options.bounds(config);
-        let slots = Slots::new(config.concurrent, bounds.max_builds, count.jobs);
+        let slots = Slots::new(config.concurrent, options.bounds(config).max_builds, count.jobs);
         let system_id = config::system_id::load(&options.config, instance.cloud_id().as_deref());
         let status = Arc::<fitness::FitnessStatus>::default();
         Self {
@@ -217,7 +213,7 @@ impl Agent {
             began: BootTime::now(),
             slots,
             has_polled: count.jobs > 0,
-            lifetime: Lifetime::new(bounds, count.began),
+            lifetime: Lifetime::new(options.bounds(config), count.began),
             jobs: JobManager::new(state.clone(), Arc::clone(&instance), count, events.clone()),
             system_id,
             parents: CgroupParents::find(),
@@ -235,8 +231,7 @@ impl Agent {
             unconfigured: None,
             awaited_user: None,
             recovered: None,
-            reloads: 0,
-            last_token_fetch: None,
+            reloads: ReloadHistory::default(),
             start_settings: StartSettings::new(config, &state),
             config: config.clone(),
             options,

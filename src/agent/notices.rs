@@ -101,7 +101,7 @@ impl Agent {
         );
         self.begin_shutdown(match action {
             Interruption::Terminate => ShutdownReason::Interruption,
-            Interruption::Stop => ShutdownReason::Stop,
+            Interruption::Stop => ShutdownReason::CloudStop,
             Interruption::Hibernate => return self.prepare_hibernation(),
         });
         let Some(shutdown) = &mut self.shutdown else { return };

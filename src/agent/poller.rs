@@ -83,7 +83,7 @@ impl Poller {
     }
 
     fn run(mut self) {
-        let key = RunnerKey::of(&self.runner);
+        let key = RunnerKey::new(&self.runner);
         let adaptive = self.runner.feature_flags.get(ADAPTIVE_FLAG).copied().unwrap_or(true);
         let bounds = RunnerBounds { limit: self.runner.limit, requests: self.runner.request_concurrency, adaptive };
         let mut health = ServerHealth::new(self.runner.unhealthy_requests_limit, self.runner.unhealthy_interval);

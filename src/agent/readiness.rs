@@ -9,7 +9,7 @@ use super::fitness::FitnessStatus;
 use super::notices::Availability;
 use super::termination::run_line;
 use super::{Agent, AgentEvent, STACK};
-use crate::config::fitness::{READY_TIMEOUT, Ready};
+use crate::config::fitness::{READY_TIMEOUT, ReadinessCommands};
 use crate::sync;
 
 /// Interval between two attempts.
@@ -63,7 +63,11 @@ impl Agent {
 
 /// Repeats the commands in a thread until all have succeeded, then sends [`AgentEvent::Ready`]. After the timeout the
 /// machine counts as unfit, and the thread still repeats the commands. Errors: no thread can be created.
-fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<AgentEvent>) -> std::io::Result<()> {
+fn wait_in_thread(
+    ready: ReadinessCommands,
+    status: Arc<FitnessStatus>,
+    events: Sender<AgentEvent>,
+) -> std::io::Result<()> {
     let wait = move || {
         let until = Instant::now() + ready.timeout;
         for command in &ready.commands {
@@ -79,14 +83,14 @@ fn wait_in_thread(ready: Ready, status: Arc<FitnessStatus>, events: Sender<Agent
 
 /// Repeats the readiness command of a manager's pool until it succeeds. Calls `failed` after each attempt that fails.
 pub(super) fn wait_for_pool(command: &str, status: &FitnessStatus, failed: &dyn Fn()) {
-    let ready = Ready { commands: vec![command.to_owned()], timeout: READY_TIMEOUT };
+    let ready = ReadinessCommands { commands: vec![command.to_owned()], timeout: READY_TIMEOUT };
     wait_for(command, Instant::now() + READY_TIMEOUT, &ready, status, failed);
     status.set_ready(Ok(()));
 }
 
 /// Repeats a command until it succeeds. Calls `failed` after each attempt that fails. After `until`, the machine counts
 /// as unfit.
-fn wait_for(command: &str, until: Instant, ready: &Ready, status: &FitnessStatus, failed: &dyn Fn()) {
+fn wait_for(command: &str, until: Instant, ready: &ReadinessCommands, status: &FitnessStatus, failed: &dyn Fn()) {
     let mut is_timeout_logged = false;
     sync::try_forever(RETRY_INTERVAL, || {
         let left = until.saturating_duration_since(Instant::now());

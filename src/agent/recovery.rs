@@ -98,7 +98,7 @@ impl Agent {
                 shim::sweep(&step.id, &step.cgroups);
             }
             record.identity = self.identity.clone();
-            // `CLOCK_BOOTTIME` starts anew with each boot.
+            // `CLOCK_BOOTTIME` restarts with each boot.
             record.began = BootTime::now();
             if record.progress.final_state.is_none() {
                 record.progress.failure = Some(JobError::system("the machine went down while the job was running"));
@@ -121,7 +121,7 @@ impl Agent {
                 return false;
             }
         };
-        let permit = self.slots.occupy(RunnerKey::of(&runner), number);
+        let permit = self.slots.occupy(RunnerKey::new(&runner), number);
         self.jobs.resume(permit, context, record, payload, predecessor, offered);
         true
     }
@@ -161,7 +161,7 @@ impl Agent {
             gitlab(config, &runner).and_then(|gitlab| self.factory().context(config, &runner, Arc::new(gitlab), None));
         match context {
             Ok(context) => {
-                let permit = self.slots.occupy(RunnerKey::of(&runner), number);
+                let permit = self.slots.occupy(RunnerKey::new(&runner), number);
                 let why = "the agent was replaced by another version of mayfly, which cannot resume this job; run the \
                            job again";
                 self.jobs.fail_undecodable(permit, context, job, why, None);

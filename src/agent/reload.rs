@@ -18,6 +18,15 @@ const REFETCH_JITTER: Duration = Duration::from_secs(5);
 /// Interval of the retries while the agent has no usable configuration.
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
+/// The reloads of the configuration so far.
+#[derive(Default)]
+pub(super) struct ReloadHistory {
+    /// Number of reloads.
+    count: u64,
+    /// When the agent last fetched tokens because GitLab rejected one.
+    last_token_fetch: Option<Instant>,
+}
+
 /// The agent has no usable configuration: it finishes its jobs and does not poll.
 pub(super) struct Unconfigured {
     /// The error of the configuration.
@@ -52,7 +61,7 @@ impl Agent {
             return;
         }
         self.service_manager.reloading();
-        self.reloads += 1;
+        self.reloads.count += 1;
         match Config::load(&self.options.config) {
             Ok(loaded) if loaded.config.has_stored_tokens() => {
                 self.fetch_tokens(loaded, FetchReason::Reload);
@@ -63,10 +72,12 @@ impl Agent {
 
     /// Fetches the stored tokens again after GitLab rejected one, because they may have been rotated.
     pub(super) fn fetch_rejected_tokens(&mut self) {
-        if self.shutdown.is_some() || self.last_token_fetch.is_some_and(|last| last.elapsed() < REFETCH_INTERVAL) {
+        if self.shutdown.is_some()
+            || self.reloads.last_token_fetch.is_some_and(|last| last.elapsed() < REFETCH_INTERVAL)
+        {
             return;
         }
-        self.last_token_fetch = Some(Instant::now());
+        self.reloads.last_token_fetch = Some(Instant::now());
         match Config::load(&self.options.config) {
             Ok(loaded) => self.fetch_tokens(loaded, FetchReason::Rejected),
             Err(error) => log::error!("cannot fetch the stored tokens again error={error}"),
@@ -75,7 +86,7 @@ impl Agent {
 
     /// Fetches stored tokens in a thread; [`AgentEvent::TokensFetched`] follows.
     pub(super) fn fetch_tokens(&mut self, loaded: LoadedConfig, reason: FetchReason) {
-        let (events, number, mut loaded) = (self.events.clone(), self.reloads, Box::new(loaded));
+        let (events, number, mut loaded) = (self.events.clone(), self.reloads.count, Box::new(loaded));
         if let Some(unconfigured) = &mut self.unconfigured {
             unconfigured.retry_at = None;
         }
@@ -93,7 +104,7 @@ impl Agent {
 
     /// Applies a configuration when its tokens have been fetched.
     pub(super) fn handle_fetched_tokens(&mut self, fetched: FetchedTokens) {
-        if fetched.number != self.reloads {
+        if fetched.number != self.reloads.count {
             return;
         }
         let FetchedTokens { reason, loaded, outcome, .. } = fetched;

@@ -26,7 +26,7 @@ pub struct RunnerKey {
 
 impl RunnerKey {
     /// The key of this runner.
-    pub fn of(runner: &Runner) -> Self {
+    pub fn new(runner: &Runner) -> Self {
         Self { url: runner.url.clone(), short_token: runner.token.short() }
     }
 }
@@ -66,8 +66,6 @@ struct SlotState {
     /// Runners that poll.
     polling_runners: u32,
     idle: IdleClock,
-    /// Whether a request has returned without a job since the last job.
-    polled: bool,
     /// Whether requests are stopped permanently.
     closed: bool,
     /// Whether requests are stopped for now; the idle time does not advance.
@@ -153,7 +151,6 @@ impl Slots {
             jobs: 0,
             polling_runners: 0,
             idle: IdleClock::start(clock),
-            polled: false,
             closed: false,
             paused: false,
         };
@@ -312,7 +309,7 @@ impl Slots {
     /// True if a request has returned without a job since the last job, or if no runner polls.
     pub fn has_polled(&self) -> bool {
         let state = self.lock();
-        state.polled || state.polling_runners == 0
+        state.idle.has_polled() || state.polling_runners == 0
     }
 
     fn lock(&self) -> MutexGuard<'_, SlotState> {
@@ -345,7 +342,6 @@ impl SlotState {
         if self.jobs == 0 && !self.paused {
             self.idle.resume();
         }
-        self.polled = false;
     }
 
     fn take_slot(&mut self) -> usize {
@@ -387,7 +383,9 @@ impl Drop for Permit {
         if self.occupant == Occupant::Request {
             usage.requests = usage.requests.saturating_sub(1);
             state.builds = state.builds.saturating_sub(1);
-            state.polled |= state.jobs == 0;
+            if state.jobs == 0 {
+                state.idle.record_poll();
+            }
         } else {
             usage.jobs = usage.jobs.saturating_sub(1);
             state.jobs -= 1;

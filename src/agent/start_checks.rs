@@ -55,12 +55,12 @@ pub fn check_listener(command_line: Option<&str>, config: &Config, state: &Path)
 /// Finds the instance for an agent that starts, possibly while the machine boots. Errors: the instance does not offer
 /// what `leave` requires.
 pub fn find_instance(config: &Config) -> Result<Arc<dyn Instance>, String> {
-    instance::find(config.mayfly.aws.as_ref(), Requirement::of(&config.leave))
+    instance::find(config.mayfly.aws.as_ref(), Requirement::new(&config.leave))
 }
 
 /// As [`find_instance`], on a machine that has booted: the metadata service must answer at once.
 pub fn find_running_instance(config: &Config) -> Result<Arc<dyn Instance>, String> {
-    instance::find_at_once(config.mayfly.aws.as_ref(), Requirement::of(&config.leave))
+    instance::find_at_once(config.mayfly.aws.as_ref(), Requirement::new(&config.leave))
 }
 
 /// All problems on this machine that prevent the start of an agent, or of a manager if the configuration has one.

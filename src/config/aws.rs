@@ -14,13 +14,13 @@ pub struct AwsConfig {
     /// Whether to set scale-in protection while a job runs; on by default if the agent terminates through the group.
     pub protect_while_busy: Option<bool>,
     /// Raises the desired capacity when jobs start; off if the table is missing.
-    pub raise_on_job: Option<Raise>,
+    pub raise_on_job: Option<RaiseSettings>,
 }
 
 /// The number of idle instances to keep beside busy ones: the keys of autoscaler policies, counted in instances.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct Raise {
+pub struct RaiseSettings {
     /// The minimum number of idle instances.
     pub idle_count: u32,
     /// The number of idle instances for each busy instance.
@@ -30,7 +30,7 @@ pub struct Raise {
     pub scale_factor_limit: u32,
 }
 
-impl Default for Raise {
+impl Default for RaiseSettings {
     fn default() -> Self {
         Self { idle_count: 1, scale_factor: 0.0, scale_factor_limit: 0 }
     }
@@ -44,7 +44,7 @@ fn scale_factor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Er
     }
 }
 
-impl Raise {
+impl RaiseSettings {
     /// The number of idle instances to keep beside `busy` busy instances.
     pub fn idle(&self, busy: u32) -> u32 {
         let limit = if self.scale_factor_limit == 0 { u32::MAX } else { self.scale_factor_limit };
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn computes_idle_instances_as_policies_do() {
-        let raise = |text: &str| toml::from_str::<Raise>(text).map_err(|error| error.to_string());
+        let raise = |text: &str| toml::from_str::<RaiseSettings>(text).map_err(|error| error.to_string());
         let idle = |text: &str, busy| raise(text).expect("a table").idle(busy);
         assert_eq!([idle("", 0), idle("", 9)], [1, 1]);
         let factor = "idle_count = 2\nscale_factor = 1.5\nscale_factor_limit = 10";

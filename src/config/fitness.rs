@@ -29,7 +29,7 @@ pub const READY_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The readiness commands, which must succeed before the first poll.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ready {
+pub struct ReadinessCommands {
     /// Shell commands in order: `ready_command`, then each runner's `instance_ready_command`.
     pub commands: Vec<String>,
     /// How long the agent repeats the commands before the machine counts as unfit.

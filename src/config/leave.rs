@@ -32,10 +32,10 @@ impl LeaveStrategy {
 
 /// The settings of `leave`.
 #[derive(Clone, Debug)]
-pub struct Leave {
+pub struct LeaveSettings {
     /// The strategy as configured; `None` for the default, which depends on the instance.
     pub configured: Option<LeaveStrategy>,
-    /// The strategy that applies; see [`Leave::apply_default`].
+    /// The strategy that applies; see [`LeaveSettings::apply_default`].
     pub strategy: LeaveStrategy,
     /// The shell command for [`LeaveStrategy::Command`].
     pub command: Option<String>,
@@ -45,7 +45,7 @@ pub struct Leave {
     pub fallback_after: Duration,
 }
 
-impl Default for Leave {
+impl Default for LeaveSettings {
     fn default() -> Self {
         Self {
             configured: None,
@@ -57,7 +57,7 @@ impl Default for Leave {
     }
 }
 
-impl Leave {
+impl LeaveSettings {
     /// Applies the default of the instance if no strategy is configured.
     pub fn apply_default(&mut self, default: LeaveStrategy) {
         self.strategy = self.configured.unwrap_or(default);

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::aws::AwsConfig;
-use super::fitness::{Fitness, READY_TIMEOUT, Ready};
-use super::leave::{Leave, LeaveStrategy};
+use super::fitness::{Fitness, READY_TIMEOUT, ReadinessCommands};
+use super::leave::{LeaveSettings, LeaveStrategy};
 use super::lifetime::{FleetLimits, IdleTimes, LifetimeBounds, capacity};
 use super::location::KeyLocation;
 use super::runner::{executor, is_unsupported};
@@ -124,8 +124,8 @@ fn lifetime(own: &raw::Mayfly, limits: &[FleetLimits]) -> LifetimeBounds {
     }
 }
 
-fn leave(own: &raw::Mayfly) -> Result<Leave, InvalidValue> {
-    let defaults = Leave::default();
+fn leave(own: &raw::Mayfly) -> Result<LeaveSettings, InvalidValue> {
+    let defaults = LeaveSettings::default();
     let set = |command: &Option<String>| command.clone().filter(|command| !command.trim().is_empty());
     let (strategy, command) = (own.leave.unwrap_or_default(), set(&own.leave_command));
     match (strategy == LeaveStrategy::Command, command.is_some()) {
@@ -137,7 +137,7 @@ fn leave(own: &raw::Mayfly) -> Result<Leave, InvalidValue> {
             let why = "`leave_command` has an effect only with `leave = \"command\"`";
             Err(InvalidValue::global("mayfly.leave_command", why))
         }
-        _ => Ok(Leave {
+        _ => Ok(LeaveSettings {
             configured: own.leave,
             strategy,
             command,
@@ -186,7 +186,7 @@ fn fitness(own: &raw::Mayfly) -> Fitness {
     }
 }
 
-fn ready(own: &raw::Mayfly, limits: &[FleetLimits]) -> Option<Ready> {
+fn ready(own: &raw::Mayfly, limits: &[FleetLimits]) -> Option<ReadinessCommands> {
     let all = own.ready_command.iter().chain(limits.iter().filter_map(|limits| limits.ready_command.as_ref()));
     let mut commands: Vec<String> = Vec::new();
     for command in all.filter(|command| !command.trim().is_empty()) {
@@ -195,7 +195,7 @@ fn ready(own: &raw::Mayfly, limits: &[FleetLimits]) -> Option<Ready> {
         }
     }
     let timeout = own.ready_timeout.unwrap_or(READY_TIMEOUT);
-    (!commands.is_empty()).then_some(Ready { commands, timeout })
+    (!commands.is_empty()).then_some(ReadinessCommands { commands, timeout })
 }
 
 fn runners(

@@ -44,7 +44,7 @@ pub use runner::{ExecutorKind, PoolKeys, Runner, executor};
 
 use crate::decode;
 use crate::digest::hex;
-use leave::Leave;
+use leave::LeaveSettings;
 use lifetime::LifetimeBounds;
 
 /// The configuration of the agent.
@@ -70,7 +70,7 @@ pub struct Config {
     /// How long an unused connection is kept.
     pub connection_max_age: Duration,
     pub lifetime: LifetimeBounds,
-    pub leave: Leave,
+    pub leave: LeaveSettings,
     /// `[mayfly]`
     pub mayfly: Mayfly,
     pub runners: Vec<Runner>,
@@ -102,7 +102,7 @@ pub struct Mayfly {
     pub block_instance_metadata: bool,
     pub fitness: fitness::Fitness,
     /// The readiness commands.
-    pub ready: Option<fitness::Ready>,
+    pub ready: Option<fitness::ReadinessCommands>,
     /// The time after which an agent without any runner powers the machine off; `None` for never.
     pub give_up_after: Option<Duration>,
     /// The time without a response of its managers after which an agent without jobs leaves; `None` for never.

@@ -124,8 +124,8 @@ pub fn explain(host: &str, chain: &[Certificate], error: &rustls::Error) -> Stri
             format!("{whose} is not valid before {from}; correct the clock of this machine")
         }
         NotValidForName | NotValidForNameContext { .. } if leaf.names.is_empty() => format!(
-            "the certificate of {host} has no subject alternative name, and its common name `{}` does not count; issue it \
-             anew with the name of the server (openssl req -addext subjectAltName=DNS:{host})",
+            "the certificate of {host} has no subject alternative name, and its common name `{}` does not count; issue \
+             one with the name of the server (openssl req -addext subjectAltName=DNS:{host})",
             leaf.subject_name
         ),
         NotValidForName | NotValidForNameContext { .. } => format!(

@@ -271,7 +271,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::thread;
 
-    fn serve(answer: &'static [u8]) -> (tempfile::TempDir, Address, thread::JoinHandle<Vec<u8>>) {
+    fn serve(response: &'static [u8]) -> (tempfile::TempDir, Address, thread::JoinHandle<Vec<u8>>) {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("s");
         let listener = UnixListener::bind(&path).expect("bind the address");
@@ -279,7 +279,7 @@ mod tests {
             let (mut stream, _) = listener.accept().expect("a client");
             let mut seen = vec![0; 5];
             stream.read_exact(&mut seen).expect("read the head of the request");
-            stream.write_all(answer).expect("write all bytes");
+            stream.write_all(response).expect("write all bytes");
             stream.read_to_end(&mut seen).expect("read the file");
             seen
         });
@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn transfers_in_both_directions_and_closes_one() {
         let (_directory, address, served) = serve(b"HTTP/1.1 101 UPGRADED\r\nUpgrade: tcp\r\n\r\nearly words");
-        let mut conversation = opened(&address).expect("an answer").expect("the server must take over the connection");
+        let mut conversation = opened(&address).expect("a response").expect("the server must take over the connection");
         conversation.write(&b"input".repeat(50_000));
         conversation.write(&b"input".repeat(50_000));
         conversation.finish();
@@ -309,9 +309,9 @@ mod tests {
 
     #[test]
     fn returns_another_response() {
-        let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone";
-        let (_directory, address, _served) = serve(answer);
-        let told = opened(&address).expect("an answer").err();
+        let response = b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone";
+        let (_directory, address, _served) = serve(response);
+        let told = opened(&address).expect("a response").err();
         assert_eq!(told, Some((404, "gone".to_owned())));
     }
 

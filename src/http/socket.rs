@@ -163,9 +163,9 @@ fn connect_by_relay(relay: SocketAddr, url: &Uri, timeout: Duration) -> io::Resu
     stream.read_exact(&mut [0; 2])?;
     let port = url.port_u16().unwrap_or(default_port).to_be_bytes();
     stream.write_all(&[&[5, 1, 0, 3, length], host.as_bytes(), &port].concat())?;
-    let mut answer = [0; 10];
-    stream.read_exact(&mut answer)?;
-    match answer[1] {
+    let mut reply = [0; 10];
+    stream.read_exact(&mut reply)?;
+    match reply[1] {
         0 => {}
         2 => {
             let why = format!("{host} is a loopback or link-local address, which the sandbox blocks");

@@ -33,28 +33,28 @@ pub struct TestServer {
 impl TestServer {
     /// Sends these responses, one per request; closes the connection after the last one and after one with `Connection:
     /// close`. An empty response closes it without a response.
-    pub fn new(answers: &[&str]) -> Self {
-        Self::start("http://127.0.0.1", None, answers)
+    pub fn new(responses: &[&str]) -> Self {
+        Self::start("http://127.0.0.1", None, responses)
     }
 
     /// The same over TLS, as `localhost`.
-    pub fn with_tls(authority: &Authority, answers: &[&str]) -> Self {
-        Self::start("https://localhost", Some(authority.server("localhost")), answers)
+    pub fn with_tls(authority: &Authority, responses: &[&str]) -> Self {
+        Self::start("https://localhost", Some(authority.server("localhost")), responses)
     }
 
-    fn start(scheme_and_host: &str, tls: Option<Arc<ServerConfig>>, answers: &[&str]) -> Self {
+    fn start(scheme_and_host: &str, tls: Option<Arc<ServerConfig>>, responses: &[&str]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let url = format!("{scheme_and_host}:{}", listener.local_addr().expect("an address").port());
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let mut answers: VecDeque<String> = answers.iter().map(|answer| (*answer).to_owned()).collect();
+        let mut responses: VecDeque<String> = responses.iter().map(|response| (*response).to_owned()).collect();
         let recorded = Arc::clone(&seen);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 if let Some(config) = &tls {
                     let connection = ServerConnection::new(Arc::clone(config)).expect("a configuration");
-                    serve(BufReader::new(StreamOwned::new(connection, stream)), &mut answers, &recorded);
+                    serve(BufReader::new(StreamOwned::new(connection, stream)), &mut responses, &recorded);
                 } else {
-                    serve(BufReader::new(stream), &mut answers, &recorded);
+                    serve(BufReader::new(stream), &mut responses, &recorded);
                 }
             }
         });
@@ -69,14 +69,14 @@ impl TestServer {
 
 fn serve<S: Read + Write>(
     mut stream: BufReader<S>,
-    answers: &mut VecDeque<String>,
+    responses: &mut VecDeque<String>,
     recorded: &Mutex<Vec<SeenRequest>>,
 ) {
     while let Some(request) = read(&mut stream) {
         recorded.lock().expect("no panic").push(request);
-        let answer = answers.pop_front().unwrap_or_default();
-        let sent = stream.get_mut().write_all(answer.as_bytes()).and_then(|()| stream.get_mut().flush());
-        if sent.is_err() || answer.is_empty() || answer.contains("Connection: close") {
+        let response = responses.pop_front().unwrap_or_default();
+        let sent = stream.get_mut().write_all(response.as_bytes()).and_then(|()| stream.get_mut().flush());
+        if sent.is_err() || response.is_empty() || response.contains("Connection: close") {
             return;
         }
     }

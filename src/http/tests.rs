@@ -44,7 +44,7 @@ fn retries_a_busy_server_five_times_with_the_same_request() {
     };
     let files = TlsFiles::default();
     let response = client(&server.url, &files).call(&request(&server.url, Method::Put, b"whole body"), &rest);
-    assert_eq!(response.expect("an answer").status, 503);
+    assert_eq!(response.expect("a response").status, 503);
     assert_eq!(*waits.borrow(), [Duration::from_secs(7); 4]);
     let seen = server.seen();
     assert_eq!(seen.len(), 5);
@@ -68,14 +68,14 @@ fn a_caller_that_does_not_wait_gets_the_last_response() {
     let server = TestServer::new(&[BUSY, GOOD]);
     let files = TlsFiles::default();
     let response = client(&server.url, &files).call(&request(&server.url, Method::Put, b"{}"), &|_| false);
-    assert_eq!((response.expect("an answer").status, server.seen().len()), (503, 1));
+    assert_eq!((response.expect("a response").status, server.seen().len()), (503, 1));
 }
 
 #[test]
 fn does_not_retry_permanent_errors() {
     for status in [400, 403, 409, 501, 505, 511] {
         let server = TestServer::new(&[&format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n")]);
-        assert_eq!(call(&server.url, Method::Post, b"{}").expect("an answer").status, status);
+        assert_eq!(call(&server.url, Method::Post, b"{}").expect("a response").status, status);
     }
 }
 
@@ -112,7 +112,7 @@ fn a_redirect_to_another_server_carries_no_token() {
     for status in [301, 302, 303, 307, 308] {
         let other = TestServer::new(&[GOOD]);
         let server = TestServer::new(&[&redirect(status, &format!("{}/b?c=d", other.url))]);
-        assert_eq!(call(&server.url, Method::Get, b"").expect("an answer").status, 200);
+        assert_eq!(call(&server.url, Method::Get, b"").expect("a response").status, 200);
         let seen = other.seen();
         assert!(seen[0].head.starts_with("get /b?c=d "), "{seen:?}");
         assert!(!seen[0].head.contains("secret"), "{seen:?}");
@@ -128,7 +128,7 @@ fn a_redirect_turns_no_request_into_another_one() {
         let error = call(&server.url, method, b"").expect_err("must be refused").to_string();
         assert!(error.contains(&other.url) && other.seen().is_empty(), "{error}");
         let server = TestServer::new(&[&redirect(status, "/users/sign_in"), GOOD]);
-        assert_eq!(call(&server.url, method, b"{}").expect("an answer").status, status);
+        assert_eq!(call(&server.url, method, b"{}").expect("a response").status, status);
         assert_eq!(server.seen().len(), 1);
     }
 }
@@ -136,7 +136,7 @@ fn a_redirect_turns_no_request_into_another_one() {
 #[test]
 fn a_redirect_on_the_same_server_repeats_the_whole_request() {
     let server = TestServer::new(&[&redirect(308, "/b"), GOOD]);
-    assert_eq!(call(&server.url, Method::Post, b"{}").expect("an answer").status, 200);
+    assert_eq!(call(&server.url, Method::Post, b"{}").expect("a response").status, 200);
     let seen = &server.seen()[1];
     assert!(seen.head.starts_with("post /b ") && seen.body == b"{}", "{seen:?}");
     assert_eq!(seen.header("job-token"), Some("secret-of-the-job"));
@@ -161,7 +161,7 @@ fn a_redirect_from_http_to_https_uses_the_certificate_authorities() {
     let server = TestServer::new(&[&redirect(301, &format!("{}/b", secure.url))]);
     let request = request(&server.url, Method::Get, b"");
     let response = client(&server.url, &files).call(&request, &|_| true);
-    assert_eq!(response.expect("an answer").status, 200);
+    assert_eq!(response.expect("a response").status, 200);
     let seen = secure.seen();
     assert!(seen[0].head.starts_with("get /b ") && seen[0].body.is_empty(), "{seen:?}");
     assert!(!seen[0].head.contains("secret"), "{seen:?}");
@@ -196,9 +196,9 @@ fn an_invalid_new_certificate_file_keeps_the_previous_trust() {
     let server = TestServer::with_tls(&authority, &[closing; 3]);
     let client = client(&server.url, &files);
     let ask = || client.call(&request(&server.url, Method::Get, b""), &|_| true);
-    assert_eq!(ask().expect("an answer").status, 200);
+    assert_eq!(ask().expect("a response").status, 200);
     fs::write(&ca_file, "half of a cert").expect("write the file");
-    assert_eq!(ask().expect("an answer with the old trust").status, 200);
+    assert_eq!(ask().expect("a response with the old trust").status, 200);
     fs::write(&ca_file, Authority::new().pem()).expect("write the file");
     assert!(matches!(ask(), Err(HttpError::Transport(_))), "a file that can be read again is taken up");
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::aws::AwsConfig;
-use crate::config::leave::{Leave, LeaveStrategy};
+use crate::config::leave::{LeaveSettings, LeaveStrategy};
 pub use plain::Plain;
 
 /// The machine and the boot that the journal belongs to: an image of a used machine must not resume its jobs.
@@ -97,7 +97,7 @@ pub enum Requirement {
 
 impl Requirement {
     /// The requirement of an agent that shuts down in this way.
-    pub fn of(leave: &Leave) -> Self {
+    pub fn new(leave: &LeaveSettings) -> Self {
         match leave.configured {
             None => Self::GroupIfMember,
             Some(LeaveStrategy::AwsAsg) => Self::AutoScaling,

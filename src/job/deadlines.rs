@@ -75,14 +75,14 @@ impl Deadlines {
     /// The deadline of the executor's preparation, counted from the start of the job.
     pub fn prepare(&self) -> StepDeadline {
         let Some(timeout) = self.prepare else { return self.job() };
-        self.limit(DeadlineScope::Job, self.began + timeout, "prepare", timeout)
+        self.step_deadline(DeadlineScope::Job, self.began + timeout, "prepare", timeout)
     }
 
     /// The deadline for the sources. All attempts share the deadline that the first one stores in `noted`.
     pub fn sources(&self, noted: &mut Option<BootTime>, now: BootTime) -> StepDeadline {
         let Some(timeout) = self.sources else { return self.job() };
         let deadline = *noted.get_or_insert_with(|| now + timeout);
-        self.limit(DeadlineScope::Job, deadline, "get sources", timeout)
+        self.step_deadline(DeadlineScope::Job, deadline, "get sources", timeout)
     }
 
     /// The deadline for the payload's steps. All steps share the deadline that the first one stores in `noted`.
@@ -91,7 +91,9 @@ impl Deadlines {
             noted.get_or_insert_with(|| now + timeout);
         }
         match *noted {
-            Some(deadline) => self.limit(DeadlineScope::Stage, deadline, "script", self.scripts.unwrap_or_default()),
+            Some(deadline) => {
+                self.step_deadline(DeadlineScope::Stage, deadline, "script", self.scripts.unwrap_or_default())
+            }
             None => self.job(),
         }
     }
@@ -99,10 +101,10 @@ impl Deadlines {
     /// The deadline of after_script.
     pub fn after_script(&self, now: BootTime) -> StepDeadline {
         let deadline = now + self.after_script;
-        self.limit(DeadlineScope::Stage, deadline, "after_script", self.after_script)
+        self.step_deadline(DeadlineScope::Stage, deadline, "after_script", self.after_script)
     }
 
-    fn limit(&self, scope: DeadlineScope, deadline: BootTime, what: &str, timeout: Duration) -> StepDeadline {
+    fn step_deadline(&self, scope: DeadlineScope, deadline: BootTime, what: &str, timeout: Duration) -> StepDeadline {
         StepDeadline {
             scope,
             deadline: self.job_deadline().min(deadline),

@@ -111,7 +111,7 @@ fn artifact_settings(job: &Job<'_>) -> artifacts::ArtifactSettings {
             directory: job.context.local.as_ref().map(|local| local.artifacts.clone()),
         },
         timeout: runner.upload_timeout,
-        answer_timeout: runner.upload_response_timeout,
+        response_timeout: runner.upload_response_timeout,
     }
 }
 

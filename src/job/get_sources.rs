@@ -30,7 +30,7 @@ pub fn run(steps: &mut StepRunner<'_>) -> StageResult {
     }
     let plan = sources_plan::plan(job)?;
     let hooks = Hooks::new(job, plan.strategy);
-    let limit = job.deadlines.sources(&mut steps.journal.progress.sources_deadline, BootTime::now());
+    let step_deadline = job.deadlines.sources(&mut steps.journal.progress.sources_deadline, BootTime::now());
     let has_lines = |groups: &[LineGroup<'_>]| groups.iter().any(|group| !group.lines.is_empty());
     let has_script_before = has_lines(&hooks.before);
     let wanted = [(Step::Before, has_script_before), (Step::Sources, true), (Step::After, has_lines(&hooks.after))];
@@ -50,7 +50,7 @@ pub fn run(steps: &mut StepRunner<'_>) -> StageResult {
                 script_task(job, progress, &hooks.after, Some(job.project_directory()), &AgentText::default())
             }
         };
-        steps.run(task, &limit, StopPolicy::CancelOrEviction)?;
+        steps.run(task, &step_deadline, StopPolicy::CancelOrEviction)?;
         steps.settle_step(index + 1)?;
     }
     Ok(())

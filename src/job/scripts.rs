@@ -27,8 +27,8 @@ pub fn run_step(steps: &mut StepRunner<'_>, index: usize) -> StageResult {
     ];
     let task = script_task(job, &steps.journal.progress, &groups, Some(job.project_directory()), &AgentText::default());
     let scripts = steps.journal.progress.scripts.get_or_insert_default();
-    let limit = job.deadlines.scripts(&mut scripts.deadline, BootTime::now());
-    steps.run(task, &limit, StopPolicy::CancelOrEviction)
+    let step_deadline = job.deadlines.scripts(&mut scripts.deadline, BootTime::now());
+    steps.run(task, &step_deadline, StopPolicy::CancelOrEviction)
 }
 
 /// Runs after_script in a new shell, regardless of the result of the scripts.
@@ -38,8 +38,8 @@ pub fn run_after_script(steps: &mut StepRunner<'_>) -> StageResult {
     let groups = [LineGroup { origin: "after_script_step", lines }];
     let text = AgentText { before: script::print_line("Running after script..."), after: String::new() };
     let task = script_task(job, &steps.journal.progress, &groups, Some(job.project_directory()), &text);
-    let limit = job.deadlines.after_script(BootTime::now());
-    steps.run(task, &limit, StopPolicy::EvictionOnly)
+    let step_deadline = job.deadlines.after_script(BootTime::now());
+    steps.run(task, &step_deadline, StopPolicy::EvictionOnly)
 }
 
 /// A script of the job as a task of its executor. `directory` is where its lines run.

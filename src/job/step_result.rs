@@ -71,7 +71,7 @@ pub struct EndedStep<'a> {
     pub kind: StepKind,
     pub outcome: &'a StepOutcome,
     /// The deadline of the step.
-    pub limit: &'a StepDeadline,
+    pub step_deadline: &'a StepDeadline,
     pub stop_policy: StopPolicy,
 }
 
@@ -113,10 +113,10 @@ impl EndedStep<'_> {
     /// The error of a step that was stopped at its deadline. Aborts the job if the deadline is that of the job.
     fn timeout_error(&self, job: &Job<'_>, progress: &mut Progress) -> JobError {
         let is_job_over = BootTime::now() >= job.deadlines.job_deadline();
-        if is_job_over || self.limit.scope == DeadlineScope::Job {
+        if is_job_over || self.step_deadline.scope == DeadlineScope::Job {
             progress.abort();
         }
-        if is_job_over { job.deadlines.job_timed_out() } else { self.limit.error.clone() }
+        if is_job_over { job.deadlines.job_timed_out() } else { self.step_deadline.error.clone() }
     }
 }
 

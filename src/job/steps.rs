@@ -32,22 +32,22 @@ pub struct StepRunner<'a> {
 
 impl StepRunner<'_> {
     /// Runs a step, or resumes one of an earlier agent. Fails if the step failed; see also [`StageError`].
-    pub fn run(&mut self, task: StepProgram, limit: &StepDeadline, stop_policy: StopPolicy) -> StageResult {
-        self.run_for_container(task, limit, stop_policy).map(drop)
+    pub fn run(&mut self, task: StepProgram, step_deadline: &StepDeadline, stop_policy: StopPolicy) -> StageResult {
+        self.run_for_container(task, step_deadline, stop_policy).map(drop)
     }
 
     /// Runs a step that may prepare a container, and returns the container. Fails as [`StepRunner::run`] does.
     pub fn run_for_container(
         &mut self,
         task: StepProgram,
-        limit: &StepDeadline,
+        step_deadline: &StepDeadline,
         stop_policy: StopPolicy,
     ) -> StageResult<Option<Box<PreparedContainer>>> {
         let kind = StepKind::new(&task);
         let repetition = (kind == StepKind::Idempotent).then(|| task.clone());
         let mut outcome = match self.journal.progress.step().cloned() {
             Some(step) => self.resume_step(task, &step, stop_policy)?,
-            None => self.begin(task, limit, stop_policy)?,
+            None => self.begin(task, step_deadline, stop_policy)?,
         };
         for _ in 0..MAX_RESTARTS {
             let Some(task) = repetition.clone().filter(|_| kind.was_killed(&outcome)) else { break };
@@ -58,12 +58,12 @@ impl StepRunner<'_> {
             let why =
                 "The process for this stage was killed: memory ran out, or another program killed it. Repeating it";
             self.log.warn(self.journal, why.to_owned())?;
-            outcome = self.begin(task, limit, stop_policy)?;
+            outcome = self.begin(task, step_deadline, stop_policy)?;
         }
         if matches!(outcome, StepOutcome::Lost) {
             self.sweep();
         }
-        let ended = EndedStep { kind, outcome: &outcome, limit, stop_policy };
+        let ended = EndedStep { kind, outcome: &outcome, step_deadline, stop_policy };
         ended.result(self.job, self.journal).map_err(StageError::Failed)
     }
 
@@ -89,7 +89,12 @@ impl StepRunner<'_> {
     }
 
     /// Records the start of a step, and runs it.
-    fn begin(&mut self, task: StepProgram, limit: &StepDeadline, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
+    fn begin(
+        &mut self,
+        task: StepProgram,
+        step_deadline: &StepDeadline,
+        stop_policy: StopPolicy,
+    ) -> io::Result<StepOutcome> {
         // Another server, or another agent on this machine, may have a job with this id.
         let id = format!("{}-{}", self.job.name(), self.journal.progress.steps);
         let executor = &self.job.context.executor;
@@ -97,7 +102,7 @@ impl StepRunner<'_> {
             StepProgram::File { rights: Rights::Sandboxed(_), .. } => executor.confined_cgroups(&id),
             _ => executor.cgroups(&id),
         };
-        let step = StepRecord { id, shim: None, cgroups, deadline: Some(limit.deadline) };
+        let step = StepRecord { id, shim: None, cgroups, deadline: Some(step_deadline.deadline) };
         self.journal.progress.begin_step(step.clone());
         self.journal.save()?;
         self.start(task, &step, stop_policy)

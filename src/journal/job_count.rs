@@ -22,7 +22,7 @@ const COUNT_FILE_SIZE: usize = 512;
 pub struct JobCount {
     identity: Identity,
     pub jobs: u32,
-    /// Start of the lifetime. Each boot starts it anew, because a machine of a warm pool was powered off for most of
+    /// Start of the lifetime. Each boot restarts it, because a machine of a warm pool was powered off for most of
     /// its age.
     #[serde(default)]
     pub began: BootTime,

@@ -129,7 +129,7 @@ impl SlotDirectory {
     }
 
     /// A directory with another name.
-    pub fn at(path: PathBuf) -> Self {
+    pub fn at_path(path: PathBuf) -> Self {
         Self(path)
     }
 
@@ -285,7 +285,7 @@ pub mod tests {
     #[test]
     fn a_record_has_the_last_complete_progress() {
         let directory = tempfile::tempdir().expect("a directory");
-        let slot = SlotDirectory::at(directory.path().join("slot"));
+        let slot = SlotDirectory::at_path(directory.path().join("slot"));
         let at = |index| Progress {
             stage: Some(StageProgress { index, ..StageProgress::default() }),
             ..Progress::default()
@@ -311,7 +311,7 @@ pub mod tests {
     #[test]
     fn the_record_of_another_version_still_names_its_job_and_its_step() {
         let directory = tempfile::tempdir().expect("a directory");
-        let slot = SlotDirectory::at(directory.path().join("slot"));
+        let slot = SlotDirectory::at_path(directory.path().join("slot"));
         assert!(matches!(slot.read(), StoredRecord::Absent));
         slot.create().expect("create the directory");
         let step = StepRecord { id: "7-1".into(), shim: None, cgroups: vec!["/c".into()], deadline: None };

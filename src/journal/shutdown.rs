@@ -35,7 +35,8 @@ pub enum ShutdownReason {
     /// The cloud interrupts the spot instance.
     Interruption,
     /// The cloud stops the spot instance, and may start it again.
-    Stop,
+    #[serde(rename = "stop")]
+    CloudStop,
     /// The Auto Scaling group terminates the instance.
     Terminated,
 }
@@ -46,7 +47,7 @@ impl ShutdownReason {
     pub fn allows_new_start(self) -> bool {
         match self {
             Self::Idle | Self::MaxBuilds | Self::MaxAge | Self::Unfit | Self::NoRunner | Self::Rebalance => true,
-            Self::ManagerRequest | Self::NoManager | Self::Interruption | Self::Stop | Self::Terminated => false,
+            Self::ManagerRequest | Self::NoManager | Self::Interruption | Self::CloudStop | Self::Terminated => false,
         }
     }
 
@@ -62,7 +63,7 @@ impl ShutdownReason {
             Self::NoManager => "no_manager",
             Self::Rebalance => "rebalance_recommendation",
             Self::Interruption => "spot_interruption",
-            Self::Stop => "stop",
+            Self::CloudStop => "stop",
             Self::Terminated => "terminated",
         }
     }
@@ -151,7 +152,7 @@ impl ShutdownState {
     }
 
     /// Loads the state of this instance. The state of another instance, from an image of a used machine, is removed.
-    /// After a reboot [`ShutdownState::unregistered_at`] is cleared, because its clock starts anew.
+    /// After a reboot [`ShutdownState::unregistered_at`] is cleared, because its clock restarts.
     pub fn load(state_dir: &Path, identity: &Identity) -> Option<(Self, Boot)> {
         let mut state: Self = decode::json(&fs::read(path(state_dir)).ok()?).ok()?;
         if state.identity.instance != identity.instance {

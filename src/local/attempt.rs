@@ -238,7 +238,7 @@ impl AttemptInputs<'_> {
             offer: None,
             progress: Progress::default(),
         };
-        let directory = SlotDirectory::at(context.scratch.join(format!("job-{}", self.id)));
+        let directory = SlotDirectory::at_path(context.scratch.join(format!("job-{}", self.id)));
         directory.create()?;
         run::run(&job_context, directory, record, payload, control)
     }

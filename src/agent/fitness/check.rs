@@ -63,7 +63,7 @@ pub enum ScriptRunner {
 impl ScriptRunner {
     /// The program that runs the scripts of this runner's jobs as `user`. The validation of the configuration has
     /// already rejected an invalid engine address.
-    pub fn of(runner: &Runner, user: Option<&str>, slots: u32) -> Self {
+    pub fn new(runner: &Runner, user: Option<&str>, slots: u32) -> Self {
         match runner.executor.has_containers().then(|| host::address(&runner.docker)) {
             Some(Ok(address)) => Self::Engine(address),
             _ => Self::Shell { shell: runner.shell.clone(), user: user.map(str::to_owned), slots },

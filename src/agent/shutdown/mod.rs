@@ -35,7 +35,7 @@ pub(super) fn load_shutdown(state: &Path, instance: &dyn Instance, strategy: Lea
     let has_gone = matches!(earlier.phase, ShutdownPhase::PoweringOff | ShutdownPhase::ShutDown);
     let is_back = boot == Boot::Earlier
         && match strategy {
-            _ if earlier.reason == ShutdownReason::Stop => true,
+            _ if earlier.reason == ShutdownReason::CloudStop => true,
             LeaveStrategy::Poweroff | LeaveStrategy::Command => has_gone,
             LeaveStrategy::AwsAsg if earlier.is_terminated() && earlier.phase == ShutdownPhase::ShutDown => {
                 is_kept_by_group(instance)

@@ -12,12 +12,14 @@ pub struct IdleClock {
     since: Option<Duration>,
     /// Idle time before the current period.
     before: Duration,
+    /// Whether a request has returned without a job in the idle time.
+    has_polled: bool,
 }
 
 impl IdleClock {
     /// Creates a clock that runs.
     pub fn start(clock: Clock) -> Self {
-        Self { since: Some(clock()), before: Duration::ZERO, clock }
+        Self { since: Some(clock()), before: Duration::ZERO, has_polled: false, clock }
     }
 
     /// The idle time.
@@ -25,9 +27,19 @@ impl IdleClock {
         self.before + self.since.map_or(Duration::ZERO, |since| (self.clock)().saturating_sub(since))
     }
 
+    /// Records that a request has returned without a job.
+    pub fn record_poll(&mut self) {
+        self.has_polled = true;
+    }
+
+    /// Whether a request has returned without a job in the idle time.
+    pub fn has_polled(&self) -> bool {
+        self.has_polled
+    }
+
     /// Stops the clock and sets it to zero.
     pub fn reset(&mut self) {
-        (self.before, self.since) = (Duration::ZERO, None);
+        (self.before, self.since, self.has_polled) = (Duration::ZERO, None, false);
     }
 
     /// Stops the clock.

@@ -18,7 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::leave::{Leave, LeaveStrategy};
+use crate::config::leave::{LeaveSettings, LeaveStrategy};
 use crate::instance::{CapacityChange, Instance, Refusal, TerminateResult};
 use crate::journal::shutdown::{ShutdownPhase, ShutdownReason};
 use crate::monitor::machine;
@@ -60,7 +60,7 @@ pub struct Termination {
     /// The shutdown state.
     pub tracker: Arc<ShutdownTracker>,
     /// The `leave` settings of the configuration.
-    pub leave: Leave,
+    pub leave: LeaveSettings,
     pub instance: Arc<dyn Instance>,
     /// The runner managers to unregister.
     pub runner_managers: Vec<RunnerManager>,
@@ -106,7 +106,7 @@ impl Termination {
             (ShutdownReason::NoRunner | ShutdownReason::NoManager, LeaveStrategy::Exit) => self.power_off(),
             // The manager terminates the instance and decrements the desired capacity of the group.
             (ShutdownReason::ManagerRequest, LeaveStrategy::AwsAsg) => self.finish(),
-            (ShutdownReason::Stop, _) | (_, LeaveStrategy::Exit) => self.finish(),
+            (ShutdownReason::CloudStop, _) | (_, LeaveStrategy::Exit) => self.finish(),
             (reason, LeaveStrategy::Command) => self.run_leave_command(reason),
             (_, LeaveStrategy::Poweroff) => self.power_off(),
             (_, LeaveStrategy::AwsAsg) => self.terminate_through_group(),

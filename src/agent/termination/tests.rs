@@ -82,7 +82,7 @@ fn denied() -> Refusal {
 /// An instance that shuts down, with its state directory.
 struct Case {
     directory: tempfile::TempDir,
-    leave: Leave,
+    leave: LeaveSettings,
     instance: ScriptedInstance,
 }
 
@@ -90,11 +90,11 @@ impl Case {
     /// The leave strategy `aws-asg` with these answers of the group. The fallback writes a line to `off`.
     fn new(answers: impl IntoIterator<Item = Result<TerminateResult, Refusal>>) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let leave = Leave {
+        let leave = LeaveSettings {
             strategy: LeaveStrategy::AwsAsg,
             poweroff_command: format!("echo $MAYFLY_LEAVE_REASON >>{}/off", directory.path().display()),
             fallback_after: Duration::ZERO,
-            ..Leave::default()
+            ..LeaveSettings::default()
         };
         let instance = ScriptedInstance {
             terminate: Mutex::new(answers.into_iter().collect()),
@@ -312,7 +312,7 @@ fn the_fallback_time_counts_from_the_unregistration_across_restarts() {
     state.unregistered_at = Some(earlier);
     let termination = Termination {
         tracker: Arc::new(ShutdownTracker::begin(case.state(), state)),
-        leave: Leave { fallback_after, ..case.leave.clone() },
+        leave: LeaveSettings { fallback_after, ..case.leave.clone() },
         instance: Arc::new(ScriptedInstance::default()),
         runner_managers: Vec::new(),
     };
@@ -386,5 +386,5 @@ fn a_later_agent_runs_the_remaining_steps() {
 
 #[test]
 fn a_stop_notice_does_not_terminate_the_instance() {
-    assert_eq!(Case::new([]).terminate_for(ShutdownReason::Stop), (TerminationOutcome::Done, Vec::new(), 0));
+    assert_eq!(Case::new([]).terminate_for(ShutdownReason::CloudStop), (TerminationOutcome::Done, Vec::new(), 0));
 }

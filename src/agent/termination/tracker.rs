@@ -61,7 +61,7 @@ impl ShutdownTracker {
     pub fn add_reason(&self, reason: ShutdownReason) {
         self.update(|state| match reason {
             ShutdownReason::Rebalance => state.announce(Announced::Interruption),
-            ShutdownReason::Interruption | ShutdownReason::Stop => {
+            ShutdownReason::Interruption | ShutdownReason::CloudStop => {
                 state.announce(Announced::Interruption);
                 // The cloud's reason replaces the agent's own until the agent has asked the group to terminate the
                 // instance.

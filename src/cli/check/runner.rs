@@ -134,7 +134,7 @@ fn check_fitness(report: &mut Report, subject: &str, jobs: &JobArgs, config: &Co
     let Ok(working_directory) = jobs.working_directory() else { return };
     let user = jobs.user_or_configured(config);
     let [builds, caches] = agent::directories_of(&working_directory, runner);
-    let requirements = Requirements::new(config, builds, caches, ScriptRunner::of(runner, user, config.concurrent));
+    let requirements = Requirements::new(config, builds, caches, ScriptRunner::new(runner, user, config.concurrent));
     match FitnessCheck::new(requirements).run() {
         Ok(()) => report.ok(subject, "the machine is fit for its jobs: disk space, shell or engine, git"),
         Err(unfit) => report.fail(subject, &format!("the agent would not poll for jobs: {unfit}")),

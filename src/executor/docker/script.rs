@@ -39,7 +39,7 @@ const RETURN_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ContainerScript {
     pub container: PreparedContainer,
-    /// Whether to create the container anew, because its last run was interrupted.
+    /// Whether to create a new container, because the last run of the current one was interrupted.
     pub recreate_container: bool,
     /// How often the script may run if its container disappears (`EXECUTOR_JOB_SECTION_ATTEMPTS`).
     pub attempts: u32,
@@ -123,7 +123,7 @@ fn run_once(
 enum Renewal {
     /// The one that the preparation created.
     SameContainer,
-    /// One that is created anew.
+    /// Another one.
     NewContainer,
 }
 

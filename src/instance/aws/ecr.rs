@@ -91,13 +91,13 @@ pub struct EcrTokens {
 
 impl Default for EcrTokens {
     fn default() -> Self {
-        Self::with(Box::new(fetch))
+        Self::with_fetch(Box::new(fetch))
     }
 }
 
 impl EcrTokens {
     /// Tokens that `fetch` obtains.
-    fn with(fetch: Box<Fetch>) -> Self {
+    fn with_fetch(fetch: Box<Fetch>) -> Self {
         Self { fetch, kept: Mutex::default() }
     }
 
@@ -202,7 +202,7 @@ mod tests {
     fn a_token_is_kept_until_shortly_before_it_expires() {
         let asked = Arc::new(AtomicI64::new(0));
         let (count, twelve_hours) = (Arc::clone(&asked), 12 * 60 * 60);
-        let tokens = EcrTokens::with(Box::new(move |registry| {
+        let tokens = EcrTokens::with_fetch(Box::new(move |registry| {
             let number = count.fetch_add(1, Ordering::SeqCst) + 1;
             if number == 3 {
                 return Err("throttled".to_owned());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::autoscaling::GroupState;
 use super::group::OwnGroup;
-use crate::config::aws::Raise;
+use crate::config::aws::RaiseSettings;
 use crate::instance::{Activity, JobDemand};
 use crate::sync;
 
@@ -22,7 +22,7 @@ const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Raises the desired capacity of one group.
 pub struct CapacityRaiser {
-    raise: Raise,
+    raise: RaiseSettings,
     instance: String,
     state: Mutex<RaiseState>,
     changed: Condvar,
@@ -47,7 +47,7 @@ enum CheckTrigger {
 }
 
 impl CapacityRaiser {
-    pub fn new(instance: &str, raise: Raise) -> Arc<Self> {
+    pub fn new(instance: &str, raise: RaiseSettings) -> Arc<Self> {
         let (state, changed) = (Mutex::default(), Condvar::new());
         Arc::new(Self { raise, instance: instance.to_owned(), state, changed })
     }

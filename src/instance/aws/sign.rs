@@ -45,7 +45,7 @@ pub fn presign(
     now: Timestamp,
     expires: Duration,
 ) -> String {
-    let stamp = SigningTime::of(now);
+    let stamp = SigningTime::new(now);
     let headers = canonical_headers(target, &[]);
     let mut query = target.query.clone();
     let mut add = |name: &str, value: String| query.push((name.to_owned(), value));
@@ -72,7 +72,7 @@ pub fn authorize(
     scope: CredentialScope<'_>,
     now: Timestamp,
 ) -> Vec<(String, String)> {
-    let stamp = SigningTime::of(now);
+    let stamp = SigningTime::new(now);
     let mut added = vec![("X-Amz-Date".to_owned(), stamp.time.clone())];
     if let Some(token) = &credentials.session_token {
         added.push(("X-Amz-Security-Token".to_owned(), token.reveal().to_owned()));
@@ -101,7 +101,7 @@ struct SigningTime {
 }
 
 impl SigningTime {
-    fn of(now: Timestamp) -> Self {
+    fn new(now: Timestamp) -> Self {
         Self { date: now.strftime("%Y%m%d").to_string(), time: now.strftime("%Y%m%dT%H%M%SZ").to_string() }
     }
 

@@ -103,14 +103,14 @@ impl FailedAttempt {
 
 /// Makes one attempt to download an archive; prints the response.
 fn attempt(plan: &DownloadPlan, dependency: &Dependency, source: ArchiveSource) -> Result<File, DownloadError> {
-    let answer = request(&plan.server, dependency, source).map_err(|why| match why {
+    let response = request(&plan.server, dependency, source).map_err(|why| match why {
         HttpError::Configuration(why) => DownloadError::Final(why),
         why => DownloadError::Temporary(FailedAttempt::broken(why.to_string())),
     })?;
-    let line = describe(&answer, plan, dependency);
-    match answer.status {
+    let line = describe(&response, plan, dependency);
+    match response.status {
         200 => {
-            let file = store(answer, &plan.temporary, plan.meter).map_err(|why| incomplete(plan, &why))?;
+            let file = store(response, &plan.temporary, plan.meter).map_err(|why| incomplete(plan, &why))?;
             println!("{line}");
             Ok(file)
         }
@@ -125,7 +125,7 @@ fn attempt(plan: &DownloadPlan, dependency: &Dependency, source: ArchiveSource) 
         status => {
             let (message, requested_delay) = match status {
                 301..=303 | 307 | 308 => (format!("more than {MAX_REDIRECTS} redirects; {line}"), None),
-                _ => (line, answer.requested_delay()),
+                _ => (line, response.requested_delay()),
             };
             Err(DownloadError::Temporary(FailedAttempt { message, failure: Failure::Status(status), requested_delay }))
         }
@@ -150,15 +150,15 @@ fn request(server: &ArtifactServer, dependency: &Dependency, source: ArchiveSour
     let mut redirects = 0;
     loop {
         let tls = files_for(server, &url);
-        let answer = Transfer::new(&url, &tls, &server.user_agent, TIMEOUTS)?.send(
+        let response = Transfer::new(&url, &tls, &server.user_agent, TIMEOUTS)?.send(
             Method::Get,
             &url,
             &headers,
             Outgoing::Nothing,
         )?;
-        let location = answer.header("Location").filter(|_| matches!(answer.status, 301 | 302 | 303 | 307 | 308));
+        let location = response.header("Location").filter(|_| matches!(response.status, 301 | 302 | 303 | 307 | 308));
         let Some(location) = location.filter(|_| redirects < MAX_REDIRECTS) else {
-            return Ok(answer);
+            return Ok(response);
         };
         redirects += 1;
         url = resolve(&url, location)?;
@@ -176,22 +176,22 @@ fn files_for(server: &ArtifactServer, url: &str) -> TlsFiles {
     }
 }
 
-fn store(answer: Incoming, directory: &Path, meter: Option<Duration>) -> io::Result<File> {
+fn store(response: Incoming, directory: &Path, meter: Option<Duration>) -> io::Result<File> {
     let mut file = scratch_file(directory)?;
-    let total = answer.length();
-    let mut content = Meter::new(answer.into_reader(), "Downloading artifacts", meter, total);
+    let total = response.length();
+    let mut content = Meter::new(response.into_reader(), "Downloading artifacts", meter, total);
     io::copy(&mut content, &mut file)?;
     file.rewind()?;
     Ok(file)
 }
 
-fn describe(answer: &Incoming, plan: &DownloadPlan, dependency: &Dependency) -> String {
-    let what = if answer.status == 200 { "ok" } else { "error" };
+fn describe(response: &Incoming, plan: &DownloadPlan, dependency: &Dependency) -> String {
+    let what = if response.status == 200 { "ok" } else { "error" };
     format!(
         "Downloading artifacts from coordinator... {what}  host={} id={} responseStatus={} token={}",
         origin(&plan.server.api).split_once("://").map_or("", |(_, host)| host),
         dependency.id,
-        answer.status_line(),
+        response.status_line(),
         Token::new(dependency.token.as_str()).short(),
     )
 }

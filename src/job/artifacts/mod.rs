@@ -67,7 +67,7 @@ pub struct UploadPlan {
     /// The timeout of each upload.
     pub timeout: Duration,
     /// The timeout from the end of an upload to the response.
-    pub answer_timeout: Duration,
+    pub response_timeout: Duration,
     /// `TRANSFER_METER_FREQUENCY`.
     pub meter: Option<Duration>,
     /// The provenance statement to add.

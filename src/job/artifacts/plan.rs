@@ -20,7 +20,7 @@ pub struct ArtifactSettings {
     /// The timeout of an upload.
     pub timeout: Duration,
     /// The timeout for the response after an upload.
-    pub answer_timeout: Duration,
+    pub response_timeout: Duration,
 }
 
 /// The result of the job's script.
@@ -68,7 +68,7 @@ pub fn upload_plan(
         uploads,
         level: level(variables, "ARTIFACT_COMPRESSION_LEVEL"),
         timeout: settings.timeout,
-        answer_timeout: settings.answer_timeout,
+        response_timeout: settings.response_timeout,
         meter: meter_frequency(variables),
         statement: with_statement.then(statement),
     })
@@ -151,7 +151,7 @@ mod tests {
             temporary: "/b/p.tmp".into(),
             server,
             timeout: hour,
-            answer_timeout: hour,
+            response_timeout: hour,
         }
     }
 

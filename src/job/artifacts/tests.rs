@@ -55,7 +55,7 @@ impl Project {
             }],
             level: CompressionLevel::Default,
             timeout: Duration::from_secs(60),
-            answer_timeout: Duration::from_secs(60),
+            response_timeout: Duration::from_secs(60),
             meter: None,
             statement: None,
         }

@@ -101,9 +101,9 @@ fn send(plan: &UploadPlan, upload: &Upload, root: &ArchiveRoot, entries: &[Archi
     let sent = Cell::new(0);
     loop {
         let (line, wait) = match attempt(plan, &server, upload, root, entries, &sent) {
-            Ok(answer) => {
-                let line = describe(upload, &answer, plan);
-                match classify(&answer, &server) {
+            Ok(response) => {
+                let line = describe(upload, &response, plan);
+                match classify(&response, &server) {
                     UploadVerdict::Accepted => {
                         println!("{line}");
                         return Ok(sent.get());
@@ -114,12 +114,12 @@ fn send(plan: &UploadPlan, upload: &Upload, root: &ArchiveRoot, entries: &[Archi
                     }
                     UploadVerdict::Moved(api) => {
                         server.api = api;
-                        let wait = budget.after(Failure::Status(answer.status), None);
+                        let wait = budget.after(Failure::Status(response.status), None);
                         (line, wait.map(|_| Duration::ZERO))
                     }
                     UploadVerdict::Retry => {
-                        let wait = budget.after(Failure::Status(answer.status), answer.requested_delay());
-                        (format!("{line} {}", first_line(&answer.explanation())), wait)
+                        let wait = budget.after(Failure::Status(response.status), response.requested_delay());
+                        (format!("{line} {}", first_line(&response.explanation())), wait)
                     }
                 }
             }
@@ -154,14 +154,14 @@ enum UploadVerdict {
     Retry,
 }
 
-fn classify(answer: &Incoming, server: &ArtifactServer) -> UploadVerdict {
-    match answer.status {
+fn classify(response: &Incoming, server: &ArtifactServer) -> UploadVerdict {
+    match response.status {
         201 => UploadVerdict::Accepted,
         401 | 403 => UploadVerdict::Refused("permission denied"),
         413 => UploadVerdict::Refused(
             "too large for this GitLab; see the maximum artifacts size of the project or instance",
         ),
-        301 | 302 | 307 | 308 => match answer.header("Location").map(|location| moved_api(&server.api, location)) {
+        301 | 302 | 307 | 308 => match response.header("Location").map(|location| moved_api(&server.api, location)) {
             Some(Some(api)) => UploadVerdict::Moved(api),
             Some(None) => UploadVerdict::Refused(
                 "redirected to another host, which must not get the token; correct the runner's `url`",
@@ -187,12 +187,12 @@ fn moved_api(api: &str, location: &str) -> Option<String> {
     (safe && host(&from).is_some() && host(&from) == host(&to)).then(|| format!("{to}{}", &api[from.len()..]))
 }
 
-fn describe(upload: &Upload, answer: &Incoming, plan: &UploadPlan) -> String {
-    let correlation = answer.header("X-Request-Id").unwrap_or_default();
+fn describe(upload: &Upload, response: &Incoming, plan: &UploadPlan) -> String {
+    let correlation = response.header("X-Request-Id").unwrap_or_default();
     format!(
         "Uploading artifacts as {:?} to coordinator... {}  correlation_id={correlation} id={} token={}",
         upload.kind,
-        answer.status_line(),
+        response.status_line(),
         plan.job,
         Token::new(plan.token.as_str()).short(),
     )
@@ -207,7 +207,7 @@ fn attempt(
     entries: &[ArchiveEntry],
     sent: &Cell<u64>,
 ) -> Result<Incoming, HttpError> {
-    let timeouts = Timeouts { total: plan.timeout, response: plan.answer_timeout };
+    let timeouts = Timeouts { total: plan.timeout, response: plan.response_timeout };
     let transfer = Transfer::new(&server.api, &server.tls, &server.user_agent, timeouts)?;
     let boundary = format!("mayfly{:08x}{:08x}{:08x}", random::number(), random::number(), random::number());
     let url = url(server, &plan.job, upload);
@@ -220,9 +220,9 @@ fn attempt(
     let post = |content: &mut dyn Read| {
         let mut content = Meter::new(content, "Uploading artifacts", plan.meter, None);
         let mut body = head.as_bytes().chain(&mut content).chain(tail.as_bytes());
-        let answer = transfer.send(Method::Post, &url, &headers, Outgoing::Stream(&mut body));
+        let response = transfer.send(Method::Post, &url, &headers, Outgoing::Stream(&mut body));
         sent.set(content.done());
-        answer
+        response
     };
     match upload.format {
         UploadFormat::Raw => {
@@ -233,14 +233,16 @@ fn attempt(
         UploadFormat::Archive(format) => thread::scope(|scope| {
             let (sink, mut source) = pipe();
             let packer = scope.spawn(move || pack(root, entries, format, plan, sink));
-            let answer = post(&mut source);
+            let response = post(&mut source);
             // Stops a thread that still writes the archive.
             drop(source);
             match packer.join() {
-                Ok(Ok(written)) if answer.as_ref().is_ok_and(|answer| answer.status == 201) => print_warnings(&written),
+                Ok(Ok(written)) if response.as_ref().is_ok_and(|response| response.status == 201) => {
+                    print_warnings(&written)
+                }
                 _ => {}
             }
-            answer
+            response
         }),
     }
 }

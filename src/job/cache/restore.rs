@@ -152,18 +152,18 @@ fn refresh(
         store::etag(&location.local).map(|etag| ("If-None-Match".to_owned(), etag)).into_iter().collect();
     let mut budget = RetryBudget::new(CACHE_RETRY_TIMEOUT);
     loop {
-        let answer = send_request(transfer_settings, Method::Get, &remote.get, &known).map_err(FetchError::Failed)?;
-        let stamp = answer.header("Last-Modified").and_then(http_date);
-        match answer.status {
+        let response = send_request(transfer_settings, Method::Get, &remote.get, &known).map_err(FetchError::Failed)?;
+        let stamp = response.header("Last-Modified").and_then(http_date);
+        match response.status {
             200 if !is_current(location, stamp) => {}
             200 | 304 => {
                 println!("cache.zip is up to date");
                 return Ok(ArchiveSource::Local);
             }
             404 => return Err(FetchError::Missing),
-            _ => return Err(FetchError::Failed(refusal(answer))),
+            _ => return Err(FetchError::Failed(refusal(response))),
         }
-        let why = match fetch(location, answer, stamp, transfer_settings) {
+        let why = match fetch(location, response, stamp, transfer_settings) {
             Ok(fetched) => {
                 println!("Downloading cache from {}", origin(&remote.get));
                 return Ok(fetched);
@@ -195,7 +195,7 @@ fn is_current(location: &CacheLocation, stamp: Option<SystemTime>) -> bool {
 /// Stores a downloaded archive. Fails with `InvalidData` if it is not an archive.
 fn fetch(
     location: &CacheLocation,
-    answer: Incoming,
+    response: Incoming,
     stamp: Option<SystemTime>,
     transfer_settings: &TransferSettings,
 ) -> io::Result<ArchiveSource> {
@@ -205,9 +205,9 @@ fn fetch(
         return Ok(ArchiveSource::ObjectStore);
     }
     let mut pending = PendingArchive::new(&location.local)?;
-    let (total, etag) = (answer.length(), answer.header("ETag").map(str::to_owned));
+    let (total, etag) = (response.length(), response.header("ETag").map(str::to_owned));
     io::copy(
-        &mut Meter::new(answer.into_reader(), "Downloading cache", transfer_settings.meter, total),
+        &mut Meter::new(response.into_reader(), "Downloading cache", transfer_settings.meter, total),
         &mut pending.file,
     )?;
     if !looks_like_cache(&pending.file)? {
@@ -237,8 +237,8 @@ pub fn send_request(
     loop {
         let outcome = transfer.send(method, url, headers, Outgoing::Nothing);
         let (failure, asked) = match &outcome {
-            Ok(answer) if !is_retryable(answer.status) => (None, None),
-            Ok(answer) => (Some(Failure::Status(answer.status)), answer.requested_delay()),
+            Ok(response) if !is_retryable(response.status) => (None, None),
+            Ok(response) => (Some(Failure::Status(response.status)), response.requested_delay()),
             Err(_) => (Some(Failure::Broken), None),
         };
         match failure.and_then(|failure| budget.after(failure, asked)) {
@@ -249,12 +249,12 @@ pub fn send_request(
 }
 
 /// Describes an error response of an object store.
-pub fn refusal(answer: Incoming) -> String {
-    let line = match answer.header("Location").filter(|_| (300..400).contains(&answer.status)) {
-        Some(location) => format!("{} to {}; redirects are not followed", answer.status_line(), origin(location)),
-        None => answer.status_line(),
+pub fn refusal(response: Incoming) -> String {
+    let line = match response.header("Location").filter(|_| (300..400).contains(&response.status)) {
+        Some(location) => format!("{} to {}; redirects are not followed", response.status_line(), origin(location)),
+        None => response.status_line(),
     };
-    let text = answer.explanation();
+    let text = response.explanation();
     let parts = ["Code", "Message"].map(|name| element(&text, name).unwrap_or_default());
     format!("received: {line} {}", parts.join(" ")).trim_end().to_owned()
 }

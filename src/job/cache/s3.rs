@@ -196,9 +196,9 @@ fn region_of(url: &str) -> Option<String> {
     const REGION_TIMEOUT: Duration = Duration::from_secs(5);
     let timeouts = Timeouts { total: REGION_TIMEOUT, response: REGION_TIMEOUT };
     let transfer = Transfer::new(url, &TlsFiles::default(), &user_agent(), timeouts).ok()?;
-    let answer = transfer.send(Method::Head, url, &[], Outgoing::Nothing).ok()?;
+    let response = transfer.send(Method::Head, url, &[], Outgoing::Nothing).ok()?;
     let is_region = |name: &&str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    answer.header("x-amz-bucket-region").filter(is_region).map(str::to_owned)
+    response.header("x-amz-bucket-region").filter(is_region).map(str::to_owned)
 }
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ fn save(
         return Ok(());
     };
     if unchanged
-        && send_request(transfer_settings, Method::Head, &remote.head, &[]).is_ok_and(|answer| answer.status == 200)
+        && send_request(transfer_settings, Method::Head, &remote.head, &[]).is_ok_and(|response| response.status == 200)
     {
         println!("Archive is up to date!");
         return Ok(());
@@ -149,11 +149,13 @@ fn upload(
         archive.rewind().map_err(|why| why.to_string())?;
         let mut content = Meter::new(&archive, "Uploading cache", transfer_settings.meter, Some(size));
         let (why, wait) = match transfer.send(Method::Put, &remote.put, &headers, Outgoing::Sized(&mut content, size)) {
-            Ok(answer) if (200..300).contains(&answer.status) => return Ok(answer.header("ETag").map(str::to_owned)),
-            Ok(answer) if !is_retryable(answer.status) => return Err(refusal(answer)),
-            Ok(answer) => match budget.after(Failure::Status(answer.status), answer.requested_delay()) {
-                Some(wait) => (answer.status_line(), wait),
-                None => return Err(refusal(answer)),
+            Ok(response) if (200..300).contains(&response.status) => {
+                return Ok(response.header("ETag").map(str::to_owned));
+            }
+            Ok(response) if !is_retryable(response.status) => return Err(refusal(response)),
+            Ok(response) => match budget.after(Failure::Status(response.status), response.requested_delay()) {
+                Some(wait) => (response.status_line(), wait),
+                None => return Err(refusal(response)),
             },
             Err(why) => match budget.after(Failure::Broken, None) {
                 Some(wait) => (why.to_string(), wait),

@@ -153,10 +153,10 @@ pub fn is_paused(runner_labels: &RunnerLabels) -> bool {
 /// Records a received job, which was queued for `queued` seconds, if the server sends that number.
 pub fn job_received(runner_labels: &RunnerLabels, job: &JobId, queued: Option<f64>) {
     let mut metrics = lock();
-    let of_runner = metrics.runner(runner_labels);
-    of_runner.taken += 1;
+    let runner_metrics = metrics.runner(runner_labels);
+    runner_metrics.taken += 1;
     if let Some(queued) = queued {
-        of_runner.queued.observe(queued);
+        runner_metrics.queued.observe(queued);
     }
     metrics.running.insert(
         (runner_labels.clone(), job.to_string()),
@@ -182,11 +182,11 @@ pub fn stage_began(runner_labels: &RunnerLabels, job: &JobId, stage: &'static st
     let Some(running) = metrics.running.get_mut(&(runner_labels.clone(), job.to_string())) else { return };
     let before = running.stage.replace((stage, now));
     let (began, first) = (running.began, before.is_none() && !running.resumed);
-    let of_runner = metrics.runner(runner_labels);
+    let runner_metrics = metrics.runner(runner_labels);
     if first {
-        of_runner.starts.observe(seconds(began, now));
+        runner_metrics.starts.observe(seconds(began, now));
     }
-    of_runner.end_stage(before, now);
+    runner_metrics.end_stage(before, now);
 }
 
 /// Records the end of a job: `success`, `dropped`, or the failure reason.
@@ -194,10 +194,10 @@ pub fn job_ended(runner_labels: &RunnerLabels, job: &JobId, result: &'static str
     let now = BootTime::now();
     let mut metrics = lock();
     let Some(running) = metrics.running.remove(&(runner_labels.clone(), job.to_string())) else { return };
-    let of_runner = metrics.runner(runner_labels);
-    of_runner.end_stage(running.stage, now);
-    of_runner.durations.observe(seconds(running.began, now));
-    *of_runner.results.entry(result).or_default() += 1;
+    let runner_metrics = metrics.runner(runner_labels);
+    runner_metrics.end_stage(running.stage, now);
+    runner_metrics.durations.observe(seconds(running.began, now));
+    *runner_metrics.results.entry(result).or_default() += 1;
 }
 
 /// A running job, for the status of the agent.
@@ -250,9 +250,12 @@ mod tests {
     fn lines(token: &str) -> Vec<String> {
         let mut page = Page::default();
         write(&mut page, "s_1", [runner_labels(token)].into_iter());
-        let of_runner = format!("runner=\"{token}\",runner_name=\"n\",system_id=\"s_1\"");
+        let labels_of_runner = format!("runner=\"{token}\",runner_name=\"n\",system_id=\"s_1\"");
         let text = page.finish();
-        text.lines().filter(|line| line.contains(&of_runner)).map(|line| line.replace(&of_runner, "*")).collect()
+        text.lines()
+            .filter(|line| line.contains(&labels_of_runner))
+            .map(|line| line.replace(&labels_of_runner, "*"))
+            .collect()
     }
 
     #[test]

@@ -27,8 +27,8 @@ pub fn write(page: &mut Page, system_id: &str, runners: impl Iterator<Item = Run
 
 fn write_polls(page: &mut Page, system_id: &str, metrics: &Metrics) {
     let mut polls = page.metric("mayfly_polls_total", MetricKind::Counter, "Requests for a job, by outcome.");
-    for (runner_labels, of_runner) in &metrics.runners {
-        for ((_, outcome), count) in POLLS.iter().zip(of_runner.polls) {
+    for (runner_labels, runner_metrics) in &metrics.runners {
+        for ((_, outcome), count) in POLLS.iter().zip(runner_metrics.polls) {
             polls
                 .sample(&[labels(runner_labels, system_id).as_slice(), &[("outcome", outcome)]].concat(), count as f64);
         }
@@ -64,16 +64,16 @@ fn write_jobs(page: &mut Page, system_id: &str, metrics: &Metrics) {
         jobs.sample(&labels, f64::from(count));
     }
     let mut taken = page.metric("gitlab_runner_jobs_total", MetricKind::Counter, "Received jobs.");
-    for (runner_labels, of_runner) in &metrics.runners {
-        taken.sample(&labels(runner_labels, system_id), of_runner.taken as f64);
+    for (runner_labels, runner_metrics) in &metrics.runners {
+        taken.sample(&labels(runner_labels, system_id), runner_metrics.taken as f64);
     }
 }
 
 fn write_results(page: &mut Page, system_id: &str, metrics: &Metrics) {
     let is_failure = |result: &str| !matches!(result, "success" | "dropped");
     let mut failed = page.metric("gitlab_runner_failed_jobs_total", MetricKind::Counter, "Failed jobs, by reason.");
-    for (runner_labels, of_runner) in &metrics.runners {
-        for (reason, count) in of_runner.results.iter().filter(|(result, _)| is_failure(result)) {
+    for (runner_labels, runner_metrics) in &metrics.runners {
+        for (reason, count) in runner_metrics.results.iter().filter(|(result, _)| is_failure(result)) {
             failed.sample(
                 &[labels(runner_labels, system_id).as_slice(), &[("failure_reason", reason)]].concat(),
                 *count as f64,
@@ -82,8 +82,8 @@ fn write_results(page: &mut Page, system_id: &str, metrics: &Metrics) {
     }
     let help = "Finished jobs, by result; dropped: the server no longer expected the job.";
     let mut ended = page.metric("mayfly_jobs_ended_total", MetricKind::Counter, help);
-    for (runner_labels, of_runner) in &metrics.runners {
-        for (result, count) in &of_runner.results {
+    for (runner_labels, runner_metrics) in &metrics.runners {
+        for (result, count) in &runner_metrics.results {
             let state = if is_failure(result) { "failed" } else { result };
             ended.sample(
                 &[labels(runner_labels, system_id).as_slice(), &[("state", state), ("result", result)]].concat(),
@@ -104,14 +104,14 @@ fn write_durations(page: &mut Page, system_id: &str, metrics: &Metrics) {
     ];
     for (name, help, histogram) in of_jobs {
         let mut metric = page.metric(name, MetricKind::Histogram, help);
-        for (runner_labels, of_runner) in &metrics.runners {
-            metric.histogram(&labels(runner_labels, system_id), histogram(of_runner));
+        for (runner_labels, runner_metrics) in &metrics.runners {
+            metric.histogram(&labels(runner_labels, system_id), histogram(runner_metrics));
         }
     }
     let name = "gitlab_runner_job_stage_duration_seconds";
     let mut metric = page.metric(name, MetricKind::Histogram, "Duration of the stages of jobs.");
-    for (runner_labels, of_runner) in &metrics.runners {
-        for (stage, histogram) in &of_runner.stages {
+    for (runner_labels, runner_metrics) in &metrics.runners {
+        for (stage, histogram) in &runner_metrics.stages {
             metric.histogram(&[labels(runner_labels, system_id).as_slice(), &[("stage", stage)]].concat(), histogram);
         }
     }
