@@ -10,7 +10,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use env_logger::fmt::Formatter;
 use log::{Level, LevelFilter, Record};
 
-use crate::config::LOG_LEVELS;
+use crate::config::{Config, LOG_LEVELS};
 use crate::monitor::metrics;
 
 /// Level and format of the log.
@@ -53,12 +53,13 @@ fn current_format() -> Format {
 }
 
 impl LoggingArgs {
-    /// Initialises or changes the log. Flags and environment take precedence over the configuration (`configured`).
-    pub fn set_up(&self, configured: Option<(&str, &str)>) {
-        let level = self.log_level.as_deref().or(configured.map(|(level, _)| level)).unwrap_or("info");
+    /// Initialises or changes the log. Flags and environment take precedence over the configuration.
+    pub fn set_up(&self, config: Option<&Config>) {
+        let configured_level = config.and_then(|config| config.log_level.as_deref());
+        let level = self.log_level.as_deref().or(configured_level).unwrap_or("info");
         let filter = if self.debug { LevelFilter::Debug } else { level_filter(level) };
-        let named = configured.and_then(|(_, format)| Format::from_str(format, true).ok());
-        let format = match self.log_format.or(named).unwrap_or(Format::Runner) {
+        let configured_format = config.and_then(|config| Format::from_str(config.log_format.as_deref()?, true).ok());
+        let format = match self.log_format.or(configured_format).unwrap_or(Format::Runner) {
             Format::Runner if stderr_is_the_journal() => Format::Journal,
             format => format,
         };

@@ -43,8 +43,6 @@ pub fn main(options: ManagerArgs, logging: &LoggingArgs) -> Result<ExitCode, Str
     if is_validation {
         return manager::validate(&options, loaded).map(|()| ExitCode::SUCCESS);
     }
-    let level = loaded.config.log_level.as_deref().unwrap_or("info");
-    let format = loaded.config.log_format.as_deref().unwrap_or("runner");
-    logging.set_up(Some((level, format)));
+    logging.set_up(Some(&loaded.config));
     manager::run(options, loaded)
 }

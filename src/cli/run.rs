@@ -58,10 +58,7 @@ pub fn main(options: RunArgs, logging: &LoggingArgs) -> Result<ExitCode, String>
 
 fn run(options: RunArgs, logging: &LoggingArgs) -> Result<ExitCode, String> {
     let loaded = options.file.load();
-    let configured = loaded.as_ref().ok().map(|loaded| &loaded.config);
-    let level = configured.and_then(|config| config.log_level.as_deref()).unwrap_or("info");
-    let format = configured.and_then(|config| config.log_format.as_deref()).unwrap_or("runner");
-    logging.set_up(Some((level, format)));
+    logging.set_up(loaded.as_ref().ok().map(|loaded| &loaded.config));
     agent::run(options.agent_options()?, loaded)
 }
 

@@ -19,6 +19,9 @@ use crate::manager::settings;
 use crate::manager::simulation::load::{Load, SimulatedJob};
 use crate::manager::simulation::{Scenario, at, load, report, simulate};
 
+/// The maximum length of a simulation.
+const MAX_LENGTH: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// The options of `manager simulate`.
 #[derive(Args)]
 pub struct SimulateArgs {
@@ -84,7 +87,7 @@ fn zone(text: &str) -> Result<TimeZone, String> {
 /// Simulates each pool and prints the result. A pool that cannot be simulated is reported; the other pools are
 /// simulated.
 pub fn main(options: &SimulateArgs) -> Result<ExitCode, String> {
-    let (pools, refused) = pools(options)?;
+    let (pools, refused) = selected_pools(options)?;
     refused.iter().for_each(|why| eprintln!("mayfly: {why}"));
     let zone = options.timezone.clone().unwrap_or_else(TimeZone::system);
     let today = zone.to_datetime(Timestamp::now()).date();
@@ -96,52 +99,62 @@ pub fn main(options: &SimulateArgs) -> Result<ExitCode, String> {
             output::write(format_args!("{}", at::describe(&pool.name, &sizing, time, &zone, &numbers)));
         }
     } else {
-        let load = load(options, &zone)?;
+        let load = read_load(options, &zone)?;
         let midnight = options.day.or(load.day).unwrap_or(today).to_datetime(Time::midnight());
         let begins = zone.to_timestamp(midnight).map_err(|error| error.to_string())?;
+        let simulation = DaySimulation { options, jobs: &load.jobs, begins, zone: &zone };
         for pool in &pools {
-            print_day(options, pool, &load.jobs, begins, &zone, pools.len())?;
+            let chart = options.svg.as_ref().map(|path| match pools.len() {
+                1 => path.clone(),
+                _ => with_pool(path, &pool.name),
+            });
+            simulation.print(pool, chart.as_deref())?;
         }
     }
     Ok(if refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print_day(
-    options: &SimulateArgs,
-    pool: &PoolSettings,
-    jobs: &[SimulatedJob],
+/// The simulation of one day, with the same jobs for each pool.
+struct DaySimulation<'a> {
+    options: &'a SimulateArgs,
+    jobs: &'a [SimulatedJob],
+    /// The first moment of the day.
     begins: Timestamp,
-    zone: &TimeZone,
-    pools: usize,
-) -> Result<(), String> {
-    let length = options.length.min(Duration::from_secs(366 * 24 * 3600));
-    let within = jobs.partition_point(|job| job.start < length);
-    let scenario = Scenario {
-        sizing: Sizing::of(pool),
-        group_maximum: None,
-        begins,
-        length,
-        boot: options.boot,
-        jobs: jobs[..within].to_vec(),
-    };
-    let day = simulate(&scenario);
-    say!("pool {}", pool.name);
-    for (after, label) in &day.policies {
-        let after = jiff::SignedDuration::try_from(*after).unwrap_or_default();
-        let clock = begins.checked_add(after).map(|time| zone.to_datetime(time).strftime("%a %H:%M").to_string());
-        say!("policy from {}: {label}", clock.unwrap_or_default());
+    zone: &'a TimeZone,
+}
+
+impl DaySimulation<'_> {
+    /// Simulates the day of a pool, prints it, and writes its chart to a file.
+    fn print(&self, pool: &PoolSettings, chart: Option<&Path>) -> Result<(), String> {
+        let Self { options, jobs, begins, zone } = *self;
+        let length = options.length.min(MAX_LENGTH);
+        let within = jobs.partition_point(|job| job.start < length);
+        let scenario = Scenario {
+            sizing: Sizing::of(pool),
+            group_maximum: None,
+            begins,
+            length,
+            boot: options.boot,
+            jobs: jobs[..within].to_vec(),
+        };
+        let day = simulate(&scenario);
+        say!("pool {}", pool.name);
+        for (after, label) in &day.policies {
+            let after = jiff::SignedDuration::try_from(*after).unwrap_or_default();
+            let clock = begins.checked_add(after).map(|time| zone.to_datetime(time).strftime("%a %H:%M").to_string());
+            say!("policy from {}: {label}", clock.unwrap_or_default());
+        }
+        say!("\n{}", report::table(&day, &scenario.jobs, begins, zone));
+        if within < jobs.len() {
+            say!("not simulated    {} jobs that begin later; raise --length", jobs.len() - within);
+        }
+        if let Some(path) = chart {
+            fs::write(path, report::chart(&day, begins, zone))
+                .map_err(|error| format!("cannot write the chart {}: {error}", path.display()))?;
+            say!("chart            {}", path.display());
+        }
+        Ok(())
     }
-    say!("\n{}", report::table(&day, &scenario.jobs, begins, zone));
-    if within < jobs.len() {
-        say!("not simulated    {} jobs that begin later; raise --length", jobs.len() - within);
-    }
-    if let Some(path) = &options.svg {
-        let path = if pools > 1 { with_pool(path, &pool.name) } else { path.clone() };
-        fs::write(&path, report::chart(&day, begins, zone))
-            .map_err(|error| format!("cannot write the chart {}: {error}", path.display()))?;
-        say!("chart            {}", path.display());
-    }
-    Ok(())
 }
 
 /// `day.svg` of the pool `linux` is `day-linux.svg`.
@@ -153,7 +166,7 @@ fn with_pool(path: &Path, pool: &str) -> PathBuf {
     path.with_file_name(format!("{stem}-{pool}{end}"))
 }
 
-fn load(options: &SimulateArgs, zone: &TimeZone) -> Result<Load, String> {
+fn read_load(options: &SimulateArgs, zone: &TimeZone) -> Result<Load, String> {
     if let Some(path) = &options.load {
         let text = fs::read_to_string(path).map_err(|error| format!("the load {}: {error}", path.display()))?;
         return load::read(&text, options.day, zone).map_err(|why| format!("the load {}: {why}", path.display()));
@@ -165,7 +178,7 @@ fn load(options: &SimulateArgs, zone: &TimeZone) -> Result<Load, String> {
 }
 
 /// The settings of the selected pools, and why others cannot be simulated.
-fn pools(options: &SimulateArgs) -> Result<(Vec<PoolSettings>, Vec<String>), String> {
+fn selected_pools(options: &SimulateArgs) -> Result<(Vec<PoolSettings>, Vec<String>), String> {
     let path = options.file.path();
     let config = Config::load_as(&path, Role::Manager).map_err(|error| error.to_string())?.config;
     let (mut pools, mut refused) = (Vec::new(), Vec::new());

@@ -58,8 +58,8 @@ impl StartFailures {
     /// delay. If starts have failed for `give_up_after`, powers the machine off.
     pub fn fail(&self, error: &str, give_up_after: Option<Duration>) {
         let before = fs::read(&self.record).ok().and_then(|text| decode::json(&text).ok()).unwrap_or_default();
-        let (record, is_due, delay) = record_failure(&before, error, BootTime::now());
-        if is_due {
+        let CountedFailure { record, is_error_due, delay } = count_failure(&before, error, BootTime::now());
+        if is_error_due {
             let attempts = if record.count > 1 { format!(" failed_starts={}", record.count) } else { String::new() };
             eprintln!("mayfly: {error}{attempts}");
         }
@@ -91,16 +91,25 @@ fn power_off(failing_for: Duration) {
     }
 }
 
-/// The record after one more failure, whether to write its error, and the delay.
-fn record_failure(before: &Record, error: &str, now: BootTime) -> (Record, bool, Duration) {
+/// One more failure.
+struct CountedFailure {
+    /// The record with this failure.
+    record: Record,
+    /// Whether the error must be written.
+    is_error_due: bool,
+    /// The delay before the exit.
+    delay: Duration,
+}
+
+fn count_failure(before: &Record, error: &str, now: BootTime) -> CountedFailure {
     let since = |at: BootTime| now.since(at);
     let is_same_series = before.count > 0 && since(before.failed_at) < FORGET_AFTER;
-    let is_due = !is_same_series || before.error != error || since(before.written_at) >= REPEAT_AFTER;
+    let is_error_due = !is_same_series || before.error != error || since(before.written_at) >= REPEAT_AFTER;
     let count = if is_same_series { before.count.saturating_add(1) } else { 1 };
-    let written_at = if is_due { now } else { before.written_at };
-    let delay = DELAYS.delay(count - 1);
+    let written_at = if is_error_due { now } else { before.written_at };
     let first_at = if is_same_series { before.first_at } else { now };
-    (Record { count, first_at, failed_at: now, written_at, error: error.to_owned() }, is_due, delay)
+    let record = Record { count, first_at, failed_at: now, written_at, error: error.to_owned() };
+    CountedFailure { record, is_error_due, delay: DELAYS.delay(count - 1) }
 }
 
 #[cfg(test)]
@@ -115,13 +124,13 @@ mod tests {
     fn delays_grow_and_the_same_error_is_written_once_a_minute() {
         let (mut record, mut now, mut written, mut delays) = (Record::default(), at(5), Vec::new(), Vec::new());
         for _ in 0..10 {
-            let (after, is_due, delay) = record_failure(&record, "no such user", now);
-            if is_due {
+            let failure = count_failure(&record, "no such user", now);
+            if failure.is_error_due {
                 written.push(now.since(at(0)).as_secs());
             }
-            delays.push(delay.as_secs());
-            record = after;
-            now = now + delay;
+            delays.push(failure.delay.as_secs());
+            record = failure.record;
+            now = now + failure.delay;
         }
         assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60, 60, 60]);
         assert!(written.windows(2).all(|pair| pair[1] - pair[0] >= 60), "{written:?}");
@@ -130,10 +139,10 @@ mod tests {
 
     #[test]
     fn another_error_is_written_at_once_and_old_failures_are_forgotten() {
-        let (record, ..) = record_failure(&Record::default(), "a", at(1));
-        let (other, is_due, _) = record_failure(&record, "b", at(2));
-        assert!(is_due && other.count == 2);
-        let (later, is_due, delay) = record_failure(&other, "b", at(700));
-        assert!(is_due && later.count == 1 && delay == DELAYS.delay(0));
+        let first = count_failure(&Record::default(), "a", at(1));
+        let other = count_failure(&first.record, "b", at(2));
+        assert!(other.is_error_due && other.record.count == 2);
+        let later = count_failure(&other.record, "b", at(700));
+        assert!(later.is_error_due && later.record.count == 1 && later.delay == DELAYS.delay(0));
     }
 }

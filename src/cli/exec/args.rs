@@ -159,19 +159,19 @@ impl ExecArgs {
     }
 
     /// The view of the pipeline that the user requests; `None` to run the pipeline.
-    pub fn view(&self) -> Option<View<'_>> {
+    pub fn view(&self) -> Option<PipelineView<'_>> {
         if self.complete_jobs {
-            Some(View::JobNames)
+            Some(PipelineView::JobNames)
         } else if self.preview {
-            Some(View::Preview)
+            Some(PipelineView::Preview)
         } else if self.list && self.json {
-            Some(View::ListAsJson)
+            Some(PipelineView::ListAsJson)
         } else if let Some(job) = &self.explain {
-            Some(View::Explanation(job))
+            Some(PipelineView::Explanation(job))
         } else if let Some(format) = self.graph {
-            Some(View::Graph(format))
+            Some(PipelineView::Graph(format))
         } else {
-            self.list.then_some(View::List)
+            self.list.then_some(PipelineView::List)
         }
     }
 
@@ -205,7 +205,7 @@ impl ExecArgs {
 
 /// A view of the pipeline, printed instead of running it.
 #[derive(Clone, Copy, Debug)]
-pub enum View<'a> {
+pub enum PipelineView<'a> {
     /// The names of the jobs, for shell completion.
     JobNames,
     /// The configuration after includes, extends and references.

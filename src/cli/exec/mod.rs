@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use std::thread;
 
 pub use args::ExecArgs;
-use args::View;
+use args::PipelineView;
 
 use crate::local::checkout::Checkout;
 use crate::local::mapped::MappedProjects;
@@ -101,7 +101,7 @@ struct Invocation<'a> {
 }
 
 impl Invocation<'_> {
-    fn show(self, view: View<'_>) -> Result<u8, String> {
+    fn show(self, view: PipelineView<'_>) -> Result<u8, String> {
         let Self { options, checkout, git, parsed, state_dir } = self;
         let inputs = PlanInputs::new(options, &checkout, git, FIRST_PIPELINE)?;
         let sources = inputs.sources(options, &checkout, &state_dir.join("show"))?.with_parsed(parsed);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::args::{ExecArgs, View};
+use super::args::{ExecArgs, PipelineView};
 use super::{explain, graph, list, terminal};
 use crate::executor::docker::BUILDS;
 use crate::local::facts;
@@ -15,17 +15,17 @@ use crate::pipeline::{self, JobRun};
 use crate::version::{REVISION, VERSION, architecture};
 
 /// Prints a view of a plan. `run` returns the facts about the run of a job, by its index in the plan.
-pub fn show(view: View<'_>, plan: &Plan, run: &dyn Fn(usize, &Job) -> JobRun) -> Result<u8, String> {
+pub fn show(view: PipelineView<'_>, plan: &Plan, run: &dyn Fn(usize, &Job) -> JobRun) -> Result<u8, String> {
     let text = match view {
-        View::JobNames => plan.jobs.iter().map(|job| format!("{}\n", job.name)).collect(),
-        View::Preview => pipeline::syntax::print(&plan.merged),
-        View::List => list::table(plan),
-        View::ListAsJson => {
+        PipelineView::JobNames => plan.jobs.iter().map(|job| format!("{}\n", job.name)).collect(),
+        PipelineView::Preview => pipeline::syntax::print(&plan.merged),
+        PipelineView::List => list::table(plan),
+        PipelineView::ListAsJson => {
             let listing = serde_json::to_string_pretty(&Listing { plan, run }).map_err(|error| error.to_string())?;
             format!("{listing}\n")
         }
-        View::Explanation(job) => explain::explanation(plan, run, job)?,
-        View::Graph(format) => graph::draw(plan, format),
+        PipelineView::Explanation(job) => explain::explanation(plan, run, job)?,
+        PipelineView::Graph(format) => graph::draw(plan, format),
     };
     terminal::print(&text);
     Ok(0)
