@@ -97,7 +97,7 @@ impl Removals {
                 return None;
             }
             if agent.silent_for >= LEAVING_SILENCE_TIMEOUT {
-                return Some("its agent is leaving and has sent no request for 60 s");
+                return Some("its agent is shutting down and has sent no request for 60 s");
             }
             // An agent that drains may still run jobs, also those of other servers. It leaves after them.
             let hangs = !agent.may_have_jobs

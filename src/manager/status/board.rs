@@ -231,11 +231,11 @@ fn history_point(group: Option<&Group>, snapshot: &Snapshot) -> Point {
 
 /// Every state that an instance may have on the page and in the metrics.
 pub const STATES: [&str; 9] =
-    ["creating", "starting", "idle", "busy", "leaving", "held", "terminating", "aside", "missing"];
+    ["creating", "starting", "idle", "busy", "shutting_down", "held", "terminating", "aside", "missing"];
 
 /// The order of states on the page: hundreds of idle instances do not hide the others.
 const PAGE_ORDER: [&str; 9] =
-    ["missing", "held", "busy", "starting", "creating", "leaving", "idle", "terminating", "aside"];
+    ["missing", "held", "busy", "starting", "creating", "shutting_down", "idle", "terminating", "aside"];
 
 /// Each instance and its state, derived from the states of the group and the agent.
 pub fn states<'a>(group: Option<&'a Group>, snapshot: &'a Snapshot) -> Vec<(&'a str, &'static str)> {
@@ -249,7 +249,7 @@ pub fn states<'a>(group: Option<&'a Group>, snapshot: &'a Snapshot) -> Vec<(&'a 
         (Some(MemberState::TerminationDelayed), _) => "held",
         (Some(MemberState::Aside), _) => "aside",
         (_, Some(AgentState::Busy)) => "busy",
-        (_, Some(AgentState::Leaving)) => "leaving",
+        (_, Some(AgentState::Leaving)) => "shutting_down",
         (None, Some(AgentState::Idle { .. })) if group.is_some() => "missing",
         (_, Some(AgentState::Idle { .. })) => "idle",
         (Some(MemberState::Creating), None) => "creating",

@@ -199,7 +199,7 @@ fn each_instance_has_its_state() {
         serde_json::from_str(&pages("/status").expect("must be JSON").body).expect("a status");
     let pool = &status.pools[0];
     let states: Vec<&str> = pool.instances.iter().map(|instance| instance.state.as_str()).collect();
-    assert_eq!(states, ["held", "busy", "starting", "creating", "leaving", "idle"]);
+    assert_eq!(states, ["held", "busy", "starting", "creating", "shutting_down", "idle"]);
     assert_eq!(pool.instances[1].jobs.len(), 2);
     assert_eq!((pool.wanted, pool.held, pool.running, pool.hold_budget), (6, 2, 2, 5));
     assert_eq!((pool.history.busy.clone(), pool.history.idle.clone()), (vec![1], vec![3]));

@@ -68,7 +68,7 @@ pub struct GroupView {
 pub struct InstanceView {
     /// The id of the instance.
     pub instance: String,
-    /// `creating`, `starting`, `idle`, `busy`, `leaving`, `terminating`, `held`, `aside`, `missing`.
+    /// `creating`, `starting`, `idle`, `busy`, `shutting_down`, `terminating`, `held`, `aside`, `missing`.
     pub state: String,
     /// The time since the manager first listed the instance.
     pub age_seconds: u64,
