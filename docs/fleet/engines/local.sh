@@ -9,7 +9,7 @@ number() { printf '%s\n' "$request" | sed -n "s/.*\"$1\":\([0-9]*\).*/\1/p"; }
 
 # True if the agent of a directory runs. The kernel may give its number to another process later, so the directory counts.
 runs() { [ -e "$1/pid" ] && [ "$(readlink "/proc/$(cat "$1/pid")/cwd")" = "$1" ]; }
-# Names of the agents that run. An agent that left by order of the manager has ended.
+# Names of the agents that run. An agent that shut down by order of the manager does not.
 agents() {
     for agent in "$directory"/*; do runs "$agent" && basename "$agent"; done
 }

@@ -9,7 +9,7 @@ locals {
 
 # Only the manager has permissions. Agents need none.
 data "aws_iam_policy_document" "manager" {
-  # To set the size of the group, to terminate instances whose agent has left, and to complete the hook of an instance after its job.
+  # To set the size of the group, to terminate instances whose agent has unregistered, and to complete the hook of an instance after its job.
   statement {
     actions = [
       "autoscaling:SetDesiredCapacity",
