@@ -18,7 +18,7 @@ use super::stage_result::{StageError, StageResult};
 use super::stages::{self, Stage, StageCursor, StagePosition};
 use super::steps::StepRunner;
 use super::summary::Summary;
-use super::{files, get_sources, outcome, prepare, record_sync, retry, scripts, secrets};
+use super::{fail_job, files, get_sources, outcome, prepare, record_sync, retry, scripts, secrets};
 use crate::coordinator::JobState;
 use crate::executor::docker::engine::containers::LogStart;
 use crate::journal::{ContainerCondition, JobContainer, JobJournal, Predecessor, Record, Resumption, SlotDirectory};
@@ -114,6 +114,10 @@ impl<'a> JobRun<'a> {
         let log = JobLog::open(&job, &directory.spool())?;
         // If the log is empty, GitLab may not know yet that this runner has the job.
         if log.is_empty() && server::announce(&job) == Assignment::Withdrawn {
+            // An earlier agent may have created containers before the log was lost.
+            if progress.stage.is_some() {
+                fail_job::stop_leftovers(context, &directory, job.name());
+            }
             directory.discard()?;
             return Ok(None);
         }

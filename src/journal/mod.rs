@@ -139,12 +139,15 @@ impl SlotDirectory {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0)
     }
 
-    /// Removes the directory with its content.
+    /// Removes the directory with its content. The record goes first: if the agent dies meanwhile, the next one must
+    /// not resume a job whose other files are lost.
     pub fn discard(&self) -> io::Result<()> {
-        match fs::remove_dir_all(&self.0) {
+        let ignore_missing = |result: io::Result<()>| match result {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
-        }
+        };
+        ignore_missing(fs::remove_file(self.record()))?;
+        ignore_missing(fs::remove_dir_all(&self.0))
     }
 
     /// The log of the job.
@@ -260,6 +263,8 @@ pub fn slots(state: &Path) -> Vec<(usize, SlotDirectory)> {
 
 #[cfg(test)]
 pub mod tests {
+    use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
     use super::progress::StageProgress;
     use super::*;
 
@@ -306,6 +311,23 @@ pub mod tests {
         assert_eq!(stage(&slot), Some(5));
         slot.save(&record()).expect("save the record");
         assert_eq!(stage(&slot), None);
+    }
+
+    #[test]
+    fn the_record_is_removed_before_the_other_files() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let slot = SlotDirectory::at(directory.path().join("slot"));
+        slot.begin(&record()).expect("write the record");
+        for step in 0..20 {
+            fs::write(slot.status(&format!("7-{step}")), "0").expect("write the file");
+        }
+        let watch = Inotify::init(InitFlags::IN_NONBLOCK).expect("a watch");
+        watch.add_watch(&slot.0, AddWatchFlags::IN_DELETE).expect("watch the directory");
+        slot.discard().expect("remove the directory");
+        let removed = watch.read_events().expect("the removals");
+        assert_eq!(removed.first().and_then(|event| event.name.clone()), Some("job.json".into()), "{removed:?}");
+        assert!(!slot.0.exists());
+        slot.discard().expect("there is no directory any more");
     }
 
     #[test]

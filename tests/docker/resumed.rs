@@ -60,7 +60,7 @@ fn the_timeout_of_a_job_in_a_container_applies_while_no_agent_runs() {
     let gitlab = GitLab::start();
     let home = Scenario::containers().home(&gitlab);
     let nap = nap();
-    let id = gitlab.queue(job(&["echo begun", &nap]).after_script(&[&nap]).timeout(10).build());
+    let id = gitlab.queue(job(&["echo begun", &nap]).after_script(&[&nap]).timeout(30).build());
     let agent = home.start(&[]);
     gitlab.wait_until("the script", |_| is_running(&nap));
     agent.kill();
@@ -72,6 +72,26 @@ fn the_timeout_of_a_job_in_a_container_applies_while_no_agent_runs() {
     next.drain();
     gitlab.assert_strict();
     assert_nothing_left(id, &next.log());
+}
+
+/// Without a log, the agent asks GitLab whether the job is still assigned to it.
+#[test]
+fn a_job_without_its_log_that_gitlab_has_ended_leaves_no_container() {
+    let gitlab = GitLab::start();
+    let home = Scenario::containers().home(&gitlab);
+    let nap = nap();
+    let id = gitlab.queue(job(&["echo begun", &nap]).build());
+    let agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    agent.kill();
+    std::fs::remove_file(home.path("state/slot-0/trace")).expect("remove the log");
+    gitlab.set_job_state(id, "failed");
+    let mut next = home.start(&[]);
+    next.wait_for_log("job dropped");
+    next.drain();
+    assert!(!is_running(&nap), "{}", next.log());
+    assert_nothing_left(id, &next.log());
+    gitlab.assert_strict();
 }
 
 #[test]
