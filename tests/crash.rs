@@ -138,7 +138,7 @@ fn the_job_timeout_applies_while_no_agent_runs() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().home(&gitlab);
     let waited = nap();
-    let id = gitlab.queue(job(&["echo begun", &waited]).after_script(&[&waited]).timeout(6).build());
+    let id = gitlab.queue(job(&["echo begun", &waited]).after_script(&[&waited]).timeout(15).build());
     let agent = home.start(&[]);
     gitlab.wait_for_log(id, "begun");
     agent.kill();

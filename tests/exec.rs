@@ -345,7 +345,7 @@ fn bad_input_is_refused_quickly_and_nothing_runs() {
         let (output, text) = exec(home, arguments);
         assert_eq!(output.status.code(), Some(2), "{text}");
         assert!(text.contains(word) && !text.contains("panicked"), "{word}: {text}");
-        assert!(began.elapsed() < Duration::from_secs(20), "{word}");
+        assert!(began.elapsed() < Duration::from_secs(60), "{word}");
         assert_nothing_left(home);
     };
     let home = checkout("a: {script: echo}\n");
@@ -495,7 +495,13 @@ fn watch_runs_again_after_a_change_of_settings_and_of_variables() {
     let seen = || std::fs::read_to_string(home.path("sign")).unwrap_or_default();
     let settings = home.path("checkout/.mayfly/exec.toml");
     std::fs::create_dir(settings.parent().expect("a directory")).expect("create the directory");
-    let set = |value: u8| std::fs::write(&settings, format!("[var]\nONE = {value}\n")).expect("write a file");
+    // Replaced in one step: a run that starts meanwhile reads the settings before or after.
+    let replace = |text: &str| {
+        let draft = home.path("exec.draft");
+        std::fs::write(&draft, text).expect("write a file");
+        std::fs::rename(draft, &settings).expect("rename the file");
+    };
+    let set = |value: u8| replace(&format!("[var]\nONE = {value}\n"));
     // The path on the command line is a link: editors write the file that it refers to.
     let (variables, link) = (home.path("real.env"), home.path("link.env"));
     std::os::unix::fs::symlink(&variables, &link).expect("create a link");
@@ -513,7 +519,7 @@ fn watch_runs_again_after_a_change_of_settings_and_of_variables() {
     set_variable(2);
     wait_for_run("22\n");
     // A mistake in the settings ends neither the watch nor its view of that file.
-    std::fs::write(&settings, "nonsense").expect("write a file");
+    replace("nonsense");
     std::fs::write(home.path("checkout/.gitlab-ci.yml"), format!("a: {{script: 'echo $ONE-$TWO >>{sign}'}}\n"))
         .expect("write a file");
     set(3);

@@ -160,14 +160,14 @@ fn a_relayed_job_is_acknowledged_by_its_agent() {
 #[test]
 fn a_pending_job_whose_hold_expires_fails() {
     let gitlab = two_phase();
-    let fleet = Pool::hold().autoscaler("instance_acquire_timeout = \"2s\"").fleet(&gitlab);
+    let fleet = Pool::hold().autoscaler("instance_acquire_timeout = \"5s\"").fleet(&gitlab);
     let manager = fleet.start();
     let id = gitlab.queue(job(&["echo never"]).build());
     wait_until_kept(&gitlab, id);
     assert_eq!(gitlab.job_state(id), "pending");
     let done = gitlab.finished(id);
     assert_eq!(done.failure_reason.as_deref(), Some("runner_system_failure"), "{}", manager.log());
-    assert!(done.has("no instance of pool pool took the job within 2 s"), "{}", done.log());
+    assert!(done.has("no instance of pool pool took the job within 5 s"), "{}", done.log());
 }
 
 /// The state does not record whether the server supports `two_phase_job_commit`, so a job that may be pending is

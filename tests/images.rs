@@ -213,7 +213,7 @@ fn a_registry_that_hangs_does_not_extend_the_job_timeout() {
     let registry = Registry::start(docker);
     let image = private(docker, &registry, "team/app:1");
     registry.freeze();
-    let job = of(&image).timeout(3).variable("DOCKER_AUTH_CONFIG", &login(&registry.address, USER, PASSWORD));
+    let job = of(&image).timeout(10).variable("DOCKER_AUTH_CONFIG", &login(&registry.address, USER, PASSWORD));
     let job = run_with("pull_policy = \"always\"", job);
     assert_eq!(job.failure_reason.as_deref(), Some("job_execution_timeout"), "{}", job.log());
     assert!(job.has("Pulling docker image"), "{}", job.log());

@@ -2,7 +2,8 @@
 
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::mpsc;
+use std::thread;
 
 use nix::sys::signal::Signal;
 
@@ -10,24 +11,31 @@ use crate::support::gitlab::GitLab;
 use crate::support::job::{job, until_there};
 use crate::support::mayfly::Home;
 use crate::support::scenario::Scenario;
-use crate::support::send_signal;
+use crate::support::{TIMEOUT, send_signal};
 
-/// The service manager's end of the notification socket.
-struct Manager(UnixDatagram);
+/// The service manager's end of the notification socket. A thread receives all notifications: the agent drops those
+/// for which a full socket has no room within a second.
+struct Manager(mpsc::Receiver<String>);
 
 impl Manager {
     fn listen(path: &Path) -> Self {
         let socket = UnixDatagram::bind(path).expect("bind the address");
-        socket.set_read_timeout(Some(Duration::from_secs(60))).expect("set the timeout");
-        Self(socket)
+        let (sender, received) = mpsc::channel();
+        thread::spawn(move || {
+            let mut buffer = [0; 1024];
+            while let Ok(length) = socket.recv(&mut buffer) {
+                if sender.send(String::from_utf8_lossy(&buffer[..length]).into_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self(received)
     }
 
     /// The next notification with a line that starts with `wanted`.
     fn next(&self, wanted: &str) -> String {
         loop {
-            let mut buffer = [0; 1024];
-            let length = self.0.recv(&mut buffer).unwrap_or_else(|error| panic!("no {wanted}: {error}"));
-            let notice = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            let notice = self.0.recv_timeout(TIMEOUT).unwrap_or_else(|error| panic!("no {wanted}: {error}"));
             if notice.lines().any(|line| line.starts_with(wanted)) {
                 return notice;
             }
@@ -77,7 +85,8 @@ fn notifies_the_service_manager_of_each_phase() {
 fn works_without_a_service_manager() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().home(&gitlab);
-    drop(Manager::listen(&home.path("notify")));
+    // A socket without a listener.
+    drop(UnixDatagram::bind(home.path("notify")).expect("bind the address"));
     let socket = home.path("notify").display().to_string();
     let mut agent = home.start_with(&["--once"], &[("NOTIFY_SOCKET", &socket)]);
     let id = gitlab.queue(job(&["true"]).build());

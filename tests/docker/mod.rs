@@ -197,7 +197,7 @@ fn a_cancel_ends_every_process_and_after_script_gets_a_container_of_its_own() {
 fn a_process_that_ignores_term_is_killed_at_the_timeout() {
     let nap = nap();
     let stubborn = format!("trap '' TERM; echo stays; {nap}; {nap}; {nap}");
-    let job = run_with("[runners.mayfly]\nkill_grace = \"1s\"", "", job(&[&stubborn]).timeout(8));
+    let job = run_with("[runners.mayfly]\nkill_grace = \"1s\"", "", job(&[&stubborn]).timeout(20));
     assert_eq!(job.failure_reason.as_deref(), Some("job_execution_timeout"), "{}", job.log());
     assert!(job.log().contains("stays") && !is_running(&nap));
 }
