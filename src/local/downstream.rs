@@ -16,7 +16,8 @@ pub fn plan_child<'a>(
     id: u64,
     dotenv: Vec<(String, String)>,
 ) -> Result<(Plan, PlanRequest<'a>), String> {
-    let request = parent.child(job, request, dotenv).ok_or("the job does not trigger a pipeline of this project")?;
+    let request =
+        parent.child_request(job, request, dotenv).ok_or("the job does not trigger a pipeline of this project")?;
     plan_request(request, id, "the child pipeline")
 }
 
@@ -35,7 +36,7 @@ pub fn plan_mapped<'a>(
         facts.protected = branch == facts.default_branch;
         facts.branch = Some(branch);
     }
-    let request = parent.downstream(job, request, dotenv, facts, &mapped.sources);
+    let request = parent.downstream_request(job, request, dotenv, facts, &mapped.sources);
     plan_request(request.ok_or("the job does not trigger a pipeline of another project")?, id, "the triggered pipeline")
 }
 

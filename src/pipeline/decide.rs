@@ -120,6 +120,7 @@ enum JobDecision {
     Excluded(String),
 }
 
+/// Evaluates the rules of a job, and builds the job if they include it.
 fn decide_job(
     expanded: &ExpandedJob,
     jobs: &ExpandedJobs<'_>,

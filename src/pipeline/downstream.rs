@@ -23,7 +23,7 @@ impl Plan {
         let TriggerForward { yaml_variables, pipeline_variables } = *forward;
         let run = JobRun { dotenv, ..JobRun::default() };
         let env = unexpanded_env(&self.shared_variables, job, &run);
-        // Later ones override earlier ones.
+        // Later entries override earlier ones.
         let mut passed: Vec<GivenVariable> = Vec::new();
         if yaml_variables {
             passed.extend(job.variables.iter().map(|variable| GivenVariable {
@@ -45,14 +45,14 @@ impl Plan {
         for variable in passed.iter_mut().filter(|variable| !variable.raw && !variable.file) {
             variable.value = expand_once(&variable.value, &env, &mut files);
         }
-        // The file variables that values refer to; a variable that is passed itself takes precedence.
+        // The file variables that values refer to come first, so that variables that the job passes override them.
         files.extend(passed);
         files
     }
 
     /// The request for the child pipeline of a trigger job; `None` for any other job. `dotenv` are the variables from
     /// reports of jobs before it. The caller sets the pipeline id of the child.
-    pub fn child<'a>(
+    pub fn child_request<'a>(
         &self,
         job: &Job,
         parent: &PlanRequest<'a>,
@@ -77,7 +77,7 @@ impl Plan {
     }
     /// The request for the pipeline of another project that a trigger job starts, with the facts and files of a
     /// checkout of that project. `None` for any other job.
-    pub fn downstream<'a>(
+    pub fn downstream_request<'a>(
         &self,
         job: &Job,
         parent: &PlanRequest<'_>,

@@ -188,7 +188,7 @@ impl<'b> Translation<'b> {
     }
 }
 
-/// Converts what follows a backslash, and returns the rest.
+/// Converts the escape after a backslash, and returns the text after it.
 fn escape<'b>(after: &'b str, out: &mut String) -> &'b str {
     if let Some(quoted) = after.strip_prefix('Q') {
         let (literal, rest) = quoted.split_once("\\E").unwrap_or((quoted, ""));

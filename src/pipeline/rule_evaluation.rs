@@ -15,7 +15,7 @@ use super::rules::policy::OnlyExcept;
 use super::rules::rule::{self, Rule};
 use super::variable_view::VariableView;
 
-/// What `workflow:rules` decide.
+/// The decision of `workflow:rules`.
 pub enum WorkflowResult {
     Created(Workflow),
     /// GitLab would create no pipeline, for this reason.
@@ -78,7 +78,7 @@ fn first_match<'r>(
     Ok(None)
 }
 
-/// What the rules of a job decide.
+/// The decision of the rules of a job.
 pub enum RuleResult<'r> {
     Included {
         decision: Decision,

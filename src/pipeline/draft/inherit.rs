@@ -1,4 +1,4 @@
-//! Reads the keyword `inherit`: what a job takes from `default` and from the top-level variables.
+//! Reads the keyword `inherit`: the keywords of `default` and the top-level variables that a job inherits.
 
 use std::sync::Arc;
 

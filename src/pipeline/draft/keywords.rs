@@ -55,7 +55,7 @@ const JOB_KEYS: [&str; 39] = [
 ];
 
 /// Keywords of jobs with `trigger`, sorted for binary search.
-const TRIGGER_KEYS: [&str; 15] = [
+const TRIGGER_JOB_KEYS: [&str; 15] = [
     "allow_failure",
     "environment",
     "except",
@@ -92,7 +92,7 @@ impl KeywordReader<'_, '_> {
         }
         let known: &[&str] = match kind {
             JobKind::Script => &JOB_KEYS,
-            JobKind::Trigger => &TRIGGER_KEYS,
+            JobKind::Trigger => &TRIGGER_JOB_KEYS,
         };
         for (key, entry) in own.iter().filter(|(key, _)| known.binary_search(&&***key).is_err()) {
             let message = if kind == JobKind::Trigger && JOB_KEYS.contains(&&**key) {
@@ -100,7 +100,7 @@ impl KeywordReader<'_, '_> {
             } else {
                 format!("unknown keyword `{key}`{}", did_you_mean(key, known))
             };
-            // The rest of the job can be read.
+            // An unknown keyword does not prevent the reading of the others.
             let _ = self.context.report.unknown_keyword_of(entry.key_at, self.job, message);
         }
         Some(())
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn keyword_tables_are_sorted_for_binary_search() {
-        assert!(JOB_KEYS.is_sorted() && TRIGGER_KEYS.is_sorted());
-        assert!(TRIGGER_KEYS.iter().chain(&DEFAULT_KEYS).all(|key| JOB_KEYS.contains(key)));
+        assert!(JOB_KEYS.is_sorted() && TRIGGER_JOB_KEYS.is_sorted());
+        assert!(TRIGGER_JOB_KEYS.iter().chain(&DEFAULT_KEYS).all(|key| JOB_KEYS.contains(key)));
     }
 }

@@ -9,7 +9,7 @@ use crate::pipeline::request::{Base, SourceError, SourceTree, Sources};
 /// Above this number of comparisons, GitLab treats the rule as fulfilled.
 const MAX_COMPARISONS: usize = 50_000;
 
-/// What a list of paths contains.
+/// The kind of the paths in a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PathListKind {
     /// Changed files; a pattern with a trailing slash matches none.

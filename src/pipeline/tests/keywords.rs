@@ -1,4 +1,4 @@
-//! Keywords of jobs and their values: what GitLab accepts, and what it refuses.
+//! Keywords of jobs: the values that GitLab accepts, and their effects.
 
 use serde_json::{Value, json};
 

@@ -61,7 +61,7 @@ fn a_child_pipeline_gets_the_forwarded_variables() {
     let parent = plan(&request).expect("the pipeline must be valid");
     let keys = |name: &str| {
         let child = parent
-            .child(job_of(&parent, name), &request, vec![("REPORT".to_owned(), "r".to_owned())])
+            .child_request(job_of(&parent, name), &request, vec![("REPORT".to_owned(), "r".to_owned())])
             .expect("a child");
         let listing = listed(&child).expect("the pipeline must be valid");
         let variables: Vec<(String, String)> =
@@ -83,7 +83,7 @@ fn what_a_trigger_job_passes_is_expanded_once_and_ordered_by_precedence() {
     request.pipeline_variables = vec![given("SAME", "line-$CI_COMMIT_BRANCH")];
     let parent = plan(&request).expect("the pipeline must be valid");
     let dotenv = vec![("REPORT".to_owned(), "r".to_owned()), ("SAME".to_owned(), "dotenv".to_owned())];
-    let child = parent.child(job_of(&parent, "kid"), &request, dotenv).expect("a child");
+    let child = parent.child_request(job_of(&parent, "kid"), &request, dotenv).expect("a child");
     let child = plan(&PlanRequest { project_variables: vec![], ..child }).expect("the pipeline must be valid");
     let env = child.env(&child.jobs[0], &JobRun::default());
     let value = |key: &str| {
