@@ -316,7 +316,7 @@ pub mod tests {
     #[test]
     fn the_record_is_removed_before_the_other_files() {
         let directory = tempfile::tempdir().expect("a directory");
-        let slot = SlotDirectory::at(directory.path().join("slot"));
+        let slot = SlotDirectory::at_path(directory.path().join("slot"));
         slot.begin(&record()).expect("write the record");
         for step in 0..20 {
             fs::write(slot.status(&format!("7-{step}")), "0").expect("write the file");
