@@ -73,7 +73,7 @@ fn a_job_from_the_last_poll_runs_before_the_shutdown() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().home(&gitlab);
     // The second request is slow; meanwhile the agent becomes idle and the job arrives.
-    gitlab.fail("POST jobs/request", [Fault::Slow(Duration::ZERO), Fault::Slow(Duration::from_secs(4))]);
+    gitlab.fail("POST jobs/request", [Fault::Slow(Duration::ZERO), Fault::Slow(Duration::from_secs(10))]);
     let mut agent = home.start(&["--idle-timeout", "2s"]);
     agent.wait_for_log("polling stopped reason=idle_timeout");
     let id = gitlab.queue(job(&["echo came late"]).build());

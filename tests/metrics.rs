@@ -76,6 +76,8 @@ fn metrics_count_the_agents_work_and_promtool_accepts_them() {
     assert_eq!((status, lint(&body)), (200, String::new()), "{body}");
     let failed = gitlab.queue(job(&["exit 3"]).build());
     gitlab.finished(failed);
+    // The agent counts a job after GitLab has its final state.
+    wait_for(&agent, &address, "/metrics", "failure_reason=\"script_failure\"} 1\n");
     std::fs::write(&go, "").expect("write a file");
     gitlab.finished(id);
     let (_, body) = wait_for(&agent, &address, "/metrics", "state=\"success\",result=\"success\"} 1");
