@@ -113,6 +113,7 @@ impl Agent {
         }
         log::info!("handing over to the new program on disk running={}", self.slots.jobs());
         self.pollers.stop(&self.slots);
+        self.managed_jobs_of_all().for_each(|jobs| jobs.end_readiness_waits());
         self.service_manager.reloading();
         let mut postponed = Vec::new();
         loop {
@@ -123,6 +124,7 @@ impl Agent {
                 Some(AgentEvent::Notice(notice)) => self.handle_notice(notice),
                 // A stop signal cancels the hand-over.
                 Some(event @ AgentEvent::Signal(SignalRequest::Drain | SignalRequest::Stop)) => {
+                    self.managed_jobs_of_all().for_each(|jobs| jobs.allow_readiness_waits());
                     self.service_manager.ready();
                     self.deliver(postponed);
                     return self.handle_event(event);
@@ -144,6 +146,7 @@ impl Agent {
             "cannot start the new program on disk; continuing with this one path={} error={error}",
             program.display()
         );
+        self.managed_jobs_of_all().for_each(|jobs| jobs.allow_readiness_waits());
         self.service_manager.ready();
         self.deliver(postponed);
         self.reload();

@@ -34,9 +34,14 @@ impl Agent {
         Arc::clone(jobs)
     }
 
+    /// The agent's jobs from each manager.
+    pub(super) fn managed_jobs_of_all(&self) -> impl Iterator<Item = Arc<ManagedJobs>> + use<> {
+        sync::lock(&self.managed).values().cloned().collect::<Vec<_>>().into_iter()
+    }
+
     /// Reports to all managers whether the agent takes jobs.
     pub(super) fn report_intake(&self, intake: JobIntake) {
-        sync::lock(&self.managed).values().for_each(|jobs| jobs.set_intake(intake));
+        self.managed_jobs_of_all().for_each(|jobs| jobs.set_intake(intake));
     }
 
     /// Returns a function that creates the client for the manager at the runner's URL.

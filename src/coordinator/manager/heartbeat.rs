@@ -45,6 +45,14 @@ pub enum JobIntake {
     Abandoned,
 }
 
+/// Whether a poll may wait until the machine is ready for jobs.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum ReadinessWait {
+    #[default]
+    Allowed,
+    Ended,
+}
+
 /// The content of the next heartbeat.
 #[derive(Default)]
 struct Reports {
@@ -57,6 +65,7 @@ struct Reports {
     is_due: bool,
     unfit_since: Option<Instant>,
     intake: JobIntake,
+    readiness: ReadinessWait,
 }
 
 /// A job of the agent from the manager.
@@ -150,11 +159,24 @@ impl ManagedJobs {
         reports.is_due = orders.again;
     }
 
-    /// Waits until the condition is true, or the agent takes no more jobs. [`Self::send_now`] makes this thread check
-    /// the condition again.
+    /// Ends the waits for a machine that is not ready, because no more polls follow (hand-over).
+    pub fn end_readiness_waits(&self) {
+        sync::lock(&self.reports).readiness = ReadinessWait::Ended;
+        self.changed.notify_all();
+    }
+
+    /// Allows the waits again.
+    pub fn allow_readiness_waits(&self) {
+        sync::lock(&self.reports).readiness = ReadinessWait::Allowed;
+    }
+
+    /// Waits until the condition is true, the agent takes no more jobs, or no more polls follow. [`Self::send_now`]
+    /// makes this thread check the condition again.
     pub(super) fn wait_while_open(&self, condition: impl Fn() -> bool) {
+        let waits =
+            |reports: &Reports| reports.intake == JobIntake::Open && reports.readiness == ReadinessWait::Allowed;
         let reports = sync::lock(&self.reports);
-        drop(self.changed.wait_while(reports, |reports| reports.intake == JobIntake::Open && !condition()));
+        drop(self.changed.wait_while(reports, |reports| waits(reports) && !condition()));
     }
 
     /// Waits for the time of the next heartbeat. Returns true if there is a change to report.
@@ -251,5 +273,19 @@ mod tests {
         jobs.send_now();
         assert!(jobs.wait_until_due(Duration::from_secs(3600)), "the change ends the wait");
         assert!(!jobs.wait_until_due(Duration::ZERO), "without another change the thread waits");
+    }
+
+    #[test]
+    fn a_hand_over_does_not_wait_for_a_machine_that_never_becomes_ready() {
+        let jobs = ManagedJobs::default();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| jobs.wait_while_open(|| false));
+            jobs.end_readiness_waits();
+            waiting.join().expect("the wait must end");
+        });
+        jobs.wait_while_open(|| false);
+        jobs.allow_readiness_waits();
+        jobs.set_intake(JobIntake::Closed);
+        jobs.wait_while_open(|| false);
     }
 }
