@@ -10,8 +10,15 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{MsgFlags, recv};
 use rustls::{ServerConfig, ServerConnection};
 
+use super::RESPONSE_TIMEOUT;
 use super::request::{AfterResponse, Parsed, ServerRequest, ServerResponse, parse};
-use super::{FIRST_REQUEST_TIMEOUT, IDLE_TIMEOUT, REQUEST_TIMEOUT, RESPONSE_TIMEOUT};
+
+/// The time that a client has for the rest of a request. It occupies no thread meanwhile.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The time that a client has for its first request: agents send it at once.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// The time after which an unused connection is closed: longer than agents keep unused connections.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 
 /// Why no request was read.
 #[derive(Debug)]
@@ -42,7 +49,6 @@ impl Connection {
     pub fn new(stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(RESPONSE_TIMEOUT))?;
         let tls = tls.map(ServerConnection::new).transpose().map_err(io::Error::other)?.map(Box::new);
         Ok(Self {
             stream,
@@ -103,11 +109,11 @@ impl Connection {
     }
 
     fn read_some(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut arrived = ArrivedBytes(&self.stream);
+        let mut socket = TimedSocket { stream: &self.stream, until: Instant::now() + RESPONSE_TIMEOUT };
         loop {
             let read = match self.tls.as_deref_mut() {
-                Some(tls) => rustls::Stream::new(tls, &mut arrived).read(buffer),
-                None => arrived.read(buffer),
+                Some(tls) => rustls::Stream::new(tls, &mut socket).read(buffer),
+                None => socket.read(buffer),
             };
             match read {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -120,14 +126,14 @@ impl Connection {
     pub fn write(&mut self, response: &ServerResponse, until: Instant) -> io::Result<()> {
         let bytes = response.encode(self.after_response);
         self.last_used = Instant::now();
-        self.stream.set_write_timeout(Some(time_until(until)?))?;
+        let mut socket = TimedSocket { stream: &self.stream, until };
         match self.tls.as_deref_mut() {
             Some(tls) => {
-                let mut stream = rustls::Stream::new(tls, &mut self.stream);
+                let mut stream = rustls::Stream::new(tls, &mut socket);
                 stream.write_all(&bytes)?;
                 stream.flush()
             }
-            None => self.stream.write_all(&bytes),
+            None => socket.write_all(&bytes),
         }
     }
 
@@ -142,22 +148,31 @@ impl Connection {
     }
 }
 
-/// A socket that reads only what has arrived. Writing blocks: the messages of a handshake fit into the kernel's buffer.
-struct ArrivedBytes<'a>(&'a TcpStream);
+/// A socket that reads only what has arrived, and writes until a time. A timeout of the socket itself would bound each
+/// write alone, so a client that reads byte by byte would occupy the thread for any time.
+struct TimedSocket<'a> {
+    stream: &'a TcpStream,
+    until: Instant,
+}
 
-impl Read for ArrivedBytes<'_> {
+impl Read for TimedSocket<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(recv(self.0.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
+        Ok(recv(self.stream.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
     }
 }
 
-impl Write for ArrivedBytes<'_> {
+impl Write for TimedSocket<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
+        self.stream.set_write_timeout(Some(time_until(self.until)?))?;
+        let mut stream = self.stream;
+        stream.write(bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+            _ => error,
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        Ok(())
     }
 }
 
@@ -171,4 +186,33 @@ impl AsFd for Connection {
 fn time_until(until: Instant) -> io::Result<Duration> {
     let left = until.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_client_that_reads_slowly_gets_no_more_time() {
+        const SIZE: usize = 32 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut client = TcpStream::connect(listener.local_addr().expect("an address")).expect("connect to the server");
+        let (stream, _) = listener.accept().expect("a connection");
+        let mut connection = Connection::new(stream, None).expect("set up the connection");
+        // The client reads all the time, but needs more than two seconds for the response.
+        let reader = thread::spawn(move || {
+            let mut buffer = vec![0; SIZE / 256];
+            while client.read_exact(&mut buffer).is_ok() {
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let response = ServerResponse { status: 200, headers: Vec::new(), body: vec![b'x'; SIZE] };
+        let written = connection.write(&response, Instant::now() + Duration::from_millis(300));
+        assert_eq!(written.expect_err("the time is over").kind(), io::ErrorKind::TimedOut);
+        drop(connection);
+        reader.join().expect("no panic");
+    }
 }

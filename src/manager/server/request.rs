@@ -49,46 +49,39 @@ pub enum Parsed {
 /// Reads a request from the bytes of a connection.
 pub fn parse(bytes: &[u8]) -> Parsed {
     let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
-        return if bytes.len() > MAX_HEAD_BYTES {
-            Parsed::Refused(431, "the head is too long")
-        } else {
-            Parsed::Incomplete
+        return match bytes.len() > MAX_HEAD_BYTES {
+            true => Parsed::Refused(431, "the head is too long"),
+            false => Parsed::Incomplete,
         };
     };
-    let Ok(head) = std::str::from_utf8(&bytes[..end]) else { return Parsed::Refused(400, "this is not HTTP") };
-    let mut lines = head.split("\r\n");
-    let Some((method, path, version)) = lines.next().and_then(request_line) else {
-        return Parsed::Refused(400, "this is not HTTP");
-    };
-    let headers: Option<Vec<(String, String)>> = lines
-        .map(|line| {
-            let (name, value) = line.split_once(':')?;
-            Some((name.to_ascii_lowercase(), value.trim().to_owned()))
-        })
-        .collect();
-    let Some(headers) = headers else { return Parsed::Refused(400, "a header has no colon") };
-    let mut request =
-        ServerRequest { method: method.to_owned(), path: path.to_owned(), headers, ..ServerRequest::default() };
-    if request.header("transfer-encoding").is_some() {
-        return Parsed::Refused(411, "send a Content-Length");
-    }
-    let mut lengths = request.headers.iter().filter(|(name, _)| name == "content-length").map(|(_, value)| value);
-    if let Some(first) = lengths.next()
-        && lengths.any(|other| other != first)
-    {
-        return Parsed::Refused(400, "there are two different Content-Lengths");
-    }
-    let length = match request.header("content-length").map(str::parse::<usize>) {
-        None => 0,
-        Some(Ok(length)) if length <= MAX_BODY_BYTES => length,
-        Some(Ok(_)) => return Parsed::Refused(413, "the body is too long"),
-        Some(Err(_)) => return Parsed::Refused(400, "the Content-Length is not a number"),
+    let read = parse_head(&bytes[..end]).and_then(|request| Ok((body_length(&request)?, request)));
+    let (length, mut request) = match read {
+        Ok(read) => read,
+        Err((status, why)) => return Parsed::Refused(status, why),
     };
     let size = end + 4 + length;
     if bytes.len() < size {
         return Parsed::Incomplete;
     }
     request.body = bytes[end + 4..size].to_vec();
+    Parsed::Request(request, size)
+}
+
+/// The status and the reason of a refusal.
+type Refusal = (u16, &'static str);
+
+/// Reads the head of a request, without the empty line at its end.
+fn parse_head(head: &[u8]) -> Result<ServerRequest, Refusal> {
+    const NOT_HTTP: Refusal = (400, "this is not HTTP");
+    let mut lines = std::str::from_utf8(head).map_err(|_| NOT_HTTP)?.split("\r\n");
+    let (method, path, version) = lines.next().and_then(request_line).ok_or(NOT_HTTP)?;
+    let header = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        Some((name.to_ascii_lowercase(), value.trim().to_owned()))
+    };
+    let headers = lines.map(header).collect::<Option<Vec<_>>>().ok_or((400, "a header has no colon"))?;
+    let mut request =
+        ServerRequest { method: method.to_owned(), path: path.to_owned(), headers, ..ServerRequest::default() };
     let is_closed_by_client = match request.header("connection") {
         Some(option) => option.eq_ignore_ascii_case("close"),
         None => version != "HTTP/1.1",
@@ -96,7 +89,24 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     if is_closed_by_client {
         request.after_response = AfterResponse::Close;
     }
-    Parsed::Request(request, size)
+    Ok(request)
+}
+
+/// The length of the body, as the head announces it.
+fn body_length(request: &ServerRequest) -> Result<usize, Refusal> {
+    if request.header("transfer-encoding").is_some() {
+        return Err((411, "send a Content-Length"));
+    }
+    let mut lengths = request.headers.iter().filter(|(name, _)| name == "content-length").map(|(_, value)| value);
+    let Some(first) = lengths.next() else { return Ok(0) };
+    if lengths.any(|other| other != first) {
+        return Err((400, "there are two different Content-Lengths"));
+    }
+    match first.parse::<usize>() {
+        Ok(length) if length <= MAX_BODY_BYTES => Ok(length),
+        Ok(_) => Err((413, "the body is too long")),
+        Err(_) => Err((400, "the Content-Length is not a number")),
+    }
 }
 
 fn request_line(line: &str) -> Option<(&str, &str, &str)> {

@@ -2,7 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::AtomicBool;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use super::*;
@@ -37,11 +38,16 @@ struct Running {
 
 impl Running {
     fn start() -> Self {
+        Self::start_with_threads(MAX_THREADS)
+    }
+
+    fn start_with_threads(max_threads: usize) -> Self {
         let (tickets, their_tickets) = mpsc::channel();
         let (gone, their_gone) = mpsc::channel();
         let handler: Arc<dyn Handler> = Arc::new(Recorder { tickets: Mutex::new(tickets), gone: Mutex::new(gone) });
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let server = HttpServer::start(listener, None, Arc::downgrade(&handler)).expect("start the server");
+        let server = HttpServer::start_with_threads(listener, None, Arc::downgrade(&handler), max_threads)
+            .expect("start the server");
         Self { server, _handler: handler, tickets: their_tickets, gone: their_gone }
     }
 
@@ -119,6 +125,20 @@ fn slow_clients_occupy_no_thread() {
     for stream in &mut slow {
         stream.write_all(b"lf").expect("write all bytes");
         assert!(answer(stream).contains("/slow"));
+    }
+}
+
+/// The system refuses more threads, and the only one has been idle for longer than a surplus thread may be.
+#[test]
+fn one_thread_serves_the_requests_of_all_connections() {
+    let running = Running::start_with_threads(1);
+    let mut streams: Vec<TcpStream> = (0..20).map(|_| running.connect()).collect();
+    for path in ["/one", "/two"] {
+        std::thread::sleep(Duration::from_millis(100));
+        streams.iter_mut().for_each(|stream| ask(stream, path));
+        for stream in &mut streams {
+            assert!(answer(stream).contains(path));
+        }
     }
 }
 

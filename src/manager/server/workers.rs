@@ -1,28 +1,30 @@
 //! The threads that serve connections: their number follows the work, up to a limit.
 
 use std::collections::VecDeque;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use super::Ticket;
 use super::connection::Connection;
+use super::event_loop::Connections;
 use super::request::ServerResponse;
-use super::{Shared, Ticket};
 use crate::sync;
 
 /// The maximum number of threads: a slow client occupies one for a few seconds.
-const MAX_THREADS: usize = 64;
+pub const MAX_THREADS: usize = 64;
 /// The time after which an idle thread ends.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 10_000 });
 /// Enough for a TLS handshake.
 const STACK: usize = 256 * 1024;
 
 /// A task for a worker thread.
 pub enum ConnectionTask {
     /// The connection has bytes to read.
-    Serve { shared: Arc<Shared>, number: u64, connection: Connection },
+    Serve { shared: Arc<Connections>, number: u64, connection: Connection },
     /// The response that the connection waits for is ready.
-    Respond { shared: Arc<Shared>, ticket: Ticket, connection: Connection, response: ServerResponse },
+    Respond { shared: Arc<Connections>, ticket: Ticket, connection: Connection, response: ServerResponse },
 }
 
 impl ConnectionTask {
@@ -36,10 +38,10 @@ impl ConnectionTask {
     }
 }
 
-/// The worker threads and their queue.
-#[derive(Default)]
+/// The worker threads and their queue. One thread always runs, for the tasks for which the system can start no thread.
 pub struct Workers {
     queue: Arc<TaskQueue>,
+    max_threads: usize,
 }
 
 #[derive(Default)]
@@ -59,6 +61,19 @@ struct QueueState {
 }
 
 impl Workers {
+    /// Starts the first thread. Errors: the system can start no thread.
+    pub fn start(max_threads: usize) -> io::Result<Self> {
+        let workers = Self { queue: Arc::default(), max_threads };
+        workers.queue.lock().threads = 1;
+        workers.start_thread()?;
+        Ok(workers)
+    }
+
+    fn start_thread(&self) -> io::Result<()> {
+        let queue = Arc::clone(&self.queue);
+        sync::spawn("agent-request", STACK, move || queue.run_tasks()).map(drop)
+    }
+
     /// Queues a task, and starts a thread for it if none is idle.
     pub fn put(&self, task: ConnectionTask) {
         let mut state = self.queue.lock();
@@ -66,15 +81,14 @@ impl Workers {
             return;
         }
         state.tasks.push_back(task);
-        if state.tasks.len() <= state.idle_threads || state.threads >= MAX_THREADS {
+        if state.tasks.len() <= state.idle_threads || state.threads >= self.max_threads {
             self.queue.task_added.notify_one();
             return;
         }
         state.threads += 1;
         drop(state);
-        let queue = Arc::clone(&self.queue);
-        if let Err(error) = sync::spawn("agent-request", STACK, move || queue.run_tasks()) {
-            log::error!("cannot start a thread for agents error={error}");
+        if let Err(error) = self.start_thread() {
+            log::error!("cannot start a thread for agents; their requests wait for another thread error={error}");
             self.queue.lock().threads -= 1;
             self.queue.thread_ended.notify_all();
         }
@@ -89,6 +103,13 @@ impl Workers {
         drop(tasks);
         self.queue.task_added.notify_all();
         drop(sync::wait_while(&self.queue.thread_ended, self.queue.lock(), timeout, |state| state.threads > 0));
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.queue.lock().stopped = true;
+        self.queue.task_added.notify_all();
     }
 }
 
@@ -107,15 +128,19 @@ impl TaskQueue {
     /// The next task; `None` if this thread must end.
     fn next_task(&self) -> Option<ConnectionTask> {
         let mut state = self.lock();
-        state.idle_threads += 1;
-        let is_idle = |state: &mut QueueState| state.tasks.is_empty() && !state.stopped;
-        let mut state = sync::wait_while(&self.task_added, state, IDLE_TIMEOUT, is_idle);
-        state.idle_threads -= 1;
-        let task = state.tasks.pop_front();
-        if task.is_none() {
-            state.threads -= 1;
-            self.thread_ended.notify_all();
+        loop {
+            state.idle_threads += 1;
+            let is_idle = |state: &mut QueueState| state.tasks.is_empty() && !state.stopped;
+            state = sync::wait_while(&self.task_added, state, IDLE_TIMEOUT, is_idle);
+            state.idle_threads -= 1;
+            if let Some(task) = state.tasks.pop_front() {
+                return Some(task);
+            }
+            if state.stopped || state.threads > 1 {
+                state.threads -= 1;
+                self.thread_ended.notify_all();
+                return None;
+            }
         }
-        task
     }
 }
