@@ -94,7 +94,7 @@ pub fn main(options: &SimulateArgs) -> Result<ExitCode, String> {
     if let Some(time) = &options.at {
         let time = at::read(time, options.day.unwrap_or(today), &zone)?;
         for pool in &pools {
-            let sizing = Sizing::of(pool);
+            let sizing = Sizing::from_pool(pool);
             let numbers = if options.running.is_empty() { at::usual_numbers(&sizing) } else { options.running.clone() };
             output::write(format_args!("{}", at::describe(&pool.name, &sizing, time, &zone, &numbers)));
         }
@@ -130,7 +130,7 @@ impl DaySimulation<'_> {
         let length = options.length.min(MAX_LENGTH);
         let within = jobs.partition_point(|job| job.start < length);
         let scenario = Scenario {
-            sizing: Sizing::of(pool),
+            sizing: Sizing::from_pool(pool),
             group_maximum: None,
             begins,
             length,

@@ -119,12 +119,7 @@ impl Api {
         let Some(broker) = member else {
             // The instance may have started after the last read of its group.
             brokers.iter().for_each(|broker| broker.request_group_read());
-            let why = format!("instance {} is not a running member of a pool's group (yet)", introduction.instance);
-            log::info!(
-                "registration deferred: the instance is not in the group yet instance={}",
-                introduction.instance
-            );
-            return Err(ServerResponse::message(404, &why).with_header("Retry-After", "3"));
+            return Err(not_member_response(&introduction.instance));
         };
         match broker.settings().sts_proof.as_deref() {
             None if has_token => Ok(Arc::clone(broker)),
@@ -203,6 +198,13 @@ fn respond(exchange: Exchange, response: ServerResponse) {
     exchange.respond(&response.with_header(MANAGER_HEADER, VERSION));
 }
 
+/// The response to an instance that no group contains at present.
+fn not_member_response(instance: &str) -> ServerResponse {
+    log::info!("registration deferred: the instance is not in the group yet instance={instance}");
+    let why = format!("instance {instance} is not a running member of a pool's group (yet)");
+    ServerResponse::message(404, &why).with_header("Retry-After", "3")
+}
+
 fn register(broker: &Broker, introduction: &Introduction) -> ServerResponse {
     match broker.register(introduction) {
         Ok(welcome) => ServerResponse::json(200, &serde_json::json!({ "mayfly": welcome })),
@@ -215,6 +217,7 @@ fn register(broker: &Broker, introduction: &Introduction) -> ServerResponse {
             log::warn!("registration refused pool={} error={why}", broker.name);
             ServerResponse::message(409, &why)
         }
+        Err(RegistrationError::NotMember) => not_member_response(&introduction.instance),
         Err(RegistrationError::Store(why)) => {
             log::error!("cannot register an agent pool={} error={why}", broker.name);
             ServerResponse::message(503, "the manager cannot write its state").with_header("Retry-After", "5")

@@ -12,7 +12,7 @@ const STACK: usize = 512 * 1024;
 
 /// Warnings about the settings of a pool, each with a remedy.
 pub fn warnings(pool: &PoolSettings) -> Vec<String> {
-    let sizing = Sizing::of(pool);
+    let sizing = Sizing::from_pool(pool);
     let room = pool.max_instances.map(|most| most.saturating_mul(sizing.capacity));
     let mut found = policy_warnings(pool, &sizing, room);
     found.extend(table_warnings(&pool.table));

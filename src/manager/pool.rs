@@ -7,20 +7,22 @@ use std::time::Duration;
 use crate::config::fleet::{AutoscalerTable, FleetTable, MachineTable, PluginConfig, ScaleThrottle};
 use crate::config::{PoolKeys, Runner};
 
-/// The default of the maximum time that a job is held.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-/// The default interval of reads of the group: normally, and while instances start or terminate.
-const UPDATE_INTERVAL: Duration = Duration::from_secs(60);
-const UPDATE_INTERVAL_WHEN_EXPECTING: Duration = Duration::from_secs(2);
-const DELETION_RETRY_INTERVAL: Duration = Duration::from_secs(60);
-const SHUTDOWN_DELETION_INTERVAL: Duration = Duration::from_secs(10);
-const SHUTDOWN_DELETION_RETRIES: u32 = 3;
-const FAILURE_THRESHOLD: u32 = 3;
-/// The default time within which a running instance must register.
-const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-const CHECK_INTERVAL: Duration = Duration::from_secs(3);
-/// The default timeout of a call of the engine program.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+/// The maximum time that a job is held.
+const DEFAULT_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// The interval of reads of the group: normally, and while instances start or terminate.
+const DEFAULT_UPDATE_INTERVAL: Duration = Duration::from_secs(60);
+const DEFAULT_UPDATE_INTERVAL_WHEN_EXPECTING: Duration = Duration::from_secs(2);
+/// The delay before a failed termination is retried.
+const DEFAULT_DELETION_RETRY_INTERVAL: Duration = Duration::from_secs(60);
+const DEFAULT_SHUTDOWN_DELETION_INTERVAL: Duration = Duration::from_secs(10);
+const DEFAULT_SHUTDOWN_DELETION_RETRIES: u32 = 3;
+const DEFAULT_FAILURE_THRESHOLD: u32 = 3;
+/// The time within which a running instance must register.
+const DEFAULT_REGISTRATION_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// The interval between two polls that return no job.
+const DEFAULT_CHECK_INTERVAL: Duration = Duration::from_secs(3);
+/// The timeout of a call of the engine program.
+const DEFAULT_COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The configuration of a pool.
 #[derive(Clone, Debug)]
@@ -146,8 +148,8 @@ impl PoolSettings {
     /// what to write.
     pub fn new(runner: Arc<Runner>, table: FleetTable, concurrent: u32) -> Result<Self, String> {
         match table.clone() {
-            FleetTable::Autoscaler(read) => Self::of_autoscaler(runner, table, concurrent, *read),
-            FleetTable::Machine(read) => Self::of_machine(runner, table, concurrent, &read),
+            FleetTable::Autoscaler(read) => Self::from_autoscaler(runner, table, concurrent, *read),
+            FleetTable::Machine(read) => Self::from_machine(runner, table, concurrent, &read),
         }
     }
 
@@ -186,7 +188,7 @@ impl PoolSettings {
         Self { runner_text, authorities, check_interval, ..self }
     }
 
-    fn of_autoscaler(
+    fn from_autoscaler(
         runner: Arc<Runner>,
         table: FleetTable,
         concurrent: u32,
@@ -197,7 +199,7 @@ impl PoolSettings {
             name: runner.name.clone(),
             runner_text: String::new(),
             authorities: None,
-            check_interval: CHECK_INTERVAL,
+            check_interval: DEFAULT_CHECK_INTERVAL,
             table,
             capacity_per_instance: read.capacity_per_instance.max(1),
             max_use_count: unless_zero(read.max_use_count),
@@ -205,28 +207,28 @@ impl PoolSettings {
             concurrent,
             scale_throttle: Some(read.scale_throttle),
             max_growth: None,
-            instance_acquire_timeout: read.instance_acquire_timeout.unwrap_or(ACQUIRE_TIMEOUT),
-            update_interval: positive(read.update_interval, UPDATE_INTERVAL),
+            instance_acquire_timeout: read.instance_acquire_timeout.unwrap_or(DEFAULT_ACQUIRE_TIMEOUT),
+            update_interval: positive(read.update_interval, DEFAULT_UPDATE_INTERVAL),
             update_interval_when_expecting: positive(
                 read.update_interval_when_expecting,
-                UPDATE_INTERVAL_WHEN_EXPECTING,
+                DEFAULT_UPDATE_INTERVAL_WHEN_EXPECTING,
             ),
-            deletion_retry_interval: positive(read.deletion_retry_interval, DELETION_RETRY_INTERVAL),
-            failure_threshold: read.failure_threshold.filter(|most| *most > 0).unwrap_or(FAILURE_THRESHOLD),
-            registration_timeout: REGISTRATION_TIMEOUT,
+            deletion_retry_interval: positive(read.deletion_retry_interval, DEFAULT_DELETION_RETRY_INTERVAL),
+            failure_threshold: read.failure_threshold.filter(|most| *most > 0).unwrap_or(DEFAULT_FAILURE_THRESHOLD),
+            registration_timeout: DEFAULT_REGISTRATION_TIMEOUT,
             engine,
             instance_ready_command: read.instance_ready_command.filter(|command| !command.trim().is_empty()),
             delete_instances_on_shutdown: read.delete_instances_on_shutdown,
             shutdown_deletion: (
-                positive(read.shutdown_deletion_interval, SHUTDOWN_DELETION_INTERVAL),
-                read.shutdown_deletion_retries.unwrap_or(SHUTDOWN_DELETION_RETRIES),
+                positive(read.shutdown_deletion_interval, DEFAULT_SHUTDOWN_DELETION_INTERVAL),
+                read.shutdown_deletion_retries.unwrap_or(DEFAULT_SHUTDOWN_DELETION_RETRIES),
             ),
             sts_proof: runner.pool.agent_role.clone(),
             runner,
         })
     }
 
-    fn of_machine(
+    fn from_machine(
         runner: Arc<Runner>,
         table: FleetTable,
         concurrent: u32,
@@ -241,7 +243,7 @@ impl PoolSettings {
             name: runner.name.clone(),
             runner_text: String::new(),
             authorities: None,
-            check_interval: CHECK_INTERVAL,
+            check_interval: DEFAULT_CHECK_INTERVAL,
             table,
             capacity_per_instance: 1,
             max_use_count: unless_zero(read.max_builds),
@@ -250,16 +252,16 @@ impl PoolSettings {
             concurrent,
             scale_throttle: None,
             max_growth: unless_zero(read.max_growth_rate),
-            instance_acquire_timeout: ACQUIRE_TIMEOUT,
-            update_interval: UPDATE_INTERVAL,
-            update_interval_when_expecting: UPDATE_INTERVAL_WHEN_EXPECTING,
-            deletion_retry_interval: DELETION_RETRY_INTERVAL,
-            failure_threshold: FAILURE_THRESHOLD,
-            registration_timeout: REGISTRATION_TIMEOUT,
+            instance_acquire_timeout: DEFAULT_ACQUIRE_TIMEOUT,
+            update_interval: DEFAULT_UPDATE_INTERVAL,
+            update_interval_when_expecting: DEFAULT_UPDATE_INTERVAL_WHEN_EXPECTING,
+            deletion_retry_interval: DEFAULT_DELETION_RETRY_INTERVAL,
+            failure_threshold: DEFAULT_FAILURE_THRESHOLD,
+            registration_timeout: DEFAULT_REGISTRATION_TIMEOUT,
             engine: EngineSettings::Aws(group),
             instance_ready_command: None,
             delete_instances_on_shutdown: false,
-            shutdown_deletion: (SHUTDOWN_DELETION_INTERVAL, SHUTDOWN_DELETION_RETRIES),
+            shutdown_deletion: (DEFAULT_SHUTDOWN_DELETION_INTERVAL, DEFAULT_SHUTDOWN_DELETION_RETRIES),
             sts_proof: runner.pool.agent_role.clone(),
             runner,
         })
@@ -291,7 +293,7 @@ fn engine(plugin: &str, config: PluginConfig) -> Result<EngineSettings, String> 
             Ok(EngineSettings::Command(CommandEngine {
                 program: PathBuf::from(command),
                 args: config.args,
-                timeout: positive(config.timeout, COMMAND_TIMEOUT),
+                timeout: positive(config.timeout, DEFAULT_COMMAND_TIMEOUT),
                 settings: config.others,
             }))
         }

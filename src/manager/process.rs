@@ -104,7 +104,7 @@ pub fn validate(options: &ManagerOptions, mut loaded: LoadedConfig) -> Result<()
     let state = config::manager_state_dir(&settings.config, &settings.manager);
     start_checks::check_state_dir(&state, "[mayfly.manager]").map_err(|why| format!("the state directory {why}"))?;
     start_checks::check_listener(options.listen_address.as_deref(), &settings.config, &state)?;
-    tls_of(&settings.manager).map(drop)
+    load_tls_config(&settings.manager).map(drop)
 }
 
 struct Manager {
@@ -347,7 +347,7 @@ fn rejection_sender(events: &Sender<Event>) -> Arc<dyn Fn() + Send + Sync> {
     Arc::new(move || drop(sync::lock(&events).send(Event::TokenRejected)))
 }
 
-fn tls_of(manager: &config::manager::Manager) -> Result<Option<Arc<rustls::ServerConfig>>, String> {
+fn load_tls_config(manager: &config::manager::Manager) -> Result<Option<Arc<rustls::ServerConfig>>, String> {
     let load = |(certificate, key): &(PathBuf, PathBuf)| {
         certificate::load(certificate, key).map_err(|why| format!("[mayfly.manager]: {why}"))
     };
@@ -360,7 +360,7 @@ fn start_server(
     inherited: Option<i32>,
     api: &Arc<Api>,
 ) -> Result<HttpServer, String> {
-    let tls = tls_of(manager)?;
+    let tls = load_tls_config(manager)?;
     let listener = listen(&manager.listen, inherited)?;
     let handler = Arc::downgrade(api);
     HttpServer::start(listener, tls, handler).map_err(|error| format!("agents cannot be served: {error}"))

@@ -32,8 +32,6 @@ pub struct AgentView {
     pub jobs: Vec<AgentJob>,
     /// The time of the agent's last request.
     pub last_heard: Instant,
-    /// The agent reports that it leaves. It first finishes its jobs, also those of other servers.
-    pub drains: bool,
 }
 
 /// The activity of an agent.
@@ -47,7 +45,27 @@ pub enum AgentState {
     /// The agent has a job or an offer.
     Busy,
     /// The manager ordered the agent to leave, or the agent reported that it leaves.
-    Leaving,
+    Leaving(RemainingJobs),
+}
+
+/// The jobs that an agent finishes before it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemainingJobs {
+    /// The agent has a job or an offer of this manager.
+    Known,
+    /// The agent reports that it leaves. It may have jobs of other servers.
+    Possible,
+    None,
+}
+
+impl AgentState {
+    /// Whether the agent may have a job, so that its instance must not be terminated.
+    pub fn may_have_job(self) -> bool {
+        match self {
+            Self::Busy | Self::Leaving(RemainingJobs::Known | RemainingJobs::Possible) => true,
+            Self::Idle { .. } | Self::Leaving(RemainingJobs::None) => false,
+        }
+    }
 }
 
 /// A job of an agent.
@@ -73,6 +91,11 @@ pub trait Workload: Send + Sync {
     /// Orders an idle agent to leave. Returns false if the agent has got a job or an offer meanwhile (checked under the
     /// broker's lock).
     fn dismiss(&self, instance: &str, reason: &str) -> bool;
+
+    /// Closes an instance before it is terminated: it gets no more jobs, and cannot register. Returns false if its agent
+    /// has a job or an offer, or has sent a request after `decided_at` (checked under the broker's lock): then the
+    /// decision to terminate the instance is obsolete.
+    fn close_instance(&self, instance: &str, reason: &str, decided_at: Instant) -> bool;
 
     /// Called when the cloud reports that the instance is terminated: its jobs fail, and its offers are withdrawn.
     fn lost(&self, instance: &str);

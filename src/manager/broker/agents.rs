@@ -54,7 +54,7 @@ impl Agents {
     }
 
     /// The instance of the agent whose token has this SHA-256.
-    pub fn of_token(&self, hash: &str) -> Option<&str> {
+    pub fn instance_by_token(&self, hash: &str) -> Option<&str> {
         self.by_token.get(hash).map(String::as_str)
     }
 
@@ -97,10 +97,13 @@ mod tests {
         let mut agents = Agents::default();
         agents.insert(agent("i-1", "first"));
         agents.insert(agent("i-2", "other"));
-        assert_eq!((agents.of_token("first"), agents.of_token("other")), (Some("i-1"), Some("i-2")));
+        assert_eq!((agents.instance_by_token("first"), agents.instance_by_token("other")), (Some("i-1"), Some("i-2")));
         agents.insert(agent("i-1", "second"));
-        assert_eq!((agents.of_token("first"), agents.of_token("second"), agents.len()), (None, Some("i-1"), 2));
+        assert_eq!(
+            (agents.instance_by_token("first"), agents.instance_by_token("second"), agents.len()),
+            (None, Some("i-1"), 2)
+        );
         assert!(agents.remove("i-1").is_some() && agents.remove("i-1").is_none());
-        assert_eq!((agents.of_token("second"), agents.len()), (None, 1));
+        assert_eq!((agents.instance_by_token("second"), agents.len()), (None, 1));
     }
 }

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::Broker;
 use super::job::{LogOrigin, Phase, PoolJob};
 use super::log_line::LineFormat;
 use super::state::PoolState;
-use super::{Broker, offers};
 use crate::coordinator::{JobHandle, JobId};
 use crate::failure::FailureReason;
 use crate::manager::held;
@@ -82,9 +82,7 @@ impl Broker {
             }
             std::mem::take(&mut state.waiting).into_iter().map(|waiter| waiter.ticket).collect()
         };
-        for ticket in tickets {
-            self.responder.respond(ticket, offers::leave_response(reason));
-        }
+        self.send_order_to_leave(tickets, reason);
         self.changed();
     }
 

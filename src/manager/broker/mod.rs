@@ -31,7 +31,7 @@ use state::PoolState;
 
 use super::held::HeldJobs;
 use super::pool::PoolSettings;
-use super::server::Responder;
+use super::server::{Responder, Ticket};
 use super::status::StatusBoard;
 use super::store::Store;
 use super::store::records::{Records, StoreEvent};
@@ -255,6 +255,12 @@ impl Broker {
         self.changed();
     }
 
+    fn send_order_to_leave(&self, polls: Vec<Ticket>, reason: &str) {
+        for ticket in polls {
+            self.responder.respond(ticket, offers::leave_response(reason));
+        }
+    }
+
     /// Writes a change that need not survive a loss of power.
     fn note(&self, event: StoreEvent) {
         if let Err(error) = self.store.write(event) {
@@ -271,10 +277,14 @@ impl Workload for Broker {
     fn dismiss(&self, instance: &str, reason: &str) -> bool {
         let Some(tickets) = self.lock().dismiss(instance, reason) else { return false };
         log::info!("agent ordered to shut down pool={} instance={instance} reason={reason}", self.name);
-        for ticket in tickets {
-            self.responder.respond(ticket, offers::leave_response(reason));
-        }
+        self.send_order_to_leave(tickets, reason);
         self.changed();
+        true
+    }
+
+    fn close_instance(&self, instance: &str, reason: &str, decided_at: Instant) -> bool {
+        let Some(tickets) = self.lock().close_instance(instance, reason, decided_at) else { return false };
+        self.send_order_to_leave(tickets, reason);
         true
     }
 

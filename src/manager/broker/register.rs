@@ -32,6 +32,8 @@ pub enum Admission {
 pub enum RegistrationError {
     /// The instance has an agent with another token in this boot.
     Taken,
+    /// The instance is not a member of the group any more: the scaler terminates it.
+    NotMember,
     /// The state cannot be written.
     Store(String),
 }
@@ -65,6 +67,9 @@ impl Broker {
         let instance = introduction.instance.clone();
         let record = {
             let mut state = self.lock();
+            if state.members.as_ref().is_some_and(|members| !members.contains(&instance)) {
+                return Err(RegistrationError::NotMember);
+            }
             let known = state.agents.get(&instance).filter(|agent| agent.record.boot == introduction.boot);
             match known.map(|agent| agent.record.token_hash == token_hash) {
                 // The response to the first registration did not reach the agent.
@@ -105,7 +110,7 @@ impl Broker {
 
     /// The instance of the agent with this token.
     pub fn agent_of(&self, token_hash: &str) -> Option<String> {
-        self.lock().agents.of_token(token_hash).map(str::to_owned)
+        self.lock().agents.instance_by_token(token_hash).map(str::to_owned)
     }
 
     /// Unregisters an agent.

@@ -3,9 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
+use super::agents::Agent;
 use super::job::Phase;
 use super::state::PoolState;
-use crate::manager::workload::{AgentJob, AgentState, AgentView, Snapshot};
+use crate::manager::workload::{AgentJob, AgentState, AgentView, RemainingJobs, Snapshot};
 
 impl PoolState {
     /// Jobs and agents, for the scaler.
@@ -36,20 +37,26 @@ impl PoolState {
             .iter()
             .map(|agent| AgentView {
                 instance: agent.record.instance.clone(),
-                state: match &agent.leave {
-                    Some(_) => AgentState::Leaving,
-                    None if busy.contains(agent.record.instance.as_str()) => AgentState::Busy,
-                    None => AgentState::Idle { since: agent.idle_since },
-                },
+                state: state_of(agent, busy.contains(agent.record.instance.as_str())),
                 registered: SystemTime::UNIX_EPOCH + Duration::from_secs(agent.record.registered),
                 version: agent.record.version.clone(),
                 capacity: agent.record.capacity,
                 builds: agent.record.builds,
                 jobs: jobs.remove(agent.record.instance.as_str()).unwrap_or_default(),
                 last_heard: agent.last_heard,
-                drains: agent.drains,
             })
             .collect();
         snapshot
+    }
+}
+
+/// The state of an agent. `has_job` is true if the agent has a job or an offer.
+fn state_of(agent: &Agent, has_job: bool) -> AgentState {
+    match (&agent.leave, has_job) {
+        (Some(_), true) => AgentState::Leaving(RemainingJobs::Known),
+        (Some(_), false) if agent.drains => AgentState::Leaving(RemainingJobs::Possible),
+        (Some(_), false) => AgentState::Leaving(RemainingJobs::None),
+        (None, true) => AgentState::Busy,
+        (None, false) => AgentState::Idle { since: agent.idle_since },
     }
 }

@@ -255,16 +255,32 @@ impl PoolState {
         now: Instant,
     ) -> HeartbeatChanges {
         let mut changes = HeartbeatChanges::default();
-        // The manager adopts no more jobs than the agent can run: additional ones would make the group grow without
-        // need.
-        let capacity = self.agents.get(instance).map_or(0, |agent| agent.record.capacity as usize);
-        let mut jobs = self.jobs_of(instance);
         for id in ended {
             if self.jobs.get(id).is_some_and(|job| job.is_run_by(instance)) && !changes.ended.contains(id) {
                 changes.ended.push(id.clone());
             }
         }
-        jobs = jobs.saturating_sub(changes.ended.len());
+        self.process_reports(instance, reports, ended, &mut changes);
+        self.find_missing_jobs(instance, reports, &mut changes);
+        if let Some(agent) = self.agents.get_mut(instance) {
+            agent.last_heard = now;
+        }
+        changes.leave = self.leave_reason(instance);
+        changes
+    }
+
+    /// Processes the jobs that an agent reports to have.
+    fn process_reports(
+        &mut self,
+        instance: &str,
+        reports: &[JobReport],
+        ended: &[String],
+        changes: &mut HeartbeatChanges,
+    ) {
+        // The manager adopts no more jobs than the agent can run: additional ones would make the group grow without
+        // need.
+        let capacity = self.agents.get(instance).map_or(0, |agent| agent.record.capacity as usize);
+        let mut jobs = self.jobs_of(instance).saturating_sub(changes.ended.len());
         for report in reports {
             match self.jobs.get_mut(&report.id) {
                 Some(PoolJob { phase: Phase::Running { by, stage, missing }, .. }) if by.offer == report.offer => {
@@ -284,6 +300,10 @@ impl PoolState {
                 None => {}
             }
         }
+    }
+
+    /// Finds the jobs that an agent has accepted and does not report any more.
+    fn find_missing_jobs(&mut self, instance: &str, reports: &[JobReport], changes: &mut HeartbeatChanges) {
         for (id, job) in &mut self.jobs {
             if let Phase::Running { by, missing, .. } = &mut job.phase
                 && by.instance == instance
@@ -297,11 +317,6 @@ impl PoolState {
                 }
             }
         }
-        if let Some(agent) = self.agents.get_mut(instance) {
-            agent.last_heard = now;
-        }
-        changes.leave = self.leave_reason(instance);
-        changes
     }
 
     /// Removes a job. Its agent becomes idle if that was its last job. Returns false if the job is unknown.
@@ -340,6 +355,25 @@ impl PoolState {
             return None;
         }
         self.agents.get_mut(instance)?.leave.get_or_insert_with(|| reason.to_owned());
+        Some(self.take_waiters(instance))
+    }
+
+    /// Closes an instance that the scaler decided to terminate at `decided_at`: it cannot register, and its agent gets
+    /// the order to leave and no more jobs. Returns the agent's polls, which must be answered with the order; `None` if
+    /// the agent has a job or an offer, or has sent a request since the decision.
+    pub fn close_instance(&mut self, instance: &str, reason: &str, decided_at: Instant) -> Option<Vec<Ticket>> {
+        if self.jobs_of(instance) > 0 {
+            return None;
+        }
+        if let Some(agent) = self.agents.get_mut(instance) {
+            if agent.leave.is_none() && agent.last_heard > decided_at {
+                return None;
+            }
+            agent.leave.get_or_insert_with(|| reason.to_owned());
+        }
+        if let Some(members) = &mut self.members {
+            members.remove(instance);
+        }
         Some(self.take_waiters(instance))
     }
 

@@ -1,6 +1,8 @@
 //! Tests of the state of a pool, step by step.
 
-use std::collections::HashMap;
+mod random_orders;
+
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::agents::Agent;
@@ -11,7 +13,7 @@ use crate::coordinator::manager::protocol::JobReport;
 use crate::failure::FailureReason;
 use crate::manager::server::Ticket;
 use crate::manager::store::records::AgentRecord;
-use crate::manager::workload::AgentState;
+use crate::manager::workload::{AgentState, RemainingJobs};
 use crate::token::Token;
 
 struct Pool {
@@ -42,7 +44,7 @@ impl Pool {
 
     fn waits(&mut self, instance: &str) -> Ticket {
         self.tickets += 1;
-        let ticket = Ticket::of_test(self.tickets);
+        let ticket = Ticket::for_test(self.tickets);
         let until = self.now + Duration::from_secs(50);
         self.state.waiting.push(Waiter { ticket, instance: instance.to_owned(), until });
         ticket
@@ -212,11 +214,49 @@ fn only_an_idle_agent_is_dismissed() {
     pool.state.remove(&job, pool.now);
     let ticket = pool.waits("i-1");
     assert_eq!(pool.state.dismiss("i-1", "idle"), Some(vec![ticket]));
-    assert_eq!(pool.idle()["i-1"], AgentState::Leaving);
+    assert_eq!(pool.idle()["i-1"], AgentState::Leaving(RemainingJobs::None));
     pool.job(8);
     pool.waits("i-1");
     assert_eq!(pool.offer("b"), None, "the agent must leave");
     assert_eq!(pool.state.dismiss("i-2", "idle"), None, "there is no such agent");
+}
+
+#[test]
+fn an_instance_is_closed_for_its_termination_unless_its_agent_came_back() {
+    let mut pool = Pool::new();
+    let decided_at = pool.now;
+    pool.agent("i-1");
+    pool.state.members = Some(["i-1", "i-2"].map(str::to_owned).into());
+    let job = pool.job(7);
+    pool.waits("i-1");
+    pool.offer("a");
+    assert_eq!(pool.state.close_instance("i-1", "silent", pool.now), None, "it has an offer");
+    assert!(pool.state.withdraw_offer(&job, "a"));
+    pool.state.agents.get_mut("i-1").expect("an agent").last_heard = pool.now;
+    assert_eq!(pool.state.close_instance("i-1", "silent", decided_at), None, "it has sent a request since");
+    let ticket = pool.waits("i-1");
+    assert_eq!(pool.state.close_instance("i-1", "silent", pool.now), Some(vec![ticket]));
+    pool.waits("i-1");
+    assert_eq!(pool.offer("b"), None, "its instance is being terminated");
+    assert_eq!(pool.state.close_instance("i-2", "no agent", pool.now), Some(Vec::new()));
+    assert_eq!(pool.state.members, Some(HashSet::new()), "neither instance may register");
+}
+
+#[test]
+fn an_agent_that_leaves_reports_the_jobs_it_finishes_first() {
+    let mut pool = Pool::new();
+    pool.agent("i-1");
+    pool.state.max_use_count = Some(1);
+    let job = pool.job(7);
+    pool.waits("i-1");
+    pool.offer("a");
+    pool.accept("i-1", &job, "a");
+    pool.state.leave_reason("i-1");
+    assert_eq!(pool.idle()["i-1"], AgentState::Leaving(RemainingJobs::Known));
+    pool.state.remove(&job, pool.now);
+    assert_eq!(pool.idle()["i-1"], AgentState::Leaving(RemainingJobs::None));
+    pool.state.agents.get_mut("i-1").expect("an agent").drains = true;
+    assert_eq!(pool.idle()["i-1"], AgentState::Leaving(RemainingJobs::Possible));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Event, Manager, Pool, STACK, read_settings, tls_of};
+use super::{Event, Manager, Pool, STACK, load_tls_config, read_settings};
 use crate::config;
 use crate::manager::broker::REMOVED;
 use crate::manager::engine;
@@ -31,7 +31,7 @@ impl Manager {
 
     fn apply(&mut self, settings: Settings) -> Result<(), String> {
         let Settings { manager, config, pools, refused, named } = settings;
-        let tls = tls_of(&manager)?;
+        let tls = load_tls_config(&manager)?;
         self.listen_on(&manager.listen)?;
         let state_dir = config::manager_state_dir(&config, &manager);
         if state_dir != self.state_dir {

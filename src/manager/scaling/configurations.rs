@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Sizing;
-use super::growth::Growth;
+use super::growth::GrowthLimits;
 use super::policy::Intake;
 use super::wanted::{Bounds, JobCounts, wanted};
 use crate::config::{Config, Role, fleet};
@@ -25,7 +25,7 @@ fn pool(text: &str) -> PoolSettings {
 
 /// Idle capacity and instances by the number of running jobs.
 fn targets(pool: &PoolSettings, at: &str, running: &[u32]) -> Vec<(u32, u32)> {
-    let sizing = Sizing::of(pool);
+    let sizing = Sizing::from_pool(pool);
     let policy = sizing.policies.at(at.parse().expect("a time"));
     let bounds = Bounds { capacity: sizing.capacity, max_instances: sizing.max_instances, group: None };
     let target = |running: &u32| {
@@ -36,7 +36,7 @@ fn targets(pool: &PoolSettings, at: &str, running: &[u32]) -> Vec<(u32, u32)> {
 }
 
 fn policy(pool: &PoolSettings, at: &str) -> (Intake, u64) {
-    let sizing = Sizing::of(pool);
+    let sizing = Sizing::from_pool(pool);
     let policy = sizing.policies.at(at.parse().expect("a time"));
     (policy.intake, policy.idle_time.as_secs())
 }
@@ -58,7 +58,7 @@ fn one_job_an_instance_in_an_auto_scaling_group() {
     assert_eq!((pool.capacity_per_instance, pool.max_use_count, pool.max_instances), (1, Some(1), Some(10)));
     assert_eq!(targets(&pool, MONDAY_NOON, &[0, 3, 6, 10]), [(5, 5), (5, 8), (4, 10), (0, 10)]);
     assert_eq!(policy(&pool, MONDAY_NOON), (Intake::Relay, 1200));
-    assert_eq!(Growth::of(&pool), Growth { in_flight: None, rate: Some(100.0), burst: 10 });
+    assert_eq!(GrowthLimits::from_pool(&pool), GrowthLimits { in_flight: None, rate: Some(100.0), burst: 10 });
     let EngineSettings::Aws(group) = &pool.engine else { panic!("{:?}", pool.engine) };
     assert_eq!((group.name.as_str(), group.profile.as_deref()), ("my-group", Some("ci")));
     assert_eq!(pool.instance_acquire_timeout, Duration::from_secs(900));
@@ -98,9 +98,9 @@ fn working_hours_by_two_policies_of_the_autoscaler() {
     // 19:59 in Berlin is within, 20:00 is not.
     assert_eq!(policy(&pool, "2026-07-06T17:59:59Z").0, Intake::Relay);
     assert_eq!(policy(&pool, "2026-07-06T18:00:00Z").0, Intake::HoldAhead);
-    assert_eq!(Growth::of(&pool), Growth { in_flight: None, rate: Some(1.0), burst: 3 });
+    assert_eq!(GrowthLimits::from_pool(&pool), GrowthLimits { in_flight: None, rate: Some(1.0), burst: 3 });
     assert!(pool.delete_instances_on_shutdown);
-    let sizing = Sizing::of(&pool);
+    let sizing = Sizing::from_pool(&pool);
     assert_eq!(
         (pool.instance_acquire_timeout.as_secs(), pool.update_interval.as_secs(), sizing.failure_threshold),
         (480, 30, 2)
@@ -120,7 +120,7 @@ fn jobs_are_held_where_preemptive_mode_is_off() {
     );
     assert_eq!(policy(&pool, MONDAY_NOON), (Intake::HoldAhead, 300));
     assert_eq!(targets(&pool, MONDAY_NOON, &[0, 1, 2, 9, 10]), [(1, 1), (1, 1), (1, 2), (1, 5), (0, 5)]);
-    assert_eq!(Sizing::of(&pool).max_jobs, 10);
+    assert_eq!(Sizing::from_pool(&pool).max_jobs, 10);
 }
 
 #[test]
@@ -142,8 +142,8 @@ fn office_hours_of_docker_machine_with_seven_fields() {
     // The last minute of 17:59 is within.
     assert_eq!(policy(&pool, "2026-07-06T17:59:59Z").1, 3600);
     assert_eq!(policy(&pool, "2026-07-06T18:00:00Z").1, 1800);
-    assert_eq!(Growth::of(&pool), Growth { in_flight: Some(5), ..Growth::UNLIMITED });
-    assert_eq!(Sizing::of(&pool).max_jobs, 60);
+    assert_eq!(GrowthLimits::from_pool(&pool), GrowthLimits { in_flight: Some(5), ..GrowthLimits::UNLIMITED });
+    assert_eq!(Sizing::from_pool(&pool).max_jobs, 60);
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn machines_on_demand_only() {
     );
     assert_eq!(policy(&pool, MONDAY_NOON), (Intake::HoldAhead, 600));
     assert_eq!(targets(&pool, MONDAY_NOON, &[0, 3]), [(0, 0), (0, 3)]);
-    assert_eq!((Sizing::of(&pool).max_jobs, pool.max_instances), (3, None));
+    assert_eq!((Sizing::from_pool(&pool).max_jobs, pool.max_instances), (3, None));
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn a_program_that_does_not_exist_is_reported_by_the_first_call() {
 /// All settings that determine the size of a pool.
 fn effect(text: &str) -> String {
     let pool = pool(text);
-    let sizing = Sizing::of(&pool);
+    let sizing = Sizing::from_pool(&pool);
     let times = [MONDAY_NOON, SUNDAY_NOON, MONDAY_NIGHT, "2026-01-01T00:00:00Z"];
     let policies = times.map(|at| (policy(&pool, at), targets(&pool, at, &[0, 3, 20])));
     let bounds = (sizing.capacity, sizing.max_instances, sizing.max_use_count, sizing.max_jobs, sizing.growth);

@@ -5,10 +5,10 @@ use std::thread;
 use crate::instance::CapacityChange;
 use crate::manager::engine::{Engine, ErrorKind, Group};
 use crate::manager::pool::PoolSettings;
-use crate::manager::workload::{AgentState, Snapshot, Workload};
+use crate::manager::workload::{Snapshot, Workload};
 
 /// Terminates the instances of a pool that have no job, for `delete_instances_on_shutdown`, with retries. Returns how
-/// many could not be terminated.
+/// many calls failed in the last attempt.
 pub fn delete_instances(pool: &PoolSettings, workload: &dyn Workload, engine: &dyn Engine) -> usize {
     let (interval, retries) = pool.shutdown_deletion;
     let mut failed = 0;
@@ -18,13 +18,15 @@ pub fn delete_instances(pool: &PoolSettings, workload: &dyn Workload, engine: &d
             // wait.
             thread::sleep(interval);
         }
-        match engine.group() {
-            Ok(group) => failed = terminate_without_job(&pool.name, &group, &workload.snapshot(), engine),
+        let group = match engine.group() {
+            Ok(group) => group,
             Err(error) => {
                 log::warn!("cannot list the instances to terminate pool={} error={error}", pool.name);
                 continue;
             }
-        }
+        };
+        failed = usize::from(!withdraw_starts(&pool.name, &group, engine));
+        failed += terminate_without_job(&pool.name, &group, &workload.snapshot(), engine);
         if failed == 0 {
             break;
         }
@@ -32,13 +34,29 @@ pub fn delete_instances(pool: &PoolSettings, workload: &dyn Workload, engine: &d
     failed
 }
 
+/// Withdraws the request for instances that the group has not started yet: no manager would terminate them. Returns
+/// false if that failed.
+fn withdraw_starts(pool: &str, group: &Group, engine: &dyn Engine) -> bool {
+    let listed = group.members.iter().filter(|member| member.state.counts()).count();
+    let kept = u32::try_from(listed).unwrap_or(u32::MAX).max(group.min_size);
+    // Without the protection of new instances, the group could choose a running one to terminate.
+    if group.desired <= kept || !group.protects_new {
+        return true;
+    }
+    let result = engine.set_desired_capacity(kept);
+    match &result {
+        Ok(()) => log::info!("desired capacity set at shutdown pool={pool} from={} to={kept}", group.desired),
+        Err(error) => log::warn!("cannot set the desired capacity at shutdown pool={pool} to={kept} error={error}"),
+    }
+    result.is_ok()
+}
+
 /// Terminates each instance without a job once. Returns how many could not be terminated.
 fn terminate_without_job(pool: &str, group: &Group, snapshot: &Snapshot, engine: &dyn Engine) -> usize {
-    let is_busy = |instance: &str| {
-        snapshot.agents.iter().any(|agent| agent.instance == instance && agent.state == AgentState::Busy)
-    };
+    let may_have_job =
+        |instance: &str| snapshot.agents.iter().any(|agent| agent.instance == instance && agent.state.may_have_job());
     let mut failed = 0;
-    for member in group.members.iter().filter(|member| member.state.counts() && !is_busy(&member.instance)) {
+    for member in group.members.iter().filter(|member| member.state.counts() && !may_have_job(&member.instance)) {
         let instance = member.instance.as_str();
         match engine.terminate(instance, CapacityChange::Decrement) {
             Ok(()) => log::info!("instance terminated at shutdown pool={pool} instance={instance}"),

@@ -9,9 +9,14 @@ use crate::manager::engine::Group;
 /// number after this time was set by another client.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The manager's last call; `None` before the first read of the group.
+/// The desired capacity as far as the manager knows it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct DesiredCapacity(Option<LastSet>);
+pub struct DesiredCapacity {
+    /// The manager's last call; `None` before the first read of the group.
+    last_set: Option<LastSet>,
+    /// A later call failed. It may have had an effect, because the response can be lost.
+    has_failed_call: bool,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct LastSet {
@@ -22,19 +27,24 @@ struct LastSet {
 impl DesiredCapacity {
     /// Records that the manager set the desired capacity.
     pub fn set(&mut self, instances: u32, now: Duration) {
-        self.0 = Some(LastSet { instances, at: now });
+        *self = Self { last_set: Some(LastSet { instances, at: now }), has_failed_call: false };
     }
 
     /// Records that the termination of an instance has decremented the desired capacity.
     pub fn decrement(&mut self, now: Duration) {
-        if let Some(last) = self.0 {
+        if let Some(last) = self.last_set {
             self.set(last.instances.saturating_sub(1), now);
         }
     }
 
+    /// Records that a call that changes the desired capacity failed.
+    pub fn record_failed_call(&mut self) {
+        self.has_failed_call = true;
+    }
+
     /// The desired capacity of the group. The engine's response may be older than the manager's last call.
     pub fn current(&self, group: &Group, now: Duration) -> u32 {
-        match self.0 {
+        match self.last_set {
             Some(last) if last.is_settling(now) => last.instances,
             _ => group.desired,
         }
@@ -43,16 +53,17 @@ impl DesiredCapacity {
     /// Adopts a desired capacity that the manager did not set. Returns a warning if another client set it.
     pub fn adopt(&mut self, group: &Group, now: Duration) -> Option<Note> {
         let mut warning = None;
-        match self.0 {
+        match self.last_set {
             Some(last) if last.instances == group.desired || last.is_settling(now) => return None,
-            Some(last) if !group.desired_is_counted => {
+            Some(last) if !group.desired_is_counted && !self.has_failed_call => {
                 warning = Some(Note::Warning(format!(
                     "another client changed the desired capacity of {} from {} to {}; the manager adopts it. Let only the \
                      manager set it",
                     group.name, last.instances, group.desired
                 )));
             }
-            // The number is counted, so it also changes when an instance ends without a call of the manager.
+            // A call whose response was lost has changed the number. If it is counted, it also changes when an instance
+            // ends without a call of the manager.
             Some(_) | None => {}
         }
         self.set(group.desired, now);

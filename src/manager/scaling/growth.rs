@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// The limits of growth.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Growth {
+pub struct GrowthLimits {
     /// The number of instances that may start at the same time (`MaxGrowthRate`); `None` for no limit.
     pub in_flight: Option<u32>,
     /// The number of new instances per second (`scale_throttle.limit`); `None` for no limit.
@@ -16,24 +16,24 @@ pub struct Growth {
 /// A token bucket. The caller passes the time.
 #[derive(Clone, Debug)]
 pub struct Throttle {
-    limits: Growth,
+    limits: GrowthLimits,
     tokens: f64,
     filled_at: Duration,
 }
 
-impl Growth {
+impl GrowthLimits {
     /// No limit.
     pub const UNLIMITED: Self = Self { in_flight: None, rate: None, burst: u32::MAX };
 }
 
 impl Throttle {
     /// Creates a full bucket.
-    pub fn new(growth: Growth) -> Self {
+    pub fn new(growth: GrowthLimits) -> Self {
         Self { limits: growth, tokens: f64::from(growth.burst), filled_at: Duration::ZERO }
     }
 
     /// Replaces the limits. The tokens in the bucket stay.
-    pub fn change(&mut self, growth: Growth) {
+    pub fn change(&mut self, growth: GrowthLimits) {
         self.tokens = self.tokens.min(f64::from(growth.burst));
         self.limits = growth;
     }
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_bucket_empties_and_fills_again() {
-        let mut throttle = Throttle::new(Growth { in_flight: None, rate: Some(0.5), burst: 3 });
+        let mut throttle = Throttle::new(GrowthLimits { in_flight: None, rate: Some(0.5), burst: 3 });
         assert_eq!(throttle.allowed(Duration::ZERO, 100), 3);
         throttle.take(3);
         assert_eq!(throttle.allowed(Duration::from_secs(1), 0), 0);
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn instances_that_start_count_against_the_growth_rate() {
-        let mut throttle = Throttle::new(Growth { in_flight: Some(2), ..Growth::UNLIMITED });
+        let mut throttle = Throttle::new(GrowthLimits { in_flight: Some(2), ..GrowthLimits::UNLIMITED });
         assert_eq!([0, 1, 2, 9].map(|starting| throttle.allowed(Duration::ZERO, starting)), [2, 1, 0, 0]);
         throttle.take(2);
         assert_eq!(throttle.allowed(Duration::ZERO, 0), 2);

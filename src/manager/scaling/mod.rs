@@ -25,7 +25,7 @@ pub mod watchdog;
 
 use std::time::Duration;
 
-use growth::Growth;
+use growth::GrowthLimits;
 use policy::Policies;
 
 use super::pool::PoolSettings;
@@ -42,7 +42,7 @@ pub struct Sizing {
     /// The maximum number of jobs that run or are held.
     pub max_jobs: u32,
     /// The limits of growth.
-    pub growth: Growth,
+    pub growth: GrowthLimits,
     /// The idle capacity by time.
     pub policies: Policies,
     /// The time within which a running instance must register.
@@ -55,15 +55,15 @@ pub struct Sizing {
 
 impl Sizing {
     /// The settings of a pool.
-    pub fn of(pool: &PoolSettings) -> Self {
+    pub fn from_pool(pool: &PoolSettings) -> Self {
         let limit = pool.runner.limit.unwrap_or(u32::MAX);
         Self {
             capacity: pool.capacity_per_instance.max(1),
             max_instances: pool.max_instances,
             max_use_count: pool.max_use_count,
             max_jobs: pool.concurrent.min(limit),
-            growth: Growth::of(pool),
-            policies: Policies::of(&pool.table),
+            growth: GrowthLimits::from_pool(pool),
+            policies: Policies::from_table(&pool.table),
             registration_timeout: pool.registration_timeout,
             failure_threshold: pool.failure_threshold,
             deletion_retry: pool.deletion_retry_interval,

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::wanted::JobCounts;
 use crate::manager::engine::Group;
-use crate::manager::workload::{AgentState, AgentView, Snapshot};
+use crate::manager::workload::{AgentState, AgentView, RemainingJobs, Snapshot};
 
 /// The current time, by the monotonic clock and by the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +49,6 @@ pub struct ObservedAgent {
     pub builds: u32,
     /// The time since the agent's last request.
     pub silent_for: Duration,
-    /// The agent has jobs, or may have jobs of other servers because it drains.
-    pub may_have_jobs: bool,
 }
 
 /// The activity of an agent.
@@ -61,7 +59,7 @@ pub enum Activity {
     /// The agent has a job.
     Busy,
     /// The agent leaves.
-    Leaving,
+    Leaving(RemainingJobs),
 }
 
 impl Observation {
@@ -72,11 +70,10 @@ impl Observation {
             activity: match view.state {
                 AgentState::Idle { since } => Activity::Idle(at.saturating_duration_since(since)),
                 AgentState::Busy => Activity::Busy,
-                AgentState::Leaving => Activity::Leaving,
+                AgentState::Leaving(jobs) => Activity::Leaving(jobs),
             },
             builds: view.builds,
             silent_for: at.saturating_duration_since(view.last_heard),
-            may_have_jobs: view.drains || !view.jobs.is_empty(),
         };
         Self {
             now,

@@ -3,6 +3,8 @@
 //! The planner never terminates an instance with a job. It lowers the desired capacity only by terminating a specific
 //! instance, so the cloud never chooses one.
 
+mod dismissals;
+mod growth;
 mod terminations;
 
 use std::collections::HashSet;
@@ -14,12 +16,12 @@ use super::Sizing;
 use super::counts::InstanceCounts;
 use super::desired::DesiredCapacity;
 use super::growth::Throttle;
-use super::observation::{Activity, Observation, ObservedAgent};
+use super::observation::{Activity, Observation};
 use super::plan::{Action, Note, ScalingPlan, ScalingStep};
-use super::policy::{Intake, ScalingPolicy};
+use super::policy::ScalingPolicy;
 use super::removal::Removals;
 use super::wanted::{Bounds, wanted};
-use super::watchdog::{Breaker, Watchdog};
+use super::watchdog::{Breaker, Origin, Watchdog};
 use crate::instance::CapacityChange;
 use crate::manager::engine::{FailedStart, Group, MemberState};
 
@@ -35,6 +37,37 @@ pub struct Planner {
     announced_policy: Option<String>,
     /// The time of the latest failed start.
     last_failed_start: Option<Timestamp>,
+    /// Whether an earlier observation contained the group.
+    has_seen_group: bool,
+    /// The time since which most agents have been silent.
+    most_silent_since: Option<Duration>,
+}
+
+/// The decision about one observation: the input of its steps, and the plan so far.
+struct Round<'a> {
+    now: Duration,
+    observation: &'a Observation,
+    group: &'a Group,
+    policy: &'a ScalingPolicy,
+    /// The instances after the steps of the plan.
+    counts: InstanceCounts,
+    plan: ScalingPlan,
+}
+
+impl<'a> Round<'a> {
+    fn add_step(&mut self, action: Action, reason: String) {
+        self.plan.steps.push(ScalingStep { action, reason });
+    }
+
+    /// The number of instances that the pool needs.
+    fn wanted(&self) -> u32 {
+        self.plan.wanted.instances
+    }
+
+    fn running_instances(&self) -> HashSet<&'a str> {
+        let running = self.group.members.iter().filter(|member| member.state == MemberState::Running);
+        running.map(|member| member.instance.as_str()).collect()
+    }
 }
 
 impl Planner {
@@ -48,6 +81,8 @@ impl Planner {
             desired: DesiredCapacity::default(),
             announced_policy: None,
             last_failed_start: None,
+            has_seen_group: false,
+            most_silent_since: None,
         }
     }
 
@@ -79,20 +114,17 @@ impl Planner {
         };
         self.track_registrations(observation, group, &mut plan);
         plan.notes.extend(self.desired.adopt(group, observation.now.elapsed));
-        let mut counts = self.count(observation, group);
-        self.terminate_left(observation, group, &mut counts, &mut plan);
-        self.terminate_overdue(observation, group, &mut counts, &mut plan);
-        self.terminate_silent(observation, group, &mut counts, &mut plan);
-        let throttled_for = self.grow(observation, group, counts, &mut plan);
-        self.dismiss(observation, group, &policy, counts, &mut plan);
-        plan.hold_budget = self.hold_budget(observation, &policy, bounds, counts);
-        plan.stopped = match self.watchdog.breaker(observation.now.elapsed) {
-            Breaker::Closed => None,
-            Breaker::Open { cause, .. } => Some(cause.clone()),
-            Breaker::HalfOpen { cause } => Some(format!("{cause}; one instance is started as a test")),
-        };
-        plan.next_decision_in = self.next_decision_in(observation, &policy).into_iter().chain(throttled_for).min();
-        plan
+        let counts = self.count(observation, group);
+        let mut round = Round { now: observation.now.elapsed, observation, group, policy: &policy, counts, plan };
+        self.terminate_left(&mut round);
+        self.terminate_overdue(&mut round);
+        self.terminate_silent(&mut round);
+        let throttled_for = self.grow(&mut round);
+        self.dismiss(&mut round);
+        round.plan.hold_budget = self.hold_budget(&round, bounds);
+        round.plan.stopped = self.reason_for_stopped_growth(round.now);
+        round.plan.next_decision_in = self.next_decision_in(&round).into_iter().chain(throttled_for).min();
+        round.plan
     }
 
     /// Records instances that the group could not start. Returns messages for the operator.
@@ -118,7 +150,7 @@ impl Planner {
             }
             Action::Dismiss(instance) => self.removals.record_dismissal(instance, now),
             Action::Terminate(instance, change) => {
-                self.removals.record_termination(instance);
+                self.removals.record_termination(instance, now);
                 if *change == CapacityChange::Decrement {
                     self.desired.decrement(now);
                 }
@@ -126,11 +158,21 @@ impl Planner {
         }
     }
 
-    /// Records that a step failed.
+    /// Records that a step failed, or that its response was lost.
     pub fn step_failed(&mut self, action: &Action, now: Duration) {
-        if let Action::Terminate(instance, _) = action {
-            self.removals.record_failed_termination(instance, now + self.sizing.deletion_retry);
+        match action {
+            Action::SetDesiredCapacity { .. } => self.desired.record_failed_call(),
+            Action::Dismiss(_) => {}
+            Action::Terminate(instance, _) => {
+                self.desired.record_failed_call();
+                self.removals.record_failed_termination(instance, now + self.sizing.deletion_retry);
+            }
         }
+    }
+
+    /// Whether the manager has terminated an instance; the group may still list it.
+    pub fn is_terminated(&self, instance: &str) -> bool {
+        self.removals.is_terminated(instance)
     }
 
     fn announce_policy(&mut self, policy: &ScalingPolicy, plan: &mut ScalingPlan) {
@@ -149,31 +191,43 @@ impl Planner {
 
     fn track_registrations(&mut self, observation: &Observation, group: &Group, plan: &mut ScalingPlan) {
         let now = observation.now.elapsed;
+        let origin = match std::mem::replace(&mut self.has_seen_group, true) {
+            true => Origin::Watched,
+            false => Origin::Earlier,
+        };
+        for member in group.members.iter().filter(|member| member.state.counts()) {
+            if self.removals.forget_ineffective_termination(&member.instance, now) {
+                plan.notes.push(Note::Warning(format!(
+                    "the group still lists a terminated instance as running; the manager terminates it again instance={}",
+                    member.instance
+                )));
+            }
+        }
         for agent in observation.agents.iter() {
-            if self.removals.record_agent(agent) {
+            if self.removals.record_agent(agent, now) {
                 plan.boots.extend(self.watchdog.record_registration(&agent.instance, now));
             }
         }
         for member in group.members.iter().filter(|member| member.state.counts()) {
-            if !self.removals.has_registered(&member.instance) {
-                self.watchdog.record_unregistered(&member.instance, member.state, now);
+            if !self.removals.is_tracked(&member.instance) {
+                self.watchdog.record_unregistered(&member.instance, member.state, origin, now);
             }
         }
-        let existing: HashSet<&str> = group
-            .members
-            .iter()
-            .filter(|member| member.state.counts() || member.state == MemberState::TerminationDelayed)
-            .map(|member| member.instance.as_str())
-            .collect();
-        let exists = |instance: &str| existing.contains(instance);
-        self.watchdog.retain(exists);
-        self.removals.retain(|instance| exists(instance) || observation.agent(instance).is_some());
+        let listed = |is_relevant: fn(MemberState) -> bool| -> HashSet<&str> {
+            let members = group.members.iter().filter(|member| is_relevant(member.state));
+            members.map(|member| member.instance.as_str()).collect()
+        };
+        let starting_or_running = listed(MemberState::counts);
+        self.watchdog.retain(|instance| starting_or_running.contains(instance));
+        // A list can be older than a termination, so an instance stays terminated while the group lists it.
+        let existing = listed(|state| state != MemberState::Aside);
+        self.removals.retain(|instance| existing.contains(instance) || observation.agent(instance).is_some());
     }
 
     /// Whether an instance is leaving, while its agent may still run.
     fn is_leaving(&self, instance: &str, observation: &Observation) -> bool {
         self.removals.is_dismissed(instance)
-            || observation.agent(instance).is_some_and(|agent| agent.activity == Activity::Leaving)
+            || observation.agent(instance).is_some_and(|agent| matches!(agent.activity, Activity::Leaving(_)))
     }
 
     fn count(&self, observation: &Observation, group: &Group) -> InstanceCounts {
@@ -189,120 +243,21 @@ impl Planner {
         InstanceCounts { desired, live, leaving, ready, staying: desired.max(live).saturating_sub(leaving) }
     }
 
-    /// Raises the desired capacity. If the throttle limits this step, returns the time until it allows another
-    /// instance.
-    fn grow(
-        &mut self,
-        observation: &Observation,
-        group: &Group,
-        counts: InstanceCounts,
-        plan: &mut ScalingPlan,
-    ) -> Option<Duration> {
-        let now = observation.now.elapsed;
-        let need = plan.wanted.instances.saturating_sub(counts.staying);
-        let allowed_by_breaker = match self.watchdog.breaker(now) {
-            Breaker::Closed => u32::MAX,
-            Breaker::HalfOpen { .. } => 1_u32.saturating_sub(counts.starting()),
-            Breaker::Open { .. } => 0,
-        };
-        let allowed = self.throttle.allowed(now, counts.starting()).min(allowed_by_breaker);
-        let max_instances = group.max_size.unwrap_or(u32::MAX).min(self.sizing.max_instances.unwrap_or(u32::MAX));
-        let more = need.min(allowed);
-        let throttled_for = if more < need { self.throttle.until_next(more) } else { None };
-        let grown = counts.staying.saturating_add(more).saturating_add(counts.leaving).min(max_instances);
-        let kept = counts.live.min(plan.wanted.instances.saturating_add(counts.leaving)).min(max_instances);
-        let (to, reason) = if more > 0 && grown > counts.desired {
-            let limited = match more < need {
-                true => format!(", {more} of {need} now by the limit on growth"),
-                false => String::new(),
-            };
-            (grown, format!("{}{limited}", plan.wanted.reason))
-        } else if counts.desired < kept {
-            (kept, format!("{kept} instances that exist are needed; {}", plan.wanted.reason))
-        } else if allowed_by_breaker == 0 && group.protects_new && counts.desired > counts.live.max(group.min_size) {
-            // This removes no running instance. It withdraws the request for instances that cannot be started.
-            (
-                counts.live.max(group.min_size),
-                format!("growth is stopped; the {} instances that exist stay", counts.live),
-            )
-        } else {
-            return throttled_for;
-        };
-        plan.steps.push(ScalingStep { action: Action::SetDesiredCapacity { from: counts.desired, to }, reason });
-        throttled_for
-    }
-
-    /// Dismisses surplus agents that are idle for long enough, beginning with the longest idle one.
-    fn dismiss(
-        &self,
-        observation: &Observation,
-        group: &Group,
-        policy: &ScalingPolicy,
-        counts: InstanceCounts,
-        plan: &mut ScalingPlan,
-    ) {
-        let mut surplus = counts.staying.saturating_sub(plan.wanted.instances);
-        surplus = surplus.min(counts.staying.saturating_sub(group.min_size));
-        if surplus == 0 {
-            return;
-        }
-        let running = running_instances(group);
-        let mut idle: Vec<(Duration, &ObservedAgent)> = observation
-            .agents
-            .iter()
-            .filter(|agent| running.contains(agent.instance.as_str()))
-            .filter(|agent| {
-                !self.removals.is_dismissed(&agent.instance) && !self.removals.is_terminated(&agent.instance)
-            })
-            .filter_map(|agent| match agent.activity {
-                Activity::Idle(time) if time >= policy.idle_time => Some((time, agent)),
-                _ => None,
-            })
-            .collect();
-        idle.sort_unstable_by(|(time_a, a), (time_b, b)| time_b.cmp(time_a).then_with(|| a.instance.cmp(&b.instance)));
-        for (time, agent) in idle.into_iter().take(usize::try_from(surplus).unwrap_or(usize::MAX)) {
-            plan.steps.push(ScalingStep {
-                action: Action::Dismiss(agent.instance.clone()),
-                reason: format!("idle for {} s; {}", time.as_secs(), plan.wanted.reason),
-            });
+    fn reason_for_stopped_growth(&mut self, now: Duration) -> Option<String> {
+        match self.watchdog.breaker(now) {
+            Breaker::Closed => None,
+            Breaker::Open { cause, .. } => Some(cause.clone()),
+            Breaker::HalfOpen { cause } => Some(format!("{cause}; one instance is started as a test")),
         }
     }
 
-    /// The number of jobs that may be held in addition to those for idle agents: instances can be added for them.
-    fn hold_budget(
-        &mut self,
-        observation: &Observation,
-        policy: &ScalingPolicy,
-        bounds: Bounds,
-        counts: InstanceCounts,
-    ) -> u32 {
-        if policy.intake == Intake::Relay {
-            return 0;
-        }
-        let room = bounds.upper_bound().saturating_sub(counts.ready).saturating_sub(counts.leaving);
-        let in_flight = self.sizing.growth.in_flight.unwrap_or(u32::MAX);
-        let instances = match self.watchdog.breaker(observation.now.elapsed) {
-            Breaker::Closed => room.min(in_flight),
-            Breaker::HalfOpen { .. } => room.min(1),
-            // No more jobs are held. Instances that are already starting may still register.
-            Breaker::Open { .. } => 0,
-        };
-        instances.saturating_mul(self.sizing.capacity).min(self.sizing.max_jobs)
-    }
-
-    fn next_decision_in(&self, observation: &Observation, policy: &ScalingPolicy) -> Option<Duration> {
-        let now = observation.now.elapsed;
-        let idle = observation.agents.iter().filter_map(|agent| match agent.activity {
-            Activity::Idle(time) if time < policy.idle_time => Some(policy.idle_time - time),
+    fn next_decision_in(&self, round: &Round) -> Option<Duration> {
+        let idle = round.observation.agents.iter().filter_map(|agent| match agent.activity {
+            Activity::Idle(time) if time < round.policy.idle_time => Some(round.policy.idle_time - time),
             _ => None,
         });
-        idle.chain(self.watchdog.until_next(now)).chain(self.removals.until_next(now)).min()
+        idle.chain(self.watchdog.until_next(round.now)).chain(self.removals.until_next(round.now)).min()
     }
-}
-
-fn running_instances(group: &Group) -> HashSet<&str> {
-    let running = group.members.iter().filter(|member| member.state == MemberState::Running);
-    running.map(|member| member.instance.as_str()).collect()
 }
 
 #[cfg(test)]

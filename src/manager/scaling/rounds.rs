@@ -12,12 +12,13 @@ use super::Sizing;
 use super::observation::{Now, Observation};
 use super::plan::{Action, Note, ScalingPlan, ScalingStep};
 use super::planner::Planner;
+use super::removal::LEAVING_SILENCE_TIMEOUT;
 use super::wanted::WantedInstances;
 use crate::instance::CapacityChange;
 use crate::manager::engine::{Engine, EngineError, ErrorKind, FailedStart, Group, MemberState};
 use crate::manager::pool::PoolSettings;
 use crate::manager::status::StatusBoard;
-use crate::manager::workload::{AgentState, Snapshot, Workload};
+use crate::manager::workload::{AgentState, AgentView, Snapshot, Workload};
 use crate::sync::StopSignal;
 
 /// The maximum interval of decisions, because the periods of policies begin with a minute.
@@ -30,6 +31,9 @@ const MIN_INTERVAL: Duration = Duration::from_millis(200);
 const FAILED_STARTS_INTERVAL: Duration = Duration::from_secs(20);
 /// Agents reconnect within this time after a restart of the manager.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The reason for agents to leave whose instance is terminated by the group.
+const DELAYED_TERMINATION: &str = "the group terminates the instance";
 
 /// The state of one pool between rounds.
 pub struct Rounds {
@@ -59,7 +63,7 @@ impl Rounds {
         engine: Arc<dyn Engine>,
         board: Arc<StatusBoard>,
     ) -> Self {
-        let planner = Planner::new(Sizing::of(&pool));
+        let planner = Planner::new(Sizing::from_pool(&pool));
         Self {
             pool,
             workload,
@@ -79,20 +83,20 @@ impl Rounds {
 
     /// Replaces the settings.
     pub fn replace_settings(&mut self, pool: PoolSettings) {
-        self.planner.change(Sizing::of(&pool));
+        self.planner.change(Sizing::from_pool(&pool));
         self.pool = pool;
     }
 
     /// Makes one decision and executes its steps, until `stop` is set. Returns the time until the next decision.
     pub fn run_once(&mut self, stop: &StopSignal) -> Duration {
+        let mut at = Instant::now();
         let mut snapshot = self.workload.snapshot();
-        if self.group_read_at.is_none_or(|read_at| read_at.elapsed() >= self.interval(&snapshot)) {
-            self.read_group();
+        if self.read_what_is_due(&snapshot) {
+            // The calls may have taken long.
+            at = Instant::now();
             snapshot = self.workload.snapshot();
         }
         self.had_agent.extend(snapshot.agents.iter().map(|agent| agent.instance.clone()));
-        self.read_failed_starts(&snapshot);
-        let at = Instant::now();
         let now = Now { elapsed: at.saturating_duration_since(self.began), time: Timestamp::now() };
         let group = self
             .group
@@ -102,11 +106,20 @@ impl Rounds {
         let plan = self.planner.plan(&Observation::new(now, at, &snapshot, group.clone()));
         self.log_plan(&plan);
         for step in plan.steps.iter().take_while(|_| !stop.is_set()) {
-            self.execute(step, now.elapsed);
+            self.execute(step, at);
         }
         self.workload.set_hold_budget(plan.hold_budget);
         self.board.decided(&self.pool.name, &plan, &snapshot, self.group.as_ref().map(|(group, _)| group));
         self.next_round_in(&plan, &snapshot)
+    }
+
+    /// Reads the group and the failed starts if they are due. Returns true if it called the engine.
+    fn read_what_is_due(&mut self, snapshot: &Snapshot) -> bool {
+        let reads_group = self.group_read_at.is_none_or(|read_at| read_at.elapsed() >= self.interval(snapshot));
+        if reads_group {
+            self.read_group();
+        }
+        self.read_failed_starts(snapshot) || reads_group
     }
 
     /// The time until the next read or decision.
@@ -144,7 +157,7 @@ impl Rounds {
                 MemberState::Creating | MemberState::Terminating | MemberState::TerminationDelayed => true,
                 MemberState::Aside => false,
             })
-            || snapshot.agents.iter().any(|agent| agent.state == AgentState::Leaving)
+            || snapshot.agents.iter().any(|agent| matches!(agent.state, AgentState::Leaving(_)))
     }
 
     /// Reads the group, and passes to the workload which instances may register and which have ended.
@@ -162,13 +175,14 @@ impl Rounds {
         let members: Vec<String> = group
             .members
             .iter()
-            .filter(|member| may_register(member.state))
+            .filter(|member| may_register(member.state) && !self.planner.is_terminated(&member.instance))
             .map(|member| member.instance.clone())
             .collect();
         self.workload.set_members(&members);
+        let snapshot_at = Instant::now();
         let snapshot = self.workload.snapshot();
         self.report_lost(&group, &snapshot);
-        self.process_delayed_terminations(&group, &snapshot);
+        self.process_delayed_terminations(&group, &snapshot, snapshot_at);
         let listed: HashSet<&str> = group.members.iter().map(|member| member.instance.as_str()).collect();
         self.had_agent.retain(|instance| listed.contains(instance.as_str()));
         self.group = Some((group, Instant::now()));
@@ -202,19 +216,24 @@ impl Rounds {
 
     /// Handles instances whose termination a lifecycle hook delays: extends the hook while a job runs, and completes it
     /// when the agent has left.
-    fn process_delayed_terminations(&mut self, group: &Group, snapshot: &Snapshot) {
+    fn process_delayed_terminations(&mut self, group: &Group, snapshot: &Snapshot, snapshot_at: Instant) {
         for member in group.members.iter().filter(|member| member.state == MemberState::TerminationDelayed) {
             let instance = member.instance.as_str();
             let agent = snapshot.agents.iter().find(|agent| agent.instance == instance);
             let result = match agent.map(|agent| agent.state) {
-                Some(AgentState::Busy | AgentState::Leaving) => self.engine.extend_termination_delay(instance),
                 Some(AgentState::Idle { .. }) => {
-                    self.workload.dismiss(instance, "the group terminates the instance");
+                    self.workload.dismiss(instance, DELAYED_TERMINATION);
                     Ok(())
                 }
-                // After a restart of the manager, the agent of the instance may not have reconnected yet.
-                None if !self.had_agent.contains(instance) && self.began.elapsed() < RECONNECT_TIMEOUT => Ok(()),
-                None => self.engine.end_termination_delay(instance),
+                _ if self.has_left(instance, agent) => {
+                    // False if the agent has registered again.
+                    match self.workload.close_instance(instance, DELAYED_TERMINATION, snapshot_at) {
+                        true => self.engine.end_termination_delay(instance),
+                        false => Ok(()),
+                    }
+                }
+                Some(_) => self.engine.extend_termination_delay(instance),
+                None => Ok(()),
             };
             match result {
                 Ok(()) => self.record_success("hook"),
@@ -223,18 +242,33 @@ impl Rounds {
         }
     }
 
-    /// While instances are expected, reads which instances the engine could not start.
-    fn read_failed_starts(&mut self, snapshot: &Snapshot) {
-        let due = self.failed_starts_read_at.is_none_or(|read_at| read_at.elapsed() >= FAILED_STARTS_INTERVAL);
-        if due && self.is_change_expected(snapshot) {
-            self.failed_starts_read_at = Some(Instant::now());
-            let failed = self.failed_starts();
-            let notes = self.planner.record_failed_starts(&failed, self.began.elapsed());
-            for start in &failed {
-                self.board.start_failed(&self.pool.name, start);
+    /// Whether the agent of an instance that the group terminates has left. If so, the instance has no job.
+    fn has_left(&self, instance: &str, agent: Option<&AgentView>) -> bool {
+        match agent {
+            // After a restart of the manager, the agent of the instance may not have reconnected yet.
+            None => self.had_agent.contains(instance) || self.began.elapsed() >= RECONNECT_TIMEOUT,
+            Some(agent) if agent.state.may_have_job() => false,
+            Some(agent) => {
+                self.planner.is_terminated(instance) || agent.last_heard.elapsed() >= LEAVING_SILENCE_TIMEOUT
             }
-            notes.iter().for_each(|note| self.log_note(note));
         }
+    }
+
+    /// While instances are expected, reads which instances the engine could not start. Returns true if it called the
+    /// engine.
+    fn read_failed_starts(&mut self, snapshot: &Snapshot) -> bool {
+        let due = self.failed_starts_read_at.is_none_or(|read_at| read_at.elapsed() >= FAILED_STARTS_INTERVAL);
+        if !due || !self.is_change_expected(snapshot) {
+            return false;
+        }
+        self.failed_starts_read_at = Some(Instant::now());
+        let failed = self.failed_starts();
+        let notes = self.planner.record_failed_starts(&failed, self.began.elapsed());
+        for start in &failed {
+            self.board.start_failed(&self.pool.name, start);
+        }
+        notes.iter().for_each(|note| self.log_note(note));
+        true
     }
 
     fn failed_starts(&mut self) -> Vec<FailedStart> {
@@ -281,17 +315,20 @@ impl Rounds {
         self.board.happened(&self.pool.name, &text);
     }
 
-    /// Executes one step and reports the result to the planner.
-    fn execute(&mut self, step: &ScalingStep, now: Duration) {
-        let Some(result) = self.call_for_step(step) else { return };
-        let (call, text) = (metric_label(&step.action), log_text(&step.action));
+    /// Executes one step, which was decided at `decided_at`, and reports the result to the planner.
+    fn execute(&mut self, step: &ScalingStep, decided_at: Instant) {
+        let Some(result) = self.call_for_step(step, decided_at) else { return };
+        let call = metric_label(&step.action);
+        // A call may take long.
+        let now = self.began.elapsed();
         match result {
-            Ok(()) => {
+            Ok(executed) => {
+                let text = log_text(&executed);
                 self.record_success(call);
                 log::info!("{text} pool={} reason={}", self.pool.name, step.reason);
                 self.board.happened(&self.pool.name, &format!("{text}: {}", step.reason));
-                self.planner.step_done(&step.action, now);
-                self.apply_to_group(&step.action);
+                self.planner.step_done(&executed, now);
+                self.apply_to_group(&executed);
             }
             Err(error) => {
                 self.planner.step_failed(&step.action, now);
@@ -300,21 +337,34 @@ impl Rounds {
         }
     }
 
-    /// Calls the engine or the agent. Returns `None` if the step is obsolete.
-    fn call_for_step(&self, step: &ScalingStep) -> Option<Result<(), EngineError>> {
+    /// Calls the engine or the agent. Returns the action that was executed; `None` if the step is obsolete, because the
+    /// agent has got a job or has come back since the decision.
+    fn call_for_step(&self, step: &ScalingStep, decided_at: Instant) -> Option<Result<Action, EngineError>> {
+        let done = |()| step.action.clone();
         Some(match &step.action {
-            Action::SetDesiredCapacity { to, .. } => self.engine.set_desired_capacity(*to),
-            // An agent that got a job meanwhile stays.
-            Action::Dismiss(instance) => self.workload.dismiss(instance, &step.reason).then_some(Ok(()))?,
-            Action::Terminate(instance, change) => match self.engine.terminate(instance, *change) {
-                // The instance is terminated already.
-                Err(error) if error.kind == ErrorKind::NoInstance => Ok(()),
-                Err(error) if error.kind == ErrorKind::AtMinimum => {
-                    self.engine.terminate(instance, CapacityChange::Keep)
+            Action::SetDesiredCapacity { to, .. } => self.engine.set_desired_capacity(*to).map(done),
+            Action::Dismiss(instance) => Ok(self.workload.dismiss(instance, &step.reason).then(|| done(()))?),
+            Action::Terminate(instance, change) => {
+                if !self.workload.close_instance(instance, &step.reason, decided_at) {
+                    return None;
                 }
-                result => result,
-            },
+                let change = self.terminate(instance, *change);
+                change.map(|change| Action::Terminate(instance.clone(), change))
+            }
         })
+    }
+
+    /// Terminates an instance. Returns the effect on the desired capacity.
+    fn terminate(&self, instance: &str, change: CapacityChange) -> Result<CapacityChange, EngineError> {
+        match self.engine.terminate(instance, change) {
+            Ok(()) => Ok(change),
+            // The instance is terminated already.
+            Err(error) if error.kind == ErrorKind::NoInstance => Ok(CapacityChange::Keep),
+            Err(error) if error.kind == ErrorKind::AtMinimum => {
+                self.engine.terminate(instance, CapacityChange::Keep).map(|()| CapacityChange::Keep)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Applies the effect of a step to the known state of the group, until the next read.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::growth::Growth;
+use super::growth::GrowthLimits;
 use super::policy::{IdleTarget, Intake, Policies, Rounding, ScalingPolicy, Window};
 use crate::config::fleet::{AutoscalerTable, FleetTable, MachinePolicyTable, MachineTable, PolicyTable};
 use crate::config::period::{Period, Zone};
@@ -16,15 +16,15 @@ const DEFAULT_THROTTLE_LIMIT: u32 = 100;
 
 impl Policies {
     /// The policies of a pool's table.
-    pub fn of(table: &FleetTable) -> Self {
+    pub fn from_table(table: &FleetTable) -> Self {
         match table {
-            FleetTable::Autoscaler(table) => Self::of_autoscaler(table),
-            FleetTable::Machine(table) => Self::of_machine(table),
+            FleetTable::Autoscaler(table) => Self::from_autoscaler(table),
+            FleetTable::Machine(table) => Self::from_machine(table),
         }
     }
 
     /// Without a policy, and outside of all periods, the manager holds jobs and starts instances for them.
-    fn of_autoscaler(table: &AutoscalerTable) -> Self {
+    fn from_autoscaler(table: &AutoscalerTable) -> Self {
         let otherwise = ScalingPolicy {
             label: "no policy applies".to_owned(),
             idle: IdleTarget::NONE,
@@ -36,7 +36,7 @@ impl Policies {
     }
 
     /// The root values, and a block of values for each period.
-    fn of_machine(table: &MachineTable) -> Self {
+    fn from_machine(table: &MachineTable) -> Self {
         let root = MachineIdle {
             count: table.idle_count,
             count_min: table.idle_count_min,
@@ -63,9 +63,9 @@ impl Policies {
     }
 }
 
-impl Growth {
+impl GrowthLimits {
     /// The limits of a pool.
-    pub fn of(pool: &PoolSettings) -> Self {
+    pub fn from_pool(pool: &PoolSettings) -> Self {
         let Some(throttle) = pool.scale_throttle else {
             return Self { in_flight: pool.max_growth, ..Self::UNLIMITED };
         };
@@ -149,8 +149,8 @@ mod tests {
 
     #[test]
     fn the_throttle_has_the_defaults_of_the_autoscaler() {
-        let growth = |keys: &str| Growth::of(&pool("docker-autoscaler", "limit = 4\n", keys));
-        let limits = |rate, burst| Growth { in_flight: None, rate: Some(rate), burst };
+        let growth = |keys: &str| GrowthLimits::from_pool(&pool("docker-autoscaler", "limit = 4\n", keys));
+        let limits = |rate, burst| GrowthLimits { in_flight: None, rate: Some(rate), burst };
         let throttle = "[runners.autoscaler.scale_throttle]\n";
         assert_eq!(growth(&format!("{throttle}limit = 2\nburst = 5\n")), limits(2.0, 5));
         assert_eq!(growth("max_instances = 9\n"), limits(100.0, 9));
@@ -158,9 +158,9 @@ mod tests {
         assert_eq!(growth(""), limits(100.0, 100));
         assert_eq!(growth(&format!("{throttle}limit = 1\n")), limits(1.0, 1));
         assert_eq!(growth(&format!("max_instances = 9\n{throttle}limit = 1\n")), limits(1.0, 9));
-        assert_eq!(growth(&format!("{throttle}limit = -1\nburst = 5\n")), Growth::UNLIMITED);
-        let machine = Growth::of(&pool("docker+machine", "", "MaxGrowthRate = 3\n"));
-        assert_eq!(machine, Growth { in_flight: Some(3), ..Growth::UNLIMITED });
+        assert_eq!(growth(&format!("{throttle}limit = -1\nburst = 5\n")), GrowthLimits::UNLIMITED);
+        let machine = GrowthLimits::from_pool(&pool("docker+machine", "", "MaxGrowthRate = 3\n"));
+        assert_eq!(machine, GrowthLimits { in_flight: Some(3), ..GrowthLimits::UNLIMITED });
     }
 
     #[test]

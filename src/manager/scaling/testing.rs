@@ -15,12 +15,12 @@ pub const DYNAMIC: &str = "IdleCount = 10\nIdleCountMin = 1\nIdleScaleFactor = 1
 
 /// The policies of `[runners.autoscaler]`.
 pub fn autoscaler(text: &str) -> Policies {
-    Policies::of(&fleet::FleetTable::Autoscaler(Box::new(toml::from_str(text).expect("a table"))))
+    Policies::from_table(&fleet::FleetTable::Autoscaler(Box::new(toml::from_str(text).expect("a table"))))
 }
 
 /// The policies of `[runners.machine]`.
 pub fn machine(text: &str) -> Policies {
-    Policies::of(&fleet::FleetTable::Machine(toml::from_str(text).expect("a table")))
+    Policies::from_table(&fleet::FleetTable::Machine(toml::from_str(text).expect("a table")))
 }
 
 /// A pool of an executor, with keys of the runner and of its fleet table.

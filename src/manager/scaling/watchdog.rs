@@ -29,8 +29,18 @@ pub struct Watchdog {
 
 #[derive(Clone, Copy, Debug)]
 struct Boot {
+    origin: Origin,
     first_seen: Duration,
     running_since: Option<Duration>,
+}
+
+/// Whether an instance started while this manager watched the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The first list of the group contained the instance. It may have registered with an earlier manager, and left.
+    Earlier,
+    /// The instance started later.
+    Watched,
 }
 
 /// Whether the pool may grow.
@@ -83,8 +93,9 @@ impl Watchdog {
     }
 
     /// Records an instance of the group that has not registered.
-    pub fn record_unregistered(&mut self, instance: &str, state: MemberState, now: Duration) {
-        let boot = self.boots.entry(instance.to_owned()).or_insert(Boot { first_seen: now, running_since: None });
+    pub fn record_unregistered(&mut self, instance: &str, state: MemberState, origin: Origin, now: Duration) {
+        let boot =
+            self.boots.entry(instance.to_owned()).or_insert(Boot { origin, first_seen: now, running_since: None });
         if state == MemberState::Running {
             boot.running_since.get_or_insert(now);
         }
@@ -140,7 +151,10 @@ impl Watchdog {
 
     /// Records that an instance did not register and is terminated.
     pub fn record_overdue(&mut self, instance: &str, now: Duration, cause: String) -> Overdue {
-        self.boots.remove(instance);
+        let boot = self.boots.remove(instance);
+        if boot.is_some_and(|boot| boot.origin == Origin::Earlier) {
+            return Overdue::Replace;
+        }
         self.failures += 1;
         if self.failures < self.threshold && self.breaker == Breaker::Closed {
             return Overdue::Replace;
@@ -186,7 +200,7 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     fn fails(watchdog: &mut Watchdog, instance: &str, now: Duration) -> Overdue {
-        watchdog.record_unregistered(instance, MemberState::Running, now);
+        watchdog.record_unregistered(instance, MemberState::Running, Origin::Watched, now);
         assert_eq!(watchdog.overdue(now + 4 * MINUTE), []);
         assert_eq!(watchdog.overdue(now + 5 * MINUTE), [(instance.to_owned(), 5 * MINUTE)]);
         watchdog.record_overdue(instance, now + 5 * MINUTE, "the image is broken".to_owned())
@@ -205,7 +219,7 @@ mod tests {
         assert_eq!(fails(&mut watchdog, "d", 20 * MINUTE), Overdue::Stop);
         assert!(matches!(watchdog.breaker(25 * MINUTE), Breaker::Open { until, .. } if *until == 35 * MINUTE));
         // A registration closes the breaker.
-        watchdog.record_unregistered("e", MemberState::Creating, 35 * MINUTE);
+        watchdog.record_unregistered("e", MemberState::Creating, Origin::Watched, 35 * MINUTE);
         assert_eq!(watchdog.record_registration("e", 36 * MINUTE), Some(MINUTE));
         assert_eq!(watchdog.breaker(36 * MINUTE), &Breaker::Closed);
         assert_eq!(fails(&mut watchdog, "f", 40 * MINUTE), Overdue::Replace);
@@ -218,6 +232,15 @@ mod tests {
             assert_eq!(fails(&mut watchdog, "a", Duration::ZERO), Overdue::Replace);
             watchdog.record_registration("b", MINUTE);
         }
+    }
+
+    #[test]
+    fn an_instance_that_may_have_left_an_earlier_manager_is_no_failure() {
+        let mut watchdog = Watchdog::new(5 * MINUTE, 1);
+        watchdog.record_unregistered("a", MemberState::Running, Origin::Earlier, Duration::ZERO);
+        assert_eq!(watchdog.overdue(5 * MINUTE).len(), 1);
+        assert_eq!(watchdog.record_overdue("a", 5 * MINUTE, "no agent".to_owned()), Overdue::Replace);
+        assert_eq!(watchdog.breaker(5 * MINUTE), &Breaker::Closed);
     }
 
     #[test]
@@ -234,7 +257,7 @@ mod tests {
     #[test]
     fn an_instance_may_start_for_longer_than_it_may_run_unregistered() {
         let mut watchdog = Watchdog::new(MINUTE, 3);
-        watchdog.record_unregistered("a", MemberState::Creating, Duration::ZERO);
+        watchdog.record_unregistered("a", MemberState::Creating, Origin::Watched, Duration::ZERO);
         assert_eq!((watchdog.overdue(2 * MINUTE), watchdog.until_next(2 * MINUTE)), (vec![], Some(MINUTE)));
         assert_eq!(watchdog.overdue(3 * MINUTE).len(), 1);
         watchdog.retain(|_| false);

@@ -44,6 +44,21 @@ enum WrittenStart {
 /// `5m`) or a number of seconds. Times with a date count from the midnight of `day`, or of the first date in the file.
 /// A header and lines with `#` are skipped. Errors: the invalid line and the expected form.
 pub fn read(text: &str, day: Option<Date>, zone: &TimeZone) -> Result<Load, String> {
+    let rows = read_rows(text, zone)?;
+    let dates = rows.iter().filter_map(|(start, _)| match start {
+        WrittenStart::Dated(time) => Some(*time),
+        WrittenStart::TimeOfDay(_) => None,
+    });
+    let first_day = dates.min().map(|first| day.unwrap_or_else(|| zone.to_datetime(first).date()));
+    let midnight = first_day.and_then(|day| zone.to_timestamp(day.to_datetime(Time::midnight())).ok());
+    let job = |(start, length)| Ok(SimulatedJob { start: start_since_midnight(start, midnight)?, length });
+    let mut jobs = rows.into_iter().map(job).collect::<Result<Vec<SimulatedJob>, String>>()?;
+    jobs.sort_by_key(|job| job.start);
+    Ok(Load { jobs, day: first_day })
+}
+
+/// Reads the start and the duration of each job. Errors: a line is invalid, or there is no job.
+fn read_rows(text: &str, zone: &TimeZone) -> Result<Vec<(WrittenStart, Duration)>, String> {
     let mut rows = Vec::new();
     // Spreadsheets write a byte order mark.
     for (at, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
@@ -56,7 +71,7 @@ pub fn read(text: &str, day: Option<Date>, zone: &TimeZone) -> Result<Load, Stri
         let written_start =
             time_of_day(start).map(WrittenStart::TimeOfDay).or_else(|| moment(start, zone).map(WrittenStart::Dated));
         match written_start.zip(length_of(length)) {
-            Some((start, length)) => rows.push((start, length)),
+            Some(row) => rows.push(row),
             // The header.
             None if rows.is_empty() && !start.starts_with(|c: char| c.is_ascii_digit()) => {}
             None => {
@@ -68,31 +83,20 @@ pub fn read(text: &str, day: Option<Date>, zone: &TimeZone) -> Result<Load, Stri
             }
         }
     }
-    if rows.is_empty() {
-        return Err("no job; write lines of `start,duration`, for example `09:30,5m`".to_owned());
+    match rows.is_empty() {
+        true => Err("no job; write lines of `start,duration`, for example `09:30,5m`".to_owned()),
+        false => Ok(rows),
     }
-    let first = rows
-        .iter()
-        .filter_map(|(start, _)| if let WrittenStart::Dated(time) = start { Some(*time) } else { None })
-        .min();
-    let first_day = first.map(|first| day.unwrap_or_else(|| zone.to_datetime(first).date()));
-    let midnight = first_day.and_then(|day| zone.to_timestamp(day.to_datetime(Time::midnight())).ok());
-    let mut jobs = Vec::with_capacity(rows.len());
-    for (start, length) in rows {
-        let start = match (start, midnight) {
-            (WrittenStart::TimeOfDay(start), None) => start,
-            (WrittenStart::Dated(time), Some(midnight)) => Duration::try_from(time.duration_since(midnight))
-                .map_err(|_| format!("{time} is before the simulated day; correct --day"))?,
-            _ => {
-                return Err(
-                    "some times have a date and others do not; write a date with every time, or with none".to_owned()
-                );
-            }
-        };
-        jobs.push(SimulatedJob { start, length });
+}
+
+/// The start of a job since the midnight of the simulated day. `midnight` is `None` if no time has a date.
+fn start_since_midnight(start: WrittenStart, midnight: Option<Timestamp>) -> Result<Duration, String> {
+    match (start, midnight) {
+        (WrittenStart::TimeOfDay(start), None) => Ok(start),
+        (WrittenStart::Dated(time), Some(midnight)) => Duration::try_from(time.duration_since(midnight))
+            .map_err(|_| format!("{time} is before the simulated day; correct --day")),
+        _ => Err("some times have a date and others do not; write a date with every time, or with none".to_owned()),
     }
-    jobs.sort_by_key(|job| job.start);
-    Ok(Load { jobs, day: first_day })
 }
 
 /// Parses `2026-07-06 09:30`, `2026-07-06T09:30:15`, or a time with its zone (RFC 3339).

@@ -8,7 +8,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 fn scenario(executor: &str, runner: &str, keys: &str, begins: &str) -> Scenario {
     Scenario {
-        sizing: Sizing::of(&pool(executor, runner, keys)),
+        sizing: Sizing::from_pool(&pool(executor, runner, keys)),
         group_maximum: None,
         begins: begins.parse().expect("a time"),
         length: MINUTE * 60 * 24,

@@ -316,6 +316,5 @@ fn agent(instance: &Instance, now: Duration) -> ObservedAgent {
         activity: if instance.jobs.is_empty() { Activity::Idle(idle) } else { Activity::Busy },
         builds: instance.builds,
         silent_for: Duration::ZERO,
-        may_have_jobs: !instance.jobs.is_empty(),
     }
 }

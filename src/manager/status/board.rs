@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use jiff::Timestamp;
 
 use super::Workloads;
-use super::history::{History, INTERVAL, Point};
+use super::history::{History, HistoryPoint, INTERVAL};
 use super::view::{DecisionView, GroupView, HistoryView, InstanceView, JobView, ManagerView, PoolView};
 use crate::manager::engine::{EngineError, FailedStart, Group, MemberState};
 use crate::manager::scaling::plan::ScalingPlan;
@@ -217,11 +217,11 @@ fn all_instances<'a>(group: Option<&'a Group>, snapshot: &'a Snapshot) -> Vec<&'
     all
 }
 
-fn history_point(group: Option<&Group>, snapshot: &Snapshot) -> Point {
+fn history_point(group: Option<&Group>, snapshot: &Snapshot) -> HistoryPoint {
     let states = states(group, snapshot);
     let count = |wanted: &[&str]| states.iter().filter(|(_, state)| wanted.contains(state)).count();
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    Point {
+    HistoryPoint {
         waiting: snapshot.held,
         running: snapshot.running,
         idle: number(count(&["creating", "starting", "idle"])),
@@ -249,7 +249,7 @@ pub fn states<'a>(group: Option<&'a Group>, snapshot: &'a Snapshot) -> Vec<(&'a 
         (Some(MemberState::TerminationDelayed), _) => "held",
         (Some(MemberState::Aside), _) => "aside",
         (_, Some(AgentState::Busy)) => "busy",
-        (_, Some(AgentState::Leaving)) => "shutting_down",
+        (_, Some(AgentState::Leaving(_))) => "shutting_down",
         (None, Some(AgentState::Idle { .. })) if group.is_some() => "missing",
         (_, Some(AgentState::Idle { .. })) => "idle",
         (Some(MemberState::Creating), None) => "creating",
@@ -271,7 +271,7 @@ fn pool_view(name: &str, status: &PoolStatus, snapshot: &Snapshot) -> PoolView {
     let mut instances: Vec<InstanceView> = instances.collect();
     instances.sort_by_key(|instance| PAGE_ORDER.iter().position(|state| *state == instance.state));
     let (points, end) = status.history.points();
-    let series = |value: fn(&Point) -> u32| points.iter().map(value).collect();
+    let series = |value: fn(&HistoryPoint) -> u32| points.iter().map(value).collect();
     PoolView {
         name: name.to_owned(),
         policy: plan.policy.clone(),

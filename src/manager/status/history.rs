@@ -12,7 +12,7 @@ const MAX_POINTS: usize = 12 * 120;
 
 /// The numbers at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Point {
+pub struct HistoryPoint {
     /// Jobs that wait for an instance.
     pub waiting: u32,
     /// Jobs that run.
@@ -26,20 +26,20 @@ pub struct Point {
 /// Points at equal intervals. Each has the maximum of its interval, so that short peaks are visible.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    points: VecDeque<Point>,
+    points: VecDeque<HistoryPoint>,
     /// The interval of the last point.
     last: Option<i64>,
 }
 
 impl History {
     /// Records the current numbers.
-    pub fn record(&mut self, now: Timestamp, point: Point) {
+    pub fn record(&mut self, now: Timestamp, point: HistoryPoint) {
         let interval = now.as_second().div_euclid(INTERVAL.as_secs() as i64);
         match self.last {
             // Also if the clock was set back, the numbers are merged into the last point.
             Some(last) if interval <= last => {
                 if let Some(peak) = self.points.back_mut() {
-                    *peak = Point {
+                    *peak = HistoryPoint {
                         waiting: peak.waiting.max(point.waiting),
                         running: peak.running.max(point.running),
                         idle: peak.idle.max(point.idle),
@@ -64,7 +64,7 @@ impl History {
     }
 
     /// All points, the oldest first, and the start of the last one (seconds since the epoch).
-    pub fn points(&self) -> (Vec<Point>, i64) {
+    pub fn points(&self) -> (Vec<HistoryPoint>, i64) {
         let end = self.last.unwrap_or_default() * INTERVAL.as_secs() as i64;
         (self.points.iter().copied().collect(), end)
     }
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn keeps_peaks_and_fills_gaps() {
         let mut history = History::default();
-        let running = |running| Point { running, ..Point::default() };
+        let running = |running| HistoryPoint { running, ..HistoryPoint::default() };
         for (time, number) in [(0, 1), (10, 5), (20, 2), (100, 3)] {
             history.record(at(time), running(number));
         }
@@ -96,8 +96,8 @@ mod tests {
     #[test]
     fn is_bounded() {
         let mut history = History::default();
-        history.record(at(0), Point::default());
-        history.record(at(10_000_000), Point::default());
+        history.record(at(0), HistoryPoint::default());
+        history.record(at(10_000_000), HistoryPoint::default());
         assert_eq!(history.points().0.len(), MAX_POINTS);
     }
 }

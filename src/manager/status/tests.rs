@@ -5,7 +5,7 @@ use super::*;
 use crate::manager::engine::{EngineError, ErrorKind, FailedStart, FailureKind, Group, Member, MemberState};
 use crate::manager::scaling::plan::ScalingPlan;
 use crate::manager::scaling::wanted::{JobCounts, WantedInstances};
-use crate::manager::workload::{AgentJob, AgentState, AgentView, Snapshot};
+use crate::manager::workload::{AgentJob, AgentState, AgentView, RemainingJobs, Snapshot};
 
 /// Jobs and agents that do not change.
 struct Fixed(Mutex<Snapshot>);
@@ -15,6 +15,9 @@ impl Workload for Fixed {
         self.0.lock().expect("no panic").clone()
     }
     fn dismiss(&self, _instance: &str, _reason: &str) -> bool {
+        false
+    }
+    fn close_instance(&self, _instance: &str, _reason: &str, _decided_at: Instant) -> bool {
         false
     }
     fn lost(&self, _instance: &str) {}
@@ -36,7 +39,6 @@ fn agent(instance: &str, state: AgentState, jobs: Vec<AgentJob>) -> AgentView {
         builds: 3,
         jobs,
         last_heard: Instant::now(),
-        drains: false,
     }
 }
 
@@ -71,7 +73,7 @@ fn status_pages_with_jobs() -> (Arc<StatusBoard>, Pages, Arc<Fixed>) {
                 vec![job("https://gitlab.example.com/-/jobs/42"), job("javascript:alert(1)")],
             ),
             agent("i-idle", AgentState::Idle { since: Instant::now() }, Vec::new()),
-            agent("i-leaving", AgentState::Leaving, Vec::new()),
+            agent("i-leaving", AgentState::Leaving(RemainingJobs::None), Vec::new()),
         ],
     };
     let members = [

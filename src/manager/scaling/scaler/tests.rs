@@ -9,7 +9,7 @@ use crate::instance::CapacityChange;
 use crate::manager::engine::{Check, EngineError, ErrorKind, FailedStart, Group, Member, MemberState};
 use crate::manager::scaling::deletion::delete_instances;
 use crate::manager::scaling::testing::pool;
-use crate::manager::workload::{AgentState, AgentView, Snapshot};
+use crate::manager::workload::{AgentState, AgentView, RemainingJobs, Snapshot};
 
 /// The jobs and agents of a pool, which a test sets.
 #[derive(Default)]
@@ -36,6 +36,10 @@ impl Workload for Jobs {
 
     fn dismiss(&self, instance: &str, _reason: &str) -> bool {
         self.change(|snapshot| snapshot.agents.retain(|agent| agent.instance != instance));
+        true
+    }
+
+    fn close_instance(&self, _instance: &str, _reason: &str, _decided_at: Instant) -> bool {
         true
     }
 
@@ -181,7 +185,6 @@ fn agent(instance: &str, state: AgentState) -> AgentView {
         builds: 0,
         jobs: Vec::new(),
         last_heard: Instant::now(),
-        drains: false,
     }
 }
 
@@ -265,11 +268,27 @@ fn a_reload_changes_the_policy_and_keeps_the_instances() {
 #[test]
 fn instances_without_a_job_are_deleted_at_shutdown() {
     let engine = TestGroup::new();
-    engine.set_desired_capacity(3).expect("set the desired capacity");
+    engine.set_desired_capacity(5).expect("set the desired capacity");
     let jobs = Jobs::default();
-    jobs.change(|snapshot| snapshot.agents = vec![agent("i-2", AgentState::Busy)]);
+    jobs.change(|snapshot| {
+        snapshot.agents = vec![
+            agent("i-1", AgentState::Leaving(RemainingJobs::None)),
+            agent("i-2", AgentState::Busy),
+            // With `max_use_count`, an agent has the order to leave while its last job runs.
+            agent("i-3", AgentState::Leaving(RemainingJobs::Known)),
+            agent("i-4", AgentState::Leaving(RemainingJobs::Possible)),
+        ];
+    });
     assert_eq!(delete_instances(&settings(), &jobs, &engine), 0);
-    let left: Vec<String> =
-        engine.group().expect("a group").members.into_iter().map(|member| member.instance).collect();
-    assert_eq!(left, ["i-2"]);
+    let group = engine.group().expect("a group");
+    let left: Vec<&str> = group.members.iter().map(|member| member.instance.as_str()).collect();
+    assert_eq!((left, group.desired), (vec!["i-2", "i-3", "i-4"], 3));
+}
+
+#[test]
+fn instances_that_the_group_has_not_started_yet_are_withdrawn_at_shutdown() {
+    let engine = TestGroup { refuses_starts: true, ..TestGroup::new() };
+    engine.set_desired_capacity(2).expect("set the desired capacity");
+    assert_eq!(delete_instances(&settings(), &Jobs::default(), &engine), 0);
+    assert_eq!(engine.group().expect("a group").desired, 0);
 }
