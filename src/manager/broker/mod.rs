@@ -12,6 +12,7 @@ mod keeper;
 mod log_line;
 mod offers;
 mod register;
+mod reports;
 mod restore;
 mod snapshot;
 pub mod state;
