@@ -6,11 +6,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
-
 use crate::sync;
 use crate::sys;
+use crate::timed_child;
 
 /// The maximum size of a response.
 const MAX_RESPONSE_BYTES: usize = 1 << 20;
@@ -127,12 +125,8 @@ impl Conversation {
 
 impl Drop for Conversation {
     fn drop(&mut self) {
-        // The program has its own process group. Processes that it has detached keep running.
-        let group = i32::try_from(self.child.id()).map(Pid::from_raw);
-        if let Ok(group) = group {
-            let _ = killpg(group, Signal::SIGKILL);
-        }
-        let _ = self.child.wait();
+        // Processes that the program has detached from its process group keep running.
+        let _ = timed_child::wait_for_group(&mut self.child, Duration::ZERO);
     }
 }
 
