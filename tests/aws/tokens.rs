@@ -1,11 +1,12 @@
 //! Runner tokens in Parameter Store and Secrets Manager, and the credentials with which the agent fetches them.
 
 use std::fs;
+use std::net::{TcpListener, TcpStream};
 
 use crate::support::gitlab::{Answer, GitLab, RUNNER_TOKEN};
 use crate::support::http::{listen, read_request, write_answer};
 use crate::support::job::{job, until_there};
-use crate::support::mayfly::Home;
+use crate::support::mayfly::{Agent, Home};
 use crate::support::moto::Moto;
 use crate::support::scenario::Scenario;
 
@@ -109,33 +110,71 @@ fn credentials_come_from_roles_and_from_a_container_endpoint() {
     runs_a_job(&gitlab, &home);
 }
 
+/// An AWS service that accepts requests and never answers.
+struct SilentService(TcpListener);
+
+impl SilentService {
+    /// Starts the service, which the agents of `home` use.
+    fn start(home: &mut Home) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.set_nonblocking(true).expect("set the mode of the socket");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let variables = [
+            ("AWS_ENDPOINT_URL", url.as_str()),
+            ("AWS_REGION", "eu-west-1"),
+            ("AWS_ACCESS_KEY_ID", "key"),
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ];
+        home.set_environment(variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec());
+        Self(listener)
+    }
+
+    /// Waits for a request of the agent, which lasts until the result is dropped.
+    fn request(&self, agent: &Agent) -> Option<TcpStream> {
+        let mut connection = None;
+        agent.wait_until("the request for the token", || {
+            connection = self.0.accept().ok().map(|(connection, _)| connection);
+            connection.is_some()
+        });
+        connection
+    }
+}
+
 #[test]
 fn a_stop_during_the_start_does_not_wait_for_aws() {
     let gitlab = GitLab::start();
     let mut home = home_of_parameter(&gitlab, "");
-    // This service accepts requests and never answers.
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    silent.set_nonblocking(true).expect("set the mode of the socket");
-    let url = format!("http://{}", silent.local_addr().expect("an address"));
-    let variables = [
-        ("AWS_ENDPOINT_URL", url.as_str()),
-        ("AWS_REGION", "eu-west-1"),
-        ("AWS_ACCESS_KEY_ID", "key"),
-        ("AWS_SECRET_ACCESS_KEY", "secret"),
-    ];
-    home.set_environment(variables.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec());
+    let service = SilentService::start(&mut home);
     for signal in ["TERM", "QUIT"] {
         let mut agent = home.start(&[]);
-        let mut connection = None;
-        agent.wait_until("the request for the token", || {
-            connection = silent.accept().ok();
-            connection.is_some()
-        });
+        let _request = service.request(&agent);
         agent.signal(signal);
         // An agent that waited for the token would fail to start.
         assert!(agent.wait().success(), "{}", agent.log());
         assert!(agent.log().contains("stop signal received during the start"), "{}", agent.log());
     }
+    gitlab.assert_strict();
+}
+
+#[test]
+fn a_stop_after_the_last_resumed_job_does_not_wait_for_aws() {
+    let gitlab = GitLab::start();
+    let mut home = Home::empty();
+    Scenario::shell().write(&home, &gitlab.url);
+    let id = gitlab.queue(job(&["echo begun", &until_there(home.path("go").display())]).build());
+    let first = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    first.kill();
+    Scenario::shell().token("aws-ssm:/ci/token").write(&home, &gitlab.url);
+    let service = SilentService::start(&mut home);
+    let mut agent = home.start(&[]);
+    let _request = service.request(&agent);
+    fs::write(home.path("go"), "").expect("write a file");
+    assert_eq!(gitlab.finished(id).state, "success");
+    agent.signal("TERM");
+    assert!(agent.wait().success(), "{}", agent.log());
+    // The agent logs this line when the request for the token has failed.
+    assert!(!agent.log().contains("without a token"), "{}", agent.log());
     gitlab.assert_strict();
 }
 

@@ -168,8 +168,10 @@ impl Agent {
 
     /// When all jobs have ended: exits, or starts the termination of the instance.
     pub(super) fn terminate_when_idle(&mut self) -> Option<ExitCode> {
-        self.shutdown.as_ref()?;
-        let is_idle = self.is_idle() || self.abandon_polls_to_silent_managers();
+        // Only the termination of the instance needs the tokens.
+        let awaits_tokens = self.shutdown.as_ref()?.terminates_instance() && self.awaits_tokens();
+        let is_idle = self.slots.is_idle() && !self.rotation.is_running() && !awaits_tokens
+            || self.abandon_polls_to_silent_managers();
         let activity = if is_idle { Activity::Idle } else { Activity::Busy };
         let timeout = self.config.shutdown_timeout;
         let shutdown = self.shutdown.as_mut()?;

@@ -188,16 +188,26 @@ impl Shutdown {
         if activity == Activity::Busy || matches!(self.termination, TerminationStage::Running(_)) {
             return NextStep::Wait;
         }
-        let is_soon = self.exit == ExitRequest::Soon;
-        // If the group terminates the instance, it waits for the lifecycle hooks. So the agent completes them even
-        // after a stop signal.
-        match self.tracker.clone().filter(|tracker| !is_soon || tracker.state().is_terminated()) {
+        match self.tracker_to_terminate() {
             None => NextStep::Exit,
             Some(tracker) => {
+                let is_soon = self.exit == ExitRequest::Soon;
                 self.termination = TerminationStage::Running(deadline.or(is_soon.then(|| now + timeout)));
                 NextStep::Terminate(tracker)
             }
         }
+    }
+
+    /// Whether the agent terminates the instance when its jobs have ended.
+    pub fn terminates_instance(&self) -> bool {
+        self.tracker_to_terminate().is_some()
+    }
+
+    fn tracker_to_terminate(&self) -> Option<Arc<ShutdownTracker>> {
+        // If the group terminates the instance, it waits for the lifecycle hooks. So the agent completes them even
+        // after a stop signal.
+        let is_due = |tracker: &Arc<ShutdownTracker>| self.exit != ExitRequest::Soon || tracker.state().is_terminated();
+        self.tracker.clone().filter(is_due)
     }
 
     /// Marks the termination as pending again: the group has kept the instance, but the cloud interrupts it. The
