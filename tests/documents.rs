@@ -142,22 +142,25 @@ fn the_index_names_every_page() {
     }
 }
 
-/// The text of all Rust files below a directory.
-fn rust_text(directory: &str) -> String {
-    let (mut text, mut directories) = (String::new(), vec![root().join(directory)]);
+/// All Rust files below a directory.
+fn rust_files(directory: &str) -> Vec<PathBuf> {
+    let (mut files, mut directories) = (Vec::new(), vec![root().join(directory)]);
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(&directory).expect("list the directory") {
             let path = entry.expect("an entry").path();
             match path.is_dir() {
                 true => directories.push(path),
-                false if path.extension().is_some_and(|ending| ending == "rs") => {
-                    text += &fs::read_to_string(&path).expect("read the file");
-                }
+                false if path.extension().is_some_and(|ending| ending == "rs") => files.push(path),
                 false => {}
             }
         }
     }
-    text
+    files
+}
+
+/// The text of all Rust files below a directory.
+fn rust_text(directory: &str) -> String {
+    rust_files(directory).iter().map(|path| fs::read_to_string(path).expect("read the file")).collect()
 }
 
 /// The source text of the program, with multi-line string literals joined.
@@ -225,6 +228,29 @@ fn paths_in_the_pages_for_developers_exist() {
             assert!(!is_path || root().join(known).exists(), "{page} names {path}, which does not exist");
         }
     }
+}
+
+#[test]
+fn the_table_of_retries_names_each_file_with_a_delay_or_a_number_of_attempts() {
+    let page = fs::read_to_string(root().join("docs/architecture.md")).expect("the page");
+    let (_, section) = page.split_once("\n## What is retried, how often, and how long\n").expect("the section");
+    let table = section.split("\n## ").next().unwrap_or_default();
+    let is_policy = |line: &str| {
+        let is_delay = line.contains("RETRY") && line.contains(": Duration = ");
+        line.contains("Backoff::new(") || is_delay || line.contains("ATTEMPTS: u")
+    };
+    let mut count = 0;
+    for path in rust_files("src") {
+        let text = fs::read_to_string(&path).expect("read the file");
+        let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+        let name = path.strip_prefix(root()).expect("a path below the root").display().to_string();
+        if name.ends_with("tests.rs") || name == "src/backoff.rs" || !code.lines().any(is_policy) {
+            continue;
+        }
+        assert!(table.contains(&format!("`{name}`")), "{name} has a policy of retries, but the table does not name it");
+        count += 1;
+    }
+    assert!(count >= 20, "only {count} files with policies were found");
 }
 
 #[test]

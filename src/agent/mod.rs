@@ -81,10 +81,6 @@ pub use validation::validate;
 /// The stack size of threads that need little stack, in bytes.
 pub const STACK: usize = 256 * 1024;
 
-/// Timeout of fetching a runner token that is stored in AWS. A booting instance may have to wait for its network and
-/// for its instance role.
-const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// How long the agent waits for the removal of containers before it exits.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(60);
 

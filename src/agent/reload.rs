@@ -4,14 +4,12 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Agent, AgentEvent, STACK, TOKEN_TIMEOUT};
+use super::{Agent, AgentEvent, STACK};
 use crate::config::{Config, LoadedConfig};
 use crate::instance::aws::secrets;
 use crate::sync;
 use crate::token::Token;
 
-/// Minimum interval between two fetches because GitLab rejected a token.
-const REFETCH_INTERVAL: Duration = Duration::from_secs(60);
 /// Each instance waits a random part of this time first, so that a fleet does not call AWS at the same moment.
 const REFETCH_JITTER: Duration = Duration::from_secs(5);
 
@@ -73,7 +71,7 @@ impl Agent {
     /// Fetches the stored tokens again after GitLab rejected one, because they may have been rotated.
     pub(super) fn fetch_rejected_tokens(&mut self) {
         if self.shutdown.is_some()
-            || self.reloads.last_token_fetch.is_some_and(|last| last.elapsed() < REFETCH_INTERVAL)
+            || self.reloads.last_token_fetch.is_some_and(|last| last.elapsed() < secrets::REFETCH_INTERVAL)
         {
             return;
         }
@@ -87,14 +85,18 @@ impl Agent {
     /// Fetches stored tokens in a thread; [`AgentEvent::TokensFetched`] follows.
     pub(super) fn fetch_tokens(&mut self, loaded: LoadedConfig, reason: FetchReason) {
         let (events, number, mut loaded) = (self.events.clone(), self.reloads.count, Box::new(loaded));
-        if let Some(unconfigured) = &mut self.unconfigured {
+        // After a rejected token, the retry of an unusable configuration stays due.
+        if reason == FetchReason::Reload
+            && let Some(unconfigured) = &mut self.unconfigured
+        {
             unconfigured.retry_at = None;
         }
         let fetch = move || {
             if reason == FetchReason::Rejected {
+                // Nothing waits for this thread: a stop ends it with the process, and a reload discards its result.
                 thread::sleep(REFETCH_JITTER.mul_f64(crate::random::fraction()));
             }
-            let outcome = secrets::fetch_tokens(&mut loaded.config, TOKEN_TIMEOUT);
+            let outcome = secrets::fetch_tokens(&mut loaded.config, secrets::FETCH_TIMEOUT);
             let _ = events.send(AgentEvent::TokensFetched(FetchedTokens { number, reason, loaded, outcome }));
         };
         if let Err(error) = sync::spawn("tokens", STACK, fetch) {

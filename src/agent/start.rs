@@ -12,9 +12,7 @@ use std::sync::mpsc;
 
 use super::reload::FetchReason;
 use super::signals::StartPhase;
-use super::{
-    Agent, AgentEvent, AgentOptions, TOKEN_TIMEOUT, hand_over, job_manager, shutdown, signals, start_checks, watch,
-};
+use super::{Agent, AgentEvent, AgentOptions, hand_over, job_manager, shutdown, signals, start_checks, watch};
 use crate::config::{self, Config, LoadedConfig, carried};
 use crate::instance::aws::secrets;
 use crate::journal;
@@ -108,7 +106,7 @@ impl Agent {
                 return Ok(());
             }
             Ok(mut loaded) => {
-                secrets::fetch_tokens(&mut loaded.config, TOKEN_TIMEOUT).and_then(|()| {
+                secrets::fetch_tokens(&mut loaded.config, secrets::FETCH_TIMEOUT).and_then(|()| {
                     // Polling starts here.
                     start.end();
                     self.adopt_configuration(loaded)

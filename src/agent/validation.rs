@@ -2,7 +2,6 @@
 //! before a hand-over.
 
 use std::fs::File;
-use std::time::Duration;
 
 use super::runner_setup::executor_of;
 use super::{AgentOptions, gitlab, job_manager, metadata_blocking, start_checks};
@@ -12,9 +11,6 @@ use crate::executor::docker::names::ContainerOwner;
 use crate::executor::docker::removal::ContainerRemovals;
 use crate::instance::aws::secrets;
 use crate::instance::metadata_block::check_tool;
-
-/// Timeout of fetching a token.
-const TOKEN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Checks everything that could prevent an agent from polling with this configuration. The only change is that it
 /// creates the state directory. Skips the resources of the running agent: the lock of the state directory, and the
@@ -29,7 +25,7 @@ pub fn validate(options: &AgentOptions, mut loaded: LoadedConfig) -> Result<(), 
         .and_then(|()| File::options().create(true).append(true).open(state.join("lock")).map(drop))
         .map_err(|error| format!("the state directory {} cannot be used: {error}; set `state_dir`", state.display()))?;
     start_checks::find_instance(config)?;
-    secrets::fetch_tokens(config, TOKEN_TIMEOUT)?;
+    secrets::fetch_tokens(config, secrets::COMMAND_FETCH_TIMEOUT)?;
     if config.mayfly.block_instance_metadata {
         metadata_blocking::job_users(config, options.user.as_deref())?;
         check_tool().map_err(|why| format!("`block_instance_metadata`: {why}"))?;

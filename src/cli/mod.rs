@@ -23,7 +23,6 @@ mod tests;
 
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
-use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -52,9 +51,6 @@ struct Cli {
 
 /// The subcommand for local pipelines.
 const EXEC: &str = "exec";
-
-/// The timeout for fetching a token from AWS.
-const TOKEN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The instance id, if this machine is an instance of a supported cloud.
 fn cloud_id(config: &Config) -> Option<String> {
@@ -118,7 +114,7 @@ impl ConfigFile {
     /// The configuration, including tokens that are stored in AWS.
     fn load_with_tokens(&self) -> Result<Config, String> {
         let mut config = self.load()?.config;
-        secrets::fetch_tokens(&mut config, TOKEN_TIMEOUT)?;
+        secrets::fetch_tokens(&mut config, secrets::COMMAND_FETCH_TIMEOUT)?;
         Ok(config)
     }
 }

@@ -76,6 +76,7 @@ impl StartFailures {
         if give_up_after.is_some_and(|after| failing_for >= after) {
             power_off(failing_for);
         }
+        // Signals have their default action, so a stop ends this wait with the process.
         thread::sleep(delay);
     }
 }

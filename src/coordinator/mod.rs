@@ -11,8 +11,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::backoff::Backoff;
 use crate::failure::FailureReason;
 pub use crate::job_id::{JobHandle, JobId};
+
+/// The delays of requests to a GitLab or a manager that does not answer. The second half of a delay is random: a fleet
+/// must not overload a server that restarts.
+pub const OUTAGE_RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60)).with_jitter(0.5);
 
 /// The state of a job for GitLab.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

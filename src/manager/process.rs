@@ -42,8 +42,6 @@ use crate::monitor::listener::Listener;
 use crate::sync;
 use crate::sys;
 
-/// The timeout for fetching stored tokens.
-const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time limit for a poll in flight. The manager never abandons a poll, because its response may contain a job.
 const POLL_TIMEOUT: Duration = Duration::from_secs(90);
 /// The time limit for a request about a job that the manager holds or fails. At a GitLab with `two_phase_job_commit` a
@@ -87,7 +85,7 @@ pub fn run(options: ManagerOptions, mut loaded: LoadedConfig) -> Result<ExitCode
     signals::listen(&start, move |request| on_signal.send(Event::Signal(request)).is_ok())
         .map_err(|error| format!("signals cannot be handled: {error}"))?;
     watch::watch(&options.config, move || on_change.send(Event::ConfigurationChanged).is_ok());
-    secrets::fetch_tokens(&mut loaded.config, TOKEN_TIMEOUT)?;
+    secrets::fetch_tokens(&mut loaded.config, secrets::FETCH_TIMEOUT)?;
     loaded.log();
     let settings = settings::read(loaded.config)?;
     start.end();
@@ -99,7 +97,7 @@ pub fn run(options: ManagerOptions, mut loaded: LoadedConfig) -> Result<ExitCode
 /// Checks whether a manager can start with this configuration. Does not check the lock of the state directory and the
 /// addresses, because the running manager uses them. Errors: why it cannot start.
 pub fn validate(options: &ManagerOptions, mut loaded: LoadedConfig) -> Result<(), String> {
-    secrets::fetch_tokens(&mut loaded.config, TOKEN_TIMEOUT)?;
+    secrets::fetch_tokens(&mut loaded.config, secrets::FETCH_TIMEOUT)?;
     let settings = settings::read(loaded.config)?;
     let state = config::manager_state_dir(&settings.config, &settings.manager);
     start_checks::check_state_dir(&state, "[mayfly.manager]").map_err(|why| format!("the state directory {why}"))?;
@@ -336,7 +334,7 @@ impl Manager {
 /// The configuration of a manager with its tokens. Errors: it cannot be used.
 fn read_settings(path: &Path) -> Result<Settings, String> {
     let mut loaded = Config::load_as(path, Role::Manager).map_err(|error| error.to_string())?;
-    secrets::fetch_tokens(&mut loaded.config, TOKEN_TIMEOUT)?;
+    secrets::fetch_tokens(&mut loaded.config, secrets::FETCH_TIMEOUT)?;
     loaded.log();
     settings::read(loaded.config)
 }

@@ -26,7 +26,7 @@ use super::checksum::Checksum;
 use super::spool::settled_size;
 use crate::backoff::Backoff;
 use crate::coordinator::{
-    Coordinator, JobHandle, JobState, JobStatus, TraceKind, TraceOutcome, UpdateOutcome, UpdateReply,
+    Coordinator, JobHandle, JobState, JobStatus, OUTAGE_RETRY, TraceKind, TraceOutcome, UpdateOutcome, UpdateReply,
 };
 use crate::sync;
 use crate::sys;
@@ -233,7 +233,7 @@ impl Upload {
             checksum: Checksum::default(),
             buffer: Vec::new(),
             filled: 0,
-            final_state_retry: ending::FINAL_STATE_RETRY,
+            final_state_retry: OUTAGE_RETRY,
             last_accepted: Instant::now(),
         })
     }

@@ -5,11 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::backoff::Backoff;
+use crate::coordinator::OUTAGE_RETRY;
 use crate::sync;
-
-/// The delays of all pollers of a failing server. A fleet must not overload a server that restarts.
-const OUTAGE_RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60)).with_jitter(0.5);
 
 /// Failed polls in a row, by server.
 static OUTAGES: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
@@ -19,8 +16,7 @@ pub fn server_answered(server: &str) {
     sync::lock(&OUTAGES).remove(server);
 }
 
-/// Records a failed poll; returns the minimum delay before the next one. The second half of the delay is random, so
-/// that the instances of a fleet do not poll at the same time.
+/// Records a failed poll; returns the minimum delay before the next one, for all pollers of the server.
 pub fn server_failed(server: &str) -> Duration {
     let mut outages = sync::lock(&OUTAGES);
     let failures = outages.entry(server.to_owned()).or_default();

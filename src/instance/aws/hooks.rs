@@ -111,7 +111,8 @@ impl HookHeartbeats {
                 Err(refusal) if is_late || !refusal.is_temporary() => return Err(refusal),
                 Err(_) => {}
             }
-            // No event announces that a hook holds the instance.
+            // No event announces that a hook holds the instance. After a stop signal, the agent exits at its deadline
+            // without this thread.
             thread::sleep(RETRY_INTERVAL);
         }
     }

@@ -90,6 +90,7 @@ fn has_target_state(metadata: &Metadata) -> bool {
             }
         }
         if attempt < GROUP_ATTEMPTS {
+            // This runs during the start, which a stop signal ends with the process.
             thread::sleep(GROUP_RETRY_INTERVAL);
         }
     }
@@ -190,7 +191,8 @@ impl Instance for Ec2Instance {
                 return Err(error.into());
             }
             log::debug!("retrying the call that terminates the instance wait_ms={} error={error}", wait.as_millis());
-            // Nothing interrupts a termination: it is the last step of a shutdown.
+            // No event announces that AWS answers again. After a stop signal, the agent exits at its deadline without
+            // this thread.
             thread::sleep(wait);
             // The group may have started the termination meanwhile.
             if self.is_terminating() {

@@ -30,6 +30,7 @@ pub fn retry_until<T>(
             return Err(failure);
         }
         log::debug!("retrying a call to AWS wait_ms={} error={failure}", wait.as_millis());
+        // No event announces that AWS answers again. A process that stops waits for no call longer than its timeout.
         thread::sleep(wait);
     }
 }

@@ -13,6 +13,14 @@ use crate::decode;
 use crate::monitor::machine;
 use crate::token::Token;
 
+/// The timeout of fetching one token for an agent or a manager. A booting instance may have to wait for its network and
+/// for its instance role.
+pub const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same for a command that an operator or a hand-over waits for.
+pub const COMMAND_FETCH_TIMEOUT: Duration = Duration::from_secs(20);
+/// The minimum interval between two fetches because GitLab rejected a token.
+pub const REFETCH_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Sets the tokens of the runners that have a token reference; the timeout applies to each. Errors: a token cannot be
 /// read: whose, why, and what to do.
 pub fn fetch_tokens(config: &mut Config, timeout: Duration) -> Result<(), String> {

@@ -11,7 +11,7 @@ use super::state::PoolState;
 use super::{Broker, LONG_WAIT, STACK};
 use crate::coordinator::gitlab::PendingReply;
 use crate::coordinator::{
-    Coordinator, JobHandle, JobState, JobStatus, TraceKind, TraceOutcome, TraceSummary, UpdateOutcome,
+    Coordinator, JobHandle, JobState, JobStatus, OUTAGE_RETRY, TraceKind, TraceOutcome, TraceSummary, UpdateOutcome,
 };
 use crate::failure::FailureReason;
 use crate::manager::store::records::StoreEvent;
@@ -27,9 +27,6 @@ const MIN_KEEP_ALIVE: Duration = Duration::from_secs(3);
 const KEEP_ALIVE_RETRY: Duration = Duration::from_secs(5);
 /// The maximum number of concurrent requests. A request that hangs must not delay those about other jobs.
 const MAX_REQUESTS: u32 = 16;
-/// The delay between two attempts to fail a job doubles from the first value to the second.
-const FIRST_FAIL_DELAY: Duration = Duration::from_secs(1);
-const MAX_FAIL_DELAY: Duration = Duration::from_secs(60);
 /// The time after which the attempts to fail a job end.
 const FAIL_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The manager queries the state of a running job whose agent has sent nothing for this long. This is longer than the
@@ -371,8 +368,7 @@ fn due_request(id: &str, job: &mut PoolJob, now: Instant) -> Request {
                 attempts: *attempts,
             };
             *attempts += 1;
-            let delay = FIRST_FAIL_DELAY.saturating_mul(1 << (*attempts).min(10));
-            job.keep_at = now + delay.min(MAX_FAIL_DELAY);
+            job.keep_at = now + OUTAGE_RETRY.delay(*attempts);
             Request::Fail(failing)
         }
         Phase::Running { .. } => {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Event, Manager, Pool, STACK, load_tls_config, read_settings};
 use crate::config;
+use crate::instance::aws::secrets;
 use crate::manager::broker::REMOVED;
 use crate::manager::engine;
 use crate::manager::pool::PoolSettings;
@@ -13,8 +14,9 @@ use crate::manager::scaling::scaler::Scaler;
 use crate::manager::settings::Settings;
 use crate::sync;
 
-/// The minimum interval of fetching stored tokens after GitLab has rejected one.
-const REFETCH_INTERVAL: Duration = Duration::from_secs(if cfg!(debug_assertions) { 1 } else { 60 });
+/// See [`secrets::REFETCH_INTERVAL`]; shorter for tests.
+const REFETCH_INTERVAL: Duration =
+    if cfg!(debug_assertions) { Duration::from_secs(1) } else { secrets::REFETCH_INTERVAL };
 /// The time after which a removed pool without jobs and agents is forgotten, even if its group still has instances: the
 /// minimum size of the group may not be 0.
 const EMPTY_GROUP_TIMEOUT: Duration = Duration::from_secs(3600);

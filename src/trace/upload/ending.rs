@@ -3,14 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::{Delivery, PartResult, Upload};
-use crate::backoff::Backoff;
 use crate::coordinator::{JobState, JobStatus, UpdateOutcome};
 
 /// GitLab fails a running job after an hour without a request, at its next check: until then sending a final state is
 /// useful.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(65 * 60);
-/// The delays between attempts to send the final state.
-pub(super) const FINAL_STATE_RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 /// In one attempt, the uploader continues at another offset at most this number of times.
 const MAX_RESYNCS: u32 = 3;
 
