@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::gitlab::{GitLab, TOKEN_AFTER_RESET};
+use crate::support::gitlab::{Fault, GitLab, TOKEN_AFTER_RESET};
 use crate::support::job::{job, until_there};
 use crate::support::scenario::Scenario;
 use crate::support::write_program;
@@ -157,6 +157,35 @@ fn a_signal_during_the_hand_over_takes_effect() {
     // The new agent receives the signal during its start or soon after it.
     let effects = ["stop signal received during the start", "polling stopped"];
     assert!(effects.iter().any(|effect| agent.log().contains(effect)), "{}", agent.log());
+    gitlab.assert_strict();
+}
+
+#[test]
+fn an_event_during_a_hand_over_that_fails_takes_effect() {
+    let gitlab = GitLab::start();
+    let life = "token_obtained_at = 2020-01-01T00:00:00Z\ntoken_expires_at = 2020-06-01T00:00:00Z";
+    let ready = "ready_command = \"test -e $HOME/ready\"";
+    let mut home = Scenario::shell().mayfly(ready).runner(life).home(&gitlab);
+    let program = home.own_program();
+    let aside = home.path("aside");
+    std::fs::hard_link(&program, &aside).expect("keep the program");
+    // The hand-over waits for the rotation of the token. Meanwhile the machine becomes ready.
+    gitlab.fail("POST runners/reset_authentication_token", [Fault::Slow(Duration::from_secs(6))]);
+    let mut agent = home.start(&[]);
+    agent.wait_for_log("polling starts when the readiness commands have succeeded");
+    agent.signal("USR2");
+    agent.wait_for_log("handing over to the new program on disk");
+    std::fs::remove_file(&program).expect("remove the program");
+    std::fs::write(home.path("ready"), "").expect("write a file");
+    // On a slow machine, the new program starts before its file is removed.
+    agent.wait_until("the end of the hand-over", || {
+        let log = agent.log();
+        log.contains("cannot start the new program on disk") || log.matches("mayfly is up").count() > 1
+    });
+    std::fs::rename(&aside, &program).expect("restore the program");
+    let id = gitlab.queue(job(&["true"]).build());
+    assert_eq!(gitlab.finished(id).state, "success", "{}", agent.log());
+    agent.drain();
     gitlab.assert_strict();
 }
 
