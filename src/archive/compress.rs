@@ -1,7 +1,7 @@
-//! Compression by one thread: small files as a whole, large ones in independent pieces.
+//! Compression by one thread: small files as a whole, large ones in independent blocks.
 //!
 //! A deflate block refers at most to the 32 KiB before it and ends on a whole byte; a zstd frame is independent. So
-//! pieces that several cores compressed can be concatenated to one stream.
+//! blocks that several cores compressed can be concatenated to one stream.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use zstd::zstd_safe::compress_bound;
 
 use super::CompressionLevel;
 
-/// The size of one piece, and the largest size of a small file, in bytes.
+/// The size of one block, and the largest size of a small file, in bytes.
 pub const BLOCK: usize = 256 * 1024;
 /// The size of one zstd frame, in bytes. Frames are independent of each other.
 pub const FRAME: usize = 1 << 20;
@@ -25,13 +25,13 @@ const PROBE: usize = 16 * 1024;
 /// A block and its compressed form. The buffers are reused for the next block: mapping new memory each time would cost
 /// a considerable part of the compression time.
 #[derive(Default)]
-pub struct Piece {
+pub struct Block {
     /// The bytes before the block, up to the window size.
     pub before: Vec<u8>,
-    pub block: Vec<u8>,
+    pub content: Vec<u8>,
     /// The compressed bytes.
     pub packed: Vec<u8>,
-    /// The CRC-32 of the block.
+    /// The CRC-32 of the content.
     pub checksum: Hasher,
 }
 
@@ -74,30 +74,30 @@ impl Compressor {
     }
 
     /// Compresses a block: to deflate blocks, to a zstd frame, or not at all.
-    pub fn compress_block(&mut self, piece: &mut Piece) -> io::Result<()> {
-        let Piece { before, block, packed, checksum } = piece;
+    pub fn compress_block(&mut self, block: &mut Block) -> io::Result<()> {
+        let Block { before, content, packed, checksum } = block;
         *checksum = Hasher::new();
-        checksum.update(block);
+        checksum.update(content);
         match &mut self.0 {
-            Encoder::None => std::mem::swap(block, packed),
+            Encoder::None => std::mem::swap(content, packed),
             Encoder::Deflate { compress, probe } => {
-                if looks_incompressible(probe, block, packed)? {
-                    encode_stored(block, packed);
+                if looks_incompressible(probe, content, packed)? {
+                    encode_stored(content, packed);
                     return Ok(());
                 }
                 compress.reset();
                 if !before.is_empty() {
                     compress.set_dictionary(before)?;
                 }
-                compress_all(compress, block, FlushCompress::Sync, packed)?;
-                if packed.len() >= block.len() {
-                    encode_stored(block, packed);
+                compress_all(compress, content, FlushCompress::Sync, packed)?;
+                if packed.len() >= content.len() {
+                    encode_stored(content, packed);
                 }
             }
             Encoder::Zstd(compressor) => {
                 packed.clear();
-                packed.reserve(compress_bound(block.len()));
-                compressor.compress_to_buffer(block, packed)?;
+                packed.reserve(compress_bound(content.len()));
+                compressor.compress_to_buffer(content, packed)?;
             }
         }
         Ok(())
@@ -165,12 +165,12 @@ fn compress_all(compress: &mut Compress, input: &[u8], flush: FlushCompress, out
 pub fn encode_stored(block: &[u8], output: &mut Vec<u8>) {
     output.clear();
     output.reserve(block.len() + 5 * (block.len() / 0xffff + 1));
-    for piece in block.chunks(0xffff) {
-        let length = piece.len() as u16;
+    for chunk in block.chunks(0xffff) {
+        let length = chunk.len() as u16;
         output.push(0);
         output.extend_from_slice(&length.to_le_bytes());
         output.extend_from_slice(&(!length).to_le_bytes());
-        output.extend_from_slice(piece);
+        output.extend_from_slice(chunk);
     }
 }
 
@@ -200,13 +200,13 @@ mod tests {
     fn concatenated_blocks_are_one_stream() {
         let blocks = [text(BLOCK), noise(BLOCK), text(70_000), noise(100), Vec::new(), text(1)];
         let mut compressor = Compressor::new(Codec::Deflate(6)).unwrap();
-        let (mut stream, mut checksum, mut piece) = (Vec::new(), Hasher::new(), Piece::default());
-        for block in &blocks {
-            piece.block.clone_from(block);
-            compressor.compress_block(&mut piece).unwrap();
-            stream.extend_from_slice(&piece.packed);
-            checksum.combine(&piece.checksum);
-            piece.before = window(block).to_vec();
+        let (mut stream, mut checksum, mut block) = (Vec::new(), Hasher::new(), Block::default());
+        for content in &blocks {
+            block.content.clone_from(content);
+            compressor.compress_block(&mut block).unwrap();
+            stream.extend_from_slice(&block.packed);
+            checksum.combine(&block.checksum);
+            block.before = window(content).to_vec();
         }
         stream.extend(DEFLATE_END);
         let mut back = Vec::new();
@@ -225,8 +225,8 @@ mod tests {
             assert!(compressor.compress_file(&noise(20)).unwrap().is_none());
             assert!(compressor.compress_file(&text(60_000)).unwrap().is_some_and(|data| data.len() < 20_000));
         }
-        let mut piece = Piece { block: noise(BLOCK), ..Piece::default() };
-        compressor.compress_block(&mut piece).unwrap();
-        assert!(piece.packed.len() <= BLOCK + 25);
+        let mut block = Block { content: noise(BLOCK), ..Block::default() };
+        compressor.compress_block(&mut block).unwrap();
+        assert!(block.packed.len() <= BLOCK + 25);
     }
 }

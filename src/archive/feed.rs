@@ -8,9 +8,9 @@ use std::io::{self, Read};
 use crc32fast::Hasher;
 use nix::sys::stat::{FileStat, fstat};
 
-use super::compress::{BLOCK, Compressor, FRAME, Piece, window};
+use super::block_queue::BlockQueue;
+use super::compress::{BLOCK, Block, Compressor, FRAME, window};
 use super::entry::ArchiveEntry;
-use super::pieces::Pieces;
 use super::pool::{PendingResult, WorkerPool};
 use super::root::{ArchiveRoot, FileKind};
 
@@ -229,41 +229,41 @@ pub struct Streamed {
     pub trouble: Option<String>,
 }
 
-/// Compresses a large file on the pool, in pieces of `piece_size` bytes, and passes each to `write`, in order. Reads at
+/// Compresses a large file on the pool, in blocks of `block_size` bytes, and passes each to `write`, in order. Reads at
 /// most the size at opening time, so a file that keeps growing ends; a read error ends the file early.
 pub fn stream(
     pool: &WorkerPool<'_>,
     file: &File,
     stat: &FileStat,
-    piece_size: usize,
+    block_size: usize,
     mut write: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<Streamed> {
     let mut left = stat.st_size as u64;
     let (mut size, mut checksum, mut before, mut trouble) = (0, Hasher::new(), Vec::new(), None);
-    let mut pieces = Pieces::new(pool, piece_size);
-    let mut put = |piece: &Piece| {
-        checksum.combine(&piece.checksum);
-        write(&piece.packed)
+    let mut queue = BlockQueue::new(pool, block_size);
+    let mut put = |block: &Block| {
+        checksum.combine(&block.checksum);
+        write(&block.packed)
     };
     while left > 0 {
-        let mut piece = pieces.next(&mut put)?;
-        if let Err(why) = file.take(left.min(piece_size as u64)).read_to_end(&mut piece.block) {
+        let mut block = queue.next(&mut put)?;
+        if let Err(why) = file.take(left.min(block_size as u64)).read_to_end(&mut block.content) {
             trouble = Some(format!("could only be read in part: {why}"));
         }
-        if piece.block.is_empty() {
+        if block.content.is_empty() {
             break;
         }
-        left -= piece.block.len() as u64;
-        size += piece.block.len() as u64;
-        std::mem::swap(&mut piece.before, &mut before);
+        left -= block.content.len() as u64;
+        size += block.content.len() as u64;
+        std::mem::swap(&mut block.before, &mut before);
         before.clear();
-        before.extend_from_slice(window(&piece.block));
-        pieces.submit(piece);
+        before.extend_from_slice(window(&block.content));
+        queue.submit(block);
         if trouble.is_some() {
             break;
         }
     }
-    pieces.finish(&mut put)?;
+    queue.finish(&mut put)?;
     if trouble.is_none() && (left > 0 || has_changed(file, stat)) {
         trouble = Some("changed while it was packed".to_owned());
     }

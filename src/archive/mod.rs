@@ -16,10 +16,10 @@ mod gzip;
 mod tar;
 mod zip;
 
+mod block_queue;
 mod compress;
 mod feed;
 mod frames;
-mod pieces;
 mod pool;
 mod walk;
 mod warnings;

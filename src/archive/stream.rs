@@ -3,21 +3,21 @@
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-/// The largest number of buffered pieces.
-const MAX_PIECES: usize = 8;
-/// The size of a piece, in bytes.
-const PIECE_BYTES: usize = 128 * 1024;
+/// The largest number of buffered chunks.
+const MAX_CHUNKS: usize = 8;
+/// The size of a chunk, in bytes.
+const CHUNK_BYTES: usize = 128 * 1024;
 
 /// The writing end.
 pub struct PipeWriter {
-    pieces: SyncSender<io::Result<Vec<u8>>>,
-    piece: Vec<u8>,
+    chunks: SyncSender<io::Result<Vec<u8>>>,
+    chunk: Vec<u8>,
 }
 
 /// The reading end.
 pub struct PipeReader {
-    pieces: Receiver<io::Result<Vec<u8>>>,
-    piece: Vec<u8>,
+    chunks: Receiver<io::Result<Vec<u8>>>,
+    chunk: Vec<u8>,
     read: usize,
     ended: bool,
 }
@@ -25,9 +25,9 @@ pub struct PipeReader {
 /// Creates a pipe. If the reader is dropped, writing fails. If the writer is dropped without [`PipeWriter::end`],
 /// reading fails, so that half an archive is never taken for a complete one.
 pub fn pipe() -> (PipeWriter, PipeReader) {
-    let (sender, receiver) = sync_channel(MAX_PIECES);
-    let sink = PipeWriter { pieces: sender, piece: Vec::with_capacity(PIECE_BYTES) };
-    (sink, PipeReader { pieces: receiver, piece: Vec::new(), read: 0, ended: false })
+    let (sender, receiver) = sync_channel(MAX_CHUNKS);
+    let sink = PipeWriter { chunks: sender, chunk: Vec::with_capacity(CHUNK_BYTES) };
+    (sink, PipeReader { chunks: receiver, chunk: Vec::new(), read: 0, ended: false })
 }
 
 impl PipeWriter {
@@ -39,32 +39,32 @@ impl PipeWriter {
 
     /// Makes the reader fail with this error.
     pub fn fail(self, why: io::Error) {
-        let _ = self.pieces.send(Err(why));
+        let _ = self.chunks.send(Err(why));
     }
 
-    fn send(&self, piece: Vec<u8>) -> io::Result<()> {
-        self.pieces.send(Ok(piece)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    fn send(&self, chunk: Vec<u8>) -> io::Result<()> {
+        self.chunks.send(Ok(chunk)).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
 impl Write for PipeWriter {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.piece.len() + data.len() > PIECE_BYTES {
+        if self.chunk.len() + data.len() > CHUNK_BYTES {
             self.flush()?;
         }
-        match data.len() >= PIECE_BYTES {
+        match data.len() >= CHUNK_BYTES {
             true => self.send(data.to_vec())?,
-            false => self.piece.extend_from_slice(data),
+            false => self.chunk.extend_from_slice(data),
         }
         Ok(data.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match self.piece.is_empty() {
+        match self.chunk.is_empty() {
             true => Ok(()),
             false => {
-                let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE_BYTES));
-                self.send(piece)
+                let chunk = std::mem::replace(&mut self.chunk, Vec::with_capacity(CHUNK_BYTES));
+                self.send(chunk)
             }
         }
     }
@@ -72,13 +72,13 @@ impl Write for PipeWriter {
 
 impl Read for PipeReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.read == self.piece.len() && !self.ended {
+        if self.read == self.chunk.len() && !self.ended {
             let broken = |_| io::Error::other("the archive is incomplete");
-            self.piece = self.pieces.recv().map_err(broken)??;
+            self.chunk = self.chunks.recv().map_err(broken)??;
             self.read = 0;
-            self.ended = self.piece.is_empty();
+            self.ended = self.chunk.is_empty();
         }
-        let rest = &self.piece[self.read..];
+        let rest = &self.chunk[self.read..];
         let length = rest.len().min(buffer.len());
         buffer[..length].copy_from_slice(&rest[..length]);
         self.read += length;
@@ -98,7 +98,7 @@ mod tests {
         let data: Vec<u8> = (0..3_000_000_u32).map(|n| n as u8).collect();
         let written = data.clone();
         let writer = thread::spawn(move || {
-            written.chunks(70_001).for_each(|piece| sink.write_all(piece).unwrap());
+            written.chunks(70_001).for_each(|chunk| sink.write_all(chunk).unwrap());
             sink.write_all(&written[..500_000]).unwrap();
             sink.end().unwrap();
         });
@@ -124,6 +124,6 @@ mod tests {
     fn a_dropped_reader_is_an_error_for_the_writer() {
         let (mut sink, source) = pipe();
         drop(source);
-        assert!(sink.write_all(&vec![0; 2 * PIECE_BYTES]).is_err());
+        assert!(sink.write_all(&vec![0; 2 * CHUNK_BYTES]).is_err());
     }
 }

@@ -50,8 +50,8 @@ impl<W: Write> Packer<W> {
             LoadedFile::Large(file, stat) => {
                 let builder = self.archive.new_file(entry_path(path)).compression_method(method_in_zip(self.method));
                 let (mut entry, _) = described(builder, &stat)?.start().map_err(broken)?;
-                let piece_size = if matches!(self.method, Codec::Zstd(_)) { FRAME } else { BLOCK };
-                let streamed = stream(pool, &file, &stat, piece_size, |data| entry.write_all(data))?;
+                let block_size = if matches!(self.method, Codec::Zstd(_)) { FRAME } else { BLOCK };
+                let streamed = stream(pool, &file, &stat, block_size, |data| entry.write_all(data))?;
                 if matches!(self.method, Codec::Deflate(_)) {
                     entry.write_all(&DEFLATE_END)?;
                 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::output::say;
+use super::output::print_line;
 use super::{ConfigFile, check_pools, report};
 use crate::agent::{advice, start_checks};
 use crate::config::{Config, Finding, LoadedConfig, Severity};
@@ -16,19 +16,19 @@ pub fn main(file: &ConfigFile) -> Result<ExitCode, String> {
     let path = config.path.display();
     let mut errors = print_findings(&loaded);
     for problem in start_checks::problems(config) {
-        say!("{path}: note: mayfly cannot start with this file on this machine: {problem}");
+        print_line!("{path}: note: mayfly cannot start with this file on this machine: {problem}");
     }
     let usable = if config.mayfly.manager.is_some() {
         let pools = check_pools::lint(config);
-        pools.errors.iter().for_each(|why| say!("{path}: error: {why}"));
-        pools.warnings.iter().for_each(|why| say!("{path}: warning: {why}"));
+        pools.errors.iter().for_each(|why| print_line!("{path}: error: {why}"));
+        pools.warnings.iter().for_each(|why| print_line!("{path}: warning: {why}"));
         errors += pools.errors.len();
         pools.usable
     } else {
         warn_about_shutdown(config);
         config.runners.len()
     };
-    say!("{path}: {}, {}", report::plural(usable, "usable runner"), report::plural(errors, "error"));
+    print_line!("{path}: {}, {}", report::plural(usable, "usable runner"), report::plural(errors, "error"));
     Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -42,7 +42,7 @@ fn print_findings(loaded: &LoadedConfig) -> usize {
     let mut findings: Vec<&Finding> = loaded.findings.iter().collect();
     findings.sort_by_key(|finding| finding.line);
     for finding in &findings {
-        say!("{}: {}: {finding}", loaded.config.path.display(), kind(finding));
+        print_line!("{}: {}: {finding}", loaded.config.path.display(), kind(finding));
     }
     findings.into_iter().filter(|finding| kind(finding) == "error").count()
 }
@@ -53,7 +53,7 @@ fn warn_about_shutdown(config: &Config) {
     if let Ok(instance) = instance::find_at_once(config.mayfly.aws.as_ref(), Requirement::Nothing) {
         leave.apply_default(instance.default_leave());
         if let Some(advice) = advice::shutdown_warning(&config.lifetime, &leave, &*instance) {
-            say!("{}: warning: {advice}", config.path.display());
+            print_line!("{}: warning: {advice}", config.path.display());
         }
     }
 }

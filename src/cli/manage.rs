@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, Args};
 
-use super::output::say;
+use super::output::print_line;
 use super::report::plural;
 use super::{ConfigFile, cloud_id, token_from};
 use crate::agent;
@@ -87,7 +87,7 @@ pub fn list(file: &ConfigFile) -> Result<ExitCode, String> {
     let config = file.load()?.config;
     for runner in &config.runners {
         let (name, executor, token) = (&runner.name, runner.executor.as_str(), runner.token.short());
-        say!("{name}\texecutor={executor} token={token}… url={}", runner.url);
+        print_line!("{name}\texecutor={executor} token={token}… url={}", runner.url);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -106,7 +106,7 @@ pub fn verify(options: &VerifyArgs) -> Result<ExitCode, String> {
     for runner in chosen {
         let label = format!("{} ({}…)", runner.name, runner.token.short());
         match agent::gitlab(&config, runner)?.verify(&runner.token, &system_id) {
-            Ok(TokenStatus::Valid(_)) => say!("{label}: the token is valid"),
+            Ok(TokenStatus::Valid(_)) => print_line!("{label}: the token is valid"),
             Ok(TokenStatus::Invalid) => {
                 eprintln!("{label}: {} does not know the token", runner.url);
                 gone.push(runner);
@@ -119,7 +119,7 @@ pub fn verify(options: &VerifyArgs) -> Result<ExitCode, String> {
     }
     if options.delete && !gone.is_empty() {
         remove(&config, &gone)?;
-        say!("removed {} from {}", plural(gone.len(), "runner"), config.path.display());
+        print_line!("removed {} from {}", plural(gone.len(), "runner"), config.path.display());
         gone.clear();
     }
     Ok(if gone.is_empty() && unverified == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -152,7 +152,7 @@ pub fn unregister(options: &UnregisterArgs) -> Result<ExitCode, String> {
         }
     }
     remove(&config, &unregistered)?;
-    say!("unregistered {}", plural(unregistered.len(), "runner"));
+    print_line!("unregistered {}", plural(unregistered.len(), "runner"));
     Ok(if is_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -241,7 +241,7 @@ pub fn reset_token(options: &ResetTokenArgs) -> Result<ExitCode, String> {
     }
     for runner in chosen {
         replace_token(&config, runner, access.as_ref()).map_err(|why| format!("{}: {why}", runner.name))?;
-        say!("{}: the token was replaced", runner.name);
+        print_line!("{}: the token was replaced", runner.name);
     }
     Ok(ExitCode::SUCCESS)
 }

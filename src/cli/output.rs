@@ -10,10 +10,10 @@ use std::process;
 const BROKEN_PIPE: i32 = 128 + nix::libc::SIGPIPE;
 
 /// Prints a line, as `println!` does.
-macro_rules! say {
+macro_rules! print_line {
     ($($part:tt)*) => { $crate::cli::output::write(format_args!("{}\n", format_args!($($part)*))) };
 }
-pub(super) use say;
+pub(super) use print_line;
 
 /// Prints text. If standard output cannot be written, the process exits, because the command has no other way to report
 /// its result.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::output::say;
+use super::output::print_line;
 
 /// Prints and counts the results. The subject of a result is the part that was checked, such as a runner.
 #[derive(Default)]
@@ -13,22 +13,22 @@ pub struct Report {
 
 impl Report {
     pub fn ok(&self, subject: &str, text: &str) {
-        say!("ok       {subject}: {text}");
+        print_line!("ok       {subject}: {text}");
     }
 
     pub fn warn(&mut self, subject: &str, text: &str) {
         self.warnings += 1;
-        say!("warning  {subject}: {text}");
+        print_line!("warning  {subject}: {text}");
     }
 
     pub fn fail(&mut self, subject: &str, text: &str) {
         self.failures += 1;
-        say!("FAIL     {subject}: {text}");
+        print_line!("FAIL     {subject}: {text}");
     }
 
     /// Prints the totals. Failures make the command fail.
     pub fn conclude(&self) -> ExitCode {
-        say!("{}, {}", plural(self.failures, "failure"), plural(self.warnings, "warning"));
+        print_line!("{}, {}", plural(self.failures, "failure"), plural(self.warnings, "warning"));
         if self.failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }

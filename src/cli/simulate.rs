@@ -11,7 +11,7 @@ use jiff::civil::{Date, Time};
 use jiff::tz::TimeZone;
 
 use super::ConfigFile;
-use super::output::{self, say};
+use super::output::{self, print_line};
 use crate::config::{Config, Role, fleet};
 use crate::manager::pool::PoolSettings;
 use crate::manager::scaling::Sizing;
@@ -138,20 +138,20 @@ impl DaySimulation<'_> {
             jobs: jobs[..within].to_vec(),
         };
         let day = simulate(&scenario);
-        say!("pool {}", pool.name);
+        print_line!("pool {}", pool.name);
         for (after, label) in &day.policies {
             let after = jiff::SignedDuration::try_from(*after).unwrap_or_default();
             let clock = begins.checked_add(after).map(|time| zone.to_datetime(time).strftime("%a %H:%M").to_string());
-            say!("policy from {}: {label}", clock.unwrap_or_default());
+            print_line!("policy from {}: {label}", clock.unwrap_or_default());
         }
-        say!("\n{}", report::table(&day, &scenario.jobs, begins, zone));
+        print_line!("\n{}", report::table(&day, &scenario.jobs, begins, zone));
         if within < jobs.len() {
-            say!("not simulated    {} jobs that begin later; raise --length", jobs.len() - within);
+            print_line!("not simulated    {} jobs that begin later; raise --length", jobs.len() - within);
         }
         if let Some(path) = chart {
             fs::write(path, report::chart(&day, begins, zone))
                 .map_err(|error| format!("cannot write the chart {}: {error}", path.display()))?;
-            say!("chart            {}", path.display());
+            print_line!("chart            {}", path.display());
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::ConfigFile;
-use super::output::{self, say};
+use super::output::{self, print_line};
 use crate::agent::status::AgentStatus;
 use crate::manager::status::view::{InstanceView, ManagerView, PoolView, duration};
 use crate::monitor::address::split_address;
@@ -51,7 +51,7 @@ pub fn main(options: &StatusArgs) -> Result<ExitCode, String> {
     };
     let value: serde_json::Value = serde_json::from_str(&body).map_err(unreadable)?;
     if options.json {
-        say!("{value:#}");
+        print_line!("{value:#}");
         return Ok(ExitCode::SUCCESS);
     }
     let text = match value.get("kind").and_then(serde_json::Value::as_str) {

@@ -73,7 +73,7 @@ fn call_engine(port: u16) {
     if let Ok(mut attached) = engine.attach("one") {
         let mut block = [0; 4096];
         let mut frames = FrameReader::default();
-        while let Ok(crate::http::conversation::ReadEvent::Bytes(length)) =
+        while let Ok(crate::http::upgraded::ReadEvent::Bytes(length)) =
             attached.read(&mut block, None, Some(Duration::from_secs(1)))
         {
             if frames.push(&block[..length], &mut |_, _| {}).is_err() {

@@ -7,7 +7,6 @@ mod address;
 pub mod chain;
 mod client;
 mod connections;
-pub mod conversation;
 pub mod diagnose;
 mod error;
 mod escape;
@@ -24,6 +23,7 @@ pub mod testing;
 mod tests;
 pub mod tls;
 mod transfer;
+pub mod upgraded;
 mod url;
 mod verifier;
 

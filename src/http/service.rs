@@ -12,11 +12,11 @@ use ureq::{Agent, http};
 
 use super::address::{Address, ConnectionError};
 use super::client::Method;
-use super::conversation::{self, Conversation};
 use super::proxy::Route;
 use super::socket;
 use super::tls;
 use super::transfer::Incoming;
+use super::upgraded::{self, UpgradedConnection};
 use super::url::parse;
 
 /// The timeout for connecting.
@@ -116,14 +116,14 @@ impl LocalService {
         &self,
         path: &str,
         response_timeout: Duration,
-    ) -> Result<Result<Conversation, (u16, String)>, ConnectionError> {
+    ) -> Result<Result<UpgradedConnection, (u16, String)>, ConnectionError> {
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: {}\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\
              Content-Length: 0\r\n\r\n",
             self.host(),
             self.user_agent
         );
-        conversation::open(&self.address, &head, CONNECT_TIMEOUT, response_timeout)
+        upgraded::open(&self.address, &head, CONNECT_TIMEOUT, response_timeout)
     }
 
     fn host(&self) -> &str {

@@ -7,7 +7,7 @@ use zstd::zstd_safe::{DCtx, DParameter, ResetDirective};
 
 /// The memory limit of a decompressor, as a power of two; each core has one. The highest ordinary level of zstd needs 8
 /// MiB.
-const WINDOW_LOG_MAX: u32 = 25;
+const MAX_WINDOW_LOG: u32 = 25;
 
 /// The decompressors of one thread.
 pub struct Decompressors {
@@ -34,7 +34,7 @@ impl Decompressors {
         let context = self.zstd.get_or_insert_with(|| {
             let mut context = DCtx::create();
             // Fails only for a parameter value that the library does not support.
-            let _ = context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX));
+            let _ = context.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG));
             context
         });
         // Fails only when parameters are reset, which this call does not do.

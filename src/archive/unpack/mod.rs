@@ -19,8 +19,8 @@ use super::Warnings;
 use super::root::ArchiveRoot;
 use destination::Destination;
 
-/// The longest path and the longest link target that the system accepts.
-const PATH_MAX: usize = 4096;
+/// The longest path, and the longest link target, that the kernel accepts (`PATH_MAX`), in bytes.
+const MAX_PATH_LENGTH: usize = 4096;
 
 /// The result of unpacking.
 #[derive(Debug, Default)]
@@ -73,7 +73,7 @@ impl UnpackError {
 
     fn of_entry(name: &[u8], why: impl fmt::Display) -> Self {
         // A malicious archive may contain names of any length.
-        let name = &name[..name.len().min(PATH_MAX)];
+        let name = &name[..name.len().min(MAX_PATH_LENGTH)];
         Self { entry: Some(String::from_utf8_lossy(name).into_owned()), ..Self::of_archive(why) }
     }
 
@@ -116,7 +116,7 @@ fn unreadable(why: io::Error) -> io::Error {
 
 /// The target of a link; any valid path is accepted.
 fn link_target(target: Vec<u8>) -> io::Result<OsString> {
-    if target.is_empty() || target.len() > PATH_MAX || target.contains(&0) {
+    if target.is_empty() || target.len() > MAX_PATH_LENGTH || target.contains(&0) {
         return Err(unreadable(io::Error::other("its target is not a valid path")));
     }
     Ok(OsString::from_vec(target))
@@ -129,7 +129,7 @@ fn relative(name: &[u8]) -> Result<PathBuf, &'static str> {
     if name.starts_with(b"/") {
         return Err("its name is absolute");
     }
-    if name.contains(&0) || name.len() > PATH_MAX {
+    if name.contains(&0) || name.len() > MAX_PATH_LENGTH {
         return Err("its name is not a valid file name");
     }
     let mut path = PathBuf::new();

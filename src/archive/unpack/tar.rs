@@ -8,7 +8,7 @@ use nix::sys::time::TimeSpec;
 use tar::EntryType;
 
 use super::destination::{Destination, Meta, Writer};
-use super::{PATH_MAX, UnpackError, link_target, relative};
+use super::{MAX_PATH_LENGTH, UnpackError, link_target, relative};
 
 pub fn unpack(mut file: &File, destination: &Destination<'_>) -> Result<(), UnpackError> {
     file.rewind().map_err(UnpackError::of_archive)?;
@@ -31,7 +31,7 @@ pub fn unpack(mut file: &File, destination: &Destination<'_>) -> Result<(), Unpa
         unpack_entry(&mut entry, &name, destination, &mut writer)?;
         // Skip unread content, so that the tar crate does not take it for a header.
         io::copy(&mut entry, &mut io::sink()).map_err(|why| UnpackError::of_entry(&name, why))?;
-        last = Some(String::from_utf8_lossy(&name[..name.len().min(PATH_MAX)]).into_owned());
+        last = Some(String::from_utf8_lossy(&name[..name.len().min(MAX_PATH_LENGTH)]).into_owned());
     }
 }
 

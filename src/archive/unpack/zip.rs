@@ -18,7 +18,7 @@ use rawzip::{
 
 use super::destination::{Destination, Meta, Writer};
 use super::inflate::Decompressors;
-use super::{PATH_MAX, UnpackError, link_target, relative, unreadable};
+use super::{MAX_PATH_LENGTH, UnpackError, link_target, relative, unreadable};
 use crate::archive::zip::{EXACT_TIME, EXACT_TIME_EPOCH, EXACT_TIME_START, EXACT_TIME_TICKS};
 use crate::sync;
 
@@ -247,7 +247,7 @@ fn exact_time(field: &[u8]) -> Option<TimeSpec> {
 fn read_link(archive: &ZipArchive<FileReader>, task: &Task) -> io::Result<OsString> {
     let mut target = Vec::new();
     with_content(archive, task, &mut Decompressors::new(), &mut |content| {
-        content.take(PATH_MAX as u64 + 1).read_to_end(&mut target).map(drop).map_err(unreadable)
+        content.take(MAX_PATH_LENGTH as u64 + 1).read_to_end(&mut target).map(drop).map_err(unreadable)
     })?;
     link_target(target)
 }

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use toml_edit::{Array, Item, Table, Value, value};
 
-use super::output::say;
+use super::output::print_line;
 use super::{cloud_id, token_from};
 use crate::agent;
 use crate::config::edit::Editor;
@@ -60,7 +60,7 @@ pub fn main(options: &RegisterArgs) -> Result<ExitCode, String> {
         }
         return Err(why);
     }
-    say!("Runner registered successfully: `{}` is in {}", runner.name, path.display());
+    print_line!("Runner registered successfully: `{}` is in {}", runner.name, path.display());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use crate::http::conversation::{Conversation, ReadEvent};
+use crate::http::upgraded::{ReadEvent, UpgradedConnection};
 
 /// The length of a frame header, in bytes.
 const HEADER_SIZE: usize = 8;
@@ -68,11 +68,11 @@ impl FrameReader {
 }
 
 /// The attached streams of a container.
-pub struct Attached(Conversation);
+pub struct Attached(UpgradedConnection);
 
 impl Attached {
-    pub(super) fn new(conversation: Conversation) -> Self {
-        Self(conversation)
+    pub(super) fn new(connection: UpgradedConnection) -> Self {
+        Self(connection)
     }
 
     /// Writes to the container's standard input.

@@ -199,7 +199,7 @@ impl DockerEngine {
         let path = self.versioned_path(&format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1"));
         let address = self.service.address();
         match self.service.upgrade(&path, SLOW_CALL_TIMEOUTS.response) {
-            Ok(Ok(conversation)) => Ok(Attached::new(conversation)),
+            Ok(Ok(connection)) => Ok(Attached::new(connection)),
             Ok(Err((status, body))) => Err(DockerError::error_response(address, "attach", status, &body)),
             Err(error) => Err(DockerError::from_connection(address, "attach", error)),
         }

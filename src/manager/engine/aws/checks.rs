@@ -11,6 +11,22 @@ const TERMINATING_PROCESSES: [&str; 1] = ["AZRebalance"];
 /// Processes that a group needs to start and to terminate instances.
 const REQUIRED_PROCESSES: [&str; 2] = ["Launch", "Terminate"];
 
+/// Whether the group protects new instances from scale-in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ScaleInProtection {
+    On,
+    Off,
+}
+
+impl ScaleInProtection {
+    fn of_new_instances(response: &str) -> Self {
+        match setting(response, "NewInstancesProtectedFromScaleIn").as_deref() {
+            Some("true") => Self::On,
+            _ => Self::Off,
+        }
+    }
+}
+
 /// Runs all checks. A check that cannot run is reported in the result.
 pub fn run(aws: &Aws, max_instances: Option<u32>) -> Vec<Check> {
     let response = match aws.describe() {
@@ -19,9 +35,9 @@ pub fn run(aws: &Aws, max_instances: Option<u32>) -> Vec<Check> {
     };
     let Some(limits) = check_size(&response, max_instances) else { return vec![failed("group", aws.no_group().why)] };
     let mut found = vec![limits];
-    let is_protected = setting(&response, "NewInstancesProtectedFromScaleIn").as_deref() == Some("true");
-    found.extend(check_processes(&response, is_protected));
-    found.push(check_protection(is_protected));
+    let protection = ScaleInProtection::of_new_instances(&response);
+    found.extend(check_processes(&response, protection));
+    found.push(check_protection(protection));
     found.extend(check_capacity_rebalance(&response));
     found.extend(check_warm_pool(&response));
     found.push(check_scaling_policies(aws));
@@ -70,7 +86,7 @@ fn check_size(response: &str, max_instances: Option<u32>) -> Option<Check> {
     })
 }
 
-fn check_processes(response: &str, is_protected: bool) -> Vec<Check> {
+fn check_processes(response: &str, protection: ScaleInProtection) -> Vec<Check> {
     let suspended: Vec<String> = members(response, "SuspendedProcesses", ["ProcessName"])
         .unwrap_or_default()
         .into_iter()
@@ -85,7 +101,8 @@ fn check_processes(response: &str, is_protected: bool) -> Vec<Check> {
         })
         .collect();
     // Rebalancing leaves protected instances alone.
-    found.extend(TERMINATING_PROCESSES.into_iter().filter(|name| !is_suspended(name) && !is_protected).map(|name| {
+    let may_terminate = |name: &&str| protection == ScaleInProtection::Off && !is_suspended(name);
+    found.extend(TERMINATING_PROCESSES.into_iter().filter(may_terminate).map(|name| {
         warning(
             "suspended processes",
             format!("{name} is not suspended: it terminates instances while jobs run; suspend it"),
@@ -98,10 +115,10 @@ fn check_processes(response: &str, is_protected: bool) -> Vec<Check> {
     found
 }
 
-fn check_protection(is_protected: bool) -> Check {
-    match is_protected {
-        true => passed("scale-in protection", "new instances are protected"),
-        false => warning(
+fn check_protection(protection: ScaleInProtection) -> Check {
+    match protection {
+        ScaleInProtection::On => passed("scale-in protection", "new instances are protected"),
+        ScaleInProtection::Off => warning(
             "scale-in protection",
             "new instances are not protected: if something lowers the desired capacity, AWS chooses the instance to \
              terminate, even one with a job; switch on protection of new instances",

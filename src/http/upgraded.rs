@@ -33,7 +33,7 @@ pub enum ReadEvent {
 }
 
 /// The connection.
-pub struct Conversation {
+pub struct UpgradedConnection {
     stream: Stream,
     tls: Option<Box<ClientConnection>>,
     /// Bytes that arrived together with the response head.
@@ -59,14 +59,15 @@ pub(super) fn open(
     head: &str,
     connect_timeout: Duration,
     response_timeout: Duration,
-) -> Result<Result<Conversation, (u16, String)>, ConnectionError> {
+) -> Result<Result<UpgradedConnection, (u16, String)>, ConnectionError> {
     let (stream, tls) = connected(address, connect_timeout)?;
     stream.set_nonblocking(true).map_err(ConnectionError::Io)?;
     let input = head.as_bytes().to_vec();
-    let mut conversation = Conversation { stream, tls, early: Vec::new(), input, sent: 0, send_state: SendState::Open };
+    let mut connection =
+        UpgradedConnection { stream, tls, early: Vec::new(), input, sent: 0, send_state: SendState::Open };
     let mut text = Vec::new();
     let head_end = loop {
-        if !conversation.read_more(&mut text, response_timeout)? {
+        if !connection.read_more(&mut text, response_timeout)? {
             return Err(ConnectionError::Io(io::ErrorKind::UnexpectedEof.into()));
         }
         if let Some(at) = text.windows(4).position(|end| end == b"\r\n\r\n") {
@@ -80,13 +81,13 @@ pub(super) fn open(
         read_head(&text[..head_end]).ok_or_else(|| ConnectionError::InvalidResponse("no HTTP".to_owned()))?;
     let mut body = text.split_off(head_end);
     if matches!(status, 101 | 200) {
-        conversation.early = body;
-        return Ok(Ok(conversation));
+        connection.early = body;
+        return Ok(Ok(connection));
     }
     // If the rest of the body does not arrive, its beginning is better than no error message.
-    while body.len() < length.min(MAX_HEAD_BYTES)
-        && conversation.read_more(&mut body, response_timeout).unwrap_or(false)
-    {}
+    while body.len() < length.min(MAX_HEAD_BYTES) && connection.read_more(&mut body, response_timeout).unwrap_or(false)
+    {
+    }
     Ok(Err((status, String::from_utf8_lossy(&body).into_owned())))
 }
 
@@ -123,7 +124,7 @@ fn connected(address: &Address, timeout: Duration) -> Result<(Stream, Option<Box
     }
 }
 
-impl Conversation {
+impl UpgradedConnection {
     /// Queues input; it is sent while the other side is read.
     pub fn write(&mut self, text: &[u8]) {
         self.input.extend_from_slice(text);
@@ -286,20 +287,20 @@ mod tests {
         (directory, Address::Unix(path), served)
     }
 
-    fn opened(address: &Address) -> Result<Result<Conversation, (u16, String)>, ConnectionError> {
+    fn opened(address: &Address) -> Result<Result<UpgradedConnection, (u16, String)>, ConnectionError> {
         open(address, "HEAD\n", Duration::from_secs(5), Duration::from_secs(30))
     }
 
     #[test]
     fn transfers_in_both_directions_and_closes_one() {
         let (_directory, address, served) = serve(b"HTTP/1.1 101 UPGRADED\r\nUpgrade: tcp\r\n\r\nearly words");
-        let mut conversation = opened(&address).expect("a response").expect("the server must take over the connection");
-        conversation.write(&b"input".repeat(50_000));
-        conversation.write(&b"input".repeat(50_000));
-        conversation.finish();
+        let mut connection = opened(&address).expect("a response").expect("the server must take over the connection");
+        connection.write(&b"input".repeat(50_000));
+        connection.write(&b"input".repeat(50_000));
+        connection.finish();
         let (mut event, mut block) = (Vec::new(), [0; 4]);
         while let ReadEvent::Bytes(length) =
-            conversation.read_event(&mut block, None, None).expect("the connection must deliver bytes")
+            connection.read_event(&mut block, None, None).expect("the connection must deliver bytes")
         {
             event.extend_from_slice(&block[..length]);
         }
