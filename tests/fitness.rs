@@ -125,7 +125,7 @@ fn a_docker_runner_takes_no_job_while_the_engine_is_unreachable() {
     let ids: Vec<i64> = (0..3).map(|_| gitlab.queue(job(&["true"]).build())).collect();
     let agent = home.start(&[]);
     agent.wait_for_log("polling paused runner=test reason=container_engine");
-    let remedy = "docker.sock: install or start it (systemctl start docker), or set `host` below [runners.docker] or DOCKER_HOST to the address of another one\n";
+    let remedy = "docker.sock; install or start it (systemctl start docker), or set `host` below [runners.docker] or DOCKER_HOST to the address of another one\n";
     assert!(agent.log().contains(remedy), "{}", agent.log());
     // The next check connects to an engine that closes the connection.
     let broken = UnixListener::bind(socket.path().join("docker.sock")).expect("bind the address");

@@ -153,8 +153,8 @@ pub fn warning(path: &Path, user: Option<&User>) -> Option<String> {
         None => ("another user than root".to_owned(), "that user"),
     };
     Some(format!(
-        "{path} is below {above}, which {writer} can write: {replacer} can replace the directory for later jobs; move it below a \
-         directory of root, such as /var/lib/mayfly, with `builds_dir` and `cache_dir`"
+        "{path} is below {above}, which {writer} can write: {replacer} can replace the directory for later jobs; move \
+         it below a directory of root, such as /var/lib/mayfly, with `builds_dir` and `cache_dir`"
     ))
 }
 

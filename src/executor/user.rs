@@ -37,13 +37,14 @@ pub fn slot_users(name: &str, slots: u32) -> Result<Vec<User>, String> {
     let names = (0..slots.max(1)).map(|slot| slot_user_name(name, usize::try_from(slot).unwrap_or(usize::MAX)));
     let users: Vec<User> = names.map(|name| look_up(&name)).collect::<Result<_, _>>().map_err(|why| {
         format!(
-            "{why}; `user = \"{name}\"` needs one user for each of the {slots} slots (`concurrent`), starting with number 0"
+            "{why}; `user = \"{name}\"` needs one user for each of the {slots} slots (`concurrent`), starting with \
+             number 0"
         )
     })?;
     match users.iter().find(|user| user.gid != users[0].gid) {
         Some(other) => Err(format!(
-            "users {} and {} have different primary groups; give all users of `{name}` the same one, so that their jobs \
-             share caches",
+            "users {} and {} have different primary groups; give all users of `{name}` the same one, so that their \
+             jobs share caches",
             users[0].name, other.name
         )),
         None => Ok(users),

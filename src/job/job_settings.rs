@@ -123,7 +123,8 @@ impl RunnerContext {
         };
         if !self.runner.custom_build_dir {
             let error = JobError::configuration(
-                "GIT_CLONE_PATH is set, but this runner does not allow it; set [runners.custom_build_dir] enabled = true",
+                "GIT_CLONE_PATH is set, but this runner does not allow it; set [runners.custom_build_dir] enabled = \
+                 true",
             );
             return (default, Err(error));
         }

@@ -28,8 +28,8 @@ fn parse(text: &str) -> Result<Vec<(String, String)>, String> {
         let Some((key, value)) = pair.filter(|(key, _)| is_name(key)) else {
             let shown: String = line.chars().take(40).collect();
             return Err(format!(
-                "line {number} of the dotenv report is not KEY=value: `{shown}`; remove the line; GitLab allows no blank \
-                 lines and no comments"
+                "line {number} of the dotenv report is not KEY=value: `{shown}`; remove the line; GitLab allows no \
+                 blank lines and no comments"
             ));
         };
         variables.retain(|(known, _)| known != key);

@@ -75,8 +75,8 @@ pub fn check(plan: &Plan, options: &RunOptions, context: &RunContext) -> Result<
     let wanted = plan.jobs.iter().find(|job| image_of(job, options).is_some());
     match wanted {
         Some(job) if context.containers.is_none() => Err(format!(
-            "job `{}` of the triggered pipeline needs a container, and mayfly found no engine when the run began; start it \
-             or add --shell",
+            "job `{}` of the triggered pipeline needs a container, and mayfly found no engine when the run began; \
+             start it or add --shell",
             job.name
         )),
         _ => Ok(()),

@@ -79,8 +79,8 @@ fn engine_of_context(configuration: &Path, name: &str) -> Result<EngineHost, Str
 pub fn advice(error: &DockerError) -> String {
     match error {
         DockerError::Missing { address } => format!(
-            "there is no container engine at {address}; start Docker or Podman, or set DOCKER_HOST to the address of an \
-             engine"
+            "there is no container engine at {address}; start Docker or Podman, or set DOCKER_HOST to the address of \
+             an engine"
         ),
         DockerError::NotPermitted { address } => format!(
             "your user has no access to the container engine at {address}; add the user to the group of the socket \
@@ -88,13 +88,13 @@ pub fn advice(error: &DockerError) -> String {
         ),
         DockerError::NotRunning { address } => {
             format!(
-                "the container engine at {address} does not run; start it, or set DOCKER_HOST to the address of another \
-                 engine"
+                "the container engine at {address} does not run; start it, or set DOCKER_HOST to the address of \
+                 another engine"
             )
         }
         DockerError::NeedsTls { address } => format!(
-            "the container engine at {address} speaks TLS; set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH to the directory \
-             with `ca.pem`, `cert.pem` and `key.pem`, or choose a Docker context that has certificates"
+            "the container engine at {address} speaks TLS; set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH to the \
+             directory with `ca.pem`, `cert.pem` and `key.pem`, or choose a Docker context that has certificates"
         ),
         DockerError::UntrustedEngine { address, why, ca_file: None } => format!(
             "the certificate of the container engine at {address} is not trusted ({why}); set DOCKER_CERT_PATH to the \

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 
 use super::checkout::{Checkout, git, output};
-use super::git_dir::{GitDir, effective};
+use super::git_dir::{Commit, GitDir, effective};
 use crate::pipeline::request::{CommitFacts, MergeRequest};
 
 /// The pipeline that the user requests.
@@ -33,11 +33,33 @@ const SETTINGS: [&str; 7] = [
     "user.email",
 ];
 
+/// The current commit of a repository.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct CurrentCommit {
+    id: String,
+    /// `Name <mail>`
+    author: String,
+    /// The time of the commit in ISO 8601.
+    timestamp: String,
+    message: String,
+}
+
+impl CurrentCommit {
+    /// The format of `git log` for [`CurrentCommit::parse`].
+    const LOG_FORMAT: &str = "--format=%H%x00%an <%ae>%x00%cI%x00%B";
+
+    fn parse(log: &str) -> Self {
+        // Git adds a line feed to the message.
+        let mut fields = log.strip_suffix('\n').unwrap_or(log).splitn(4, '\0');
+        let mut next = || fields.next().unwrap_or_default().to_owned();
+        Self { id: next(), author: next(), timestamp: next(), message: next() }
+    }
+}
+
 /// The commit, the references and the settings of a repository.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RepositoryFacts {
-    /// Id, author, time and message of the current commit, separated by NUL.
-    log: String,
+    commit: CurrentCommit,
     /// Commit ids by reference.
     references: BTreeMap<String, String>,
     /// The current branch.
@@ -68,9 +90,9 @@ impl RepositoryFacts {
     /// Reads commit and references from the files of the repository; `None` if only git can read them.
     pub(super) fn from_files(found: &GitDir) -> Option<Self> {
         let references = found.references()?;
-        let commit = found.commit(&references.commit)?;
-        let parts = [&references.commit, &commit.author, &commit.timestamp, &commit.message];
-        let mut facts = Self { log: parts.map(String::as_str).join("\0"), head: references.head, ..Self::default() };
+        let Commit { author, timestamp, message } = found.commit(&references.commit)?;
+        let commit = CurrentCommit { id: references.commit, author, timestamp, message };
+        let mut facts = Self { commit, head: references.head, ..Self::default() };
         for (name, (commit, target)) in &references.by_name {
             facts.add_reference(commit, name, target.as_deref().unwrap_or_default());
         }
@@ -85,9 +107,7 @@ impl RepositoryFacts {
             output(command)
         };
         let (log, references) = thread::scope(|scope| {
-            let log = scope.spawn(|| {
-                run(&["-c", "log.showSignature=false", "log", "-1", "--format=%H%x00%an <%ae>%x00%cI%x00%B"])
-            });
+            let log = scope.spawn(|| run(&["-c", "log.showSignature=false", "log", "-1", CurrentCommit::LOG_FORMAT]));
             let format = "--format=%(HEAD)%00%(objectname)%00%(refname)%00%(symref)";
             let references = run(&["for-each-ref", format, "refs/heads", "refs/tags", "refs/remotes"]);
             let died = |_| Err("internal error: a thread that runs git panicked".to_owned());
@@ -97,9 +117,8 @@ impl RepositoryFacts {
             true => "the repository has no commit yet; create one first".to_owned(),
             false => why,
         })?;
-        // Git adds a line feed to the message.
-        let log = String::from_utf8_lossy(&log);
-        let mut facts = Self { log: log.strip_suffix('\n').unwrap_or(&log).to_owned(), ..Self::default() };
+        let commit = CurrentCommit::parse(&String::from_utf8_lossy(&log));
+        let mut facts = Self { commit, ..Self::default() };
         for line in String::from_utf8_lossy(&references?).lines() {
             let mut fields = line.split('\0');
             let mut next = || fields.next().unwrap_or_default();
@@ -135,7 +154,7 @@ impl RepositoryFacts {
 
     /// The id of the current commit.
     pub fn commit(&self) -> &str {
-        self.log.split('\0').next().unwrap_or_default()
+        &self.commit.id
     }
 
     /// The facts about the commit for planning. Fails if a requested branch, tag or commit does not exist.
@@ -145,9 +164,7 @@ impl RepositoryFacts {
         wanted: &RequestedPipeline,
         pipeline_id: u64,
     ) -> Result<CommitFacts, String> {
-        let mut fields = self.log.splitn(4, '\0');
-        let mut next = || fields.next().unwrap_or_default().to_owned();
-        let (sha, author, timestamp, message) = (next(), next(), next(), next());
+        let CurrentCommit { id: sha, author, timestamp, message } = self.commit.clone();
         let branch = match (&wanted.merge_request, &wanted.branch, &wanted.tag) {
             (Some((source, ..)), ..) => Some(source.clone()),
             (None, Some(branch), _) => Some(branch.clone()),
@@ -215,7 +232,7 @@ impl RepositoryFacts {
         let mut command = git(&checkout.root);
         command.args(["merge-base", "HEAD", &target_sha]);
         let base = if target_sha.is_empty() { Vec::new() } else { output(command).unwrap_or_default() };
-        let title = self.log.splitn(4, '\0').nth(3).and_then(|message| message.lines().next()).unwrap_or_default();
+        let title = self.commit.message.lines().next().unwrap_or_default();
         Some(MergeRequest {
             iid,
             source,

@@ -28,7 +28,8 @@ fn create_private(directory: PathBuf) -> Result<PathBuf, String> {
     let created = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
     created.map_err(|error| {
         format!(
-            "{}: {error}; mayfly keeps copies of the checkout there; set XDG_CACHE_HOME to a directory that you can write",
+            "{}: {error}; mayfly keeps copies of the checkout there; set XDG_CACHE_HOME to a directory that you can \
+             write",
             directory.display()
         )
     })?;

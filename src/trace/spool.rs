@@ -172,8 +172,8 @@ fn lost_notice(lost: u64) -> String {
 
 fn limit_notice(limit: u64) -> String {
     format!(
-        "\n{BOLD_YELLOW}Job's log exceeded limit of {limit} bytes.\nJob execution will continue but no more output will be \
-         collected.{RESET}\n"
+        "\n{BOLD_YELLOW}Job's log exceeded limit of {limit} bytes.\nJob execution will continue but no more output \
+         will be collected.{RESET}\n"
     )
 }
 

@@ -50,8 +50,8 @@ pub fn check(docker: &DockerConfig) -> Result<(), JobError> {
 pub fn create_error(what: &str, error: &DockerError) -> JobError {
     match error.status() {
         Some(400) => JobError::configuration(format!(
-            "the container engine refuses to create the container of {what}: {error}: change the settings of the job, or \
-             [runners.docker]"
+            "the container engine refuses to create the container of {what}: {error}: change the settings of the job, \
+             or [runners.docker]"
         )),
         _ => JobError::system(format!("cannot create the container of {what}: {error}")),
     }

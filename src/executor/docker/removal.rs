@@ -108,7 +108,8 @@ impl ContainerRemovals {
         });
         if let Err(error) = spawned {
             log::error!(
-                "cannot start the thread that removes the containers of a job; the next start removes them job={job} error={error}"
+                "cannot start the thread that removes the containers of a job; the next start removes them job={job} \
+                 error={error}"
             );
         }
     }

@@ -54,7 +54,8 @@ pub fn put_back(plan: &SourcesPlan, directory: &Path) -> Result<(), SourcesError
     match restore(plan, directory) {
         Err(SourcesError::WorkTree(why)) => {
             println!(
-                "{YELLOW}WARNING: the files of an earlier job cannot be reused ({why}); starting with an empty directory{RESET}"
+                "{YELLOW}WARNING: the files of an earlier job cannot be reused ({why}); starting with an empty \
+                 directory{RESET}"
             );
             remove::empty_but(directory, ".git")?;
             reset(plan, directory)

@@ -130,9 +130,9 @@ fn name_other_protocols(plan: &SourcesPlan) -> Result<(), SourcesError> {
         let used = output(plan, &plan.project, &["-c", &include, "ls-remote", "--get-url", "--", &address])?;
         if is_other_protocol(String::from_utf8_lossy(&used).trim()) {
             println!(
-                "{YELLOW}The submodule URL {} needs SSH or git://, but the sources of a container job are fetched without SSH \
-                 keys and over HTTP only; use an https:// URL in .gitmodules, or set GIT_SUBMODULE_FORCE_HTTPS to true for \
-                 repositories of this GitLab{RESET}",
+                "{YELLOW}The submodule URL {} needs SSH or git://, but the sources of a container job are fetched \
+                 without SSH keys and over HTTP only; use an https:// URL in .gitmodules, or set \
+                 GIT_SUBMODULE_FORCE_HTTPS to true for repositories of this GitLab{RESET}",
                 address.escape_debug()
             );
         }

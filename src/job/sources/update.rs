@@ -37,7 +37,8 @@ pub fn update(plan: &SourcesPlan) -> Result<(), SourcesError> {
             Err(failure) => return Err(failure),
         };
         println!(
-            "{YELLOW}WARNING: the files of an earlier job cannot be reused ({why}); starting with an empty directory{RESET}"
+            "{YELLOW}WARNING: the files of an earlier job cannot be reused ({why}); starting with an empty \
+             directory{RESET}"
         );
         is_emptied = true;
         remove::empty(&plan.project)?;

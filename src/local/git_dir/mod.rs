@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::Uid;
 
+pub use commit::Commit;
 pub use index::files as files_in_index;
 pub use settings::effective;
 

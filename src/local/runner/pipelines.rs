@@ -11,7 +11,7 @@ use crate::job::control::JobControl;
 use crate::local::attempt::AttemptResult;
 use crate::local::options::{DelayPolicy, matches_pattern};
 use crate::local::project::LocalProject;
-use crate::local::schedule::{Schedule, ScheduledJob};
+use crate::local::schedule::{JobSelection, JobWork, Schedule, ScheduledJob};
 use crate::local::sources::LocalSources;
 use crate::pipeline::plan::{Job, Plan, When};
 use crate::pipeline::request::PlanRequest;
@@ -93,9 +93,11 @@ impl<'a> LocalRunner<'a> {
         let prefix = parent.map(|trigger| format!("{}/", self.name(trigger))).unwrap_or_default();
         let index: HashMap<&str, usize> = plan.jobs.iter().enumerate().map(|(at, job)| (&*job.name, at)).collect();
         // Names on the command line are names of jobs of the first pipeline.
-        let is_named =
-            |job: &Job| parent.is_none() && job.when != When::Manual && self.options.named.contains(&*job.name);
-        let scheduled = |job| ScheduledJob { is_named: is_named(job), ..self.scheduled_job(&plan, job, &index) };
+        let selection = |job: &Job| match self.options.named.contains(&*job.name) && job.when != When::Manual {
+            true if parent.is_none() => JobSelection::ByUser,
+            _ => JobSelection::ByPipeline,
+        };
+        let scheduled = |job| ScheduledJob { selection: selection(job), ..self.scheduled_job(&plan, job, &index) };
         let mut schedule = Schedule::new(plan.jobs.iter().map(scheduled).collect());
         for (at, job) in plan.jobs.iter().enumerate() {
             let name = format!("{prefix}{}", job.name);
@@ -134,8 +136,8 @@ impl<'a> LocalRunner<'a> {
             allow_failure: job.allow_failure.clone(),
             delay: delay.filter(|_| self.options.delays == DelayPolicy::Wait),
             resource_group: job.resource_group.as_ref().map(|group| plan.expand(job, group)),
-            is_named: false,
-            is_trigger: job.trigger.is_some(),
+            selection: JobSelection::ByPipeline,
+            work: if job.trigger.is_some() { JobWork::Trigger } else { JobWork::Script },
         }
     }
 }

@@ -25,10 +25,25 @@ pub struct ScheduledJob {
     pub delay: Option<Duration>,
     /// Jobs of the same group never run at the same time.
     pub resource_group: Option<String>,
-    /// Whether the user named the job. Such a job runs regardless of the results of other jobs.
-    pub is_named: bool,
-    /// Whether the job starts another pipeline. Such a job takes no slot.
-    pub is_trigger: bool,
+    pub selection: JobSelection,
+    pub work: JobWork,
+}
+
+/// Who selected a job for the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobSelection {
+    /// The rules of the pipeline, or a job that needs it.
+    ByPipeline,
+    /// The user named the job, so it runs regardless of the results of other jobs.
+    ByUser,
+}
+
+/// The work of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobWork {
+    Script,
+    /// The job starts another pipeline, which needs no slot.
+    Trigger,
 }
 
 /// The state of a job.
@@ -146,7 +161,7 @@ impl Schedule {
             .jobs
             .iter()
             .zip(&self.states)
-            .filter(|(scheduled, state)| **state == ScheduleState::Running && !scheduled.is_trigger);
+            .filter(|(scheduled, state)| **state == ScheduleState::Running && scheduled.work == JobWork::Script);
         running.filter_map(|(scheduled, _)| scheduled.resource_group.as_deref())
     }
 
@@ -162,7 +177,7 @@ impl Schedule {
         let mut free_slots = slots;
         let mut taken = Vec::new();
         for job in due {
-            let needs_slot = !self.jobs[job].is_trigger;
+            let needs_slot = self.jobs[job].work == JobWork::Script;
             if needs_slot && free_slots == 0 || group_of(job).is_some_and(|group| !busy.insert(group)) {
                 continue;
             }

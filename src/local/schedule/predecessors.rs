@@ -1,6 +1,6 @@
 //! The jobs that another job waits for, and whether their states let that job start.
 
-use super::{Conclusion, Schedule, ScheduleState, ScheduledJob};
+use super::{Conclusion, JobSelection, Schedule, ScheduleState, ScheduledJob};
 use crate::pipeline::plan::When;
 
 /// Whether a waiting job can start.
@@ -72,7 +72,7 @@ impl Schedule {
             return Readiness::Wait;
         }
         let starts = match scheduled.when {
-            _ if scheduled.is_named => true,
+            _ if scheduled.selection == JobSelection::ByUser => true,
             When::Always => true,
             _ if lacks_a_need => false,
             When::OnFailure => predecessors.failed > 0,

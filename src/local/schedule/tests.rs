@@ -8,8 +8,8 @@ fn job(stage: usize, when: When, needs: Option<&[usize]>) -> ScheduledJob {
         allow_failure: AllowFailure::No,
         delay: None,
         resource_group: None,
-        is_named: false,
-        is_trigger: false,
+        selection: JobSelection::ByPipeline,
+        work: JobWork::Script,
     }
 }
 
@@ -167,7 +167,7 @@ fn delays_start_with_their_stage_and_resource_groups_run_jobs_one_by_one() {
 
 #[test]
 fn earlier_stages_get_slots_first_and_triggers_need_none() {
-    let trigger = ScheduledJob { is_trigger: true, ..job(1, OnSuccess, Some(&[])) };
+    let trigger = ScheduledJob { work: JobWork::Trigger, ..job(1, OnSuccess, Some(&[])) };
     let mut schedule =
         Schedule::new(vec![job(1, OnSuccess, Some(&[])), job(0, OnSuccess, None), job(0, OnSuccess, None), trigger]);
     schedule.advance(Instant::now());
@@ -180,6 +180,6 @@ fn earlier_stages_get_slots_first_and_triggers_need_none() {
 
 #[test]
 fn a_named_job_runs_regardless_of_its_when() {
-    let mut schedule = Schedule::new(vec![ScheduledJob { is_named: true, ..job(1, OnFailure, None) }]);
+    let mut schedule = Schedule::new(vec![ScheduledJob { selection: JobSelection::ByUser, ..job(1, OnFailure, None) }]);
     assert_eq!(run(&mut schedule, &[]), [0]);
 }

@@ -168,64 +168,76 @@ fn certificate_directory(ca_file: Option<&Path>) -> String {
     directory.map_or_else(|| CERTIFICATE_SETTING.to_owned(), |directory| format!("{}", directory.display()))
 }
 
+impl DockerError {
+    /// What failed, and why.
+    fn problem(&self) -> String {
+        match self {
+            Self::Missing { address } => format!("there is no container engine at {address}"),
+            Self::NotPermitted { address } => {
+                format!("the container engine at {address} refuses access (permission denied)")
+            }
+            Self::NotRunning { address } => format!("the container engine at {address} does not run"),
+            Self::TimedOut { address, what } => format!("the container engine at {address} does not answer ({what})"),
+            Self::ConnectionLost { address, what, why } => {
+                format!("the connection to the container engine at {address} broke ({what}: {why})")
+            }
+            Self::TooOld { address, has, needs } => {
+                format!("the container engine at {address} has API version {has}, but jobs need {needs}")
+            }
+            Self::ErrorResponse { message, .. } if self.is_disk_full() => {
+                format!("{}: the disk of the container engine is full", message.trim())
+            }
+            Self::ErrorResponse { message, .. } => message.clone(),
+            Self::InvalidResponse { address, what, why } => {
+                format!("invalid response from {address}, which should be a container engine ({what}): {why}")
+            }
+            Self::NeedsTls { address } => format!("the container engine at {address} speaks TLS"),
+            Self::UntrustedEngine { address, why, .. } => {
+                format!("the certificate of the container engine at {address} is not trusted ({why})")
+            }
+            Self::UntrustedClient { address, why, .. } => {
+                format!("the container engine at {address} does not accept the client's certificate ({why})")
+            }
+            Self::Configuration(why) => why.clone(),
+        }
+    }
+
+    /// What the operator can do, if the problem does not say it.
+    fn remedy(&self) -> Option<String> {
+        Some(match self {
+            Self::Missing { .. } => {
+                "install or start it (systemctl start docker), or set `host` below [runners.docker] \
+                                     or DOCKER_HOST to the address of another one"
+                    .to_owned()
+            }
+            Self::NotPermitted { .. } => "run mayfly as root, or add its user to the group `docker`".to_owned(),
+            Self::NotRunning { .. } => "start it (systemctl start docker)".to_owned(),
+            Self::TimedOut { .. } => "look at its log (journalctl -u docker), or restart it".to_owned(),
+            Self::ConnectionLost { .. } => "it may have stopped; look at its log (journalctl -u docker)".to_owned(),
+            Self::TooOld { .. } => "update the engine".to_owned(),
+            Self::ErrorResponse { .. } if self.is_disk_full() => {
+                "free some of it (docker system prune), or enlarge it".to_owned()
+            }
+            Self::NeedsTls { .. } => "set `tls_verify = true` and `tls_cert_path` below [runners.docker] (beside \
+                                      DOCKER_HOST: DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH)"
+                .to_owned(),
+            Self::UntrustedEngine { ca_file, .. } => {
+                let directory = certificate_directory(ca_file.as_deref());
+                format!("put the certificate of its authority into `ca.pem` in {directory}")
+            }
+            Self::UntrustedClient { ca_file, .. } => {
+                let directory = certificate_directory(ca_file.as_deref());
+                format!("put one that it accepts into `cert.pem` and its key into `key.pem` in {directory}")
+            }
+            Self::ErrorResponse { .. } | Self::InvalidResponse { .. } | Self::Configuration(_) => return None,
+        })
+    }
+}
+
 impl fmt::Display for DockerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing { address } => write!(
-                f,
-                "there is no container engine at {address}: install or start it (systemctl start docker), or set `host` \
-                 below [runners.docker] or DOCKER_HOST to the address of another one"
-            ),
-            Self::NotPermitted { address } => write!(
-                f,
-                "the container engine at {address} refuses access (permission denied): run mayfly as root, or add its \
-                 user to the group `docker`"
-            ),
-            Self::NotRunning { address } => {
-                write!(f, "the container engine at {address} does not run; start it (systemctl start docker)")
-            }
-            Self::TimedOut { address, what } => write!(
-                f,
-                "the container engine at {address} does not answer ({what}): look at its log (journalctl -u docker), or \
-                 restart it"
-            ),
-            Self::ConnectionLost { address, what, why } => write!(
-                f,
-                "the connection to the container engine at {address} broke ({what}: {why}): it may have stopped; look at \
-                 its log (journalctl -u docker)"
-            ),
-            Self::TooOld { address, has, needs } => write!(
-                f,
-                "the container engine at {address} has API version {has}, but jobs need {needs}; update the engine"
-            ),
-            Self::ErrorResponse { message, .. } if self.is_disk_full() => write!(
-                f,
-                "{}: the disk of the container engine is full; free some of it (docker system prune), or enlarge it",
-                message.trim()
-            ),
-            Self::ErrorResponse { message, .. } => f.write_str(message),
-            Self::InvalidResponse { address, what, why } => {
-                write!(f, "invalid response from {address}, which should be a container engine ({what}): {why}")
-            }
-            Self::NeedsTls { address } => write!(
-                f,
-                "the container engine at {address} speaks TLS: set `tls_verify = true` and `tls_cert_path` below \
-                 [runners.docker] (beside DOCKER_HOST: DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH)"
-            ),
-            Self::UntrustedEngine { address, why, ca_file } => write!(
-                f,
-                "the certificate of the container engine at {address} is not trusted ({why}): put the certificate of its \
-                 authority into `ca.pem` in {}",
-                certificate_directory(ca_file.as_deref())
-            ),
-            Self::UntrustedClient { address, why, ca_file } => write!(
-                f,
-                "the container engine at {address} does not accept the client's certificate ({why}): put one that it \
-                 accepts into `cert.pem` and its key into `key.pem` in {}",
-                certificate_directory(ca_file.as_deref())
-            ),
-            Self::Configuration(why) => f.write_str(why),
-        }
+        f.write_str(&self.problem())?;
+        self.remedy().map_or(Ok(()), |remedy| write!(f, "; {remedy}"))
     }
 }
 
