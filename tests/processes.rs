@@ -2,10 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use crate::support::gitlab::{GitLab, Job};
 use crate::support::job::{JobBuilder, job, until_there};
-use crate::support::mayfly::{Home, is_running, kill_shims, nap, read};
+use crate::support::mayfly::{Home, is_running, kill_shims, nap, read, shims};
 use crate::support::scenario::Scenario;
+use crate::support::{send_signal, wait_until};
 
 fn run(global: &str, job: JobBuilder) -> (Job, Home) {
     let gitlab = GitLab::start();
@@ -30,6 +33,44 @@ fn no_process_survives_its_stage_even_if_detached() {
         assert!(!is_running(marker), "{marker} lives on");
     }
     assert!(job.log().contains("that the script had left running"), "{}", job.log());
+}
+
+#[test]
+fn a_process_that_copies_the_output_ends_after_its_last_line() {
+    let copy = "exec > >(while read -r line; do echo \"copied $line\"; done) 2>&1";
+    let (job, _) = run("", job(&[copy, "seq -f 'line %g' 1 20000", "echo the-last-line"]));
+    assert_eq!(job.state, "success", "{}", job.log());
+    assert!(job.lines().contains(&"copied the-last-line".to_owned()), "{:?}", job.lines().last());
+    assert!(!job.has("had left running"), "the process ends by itself");
+}
+
+#[test]
+fn a_script_that_ended_before_its_cancel_keeps_its_result() {
+    let gitlab = GitLab::start();
+    let home = Scenario::shell().home(&gitlab);
+    let go = home.path("go");
+    let id = gitlab.queue(job(&["echo begun", &until_there(go.display()), "echo finished"]).build());
+    let mut agent = home.start(&["--once"]);
+    gitlab.wait_for_log(id, "begun");
+    let [shim] = shims(id)[..] else { panic!("the job must have one shim") };
+    send_signal(shim, Signal::SIGSTOP);
+    std::fs::write(&go, "").expect("write a file");
+    let status = || std::fs::read_to_string(format!("/proc/{shim}/status")).expect("the shim must exist");
+    let has_pending = |signal: Signal| {
+        let of_process = status().lines().find_map(|line| line.strip_prefix("ShdPnd:").map(str::to_owned));
+        let bits = u64::from_str_radix(of_process.expect("a set of signals").trim(), 16).expect("a number");
+        bits & 1 << (signal as i32 - 1) != 0
+    };
+    wait_until("the end of the script", || has_pending(Signal::SIGCHLD));
+    gitlab.cancel(id);
+    wait_until("the request to stop", || has_pending(Signal::SIGTERM));
+    send_signal(shim, Signal::SIGCONT);
+    let job = gitlab.finished(id);
+    let lines = job.lines();
+    assert!(lines.contains(&"finished".to_owned()), "{lines:#?}");
+    assert_eq!(lines.last().map(String::as_str), Some("Job succeeded"));
+    assert!(agent.wait().success());
+    gitlab.assert_strict();
 }
 
 #[test]

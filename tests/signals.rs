@@ -77,6 +77,33 @@ fn a_second_term_exits_immediately_and_the_next_agent_resumes() {
 }
 
 #[test]
+fn the_next_agent_reports_a_stopped_job_after_the_end_of_its_script() {
+    let gitlab = GitLab::start();
+    let home = Scenario::shell().runner("[runners.mayfly]\nkill_grace = \"10m\"").home(&gitlab);
+    let go = home.path("go");
+    // SIGTERM ends the first command that waits.
+    let wait = until_there(go.display());
+    let first_wait = format!("({wait}) || true");
+    let script = ["trap 'echo signal=$((10 + 5))' TERM", "echo begun", &first_wait, &wait, "echo the-last-line"];
+    let id = gitlab.queue(job(&script).build());
+    let mut agent = home.start(&[]);
+    gitlab.wait_for_log(id, "begun");
+    // The agent stops the job after shutdown_timeout. The second signal ends the agent before the script has ended.
+    agent.signal("TERM");
+    gitlab.wait_for_log(id, "signal=15");
+    agent.signal("TERM");
+    assert!(!agent.wait().success());
+    let mut next = home.start(&["--once"]);
+    next.wait_for_log("job resumed from journal");
+    std::fs::write(&go, "").expect("write a file");
+    let job = gitlab.finished(id);
+    assert_eq!(job.failure_reason.as_deref(), Some("runner_interrupted"), "{}", next.log());
+    assert!(job.lines().contains(&"the-last-line".to_owned()), "{}", job.log());
+    next.wait();
+    gitlab.assert_strict();
+}
+
+#[test]
 fn hup_applies_a_valid_configuration_and_refuses_a_broken_one() {
     let gitlab = GitLab::start();
     let home = Scenario::shell().home(&gitlab);

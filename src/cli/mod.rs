@@ -30,7 +30,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand}
 use crate::config::{self, Config, LoadedConfig, Role};
 use crate::instance::aws::secrets;
 use crate::instance::{self, Requirement};
-use crate::job::file_task;
+use crate::job::agent_task;
 use crate::local::guard;
 use crate::monitor::address::check_address;
 use crate::shim;
@@ -123,7 +123,7 @@ impl ConfigFile {
 pub fn main() -> ExitCode {
     // A shim is started for every step; parsing arguments with clap would slow it down.
     if std::env::args_os().nth(1).is_some_and(|word| word == "shim") {
-        return shim::main(file_task::run);
+        return shim::main(agent_task::run);
     }
     if std::env::args_os().nth(1).is_some_and(|word| word == guard::SUBCOMMAND) {
         return guard::main();

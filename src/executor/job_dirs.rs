@@ -85,6 +85,16 @@ impl JobDirs {
         }
     }
 
+    /// Whether scripts run in a container, which sees the directories at other paths.
+    pub fn is_in_container(&self) -> bool {
+        self.container_builds.is_some()
+    }
+
+    /// The temporary directory as the job's container sees it; `None` for jobs in the shell.
+    pub fn temporary_in_container(&self) -> Option<PathBuf> {
+        self.is_in_container().then(|| self.as_seen_by_job(&self.temporary))
+    }
+
     /// The directories of a job without sources (`GIT_STRATEGY` `empty`); separate, so that the next job keeps its
     /// checkout.
     pub fn without_checkout(&self) -> Self {

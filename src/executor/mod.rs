@@ -44,11 +44,6 @@ pub trait Executor: Send + Sync {
         self.cgroups(step)
     }
 
-    /// Whether scripts run in containers.
-    fn uses_containers(&self) -> bool {
-        false
-    }
-
     /// `CI_SHARED_ENVIRONMENT` or `CI_DISPOSABLE_ENVIRONMENT`.
     fn environment_marker(&self) -> &'static str;
 

@@ -82,8 +82,8 @@ impl Shell {
         })
     }
 
-    /// Turns the text of a script into a task.
-    pub fn script_task(&self, text: String, streams: OutputStreams) -> StepProgram {
+    /// The program that runs the text of a script.
+    pub fn script_program(&self, text: String, streams: OutputStreams) -> StepProgram {
         let program = self.program.clone().unwrap_or_else(|| PathBuf::from("/bin/sh"));
         StepProgram::Process {
             argv: vec![program.display().to_string(), "-l".to_owned()],

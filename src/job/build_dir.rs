@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::removal::DirectoryRemoval;
 use super::sources::remove::open_above;
+use crate::executor::job_dirs::JobDirs;
 use crate::executor::user::{self, as_job};
 use crate::shim::spec::User;
 
@@ -31,6 +32,18 @@ pub struct BuildDir {
 }
 
 impl BuildDir {
+    /// The project's directory below the builds directory; `None` if the two are the same. `root` is the configured
+    /// root of builds, if it is not the builds directory.
+    pub fn of_project(dirs: &JobDirs, root: Option<&Path>, user: Option<&User>) -> Option<Self> {
+        let below = dirs.project.strip_prefix(&dirs.builds).ok().filter(|below| !below.as_os_str().is_empty())?;
+        Some(Self {
+            root: root.unwrap_or(&dirs.builds).to_owned(),
+            trusted: dirs.builds.clone(),
+            below: below.to_owned(),
+            user: user.map(|user| user.name.clone()),
+        })
+    }
+
     /// The path of the directory on the machine.
     pub fn path(&self) -> PathBuf {
         self.trusted.join(&self.below)

@@ -21,7 +21,8 @@ impl JobClaims {
     /// Claims the job's build directory. If the directory is being removed, waits for the end of the removal.
     pub fn new(job: &Job<'_>) -> Self {
         let storage = job.context.storage.clone();
-        let build_dir = storage.as_ref().and_then(|storage| Some(storage.build_dirs.claim(job.build_dir()?)));
+        let build_dir = || job.context.executor.build_dir(job.context, &job.settings.dirs);
+        let build_dir = storage.as_ref().and_then(|storage| Some(storage.build_dirs.claim(build_dir()?)));
         Self { storage, build_dir, volumes: None }
     }
 

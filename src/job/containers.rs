@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::agent_task::AgentTask;
+use super::build_dir::BuildDir;
 use super::context::{CleanUp, Job, JobExecutor, RunnerContext};
 use super::file_task::FileTask;
 use super::flags;
@@ -12,6 +14,7 @@ use super::removal::DirectoryRemoval;
 use super::script::GITLAB_ENV_FILE;
 use super::sources::{self, GitStrategy};
 use super::stage_result::StageResult;
+use crate::config::feature_flags::JobHost;
 use crate::executor::docker::credentials::LoginSources;
 use crate::executor::docker::engine::spec::CreateNetwork;
 use crate::executor::docker::names::{self, JobNames};
@@ -58,6 +61,23 @@ impl JobExecutor for DockerExecutor {
         volumes::configured_builds(&context.runner.docker, &self.builds).is_some()
     }
 
+    fn build_dir(&self, context: &RunnerContext, dirs: &JobDirs) -> Option<BuildDir> {
+        if self.shares_builds(context) {
+            return BuildDir::of_project(dirs, None, None);
+        }
+        // The agent created this directory, and everything in it belongs to the job.
+        let (root, trusted) = (context.builds.clone(), dirs.builds.clone());
+        (!is_job_dir(&dirs.builds)).then(|| BuildDir { root, trusted, below: PathBuf::new(), user: None })
+    }
+
+    fn job_host(&self) -> JobHost {
+        JobHost::Containers
+    }
+
+    fn has_services(&self, job: &Job<'_>) -> bool {
+        !(job.payload.services.is_empty() && job.context.runner.docker.services.is_empty())
+    }
+
     fn image<'a>(&self, context: &'a RunnerContext, payload: &'a Payload) -> Option<&'a str> {
         let own = payload.image.name.as_str();
         Some(if own.is_empty() { &context.runner.docker.image } else { own })
@@ -75,9 +95,9 @@ impl JobExecutor for DockerExecutor {
             let caches = job.context.caches.display();
             JobError::system(format!("cannot create the directory of caches {caches}: {error}"))
         })?;
-        let task = FileTask::PrepareContainer(Box::new(prepare_task(job, self)?));
+        let task = AgentTask::PrepareContainer(Box::new(prepare_task(job, self)?));
         let task = task.to_text().map_err(io::Error::other)?;
-        Ok(Some(StepProgram::File { task, rights: Rights::All, output_fifos: None }))
+        Ok(Some(StepProgram::AgentTask { task, rights: Rights::All }))
     }
 
     /// The user of the container is not known outside it, so the script creates the file.
@@ -86,7 +106,7 @@ impl JobExecutor for DockerExecutor {
     }
 
     fn script(&self, job: &Job<'_>, progress: &Progress, text: String, streams: OutputStreams) -> StepProgram {
-        script_task(job, progress, text, streams)
+        script_program(job, progress, text, streams)
     }
 
     fn file_task_rights(&self, job: &Job<'_>, task: &FileTask) -> Rights {
@@ -158,7 +178,7 @@ fn job_volumes(job: &Job<'_>, docker: &DockerExecutor, names: &JobNames<'_>) -> 
         host_builds: &dirs.builds,
         owner: cache_owner,
         prefix: &names.prefix(&docker.owner),
-        protected: job.payload.is_protected(),
+        is_protected: job.payload.is_protected(),
         labels: &names.labels(&docker.owner, "cache"),
         expand: &|text: &str| job.settings.variables.expand(text),
     })
@@ -212,11 +232,11 @@ fn network(job: &Job<'_>, names: &JobNames<'_>, docker: &DockerExecutor) -> Opti
     })
 }
 
-/// A script as a task in the job's container.
-fn script_task(job: &Job<'_>, progress: &Progress, text: String, streams: OutputStreams) -> StepProgram {
+/// A script in the job's container.
+fn script_program(job: &Job<'_>, progress: &Progress, text: String, streams: OutputStreams) -> StepProgram {
     let Some(container) = progress.container.clone() else {
         // This is not reached: scripts run only after the container was created.
-        return StepProgram::File { task: String::new(), rights: Rights::All, output_fifos: None };
+        return StepProgram::AgentTask { task: String::new(), rights: Rights::All };
     };
     let dirs = &job.settings.dirs;
     let below = dirs.temporary.strip_prefix(&dirs.builds).map(PathBuf::from).unwrap_or_default();
@@ -232,7 +252,7 @@ fn script_task(job: &Job<'_>, progress: &Progress, text: String, streams: Output
         root: dirs.builds.clone(),
         directories: vec![dirs.project.clone(), dirs.temporary.clone()],
     });
-    let task = FileTask::ContainerScript(Box::new(script::ContainerScript {
+    let task = AgentTask::ContainerScript(Box::new(script::ContainerScript {
         container: *container.prepared,
         recreate_container: container.condition == ContainerCondition::Interrupted,
         attempts: job.settings.variables.attempts("EXECUTOR_JOB_SECTION_ATTEMPTS"),
@@ -243,9 +263,5 @@ fn script_task(job: &Job<'_>, progress: &Progress, text: String, streams: Output
         chown,
     }));
     // A task that cannot be serialised cannot be parsed either, which fails the step.
-    StepProgram::File {
-        task: task.to_text().unwrap_or_default(),
-        rights: Rights::All,
-        output_fifos: Some(output_fifos),
-    }
+    StepProgram::ContainerScript { task: task.to_text().unwrap_or_default(), output_fifos }
 }

@@ -12,8 +12,9 @@ use super::flags::Flags;
 use super::stage_result::StageResult;
 use super::storage::Storage;
 use crate::config::Runner;
+use crate::config::feature_flags::JobHost;
 use crate::coordinator::Coordinator;
-use crate::executor::job_dirs::{JobDirs, is_job_dir};
+use crate::executor::job_dirs::JobDirs;
 use crate::executor::{ConcurrentIds, Executor};
 use crate::instance::Identity;
 use crate::instance::metadata_block::MetadataBlock;
@@ -124,14 +125,14 @@ pub trait JobExecutor: Executor {
     /// The name of the network that a job with `FF_NETWORK_PER_BUILD` gets; `None` if the runner's network replaces it.
     fn own_network(&self, context: &RunnerContext, payload: &Payload, concurrent: u32) -> Option<String>;
 
-    /// Creates the job's directories on the machine. Returns the task that prepares the job's container, if the
+    /// Creates the job's directories on the machine. Returns the program that prepares the job's container, if the
     /// executor uses containers.
     fn prepare(&self, job: &Job<'_>) -> StageResult<Option<StepProgram>>;
 
     /// Empties the file of `GITLAB_ENV`, which may contain variables of an earlier job.
     fn reset_env_file(&self, job: &Job<'_>);
 
-    /// A script as a task.
+    /// The program that runs the text of a script.
     fn script(&self, job: &Job<'_>, progress: &Progress, text: String, streams: OutputStreams) -> StepProgram;
 
     /// The permissions of a file task.
@@ -140,6 +141,17 @@ pub trait JobExecutor: Executor {
     /// Whether protected and unprotected jobs can use the same directory.
     fn shares_builds(&self, _: &RunnerContext) -> bool {
         true
+    }
+
+    /// The build directory that a later job would reuse; `None` if it is removed with the job.
+    fn build_dir(&self, context: &RunnerContext, dirs: &JobDirs) -> Option<BuildDir>;
+
+    /// Where scripts run: some feature flags have an effect only there.
+    fn job_host(&self) -> JobHost;
+
+    /// Whether the job has services, which could change files of the checkout while git works on it.
+    fn has_services(&self, _: &Job<'_>) -> bool {
+        false
     }
 
     /// The executor for the jobs of one slot, if slots have separate users.
@@ -156,27 +168,6 @@ impl<'a> Job<'a> {
     /// The unique name of the job for its steps and containers; see [`job_name`].
     pub fn name(&self) -> String {
         job_name(&self.payload, self.began)
-    }
-
-    /// The directory that a later job would reuse; `None` if it is removed with this job.
-    pub fn build_dir(&self) -> Option<BuildDir> {
-        let (context, dirs) = (self.context, &self.settings.dirs);
-        let executor = &context.executor;
-        if dirs.container_builds.is_some() && !executor.shares_builds(context) {
-            // The agent created this directory, and everything in it belongs to the job.
-            let (root, trusted) = (context.builds.clone(), dirs.builds.clone());
-            let dir = BuildDir { root, trusted, below: PathBuf::new(), user: None };
-            return (!is_job_dir(&dirs.builds)).then_some(dir);
-        }
-        let below = dirs.project.strip_prefix(&dirs.builds).ok().filter(|below| !below.as_os_str().is_empty())?;
-        // If slots have separate users, each user has a directory below the root.
-        let above = executor.shares_caches().then(|| dirs.builds.parent()).flatten();
-        Some(BuildDir {
-            root: above.unwrap_or(&dirs.builds).to_owned(),
-            trusted: dirs.builds.clone(),
-            below: below.to_owned(),
-            user: executor.user().map(|user| user.name.clone()),
-        })
     }
 
     /// `CI_PROJECT_DIR`.

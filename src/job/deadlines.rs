@@ -22,7 +22,7 @@ pub enum DeadlineScope {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepDeadline {
     pub scope: DeadlineScope,
-    pub deadline: BootTime,
+    pub at: BootTime,
     /// The error of a step that reaches this deadline before the deadline of the job.
     pub error: JobError,
 }
@@ -69,7 +69,7 @@ impl Deadlines {
 
     /// The deadline of a stage without its own timeout.
     pub fn job(&self) -> StepDeadline {
-        StepDeadline { scope: DeadlineScope::Job, deadline: self.job_deadline(), error: self.job_timed_out() }
+        StepDeadline { scope: DeadlineScope::Job, at: self.job_deadline(), error: self.job_timed_out() }
     }
 
     /// The deadline of the executor's preparation, counted from the start of the job.
@@ -104,10 +104,10 @@ impl Deadlines {
         self.step_deadline(DeadlineScope::Stage, deadline, "after_script", self.after_script)
     }
 
-    fn step_deadline(&self, scope: DeadlineScope, deadline: BootTime, what: &str, timeout: Duration) -> StepDeadline {
+    fn step_deadline(&self, scope: DeadlineScope, at: BootTime, what: &str, timeout: Duration) -> StepDeadline {
         StepDeadline {
             scope,
-            deadline: self.job_deadline().min(deadline),
+            at: self.job_deadline().min(at),
             error: timed_out(format!("{what} timeout: exceeded timeout of {}", format_duration(timeout))),
         }
     }
@@ -151,17 +151,17 @@ mod tests {
     #[test]
     fn attempts_share_the_deadline_of_the_first_one() {
         let mut noted = None;
-        assert_eq!(deadlines().sources(&mut noted, at(200)).deadline, at(230));
-        assert_eq!(deadlines().sources(&mut noted, at(220)).deadline, at(230));
+        assert_eq!(deadlines().sources(&mut noted, at(200)).at, at(230));
+        assert_eq!(deadlines().sources(&mut noted, at(220)).at, at(230));
         assert_eq!(noted, Some(at(230)));
     }
 
     #[test]
     fn no_deadline_is_later_than_that_of_the_job() {
         let (mut noted, late) = (None, at(3650));
-        assert_eq!(deadlines().prepare().deadline, at(160));
-        assert_eq!(deadlines().scripts(&mut noted, late).deadline, at(3700));
-        assert_eq!(deadlines().after_script(late).deadline, at(3700));
+        assert_eq!(deadlines().prepare().at, at(160));
+        assert_eq!(deadlines().scripts(&mut noted, late).at, at(3700));
+        assert_eq!(deadlines().after_script(late).at, at(3700));
         assert_eq!(deadlines().time_left(late), Duration::from_secs(50));
     }
 

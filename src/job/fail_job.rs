@@ -15,7 +15,7 @@ use crate::trace::{Delivery, FilterSpec, ResultLine, SectionMarkers, Trace, Uplo
 pub fn stop_leftovers(context: &RunnerContext, directory: &SlotDirectory, name: String) {
     let progress = directory.load().map(|record| record.progress).unwrap_or_default();
     if let Some(step) = progress.step() {
-        crate::shim::sweep(&step.id, &step.cgroups);
+        crate::shim::kill_step(&step.id, step.shim, &directory.status(&step.id), &step.cgroups);
     }
     let builds = progress.dirs.map(|dirs| dirs.builds);
     if let Some(clean_up) = context.executor.clean_up(context, name, builds.as_deref()) {

@@ -6,12 +6,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::agent_task::TaskReport;
 use super::sources::environment::PROXIES;
 use super::{artifacts, cache, sources};
-use crate::decode;
-use crate::executor::docker::prepared::PreparedContainer;
-use crate::executor::docker::{prepare, script};
-use crate::failure::JobError;
 use crate::shim::spec::{NetworkAccess, TaskResult};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,37 +25,10 @@ pub enum FileTask {
     SaveCache(cache::SavePlan),
     /// Upload artifacts.
     UploadArtifacts(artifacts::UploadPlan),
-    /// Prepare a container.
-    PrepareContainer(Box<prepare::PrepareTask>),
     /// Remove everything in a directory of jobs that have ended.
     EmptyDirectory(PathBuf),
     /// Remove a directory of jobs that have ended, and the files beside it.
     RemoveBelow { root: PathBuf, below: PathBuf },
-    /// Run a script in a container.
-    ContainerScript(Box<script::ContainerScript>),
-}
-
-/// The report of a file task, in addition to its exit status.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum TaskReport {
-    /// The failure with its reason.
-    Failed(JobError),
-    /// The prepared container.
-    Prepared(Box<PreparedContainer>),
-    /// Bytes of artifacts that GitLab accepted.
-    Uploaded(u64),
-}
-
-impl TaskReport {
-    /// Serialises the report for [`TaskReport::parse`]; empty if that fails.
-    fn to_text(&self) -> String {
-        serde_json::to_string(self).unwrap_or_default()
-    }
-
-    /// Parses the report of a finished task; `None` if the task wrote no report.
-    pub fn parse(text: &str) -> Option<Self> {
-        decode::json(text.as_bytes()).ok()
-    }
 }
 
 impl FileTask {
@@ -73,7 +43,6 @@ impl FileTask {
             Self::RestoreCache(plan) => plan.remotes().map(|remote| remote.get.as_str()).collect(),
             Self::SaveCache(plan) => plan.remotes().map(|remote| remote.put.as_str()).collect(),
             Self::DownloadArtifacts(_) | Self::UploadArtifacts(_) => Vec::new(),
-            Self::PrepareContainer(_) | Self::ContainerScript(_) => return None,
         };
         if own.is_empty() && matches!(self, Self::RestoreCache(_) | Self::SaveCache(_)) {
             return None;
@@ -101,43 +70,23 @@ impl FileTask {
         }
     }
 
-    /// Serialises the task for the shim.
-    pub fn to_text(&self) -> Result<String, serde_json::Error> {
-        serde_json::to_string(self)
+    /// Runs the task.
+    pub fn run(&self) -> TaskResult {
+        let code = match self {
+            Self::Sources(plan) => sources::run(plan),
+            Self::CleanUp(plan) => sources::clean_up(plan),
+            Self::RestoreCache(plan) => cache::restore(plan),
+            Self::DownloadArtifacts(plan) => artifacts::download(plan),
+            Self::SaveCache(plan) => cache::save(plan),
+            Self::UploadArtifacts(plan) => {
+                let (code, bytes) = artifacts::upload(plan);
+                return TaskResult { code, report: TaskReport::Uploaded(bytes).to_text() };
+            }
+            Self::EmptyDirectory(directory) => removal_status(sources::remove::empty(directory)),
+            Self::RemoveBelow { root, below } => removal_status(sources::remove::remove_below(root, below)),
+        };
+        TaskResult { code, report: String::new() }
     }
-}
-
-/// Runs a serialised task. A panic in the agent's own code is not blamed on the job.
-pub fn run(task: &str) -> TaskResult {
-    std::panic::catch_unwind(|| run_task(task)).unwrap_or_else(|_| {
-        let why = "the agent's file task for this job panicked; report this as a bug of mayfly";
-        result_with_report(Err(JobError::system(why)))
-    })
-}
-
-fn run_task(task: &str) -> TaskResult {
-    let code = match decode::json(task.as_bytes()) {
-        Ok(FileTask::Sources(plan)) => sources::run(&plan),
-        Ok(FileTask::CleanUp(plan)) => sources::clean_up(&plan),
-        Ok(FileTask::RestoreCache(plan)) => cache::restore(&plan),
-        Ok(FileTask::DownloadArtifacts(plan)) => artifacts::download(&plan),
-        Ok(FileTask::SaveCache(plan)) => cache::save(&plan),
-        Ok(FileTask::UploadArtifacts(plan)) => {
-            let (code, bytes) = artifacts::upload(&plan);
-            return TaskResult { code, report: TaskReport::Uploaded(bytes).to_text() };
-        }
-        Ok(FileTask::PrepareContainer(plan)) => {
-            return result_with_report(prepare::run(&plan).map(|made| Some(Box::new(made))));
-        }
-        Ok(FileTask::EmptyDirectory(directory)) => removal_status(sources::remove::empty(&directory)),
-        Ok(FileTask::RemoveBelow { root, below }) => removal_status(sources::remove::remove_below(&root, &below)),
-        Ok(FileTask::ContainerScript(plan)) => return result_with_report(script::run(&plan).map(|()| None)),
-        Err(error) => {
-            eprintln!("cannot read the task of this step: {error}");
-            1
-        }
-    };
-    TaskResult { code, report: String::new() }
 }
 
 /// The exit status of a removal.
@@ -147,21 +96,6 @@ fn removal_status(removed: io::Result<()>) -> i32 {
         Err(error) => {
             eprintln!("{error}");
             1
-        }
-    }
-}
-
-fn result_with_report(outcome: Result<Option<Box<PreparedContainer>>, JobError>) -> TaskResult {
-    let (code, report) = match outcome {
-        Ok(None) => return TaskResult::default(),
-        Ok(Some(prepared)) => (0, TaskReport::Prepared(prepared)),
-        Err(error) => (1, TaskReport::Failed(error)),
-    };
-    match serde_json::to_string(&report) {
-        Ok(report) => TaskResult { code, report },
-        Err(error) => {
-            eprintln!("cannot report the result of this step: {error}");
-            TaskResult { code: 1, report: String::new() }
         }
     }
 }

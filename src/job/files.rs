@@ -78,10 +78,10 @@ pub fn clean_up(steps: &mut StepRunner<'_>) -> StageResult {
 }
 
 /// Runs a file task, if there is one.
-fn run(steps: &mut StepRunner<'_>, plan: Option<FileTask>, stop_policy: StopPolicy) -> StageResult {
-    let Some(plan) = plan else { return Ok(()) };
-    let task = file_step(steps.job, &plan)?;
-    steps.run(task, &steps.job.deadlines.job(), stop_policy)
+fn run(steps: &mut StepRunner<'_>, task: Option<FileTask>, stop_policy: StopPolicy) -> StageResult {
+    let Some(task) = task else { return Ok(()) };
+    let program = file_step(steps.job, task)?;
+    steps.run(program, &steps.job.deadlines.job(), stop_policy)
 }
 
 /// Ignores the failure of a stage that must not fail the job.

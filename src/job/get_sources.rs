@@ -2,10 +2,10 @@
 
 use super::context::Job;
 use super::file_step::file_step;
-use super::file_task;
+use super::file_task::FileTask;
 use super::flags;
 use super::script::{AgentText, LineGroup};
-use super::scripts::script_task;
+use super::scripts::script_program;
 use super::sources::setting_scripts::{self, ListedSettings};
 use super::sources::{self, GitStrategy};
 use super::sources_plan;
@@ -30,27 +30,27 @@ pub fn run(steps: &mut StepRunner<'_>) -> StageResult {
     }
     let plan = sources_plan::plan(job)?;
     let hooks = Hooks::new(job, plan.strategy);
-    let step_deadline = job.deadlines.sources(&mut steps.journal.progress.sources_deadline, BootTime::now());
+    let deadline = job.deadlines.sources(&mut steps.journal.progress.sources_deadline, BootTime::now());
     let has_lines = |groups: &[LineGroup<'_>]| groups.iter().any(|group| !group.lines.is_empty());
     let has_script_before = has_lines(&hooks.before);
     let wanted = [(Step::Before, has_script_before), (Step::Sources, true), (Step::After, has_lines(&hooks.after))];
     let wanted = wanted.into_iter().filter_map(|(step, is_wanted)| is_wanted.then_some(step));
     for (index, step) in wanted.enumerate().skip(steps.journal.progress.steps_done()) {
         let progress = &steps.journal.progress;
-        let task = match step {
-            Step::Before => script_task(job, progress, &hooks.before, None, &list_settings(job)),
+        let program = match step {
+            Step::Before => script_program(job, progress, &hooks.before, None, &list_settings(job)),
             Step::Sources => {
                 let mut plan = plan.clone();
                 if has_script_before {
                     add_settings(job, &mut plan);
                 }
-                file_step(job, &file_task::FileTask::Sources(plan))?
+                file_step(job, FileTask::Sources(plan))?
             }
             Step::After => {
-                script_task(job, progress, &hooks.after, Some(job.project_directory()), &AgentText::default())
+                script_program(job, progress, &hooks.after, Some(job.project_directory()), &AgentText::default())
             }
         };
-        steps.run(task, &step_deadline, StopPolicy::CancelOrEviction)?;
+        steps.run(program, &deadline, StopPolicy::CancelOrEviction)?;
         steps.settle_step(index + 1)?;
     }
     Ok(())
@@ -76,8 +76,7 @@ fn add_settings(job: &Job<'_>, plan: &mut sources::SourcesPlan) {
 /// The settings that the scripts before git must list, because the agent's git does not read them by itself. It does
 /// not read the user's settings if git runs outside the container, or if the settings are in a file of the job.
 fn listed_settings(job: &Job<'_>) -> ListedSettings {
-    let is_in_container = job.settings.dirs.container_builds.is_some();
-    match is_in_container || job.settings.flags.is_on(flags::FF_GIT_URLS_WITHOUT_TOKENS) {
+    match job.settings.dirs.is_in_container() || job.settings.flags.is_on(flags::FF_GIT_URLS_WITHOUT_TOKENS) {
         true => ListedSettings::RepositoryAndUser,
         false => ListedSettings::Repository,
     }

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use super::context::Job;
 use super::sources_plan;
 use super::stages::{Stage, StagePosition, outcome_so_far};
-use crate::config::feature_flags::JobHost;
 use crate::executor::docker::engine::containers::LogStart;
 use crate::executor::docker::prepared::PreparedContainer;
 use crate::executor::docker::services::log::ServiceLogs;
@@ -63,8 +62,7 @@ impl JobLog {
             false => format!("  on {} {}, system ID: {}", runner.name, runner.token.short(), job.context.system_id),
         });
         let flags = &job.settings.flags;
-        let job_host = if job.context.executor.uses_containers() { JobHost::Containers } else { JobHost::Shell };
-        let (changed, without_effect) = (flags.changed(), flags.without_effect(job_host));
+        let (changed, without_effect) = (flags.changed(), flags.without_effect(job.context.executor.job_host()));
         if !changed.is_empty() {
             lines.push(format!("  feature flags: {}", changed.join(", ")));
         }

@@ -3,6 +3,7 @@
 //! This layer never polls for jobs and never shuts the agent or the instance down.
 
 mod agent_deaths;
+pub mod agent_task;
 pub mod artifacts;
 pub mod build_dir;
 pub mod build_dirs;

@@ -25,7 +25,10 @@ pub fn apply_stop_requests(progress: &mut Progress, stop_requests: &StopRequests
     }
     if stop_requests.stops_job() {
         progress.abort();
-        progress.failure = Some(abort_error(stop_requests));
+        // When only the clean-up is left, the result of the job is known.
+        if *next != Stage::CleanUp {
+            progress.failure = Some(abort_error(stop_requests));
+        }
     } else if let Some(error) = stop_error(stop_requests)
         && progress.failure.is_none()
         && next.stops_on_cancel()
@@ -102,4 +105,24 @@ pub fn abort_error(stop_requests: &StopRequests) -> JobError {
 
 fn canceled() -> JobError {
     JobError::new(FailureReason::JobCanceled, "canceled")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::stop_requests::StopRequest;
+
+    #[test]
+    fn a_job_with_only_the_clean_up_left_keeps_its_result() {
+        let mut requests = StopRequests::default();
+        requests.add(StopRequest::Interrupt("the agent exits".to_owned()));
+        let applied = |next: Stage| {
+            let mut progress = Progress::default();
+            apply_stop_requests(&mut progress, &requests, &next);
+            (progress.is_aborted(), final_state(&progress, &[]))
+        };
+        assert_eq!(applied(Stage::CleanUp), (true, JobState::Success));
+        let (is_aborted, state) = applied(Stage::UploadArtifacts);
+        assert!(is_aborted && matches!(state, JobState::Failed { .. }), "{state:?}");
+    }
 }

@@ -9,16 +9,19 @@ use crate::failure::JobError;
 use crate::payload::Secret;
 use crate::shim::spec::StepProgram;
 
-/// Checks the job, and creates its directories. Returns the task that creates the job's container, if the executor uses
-/// containers.
+/// Checks the job, and creates its directories. Returns the program that creates the job's container, if the executor
+/// uses containers.
 pub fn run(job: &Job<'_>) -> StageResult<Option<StepProgram>> {
     check(job)?;
     job.context.executor.prepare(job)
 }
 
 /// Creates the job's container. `None` if the stage was stopped before.
-pub fn create_container(steps: &mut StepRunner<'_>, task: StepProgram) -> StageResult<Option<Box<PreparedContainer>>> {
-    steps.run_for_container(task, &steps.job.deadlines.prepare(), StopPolicy::CancelOrEviction)
+pub fn create_container(
+    steps: &mut StepRunner<'_>,
+    program: StepProgram,
+) -> StageResult<Option<Box<PreparedContainer>>> {
+    steps.run_for_container(program, &steps.job.deadlines.prepare(), StopPolicy::CancelOrEviction)
 }
 
 /// Fails if the job requests something that this runner does not support, or access to the instance's credentials

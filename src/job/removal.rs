@@ -3,14 +3,13 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
-use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::fcntl::OFlag;
-use nix::unistd::{Uid, pipe2};
+use nix::unistd::Uid;
 
+use super::agent_task::AgentTask;
 use super::file_task::FileTask;
 use super::limits::limits;
 use crate::config::Runner;
@@ -66,7 +65,7 @@ impl DirectoryRemoval {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             found => found?,
         };
-        self.run(&FileTask::EmptyDirectory(directory.to_owned()), directory, None)?;
+        self.run(FileTask::EmptyDirectory(directory.to_owned()), directory, None)?;
         fs::remove_dir(directory)
     }
 
@@ -74,11 +73,11 @@ impl DirectoryRemoval {
     /// container jobs. Follows no link below `root`. Errors: something cannot be removed.
     pub fn remove_below(&self, root: &Path, below: &Path, user: Option<User>) -> io::Result<()> {
         let task = FileTask::RemoveBelow { root: root.to_owned(), below: below.to_owned() };
-        self.run(&task, root, user)
+        self.run(task, root, user)
     }
 
     /// Runs a task that changes only `directory`.
-    fn run(&self, task: &FileTask, directory: &Path, user: Option<User>) -> io::Result<()> {
+    fn run(&self, task: FileTask, directory: &Path, user: Option<User>) -> io::Result<()> {
         let parent = if Uid::effective().is_root() { PathBuf::from(RUNTIME) } else { std::env::temp_dir() };
         let name = format!("removal-{}-{}", std::process::id(), random::number());
         let shim_files = parent.join(format!("mayfly-{name}"));
@@ -93,7 +92,7 @@ impl DirectoryRemoval {
         &self,
         shim_files: &Path,
         id: String,
-        task: &FileTask,
+        task: FileTask,
         directory: &Path,
         user: Option<User>,
     ) -> io::Result<()> {
@@ -104,7 +103,7 @@ impl DirectoryRemoval {
                 (self.parents.confined_groups(&id), Rights::Sandboxed(sandbox))
             }
         };
-        let task = task.to_text()?;
+        let task = AgentTask::File(task).to_text()?;
         let spec = StepSpec {
             spool: shim_files.join("log"),
             status: shim_files.join("status"),
@@ -114,13 +113,11 @@ impl DirectoryRemoval {
             grace: KILL_GRACE,
             deadline: Some(BootTime::now() + REMOVAL_TIMEOUT),
             stop_with_pid: Some(std::process::id().cast_signed()),
-            task: StepProgram::File { task, rights, output_fifos: None },
+            task: StepProgram::AgentTask { task, rights },
             id,
         };
         let running = RunningShim::start(&spec)?;
-        // No process writes to this pipe, so the wait ends only with the shim.
-        let (never, _open) = pipe2(OFlag::O_CLOEXEC)?;
-        running.wait(never.as_fd(), None);
+        running.wait(None, None);
         match running.outcome() {
             StepOutcome::Ended(StepStatus { end: StepEnd::Exited(0), .. }) => Ok(()),
             StepOutcome::Ended(StepStatus { end: StepEnd::NotStarted(why), .. }) => Err(io::Error::other(why)),

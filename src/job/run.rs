@@ -24,7 +24,6 @@ use crate::executor::docker::engine::containers::LogStart;
 use crate::journal::{ContainerCondition, JobContainer, JobJournal, Predecessor, Record, Resumption, SlotDirectory};
 use crate::monitor::metrics;
 use crate::payload::Payload;
-use crate::shim;
 use crate::sys::BootTime;
 use crate::trace::{Delivery, Uploader};
 
@@ -132,8 +131,6 @@ impl<'a> JobRun<'a> {
         let acknowledged = Box::new(uploader.acknowledged());
         let journal = JobJournal::new(directory, progress, job.payload.id.clone(), context.resumption(), acknowledged);
         let mut run = Self { job, journal, log, uploader, claims, cursor };
-        // An earlier agent has copied the output until now.
-        run.follow_services(LogStart::Now);
         run.log.header(&run.job);
         run.log.write_pending_warning(&mut run.journal.progress);
         Ok(Some(run))
@@ -144,7 +141,11 @@ impl<'a> JobRun<'a> {
         if let Some(decided) = self.journal.progress.final_state.clone() {
             return Ok(decided);
         }
-        self.kill_step_of_aborted_job();
+        if self.journal.progress.is_aborted() {
+            self.steps().kill_step();
+        }
+        // An earlier agent has copied the output of its services until now.
+        self.follow_services(LogStart::Now);
         self.stage(Stage::PrepareExecutor, &Self::prepare_executor)?;
         self.stage(Stage::PrepareScript, &Self::prepare_environment)?;
         self.stage(Stage::GetSources, &|run| run.with_attempts("GET_SOURCES_ATTEMPTS", get_sources::run))?;
@@ -187,16 +188,26 @@ impl<'a> JobRun<'a> {
     /// Runs a stage, unless an earlier agent has completed it, or its conditions are not met. Fails if the journal is
     /// not writable.
     fn stage(&mut self, stage: Stage, work: &dyn Fn(&mut Self) -> StageResult) -> io::Result<()> {
-        let Some(StagePosition { index, resumed }) = self.cursor.advance() else { return Ok(()) };
-        outcome::apply_stop_requests(&mut self.journal.progress, &self.job.control.stop_requests(), &stage);
-        // An earlier agent has already checked that an unfinished stage is due.
-        let resumed = resumed && !self.journal.progress.is_aborted();
-        if !resumed && !stage.is_due(&self.journal.progress, &self.job.payload) {
+        let Some(position) = self.cursor.advance() else { return Ok(()) };
+        if !self.is_due(&stage, position) {
             return Ok(());
         }
-        self.begin_stage(&stage, StagePosition { index, resumed })?;
+        // If a step of an earlier agent still runs, it must end before the job does, so the stage is resumed first.
+        if self.journal.progress.step().is_none() {
+            outcome::apply_stop_requests(&mut self.journal.progress, &self.job.control.stop_requests(), &stage);
+            if !self.is_due(&stage, position) {
+                return Ok(());
+            }
+        }
+        self.begin_stage(&stage, position)?;
         let result = work(self);
         self.settle_stage(&stage, result)
+    }
+
+    /// Whether a stage runs. An earlier agent has already checked that an unfinished stage is due.
+    fn is_due(&self, stage: &Stage, position: StagePosition) -> bool {
+        let progress = &self.journal.progress;
+        !progress.is_aborted() && (position.resumed || stage.is_due(progress, &self.job.payload))
     }
 
     fn begin_stage(&mut self, stage: &Stage, position: StagePosition) -> io::Result<()> {
@@ -222,9 +233,9 @@ impl<'a> JobRun<'a> {
     }
 
     fn prepare_executor(&mut self) -> StageResult {
-        let Some(task) = prepare::run(&self.job)? else { return Ok(()) };
+        let Some(program) = prepare::run(&self.job)? else { return Ok(()) };
         let _preparing = self.claims.prepare_containers();
-        if let Some(prepared) = prepare::create_container(&mut self.steps(), task)? {
+        if let Some(prepared) = prepare::create_container(&mut self.steps(), program)? {
             self.claims.add_containers(&prepared);
             self.journal.progress.container = Some(JobContainer { prepared, condition: ContainerCondition::Usable });
             self.follow_services(LogStart::Beginning);
@@ -255,14 +266,6 @@ impl<'a> JobRun<'a> {
 
     fn steps(&mut self) -> StepRunner<'_> {
         StepRunner { job: &self.job, journal: &mut self.journal, log: &self.log }
-    }
-
-    /// Kills the processes of a step that an earlier agent left, if no further stage runs.
-    fn kill_step_of_aborted_job(&self) {
-        let progress = &self.journal.progress;
-        if let Some(step) = progress.step().filter(|_| progress.is_aborted()) {
-            shim::sweep(&step.id, &step.cgroups);
-        }
     }
 
     /// Copies the output of the job's services from `start` into the log, if the job requests it.

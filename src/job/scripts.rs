@@ -25,10 +25,11 @@ pub fn run_step(steps: &mut StepRunner<'_>, index: usize) -> StageResult {
         LineGroup { origin: "script_step", lines },
         LineGroup { origin: "post_build_script", lines: own(&runner.hooks.post_build) },
     ];
-    let task = script_task(job, &steps.journal.progress, &groups, Some(job.project_directory()), &AgentText::default());
+    let program =
+        script_program(job, &steps.journal.progress, &groups, Some(job.project_directory()), &AgentText::default());
     let scripts = steps.journal.progress.scripts.get_or_insert_default();
-    let step_deadline = job.deadlines.scripts(&mut scripts.deadline, BootTime::now());
-    steps.run(task, &step_deadline, StopPolicy::CancelOrEviction)
+    let deadline = job.deadlines.scripts(&mut scripts.deadline, BootTime::now());
+    steps.run(program, &deadline, StopPolicy::CancelOrEviction)
 }
 
 /// Runs after_script in a new shell, regardless of the result of the scripts.
@@ -37,13 +38,13 @@ pub fn run_after_script(steps: &mut StepRunner<'_>) -> StageResult {
     let lines = job.payload.step("after_script").map(|step| step.script.clone()).unwrap_or_default();
     let groups = [LineGroup { origin: "after_script_step", lines }];
     let text = AgentText { before: script::print_line("Running after script..."), after: String::new() };
-    let task = script_task(job, &steps.journal.progress, &groups, Some(job.project_directory()), &text);
-    let step_deadline = job.deadlines.after_script(BootTime::now());
-    steps.run(task, &step_deadline, StopPolicy::EvictionOnly)
+    let program = script_program(job, &steps.journal.progress, &groups, Some(job.project_directory()), &text);
+    let deadline = job.deadlines.after_script(BootTime::now());
+    steps.run(program, &deadline, StopPolicy::EvictionOnly)
 }
 
-/// A script of the job as a task of its executor. `directory` is where its lines run.
-pub fn script_task(
+/// A script of the job as its executor runs it. `directory` is where its lines run.
+pub fn script_program(
     job: &Job<'_>,
     progress: &Progress,
     groups: &[LineGroup<'_>],

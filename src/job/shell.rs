@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::build_dir::BuildDir;
 use super::context::{CleanUp, Job, JobExecutor, RunnerContext};
 use super::file_task::FileTask;
 use super::script::GITLAB_ENV_FILE;
 use super::stage_result::StageResult;
+use crate::config::feature_flags::JobHost;
 use crate::executor::Executor;
 use crate::executor::job_dirs::JobDirs;
 use crate::executor::shell::Shell;
@@ -25,6 +27,16 @@ impl JobExecutor for Shell {
         _: &dyn Fn(&JobDirs) -> Variables,
     ) -> JobDirs {
         JobDirs::on_host(&context.builds, &context.caches, &context.runner.token.short(), concurrent, payload)
+    }
+
+    fn build_dir(&self, _: &RunnerContext, dirs: &JobDirs) -> Option<BuildDir> {
+        // If slots have separate users, each user has a directory below the root.
+        let root = self.shares_caches().then(|| dirs.builds.parent()).flatten();
+        BuildDir::of_project(dirs, root, self.user())
+    }
+
+    fn job_host(&self) -> JobHost {
+        JobHost::Shell
     }
 
     fn image<'a>(&self, _: &'a RunnerContext, _: &'a Payload) -> Option<&'a str> {
@@ -48,7 +60,7 @@ impl JobExecutor for Shell {
     }
 
     fn script(&self, _: &Job<'_>, _: &Progress, text: String, streams: OutputStreams) -> StepProgram {
-        self.script_task(text, streams)
+        self.script_program(text, streams)
     }
 
     fn file_task_rights(&self, _: &Job<'_>, _: &FileTask) -> Rights {

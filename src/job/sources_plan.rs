@@ -23,11 +23,7 @@ pub fn plan(job: &Job<'_>) -> Result<sources::SourcesPlan, JobError> {
     let sources_settings = sources::SourcesSettings {
         project: settings.dirs.project.clone(),
         temporary: settings.dirs.temporary.clone(),
-        temporary_in_container: settings
-            .dirs
-            .container_builds
-            .as_ref()
-            .map(|_| settings.dirs.as_seen_by_job(&settings.dirs.temporary)),
+        temporary_in_container: settings.dirs.temporary_in_container(),
         server: context.runner.url.clone(),
         clone_url: context.runner.clone_url.clone(),
         ca_certificates: settings.ca_certificates.clone(),
@@ -37,16 +33,10 @@ pub fn plan(job: &Job<'_>) -> Result<sources::SourcesPlan, JobError> {
         },
         environment: context.executor.environment(),
         without_tokens: settings.flags.is_on(flags::FF_GIT_URLS_WITHOUT_TOKENS),
-        record_key: (!has_services(job)).then(|| sources::record_key(context.runner.key().reveal())),
+        record_key: (!context.executor.has_services(job)).then(|| sources::record_key(context.runner.key().reveal())),
         reuse: !is_shared_with_unprotected(job),
     };
     sources::plan(&job.payload, &settings.variables, sources_settings)
-}
-
-/// Whether services of the job could change files of the checkout while git works on it.
-fn has_services(job: &Job<'_>) -> bool {
-    let configured = &job.context.runner.docker.services;
-    job.context.executor.uses_containers() && !(job.payload.services.is_empty() && configured.is_empty())
 }
 
 /// Whether a protected job uses a custom directory that unprotected jobs can choose as well.

@@ -5,9 +5,9 @@ use std::path::Path;
 use nix::libc;
 use nix::sys::statvfs::statvfs;
 
+use super::agent_task::TaskReport;
 use super::context::Job;
 use super::deadlines::{DeadlineScope, StepDeadline};
-use super::file_task::TaskReport;
 use super::outcome::{abort_error, stop_error};
 use super::stop_policy::StopPolicy;
 use crate::executor::docker::prepared::PreparedContainer;
@@ -33,11 +33,11 @@ pub enum StepKind {
 
 impl StepKind {
     /// The kind of a step that runs this program.
-    pub fn new(task: &StepProgram) -> Self {
-        match task {
+    pub fn new(program: &StepProgram) -> Self {
+        match program {
             StepProgram::Process { .. } => Self::Script,
-            StepProgram::File { output_fifos: Some(_), .. } => Self::ContainerScript,
-            StepProgram::File { output_fifos: None, .. } => Self::Idempotent,
+            StepProgram::ContainerScript { .. } => Self::ContainerScript,
+            StepProgram::AgentTask { .. } => Self::Idempotent,
         }
     }
 
@@ -70,8 +70,7 @@ impl StepKind {
 pub struct EndedStep<'a> {
     pub kind: StepKind,
     pub outcome: &'a StepOutcome,
-    /// The deadline of the step.
-    pub step_deadline: &'a StepDeadline,
+    pub deadline: &'a StepDeadline,
     pub stop_policy: StopPolicy,
 }
 
@@ -97,6 +96,7 @@ impl EndedStep<'_> {
             return Err(self.kind.killed_error());
         }
         if status.stopped.is_some()
+            && !matches!(status.end, StepEnd::NotStarted(_))
             && let Some(container) = &mut progress.container
         {
             container.condition = ContainerCondition::Interrupted;
@@ -113,10 +113,10 @@ impl EndedStep<'_> {
     /// The error of a step that was stopped at its deadline. Aborts the job if the deadline is that of the job.
     fn timeout_error(&self, job: &Job<'_>, progress: &mut Progress) -> JobError {
         let is_job_over = BootTime::now() >= job.deadlines.job_deadline();
-        if is_job_over || self.step_deadline.scope == DeadlineScope::Job {
+        if is_job_over || self.deadline.scope == DeadlineScope::Job {
             progress.abort();
         }
-        if is_job_over { job.deadlines.job_timed_out() } else { self.step_deadline.error.clone() }
+        if is_job_over { job.deadlines.job_timed_out() } else { self.deadline.error.clone() }
     }
 }
 

@@ -13,7 +13,7 @@ use super::step_result::{EndedStep, StepKind};
 use super::stop_policy::StopPolicy;
 use crate::executor::docker::prepared::PreparedContainer;
 use crate::journal::{JobJournal, StepRecord};
-use crate::shim::spec::{Rights, StepEnd, StepProgram, StepSpec, StepStatus};
+use crate::shim::spec::{Rights, StepProgram, StepSpec, StepStatus, Stop};
 use crate::shim::{self, RunningShim, ShimEvent, StepOutcome};
 
 /// An idempotent step fails its stage if its process is killed again after this many restarts.
@@ -32,44 +32,39 @@ pub struct StepRunner<'a> {
 
 impl StepRunner<'_> {
     /// Runs a step, or resumes one of an earlier agent. Fails if the step failed; see also [`StageError`].
-    pub fn run(&mut self, task: StepProgram, step_deadline: &StepDeadline, stop_policy: StopPolicy) -> StageResult {
-        self.run_for_container(task, step_deadline, stop_policy).map(drop)
+    pub fn run(&mut self, program: StepProgram, deadline: &StepDeadline, stop_policy: StopPolicy) -> StageResult {
+        self.run_for_container(program, deadline, stop_policy).map(drop)
     }
 
     /// Runs a step that may prepare a container, and returns the container. Fails as [`StepRunner::run`] does.
     pub fn run_for_container(
         &mut self,
-        task: StepProgram,
-        step_deadline: &StepDeadline,
+        program: StepProgram,
+        deadline: &StepDeadline,
         stop_policy: StopPolicy,
     ) -> StageResult<Option<Box<PreparedContainer>>> {
-        let kind = StepKind::new(&task);
-        let repetition = (kind == StepKind::Idempotent).then(|| task.clone());
+        let kind = StepKind::new(&program);
+        let repetition = (kind == StepKind::Idempotent).then(|| program.clone());
         let mut outcome = match self.journal.progress.step().cloned() {
-            Some(step) => self.resume_step(task, &step, stop_policy)?,
-            None => self.begin(task, step_deadline, stop_policy)?,
+            Some(step) => self.resume_step(program, &step, stop_policy)?,
+            None => self.begin(program, deadline, stop_policy)?,
         };
         for _ in 0..MAX_RESTARTS {
-            let Some(task) = repetition.clone().filter(|_| kind.was_killed(&outcome)) else { break };
-            if self.must_stop(stop_policy) {
+            let Some(program) = repetition.clone().filter(|_| kind.was_killed(&outcome)) else { break };
+            if self.must_stop(stop_policy)? {
                 break;
             }
             self.sweep();
             let why =
                 "The process for this stage was killed: memory ran out, or another program killed it. Repeating it";
             self.log.warn(self.journal, why.to_owned())?;
-            outcome = self.begin(task, step_deadline, stop_policy)?;
+            outcome = self.begin(program, deadline, stop_policy)?;
         }
         if matches!(outcome, StepOutcome::Lost) {
             self.sweep();
         }
-        let ended = EndedStep { kind, outcome: &outcome, step_deadline, stop_policy };
+        let ended = EndedStep { kind, outcome: &outcome, deadline, stop_policy };
         ended.result(self.job, self.journal).map_err(StageError::Failed)
-    }
-
-    fn must_stop(&self, stop_policy: StopPolicy) -> bool {
-        let stop_requests = self.job.control.stop_requests();
-        stop_requests.stops_job() || stop_policy.stops(&stop_requests)
     }
 
     /// Clears the finished step before another one of the same stage starts. Fails if the journal is not writable.
@@ -81,34 +76,59 @@ impl StepRunner<'_> {
         self.journal.save()
     }
 
+    /// Kills the step that an earlier agent left, and waits until its shim has written the rest of the output to the
+    /// log.
+    pub fn kill_step(&self) {
+        if let Some(step) = self.journal.progress.step() {
+            shim::kill_step(&step.id, step.shim, &self.journal.directory.status(&step.id), &step.cgroups);
+        }
+    }
+
     /// Kills processes that a dead shim left running.
-    pub fn sweep(&self) {
+    fn sweep(&self) {
         if let Some(step) = self.journal.progress.step() {
             shim::sweep(&step.id, &step.cgroups);
         }
     }
 
+    /// Whether a step with this policy must stop. Records the requests in the journal first, because the result of a
+    /// stopped step does not contain the cause.
+    fn must_stop(&mut self, stop_policy: StopPolicy) -> io::Result<bool> {
+        let stop_requests = self.job.control.stop_requests();
+        let must_stop = stop_requests.stops_job() || stop_policy.stops(&stop_requests);
+        if must_stop && self.journal.progress.stop_requests != stop_requests {
+            self.journal.progress.stop_requests = stop_requests;
+            self.journal.save()?;
+        }
+        Ok(must_stop)
+    }
+
     /// Records the start of a step, and runs it.
     fn begin(
         &mut self,
-        task: StepProgram,
-        step_deadline: &StepDeadline,
+        program: StepProgram,
+        deadline: &StepDeadline,
         stop_policy: StopPolicy,
     ) -> io::Result<StepOutcome> {
         // Another server, or another agent on this machine, may have a job with this id.
         let id = format!("{}-{}", self.job.name(), self.journal.progress.steps);
         let executor = &self.job.context.executor;
-        let cgroups = match &task {
-            StepProgram::File { rights: Rights::Sandboxed(_), .. } => executor.confined_cgroups(&id),
-            _ => executor.cgroups(&id),
+        let cgroups = match program.rights() {
+            Rights::Sandboxed(_) => executor.confined_cgroups(&id),
+            Rights::User | Rights::All => executor.cgroups(&id),
         };
-        let step = StepRecord { id, shim: None, cgroups, deadline: Some(step_deadline.deadline) };
+        let step = StepRecord { id, shim: None, cgroups, deadline: Some(deadline.at) };
         self.journal.progress.begin_step(step.clone());
         self.journal.save()?;
-        self.start(task, &step, stop_policy)
+        self.start(program, &step, stop_policy)
     }
 
-    fn start(&mut self, task: StepProgram, step: &StepRecord, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
+    /// Starts a step, unless a request to stop it has arrived already, and waits for its end.
+    fn start(&mut self, program: StepProgram, step: &StepRecord, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
+        if self.must_stop(stop_policy)? {
+            let not_started = StepStatus::not_started(&step.id, "the job was stopped before this step".to_owned());
+            return Ok(StepOutcome::Ended(StepStatus { stopped: Some(Stop::Requested), ..not_started }));
+        }
         let spec = StepSpec {
             id: step.id.clone(),
             spool: self.journal.directory.spool(),
@@ -116,24 +136,18 @@ impl StepRunner<'_> {
             filters: self.job.settings.filters.clone(),
             user: self.job.context.executor.user().cloned(),
             cgroups: step.cgroups.clone(),
-            grace: self.grace(&task),
+            grace: self.grace(&program),
             deadline: step.deadline,
             // A job of a local run is never resumed.
             stop_with_pid: self.job.context.local.as_ref().map(|_| std::process::id().cast_signed()),
-            task,
+            task: program,
         };
         let running = match RunningShim::start(&spec) {
             Ok(running) => running,
             // The machine has no processes or memory left: the job fails with the error in its log.
             Err(error) => {
-                let end = StepEnd::NotStarted(format!("cannot start a process for the script: {error}"));
-                return Ok(StepOutcome::Ended(StepStatus {
-                    id: spec.id,
-                    end,
-                    stopped: None,
-                    killed_processes: 0,
-                    report: String::new(),
-                }));
+                let why = format!("cannot start a process for the script: {error}");
+                return Ok(StepOutcome::Ended(StepStatus::not_started(&spec.id, why)));
             }
         };
         self.journal.progress.set_shim(running.identity());
@@ -143,48 +157,38 @@ impl StepRunner<'_> {
 
     /// The time between SIGTERM and SIGKILL; a child that communicates with a container engine itself waits for the
     /// script's grace period.
-    fn grace(&self, task: &StepProgram) -> Duration {
+    fn grace(&self, program: &StepProgram) -> Duration {
         let grace = self.job.context.runner.kill_grace;
-        match task {
-            StepProgram::File { output_fifos: Some(_), .. } => grace + ENGINE_GRACE,
-            _ => grace,
+        match program {
+            StepProgram::ContainerScript { .. } => grace + ENGINE_GRACE,
+            StepProgram::Process { .. } | StepProgram::AgentTask { .. } => grace,
         }
     }
 
     fn resume_step(
         &mut self,
-        task: StepProgram,
+        program: StepProgram,
         step: &StepRecord,
         stop_policy: StopPolicy,
     ) -> io::Result<StepOutcome> {
         let status = self.journal.directory.status(&step.id);
-        let running = match step.shim {
-            Some(identity) => RunningShim::adopt(identity, &status),
-            None => RunningShim::find(&step.id, &status),
-        };
-        if let Some(running) = running {
+        if let Some(running) = RunningShim::of_step(&step.id, step.shim, &status) {
             return self.wait(running, stop_policy);
         }
         match StepOutcome::read(&status) {
-            StepOutcome::Lost if !shim::started_marker(&status).exists() => self.start(task, step, stop_policy),
+            StepOutcome::Lost if !shim::started_marker(&status).exists() => self.start(program, step, stop_policy),
             outcome => Ok(outcome),
         }
     }
 
-    /// Waits for the end of a step, and stops it on request. The request is recorded in the journal first, because the
-    /// result of a stopped step does not contain the cause.
+    /// Waits for the end of a step, and stops it on request.
     fn wait(&mut self, running: RunningShim, stop_policy: StopPolicy) -> io::Result<StepOutcome> {
-        let control = &self.job.control;
         loop {
-            let stop_requests = control.stop_requests();
-            if stop_requests.stops_job() || stop_policy.stops(&stop_requests) {
-                if self.journal.progress.stop_requests != stop_requests {
-                    self.journal.progress.stop_requests = stop_requests;
-                    self.journal.save()?;
-                }
+            if self.must_stop(stop_policy)? {
                 running.stop();
             }
-            match running.wait(control.wake_fd(), None) {
+            let control = &self.job.control;
+            match running.wait(Some(control.wake_fd()), None) {
                 ShimEvent::Ended => return Ok(running.outcome()),
                 ShimEvent::Woken | ShimEvent::TimedOut => control.clear_wake(),
             }

@@ -11,17 +11,17 @@ use super::checkout::{Checkout, FileSet, ListedFile, list};
 use crate::digest;
 
 /// The depth to which git follows `objects/info/alternates`.
-const ALTERNATES_DEPTH: usize = 5;
+const MAX_ALTERNATES_DEPTH: usize = 5;
 
 /// The object directories of a checkout and of its submodules, and the directories that they borrow objects from.
 /// `state` is the directory of the project's state.
 pub fn directories(checkout: &Checkout, listed: &[ListedFile], state: &Path) -> Result<Vec<PathBuf>, String> {
     let mut found = BTreeSet::from([checkout.objects.clone()]);
-    add_alternates(&checkout.objects, ALTERNATES_DEPTH, &mut found);
+    add_alternates(&checkout.objects, MAX_ALTERNATES_DEPTH, &mut found);
     let mut waiting = submodule_roots(&checkout.root, listed);
     while let Some(root) = waiting.pop() {
         let Some(submodule) = submodule_checkout(&root, state)? else { continue };
-        add_alternates(&submodule.objects, ALTERNATES_DEPTH, &mut found);
+        add_alternates(&submodule.objects, MAX_ALTERNATES_DEPTH, &mut found);
         found.insert(submodule.objects);
         if root.join(".gitmodules").exists() {
             waiting.extend(submodule_roots(&root, &list(&root, FileSet::Tracked)?));
@@ -137,7 +137,7 @@ mod tests {
             fs::write(root.join(name).join("info/alternates"), alternate).expect("write a file");
         }
         let mut found = BTreeSet::new();
-        add_alternates(&root.join("a"), ALTERNATES_DEPTH, &mut found);
+        add_alternates(&root.join("a"), MAX_ALTERNATES_DEPTH, &mut found);
         assert_eq!(found.into_iter().collect::<Vec<_>>(), ["a", "b", "c"].map(|name| root.join(name)));
     }
 }

@@ -22,7 +22,7 @@ use crate::sys;
 
 /// The exit status of a child that could not start the step.
 const NOT_STARTED_EXIT_CODE: i32 = 127;
-/// The exit status of a file task that panicked, as of a Rust program.
+/// The exit status of a task of the agent's program that panicked, as of a Rust program.
 const PANIC_EXIT_CODE: i32 = 101;
 
 /// A step that was started.
@@ -35,19 +35,19 @@ pub struct StartedStep {
     pub stderr: Option<OwnedFd>,
     /// Contains the error if the step could not be started; closed without data otherwise.
     pub failure: File,
-    /// The report of a file task, complete when the step has ended.
+    /// The report of a task of the agent's program, complete when the step has ended.
     pub report: File,
     /// The relay process through which a sandboxed task reaches servers.
     pub relay: Option<Pid>,
 }
 
-/// Runs a file task. The layer above provides this function.
-pub type FileTaskRunner = fn(&str) -> TaskResult;
+/// Runs a task of the agent's program. The layer above provides this function.
+pub type TaskRunner = fn(&str) -> TaskResult;
 
 /// Starts the step. Errors: no pipe, memory file or process can be created.
-pub fn start(spec: &StepSpec, work: FileTaskRunner) -> io::Result<StartedStep> {
+pub fn start(spec: &StepSpec, work: TaskRunner) -> io::Result<StartedStep> {
     // The sandbox is prepared before the pipes are created, because its relay must not inherit the ends of the pipes.
-    let sandbox = match rights_of(&spec.task) {
+    let sandbox = match spec.task.rights() {
         Rights::Sandboxed(sandbox) => confine::prepare(sandbox).map_err(io::Error::other)?,
         Rights::User | Rights::All => None,
     };
@@ -82,21 +82,21 @@ struct StepChild<'a> {
 
 impl StepChild<'_> {
     /// Becomes the step. Writes the error to `failure` if the step cannot be started.
-    fn run(self, work: FileTaskRunner, mut failure: File) -> ! {
+    fn run(self, work: TaskRunner, mut failure: File) -> ! {
         let outcome = self.enter().and_then(|()| match &self.spec.task {
             StepProgram::Process { argv, env, .. } => Err(exec(argv, env, &self.spec.id)),
-            StepProgram::File { task, .. } => Ok(task),
+            StepProgram::AgentTask { task, .. } | StepProgram::ContainerScript { task, .. } => Ok(task),
         });
         match outcome {
             Ok(task) => {
-                // A file task calls no exec, which would close these descriptors, so the child closes them. The shim
-                // waits until the descriptor of failures is closed.
+                // A task of the agent's program calls no exec, which would close these descriptors, so the child closes
+                // them. The shim waits until the descriptor of failures is closed.
                 drop(failure);
                 drop(self.ends);
                 if self.sandbox.is_some_and(|sandbox| sandbox.relay.is_some()) {
                     crate::http::connect_through(confine::relay::ADDRESS);
                 }
-                sys::exit_now(run_file_task(work, task, self.report))
+                sys::exit_now(run_agent_task(work, task, self.report))
             }
             Err(message) => {
                 let _ = failure.write_all(message.as_bytes());
@@ -109,7 +109,7 @@ impl StepChild<'_> {
     fn enter(&self) -> Result<(), String> {
         let describe = |what: &str, error: Errno| format!("{what}: {}", error.desc());
         setsid().map_err(|error| describe("cannot create a session", error))?;
-        let (spec, rights) = (self.spec, rights_of(&self.spec.task));
+        let (spec, rights) = (self.spec, self.spec.task.rights());
         for group in spec.cgroups.iter().filter(|_| self.membership == CgroupMembership::ToEnter) {
             // A control group without limits only helps to find processes, and the subreaper finds them too, so a
             // failure to enter it is no error.
@@ -132,15 +132,17 @@ impl StepChild<'_> {
             sys::exit_on_term().map_err(|error| describe("cannot set the action of SIGTERM", error))?;
             confine::confine(sandbox, self.sandbox.as_ref())?;
         }
-        if let StepProgram::Process { cwd, .. } = &spec.task {
-            chdir(cwd).map_err(|error| describe(&format!("cannot enter {}", cwd.display()), error))?;
+        match &spec.task {
+            StepProgram::Process { cwd, .. } => {
+                chdir(cwd).map_err(|error| describe(&format!("cannot enter {}", cwd.display()), error))
+            }
+            StepProgram::AgentTask { .. } | StepProgram::ContainerScript { .. } => {
+                // If the shim is killed, the agent repeats the task, so the kernel must kill this process together with
+                // the shim.
+                let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+                Ok(())
+            }
         }
-        if let StepProgram::File { .. } = &spec.task {
-            // If the shim is killed, the agent repeats the task, so the kernel must kill this process together with the
-            // shim.
-            let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-        }
-        Ok(())
     }
 }
 
@@ -165,19 +167,12 @@ fn fork(groups: &[PathBuf]) -> io::Result<(Option<Pid>, CgroupMembership)> {
     Ok((sys::fork_single_threaded()?, CgroupMembership::ToEnter))
 }
 
-fn run_file_task(work: FileTaskRunner, task: &str, mut report: File) -> i32 {
+fn run_agent_task(work: TaskRunner, task: &str, mut report: File) -> i32 {
     let panicked = TaskResult { code: PANIC_EXIT_CODE, ..TaskResult::default() };
     let result = std::panic::catch_unwind(|| work(task)).unwrap_or(panicked);
     let _ = io::stdout().flush();
     let _ = report.write_all(result.report.as_bytes());
     result.code
-}
-
-fn rights_of(task: &StepProgram) -> &Rights {
-    match task {
-        StepProgram::Process { .. } => &Rights::User,
-        StepProgram::File { rights, .. } => rights,
-    }
 }
 
 /// The agent's service may have a lower OOM score than other processes; jobs must not inherit that score.

@@ -15,6 +15,6 @@ mod streams;
 mod supervise;
 
 pub use running::{
-    PASSED_VARIABLES, RunningShim, STARTED, ShimEvent, ShimIdentity, StepOutcome, started_marker, sweep,
+    PASSED_VARIABLES, RunningShim, STARTED, ShimEvent, ShimIdentity, StepOutcome, kill_step, started_marker, sweep,
 };
 pub use supervise::main;

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{Pid, Uid};
 use serde::{Deserialize, Serialize};
 
@@ -115,14 +115,14 @@ impl RunningShim {
         let mut input = File::from(memfd_create(c"step", MFdFlags::MFD_CLOEXEC)?);
         input.write_all(&serde_json::to_vec(spec)?)?;
         input.rewind()?;
-        let child = Command::new("/proc/self/exe")
-            .args(["shim", &spec.id])
+        let mut shim = Command::new("/proc/self/exe");
+        shim.args(["shim", &spec.id])
             .env_clear()
             .envs(PASSED_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .stdin(input)
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
+            .stderr(Stdio::null());
+        let child = spawn_with_term_blocked(&mut shim)?;
         let pid = child.id().cast_signed();
         let pidfd = sys::pidfd_open(pid)?;
         let identity = ShimIdentity::of_process(pid).unwrap_or(ShimIdentity { pid, start_time: 0, program: None });
@@ -148,14 +148,23 @@ impl RunningShim {
         })
     }
 
+    /// The shim of a step that an earlier agent began; `None` if it has ended or was not started. `identity` is unknown
+    /// if that agent died before it recorded the process.
+    pub fn of_step(step: &str, identity: Option<ShimIdentity>, status: &Path) -> Option<Self> {
+        match identity {
+            Some(identity) => Self::adopt(identity, status),
+            None => Self::find(step, status),
+        }
+    }
+
     /// The identity for the journal.
     pub fn identity(&self) -> ShimIdentity {
         self.identity
     }
 
     /// Waits until the shim ends, `wake` becomes readable, or `timeout` has passed.
-    pub fn wait(&self, wake: BorrowedFd<'_>, timeout: Option<Duration>) -> ShimEvent {
-        match sys::wait([Some(self.pidfd.as_fd()), Some(wake)], timeout) {
+    pub fn wait(&self, wake: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> ShimEvent {
+        match sys::wait([Some(self.pidfd.as_fd()), wake], timeout) {
             Ok([true, _]) => ShimEvent::Ended,
             Ok([false, false]) => ShimEvent::TimedOut,
             // An error counts as a wake-up, so that the caller checks the state.
@@ -177,6 +186,16 @@ impl RunningShim {
     }
 }
 
+/// Starts a program with SIGTERM blocked: a stop request may arrive before the shim is ready for it, and stays pending
+/// until then. Otherwise the signal would kill the shim, and the result of the step would be lost.
+fn spawn_with_term_blocked(program: &mut Command) -> io::Result<Child> {
+    // The program inherits the mask of this thread.
+    let before = SigSet::from(Signal::SIGTERM).thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let child = program.spawn();
+    before.thread_set_mask()?;
+    child
+}
+
 /// The extension of the file that exists while a step runs.
 pub const STARTED: &str = "begun";
 
@@ -190,6 +209,19 @@ impl StepOutcome {
     pub fn read(path: &Path) -> Self {
         let status = fs::read(path).ok().and_then(|text| decode::json(&text).ok());
         status.map_or(Self::Lost, Self::Ended)
+    }
+}
+
+/// The time limit for a shim to end after the processes of its step were killed.
+const SHIM_END_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Kills a step, and waits until its shim, if that still runs, has written the rest of the output to the log.
+pub fn kill_step(step: &str, shim: Option<ShimIdentity>, status: &Path, cgroups: &[PathBuf]) {
+    let shim = RunningShim::of_step(step, shim, status);
+    sweep(step, cgroups);
+    if let Some(shim) = shim {
+        shim.stop();
+        shim.wait(None, Some(SHIM_END_TIMEOUT));
     }
 }
 
@@ -242,6 +274,24 @@ mod tests {
             let _ = self.0.kill();
             let _ = self.0.wait();
         }
+    }
+
+    #[test]
+    fn a_stop_request_stays_pending_until_the_shim_is_ready_for_it() {
+        let mut command = Command::new("sleep");
+        let mut program = spawn_with_term_blocked(command.arg("600")).expect("start the process");
+        let pid = Pid::from_raw(program.id().cast_signed());
+        nix::sys::signal::kill(pid, Signal::SIGTERM).expect("send the signal");
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process must run");
+        let mask = |name: &str| {
+            let bits = status.lines().find_map(|line| line.strip_prefix(name)).expect("a set of signals");
+            u64::from_str_radix(bits.trim(), 16).expect("a number")
+        };
+        let term = 1 << (Signal::SIGTERM as i32 - 1);
+        assert_eq!((mask("SigBlk:") & term, mask("ShdPnd:") & term), (term, term));
+        let own = SigSet::thread_get_mask().expect("the mask of this thread");
+        assert!(!own.contains(Signal::SIGTERM), "this thread still receives the signal");
+        program.kill().and_then(|()| program.wait()).expect("end the process");
     }
 
     #[test]

@@ -40,7 +40,7 @@ impl StepSpec {
     /// The limits of the step's control groups.
     pub fn limits(&self) -> Limits {
         match &self.task {
-            StepProgram::File { rights: Rights::Sandboxed(sandbox), .. } => sandbox.limits,
+            StepProgram::AgentTask { rights: Rights::Sandboxed(sandbox), .. } => sandbox.limits,
             _ => Limits::default(),
         }
     }
@@ -58,7 +58,7 @@ pub enum OutputStreams {
 /// The program or task of a step.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum StepProgram {
-    /// A program, usually a shell that reads the script from standard input.
+    /// A program of the machine, usually a shell that reads the script from standard input.
     Process {
         /// The program (absolute path) and its arguments.
         argv: Vec<String>,
@@ -70,17 +70,34 @@ pub enum StepProgram {
         stdin: String,
         streams: OutputStreams,
     },
-    /// A task of the agent's program: sources, caches, artifacts, or a container. A child of the shim runs it.
-    File {
+    /// A task of the agent's program: a file task, or the preparation of a container. A child of the shim runs it.
+    AgentTask {
         /// The task as JSON, which the layer above decodes.
         task: String,
         rights: Rights,
-        /// Named pipes that also carry output, from the container.
-        output_fifos: Option<OutputFifos>,
+    },
+    /// A script in a container. A child of the shim represents it: the child runs the agent's program, with all rights
+    /// of the agent, and communicates with the container engine.
+    ContainerScript {
+        /// The task of the agent's program, as in [`StepProgram::AgentTask`].
+        task: String,
+        /// The named pipes for the script's output.
+        output_fifos: OutputFifos,
     },
 }
 
-/// The rights of a file task.
+impl StepProgram {
+    /// The rights of the process that runs the program.
+    pub fn rights(&self) -> &Rights {
+        match self {
+            Self::Process { .. } => &Rights::User,
+            Self::AgentTask { rights, .. } => rights,
+            Self::ContainerScript { .. } => &Rights::All,
+        }
+    }
+}
+
+/// The rights of the process that runs a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Rights {
     /// The rights of the step's user.
@@ -169,12 +186,20 @@ pub struct StepStatus {
     pub stopped: Option<Stop>,
     /// Processes that outlived the main process and were killed.
     pub killed_processes: u32,
-    /// The report of a file task besides its exit status; may be empty.
+    /// The report of a task of the agent's program besides its exit status; may be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub report: String,
 }
 
-/// The result of a file task.
+impl StepStatus {
+    /// The status of a step that could not be started for this reason.
+    pub fn not_started(id: &str, why: String) -> Self {
+        let end = StepEnd::NotStarted(why);
+        Self { id: id.to_owned(), end, stopped: None, killed_processes: 0, report: String::new() }
+    }
+}
+
+/// The result of a task of the agent's program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TaskResult {
     /// The exit status of the step.

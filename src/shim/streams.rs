@@ -35,10 +35,11 @@ impl StepStreams {
     pub fn open(task: &StepProgram, user: Option<&User>) -> io::Result<(Self, ChildEnds)> {
         let (fifos, streams, stdin) = match task {
             StepProgram::Process { streams, stdin, .. } => (None, *streams, memory_file(stdin.as_bytes())?),
-            StepProgram::File { output_fifos, .. } => {
-                let is_merged = output_fifos.as_ref().is_some_and(|fifos| fifos.error.is_none());
+            StepProgram::AgentTask { .. } => (None, OutputStreams::Separate, File::open("/dev/null")?),
+            StepProgram::ContainerScript { output_fifos, .. } => {
+                let is_merged = output_fifos.error.is_none();
                 let streams = if is_merged { OutputStreams::Merged } else { OutputStreams::Separate };
-                (output_fifos.as_ref(), streams, File::open("/dev/null")?)
+                (Some(output_fifos), streams, File::open("/dev/null")?)
             }
         };
         let (stdout, child_stdout) = open_output(fifos.map(|fifos| (fifos, fifos.output.as_path())), user)?;

@@ -16,7 +16,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::setsid;
 
-use super::child::{self, FileTaskRunner, StartedStep};
+use super::child::{self, StartedStep, TaskRunner};
 use super::confine::probe;
 use super::descendants;
 use super::groups;
@@ -35,9 +35,14 @@ const READ_SIZE: usize = 128 * 1024;
 const PIPE_SIZE: usize = 1 << 20;
 /// An incomplete line is written to the log after this time without output.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// After the end of the main process, the output of its other processes counts as complete after this time without
+/// output.
+const LAST_OUTPUT_SILENCE: Duration = Duration::from_millis(500);
+/// The time limit for the output of other processes after the end of the main process.
+const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The hidden subcommand `shim`: reads a [`StepSpec`] from standard input; `work` runs file tasks.
-pub fn main(work: FileTaskRunner) -> ExitCode {
+/// The hidden subcommand `shim`: reads a [`StepSpec`] from standard input; `work` runs tasks of the agent's program.
+pub fn main(work: TaskRunner) -> ExitCode {
     let mut arguments = std::env::args_os().skip(2);
     if arguments.next().is_some_and(|first| first == probe::ARGUMENT) {
         return probe::main(arguments);
@@ -53,20 +58,14 @@ pub fn main(work: FileTaskRunner) -> ExitCode {
         }
     };
     drop(text);
-    let status = supervise(&spec, work).unwrap_or_else(|error| StepStatus {
-        id: spec.id.clone(),
-        end: StepEnd::NotStarted(error.to_string()),
-        stopped: None,
-        killed_processes: 0,
-        report: String::new(),
-    });
+    let status = supervise(&spec, work).unwrap_or_else(|error| StepStatus::not_started(&spec.id, error.to_string()));
     match status_file::write(&spec.status, &status) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }
 
-fn supervise(spec: &StepSpec, work: FileTaskRunner) -> io::Result<StepStatus> {
+fn supervise(spec: &StepSpec, work: TaskRunner) -> io::Result<StepStatus> {
     let signals = become_subreaper()?;
     status_file::reserve(&spec.status)?;
     let masks = spec.filters.patterns();
@@ -152,7 +151,8 @@ impl<'a> Supervisor<'a> {
     /// Runs until the main process has ended and its output is in the log.
     fn run(&mut self) -> io::Result<StepEnd> {
         loop {
-            if let Some(end) = self.end.take() {
+            if let Some(end) = self.end.clone() {
+                self.read_last_output();
                 self.drain();
                 return Ok(self.with_start_error(end));
             }
@@ -194,17 +194,21 @@ impl<'a> Supervisor<'a> {
     }
 
     fn read_signals(&mut self) -> io::Result<()> {
+        let mut is_stop_requested = false;
         while let Some(signal) = self.signals.read_signal()? {
-            if signal.ssi_signo == Signal::SIGTERM as u32 {
-                self.stop(Stop::Requested);
-            }
+            is_stop_requested |= signal.ssi_signo == Signal::SIGTERM as u32;
         }
+        // The end of the main process counts first: a step that has ended by itself was not stopped.
         self.reap();
+        if is_stop_requested {
+            self.stop(Stop::Requested);
+        }
         Ok(())
     }
 
-    /// Reaps all children that have ended, and records how the main process ended.
-    fn reap(&mut self) {
+    /// Reaps all children that have ended, and records how the main process ended. Returns whether a child still runs:
+    /// all orphans of the step become children of the shim, its subreaper.
+    fn reap(&mut self) -> bool {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             let main = self.started.pid;
             match status {
@@ -212,11 +216,12 @@ impl<'a> Supervisor<'a> {
                 WaitStatus::Signaled(pid, signal, _) if pid == main => {
                     self.end = Some(StepEnd::Signaled(signal as i32))
                 }
-                WaitStatus::StillAlive => return,
+                WaitStatus::StillAlive => return true,
                 ended if ended.pid() == self.started.relay => self.started.relay = None,
                 _ => {}
             }
         }
+        false
     }
 
     /// Copies one block of a stream to the log. Returns false if the stream is closed.
@@ -255,6 +260,31 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    /// Copies the output of processes that outlive the main process, such as `tee` in `exec > >(tee FILE)`, until they
+    /// are silent. They are killed afterwards, with the output that they have not written.
+    fn read_last_output(&mut self) {
+        let until = Instant::now() + LAST_OUTPUT_TIMEOUT;
+        while self.stopped.is_none() && Instant::now() < until && self.has_open_stream() && self.reap() {
+            let Ok([signal, stdout, stderr, _]) = self.poll(Some(LAST_OUTPUT_SILENCE)) else { return };
+            if !(signal || stdout || stderr) {
+                return;
+            }
+            if signal && self.read_signals().is_err() {
+                return;
+            }
+            if stdout {
+                self.pump(Output::Out);
+            }
+            if stderr {
+                self.pump(Output::Error);
+            }
+        }
+    }
+
+    fn has_open_stream(&self) -> bool {
+        self.stdout.is_some() || self.stderr.is_some()
+    }
+
     /// Copies the data that is left in the pipes after the end of the main process. Does not wait for the end of the
     /// pipes, because another process may keep them open forever.
     fn drain(&mut self) {
@@ -284,16 +314,16 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Sends TERM to all processes, and sets the time for KILL.
+    /// Sends TERM to all processes, and sets the time for KILL, unless the main process has already ended.
     fn stop(&mut self, why: Stop) {
-        if self.stopped.is_none() {
+        if self.stopped.is_none() && self.end.is_none() {
             self.stopped = Some(why);
             self.kill_at = Some(Instant::now() + self.spec.grace);
             descendants::signal_all(&self.all_processes(), Signal::SIGTERM);
         }
     }
 
-    /// Reads the report of a file task, up to the maximum size.
+    /// Reads the report of a task of the agent's program, up to the maximum size.
     fn read_report(&mut self) -> String {
         let mut text = Vec::new();
         let report = &mut self.started.report;

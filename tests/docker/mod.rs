@@ -194,6 +194,26 @@ fn a_cancel_ends_every_process_and_after_script_gets_a_container_of_its_own() {
 }
 
 #[test]
+fn a_script_that_is_cancelled_before_its_start_does_not_run() {
+    let root = tempfile::tempdir().expect("a directory");
+    crate::support::docker::write_busybox(root.path());
+    let entry = "#!/bin/sh\ntrap 'echo asked to end; asked=yes' TERM\necho entered\n\
+                 while [ -z \"$asked\" ]; do sleep 0.1; done\nexec \"$@\"\n";
+    write_program(&root.path().join("entry"), entry);
+    let image = docker().image_of(root.path(), &["ENTRYPOINT [\"/entry\"]"]);
+    let gitlab = GitLab::start();
+    let home = Scenario::containers().runner("[runners.mayfly]\nkill_grace = \"5s\"").home(&gitlab);
+    let id = gitlab.queue(job(&["echo in the script"]).set("image", json!({"name": image})).build());
+    let mut agent = home.start(&["--once"]);
+    gitlab.wait_for_log(id, "entered");
+    gitlab.cancel(id);
+    let job = gitlab.finished(id);
+    assert!(job.has("asked to end") && !job.has("in the script"), "{}", job.log());
+    assert!(agent.wait().success());
+    assert_nothing_left(id, &agent.log());
+}
+
+#[test]
 fn a_process_that_ignores_term_is_killed_at_the_timeout() {
     let nap = nap();
     let stubborn = format!("trap '' TERM; echo stays; {nap}; {nap}; {nap}");

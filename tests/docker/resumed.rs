@@ -21,6 +21,7 @@ fn the_next_agent_resumes_a_job_whose_container_runs() {
         agent.kill();
     }
     let mut last = home.start(&[]);
+    last.wait_for_log("mayfly is up");
     let job = gitlab.finished(id);
     assert_eq!(job.state, "success", "{}", job.log());
     let lines = job.lines();

@@ -266,7 +266,7 @@ pub fn kill_shims(job: i64) -> usize {
 }
 
 /// The shims of a job, and their children that run file tasks.
-fn shims(job: i64) -> Vec<i32> {
+pub fn shims(job: i64) -> Vec<i32> {
     let holds = |entry: &fs::DirEntry| {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();

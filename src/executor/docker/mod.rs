@@ -90,10 +90,6 @@ impl Executor for DockerExecutor {
         None
     }
 
-    fn uses_containers(&self) -> bool {
-        true
-    }
-
     fn environment(&self) -> Vec<(String, String)> {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         vec![pair("HOME", &self.home.display().to_string()), pair("PATH", PATH)]

@@ -90,8 +90,7 @@ impl ContainerToCreate<'_> {
 /// Delays SIGTERM to this thread until the engine has responded. If SIGTERM ended the process during the request, the
 /// engine could create the object after the agent has listed the job's objects to remove, and the object would stay.
 pub fn with_sigterm_delayed<T>(request: impl FnOnce() -> T) -> T {
-    let mut stop = SigSet::empty();
-    stop.add(Signal::SIGTERM);
+    let stop = SigSet::from(Signal::SIGTERM);
     // This call fails only for an invalid operation.
     let before = stop.thread_swap_mask(SigmaskHow::SIG_BLOCK).unwrap_or_else(|_| SigSet::empty());
     let response = request();

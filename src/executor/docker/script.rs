@@ -39,7 +39,7 @@ const RETURN_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ContainerScript {
     pub container: PreparedContainer,
-    /// Whether to create a new container, because the last run of the current one was interrupted.
+    /// Whether to replace the container by a new one, because its last run was interrupted.
     pub recreate_container: bool,
     /// How often the script may run if its container disappears (`EXECUTOR_JOB_SECTION_ATTEMPTS`).
     pub attempts: u32,
@@ -123,7 +123,7 @@ fn run_once(
 enum Renewal {
     /// The one that the preparation created.
     SameContainer,
-    /// Another one.
+    /// A new one in its place.
     NewContainer,
 }
 
@@ -144,7 +144,8 @@ impl ScriptFailure {
         match self {
             Self::Job(error) => error,
             Self::Vanished => JobError::system(format!(
-                "the job's container {name} was removed; another program on this machine removes containers while jobs run"
+                "the job's container {name} was removed; another program on this machine removes containers while jobs \
+                 run"
             )),
         }
     }

@@ -23,7 +23,7 @@ pub struct VolumeSettings<'a> {
     /// The prefix of the names of temporary volumes.
     pub prefix: &'a str,
     /// Whether the job is for a protected branch or tag: other jobs must not access its caches.
-    pub protected: bool,
+    pub is_protected: bool,
     pub labels: &'a BTreeMap<String, String>,
     pub expand: &'a dyn Fn(&str) -> String,
 }
@@ -135,7 +135,7 @@ fn absolute(directory: &str) -> PathBuf {
 fn plan_cache(settings: &VolumeSettings<'_>, destination: &Path, volumes: &mut Volumes) -> String {
     let path_digest = &digest(&destination.display().to_string())[..32];
     let owner = format!("runner-{}", &digest(&settings.owner)[..32]);
-    let protected = if settings.protected { "-protected" } else { "" };
+    let protected = if settings.is_protected { "-protected" } else { "" };
     let temporary = settings.docker.disable_cache;
     if !settings.docker.cache_dir.is_empty() && !temporary {
         let directory = absolute(&settings.docker.cache_dir);
@@ -156,7 +156,7 @@ fn plan_cache(settings: &VolumeSettings<'_>, destination: &Path, volumes: &mut V
         labels.insert(super::names::CACHE_OF.to_owned(), state);
     }
     labels.insert("com.gitlab.gitlab-runner.destination".to_owned(), destination.display().to_string());
-    labels.insert("com.gitlab.gitlab-runner.protected".to_owned(), settings.protected.to_string());
+    labels.insert("com.gitlab.gitlab-runner.protected".to_owned(), settings.is_protected.to_string());
     volumes.to_create.push(CreateVolume {
         name: name.clone(),
         driver: settings.docker.volume_driver.clone(),
@@ -171,11 +171,11 @@ mod tests {
     use super::*;
 
     fn unprotected(docker: &DockerConfig) -> Result<Volumes, JobError> {
-        plan_volumes(&VolumeSettings { protected: false, ..settings(docker) })
+        plan_volumes(&VolumeSettings { is_protected: false, ..settings(docker) })
     }
 
     fn protected(docker: &DockerConfig) -> Result<Volumes, JobError> {
-        plan_volumes(&VolumeSettings { protected: true, ..settings(docker) })
+        plan_volumes(&VolumeSettings { is_protected: true, ..settings(docker) })
     }
 
     fn settings(docker: &DockerConfig) -> VolumeSettings<'_> {
@@ -187,7 +187,7 @@ mod tests {
             host_builds: Path::new("/var/builds/1"),
             owner: "t-s-9-0".to_owned(),
             prefix: "runner-x",
-            protected: false,
+            is_protected: false,
             labels: NO_LABELS,
             expand: &|text| text.replace("$WHERE", "/where"),
         }

@@ -51,9 +51,7 @@ impl Supervisor<'_> {
 
     /// Kills the processes that the step left. Returns their number.
     pub(super) fn kill_leftovers(&mut self) -> u32 {
-        // All orphans of the step become children of the shim, its subreaper. So if the shim has no child, no process
-        // is left.
-        if waitpid(None, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD) {
+        if !self.reap() {
             return 0;
         }
         let left = self.all_processes();

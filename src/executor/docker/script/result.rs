@@ -130,16 +130,16 @@ impl EndedScript<'_> {
                 bytes => format!(" of {} MiB", bytes >> 20),
             };
             return failed(format!(
-                "exit code {code}: a process was killed because the container's memory{limit} was used up; use less, or \
-                 raise `memory` below [runners.docker]"
+                "exit code {code}: a process was killed because the container's memory{limit} was used up; use less, \
+                 or raise `memory` below [runners.docker]"
             ));
         }
         match (self.phase, code) {
             (ScriptPhase::Script, 0) => Ok(()),
             (ScriptPhase::Script, code) => failed(format!("exit code {code}")),
             (ScriptPhase::Entrypoint, code) if !self.was_stopped => failed(format!(
-                "exit code {code}: the container ended before the script began; the entrypoint of image {} must run the \
-                 command it is given, and the image must have a shell (or set `image:entrypoint: [\"\"]`)",
+                "exit code {code}: the container ended before the script began; the entrypoint of image {} must run \
+                 the command it is given, and the image must have a shell (or set `image:entrypoint: [\"\"]`)",
                 self.plan.container.image
             )),
             (ScriptPhase::Entrypoint, code) => failed(format!("exit code {code}")),

@@ -13,7 +13,7 @@ use super::super::safe_dirs;
 use super::marker::MarkerFilter;
 use super::result::{EndedScript, ScriptPhase};
 use super::{ContainerScript, PING_TIMEOUT, shell};
-use crate::http::conversation::ReadEvent;
+use crate::http::upgraded::ReadEvent;
 
 /// The buffer size for reading from the engine.
 const READ_SIZE: usize = 256 * 1024;
@@ -142,10 +142,20 @@ impl<'a> ScriptRun<'a> {
             && let Some(ids) = self.marker.found()
         {
             self.phase = ScriptPhase::Script;
-            self.chown_directories(&ids);
-            self.attached.write_last(shell::script(self.plan).as_bytes());
+            self.send_script(&ids);
         }
         Ok(())
+    }
+
+    /// Sends the script to the shell, which has started. If the agent has stopped the script meanwhile, the shell gets no
+    /// input: the first process of a container ignores SIGTERM until the script sets a trap, so the script would run
+    /// until SIGKILL.
+    fn send_script(&mut self, ids: &str) {
+        if self.stopping != StopPhase::NotStopping {
+            return self.attached.write_last(b"");
+        }
+        self.chown_directories(ids);
+        self.attached.write_last(shell::script(self.plan).as_bytes());
     }
 
     /// Changes the owner of the job's files to the container's user; `ids` is the output of the prologue.
