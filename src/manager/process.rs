@@ -175,12 +175,7 @@ impl Manager {
             events,
             tokens_fetched: None,
         };
-        this.remove_records_of_removed_pools(&named);
-        for pool in pools {
-            this.start_pool(pool);
-        }
-        this.publish_pools();
-        this.fail_forgotten(&recorded);
+        this.start_pools(pools, &named, &recorded);
         this.serve_status()?;
         log::info!(
             "mayfly manager is up version={} pools={pool_count} listen={address} tls={is_encrypted} system_id={}",
@@ -188,6 +183,16 @@ impl Manager {
             this.shared.system_id
         );
         Ok(this)
+    }
+
+    /// Starts the pools with the records of an earlier manager. `named` are the names of all pools in the file.
+    fn start_pools(&self, pools: Vec<PoolSettings>, named: &[String], recorded: &[RecordedJob]) {
+        self.remove_records_of_removed_pools(named);
+        for pool in pools {
+            self.start_pool(pool);
+        }
+        self.publish_pools();
+        self.fail_forgotten(recorded);
     }
 
     /// Fails the jobs that an earlier manager held and that the state directory no longer contains.
