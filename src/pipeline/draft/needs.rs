@@ -85,7 +85,8 @@ impl KeywordReader<'_, '_> {
 
     fn need(&mut self, item: &Node, keyword: &str) -> Option<WrittenNeed> {
         let Some(job) = item.get("job") else {
-            return self.missing_key(item, &format!("an entry of {keyword}"), "`job`");
+            let message = format!("an entry of `{keyword}` must contain `job`");
+            return self.error(Class::BadValue, item.at, message);
         };
         let job = self.text(job, &format!("{keyword}:job"))?;
         let mut flag = |key: &str, default: bool| match item.get(key) {

@@ -37,7 +37,7 @@ impl KeywordReader<'_, '_> {
         self.error(Class::BadValue, node.at, format!("`{keyword}` takes {wanted}, not {shown}"))
     }
 
-    /// Reports a mapping that lacks a key. `keys` names the key, such as "`name`".
+    /// Reports a keyword whose mapping lacks a key. `keys` names the key, such as "`name`".
     pub fn missing_key<T>(&mut self, node: &Node, keyword: &str, keys: &str) -> Option<T> {
         self.error(Class::BadValue, node.at, format!("`{keyword}` must contain {keys}"))
     }

@@ -64,7 +64,8 @@ impl KeywordReader<'_, '_> {
         for link in links {
             self.check_mapping(link, "release:assets:links", &LINK_KEYS)?;
             if link.get("name").is_none() || link.get("url").is_none() {
-                return self.missing_key(link, "an entry of release:assets:links", "`name` and `url`");
+                let message = "an entry of `release:assets:links` must contain `name` and `url`";
+                return self.error(Class::BadValue, link.at, message);
             }
             for (key, entry) in link.mapping()?.iter() {
                 self.text(&entry.node, &format!("release:assets:links:{key}"))?;
