@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::agent_task::TaskReport;
 use super::sources::environment::PROXIES;
+use super::task_report::TaskReport;
 use super::{artifacts, cache, sources};
 use crate::shim::spec::{NetworkAccess, TaskResult};
 

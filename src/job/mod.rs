@@ -44,6 +44,7 @@ mod steps;
 mod stop_policy;
 pub mod storage;
 mod summary;
+mod task_report;
 #[cfg(test)]
 mod testing;
 mod transfer;

@@ -5,11 +5,11 @@ use std::path::Path;
 use nix::libc;
 use nix::sys::statvfs::statvfs;
 
-use super::agent_task::TaskReport;
 use super::context::Job;
 use super::deadlines::{DeadlineScope, StepDeadline};
 use super::outcome::{abort_error, stop_error};
 use super::stop_policy::StopPolicy;
+use super::task_report::TaskReport;
 use crate::executor::docker::prepared::PreparedContainer;
 use crate::failure::{FailureReason, JobError};
 use crate::journal::{ContainerCondition, JobJournal, Progress};

@@ -122,12 +122,12 @@ fn a_task_needs_more_memory_than_its_step_may() {
             "writable": [path("builds")], "readable": [], "world_writable": false, "uid": 1_900_000_000, "network": null,
             "ambient_capabilities": false, "limits": limits,
         });
-        let task = json!({"EmptyDirectory": path("builds")}).to_string();
+        let task = json!({"File": {"EmptyDirectory": path("builds")}}).to_string();
         let spec = json!({
             "id": "hostile-memory", "spool": path("log"), "status": path("status"),
             "filters": {"masks": [], "token_prefixes": [], "timestamps": false, "limit": 1 << 20},
             "user": null, "cgroups": [group], "grace": 5.0, "deadline": null,
-            "task": {"File": {"task": task, "rights": {"Sandboxed": sandbox}, "output_fifos": null}},
+            "task": {"AgentTask": {"task": task, "rights": {"Sandboxed": sandbox}}},
         });
         fs::write(path("builds/file"), "x").expect("write the file");
         let mut shim = Command::new(env!("CARGO_BIN_EXE_mayfly"));

@@ -14,7 +14,7 @@ use rustls::ServerConfig;
 
 use super::connection::{Connection, NoRequest};
 use super::request::ServerResponse;
-use super::workers::{ConnectionTask, Workers};
+use super::workers::Workers;
 use super::{Exchange, Handler, RESPONSE_TIMEOUT, Ticket};
 use crate::monitor::address::listen_instead_of;
 use crate::sync;
@@ -226,7 +226,7 @@ impl Connections {
             }
             false => {
                 let (shared, connection) = (Arc::clone(self), entry.connection);
-                self.workers.put(ConnectionTask::Serve { shared, number, connection });
+                self.workers.put(move || shared.serve(number, connection));
             }
         }
     }
@@ -294,7 +294,7 @@ impl Connections {
         }
         if connection.has_more() {
             let shared = Arc::clone(self);
-            return self.workers.put(ConnectionTask::Serve { shared, number, connection });
+            return self.workers.put(move || shared.serve(number, connection));
         }
         // A number identifies one request: a late response to the last request must not be sent to the next.
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);

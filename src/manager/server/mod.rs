@@ -24,7 +24,7 @@ use crate::sync;
 use connection::Connection;
 use event_loop::{Connections, Entry};
 use request::{ServerRequest, ServerResponse};
-use workers::{ConnectionTask, MAX_THREADS};
+use workers::MAX_THREADS;
 
 /// The timeout for sending a response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -143,7 +143,7 @@ impl Responder for WaitingRequests {
             }
         };
         let shared = Arc::clone(&self.0);
-        self.0.workers.put(ConnectionTask::Respond { shared, ticket, connection: entry.connection, response });
+        self.0.workers.put(move || shared.send_response(ticket, entry.connection, &response));
         true
     }
 }

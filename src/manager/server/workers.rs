@@ -6,10 +6,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::Ticket;
-use super::connection::Connection;
-use super::event_loop::Connections;
-use super::request::ServerResponse;
 use crate::sync;
 
 /// The maximum number of threads: a slow client occupies one for a few seconds.
@@ -19,24 +15,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_millis(if cfg!(test) { 10 } else {
 /// Enough for a TLS handshake.
 const STACK: usize = 256 * 1024;
 
-/// A task for a worker thread.
-pub enum ConnectionTask {
-    /// The connection has bytes to read.
-    Serve { shared: Arc<Connections>, number: u64, connection: Connection },
-    /// The response that the connection waits for is ready.
-    Respond { shared: Arc<Connections>, ticket: Ticket, connection: Connection, response: ServerResponse },
-}
-
-impl ConnectionTask {
-    fn run(self) {
-        match self {
-            Self::Serve { shared, number, connection } => shared.serve(number, connection),
-            Self::Respond { shared, ticket, connection, response } => {
-                shared.send_response(ticket, connection, &response)
-            }
-        }
-    }
-}
+/// A task for a worker thread. A task that is dropped closes its connection.
+type Task = Box<dyn FnOnce() + Send>;
 
 /// The worker threads and their queue. One thread always runs, for the tasks for which the system can start no thread.
 pub struct Workers {
@@ -54,7 +34,7 @@ struct TaskQueue {
 
 #[derive(Default)]
 struct QueueState {
-    tasks: VecDeque<ConnectionTask>,
+    tasks: VecDeque<Task>,
     threads: usize,
     idle_threads: usize,
     stopped: bool,
@@ -75,12 +55,12 @@ impl Workers {
     }
 
     /// Queues a task, and starts a thread for it if none is idle.
-    pub fn put(&self, task: ConnectionTask) {
+    pub fn put(&self, task: impl FnOnce() + Send + 'static) {
         let mut state = self.queue.lock();
         if state.stopped {
             return;
         }
-        state.tasks.push_back(task);
+        state.tasks.push_back(Box::new(task));
         if state.tasks.len() <= state.idle_threads || state.threads >= self.max_threads {
             self.queue.task_added.notify_one();
             return;
@@ -121,12 +101,12 @@ impl TaskQueue {
     fn run_tasks(&self) {
         while let Some(task) = self.next_task() {
             // A panic in one request must not end the others.
-            let _ = catch_unwind(AssertUnwindSafe(|| task.run()));
+            let _ = catch_unwind(AssertUnwindSafe(task));
         }
     }
 
     /// The next task; `None` if this thread must end.
-    fn next_task(&self) -> Option<ConnectionTask> {
+    fn next_task(&self) -> Option<Task> {
         let mut state = self.lock();
         loop {
             state.idle_threads += 1;
