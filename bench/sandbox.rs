@@ -78,8 +78,8 @@ impl Bench {
             "id": "bench", "spool": self.directory.join("log"), "status": self.directory.join("status"),
             "filters": {"masks": [], "token_prefixes": [], "timestamps": false, "limit": 1 << 20},
             "user": null, "cgroups": groups(is_sandboxed), "grace": 5.0, "deadline": null,
-            "task": {"File": {
-                "task": json!({"EmptyDirectory": self.ground()}).to_string(), "rights": rights, "output_fifos": null,
+            "task": {"AgentTask": {
+                "task": json!({"File": {"EmptyDirectory": self.ground()}}).to_string(), "rights": rights,
             }},
         });
         let began = Instant::now();

@@ -11,6 +11,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::sync;
 use crate::sys;
 
 /// The maximum number of bytes of each stream that [`output`] returns.
@@ -18,6 +19,8 @@ const MAX_OUTPUT: usize = 4096;
 /// How long a killed program may need to end. A program that is not the agent's cannot be killed by an agent without
 /// root's privileges, and one that waits for a broken device does not end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval of checks for the end of a killed program.
+const KILL_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 /// Bytes read from a pipe at a time: a full pipe.
 const READ_SIZE: usize = 64 * 1024;
 
@@ -133,10 +136,10 @@ fn kill_and_reap(child: &mut Child, ended: io::Result<bool>, timeout: Duration) 
     let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
     // The program may have moved to another group.
     let _ = child.kill();
-    if !matches!(has_ended(child, KILL_TIMEOUT), Ok(true)) {
+    let killed = sync::try_until(KILL_TIMEOUT, KILL_CHECK_INTERVAL, || child.try_wait().transpose());
+    let Some(status) = killed else {
         return Err(format!("it did not end within {} s, and it cannot be killed", timeout.as_secs_f64()));
-    }
-    let status = child.wait();
+    };
     match ended {
         Ok(true) => status.map_err(cannot_wait),
         Ok(false) => Err(format!("it did not end within {} s", timeout.as_secs_f64())),

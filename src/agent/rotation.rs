@@ -140,9 +140,10 @@ fn replace_token(
     let token = registration.token.ok_or("the server sent no token")?;
     sync::lock(replaced).push((runner.token.clone(), token.clone()));
     let now = jiff::Timestamp::now().to_string();
-    // The file may have changed during the request. A text that is no TOML is overwritten, because GitLab sends the
-    // token only once.
-    let mut editor = Editor::open(config).unwrap_or(editor);
+    // The file may have changed during the request. A missing or empty file, and a text that is no TOML, are replaced:
+    // another program may be writing the file, and GitLab sends the token only once.
+    let changed = Editor::open(config).ok().filter(|changed| !changed.is_empty());
+    let mut editor = changed.unwrap_or(editor);
     editor.replace_token(&runner.token, &token, &now, registration.token_expires_at.as_deref());
     editor.save().map_err(unwritten)
 }

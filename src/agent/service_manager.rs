@@ -81,6 +81,14 @@ impl ServiceManager {
         self.send("STOPPING=1");
     }
 
+    /// Returns a function that notifies that a process exits by request during its start. systemd counts an exit before
+    /// `READY=1` as a failure, and would start the process again.
+    pub fn exit_notifier(&self) -> impl Fn() + Send + Sync + 'static {
+        let socket =
+            self.socket.as_ref().and_then(|(socket, address)| Some((socket.try_clone().ok()?, address.clone())));
+        move || send(socket.as_ref(), "READY=1\nSTOPPING=1")
+    }
+
     /// Sets the status text; sent if it changed.
     pub fn status(&mut self, status: &str) {
         if self.socket.is_some() && self.status != status {
@@ -103,10 +111,14 @@ impl ServiceManager {
     }
 
     fn send(&self, notice: &str) {
-        let Some((socket, address)) = &self.socket else { return };
-        if let Err(error) = socket.send_to_addr(notice.as_bytes(), address) {
-            log::warn!("cannot notify the service manager notification={notice:?} error={error}");
-        }
+        send(self.socket.as_ref(), notice);
+    }
+}
+
+fn send(socket: Option<&(UnixDatagram, SocketAddr)>, notice: &str) {
+    let Some((socket, address)) = socket else { return };
+    if let Err(error) = socket.send_to_addr(notice.as_bytes(), address) {
+        log::warn!("cannot notify the service manager notification={notice:?} error={error}");
     }
 }
 

@@ -37,14 +37,21 @@ impl SignalRequest {
     }
 }
 
-/// The start of the process, before its main loop. The start may wait minutes for AWS, and the process has no work yet.
-/// So a stop signal ends the process at once.
-#[derive(Clone, Default)]
+/// The start of a process that has no work yet, before its main loop. The start may wait minutes for AWS, so a stop
+/// signal ends the process at once. A process that continues the work of an earlier one ends this phase before
+/// [`listen`].
+#[derive(Clone)]
 pub struct StartPhase {
     is_over: Arc<Mutex<bool>>,
+    notify_exit: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl StartPhase {
+    /// Begins the start. `notify_exit` tells the service manager that the process exits by request.
+    pub fn begin(notify_exit: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { is_over: Arc::default(), notify_exit: Arc::new(notify_exit) }
+    }
+
     /// Ends the start: the main loop handles further stop signals.
     pub fn end(&self) {
         *sync::lock(&self.is_over) = true;
@@ -56,6 +63,7 @@ impl StartPhase {
         let is_over = sync::lock(&self.is_over);
         if !*is_over && matches!(request, SignalRequest::Stop | SignalRequest::Drain) {
             log::info!("stop signal received during the start; exiting now");
+            (self.notify_exit)();
             std::process::exit(0);
         }
     }

@@ -41,7 +41,10 @@ pub fn run(options: AgentOptions, loaded: Result<LoadedConfig, String>) -> Resul
     let predecessor = hand_over::predecessor(&state);
     let (events, inbox) = mpsc::channel();
     let (on_signal, on_change) = (events.clone(), events.clone());
-    let start = StartPhase::default();
+    let start = StartPhase::begin(service_manager.exit_notifier());
+    if has_work(&state) {
+        start.end();
+    }
     signals::listen(&start, move |request| on_signal.send(AgentEvent::Signal(request)).is_ok())
         .map_err(|error| format!("signals cannot be handled: {error}"))?;
     watch::watch(&options.config, move || on_change.send(AgentEvent::ConfigurationChanged).is_ok());
@@ -51,9 +54,6 @@ pub fn run(options: AgentOptions, loaded: Result<LoadedConfig, String>) -> Resul
     let mut agent = Agent::new(instance, options, &config, state, service_manager, (events, inbox));
     if let Some(earlier) = earlier {
         agent.resume_shutdown(earlier);
-    }
-    if has_work(&agent.state_dir) {
-        start.end();
     }
     agent.recover(&config, predecessor);
     agent.watch_instance();

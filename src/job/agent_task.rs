@@ -13,7 +13,7 @@ use crate::shim::spec::TaskResult;
 /// A task of the agent's own program.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum AgentTask {
-    File(FileTask),
+    File(Box<FileTask>),
     PrepareContainer(Box<prepare::PrepareTask>),
     ContainerScript(Box<script::ContainerScript>),
 }

@@ -103,7 +103,7 @@ impl DirectoryRemoval {
                 (self.parents.confined_groups(&id), Rights::Sandboxed(sandbox))
             }
         };
-        let task = AgentTask::File(task).to_text()?;
+        let task = AgentTask::File(Box::new(task)).to_text()?;
         let spec = StepSpec {
             spool: shim_files.join("log"),
             status: shim_files.join("status"),

@@ -81,7 +81,11 @@ pub fn run(options: ManagerOptions, mut loaded: LoadedConfig) -> Result<ExitCode
     raise_descriptor_limit();
     let (events, inbox) = mpsc::channel();
     let (on_signal, on_change) = (events.clone(), events.clone());
-    let start = StartPhase::default();
+    let start = StartPhase::begin(service_manager.exit_notifier());
+    if inherited.is_some() {
+        // The manager continues after a hand-over, and may hold jobs.
+        start.end();
+    }
     signals::listen(&start, move |request| on_signal.send(Event::Signal(request)).is_ok())
         .map_err(|error| format!("signals cannot be handled: {error}"))?;
     watch::watch(&options.config, move || on_change.send(Event::ConfigurationChanged).is_ok());

@@ -119,6 +119,11 @@ impl StepChild<'_> {
             }
         }
         reset_oom_score();
+        if matches!(rights, Rights::Sandboxed(_)) {
+            // The first process of a PID namespace ignores a signal without a handler. A stop request may be pending
+            // already, so the handler must exist before the signal is unblocked.
+            sys::exit_on_term().map_err(|error| describe("cannot set the action of SIGTERM", error))?;
+        }
         restore_signals().map_err(|error| describe("cannot restore the default actions of signals", error))?;
         let is_world_writable = matches!(rights, Rights::Sandboxed(Sandbox { world_writable: true, .. }));
         umask(Mode::from_bits_truncate(if is_world_writable { 0 } else { 0o022 }));
@@ -129,7 +134,6 @@ impl StepChild<'_> {
             become_user(user).map_err(|error| describe(&format!("cannot become user {}", user.name), error))?;
         }
         if let Rights::Sandboxed(sandbox) = rights {
-            sys::exit_on_term().map_err(|error| describe("cannot set the action of SIGTERM", error))?;
             confine::confine(sandbox, self.sandbox.as_ref())?;
         }
         match &spec.task {

@@ -29,6 +29,9 @@ type OnLeave = Box<dyn Fn(&str) + Send + Sync>;
 #[derive(Default)]
 pub struct ManagedJobs {
     pub(super) registration: Mutex<RegistrationState>,
+    /// Held during a registration, which may take the timeout of a request. The lock of `registration` is held only to
+    /// read or change it, because the main loop also reads it.
+    pub(super) registering: Mutex<()>,
     reports: Mutex<Reports>,
     changed: Condvar,
     on_leave: Mutex<Option<OnLeave>>,

@@ -336,9 +336,14 @@ impl JobSource for Arc<ManagerClient> {
     }
 
     fn unregister(&self, _: &Token, _: &str, timeout: Duration) -> Result<(), ApiError> {
+        let until = Instant::now() + timeout;
         let Some(token) = self.begin_unregistration() else { return Ok(()) };
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ApiError::Unreachable("the manager did not answer an earlier request".to_owned()));
+        }
         let nothing = serde_json::json!({});
-        let response = self.send_within(timeout, Method::Delete, "runners/managers", &token, &nothing)?;
+        let response = self.send_within(left, Method::Delete, "runners/managers", &token, &nothing)?;
         match response.status {
             204 | 401 => {
                 self.end_unregistration(&token);

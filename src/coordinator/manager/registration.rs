@@ -101,29 +101,31 @@ impl ManagerClient {
 
     /// Registers the agent unless it is registered, because it polls for jobs. The error is the outcome of the poll.
     pub(super) fn register(&self) -> Result<Token, PollOutcome> {
-        let mut state = self.registration();
-        match &*state {
-            RegistrationState::Registered(known) => Ok(known.token.clone()),
-            // The agent has begun to shut down since it decided to poll: nothing would unregister it again.
-            _ if self.jobs.intake() != JobIntake::Open => Err(PollOutcome::NoJob),
-            RegistrationState::Missing | RegistrationState::Unregistering(_) | RegistrationState::Unregistered => {
-                self.send_registration(&mut state)
-            }
+        let _turn = sync::lock(&self.jobs.registering);
+        if let RegistrationState::Registered(known) = &*self.registration() {
+            return Ok(known.token.clone());
         }
+        // The agent has begun to shut down since it decided to poll: nothing would unregister it again.
+        if self.jobs.intake() != JobIntake::Open {
+            return Err(PollOutcome::NoJob);
+        }
+        self.send_registration()
     }
 
     /// As [`Self::register`], for reports about the agent's jobs. `None` if the agent leaves: the manager would count
     /// it as a new agent after it has unregistered.
     pub(super) fn register_again(&self) -> Option<Result<Token, PollOutcome>> {
-        let mut state = self.registration();
-        match &*state {
-            RegistrationState::Registered(known) => Some(Ok(known.token.clone())),
-            RegistrationState::Missing => Some(self.send_registration(&mut state)),
-            RegistrationState::Unregistering(_) | RegistrationState::Unregistered => None,
+        let _turn = sync::lock(&self.jobs.registering);
+        match &*self.registration() {
+            RegistrationState::Registered(known) => return Some(Ok(known.token.clone())),
+            RegistrationState::Missing => {}
+            RegistrationState::Unregistering(_) | RegistrationState::Unregistered => return None,
         }
+        Some(self.send_registration())
     }
 
-    fn send_registration(&self, state: &mut RegistrationState) -> Result<Token, PollOutcome> {
+    /// Sends the registration. The caller holds the lock `registering`.
+    fn send_registration(&self) -> Result<Token, PollOutcome> {
         let agent_token = match load(&self.agent) {
             Some(kept) => kept.token,
             None => {
@@ -155,7 +157,7 @@ impl ManagerClient {
                 );
                 save(&self.agent, &accepted.mayfly.token, Some(&accepted.mayfly));
                 let token = accepted.mayfly.token.clone();
-                *state = RegistrationState::Registered(accepted.mayfly);
+                *self.registration() = RegistrationState::Registered(accepted.mayfly);
                 Ok(token)
             }
             401 | 403 | 409 | 426 => Err(PollOutcome::Refused(message(&response))),
@@ -199,8 +201,9 @@ impl ManagerClient {
     }
 
     /// Begins to unregister the agent: from now on only a poll registers it again. Returns the agent's token; `None`
-    /// if the agent is not registered.
+    /// if the agent is not registered. Waits for a registration in flight.
     pub(super) fn begin_unregistration(&self) -> Option<Token> {
+        let _turn = sync::lock(&self.jobs.registering);
         let mut state = self.registration();
         let (next, token) = match std::mem::take(&mut *state) {
             RegistrationState::Registered(welcome) | RegistrationState::Unregistering(welcome) => {
@@ -251,6 +254,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::coordinator::gitlab::ApiError;
     use crate::coordinator::manager::{JOBS_REQUEST, ManagedJobs};
     use crate::coordinator::source::JobSource;
     use crate::http::testing::TestServer;
@@ -318,6 +322,31 @@ mod tests {
         assert!(load(&client.agent).is_none(), "the file is removed");
         assert_eq!(server.seen().len(), 3);
         assert!(client.register().is_ok(), "an agent that resumes work polls");
+    }
+
+    /// The main loop reads the registration, and must not wait for a manager that does not answer.
+    #[test]
+    fn a_registration_in_flight_delays_no_reader_and_no_request_after_the_timeout() {
+        let directory = tempfile::tempdir().expect("create a directory");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let client = Arc::new(client(&url, &directory));
+        thread::scope(|scope| {
+            let registration = scope.spawn(|| client.register().is_ok());
+            let mut stream = BufReader::new(listener.accept().expect("a connection").0);
+            assert!(read(&mut stream).starts_with("POST /api/v4/runners/verify"));
+            assert_eq!((client.capacity(), client.token().is_none()), (None, true));
+            let unregistration = scope.spawn(|| client.unregister(&Token::new(""), "", Duration::ZERO));
+            write(&mut stream, &response(200, REGISTERED));
+            assert!(registration.join().expect("no panic"));
+            // Either nothing was registered when it began, or its time has passed.
+            let result = unregistration.join().expect("no panic");
+            assert!(matches!(result, Ok(()) | Err(ApiError::Unreachable(_))), "{result:?}");
+            stream.get_ref().set_nonblocking(true).expect("set the mode");
+            assert!(stream.fill_buf().map_or(true, <[u8]>::is_empty), "a request was sent");
+        });
+        listener.set_nonblocking(true).expect("set the mode");
+        assert!(listener.accept().is_err(), "a request was sent");
     }
 
     /// The manager rejects a heartbeat that arrives after the request that unregisters the agent.

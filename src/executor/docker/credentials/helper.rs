@@ -120,8 +120,8 @@ fn converse(child: &mut Child, server: &str, until: Instant) -> std::io::Result<
     let (mut response, mut block) = (Vec::new(), [0; 4096]);
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        let [is_readable, _] = sys::wait([Some(output.as_fd()), Some(pidfd.as_fd())], Some(left))?;
-        // After the helper's end, its response is read first.
+        // The output is checked after the end of the helper, so that a response just before the end is not missed.
+        let [_, is_readable] = sys::wait([Some(pidfd.as_fd()), Some(output.as_fd())], Some(left))?;
         let length = if is_readable && !left.is_zero() { output.read(&mut block)? } else { 0 };
         if length == 0 {
             return Ok(String::from_utf8_lossy(&response).into_owned());
