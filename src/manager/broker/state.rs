@@ -269,13 +269,14 @@ impl PoolState {
 
     /// Closes an instance that the scaler decided to terminate at `decided_at`: it cannot register, and its agent gets
     /// the order to leave and no more jobs. Returns the agent's polls, which must be answered with the order; `None` if
-    /// the agent has a job or an offer, or has sent a request since the decision.
+    /// the agent has a job or an offer, or may have one and has sent a request since the decision.
     pub fn close_instance(&mut self, instance: &str, reason: &str, decided_at: Instant) -> Option<Vec<Ticket>> {
         if self.jobs_of(instance) > 0 {
             return None;
         }
         if let Some(agent) = self.agents.get_mut(instance) {
-            if agent.leave.is_none() && agent.last_heard > decided_at {
+            // An agent that finishes jobs of other servers has come back. Another one that must leave may poll on.
+            if (agent.leave.is_none() || agent.drains) && agent.last_heard > decided_at {
                 return None;
             }
             agent.leave.get_or_insert_with(|| reason.to_owned());

@@ -236,6 +236,10 @@ fn an_instance_is_closed_for_its_termination_unless_its_agent_came_back() {
     assert_eq!(pool.state.close_instance("i-1", "silent", decided_at), None, "it has sent a request since");
     let ticket = pool.waits("i-1");
     assert_eq!(pool.state.close_instance("i-1", "silent", pool.now), Some(vec![ticket]));
+    let agent = pool.state.agents.get_mut("i-1").expect("an agent");
+    agent.drains = true;
+    let came_back = pool.state.close_instance("i-1", "silent", decided_at);
+    assert_eq!(came_back, None, "it may have jobs of other servers, and has sent a request since");
     pool.waits("i-1");
     assert_eq!(pool.offer("b"), None, "its instance is being terminated");
     assert_eq!(pool.state.close_instance("i-2", "no agent", pool.now), Some(Vec::new()));

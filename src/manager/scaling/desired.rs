@@ -9,13 +9,17 @@ use crate::manager::engine::Group;
 /// number after this time was set by another client.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// For this long after a failed call, the group that the planner sees may be older than the effect of the call: the
+/// scaler uses a list for 150 s.
+const FAILED_CALL_TIMEOUT: Duration = Duration::from_secs(3 * 60);
+
 /// The desired capacity as far as the manager knows it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DesiredCapacity {
     /// The manager's last call; `None` before the first read of the group.
     last_set: Option<LastSet>,
-    /// A later call failed. It may have had an effect, because the response can be lost.
-    has_failed_call: bool,
+    /// The time of a later call that failed. It may have had an effect, because the response can be lost.
+    failed_call_at: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +31,7 @@ struct LastSet {
 impl DesiredCapacity {
     /// Records that the manager set the desired capacity.
     pub fn set(&mut self, instances: u32, now: Duration) {
-        *self = Self { last_set: Some(LastSet { instances, at: now }), has_failed_call: false };
+        *self = Self { last_set: Some(LastSet { instances, at: now }), failed_call_at: None };
     }
 
     /// Records that the termination of an instance has decremented the desired capacity.
@@ -38,8 +42,8 @@ impl DesiredCapacity {
     }
 
     /// Records that a call that changes the desired capacity failed.
-    pub fn record_failed_call(&mut self) {
-        self.has_failed_call = true;
+    pub fn record_failed_call(&mut self, now: Duration) {
+        self.failed_call_at = Some(now);
     }
 
     /// The desired capacity of the group. The engine's response may be older than the manager's last call.
@@ -54,8 +58,13 @@ impl DesiredCapacity {
     pub fn adopt(&mut self, group: &Group, now: Duration) -> Option<Note> {
         let mut warning = None;
         match self.last_set {
-            Some(last) if last.instances == group.desired || last.is_settling(now) => return None,
-            Some(last) if !group.desired_is_counted && !self.has_failed_call => {
+            Some(last) if last.is_settling(now) => return None,
+            Some(last) if last.instances == group.desired => {
+                // A call that still shows no effect had none.
+                self.failed_call_at = self.failed_call_at.filter(|at| now.saturating_sub(*at) < FAILED_CALL_TIMEOUT);
+                return None;
+            }
+            Some(last) if !group.desired_is_counted && self.failed_call_at.is_none() => {
                 warning = Some(Note::Warning(format!(
                     "another client changed the desired capacity of {} from {} to {}; the manager adopts it. Let only the \
                      manager set it",

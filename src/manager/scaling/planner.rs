@@ -110,6 +110,7 @@ impl Planner {
         self.announce_policy(&policy, &mut plan);
         let Some(group) = &observation.group else {
             // Without the group no instance can be added, so no jobs are held in advance. Idle agents still get jobs.
+            self.most_silent_since = None;
             return plan;
         };
         self.track_registrations(observation, group, &mut plan);
@@ -117,6 +118,9 @@ impl Planner {
         let counts = self.count(observation, group);
         let mut round = Round { now: observation.now.elapsed, observation, group, policy: &policy, counts, plan };
         self.terminate_left(&mut round);
+        // The breaker becomes half open first: that does not depend on the steps.
+        self.watchdog.breaker(round.now);
+        let watchdog = self.watchdog.clone();
         self.terminate_overdue(&mut round);
         self.terminate_silent(&mut round);
         let throttled_for = self.grow(&mut round);
@@ -124,6 +128,8 @@ impl Planner {
         round.plan.hold_budget = self.hold_budget(&round, bounds);
         round.plan.stopped = self.reason_for_stopped_growth(round.now);
         round.plan.next_decision_in = self.next_decision_in(&round).into_iter().chain(throttled_for).min();
+        // The plan counts the instances that it terminates as failures. They are failures only when they are terminated.
+        self.watchdog = watchdog;
         round.plan
     }
 
@@ -151,6 +157,7 @@ impl Planner {
             Action::Dismiss(instance) => self.removals.record_dismissal(instance, now),
             Action::Terminate(instance, change) => {
                 self.removals.record_termination(instance, now);
+                self.watchdog.record_overdue(instance, now, self.overdue_cause());
                 if *change == CapacityChange::Decrement {
                     self.desired.decrement(now);
                 }
@@ -161,10 +168,11 @@ impl Planner {
     /// Records that a step failed, or that its response was lost.
     pub fn step_failed(&mut self, action: &Action, now: Duration) {
         match action {
-            Action::SetDesiredCapacity { .. } => self.desired.record_failed_call(),
+            Action::SetDesiredCapacity { .. } => self.desired.record_failed_call(now),
             Action::Dismiss(_) => {}
             Action::Terminate(instance, _) => {
-                self.desired.record_failed_call();
+                self.desired.record_failed_call(now);
+                self.watchdog.record_overdue(instance, now, self.overdue_cause());
                 self.removals.record_failed_termination(instance, now + self.sizing.deletion_retry);
             }
         }

@@ -6,10 +6,11 @@ use std::time::Duration;
 use super::observation::{Activity, ObservedAgent};
 use crate::manager::workload::RemainingJobs;
 
-/// An agent that is leaving without a job and sends no request for this long has left.
-pub const LEAVING_SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
-/// The same for an agent that may have jobs of other servers: these jobs do not depend on the manager's network.
-const DRAINING_SILENCE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// An agent that knows that it must leave, has no job, and sends no request for this long has left.
+const LEAVING_SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same for an agent that may have jobs of other servers: these jobs do not depend on the manager's network. An
+/// agent that has not been heard since the order to leave may have such jobs without a report.
+pub const DRAINING_SILENCE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// An agent that is leaving without a job must unregister within this time.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// An agent that disappeared may be restarting: it must reconnect within this time.
@@ -61,10 +62,15 @@ impl Removals {
         let tracked = self.0.entry(agent.instance.clone()).or_default();
         let is_new = !tracked.has_registered;
         let is_leaving = matches!(agent.activity, Activity::Leaving(_));
-        let was_dismissed = tracked.departure == Departure::Dismissed;
-        if tracked.missing_since.is_some() || was_dismissed && !is_leaving {
-            // The instance has registered again: an earlier order to leave was for its previous agent.
-            *tracked = TrackedAgent { termination: tracked.termination, ..TrackedAgent::default() };
+        let was_leaving = tracked.departure != Departure::None;
+        if tracked.missing_since.is_some() || was_leaving && !is_leaving {
+            // The instance has registered again: an earlier order to leave, and a failed termination, were for its
+            // previous agent.
+            let termination = match tracked.termination {
+                accepted @ Termination::Accepted(_) => accepted,
+                Termination::None | Termination::RetryAt(_) => Termination::None,
+            };
+            *tracked = TrackedAgent { termination, ..TrackedAgent::default() };
         }
         tracked.has_registered = true;
         tracked.builds = agent.builds;
@@ -139,25 +145,27 @@ impl Removals {
         }
     }
 
-    /// Forgets a terminated instance that the group still lists as running after the timeout, so that the manager
-    /// terminates it again. Returns true if it was forgotten.
+    /// Forgets the termination of an instance that the group still lists as running after the timeout, so that the
+    /// manager terminates it again. Returns true if it was forgotten.
     pub fn forget_ineffective_termination(&mut self, instance: &str, now: Duration) -> bool {
-        let is_ineffective = self.0.get(instance).is_some_and(|tracked| match tracked.termination {
+        let Some(tracked) = self.0.get_mut(instance) else { return false };
+        let is_ineffective = match tracked.termination {
             Termination::Accepted(at) => now.saturating_sub(at) >= TERMINATION_TIMEOUT,
             Termination::None | Termination::RetryAt(_) => false,
-        });
-        is_ineffective && self.0.remove(instance).is_some()
+        };
+        if is_ineffective {
+            tracked.termination = Termination::None;
+        }
+        is_ineffective
     }
 
     /// The time until the next step may be due.
     pub fn until_next(&self, now: Duration) -> Option<Duration> {
         let due = |tracked: &TrackedAgent| match (tracked.termination, tracked.missing_since) {
             (Termination::Accepted(_), _) => None,
-            (Termination::RetryAt(retry_at), _) => Some(retry_at),
-            (Termination::None, Some(since)) => Some(since + RECONNECT_TIMEOUT),
-            (Termination::None, None) => {
-                (tracked.departure == Departure::Leaving).then_some(now + LEAVING_SILENCE_TIMEOUT)
-            }
+            (Termination::RetryAt(retry_at), _) if retry_at > now => Some(retry_at),
+            (_, Some(since)) => Some(since + RECONNECT_TIMEOUT),
+            (_, None) => (tracked.departure == Departure::Leaving).then_some(now + LEAVING_SILENCE_TIMEOUT),
         };
         self.0.values().filter_map(due).min().map(|due| due.saturating_sub(now).max(Duration::from_secs(1)))
     }
@@ -185,13 +193,16 @@ impl TrackedAgent {
             RemainingJobs::Known => None,
             RemainingJobs::Possible => (agent.silent_for >= DRAINING_SILENCE_TIMEOUT)
                 .then_some("its agent is shutting down and has sent no request for 5 minutes"),
-            RemainingJobs::None if agent.silent_for >= LEAVING_SILENCE_TIMEOUT => {
-                Some("its agent is shutting down and has sent no request for 60 s")
+            RemainingJobs::None => {
+                let leaves_for = self.leaves_idle_since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
+                if agent.silent_for >= DRAINING_SILENCE_TIMEOUT {
+                    Some("its agent must leave and has sent no request for 5 minutes")
+                } else if agent.silent_for >= LEAVING_SILENCE_TIMEOUT && agent.silent_for <= leaves_for {
+                    Some("its agent is shutting down and has sent no request for 60 s")
+                } else {
+                    (leaves_for >= LEAVE_TIMEOUT).then_some("its agent did not leave within 10 minutes after the order")
+                }
             }
-            RemainingJobs::None => self
-                .leaves_idle_since
-                .is_some_and(|since| now.saturating_sub(since) >= LEAVE_TIMEOUT)
-                .then_some("its agent did not leave within 10 minutes after the order"),
         }
     }
 
@@ -205,6 +216,9 @@ impl TrackedAgent {
             Departure::None => {}
         }
         let is_gone = self.missing_since.is_some_and(|since| now.saturating_sub(since) >= RECONNECT_TIMEOUT);
-        is_gone.then_some("its agent has not reconnected for 60 s")
+        is_gone.then_some(match self.has_registered {
+            true => "its agent has not reconnected for 60 s",
+            false => "it has not registered, and an earlier termination had no effect",
+        })
     }
 }

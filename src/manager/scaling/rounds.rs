@@ -99,12 +99,11 @@ impl Rounds {
             .map(|(group, _)| group.clone());
         let plan = self.planner.plan(&Observation::new(now, at, &snapshot, group.clone()));
         self.log_plan(&plan);
-        for step in plan.steps.iter().take_while(|_| !stop.is_set()) {
-            self.execute(step, at);
-        }
+        // The steps after an obsolete one are obsolete as well, because the plan counts on all its steps.
+        let is_obsolete = plan.steps.iter().take_while(|_| !stop.is_set()).any(|step| !self.execute(step, at));
         self.workload.set_hold_budget(plan.hold_budget);
         self.board.decided(&self.pool.name, &plan, &snapshot, self.group.as_ref().map(|(group, _)| group));
-        self.next_round_in(&plan, &snapshot)
+        if is_obsolete { MIN_INTERVAL } else { self.next_round_in(&plan, &snapshot) }
     }
 
     /// The time until the next read or decision.
@@ -153,9 +152,10 @@ impl Rounds {
         self.board.happened(&self.pool.name, &text);
     }
 
-    /// Executes one step, which was decided at `decided_at`, and reports the result to the planner.
-    fn execute(&mut self, step: &ScalingStep, decided_at: Instant) {
-        let Some(result) = self.call_for_step(step, decided_at) else { return };
+    /// Executes one step, which was decided at `decided_at`, and reports the result to the planner. Returns
+    /// false if the step is obsolete.
+    fn execute(&mut self, step: &ScalingStep, decided_at: Instant) -> bool {
+        let Some(result) = self.call_for_step(step, decided_at) else { return false };
         let call = metric_label(&step.action);
         // A call may take long.
         let now = self.began.elapsed();
@@ -173,6 +173,7 @@ impl Rounds {
                 self.record_failure(call, &error);
             }
         }
+        true
     }
 
     /// Calls the engine or the agent. Returns the action that was executed; `None` if the step is obsolete, because the

@@ -149,10 +149,10 @@ impl Watchdog {
         self.boots.values().map(due).chain(breaker).min().map(|due| due.saturating_sub(now))
     }
 
-    /// Records that an instance did not register and is terminated.
+    /// Records that an instance did not register and is terminated. Ignores an instance that is not watched.
     pub fn record_overdue(&mut self, instance: &str, now: Duration, cause: String) -> Overdue {
         let boot = self.boots.remove(instance);
-        if boot.is_some_and(|boot| boot.origin == Origin::Earlier) {
+        if boot.is_none_or(|boot| boot.origin == Origin::Earlier) {
             return Overdue::Replace;
         }
         self.failures += 1;

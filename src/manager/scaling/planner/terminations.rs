@@ -33,16 +33,21 @@ impl Planner {
         }
     }
 
+    /// The cause of stopped growth if instances do not register.
+    pub(super) fn overdue_cause(&self) -> String {
+        format!(
+            "{} instances in a row did not register within {} s; check the image, the user data and the network \
+             between instances and the manager",
+            self.sizing.failure_threshold,
+            self.sizing.registration_timeout.as_secs()
+        )
+    }
+
     /// Replaces instances that do not register. After too many in a row, growth stops.
     pub(super) fn terminate_overdue(&mut self, round: &mut Round) {
         let min_size = round.group.min_size;
         for (instance, late) in self.watchdog.overdue(round.now) {
-            let cause = format!(
-                "{} instances in a row did not register within {} s; check the image, the user data and the network \
-                 between instances and the manager",
-                self.sizing.failure_threshold,
-                self.sizing.registration_timeout.as_secs()
-            );
+            let cause = self.overdue_cause();
             let was_open = matches!(self.watchdog.breaker(round.now), Breaker::Open { .. });
             let (change, effect) = match self.watchdog.record_overdue(&instance, round.now, cause.clone()) {
                 Overdue::Replace => {

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::Rounds;
 use crate::manager::engine::{FailedStart, Group, MemberState};
-use crate::manager::scaling::removal::LEAVING_SILENCE_TIMEOUT;
-use crate::manager::workload::{AgentState, AgentView, Snapshot};
+use crate::manager::scaling::plan::Note;
+use crate::manager::scaling::removal::DRAINING_SILENCE_TIMEOUT;
+use crate::manager::workload::{AgentState, AgentView, RemainingJobs, Snapshot};
 
 /// The interval of reads of failed starts while instances are expected.
 const FAILED_STARTS_INTERVAL: Duration = Duration::from_secs(20);
@@ -92,9 +93,13 @@ impl Rounds {
             Ok(ended) => {
                 self.record_success("ended");
                 for instance in ended {
-                    let text = format!("instance lost: terminated outside of the manager instance={instance}");
-                    log::warn!("{text} pool={}", self.pool.name);
-                    self.board.happened(&self.pool.name, &text);
+                    self.log_note(&match self.planner.is_terminated(&instance) {
+                        true => Note::Info(format!("instance gone after its termination instance={instance}")),
+                        false => {
+                            let text = "instance lost: terminated outside of the manager";
+                            Note::Warning(format!("{text} instance={instance}"))
+                        }
+                    });
                     self.workload.lost(&instance);
                 }
             }
@@ -130,14 +135,21 @@ impl Rounds {
         }
     }
 
-    /// Whether the agent of an instance that the group terminates has left. If so, the instance has no job.
+    /// Whether the agent of an instance that the group terminates has left. If so, the instance has no job of this
+    /// manager.
     fn has_left(&self, instance: &str, agent: Option<&AgentView>) -> bool {
         match agent {
             // After a restart of the manager, the agent of the instance may not have reconnected yet.
             None => self.had_agent.contains(instance) || self.began.elapsed() >= RECONNECT_TIMEOUT,
-            Some(agent) if agent.state.may_have_job() => false,
             Some(agent) => {
-                self.planner.is_terminated(instance) || agent.last_heard.elapsed() >= LEAVING_SILENCE_TIMEOUT
+                let is_silent = agent.last_heard.elapsed() >= DRAINING_SILENCE_TIMEOUT;
+                match agent.state {
+                    AgentState::Busy | AgentState::Leaving(RemainingJobs::Known) => false,
+                    AgentState::Leaving(RemainingJobs::Possible) => is_silent,
+                    AgentState::Idle { .. } | AgentState::Leaving(RemainingJobs::None) => {
+                        is_silent || self.planner.is_terminated(instance)
+                    }
+                }
             }
         }
     }

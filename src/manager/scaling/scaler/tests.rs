@@ -20,6 +20,7 @@ struct Jobs {
     budget: Mutex<Option<u32>>,
     lost: Mutex<Vec<String>>,
     members: Mutex<Vec<String>>,
+    refuses_closing: bool,
 }
 
 impl Jobs {
@@ -40,7 +41,7 @@ impl Workload for Jobs {
     }
 
     fn close_instance(&self, _instance: &str, _reason: &str, _decided_at: Instant) -> bool {
-        true
+        !self.refuses_closing
     }
 
     fn lost(&self, instance: &str) {
@@ -158,8 +159,8 @@ impl Engine for TestGroup {
         Ok(if self.refuses_starts { vec![failed] } else { Vec::new() })
     }
 
-    fn extend_termination_delay(&self, _instance: &str) -> Result<(), EngineError> {
-        Ok(())
+    fn extend_termination_delay(&self, instance: &str) -> Result<(), EngineError> {
+        self.call(format!("extend_termination_delay {instance}"))
     }
 
     fn end_termination_delay(&self, instance: &str) -> Result<(), EngineError> {
@@ -188,6 +189,18 @@ fn agent(instance: &str, state: AgentState) -> AgentView {
     }
 }
 
+/// An agent that has sent no request for this long.
+fn silent(instance: &str, state: AgentState, minutes: u64) -> AgentView {
+    let last_heard = Instant::now().checked_sub(Duration::from_secs(minutes * 60)).expect("a time");
+    AgentView { last_heard, ..agent(instance, state) }
+}
+
+/// The events of the pool on the status page.
+fn events(board: &StatusBoard, jobs: &Arc<Jobs>) -> Vec<String> {
+    let view = board.view(&vec![(settings().name, jobs.clone())]);
+    view.pools[0].decisions.iter().map(|decision| decision.text.clone()).collect()
+}
+
 fn settings() -> PoolSettings {
     pool(
         "docker-autoscaler",
@@ -198,7 +211,11 @@ fn settings() -> PoolSettings {
 }
 
 fn start(engine: &Arc<TestGroup>) -> (Arc<Jobs>, Arc<StatusBoard>, Scaler) {
-    let (jobs, board) = (Arc::new(Jobs::default()), Arc::new(StatusBoard::new()));
+    start_with(engine, Jobs::default())
+}
+
+fn start_with(engine: &Arc<TestGroup>, jobs: Jobs) -> (Arc<Jobs>, Arc<StatusBoard>, Scaler) {
+    let (jobs, board) = (Arc::new(jobs), Arc::new(StatusBoard::new()));
     let workload: Arc<dyn Workload> = jobs.clone();
     let scaler = Scaler::start(settings(), workload, engine.clone(), Arc::clone(&board)).expect("a thread");
     (jobs, board, scaler)
@@ -238,11 +255,75 @@ fn wait_until(what: &str, is_true: impl Fn() -> bool) {
 #[test]
 fn an_instance_that_vanished_is_reported_lost() {
     let engine = Arc::new(TestGroup::new());
-    let (jobs, _board, scaler) = start(&engine);
+    let (jobs, board, scaler) = start(&engine);
     jobs.change(|snapshot| snapshot.agents = vec![agent("i-9", AgentState::Busy)]);
     wait_until("a report of the lost instance", || !jobs.lost.lock().expect("no panic").is_empty());
     scaler.stop();
     assert_eq!(*jobs.lost.lock().expect("no panic"), ["i-9"]);
+    let warning = "instance lost: terminated outside of the manager instance=i-9".to_owned();
+    assert!(events(&board, &jobs).contains(&warning));
+}
+
+#[test]
+fn an_instance_that_the_manager_terminated_is_not_reported_as_terminated_by_another() {
+    let engine = Arc::new(TestGroup::new());
+    engine.set_desired_capacity(1).expect("set the desired capacity");
+    let jobs = Jobs::default();
+    jobs.change(|snapshot| snapshot.agents = vec![silent("i-1", AgentState::Leaving(RemainingJobs::None), 10)]);
+    let (jobs, board, scaler) = start_with(&engine, jobs);
+    wait_until("the end of the instance", || !jobs.lost.lock().expect("no panic").is_empty());
+    scaler.stop();
+    let events = events(&board, &jobs);
+    assert!(events.contains(&"instance gone after its termination instance=i-1".to_owned()), "{events:?}");
+}
+
+/// The termination of an instance is delayed while its agent may have a job, and no longer than that.
+#[test]
+fn a_delayed_termination_ends_when_the_agent_is_silent_for_5_minutes() {
+    let engine = Arc::new(TestGroup::new());
+    engine.set_desired_capacity(6).expect("set the desired capacity");
+    for member in &mut engine.group.lock().expect("no panic").members {
+        member.state = MemberState::TerminationDelayed;
+    }
+    let jobs = Jobs::default();
+    let (known, possible) = (RemainingJobs::Known, RemainingJobs::Possible);
+    jobs.change(|snapshot| {
+        snapshot.agents = vec![
+            silent("i-1", AgentState::Leaving(RemainingJobs::None), 2),
+            silent("i-2", AgentState::Leaving(possible), 2),
+            silent("i-3", AgentState::Leaving(known), 60),
+            silent("i-4", AgentState::Busy, 60),
+            silent("i-5", AgentState::Leaving(RemainingJobs::None), 6),
+            silent("i-6", AgentState::Leaving(possible), 6),
+        ];
+    });
+    let (_jobs, _board, scaler) = start_with(&engine, jobs);
+    engine.wait_until("a second read of the group", |calls| calls.iter().filter(|call| *call == "group").count() >= 2);
+    scaler.stop();
+    let calls = engine.calls.lock().expect("no panic");
+    let delays: Vec<&str> = calls.iter().filter(|call| call.contains("delay")).map(String::as_str).take(6).collect();
+    let extended = ["i-1", "i-2", "i-3", "i-4"].map(|instance| format!("extend_termination_delay {instance}"));
+    let ended = ["i-5", "i-6"].map(|instance| format!("end_termination_delay {instance}"));
+    assert_eq!(delays, [&extended[..], &ended[..]].concat());
+}
+
+#[test]
+fn the_steps_after_an_obsolete_one_are_not_executed() {
+    let engine = Arc::new(TestGroup::new());
+    engine.set_desired_capacity(1).expect("set the desired capacity");
+    let jobs = Jobs { refuses_closing: true, ..Jobs::default() };
+    jobs.change(|snapshot| {
+        snapshot.held = 2;
+        snapshot.agents = vec![silent("i-1", AgentState::Leaving(RemainingJobs::None), 10)];
+    });
+    let (_jobs, board, scaler) = start_with(&engine, jobs);
+    engine.wait_until("a third read of the group", |calls| calls.iter().filter(|call| *call == "group").count() >= 3);
+    scaler.stop();
+    let steps = board.read_pool(&settings().name, |status| status.plan.steps.len());
+    assert_eq!(steps, 2, "the pool needs a replacement and another instance");
+    let calls = engine.calls.lock().expect("no panic");
+    let changes: Vec<&String> = calls.iter().filter(|call| !call.starts_with("group")).collect();
+    assert_eq!(changes, ["set_desired_capacity 1"]);
 }
 
 #[test]

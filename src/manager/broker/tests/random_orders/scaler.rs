@@ -42,7 +42,9 @@ impl Fleet {
             if self.has_failures {
                 (0..self.random.below(6)).for_each(|_| self.random_machine_acts());
             }
-            self.execute(&step.action, &step.reason, decided_at);
+            if !self.execute(&step.action, &step.reason, decided_at) {
+                break;
+            }
         }
         self.assign();
     }
@@ -60,8 +62,8 @@ impl Fleet {
         lost.iter().for_each(|instance| self.remove_agent(instance));
     }
 
-    /// As `Rounds::execute`.
-    fn execute(&mut self, action: &Action, reason: &str, decided_at: Instant) {
+    /// As `Rounds::execute`. Returns false if the step is obsolete.
+    fn execute(&mut self, action: &Action, reason: &str, decided_at: Instant) -> bool {
         let fate = match self.random.below(8) {
             0 if self.has_failures => Fate::Fails,
             1 if self.has_failures => Fate::ResponseLost,
@@ -75,17 +77,18 @@ impl Fleet {
                 action.clone()
             }
             Action::Dismiss(instance) => {
-                let Some(polls) = self.state.dismiss(instance, reason) else { return };
+                let Some(polls) = self.state.dismiss(instance, reason) else { return false };
                 self.respond_with_order_to_leave(instance, &polls);
                 self.log(format!("{instance} is dismissed: {reason}"));
-                return self.planner.step_done(action, self.now);
+                self.planner.step_done(action, self.now);
+                return true;
             }
             Action::Terminate(instance, change) => {
                 let polls = match self.closes_instances {
                     true => self.state.close_instance(instance, reason, decided_at),
                     false => Some(Vec::new()),
                 };
-                let Some(polls) = polls else { return };
+                let Some(polls) = polls else { return false };
                 self.respond_with_order_to_leave(instance, &polls);
                 self.log(format!("{instance} is terminated: {reason}"));
                 let change = match fate {
@@ -99,6 +102,7 @@ impl Fleet {
             Fate::Succeeds => self.planner.step_done(&executed, self.now),
             Fate::Fails | Fate::ResponseLost => self.planner.step_failed(action, self.now),
         }
+        true
     }
 
     /// The response to the polls of an agent that must leave.

@@ -127,6 +127,22 @@ fn a_desired_capacity_of_another_client_is_adopted_with_a_warning() {
 }
 
 #[test]
+fn after_a_failed_call_without_effect_a_change_by_another_client_is_reported_again() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.jobs.held = 2;
+    world.step();
+    world.planner.step_failed(&set(2, 3), world.now);
+    for _ in 0..3 {
+        world.pass(MINUTE);
+        assert_eq!(world.step().notes, []);
+    }
+    world.group.desired = 6;
+    world.pass(MINUTE);
+    let plan = world.step();
+    assert!(matches!(&plan.notes[..], [Note::Warning(note)] if note.contains("from 2 to 6")), "{:?}", plan.notes);
+}
+
+#[test]
 fn an_outdated_group_does_not_repeat_a_step() {
     let mut world = World::new("docker-autoscaler", HOLD);
     world.jobs.held = 2;

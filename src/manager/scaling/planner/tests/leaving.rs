@@ -120,6 +120,24 @@ fn an_agent_that_may_have_jobs_of_other_servers_may_be_silent_for_longer() {
     assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Decrement)]);
 }
 
+/// An agent whose slots are full with jobs of another server does not poll, and learns the order by a heartbeat.
+#[test]
+fn an_agent_that_has_not_been_heard_since_the_order_may_be_silent_for_longer() {
+    for (silent_at_order, limit) in [(MINUTE / 2, 5 * MINUTE), (Duration::ZERO, MINUTE)] {
+        let mut world = World::new("docker-autoscaler", HOLD);
+        world.group.desired = 1;
+        world.idle("a", 6 * MINUTE);
+        world.agent("a").silent_for = silent_at_order;
+        assert_eq!(actions(&world.step()), [dismiss("a")]);
+        world.pass(limit - silent_at_order - Duration::from_secs(1));
+        world.agent("a").silent_for = limit - Duration::from_secs(1);
+        assert_eq!(actions(&world.step()), []);
+        world.pass(Duration::from_secs(1));
+        world.agent("a").silent_for = limit;
+        assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Decrement)], "{silent_at_order:?}");
+    }
+}
+
 #[test]
 fn an_agent_that_leaves_for_its_own_reason_must_leave_in_time_as_well() {
     let mut world = World::new("docker-autoscaler", HOLD);

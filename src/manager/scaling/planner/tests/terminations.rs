@@ -137,6 +137,22 @@ fn if_all_agents_are_silent_the_manager_waits_longer() {
 }
 
 #[test]
+fn silence_before_the_group_was_unknown_does_not_count() {
+    let mut world = World::new("docker-autoscaler", "[[runners.autoscaler.policy]]\nidle_count = 1\n");
+    world.group.desired = 1;
+    world.idle("a", MINUTE);
+    world.agent("a").silent_for = 60 * MINUTE;
+    for is_group_known in [true, false, true] {
+        world.is_group_known = is_group_known;
+        assert_eq!(actions(&world.step()), []);
+        world.pass(4 * MINUTE);
+    }
+    assert_eq!(actions(&world.step()), []);
+    world.pass(MINUTE);
+    assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Keep)]);
+}
+
+#[test]
 fn a_termination_without_effect_is_repeated() {
     let mut world = World::new("docker-autoscaler", HOLD);
     world.group.desired = 1;
@@ -150,8 +166,71 @@ fn a_termination_without_effect_is_repeated() {
     world.pass(MINUTE);
     let plan = world.step();
     assert!(matches!(&plan.notes[..], [Note::Warning(note)] if note.ends_with("instance=a")), "{:?}", plan.notes);
+    assert_eq!(actions(&plan), [terminate("a", CapacityChange::Keep)], "the desired capacity is 0 already");
+}
+
+#[test]
+fn the_repeated_termination_of_an_instance_that_did_not_register_is_no_second_failure() {
+    let mut world = World::new("docker-autoscaler", &format!("failure_threshold = 2\n{HOLD}"));
+    world.jobs.held = 1;
+    world.step();
+    world.member("a", MemberState::Running);
+    world.step();
+    for _ in 0..2 {
+        world.pass(5 * MINUTE);
+        let plan = world.step();
+        assert_eq!((actions(&plan), plan.stopped), (vec![terminate("a", CapacityChange::Keep)], None));
+        world.member("a", MemberState::Running);
+        world.step();
+    }
+}
+
+#[test]
+fn an_instance_that_registers_while_the_plan_is_executed_is_no_failure() {
+    let mut world = World::new("docker-autoscaler", &format!("failure_threshold = 1\n{HOLD}"));
+    world.jobs.held = 1;
+    world.step();
+    world.member("a", MemberState::Running);
+    world.step();
     world.pass(5 * MINUTE);
-    assert_eq!(actions(&world.step()), [terminate("a", CapacityChange::Keep)], "the desired capacity is 0 already");
+    for _ in 0..2 {
+        let plan = world.plan();
+        assert_eq!(actions(&plan), [terminate("a", CapacityChange::Decrement)]);
+        assert!(plan.stopped.is_some(), "the plan counts on its step");
+    }
+    world.idle("a", Duration::ZERO);
+    let plan = world.step();
+    assert_eq!((actions(&plan), plan.stopped), (vec![], None));
+}
+
+#[test]
+fn an_instance_that_did_not_register_is_a_failure_also_if_its_termination_fails() {
+    let mut world = World::new("docker-autoscaler", &format!("failure_threshold = 1\n{HOLD}"));
+    world.jobs.held = 1;
+    world.step();
+    world.member("a", MemberState::Running);
+    world.step();
+    world.pass(5 * MINUTE);
+    let plan = world.plan();
+    world.planner.step_failed(&plan.steps[0].action, world.now);
+    let plan = world.plan();
+    assert!(plan.stopped.is_some() && !actions(&plan).contains(&terminate("a", CapacityChange::Decrement)), "{plan:?}");
+}
+
+#[test]
+fn a_failed_termination_ends_with_the_registration_of_a_new_agent() {
+    let mut world = World::new("docker-autoscaler", HOLD);
+    world.group.desired = 1;
+    world.busy("a");
+    world.agent("a").activity = LEAVING;
+    world.step();
+    world.pass(10 * MINUTE);
+    let plan = world.plan();
+    world.planner.step_failed(&plan.steps[0].action, world.now);
+    world.pass(2 * MINUTE);
+    world.agent("a").activity = Activity::Busy;
+    let plan = world.step();
+    assert_eq!((actions(&plan), plan.next_decision_in), (vec![], None), "no retry is due");
 }
 
 #[test]
