@@ -16,8 +16,8 @@ use crate::sys;
 
 /// The maximum number of bytes of each stream that [`output`] returns.
 const MAX_OUTPUT: usize = 4096;
-/// How long a killed program may need to end. A program that is not the agent's cannot be killed by an agent without
-/// root's privileges, and one that waits for a broken device does not end.
+/// The time limit for a program to end after SIGKILL. The agent cannot kill a program of another user unless it is
+/// root, and a process that waits for a broken device does not end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of checks for the end of a killed program.
 const KILL_CHECK_INTERVAL: Duration = Duration::from_millis(10);
@@ -107,8 +107,8 @@ pub fn spawn(command: &mut Command) -> Result<Child, String> {
     command.process_group(0).spawn().map_err(|error| format!("it cannot be started: {error}"))
 }
 
-/// Waits for a program, and kills it and its process group after `timeout`. What the program leaves in its group keeps
-/// running. Errors: the program did not end in time.
+/// Waits for a program. If the program ends within `timeout`, other processes of its group keep running; otherwise the
+/// program and its group are killed. Errors: the program did not end in time.
 pub fn wait(child: &mut Child, timeout: Duration) -> Result<ExitStatus, String> {
     match has_ended(child, timeout) {
         Ok(true) => child.wait().map_err(cannot_wait),

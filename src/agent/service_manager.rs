@@ -81,8 +81,8 @@ impl ServiceManager {
         self.send("STOPPING=1");
     }
 
-    /// Returns a function that notifies that a process exits by request during its start. systemd counts an exit before
-    /// `READY=1` as a failure, and would start the process again.
+    /// Returns a function for a process that a stop signal ends during its start. It sends `READY=1` and `STOPPING=1`,
+    /// because systemd counts an exit before `READY=1` as a failure and would start the process again.
     pub fn exit_notifier(&self) -> impl Fn() + Send + Sync + 'static {
         let socket =
             self.socket.as_ref().and_then(|(socket, address)| Some((socket.try_clone().ok()?, address.clone())));

@@ -37,9 +37,9 @@ impl SignalRequest {
     }
 }
 
-/// The start of a process that has no work yet, before its main loop. The start may wait minutes for AWS, so a stop
-/// signal ends the process at once. A process that continues the work of an earlier one ends this phase before
-/// [`listen`].
+/// The phase from the start of the process to its main loop. A stop signal in this phase ends the process at once,
+/// because the start may wait minutes for AWS and the process has no job yet. A process that resumes jobs must call
+/// [`StartPhase::end`] before [`listen`].
 #[derive(Clone)]
 pub struct StartPhase {
     is_over: Arc<Mutex<bool>>,
@@ -57,8 +57,8 @@ impl StartPhase {
         *sync::lock(&self.is_over) = true;
     }
 
-    /// Ends the process if the signal asks for its end and the start is not over. The lock ensures that the start does
-    /// not end meanwhile.
+    /// Exits if the request stops the process and the start phase has not ended. The lock prevents the phase from
+    /// ending during the check.
     fn exit_if_stopped(&self, request: SignalRequest) {
         let is_over = sync::lock(&self.is_over);
         if !*is_over && matches!(request, SignalRequest::Stop | SignalRequest::Drain) {

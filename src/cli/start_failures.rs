@@ -92,11 +92,11 @@ fn power_off(failing_for: Duration) {
     }
 }
 
-/// One more failure.
+/// What to do about a failed start.
 struct CountedFailure {
     /// The record with this failure.
     record: Record,
-    /// Whether the error must be written.
+    /// Whether to print the error; the same error is printed at most once in [`REPEAT_AFTER`].
     is_error_due: bool,
     /// The delay before the exit.
     delay: Duration,

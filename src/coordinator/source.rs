@@ -89,8 +89,8 @@ pub trait JobSource: Send + Sync {
     /// Accepts an offered job.
     fn accept(&self, job: &JobId, offer: &Offer) -> AcceptOutcome;
 
-    /// Unregisters this machine from its runner, with one request that ends within `timeout`: a later one could undo
-    /// the registration of an agent that has resumed work.
+    /// Unregisters this machine from its runner, with one request that ends within `timeout`: a request that arrives
+    /// after the agent has resumed work would unregister the working agent.
     fn unregister(&self, token: &Token, system_id: &str, timeout: Duration) -> Result<(), ApiError>;
 
     /// Replaces the runner's token.

@@ -59,7 +59,7 @@ pub fn listen_instead_of<T>(
         bound => bound,
     };
     bound.and_then(adopt).inspect_err(|_| {
-        // This changes nothing if the socket has not stopped listening.
+        // `listen` has no effect on a socket that still listens.
         let resumed = Backlog::new(BACKLOG).and_then(|backlog| socket::listen(current, backlog));
         if let Err(error) = resumed {
             log::error!("cannot listen on the current address any more error={error}");
@@ -93,7 +93,8 @@ fn bind_first(candidates: &[SocketAddr]) -> io::Result<TcpListener> {
             Ok(listener) => return Ok(listener),
             Err(error) => last_error = error,
         }
-        // The port is taken on some interface: the next candidate would serve only a part of the interfaces.
+        // An unspecified address means every interface. If its port is in use, the next candidate (IPv4 only) would
+        // hide that.
         let is_refused = matches!(last_error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied);
         if is_refused && candidate.ip().is_unspecified() {
             break;

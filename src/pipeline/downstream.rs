@@ -1,4 +1,4 @@
-//! The requests for the pipelines that trigger jobs start: child pipelines, and pipelines of other projects.
+//! The requests for downstream pipelines, which trigger jobs start: child pipelines, and pipelines of other projects.
 
 use super::env::{JobRun, UnexpandedEnv, unexpanded_env};
 use super::plan::{Job, Plan, Trigger, TriggerForward};

@@ -112,7 +112,8 @@ impl ExpandedJobs<'_> {
         Some(chosen)
     }
 
-    /// Checks that the jobs whose artifacts trigger jobs include exist, in the same stage or an earlier one.
+    /// Checks each `trigger:include:artifact`: the job that produces the artifact must exist, and its stage must not
+    /// come after the stage of the trigger job.
     fn check_trigger_artifacts(&self, context: &mut Context<'_>) {
         for draft in self.drafts {
             let Some(Trigger::Child { include, .. }) = &draft.job.trigger else { continue };

@@ -5,16 +5,16 @@
 //!
 //! | Step | Module | Result |
 //! |---|---|---|
-//! | 1. Read the first file and the files that it includes | [`include`] | one tree of YAML values ([`syntax::Node`]) |
-//! | – split a file into header and content, compute its inputs, insert them | [`file`] | the content of a file |
+//! | 1. Read the first file and the files that it includes | [`mod@include`] | one tree of YAML values ([`syntax::Node`]) |
+//! | – split a file into header and content, compute its inputs, insert them | [`mod@file`] | the content of a file |
 //! | 2. Apply `extends` | [`merge`] | the same tree, jobs merged with their templates |
-//! | 3. Replace `!reference` | [`reference`] | the merged tree, which `--preview` prints |
+//! | 3. Replace `!reference` | [`mod@reference`] | the merged tree, which `--preview` prints |
 //! | 4. Read the keywords | [`configuration`], [`draft`] for jobs, [`rules`] for rules | one [`draft::Draft`] for each job of the file |
 //! | 5. Expand `parallel` | [`expand`] | one [`expand::ExpandedJob`] for each job that can run |
 //! | 6. Resolve `needs` and `dependencies` | [`job_graph`] | the full names of the other jobs |
 //! | 7. Evaluate rules | [`decide`], [`rule_evaluation`] | the [`plan::Job`]s of this pipeline |
 //!
-//! A caller then asks the [`plan::Plan`] for the variables of a job ([`env`]) and for the pipelines that trigger jobs
+//! A caller then asks the [`plan::Plan`] for the variables of a job ([`mod@env`]) and for the pipelines that trigger jobs
 //! start ([`downstream`]).
 //!
 //! All steps share a [`context::Context`], which collects problems and warnings ([`problem`]). A function that reads a

@@ -89,8 +89,8 @@ impl StepChild<'_> {
         });
         match outcome {
             Ok(task) => {
-                // A task of the agent's program calls no exec, which would close these descriptors, so the child closes
-                // them. The shim waits until the descriptor of failures is closed.
+                // A task of the agent's program does not call exec, so no exec closes these descriptors. The child
+                // closes them, because the shim waits until the failure pipe is closed.
                 drop(failure);
                 drop(self.ends);
                 if self.sandbox.is_some_and(|sandbox| sandbox.relay.is_some()) {

@@ -220,7 +220,8 @@ pub fn kill_step(step: &str, shim: Option<ShimIdentity>, status: &Path, cgroups:
     let shim = RunningShim::of_step(step, shim, status);
     sweep(step, cgroups);
     if let Some(shim) = shim {
-        // A child of the shim that runs the agent's program has no variable of the step, and not always a control group.
+        // `sweep` finds processes by the step's variable and control groups. A child that runs a task of the agent's
+        // program lacks the variable and may lack a control group.
         descendants::signal_all(&descendants::below(shim.identity.pid), Signal::SIGKILL);
         shim.stop();
         shim.wait(None, Some(SHIM_END_TIMEOUT));

@@ -162,13 +162,13 @@ impl ManagedJobs {
         reports.is_due = orders.again;
     }
 
-    /// Ends the waits for a machine that is not ready, because no more polls follow (hand-over).
+    /// Makes polls stop waiting for the machine to become ready: a hand-over waits for these polls.
     pub fn end_readiness_waits(&self) {
         sync::lock(&self.reports).readiness = ReadinessWait::Ended;
         self.changed.notify_all();
     }
 
-    /// Allows the waits again.
+    /// Lets polls wait for the machine to become ready again, after a hand-over that failed.
     pub fn allow_readiness_waits(&self) {
         sync::lock(&self.reports).readiness = ReadinessWait::Allowed;
     }

@@ -202,7 +202,7 @@ impl ManagerClient {
 
     /// As [`JobSource::abandon_polls`].
     fn abandon_polls(&self) -> bool {
-        // The lock keeps a response from arriving between the decision and its record.
+        // The lock is held until the intake is set, so that no response is processed between the check and the change.
         let silent_since = sync::lock(&self.silent_since);
         if silent_since.is_some_and(|since| since.elapsed() >= ABANDON_AFTER) {
             self.jobs.set_intake(JobIntake::Abandoned);

@@ -105,7 +105,8 @@ impl ManagerClient {
         if let RegistrationState::Registered(known) = &*self.registration() {
             return Ok(known.token.clone());
         }
-        // The agent has begun to shut down since it decided to poll: nothing would unregister it again.
+        // A shutdown that began after the decision to poll may have unregistered the agent already, and does not do it
+        // twice.
         if self.jobs.intake() != JobIntake::Open {
             return Err(PollOutcome::NoJob);
         }

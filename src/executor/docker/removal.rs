@@ -74,8 +74,8 @@ impl ContainerRemovals {
         RemovalGuard(self.clone())
     }
 
-    /// Waits until no removal runs, at most for `timeout`, before the agent exits. A removal that waits for its retry
-    /// retries at once.
+    /// Waits until no removal runs, at most for `timeout`, before the agent exits. The removal of a job that waits for
+    /// its retry retries at once; a sweep that waits for its retry ends.
     pub fn wait_before_exit(&self, timeout: Duration) {
         self.lock().is_exiting = true;
         self.0.changed.notify_all();

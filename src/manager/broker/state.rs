@@ -275,7 +275,8 @@ impl PoolState {
             return None;
         }
         if let Some(agent) = self.agents.get_mut(instance) {
-            // An agent that finishes jobs of other servers has come back. Another one that must leave may poll on.
+            // A request after the decision shows that the agent is alive, so the decision is obsolete. Only an agent
+            // that has the order to leave, and no jobs of other servers, may still poll.
             if (agent.leave.is_none() || agent.drains) && agent.last_heard > decided_at {
                 return None;
             }

@@ -60,7 +60,7 @@ impl DesiredCapacity {
         match self.last_set {
             Some(last) if last.is_settling(now) => return None,
             Some(last) if last.instances == group.desired => {
-                // A call that still shows no effect had none.
+                // The failed call would show its effect by now, so it had none.
                 self.failed_call_at = self.failed_call_at.filter(|at| now.saturating_sub(*at) < FAILED_CALL_TIMEOUT);
                 return None;
             }

@@ -118,7 +118,7 @@ impl Planner {
         let counts = self.count(observation, group);
         let mut round = Round { now: observation.now.elapsed, observation, group, policy: &policy, counts, plan };
         self.terminate_left(&mut round);
-        // The breaker becomes half open first: that does not depend on the steps.
+        // Time alone opens the breaker halfway, so this change stays when the watchdog is restored below.
         self.watchdog.breaker(round.now);
         let watchdog = self.watchdog.clone();
         self.terminate_overdue(&mut round);
@@ -128,7 +128,7 @@ impl Planner {
         round.plan.hold_budget = self.hold_budget(&round, bounds);
         round.plan.stopped = self.reason_for_stopped_growth(round.now);
         round.plan.next_decision_in = self.next_decision_in(&round).into_iter().chain(throttled_for).min();
-        // The plan counts the instances that it terminates as failures. They are failures only when they are terminated.
+        // The plan has counted its terminations as failures. They count when they are executed: see `step_done`.
         self.watchdog = watchdog;
         round.plan
     }

@@ -8,8 +8,8 @@ use crate::manager::workload::RemainingJobs;
 
 /// An agent that knows that it must leave, has no job, and sends no request for this long has left.
 const LEAVING_SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
-/// The same for an agent that may have jobs of other servers: these jobs do not depend on the manager's network. An
-/// agent that has not been heard since the order to leave may have such jobs without a report.
+/// The same timeout for an agent that may have jobs of other servers: these jobs continue while the manager is
+/// unreachable. An agent that has not been heard since the order to leave may have such jobs without a report.
 pub const DRAINING_SILENCE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// An agent that is leaving without a job must unregister within this time.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(10 * 60);

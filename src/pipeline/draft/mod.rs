@@ -142,7 +142,8 @@ impl Draft {
         pipeline.cloned()
     }
 
-    /// Reports the problems in `default`, which no job may inherit.
+    /// Checks the keywords in `default`. The jobs report only what they inherit, so a keyword that no job inherits is
+    /// checked here.
     pub fn check_defaults(defaults: &Mapping, context: &mut Context<'_>) {
         let mut reader = KeywordReader { context, job: None };
         let mut draft =

@@ -36,7 +36,7 @@ impl PathListKind {
     }
 }
 
-/// PathList, sorted by their bytes.
+/// Paths, sorted by their bytes.
 type PathList = Arc<Vec<String>>;
 
 /// Access to the lists of files, with a cache.
@@ -59,7 +59,7 @@ impl<'a> FileLists<'a> {
         list.clone()
     }
 
-    /// FileLists that differ from a base.
+    /// The files that differ from a base.
     pub fn changed(&mut self, base: &Base) -> Result<PathList, SourceError> {
         let sources = self.sources;
         let list = self.changed.entry(base.clone()).or_insert_with(|| sources.changed(base).map(sorted));

@@ -21,7 +21,7 @@ impl Cloud {
 }
 
 impl Fleet {
-    /// The cloud starts and ends instances, as far as it gets.
+    /// Removes one terminating instance, sometimes interrupts a running one, and starts at most one instance.
     pub fn cloud_acts(&mut self) {
         let group = &mut self.cloud.group;
         if !self.random.one_in(4) || !self.has_failures {
