@@ -39,7 +39,7 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// output.
 const LAST_OUTPUT_SILENCE: Duration = Duration::from_millis(500);
 /// The time limit for the output of other processes after the end of the main process.
-const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(2);
+const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The hidden subcommand `shim`: reads a [`StepSpec`] from standard input; `work` runs tasks of the agent's program.
 pub fn main(work: TaskRunner) -> ExitCode {
