@@ -329,12 +329,10 @@ mod tests {
     #[test]
     fn a_registration_in_flight_delays_no_reader_and_no_request_after_the_timeout() {
         let directory = tempfile::tempdir().expect("create a directory");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let client = Arc::new(client(&url, &directory));
+        let (listener, client) = client_of_listener(&directory);
         thread::scope(|scope| {
             let registration = scope.spawn(|| client.register().is_ok());
-            let mut stream = BufReader::new(listener.accept().expect("a connection").0);
+            let mut stream = accept(&listener);
             assert!(read(&mut stream).starts_with("POST /api/v4/runners/verify"));
             assert_eq!((client.capacity(), client.token().is_none()), (None, true));
             let unregistration = scope.spawn(|| client.unregister(&Token::new(""), "", Duration::ZERO));
@@ -354,21 +352,14 @@ mod tests {
     #[test]
     fn a_heartbeat_that_meets_the_unregistration_does_not_register_the_agent_again() {
         let directory = tempfile::tempdir().expect("create a directory");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let client = Arc::new(client(&url, &directory));
-        let accept = || BufReader::new(listener.accept().expect("a connection").0);
+        let (listener, client) = client_of_listener(&directory);
         thread::scope(|scope| {
-            let registration = scope.spawn(|| client.register().is_ok());
-            let mut first = accept();
-            assert!(read(&mut first).starts_with("POST /api/v4/runners/verify"));
-            write(&mut first, &response(200, REGISTERED));
-            assert!(registration.join().expect("no panic"));
+            let mut first = register_at(&listener, &client);
 
             let heartbeat = scope.spawn(|| client.send_heartbeat());
             assert!(read(&mut first).starts_with("POST /api/v4/runners/heartbeat"));
             let unregistration = scope.spawn(|| client.unregister(&Token::new(""), "", TIMEOUT).is_ok());
-            let mut second = accept();
+            let mut second = accept(&listener);
             assert!(read(&mut second).starts_with("DELETE /api/v4/runners/managers"));
             write(&mut first, &response(401, "{}"));
             assert!(!heartbeat.join().expect("no panic"), "no request follows");
@@ -400,24 +391,13 @@ mod tests {
     #[test]
     fn a_late_response_to_the_unregistration_does_not_remove_the_next_registration() {
         let directory = tempfile::tempdir().expect("create a directory");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let client = Arc::new(client(&url, &directory));
-        let accept = || BufReader::new(listener.accept().expect("a connection").0);
+        let (listener, client) = client_of_listener(&directory);
         thread::scope(|scope| {
-            let registration = scope.spawn(|| client.register().is_ok());
-            let mut first = accept();
-            assert!(read(&mut first).starts_with("POST /api/v4/runners/verify"));
-            write(&mut first, &response(200, REGISTERED));
-            assert!(registration.join().expect("no panic"));
+            let mut first = register_at(&listener, &client);
 
             let unregistration = scope.spawn(|| client.unregister(&Token::new(""), "", TIMEOUT).is_ok());
             assert!(read(&mut first).starts_with("DELETE /api/v4/runners/managers"));
-            let registration = scope.spawn(|| client.register().is_ok());
-            let mut second = accept();
-            assert!(read(&mut second).starts_with("POST /api/v4/runners/verify"));
-            write(&mut second, &response(200, REGISTERED));
-            assert!(registration.join().expect("no panic"));
+            let _second = register_at(&listener, &client);
             write(&mut first, &response(204, ""));
             assert!(unregistration.join().expect("no panic"));
         });
@@ -455,6 +435,29 @@ mod tests {
         poll().expect_err("the agent ignores the response");
         client.jobs.set_intake(JobIntake::Open);
         assert_eq!(poll().expect("a response").status, 204);
+    }
+
+    /// A client of a manager whose responses the test sends itself, so that it decides their order.
+    fn client_of_listener(state_dir: &tempfile::TempDir) -> (TcpListener, Arc<ManagerClient>) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        (listener, Arc::new(client(&url, state_dir)))
+    }
+
+    fn accept(listener: &TcpListener) -> BufReader<TcpStream> {
+        BufReader::new(listener.accept().expect("a connection").0)
+    }
+
+    /// Registers the client over a new connection, and returns the connection.
+    fn register_at(listener: &TcpListener, client: &ManagerClient) -> BufReader<TcpStream> {
+        thread::scope(|scope| {
+            let registration = scope.spawn(|| client.register().is_ok());
+            let mut stream = accept(listener);
+            assert!(read(&mut stream).starts_with("POST /api/v4/runners/verify"));
+            write(&mut stream, &response(200, REGISTERED));
+            assert!(registration.join().expect("no panic"));
+            stream
+        })
     }
 
     fn read(stream: &mut BufReader<TcpStream>) -> String {
