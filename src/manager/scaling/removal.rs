@@ -14,7 +14,7 @@ pub const DRAINING_SILENCE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// An agent that is leaving without a job must unregister within this time.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// An agent that disappeared may be restarting: it must reconnect within this time.
-const RECONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+const AGENT_RESTART_TIMEOUT: Duration = Duration::from_secs(60);
 /// If the group still lists an instance as running this long after its termination, the termination had no effect.
 const TERMINATION_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
@@ -164,7 +164,7 @@ impl Removals {
         let due = |tracked: &TrackedAgent| match (tracked.termination, tracked.missing_since) {
             (Termination::Accepted(_), _) => None,
             (Termination::RetryAt(retry_at), _) if retry_at > now => Some(retry_at),
-            (_, Some(since)) => Some(since + RECONNECT_TIMEOUT),
+            (_, Some(since)) => Some(since + AGENT_RESTART_TIMEOUT),
             (_, None) => (tracked.departure == Departure::Leaving).then_some(now + LEAVING_SILENCE_TIMEOUT),
         };
         self.0.values().filter_map(due).min().map(|due| due.saturating_sub(now).max(Duration::from_secs(1)))
@@ -215,7 +215,7 @@ impl TrackedAgent {
             }
             Departure::None => {}
         }
-        let is_gone = self.missing_since.is_some_and(|since| now.saturating_sub(since) >= RECONNECT_TIMEOUT);
+        let is_gone = self.missing_since.is_some_and(|since| now.saturating_sub(since) >= AGENT_RESTART_TIMEOUT);
         is_gone.then_some(match self.has_registered {
             true => "its agent has not reconnected for 60 s",
             false => "it has not registered, and an earlier termination had no effect",

@@ -12,7 +12,7 @@ use crate::manager::scaling::watchdog::{Breaker, Overdue};
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// If most agents are silent, the manager may have lost its network, or its machine may have been suspended. The
 /// manager waits this much longer for their requests.
-const RECONNECT_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+const MANAGER_NETWORK_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 impl Planner {
     /// Terminates instances whose agent has left. The desired capacity is decremented if the pool does not need a
@@ -76,7 +76,7 @@ impl Planner {
             self.most_silent_since = None;
         } else {
             let since = *self.most_silent_since.get_or_insert(round.now);
-            if round.now.saturating_sub(since) < RECONNECT_TIMEOUT {
+            if round.now.saturating_sub(since) < MANAGER_NETWORK_TIMEOUT {
                 return;
             }
         }

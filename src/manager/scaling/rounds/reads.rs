@@ -12,7 +12,7 @@ use crate::manager::workload::{AgentState, AgentView, RemainingJobs, Snapshot};
 /// The interval of reads of failed starts while instances are expected.
 const FAILED_STARTS_INTERVAL: Duration = Duration::from_secs(20);
 /// Agents reconnect within this time after a restart of the manager.
-const RECONNECT_TIMEOUT: Duration = Duration::from_secs(120);
+const MANAGER_RESTART_TIMEOUT: Duration = Duration::from_secs(120);
 /// The reason for agents to leave whose instance is terminated by the group.
 const DELAYED_TERMINATION: &str = "the group terminates the instance";
 
@@ -140,7 +140,7 @@ impl Rounds {
     fn has_left(&self, instance: &str, agent: Option<&AgentView>) -> bool {
         match agent {
             // After a restart of the manager, the agent of the instance may not have reconnected yet.
-            None => self.had_agent.contains(instance) || self.began.elapsed() >= RECONNECT_TIMEOUT,
+            None => self.had_agent.contains(instance) || self.began.elapsed() >= MANAGER_RESTART_TIMEOUT,
             Some(agent) => {
                 let is_silent = agent.last_heard.elapsed() >= DRAINING_SILENCE_TIMEOUT;
                 match agent.state {
